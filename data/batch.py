@@ -1,0 +1,58 @@
+"""The batch that travels from the loader through the train pipeline to the model."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class Batch(Pipelineable):
+    """One rank's rows of a global batch.
+
+    Shape:
+        sparse: keys in the schema's order, B bags a key, int32 ids::
+
+                        row 0      row 1
+            user_id     [7]        [3]
+            genres      [1, 4]     []        a multi-valued feature may be empty
+
+        dense: (B, num_dense), float32.
+        scenario: (B,), int64 in [0, S).
+        label: (B, T), float32 in {0, 1}.
+        weight: (B,), float32; 0 for the padding rows of an epoch's last batch.
+        row_id: (B,), int64, the row's position in its split; -1 for padding.
+        user: (B,), int64, index into users.parquet.
+        knowledge: (U, H), float32, raw vectors of the batch's distinct users; (0, 0) without a store.
+        user_index: (B,), int64, row of `knowledge`; all 0 without a store.
+        has_knowledge: (U,), float32, 0 where the store has no vector and the policy filled it in.
+    """
+
+    sparse: KeyedJaggedTensor
+    dense: torch.Tensor
+    scenario: torch.Tensor
+    label: torch.Tensor
+    weight: torch.Tensor
+    row_id: torch.Tensor
+    user: torch.Tensor
+    knowledge: torch.Tensor
+    user_index: torch.Tensor
+    has_knowledge: torch.Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """Copy to a device."""
+        return self._map(lambda part: part.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Copy to page-locked memory; only where CUDA is there."""
+        return self._map(lambda part: part.pin_memory())
+
+    def record_stream(self, stream: Any) -> None:
+        """Tell the allocator that a CUDA stream uses these tensors."""
+        for field in fields(self):
+            getattr(self, field.name).record_stream(stream)
+
+    def _map(self, change: Any) -> Self:
+        return type(self)(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
