@@ -1,0 +1,113 @@
+"""An iterable of `Batch` for one rank, prefetched by a thread, that starts at any global batch."""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from msrec.data.batch import Batch
+from msrec.data.collate import UserVectors, Window
+from msrec.data.order import GlobalOrder
+from msrec.data.parquet import SplitFiles
+from msrec.data.schema import Split, load_schema
+
+
+class Loader:
+    """Batches of one rank's share of a split, in the global order.
+
+    The state of a loader is (epoch, number of global batches consumed): give both to `batches` and
+    it goes on from there, on this world size or another.
+
+    Args:
+        dataset: the dataset folder.
+        split: "train", "valid" or "test".
+        global_batch: rows of a batch over all ranks, a multiple of `world_size`.
+        rank, world_size: this process and how many there are.
+        seed, shuffle, window_rows: of the global order.
+        knowledge: gives each batch the vectors of its distinct users; None leaves them out.
+        prefetch: batches made ahead; 0 makes them in the caller's thread.
+        extra: further float32 columns to check and keep readable by `files.take`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_schema`, `SplitFiles` and `GlobalOrder.rows`.
+    """
+
+    def __init__(
+        self,
+        dataset: Path | str,
+        split: Split,
+        global_batch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        window_rows: int = 1 << 18,
+        knowledge: UserVectors | None = None,
+        prefetch: int = 8,
+        extra: Sequence[str] = (),
+    ) -> None:
+        self.schema = load_schema(dataset)
+        self.files = SplitFiles(dataset, self.schema, split, extra=extra)
+        self.order = GlobalOrder(self.files.group_rows, global_batch, seed, shuffle, window_rows)
+        self._rank, self._world_size = rank, world_size
+        self._knowledge = knowledge
+        self._prefetch = prefetch
+
+    def __len__(self) -> int:
+        """Global batches of an epoch, the same on every rank."""
+        return self.order.num_batches
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from global batch `start` on."""
+        made = self._made(epoch, start)
+        return made if self._prefetch == 0 else _ahead(made, self._prefetch)
+
+    def _made(self, epoch: int, start: int) -> Iterator[Batch]:
+        size = self.order.window_batches
+        for number in range(start // size, self.order.num_windows):
+            rows = self.order.rows(epoch, number, self._rank, self._world_size)
+            skip = max(0, start - number * size)
+            rows = np.ascontiguousarray(rows[skip:])
+            # A padding row needs some valid ids: those of any row of this window, or of row 0.
+            filler = rows[rows >= 0].min(initial=self.files.num_rows) % self.files.num_rows
+            columns = self.files.take(np.where(rows < 0, filler, rows).reshape(-1))
+            window = Window(self.schema, rows, columns, self._knowledge)
+            for place in range(len(window)):
+                yield window.batch(place)
+
+
+def _ahead(made: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """The same batches, made up to `count` ahead by a thread; its errors are raised here."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=count)
+    stopped = threading.Event()
+
+    def put(what: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(what, timeout=0.1)
+            except queue.Full:
+                continue  # the consumer may have left; look at `stopped` again
+
+    def work() -> None:
+        try:
+            for batch in made:
+                put(batch)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+            put(error)
+
+    thread = threading.Thread(target=work, name="msrec-loader", daemon=True)
+    thread.start()
+    try:
+        while (what := ready.get()) is not None:
+            if isinstance(what, BaseException):
+                raise what
+            yield what
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,140 @@
+"""The global order of rows: which row stands in which slot of which global batch.
+
+A pure function of (rows per row group, seed, epoch, global batch size). It knows no world size, so
+a run resumed on other ranks meets the same global batches.
+
+How rows are mixed. An epoch lays the row groups in a random order on a ring of N rows and turns
+the ring by a random offset. The ring is cut into `lanes` arcs of equal length (to one row). Each
+global batch takes the same number of rows from every lane, and within a lane the rows of a window
+of batches are permuted. So a batch mixes `lanes` distant places of the dataset, a row moves by up
+to a window, and a rank reads only the lanes of its own slots::
+
+    ring      | group 7 | group 2 | group 9 | group 0 | ...
+    lanes     |---- 0 ----|---- 1 ----|---- 2 ----|---- ...
+    batch 0   rank 0: [lane 0 | lane 1]   rank 1: [lane 2 | lane 3]
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_LANES = 64
+LANE_ROWS = 1 << 22
+"""Lanes x largest row group stays below this, which bounds the decoded rows a rank holds."""
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GlobalOrder:
+    """Slots of global batches -> row ids.
+
+    Args:
+        group_rows: rows of each row group, in file order.
+        global_batch: rows of a batch over all ranks.
+        seed: of the shuffle.
+        shuffle: False keeps groups and rows in file order (lanes are still read side by side).
+        window_rows: rows that are permuted together, over all lanes.
+
+    Raises:
+        ValueError: there are no rows, or `global_batch` is below 1.
+    """
+
+    group_rows: tuple[int, ...]
+    global_batch: int
+    seed: int = 0
+    shuffle: bool = True
+    window_rows: int = 1 << 18
+
+    def __post_init__(self) -> None:
+        if self.global_batch < 1:
+            raise ValueError(f"global_batch must be at least 1; got {self.global_batch}")
+        if self.num_rows < 1:
+            raise ValueError("a split must have at least one row; got none")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the split, N."""
+        return sum(self.group_rows)
+
+    @property
+    def num_batches(self) -> int:
+        """Global batches of an epoch; the last one may hold padding."""
+        return -(-self.num_rows // self.global_batch)
+
+    @property
+    def num_lanes(self) -> int:
+        """Arcs of the ring; divides the global batch size."""
+        fitting = max(1, min(MAX_LANES, LANE_ROWS // max(self.group_rows)))
+        return math.gcd(self.global_batch, 1 << (fitting.bit_length() - 1))
+
+    @property
+    def window_batches(self) -> int:
+        """Consecutive global batches whose rows are permuted together."""
+        return max(1, self.window_rows // self.global_batch)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch."""
+        return -(-self.num_batches // self.window_batches)
+
+    def rows(self, epoch: int, window: int, rank: int = 0, world_size: int = 1) -> Rows:
+        """Row ids of one rank's slots in every batch of a window.
+
+        Shape:
+            returns: (batches of the window, global_batch / world_size), int64; -1 is padding, which
+                only the last batch of an epoch has.
+
+        Raises:
+            ValueError: `global_batch` is not a multiple of `world_size`.
+        """
+        if self.global_batch % world_size:
+            low = self.global_batch // world_size * world_size
+            raise ValueError(
+                f"the global batch must be a multiple of the world size; got {self.global_batch} "
+                f"rows on {world_size} ranks. Use {low} or {low + world_size}."
+            )
+        share = self.global_batch // world_size
+        per_lane = self.global_batch // self.num_lanes
+        slots = np.arange(rank * share, (rank + 1) * share)
+        first_lane, last_lane = slots[0] // per_lane, slots[-1] // per_lane
+        first_batch = window * self.window_batches
+        batches = min(self.window_batches, self.num_batches - first_batch)
+        lanes = np.stack(
+            [
+                self._lane(epoch, window, lane, first_batch * per_lane, batches * per_lane)
+                for lane in range(first_lane, last_lane + 1)
+            ]
+        )
+        by_batch = lanes.reshape(len(lanes), batches, per_lane).transpose(1, 0, 2)
+        in_lanes = by_batch.reshape(batches, -1)
+        start = rank * share - first_lane * per_lane
+        ring = in_lanes[:, start : start + share]
+        return np.where(ring < 0, -1, self._row_ids(epoch, np.maximum(ring, 0)))
+
+    def _lane(self, epoch: int, window: int, lane: int, first: int, count: int) -> Rows:
+        """Ring positions of a lane's slots in a window; -1 past the lane's end."""
+        lane_start = self.num_rows * lane // self.num_lanes
+        lane_end = self.num_rows * (lane + 1) // self.num_lanes
+        present = max(0, min(count, lane_end - lane_start - first))
+        positions = np.full(count, -1, dtype=np.int64)
+        positions[:present] = np.arange(present) + lane_start + first
+        if self.shuffle:
+            # Padding stays at the end, so that only the epoch's last batch has any.
+            np.random.default_rng((self.seed, epoch, 1, window, lane)).shuffle(positions[:present])
+        return positions
+
+    def _row_ids(self, epoch: int, ring: Rows) -> Rows:
+        """Ring positions -> positions in the split's file order."""
+        if not self.shuffle:
+            return ring
+        rng = np.random.default_rng((self.seed, epoch, 0))
+        rows = np.asarray(self.group_rows)
+        groups = rng.permutation(len(rows))
+        ring = (ring + rng.integers(self.num_rows)) % self.num_rows
+        ends_on_ring = np.cumsum(rows[groups])
+        place = np.searchsorted(ends_on_ring, ring, side="right")
+        starts = np.concatenate([[0], np.cumsum(rows)[:-1]])
+        return starts[groups[place]] + ring - (ends_on_ring[place] - rows[groups[place]])

@@ -1,0 +1,218 @@
+"""Read and check the Parquet files of a split: row ids -> columns."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from msrec.data.schema import Schema, Split
+
+Scalars = npt.NDArray[np.generic]
+Columns = dict[str, "Scalars | pa.ListArray"]
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group: the file it is in and its number there."""
+
+    path: Path
+    index: int
+    num_rows: int
+
+
+class SplitFiles:
+    """The row groups of one split, checked against the schema, decoded on demand.
+
+    Args:
+        dataset: the dataset folder.
+        schema: its schema.
+        split: "train", "valid" or "test".
+        extra: float32 columns to read beside the schema's, such as `p_click`.
+        cache_groups: decoded row groups kept in memory.
+
+    Raises:
+        FileNotFoundError: the split has no files.
+        ValueError: a file is not readable Parquet, lacks a column or has one of another type, the
+            split has no rows, or (while reading) a value breaks the schema.
+    """
+
+    def __init__(
+        self,
+        dataset: Path | str,
+        schema: Schema,
+        split: Split,
+        extra: Sequence[str] = (),
+        cache_groups: int = 128,
+    ) -> None:
+        self.schema = schema
+        self.columns = [*schema.columns, *extra]
+        self._extra = tuple(extra)
+        self._cache: OrderedDict[int, Columns] = OrderedDict()
+        self._cache_groups = cache_groups
+        folder = Path(dataset) / split
+        paths = sorted(folder.glob("*.parquet"))
+        if not paths:
+            raise FileNotFoundError(f"{folder} must hold *.parquet files; it has none.")
+        self.groups = [group for path in paths for group in self._open(path)]
+        if not sum(group.num_rows for group in self.groups):
+            raise ValueError(f"{folder} must have at least one row; its {len(paths)} files are empty.")
+        self.starts = np.concatenate([[0], np.cumsum([g.num_rows for g in self.groups])])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the split."""
+        return int(self.starts[-1])
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        """Rows of each row group, in file order."""
+        return tuple(group.num_rows for group in self.groups)
+
+    def take(self, row_ids: npt.NDArray[np.int64]) -> Columns:
+        """Columns of the given rows, in the given order.
+
+        Shape:
+            row_ids: (n,), int64 in [0, num_rows).
+            returns: per column an array of n values, or a list array for a multi-valued feature.
+        """
+        group_of_row = np.searchsorted(self.starts, row_ids, side="right") - 1
+        needed = np.unique(group_of_row)
+        pieces, shift = [], np.zeros(len(self.groups), dtype=np.int64)
+        length = 0
+        for group in needed:
+            inside = row_ids[group_of_row == group] - self.starts[group]
+            first, last = int(inside.min()), int(inside.max()) + 1
+            shift[group] = length - first - self.starts[group]
+            length += last - first
+            columns = self._decoded(int(group))
+            pieces.append({name: values[first:last] for name, values in columns.items()})
+        place = row_ids + shift[group_of_row]
+        return {name: _gather([piece[name] for piece in pieces], place) for name in self.columns}
+
+    def _open(self, path: Path) -> list[RowGroup]:
+        try:
+            metadata = pq.read_metadata(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(
+                f"{path} must be a whole Parquet file; {_first_line(error)}. Convert it again."
+            ) from None
+        self._check_types(path, metadata.schema.to_arrow_schema())
+        return [
+            RowGroup(path, index, metadata.row_group(index).num_rows)
+            for index in range(metadata.num_row_groups)
+            if metadata.row_group(index).num_rows
+        ]
+
+    def _check_types(self, path: Path, found: pa.Schema) -> None:
+        for name, wanted in self._wanted_types().items():
+            if name not in found.names:
+                raise ValueError(
+                    f"{path}: column {name!r} is missing; it has {', '.join(found.names)}."
+                )
+            actual = found.field(name).type
+            if not _same_type(actual, wanted):
+                raise ValueError(f"{path}: column {name!r} must be {wanted}; it is {actual}.")
+
+    def _wanted_types(self) -> dict[str, pa.DataType]:
+        schema = self.schema
+        types = dict.fromkeys(("user", "item", "scenario"), pa.int32())
+        for feature in schema.sparse:
+            types[feature.name] = pa.list_(pa.int32()) if feature.multi else pa.int32()
+        types |= dict.fromkeys([*schema.dense, *schema.labels, *self._extra], pa.float32())
+        return types | ({schema.timestamp: pa.int64()} if schema.timestamp else {})
+
+    def _decoded(self, number: int) -> Columns:
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        group = self.groups[number]
+        try:
+            table = pq.ParquetFile(group.path).read_row_group(
+                group.index, columns=self.columns, use_threads=False
+            )
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(
+                f"{group.path}: row group {group.index} could not be read; {_first_line(error)}."
+            ) from None
+        first_row = int(self.starts[number] - self.starts[self._first_group_of(group.path)])
+        columns = {
+            name: self._checked(table.column(name).combine_chunks(), name, group.path, first_row)
+            for name in self.columns
+        }
+        self._cache[number] = columns
+        if len(self._cache) > self._cache_groups:
+            self._cache.popitem(last=False)
+        return columns
+
+    def _first_group_of(self, path: Path) -> int:
+        return next(i for i, group in enumerate(self.groups) if group.path == path)
+
+    def _checked(self, array: pa.Array, name: str, path: Path, first_row: int) -> "Scalars | pa.ListArray":
+        """The values of a column, after every check that TorchRec leaves to its callers."""
+
+        def refuse(bad: npt.NDArray[np.bool_], values: Scalars, must: str) -> None:
+            if bad.any():
+                at = int(np.argmax(bad))
+                raise ValueError(
+                    f"{path}: column {name!r}, row {first_row + at}: {must}; found {values[at]}. "
+                    f"{int(bad.sum())} such rows in this row group."
+                )
+
+        multi = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+        nulls = array.null_count + (array.values.null_count if multi else 0)
+        if nulls:
+            row = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
+            raise ValueError(
+                f"{path}: column {name!r}, row {first_row + row}: nothing may be null; "
+                f"found {nulls} nulls in this row group."
+            )
+        if multi:
+            offsets = array.offsets.to_numpy()
+            values = array.values.to_numpy()[offsets[0] : offsets[-1]]
+            bad_id = (values < 0) | (values >= self._limit(name))
+            rows = np.repeat(np.arange(len(array)), np.diff(offsets))
+            bad = np.zeros(len(array), dtype=bool)
+            bad[rows[bad_id]] = True
+            refuse(bad, array.to_numpy(zero_copy_only=False), self._must(name))
+            return array
+        values = array.to_numpy()
+        schema = self.schema
+        if name in schema.labels:
+            refuse(~((values == 0) | (values == 1)), values, "a label must be 0 or 1")
+        elif name in schema.dense or name in self._extra:
+            refuse(~np.isfinite(values), values, "a dense value must be finite")
+        elif name != schema.timestamp:
+            refuse((values < 0) | (values >= self._limit(name)), values, self._must(name))
+        return values
+
+    def _limit(self, name: str) -> int:
+        schema = self.schema
+        fixed = {"user": schema.num_users, "item": schema.num_items, "scenario": schema.num_scenarios}
+        return fixed[name] if name in fixed else schema.tables[schema.table_of(name)]
+
+    def _must(self, name: str) -> str:
+        if name == "scenario":
+            return f"the scenario must be one of the schema's, 0 to {self._limit(name) - 1}"
+        return f"an id must be in [0, {self._limit(name)})"
+
+
+def _gather(pieces: "list[Scalars | pa.ListArray]", place: npt.NDArray[np.int64]) -> "Scalars | pa.ListArray":
+    if isinstance(pieces[0], np.ndarray):
+        return np.take(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], place)
+    return pa.concat_arrays(pieces).take(pa.array(place))
+
+
+def _same_type(actual: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_list(wanted):
+        is_list = pa.types.is_list(actual) or pa.types.is_large_list(actual)
+        return is_list and actual.value_type == wanted.value_type
+    return actual == wanted
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")

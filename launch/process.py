@@ -1,0 +1,65 @@
+"""This process's place among the ranks: process group, device, seed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Process:
+    """Rank and device of this process.
+
+    `local_world_size` is the number of ranks on this host, which the planner's topology needs.
+    """
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes and logs."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(device: str | None = None) -> Iterator[Process]:
+    """Join the ranks that torchrun started, or be the only one.
+
+    NCCL where CUDA is there (with gloo beside it for CPU tensors), gloo elsewhere.
+
+    Args:
+        device: "cpu" or "cuda"; None takes CUDA where it is there.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(place)
+    # torchrun's own store, or one in this process's memory: a single rank opens no port.
+    store = None if "RANK" in os.environ else dist.HashStore()
+    dist.init_process_group(
+        "cuda:nccl,cpu:gloo" if kind == "cuda" else "gloo",
+        store=store,
+        rank=rank if store else -1,
+        world_size=world_size if store else -1,
+        timeout=timedelta(seconds=TIMEOUT_S),
+    )
+    try:
+        yield Process(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), place)
+    finally:
+        dist.destroy_process_group()
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed dropout for one step of one rank, so that a resumed run draws what it would have drawn."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 8191 + rank) % (1 << 63))

@@ -1,0 +1,246 @@
+"""The training loop: fit with early stopping and resume, evaluate, keep what was reached."""
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from msrec.data.batch import Batch
+from msrec.data.loader import Loader
+from msrec.data.schema import load_schema
+from msrec.launch.build import Knowledge, build_loader, build_model, table_spec, write_json
+from msrec.launch.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.config import RunConfig
+from msrec.launch.journal import Journal
+from msrec.launch.metrics import ScenarioMetrics
+from msrec.launch.process import Process, seed_step
+from msrec.launch.streaming import HistogramMetrics
+from msrec.model.plan import load_plan, plan_to_dict
+from msrec.model.ranker import Outcome
+from msrec.model.sharding import Schedule, fuse_optimizer, make_plan, optimizers, shard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint.
+
+    `batch` is the number of global batches of `epoch` that were trained on: with the global order
+    this is all that a loader needs to go on.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_auc: float | None = None
+    best_step: int | None = None
+    epochs_without_gain: int = 0
+    finished: bool = False
+
+
+@dataclass
+class FitResult:
+    """What `Trainer.fit` did."""
+
+    progress: Progress
+    resumed_from: int | None
+    rows_per_s: float
+    """Training rows a second, evaluation and checkpoints left out."""
+    losses: list[float] = field(default_factory=list)
+    """Mean loss of each global batch that this call trained on."""
+
+
+class Trainer:
+    """Builds a run and trains it.
+
+    Raises:
+        FileNotFoundError, ValueError: of the dataset, the store, the plan or a checkpoint.
+    """
+
+    def __init__(self, config: RunConfig, process: Process) -> None:
+        self.config, self.process = config, process
+        self.schema = load_schema(config.dataset)
+        self.knowledge = Knowledge(config, self.schema)
+        trainer = config.trainer
+        self.train = self._loader("train", trainer.global_batch, shuffle=True)
+        self.valid = self._loader("valid", self._eval_batch(), shuffle=False)
+        model = build_model(config, self.schema, self.knowledge)
+        spec = table_spec(config)
+        fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
+        self.plan = (
+            load_plan(config.plan, model, process.world_size)
+            if config.plan is not None
+            else make_plan(model, spec, process.device, process.local_world_size)
+        )
+        self.model = shard(model, self.plan, process.device, config.embeddings.init_std, config.seed)
+        self.optimizer = optimizers(
+            self.model, spec, config.optimizer.lr, config.optimizer.weight_decay
+        )
+        epochs = config.optimizer.decay_epochs or trainer.epochs
+        self.schedule = Schedule(
+            self.optimizer,
+            config.optimizer.warmup_steps,
+            int(epochs * len(self.train)),
+            config.optimizer.decay,
+        )
+        self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, process.device)
+        self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)
+
+    def fit(self) -> FitResult:
+        """Train from the newest committed checkpoint, or from the start, until done."""
+        config = self.config
+        newest = self.checkpoints.newest()
+        progress = Progress()
+        if newest is not None:
+            progress = Progress(**load_checkpoint(newest, self.model, self.optimizer))
+        result = FitResult(progress, progress.step if newest else None, 0.0)
+        if self.process.is_main:
+            write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, self.process.world_size))
+        rows, seconds = 0, 0.0
+        with Journal(config.run_dir, self.process, self._total_steps(), progress.step) as journal:
+            while not progress.finished:
+                started = time.perf_counter()
+                saving_before = journal.seconds_aside
+                first = progress.step
+                self._train_epoch(progress, journal, result.losses)
+                aside = journal.seconds_aside - saving_before
+                seconds += time.perf_counter() - started - aside
+                rows += (progress.step - first) * config.trainer.global_batch
+                self._end_epoch(progress, journal)
+        result.rows_per_s = rows / seconds if seconds else 0.0
+        return result
+
+    def evaluate(self, loader: Loader) -> ScenarioMetrics:
+        """Streaming metrics of a split, the same on every rank."""
+        histogram = self._histogram()
+        self.model.eval()
+        with torch.no_grad():
+            for outcome in self._outcomes(loader.batches()):
+                _add(histogram, outcome)
+        self.model.train()
+        self._merge(histogram)
+        return histogram.compute()
+
+    def _train_epoch(self, progress: Progress, journal: Journal, losses: list[float]) -> None:
+        trainer = self.config.trainer
+        batches = self.train.batches(progress.epoch, progress.batch)
+        if trainer.max_steps is not None:
+            batches = itertools.islice(batches, max(0, trainer.max_steps - progress.step))
+        self.model.train()
+        histogram = self._histogram()
+        window: list[torch.Tensor] = []
+        every = trainer.checkpoint_every_steps
+
+        def before_step() -> None:
+            self.schedule.apply(progress.step)
+            seed_step(self.config.seed, progress.step, self.process.rank)
+
+        for outcome in self._outcomes(batches, before_step):
+            progress.step += 1
+            progress.batch += 1
+            _add(histogram, outcome)
+            window.append(outcome.loss)
+            is_last = progress.batch == len(self.train)
+            if progress.step % trainer.log_every == 0 or is_last:
+                losses += self._log(journal, progress, histogram, window)
+                histogram, window = self._histogram(), []
+            if every and progress.step % every == 0 and not is_last:
+                with journal.aside():
+                    self._save(progress)
+        if window:
+            losses += self._log(journal, progress, histogram, window)
+
+    def _end_epoch(self, progress: Progress, journal: Journal) -> None:
+        """Validate, decide whether to go on, save."""
+        trainer = self.config.trainer
+        if progress.batch == len(self.train):
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+        with journal.aside():
+            metrics = self.evaluate(self.valid)
+        auc = metrics.all.auc
+        if auc is None:
+            raise ValueError(
+                f"{self.config.dataset}/valid must hold both labels to stop early; it holds one class."
+            )
+        if progress.best_auc is None or auc > progress.best_auc:
+            progress.best_auc, progress.best_step = auc, progress.step
+            progress.epochs_without_gain = 0
+        else:
+            progress.epochs_without_gain += 1
+        progress.finished = (
+            progress.epoch >= trainer.epochs
+            or progress.epochs_without_gain >= trainer.patience
+            or (trainer.max_steps is not None and progress.step >= trainer.max_steps)
+        )
+        journal.write("valid", progress.step, progress.epoch, metrics.named())
+        with journal.aside():
+            self._save(progress)
+
+    def _save(self, progress: Progress) -> None:
+        self.checkpoints.save(self.model, self.optimizer, vars(progress))
+
+    def _outcomes(self, batches: Iterator[Batch], before_step: Any = None) -> Iterator[Outcome]:
+        """Run batches through TorchRec's pipeline; it trains in train mode and only scores in eval mode."""
+        while True:
+            if before_step is not None:
+                before_step()
+            try:
+                yield Outcome(*self.pipeline.progress(batches))
+            except StopIteration:
+                return
+
+    def _log(
+        self, journal: Journal, progress: Progress, histogram: HistogramMetrics, window: list[torch.Tensor]
+    ) -> list[float]:
+        """Write one training line; returns the global batches' losses since the last one."""
+        losses = torch.stack(window).double()
+        if not torch.isfinite(losses).all():
+            step = progress.step - len(window) + int((~torch.isfinite(losses)).nonzero()[0]) + 1
+            raise ValueError(
+                f"the loss must be finite; it is {losses[~torch.isfinite(losses)][0].item()} at step "
+                f"{step} (epoch {progress.epoch}). Lower optimizer.lr or embeddings.lr; the newest "
+                "checkpoint is intact."
+            )
+        dist.all_reduce(losses)
+        losses /= self.process.world_size
+        self._merge(histogram)
+        values = {"loss": float(losses.mean())} | histogram.compute().named()
+        rows = len(window) * self.config.trainer.global_batch
+        journal.train_line(progress.step, progress.epoch, rows, values)
+        return [float(loss) for loss in losses]
+
+    def _histogram(self) -> HistogramMetrics:
+        return HistogramMetrics([scenario.name for scenario in self.schema.scenarios])
+
+    def _merge(self, histogram: HistogramMetrics) -> None:
+        counts = torch.from_numpy(histogram.counts)
+        dist.all_reduce(counts)
+        histogram.counts[:] = counts.numpy()
+
+    def _loader(self, split: Any, global_batch: int, shuffle: bool) -> Loader:
+        return build_loader(self.config, split, self.process, self.knowledge, global_batch, shuffle)
+
+    def _eval_batch(self) -> int:
+        world = self.process.world_size
+        return -(-self.config.trainer.eval_batch // world) * world
+
+    def _total_steps(self) -> int:
+        whole = self.config.trainer.epochs * len(self.train)
+        return min(whole, self.config.trainer.max_steps or whole)
+
+
+def _add(histogram: HistogramMetrics, outcome: Outcome) -> None:
+    histogram.update(
+        outcome.scenario.cpu().numpy(),
+        outcome.label[:, 0].cpu().numpy(),
+        outcome.logits[:, 0].cpu().numpy(),
+        outcome.weight.cpu().numpy(),
+    )
+

@@ -1,0 +1,109 @@
+"""A sharding plan as JSON: write it, read it, refuse one that was made for another job."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    EnumerableShardingSpec,
+    ParameterSharding,
+    ShardingPlan,
+    ShardMetadata,
+)
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+
+def plan_to_dict(plan: ShardingPlan, world_size: int) -> dict[str, Any]:
+    """A plan as plain JSON values."""
+    modules = {
+        path: {
+            table: {
+                "sharding_type": sharding.sharding_type,
+                "compute_kernel": sharding.compute_kernel,
+                "ranks": list(sharding.ranks or []),
+                "shards": [
+                    {
+                        "offsets": list(piece.shard_offsets),
+                        "sizes": list(piece.shard_sizes),
+                        "placement": str(piece.placement),
+                    }
+                    for piece in sharding.sharding_spec.shards
+                ],
+            }
+            for table, sharding in module.items()
+        }
+        for path, module in plan.plan.items()
+    }
+    return {"format": 1, "world_size": world_size, "modules": modules}
+
+
+def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
+    """The inverse of `plan_to_dict`."""
+    return ShardingPlan(
+        plan={
+            path: EmbeddingModuleShardingPlan(
+                {
+                    table: ParameterSharding(
+                        sharding_type=entry["sharding_type"],
+                        compute_kernel=entry["compute_kernel"],
+                        ranks=entry["ranks"],
+                        sharding_spec=EnumerableShardingSpec(
+                            [
+                                ShardMetadata(
+                                    shard_offsets=piece["offsets"],
+                                    shard_sizes=piece["sizes"],
+                                    placement=piece["placement"],
+                                )
+                                for piece in entry["shards"]
+                            ]
+                        ),
+                    )
+                    for table, entry in tables.items()
+                }
+            )
+            for path, tables in saved["modules"].items()
+        }
+    )
+
+
+def load_plan(path: Path, model: nn.Module, world_size: int) -> ShardingPlan:
+    """Read a plan and check that it is for this model and world size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a plan, or is for another world size, other tables or other sizes.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"plan={path} must name a file; there is none.")
+    try:
+        saved = json.loads(path.read_text())
+        plan = plan_from_dict(saved)
+        planned_world = saved["world_size"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must be a plan written by msrec; {error!r}.") from None
+    if planned_world != world_size:
+        raise ValueError(
+            f"{path} is a plan for {planned_world} ranks; this job has {world_size}. Plan again or "
+            f"run on {planned_world} ranks."
+        )
+    planned = {
+        table: [max(s["offsets"][d] + s["sizes"][d] for s in entry["shards"]) for d in (0, 1)]
+        for tables in saved["modules"].values()
+        for table, entry in tables.items()
+    }
+    actual = {
+        config.name: [config.num_embeddings, config.embedding_dim]
+        for module in model.modules()
+        if isinstance(module, EmbeddingBagCollection)
+        for config in module.embedding_bag_configs()
+    }
+    for table in sorted(planned.keys() | actual.keys()):
+        if planned.get(table) != actual.get(table):
+            raise ValueError(
+                f"{path}: table {table!r} is planned as {planned.get(table, 'absent')} (rows, dim); "
+                f"this model has {actual.get(table, 'no such table')}."
+            )
+    return plan

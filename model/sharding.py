@@ -1,0 +1,217 @@
+"""Spread a model over ranks: sharders, plan, DistributedModelParallel, optimizers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.optim import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from msrec.model.embeddings import fill_rows
+
+TableOptimizer = Literal["rowwise_adagrad", "adam"]
+TableSharding = Literal["table_wise", "row_wise"]
+
+
+class CpuEBCSharder(EmbeddingBagCollectionSharder):
+    """Offers the planner row-wise on CPU too, which works there but is not offered by default."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """The sharding types this project supports (facts: no DP, CW or MEAN on CPU)."""
+        return ["table_wise", "row_wise"]
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """How the tables are sharded and trained.
+
+    Args:
+        optimizer: "rowwise_adagrad" is fused into the backward pass; "adam" keeps a full dense
+            gradient per table on CPU, so it is for small tables.
+        lr: learning rate of the tables.
+        row_wise_from: a table with at least so many rows is split by rows over all ranks.
+        sharding: table -> type, over `row_wise_from`.
+        eps: of RowWiseAdagrad, given explicitly because FBGEMM's and torch's defaults differ.
+    """
+
+    optimizer: TableOptimizer
+    lr: float
+    row_wise_from: int
+    sharding: Mapping[str, TableSharding]
+    eps: float = 1e-8
+
+
+def fuse_optimizer(ebc: EmbeddingBagCollection, spec: TableSpec, device: torch.device) -> bool:
+    """Attach the in-backward optimizer; False where the tables train with a dense one.
+
+    Call before sharding: a fused table without an optimizer of its own trains silently with SGD.
+    """
+    if spec.optimizer == "adam" and device.type == "cpu":
+        return False
+    optimizer, options = (
+        (RowWiseAdagrad, {"lr": spec.lr, "eps": spec.eps})
+        if spec.optimizer == "rowwise_adagrad"
+        else (torch.optim.Adam, {"lr": spec.lr, "eps": spec.eps})
+    )
+    apply_optimizer_in_backward(optimizer, ebc.parameters(), options)
+    return True
+
+
+def make_plan(model: nn.Module, spec: TableSpec, device: torch.device, local_world_size: int) -> ShardingPlan:
+    """Plan with TorchRec's planner, type and kernel pinned per table; the same plan on every rank.
+
+    Raises:
+        ValueError: a table named in `spec.sharding` does not exist.
+        RuntimeError: TorchRec finds no plan that fits.
+    """
+    configs = {
+        config.name: config.num_embeddings
+        for module in model.modules()
+        if isinstance(module, EmbeddingBagCollection)
+        for config in module.embedding_bag_configs()
+    }
+    unknown = sorted(set(spec.sharding) - set(configs))
+    if unknown:
+        raise ValueError(
+            f"embeddings.sharding names table {unknown[0]!r}; the tables are {', '.join(configs)}."
+        )
+    is_fused = not (spec.optimizer == "adam" and device.type == "cpu")
+    constraints = {
+        name: ParameterConstraints(
+            sharding_types=[
+                spec.sharding.get(name, "row_wise" if rows >= spec.row_wise_from else "table_wise")
+            ],
+            compute_kernels=["fused" if is_fused else "dense"],
+        )
+        for name, rows in configs.items()
+    }
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(
+            world_size=dist.get_world_size(),
+            local_world_size=local_world_size,
+            compute_device=device.type,
+        ),
+        constraints=constraints,
+    )
+    return planner.collective_plan(model, sharders(), dist.group.WORLD)
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """The sharders of every job."""
+    return [CpuEBCSharder()]
+
+
+def shard(
+    model: nn.Module, plan: ShardingPlan, device: torch.device, init_std: float, seed: int
+) -> DistributedModelParallel:
+    """Wrap the model and give the tables their seeded initial values."""
+    dmp = DistributedModelParallel(
+        module=model,
+        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        device=device,
+        plan=plan,
+        sharders=sharders(),
+    )
+    init_tables(dmp, plan, init_std, seed)
+    return dmp
+
+
+def init_tables(dmp: DistributedModelParallel, plan: ShardingPlan, std: float, seed: int) -> None:
+    """Fill each local shard of each table by global row index (see `fill_rows`)."""
+    state = dmp.state_dict()
+    with torch.no_grad():
+        for path, module_plan in plan.plan.items():
+            for table in module_plan:
+                tensor = state[f"{path}.embedding_bags.{table}.weight"]
+                for piece in tensor.local_shards():
+                    values = torch.empty(piece.tensor.shape)
+                    fill_rows(values, table, piece.metadata.shard_offsets[0], std, seed)
+                    piece.tensor.copy_(values)
+
+
+def optimizers(
+    dmp: DistributedModelParallel, spec: TableSpec, lr: float, weight_decay: float
+) -> CombinedOptimizer:
+    """The fused optimizer of the tables and Adam for the rest, each under its base learning rate.
+
+    `weight_decay` acts on the dense part's matrices only.
+    """
+    rest = dict(in_backward_optimizer_filter(dmp.named_parameters()))
+    tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
+    dense = {name: p for name, p in rest.items() if name not in tables}
+
+    def adam(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+
+    def table_adam(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=spec.lr, eps=spec.eps)
+
+    parts: list[tuple[str, KeyedOptimizer]] = [
+        ("tables", dmp.fused_optimizer),
+        ("dense", KeyedOptimizerWrapper(dense, adam)),
+    ]
+    if tables:
+        parts.append(("dense_tables", KeyedOptimizerWrapper(tables, table_adam)))
+    return CombinedOptimizer(parts)
+
+
+class Schedule:
+    """Linear warm-up, then decay to zero, as one factor on the learning rate of every group.
+
+    Args:
+        optimizer: its groups' present `lr` are the base rates.
+        warmup_steps: steps from 0 to the base rate.
+        total_steps: step at which a decay reaches zero.
+        decay: "none", "linear" or "cosine".
+    """
+
+    def __init__(
+        self,
+        optimizer: CombinedOptimizer,
+        warmup_steps: int,
+        total_steps: int,
+        decay: Literal["none", "linear", "cosine"],
+    ) -> None:
+        self._optimizer = optimizer
+        self._base = [group["lr"] for group in optimizer.param_groups]
+        self._warmup_steps = warmup_steps
+        self._total_steps = max(total_steps, warmup_steps + 1)
+        self._decay = decay
+
+    def factor(self, step: int) -> float:
+        """Share of the base rate at a step, in [0, 1].
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+            >>> schedule = Schedule(optimizer, warmup_steps=10, total_steps=110, decay="linear")
+            >>> [schedule.factor(step) for step in (0, 4, 9, 60, 110)]
+            [0.1, 0.5, 1.0, 0.5, 0.0]
+        """
+        if step < self._warmup_steps:
+            return (step + 1) / self._warmup_steps
+        done = (step - self._warmup_steps) / (self._total_steps - self._warmup_steps)
+        done = min(1.0, done)
+        if self._decay == "linear":
+            return 1 - done
+        if self._decay == "cosine":
+            return float(0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * done)))
+        return 1.0
+
+    def apply(self, step: int) -> None:
+        """Set the rates for a step; the fused kernels take them at the next `zero_grad`."""
+        factor = self.factor(step)
+        for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
+            group["lr"] = base * factor
