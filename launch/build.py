@@ -1,9 +1,12 @@
 """From a `RunConfig` to the model, its loaders and its knowledge."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
 
 from msrec.data.knowledge import UserKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore
@@ -16,8 +19,9 @@ from msrec.model.backbones import BACKBONES
 from msrec.model.embeddings import Embeddings
 from msrec.model.interaction import Interaction
 from msrec.model.meta import ScenarioMeta, UserMeta
+from msrec.model.plan import load_plan
 from msrec.model.ranker import DenseArch, Ranker, RankerTrain, RankLoss
-from msrec.model.sharding import TableSpec
+from msrec.model.sharding import TableSpec, fuse_optimizer, make_plan, shard
 
 
 class Knowledge:
@@ -49,7 +53,14 @@ class Knowledge:
 
 
 def build_loader(
-    config: RunConfig, split: Split, process: Process, knowledge: Knowledge, global_batch: int, shuffle: bool
+    config: RunConfig,
+    split: Split,
+    process: Process,
+    knowledge: Knowledge,
+    global_batch: int,
+    *,
+    shuffle: bool,
+    extra: Sequence[str] = (),
 ) -> Loader:
     """The loader of one split for this rank."""
     return Loader(
@@ -63,6 +74,7 @@ def build_loader(
         window_rows=config.trainer.window_rows,
         knowledge=knowledge.user,
         prefetch=config.trainer.prefetch,
+        extra=extra,
     )
 
 
@@ -92,6 +104,22 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
         input_dropout=config.interaction.dropout,
     )
     return RankerTrain(Ranker(embeddings, over), RankLoss(config.embeddings.l2))
+
+
+def build_sharded(
+    config: RunConfig, schema: Schema, knowledge: Knowledge, process: Process, plan: Path | None
+) -> tuple[DistributedModelParallel, ShardingPlan]:
+    """The model over the ranks, by a plan file or by the planner."""
+    model = build_model(config, schema, knowledge)
+    spec = table_spec(config)
+    fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
+    sharding = (
+        load_plan(plan, model, process.world_size)
+        if plan is not None
+        else make_plan(model, spec, process.device, process.local_world_size)
+    )
+    std = config.embeddings.init_std
+    return shard(model, sharding, process.device, std, config.seed), sharding
 
 
 def _user_meta(config: RunConfig, in_dim: int, knowledge: Knowledge) -> UserMeta | None:

@@ -14,16 +14,16 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from msrec.data.batch import Batch
 from msrec.data.loader import Loader
 from msrec.data.schema import load_schema
-from msrec.launch.build import Knowledge, build_loader, build_model, table_spec, write_json
+from msrec.launch.build import Knowledge, build_loader, build_sharded, table_spec, write_json
 from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig
 from msrec.launch.journal import Journal
 from msrec.launch.metrics import ScenarioMetrics
 from msrec.launch.process import Process, seed_step
-from msrec.launch.streaming import HistogramMetrics
-from msrec.model.plan import load_plan, plan_to_dict
+from msrec.launch.histogram import HistogramMetrics
+from msrec.model.plan import plan_to_dict
 from msrec.model.ranker import Outcome
-from msrec.model.sharding import Schedule, fuse_optimizer, make_plan, optimizers, shard
+from msrec.model.sharding import Schedule, optimizers
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +67,16 @@ class Trainer:
     def __init__(self, config: RunConfig, process: Process) -> None:
         self.config, self.process = config, process
         self.schema = load_schema(config.dataset)
+        self._names = [scenario.name for scenario in self.schema.scenarios]
         self.knowledge = Knowledge(config, self.schema)
         trainer = config.trainer
         self.train = self._loader("train", trainer.global_batch, shuffle=True)
         self.valid = self._loader("valid", self._eval_batch(), shuffle=False)
-        model = build_model(config, self.schema, self.knowledge)
-        spec = table_spec(config)
-        fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
-        self.plan = (
-            load_plan(config.plan, model, process.world_size)
-            if config.plan is not None
-            else make_plan(model, spec, process.device, process.local_world_size)
+        self.model, self.plan = build_sharded(
+            config, self.schema, self.knowledge, process, config.plan
         )
-        self.model = shard(model, self.plan, process.device, config.embeddings.init_std, config.seed)
         self.optimizer = optimizers(
-            self.model, spec, config.optimizer.lr, config.optimizer.weight_decay
+            self.model, table_spec(config), config.optimizer.lr, config.optimizer.weight_decay
         )
         epochs = config.optimizer.decay_epochs or trainer.epochs
         self.schedule = Schedule(
@@ -126,7 +121,7 @@ class Trainer:
                 _add(histogram, outcome)
         self.model.train()
         self._merge(histogram)
-        return histogram.compute()
+        return histogram.compute(self._names)
 
     def _train_epoch(self, progress: Progress, journal: Journal, losses: list[float]) -> None:
         trainer = self.config.trainer
@@ -211,13 +206,13 @@ class Trainer:
         dist.all_reduce(losses)
         losses /= self.process.world_size
         self._merge(histogram)
-        values = {"loss": float(losses.mean())} | histogram.compute().named()
+        values = {"loss": float(losses.mean())} | histogram.compute(self._names).named()
         rows = len(window) * self.config.trainer.global_batch
         journal.train_line(progress.step, progress.epoch, rows, values)
         return [float(loss) for loss in losses]
 
     def _histogram(self) -> HistogramMetrics:
-        return HistogramMetrics([scenario.name for scenario in self.schema.scenarios])
+        return HistogramMetrics(len(self._names))
 
     def _merge(self, histogram: HistogramMetrics) -> None:
         counts = torch.from_numpy(histogram.counts)
@@ -225,7 +220,9 @@ class Trainer:
         histogram.counts[:] = counts.numpy()
 
     def _loader(self, split: Any, global_batch: int, shuffle: bool) -> Loader:
-        return build_loader(self.config, split, self.process, self.knowledge, global_batch, shuffle)
+        return build_loader(
+            self.config, split, self.process, self.knowledge, global_batch, shuffle=shuffle
+        )
 
     def _eval_batch(self) -> int:
         world = self.process.world_size
@@ -238,9 +235,9 @@ class Trainer:
 
 def _add(histogram: HistogramMetrics, outcome: Outcome) -> None:
     histogram.update(
-        outcome.scenario.cpu().numpy(),
-        outcome.label[:, 0].cpu().numpy(),
         outcome.logits[:, 0].cpu().numpy(),
+        outcome.label[:, 0].cpu().numpy(),
+        outcome.scenario.cpu().numpy(),
         outcome.weight.cpu().numpy(),
     )
 

@@ -1,0 +1,186 @@
+"""The `msrec` command. Heavy imports stand inside the commands, so that `--help` answers at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="msrec",
+    help=__doc__.partition(".")[0] + ". Multi-scenario recommendation with a frozen LLM in the loop.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+convert_app = typer.Typer(help="Raw files to a dataset folder.", no_args_is_help=True)
+app.add_typer(convert_app, name="convert")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key.sub=value, such as [b]backbone.name=mmoe meta.user=true[/]"),
+]
+Config = Annotated[Path, typer.Argument(help="YAML file, see configs/")]
+SplitMethod = Annotated[
+    Literal["random", "time", "user_last"],
+    typer.Option("--split", help="random 8:1:1, by global time 8:1:1, or each user's last rows"),
+]
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Train a run, or go on with it: the same run_id resumes from its newest checkpoint.
+
+    On several ranks: torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml run_id=mine
+    """
+    _require_versions()
+    from msrec.launch.jobs import train_job
+
+    train_job(config, overrides or [])
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="run folder, such as runs/demo")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="split=valid, checkpoint=FOLDER")
+    ] = None,
+    split: Annotated[Literal["train", "valid", "test"], typer.Option()] = "test",
+) -> None:
+    """Score a split with a run's best checkpoint; print and write exact metrics."""
+    _require_versions()
+    from msrec.launch.jobs import evaluate_job
+
+    evaluate_job(run, overrides or [], split)
+
+
+@app.command()
+def encode(
+    config: Config,
+    overrides: Overrides = None,
+    show: Annotated[
+        str | None, typer.Option(help="print one prompt and stop: user=KEY or scenario=NAME")
+    ] = None,
+) -> None:
+    """Read users and scenarios with the frozen LLM into the knowledge store; resumes after a kill."""
+    _require_versions()
+    from msrec.launch.jobs import encode_job
+
+    encode_job(config, overrides or [], show)
+
+
+@convert_app.command("movielens")
+def convert_movielens(
+    raw: Annotated[Path, typer.Argument(help="folder with ratings.dat, users.dat, movies.dat")],
+    out: Annotated[Path, typer.Argument(help="dataset folder to make")],
+    scenario: Annotated[
+        Literal["age", "genre"], typer.Option(help="age groups 1-18 / 25 / 35+, or genre groups")
+    ] = "age",
+    split: SplitMethod = "random",
+    seed: Annotated[int, typer.Option()] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+) -> None:
+    """MovieLens-1M in its original form."""
+    from msrec.tools.convert import convert_movielens as convert
+
+    convert(raw, out, scenario=scenario, split=split, seed=seed, overwrite=overwrite)
+
+
+@convert_app.command("tables")
+def convert_tables(
+    raw: Annotated[Path, typer.Argument(help="folder with interactions/items/users .parquet")],
+    out: Annotated[Path, typer.Argument(help="dataset folder to make")],
+    scenario_column: Annotated[str, typer.Option()] = "scenario",
+    label: Annotated[str, typer.Option(help="label column")] = "label",
+    split: SplitMethod = "random",
+    seed: Annotated[int, typer.Option()] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+) -> None:
+    """Plain interactions / items / users Parquet."""
+    from msrec.tools.convert import convert_tables as convert
+
+    convert(
+        raw,
+        out,
+        scenario_column=scenario_column,
+        label=label,
+        split=split,
+        seed=seed,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def synthetic(
+    out: Annotated[Path, typer.Argument(help="dataset folder to make")],
+    rows: Annotated[int, typer.Option(min=1000)] = 200_000,
+    users: Annotated[int, typer.Option(min=10)] = 600,
+    items: Annotated[int, typer.Option(min=10)] = 2_000,
+    seed: Annotated[int, typer.Option()] = 0,
+    cold: Annotated[float, typer.Option(help="share of users with next to no history")] = 0.25,
+    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+) -> None:
+    """A simulated short-video app whose best possible AUC is known."""
+    from msrec.tools.convert import make_synthetic
+
+    make_synthetic(
+        out, rows=rows, users=users, items=items, seed=seed, cold_fraction=cold, overwrite=overwrite
+    )
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="HTML file to write")],
+    runs: Annotated[list[str], typer.Argument(help="NAME=RUN_FOLDER, such as bare=runs/bare")],
+) -> None:
+    """One self-contained HTML page over evaluated runs."""
+    from msrec.launch.jobs import report_job
+
+    report_job(out, runs)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="where data and runs go")] = Path("runs/demo"),
+) -> None:
+    """Synthetic app, LLM, two ranks: bare against LLM4MSR in one table and one page."""
+    _require_versions()
+    from msrec.tools.demo import demo as run
+
+    run(folder)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine and the torch / fbgemm / torchrec triple, with the mend for each fault."""
+    from msrec.tools.doctor import doctor as examine
+
+    raise typer.Exit(examine())
+
+
+def _require_versions() -> None:
+    from msrec.launch.versions import require_versions
+
+    require_versions()
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one sentence on stderr and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, FileNotFoundError, KeyError, OSError, ImportError) as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    rank = os.environ.get("RANK")
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    print(f"error: {text}" if rank in (None, "0") else f"error on rank {rank}: {text}", file=sys.stderr)
+    if rank is not None:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        handler = get_error_handler()
+        handler.initialize()
+        handler.record_exception(error)
+    sys.exit(2)

@@ -1,0 +1,143 @@
+"""torchx components: `torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml key=value`."""
+
+from typing import List, Optional  # noqa: UP035 - torchx 0.7 reads only typing's own names
+
+import torchx
+from torchx import specs
+
+from msrec.launch.role import torchrun_app
+
+
+def train(
+    *args: str,
+    j: str = "1x2",
+    image: str = torchx.IMAGE,
+    h: Optional[str] = None,  # noqa: UP045
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,  # noqa: N803
+    max_restarts: int = 1,
+    max_retries: int = 0,
+    rdzv_port: int = 29500,
+    python: str = "",
+) -> specs.AppDef:
+    """Train a run: `-- config=conf.yaml [key.sub=value ...]`; the same run_id resumes.
+
+    Args:
+        args: config=FILE and overrides
+        j: nodes x ranks per node
+        image: container image, or a folder
+        h: a named resource, instead of cpu, gpu and memMB
+        cpu: cores per node
+        gpu: GPUs per node
+        memMB: MiB per node
+        max_restarts: restarts of crashed ranks
+        max_retries: retries of the whole job
+        rdzv_port: rendezvous port
+        python: interpreter
+    """
+    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    return torchrun_app(
+        "train",
+        _arguments(args, "config"),
+        j=j,
+        image=image,
+        resource=resource,
+        max_restarts=max_restarts,
+        max_retries=max_retries,
+        port=rdzv_port,
+        python=python,
+    )
+
+
+def evaluate(
+    *args: str,
+    j: str = "1x2",
+    image: str = torchx.IMAGE,
+    h: Optional[str] = None,  # noqa: UP045
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,  # noqa: N803
+    max_retries: int = 0,
+    rdzv_port: int = 29500,
+    python: str = "",
+) -> specs.AppDef:
+    """Score a split with a run's best checkpoint: `-- run=runs/demo [split=test]`.
+
+    Args:
+        args: run=FOLDER and split=NAME
+        j: nodes x ranks per node
+        image: container image, or a folder
+        h: a named resource, instead of cpu, gpu and memMB
+        cpu: cores per node
+        gpu: GPUs per node
+        memMB: MiB per node
+        max_retries: retries of the whole job
+        rdzv_port: rendezvous port
+        python: interpreter
+    """
+    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    return torchrun_app(
+        "evaluate",
+        _arguments(args, "run"),
+        j=j,
+        image=image,
+        resource=resource,
+        max_restarts=0,
+        max_retries=max_retries,
+        port=rdzv_port,
+        python=python,
+    )
+
+
+def encode(
+    *args: str,
+    j: str = "1x2",
+    image: str = torchx.IMAGE,
+    h: Optional[str] = None,  # noqa: UP045
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,  # noqa: N803
+    max_restarts: int = 1,
+    max_retries: int = 0,
+    rdzv_port: int = 29500,
+    python: str = "",
+    threads: int = 1,
+) -> specs.AppDef:
+    """Encode users and scenarios with the frozen LLM: `-- config=conf.yaml [llm.key=value ...]`.
+
+    Args:
+        args: config=FILE and overrides
+        j: nodes x ranks per node
+        image: container image, or a folder
+        h: a named resource, instead of cpu, gpu and memMB
+        cpu: cores per node
+        gpu: GPUs per node
+        memMB: MiB per node
+        max_restarts: restarts of crashed ranks
+        max_retries: retries of the whole job
+        rdzv_port: rendezvous port
+        python: interpreter
+        threads: threads per rank
+    """
+    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    return torchrun_app(
+        "encode",
+        _arguments(args, "config"),
+        j=j,
+        image=image,
+        resource=resource,
+        max_restarts=max_restarts,
+        max_retries=max_retries,
+        port=rdzv_port,
+        python=python,
+        threads=threads,
+    )
+
+
+def _arguments(args: List[str], first: str) -> List[str]:  # noqa: UP006
+    """`first=VALUE` becomes the command's positional argument, the rest stays `key=value`."""
+    given = [arg for arg in args if arg.startswith(f"{first}=")]
+    if len(given) != 1:
+        raise ValueError(f"give {first}=... once after `--`; got {' '.join(args) or 'nothing'}.")
+    return [given[0].partition("=")[2], *(arg for arg in args if arg not in given)]

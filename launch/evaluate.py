@@ -1,0 +1,63 @@
+"""Evaluate a run: score a split with its best checkpoint, then exact metrics of what was scored."""
+
+import shutil
+from pathlib import Path
+
+from msrec.data.schema import Split, load_schema
+from msrec.launch.build import Knowledge, build_loader, build_sharded
+from msrec.launch.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.config import load_config
+from msrec.launch.predict import predict, truth_column
+from msrec.launch.process import Process
+from msrec.launch.results import Results, evaluate_predictions, save_results
+
+
+def evaluate(
+    run_dir: Path, process: Process, split: Split = "test", checkpoint: Path | None = None
+) -> Results | None:
+    """Predict and judge; writes `predictions/<split>/` and `results.json` (beside the predictions, and
+    in the run folder for the test split).
+
+    Args:
+        run_dir: a run folder.
+        process: this rank.
+        split: which rows.
+        checkpoint: which weights; None takes the one with the best validation.
+
+    Returns:
+        The results on rank 0, None on the others.
+
+    Raises:
+        FileNotFoundError: there is no run, no committed checkpoint or no such split.
+        ValueError: the checkpoint, the store or the data do not fit the config.
+    """
+    config_file = run_dir / "config.yaml"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"{run_dir} must be a run folder; it has no config.yaml.")
+    config = load_config(config_file)
+    path = checkpoint or Checkpoints(run_dir / "checkpoints").best()
+    if path is None:
+        raise FileNotFoundError(f"{run_dir}/checkpoints must hold a committed checkpoint; it has none.")
+    schema = load_schema(config.dataset)
+    knowledge = Knowledge(config, schema)
+    model, _ = build_sharded(config, schema, knowledge, process, plan=None)
+    load_checkpoint(path, model, None)
+    world = process.world_size
+    loader = build_loader(
+        config,
+        split,
+        process,
+        knowledge,
+        -(-config.trainer.eval_batch // world) * world,
+        shuffle=False,
+        extra=truth_column(config.dataset, split),
+    )
+    out = run_dir / "predictions" / split
+    predict(model, loader, schema, process, config.dataset, path.name, split, out)
+    if not process.is_main:
+        return None
+    results = evaluate_predictions(out, schema)
+    saved = save_results(results, out)
+    if split == "test":
+        shutil.copyfile(saved, run_dir / saved.name)
+    return results

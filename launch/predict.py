@@ -1,0 +1,98 @@
+"""Score a split with a checkpoint: one Parquet part per rank, committed as a whole."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from rich.progress import track
+from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
+
+from msrec.data.loader import Loader
+from msrec.data.schema import Schema, Split
+from msrec.launch.predictions import TRUTH, Commit, write_commit
+from msrec.launch.process import Process
+from msrec.model.ranker import Outcome
+
+PART_ROWS = 1 << 20
+"""Rows of a row group of a part."""
+
+
+def predict(
+    model: torch.nn.Module,
+    loader: Loader,
+    schema: Schema,
+    process: Process,
+    dataset: Path,
+    checkpoint: str,
+    split: Split,
+    out: Path,
+) -> Path:
+    """Write this rank's predictions; rank 0 then commits them all. Rows in = rows out.
+
+    Raises:
+        FileNotFoundError, ValueError: of the data.
+        OSError: a part could not be written.
+    """
+    if process.is_main:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+    dist.barrier()
+    keys = pq.read_table(dataset / "users.parquet", columns=["user_key"])["user_key"]
+    keys = keys.combine_chunks()
+    writer: pq.ParquetWriter | None = None
+    waiting: list[pa.Table] = []
+    model.eval()
+    pipeline = EvalPipelineSparseDist(model, None, process.device)
+    batches = loader.batches()
+    steps = track(range(len(loader)), f"predict {split}", disable=not process.is_main, transient=True)
+    with torch.no_grad():
+        for _ in steps:
+            waiting.append(_table(Outcome(*pipeline.progress(batches)), loader, keys))
+            if sum(map(len, waiting)) >= PART_ROWS:
+                writer = _write(writer, waiting, out, process)
+                waiting = []
+    writer = _write(writer, waiting, out, process)
+    writer.close()
+    dist.barrier()
+    if process.is_main:
+        rows = loader.files.num_rows
+        write_commit(out, Commit(rows=rows, split=split, checkpoint=checkpoint, dataset=schema.name))
+    dist.barrier()
+    return out
+
+
+def truth_column(dataset: Path, split: Split) -> list[str]:
+    """The column of known click probabilities, where a dataset has it."""
+    first = next(iter(sorted((dataset / split).glob("*.parquet"))), None)
+    has_truth = first is not None and TRUTH in pq.read_schema(first).names
+    return [TRUTH] if has_truth else []
+
+
+def _table(outcome: Outcome, loader: Loader, keys: pa.Array) -> pa.Table:
+    real = (outcome.row_id >= 0).cpu().numpy()
+    row_id = outcome.row_id.cpu().numpy()[real]
+    columns = {
+        "row_id": row_id,
+        "scenario": outcome.scenario.cpu().numpy()[real].astype(np.int32),
+        "user": keys.take(pa.array(outcome.user.cpu().numpy()[real])),
+        "label": outcome.label[:, 0].cpu().numpy()[real],
+        "weight": outcome.weight.cpu().numpy()[real],
+        "score": torch.sigmoid(outcome.logits[:, 0]).cpu().numpy()[real],
+    }
+    if TRUTH in loader.files.columns:
+        columns[TRUTH] = loader.files.take(row_id)[TRUTH]
+    return pa.table(columns)
+
+
+def _write(
+    writer: pq.ParquetWriter | None, tables: list[pa.Table], out: Path, process: Process
+) -> pq.ParquetWriter:
+    table = pa.concat_tables(tables)
+    if writer is None:
+        writer = pq.ParquetWriter(out / f"part-{process.rank:05d}.parquet", table.schema)
+    writer.write_table(table)
+    return writer
