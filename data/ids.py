@@ -1,0 +1,117 @@
+"""Raw ids to table rows: vocabularies fitted on training values, row 0 for everything else."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+UNKNOWN = 0
+MAX_ROWS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The distinct values of one feature; value i has table row i + 1, row 0 is unknown.
+
+    Values are sorted, so that the rows do not depend on the order of the data.
+
+    Example:
+        >>> vocabulary = Vocabulary.fit(pl.Series(["b", "a", None, "b"]))
+        >>> vocabulary.rows
+        3
+        >>> vocabulary.encode(pl.Series(["a", "b", "new", None])).to_list()
+        [1, 2, 0, 0]
+    """
+
+    values: pl.Series
+
+    @classmethod
+    def fit(cls, values: pl.Series) -> Self:
+        """Collect the distinct values; nulls are left out, lists are taken apart.
+
+        Raises:
+            ValueError: more values than int32 rows can name.
+        """
+        flat = values.explode() if values.dtype.base_type() is pl.List else values
+        distinct = flat.drop_nulls().unique().sort()
+        if len(distinct) >= MAX_ROWS:
+            raise ValueError(
+                f"a table must have fewer than {MAX_ROWS} rows for int32 ids; column "
+                f"{values.name!r} has {len(distinct)} distinct values. Hash it before converting."
+            )
+        return cls(distinct)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table, row 0 included."""
+        return len(self.values) + 1
+
+    def encode(self, values: pl.Series) -> pl.Series:
+        """Table rows of values, or of the values in each list.
+
+        Shape:
+            values: N values, or N lists of values.
+            returns: N int32, or N lists of int32, in [0, rows). A null or unseen value is 0 and a
+                null list is empty; `count_unknown` and `null_count` say how many there were.
+        """
+        inner = values.dtype.base_type() is pl.List
+        mapped = self._mapped(pl.element() if inner else pl.col("x"))
+        column = pl.col("x").list.eval(mapped).fill_null([]) if inner else mapped
+        wanted = pl.List(pl.Int32) if inner else pl.Int32
+        encoded = values.to_frame("x").select(column.cast(wanted)).to_series()
+        return encoded.alias(values.name)
+
+    def _mapped(self, element: pl.Expr) -> pl.Expr:
+        if self.values.is_empty():
+            return element.is_null().cast(pl.Int32) * UNKNOWN
+        rows = pl.Series(np.arange(1, self.rows, dtype=np.int32))
+        return element.replace_strict(
+            self.values, rows, default=UNKNOWN, return_dtype=pl.Int32
+        ).fill_null(UNKNOWN)
+
+
+def count_unknown(encoded: pl.Series) -> int:
+    """How many table rows (inside the lists too) are the unknown row.
+
+    Example:
+        >>> count_unknown(pl.Series([[1, 0], [], [0]]))
+        2
+    """
+    flat = encoded.explode() if encoded.dtype.base_type() is pl.List else encoded
+    return int((flat == UNKNOWN).sum())
+
+
+class FirstSeen:
+    """A vocabulary over the integers [0, size) that grows while training rows stream by.
+
+    Rows are given in order of first appearance, so the result does not depend on how the stream is
+    cut into chunks.
+
+    Example:
+        >>> seen = FirstSeen(size=10)
+        >>> seen.update(np.array([7, 2, 7]))
+        >>> seen.update(np.array([2, 5]))
+        >>> seen.encode(np.array([7, 2, 5, 9])).tolist(), seen.rows
+        ([1, 2, 3, 0], 4)
+    """
+
+    def __init__(self, size: int) -> None:
+        self.rows = 1
+        self._row_of = np.zeros(size, dtype=np.int32)
+
+    def update(self, values: npt.NDArray[np.integer]) -> None:
+        """Give each value that is new a row."""
+        fresh = values[self._row_of[values] == UNKNOWN]
+        if not len(fresh):
+            return
+        distinct, first = np.unique(fresh, return_index=True)
+        ordered = distinct[np.argsort(first)]
+        self._row_of[ordered] = np.arange(self.rows, self.rows + len(ordered), dtype=np.int32)
+        self.rows += len(ordered)
+
+    def encode(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+        """Table rows of values, 0 where training has not seen the value."""
+        rows: npt.NDArray[np.int32] = self._row_of[values]
+        return rows

@@ -1,0 +1,173 @@
+"""Plain interactions / items / users Parquet, tables.yaml saying what is what."""
+
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from msrec.data.raw import ID_FEATURES, Feature, RawTables, refuse, require_columns
+from msrec.data.schema import Scenario, TextFields
+from msrec.data.sources.guess import guess_features, guess_text
+
+MAPPING_FILE = "tables.yaml"
+Kind = Literal["sparse", "multi", "dense"]
+
+
+class TablesMapping(BaseModel):
+    """What tables.yaml may say; a field left out is decided by the defaults, and told.
+
+    `scenarios` gives descriptions by name; `user`, `item` and `interaction` name features and
+    their kind, as in `user: {age: sparse, balance: dense}`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = None
+    description: str | None = None
+    scenarios: dict[str, str] = {}
+    user: dict[str, Kind] | None = None
+    item: dict[str, Kind] | None = None
+    interaction: dict[str, Kind] = {}
+    text: TextFields | None = None
+
+
+def read_tables(
+    folder: Path | str,
+    scenario_column: str = "scenario",
+    label: str = "label",
+    mapping: Path | str | None = None,
+) -> RawTables:
+    """Read interactions.parquet (user_id, item_id, scenario, label, ...), items and users.
+
+    The scenario's names come from the column `<scenario_column>_name`, the features from
+    tables.yaml or the defaults of `data/sources/guess.py`. Interaction columns are features only
+    where tables.yaml says so, and never a rating or a label.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file cannot be read, a column is missing, or tables.yaml is wrong.
+    """
+    folder = Path(folder)
+    paths = {t: folder / f"{t}.parquet" for t in ("interactions", "users", "items")}
+    wanted = _mapping(Path(mapping) if mapping else folder / MAPPING_FILE, mapping is not None)
+    rows = _frame(paths["interactions"], ["user_id", "item_id", scenario_column, label])
+    _refuse_leaks(wanted, label, paths["interactions"])
+    scenarios, number, notes = _scenarios(rows, scenario_column, wanted, paths["interactions"])
+    users, user_features, user_notes = _side(paths["users"], "user", wanted.user)
+    items, item_features, item_notes = _side(paths["items"], "item", wanted.item)
+    guessed, text_notes = guess_text(users, items)
+    return RawTables(
+        name=wanted.name or folder.resolve().name,
+        description=wanted.description or f"The data set {folder.resolve().name}.",
+        interactions=_renamed(rows, label, number),
+        users=users,
+        items=items,
+        scenarios=scenarios,
+        features=(
+            *ID_FEATURES,
+            *user_features,
+            *item_features,
+            *(Feature(n, "interaction", k) for n, k in wanted.interaction.items()),
+        ),
+        timestamp="timestamp" if "timestamp" in rows.columns else None,
+        text=wanted.text or guessed,
+        files={table: str(path) for table, path in paths.items()},
+        notes=(*notes, *user_notes, *item_notes, *([] if wanted.text else text_notes)),
+    )
+
+
+def _frame(path: Path, columns: list[str]) -> pl.DataFrame:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} must exist: plain tables are interactions, users and items .parquet."
+        )
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(
+            f"{path} must be a whole Parquet file; {str(error).splitlines()[0]}. Copy it again."
+        ) from None
+    require_columns(frame, columns, str(path))
+    return frame
+
+
+def _mapping(path: Path, must_exist: bool) -> TablesMapping:
+    if not path.is_file():
+        if must_exist:
+            raise FileNotFoundError(f"{path} must exist: it is the mapping that was asked for.")
+        return TablesMapping()
+    try:
+        return TablesMapping.model_validate(yaml.safe_load(path.read_text()) or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise ValueError(
+            f"{path}: {where}: {first['msg']}; got {first['input']!r}. Known fields: "
+            f"{', '.join(TablesMapping.model_fields)}."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
+
+
+def _refuse_leaks(wanted: TablesMapping, label: str, path: Path) -> None:
+    for name in wanted.interaction:
+        if name == label or name.startswith(("rating", "label")):
+            raise ValueError(
+                f"{MAPPING_FILE}: interaction: a feature must not tell the label; found {name!r} "
+                f"of {path}. Remove it from the mapping."
+            )
+
+
+def _scenarios(
+    rows: pl.DataFrame, column: str, wanted: TablesMapping, path: Path
+) -> tuple[list[Scenario], pl.Series, list[str]]:
+    """Scenarios in the order of their codes, and each row's position among them."""
+    values = rows[column]
+    names = rows[f"{column}_name"] if f"{column}_name" in rows.columns else values
+    names = names.cast(pl.String)
+    for series in (values, names):
+        must = "be a known scenario, not null"
+        refuse(series.is_null(), series, str(path), must, "Name the scenario or drop the row.")
+    if wanted.scenarios:
+        must = f"be a scenario of {MAPPING_FILE} ({', '.join(wanted.scenarios)})"
+        known = names.is_in(list(wanted.scenarios))
+        refuse(~known, names, str(path), must, "Declare it there or drop the rows.")
+    pairs = pl.DataFrame({"code": values, "name": names}).unique().sort("code")
+    if pairs["code"].n_unique() != len(pairs) or pairs["name"].n_unique() != len(pairs):
+        raise ValueError(
+            f"{path}: each value of {column!r} must have one name in '{column}_name'; found "
+            f"{pairs.rows()[:8]}. Correct the names."
+        )
+    found = pairs["name"].to_list()
+    scenarios = [
+        Scenario(name=n, description=wanted.scenarios.get(n, f"Scenario {n.replace('_', ' ')}."))
+        for n in found
+    ]
+    absent = [n for n in wanted.scenarios if n not in found]
+    notes = [f"scenario {n!r} of {MAPPING_FILE} has no rows and is left out" for n in absent]
+    number = names.replace_strict(found, list(range(len(found))), return_dtype=pl.Int32)
+    return scenarios, number.alias("scenario"), notes
+
+
+def _side(
+    path: Path, side: Literal["user", "item"], declared: dict[str, Kind] | None
+) -> tuple[pl.DataFrame, list[Feature], list[str]]:
+    """The table of a side with `|`-separated columns as lists, its features, and remarks."""
+    frame = _frame(path, [f"{side}_id"]).rename({f"{side}_id": f"{side}_key"})
+    if declared is None:
+        return guess_features(frame, side)
+    require_columns(frame, list(declared), str(path))
+    multi = [n for n, k in declared.items() if k == "multi" and frame[n].dtype == pl.String]
+    frame = frame.with_columns(pl.col(multi).str.split("|"))
+    return frame, [Feature(n, side, k) for n, k in declared.items()], []
+
+
+def _renamed(rows: pl.DataFrame, label: str, number: pl.Series) -> pl.DataFrame:
+    """Under the names of RawTables; the label that was chosen is `label`."""
+    if label != "label" and "label" in rows.columns:
+        rows = rows.drop("label")
+    return rows.rename({"user_id": "user_key", "item_id": "item_key", label: "label"}).with_columns(
+        number
+    )
