@@ -1,0 +1,95 @@
+"""Partitioned norm: each scenario's rows are standardised by that scenario's own moments."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from msrec.model.groups import Groups
+
+
+class PartitionedNorm(nn.Module):
+    """x' = (g * g_s) * (x - mean_s) / sqrt(var_s + eps) + (b + b_s), s being the row's scenario.
+
+    Training uses the moments of the batch's rows of that scenario, over all ranks when there are
+    several, so that two ranks give what one rank with both halves gives; rows of weight 0 do not
+    count. A scenario with fewer than 2 such rows has no variance and uses its moving averages.
+    Evaluation always uses the moving averages, which only training changes.
+
+    Shape:
+        x: (B, dim), float, rows in the order of `groups`.
+        weight: (B,), float, same order; None means all 1.
+        returns: (B, dim), float, same order.
+
+    Source:
+        Sheng et al., CIKM 2021. Moving averages follow nn.BatchNorm1d: momentum 0.1, unbiased
+        variance, starting at mean 0 and variance 1. A weight above 0 counts as 1.
+    """
+
+    def __init__(
+        self, dim: int, num_scenarios: int, momentum: float = 0.1, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.shared_scale = nn.Parameter(torch.ones(dim))
+        self.shared_shift = nn.Parameter(torch.zeros(dim))
+        self.own_scale = nn.Parameter(torch.ones(num_scenarios, dim))
+        self.own_shift = nn.Parameter(torch.zeros(num_scenarios, dim))
+        self.register_buffer("moving_mean", torch.zeros(num_scenarios, dim))
+        self.register_buffer("moving_var", torch.ones(num_scenarios, dim))
+
+    def forward(self, x: Tensor, groups: Groups, weight: Tensor | None = None) -> Tensor:
+        """Standardise sorted rows."""
+        mean, var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
+        if self.training:
+            mean, var = self._batch_moments(x, groups, weight)
+        scale = self.shared_scale * self.own_scale * torch.rsqrt(var + self.eps)
+        shift = self.shared_shift + self.own_shift
+        parts = zip(
+            x.split(groups.counts), mean.unbind(), scale.unbind(), shift.unbind(), strict=True
+        )
+        return torch.cat([torch.addcmul(b, rows - m, s) for rows, m, s, b in parts])
+
+    def _batch_moments(
+        self, x: Tensor, groups: Groups, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance (S, dim) of this step; updates the moving averages."""
+        moving_mean, moving_var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
+        used = torch.ones_like(x[:, 0]) if weight is None else (weight > 0).to(x.dtype)
+        # Sums of distances to the moving mean: one exchange gives both moments, and the difference
+        # of squares below loses no digits once the moving mean is near.
+        count, total, squares = self._sums(x, used, moving_mean.clone(), groups)
+        rows = count.clamp_min(1)
+        offset = total / rows
+        var = (squares / rows - offset.square()).clamp_min(0)  # below 0 by rounding only
+        mean = moving_mean + offset
+        enough = count >= 2
+        with torch.no_grad():
+            unbiased = var * (rows / (rows - 1).clamp_min(1))
+            step = self.momentum * enough.to(x.dtype)
+            new_mean = torch.lerp(moving_mean, mean, step)
+            new_var = torch.lerp(moving_var, unbiased, step)
+        mean = torch.where(enough, mean, moving_mean.clone())
+        var = torch.where(enough, var, moving_var.clone())
+        moving_mean.copy_(new_mean)
+        moving_var.copy_(new_var)
+        return mean, var
+
+    @staticmethod
+    def _sums(
+        x: Tensor, used: Tensor, center: Tensor, groups: Groups
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Count (S, 1), sum and sum of squares (S, dim) of x - center, over all ranks."""
+        sums = []
+        parts = zip(
+            x.split(groups.counts), used.split(groups.counts), center.unbind(), strict=True
+        )
+        for rows, keep, c in parts:
+            distance = rows - c
+            sums.append(torch.cat([keep.sum()[None], keep @ distance, keep @ distance.square()]))
+        total = torch.stack(sums)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            total = all_reduce(total)
+        dim = x.shape[1]
+        return total[:, :1], total[:, 1 : dim + 1], total[:, dim + 1 :]

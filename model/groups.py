@@ -1,0 +1,76 @@
+"""Rows grouped by an integer key: one sort, then each group runs its own weights."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The rows of a batch in key order; made once, used by every layer.
+
+    Shape::
+
+        key     [2, 0, 2]      num_groups 4
+        order   [1, 0, 2]      rows in key order, ties as they came
+        inverse [1, 0, 2]      where each row went
+        counts  [1, 0, 2, 0]   rows of each group; an empty group is fine
+    """
+
+    order: Tensor
+    inverse: Tensor
+    counts: list[int]
+
+    def sort(self, x: Tensor) -> Tensor:
+        """Rows in key order."""
+        return x.index_select(0, self.order)
+
+    def unsort(self, x: Tensor) -> Tensor:
+        """Rows in the order of the batch."""
+        return x.index_select(0, self.inverse)
+
+
+def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> Groups:
+    """Group rows by key. On CUDA the counts cost one wait for the device.
+
+    Shape:
+        key: (B,), int64 in [0, num_groups).
+
+    Raises:
+        ValueError: a key is out of range.
+
+    Example:
+        >>> groups = group_rows(torch.tensor([2, 0, 2]), 4)
+        >>> groups.counts, groups.sort(torch.tensor([10, 11, 12])).tolist()
+        ([1, 0, 2, 0], [11, 10, 12])
+    """
+    ordered, order = key.sort(stable=True)
+    edges = torch.arange(num_groups + 1, dtype=key.dtype, device=key.device)
+    bounds: list[int] = torch.searchsorted(ordered, edges).tolist()
+    if bounds[0] != 0 or bounds[-1] != len(key):
+        row = int(order[0] if bounds[0] != 0 else order[-1])
+        raise ValueError(
+            f"every {name} must be in [0, {num_groups}); got {int(key[row])} in row {row} of the "
+            f"batch. Check the {name} ids of the data against the number the model was built with."
+        )
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    return Groups(order, inverse, [b - a for a, b in zip(bounds, bounds[1:], strict=False)])
+
+
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> Tensor:
+    """Each group of sorted rows times its own weights.
+
+    A group without rows gets a gradient of zeros, not None, so that DistributedDataParallel
+    needs no search for unused parameters.
+
+    Shape:
+        x: (B, in), rows in key order.
+        weight: (G, in, out).
+        bias: (G, out).
+        counts: G numbers that sum to B.
+        returns: (B, out), rows in key order.
+    """
+    parts = zip(bias.unbind(), x.split(counts), weight.unbind(), strict=True)
+    return torch.cat([torch.addmm(b, rows, w) for b, rows, w in parts])

@@ -1,0 +1,80 @@
+"""How embeddings and dense features become one vector x: DLRM's bottom MLP and dot interaction."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from msrec.model.mlp import MLP, check_positive
+
+MODES = ("concat", "dot", "concat_dot")
+
+
+class Interaction(nn.Module):
+    """Join the embeddings of a row with its dense features.
+
+    `concat` gives [bottom(dense), embeddings]; `dot` gives [bottom(dense), dot products of all
+    pairs of vectors], bottom(dense) being one of the vectors; `concat_dot` gives all three.
+    Without dense features there is no bottom MLP.
+
+    Shape:
+        emb: (B, num_sparse, dim), float.
+        dense: (B, num_dense), float.
+        returns: (B, out_dim), float.
+
+    Raises:
+        ValueError: the mode is unknown, or a dot product is asked of bottom(dense) with another
+            size than `dim`.
+
+    Source:
+        Naumov et al., arXiv 1906.00091: `dot`, pairs below the diagonal, no self product. `concat`
+        is what the multi-scenario papers use.
+
+    Example:
+        >>> join = Interaction(num_sparse=3, dim=4, num_dense=2, bottom_dims=[4], mode="dot")
+        >>> join(torch.zeros(5, 3, 4), torch.zeros(5, 2)).shape  # 4 + 4 * 3 / 2
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        num_sparse: int,
+        dim: int,
+        num_dense: int = 0,
+        bottom_dims: Sequence[int] = (),
+        mode: str = "concat",
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_positive(num_sparse=num_sparse, dim=dim)
+        if mode not in MODES:
+            raise ValueError(f"interaction mode must be one of {', '.join(MODES)}; got {mode!r}.")
+        self.mode = mode
+        self.num_dense = num_dense
+        dims = bottom_dims if num_dense else ()
+        self.bottom = MLP(num_dense, dims, activation, dropout)
+        if mode != "concat" and num_dense and self.bottom.out_dim != dim:
+            raise ValueError(
+                f"bottom_dims must end with the embedding size {dim} for mode {mode!r}; got "
+                f"{list(bottom_dims)}. Append {dim} to it, or use mode 'concat'."
+            )
+        vectors = num_sparse + (num_dense > 0)
+        rows, columns = torch.tril_indices(vectors, vectors, offset=-1)
+        self.register_buffer("pairs", rows * vectors + columns, persistent=False)
+        self.out_dim = self.bottom.out_dim
+        self.out_dim += num_sparse * dim * (mode != "dot") + len(rows) * (mode != "concat")
+        check_positive(interaction_out_dim=self.out_dim)
+
+    def forward(self, emb: Tensor, dense: Tensor) -> Tensor:
+        """Join embeddings and dense features."""
+        parts = [self.bottom(dense)] if self.num_dense else []
+        if self.mode != "concat":
+            vectors = torch.cat([*(part.unsqueeze(1) for part in parts), emb], dim=1)
+            dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
+            dots = dots.index_select(1, self.get_buffer("pairs"))
+        if self.mode != "dot":
+            parts.append(emb.flatten(1))
+        if self.mode != "concat":
+            parts.append(dots)
+        return torch.cat(parts, dim=1)
