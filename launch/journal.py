@@ -111,4 +111,4 @@ class Journal:
                 if name.startswith("auc/scenario=")
             )
             line = f"{auc}  ({per_scenario})  log loss {metrics['log_loss/all']:.4f}"
-        self._console.print(f"[dim]epoch {epoch} step {step}/{self._total_steps}[/] {split:5} {line}")
+        self._console.print(f"[dim]epoch {epoch} step {step}/{self._total_steps}[/] {split:5} {line}", soft_wrap=True)

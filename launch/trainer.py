@@ -97,6 +97,7 @@ class Trainer:
             progress = Progress(**load_checkpoint(newest, self.model, self.optimizer))
         result = FitResult(progress, progress.step if newest else None, 0.0)
         if self.process.is_main:
+            config.run_dir.mkdir(parents=True, exist_ok=True)
             write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, self.process.world_size))
         rows, seconds = 0, 0.0
         with Journal(config.run_dir, self.process, self._total_steps(), progress.step) as journal:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -12,7 +13,14 @@ from torch.distributed.optim import (
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import (
+    HardwareConfig,
+    KernelConfig,
+    TopologyFactory,
+    TrainerConfig,
+)
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
@@ -98,14 +106,28 @@ def make_plan(model: nn.Module, spec: TableSpec, device: torch.device, local_wor
         for name, rows in configs.items()
     }
     planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=dist.get_world_size(),
-            local_world_size=local_world_size,
-            compute_device=device.type,
+        topology=TopologyFactory.create_topology(
+            TrainerConfig(world_size=dist.get_world_size(), local_world_size=local_world_size),
+            HardwareConfig(
+                hbm_cap_bytes=_device_memory(device),
+                ddr_cap_bytes=psutil.virtual_memory().total // local_world_size,
+            ),
+            KernelConfig(compute_device=device.type),
         ),
+        # Dense weights and activations are small beside the tables; a fixed share is honest about
+        # being a guess, where TorchRec's heuristic warns that it is one.
+        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
         constraints=constraints,
+        debug=False,
     )
     return planner.collective_plan(model, sharders(), dist.group.WORLD)
+
+
+def _device_memory(device: torch.device) -> int:
+    """Bytes of a rank's GPU; 0 on CPU."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
