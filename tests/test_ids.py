@@ -1,0 +1,57 @@
+"""Vocabularies: every value is its row, every other value is row 0 and counted."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from msrec.data.ids import FirstSeen, Vocabulary, count_unknown
+
+
+def test_encode_then_look_up_gives_the_value_back():
+    values = pl.Series("x", np.random.default_rng(0).integers(-50, 50, 1000))
+    vocabulary = Vocabulary.fit(values)
+    rows = vocabulary.encode(values)
+    assert rows.dtype == pl.Int32
+    assert (vocabulary.values.gather(rows - 1) == values).all()
+    assert sorted(rows.unique()) == list(range(1, vocabulary.rows))
+
+
+def test_rows_do_not_depend_on_the_order_of_the_data():
+    one, two = pl.Series(["c", "a", "b"]), pl.Series(["b", "c", "a", "a"])
+    assert Vocabulary.fit(one).values.equals(Vocabulary.fit(two).values)
+
+
+def test_unseen_and_null_values_are_row_zero_and_counted():
+    rows = Vocabulary.fit(pl.Series(["a", "b"])).encode(pl.Series(["b", "z", None, "a"]))
+    assert rows.to_list() == [2, 0, 0, 1]
+    assert count_unknown(rows) == 2
+
+
+def test_lists_are_encoded_value_by_value_and_a_null_list_is_empty():
+    vocabulary = Vocabulary.fit(pl.Series([["b", "a"], ["b"], []]))
+    rows = vocabulary.encode(pl.Series([["a", "z"], None, [], ["b", "b"]]))
+    assert rows.to_list() == [[1, 0], [], [], [2, 2]]
+    assert count_unknown(rows) == 1
+
+
+@pytest.mark.parametrize("values", [pl.Series(["a", None]), pl.Series([["a"], [], None])])
+def test_an_empty_vocabulary_knows_nothing(values):
+    empty = Vocabulary.fit(values.clear())
+    assert empty.rows == 1
+    assert count_unknown(empty.encode(values)) == values.explode().is_not_null().sum() + (
+        values.dtype == pl.String
+    )
+
+
+def test_first_seen_rows_do_not_depend_on_the_chunks():
+    stream = np.random.default_rng(1).integers(0, 300, 5000)
+    whole, pieces = FirstSeen(400), FirstSeen(400)
+    whole.update(stream)
+    for chunk in np.array_split(stream, 37):
+        pieces.update(chunk)
+    asked = np.arange(400)
+    np.testing.assert_array_equal(whole.encode(asked), pieces.encode(asked))
+    assert whole.rows == len(np.unique(stream)) + 1
+    _, first = np.unique(stream, return_index=True)
+    in_order = stream[np.sort(first)]
+    np.testing.assert_array_equal(whole.encode(in_order), np.arange(1, whole.rows))
