@@ -15,7 +15,7 @@ from msrec.data.schema import SCHEMA_FILE, Schema
 
 ROW_GROUP_ROWS = 65_536
 FILE_ROWS = 4 * 1024 * 1024
-_LIST = pa.list_(pa.field("item", pa.int32(), nullable=False))
+_LIST = pa.list_(pa.field("element", pa.int32(), nullable=False))
 
 
 def arrow_schema(schema: Schema, extra: tuple[str, ...] = ()) -> pa.Schema:

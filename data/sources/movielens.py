@@ -167,7 +167,7 @@ def _users(path: Path) -> pl.DataFrame:
 
 def _items(path: Path) -> pl.DataFrame:
     rows = []
-    for number, line in enumerate(_text(path).splitlines()):
+    for number, line in enumerate(_lines(path)):
         key, _, rest = line.partition("::")
         title, _, genres = rest.rpartition("::")
         if not (key.isdecimal() and title and genres):
@@ -181,25 +181,13 @@ def _items(path: Path) -> pl.DataFrame:
 
 
 def _fields(path: Path, names: list[str]) -> pl.DataFrame:
-    """Columns of strings; `::` is read as two separators with an empty column between."""
-    width = 2 * len(names) - 1
-    try:
-        frame = pl.read_csv(
-            _text(path).encode(),
-            separator=":",
-            quote_char=None,
-            has_header=False,
-            schema={f"c{i}": pl.String for i in range(width)},
-        )
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(
-            f"{path}: each row must have {len(names)} fields between '::' ({', '.join(names)}); "
-            f"{str(error).splitlines()[0]}. Take the file of ml-1m.zip unchanged."
-        ) from None
-    frame = frame.select(pl.col(f"c{2 * i}").alias(name) for i, name in enumerate(names))
-    for name in names:
-        refuse(frame[name].is_null(), frame[name], str(path), "have a value", "Repair the row.")
-    return frame
+    """Columns of strings, each row split at `::`."""
+    lines = pl.Series("line", _lines(path))
+    fields = lines.str.splitn("::", len(names) + 1).struct.unnest()
+    whole = fields[:, -2].is_not_null() & fields[:, -1].is_null()
+    must = f"be {len(names)} fields between '::' ({', '.join(names)})"
+    refuse(~whole, lines, str(path), must, "Take the file of ml-1m.zip unchanged.")
+    return fields[:, :-1].rename(dict(zip(fields.columns, names, strict=False)))
 
 
 def _integers(frame: pl.DataFrame, column: str, path: Path) -> pl.DataFrame:
@@ -208,10 +196,10 @@ def _integers(frame: pl.DataFrame, column: str, path: Path) -> pl.DataFrame:
     return frame.with_columns(numbers)
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} must exist: MovieLens-1M is ratings.dat, users.dat and movies.dat, from "
             "https://grouplens.org/datasets/movielens/1m."
         )
-    return path.read_text(encoding="latin-1")
+    return path.read_text(encoding="latin-1").removesuffix("\n").split("\n")

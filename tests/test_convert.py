@@ -1,0 +1,388 @@
+"""From raw files to a dataset folder."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from msrec.data.parts import PartWriter, new_folder
+from msrec.data.schema import load_schema
+from msrec.data.sources.movielens import read_movielens
+from msrec.data.sources.tables import read_tables
+from msrec.data.split import SplitChoice
+from msrec.data.write import write_dataset
+from msrec.tools.convert import convert_movielens, convert_tables
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+ML1M_FEATURES = {"user_id", "item_id", "gender", "age", "occupation", "zip_code", "genres", "year"}
+needs_ml1m = pytest.mark.skipif(
+    not (SHARED / "ml1m").is_dir(), reason="../shared/data/ml1m (MovieLens-1M) is not here"
+)
+
+
+def rows_of(dataset, split):
+    return pl.read_parquet(dataset / split / "*.parquet")
+
+
+def all_rows(dataset):
+    return pl.concat([rows_of(dataset, split) for split in ("train", "valid", "test")])
+
+
+# MovieLens -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def movielens(tmp_path):
+    raw = tmp_path / "ml"
+    raw.mkdir()
+    (raw / "users.dat").write_text(
+        "1::F::1::10::48067\n2::M::56::16::70072\n3::M::25::15::55117-1234\n"
+    )
+    (raw / "movies.dat").write_bytes(
+        "1::Toy Story (1995)::Animation|Children's|Comedy\n"
+        "2::Postino, Il (The Postman) (1994)::Drama|Romance\n"
+        "7::Léon: The Professional (1994)::Crime\n".encode("latin-1")
+    )
+    lines = [f"{1 + i % 3}::{(1, 2, 7)[i % 7 % 3]}::{1 + i % 5}::{1000 + i}\n" for i in range(60)]
+    (raw / "ratings.dat").write_text("".join(lines))
+    return raw
+
+
+def test_movielens_files_become_labels_scenarios_and_texts(movielens):
+    raw = read_movielens(movielens)
+    first = raw.interactions.row(3, named=True)
+    values = {"user_key": 1, "item_key": 1, "timestamp": 1003, "label": 1.0, "scenario": 0}
+    assert first == values
+    assert raw.interactions["scenario"].unique().to_list() == [0, 1, 2]
+    assert raw.users["occupation_name"].to_list() == ["K-12 student", "self-employed", "scientist"]
+    assert raw.items["title"].to_list() == ["Toy Story", "Il Postino", "Léon: The Professional"]
+    assert raw.items["year"].to_list() == [1995, 1994, 1994]
+
+
+def test_the_genre_scenario_is_the_group_of_the_first_genre(movielens):
+    raw = read_movielens(movielens, "genre")
+    names = [s.name for s in raw.scenarios]
+    found = dict(raw.interactions.select("item_key", "scenario").unique().rows())
+    assert {key: names[s] for key, s in found.items()} == {
+        1: "adventure_family",
+        2: "drama",
+        7: "thriller_crime_horror",
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("ratings.dat", "1::1::1::1000", "1::1::x::1000", "ratings.dat: column 'rating' .* row 0"),
+        ("ratings.dat", "1::1::1::1000", "1::1::6::1000", "'rating' must be from 1 to 5; found 6"),
+        ("ratings.dat", "1::1::1::1000", "1::1::1", "must be 4 fields between '::' .* row 0"),
+        ("ratings.dat", "1::1::1::1000", "9::1::1::1000", "'user_key' must hold only keys of"),
+        ("ratings.dat", "1::1::1::1000", "1::1::1::1000::5", "must be 4 fields between .* row 0"),
+        ("users.dat", "::25::", "::26::", "users.dat: column 'age' .* found 26 in row 2"),
+        ("users.dat", "3::M::25", "2::M::25", "'user_key' must hold each key once; .* row 2"),
+        ("movies.dat", "7::", "seven::", "movies.dat: each row must be .* row 2"),
+    ],
+)
+def test_a_bad_movielens_row_is_named(movielens, tmp_path, file, old, new, message):
+    path = movielens / file
+    path.write_text(path.read_text("latin-1").replace(old, new, 1), "latin-1")
+    with pytest.raises(ValueError, match=message):
+        write_dataset(read_movielens(movielens), tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_missing_movielens_file_is_named(movielens):
+    (movielens / "movies.dat").unlink()
+    with pytest.raises(FileNotFoundError, match="movies.dat must exist"):
+        read_movielens(movielens)
+
+
+@pytest.fixture(scope="module")
+def ml1m_raw(tmp_path_factory):
+    """ratings.dat, users.dat and movies.dat as GroupLens publishes them."""
+    folder = tmp_path_factory.mktemp("ml-1m")
+    tables = {
+        t: pl.read_parquet(SHARED / f"ml1m/{t}.parquet") for t in ("interactions", "users", "items")
+    }
+    for table, columns, name in (
+        ("interactions", ["user_id", "item_id", "rating", "timestamp"], "ratings.dat"),
+        ("users", ["user_id", "gender", "age", "occupation", "zip_code"], "users.dat"),
+        ("items", ["item_id", "raw_title", "genres"], "movies.dat"),
+    ):
+        lines = tables[table].select(pl.concat_str(columns, separator="::")).to_series()
+        (folder / name).write_text("\n".join(lines.to_list()) + "\n", "latin-1")
+    return folder
+
+
+@needs_ml1m
+def test_movielens_1m_has_its_published_counts(ml1m_raw, tmp_path):
+    console = Console(file=io.StringIO(), width=200)
+    schema = convert_movielens(ml1m_raw, tmp_path / "out", console=console)
+    rows = all_rows(tmp_path / "out")
+    assert (len(rows), schema.num_users, schema.num_items) == (1_000_209, 6_040, 3_883)
+    assert rows["item"].n_unique() == 3_706
+    assert rows["scenario"].value_counts().sort("scenario")["count"].to_list() == [
+        *(210_747, 395_556, 393_906)
+    ]
+    assert "age25-34" in console.file.getvalue()
+
+
+@needs_ml1m
+def test_movielens_and_tables_give_the_same_rows(ml1m_raw, tmp_path):
+    one, two = tmp_path / "movielens", tmp_path / "tables"
+    quiet = Console(file=io.StringIO())
+    given = convert_movielens(ml1m_raw, one, console=quiet)
+    other = convert_tables(SHARED / "ml1m", two, console=quiet)
+    assert {f.name for f in given.sparse} == {f.name for f in other.sparse} == ML1M_FEATURES
+    assert given.tables == other.tables
+    assert [f.name for f in other.sparse if f.multi] == ["genres"]
+    assert other.text.item_attributes == ["genres", "summary"]
+    assert set(other.text.user_attributes) == {"gender", "age_name", "occupation_name"}
+    for split in ("train", "test"):
+        assert rows_of(one, split).equals(rows_of(two, split).select(given.columns))
+    items = [pl.read_parquet(folder / "items.parquet") for folder in (one, two)]
+    assert (items[0]["title"] == items[1]["title"]).mean() > 0.98
+    assert items[0]["genres"].equals(items[1]["genres"])
+
+
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        ("amazon_arts_office", {"user_id", "item_id", "category_path"}),
+        ("amazon23_3cat", {"user_id", "item_id", "category"}),
+    ],
+)
+@pytest.mark.parametrize("method", ["random", "user_last"])
+def test_the_amazon_tables_convert(tmp_path, name, features, method):
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"../shared/data/{name} is not here")
+    raw = read_tables(SHARED / name)
+    schema = write_dataset(raw, tmp_path / "out", SplitChoice(method))
+    assert {f.name for f in schema.sparse} == features
+    assert len(all_rows(tmp_path / "out")) == len(raw.interactions)
+
+
+# Plain tables --------------------------------------------------------------------------------
+
+
+def make_tables(folder, rows=600, **changes):
+    """Tables with every kind of column; `changes` replace interaction columns."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    columns = {
+        "user_id": rng.integers(0, 20, rows),
+        "item_id": rng.integers(100, 140, rows),
+        "scenario": rng.integers(0, 2, rows),
+        "timestamp": np.arange(rows),
+        "label": rng.integers(0, 2, rows),
+        "rating": rng.integers(1, 6, rows),
+        "device": rng.choice(["tv", "phone"], rows),
+    }
+    pl.DataFrame(columns | changes).write_parquet(folder / "interactions.parquet")
+    pl.DataFrame(
+        {"user_id": np.arange(20), "city": ["Rome", "Oslo"] * 10, "balance": np.linspace(0, 1, 20)}
+    ).write_parquet(folder / "users.parquet")
+    pl.DataFrame(
+        {
+            "item_id": np.arange(100, 140),
+            "title": [f"item number {i}" for i in range(40)],
+            "tags": ["new|big", "old", None, "big"] * 10,
+            "brand": ["a", None] * 20,
+        }
+    ).write_parquet(folder / "items.parquet")
+    return folder
+
+
+def test_every_row_is_written_once_and_decodes_to_its_raw_values(tmp_path):
+    raw = read_tables(make_tables(tmp_path / "raw"))
+    schema = write_dataset(raw, tmp_path / "out")
+    users, items = (pl.read_parquet(tmp_path / f"out/{t}.parquet") for t in ("users", "items"))
+    rows = all_rows(tmp_path / "out").sort("timestamp")
+    assert rows.columns == schema.columns
+    assert users["user_key"].gather(rows["user"]).equals(raw.interactions["user_key"])
+    assert items["item_key"].gather(rows["item"]).equals(raw.interactions["item_key"])
+    assert rows["label"].equals(raw.interactions["label"].cast(pl.Float32))
+    cities = rows.select("city", name=users["city"].gather(rows["user"])).unique()
+    assert sorted(cities.rows()) == [(1, "Oslo"), (2, "Rome")]
+    balance = raw.users["balance"].cast(pl.Float32).gather(rows["user"])
+    assert rows["balance"].equals(balance, null_equal=False)
+
+
+def test_types_are_int32_float32_int64_and_nothing_is_nullable(tmp_path):
+    write_dataset(read_tables(make_tables(tmp_path / "raw")), tmp_path / "out")
+    file = pq.ParquetFile(tmp_path / "out/train/part-00000.parquet")
+    types = {f.name: str(f.type) for f in file.schema_arrow}
+    assert types["tags"] == "list<element: int32 not null>"
+    assert (types["user"], types["balance"], types["timestamp"]) == ("int32", "float", "int64")
+    assert not any(f.nullable for f in file.schema_arrow)
+    column = file.metadata.row_group(0).column(0)
+    assert column.compression == "LZ4"
+    assert column.is_stats_set
+
+
+def test_ids_that_training_never_saw_are_row_zero_and_counted(tmp_path):
+    users = np.arange(600) % 15
+    users[550:] = 15 + np.arange(50) % 5
+    raw = read_tables(make_tables(tmp_path / "raw", user_id=users))
+    schema = write_dataset(raw, tmp_path / "out", SplitChoice("time"))
+    test = rows_of(tmp_path / "out", "test")
+    assert schema.tables["user_id"] == 16
+    assert schema.counts["unknown"]["user_id"] == {"test": 50}
+    assert (test["user_id"] == 0).sum() == 50
+    assert test["user"].max() == 19
+    assert schema.counts["users_without_training"]["test"] == 5
+
+
+def test_missing_values_are_row_zero_an_empty_list_or_an_empty_text_and_counted(tmp_path):
+    schema = write_dataset(read_tables(make_tables(tmp_path / "raw")), tmp_path / "out")
+    rows = all_rows(tmp_path / "out")
+    missing = {name: sum(splits.values()) for name, splits in schema.counts["missing"].items()}
+    assert missing == {
+        "brand": (rows["brand"] == 0).sum(),
+        "tags": (rows["tags"].list.len() == 0).sum(),
+    }
+    assert min(missing.values()) > 0
+    assert schema.counts["empty_text"] == {"items.tags": 10, "items.brand": 20}
+
+
+def test_duplicate_rows_are_kept_and_counted(tmp_path):
+    raw = read_tables(make_tables(tmp_path / "raw", user_id=[3] * 600, timestamp=[7] * 600))
+    schema = write_dataset(raw, tmp_path / "out")
+    assert schema.counts["duplicates"] == 600 - raw.interactions["item_key"].n_unique()
+    assert len(all_rows(tmp_path / "out")) == 600
+
+
+def test_a_rating_or_a_label_is_no_feature_unless_refused_by_name(tmp_path):
+    folder = make_tables(tmp_path / "raw")
+    names = [f.name for f in read_tables(folder).features]
+    assert names == ["user_id", "item_id", "city", "balance", "tags", "brand"]
+    (folder / "tables.yaml").write_text("interaction: {rating: sparse}")
+    with pytest.raises(ValueError, match="must not tell the label; found 'rating'"):
+        read_tables(folder)
+
+
+def test_tables_yaml_says_what_is_what(tmp_path):
+    folder = make_tables(tmp_path / "raw")
+    (folder / "tables.yaml").write_text(
+        "name: shop\nuser: {city: sparse}\nitem: {tags: multi}\ninteraction: {device: sparse}\n"
+        'scenarios: {"0": "The front page.", "1": "The search page."}\n'
+    )
+    schema = write_dataset(read_tables(folder), tmp_path / "out")
+    assert [f.name for f in schema.sparse] == ["user_id", "item_id", "city", "tags", "device"]
+    assert schema.scenarios[1].description == "The search page."
+    assert schema.tables["device"] == 3
+
+
+def test_an_unknown_field_of_tables_yaml_is_named(tmp_path):
+    folder = make_tables(tmp_path / "raw")
+    (folder / "tables.yaml").write_text("usr: {city: sparse}")
+    with pytest.raises(ValueError, match=r"tables.yaml: usr: .* Known fields: name, description"):
+        read_tables(folder)
+
+
+def with_row(values, row, value):
+    return [value if i == row else v for i, v in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": with_row([1, 0] * 300, 4, None)}, "column 'label' .* found None in row 4"),
+        (
+            {"label": with_row([1, 0] * 300, 9, 3)},
+            "column 'label' must be 0 or 1; found 3 in row 9",
+        ),
+        ({"label": ["yes"] * 600}, "column 'label' must be a number"),
+        ({"timestamp": np.linspace(0, 1, 600)}, "column 'timestamp' must be an integer"),
+        ({"timestamp": with_row(range(600), 8, None)}, "'timestamp' must have no null; .* row 8"),
+        ({"scenario": with_row([0, 1] * 300, 5, None)}, "'scenario' .* found None in row 5"),
+        ({"item_id": with_row([100] * 600, 2, 7)}, "'item_key' must hold only keys .* row 2"),
+        ({"user_id": ["1"] * 600}, "'user_key' must have the type it has in"),
+    ],
+)
+def test_a_bad_interaction_is_named_with_file_column_and_row(tmp_path, changes, message):
+    folder = make_tables(tmp_path / "raw", **changes)
+    with pytest.raises(ValueError, match=rf"interactions.parquet.*{message}"):
+        write_dataset(read_tables(folder), tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
+
+
+def test_an_undeclared_scenario_is_named(tmp_path):
+    folder = make_tables(tmp_path / "raw", scenario=with_row([0, 1] * 300, 3, 9))
+    (folder / "tables.yaml").write_text('scenarios: {"0": "Front page.", "1": "Search page."}')
+    with pytest.raises(ValueError, match="be a scenario of tables.yaml .* found '9' in row 3"):
+        read_tables(folder)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_a_dense_value_that_is_not_finite_is_named(tmp_path, bad):
+    folder = make_tables(tmp_path / "raw")
+    users = pl.read_parquet(folder / "users.parquet")
+    balance = pl.Series("balance", with_row(users["balance"], 6, bad))
+    users.with_columns(balance).write_parquet(folder / "users.parquet")
+    (folder / "tables.yaml").write_text("user: {balance: dense}")
+    with pytest.raises(ValueError, match=r"users.parquet: column 'balance' .* in row 6"):
+        write_dataset(read_tables(folder), tmp_path / "out")
+
+
+def test_a_missing_column_and_a_truncated_file_are_named(tmp_path):
+    folder = make_tables(tmp_path / "raw")
+    with pytest.raises(ValueError, match="interactions.parquet must have the column 'click'"):
+        read_tables(folder, label="click")
+    path = folder / "interactions.parquet"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="interactions.parquet must be a whole Parquet file"):
+        read_tables(folder)
+
+
+# The folder ----------------------------------------------------------------------------------
+
+
+def test_a_dataset_that_is_there_is_kept_unless_overwrite_is_said(tmp_path):
+    raw = read_tables(make_tables(tmp_path / "raw"))
+    write_dataset(raw, tmp_path / "out")
+    with pytest.raises(ValueError, match="must not exist yet"):
+        write_dataset(raw, tmp_path / "out")
+    write_dataset(raw, tmp_path / "out", SplitChoice("time"), overwrite=True)
+    assert load_schema(tmp_path / "out").split.method == "time"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def test_overwrite_never_removes_a_folder_that_is_no_dataset(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    raw = read_tables(make_tables(tmp_path / "raw"))
+    with pytest.raises(ValueError, match="must be a dataset folder to be overwritten"):
+        write_dataset(raw, tmp_path / "thesis", overwrite=True)
+
+
+def test_a_conversion_that_fails_leaves_the_old_dataset_and_nothing_else(tmp_path):
+    raw = read_tables(make_tables(tmp_path / "raw"))
+    write_dataset(raw, tmp_path / "out")
+    with pytest.raises(OSError, match="disk"):
+        fill_the_disk(tmp_path / "out")
+    assert load_schema(tmp_path / "out").name == "raw"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def fill_the_disk(out):
+    with new_folder(out, overwrite=True) as new:
+        (new / "train").mkdir()
+        raise OSError("No space left on disk")
+
+
+def test_row_groups_and_files_are_cut_at_their_sizes_however_the_rows_come(tmp_path):
+    schema = pa.schema([pa.field("x", pa.int32(), nullable=False)])
+    values = pa.table({"x": pa.array(np.arange(2500, dtype=np.int32))}, schema=schema)
+    with PartWriter(tmp_path, schema, row_group_rows=100, file_rows=1000) as writer:
+        for start, stop in ((0, 30), (30, 999), (999, 1001), (1001, 2500)):
+            writer.append(values.slice(start, stop - start))
+    files = sorted(tmp_path.iterdir())
+    assert [pq.ParquetFile(f).metadata.num_rows for f in files] == [1000, 1000, 500]
+    groups = pq.ParquetFile(files[0]).metadata
+    assert {groups.row_group(i).num_rows for i in range(groups.num_row_groups)} == {100}
+    assert pq.read_table(tmp_path)["x"].to_pylist() == list(range(2500))
