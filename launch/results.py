@@ -137,22 +137,21 @@ def comparison_rows(
     """
     names, results = list(runs), list(runs.values())
     _check_comparable(names, results)
-    title = TITLES.get(metric, metric)
     two = len(runs) == 2
     groups = [_groups(run.metrics) for run in results]
     known = results[0].best_possible if best else None
     truth = None if known is None else _groups(known)
-    head = ["scenario", "rows", *(f"{name} {title}" for name in names)]
-    head += ["difference"] * two + ["best possible"] * (truth is not None)
+    head = ["scenario", *names, *["difference"] * two]
+    head += [*["best possible"] * (truth is not None), "rows"]
     rows = [head]
     for at, (group, first) in enumerate(groups[0]):
         values = [getattr(run[at][1], metric) for run in groups]
-        cells = [group, cell(first.rows), *map(cell, values)]
+        cells = [group, *map(cell, values)]
         if two:
             cells.append(UNDEFINED if None in values else f"{values[1] - values[0]:+.4f}")
         if truth is not None:
             cells.append(cell(getattr(truth[at][1], metric)))
-        rows.append(cells)
+        rows.append([*cells, cell(first.rows)])
     return rows
 
 
@@ -162,7 +161,7 @@ def comparison_table(
     """Runs side by side: a column each, the difference of two, the best possible where known."""
     head, *rows = comparison_rows(runs, metric=metric, best=best)
     first = next(iter(runs.values()))
-    table = Table(title=f"{first.dataset}, {first.split}")
+    table = Table(title=f"{TITLES.get(metric, metric)}: {first.dataset}, {first.split}")
     for column in head:
         table.add_column(column, justify="left" if column == "scenario" else "right")
     for at, row in enumerate(rows):

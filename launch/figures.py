@@ -1,0 +1,101 @@
+"""Plotly figures of a report, as plain dicts; colours that follow the theme are set in the page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from msrec.launch.curves import Log, Points
+
+PALETTE = ("#3b82c4", "#e07b39", "#3aa17e", "#c06bb0", "#c9a227", "#7d8fa9")
+GREY = "#8a8f98"
+MOST_SCENARIOS = 12
+Figure = dict[str, Any]
+
+
+def figure(name: str, caption: str, traces: list[dict[str, Any]], x: str, y: str) -> Figure:
+    """A figure with named axes; `caption` says in words what is to be seen."""
+    layout = {
+        "height": 340,
+        "margin": {"l": 56, "r": 12, "t": 8, "b": 44},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "legend": {"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0},
+        "hovermode": "closest",
+        "showlegend": True,
+        "xaxis": {"title": {"text": x, "standoff": 6}, "zeroline": False, "automargin": True},
+        "yaxis": {"title": {"text": y, "standoff": 6}, "zeroline": False, "automargin": True},
+    }
+    return {"name": name, "caption": caption, "data": traces, "layout": layout}
+
+
+def training_figures(logs: Mapping[str, Log]) -> list[Figure]:
+    """Loss and AUC over steps, a colour a run; one that nobody logged is left out."""
+    loss, auc = [], []
+    for at, (run, log) in enumerate(logs.items()):
+        colour = PALETTE[at % len(PALETTE)]
+        train, valid = f"{run}, training", f"{run}, validation"
+        loss += _line(train, log.curve("train", "loss"), colour, "dot", width=1.3)
+        loss += _line(valid, log.curve("valid", "log_loss/all"), colour, markers=True)
+        auc += _line(train, log.curve("train", "auc/all"), colour, "dot", width=1.3)
+        auc += _line(valid, log.curve("valid", "auc/all"), colour, markers=True)
+    figures = [
+        figure("Loss", "Log loss over training steps; lower is better.", loss, "step", "log loss"),
+        figure("AUC", "AUC of all rows over training steps.", auc, "step", "AUC"),
+    ]
+    return [found for found in figures if found["data"]]
+
+
+def scenario_figures(logs: Mapping[str, Log]) -> tuple[list[Figure], int]:
+    """Validation AUC over steps, a small figure a scenario; and how many scenarios have none.
+
+    No more than the first `MOST_SCENARIOS` are drawn.
+    """
+    start = "auc/scenario="
+    found = dict.fromkeys(m for log in logs.values() for m in log.metrics("valid"))
+    metrics = [metric for metric in found if metric.startswith(start)]
+    figures = []
+    for metric in metrics[:MOST_SCENARIOS]:
+        traces: list[dict[str, Any]] = []
+        for at, (run, log) in enumerate(logs.items()):
+            colour = PALETTE[at % len(PALETTE)]
+            traces += _line(run, log.curve("valid", metric), colour, markers=True)
+        figures.append(figure(metric.removeprefix(start), "", traces, "step", "validation AUC"))
+    return figures, len(metrics) - len(figures)
+
+
+def calibration_figure(points: Mapping[str, Points]) -> Figure:
+    """Share of clicks against mean score, a point for each tenth of the rows."""
+    top = max((max(x + y) for x, y in points.values() if x), default=1.0) * 1.04
+    traces = _line("perfect", ([0.0, top], [0.0, top]), GREY, "dash", width=1.2)
+    for at, (run, found) in enumerate(points.items()):
+        traces += _line(run, found, PALETTE[at % len(PALETTE)], markers=True)
+    caption = "Each point is a tenth of the rows, by score; on the dashed line, scores are right."
+    return figure("Calibration", caption, traces, "mean score", "share of clicks")
+
+
+def roc_figure(points: Mapping[str, Points], best: Points | None) -> Figure:
+    """True against false positive rate, with that of the true probability where it is known."""
+    traces = _line("chance", ([0.0, 1.0], [0.0, 1.0]), GREY, "dash", width=1.2)
+    if best is not None:
+        traces += _line("best possible", best, GREY, width=1.6)
+    for at, (run, found) in enumerate(points.items()):
+        traces += _line(run, found, PALETTE[at % len(PALETTE)])
+    caption = "Share of clicks found against share of non-clicks taken along."
+    return figure("ROC", caption, traces, "false positive rate", "true positive rate")
+
+
+def _line(
+    name: str,
+    points: Points,
+    colour: str,
+    dash: str = "solid",
+    width: float = 2.2,
+    markers: bool = False,
+) -> list[dict[str, Any]]:
+    """One trace, or none where there is nothing to draw."""
+    x, y = points
+    if not x:
+        return []
+    trace = {"type": "scatter", "name": name, "x": [round(v, 6) for v in x]}
+    trace |= {"y": [round(v, 6) for v in y], "mode": "lines+markers" if markers else "lines"}
+    return [trace | {"line": {"color": colour, "dash": dash, "width": width}}]

@@ -1,0 +1,189 @@
+"""One HTML page about some runs: what was run, its curves, tables and pictures; opens offline."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from msrec.launch.curves import Log, Points, best_roc, load_log, reliability, roc
+from msrec.launch.figures import (
+    Figure,
+    calibration_figure,
+    roc_figure,
+    scenario_figures,
+    training_figures,
+)
+from msrec.launch.predictions import COMMIT_FILE, load_predictions
+from msrec.launch.results import (
+    COLUMNS,
+    RESULTS_FILE,
+    TITLES,
+    Results,
+    cell,
+    comparison_rows,
+    load_results,
+)
+
+
+def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
+    """Write one page that compares runs, in the given order; the first is the reference.
+
+    What a run folder does not have (no log, not evaluated, no predictions) is left out, and the
+    page says so.
+
+    Args:
+        path: the HTML file to write.
+        runs: name on the page -> run folder.
+
+    Raises:
+        FileNotFoundError: a run folder is not there.
+        ValueError: there is no run, the runs were judged on other rows, or a file is broken.
+    """
+    folders = {name: Path(folder) for name, folder in runs.items()}
+    if not folders:
+        raise ValueError("a report must have at least one run; got none.")
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} must be the run folder of {name!r}; it is not there."
+            )
+    loader = PackageLoader("msrec.launch", package_path="")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report.html").render(**_content(folders))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(page, encoding="utf-8")
+    return scratch.replace(path)
+
+
+def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Everything the template shows."""
+    logs = {name: load_log(folder) for name, folder in folders.items()}
+    judged = {n: load_results(f) for n, f in folders.items() if (f / RESULTS_FILE).is_file()}
+    pictures, without = _prediction_figures(folders, judged)
+    configs = {name: _config(folder) for name, folder in folders.items()}
+    curves = training_figures(logs)
+    scenarios, not_drawn = scenario_figures(logs)
+    figures = [*curves, *scenarios, *pictures]
+    for at, one in enumerate(figures):
+        one["id"] = f"figure-{at}"
+    notes = _notes(logs, judged, without)
+    if not_drawn:
+        notes.append(f"The curves of {not_drawn} more scenarios are not drawn; see metrics.jsonl.")
+    best = any(result.best_possible for result in judged.values())
+    tables = ("auc", "log_loss") if judged else ()
+    return {
+        "runs": list(folders),
+        "results": next(iter(judged.values()), None),
+        "headline": _headline(judged),
+        "comparisons": [
+            (TITLES[metric], comparison_rows(judged, metric=metric, best=best)) for metric in tables
+        ],
+        "details": {name: _details(result) for name, result in judged.items()},
+        "curves": curves,
+        "scenarios": scenarios,
+        "pictures": pictures,
+        "figures": [{k: one[k] for k in ("id", "data", "layout")} for one in figures],
+        "differences": _differences(configs),
+        "configs": {n: yaml.safe_dump(c, sort_keys=False) for n, c in configs.items() if c},
+        "versions": {name: _versions(folder) for name, folder in folders.items()},
+        "notes": notes,
+        "plotly": Markup(get_plotlyjs()),
+    }
+
+
+def _prediction_figures(
+    folders: Mapping[str, Path], judged: Mapping[str, Results]
+) -> tuple[list[Figure], list[str]]:
+    """Calibration and ROC of the runs whose predictions are still there, and the other runs."""
+    said: dict[str, Points] = {}
+    ranked: dict[str, Points] = {}
+    best: Points | None = None
+    without = []
+    for name, result in judged.items():
+        folder = folders[name] / "predictions" / result.split
+        if not (folder / COMMIT_FILE).is_file():
+            without.append(name)
+            continue
+        found = load_predictions(folder)
+        said[name] = reliability(found.score, found.label, found.weight)
+        ranked[name] = roc(found.score, found.label, found.weight)
+        best = best or best_roc(found)
+    return ([calibration_figure(said), roc_figure(ranked, best)] if said else []), without
+
+
+def _headline(judged: Mapping[str, Results]) -> list[tuple[str, str, str]]:
+    """Name, AUC and a remark for each run, and for the best possible."""
+    first, *_ = [*judged.values(), None]
+    if first is None:
+        return []
+    reference, name_of_first = first.metrics.all.auc, next(iter(judged))
+    tiles = []
+    for name, result in judged.items():
+        auc = result.metrics.all.auc
+        remark = "reference"
+        if result is not first and auc is not None and reference is not None:
+            remark = f"{auc - reference:+.4f} against {name_of_first}"
+        tiles.append((name, cell(auc), remark))
+    if first.best_possible is not None:
+        auc = first.best_possible.all.auc
+        tiles.append(("best possible", cell(auc), "the true click probability"))
+    return tiles
+
+
+def _details(result: Results) -> list[list[str]]:
+    """All metrics of a run, its head first."""
+    groups = [("all", result.metrics.all), *result.metrics.scenarios.items()]
+    head = ["scenario", *(TITLES.get(column, column) for column in COLUMNS)]
+    return [head, *([n, *(cell(getattr(m, column)) for column in COLUMNS)] for n, m in groups)]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+
+
+def _versions(folder: Path) -> dict[str, str]:
+    path = folder / "versions.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _flat(config: Mapping[str, Any], start: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{start}{key}.")
+        else:
+            flat[start + key] = "none" if value is None else str(value)
+    return flat
+
+
+def _differences(configs: Mapping[str, dict[str, Any]]) -> list[list[str]]:
+    """Config keys whose values differ between runs, a column a run, the head first; or nothing."""
+    flat = [_flat(config) for config in configs.values()]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    rows = [[key, *(one.get(key, "not set") for one in flat)] for key in keys]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    return [["key", *configs], *rows] if rows else []
+
+
+def _notes(logs: Mapping[str, Log], judged: Mapping[str, Results], without: list[str]) -> list[str]:
+    """What the page could not show, in words."""
+    notes = [
+        f"{name}: not evaluated, so that no table has it." for name in logs if name not in judged
+    ]
+    notes += [f"{name}: no predictions, so no calibration and ROC." for name in without]
+    for name, log in logs.items():
+        if not log.steps:
+            notes.append(f"{name}: no training log, so no curves.")
+        if log.again:
+            notes.append(f"{name}: {log.again} steps were logged again after a restart.")
+        if log.unreadable:
+            notes.append(f"{name}: {log.unreadable} lines of its log cannot be read.")
+    return notes
