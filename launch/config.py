@@ -180,6 +180,8 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunCo
         except yaml.YAMLError:
             raise ValueError(f"{key}: the value must be YAML; got {text!r}.") from None
         _set(tree, key.split("."), value)
+    if isinstance(tree.get("backbone"), dict):
+        tree["backbone"].setdefault("name", SharedBottomConfig().name)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

@@ -1,0 +1,28 @@
+# Two commands on a fresh machine (Python 3.11, make, a C++ compiler): `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+# gpu.txt where an NVIDIA driver is there, else cpu.txt; override with `make demo MACHINE=cpu`.
+MACHINE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+READY = $(VENV)/ready-$(MACHINE)
+
+.PHONY: demo test check benchmark install
+
+demo: $(READY) ## synthetic app, frozen LLM, two ranks: bare against LLM4MSR
+	$(VENV)/bin/msrec demo
+
+test: $(READY) ## every test
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest
+
+check: ## what CI runs: format, lint, types, tests, wheel
+	.ci/run
+
+benchmark: $(READY) ## the MovieLens-1M table of the README, from RAW=folder
+	$(VENV)/bin/msrec bench movielens $(RAW)
+
+install: $(READY)
+
+$(READY): requirements/base.txt requirements/$(MACHINE).txt requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet -r requirements/$(MACHINE).txt -r requirements/dev.txt -e .
+	$(VENV)/bin/pip check
+	touch $@
