@@ -98,8 +98,9 @@ def encode(
     settings["model_sha256"] = weights_sha256(folder)
     jobs: dict[str, _Job] = {}
     for level in levels:
-        settings["level"] = level
-        writer = StoreWriter(Path(store) / level, settings.copy(), rank=rank, world_size=world_size)
+        writer = StoreWriter(
+            Path(store) / level, settings | {"level": level}, rank=rank, world_size=world_size
+        )
         prompts = PROMPTS[level](dataset, texts, rank=rank, world_size=world_size)
         jobs[level] = _Job(writer, prompts, _left(writer, prompts))
     counter = _Counter(sum(len(job.prompts) for job in jobs.values()), on_progress)
@@ -110,9 +111,9 @@ def encode(
         encoder = FrozenEncoder.load(
             folder, pooling=pooling, dtype=dtype, max_tokens=max_tokens, device=device
         )
-    results = {}
-    for level, job in jobs.items():
-        end = f"\n{texts.user_question}" if level == "user" else ""
+    results: dict[str, dict[str, int]] = {}
+    for name, job in jobs.items():
+        end = f"\n{texts.user_question}" if name == "user" else ""
         counts = {"encoded": job.left.height, "truncated": 0, "tokens": 0}
         for window in job.left.iter_slices(WINDOW):
             assert encoder is not None
@@ -125,7 +126,7 @@ def encode(
             counts["truncated"] += sum(cut)
             counts["tokens"] += sum(map(len, rows))
         merged = job.writer.is_complete or job.writer.finish(job.prompts.counts)
-        results[level] = job.prompts.counts | counts | {"merged": int(merged)}
+        results[name] = job.prompts.counts | counts | {"merged": int(merged)}
     return results
 
 
@@ -138,21 +139,22 @@ class _Job:
     left: pl.DataFrame
 
 
+def _columns(window: pl.DataFrame, rows: list[list[int]], cut: list[bool]) -> dict[str, list[Any]]:
+    """What a part says of each key, beside its vector."""
+    columns = window.select("index", "key", "has_history").to_dict(as_series=False)
+    return columns | {"tokens": [len(row) for row in rows], "truncated": cut}
+
+
 def _encode_window(
     encoder: FrozenEncoder,
     writer: StoreWriter,
-    window: pl.DataFrame,
     rows: list[list[int]],
-    cut: list[bool],
+    columns: dict[str, list[Any]],
     batch_tokens: int,
     save_every_s: float,
     counter: "_Counter",
 ) -> None:
     """Encode some prompts in batches of like length; save a part every few seconds."""
-    columns: dict[str, list[Any]] = window.select("index", "key", "has_history").to_dict(
-        as_series=False
-    )
-    columns |= {"tokens": [len(row) for row in rows], "truncated": cut}
     waiting: list[int] = []
     vectors: list[np.ndarray] = []
     saved = time.monotonic()

@@ -5,6 +5,7 @@ import sys
 
 import torchx
 from torchx import specs
+from torchx.components.dist import parse_nnodes
 from torchx.specs import macros
 
 ENVIRONMENT = {
@@ -43,7 +44,7 @@ def torchrun_app(
         python: interpreter; empty takes this one for local images and `python` in containers.
         threads: OMP_NUM_THREADS of a rank.
     """
-    min_nodes, max_nodes, ranks, nodes = specs.parse_nnodes(j) if hasattr(specs, "parse_nnodes") else _nodes(j)
+    min_nodes, max_nodes, ranks, nodes = parse_nnodes(j)
     # On several nodes the scheduler names rank 0's host in a variable that the shell reads.
     endpoint = "localhost:0" if max_nodes == 1 else f"$${{{macros.rank0_env}:=localhost}}:{port}"
     command = [
@@ -53,7 +54,7 @@ def torchrun_app(
         *("--rdzv-conf", "join_timeout=300,last_call_timeout=5"),
         *("--nnodes", nodes, "--nproc-per-node", str(ranks), "--max-restarts", str(max_restarts)),
         *("--tee", "3", "--local-ranks-filter", "0", "--role", ""),
-        *("--module", "msrec.launch", job, *args),
+        *("--module", "msrec.tools", job, *args),
     ]
     # The endpoint stays unquoted: the shell has to expand it.
     line = " ".join(map(shlex.quote, command[:3])) + f" --rdzv-endpoint {endpoint} "
@@ -76,9 +77,3 @@ def torchrun_app(
         ],
     )
 
-
-def _nodes(j: str) -> tuple[int | None, int, int, str]:
-    from torchx.components.dist import parse_nnodes
-
-    parsed: tuple[int | None, int, int, str] = parse_nnodes(j)
-    return parsed

@@ -84,12 +84,12 @@ class StoreWriter:
                 return True
             _write_json(done, counts)
             shares = sorted(self.parts.glob(f"done-*-of-{self.world_size:03d}.json"))
-            counts = [json.loads(share.read_text()) for share in shares]
+            found = [json.loads(share.read_text()) for share in shares]
             # A share may have been called done before someone deleted a part of it.
-            missing = sum(share["keys"] for share in counts) - len(self.done_index())
+            missing = sum(share["keys"] for share in found) - len(self.done_index())
             if len(shares) < self.world_size or missing > 0:
                 return False
-            self._merge(counts)
+            self._merge(found)
         return True
 
     def _part_files(self) -> list[Path]:

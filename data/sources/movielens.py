@@ -89,7 +89,8 @@ def read_movielens(folder: Path | str, scenario: Literal["age", "genre"] = "age"
     return RawTables(
         name="ml1m" if scenario == "age" else "ml1m-genre",
         description="MovieLens-1M: films rated by viewers; liked means more than 3 of 5 stars.",
-        interactions=_known_scenarios(rows, users, items).drop("rating"),
+        # null only where the key is unknown, which the writer refuses by name
+        interactions=rows.drop("rating").with_columns(pl.col("scenario").fill_null(0)),
         users=users,
         items=items,
         scenarios=[Scenario(name=n, description=d) for n, (d, _) in rules.items()],
@@ -138,16 +139,6 @@ def _grouped(
     )
     refuse(found.is_null(), values, str(where), must, "Correct it.")
     return pl.DataFrame([keys, found.alias("scenario")])
-
-
-def _known_scenarios(rows: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Rows of unknown users or films have no scenario; say 0 here, the writer refuses the key."""
-    known = rows["user_key"].is_in(users["user_key"].implode()) & rows["item_key"].is_in(
-        items["item_key"].implode()
-    )
-    return rows.with_columns(
-        scenario=pl.when(known).then("scenario").otherwise(pl.col("scenario").fill_null(0))
-    )
 
 
 def _users(path: Path) -> pl.DataFrame:
