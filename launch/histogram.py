@@ -56,11 +56,11 @@ class HistogramMetrics:
             logit, label, scenario, weight: (B,); label 0 or 1, scenario int in [0, S).
 
         Raises:
-            ValueError: a logit is NaN, a label not 0 or 1, a scenario unknown; names the row.
+            ValueError: a logit is NaN or infinite, a label not 0 or 1, a scenario unknown; names the row.
         """
         weights = np.ones(len(logit)) if weight is None else np.asarray(weight, np.float64)
         used = weights > 0
-        self._check("logit", logit, ~used | ~np.isnan(logit), "a number")
+        self._check("logit", logit, ~used | np.isfinite(logit), "a finite number")
         self._check("label", label, ~used | (label == 0) | (label == 1), "0 or 1")
         last = len(self.counts) - 1
         known = ~used | ((scenario >= 0) & (scenario <= last))

@@ -102,6 +102,9 @@ def exact_metrics(
     _check("score", score, (score >= 0) & (score <= 1), "between 0 and 1")
     _check("label", label, (label == 0) | (label == 1), "0 or 1")
     _check("scenario", scenario, (scenario >= 0) & (scenario < len(names)), f"0..{len(names) - 1}")
+    _check("user", user, (user >= 0) & (user < 1 << 32), "a code in [0, 2^32)")
+    if len(names) > 1 << 16:
+        raise ValueError(f"there must be at most 65,536 scenarios; got {len(names)}.")
     if weight is not None:
         _check("weight", weight, (weight >= 0) & np.isfinite(weight), "at least 0 and finite")
         keep = weight > 0

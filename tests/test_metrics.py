@@ -131,6 +131,7 @@ def test_no_rows_at_all_give_no_metrics():
         ("label", 0.5, "label must be 0 or 1; got 0.5 at row 2"),
         ("scenario", 3, r"scenario must be 0..2; got 3 at row 2"),
         ("weight", -1, "weight must be at least 0"),
+        ("user", -7, "user must be a code .* got -7 at row 2"),
     ],
 )
 def test_a_bad_value_is_named_with_its_row(column, value, message):
@@ -207,7 +208,7 @@ def test_padding_rows_do_not_reach_the_histogram():
 
 
 def test_nan_logit_is_an_error_naming_the_row():
-    with pytest.raises(ValueError, match="logit must be a number; got nan at row 1"):
+    with pytest.raises(ValueError, match="logit must be a finite number; got nan at row 1"):
         HistogramMetrics(1).update(np.array([0.0, np.nan]), np.zeros(2), np.zeros(2, int))
 
 
