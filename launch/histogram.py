@@ -56,7 +56,7 @@ class HistogramMetrics:
             logit, label, scenario, weight: (B,); label 0 or 1, scenario int in [0, S).
 
         Raises:
-            ValueError: a logit is not finite, a label not 0 or 1, a scenario unknown; names the row.
+            ValueError: a logit is not finite, a label not 0 or 1 or a scenario unknown.
         """
         weights = np.ones(len(logit)) if weight is None else np.asarray(weight, np.float64)
         used = weights > 0
