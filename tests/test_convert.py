@@ -369,6 +369,15 @@ def test_a_conversion_that_fails_leaves_the_old_dataset_and_nothing_else(tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw"]
 
 
+def test_what_a_killed_conversion_left_is_no_dataset_and_is_cleared_by_the_next(tmp_path):
+    left = new_folder(tmp_path / "out")
+    (left.__enter__() / "train").mkdir()  # and the process is gone
+    assert not (tmp_path / "out").exists()
+    write_dataset(read_tables(make_tables(tmp_path / "raw")), tmp_path / "out")
+    left.gen.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw"]
+
+
 def fill_the_disk(out):
     with new_folder(out, overwrite=True) as new:
         (new / "train").mkdir()
