@@ -1,0 +1,146 @@
+"""A linear layer whose weights are generated from a vector, one per row or per distinct key."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from msrec.model.groups import Groups, group_rows, grouped_linear
+from msrec.model.mlp import check_positive
+
+FORMS = ("auto", "contracted", "distinct")
+LOOP_KEYS = 256
+"""Up to so many keys, `distinct` multiplies group by group; above, padded in one batched product."""
+SMALL_PRODUCT_COST = 6
+"""A multiply-add of the padded product costs as much as this many of one large product."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The generating vectors of a batch, and how its rows reach them.
+
+    `groups` is None in the contracted form: `z` has a row per row of the batch. In the distinct
+    form `z` has a row per key, and x must be in the order of `groups`.
+
+    Shape:
+        z: (B, R + 1) or (U, R + 1); column 0 is 1 and carries the part that no vector changes.
+    """
+
+    z: Tensor
+    groups: Groups | None
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Rows of the batch in the order of the codes."""
+        return x if self.groups is None else self.groups.sort(x)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Rows back in the order of the batch."""
+        return x if self.groups is None else self.groups.unsort(x)
+
+
+def make_codes(z: Tensor, key: Tensor, form: str = "auto") -> Codes:
+    """Choose the form for one batch; all generated layers on that batch share the result.
+
+    Multiply-adds, in units of the layer's in_dim * out_dim::
+
+        contracted              B (R + 1)
+        distinct, U <= 256      U (R + 1) + B
+        distinct, U > 256       U (R + 1) + 6 U n     n: rows of the most frequent key (padding)
+
+    `auto` takes the smaller. 6 is measured: a batch of small products is that much slower.
+
+    Shape:
+        z: (U, R + 1), float.
+        key: (B,), int64 in [0, U).
+
+    Raises:
+        ValueError: the form is unknown, or a key is out of range.
+    """
+    check_form(form)
+    (keys, width), rows = z.shape, len(key)
+    padded_cost = 1 if keys <= LOOP_KEYS else SMALL_PRODUCT_COST
+    if form == "distinct" or (form == "auto" and keys * width + padded_cost * rows < rows * width):
+        groups = group_rows(key, keys, "user_index")
+        padded = rows if keys <= LOOP_KEYS else keys * max(groups.counts, default=0)
+        if form == "distinct" or keys * width + padded_cost * padded < rows * width:
+            return Codes(z, groups)
+    return Codes(z.index_select(0, key), None)
+
+
+def check_form(form: str) -> None:
+    """Refuse an unknown form."""
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
+
+
+class GeneratedLinear(nn.Module):
+    """y = W(z) x + b(z) with W(z) = sum_r z_r M_r and b(z) = sum_r z_r c_r, where z_0 = 1.
+
+    Two exact forms. *Contracted* never makes W(z): all x M_r come from one product, (B, in) by
+    (in, (R + 1) out), and are summed by z; memory B (R + 1) out. *Distinct* makes W(z) once per
+    key, memory U in out, and multiplies the rows of that key by it.
+
+    Shape:
+        x: (B, in_dim), float, in the order of `codes`.
+        returns: (B, out_dim), float, same order.
+
+    Source:
+        M2M's meta unit (arXiv 2201.06814, V_w s + v_w reshaped to a matrix); LLM4MSR generates
+        weights and biases of its meta layers alike. M_0 starts as nn.Linear; M_r starts 1 / sqrt(R)
+        as large, so that the generated part starts no larger than M_0 for |z_r| <= 1.
+
+    Example:
+        >>> codes = make_codes(torch.ones(2, 3), torch.tensor([0, 1, 1, 0]))
+        >>> GeneratedLinear(8, 4, rank=2)(torch.zeros(4, 8), codes).shape
+        torch.Size([4, 4])
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, rank: int, zero: bool = False) -> None:
+        super().__init__()
+        check_positive(in_dim=in_dim, out_dim=out_dim, rank=rank)
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+        self.weight = nn.Parameter(torch.zeros(rank + 1, in_dim, out_dim))
+        self.bias = nn.Parameter(torch.zeros(rank + 1, out_dim))
+        if not zero:
+            bound = 1 / math.sqrt(in_dim)
+            with torch.no_grad():
+                for part in (self.weight, self.bias):
+                    part.uniform_(-bound, bound)
+                    part[1:] /= math.sqrt(rank)
+
+    def forward(self, x: Tensor, codes: Codes) -> Tensor:
+        """Multiply each row by the weights that its code generates."""
+        if codes.groups is None:
+            return self._contracted(x, codes.z)
+        weight = (codes.z @ self.weight.flatten(1)).unflatten(1, (self.in_dim, self.out_dim))
+        bias = codes.z @ self.bias
+        if len(codes.z) <= LOOP_KEYS:
+            return grouped_linear(x, weight, bias, codes.groups.counts)
+        return _padded_linear(x, weight, bias, codes.groups)
+
+    def _contracted(self, x: Tensor, z: Tensor) -> Tensor:
+        wide = self.weight.transpose(0, 1).flatten(1)
+        parts = (x @ wide).unflatten(1, (-1, self.out_dim))
+        if self.out_dim < 32:  # below this a batch of 1-row products is slower than plain sums
+            return (z.unsqueeze(2) * parts).sum(1) + z @ self.bias
+        return torch.bmm(z.unsqueeze(1), parts).squeeze(1) + z @ self.bias
+
+
+def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
+    """Groups of sorted rows, padded to the largest, times their weights in one batched product.
+
+    Shape::
+
+        rows   a0 a1 b0        counts [2, 1], largest 2
+        slots  [a0 a1] [b0 --]
+    """
+    keys, largest = len(weight), max(groups.counts)
+    counts = torch.tensor(groups.counts, device=x.device)
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=len(x))
+    key = torch.arange(keys, device=x.device).repeat_interleave(counts, output_size=len(x))
+    slot = key * largest + torch.arange(len(x), device=x.device) - starts
+    padded = x.new_zeros(keys * largest, x.shape[1]).index_copy(0, slot, x)
+    out = torch.baddbmm(bias.unsqueeze(1), padded.unflatten(0, (keys, largest)), weight)
+    return out.flatten(0, 1).index_select(0, slot)

@@ -1,0 +1,215 @@
+"""Meta networks around any backbone: user-level layers at its bottom, scenario-level in parallel."""
+
+import torch
+from torch import Tensor, nn
+
+from msrec.model.generated import GeneratedLinear, check_form, make_codes
+from msrec.model.mlp import check_positive, make_activation
+
+
+class KnowledgeReducer(nn.Module):
+    """Frozen LLM vectors to short codes: z = [1, dropout(tanh(A (h - mean) / std + a))].
+
+    A vector that is missing counts as the mean (standardised: zeros), plus a learned flag vector
+    inside tanh. A dimension with std 0 says nothing and is left out.
+
+    Shape:
+        knowledge: (U, knowledge_dim), float.
+        has_knowledge: (U,), float, 0 or 1; needed if and only if `flag`.
+        returns: (U, rank + 1), float; column 0 is 1.
+
+    Raises:
+        ValueError: mean or std has another shape, is not finite or is negative; knowledge has
+            another width than the model was built with.
+
+    Source:
+        LLM4MSR leaves the reduction open. Hidden states have a few dimensions hundreds of times
+        larger than the rest, so they are standardised first, with fixed statistics of the store (a
+        row must not depend on its batch). tanh and not LayerNorm: it bounds what an unusual user
+        can do to the weights as well, and keeps z = 0, "nothing known", possible.
+    """
+
+    def __init__(
+        self, rank: int, mean: Tensor, std: Tensor, dropout: float = 0.0, flag: bool = False
+    ) -> None:
+        super().__init__()
+        check_positive(rank=rank)
+        _check_statistics(mean, std)
+        mean, std = mean.float(), std.float()
+        scale = torch.where(std > 0, 1 / std, torch.zeros_like(std))
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", -mean * scale)
+        self.linear = nn.Linear(len(mean), rank)
+        self.flag = nn.Parameter(torch.zeros(rank)) if flag else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, knowledge: Tensor, has_knowledge: Tensor | None = None) -> Tensor:
+        """Codes of the keys."""
+        dim = self.linear.in_features
+        if knowledge.dim() != 2 or knowledge.shape[1] != dim:
+            raise ValueError(
+                f"knowledge must be (U, {dim}) as when the model was built; got "
+                f"{tuple(knowledge.shape)}. Give the store that the run was trained with."
+            )
+        shift, scale = self.get_buffer("shift"), self.get_buffer("scale")
+        z = torch.addcmul(shift, knowledge, scale) @ self.linear.weight.T
+        if self.flag is not None:
+            assert has_knowledge is not None
+            has = has_knowledge.unsqueeze(1)
+            z = z * has + (1 - has) * self.flag
+        z = self.dropout(torch.tanh(z + self.linear.bias))
+        return torch.cat([torch.ones_like(z[:, :1]), z], dim=1)
+
+
+def _check_statistics(mean: Tensor, std: Tensor) -> None:
+    if mean.dim() != 1 or mean.shape != std.shape:
+        raise ValueError(
+            "mean and std of the knowledge must both be (knowledge_dim,); got "
+            f"{tuple(mean.shape)} and {tuple(std.shape)}."
+        )
+    bad = ~(mean.isfinite() & std.isfinite() & (std >= 0))
+    if bad.any():
+        column = int(bad.nonzero()[0])
+        raise ValueError(
+            "mean and std of the knowledge must be finite, std at least 0; got mean "
+            f"{float(mean[column])}, std {float(std[column])} in dimension {column}. Encode again."
+        )
+
+
+class UserMeta(nn.Module):
+    """Layers generated per user, between the interaction and the backbone.
+
+    With a width: h = down(x), then `num_layers` times h <- h + act(W(z) h + b(z)), and
+    y = x + up(h). Without (None): y <- y + s * act(W(z) y + b(z)) on all of x, with a learned
+    scale s per layer and element. `up` and s start at 0, so step 0 is the bare backbone.
+
+    Shape:
+        x: (B, in_dim), float.
+        knowledge: (U, knowledge_dim), float, raw vectors of the batch's users.
+        user_index: (B,), int64 in [0, U).
+        has_knowledge: (U,), float, 0 where the store has no vector.
+        returns: (B, in_dim), float.
+
+    Raises:
+        ValueError: a size is below 1, mean or std does not fit, or the form is unknown.
+
+    Source:
+        LLM4MSR (arXiv 2406.12529) puts user-level meta layers at the bottom of the backbone and
+        leaves their size and form open. The residual is M2M's (arXiv 2201.06814); the narrow
+        `width` is HAMUR's adapter (arXiv 2309.06217): a full in_dim x in_dim matrix per user costs
+        (in_dim / width)^2 as much.
+
+    Example:
+        >>> meta = UserMeta(8, knowledge_dim=6, mean=torch.zeros(6), std=torch.ones(6), width=4)
+        >>> x, index = torch.ones(3, 8), torch.tensor([0, 1, 1])
+        >>> bool((meta(x, torch.rand(2, 6), index, torch.ones(2)) == x).all())  # at step 0
+        True
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        knowledge_dim: int,
+        mean: Tensor,
+        std: Tensor,
+        rank: int = 16,
+        width: int | None = 32,
+        num_layers: int = 1,
+        activation: str = "silu",
+        dropout: float = 0.0,
+        form: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_positive(num_layers=num_layers, width=1 if width is None else width)
+        check_form(form)
+        if len(mean) != knowledge_dim:
+            raise ValueError(f"mean must have knowledge_dim={knowledge_dim} numbers; got {len(mean)}")
+        self.form = form
+        self.reducer = KnowledgeReducer(rank, mean, std, dropout, flag=True)
+        size = width or in_dim
+        self.layers = nn.ModuleList(GeneratedLinear(size, size, rank) for _ in range(num_layers))
+        self.activation = make_activation(activation)
+        self.scales: nn.ParameterList | None = None
+        if width is None:
+            self.scales = nn.ParameterList(torch.zeros(in_dim) for _ in range(num_layers))
+            return
+        self.down = nn.Linear(in_dim, width)
+        self.up = nn.Linear(width, in_dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(
+        self, x: Tensor, knowledge: Tensor, user_index: Tensor, has_knowledge: Tensor
+    ) -> Tensor:
+        """Change each row by what is known of its user."""
+        z = self.reducer(knowledge, has_knowledge)
+        codes = make_codes(z, user_index, self.form)
+        h = codes.enter(x if self.scales is not None else self.down(x))
+        for i, layer in enumerate(self.layers):
+            change = self.activation(layer(h, codes))
+            h = h + (change if self.scales is None else self.scales[i] * change)
+        h = codes.leave(h)
+        return h if self.scales is not None else x + self.up(h)
+
+
+class ScenarioMeta(nn.Module):
+    """A network generated per scenario, in parallel with the backbone; its logit is added.
+
+    `num_layers` hidden layers act(W(z_s) h + b(z_s)), then a generated linear layer to the logits,
+    which starts at 0, so step 0 is the bare backbone.
+
+    Shape:
+        x: (B, in_dim), float.
+        scenario: (B,), int64 in [0, S), S being the rows of `knowledge`.
+        returns: (B, num_tasks), float, to be added to the backbone's logits.
+
+    Raises:
+        ValueError: a size is below 1, the form is unknown, or a vector is not finite.
+
+    Source:
+        LLM4MSR puts scenario-level meta layers in parallel with the backbone and leaves the fusion
+        open; adding logits is how STAR joins its auxiliary network. The vectors are standardised
+        over the scenarios and kept as a buffer, so that a saved model needs no store for them.
+
+    Example:
+        >>> meta = ScenarioMeta(in_dim=8, knowledge=torch.rand(3, 6), width=4)
+        >>> meta(torch.ones(2, 8), torch.tensor([2, 0])).tolist()  # at step 0
+        [[0.0], [0.0]]
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        knowledge: Tensor,
+        num_tasks: int = 1,
+        rank: int = 16,
+        width: int | None = 32,
+        num_layers: int = 1,
+        activation: str = "silu",
+        dropout: float = 0.0,
+        form: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_positive(num_layers=num_layers, width=1 if width is None else width)
+        check_form(form)
+        if knowledge.dim() != 2 or not len(knowledge):
+            raise ValueError(f"scenario knowledge must be (S, H); got {tuple(knowledge.shape)}.")
+        knowledge = knowledge.float()
+        self.form = form
+        self.register_buffer("knowledge", knowledge)
+        std, mean = torch.std_mean(knowledge, dim=0, correction=0)
+        self.reducer = KnowledgeReducer(rank, mean, std, dropout)
+        sizes = [in_dim, *[width or in_dim] * num_layers]
+        self.layers = nn.ModuleList(
+            GeneratedLinear(a, b, rank) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.head = GeneratedLinear(sizes[-1], num_tasks, rank, zero=True)
+        self.activation = make_activation(activation)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Logits that each row's scenario adds."""
+        codes = make_codes(self.reducer(self.get_buffer("knowledge")), scenario, self.form)
+        h = codes.enter(x)
+        for layer in self.layers:
+            h = self.activation(layer(h, codes))
+        return codes.leave(self.head(h, codes))
