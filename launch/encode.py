@@ -120,9 +120,8 @@ def encode(
             rows, cut = encoder.tokenize(
                 window["text"].to_list(), system=texts.system, keep_end=end
             )
-            _encode_window(
-                encoder, job.writer, window, rows, cut, batch_tokens, save_every_s, counter
-            )
+            columns = _columns(window, rows, cut)
+            _encode_window(encoder, job.writer, rows, columns, batch_tokens, save_every_s, counter)
             counts["truncated"] += sum(cut)
             counts["tokens"] += sum(map(len, rows))
         merged = job.writer.is_complete or job.writer.finish(job.prompts.counts)

@@ -2,7 +2,7 @@
 
 One folder a level (`user`, `scenario`)::
 
-    keys.parquet    key (int64 or string), tokens, truncated, has_history; row i has vector i
+    keys.parquet    index, key (int64 or string), tokens, truncated, has_history; row i: vector i
     vectors.npy     (N, H), float16 or float32
     manifest.json   model, prompts, data and counts; written last, so a folder without is not done
 """
@@ -10,11 +10,12 @@ One folder a level (`user`, `scenario`)::
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"
@@ -81,11 +82,9 @@ class KnowledgeStore:
                 f"{self.path}: keys must be of the store's type ({self.keys.dtype}); got "
                 f"{wanted.dtype}, first {wanted[0]!r}: convert the keys."
             )
-        ordered, order = self._sorted
-        if len(wanted) == 0:
-            return np.empty(0, np.int64)
-        place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-        return np.where(ordered[place] == wanted, order[place], -1).astype(np.int64)
+        kind = self._key_type
+        found = pc.index_in(pa.array(wanted, type=kind), value_set=pa.array(self.keys, type=kind))
+        return np.asarray(found.fill_null(-1).to_numpy()).astype(np.int64)
 
     def check(self, expected: Mapping[str, Any]) -> None:
         """Compare manifest fields with what a config says.
@@ -100,10 +99,9 @@ class KnowledgeStore:
                 f"{'; '.join(differ)}: encode again into another folder or mend the config."
             )
 
-    @cached_property
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        order = np.argsort(self.keys, kind="stable")
-        return self.keys[order], order
+    @property
+    def _key_type(self) -> pa.DataType:
+        return pa.int64() if np.issubdtype(self.keys.dtype, np.integer) else pa.string()
 
     def _check_finite(self, rows: int = 65_536) -> None:
         for start in range(0, len(self), rows):

@@ -1,0 +1,78 @@
+"""A tiny dataset folder and a tiny random model, for the tests of the frozen LLM."""
+
+import polars as pl
+from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord, TextFields, save_schema
+
+ITEMS = ["Red Shoes", "Blue Hat", "Green Scarf", "Gold Ring", "Iron Pan", "Future Lamp"]
+KINDS = ["shoes|red", "hats", None, "rings", "pans", "lamps"]
+
+
+def rows_frame(rows):
+    """(user, item, scenario, click, time) tuples as an interactions frame."""
+    names = {"user": pl.Int32, "item": pl.Int32, "scenario": pl.Int32}
+    names |= {"click": pl.Float32, "time": pl.Int64}
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def write_dataset(
+    folder, train, test=(), *, users=("ann", "bob", "cem"), ages=None, titles=ITEMS, kinds=KINDS
+):
+    """A dataset with two scenarios; `ages` makes an attribute of the users."""
+    for split, rows in (("train", train), ("valid", test), ("test", test)):
+        (folder / split).mkdir(parents=True)
+        rows_frame(list(rows)).write_parquet(folder / split / "part-0.parquet")
+    people = {"user_key": list(users)}
+    if ages is not None:
+        people["age_name"] = pl.Series(ages, dtype=pl.String)
+    pl.DataFrame(people).write_parquet(folder / "users.parquet")
+    items = {"item_key": range(len(titles)), "title": titles, "kind": kinds[: len(titles)]}
+    pl.DataFrame(items).write_parquet(folder / "items.parquet")
+    schema = Schema(
+        name="shop",
+        description="A shop for everyday things.",
+        scenarios=[
+            Scenario(name="search", description="the user types what they want"),
+            Scenario(name="feed", description="the app proposes things"),
+        ],
+        tables={"user_id": len(users) + 1},
+        sparse=[SparseFeature(name="user_id", table="user_id")],
+        labels=["click"],
+        timestamp="time",
+        text=TextFields(
+            item_title="title",
+            item_attributes=["kind"],
+            user_attributes=[] if ages is None else ["age_name"],
+        ),
+        split=SplitRecord(method="time", train_until=100),
+        num_users=len(users),
+        num_items=len(titles),
+    )
+    save_schema(schema, folder)
+    return folder
+
+
+def write_model(folder, seed=0):
+    """A random two-layer Llama with a tokenizer of one token a byte, as a local model folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        initializer_range=0.5,
+    )
+    LlamaModel(config).save_pretrained(folder)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: row for row, letter in enumerate(letters)} | {"<pad>": 256}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>").save_pretrained(folder)
+    return folder
