@@ -1,5 +1,6 @@
 """Are torch, fbgemm and torchrec the three that belong together? Asked without importing them."""
 
+import platform
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
@@ -40,6 +41,13 @@ def installed(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Versions that a run folder keeps: Python, msrec, and all that decides its numbers."""
+    packages = ("msrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx")
+    packages += ("transformers", "numpy", "pyarrow", "polars")
+    return {"python": platform.python_version()} | {name: installed(name) for name in packages}
 
 
 def is_cpu_build() -> bool:

@@ -11,6 +11,7 @@ app = typer.Typer(
     name="msrec",
     help=__doc__.partition(".")[0] + ". Multi-scenario recommendation with a frozen LLM in the loop.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -93,6 +94,9 @@ def convert_tables(
     out: Annotated[Path, typer.Argument(help="dataset folder to make")],
     scenario_column: Annotated[str, typer.Option()] = "scenario",
     label: Annotated[str, typer.Option(help="label column")] = "label",
+    mapping: Annotated[
+        Path | None, typer.Option(help="names, features and texts; default RAW/tables.yaml")
+    ] = None,
     split: SplitMethod = "random",
     seed: Annotated[int, typer.Option()] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
@@ -105,6 +109,7 @@ def convert_tables(
         out,
         scenario_column=scenario_column,
         label=label,
+        mapping=mapping,
         split=split,
         seed=seed,
         overwrite=overwrite,
@@ -169,14 +174,14 @@ def main() -> None:
     """Run a command; a user's mistake is one sentence on stderr and exit status 2."""
     try:
         app(standalone_mode=True)
-    except (ValueError, FileNotFoundError, KeyError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         _fail(error)
 
 
 def _fail(error: Exception) -> NoReturn:
     rank = os.environ.get("RANK")
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print(f"error: {text}" if rank in (None, "0") else f"error on rank {rank}: {text}", file=sys.stderr)
+    where = "" if rank in (None, "0") else f" on rank {rank}"
+    print(f"error{where}: {error}", file=sys.stderr)
     if rank is not None:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
