@@ -76,8 +76,10 @@ class KnowledgeStore:
             ValueError: strings where the store has integer keys, or the other way round.
         """
         wanted = np.asarray(keys)
+        if len(wanted) == 0:
+            return np.empty(0, np.int64)
         is_number = np.issubdtype(wanted.dtype, np.integer)
-        if len(wanted) and is_number != np.issubdtype(self.keys.dtype, np.integer):
+        if is_number != np.issubdtype(self.keys.dtype, np.integer):
             raise ValueError(
                 f"{self.path}: keys must be of the store's type ({self.keys.dtype}); got "
                 f"{wanted.dtype}, first {wanted[0]!r}: convert the keys."
