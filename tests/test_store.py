@@ -152,6 +152,13 @@ def test_a_folder_begun_with_other_settings_is_refused(tmp_path):
         writer(tmp_path, pooling="last")
 
 
+def test_a_finished_store_without_its_settings_file_is_not_taken_for_another(store):
+    (store / "settings.json").unlink()
+    assert writer(store).is_complete
+    with pytest.raises(ValueError, match="begun with pooling 'mean'"):
+        writer(store, pooling="last")
+
+
 def test_the_last_of_the_ranks_merges(tmp_path):
     first, second = writer(tmp_path, 0, 2), writer(tmp_path, 1, 2)
     first.write(rows_of([4, 2, 0, 6]), VECTORS[[4, 2, 0, 6]])

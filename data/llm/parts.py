@@ -166,7 +166,8 @@ def _moments(vectors: np.ndarray, rows: int = 65_536) -> tuple[np.ndarray, np.nd
 
 def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
     with _locked(folder / ".lock"):
-        file = folder / SETTINGS
+        # A finished store may have been copied without its settings; the manifest repeats them.
+        file = folder / (MANIFEST if (folder / MANIFEST).is_file() else SETTINGS)
         if not file.is_file():
             _write_json(file, settings)
             return
