@@ -2,16 +2,20 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from msrec.model.groups import Groups, group_rows, grouped_linear
 from msrec.model.mlp import check_positive
 
+CHUNK_ELEMENTS = 2**18
+"""Numbers of z ⊗ x in one step of the contracted form: 1 MiB, so that it stays in a CPU's cache."""
 FORMS = ("auto", "contracted", "distinct")
 LOOP_KEYS = 256
-"""Up to so many keys, `distinct` multiplies group by group; above, padded in one batched product."""
+"""Up to so many keys, `distinct` multiplies group by group; above, in one padded product."""
 SMALL_PRODUCT_COST = 6
 """A multiply-add of the padded product costs as much as this many of one large product."""
 
@@ -77,9 +81,9 @@ def check_form(form: str) -> None:
 class GeneratedLinear(nn.Module):
     """y = W(z) x + b(z) with W(z) = sum_r z_r M_r and b(z) = sum_r z_r c_r, where z_0 = 1.
 
-    Two exact forms. *Contracted* never makes W(z): all x M_r come from one product, (B, in) by
-    (in, (R + 1) out), and are summed by z; memory B (R + 1) out. *Distinct* makes W(z) once per
-    key, memory U in out, and multiplies the rows of that key by it.
+    Two exact forms. *Contracted* never makes W(z): y = (z ⊗ x) M, with z ⊗ x made for a chunk of
+    rows at a time. *Distinct* makes W(z) once per key, memory U in out, and multiplies the rows of
+    that key by it.
 
     Shape:
         x: (B, in_dim), float, in the order of `codes`.
@@ -113,19 +117,51 @@ class GeneratedLinear(nn.Module):
     def forward(self, x: Tensor, codes: Codes) -> Tensor:
         """Multiply each row by the weights that its code generates."""
         if codes.groups is None:
-            return self._contracted(x, codes.z)
-        weight = (codes.z @ self.weight.flatten(1)).unflatten(1, (self.in_dim, self.out_dim))
+            product: Tensor = _Contracted.apply(x, codes.z, self.weight)  # type: ignore[no-untyped-call]
+            return product + codes.z @ self.bias
+        weight = (codes.z @ self.weight.flatten(1)).view(-1, self.in_dim, self.out_dim)
         bias = codes.z @ self.bias
         if len(codes.z) <= LOOP_KEYS:
             return grouped_linear(x, weight, bias, codes.groups.counts)
         return _padded_linear(x, weight, bias, codes.groups)
 
-    def _contracted(self, x: Tensor, z: Tensor) -> Tensor:
-        wide = self.weight.transpose(0, 1).flatten(1)
-        parts = (x @ wide).unflatten(1, (-1, self.out_dim))
-        if self.out_dim < 32:  # below this a batch of 1-row products is slower than plain sums
-            return (z.unsqueeze(2) * parts).sum(1) + z @ self.bias
-        return torch.bmm(z.unsqueeze(1), parts).squeeze(1) + z @ self.bias
+
+class _Contracted(torch.autograd.Function):
+    """y_b = sum_r z_br (x_b M_r) in chunks of rows that stay in the cache; saves only its inputs.
+
+    By hand, because autograd would keep x_b M_r of all rows, and fresh memory of that size costs
+    more than the products. One product each for y, for x's and z's gradients, and for M's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, z, weight)
+        flat = weight.flatten(0, 1)
+        parts = zip(*_chunks(x, z, flat), strict=True)
+        return torch.cat([_outer(z_rows, rows) @ flat for rows, z_rows in parts])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, z, weight = ctx.saved_tensors
+        flat = weight.flatten(0, 1)
+        grad_x, grad_z, grad_flat = [], [], torch.zeros_like(flat)
+        for rows, z_rows, g in zip(*_chunks(x, z, flat, grad), strict=True):
+            back = (g @ flat.T).unflatten(1, (len(weight), -1))
+            grad_x.append(torch.bmm(z_rows.unsqueeze(1), back).squeeze(1))
+            grad_z.append(torch.bmm(back, rows.unsqueeze(2)).squeeze(2))
+            grad_flat.addmm_(_outer(z_rows, rows).T, g)
+        return torch.cat(grad_x), torch.cat(grad_z), grad_flat.view_as(weight)
+
+
+def _chunks(x: Tensor, z: Tensor, flat: Tensor, *more: Tensor) -> list[tuple[Tensor, ...]]:
+    """Split rows so that z ⊗ x of a chunk stays below a number of elements."""
+    most = CHUNK_ELEMENTS * (64 if x.is_cuda else 1)
+    return [torch.split(part, max(1, most // len(flat))) for part in (x, z, *more)]
+
+
+def _outer(z: Tensor, x: Tensor) -> Tensor:
+    return (z.unsqueeze(2) * x.unsqueeze(1)).flatten(1)
 
 
 def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
@@ -142,5 +178,5 @@ def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> T
     key = torch.arange(keys, device=x.device).repeat_interleave(counts, output_size=len(x))
     slot = key * largest + torch.arange(len(x), device=x.device) - starts
     padded = x.new_zeros(keys * largest, x.shape[1]).index_copy(0, slot, x)
-    out = torch.baddbmm(bias.unsqueeze(1), padded.unflatten(0, (keys, largest)), weight)
+    out = torch.baddbmm(bias.unsqueeze(1), padded.view(keys, largest, -1), weight)
     return out.flatten(0, 1).index_select(0, slot)

@@ -72,5 +72,5 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -
         counts: G numbers that sum to B.
         returns: (B, out), rows in key order.
     """
-    parts = zip(bias.unbind(), x.split(counts), weight.unbind(), strict=True)
+    parts = zip(bias.unbind(), torch.split(x, counts), weight.unbind(), strict=True)
     return torch.cat([torch.addmm(b, rows, w) for b, rows, w in parts])

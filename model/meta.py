@@ -1,4 +1,4 @@
-"""Meta networks around any backbone: user-level layers at its bottom, scenario-level in parallel."""
+"""Meta networks around any backbone: user layers at its bottom, scenario layers in parallel."""
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class KnowledgeReducer(nn.Module):
         _check_statistics(mean, std)
         mean, std = mean.float(), std.float()
         scale = torch.where(std > 0, 1 / std, torch.zeros_like(std))
+        self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
-        self.register_buffer("shift", -mean * scale)
         self.linear = nn.Linear(len(mean), rank)
         self.flag = nn.Parameter(torch.zeros(rank)) if flag else None
         self.dropout = nn.Dropout(dropout)
@@ -51,8 +51,9 @@ class KnowledgeReducer(nn.Module):
                 f"knowledge must be (U, {dim}) as when the model was built; got "
                 f"{tuple(knowledge.shape)}. Give the store that the run was trained with."
             )
-        shift, scale = self.get_buffer("shift"), self.get_buffer("scale")
-        z = torch.addcmul(shift, knowledge, scale) @ self.linear.weight.T
+        # Standardising the weights costs R * H, standardising the vectors U * H.
+        weight = self.linear.weight * self.get_buffer("scale")
+        z = torch.addmm(-(weight @ self.get_buffer("mean")), knowledge, weight.T)
         if self.flag is not None:
             assert has_knowledge is not None
             has = has_knowledge.unsqueeze(1)
@@ -123,7 +124,9 @@ class UserMeta(nn.Module):
         check_positive(num_layers=num_layers, width=1 if width is None else width)
         check_form(form)
         if len(mean) != knowledge_dim:
-            raise ValueError(f"mean must have knowledge_dim={knowledge_dim} numbers; got {len(mean)}")
+            raise ValueError(
+                f"mean must have knowledge_dim={knowledge_dim} numbers; got {len(mean)}"
+            )
         self.form = form
         self.reducer = KnowledgeReducer(rank, mean, std, dropout, flag=True)
         size = width or in_dim

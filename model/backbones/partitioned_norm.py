@@ -1,11 +1,28 @@
 """Partitioned norm: each scenario's rows are standardised by that scenario's own moments."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from msrec.model.groups import Groups
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """all_reduce with its gradient, which is the sum over ranks as well."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class PartitionedNorm(nn.Module):
@@ -47,7 +64,11 @@ class PartitionedNorm(nn.Module):
         scale = self.shared_scale * self.own_scale * torch.rsqrt(var + self.eps)
         shift = self.shared_shift + self.own_shift
         parts = zip(
-            x.split(groups.counts), mean.unbind(), scale.unbind(), shift.unbind(), strict=True
+            torch.split(x, groups.counts),
+            mean.unbind(),
+            scale.unbind(),
+            shift.unbind(),
+            strict=True,
         )
         return torch.cat([torch.addcmul(b, rows - m, s) for rows, m, s, b in parts])
 
@@ -81,15 +102,13 @@ class PartitionedNorm(nn.Module):
         x: Tensor, used: Tensor, center: Tensor, groups: Groups
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Count (S, 1), sum and sum of squares (S, dim) of x - center, over all ranks."""
-        sums = []
-        parts = zip(
-            x.split(groups.counts), used.split(groups.counts), center.unbind(), strict=True
-        )
+        sums, counts = [], groups.counts
+        parts = zip(torch.split(x, counts), torch.split(used, counts), center.unbind(), strict=True)
         for rows, keep, c in parts:
             distance = rows - c
             sums.append(torch.cat([keep.sum()[None], keep @ distance, keep @ distance.square()]))
         total = torch.stack(sums)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            total = all_reduce(total)
+            total = _SumOverRanks.apply(total)  # type: ignore[no-untyped-call]
         dim = x.shape[1]
         return total[:, :1], total[:, 1 : dim + 1], total[:, dim + 1 :]
