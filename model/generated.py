@@ -16,8 +16,6 @@ CHUNK_ELEMENTS = 2**18
 FORMS = ("auto", "contracted", "distinct")
 LOOP_KEYS = 256
 """Up to so many keys, `distinct` multiplies group by group; above, in one padded product."""
-SMALL_PRODUCT_COST = 6
-"""A multiply-add of the padded product costs as much as this many of one large product."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,15 @@ class Codes:
 def make_codes(z: Tensor, key: Tensor, form: str = "auto") -> Codes:
     """Choose the form for one batch; all generated layers on that batch share the result.
 
-    Multiply-adds, in units of the layer's in_dim * out_dim::
+    `auto` takes the cheaper by this estimate, in multiply-adds per in_dim * out_dim of the layer::
 
         contracted              B (R + 1)
         distinct, U <= 256      U (R + 1) + B
-        distinct, U > 256       U (R + 1) + 6 U n     n: rows of the most frequent key (padding)
+        distinct, U > 256       U (R + 1) + U (16 + 2 n)
 
-    `auto` takes the smaller. 6 is measured: a batch of small products is that much slower.
+    n is the number of rows of the most frequent key, to which all keys are padded; 16 and 2 are
+    fitted to times on one CPU thread (B=4096, R=16, layers of 16 to 64, U of 512 to 2048): W(z) of
+    each key must pass through memory, and small products are slower than one large product.
 
     Shape:
         z: (U, R + 1), float.
@@ -63,13 +63,19 @@ def make_codes(z: Tensor, key: Tensor, form: str = "auto") -> Codes:
     """
     check_form(form)
     (keys, width), rows = z.shape, len(key)
-    padded_cost = 1 if keys <= LOOP_KEYS else SMALL_PRODUCT_COST
-    if form == "distinct" or (form == "auto" and keys * width + padded_cost * rows < rows * width):
+    contracted = rows * width
+    if form == "distinct" or (form == "auto" and _distinct_cost(keys, width, rows, 1) < contracted):
         groups = group_rows(key, keys, "user_index")
-        padded = rows if keys <= LOOP_KEYS else keys * max(groups.counts, default=0)
-        if form == "distinct" or keys * width + padded_cost * padded < rows * width:
+        largest = max(groups.counts, default=0)
+        if form == "distinct" or _distinct_cost(keys, width, rows, largest) < contracted:
             return Codes(z, groups)
     return Codes(z.index_select(0, key), None)
+
+
+def _distinct_cost(keys: int, width: int, rows: int, largest: int) -> int:
+    if keys <= LOOP_KEYS:
+        return keys * width + rows
+    return keys * width + keys * (16 + 2 * largest)
 
 
 def check_form(form: str) -> None:
