@@ -15,7 +15,7 @@ from msrec.data.llm.templates import load_template
 from msrec.data.loader import Loader
 from msrec.data.schema import Schema, Split
 from msrec.launch.config import RunConfig
-from msrec.launch.encode import _dataset_settings as dataset_settings
+from msrec.launch.encode import dataset_settings
 from msrec.launch.process import Process
 from msrec.model.backbones import BACKBONES
 from msrec.model.embeddings import Embeddings

@@ -83,7 +83,7 @@ def encode(
     if storage not in ("float16", "float32"):
         raise ValueError(f"storage must be 'float16' or 'float32'; got {storage!r}.")
     texts = load_template(template)
-    settings = _dataset_settings(Path(dataset)) | {
+    settings = dataset_settings(Path(dataset)) | {
         "version": VERSION,
         "model": model,
         "template": template,
@@ -191,7 +191,7 @@ def _left(writer: StoreWriter, prompts: Prompts) -> pl.DataFrame:
     return prompts.frame.filter(~pl.col("index").is_in(done.implode()))
 
 
-def _dataset_settings(dataset: Path) -> dict[str, Any]:
+def dataset_settings(dataset: Path) -> dict[str, Any]:
     """What the vectors depend on in the data: its name, its split, its training rows."""
     schema = load_schema(dataset)
     files = sorted((dataset / "train").glob("*.parquet"))

@@ -40,6 +40,10 @@ class CpuEBCSharder(EmbeddingBagCollectionSharder):
         """The sharding types this project supports (facts: no DP, CW or MEAN on CPU)."""
         return ["table_wise", "row_wise"]
 
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        """Fused, and dense for tables that a dense optimizer trains."""
+        return ["fused", "dense"]
+
 
 @dataclass(frozen=True)
 class TableSpec:

@@ -87,3 +87,45 @@ def replace_column(path, name, values):
     if values is not None:
         table = table.append_column(name, values)
     pq.write_table(table, path, row_group_size=96)
+
+
+def tiny_store(dataset, store, dim=12, seed=0, **changes):
+    """Both levels of a knowledge store for `tiny_dataset`, with made-up vectors."""
+    from msrec.data.llm.parts import StoreWriter
+    from msrec.data.llm.store import VERSION
+    from msrec.data.llm.templates import load_template
+    from msrec.launch.config import LLMConfig
+    from msrec.launch.encode import dataset_settings
+
+    llm = LLMConfig()
+    settings = dataset_settings(dataset) | {
+        "version": VERSION,
+        "model": llm.model,
+        "model_sha256": "0" * 64,
+        "template": llm.template,
+        "template_sha256": load_template(llm.template).sha256,
+        "pooling": llm.pooling,
+        "layer": "last",
+        "dtype": llm.dtype,
+        "storage": "float32",
+        "max_tokens": llm.max_tokens,
+    }
+    keys = {
+        "user": [f"u{i}" for i in range(39)],  # the last user has no vector
+        "scenario": [scenario.name for scenario in tiny_schema().scenarios],
+    }
+    rng = np.random.default_rng(seed)
+    for level, names in keys.items():
+        writer = StoreWriter(
+            store / level, settings | {"level": level} | changes, rank=0, world_size=1
+        )
+        rows = {
+            "index": list(range(len(names))),
+            "key": names,
+            "tokens": [5] * len(names),
+            "truncated": [False] * len(names),
+            "has_history": [True] * len(names),
+        }
+        writer.write(rows, rng.normal(size=(len(names), dim)).astype(np.float32))
+        writer.finish({"keys": len(names), "no_history": 0, "left_out": 0})
+    return store

@@ -1,0 +1,276 @@
+"""Training: 2 ranks = 1 rank, resume = no resume, early stopping, and what a user may get wrong."""
+
+import json
+import resource
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from tiny import tiny_dataset, tiny_store
+
+from msrec.launch.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.config import load_config, save_config
+from msrec.launch.evaluate import evaluate
+from msrec.launch.process import Process
+from msrec.launch.results import load_results
+from msrec.launch.trainer import Trainer
+
+BACKBONES = ["shared_bottom", "mmoe", "star"]
+BOTH = ["meta.user=true", "meta.scenario=true"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    tiny_store(tiny_dataset(folder / "tiny"), folder / "store")
+    return folder / "tiny"
+
+
+def config_of(dataset, root, *overrides):
+    return load_config(
+        None,
+        [
+            f"dataset={dataset}",
+            f"run_root={root}",
+            f"llm.store={dataset.parent / 'store'}",
+            *("trainer.global_batch=96", "trainer.epochs=2", "trainer.log_every=1"),
+            *("trainer.window_rows=400", "embeddings.dim=8", "embeddings.lr=0.05"),
+            *overrides,
+        ],
+    )
+
+
+def fit(rank, world_size, config):
+    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
+    result = trainer.fit()
+    return result.losses, vars(result.progress), weights(trainer)
+
+
+def weights(trainer):
+    """Every weight as one array per name; this rank's shards of a table."""
+    return {
+        name: torch.cat([s.tensor for s in value.local_shards()]).numpy().copy()
+        if hasattr(value, "local_shards")
+        else value.numpy().copy()
+        for name, value in trainer.model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+def test_two_ranks_give_the_losses_of_one_rank(dataset, tmp_path, backbone, sharding):
+    options = [
+        f"backbone.name={backbone}",
+        "embeddings.sharding={" + f"user_id: {sharding}, item_id: {sharding}" + "}",
+        *("embeddings.l2=0.01", "optimizer.warmup_steps=5", "optimizer.decay=linear", *BOTH),
+    ]
+    one = run_ranks(fit, 1, config_of(dataset, tmp_path / "1", *options))[0][0]
+    two = run_ranks(fit, 2, config_of(dataset, tmp_path / "2", *options))[0][0]
+    assert len(one) >= 20
+    np.testing.assert_allclose(two, one, atol=1e-4)
+
+
+def test_tables_trained_with_adam_give_the_same_on_two_ranks(dataset, tmp_path):
+    options = ["embeddings.optimizer=adam", "embeddings.lr=0.01"]
+    one = run_ranks(fit, 1, config_of(dataset, tmp_path / "1", *options))[0][0]
+    two = run_ranks(fit, 2, config_of(dataset, tmp_path / "2", *options))[0][0]
+    np.testing.assert_allclose(two, one, atol=1e-4)
+    assert one[-1] < one[0]
+
+
+def fit_partly_then_resume(rank, world_size, config, steps):
+    """Train `steps` steps with a checkpoint there, then build anew and finish."""
+    partly = config.model_copy(
+        update={"trainer": config.trainer.model_copy(update={"checkpoint_every_steps": steps})}
+    )
+
+    class Killed(Exception):
+        pass
+
+    trainer = Trainer(partly, Process(rank, world_size, world_size, torch.device("cpu")))
+    save = trainer.checkpoints.save
+
+    def save_and_die(*args):
+        save(*args)
+        raise Killed
+
+    trainer.checkpoints.save = save_and_die
+    with pytest.raises(Killed):
+        trainer.fit()
+    return fit(rank, world_size, config)
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_stopped(
+    dataset, tmp_path, optimizer
+):
+    """Dropout included: it is seeded per step."""
+    options = [f"embeddings.optimizer={optimizer}", "backbone.dropout=0.2", *BOTH]
+    whole = run_ranks(fit, 1, config_of(dataset, tmp_path / "whole", *options))[0]
+    config = config_of(dataset, tmp_path / "resumed", *options)
+    resumed = run_ranks(fit_partly_then_resume, 1, config, 13)[0]
+    assert whole[1] == resumed[1]
+    assert len(resumed[0]) == len(whole[0]) - 13
+    for name, value in whole[2].items():
+        np.testing.assert_array_equal(resumed[2][name], value, name)
+
+
+def test_a_run_goes_on_with_another_world_size(dataset, tmp_path):
+    """Stopped on 2 ranks, finished on 1: the losses are those of an undisturbed run."""
+    options = ["embeddings.sharding={user_id: row_wise}"]
+    whole = run_ranks(fit, 1, config_of(dataset, tmp_path / "whole", *options))[0][0]
+    first = config_of(dataset, tmp_path / "run", *options, "trainer.max_steps=11")
+    run_ranks(fit, 2, first)
+    # max_steps ended the run; the same id with more epochs goes on from its checkpoint.
+    marker = next((tmp_path / "run/default/checkpoints").glob("*/COMMIT"))
+    state = json.loads(marker.read_text()) | {"finished": False}
+    marker.write_text(json.dumps(state))
+    rest = run_ranks(fit, 1, config_of(dataset, tmp_path / "run", *options))[0][0]
+    np.testing.assert_allclose(rest, whole[11:], atol=1e-4)
+
+
+def test_a_finished_run_does_nothing_more(dataset, tmp_path):
+    config = config_of(dataset, tmp_path)
+    first = run_ranks(fit, 1, config)[0]
+    again = run_ranks(fit, 1, config)[0]
+    assert again[0] == []
+    assert again[1] == first[1]
+
+
+def test_training_stops_after_patience_and_evaluates_the_best_epoch(dataset, tmp_path):
+    options = ["trainer.epochs=30", "trainer.patience=2", "embeddings.lr=0.5", "optimizer.lr=0.02"]
+    _, progress, _ = run_ranks(fit, 1, config_of(dataset, tmp_path, *options))[0]
+    assert progress["epoch"] < 30
+    assert progress["epochs_without_gain"] == 2
+    best = Checkpoints(tmp_path / "default/checkpoints").best()
+    assert best.name == f"step-{progress['best_step']:08d}"
+    assert progress["best_step"] < progress["step"]
+
+
+def run_and_evaluate(rank, world_size, config):
+    process = Process(rank, world_size, world_size, torch.device("cpu"))
+    if rank == 0:
+        save_config(config, config.run_dir / "config.yaml")
+    trainer = Trainer(config, process)
+    trainer.fit()
+    streaming = trainer.evaluate(trainer.valid)
+    evaluate(config.run_dir, process, "valid")
+    return streaming.named()
+
+
+def test_evaluation_on_two_ranks_equals_one_and_the_streaming_metrics(dataset, tmp_path):
+    options = ["trainer.epochs=1", *BOTH]
+    streaming = run_ranks(run_and_evaluate, 2, config_of(dataset, tmp_path, *options))[0]
+    of_two = load_results(tmp_path / "default/predictions/valid")
+    run_ranks(evaluate_again, 1, tmp_path / "default")
+    of_one = load_results(tmp_path / "default/predictions/valid")
+    assert of_one.rows == of_two.rows == 400
+    exact = of_two.metrics.named()
+    for name, value in of_one.metrics.named().items():
+        assert value == pytest.approx(exact[name], abs=1e-6), name
+        if name in streaming:
+            assert value == pytest.approx(streaming[name], abs=1e-4), name
+
+
+def evaluate_again(rank, world_size, run_dir):
+    evaluate(run_dir, Process(rank, world_size, world_size, torch.device("cpu")), "valid")
+
+
+def refusal(dataset, root, *overrides, function=fit, ranks=1):
+    with pytest.raises(AssertionError) as caught:
+        run_ranks(function, ranks, config_of(dataset, root, *overrides))
+    return str(caught.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused(dataset, tmp_path):
+    run_ranks(fit, 1, config_of(dataset, tmp_path, "trainer.epochs=1"))
+    told = refusal(dataset, tmp_path, "backbone.name=mmoe")
+    assert "is a checkpoint of another model: it lacks" in told
+    told = refusal(dataset, tmp_path, "embeddings.dim=4")
+    assert "has shape" in told
+
+
+def test_a_checkpoint_without_its_marker_is_passed_over(dataset, tmp_path):
+    config = config_of(dataset, tmp_path, "trainer.patience=9")
+    run_ranks(fit, 1, config)
+    folders = sorted((tmp_path / "default/checkpoints").iterdir())
+    (folders[-1] / "COMMIT").unlink()
+    assert Checkpoints(tmp_path / "default/checkpoints").newest() == folders[-2]
+
+
+def fit_on_a_full_disk(rank, world_size, config):
+    """From the second checkpoint on no file may grow beyond a few bytes, as on a full disk."""
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
+    save, saved = trainer.checkpoints.save, []
+
+    def save_or_fail(*args):
+        if saved:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        saved.append(save(*args))
+        return saved[-1]
+
+    trainer.checkpoints.save = save_or_fail
+    try:
+        trainer.fit()
+    except OSError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+def test_a_full_disk_while_saving_leaves_the_older_checkpoints(dataset, tmp_path):
+    told = run_ranks(fit_on_a_full_disk, 1, config_of(dataset, tmp_path, "trainer.patience=9"))[0]
+    assert "could not be written" in told
+    assert "is intact" in told
+    left = [path.name for path in (tmp_path / "default/checkpoints").iterdir()]
+    assert left == ["step-00000021"]
+    rest = run_ranks(fit, 1, config_of(dataset, tmp_path, "trainer.patience=9"))[0]
+    assert len(rest[0]) == 21
+
+
+def test_a_plan_is_reused_and_refused_for_another_world_size_or_model(dataset, tmp_path):
+    first = run_ranks(fit, 1, config_of(dataset, tmp_path / "a"))[0]
+    plan = tmp_path / "a/default/plan.json"
+    again = run_ranks(fit, 1, config_of(dataset, tmp_path / "b", f"plan={plan}"))[0]
+    assert again[0] == first[0]
+    told = refusal(dataset, tmp_path / "c", f"plan={plan}", ranks=2)
+    assert "is a plan for 1 ranks; this job has 2" in told
+    told = refusal(dataset, tmp_path / "d", f"plan={plan}", "embeddings.dim=4")
+    assert "table 'user_id' is planned as [41, 8] (rows, dim); this model has [41, 4]" in told
+
+
+def test_a_store_made_otherwise_than_the_config_says_is_refused(dataset, tmp_path):
+    told = refusal(dataset, tmp_path, "meta.user=true", "llm.pooling=last")
+    assert "pooling" in told
+    told = refusal(dataset, tmp_path, "meta.user=true", "llm.template=detailed")
+    assert "template" in told
+
+
+def test_meta_networks_without_a_store_are_refused(dataset, tmp_path):
+    told = refusal(dataset, tmp_path, "meta.user=true", "llm.store=null")
+    assert "need llm.store=FOLDER" in told
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "data")
+    told = refusal(tmp_path / "data", tmp_path, "optimizer.lr=1e30", "llm.store=null")
+    assert "the loss must be finite" in told
+
+
+def test_one_class_in_validation_is_told(dataset, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from tiny import replace_column
+
+    shutil.copytree(dataset, tmp_path / "data")
+    for path in (tmp_path / "data/valid").glob("*.parquet"):
+        size = pq.read_metadata(path).num_rows
+        replace_column(path, "label", pa.array(np.zeros(size), pa.float32()))
+    told = refusal(tmp_path / "data", tmp_path, "llm.store=null")
+    assert "must hold both labels" in told
+    assert load_checkpoint is not None
