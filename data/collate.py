@@ -34,7 +34,11 @@ class Window:
     """
 
     def __init__(
-        self, schema: Schema, rows: npt.NDArray[np.int64], columns: Columns, knowledge: UserVectors | None
+        self,
+        schema: Schema,
+        rows: npt.NDArray[np.int64],
+        columns: Columns,
+        knowledge: UserVectors | None,
     ) -> None:
         self._schema = schema
         self._rows = rows
@@ -50,9 +54,7 @@ class Window:
             for f in schema.sparse
             if f.multi
         }
-        self._single = self._stacked(
-            [columns[f.name] for f in schema.sparse if not f.multi]
-        )
+        self._single = self._stacked([columns[f.name] for f in schema.sparse if not f.multi])
         self._keys = [f.name for f in schema.sparse]
 
     def __len__(self) -> int:

@@ -60,7 +60,9 @@ class SplitFiles:
             raise FileNotFoundError(f"{folder} must hold *.parquet files; it has none.")
         self.groups = [group for path in paths for group in self._open(path)]
         if not sum(group.num_rows for group in self.groups):
-            raise ValueError(f"{folder} must have at least one row; its {len(paths)} files are empty.")
+            raise ValueError(
+                f"{folder} must have at least one row; its {len(paths)} files are empty."
+            )
         self.starts = np.concatenate([[0], np.cumsum([g.num_rows for g in self.groups])])
 
     @property
@@ -152,7 +154,9 @@ class SplitFiles:
     def _first_group_of(self, path: Path) -> int:
         return next(i for i, group in enumerate(self.groups) if group.path == path)
 
-    def _checked(self, array: pa.Array, name: str, path: Path, first_row: int) -> "Scalars | pa.ListArray":
+    def _checked(
+        self, array: pa.Array, name: str, path: Path, first_row: int
+    ) -> "Scalars | pa.ListArray":
         """The values of a column, after every check that TorchRec leaves to its callers."""
 
         def refuse(bad: npt.NDArray[np.bool_], values: Scalars, must: str) -> None:
@@ -192,7 +196,11 @@ class SplitFiles:
 
     def _limit(self, name: str) -> int:
         schema = self.schema
-        fixed = {"user": schema.num_users, "item": schema.num_items, "scenario": schema.num_scenarios}
+        fixed = {
+            "user": schema.num_users,
+            "item": schema.num_items,
+            "scenario": schema.num_scenarios,
+        }
         return fixed[name] if name in fixed else schema.tables[schema.table_of(name)]
 
     def _must(self, name: str) -> str:
@@ -201,7 +209,9 @@ class SplitFiles:
         return f"an id must be in [0, {self._limit(name)})"
 
 
-def _gather(pieces: "list[Scalars | pa.ListArray]", place: npt.NDArray[np.int64]) -> "Scalars | pa.ListArray":
+def _gather(
+    pieces: "list[Scalars | pa.ListArray]", place: npt.NDArray[np.int64]
+) -> "Scalars | pa.ListArray":
     if isinstance(pieces[0], np.ndarray):
         return np.take(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], place)
     return pa.concat_arrays(pieces).take(pa.array(place))

@@ -40,7 +40,9 @@ class Checkpoints:
         """
         path = self.folder / f"step-{state['step']:08d}"
         if (path / COMMIT).exists():
-            raise FileExistsError(f"{path} is committed already; a checkpoint is never overwritten.")
+            raise FileExistsError(
+                f"{path} is committed already; a checkpoint is never overwritten."
+            )
         dist.barrier()
         if dist.get_rank() == 0:
             shutil.rmtree(path, ignore_errors=True)  # what a crash left, never committed
@@ -109,7 +111,9 @@ class Checkpoints:
         return f"checkpoint {path} could not be written: {_cause(error)}; {left}."
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: CombinedOptimizer | None) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: CombinedOptimizer | None
+) -> dict[str, Any]:
     """Read weights, and optimizer state where an optimizer is given, on any world size and plan.
 
     Returns:
@@ -123,7 +127,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: CombinedOptimizer |
     reader = dcp.FileSystemReader(path)
     saved = reader.read_metadata().state_dict_metadata
     wanted: dict[str, Any] = {"model": model.state_dict()}
-    _check_keys(path, {k[6:]: v for k, v in saved.items() if k.startswith("model.")}, wanted["model"])
+    _check_keys(
+        path, {k[6:]: v for k, v in saved.items() if k.startswith("model.")}, wanted["model"]
+    )
     if optimizer is not None:
         optimizer.init_state(set())  # else DCP silently skips Adam's moments
         wanted["optim"] = optimizer.state_dict()

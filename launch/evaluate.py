@@ -37,7 +37,9 @@ def evaluate(
     config = load_config(config_file)
     path = checkpoint or Checkpoints(run_dir / "checkpoints").best()
     if path is None:
-        raise FileNotFoundError(f"{run_dir}/checkpoints must hold a committed checkpoint; it has none.")
+        raise FileNotFoundError(
+            f"{run_dir}/checkpoints must hold a committed checkpoint; it has none."
+        )
     schema = load_schema(config.dataset)
     knowledge = Knowledge(config, schema)
     model, _ = build_sharded(config, schema, knowledge, process, plan=None)

@@ -163,7 +163,9 @@ def _options(given: Sequence[str], known: set[str]) -> dict[str, str]:
     for item in given:
         key, equals, value = item.partition("=")
         if not equals or key not in known:
-            raise ValueError(f"{item!r} is not known here; known are {', '.join(sorted(known))}=...")
+            raise ValueError(
+                f"{item!r} is not known here; known are {', '.join(sorted(known))}=..."
+            )
         options[key] = value
     return options
 

@@ -1,6 +1,7 @@
 """What a run tells while it trains: one progress line, metrics.jsonl, TensorBoard; rank 0 only."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from msrec.launch.process import Process
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
@@ -63,8 +66,14 @@ class Journal:
     ) -> None:
         if self._is_main:
             self._bar.stop()
-            self._board.close()
-            self._file.close()
+            for stream in (self._board, self._file):
+                try:
+                    stream.close()
+                except OSError as failure:
+                    if error is None:
+                        raise
+                    # The error that ended the run is the one to tell; this one came of it.
+                    logger.warning("%s: %s", self._run_dir, failure)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -87,7 +96,13 @@ class Journal:
         """Append one JSON line, the same values to TensorBoard, and one line to the terminal."""
         if not self._is_main:
             return
-        record = {"time": time.time(), "step": step, "epoch": epoch, "split": split, "metrics": metrics}
+        record = {
+            "time": time.time(),
+            "step": step,
+            "epoch": epoch,
+            "split": split,
+            "metrics": metrics,
+        }
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -111,4 +126,7 @@ class Journal:
                 if name.startswith("auc/scenario=")
             )
             line = f"{auc}  ({per_scenario})  log loss {metrics['log_loss/all']:.4f}"
-        self._console.print(f"[dim]epoch {epoch} step {step}/{self._total_steps}[/] {split:5} {line}", soft_wrap=True)
+        self._console.print(
+            f"[dim]epoch {epoch} step {step}/{self._total_steps}[/] {split:5} {line}",
+            soft_wrap=True,
+        )

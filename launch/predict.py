@@ -48,7 +48,9 @@ def predict(
     model.eval()
     pipeline = EvalPipelineSparseDist(model, None, process.device)
     batches = loader.batches()
-    steps = track(range(len(loader)), f"predict {split}", disable=not process.is_main, transient=True)
+    steps = track(
+        range(len(loader)), f"predict {split}", disable=not process.is_main, transient=True
+    )
     with torch.no_grad():
         for _ in steps:
             waiting.append(_table(Outcome(*pipeline.progress(batches)), loader, keys))
@@ -60,7 +62,9 @@ def predict(
     dist.barrier()
     if process.is_main:
         rows = loader.files.num_rows
-        write_commit(out, Commit(rows=rows, split=split, checkpoint=checkpoint, dataset=schema.name))
+        write_commit(
+            out, Commit(rows=rows, split=split, checkpoint=checkpoint, dataset=schema.name)
+        )
     dist.barrier()
     return out
 

@@ -76,4 +76,3 @@ def torchrun_app(
             )
         ],
     )
-

@@ -98,7 +98,9 @@ class Trainer:
         result = FitResult(progress, progress.step if newest else None, 0.0)
         if self.process.is_main:
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, self.process.world_size))
+            write_json(
+                config.run_dir / "plan.json", plan_to_dict(self.plan, self.process.world_size)
+            )
         rows, seconds = 0, 0.0
         with Journal(config.run_dir, self.process, self._total_steps(), progress.step) as journal:
             while not progress.finished:
@@ -141,6 +143,7 @@ class Trainer:
         for outcome in self._outcomes(batches, before_step):
             progress.step += 1
             progress.batch += 1
+            self._check_finite(outcome.loss, progress)
             _add(histogram, outcome)
             window.append(outcome.loss)
             is_last = progress.batch == len(self.train)
@@ -193,17 +196,14 @@ class Trainer:
                 return
 
     def _log(
-        self, journal: Journal, progress: Progress, histogram: HistogramMetrics, window: list[torch.Tensor]
+        self,
+        journal: Journal,
+        progress: Progress,
+        histogram: HistogramMetrics,
+        window: list[torch.Tensor],
     ) -> list[float]:
         """Write one training line; returns the global batches' losses since the last one."""
         losses = torch.stack(window).double()
-        if not torch.isfinite(losses).all():
-            step = progress.step - len(window) + int((~torch.isfinite(losses)).nonzero()[0]) + 1
-            raise ValueError(
-                f"the loss must be finite; it is {losses[~torch.isfinite(losses)][0].item()} at step "
-                f"{step} (epoch {progress.epoch}). Lower optimizer.lr or embeddings.lr; the newest "
-                "checkpoint is intact."
-            )
         dist.all_reduce(losses)
         losses /= self.process.world_size
         self._merge(histogram)
@@ -211,6 +211,14 @@ class Trainer:
         rows = len(window) * self.config.trainer.global_batch
         journal.train_line(progress.step, progress.epoch, rows, values)
         return [float(loss) for loss in losses]
+
+    def _check_finite(self, loss: torch.Tensor, progress: Progress) -> None:
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss must be finite; it is {loss.item()} at step {progress.step} (epoch "
+                f"{progress.epoch}). Lower optimizer.lr or embeddings.lr; the newest checkpoint is "
+                "intact."
+            )
 
     def _histogram(self) -> HistogramMetrics:
         return HistogramMetrics(len(self._names))
@@ -241,4 +249,3 @@ def _add(histogram: HistogramMetrics, outcome: Outcome) -> None:
         outcome.scenario.cpu().numpy(),
         outcome.weight.cpu().numpy(),
     )
-

@@ -33,7 +33,9 @@ class Embeddings(nn.Module):
         self.features = [feature.name for feature in schema.sparse]
         self.dim = dim
         self._has_multi = any(feature.multi for feature in schema.sparse)
-        self.ebc = EmbeddingBagCollection(tables=table_configs(schema, dim), device=torch.device(device))
+        self.ebc = EmbeddingBagCollection(
+            tables=table_configs(schema, dim), device=torch.device(device)
+        )
 
     def forward(self, sparse: KeyedJaggedTensor) -> torch.Tensor:  # noqa: D102
         pooled = self.ebc(sparse)
@@ -74,8 +76,11 @@ def fill_rows(out: torch.Tensor, table: str, first_row: int, std: float, seed: i
     name = zlib.crc32(table.encode())
     last_row = first_row + out.shape[0]
     for number in range(first_row // block, -(-last_row // block)):
-        generator = torch.Generator().manual_seed((((seed << 32) + name) * 1_000_003 + number) % (1 << 63))
+        generator = torch.Generator().manual_seed(
+            (((seed << 32) + name) * 1_000_003 + number) % (1 << 63)
+        )
         values = torch.randn(block, out.shape[1], generator=generator) * std
         start, end = max(first_row, number * block), min(last_row, (number + 1) * block)
-        out[start - first_row : end - first_row] = values[start - number * block : end - number * block]
-
+        out[start - first_row : end - first_row] = values[
+            start - number * block : end - number * block
+        ]

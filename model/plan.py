@@ -17,7 +17,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 
 def plan_to_dict(plan: ShardingPlan, world_size: int) -> dict[str, Any]:
-    """A plan as plain JSON values."""
+    """A plan as plain JSON values; a replicated (data-parallel) table has no shards."""
     modules = {
         path: {
             table: {
@@ -30,7 +30,7 @@ def plan_to_dict(plan: ShardingPlan, world_size: int) -> dict[str, Any]:
                         "sizes": list(piece.shard_sizes),
                         "placement": str(piece.placement),
                     }
-                    for piece in sharding.sharding_spec.shards
+                    for piece in getattr(sharding.sharding_spec, "shards", [])
                 ],
             }
             for table, sharding in module.items()
@@ -50,22 +50,28 @@ def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
                         sharding_type=entry["sharding_type"],
                         compute_kernel=entry["compute_kernel"],
                         ranks=entry["ranks"],
-                        sharding_spec=EnumerableShardingSpec(
-                            [
-                                ShardMetadata(
-                                    shard_offsets=piece["offsets"],
-                                    shard_sizes=piece["sizes"],
-                                    placement=piece["placement"],
-                                )
-                                for piece in entry["shards"]
-                            ]
-                        ),
+                        sharding_spec=_spec(entry["shards"]),
                     )
                     for table, entry in tables.items()
                 }
             )
             for path, tables in saved["modules"].items()
         }
+    )
+
+
+def _spec(shards: list[dict[str, Any]]) -> EnumerableShardingSpec | None:
+    if not shards:
+        return None
+    return EnumerableShardingSpec(
+        [
+            ShardMetadata(
+                shard_offsets=piece["offsets"],
+                shard_sizes=piece["sizes"],
+                placement=piece["placement"],
+            )
+            for piece in shards
+        ]
     )
 
 
@@ -89,19 +95,22 @@ def load_plan(path: Path, model: nn.Module, world_size: int) -> ShardingPlan:
             f"{path} is a plan for {planned_world} ranks; this job has {world_size}. Plan again or "
             f"run on {planned_world} ranks."
         )
-    planned = {
+    planned = {  # a replicated table's plan says nothing of its size
         table: [max(s["offsets"][d] + s["sizes"][d] for s in entry["shards"]) for d in (0, 1)]
         for tables in saved["modules"].values()
         for table, entry in tables.items()
+        if entry["shards"]
     }
+    named = {table for tables in saved["modules"].values() for table in tables}
     actual = {
         config.name: [config.num_embeddings, config.embedding_dim]
         for module in model.modules()
         if isinstance(module, EmbeddingBagCollection)
         for config in module.embedding_bag_configs()
     }
-    for table in sorted(planned.keys() | actual.keys()):
-        if planned.get(table) != actual.get(table):
+    for table in sorted(named | actual.keys()):
+        is_replicated = table in named and table not in planned
+        if planned.get(table) != actual.get(table) and not (is_replicated and table in actual):
             raise ValueError(
                 f"{path}: table {table!r} is planned as {planned.get(table, 'absent')} (rows, dim); "
                 f"this model has {actual.get(table, 'no such table')}."

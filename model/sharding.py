@@ -37,12 +37,8 @@ class CpuEBCSharder(EmbeddingBagCollectionSharder):
     """Offers the planner row-wise on CPU too, which works there but is not offered by default."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        """The sharding types this project supports (facts: no DP, CW or MEAN on CPU)."""
-        return ["table_wise", "row_wise"]
-
-    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """Fused, and dense for tables that a dense optimizer trains."""
-        return ["fused", "dense"]
+        """Table-wise and row-wise for fused tables, data-parallel for tables under a dense optimizer."""
+        return ["table_wise", "row_wise", "data_parallel"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,8 @@ class TableSpec:
     """How the tables are sharded and trained.
 
     Args:
-        optimizer: "rowwise_adagrad" is fused into the backward pass; "adam" keeps a full dense
-            gradient per table on CPU, so it is for small tables.
+        optimizer: "rowwise_adagrad" is fused into the backward pass; "adam" on CPU replicates every
+            table and keeps a full dense gradient of it, so it is for small tables.
         lr: learning rate of the tables.
         row_wise_from: a table with at least so many rows is split by rows over all ranks.
         sharding: table -> type, over `row_wise_from`.
@@ -81,7 +77,9 @@ def fuse_optimizer(ebc: EmbeddingBagCollection, spec: TableSpec, device: torch.d
     return True
 
 
-def make_plan(model: nn.Module, spec: TableSpec, device: torch.device, local_world_size: int) -> ShardingPlan:
+def make_plan(
+    model: nn.Module, spec: TableSpec, device: torch.device, local_world_size: int
+) -> ShardingPlan:
     """Plan with TorchRec's planner, type and kernel pinned per table; the same plan on every rank.
 
     Raises:
@@ -99,16 +97,7 @@ def make_plan(model: nn.Module, spec: TableSpec, device: torch.device, local_wor
         raise ValueError(
             f"embeddings.sharding names table {unknown[0]!r}; the tables are {', '.join(configs)}."
         )
-    is_fused = not (spec.optimizer == "adam" and device.type == "cpu")
-    constraints = {
-        name: ParameterConstraints(
-            sharding_types=[
-                spec.sharding.get(name, "row_wise" if rows >= spec.row_wise_from else "table_wise")
-            ],
-            compute_kernels=["fused" if is_fused else "dense"],
-        )
-        for name, rows in configs.items()
-    }
+    constraints = {name: _constraint(name, rows, spec, device) for name, rows in configs.items()}
     planner = EmbeddingShardingPlanner(
         topology=TopologyFactory.create_topology(
             TrainerConfig(world_size=dist.get_world_size(), local_world_size=local_world_size),
@@ -125,6 +114,19 @@ def make_plan(model: nn.Module, spec: TableSpec, device: torch.device, local_wor
         debug=False,
     )
     return planner.collective_plan(model, sharders(), dist.group.WORLD)
+
+
+def _constraint(
+    name: str, rows: int, spec: TableSpec, device: torch.device
+) -> ParameterConstraints:
+    """One sharding type and one kernel, so that planning takes no search."""
+    if spec.optimizer == "adam" and device.type == "cpu":
+        # The planner grants the dense kernel to replicated tables only.
+        return ParameterConstraints(sharding_types=["data_parallel"], compute_kernels=["dense"])
+    by_size = "row_wise" if rows >= spec.row_wise_from else "table_wise"
+    return ParameterConstraints(
+        sharding_types=[spec.sharding.get(name, by_size)], compute_kernels=["fused"]
+    )
 
 
 def _device_memory(device: torch.device) -> int:
@@ -161,10 +163,18 @@ def init_tables(dmp: DistributedModelParallel, plan: ShardingPlan, std: float, s
         for path, module_plan in plan.plan.items():
             for table in module_plan:
                 tensor = state[f"{path}.embedding_bags.{table}.weight"]
-                for piece in tensor.local_shards():
-                    values = torch.empty(piece.tensor.shape)
-                    fill_rows(values, table, piece.metadata.shard_offsets[0], std, seed)
-                    piece.tensor.copy_(values)
+                pieces = (
+                    [
+                        (piece.tensor, piece.metadata.shard_offsets[0])
+                        for piece in tensor.local_shards()
+                    ]
+                    if hasattr(tensor, "local_shards")
+                    else [(tensor, 0)]
+                )
+                for piece, first_row in pieces:
+                    values = torch.empty(piece.shape)
+                    fill_rows(values, table, first_row, std, seed)
+                    piece.copy_(values)
 
 
 def optimizers(

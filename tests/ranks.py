@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from contextlib import closing
 from datetime import timedelta
@@ -17,32 +18,36 @@ def run_ranks(function, world_size, *args, timeout_s=60):
         AssertionError: a rank raised, died or did not finish in time; tells which and why.
     """
     context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
     port = _free_port()
-    processes = [
-        context.Process(target=_rank, args=(queue, function, rank, world_size, port, args))
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
+    pipes, processes = [], []
+    for rank in range(world_size):
+        ours, theirs = context.Pipe(duplex=False)
+        work = (theirs, function, rank, world_size, port, args)
+        processes.append(context.Process(target=_rank, args=work))
+        processes[-1].start()
+        theirs.close()
+        pipes.append(ours)
+    deadline = time.monotonic() + timeout_s
     answers = {}
-    for process in processes:
-        process.join(timeout_s)
-        if process.is_alive():
-            for each in processes:
-                each.kill()
-            raise AssertionError(f"a rank did not finish in {timeout_s} s")
-        while not queue.empty():
-            rank, error, value = queue.get()
-            answers[rank] = (error, value)
-    errors = [error for error, _ in answers.values() if error]
-    assert not errors, "\n".join(errors)
-    missing = [rank for rank in range(world_size) if rank not in answers]
-    assert not missing, f"ranks {missing} died with {[processes[r].exitcode for r in missing]}"
+    try:
+        # A rank is read before it is joined: it cannot end while its answer fills the pipe.
+        for rank, pipe in enumerate(pipes):
+            if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                raise AssertionError(f"rank {rank} did not finish in {timeout_s} s")
+            try:
+                answers[rank] = pipe.recv()
+            except EOFError:
+                answers[rank] = (f"rank {rank} died without a word", None)
+        errors = [error for error, _ in answers.values() if error]
+        assert not errors, "\n".join(errors)
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
     return [answers[rank][1] for rank in range(world_size)]
 
 
-def _rank(queue, function, rank, world_size, port, args):
+def _rank(pipe, function, rank, world_size, port, args):
     import torch
     import torch.distributed as dist
 
@@ -59,10 +64,10 @@ def _rank(queue, function, rank, world_size, port, args):
         dist.init_process_group(
             "gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=30)
         )
-        queue.put((rank, None, function(rank, world_size, *args)))
+        pipe.send((None, function(rank, world_size, *args)))
         dist.destroy_process_group()
     except BaseException:
-        queue.put((rank, f"rank {rank}:\n{traceback.format_exc()}", None))
+        pipe.send((f"rank {rank}:\n{traceback.format_exc()}", None))
 
 
 def _free_port():

@@ -54,7 +54,9 @@ def test_every_layer_imports_only_what_stands_left_of_it():
     ["import msrec.launch.cli", "from msrec import launch", "from msrec.launch.cli import main"],
 )
 def test_the_layer_check_catches_every_form_of_import(line):
-    assert list(breaches("data/llm/__init__.py", line))[0].startswith("data/llm/__init__.py:1 imports")
+    assert list(breaches("data/llm/__init__.py", line))[0].startswith(
+        "data/llm/__init__.py:1 imports"
+    )
 
 
 def test_every_folder_with_code_is_packaged():

@@ -59,7 +59,9 @@ def test_an_epoch_on_two_ranks_is_every_row_once_in_batches_of_equal_size(datase
 def test_resuming_on_another_world_size_continues_the_same_global_batches(dataset, world_size):
     def global_batches(world_size, start):
         ranks = [
-            Loader(dataset, "train", 96, rank=r, world_size=world_size, window_rows=300).batches(2, start)
+            Loader(dataset, "train", 96, rank=r, world_size=world_size, window_rows=300).batches(
+                2, start
+            )
             for r in range(world_size)
         ]
         return [torch.cat([b.row_id for b in parts]).tolist() for parts in zip(*ranks, strict=True)]
@@ -97,12 +99,37 @@ def changed(dataset, name, change, number=1):
 
 
 FAULTS = {
-    "null label": ("label", 100, None, "part-00001.parquet: column 'label', row 100: nothing may be null"),
+    "null label": (
+        "label",
+        100,
+        None,
+        "part-00001.parquet: column 'label', row 100: nothing may be null",
+    ),
     "label of 2": ("label", 5, 2.0, "column 'label', row 5: a label must be 0 or 1; found 2.0"),
-    "NaN dense": ("price", 97, float("nan"), "column 'price', row 97: a dense value must be finite"),
-    "id too large": ("item_id", 200, 61, r"column 'item_id', row 200: an id must be in \[0, 61\); found 61"),
-    "negative id": ("user_id", 3, -1, r"column 'user_id', row 3: an id must be in \[0, 41\); found -1"),
-    "list id too large": ("genres", 8, [1, 7], r"column 'genres', row 8: an id must be in \[0, 7\)"),
+    "NaN dense": (
+        "price",
+        97,
+        float("nan"),
+        "column 'price', row 97: a dense value must be finite",
+    ),
+    "id too large": (
+        "item_id",
+        200,
+        61,
+        r"column 'item_id', row 200: an id must be in \[0, 61\); found 61",
+    ),
+    "negative id": (
+        "user_id",
+        3,
+        -1,
+        r"column 'user_id', row 3: an id must be in \[0, 41\); found -1",
+    ),
+    "list id too large": (
+        "genres",
+        8,
+        [1, 7],
+        r"column 'genres', row 8: an id must be in \[0, 7\)",
+    ),
     "unknown scenario": ("scenario", 9, 3, "column 'scenario', row 9: the scenario must be one of"),
 }
 

@@ -10,7 +10,7 @@ import torch
 from ranks import run_ranks
 from tiny import tiny_dataset, tiny_store
 
-from msrec.launch.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.checkpoint import Checkpoints
 from msrec.launch.config import load_config, save_config
 from msrec.launch.evaluate import evaluate
 from msrec.launch.process import Process
@@ -49,13 +49,14 @@ def fit(rank, world_size, config):
 
 
 def weights(trainer):
-    """Every weight as one array per name; this rank's shards of a table."""
-    return {
-        name: torch.cat([s.tensor for s in value.local_shards()]).numpy().copy()
-        if hasattr(value, "local_shards")
-        else value.numpy().copy()
-        for name, value in trainer.model.state_dict().items()
-    }
+    """Every weight as one array per name; of a sharded table this rank's rows, if it has any."""
+    state = {}
+    for name, value in trainer.model.state_dict().items():
+        shards = value.local_shards() if hasattr(value, "local_shards") else None
+        parts = [value] if shards is None else [shard.tensor for shard in shards]
+        if parts:
+            state[name] = torch.cat(parts).numpy().copy() if shards else parts[0].numpy().copy()
+    return state
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -65,6 +66,9 @@ def test_two_ranks_give_the_losses_of_one_rank(dataset, tmp_path, backbone, shar
         f"backbone.name={backbone}",
         "embeddings.sharding={" + f"user_id: {sharding}, item_id: {sharding}" + "}",
         *("embeddings.l2=0.01", "optimizer.warmup_steps=5", "optimizer.decay=linear", *BOTH),
+        # A bottom MLP before STAR's partitioned norm has directions without any gradient, and Adam
+        # turns the rounding noise there into whole steps, another noise on 2 ranks.
+        *(["interaction.bottom_dims=[]"] if backbone == "star" else []),
     ]
     one = run_ranks(fit, 1, config_of(dataset, tmp_path / "1", *options))[0][0]
     two = run_ranks(fit, 2, config_of(dataset, tmp_path / "2", *options))[0][0]
@@ -161,7 +165,7 @@ def run_and_evaluate(rank, world_size, config):
 
 
 def test_evaluation_on_two_ranks_equals_one_and_the_streaming_metrics(dataset, tmp_path):
-    options = ["trainer.epochs=1", *BOTH]
+    options = ["trainer.epochs=1", "embeddings.lr=0.2", "optimizer.lr=0.02", *BOTH]
     streaming = run_ranks(run_and_evaluate, 2, config_of(dataset, tmp_path, *options))[0]
     of_two = load_results(tmp_path / "default/predictions/valid")
     run_ranks(evaluate_again, 1, tmp_path / "default")
@@ -170,8 +174,10 @@ def test_evaluation_on_two_ranks_equals_one_and_the_streaming_metrics(dataset, t
     exact = of_two.metrics.named()
     for name, value in of_one.metrics.named().items():
         assert value == pytest.approx(exact[name], abs=1e-6), name
-        if name in streaming:
-            assert value == pytest.approx(streaming[name], abs=1e-4), name
+        if name in streaming and not name.startswith(
+            "auc"
+        ):  # 400 rows: AUC's bins are tested apart
+            assert value == pytest.approx(streaming[name], abs=1e-5), name
 
 
 def evaluate_again(rank, world_size, run_dir):
@@ -209,18 +215,20 @@ def fit_on_a_full_disk(rank, world_size, config):
     save, saved = trainer.checkpoints.save, []
 
     def save_or_fail(*args):
-        if saved:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        saved.append(save(*args))
-        return saved[-1]
+        if not saved:
+            saved.append(save(*args))
+            return
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        try:
+            save(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
     trainer.checkpoints.save = save_or_fail
     try:
         trainer.fit()
     except OSError as error:
         return str(error)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
 def test_a_full_disk_while_saving_leaves_the_older_checkpoints(dataset, tmp_path):
@@ -241,7 +249,7 @@ def test_a_plan_is_reused_and_refused_for_another_world_size_or_model(dataset, t
     told = refusal(dataset, tmp_path / "c", f"plan={plan}", ranks=2)
     assert "is a plan for 1 ranks; this job has 2" in told
     told = refusal(dataset, tmp_path / "d", f"plan={plan}", "embeddings.dim=4")
-    assert "table 'user_id' is planned as [41, 8] (rows, dim); this model has [41, 4]" in told
+    assert "table 'genre' is planned as [7, 8] (rows, dim); this model has [7, 4]" in told
 
 
 def test_a_store_made_otherwise_than_the_config_says_is_refused(dataset, tmp_path):
@@ -273,4 +281,3 @@ def test_one_class_in_validation_is_told(dataset, tmp_path):
         replace_column(path, "label", pa.array(np.zeros(size), pa.float32()))
     told = refusal(tmp_path / "data", tmp_path, "llm.store=null")
     assert "must hold both labels" in told
-    assert load_checkpoint is not None

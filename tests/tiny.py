@@ -14,7 +14,8 @@ def tiny_schema(**changes):
         "name": "tiny",
         "description": "a film app",
         "scenarios": [
-            Scenario(name=name, description=f"the {name} page") for name in ("search", "feed", "shop")
+            Scenario(name=name, description=f"the {name} page")
+            for name in ("search", "feed", "shop")
         ],
         "tables": TABLES,
         "sparse": [

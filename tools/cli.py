@@ -9,7 +9,8 @@ import typer
 
 app = typer.Typer(
     name="msrec",
-    help=__doc__.partition(".")[0] + ". Multi-scenario recommendation with a frozen LLM in the loop.",
+    help=__doc__.partition(".")[0]
+    + ". Multi-scenario recommendation with a frozen LLM in the loop.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
