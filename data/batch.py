@@ -9,7 +9,7 @@ from torchrec.streamable import Pipelineable
 
 
 @dataclass
-class Batch(Pipelineable):
+class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not followed
     """One rank's rows of a global batch.
 
     Shape:
@@ -25,7 +25,7 @@ class Batch(Pipelineable):
         weight: (B,), float32; 0 for the padding rows of an epoch's last batch.
         row_id: (B,), int64, the row's position in its split; -1 for padding.
         user: (B,), int64, index into users.parquet.
-        knowledge: (U, H), float32, raw vectors of the batch's distinct users; (0, 0) without a store.
+        knowledge: (U, H), float32, raw vectors of the batch's distinct users; (0, 0) without store.
         user_index: (B,), int64, row of `knowledge`; all 0 without a store.
         has_knowledge: (U,), float32, 0 where the store has no vector and the policy filled it in.
     """

@@ -1,4 +1,4 @@
-"""Columns of a window of batches -> one `Batch` after another; no copy that Arrow or NumPy can avoid."""
+"""Columns of a window of batches -> one `Batch` after another, without a copy that is avoidable."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.batch import Batch
-from msrec.data.parquet import Columns
+from msrec.data.parquet import Columns, Scalars
 from msrec.data.schema import Schema
 
 
@@ -58,7 +58,7 @@ class Window:
         self._keys = [f.name for f in schema.sparse]
 
     def __len__(self) -> int:
-        return self._shape[0]
+        return int(self._shape[0])
 
     def batch(self, number: int) -> Batch:
         """The window's batch of that number."""
@@ -111,15 +111,15 @@ class Window:
     def _grid(self, column: npt.NDArray[np.generic], dtype: type) -> npt.NDArray[np.generic]:
         return column.astype(dtype, copy=False).reshape(self._shape)
 
-    def _stacked(self, columns: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-        """n columns -> (W, n, B)."""
+    def _stacked(self, columns: list[Scalars]) -> npt.NDArray[np.int32]:
+        """Lay n columns out as (W, n, B)."""
         out = np.empty((self._shape[0], len(columns), self._shape[1]), dtype=np.int32)
         for place, column in enumerate(columns):
             out[:, place] = column.reshape(self._shape)
         return out
 
-    def _side_by_side(self, columns: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """n columns -> (W, B, n)."""
+    def _side_by_side(self, columns: list[Scalars]) -> npt.NDArray[np.float32]:
+        """Lay n columns out as (W, B, n)."""
         out = np.empty((*self._shape, len(columns)), dtype=np.float32)
         for place, column in enumerate(columns):
             out[..., place] = column.reshape(self._shape)

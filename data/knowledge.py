@@ -78,9 +78,9 @@ def scenario_vectors(store: KnowledgeStore, schema: Schema) -> npt.NDArray[np.fl
             f"every scenario must have a vector; {names[rows < 0][0]!r} has none in the store. Run "
             "`msrec encode` again."
         )
-    vectors = store.vectors[rows].astype(np.float32)
+    vectors: npt.NDArray[np.float32] = store.vectors[rows].astype(np.float32)
     if len(vectors) == 1:
         return vectors
     spread = vectors.std(axis=0)
     standardised = (vectors - vectors.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    return standardised.astype(np.float32)
+    return np.asarray(standardised, dtype=np.float32)

@@ -137,4 +137,5 @@ class GlobalOrder:
         ends_on_ring = np.cumsum(rows[groups])
         place = np.searchsorted(ends_on_ring, ring, side="right")
         starts = np.concatenate([[0], np.cumsum(rows)[:-1]])
-        return starts[groups[place]] + ring - (ends_on_ring[place] - rows[groups[place]])
+        inside: Rows = ring - (ends_on_ring[place] - rows[groups[place]])
+        return np.asarray(starts[groups[place]] + inside, dtype=np.int64)

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 from msrec.data.schema import Schema, Split
 
 Scalars = npt.NDArray[np.generic]
-Columns = dict[str, "Scalars | pa.ListArray"]
+Columns = dict[str, Any]
+"""Name -> `Scalars`, or a `pa.ListArray` of a multi-valued feature: the schema says which."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,8 @@ def _gather(
 def _same_type(actual: pa.DataType, wanted: pa.DataType) -> bool:
     if pa.types.is_list(wanted):
         is_list = pa.types.is_list(actual) or pa.types.is_large_list(actual)
-        return is_list and actual.value_type == wanted.value_type
-    return actual == wanted
+        return is_list and bool(actual.value_type == wanted.value_type)
+    return bool(actual == wanted)
 
 
 def _first_line(error: Exception) -> str:

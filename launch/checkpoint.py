@@ -1,4 +1,4 @@
-"""Commit-marked checkpoints: a new folder per step, a COMMIT file written last, never overwritten."""
+"""Commit-marked checkpoints: a new folder per step, COMMIT written last, never overwritten."""
 
 import json
 import logging
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.optim.keyed import CombinedOptimizer
 
 COMMIT = "COMMIT"
@@ -33,7 +35,7 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, model: nn.Module, optimizer: CombinedOptimizer, state: dict[str, Any]) -> Path:
-        """Write one; every rank calls this with the same `state`, which holds `step` and `best_step`.
+        """Write one; every rank calls this with the same `state`, with `step` and `best_step`.
 
         Raises:
             OSError: the disk is full or the folder is not writable; older checkpoints are intact.
@@ -48,9 +50,7 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)  # what a crash left, never committed
         dist.barrier()
         try:
-            dcp.save(
-                {"model": model.state_dict(), "optim": optimizer.state_dict()}, checkpoint_id=path
-            )
+            save({"model": model.state_dict(), "optim": optimizer.state_dict()}, checkpoint_id=path)
         except (CheckpointException, OSError) as error:
             self._discard(path)
             raise OSError(self._failure(path, error)) from None
@@ -105,7 +105,7 @@ class Checkpoints:
         if dist.get_rank() == 0 and not (path / COMMIT).exists():
             shutil.rmtree(path, ignore_errors=True)
 
-    def _failure(self, path: Path, error: Exception) -> str:
+    def _failure(self, path: Path, error: BaseException) -> str:
         newest = self.newest()
         left = f"the newest one, {newest}, is intact" if newest else "there is no older one"
         return f"checkpoint {path} could not be written: {_cause(error)}; {left}."
@@ -124,7 +124,7 @@ def load_checkpoint(
         ValueError: it is of another model; names the first differing keys.
     """
     state = read_state(path)
-    reader = dcp.FileSystemReader(path)
+    reader = FileSystemReader(path)
     saved = reader.read_metadata().state_dict_metadata
     wanted: dict[str, Any] = {"model": model.state_dict()}
     _check_keys(
@@ -133,7 +133,7 @@ def load_checkpoint(
     if optimizer is not None:
         optimizer.init_state(set())  # else DCP silently skips Adam's moments
         wanted["optim"] = optimizer.state_dict()
-    dcp.load(wanted, storage_reader=reader)
+    load(wanted, storage_reader=reader)
     model.load_state_dict(wanted["model"])
     if optimizer is not None:
         optimizer.load_state_dict(wanted["optim"])
@@ -153,8 +153,8 @@ def _check_keys(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> No
     missing, extra = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
     if missing or extra:
         raise ValueError(
-            f"{path} is a checkpoint of another model: it lacks {_some(missing)} and has {_some(extra)} "
-            "besides. Use the config in its run folder."
+            f"{path} is a checkpoint of another model: it lacks {_some(missing)} and has "
+            f"{_some(extra)} besides. Use the config in its run folder."
         )
     for key, tensor in wanted.items():
         sizes = tuple(getattr(saved[key], "size", tensor.size()))
@@ -169,7 +169,7 @@ def _some(keys: list[str]) -> str:
     return "nothing" if not keys else ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     failures = getattr(error, "failures", None)
     cause = next(iter(failures.values()))[0] if failures else error
     return str(cause).splitlines()[0].rstrip(".")

@@ -1,6 +1,7 @@
 """torchx components: `torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml key=value`."""
 
-from typing import List, Optional  # noqa: UP035 - torchx 0.7 reads only typing's own names
+from collections.abc import Sequence
+from typing import Optional
 
 import torchx
 from torchx import specs
@@ -135,7 +136,7 @@ def encode(
     )
 
 
-def _arguments(args: List[str], first: str) -> List[str]:  # noqa: UP006
+def _arguments(args: Sequence[str], first: str) -> list[str]:
     """`first=VALUE` becomes the command's positional argument, the rest stays `key=value`."""
     given = [arg for arg in args if arg.startswith(f"{first}=")]
     if len(given) != 1:

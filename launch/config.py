@@ -1,4 +1,4 @@
-"""What a run is made of: a frozen `RunConfig` from a short YAML file plus `key.sub=value` overrides."""
+"""What a run is made of: a frozen `RunConfig`, from a short YAML file and overrides."""
 
 import difflib
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ class EmbeddingsConfig(_Part):
 
     dim: int = Field(16, ge=1)
     optimizer: Literal["rowwise_adagrad", "adam"] = "rowwise_adagrad"
-    """rowwise_adagrad is fused into the backward pass; adam is for small tables (on CPU its gradient
-    is as large as the table)."""
+    """rowwise_adagrad is fused into the backward pass; adam is for small tables (on CPU its
+    gradient is as large as the table)."""
     lr: float = Field(0.02, gt=0)
     init_std: float = Field(0.01, gt=0)
     l2: float = Field(0.0, ge=0)
     """Weight of the mean squared norm of the looked-up vectors in the loss."""
     row_wise_from: int = Field(1_000_000, ge=1)
-    """A table with at least so many rows is split by rows over all ranks; others live on one rank."""
+    """A table with at least so many rows is split by rows over all ranks; others are on one."""
     sharding: dict[str, Literal["table_wise", "row_wise"]] = {}
     """Table -> sharding type, over `row_wise_from`."""
 
@@ -234,6 +234,7 @@ def _sentence(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
 def _known_keys(loc: list[str]) -> list[str]:
     """Field names of the model at a location, a discriminated part named by its tag."""
     model: Any = RunConfig
+    options: list[Any] = []
     for part in loc:
         if part in model.model_fields:
             kind = model.model_fields[part].annotation

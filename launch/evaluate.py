@@ -15,8 +15,10 @@ from msrec.launch.results import Results, evaluate_predictions, save_results
 def evaluate(
     run_dir: Path, process: Process, split: Split = "test", checkpoint: Path | None = None
 ) -> Results | None:
-    """Predict and judge; writes `predictions/<split>/` and `results.json` (beside the predictions, and
-    in the run folder for the test split).
+    """Predict and judge a split.
+
+    Writes `predictions/<split>/` with `results.json` in it; of the test split that file stands in
+    the run folder too.
 
     Args:
         run_dir: a run folder.

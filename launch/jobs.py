@@ -139,7 +139,7 @@ def _prompt(dataset: Path, template: str, show: str) -> str:
     level, _, wanted = show.partition("=")
     if level not in PROMPTS:
         raise ValueError(f"--show must be user=KEY or scenario=NAME; got {show!r}.")
-    prompts = PROMPTS[level](dataset, load_template(template))  # type: ignore[index]
+    prompts = PROMPTS[level](dataset, load_template(template))
     for key, text in prompts.pairs():
         if str(key) == wanted:
             return text

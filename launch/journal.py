@@ -22,8 +22,8 @@ class Journal:
     """Writes a run's course. On other ranks than 0 it only keeps time.
 
     Args:
-        run_dir: gets `metrics.jsonl` (one JSON object a line: time, step, epoch, split, metrics) and
-            `tensorboard/`.
+        run_dir: gets `tensorboard/` and `metrics.jsonl` (one JSON object a line: time, step, epoch,
+            split, metrics).
         process: this rank.
         total_steps: steps of the whole run, for the time left.
         step: the step a resumed run starts from.

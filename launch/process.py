@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 TIMEOUT_S = 600
 
@@ -46,7 +47,7 @@ def process_group(device: str | None = None) -> Iterator[Process]:
     if kind == "cuda":
         torch.cuda.set_device(place)
     # torchrun's own store, or one in this process's memory: a single rank opens no port.
-    store = None if "RANK" in os.environ else dist.HashStore()
+    store = None if "RANK" in os.environ else HashStore()
     dist.init_process_group(
         "cuda:nccl,cpu:gloo" if kind == "cuda" else "gloo",
         store=store,
@@ -61,5 +62,5 @@ def process_group(device: str | None = None) -> Iterator[Process]:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed dropout for one step of one rank, so that a resumed run draws what it would have drawn."""
+    """Seed dropout for one step of one rank, so that a resumed run draws the same."""
     torch.manual_seed(((seed * 1_000_003 + step) * 8191 + rank) % (1 << 63))

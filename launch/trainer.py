@@ -17,10 +17,10 @@ from msrec.data.schema import load_schema
 from msrec.launch.build import Knowledge, build_loader, build_sharded, table_spec, write_json
 from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig
+from msrec.launch.histogram import HistogramMetrics
 from msrec.launch.journal import Journal
 from msrec.launch.metrics import ScenarioMetrics
 from msrec.launch.process import Process, seed_step
-from msrec.launch.histogram import HistogramMetrics
 from msrec.model.plan import plan_to_dict
 from msrec.model.ranker import Outcome
 from msrec.model.sharding import Schedule, optimizers
@@ -166,7 +166,8 @@ class Trainer:
         auc = metrics.all.auc
         if auc is None:
             raise ValueError(
-                f"{self.config.dataset}/valid must hold both labels to stop early; it holds one class."
+                f"{self.config.dataset}/valid must hold both labels to stop early; it has one "
+                "class."
             )
         if progress.best_auc is None or auc > progress.best_auc:
             progress.best_auc, progress.best_step = auc, progress.step
@@ -186,7 +187,7 @@ class Trainer:
         self.checkpoints.save(self.model, self.optimizer, vars(progress))
 
     def _outcomes(self, batches: Iterator[Batch], before_step: Any = None) -> Iterator[Outcome]:
-        """Run batches through TorchRec's pipeline; it trains in train mode and only scores in eval mode."""
+        """Run batches through TorchRec's pipeline, which only scores in eval mode."""
         while True:
             if before_step is not None:
                 before_step()

@@ -45,8 +45,8 @@ def installed(package: str) -> str | None:
 
 def installed_versions() -> dict[str, str | None]:
     """Versions that a run folder keeps: Python, msrec, and all that decides its numbers."""
-    packages = ("msrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx")
-    packages += ("transformers", "numpy", "pyarrow", "polars")
+    packages = ["msrec", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchx"]
+    packages += ["transformers", "numpy", "pyarrow", "polars"]
     return {"python": platform.python_version()} | {name: installed(name) for name in packages}
 
 

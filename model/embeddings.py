@@ -43,7 +43,8 @@ class Embeddings(nn.Module):
         if not self._has_multi:
             return vectors
         lengths = sparse.lengths().view(len(self.features), -1).t().clamp(min=1)
-        return vectors / lengths.unsqueeze(-1)
+        means: torch.Tensor = vectors / lengths.unsqueeze(-1)
+        return means
 
 
 def table_configs(schema: Schema, dim: int) -> list[EmbeddingBagConfig]:

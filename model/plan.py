@@ -112,7 +112,7 @@ def load_plan(path: Path, model: nn.Module, world_size: int) -> ShardingPlan:
         is_replicated = table in named and table not in planned
         if planned.get(table) != actual.get(table) and not (is_replicated and table in actual):
             raise ValueError(
-                f"{path}: table {table!r} is planned as {planned.get(table, 'absent')} (rows, dim); "
-                f"this model has {actual.get(table, 'no such table')}."
+                f"{path}: table {table!r} is planned as {planned.get(table, 'absent')} (rows, "
+                f"dim); this model has {actual.get(table, 'no such table')}."
             )
     return plan

@@ -8,7 +8,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.optim import (
+from torch.distributed.optim.apply_optimizer_in_backward import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -33,11 +33,11 @@ TableOptimizer = Literal["rowwise_adagrad", "adam"]
 TableSharding = Literal["table_wise", "row_wise"]
 
 
-class CpuEBCSharder(EmbeddingBagCollectionSharder):
+class CpuEBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchRec is untyped
     """Offers the planner row-wise on CPU too, which works there but is not offered by default."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        """Table-wise and row-wise for fused tables, data-parallel for tables under a dense optimizer."""
+        """Table-wise and row-wise for fused tables, data-parallel under a dense optimizer."""
         return ["table_wise", "row_wise", "data_parallel"]
 
 

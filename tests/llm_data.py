@@ -1,6 +1,7 @@
 """A tiny dataset folder and a tiny random model, for the tests of the frozen LLM."""
 
 import polars as pl
+
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord, TextFields, save_schema
 
 ITEMS = ["Red Shoes", "Blue Hat", "Green Scarf", "Gold Ring", "Iron Pan", "Future Lamp"]

@@ -1,4 +1,4 @@
-"""Run any function on N gloo ranks by fork, with a time limit: several failures below us are hangs."""
+"""Run any function on N gloo ranks by fork, with a time limit: some failures below are hangs."""
 
 import multiprocessing
 import os

@@ -35,7 +35,7 @@ def tiny_schema(**changes):
 
 
 def tiny_rows(rows, seed=0):
-    """A split's table; clicks follow the user's and item's parity, so that there is something to learn."""
+    """A split's table; clicks follow the user's and item's parity, something to learn."""
     rng = np.random.default_rng(seed)
     user, item = rng.integers(40, size=rows), rng.integers(60, size=rows)
     scenario = rng.integers(3, size=rows)

@@ -1,4 +1,4 @@
-"""The `msrec` command. Heavy imports stand inside the commands, so that `--help` answers at once."""
+"""The `msrec` command. Heavy imports stand inside the commands: `--help` answers at once."""
 
 import os
 import sys
@@ -65,7 +65,7 @@ def encode(
         str | None, typer.Option(help="print one prompt and stop: user=KEY or scenario=NAME")
     ] = None,
 ) -> None:
-    """Read users and scenarios with the frozen LLM into the knowledge store; resumes after a kill."""
+    """Read users and scenarios with the frozen LLM into the store; resumes after a kill."""
     _require_versions()
     from msrec.launch.jobs import encode_job
 

@@ -1,4 +1,4 @@
-"""The whole way in one command: simulate an app, read it with the LLM, train bare and with meta networks."""
+"""The whole way in one command: simulate, read with the LLM, train bare and with LLM4MSR."""
 
 import shlex
 import subprocess
