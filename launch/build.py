@@ -121,10 +121,10 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
     return RankerTrain(Ranker(embeddings, over), RankLoss(config.embeddings.l2))
 
 
-def build_sharded(
+def plan_model(
     config: RunConfig, schema: Schema, knowledge: Knowledge, process: Process, plan: Path | None
-) -> tuple[DistributedModelParallel, ShardingPlan]:
-    """The model over the ranks, by a plan file or by the planner."""
+) -> tuple[RankerTrain, ShardingPlan]:
+    """The model before sharding, and where its tables go: by a plan file or by the planner."""
     model = build_model(config, schema, knowledge)
     spec = table_spec(config)
     fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
@@ -133,6 +133,14 @@ def build_sharded(
         if plan is not None
         else make_plan(model, spec, process.device, process.local_world_size)
     )
+    return model, sharding
+
+
+def build_sharded(
+    config: RunConfig, schema: Schema, knowledge: Knowledge, process: Process, plan: Path | None
+) -> tuple[DistributedModelParallel, ShardingPlan]:
+    """The model over the ranks."""
+    model, sharding = plan_model(config, schema, knowledge, process, plan)
     std = config.embeddings.init_std
     return shard(model, sharding, process.device, std, config.seed), sharding
 

@@ -1,11 +1,14 @@
 """torchx components: `torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml key=value`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Optional
 
 import torchx
 from torchx import specs
+from torchx.specs.finder import ComponentValidationException
 
+from msrec.launch.config import load_config
 from msrec.launch.role import torchrun_app
 
 
@@ -40,7 +43,7 @@ def train(
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     return torchrun_app(
         "train",
-        _arguments(args, "config"),
+        _config_arguments(args, image),
         j=j,
         image=image,
         resource=resource,
@@ -124,7 +127,7 @@ def encode(
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     return torchrun_app(
         "encode",
-        _arguments(args, "config"),
+        _config_arguments(args, image),
         j=j,
         image=image,
         resource=resource,
@@ -137,8 +140,29 @@ def encode(
 
 
 def _arguments(args: Sequence[str], first: str) -> list[str]:
-    """`first=VALUE` becomes the command's positional argument, the rest stays `key=value`."""
+    """`first=VALUE` becomes the command's positional argument, the rest stays `key=value`.
+
+    Raises:
+        ComponentValidationException: it is not given; torchx shows its text and no stack.
+    """
     given = [arg for arg in args if arg.startswith(f"{first}=")]
     if len(given) != 1:
-        raise ValueError(f"give {first}=... once after `--`; got {' '.join(args) or 'nothing'}.")
+        raise ComponentValidationException(
+            f"give {first}=... once after `--`; got {' '.join(args) or 'nothing'}."
+        )
     return [given[0].partition("=")[2], *(arg for arg in args if arg not in given)]
+
+
+def _config_arguments(args: Sequence[str], image: str) -> list[str]:
+    """As `_arguments` of `config=`, the config checked here, before anything is launched.
+
+    A file that is not on this machine is left to the ranks when an image may hold it.
+    """
+    arguments = _arguments(args, "config")
+    file, overrides = arguments[0], [arg for arg in arguments[1:] if not arg.startswith("--")]
+    if image == torchx.IMAGE or Path(file).is_file():
+        try:
+            load_config(file, overrides)
+        except (ValueError, OSError) as error:
+            raise ComponentValidationException(str(error)) from None
+    return arguments

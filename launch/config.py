@@ -228,6 +228,13 @@ def _sentence(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
         known = _known_keys(loc[:-1])
         near = difflib.get_close_matches(loc[-1], known, n=3) or known
         return f"{where}: {shown} is not a known key; near it are {', '.join(near)}."
+    if first["type"] == "union_tag_invalid":
+        tag, expected = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+        return f"{where}: {shown}.name must be one of {expected}; got {tag!r}."
+    if first["type"] in ("model_type", "model_attributes_type"):
+        known = _known_keys(loc)
+        key = f"{shown}.{'name' if 'name' in known else known[0]}"
+        return f"{where}: {shown} must hold keys, such as {key}; got {first['input']!r}."
     return f"{where}: {shown}: {first['msg']}; got {first['input']!r}."
 
 

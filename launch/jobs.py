@@ -2,20 +2,21 @@
 
 import logging
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import cast, get_args
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from msrec.data.llm.templates import load_template
-from msrec.launch.build import write_json
+from msrec.data.schema import Split, load_schema
+from msrec.launch.build import Knowledge, build_loader, plan_model, write_json
 from msrec.launch.config import load_config, save_config
 from msrec.launch.encode import PROMPTS, encode
+from msrec.launch.encode_progress import EncodeProgress
 from msrec.launch.evaluate import evaluate
+from msrec.launch.plan_table import plan_table
 from msrec.launch.process import process_group
 from msrec.launch.results import results_table
 from msrec.launch.trainer import Trainer
@@ -44,15 +45,35 @@ def train_job(config_file: Path, overrides: Sequence[str]) -> None:
             )
 
 
-def evaluate_job(run_dir: Path, overrides: Sequence[str], split: str) -> None:
-    """Evaluate a run and print its table."""
-    options = {"split": split, "checkpoint": None} | _options(overrides, {"split", "checkpoint"})
-    if options["split"] not in ("train", "valid", "test"):
-        raise ValueError(f"split must be train, valid or test; got {options['split']!r}.")
-    checkpoint = Path(options["checkpoint"]) if options["checkpoint"] else None
+def dry_run_job(config_file: Path, overrides: Sequence[str]) -> None:
+    """Check all that a run reads and print its plan and its size; nothing is written."""
+    config = load_config(config_file, overrides)
     with process_group() as process:
         _log_to_terminal(process.is_main)
-        results = evaluate(run_dir, process, options["split"], checkpoint)  # type: ignore[arg-type]
+        schema = load_schema(config.dataset)
+        knowledge = Knowledge(config, schema)
+        batch = config.trainer.global_batch
+        loader = build_loader(config, "train", process, knowledge, batch, shuffle=True)
+        model, plan = plan_model(config, schema, knowledge, process, config.plan)
+        if process.is_main:
+            console.print(plan_table(plan, model, process.world_size))
+            console.print(
+                f"{loader.order.num_rows:,} training rows, {len(loader):,} steps of {batch:,} rows "
+                f"an epoch",
+                highlight=False,
+            )
+
+
+def evaluate_job(run_dir: Path, overrides: Sequence[str], split: Split) -> None:
+    """Evaluate a run and print its table."""
+    options = _options(overrides, {"split", "checkpoint"})
+    wanted = options.get("split", split)
+    if wanted not in get_args(Split):
+        raise ValueError(f"split must be train, valid or test; got {wanted!r}.")
+    checkpoint = Path(options["checkpoint"]) if "checkpoint" in options else None
+    with process_group() as process:
+        _log_to_terminal(process.is_main)
+        results = evaluate(run_dir, process, cast(Split, wanted), checkpoint)
         if results is not None:
             console.print(results_table(results))
 
@@ -68,7 +89,7 @@ def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) ->
         raise ValueError(f"{config_file}: llm.store must name a folder; it is not given.")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     _log_to_terminal(rank == 0)
-    with _EncodeLine(is_main=rank == 0) as line:
+    with EncodeProgress(is_shown=rank == 0) as progress:
         counts = encode(
             config.dataset,
             llm.store,
@@ -80,58 +101,13 @@ def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) ->
             template=llm.template,
             rank=rank,
             world_size=world_size,
-            on_progress=line.update,
+            on_progress=progress.update,
         )
     for level, of_level in counts.items():
         told = ", ".join(f"{name} {count:,}" for name, count in of_level.items())
         console.print(f"rank {rank} {level}: {told}", highlight=False)
     if rank == 0:
         console.print(f"store: {llm.store}", soft_wrap=True)
-
-
-class _EncodeLine:
-    """Users a second and the time left: a bar on a terminal, a line every few seconds in a log."""
-
-    EVERY_S = 10.0
-
-    def __init__(self, is_main: bool) -> None:
-        self._console = Console(stderr=True)
-        self._shown = is_main
-        self._bar = Progress(
-            TextColumn("encode"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not (is_main and self._console.is_terminal),
-        )
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        self._task = self._bar.add_task("encode", total=None, line="")
-        self._started = self._told = time.perf_counter()
-        self._first: int | None = None
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def update(self, done: int, total: int, tokens: int) -> None:
-        now = time.perf_counter()
-        if self._first is None:
-            # What an earlier run left is not this run's speed; loading the model is not either.
-            self._first, self._started = done, now
-        new, seconds = done - self._first, max(now - self._started, 1e-9)
-        line = f"{new / seconds:.1f} prompts/s  {tokens / seconds:,.0f} tokens/s"
-        self._bar.update(self._task, completed=done, total=total, line=line)
-        is_due = now - self._told >= self.EVERY_S or done == total
-        if self._shown and is_due and not self._console.is_terminal and new:
-            self._told = now
-            left = (total - done) * seconds / new
-            self._console.print(
-                f"encode {done:,}/{total:,}  {line}  {left:.0f} s left", soft_wrap=True
-            )
 
 
 def _prompt(dataset: Path, template: str, show: str) -> str:

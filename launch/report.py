@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from msrec.launch.curves import Log, Points, best_roc, load_log, reliability, roc
+from msrec.launch.curves import LOG_FILE, Log, Points, best_roc, load_log, reliability, roc
 from msrec.launch.figures import (
     Figure,
     calibration_figure,
@@ -29,6 +29,10 @@ from msrec.launch.results import (
     load_results,
 )
 
+CONFIG_FILE = "config.yaml"
+RUN_FILES = (CONFIG_FILE, LOG_FILE, RESULTS_FILE)
+"""What a run folder may hold for a report."""
+
 
 def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
     """Write one page that compares runs, in the given order; the first is the reference.
@@ -42,7 +46,8 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
 
     Raises:
         FileNotFoundError: a run folder is not there.
-        ValueError: there is no run, the runs were judged on other rows, or a file is broken.
+        ValueError: there is no run, no run has anything to show, the runs were judged on other
+            rows, or a file is broken.
     """
     folders = {name: Path(folder) for name, folder in runs.items()}
     if not folders:
@@ -52,6 +57,11 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
             raise FileNotFoundError(
                 f"{folder} must be the run folder of {name!r}; it is not there."
             )
+    if not any((f / name).is_file() for f in folders.values() for name in RUN_FILES):
+        raise ValueError(
+            f"{next(iter(folders.values()))} must be a run folder; it has none of "
+            f"{', '.join(RUN_FILES)}."
+        )
     loader = PackageLoader("msrec.launch", package_path="")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(**_content(folders))
@@ -145,7 +155,7 @@ def _details(result: Results) -> list[list[str]]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
+    path = folder / CONFIG_FILE
     return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
 
 

@@ -49,7 +49,7 @@ def torchrun_app(
     endpoint = "localhost:0" if max_nodes == 1 else f"$${{{macros.rank0_env}:=localhost}}:{port}"
     command = [
         python or (sys.executable if image == torchx.IMAGE else "python"),
-        *("-m", "torch.distributed.run"),
+        *("-m", "msrec.launch.agent"),
         *("--rdzv-backend", "c10d", "--rdzv-id", macros.app_id),
         *("--rdzv-conf", "join_timeout=300,last_call_timeout=5"),
         *("--nnodes", nodes, "--nproc-per-node", str(ranks), "--max-restarts", str(max_restarts)),

@@ -176,6 +176,7 @@ def test_names_from_outside_cannot_become_markup(runs, tmp_path):
 
 def test_a_run_with_only_a_config_gives_a_page_that_says_what_is_missing(tmp_path):
     (tmp_path / "new").mkdir()
+    (tmp_path / "new/config.yaml").write_text("seed: 0\n")
     text = "".join(
         Reader(write_report(tmp_path / "r.html", {"new": tmp_path / "new"}).read_text()).text
     )
@@ -192,6 +193,11 @@ def test_runs_judged_on_other_rows_are_refused(runs, tmp_path):
 def test_a_missing_run_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be the run folder of 'bare'"):
         write_report(tmp_path / "report.html", {"bare": tmp_path / "nothing"})
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be a run folder; it has none of config.yaml"):
+        write_report(tmp_path / "report.html", {"bare": tmp_path})
 
 
 def test_a_resumed_and_cut_log_keeps_the_last_line_of_a_step_and_counts_the_rest(tmp_path):

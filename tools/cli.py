@@ -2,8 +2,9 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,15 +32,21 @@ SplitMethod = Annotated[
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None) -> None:
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print the sharding plan, stop")
+    ] = False,
+) -> None:
     """Train a run, or go on with it: the same run_id resumes from its newest checkpoint.
 
     On several ranks: torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml run_id=mine
     """
     _require_versions()
-    from msrec.launch.jobs import train_job
+    from msrec.launch.jobs import dry_run_job, train_job
 
-    train_job(config, overrides or [])
+    (dry_run_job if dry_run else train_job)(config, overrides or [])
 
 
 @app.command()
@@ -176,17 +183,35 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (ValueError, OSError) as error:
-        _fail(error)
+        if is_mistake(error):
+            error.__traceback__ = None  # so that the error file of a rank has the sentence alone
+        else:
+            traceback.print_exc()
+        rank = os.environ.get("RANK")
+        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
+        _record(error)
+        sys.exit(2)
+    except Exception as error:
+        _record(error)
+        raise
 
 
-def _fail(error: Exception) -> NoReturn:
-    rank = os.environ.get("RANK")
-    where = "" if rank in (None, "0") else f" on rank {rank}"
-    print(f"error{where}: {error}", file=sys.stderr)
-    if rank is not None:
+def is_mistake(error: Exception) -> bool:
+    """Whether the sentence says all: ours, or the system's (no such file, no space left).
+
+    A plain ValueError from inside a library is more likely a fault of ours, which needs its stack.
+    """
+    if type(error) is not ValueError:
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return not frames or str(frames[-1].f_globals.get("__name__")).startswith("msrec.")
+
+
+def _record(error: Exception) -> None:
+    """Leave the error where torchrun looks for a rank's error."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         handler = get_error_handler()
         handler.initialize()
         handler.record_exception(error)
-    sys.exit(2)

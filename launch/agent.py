@@ -1,0 +1,45 @@
+"""`python -m msrec.launch.agent`: torchrun, whose last words are those of the rank that failed."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
+from torch.distributed.run import parse_args, run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run torchrun with its own options; exit with 1 when a rank failed.
+
+    torchrun itself ends with a page of its own stack and of every rank's. Here stands one sentence
+    for a user's mistake, and one stack, that of the rank that failed first, for anything else.
+    """
+    # It warns of each rank that it stops because another one failed.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
+    try:
+        run(parse_args(arguments))  # type: ignore[no-untyped-call]  # torch leaves them untyped
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        # torchx reads the failure from this process's own error file.
+        get_error_handler().dump_error_file(failure.error_file, failure.exitcode)
+        print(f"error on rank {rank}: {told(failure.message)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def told(message: object) -> str:
+    """What a rank wrote of its error: its stack, or without one its message.
+
+    Example:
+        >>> told({"message": "ValueError: x", "extraInfo": {"py_callstack": "ValueError: x "}})
+        'ValueError: x'
+        >>> told("Signal 9 (SIGKILL) received by PID 7")
+        'Signal 9 (SIGKILL) received by PID 7'
+    """
+    if not isinstance(message, dict):
+        return str(message)
+    stack = message.get("extraInfo", {}).get("py_callstack")
+    return str(stack or message.get("message")).strip()
+
+
+if __name__ == "__main__":
+    main()

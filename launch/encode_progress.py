@@ -1,0 +1,57 @@
+"""What `msrec encode` shows: a bar on a terminal, a line every few seconds in a log."""
+
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class EncodeProgress:
+    """Prompts a second and the time left of this rank's share.
+
+    Args:
+        is_shown: False on the other ranks than 0, which then say nothing.
+    """
+
+    EVERY_S = 10.0
+
+    def __init__(self, is_shown: bool) -> None:
+        self._console = Console(stderr=True)
+        self._is_shown = is_shown
+        self._bar = Progress(
+            TextColumn("encode"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (is_shown and self._console.is_terminal),
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        self._task = self._bar.add_task("encode", total=None, line="")
+        self._started = self._told = time.perf_counter()
+        self._first: int | None = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, total: int, tokens: int) -> None:
+        """Tell of `done` of `total` prompts and the tokens encoded by this call of the command."""
+        now = time.perf_counter()
+        if self._first is None:
+            # What an earlier run left is not this run's speed; loading the model is not either.
+            self._first, self._started = done, now
+        new, seconds = done - self._first, max(now - self._started, 1e-9)
+        line = f"{new / seconds:.1f} prompts/s  {tokens / seconds:,.0f} tokens/s"
+        self._bar.update(self._task, completed=done, total=total, line=line)
+        is_due = now - self._told >= self.EVERY_S or done == total
+        if self._is_shown and is_due and not self._console.is_terminal and new:
+            self._told = now
+            left = (total - done) * seconds / new
+            self._console.print(
+                f"encode {done:,}/{total:,}  {line}  {left:.0f} s left", soft_wrap=True
+            )

@@ -1,0 +1,98 @@
+"""A sharding plan and a model's size as a table for people."""
+
+from collections.abc import Mapping
+
+from rich.table import Table
+from torch import nn
+from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+FLOAT_BYTES = 4
+
+
+def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
+    """One row per embedding table: how it is cut, on which ranks, how large it is there.
+
+    Args:
+        plan: of the model's tables.
+        model: before sharding.
+        world_size: ranks the plan is for.
+
+    Units:
+        size: of the float32 weights, without optimizer state; over all ranks, then on the fullest
+            rank.
+    """
+    table = Table(title=f"plan for {world_size} rank{'s' if world_size > 1 else ''}")
+    for column in ("table", "sharding", "ranks"):
+        table.add_column(column)
+    for column in ("rows", "dim", "size", "per rank"):
+        table.add_column(column, justify="right")
+    total, on_rank = 0, [0] * world_size
+    for module in plan.plan.values():
+        for name, sharding in module.items():
+            rows, dim = table_sizes(model)[name]
+            ranks = list(sharding.ranks or range(world_size))
+            by_rank = _bytes_by_rank(sharding, rows * dim * FLOAT_BYTES, world_size)
+            on_rank = [a + b for a, b in zip(on_rank, by_rank, strict=True)]
+            total += sum(by_rank)
+            table.add_row(
+                name,
+                sharding.sharding_type,
+                _ranges(ranks),
+                f"{rows:,}",
+                f"{dim}",
+                size(sum(by_rank)),
+                size(max(by_rank)),
+            )
+    table.add_section()
+    table.add_row("all tables", "", "", "", "", size(total), size(max(on_rank)))
+    dense = dense_parameters(model)
+    note = "on every rank"
+    table.add_row("dense parameters", note, "", f"{dense:,}", "", "", size(dense * FLOAT_BYTES))
+    return table
+
+
+def table_sizes(model: nn.Module) -> Mapping[str, tuple[int, int]]:
+    """Table -> (rows, dim) of every embedding collection in the model."""
+    return {
+        config.name: (config.num_embeddings, config.embedding_dim)
+        for module in model.modules()
+        if isinstance(module, EmbeddingBagCollection)
+        for config in module.embedding_bag_configs()
+    }
+
+
+def dense_parameters(model: nn.Module) -> int:
+    """Number of weights outside of the embedding tables."""
+    return sum(p.numel() for name, p in model.named_parameters() if ".embedding_bags." not in name)
+
+
+def size(num_bytes: float) -> str:
+    """Bytes as people read them.
+
+    Example:
+        >>> [size(n) for n in (12, 3 << 20, 5 << 29)]
+        ['0.0 MiB', '3.0 MiB', '2.5 GiB']
+    """
+    mebibytes = num_bytes / (1 << 20)
+    return f"{mebibytes / 1024:,.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
+
+
+def _bytes_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
+    """Bytes of a table on each rank; a replicated table is whole everywhere."""
+    shards = getattr(getattr(sharding, "sharding_spec", None), "shards", None)
+    if not shards:
+        return [whole] * world_size
+    found = [0] * world_size
+    for shard in shards:
+        rows, dim = shard.shard_sizes
+        found[shard.placement.rank()] += rows * dim * FLOAT_BYTES
+    return found
+
+
+def _ranges(ranks: list[int]) -> str:
+    """Consecutive ranks as a range."""
+    first, last = min(ranks), max(ranks)
+    if len(ranks) > 2 and sorted(ranks) == list(range(first, last + 1)):
+        return f"{first}-{last}"
+    return ", ".join(map(str, ranks))
