@@ -27,7 +27,14 @@ Overrides = Annotated[
 Config = Annotated[Path, typer.Argument(help="YAML file, see configs/")]
 SplitMethod = Annotated[
     Literal["random", "time", "user_last"],
-    typer.Option("--split", help="random 8:1:1, by global time 8:1:1, or each user's last rows"),
+    typer.Option("--split", help="of all rows, by global time, or each user's last rows"),
+]
+Fractions = Annotated[
+    tuple[float, float, float], typer.Option(help="train, valid and test; they sum to 1")
+]
+Last = Annotated[
+    int | None,
+    typer.Option(help="with --split user_last: test rows of a user, and as many valid ones"),
 ]
 
 
@@ -88,12 +95,23 @@ def convert_movielens(
     ] = "age",
     split: SplitMethod = "random",
     seed: Annotated[int, typer.Option()] = 0,
+    fractions: Fractions = (0.8, 0.1, 0.1),
+    last: Last = None,
     overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
 ) -> None:
     """MovieLens-1M in its original form."""
     from msrec.tools.convert import convert_movielens as convert
 
-    convert(raw, out, scenario=scenario, split=split, seed=seed, overwrite=overwrite)
+    convert(
+        raw,
+        out,
+        scenario=scenario,
+        split=split,
+        seed=seed,
+        fractions=fractions,
+        last=last,
+        overwrite=overwrite,
+    )
 
 
 @convert_app.command("tables")
@@ -105,8 +123,16 @@ def convert_tables(
     mapping: Annotated[
         Path | None, typer.Option(help="names, features and texts; default RAW/tables.yaml")
     ] = None,
-    split: SplitMethod = "random",
+    split: Annotated[
+        Literal["random", "time", "user_last", "given"],
+        typer.Option(help="of all rows, by global time, each user's last rows, or by a column"),
+    ] = "random",
+    split_column: Annotated[
+        str, typer.Option(help="with --split given: says train, valid or test")
+    ] = "split",
     seed: Annotated[int, typer.Option()] = 0,
+    fractions: Fractions = (0.8, 0.1, 0.1),
+    last: Last = None,
     overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
 ) -> None:
     """Plain interactions / items / users Parquet."""
@@ -119,7 +145,10 @@ def convert_tables(
         label=label,
         mapping=mapping,
         split=split,
+        split_column=split_column if split == "given" else None,
         seed=seed,
+        fractions=fractions,
+        last=last,
         overwrite=overwrite,
     )
 
