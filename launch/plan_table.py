@@ -71,11 +71,13 @@ def size(num_bytes: float) -> str:
     """Bytes as people read them.
 
     Example:
-        >>> [size(n) for n in (12, 3 << 20, 5 << 29)]
-        ['0.0 MiB', '3.0 MiB', '2.5 GiB']
+        >>> [size(n) for n in (512, 3 << 20, 5 << 29)]
+        ['0.5 KiB', '3.0 MiB', '2.5 GiB']
     """
-    mebibytes = num_bytes / (1 << 20)
-    return f"{mebibytes / 1024:,.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
+    unit, power = ("GiB", 30) if num_bytes >= 1 << 30 else ("MiB", 20)
+    if num_bytes < 1 << 20:
+        unit, power = "KiB", 10
+    return f"{num_bytes / (1 << power):,.1f} {unit}"
 
 
 def _bytes_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:

@@ -1,5 +1,6 @@
 """The command line: one sentence for a user's mistake, help at once, a plan before training."""
 
+import json
 import logging
 import os
 import subprocess
@@ -33,8 +34,8 @@ trainer: {{ global_batch: 96, epochs: 1 }}
 """
 COMMANDS = [
     [],
-    *(["train"], ["evaluate"], ["encode"], ["report"], ["synthetic"], ["demo"], ["doctor"]),
-    *(["convert"], ["convert", "movielens"], ["convert", "tables"]),
+    *(["train"], ["evaluate"], ["encode"], ["report"], ["show"], ["synthetic"], ["demo"]),
+    *(["doctor"], ["convert"], ["convert", "movielens"], ["convert", "tables"]),
 ]
 
 
@@ -100,6 +101,7 @@ OTHERS = {
     "no store": (["encode", "conf.yaml", "llm.store=null"], "llm.store must name a folder"),
     "no such level": (["encode", "conf.yaml", "--show", "item=1"], "--show must be user=KEY or"),
     "no such user": (["encode", "conf.yaml", "--show", "user=9"], "must hold the user '9'"),
+    "nothing to show": (["show", "runs"], "runs must be a dataset (dataset.yaml), a store"),
     "no tables": (["convert", "tables", "store", "out"], "store/interactions.parquet must exist"),
     "no movielens": (["convert", "movielens", "store", "out"], "store/users.dat must exist"),
     "fractions": (
@@ -164,7 +166,7 @@ def test_the_plan_table_adds_up_shards_by_rank():
     table = plan_table(ShardingPlan({"ebc": ModulePlan(plan)}), model, 2)
     size, per_rank = (list(table.columns[place].cells) for place in (5, 6))
     assert size[:4] == ["1.0 MiB", "3.0 MiB", "4.0 MiB", "8.0 MiB"]
-    assert per_rank[:4] == ["0.5 MiB", "3.0 MiB", "2.0 MiB", "5.5 MiB"]
+    assert per_rank[:4] == ["512.0 KiB", "3.0 MiB", "2.0 MiB", "5.5 MiB"]
 
 
 def shards(kind, ranks, pieces):
@@ -173,6 +175,25 @@ def shards(kind, ranks, pieces):
         for start, rows, rank in pieces
     ]
     return ParameterSharding(kind, "fused", ranks, EnumerableShardingSpec(metadata))
+
+
+def test_show_tells_what_each_kind_of_folder_holds(msrec, root, tmp_path):
+    assert "genre" in msrec("show", "tiny")[1]
+    told = msrec("show", "store")[1]
+    assert "store/user: 39 vectors" in told
+    assert "store/scenario: 3 vectors" in told
+    run = tmp_path / "run"
+    (run / "checkpoints/step-00000020").mkdir(parents=True)
+    (run / "checkpoints/step-00000020/COMMIT").touch()
+    (run / "config.yaml").touch()
+    lines = [
+        {"step": step, "split": "valid", "metrics": {"auc/all": auc}}
+        for step, auc in ((20, 0.7), (10, 0.6))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = msrec("show", run)[1]
+    assert "newest checkpoint step-00000020" in told
+    assert told.index("0.6000") < told.index("0.7000")
 
 
 def test_convert_takes_a_given_split_fractions_and_last_rows(msrec, tmp_path):

@@ -172,6 +172,16 @@ def synthetic(
 
 
 @app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="dataset, knowledge store or run folder")],
+) -> None:
+    """What a dataset, a knowledge store or a run holds."""
+    from msrec.tools.show import show as tell
+
+    tell(folder)
+
+
+@app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="HTML file to write")],
     runs: Annotated[list[str], typer.Argument(help="NAME=RUN_FOLDER, such as bare=runs/bare")],
