@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -22,7 +24,8 @@ from msrec.launch.results import results_table
 from msrec.launch.trainer import Trainer
 from msrec.launch.versions import installed_versions
 
-console = Console()
+# A log is not bound to the 80 columns that rich assumes where there is no terminal.
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def train_job(config_file: Path, overrides: Sequence[str]) -> None:
@@ -41,7 +44,8 @@ def train_job(config_file: Path, overrides: Sequence[str]) -> None:
             speed = f" at {result.rows_per_s:,.0f} rows/s" if result.losses else ""
             console.print(
                 f"{config.run_dir}: best validation AUC {progress.best_auc:.4f} at step "
-                f"{progress.best_step} of {progress.step}{speed}"
+                f"{progress.best_step} of {progress.step}{speed}",
+                soft_wrap=True,
             )
 
 
@@ -149,5 +153,9 @@ def _options(given: Sequence[str], known: set[str]) -> dict[str, str]:
 def _log_to_terminal(is_main: bool) -> None:
     level = logging.INFO if is_main else logging.ERROR
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("msrec").setLevel(level)
+    # Said of TorchRec's calls into torch at every start; no user can mend them.
+    for said in ("`broadcast_buffers` is deprecated", "Please use DTensor instead"):
+        warnings.filterwarnings("ignore", said, FutureWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

@@ -18,6 +18,7 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import (
     HardwareConfig,
     KernelConfig,
+    PlannerError,
     TopologyFactory,
     TrainerConfig,
 )
@@ -83,8 +84,8 @@ def make_plan(
     """Plan with TorchRec's planner, type and kernel pinned per table; the same plan on every rank.
 
     Raises:
-        ValueError: a table named in `spec.sharding` does not exist.
-        RuntimeError: TorchRec finds no plan that fits.
+        ValueError: a table named in `spec.sharding` does not exist, or TorchRec finds no plan that
+            fits.
     """
     configs = {
         config.name: config.num_embeddings
@@ -113,7 +114,16 @@ def make_plan(
         constraints=constraints,
         debug=False,
     )
-    return planner.collective_plan(model, sharders(), dist.group.WORLD)
+    try:
+        return planner.collective_plan(model, sharders(), dist.group.WORLD)
+    except PlannerError as error:
+        reason = str(error).strip().splitlines()[0].rstrip(". ")
+        rows, of_table = max((rows, name) for name, rows in configs.items())
+        raise ValueError(
+            f"the embedding tables must fit on {dist.get_world_size()} ranks; TorchRec's planner "
+            f"says: {reason}. Take more ranks, a smaller embeddings.dim, or split the largest "
+            f"table ({of_table}, {rows:,} rows) with embeddings.sharding."
+        ) from None
 
 
 def _constraint(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -145,6 +146,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(msrec, root):
     assert "table_wise" in rows["item_id"]
     assert "2,000 training rows, 21 steps of 96 rows an epoch" in told
     assert not (root / "runs").exists()
+
+
+def test_tables_that_do_not_fit_are_one_sentence(msrec, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2000))
+    outcome = msrec("train", "conf.yaml", "--dry-run")
+    assert_one_sentence(outcome, "must fit on 1 ranks; TorchRec's planner says: Unable to find")
 
 
 def test_the_plan_table_adds_up_shards_by_rank():
