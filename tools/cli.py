@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 convert_app = typer.Typer(help="Raw files to a dataset folder.", no_args_is_help=True)
 app.add_typer(convert_app, name="convert")
+bench_app = typer.Typer(help="The tables of the README, remade.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 Overrides = Annotated[
     list[str] | None,
@@ -201,6 +203,22 @@ def demo(
     from msrec.tools.demo import demo as run
 
     run(folder)
+
+
+@bench_app.command("movielens")
+def bench_movielens(
+    raw: Annotated[Path, typer.Argument(help="MovieLens-1M, as .dat files or as plain Parquet")],
+    out: Annotated[Path, typer.Option(help="where data, store and runs go; resumes there")] = Path(
+        "runs/movielens"
+    ),
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="cells at the same time")] = 1,
+) -> None:
+    """Every backbone bare and with LLM4MSR, beside the published figures."""
+    _require_versions()
+    from msrec.tools.bench import bench_movielens as bench
+
+    bench(raw, out, seeds, jobs)
 
 
 @app.command()
