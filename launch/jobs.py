@@ -34,13 +34,13 @@ def train_job(config_file: Path, overrides: Sequence[str]) -> None:
     with process_group() as process:
         _log_to_terminal(process.is_main)
         trainer = Trainer(config, process)
+        progress = trainer.resume()  # a config that does not fit the run must not replace its own
         if process.is_main:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, config.run_dir / "config.yaml")
             write_json(config.run_dir / "versions.json", installed_versions())
-        result = trainer.fit()
+        result = trainer.fit(progress)
         if process.is_main:
-            progress = result.progress
             speed = f" at {result.rows_per_s:,.0f} rows/s" if result.losses else ""
             console.print(
                 f"{config.run_dir}: best validation AUC {progress.best_auc:.4f} at step "

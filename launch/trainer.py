@@ -42,7 +42,8 @@ class Progress:
     best_auc: float | None = None
     best_step: int | None = None
     epochs_without_gain: int = 0
-    finished: bool = False
+    order: dict[str, int] = field(default_factory=dict)
+    """What the global order depends on: a resumed run must have the same."""
 
 
 @dataclass
@@ -88,14 +89,37 @@ class Trainer:
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, process.device)
         self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)
 
-    def fit(self) -> FitResult:
-        """Train from the newest committed checkpoint, or from the start, until done."""
-        config = self.config
+    def resume(self) -> Progress:
+        """Load the newest committed checkpoint of this run, if there is one.
+
+        Raises:
+            ValueError: it is of another model, or its run read the rows in another order.
+        """
+        order = self.train.order
+        now = {
+            "rows": order.num_rows,
+            "row_groups": len(order.group_rows),
+            "global_batch": order.global_batch,
+            "seed": order.seed,
+            "window_rows": order.window_rows,
+        }
         newest = self.checkpoints.newest()
-        progress = Progress()
-        if newest is not None:
-            progress = Progress(**load_checkpoint(newest, self.model, self.optimizer))
-        result = FitResult(progress, progress.step if newest else None, 0.0)
+        if newest is None:
+            return Progress(order=now)
+        progress = Progress(**load_checkpoint(newest, self.model, self.optimizer))
+        for name, value in now.items():
+            if progress.order[name] != value:
+                raise ValueError(
+                    f"{newest}: a run goes on with the same rows in the same order; its {name} was "
+                    f"{progress.order[name]} and is {value} now. Put it back or use another run_id."
+                )
+        return progress
+
+    def fit(self, progress: Progress | None = None) -> FitResult:
+        """Train on from what `resume` returned until done."""
+        config = self.config
+        progress = progress or self.resume()
+        result = FitResult(progress, progress.step or None, 0.0)
         if self.process.is_main:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             write_json(
@@ -103,7 +127,7 @@ class Trainer:
             )
         rows, seconds = 0, 0.0
         with Journal(config.run_dir, self.process, self._total_steps(), progress.step) as journal:
-            while not progress.finished:
+            while not self._is_finished(progress):
                 started = time.perf_counter()
                 saving_before = journal.seconds_aside
                 first = progress.step
@@ -174,14 +198,17 @@ class Trainer:
             progress.epochs_without_gain = 0
         else:
             progress.epochs_without_gain += 1
-        progress.finished = (
+        journal.write("valid", progress.step, progress.epoch, metrics.named())
+        with journal.aside():
+            self._save(progress)
+
+    def _is_finished(self, progress: Progress) -> bool:
+        trainer = self.config.trainer
+        return (
             progress.epoch >= trainer.epochs
             or progress.epochs_without_gain >= trainer.patience
             or (trainer.max_steps is not None and progress.step >= trainer.max_steps)
         )
-        journal.write("valid", progress.step, progress.epoch, metrics.named())
-        with journal.aside():
-            self._save(progress)
 
     def _save(self, progress: Progress) -> None:
         self.checkpoints.save(self.model, self.optimizer, vars(progress))

@@ -1,6 +1,5 @@
 """Training: 2 ranks = 1 rank, resume = no resume, early stopping, and what a user may get wrong."""
 
-import json
 import resource
 import shutil
 
@@ -127,10 +126,6 @@ def test_a_run_goes_on_with_another_world_size(dataset, tmp_path):
     whole = run_ranks(fit, 1, config_of(dataset, tmp_path / "whole", *options))[0][0]
     first = config_of(dataset, tmp_path / "run", *options, "trainer.max_steps=11")
     run_ranks(fit, 2, first)
-    # max_steps ended the run; the same id with more epochs goes on from its checkpoint.
-    marker = next((tmp_path / "run/default/checkpoints").glob("*/COMMIT"))
-    state = json.loads(marker.read_text()) | {"finished": False}
-    marker.write_text(json.dumps(state))
     rest = run_ranks(fit, 1, config_of(dataset, tmp_path / "run", *options))[0][0]
     np.testing.assert_allclose(rest, whole[11:], atol=1e-4)
 
@@ -196,6 +191,12 @@ def test_a_checkpoint_of_another_model_is_refused(dataset, tmp_path):
     assert "is a checkpoint of another model: it lacks" in told
     told = refusal(dataset, tmp_path, "embeddings.dim=4")
     assert "has shape" in told
+
+
+def test_a_run_does_not_go_on_with_rows_in_another_order(dataset, tmp_path):
+    run_ranks(fit, 1, config_of(dataset, tmp_path, "trainer.epochs=1"))
+    told = refusal(dataset, tmp_path, "trainer.global_batch=48")
+    assert "its global_batch was 96 and is 48 now" in told
 
 
 def test_a_checkpoint_without_its_marker_is_passed_over(dataset, tmp_path):

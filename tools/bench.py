@@ -1,4 +1,4 @@
-"""The MovieLens-1M table: every backbone bare and with LLM4MSR, some seeds, beside published figures."""
+"""The MovieLens-1M table: each backbone bare and with LLM4MSR, beside published figures."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ PUBLISHED = {
     "mmoe": [".8086", ".8029", ".8178", ".8016", ".5218"],
     "star": [".8096", ".8137", ".8133", ".7979", ".5258"],
 }
-"""AUC of all rows and per scenario, log loss: Scenario-Wise-Rec (arXiv 2412.17374), its own split."""
+"""AUC of all rows and per scenario, log loss: Scenario-Wise-Rec (arXiv 2412.17374), own split."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The whole way in one command: simulate, read with the LLM, train bare and with LLM4MSR."""
+"""The whole way in one command: simulate, encode, train bare and with meta networks, compare."""
 
 import shlex
 import subprocess
