@@ -181,8 +181,7 @@ class Trainer:
             losses += self._log(journal, progress, histogram, window)
 
     def _end_epoch(self, progress: Progress, journal: Journal) -> None:
-        """Validate, decide whether to go on, save."""
-        trainer = self.config.trainer
+        """Validate, note whether that was the best, save."""
         if progress.batch == len(self.train):
             progress.epoch, progress.batch = progress.epoch + 1, 0
         with journal.aside():

@@ -40,6 +40,15 @@ Last = Annotated[
 ]
 
 
+@app.callback()
+def check_versions(context: typer.Context) -> None:
+    """Refuse a wrong torch / fbgemm / torchrec before anything imports them."""
+    if context.invoked_subcommand != "doctor":
+        from msrec.launch.versions import require_versions
+
+        require_versions()
+
+
 @app.command()
 def train(
     config: Config,
@@ -52,7 +61,6 @@ def train(
 
     On several ranks: torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml run_id=mine
     """
-    _require_versions()
     from msrec.launch.jobs import dry_run_job, train_job
 
     (dry_run_job if dry_run else train_job)(config, overrides or [])
@@ -67,7 +75,6 @@ def evaluate(
     split: Annotated[Literal["train", "valid", "test"], typer.Option()] = "test",
 ) -> None:
     """Score a split with a run's best checkpoint; print and write exact metrics."""
-    _require_versions()
     from msrec.launch.jobs import evaluate_job
 
     evaluate_job(run, overrides or [], split)
@@ -82,7 +89,6 @@ def encode(
     ] = None,
 ) -> None:
     """Read users and scenarios with the frozen LLM into the store; resumes after a kill."""
-    _require_versions()
     from msrec.launch.jobs import encode_job
 
     encode_job(config, overrides or [], show)
@@ -199,7 +205,6 @@ def demo(
     folder: Annotated[Path, typer.Option(help="where data and runs go")] = Path("runs/demo"),
 ) -> None:
     """Synthetic app, LLM, two ranks: bare against LLM4MSR in one table and one page."""
-    _require_versions()
     from msrec.tools.demo import demo as run
 
     run(folder)
@@ -215,7 +220,6 @@ def bench_movielens(
     jobs: Annotated[int, typer.Option(min=1, help="cells at the same time")] = 1,
 ) -> None:
     """Every backbone bare and with LLM4MSR, beside the published figures."""
-    _require_versions()
     from msrec.tools.bench import bench_movielens as bench
 
     bench(raw, out, seeds, jobs)
@@ -227,12 +231,6 @@ def doctor() -> None:
     from msrec.tools.doctor import doctor as examine
 
     raise typer.Exit(examine())
-
-
-def _require_versions() -> None:
-    from msrec.launch.versions import require_versions
-
-    require_versions()
 
 
 def main() -> None:
