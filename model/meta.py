@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from msrec.model.dropout import Dropout
 from msrec.model.generated import GeneratedLinear, check_form, make_codes
 from msrec.model.mlp import check_positive, make_activation
 
@@ -41,7 +42,7 @@ class KnowledgeReducer(nn.Module):
         self.register_buffer("scale", scale)
         self.linear = nn.Linear(len(mean), rank)
         self.flag = nn.Parameter(torch.zeros(rank)) if flag else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, knowledge: Tensor, has_knowledge: Tensor | None = None) -> Tensor:
         """Codes of the keys."""

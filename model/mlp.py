@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msrec.model.dropout import Dropout
 from msrec.model.groups import Groups, grouped_linear
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -73,7 +74,7 @@ class MLP(nn.Sequential):
                 layers.append(nn.LayerNorm(b))
             layers.append(make_activation(activation))
             if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
         super().__init__(*layers)
         self.in_dim = in_dim
         self.out_dim = sizes[-1]
@@ -137,7 +138,7 @@ class Towers(nn.Module):
             ScenarioLinear(a, b, num_scenarios) for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.activation = make_activation(activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """Run each sorted row through its own scenario's tower."""

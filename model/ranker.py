@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from msrec.data.batch import Batch
+from msrec.model.dropout import Dropout
 from msrec.model.embeddings import Embeddings
 from msrec.model.interaction import Interaction
 from msrec.model.losses import weighted_bce
@@ -36,7 +37,7 @@ class DenseArch(nn.Module):
     ) -> None:
         super().__init__()
         self.interaction = interaction
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
         self.backbone = backbone
         self.user_meta = user_meta
         self.scenario_meta = scenario_meta

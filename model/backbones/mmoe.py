@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msrec.model.dropout import Dropout
 from msrec.model.groups import group_rows
 from msrec.model.mlp import (
     ScenarioLinear,
@@ -36,7 +37,7 @@ class Experts(nn.Module):
         for (fan_in, _), weight, bias in zip(sizes, self.weights, self.biases, strict=True):
             linear_init(weight, bias, fan_in)
         self.activation = make_activation(activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of all experts."""

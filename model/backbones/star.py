@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.backbones.partitioned_norm import PartitionedNorm
+from msrec.model.dropout import Dropout
 from msrec.model.groups import Groups, group_rows, grouped_linear
 from msrec.model.mlp import MLP, check_positive, linear_init, make_activation
 
@@ -84,7 +85,7 @@ class STAR(nn.Module):
             StarLinear(a, b, num_scenarios) for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.activation = make_activation(activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.scenario_embedding = nn.Embedding(num_scenarios, scenario_dim)
         aux = MLP(scenario_dim + in_dim, aux_dims, activation, dropout)
         self.aux = nn.Sequential(aux, nn.Linear(aux.out_dim, num_tasks))
