@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -11,11 +10,10 @@ from torchrec.distributed.types import ShardingPlan
 
 from msrec.data.knowledge import UserKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore
-from msrec.data.llm.templates import load_template
 from msrec.data.loader import Loader
 from msrec.data.schema import Schema, Split
 from msrec.launch.config import RunConfig
-from msrec.launch.encode import dataset_settings
+from msrec.launch.encode import store_settings
 from msrec.launch.process import Process
 from msrec.model.backbones import BACKBONES
 from msrec.model.embeddings import Embeddings
@@ -43,7 +41,15 @@ class Knowledge:
             raise FileNotFoundError(
                 "meta.user and meta.scenario need llm.store=FOLDER, which `msrec encode` writes."
             )
-        expected = _expected(config)
+        llm = config.llm
+        expected = store_settings(
+            config.dataset,
+            model=llm.model,
+            template=llm.template,
+            pooling=llm.pooling,
+            dtype=llm.dtype,
+            max_tokens=llm.max_tokens,
+        )
         if config.meta.user:
             store = KnowledgeStore.open(config.llm.store / "user")
             store.check(expected)
@@ -52,19 +58,6 @@ class Knowledge:
             store = KnowledgeStore.open(config.llm.store / "scenario")
             store.check(expected)
             self.scenario = torch.from_numpy(scenario_vectors(store, schema))
-
-
-def _expected(config: RunConfig) -> dict[str, Any]:
-    """The manifest fields that a config pins."""
-    llm = config.llm
-    return dataset_settings(config.dataset) | {
-        "model": llm.model,
-        "template": llm.template,
-        "template_sha256": load_template(llm.template).sha256,
-        "pooling": llm.pooling,
-        "dtype": llm.dtype,
-        "max_tokens": llm.max_tokens,
-    }
 
 
 def build_loader(

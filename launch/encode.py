@@ -83,19 +83,20 @@ def encode(
     if storage not in ("float16", "float32"):
         raise ValueError(f"storage must be 'float16' or 'float32'; got {storage!r}.")
     texts = load_template(template)
-    settings = dataset_settings(Path(dataset)) | {
-        "version": VERSION,
-        "model": model,
-        "template": template,
-        "template_sha256": texts.sha256,
-        "pooling": pooling,
-        "layer": "last",
-        "dtype": dtype,
-        "storage": storage,
-        "max_tokens": max_tokens,
-    }
     folder = model_folder(model)
-    settings["model_sha256"] = weights_sha256(folder)
+    settings = store_settings(
+        Path(dataset),
+        model=model,
+        template=template,
+        pooling=pooling,
+        dtype=dtype,
+        max_tokens=max_tokens,
+    ) | {
+        "version": VERSION,
+        "model_sha256": weights_sha256(folder),
+        "layer": "last",
+        "storage": storage,
+    }
     jobs: dict[str, _Job] = {}
     for level in levels:
         writer = StoreWriter(
@@ -191,8 +192,10 @@ def _left(writer: StoreWriter, prompts: Prompts) -> pl.DataFrame:
     return prompts.frame.filter(~pl.col("index").is_in(done.implode()))
 
 
-def dataset_settings(dataset: Path) -> dict[str, Any]:
-    """What the vectors depend on in the data: its name, its split, its training rows."""
+def store_settings(
+    dataset: Path, *, model: str, template: str, pooling: str, dtype: str, max_tokens: int
+) -> dict[str, Any]:
+    """What a config says of a store's vectors: how they are made, and of which training rows."""
     schema = load_schema(dataset)
     files = sorted((dataset / "train").glob("*.parquet"))
     return {
@@ -201,6 +204,12 @@ def dataset_settings(dataset: Path) -> dict[str, Any]:
         "num_users": schema.num_users,
         "num_items": schema.num_items,
         "train_rows": sum(pq.read_metadata(file).num_rows for file in files),
+        "model": model,
+        "template": template,
+        "template_sha256": load_template(template).sha256,
+        "pooling": pooling,
+        "dtype": dtype,
+        "max_tokens": max_tokens,
     }
 
 

@@ -94,22 +94,22 @@ def tiny_store(dataset, store, dim=12, seed=0, **changes):
     """Both levels of a knowledge store for `tiny_dataset`, with made-up vectors."""
     from msrec.data.llm.parts import StoreWriter
     from msrec.data.llm.store import VERSION
-    from msrec.data.llm.templates import load_template
     from msrec.launch.config import LLMConfig
-    from msrec.launch.encode import dataset_settings
+    from msrec.launch.encode import store_settings
 
     llm = LLMConfig()
-    settings = dataset_settings(dataset) | {
+    settings = store_settings(
+        dataset,
+        model=llm.model,
+        template=llm.template,
+        pooling=llm.pooling,
+        dtype=llm.dtype,
+        max_tokens=llm.max_tokens,
+    ) | {
         "version": VERSION,
-        "model": llm.model,
         "model_sha256": "0" * 64,
-        "template": llm.template,
-        "template_sha256": load_template(llm.template).sha256,
-        "pooling": llm.pooling,
         "layer": "last",
-        "dtype": llm.dtype,
         "storage": "float32",
-        "max_tokens": llm.max_tokens,
     }
     keys = {
         "user": [f"u{i}" for i in range(39)],  # the last user has no vector
