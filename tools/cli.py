@@ -225,6 +225,18 @@ def bench_movielens(
     bench(raw, out, seeds, jobs)
 
 
+@bench_app.command("speed")
+def bench_speed(
+    dataset: Annotated[Path, typer.Argument(help="a dataset folder")],
+    batch: Annotated[int, typer.Option(min=1)] = 4096,
+    steps: Annotated[int, typer.Option(min=1, help="of each timed loop")] = 150,
+) -> None:
+    """Rows a second: the loader, a plain PyTorch loop, and training, in turn."""
+    from msrec.tools.bench_speed import bench_speed as bench
+
+    bench(dataset, batch, steps)
+
+
 @app.command()
 def doctor() -> None:
     """Check this machine and the torch / fbgemm / torchrec triple, with the mend for each fault."""
