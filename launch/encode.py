@@ -115,16 +115,7 @@ def encode(
     results: dict[str, dict[str, int]] = {}
     for name, job in jobs.items():
         end = f"\n{texts.user_question}" if name == "user" else ""
-        counts = {"encoded": job.left.height, "truncated": 0, "tokens": 0}
-        for window in job.left.iter_slices(WINDOW):
-            assert encoder is not None
-            rows, cut = encoder.tokenize(
-                window["text"].to_list(), system=texts.system, keep_end=end
-            )
-            columns = _columns(window, rows, cut)
-            _encode_window(encoder, job.writer, rows, columns, batch_tokens, save_every_s, counter)
-            counts["truncated"] += sum(cut)
-            counts["tokens"] += sum(map(len, rows))
+        counts = _encode_level(encoder, job, texts.system, end, batch_tokens, save_every_s, counter)
         merged = job.writer.is_complete or job.writer.finish(job.prompts.counts)
         results[name] = job.prompts.counts | counts | {"merged": int(merged)}
     return results
@@ -137,6 +128,27 @@ class _Job:
     writer: StoreWriter
     prompts: Prompts
     left: pl.DataFrame
+
+
+def _encode_level(
+    encoder: FrozenEncoder | None,
+    job: _Job,
+    system: str,
+    end: str,
+    batch_tokens: int,
+    save_every_s: float,
+    counter: "_Counter",
+) -> dict[str, int]:
+    """Encode what is left of a level, if anything; counts of this run."""
+    counts = {"encoded": job.left.height, "truncated": 0, "tokens": 0}
+    for window in job.left.iter_slices(WINDOW):
+        assert encoder is not None
+        rows, cut = encoder.tokenize(window["text"].to_list(), system=system, keep_end=end)
+        columns = _columns(window, rows, cut)
+        _encode_window(encoder, job.writer, rows, columns, batch_tokens, save_every_s, counter)
+        counts["truncated"] += sum(cut)
+        counts["tokens"] += sum(map(len, rows))
+    return counts
 
 
 def _columns(window: pl.DataFrame, rows: list[list[int]], cut: list[bool]) -> dict[str, list[Any]]:
