@@ -1,5 +1,6 @@
 """Read and check the Parquet files of a split: row ids -> columns."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ Columns = dict[str, Any]
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group: the file it is in and its number there."""
+    """One row group: the file it is in, its number and its first row there."""
 
     path: Path
     index: int
+    first_row: int
     num_rows: int
 
 
@@ -106,10 +108,12 @@ class SplitFiles:
                 f"{path} must be a whole Parquet file; {_first_line(error)}. Convert it again."
             ) from None
         self._check_types(path, metadata.schema.to_arrow_schema())
+        sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        first_rows = itertools.accumulate(sizes, initial=0)
         return [
-            RowGroup(path, index, metadata.row_group(index).num_rows)
-            for index in range(metadata.num_row_groups)
-            if metadata.row_group(index).num_rows
+            RowGroup(path, index, first_row, num_rows)
+            for index, (first_row, num_rows) in enumerate(zip(first_rows, sizes, strict=False))
+            if num_rows
         ]
 
     def _check_types(self, path: Path, found: pa.Schema) -> None:
@@ -143,18 +147,16 @@ class SplitFiles:
             raise ValueError(
                 f"{group.path}: row group {group.index} could not be read; {_first_line(error)}."
             ) from None
-        first_row = int(self.starts[number] - self.starts[self._first_group_of(group.path)])
         columns = {
-            name: self._checked(table.column(name).combine_chunks(), name, group.path, first_row)
+            name: self._checked(
+                table.column(name).combine_chunks(), name, group.path, group.first_row
+            )
             for name in self.columns
         }
         self._cache[number] = columns
         if len(self._cache) > self._cache_groups:
             self._cache.popitem(last=False)
         return columns
-
-    def _first_group_of(self, path: Path) -> int:
-        return next(i for i, group in enumerate(self.groups) if group.path == path)
 
     def _checked(
         self, array: pa.Array, name: str, path: Path, first_row: int

@@ -41,15 +41,7 @@ class Knowledge:
             raise FileNotFoundError(
                 "meta.user and meta.scenario need llm.store=FOLDER, which `msrec encode` writes."
             )
-        llm = config.llm
-        expected = store_settings(
-            config.dataset,
-            model=llm.model,
-            template=llm.template,
-            pooling=llm.pooling,
-            dtype=llm.dtype,
-            max_tokens=llm.max_tokens,
-        )
+        expected = store_settings(config.dataset, **config.llm.encoding)
         if config.meta.user:
             store = KnowledgeStore.open(config.llm.store / "user")
             store.check(expected)
@@ -84,6 +76,11 @@ def build_loader(
         prefetch=config.trainer.prefetch,
         extra=extra,
     )
+
+
+def eval_batch(config: RunConfig, world_size: int) -> int:
+    """Rows of an evaluation step over all ranks: `trainer.eval_batch`, up to a multiple of them."""
+    return -(-config.trainer.eval_batch // world_size) * world_size
 
 
 def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> RankerTrain:
@@ -141,18 +138,12 @@ def build_sharded(
 def _user_meta(config: RunConfig, in_dim: int, knowledge: Knowledge) -> UserMeta | None:
     if knowledge.user is None:
         return None
-    meta = config.meta
     return UserMeta(
         in_dim=in_dim,
         knowledge_dim=knowledge.user.dim,
         mean=torch.from_numpy(knowledge.user.mean),
         std=torch.from_numpy(knowledge.user.std),
-        rank=meta.rank,
-        width=meta.width,
-        num_layers=meta.num_layers,
-        activation=meta.activation,
-        dropout=meta.dropout,
-        form=meta.form,
+        **config.meta.layer_options,
     )
 
 
@@ -161,17 +152,11 @@ def _scenario_meta(
 ) -> ScenarioMeta | None:
     if knowledge.scenario is None:
         return None
-    meta = config.meta
     return ScenarioMeta(
         in_dim=in_dim,
         knowledge=knowledge.scenario,
         num_tasks=num_tasks,
-        rank=meta.rank,
-        width=meta.width,
-        num_layers=meta.num_layers,
-        activation=meta.activation,
-        dropout=meta.dropout,
-        form=meta.form,
+        **config.meta.layer_options,
     )
 
 

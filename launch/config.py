@@ -87,6 +87,11 @@ class MetaConfig(_Part):
     dropout: float = Field(0.0, ge=0, lt=1)
     form: Literal["auto", "contracted", "distinct"] = "auto"
 
+    @property
+    def layer_options(self) -> dict[str, Any]:
+        """What both meta networks are built with."""
+        return self.model_dump(exclude={"user", "scenario"})
+
 
 class LLMConfig(_Part):
     """The frozen LLM, its prompts, and the store that holds what it said."""
@@ -102,6 +107,11 @@ class LLMConfig(_Part):
     batch_tokens: int = Field(2048, ge=16)
     missing: Literal["mean", "error"] = "mean"
     """A user without a vector: the mean vector and a learned flag, or an error."""
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """What decides the vectors: a store keeps it, and a run checks it."""
+        return self.model_dump(exclude={"store", "batch_tokens", "missing"})
 
 
 class OptimizerConfig(_Part):

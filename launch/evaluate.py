@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from msrec.data.schema import Split, load_schema
-from msrec.launch.build import Knowledge, build_loader, build_sharded
+from msrec.launch.build import Knowledge, build_loader, build_sharded, eval_batch
 from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import load_config
 from msrec.launch.predict import predict, truth_column
@@ -46,13 +46,12 @@ def evaluate(
     knowledge = Knowledge(config, schema)
     model, _ = build_sharded(config, schema, knowledge, process, plan=None)
     load_checkpoint(path, model, None)
-    world = process.world_size
     loader = build_loader(
         config,
         split,
         process,
         knowledge,
-        -(-config.trainer.eval_batch // world) * world,
+        eval_batch(config, process.world_size),
         shuffle=False,
         extra=truth_column(config.dataset, split),
     )

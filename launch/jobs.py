@@ -97,12 +97,8 @@ def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) ->
         counts = encode(
             config.dataset,
             llm.store,
-            model=llm.model,
-            pooling=llm.pooling,
-            dtype=llm.dtype,
-            max_tokens=llm.max_tokens,
+            **llm.encoding,
             batch_tokens=llm.batch_tokens,
-            template=llm.template,
             rank=rank,
             world_size=world_size,
             on_progress=progress.update,

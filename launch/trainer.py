@@ -3,9 +3,8 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,8 +12,15 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from msrec.data.batch import Batch
 from msrec.data.loader import Loader
-from msrec.data.schema import load_schema
-from msrec.launch.build import Knowledge, build_loader, build_sharded, table_spec, write_json
+from msrec.data.schema import Split, load_schema
+from msrec.launch.build import (
+    Knowledge,
+    build_loader,
+    build_sharded,
+    eval_batch,
+    table_spec,
+    write_json,
+)
 from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig
 from msrec.launch.histogram import HistogramMetrics
@@ -72,7 +78,7 @@ class Trainer:
         self.knowledge = Knowledge(config, self.schema)
         trainer = config.trainer
         self.train = self._loader("train", trainer.global_batch, shuffle=True)
-        self.valid = self._loader("valid", self._eval_batch(), shuffle=False)
+        self.valid = self._loader("valid", eval_batch(config, process.world_size), shuffle=False)
         self.model, self.plan = build_sharded(
             config, self.schema, self.knowledge, process, config.plan
         )
@@ -212,7 +218,9 @@ class Trainer:
     def _save(self, progress: Progress) -> None:
         self.checkpoints.save(self.model, self.optimizer, vars(progress))
 
-    def _outcomes(self, batches: Iterator[Batch], before_step: Any = None) -> Iterator[Outcome]:
+    def _outcomes(
+        self, batches: Iterator[Batch], before_step: Callable[[], None] | None = None
+    ) -> Iterator[Outcome]:
         """Run batches through TorchRec's pipeline, which only scores in eval mode."""
         while True:
             if before_step is not None:
@@ -255,14 +263,10 @@ class Trainer:
         dist.all_reduce(counts)
         histogram.counts[:] = counts.numpy()
 
-    def _loader(self, split: Any, global_batch: int, shuffle: bool) -> Loader:
+    def _loader(self, split: Split, global_batch: int, shuffle: bool) -> Loader:
         return build_loader(
             self.config, split, self.process, self.knowledge, global_batch, shuffle=shuffle
         )
-
-    def _eval_batch(self) -> int:
-        world = self.process.world_size
-        return -(-self.config.trainer.eval_batch // world) * world
 
     def _total_steps(self) -> int:
         whole = self.config.trainer.epochs * len(self.train)

@@ -98,14 +98,7 @@ def tiny_store(dataset, store, dim=12, seed=0, **changes):
     from msrec.launch.encode import store_settings
 
     llm = LLMConfig()
-    settings = store_settings(
-        dataset,
-        model=llm.model,
-        template=llm.template,
-        pooling=llm.pooling,
-        dtype=llm.dtype,
-        max_tokens=llm.max_tokens,
-    ) | {
+    settings = store_settings(dataset, **llm.encoding) | {
         "version": VERSION,
         "model_sha256": "0" * 64,
         "layer": "last",
