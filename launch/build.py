@@ -15,8 +15,9 @@ from msrec.data.schema import Schema, Split
 from msrec.launch.config import RunConfig
 from msrec.launch.encode import store_settings
 from msrec.launch.process import Process
-from msrec.model.backbones import BACKBONES
+from msrec.model.backbones import make_backbone
 from msrec.model.embeddings import Embeddings
+from msrec.model.fields import Fields
 from msrec.model.interaction import Interaction
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.plan import load_plan
@@ -94,12 +95,12 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
         bottom_dims=config.interaction.bottom_dims,
         mode=config.interaction.mode,
     )
-    options = config.backbone.model_dump(exclude={"name"})
-    backbone = BACKBONES[config.backbone.name](
+    backbone = make_backbone(
+        **config.backbone.model_dump(),
+        fields=_fields(config, schema, interaction),
         in_dim=interaction.out_dim,
         num_scenarios=schema.num_scenarios,
         num_tasks=len(schema.labels),
-        **options,
     )
     over = DenseArch(
         interaction,
@@ -133,6 +134,15 @@ def build_sharded(
     model, sharding = plan_model(config, schema, knowledge, process, plan)
     std = config.embeddings.init_std
     return shard(model, sharding, process.device, std, config.seed), sharding
+
+
+def _fields(config: RunConfig, schema: Schema, interaction: Interaction) -> Fields:
+    """Where the vectors stand in the interaction's output; nowhere if it gives dot products alone.
+
+    A backbone that needs a vector then says which names it knows: none.
+    """
+    names = () if config.interaction.mode == "dot" else tuple(f.name for f in schema.sparse)
+    return Fields(names, config.embeddings.dim, interaction.dense_dim)
 
 
 def _user_meta(config: RunConfig, in_dim: int, knowledge: Knowledge) -> UserMeta | None:

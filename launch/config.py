@@ -3,10 +3,12 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from msrec.model.backbones import BACKBONES, backbone_options
 
 
 class _Part(BaseModel):
@@ -39,38 +41,19 @@ class InteractionConfig(_Part):
     """Dropout on the interaction's output, before anything else sees it."""
 
 
-class SharedBottomConfig(_Part):
-    """See `msrec.model.backbones.shared_bottom`."""
-
-    name: Literal["shared_bottom"] = "shared_bottom"
-    bottom_dims: list[int] = [256, 128]
-    tower_dims: list[int] = [64]
-    dropout: float = Field(0.0, ge=0, lt=1)
-
-
-class MMoEConfig(_Part):
-    """See `msrec.model.backbones.mmoe`."""
-
-    name: Literal["mmoe"] = "mmoe"
-    num_experts: int = Field(4, ge=1)
-    expert_dims: list[int] = [128, 64]
-    tower_dims: list[int] = [64]
-    dropout: float = Field(0.0, ge=0, lt=1)
+def _options_of(name: str) -> type[_Part]:
+    """The options of a backbone are those of its constructor."""
+    found: dict[str, Any] = {"name": (Literal[name], name)}
+    for key, parameter in backbone_options(name).items():
+        kind, default = parameter.annotation, parameter.default
+        if get_origin(kind) is Sequence:  # so that YAML and the saved config hold plain lists
+            kind, default = list[get_args(kind)[0]], list(default)  # type: ignore[misc]
+        found[key] = (kind, default)
+    return create_model(name, __base__=_Part, __doc__=f"Options of {name}.", **found)
 
 
-class STARConfig(_Part):
-    """See `msrec.model.backbones.star`."""
-
-    name: Literal["star"] = "star"
-    dims: list[int] = [256, 128]
-    aux_dims: list[int] = [64]
-    norm: Literal["partitioned", "none"] = "partitioned"
-    dropout: float = Field(0.0, ge=0, lt=1)
-
-
-BackboneConfig = Annotated[
-    SharedBottomConfig | MMoEConfig | STARConfig, Field(discriminator="name")
-]
+_OPTIONS = {name: _options_of(name) for name in BACKBONES}
+BackboneConfig: Any = Annotated[Union[tuple(_OPTIONS.values())], Field(discriminator="name")]  # noqa: UP007
 
 
 class MetaConfig(_Part):
@@ -156,7 +139,8 @@ class RunConfig(_Part):
     """A plan file; without one the planner runs."""
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     interaction: InteractionConfig = InteractionConfig()
-    backbone: BackboneConfig = SharedBottomConfig()
+    backbone: BackboneConfig = _OPTIONS["shared_bottom"]()
+    """`name`, and the options of that model's constructor; `msrec zoo` lists both."""
     meta: MetaConfig = MetaConfig()
     llm: LLMConfig = LLMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -191,7 +175,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunCo
             raise ValueError(f"{key}: the value must be YAML; got {text!r}.") from None
         _set(tree, key.split("."), value)
     if isinstance(tree.get("backbone"), dict):
-        tree["backbone"].setdefault("name", SharedBottomConfig().name)
+        tree["backbone"].setdefault("name", "shared_bottom")
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -232,8 +216,7 @@ def _sentence(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
     # An unknown key explains a missing one, so it is told first.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     loc = [str(part) for part in first["loc"]]
-    tags = {"shared_bottom", "mmoe", "star"}
-    shown = ".".join(part for place, part in enumerate(loc) if not (place == 1 and part in tags))
+    shown = ".".join(p for place, p in enumerate(loc) if not (place == 1 and p in BACKBONES))
     if first["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
         near = difflib.get_close_matches(loc[-1], known, n=3) or known

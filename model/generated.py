@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from msrec.model.groups import Groups, group_rows, grouped_linear
+from msrec.model.groups import Groups, group_rows
 from msrec.model.mlp import check_positive
 
 CHUNK_ELEMENTS = 2**18
@@ -62,6 +62,8 @@ def make_codes(z: Tensor, key: Tensor, form: str = "auto") -> Codes:
         ValueError: the form is unknown, or a key is out of range.
     """
     check_form(form)
+    if torch.compiler.is_exporting():  # costs and groups are not known while torch.export traces
+        return Codes(z.index_select(0, key), None)
     (keys, width), rows = z.shape, len(key)
     contracted = rows * width
     if form == "distinct" or (form == "auto" and _distinct_cost(keys, width, rows, 1) < contracted):
@@ -122,13 +124,15 @@ class GeneratedLinear(nn.Module):
 
     def forward(self, x: Tensor, codes: Codes) -> Tensor:
         """Multiply each row by the weights that its code generates."""
+        if codes.groups is None and torch.compiler.is_exporting():
+            return _outer(codes.z, x) @ self.weight.flatten(0, 1) + codes.z @ self.bias
         if codes.groups is None:
             product: Tensor = _Contracted.apply(x, codes.z, self.weight)  # type: ignore[no-untyped-call]
             return product + codes.z @ self.bias
         weight = (codes.z @ self.weight.flatten(1)).view(-1, self.in_dim, self.out_dim)
         bias = codes.z @ self.bias
         if len(codes.z) <= LOOP_KEYS:
-            return grouped_linear(x, weight, bias, codes.groups.counts)
+            return codes.groups.linear(x, weight, bias)
         return _padded_linear(x, weight, bias, codes.groups)
 
 

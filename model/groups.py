@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -16,19 +17,46 @@ class Groups:
         order   [1, 0, 2]      rows in key order, ties as they came
         inverse [1, 0, 2]      where each row went
         counts  [1, 0, 2, 0]   rows of each group; an empty group is fine
+
+    While `torch.export` traces, counts are not known: rows stay where they are, and `linear` picks
+    each row's result out of those of all groups. The numbers are the same.
     """
 
-    order: Tensor
-    inverse: Tensor
+    key: Tensor
+    """(B,), int64, of the rows as `sort` leaves them."""
+    order: Tensor | None
+    inverse: Tensor | None
     counts: list[int]
 
     def sort(self, x: Tensor) -> Tensor:
         """Rows in key order."""
-        return x.index_select(0, self.order)
+        return x if self.order is None else x.index_select(0, self.order)
 
     def unsort(self, x: Tensor) -> Tensor:
         """Rows in the order of the batch."""
-        return x.index_select(0, self.inverse)
+        return x if self.inverse is None else x.index_select(0, self.inverse)
+
+    def own(self, values: Tensor) -> Tensor:
+        """What belongs to each row's group: (G, D) -> (B, D), rows in key order."""
+        return functional.embedding(self.key, values)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Each row times the weights of its group.
+
+        A group without rows gets a gradient of zeros, not None, so that DistributedDataParallel
+        needs no search for unused parameters.
+
+        Shape:
+            x: (B, in), rows in key order.
+            weight: (G, in, out).
+            bias: (G, out).
+            returns: (B, out), rows in key order.
+        """
+        if self.order is None:
+            every = torch.einsum("bi,gio->bgo", x, weight) + bias
+            return every.gather(1, self.key.view(-1, 1, 1).expand(-1, 1, bias.shape[1])).squeeze(1)
+        parts = zip(bias.unbind(), torch.split(x, self.counts), weight.unbind(), strict=True)
+        return torch.cat([torch.addmm(b, rows, w) for b, rows, w in parts])
 
 
 def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> Groups:
@@ -38,13 +66,15 @@ def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> Groups:
         key: (B,), int64 in [0, num_groups).
 
     Raises:
-        ValueError: a key is out of range.
+        ValueError: a key is out of range. (An exported program fails in its gather instead.)
 
     Example:
         >>> groups = group_rows(torch.tensor([2, 0, 2]), 4)
         >>> groups.counts, groups.sort(torch.tensor([10, 11, 12])).tolist()
         ([1, 0, 2, 0], [11, 10, 12])
     """
+    if torch.compiler.is_exporting():
+        return Groups(key, None, None, [])
     ordered, order = key.sort(stable=True)
     edges = torch.arange(num_groups + 1, dtype=key.dtype, device=key.device)
     bounds: list[int] = torch.searchsorted(ordered, edges).tolist()
@@ -56,21 +86,5 @@ def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> Groups:
         )
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
-    return Groups(order, inverse, [b - a for a, b in zip(bounds, bounds[1:], strict=False)])
-
-
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> Tensor:
-    """Each group of sorted rows times its own weights.
-
-    A group without rows gets a gradient of zeros, not None, so that DistributedDataParallel
-    needs no search for unused parameters.
-
-    Shape:
-        x: (B, in), rows in key order.
-        weight: (G, in, out).
-        bias: (G, out).
-        counts: G numbers that sum to B.
-        returns: (B, out), rows in key order.
-    """
-    parts = zip(bias.unbind(), torch.split(x, counts), weight.unbind(), strict=True)
-    return torch.cat([torch.addmm(b, rows, w) for b, rows, w in parts])
+    counts = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    return Groups(ordered, order, inverse, counts)

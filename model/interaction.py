@@ -62,7 +62,9 @@ class Interaction(nn.Module):
         vectors = num_sparse + (num_dense > 0)
         rows, columns = torch.tril_indices(vectors, vectors, offset=-1)
         self.register_buffer("pairs", rows * vectors + columns, persistent=False)
-        self.out_dim = self.bottom.out_dim
+        self.dense_dim = self.bottom.out_dim
+        """Columns of the output before the first embedding."""
+        self.out_dim = self.dense_dim
         self.out_dim += num_sparse * dim * (mode != "dot") + len(rows) * (mode != "concat")
         check_positive(interaction_out_dim=self.out_dim)
 

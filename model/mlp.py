@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from msrec.model.dropout import Dropout
-from msrec.model.groups import Groups, grouped_linear
+from msrec.model.groups import Groups
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -61,7 +62,7 @@ class MLP(nn.Sequential):
         dims: Sequence[int],
         activation: str = "relu",
         dropout: float = 0.0,
-        norm: str = "none",
+        norm: Literal["none", "layer"] = "none",
     ) -> None:
         if norm not in ("none", "layer"):
             raise ValueError(f"norm must be 'none' or 'layer'; got {norm!r}.")
@@ -111,7 +112,7 @@ class ScenarioLinear(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """Multiply sorted rows by their scenario's weights."""
-        return grouped_linear(x, self.weight, self.bias, groups.counts)
+        return groups.linear(x, self.weight, self.bias)
 
 
 class Towers(nn.Module):

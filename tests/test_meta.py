@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from msrec.model import generated
-from msrec.model.backbones import BACKBONES
 from msrec.model.generated import GeneratedLinear, make_codes
 from msrec.model.losses import weighted_bce
 from msrec.model.meta import KnowledgeReducer, ScenarioMeta, UserMeta
@@ -187,25 +186,6 @@ def test_the_generator_gets_gradients_after_the_first_step(width):
             assert parameter.grad.any(), name
             if name.startswith("layers."):
                 assert all(part.any() for part in parameter.grad), name  # every M_r, c_r
-
-
-@pytest.mark.parametrize("meta", ["bare", "user", "scenario", "both"])
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_runs_with_every_meta_network(name, meta):
-    torch.manual_seed(0)
-    x, knowledge, index, has = user_rows()
-    backbone, scenario = BACKBONES[name](IN, S, num_tasks=2), index % S
-    user = stir(user_meta()) if meta in ("user", "both") else None
-    parallel = stir(scenario_meta(num_tasks=2)) if meta in ("scenario", "both") else None
-    used = [m for m in (backbone, user, parallel) if m is not None]
-    h = x if user is None else user(x, knowledge, index, has)
-    logits = backbone(h, scenario, torch.ones(len(x)))
-    logits = logits if parallel is None else logits + parallel(x, scenario)
-    weighted_bce(logits, torch.ones(len(x), 2), torch.ones(len(x))).backward()
-    assert logits.shape == (len(x), 2)
-    assert logits.isfinite().all()
-    for module in used:
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence():

@@ -1,13 +1,48 @@
 """Multi-scenario models by name: (x, scenario, weight) -> logits."""
 
+import inspect
+from typing import Any
+
 from torch import nn
 
 from msrec.model.backbones.mmoe import MMoE
 from msrec.model.backbones.shared_bottom import SharedBottom
 from msrec.model.backbones.star import STAR
+from msrec.model.fields import Fields
 
 BACKBONES: dict[str, type[nn.Module]] = {
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "star": STAR,
 }
+
+GIVEN = ("in_dim", "num_scenarios", "num_tasks", "fields")
+"""Parameters that the data decide; all others of a constructor are options of a run."""
+
+
+def backbone_options(name: str) -> dict[str, inspect.Parameter]:
+    """What one may choose about a backbone: its constructor's parameters, with their defaults."""
+    signature = inspect.signature(BACKBONES[name], eval_str=True)
+    return {key: p for key, p in signature.parameters.items() if key not in GIVEN}
+
+
+def make_backbone(
+    name: str, fields: Fields, in_dim: int, num_scenarios: int, num_tasks: int = 1, **options: Any
+) -> nn.Module:
+    """Build a backbone; `fields` goes to those that look at single features.
+
+    Raises:
+        ValueError: an option is out of its range; names the backbone.
+
+    Example:
+        >>> fields = Fields(("user_id", "item_id"), dim=4)
+        >>> type(make_backbone("mmoe", fields, in_dim=8, num_scenarios=3, num_experts=2)).__name__
+        'MMoE'
+    """
+    cls = BACKBONES[name]
+    if "fields" in inspect.signature(cls).parameters:
+        options["fields"] = fields
+    try:
+        return cls(in_dim, num_scenarios, num_tasks, **options)
+    except ValueError as error:
+        raise ValueError(f"backbone {name}: {error}") from None

@@ -2,50 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from msrec.model.dropout import Dropout
+from msrec.model.experts import Experts, mix
 from msrec.model.groups import group_rows
-from msrec.model.mlp import (
-    ScenarioLinear,
-    Towers,
-    check_positive,
-    linear_init,
-    make_activation,
-)
-
-
-class Experts(nn.Module):
-    """Stacked MLPs over the same input: one wide product, then one batched product a layer.
-
-    Shape:
-        x: (B, in_dim), float.
-        returns: (E, B, dims[-1]), float.
-    """
-
-    def __init__(
-        self, in_dim: int, dims: Sequence[int], num_experts: int, activation: str, dropout: float
-    ) -> None:
-        super().__init__()
-        check_positive(num_experts=num_experts, number_of_expert_dims=len(dims))
-        self.num_experts = num_experts
-        self.first = nn.Linear(in_dim, num_experts * dims[0])
-        sizes = list(zip(dims, dims[1:], strict=False))
-        self.weights = nn.ParameterList(torch.empty(num_experts, a, b) for a, b in sizes)
-        self.biases = nn.ParameterList(torch.empty(num_experts, 1, b) for _, b in sizes)
-        for (fan_in, _), weight, bias in zip(sizes, self.weights, self.biases, strict=True):
-            linear_init(weight, bias, fan_in)
-        self.activation = make_activation(activation)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs of all experts."""
-        wide = self.dropout(self.activation(self.first(x)))
-        h: Tensor = wide.unflatten(1, (self.num_experts, -1)).transpose(0, 1)
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            h = self.dropout(self.activation(torch.baddbmm(bias, h, weight)))
-        return h
+from msrec.model.mlp import ScenarioLinear, Towers
 
 
 class MMoE(nn.Module):
@@ -67,6 +28,7 @@ class MMoE(nn.Module):
         the gate is the paper's plain softmax (Scenario-Wise-Rec puts batch norm before it).
 
     Example:
+        >>> import torch
         >>> mmoe = MMoE(in_dim=8, num_scenarios=3, num_experts=2, expert_dims=[4])
         >>> mmoe(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])
@@ -95,6 +57,5 @@ class MMoE(nn.Module):
         """Logits of each row in its own scenario."""
         groups = group_rows(scenario, self.num_scenarios)
         x = groups.sort(x)
-        gate_BE = self.gates(x, groups).softmax(dim=1)
-        mixed = (gate_BE.T.unsqueeze(2) * self.experts(x)).sum(0)
+        mixed = mix(self.gates(x, groups).softmax(dim=1), self.experts(x))
         return groups.unsort(self.towers(mixed, groups))

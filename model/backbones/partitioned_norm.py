@@ -63,14 +63,8 @@ class PartitionedNorm(nn.Module):
             mean, var = self._batch_moments(x, groups, weight)
         scale = self.shared_scale * self.own_scale * torch.rsqrt(var + self.eps)
         shift = self.shared_shift + self.own_shift
-        parts = zip(
-            torch.split(x, groups.counts),
-            mean.unbind(),
-            scale.unbind(),
-            shift.unbind(),
-            strict=True,
-        )
-        return torch.cat([torch.addcmul(b, rows - m, s) for rows, m, s, b in parts])
+        centred = x - groups.own(mean)
+        return torch.addcmul(groups.own(shift), centred, groups.own(scale))
 
     def _batch_moments(
         self, x: Tensor, groups: Groups, weight: Tensor | None

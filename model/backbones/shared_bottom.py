@@ -1,6 +1,7 @@
 """SharedBottom: one MLP for all scenarios, one tower for each."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class SharedBottom(nn.Module):
         tower_dims: Sequence[int] = (64,),
         activation: str = "relu",
         dropout: float = 0.0,
-        norm: str = "none",
+        norm: Literal["none", "layer"] = "none",
     ) -> None:
         super().__init__()
         self.num_scenarios = num_scenarios

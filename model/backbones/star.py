@@ -1,13 +1,14 @@
 """STAR: every scenario's network is the shared one times its own, element by element."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from msrec.model.backbones.partitioned_norm import PartitionedNorm
 from msrec.model.dropout import Dropout
-from msrec.model.groups import Groups, group_rows, grouped_linear
+from msrec.model.groups import Groups, group_rows
 from msrec.model.mlp import MLP, check_positive, linear_init, make_activation
 
 
@@ -33,7 +34,7 @@ class StarLinear(nn.Module):
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """Multiply sorted rows by their scenario's weights, made once a call."""
         weight = self.shared_weight * self.own_weight
-        return grouped_linear(x, weight, self.shared_bias + self.own_bias, groups.counts)
+        return groups.linear(x, weight, self.shared_bias + self.own_bias)
 
 
 class STAR(nn.Module):
@@ -72,7 +73,7 @@ class STAR(nn.Module):
         scenario_dim: int = 16,
         activation: str = "relu",
         dropout: float = 0.0,
-        norm: str = "partitioned",
+        norm: Literal["partitioned", "none"] = "partitioned",
     ) -> None:
         super().__init__()
         check_positive(num_tasks=num_tasks, scenario_dim=scenario_dim)

@@ -1,0 +1,50 @@
+"""Where the looked-up vectors stand in x, for the backbones that look at single features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The layout of x: `start` columns of something else, then F vectors of D numbers, then more.
+
+    Example:
+        >>> import torch
+        >>> fields = Fields(("user_id", "item_id"), dim=2, start=1)
+        >>> x = torch.tensor([[9.0, 1.0, 2.0, 3.0, 4.0]])
+        >>> fields.vectors(x).tolist(), fields.of(x, ["item_id"]).tolist()
+        ([[[1.0, 2.0], [3.0, 4.0]]], [[3.0, 4.0]])
+    """
+
+    names: tuple[str, ...]
+    dim: int
+    start: int = 0
+
+    def vectors(self, x: Tensor) -> Tensor:
+        """(B, in_dim) -> (B, F, D)."""
+        end = self.start + len(self.names) * self.dim
+        return x[:, self.start : end].reshape(len(x), len(self.names), self.dim)
+
+    def of(self, x: Tensor, names: Sequence[str]) -> Tensor:
+        """(B, in_dim) -> (B, len(names) * D), the vectors of some features side by side.
+
+        Raises:
+            ValueError: a feature is not there.
+        """
+        return self.vectors(x)[:, self.positions(names)].flatten(1)
+
+    def positions(self, names: Sequence[str]) -> list[int]:
+        """Where features stand among the vectors.
+
+        Raises:
+            ValueError: a feature is not there.
+        """
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise ValueError(
+                f"every feature named must be one of {', '.join(self.names)}; got "
+                f"{', '.join(unknown)}."
+            )
+        return [self.names.index(name) for name in names]

@@ -1,0 +1,8 @@
+from slow import mlp, tower
+
+OPTIONS = {"bottom_dims": [8, 5], "tower_dims": [3]}
+PRIVATE = ("towers.",)
+
+
+def slow(model, x, s):
+    return tower(model.towers, mlp(model.bottom, x), s)
