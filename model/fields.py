@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -11,7 +12,6 @@ class Fields:
     """The layout of x: `start` columns of something else, then F vectors of D numbers, then more.
 
     Example:
-        >>> import torch
         >>> fields = Fields(("user_id", "item_id"), dim=2, start=1)
         >>> x = torch.tensor([[9.0, 1.0, 2.0, 3.0, 4.0]])
         >>> fields.vectors(x).tolist(), fields.of(x, ["item_id"]).tolist()
@@ -25,7 +25,7 @@ class Fields:
     def vectors(self, x: Tensor) -> Tensor:
         """(B, in_dim) -> (B, F, D)."""
         end = self.start + len(self.names) * self.dim
-        return x[:, self.start : end].reshape(len(x), len(self.names), self.dim)
+        return torch.unflatten(x[:, self.start : end], 1, (len(self.names), self.dim))
 
     def of(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """(B, in_dim) -> (B, len(names) * D), the vectors of some features side by side.
@@ -33,7 +33,8 @@ class Fields:
         Raises:
             ValueError: a feature is not there.
         """
-        return self.vectors(x)[:, self.positions(names)].flatten(1)
+        starts = [self.start + place * self.dim for place in self.positions(names)]
+        return torch.cat([x[:, start : start + self.dim] for start in starts], dim=1)
 
     def positions(self, names: Sequence[str]) -> list[int]:
         """Where features stand among the vectors.

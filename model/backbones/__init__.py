@@ -5,7 +5,10 @@ from typing import Any
 
 from torch import nn
 
+from msrec.model.backbones.epnet import EPNet
 from msrec.model.backbones.mmoe import MMoE
+from msrec.model.backbones.pepnet import PEPNet
+from msrec.model.backbones.ppnet import PPNet
 from msrec.model.backbones.shared_bottom import SharedBottom
 from msrec.model.backbones.star import STAR
 from msrec.model.fields import Fields
@@ -14,6 +17,9 @@ BACKBONES: dict[str, type[nn.Module]] = {
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "star": STAR,
+    "epnet": EPNet,
+    "ppnet": PPNet,
+    "pepnet": PEPNet,
 }
 
 GIVEN = ("in_dim", "num_scenarios", "num_tasks", "fields")
