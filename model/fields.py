@@ -22,10 +22,15 @@ class Fields:
     dim: int
     start: int = 0
 
+    @property
+    def end(self) -> int:
+        """The column behind the last vector."""
+        return self.start + len(self.names) * self.dim
+
     def vectors(self, x: Tensor) -> Tensor:
         """(B, in_dim) -> (B, F, D)."""
-        end = self.start + len(self.names) * self.dim
-        return torch.unflatten(x[:, self.start : end], 1, (len(self.names), self.dim))
+        columns = x[:, self.start : self.end]
+        return torch.unflatten(columns, 1, (len(self.names), self.dim))
 
     def of(self, x: Tensor, names: Sequence[str]) -> Tensor:
         """(B, in_dim) -> (B, len(names) * D), the vectors of some features side by side.

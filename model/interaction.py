@@ -10,6 +10,30 @@ from msrec.model.mlp import MLP, check_positive
 MODES = ("concat", "dot", "concat_dot")
 
 
+class PairDots(nn.Module):
+    """Dot products of all pairs of vectors, without those of a vector with itself.
+
+    Shape:
+        vectors: (B, num_vectors, D), float.
+        returns: (B, out_dim), float, where out_dim is num_vectors (num_vectors - 1) / 2.
+
+    Example:
+        >>> PairDots(3)(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [0.0, 1.0]]])).tolist()
+        [[11.0, 2.0, 4.0]]
+    """
+
+    def __init__(self, num_vectors: int) -> None:
+        super().__init__()
+        rows, columns = torch.tril_indices(num_vectors, num_vectors, offset=-1)
+        self.register_buffer("pairs", rows * num_vectors + columns, persistent=False)
+        self.out_dim = len(rows)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Products of each row."""
+        dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
+        return dots.index_select(1, self.get_buffer("pairs"))
+
+
 class Interaction(nn.Module):
     """Join the embeddings of a row with its dense features.
 
@@ -59,13 +83,11 @@ class Interaction(nn.Module):
                 f"bottom_dims must end with the embedding size {dim} for mode {mode!r}; got "
                 f"{list(bottom_dims)}. Append {dim} to it, or use mode 'concat'."
             )
-        vectors = num_sparse + (num_dense > 0)
-        rows, columns = torch.tril_indices(vectors, vectors, offset=-1)
-        self.register_buffer("pairs", rows * vectors + columns, persistent=False)
+        self.dots = PairDots(num_sparse + (num_dense > 0))
         self.dense_dim = self.bottom.out_dim
         """Columns of the output before the first embedding."""
         self.out_dim = self.dense_dim
-        self.out_dim += num_sparse * dim * (mode != "dot") + len(rows) * (mode != "concat")
+        self.out_dim += num_sparse * dim * (mode != "dot") + self.dots.out_dim * (mode != "concat")
         check_positive(interaction_out_dim=self.out_dim)
 
     def forward(self, emb: Tensor, dense: Tensor) -> Tensor:
@@ -73,10 +95,8 @@ class Interaction(nn.Module):
         parts = [self.bottom(dense)] if self.num_dense else []
         if self.mode != "concat":
             vectors = torch.cat([*(part.unsqueeze(1) for part in parts), emb], dim=1)
-            dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
-            dots = dots.index_select(1, self.get_buffer("pairs"))
         if self.mode != "dot":
             parts.append(emb.flatten(1))
         if self.mode != "concat":
-            parts.append(dots)
+            parts.append(self.dots(vectors))
         return torch.cat(parts, dim=1)

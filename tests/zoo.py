@@ -9,9 +9,9 @@ from msrec.model.fields import Fields
 from msrec.model.meta import ScenarioMeta, UserMeta
 
 S, B, T, H = 4, 40, 2, 9
-FIELDS = Fields(("user_id", "item_id", "genre"), dim=2, start=1)
-IN = 8
-"""One dense column, three vectors of two, and one more column, as a KAR feature would be."""
+FIELDS = Fields(("user_id", "item_id", "genre"), dim=2, start=2)
+IN = 9
+"""A bottom output of two, three vectors of two, and one more column, as an LLM feature would be."""
 
 
 def formula(name):

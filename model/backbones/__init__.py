@@ -5,15 +5,25 @@ from typing import Any
 
 from torch import nn
 
+from msrec.model.backbones.dcnv2 import DCNv2
+from msrec.model.backbones.deepfm import DeepFM
+from msrec.model.backbones.dlrm import DLRM
 from msrec.model.backbones.epnet import EPNet
+from msrec.model.backbones.mlp import MLP
 from msrec.model.backbones.mmoe import MMoE
 from msrec.model.backbones.pepnet import PEPNet
 from msrec.model.backbones.ppnet import PPNet
+from msrec.model.backbones.separate import Separate
 from msrec.model.backbones.shared_bottom import SharedBottom
 from msrec.model.backbones.star import STAR
 from msrec.model.fields import Fields
 
 BACKBONES: dict[str, type[nn.Module]] = {
+    "mlp": MLP,
+    "dlrm": DLRM,
+    "dcnv2": DCNv2,
+    "deepfm": DeepFM,
+    "separate": Separate,
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "star": STAR,

@@ -17,9 +17,9 @@ def dense(linear, x):
     return linear.weight @ x + linear.bias
 
 
-def mlp(layers, x):
+def layers(modules, x):
     """The Linear layers of an MLP, with relu after each."""
-    for layer in layers:
+    for layer in modules:
         if isinstance(layer, torch.nn.Linear):
             x = F.relu(dense(layer, x))
     return x

@@ -1,6 +1,6 @@
 import torch
 
-from slow import dense, mlp
+from slow import dense, layers
 
 OPTIONS = {"dims": [8, 5], "scenario_dim": 3, "gate_dim": 4}
 PRIVATE = ("scenario_embedding",)
@@ -13,4 +13,4 @@ def gated(embedding_gate, x, s):
 
 
 def slow(model, x, s):
-    return dense(model.head, mlp(model.mlp, gated(model.gate, x, s)))
+    return dense(model.head, layers(model.mlp, gated(model.gate, x, s)))

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from slow import dense, mlp
+from slow import dense, layers
 
 OPTIONS = {"dims": [8, 5], "aux_dims": [4], "scenario_dim": 3}
 PRIVATE = (".own_", "scenario_embedding")
@@ -18,5 +18,5 @@ def slow(model, x, s, mean=None, var=None):
     for i, layer in enumerate(model.layers):
         h = h @ (layer.shared_weight * layer.own_weight[s]) + layer.shared_bias + layer.own_bias[s]
         h = F.relu(h) if i + 1 < len(model.layers) else h
-    aux = mlp(model.aux[0], torch.cat([model.scenario_embedding.weight[s], x]))
+    aux = layers(model.aux[0], torch.cat([model.scenario_embedding.weight[s], x]))
     return h + dense(model.aux[1], aux)

@@ -1,0 +1,13 @@
+from zoo import FIELDS
+
+from slow import dense, layers
+
+OPTIONS = {"dims": [8, 5]}
+PRIVATE = ()
+
+
+def slow(model, x, s):
+    starts = [FIELDS.start + i * FIELDS.dim for i in range(len(FIELDS.names))]
+    vectors = [x[start : start + FIELDS.dim] for start in starts]
+    pairs = sum(vectors[i] @ vectors[j] for i in range(len(vectors)) for j in range(i))
+    return dense(model.first_order, x) + pairs + dense(model.head, layers(model.mlp, x))
