@@ -47,16 +47,25 @@ class Groups:
         needs no search for unused parameters.
 
         Shape:
-            x: (B, in), rows in key order.
+            x: (B, in) or (B, N, in), rows in key order.
             weight: (G, in, out).
             bias: (G, out).
-            returns: (B, out), rows in key order.
+            returns: (B, out) or (B, N, out), rows in key order.
         """
+        if x.dim() == 3:
+            many = Groups(self.key.repeat_interleave(x.shape[1]), self.order, self.inverse, [])
+            many.counts.extend(count * x.shape[1] for count in self.counts)
+            return torch.unflatten(many.linear(x.flatten(0, 1), weight, bias), 0, x.shape[:2])
         if self.order is None:
             every = torch.einsum("bi,gio->bgo", x, weight) + bias
             return every.gather(1, self.key.view(-1, 1, 1).expand(-1, 1, bias.shape[1])).squeeze(1)
         parts = zip(bias.unbind(), torch.split(x, self.counts), weight.unbind(), strict=True)
         return torch.cat([torch.addmm(b, rows, w) for b, rows, w in parts])
+
+    def pick(self, every: Tensor) -> Tensor:
+        """Each row's own of what was computed for all groups: (G, B, D) -> (B, D)."""
+        index = self.key.view(1, -1, 1).expand(1, -1, every.shape[2])
+        return every.gather(0, index).squeeze(0)
 
 
 def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> Groups:

@@ -16,9 +16,12 @@ def row_by_row(name, model, x, scenario):
     return torch.stack([slow(model, r, int(s)) for r, s in zip(x, scenario, strict=True)])
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_equals_its_formula_row_by_row(name):
-    model, (x, scenario) = make(name).eval(), rows()
+CASES = [(n, v) for n in BACKBONES for v in [{}, *getattr(formula(n), "VARIANTS", [])]]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_a_backbone_equals_its_formula_row_by_row(name, options):
+    model, (x, scenario) = make(name, **options).eval(), rows()
     expected = row_by_row(name, model, x, scenario)
     torch.testing.assert_close(model(x, scenario), expected, atol=1e-5, rtol=1e-5)
     assert expected.std(0).min() > 1e-3  # the rows differ, so that equality says something

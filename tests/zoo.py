@@ -30,7 +30,7 @@ def stir(model):
     """Move parameters and float buffers away from ones and zeros."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter += 0.3 * torch.randn_like(parameter)
         for name, buffer in model.named_buffers():
             if name.rpartition(".")[2].startswith("moving_"):
                 buffer += 0.3 * torch.rand_like(buffer)

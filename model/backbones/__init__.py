@@ -5,14 +5,19 @@ from typing import Any
 
 from torch import nn
 
+from msrec.model.backbones.aitm import AITM
 from msrec.model.backbones.dcnv2 import DCNv2
 from msrec.model.backbones.deepfm import DeepFM
 from msrec.model.backbones.dlrm import DLRM
 from msrec.model.backbones.epnet import EPNet
+from msrec.model.backbones.hinet import HiNet
 from msrec.model.backbones.mlp import MLP
 from msrec.model.backbones.mmoe import MMoE
+from msrec.model.backbones.omoe import OMoE
 from msrec.model.backbones.pepnet import PEPNet
+from msrec.model.backbones.ple import PLE
 from msrec.model.backbones.ppnet import PPNet
+from msrec.model.backbones.sarnet import SARNet
 from msrec.model.backbones.separate import Separate
 from msrec.model.backbones.shared_bottom import SharedBottom
 from msrec.model.backbones.star import STAR
@@ -25,7 +30,12 @@ BACKBONES: dict[str, type[nn.Module]] = {
     "deepfm": DeepFM,
     "separate": Separate,
     "shared_bottom": SharedBottom,
+    "omoe": OMoE,
     "mmoe": MMoE,
+    "ple": PLE,
+    "aitm": AITM,
+    "hinet": HiNet,
+    "sarnet": SARNet,
     "star": STAR,
     "epnet": EPNet,
     "ppnet": PPNet,

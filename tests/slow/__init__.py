@@ -4,7 +4,8 @@ A module has
     OPTIONS   small sizes to build the backbone with
     PRIVATE   parts of the names of parameters that belong to one scenario (first dimension: S)
     slow      (model, x (in_dim,), s) -> logits (T,), written from the paper's formula, with loops
-and, where a row may depend on its batch in training,
+and, where there is something to say,
+    VARIANTS  more options to compare with the formula
     ALONE     options under which it does not, or None if the formula always couples rows
 """
 
@@ -41,3 +42,10 @@ def expert(experts, x, e):
     for weight, bias in zip(experts.weights, experts.biases, strict=True):
         h = F.relu(h @ weight[e] + bias[e, 0])
     return h
+
+
+def specific_expert(experts, x, s, e):
+    """Expert e of scenario s."""
+    for weight, bias in zip(experts.weights, experts.biases, strict=True):
+        x = F.relu(x @ weight[s, e] + bias[s, e])
+    return x

@@ -3,6 +3,7 @@ import torch
 from slow import dense, layers
 
 OPTIONS = {"num_cross": 3, "dims": [8, 5]}
+VARIANTS = [{"structure": "stacked"}, {"rank": 2}]
 PRIVATE = ()
 
 

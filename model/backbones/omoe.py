@@ -1,0 +1,58 @@
+"""OMoE: shared experts, mixed by one gate for all scenarios."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from msrec.model.experts import Experts, mix
+from msrec.model.groups import group_rows
+from msrec.model.mlp import Towers
+
+
+class OMoE(nn.Module):
+    """One-gate mixture of experts: f = sum_e softmax(G x + g)_e expert_e(x), logit_s = tower_s(f).
+
+    Shape:
+        x: (B, in_dim), float.
+        scenario: (B,), int64 in [0, num_scenarios).
+        weight: (B,), float; not used.
+        returns: logits (B, num_tasks), float.
+
+    Raises:
+        ValueError: a size is below 1, or a scenario is out of range.
+
+    Source:
+        Ma et al., KDD 2018, the baseline beside MMoE. One tower per scenario, where the paper has
+        one per task.
+
+    Example:
+        >>> import torch
+        >>> omoe = OMoE(in_dim=8, num_scenarios=3, num_experts=2, expert_dims=[4])
+        >>> omoe(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_scenarios: int,
+        num_tasks: int = 1,
+        num_experts: int = 4,
+        expert_dims: Sequence[int] = (128, 64),
+        tower_dims: Sequence[int] = (64,),
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_scenarios = num_scenarios
+        self.experts = Experts(in_dim, expert_dims, num_experts, activation, dropout)
+        self.gate = nn.Linear(in_dim, num_experts)
+        self.towers = Towers(
+            expert_dims[-1], tower_dims, num_scenarios, num_tasks, activation, dropout
+        )
+
+    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Logits of each row in its own scenario."""
+        groups = group_rows(scenario, self.num_scenarios)
+        mixed = mix(self.gate(x).softmax(dim=1), self.experts(x))
+        return groups.unsort(self.towers(groups.sort(mixed), groups))
