@@ -5,12 +5,17 @@ from typing import Any
 
 from torch import nn
 
+from msrec.model.backbones.adaptdhm import AdaptDHM
+from msrec.model.backbones.adasparse import AdaSparse
 from msrec.model.backbones.aitm import AITM
 from msrec.model.backbones.dcnv2 import DCNv2
 from msrec.model.backbones.deepfm import DeepFM
 from msrec.model.backbones.dlrm import DLRM
 from msrec.model.backbones.epnet import EPNet
+from msrec.model.backbones.hamur import HAMUR
 from msrec.model.backbones.hinet import HiNet
+from msrec.model.backbones.m2m import M2M
+from msrec.model.backbones.m3oe import M3oE
 from msrec.model.backbones.mlp import MLP
 from msrec.model.backbones.mmoe import MMoE
 from msrec.model.backbones.omoe import OMoE
@@ -37,6 +42,11 @@ BACKBONES: dict[str, type[nn.Module]] = {
     "hinet": HiNet,
     "sarnet": SARNet,
     "star": STAR,
+    "m2m": M2M,
+    "adasparse": AdaSparse,
+    "adaptdhm": AdaptDHM,
+    "hamur": HAMUR,
+    "m3oe": M3oE,
     "epnet": EPNet,
     "ppnet": PPNet,
     "pepnet": PEPNet,

@@ -1,0 +1,29 @@
+import torch
+from torch.nn import functional as F
+
+from slow import dense, expert, layers
+
+OPTIONS = {"num_experts": 3, "expert_dims": [8, 5], "num_tower_layers": 2, "num_meta_layers": 2}
+OPTIONS |= {"head_dims": [8], "scenario_dim": 3, "view_dims": [6]}
+PRIVATE = ("scenario_embedding",)
+
+
+def meta(unit, h, view):
+    for weight, bias in zip(unit.weights, unit.biases, strict=True):
+        matrix = dense(weight, view).reshape(len(h), len(h))
+        h = F.leaky_relu(h @ matrix + dense(bias, view))
+    return h
+
+
+def slow(model, x, s):
+    view = layers(model.view, model.scenario_embedding.weight[s])
+    outputs = [expert(model.experts, x, e) for e in range(model.experts.num_experts)]
+    logits = []
+    for head, task in zip(model.heads, model.task_embedding.weight, strict=True):
+        scores = [meta(model.attention, torch.cat([h, task]), view) for h in outputs]
+        share = F.softmax(torch.cat([model.score.weight @ score for score in scores]), dim=0)
+        h = share @ torch.stack(outputs)
+        for unit in model.tower:
+            h = F.leaky_relu(meta(unit, h, view) + h)
+        logits.append(dense(head[1], layers(head[0], h)))
+    return torch.cat(logits)
