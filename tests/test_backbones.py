@@ -21,23 +21,24 @@ CASES = [(n, v) for n in BACKBONES for v in [{}, *getattr(formula(n), "VARIANTS"
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_backbone_equals_its_formula_row_by_row(name, options):
-    model, (x, scenario) = make(name, **options).eval(), rows()
-    expected = row_by_row(name, model, x, scenario)
-    torch.testing.assert_close(model(x, scenario), expected, atol=1e-5, rtol=1e-5)
+    model, (x, scenario) = make(name, **options).eval().double(), rows()
+    expected = row_by_row(name, model, x.double(), scenario)
+    torch.testing.assert_close(model(x.double(), scenario), expected, atol=1e-9, rtol=1e-9)
     assert expected.std(0).min() > 1e-3  # the rows differ, so that equality says something
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_gradients_equal_those_of_the_formula(name):
-    model, (x, scenario) = make(name).eval(), rows(scenarios=(0, 1, 2, 3))
-    parameters = [x.requires_grad_(), *model.parameters()]
+    model, (x, scenario) = make(name).eval().double(), rows(scenarios=(0, 1, 2, 3))
+    x = x.double().requires_grad_()
+    parameters = [x, *model.parameters()]
     expected = row_by_row(name, model, x, scenario).sin().sum()
     for a, b in zip(
         torch.autograd.grad(model(x, scenario).sin().sum(), parameters),
         torch.autograd.grad(expected, parameters),
         strict=True,
     ):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
