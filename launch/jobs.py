@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -19,7 +18,7 @@ from msrec.launch.encode import PROMPTS, encode
 from msrec.launch.encode_progress import EncodeProgress
 from msrec.launch.evaluate import evaluate
 from msrec.launch.plan_table import plan_table
-from msrec.launch.process import process_group
+from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.results import results_table
 from msrec.launch.trainer import Trainer
 from msrec.launch.versions import installed_versions
@@ -151,7 +150,4 @@ def _log_to_terminal(is_main: bool) -> None:
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("msrec").setLevel(level)
-    # Said of TorchRec's calls into torch at every start; no user can mend them.
-    for said in ("`broadcast_buffers` is deprecated", "Please use DTensor instead"):
-        warnings.filterwarnings("ignore", said, FutureWarning)
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    quiet_libraries()

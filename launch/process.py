@@ -1,6 +1,8 @@
 """This process's place among the ranks: process group, device, seed."""
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,3 +66,10 @@ def process_group(device: str | None = None) -> Iterator[Process]:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed dropout for one step of one rank, so that a resumed run draws the same."""
     torch.manual_seed(((seed * 1_000_003 + step) * 8191 + rank) % (1 << 63))
+
+
+def quiet_libraries() -> None:
+    """Silence what TorchRec's calls into torch say at every start; no user can mend it."""
+    for said in ("`broadcast_buffers` is deprecated", "Please use DTensor instead"):
+        warnings.filterwarnings("ignore", said, FutureWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

@@ -114,6 +114,10 @@ class ScenarioLinear(nn.Module):
         """Multiply sorted rows by their scenario's weights."""
         return groups.linear(x, self.weight, self.bias)
 
+    def of(self, scenario: int, x: Tensor) -> Tensor:
+        """Multiply all rows by one scenario's weights."""
+        return torch.addmm(self.bias[scenario], x, self.weight[scenario])
+
 
 class Towers(nn.Module):
     """One tower per scenario: hidden layers `dims`, then a bare linear layer to the logits.

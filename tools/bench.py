@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 
 from rich.console import Console
 
 from msrec.launch.results import Results, load_results
 from msrec.tools.convert import convert_movielens, convert_tables
+from msrec.tools.published import MOVIELENS, spread
 
 CONFIGS = Path("configs/movielens")
 BACKBONES = ("shared_bottom", "mmoe", "star")
@@ -21,12 +22,6 @@ VARIANTS: dict[str, list[str]] = {
     "bare": ["meta.user=false", "meta.scenario=false"],
     "LLM4MSR": ["meta.user=true", "meta.scenario=true"],
 }
-PUBLISHED = {
-    "shared_bottom": [".8095", ".8116", ".8128", ".8041", ".5228"],
-    "mmoe": [".8086", ".8029", ".8178", ".8016", ".5218"],
-    "star": [".8096", ".8137", ".8133", ".7979", ".5258"],
-}
-"""AUC of all rows and per scenario, log loss: Scenario-Wise-Rec (arXiv 2412.17374), own split."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +110,14 @@ def _table(out: Path, seeds: int) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
     for backbone in BACKBONES:
-        auc_all, *auc_each, loss = PUBLISHED[backbone]
-        blanks = ["" for _ in scenarios]
-        published = [auc_all, *auc_each, loss, *blanks, "", ""]
+        published = [f"{value:.4f}" for value in MOVIELENS[backbone]]
+        published += ["" for _ in [*scenarios, "rows/s", "epochs"]]
         yield f"| {backbone}, published | {' | '.join(published)} |"
         for variant in VARIANTS:
             folders = [out / Cell(backbone, variant, seed).run_id for seed in range(seeds)]
             values = [_values(load_results(folder)) for folder in folders]
             speed, epochs = zip(*map(_course, folders), strict=True)
-            columns = [_spread(column) for column in zip(*values, strict=True)]
+            columns = [spread(column) for column in zip(*values, strict=True)]
             tail = [f"{median(speed):,.0f}", f"{mean(epochs):.1f}"]
             yield f"| {backbone}, {variant} | {' | '.join([*columns, *tail])} |"
 
@@ -142,9 +136,3 @@ def _course(run: Path) -> tuple[float, int]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["metrics"]["rows_per_s"] for line in lines if line["split"] == "train"]
     return median(speeds), max(line["epoch"] for line in lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{mean(values):.4f} ± {stdev(values):.4f}"

@@ -225,6 +225,28 @@ def bench_movielens(
     bench(raw, out, seeds, jobs)
 
 
+@bench_app.command("table")
+def bench_table(
+    raw: Annotated[Path, typer.Argument(help="folder of the raw data sets: ml1m/, ...")],
+    out: Annotated[Path, typer.Option(help="where data and cells go; resumes there")] = Path(
+        "runs/benchmark"
+    ),
+    benchmark: Annotated[
+        list[str] | None, typer.Option(help="only these data sets; may be repeated")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="trainings to tune with, each")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="trainings to judge, each")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="cells at the same time")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what is left to run")] = False,
+    page: Annotated[Path | None, typer.Option(help="Markdown file, as docs/benchmark.md")] = None,
+) -> None:
+    """Every model on every data set: tuned alike on validation, judged over seeds."""
+    from msrec.tools.bench_table import bench_table as bench
+
+    bench(raw, out, benchmark or [], model or [], trials, seeds, jobs, dry_run, page)
+
+
 @bench_app.command("speed")
 def bench_speed(
     dataset: Annotated[Path, typer.Argument(help="a dataset folder")],

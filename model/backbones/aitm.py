@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,8 +88,8 @@ class AITM(nn.Module):
 
     def _step(self, s: int, x: Tensor, before: Tensor) -> Tensor:
         h = x
-        for layer in self.bottoms:
-            h = self.dropout(self.activation(torch.addmm(layer.bias[s], h, layer.weight[s])))
+        for layer in cast(list[ScenarioLinear], self.bottoms):
+            h = self.dropout(self.activation(layer.of(s, h)))
         if s == 0:
             return h
         both = torch.stack([self.transfers[s - 1](before), h], dim=1)

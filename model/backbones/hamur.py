@@ -33,19 +33,15 @@ class Adapter(nn.Module):
         self.up_bias = nn.Parameter(torch.zeros(dim))
         for part in (self.down_left, self.down_right, self.up_left, self.up_right):
             linear_init(part, None, part.shape[0])
-        self.norm: PartitionedNorm | nn.LayerNorm
-        if norm == "partitioned":
-            self.norm = PartitionedNorm(dim, num_scenarios)
-        else:
-            self.norm = nn.LayerNorm(dim)
+        partitioned = norm == "partitioned"
+        self.norm = PartitionedNorm(dim, num_scenarios) if partitioned else nn.LayerNorm(dim)
 
     def forward(self, h: Tensor, instance: Tensor, groups: Groups, weight: Tensor | None) -> Tensor:
         """Add the adapter's change."""
         z = torch.sigmoid(_times(h @ self.down_left, instance) @ self.down_right + self.down_bias)
         change = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias
-        if isinstance(self.norm, PartitionedNorm):
-            return h + self.norm(change, groups, weight)
-        changed: Tensor = h + self.norm(change)
+        rest = (groups, weight) if isinstance(self.norm, PartitionedNorm) else ()
+        changed: Tensor = h + self.norm(change, *rest)
         return changed
 
 

@@ -26,7 +26,7 @@ class ExtractionLevel(nn.Module):
         num_scenarios: int,
         activation: str,
         dropout: float,
-        last: bool,
+        is_last: bool,
     ) -> None:
         super().__init__()
         self.specific = ScenarioExperts(
@@ -35,7 +35,7 @@ class ExtractionLevel(nn.Module):
         self.shared = Experts(in_dim, dims, num_shared, activation, dropout)
         self.gates = ScenarioLinear(in_dim, num_specific + num_shared, num_scenarios)
         mixed = num_scenarios * num_specific + num_shared
-        self.shared_gate = None if last else nn.Linear(in_dim, mixed)
+        self.shared_gate = None if is_last else nn.Linear(in_dim, mixed)
 
     def own(self, own: Tensor, shared: Tensor, groups: Groups) -> Tensor:
         """The row's own scenario's output, (B, dims[-1]), from its inputs (B, in_dim), sorted."""
@@ -97,20 +97,14 @@ class PLE(nn.Module):
         super().__init__()
         check_positive(num_levels=num_levels, number_of_expert_dims=len(expert_dims))
         self.num_scenarios = num_scenarios
-        sizes = [in_dim] + [expert_dims[-1]] * (num_levels - 1)
-        self.levels = nn.ModuleList(
-            ExtractionLevel(
-                size,
-                expert_dims,
-                num_specific,
-                num_shared,
-                num_scenarios,
-                activation,
-                dropout,
-                last=level + 1 == num_levels,
-            )
-            for level, size in enumerate(sizes)
-        )
+        *before, last = [in_dim] + [expert_dims[-1]] * (num_levels - 1)
+
+        def level(size: int, is_last: bool) -> ExtractionLevel:
+            counts = (num_specific, num_shared, num_scenarios)
+            return ExtractionLevel(size, expert_dims, *counts, activation, dropout, is_last)
+
+        self.levels = nn.ModuleList(level(size, is_last=False) for size in before)
+        self.last = level(last, is_last=True)
         self.towers = Towers(
             expert_dims[-1], tower_dims, num_scenarios, num_tasks, activation, dropout
         )
@@ -120,7 +114,7 @@ class PLE(nn.Module):
         groups = group_rows(scenario, self.num_scenarios)
         x = groups.sort(x)
         every, shared = x, x
-        for level in self.levels[:-1]:
+        for level in self.levels:
             every, shared = level(every, shared)
-        own = groups.pick(every) if len(self.levels) > 1 else x
-        return groups.unsort(self.towers(self.levels[-1].own(own, shared, groups), groups))
+        own = groups.pick(every) if len(self.levels) else x
+        return groups.unsort(self.towers(self.last.own(own, shared, groups), groups))

@@ -6,14 +6,14 @@ from slow import dense, expert, specific_expert, tower
 OPTIONS = {"num_levels": 2, "num_specific": 2, "num_shared": 3, "expert_dims": [6, 5]}
 OPTIONS |= {"tower_dims": [3]}
 VARIANTS = [{"num_levels": 1}, {"num_levels": 3, "expert_dims": [5]}]
-PRIVATE = ("towers.", "levels.1.gates", "levels.1.specific")
+PRIVATE = ("towers.", "last.gates", "last.specific")
 
 
 def slow(model, x, s):
     """Every level for every scenario, as the paper writes it; then scenario s."""
     scenarios = range(model.num_scenarios)
     own, shared = [x for _ in scenarios], x
-    for level in model.levels:
+    for level in [*model.levels, model.last]:
         specific = [
             [
                 specific_expert(level.specific, own[j], j, e)
