@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from msrec.data.batch import Batch
-from msrec.data.collate import UserVectors, Window
+from msrec.data.collate import UserVectors, Window, own_ids
 from msrec.data.order import GlobalOrder
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Split, load_schema
@@ -28,6 +28,7 @@ class Loader:
         seed, shuffle, window_rows: of the global order.
         knowledge: gives each batch the vectors of its distinct users; None leaves them out.
         prefetch: batches made ahead; 0 makes them in the caller's thread.
+        per_scenario: ids name rows of a copy of the tables for each scenario, see `own_ids`.
         extra: further float32 columns to check and keep readable by `files.take`.
 
     Raises:
@@ -47,6 +48,7 @@ class Loader:
         window_rows: int = 1 << 18,
         knowledge: UserVectors | None = None,
         prefetch: int = 8,
+        per_scenario: bool = False,
         extra: Sequence[str] = (),
     ) -> None:
         self.schema = load_schema(dataset)
@@ -55,6 +57,7 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._knowledge = knowledge
         self._prefetch = prefetch
+        self._per_scenario = per_scenario
 
     def __len__(self) -> int:
         """Global batches of an epoch, the same on every rank."""
@@ -74,6 +77,8 @@ class Loader:
             # A padding row needs some valid ids: those of any row of this window, or of row 0.
             filler = rows[rows >= 0].min(initial=self.files.num_rows) % self.files.num_rows
             columns = self.files.take(np.where(rows < 0, filler, rows).reshape(-1))
+            if self._per_scenario:
+                columns = own_ids(self.schema, columns)
             window = Window(self.schema, rows, columns, self._knowledge)
             for place in range(len(window)):
                 yield window.batch(place)

@@ -120,6 +120,21 @@ class Schema(_Part):
             *stamp,
         ]
 
+    def per_scenario(self) -> "Schema":
+        """The same with a copy of every table for each scenario, as `data.collate.own_ids` reads.
+
+        Raises:
+            ValueError: a table gets more rows than int32 ids can name.
+        """
+        tables = {name: rows * self.num_scenarios for name, rows in self.tables.items()}
+        for name, rows in tables.items():
+            if rows >= 2**31:
+                raise ValueError(
+                    f"a table must have fewer than {2**31} rows; {name} has {rows} with one copy "
+                    f"for each of {self.num_scenarios} scenarios. Share the tables instead."
+                )
+        return self.model_copy(update={"tables": tables})
+
     def table_of(self, feature: str) -> str:
         """Name of the table that a sparse feature looks up."""
         return next(f.table for f in self.sparse if f.name == feature)

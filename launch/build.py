@@ -75,6 +75,7 @@ def build_loader(
         window_rows=config.trainer.window_rows,
         knowledge=knowledge.user,
         prefetch=config.trainer.prefetch,
+        per_scenario=config.embeddings.per_scenario,
         extra=extra,
     )
 
@@ -87,7 +88,8 @@ def eval_batch(config: RunConfig, world_size: int) -> int:
 def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> RankerTrain:
     """The model before sharding: tables on the meta device, the rest seeded by `config.seed`."""
     torch.manual_seed(config.seed)
-    embeddings = Embeddings(schema, config.embeddings.dim)
+    tables = schema.per_scenario() if config.embeddings.per_scenario else schema
+    embeddings = Embeddings(tables, config.embeddings.dim)
     interaction = Interaction(
         num_sparse=len(schema.sparse),
         dim=config.embeddings.dim,

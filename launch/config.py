@@ -26,6 +26,8 @@ class EmbeddingsConfig(_Part):
     init_std: float = Field(0.01, gt=0)
     l2: float = Field(0.0, ge=0)
     """Weight of the mean squared norm of the looked-up vectors in the loss."""
+    per_scenario: bool = False
+    """A copy of every table for each scenario; with `backbone.name=separate`, separate models."""
     row_wise_from: int = Field(1_000_000, ge=1)
     """A table with at least so many rows is split by rows over all ranks; others are on one."""
     sharding: dict[str, Literal["table_wise", "row_wise"]] = {}
@@ -222,8 +224,10 @@ def _sentence(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
         near = difflib.get_close_matches(loc[-1], known, n=3) or known
         return f"{where}: {shown} is not a known key; near it are {', '.join(near)}."
     if first["type"] == "union_tag_invalid":
-        tag, expected = first["ctx"]["tag"], first["ctx"]["expected_tags"]
-        return f"{where}: {shown}.name must be one of {expected}; got {tag!r}."
+        tag = first["ctx"]["tag"]
+        near = difflib.get_close_matches(tag, BACKBONES) or BACKBONES
+        known = f"near it are {', '.join(near)}"
+        return f"{where}: {shown}.name must be a model of `msrec zoo`; got {tag!r}, {known}."
     if first["type"] in ("model_type", "model_attributes_type"):
         known = _known_keys(loc)
         key = f"{shown}.{'name' if 'name' in known else known[0]}"

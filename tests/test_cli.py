@@ -73,7 +73,7 @@ MISTAKES = {
     "no key": (["nonsense"], "an override must look like key.sub=value; got 'nonsense'"),
     "value for keys": (["trainer=5"], "trainer must hold keys, such as trainer."),
     "out of range": (["trainer.epochs=0"], "conf.yaml: trainer.epochs: Input should be greater"),
-    "unknown backbone": (["backbone.name=mmo"], "backbone.name must be one of 'shared_bottom', "),
+    "unknown backbone": (["backbone.name=mmo"], "got 'mmo', near it are mmoe, m2m."),
     "no dataset": (["dataset=nowhere"], "nowhere/dataset.yaml must exist"),
     "no store": (["meta.user=true", "llm.store=nowhere"], "run `msrec encode` first"),
     "no store given": (["meta.user=true", "llm.store=null"], "need llm.store=FOLDER"),

@@ -174,3 +174,16 @@ def test_a_split_without_files_is_refused(broken):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="valid must hold"):
         Loader(broken, "valid", 8)
+
+
+def test_with_tables_per_scenario_an_id_is_moved_by_whole_tables(dataset):
+    rows = {"user_id": 41, "item_id": 61, "genres": 7}
+    plain = Loader(dataset, "train", 128).batches()
+    for batch, own in zip(
+        plain, Loader(dataset, "train", 128, per_scenario=True).batches(), strict=True
+    ):
+        for name, size in rows.items():
+            bags = batch.sparse[name]
+            shift = batch.scenario.repeat_interleave(bags.lengths().long()) * size
+            assert torch.equal(own.sparse[name].values().long(), bags.values() + shift)
+            assert torch.equal(own.sparse[name].lengths(), bags.lengths())

@@ -4,10 +4,12 @@ import resource
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import run_ranks
-from tiny import tiny_dataset, tiny_store
+from tiny import replace_column, tiny_dataset, tiny_store
 
 from msrec.launch.checkpoint import Checkpoints
 from msrec.launch.config import load_config, save_config
@@ -282,3 +284,37 @@ def test_one_class_in_validation_is_told(dataset, tmp_path):
         replace_column(path, "label", pa.array(np.zeros(size), pa.float32()))
     told = refusal(tmp_path / "data", tmp_path, "llm.store=null")
     assert "must hold both labels" in told
+
+
+def test_separate_models_with_their_own_tables_learn_nothing_from_other_scenarios(
+    dataset, tmp_path
+):
+    flipped = tiny_dataset(tmp_path / "flipped")
+    for path in (flipped / "train").glob("*.parquet"):
+        table = pq.read_table(path)
+        label, scenario = table["label"].to_numpy(), table["scenario"].to_numpy()
+        replace_column(path, "label", pa.array(np.where(scenario == 0, 1 - label, label)))
+    scores = []
+    for data, name in ((dataset, "as-is"), (flipped, "flipped")):
+        options = ["backbone.name=separate", "embeddings.per_scenario=true", "embeddings.l2=0.01"]
+        options += ["interaction.bottom_dims=[]", f"run_id={name}", "trainer.epochs=1"]
+        config = config_of(data, tmp_path, *options)
+        run_ranks(fit, 1, config)
+        scores.append(run_ranks(predicted, 1, config))
+    before, after = (np.concatenate(found) for found in scores)
+    others = before[:, 0] > 0
+    np.testing.assert_allclose(before[others], after[others], atol=1e-6)
+    assert np.abs(before[~others] - after[~others]).max() > 1e-2
+
+
+def predicted(rank, world_size, config):
+    """(scenario, logit) of the validation rows after what `fit` saved."""
+    process = Process(rank, world_size, world_size, torch.device("cpu"))
+    trainer = Trainer(config, process)
+    trainer.resume()
+    trainer.model.eval()
+    found = [
+        torch.stack([outcome.scenario, outcome.logits[:, 0]], dim=1)
+        for outcome in trainer._outcomes(trainer.valid.batches())
+    ]
+    return torch.cat(found).numpy()

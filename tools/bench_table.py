@@ -82,7 +82,7 @@ BENCHMARKS = (
     ),
 )
 
-MODEL_OPTIONS: dict[str, list[str]] = {}
+MODEL_OPTIONS = {"separate": ["embeddings.per_scenario=true"]}
 """Options that belong to a model whatever is tuned."""
 
 
