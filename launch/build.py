@@ -19,6 +19,7 @@ from msrec.model.backbones import make_backbone
 from msrec.model.embeddings import Embeddings
 from msrec.model.fields import Fields
 from msrec.model.interaction import Interaction
+from msrec.model.llm_feature import KnowledgeFeature
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.plan import load_plan
 from msrec.model.ranker import DenseArch, Ranker, RankerTrain, RankLoss
@@ -36,14 +37,16 @@ class Knowledge:
     def __init__(self, config: RunConfig, schema: Schema) -> None:
         self.user: UserKnowledge | None = None
         self.scenario: torch.Tensor | None = None
-        if not (config.meta.user or config.meta.scenario):
+        by_user = config.meta.user or config.llm_feature.kind != "none"
+        if not (by_user or config.meta.scenario):
             return
         if config.llm.store is None:
             raise FileNotFoundError(
-                "meta.user and meta.scenario need llm.store=FOLDER, which `msrec encode` writes."
+                "meta.user, meta.scenario and llm_feature need llm.store=FOLDER, which "
+                "`msrec encode` writes."
             )
         expected = store_settings(config.dataset, **config.llm.encoding)
-        if config.meta.user:
+        if by_user:
             store = KnowledgeStore.open(config.llm.store / "user")
             store.check(expected)
             self.user = UserKnowledge(config.dataset, store, config.llm.missing)
@@ -97,18 +100,21 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
         bottom_dims=config.interaction.bottom_dims,
         mode=config.interaction.mode,
     )
+    feature = _llm_feature(config, knowledge)
+    in_dim = interaction.out_dim + (0 if feature is None else feature.out_dim)
     backbone = make_backbone(
         **config.backbone.model_dump(),
         fields=_fields(config, schema, interaction),
-        in_dim=interaction.out_dim,
+        in_dim=in_dim,
         num_scenarios=schema.num_scenarios,
         num_tasks=len(schema.labels),
     )
     over = DenseArch(
         interaction,
         backbone,
-        _user_meta(config, interaction.out_dim, knowledge),
-        _scenario_meta(config, interaction.out_dim, len(schema.labels), knowledge),
+        _user_meta(config, in_dim, knowledge),
+        _scenario_meta(config, in_dim, len(schema.labels), knowledge),
+        feature,
         input_dropout=config.interaction.dropout,
     )
     return RankerTrain(Ranker(embeddings, over), RankLoss(config.embeddings.l2))
@@ -147,8 +153,18 @@ def _fields(config: RunConfig, schema: Schema, interaction: Interaction) -> Fiel
     return Fields(names, config.embeddings.dim, interaction.dense_dim)
 
 
+def _llm_feature(config: RunConfig, knowledge: Knowledge) -> KnowledgeFeature | None:
+    if config.llm_feature.kind == "none" or knowledge.user is None:
+        return None
+    return KnowledgeFeature(
+        mean=torch.from_numpy(knowledge.user.mean),
+        std=torch.from_numpy(knowledge.user.std),
+        **config.llm_feature.model_dump(),
+    )
+
+
 def _user_meta(config: RunConfig, in_dim: int, knowledge: Knowledge) -> UserMeta | None:
-    if knowledge.user is None:
+    if not config.meta.user or knowledge.user is None:
         return None
     return UserMeta(
         in_dim=in_dim,

@@ -78,6 +78,17 @@ class MetaConfig(_Part):
         return self.model_dump(exclude={"user", "scenario"})
 
 
+class LLMFeatureConfig(_Part):
+    """The user's LLM vector beside x, as a plain feature: the baseline of the meta networks."""
+
+    kind: Literal["none", "concat", "experts"] = "none"
+    dim: int | None = Field(None, ge=1)
+    """With concat: a linear map to so many columns; null takes the vector as it is."""
+    num_experts: int = Field(4, ge=1)
+    expert_dims: list[int] = [128, 32]
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
 class LLMConfig(_Part):
     """The frozen LLM, its prompts, and the store that holds what it said."""
 
@@ -144,6 +155,7 @@ class RunConfig(_Part):
     backbone: BackboneConfig = _OPTIONS["shared_bottom"]()
     """`name`, and the options of that model's constructor; `msrec zoo` lists both."""
     meta: MetaConfig = MetaConfig()
+    llm_feature: LLMFeatureConfig = LLMFeatureConfig()
     llm: LLMConfig = LLMConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
@@ -225,9 +237,11 @@ def _sentence(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
         return f"{where}: {shown} is not a known key; near it are {', '.join(near)}."
     if first["type"] == "union_tag_invalid":
         tag = first["ctx"]["tag"]
-        near = difflib.get_close_matches(tag, BACKBONES) or BACKBONES
-        known = f"near it are {', '.join(near)}"
-        return f"{where}: {shown}.name must be a model of `msrec zoo`; got {tag!r}, {known}."
+        names = difflib.get_close_matches(tag, BACKBONES) or list(BACKBONES)
+        return (
+            f"{where}: {shown}.name must be a model of `msrec zoo`; got {tag!r}, near it are "
+            f"{', '.join(names)}."
+        )
     if first["type"] in ("model_type", "model_attributes_type"):
         known = _known_keys(loc)
         key = f"{shown}.{'name' if 'name' in known else known[0]}"

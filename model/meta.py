@@ -35,9 +35,7 @@ class KnowledgeReducer(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(rank=rank)
-        _check_statistics(mean, std)
-        mean, std = mean.float(), std.float()
-        scale = torch.where(std > 0, 1 / std, torch.zeros_like(std))
+        mean, scale = standardisation(mean, std)
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
         self.linear = nn.Linear(len(mean), rank)
@@ -63,7 +61,12 @@ class KnowledgeReducer(nn.Module):
         return torch.cat([torch.ones_like(z[:, :1]), z], dim=1)
 
 
-def _check_statistics(mean: Tensor, std: Tensor) -> None:
+def standardisation(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """What to subtract and to multiply by, float32; a dimension with std 0 is multiplied by 0.
+
+    Raises:
+        ValueError: another shape than (knowledge_dim,), a value that is not finite, or std below 0.
+    """
     if mean.dim() != 1 or mean.shape != std.shape:
         raise ValueError(
             "mean and std of the knowledge must both be (knowledge_dim,); got "
@@ -76,6 +79,8 @@ def _check_statistics(mean: Tensor, std: Tensor) -> None:
             "mean and std of the knowledge must be finite, std at least 0; got mean "
             f"{float(mean[column])}, std {float(std[column])} in dimension {column}. Encode again."
         )
+    std = std.float()
+    return mean.float(), torch.where(std > 0, 1 / std, torch.zeros_like(std))
 
 
 class UserMeta(nn.Module):

@@ -9,12 +9,15 @@ from msrec.data.batch import Batch
 from msrec.model.dropout import Dropout
 from msrec.model.embeddings import Embeddings
 from msrec.model.interaction import Interaction
+from msrec.model.llm_feature import KnowledgeFeature
 from msrec.model.losses import weighted_bce
 from msrec.model.meta import ScenarioMeta, UserMeta
 
 
 class DenseArch(nn.Module):
     """From looked-up vectors to logits: interaction, user meta layers, backbone, scenario meta.
+
+    With an `llm_feature` the user's LLM vector stands beside the interaction's output.
 
     Kept apart from the embedding tables, because tables are sharded and this part is replicated.
 
@@ -33,6 +36,7 @@ class DenseArch(nn.Module):
         backbone: nn.Module,
         user_meta: UserMeta | None = None,
         scenario_meta: ScenarioMeta | None = None,
+        llm_feature: KnowledgeFeature | None = None,
         input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -41,6 +45,7 @@ class DenseArch(nn.Module):
         self.backbone = backbone
         self.user_meta = user_meta
         self.scenario_meta = scenario_meta
+        self.llm_feature = llm_feature
 
     def forward(  # noqa: D102
         self,
@@ -53,6 +58,9 @@ class DenseArch(nn.Module):
         has_knowledge: torch.Tensor,
     ) -> torch.Tensor:
         x = self.input_dropout(self.interaction(vectors, dense))
+        if self.llm_feature is not None:
+            feature = self.llm_feature(knowledge, user_index, has_knowledge)
+            x = torch.cat([x, feature], dim=1)
         if self.user_meta is not None:
             x = self.user_meta(x, knowledge, user_index, has_knowledge)
         logits: torch.Tensor = self.backbone(x, scenario, weight)

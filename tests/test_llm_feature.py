@@ -1,0 +1,71 @@
+"""The LLM vector as a feature: against its formula, and trained on one and two ranks."""
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from slow import dense, expert
+from test_trainer import config_of, fit
+from tiny import tiny_dataset, tiny_store
+from torch.nn import functional as F
+
+from msrec.model.llm_feature import KnowledgeFeature
+
+H, U = 6, 4
+
+
+def make(**options):
+    torch.manual_seed(0)
+    std = torch.tensor([1.0, 2, 0, 3, 4, 5])  # a dimension that says nothing
+    return KnowledgeFeature(torch.randn(H), std, **options)
+
+
+def slow_vector(feature, h, has):
+    inverse = [0.0 if s == 0 else 1 / s for s in (1, 2, 0, 3, 4, 5)]
+    known = [(float(h[i]) - float(feature.mean[i])) * inverse[i] * has for i in range(H)]
+    return torch.tensor([*known, 1.0 - has])
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "concat"}, {"kind": "concat", "dim": 3}, {"kind": "experts"}]
+)
+def test_columns_are_those_of_the_formula_and_follow_the_user_of_the_row(options):
+    feature = make(**options)
+    knowledge, index = torch.randn(U, H), torch.tensor([3, 0, 1, 1, 2])
+    has = [1.0, 0.0, 1.0, 1.0]
+    columns = feature(knowledge, index, torch.tensor(has))
+    for row, user in enumerate(index.tolist()):
+        v = slow_vector(feature, knowledge[user], has[user])
+        if options["kind"] == "experts":
+            gate = F.softmax(dense(feature.gate, v), dim=0)
+            v = sum(gate[e] * expert(feature.experts, v, e) for e in range(4))
+        elif "dim" in options:
+            v = dense(feature.linear, v)
+        torch.testing.assert_close(columns[row], v, atol=1e-5, rtol=1e-5)
+    assert columns.shape[1] == feature.out_dim
+
+
+def test_what_a_missing_user_holds_in_the_store_does_not_matter():
+    feature, index, has = make(kind="concat"), torch.tensor([0, 1]), torch.tensor([1.0, 0.0])
+    knowledge = torch.randn(2, H)
+    before = feature(knowledge, index, has)
+    knowledge[1] += 100
+    assert torch.equal(feature(knowledge, index, has), before)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="concat or experts; got 'mean'"):
+        make(kind="mean")
+
+
+@pytest.mark.parametrize("kind", ["concat", "experts"])
+def test_training_with_the_feature_on_two_ranks_is_training_on_one(tmp_path, kind):
+    dataset = tiny_dataset(tmp_path / "tiny")
+    tiny_store(dataset, tmp_path / "store")
+    options = [f"llm_feature.kind={kind}", "backbone.name=mlp", "trainer.max_steps=12"]
+    one, two = (
+        run_ranks(fit, n, config_of(dataset, tmp_path, *options, f"run_id={kind}-{n}"))
+        for n in (1, 2)
+    )
+    np.testing.assert_allclose(one[0][0], two[0][0], atol=1e-4)
+    assert any(name.startswith("ranker.over.llm_feature.") for name in one[0][2])
