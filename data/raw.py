@@ -1,10 +1,12 @@
 """What every source hands to the writer: raw tables, checked row by row."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import polars as pl
 
+from msrec.data.faults import Faults, refuse
 from msrec.data.schema import Scenario, TextFields
 
 RESERVED = ("user", "item", "scenario")
@@ -32,77 +34,163 @@ ID_FEATURES = (
 )
 
 
+class Chunk(NamedTuple):
+    """Some interactions and their file; column `row`, where there, is the row in it."""
+
+    where: str
+    frame: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Published:
+    """Counts that a paper or a site gives for a data set, to hold a conversion against.
+
+    `scenarios` has (rows, users, items) of a scenario, None where none is given.
+    """
+
+    name: str
+    scenarios: dict[str, tuple[int, int | None, int | None]]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all scenarios."""
+        return sum(rows for rows, _, _ in self.scenarios.values())
+
+
 @dataclass(frozen=True)
 class RawTables:
     """One data set before splitting and encoding.
 
     `interactions` has `user_key`, `item_key`, `scenario` (position in `scenarios`), the labels,
-    the timestamp where there is one, and the features of side interaction. `users` has `user_key`,
-    `items` has `item_key`, each once, beside their features and the text columns.
+    the timestamp where there is one, and the features of side interaction; a frame, or chunks that
+    are read once, in order. `users` has `user_key`, `items` has `item_key`, each once, beside their
+    features and the text columns.
     """
 
     name: str
     description: str
-    interactions: pl.DataFrame
+    interactions: pl.DataFrame | Iterable[Chunk]
     users: pl.DataFrame
     items: pl.DataFrame
     scenarios: list[Scenario]
     features: tuple[Feature, ...]
     labels: tuple[str, ...] = ("label",)
     timestamp: str | None = None
+    timestamp_unit: Literal["s", "ms"] | None = None
     text: TextFields = TextFields()
     files: dict[str, str] = field(default_factory=dict)
     """Where interactions, users and items came from; for error messages."""
     notes: tuple[str, ...] = ()
     """What the source decided by itself, for the person who converts."""
+    unknown_keys: Literal["refuse", "add"] = "refuse"
+    """A user or item that interactions name and no table has: refuse it, or add it with nothing but
+    its key (and count it)."""
+    published: tuple[Published, ...] = ()
+    unlike_published: str = ""
+    """What sets these scenarios apart from those of the scenario-wise protocol; empty: nothing."""
 
     def where(self, table: str) -> str:
         """The file a table came from."""
         return self.files.get(table, table)
 
-    def frame(self, side: str) -> tuple[str, pl.DataFrame]:
+    def frame(self, side: Literal["user", "item"]) -> tuple[str, pl.DataFrame]:
         """Table name and frame of a feature's side."""
-        frames = {"user": "users", "item": "items", "interaction": "interactions"}
-        return frames[side], getattr(self, frames[side])
+        return ("users", self.users) if side == "user" else ("items", self.items)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The interactions, piece by piece."""
+        if isinstance(self.interactions, pl.DataFrame):
+            yield Chunk(self.where("interactions"), self.interactions)
+        else:
+            yield from self.interactions
+
+    @property
+    def interaction_features(self) -> list[Feature]:
+        """Features whose column stands in the interactions."""
+        return [feature for feature in self.features if feature.side == "interaction"]
 
 
-def check_raw(raw: RawTables) -> None:
-    """Refuse what the dataset folder may not hold.
+def check_tables(raw: RawTables) -> None:
+    """Refuse users and items that the dataset folder may not hold.
 
     Raises:
-        ValueError: a missing column, a wrong type, a null or non-finite value, a label other than
-            0 or 1, an unknown scenario, a key that is there twice, or an interaction whose user or
-            item is in no table; names file, column and row (from 0).
+        ValueError: a missing column, a wrong type, a key that is null or there twice, or a dense
+            value that is not finite; names file, column and row (from 0).
     """
-    _check_columns(raw)
-    for table, key in (("users", "user_key"), ("items", "item_key")):
-        _check_keys(getattr(raw, table)[key], raw.where(table))
-    _check_scenario(raw)
-    for label in raw.labels:
-        _check_label(raw.interactions[label], raw.where("interactions"))
-    if raw.timestamp:
-        _check_timestamp(raw.interactions[raw.timestamp], raw.where("interactions"))
+    text = raw.text
+    wanted = {
+        "users": ["user_key", *text.user_attributes],
+        "items": ["item_key", *([text.item_title] if text.item_title else [])],
+    }
+    wanted["items"] += text.item_attributes
     for feature in raw.features:
-        table, frame = raw.frame(feature.side)
-        _check_feature(frame[feature.source], feature.kind, raw.where(table))
-    for key, table in (("user_key", "users"), ("item_key", "items")):
-        _check_known(raw, key, table)
+        if feature.name in RESERVED:
+            where = raw.where("interactions" if feature.side == "interaction" else "users")
+            raise ValueError(
+                f"feature names must not be {', '.join(RESERVED)}, which the dataset folder uses "
+                f"itself; found {feature.name!r} in {where}."
+            )
+        if feature.side != "interaction":
+            wanted[raw.frame(feature.side)[0]].append(feature.source)
+    for table, key in (("users", "user_key"), ("items", "item_key")):
+        frame, where = getattr(raw, table), raw.where(table)
+        require_columns(frame, wanted[table], where)
+        _check_keys(frame[key], where)
+    for feature in raw.features:
+        if feature.side != "interaction":
+            table, frame = raw.frame(feature.side)
+            values = frame[feature.source]
+            _check_type(values, feature.kind, raw.where(table))
+            if feature.kind == "dense":
+                refuse(~finite(values), values, raw.where(table), *FINITE)
 
 
-def refuse(bad: pl.Series, values: pl.Series, where: str, must: str, advice: str) -> None:
-    """Raise one sentence about the first row where `bad` is true, if there is one.
+def checked_chunk(raw: RawTables, chunk: Chunk, faults: Faults) -> pl.DataFrame:
+    """The rows of a chunk that a dataset may hold; columns as `RawTables.interactions` says.
 
     Raises:
-        ValueError: a row is bad.
+        ValueError: a column is missing or has a wrong type; and under the policy `fail` a label
+            other than 0 or 1, an unknown scenario, a null key or time, or a dense value that is not
+            finite.
     """
-    mask = bad.fill_null(value=True)
-    count = int(mask.sum())
-    if count:
-        row = int(mask.arg_max() or 0)
-        raise ValueError(
-            f"{where}: column {values.name!r} must {must}; found {values[row]!r} in row {row} "
-            f"({count} such rows of {len(values)}). {advice}"
-        )
+    where, frame = chunk
+    stamp = [raw.timestamp] if raw.timestamp else []
+    features = raw.interaction_features
+    wanted = ["user_key", "item_key", "scenario", *raw.labels, *stamp]
+    require_columns(frame, [*wanted, *(f.source for f in features)], where)
+    _check_scenario_type(frame["scenario"], where)
+    for key in ("user_key", "item_key"):
+        values = frame[key]
+        frame = faults.keep(frame, values.is_null(), values, where, "have no null", "Name it.")
+    names = ", ".join(f"{i} {s.name}" for i, s in enumerate(raw.scenarios))
+    values = frame["scenario"]
+    known = values.is_between(0, len(raw.scenarios) - 1)
+    must = f"be a known scenario ({names})"
+    frame = faults.keep(frame, ~known, values, where, must, "Declare it or drop it.")
+    for label in raw.labels:
+        values = frame[label]
+        _check_label_type(values, where)
+        known = values.cast(pl.Float32).is_in([0.0, 1.0])
+        frame = faults.keep(frame, ~known, values, where, "be 0 or 1", "Correct it.")
+    if raw.timestamp:
+        values = frame[raw.timestamp]
+        _check_timestamp_type(values, where)
+        advice = "Remove the row or give it a time."
+        frame = faults.keep(frame, values.is_null(), values, where, "have no null", advice)
+    for feature in features:
+        values = frame[feature.source]
+        _check_type(values, feature.kind, where)
+        if feature.kind == "dense":
+            frame = faults.keep(frame, ~finite(values), values, where, *FINITE)
+    return frame
+
+
+FINITE = ("be finite", "Fill it yourself or leave the column out.")
+
+
+def finite(values: pl.Series) -> pl.Series:
+    """Where a number is neither null, NaN nor infinite once it is float32."""
+    return values.cast(pl.Float32).is_finite().fill_null(value=False)
 
 
 def require_columns(frame: pl.DataFrame, columns: list[str], where: str) -> None:
@@ -119,59 +207,33 @@ def require_columns(frame: pl.DataFrame, columns: list[str], where: str) -> None
         )
 
 
-def _check_columns(raw: RawTables) -> None:
-    stamp = [raw.timestamp] if raw.timestamp else []
-    wanted = {
-        "interactions": ["user_key", "item_key", "scenario", *raw.labels, *stamp],
-        "users": ["user_key", *raw.text.user_attributes],
-        "items": ["item_key", *raw.text.item_attributes],
-    }
-    if raw.text.item_title:
-        wanted["items"].append(raw.text.item_title)
-    for feature in raw.features:
-        if feature.name in RESERVED:
-            raise ValueError(
-                f"feature names must not be {', '.join(RESERVED)}, which the dataset folder uses "
-                f"itself; found {feature.name!r} in {raw.where(raw.frame(feature.side)[0])}."
-            )
-        wanted[raw.frame(feature.side)[0]].append(feature.source)
-    for table, columns in wanted.items():
-        require_columns(getattr(raw, table), columns, raw.where(table))
-
-
 def _check_keys(keys: pl.Series, where: str) -> None:
     refuse(keys.is_null(), keys, where, "have no null", "Remove the row or give it a key.")
     refuse(~keys.is_first_distinct(), keys, where, "hold each key once", "Remove the duplicates.")
 
 
-def _check_scenario(raw: RawTables) -> None:
-    scenario, where = raw.interactions["scenario"], raw.where("interactions")
+def _check_scenario_type(scenario: pl.Series, where: str) -> None:
     if not scenario.dtype.is_integer():
         raise ValueError(f"{where}: column 'scenario' must be an integer; found {scenario.dtype}.")
-    known = (scenario >= 0) & (scenario < len(raw.scenarios))
-    names = ", ".join(f"{i} {s.name}" for i, s in enumerate(raw.scenarios))
-    refuse(~known, scenario, where, f"be a known scenario ({names})", "Declare it or drop it.")
 
 
-def _check_label(label: pl.Series, where: str) -> None:
+def _check_label_type(label: pl.Series, where: str) -> None:
     if not (label.dtype.is_numeric() or label.dtype == pl.Boolean):
         raise ValueError(
             f"{where}: column {label.name!r} must be a number, 0 or 1, to be a label; found type "
             f"{label.dtype}. Convert it or name another label column."
         )
-    refuse(~label.cast(pl.Float32).is_in([0.0, 1.0]), label, where, "be 0 or 1", "Correct it.")
 
 
-def _check_timestamp(stamp: pl.Series, where: str) -> None:
+def _check_timestamp_type(stamp: pl.Series, where: str) -> None:
     if not stamp.dtype.is_integer():
         raise ValueError(
             f"{where}: column {stamp.name!r} must be an integer (say, Unix seconds); found type "
             f"{stamp.dtype}. Convert it first."
         )
-    refuse(stamp.is_null(), stamp, where, "have no null", "Remove the row or give it a time.")
 
 
-def _check_feature(values: pl.Series, kind: str, where: str) -> None:
+def _check_type(values: pl.Series, kind: str, where: str) -> None:
     found = f"{where}: column {values.name!r}"
     is_list = values.dtype.base_type() is pl.List
     if kind == "dense":
@@ -179,22 +241,8 @@ def _check_feature(values: pl.Series, kind: str, where: str) -> None:
             raise ValueError(
                 f"{found} must be a number to be a dense feature; found type {values.dtype}."
             )
-        finite = values.cast(pl.Float32).is_finite()
-        refuse(~finite, values, where, "be finite", "Fill it yourself or leave the column out.")
     elif is_list != (kind == "multi") or values.dtype.is_float():
         wanted = "lists" if kind == "multi" else "strings or integers"
         raise ValueError(
             f"{found} must hold {wanted} to be a {kind} feature; found type {values.dtype}."
         )
-
-
-def _check_known(raw: RawTables, key: str, table: str) -> None:
-    keys, known = raw.interactions[key], getattr(raw, table)[key]
-    if keys.dtype != known.dtype:
-        raise ValueError(
-            f"{raw.where('interactions')}: column {key!r} must have the type it has in "
-            f"{raw.where(table)}, {known.dtype}; found {keys.dtype}."
-        )
-    absent = keys.is_null() | ~keys.is_in(known.implode())
-    must = f"hold only keys of {raw.where(table)}"
-    refuse(absent, keys, raw.where("interactions"), must, f"Add them to {table} or drop the rows.")

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
+Protocol = Literal["scenario-wise", "temporal", "per-user-last"]
 SCHEMA_FILE = "dataset.yaml"
 
 
@@ -54,12 +55,16 @@ class TextFields(_Part):
 class SplitRecord(_Part):
     """How the rows were divided, so that a result can say it.
 
-    `train_until` is the largest timestamp of the training split, None where there is no clock.
+    `protocol` names the choice where it is a protocol of the field. `train_until` is the largest
+    timestamp of the training split, None where there is no clock.
     """
 
+    protocol: Protocol | None = None
     method: Literal["random", "time", "user_last", "given"]
     seed: int | None = None
     fractions: list[float] = []
+    last: int | None = None
+    """Test rows of a user, with method `user_last` by number."""
     train_until: int | None = None
 
 
@@ -75,6 +80,8 @@ class Schema(_Part):
     dense: list[str] = []
     labels: list[str] = Field(min_length=1)
     timestamp: str | None = None
+    timestamp_unit: Literal["s", "ms"] | None = None
+    """Of the timestamp since 1970; None where it is only an order."""
     text: TextFields = TextFields()
     split: SplitRecord
     num_users: int

@@ -1,5 +1,6 @@
 """Which split each row belongs to: random, by global time, by each user's last rows, or given."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.schema import SPLITS, SplitRecord
+from msrec.data.schema import SPLITS, Protocol, SplitRecord
+from msrec.data.stage import Stage
 
 TRAIN, VALID, TEST = range(3)
 Parts = npt.NDArray[np.int8]
@@ -29,6 +31,27 @@ class SplitChoice:
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     last: int | None = None
     column: str | None = None
+    protocol: Protocol | None = None
+    """Name of the protocol that this choice is, where it is one."""
+
+    @classmethod
+    def of(cls, protocol: Protocol, seed: int = 0) -> "SplitChoice":
+        """The split of a protocol.
+
+        `scenario-wise` is Scenario-Wise-Rec's (arXiv 2412.17374): random 8:1:1. `temporal` cuts
+        global time 8:1:1. `per-user-last` tests on each user's last row and validates on the one
+        before.
+
+        Example:
+            >>> SplitChoice.of("per-user-last").last
+            1
+        """
+        choices = {
+            "scenario-wise": cls("random", seed, protocol=protocol),
+            "temporal": cls("time", seed, protocol=protocol),
+            "per-user-last": cls("user_last", seed, last=1, protocol=protocol),
+        }
+        return choices[protocol]
 
     def __post_init__(self) -> None:
         """Refuse fractions that do not sum to 1."""
@@ -43,6 +66,8 @@ class SplitChoice:
             )
         if self.last is not None and self.last < 1:
             raise ValueError(f"split last must be at least 1 row per user; got {self.last}.")
+        if self.method == "given" and self.column is None:
+            raise ValueError("a given split needs the column that says train, valid or test.")
 
 
 def random_split(rows: int, seed: int, fractions: tuple[float, float, float]) -> Parts:
@@ -52,7 +77,8 @@ def random_split(rows: int, seed: int, fractions: tuple[float, float, float]) ->
         >>> np.bincount(random_split(100, seed=7, fractions=(0.8, 0.1, 0.1))).tolist()
         [80, 10, 10]
     """
-    order = np.random.default_rng(seed).permutation(rows)
+    kind = np.uint32 if rows < 1 << 32 else np.uint64
+    order = np.random.default_rng(seed).permutation(np.arange(rows, dtype=kind))
     first, second = _cuts(rows, fractions)
     parts = np.empty(rows, dtype=np.int8)
     parts[order[:first]] = TRAIN
@@ -122,74 +148,95 @@ def _last_of_ties(
     return np.repeat(ends, np.diff(ends, prepend=-1))
 
 
-def given_split(names: pl.Series, where: str) -> Parts:
+def given_split(stage: Stage, column: str) -> Parts:
     """Read the part from a column of `train`, `valid` and `test`.
 
     Raises:
-        ValueError: another word or a null; names file, column and row.
+        ValueError: another word or a null; names file, row and column.
     """
-    known = names.cast(pl.String).is_in(list(SPLITS)).fill_null(value=False).to_numpy()
-    if not known.all():
-        row = int(np.argmin(known))
-        raise ValueError(
-            f"{where}: column {names.name!r} must hold train, valid or test; found "
-            f"{names[row]!r} in row {row}. Correct it or choose another split."
-        )
-    codes = names.cast(pl.String).replace_strict(list(SPLITS), [TRAIN, VALID, TEST])
-    return codes.cast(pl.Int8).to_numpy()
+    codes = dict(zip(SPLITS, (TRAIN, VALID, TEST), strict=True))
+    parts = np.empty(len(stage), dtype=np.int8)
+    for rows, frame in stage.chunks([column]):
+        names = frame[column].cast(pl.String)
+        found = names.replace_strict(codes, default=None, return_dtype=pl.Int8)
+        if found.null_count():
+            row = int(found.is_null().arg_max() or 0)
+            raise ValueError(
+                f"{stage.place(rows.start + row)}: column {column!r} must hold train, valid or "
+                f"test; found {names[row]!r}. Correct it or choose another split."
+            )
+        parts[rows] = found.to_numpy()
+    return parts
 
 
 def split_rows(
-    interactions: pl.DataFrame, choice: SplitChoice, timestamp: str | None, where: str
+    stage: Stage, choice: SplitChoice, where: str, parts: Parts | None = None
 ) -> tuple[Parts, SplitRecord]:
-    """Divide the rows of an interactions frame (column `user_key`) and record how.
+    """Divide the rows of a stage and record how.
+
+    Args:
+        stage: the rows.
+        choice: how to divide them.
+        where: the interactions file, for error messages.
+        parts: (rows,), filled and returned; a new array if None.
 
     Raises:
         ValueError: the method needs a clock or a column that is not there, or a part is empty.
     """
-    clock = interactions[timestamp].to_numpy() if timestamp else None
-    parts = _parts(interactions, choice, clock, where)
-    for part, name in enumerate(SPLITS):
-        if not (parts == part).any():
+    found = _parts(stage, choice, where)
+    if parts is None:
+        parts = found
+    parts[:] = found
+    counts = np.bincount(parts, minlength=len(SPLITS))
+    for name, count in zip(SPLITS, counts, strict=True):
+        if not count:
             raise ValueError(
                 f"{where}: every split must have rows; {name} has none of the {len(parts)} rows "
                 f"with method {choice.method!r}. Choose other fractions or another method."
             )
-    until = None if clock is None else int(clock[parts == TRAIN].max())
+    clock = stage.timestamp
+    until = None if clock is None else int(clock.max(where=parts == TRAIN, initial=clock.min()))
     by_share = choice.method in ("random", "time") or (
         choice.method == "user_last" and choice.last is None
     )
     return parts, SplitRecord(
+        protocol=choice.protocol,
         method=choice.method,
         seed=choice.seed if choice.method == "random" else None,
         fractions=list(choice.fractions) if by_share else [],
+        last=choice.last if choice.method == "user_last" else None,
         train_until=until,
     )
 
 
-def _parts(
-    interactions: pl.DataFrame,
-    choice: SplitChoice,
-    clock: npt.NDArray[np.int64] | None,
-    where: str,
-) -> Parts:
+def _parts(stage: Stage, choice: SplitChoice, where: str) -> Parts:
     if choice.method == "random":
-        return random_split(len(interactions), choice.seed, choice.fractions)
+        return random_split(len(stage), choice.seed, choice.fractions)
     if choice.method == "user_last":
-        user = interactions["user_key"].rank("dense").to_numpy()
-        return user_last_split(user, clock, choice.last, choice.fractions)
+        return _user_last_parts(stage, choice)
     if choice.method == "time":
-        if clock is None:
+        if stage.timestamp is None:
             raise ValueError(
                 f"{where}: a split by time needs a timestamp column; found none. Use random."
             )
-        return time_split(clock, choice.fractions)
-    if choice.column is None or choice.column not in interactions.columns:
-        raise ValueError(
-            f"{where}: a given split needs a column that says train, valid or test; got "
-            f"{choice.column!r}, found columns {', '.join(interactions.columns)}."
-        )
-    return given_split(interactions[choice.column], where)
+        return time_split(stage.timestamp, choice.fractions)
+    assert choice.column is not None
+    return given_split(stage, choice.column)
+
+
+def user_shares(stage: Stage, rows: int = 1 << 23) -> Iterator[npt.NDArray[np.int64]]:
+    """Rows in shares of about so many, all rows of a user in one share; ascending in each."""
+    count = -(-len(stage) // rows)
+    for number in range(count):
+        yield np.flatnonzero(stage.user % count == number)
+
+
+def _user_last_parts(stage: Stage, choice: SplitChoice) -> Parts:
+    parts = np.empty(len(stage), dtype=np.int8)
+    for rows in user_shares(stage):
+        clock = rows if stage.timestamp is None else stage.timestamp[rows]
+        parts[rows] = user_last_split(stage.user[rows], clock, choice.last, choice.fractions)
+    return parts
 
 
 def _cuts(rows: int, fractions: tuple[float, float, float]) -> tuple[int, int]:

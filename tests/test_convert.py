@@ -16,7 +16,7 @@ from msrec.data.sources.movielens import read_movielens
 from msrec.data.sources.tables import read_tables
 from msrec.data.split import SplitChoice
 from msrec.data.write import write_dataset
-from msrec.tools.convert import convert_movielens, convert_tables
+from msrec.tools.convert import convert
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 ML1M_FEATURES = {"user_id", "item_id", "gender", "age", "occupation", "zip_code", "genres", "year"}
@@ -122,7 +122,7 @@ def ml1m_raw(tmp_path_factory):
 @needs_ml1m
 def test_movielens_1m_has_its_published_counts(ml1m_raw, tmp_path):
     console = Console(file=io.StringIO(), width=200)
-    schema = convert_movielens(ml1m_raw, tmp_path / "out", console=console)
+    schema = convert("movielens", ml1m_raw, tmp_path / "out", console=console)
     rows = all_rows(tmp_path / "out")
     assert (len(rows), schema.num_users, schema.num_items) == (1_000_209, 6_040, 3_883)
     assert rows["item"].n_unique() == 3_706
@@ -136,8 +136,8 @@ def test_movielens_1m_has_its_published_counts(ml1m_raw, tmp_path):
 def test_movielens_and_tables_give_the_same_rows(ml1m_raw, tmp_path):
     one, two = tmp_path / "movielens", tmp_path / "tables"
     quiet = Console(file=io.StringIO())
-    given = convert_movielens(ml1m_raw, one, console=quiet)
-    other = convert_tables(SHARED / "ml1m", two, console=quiet)
+    given = convert("movielens", ml1m_raw, one, console=quiet)
+    other = convert("tables", SHARED / "ml1m", two, console=quiet)
     assert {f.name for f in given.sparse} == {f.name for f in other.sparse} == ML1M_FEATURES
     assert given.tables == other.tables
     assert [f.name for f in other.sparse if f.multi] == ["genres"]

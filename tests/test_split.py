@@ -4,6 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from msrec.data.faults import Faults
+from msrec.data.raw import ID_FEATURES, RawTables
+from msrec.data.schema import Scenario
 from msrec.data.split import (
     TEST,
     TRAIN,
@@ -13,7 +16,9 @@ from msrec.data.split import (
     split_rows,
     time_split,
     user_last_split,
+    user_shares,
 )
+from msrec.data.stage import stage_interactions
 
 THIRDS = (0.8, 0.1, 0.1)
 
@@ -91,39 +96,72 @@ def test_without_a_clock_the_order_of_the_rows_counts():
     assert user_last_split(np.array([5, 5, 5]), None, last=1).tolist() == [TRAIN, VALID, TEST]
 
 
-def frame(**columns):
-    return pl.DataFrame({"user_key": np.arange(100) % 9, "timestamp": np.arange(100)} | columns)
+@pytest.fixture
+def stage_of(tmp_path):
+    """100 rows of 9 users as a stage, with more columns where they are given."""
+
+    def make(timestamp="timestamp", **columns):
+        rows = {"user_key": np.arange(100) % 9, "item_key": [0] * 100, "scenario": [0] * 100}
+        rows |= {"label": [1] * 100, "timestamp": np.arange(100)}
+        raw = RawTables(
+            name="log",
+            description="a log",
+            interactions=pl.DataFrame(rows | columns),
+            users=pl.DataFrame({"user_key": np.arange(9)}),
+            items=pl.DataFrame({"item_key": [0]}),
+            scenarios=[Scenario(name="feed", description="the feed")],
+            features=ID_FEATURES,
+            timestamp=timestamp,
+            files={"interactions": "log.parquet"},
+        )
+        return stage_interactions(raw, tmp_path, Faults(), list(columns))[1]
+
+    return make
 
 
-def test_the_record_says_until_when_training_goes():
-    parts, record = split_rows(frame(), SplitChoice("time"), "timestamp", "log.parquet")
+def test_the_record_says_until_when_training_goes(stage_of):
+    parts, record = split_rows(stage_of(), SplitChoice("time"), "log.parquet")
     assert (record.train_until, record.method, record.seed) == (79, "time", None)
     assert (parts == TRAIN).sum() == 80
 
 
-def test_a_given_split_is_read_from_its_column():
+def test_a_given_split_is_read_from_its_column(stage_of):
     words = ["train", "valid", "test", "train"] * 25
     choice = SplitChoice("given", column="part")
-    parts, record = split_rows(frame(part=words), choice, "timestamp", "log.parquet")
+    parts, record = split_rows(stage_of(part=words), choice, "log.parquet")
     assert parts[:4].tolist() == [TRAIN, VALID, TEST, TRAIN]
     assert record.method == "given"
 
 
-def test_another_word_in_a_given_split_names_file_column_and_row():
+def test_another_word_in_a_given_split_names_file_column_and_row(stage_of):
     words = ["train", "valid", "test", "dev"] * 25
-    with pytest.raises(ValueError, match=r"log.parquet: column 'part' .* found 'dev' in row 3"):
-        split_rows(frame(part=words), SplitChoice("given", column="part"), None, "log.parquet")
+    with pytest.raises(ValueError, match=r"log.parquet: row 3: column 'part' .* found 'dev'"):
+        split_rows(stage_of(part=words), SplitChoice("given", column="part"), "log.parquet")
 
 
-def test_an_empty_split_is_refused_by_name():
+def test_a_given_split_needs_its_column(stage_of):
+    with pytest.raises(ValueError, match="needs the column that says train, valid or test"):
+        SplitChoice("given")
+
+
+def test_an_empty_split_is_refused_by_name(stage_of):
     choice = SplitChoice("time", fractions=(0.9, 0.0, 0.1))
     with pytest.raises(ValueError, match="valid has none of the 100 rows"):
-        split_rows(frame(), choice, "timestamp", "log.parquet")
+        split_rows(stage_of(), choice, "log.parquet")
 
 
-def test_a_split_by_time_needs_a_clock():
+def test_a_split_by_time_needs_a_clock(stage_of):
     with pytest.raises(ValueError, match="needs a timestamp column"):
-        split_rows(frame(), SplitChoice("time"), None, "log.parquet")
+        split_rows(stage_of(timestamp=None), SplitChoice("time"), "log.parquet")
+
+
+def test_users_in_shares_are_all_rows_once_and_whole_users(stage_of):
+    stage = stage_of()
+    shares = list(user_shares(stage, rows=30))
+    assert len(shares) == 4
+    assert np.sort(np.concatenate(shares)).tolist() == list(range(100))
+    owners = [set(stage.user[rows]) for rows in shares]
+    assert sum(map(len, owners)) == 9
 
 
 def test_fractions_must_sum_to_one():

@@ -13,7 +13,7 @@ from statistics import mean, median
 from rich.console import Console
 
 from msrec.launch.results import Results, load_results
-from msrec.tools.convert import convert_movielens, convert_tables
+from msrec.tools.convert import convert
 from msrec.tools.published import MOVIELENS, spread
 
 CONFIGS = Path("configs/movielens")
@@ -73,9 +73,9 @@ def bench_movielens(raw: Path, out: Path, seeds: int, jobs: int) -> None:
 
 def _convert(raw: Path, out: Path, console: Console) -> None:
     if (raw / "ratings.dat").is_file():
-        convert_movielens(raw, out, console=console)
+        convert("movielens", raw, out, console=console)
     elif (raw / "interactions.parquet").is_file():
-        convert_tables(raw, out, mapping=CONFIGS / "tables.yaml", console=console)
+        convert("tables", raw, out, mapping=CONFIGS / "tables.yaml", console=console)
     else:
         raise FileNotFoundError(
             f"{raw} must hold ratings.dat, users.dat, movies.dat or interactions.parquet, "

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from msrec.data.schema import SCHEMA_FILE
 from msrec.model.backbones import BACKBONES
 from msrec.tools.cells import Cell, load_cell, run_cell
-from msrec.tools.convert import convert_tables
+from msrec.tools.convert import convert
 from msrec.tools.tuning import Choice, overrides, propose, search_space
 
 CONFIGS = Path("configs/benchmark")
@@ -182,7 +182,7 @@ def _convert(benchmark: Benchmark, raw: Path, out: Path, console: Console) -> No
     if (data / SCHEMA_FILE).is_file():
         return
     source = raw / benchmark.raw
-    convert_tables(source, data, mapping=benchmark.mapping, console=console, **benchmark.convert)
+    convert("tables", source, data, mapping=benchmark.mapping, console=console, **benchmark.convert)
 
 
 def _run(

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from msrec.tools.cli_convert import convert_app
+
 app = typer.Typer(
     name="msrec",
     help=__doc__.partition(".")[0]
@@ -17,7 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-convert_app = typer.Typer(help="Raw files to a dataset folder.", no_args_is_help=True)
 app.add_typer(convert_app, name="convert")
 bench_app = typer.Typer(help="The tables of the README, remade.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
@@ -27,17 +28,6 @@ Overrides = Annotated[
     typer.Argument(help="key.sub=value, such as [b]backbone.name=mmoe meta.user=true[/]"),
 ]
 Config = Annotated[Path, typer.Argument(help="YAML file, see configs/")]
-SplitMethod = Annotated[
-    Literal["random", "time", "user_last"],
-    typer.Option("--split", help="of all rows, by global time, or each user's last rows"),
-]
-Fractions = Annotated[
-    tuple[float, float, float], typer.Option(help="train, valid and test; they sum to 1")
-]
-Last = Annotated[
-    int | None,
-    typer.Option(help="with --split user_last: test rows of a user, and as many valid ones"),
-]
 
 
 @app.callback()
@@ -92,73 +82,6 @@ def encode(
     from msrec.launch.jobs import encode_job
 
     encode_job(config, overrides or [], show)
-
-
-@convert_app.command("movielens")
-def convert_movielens(
-    raw: Annotated[Path, typer.Argument(help="folder with ratings.dat, users.dat, movies.dat")],
-    out: Annotated[Path, typer.Argument(help="dataset folder to make")],
-    scenario: Annotated[
-        Literal["age", "genre"], typer.Option(help="age groups 1-18 / 25 / 35+, or genre groups")
-    ] = "age",
-    split: SplitMethod = "random",
-    seed: Annotated[int, typer.Option()] = 0,
-    fractions: Fractions = (0.8, 0.1, 0.1),
-    last: Last = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
-) -> None:
-    """MovieLens-1M in its original form."""
-    from msrec.tools.convert import convert_movielens as convert
-
-    convert(
-        raw,
-        out,
-        scenario=scenario,
-        split=split,
-        seed=seed,
-        fractions=fractions,
-        last=last,
-        overwrite=overwrite,
-    )
-
-
-@convert_app.command("tables")
-def convert_tables(
-    raw: Annotated[Path, typer.Argument(help="folder with interactions/items/users .parquet")],
-    out: Annotated[Path, typer.Argument(help="dataset folder to make")],
-    scenario_column: Annotated[str, typer.Option()] = "scenario",
-    label: Annotated[str, typer.Option(help="label column")] = "label",
-    mapping: Annotated[
-        Path | None, typer.Option(help="names, features and texts; default RAW/tables.yaml")
-    ] = None,
-    split: Annotated[
-        Literal["random", "time", "user_last", "given"],
-        typer.Option(help="of all rows, by global time, each user's last rows, or by a column"),
-    ] = "random",
-    split_column: Annotated[
-        str, typer.Option(help="with --split given: says train, valid or test")
-    ] = "split",
-    seed: Annotated[int, typer.Option()] = 0,
-    fractions: Fractions = (0.8, 0.1, 0.1),
-    last: Last = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
-) -> None:
-    """Plain interactions / items / users Parquet."""
-    from msrec.tools.convert import convert_tables as convert
-
-    convert(
-        raw,
-        out,
-        scenario_column=scenario_column,
-        label=label,
-        mapping=mapping,
-        split=split,
-        split_column=split_column if split == "given" else None,
-        seed=seed,
-        fractions=fractions,
-        last=last,
-        overwrite=overwrite,
-    )
 
 
 @app.command()

@@ -6,7 +6,8 @@ from typing import Literal
 
 import polars as pl
 
-from msrec.data.raw import ID_FEATURES, Feature, RawTables, refuse
+from msrec.data.faults import refuse
+from msrec.data.raw import ID_FEATURES, Feature, Published, RawTables
 from msrec.data.schema import Scenario, TextFields
 
 AGES = {
@@ -47,6 +48,16 @@ GENRE_SCENARIOS = {
         ("Documentary", "Musical", "Romance", "Sci-Fi", "War", "Western"),
     ),
 }
+PUBLISHED = (
+    Published(
+        "MovieLens-1M, Scenario-Wise-Rec, arXiv 2412.17374",
+        {
+            "age<25": (210_747, 1_325, 3_429),
+            "age25-34": (395_556, 2_096, 3_508),
+            "age35+": (393_906, 2_619, 3_595),
+        },
+    ),
+)
 FEATURES = (
     *ID_FEATURES,
     Feature("gender", "user"),
@@ -96,12 +107,15 @@ def read_movielens(folder: Path | str, scenario: Literal["age", "genre"] = "age"
         scenarios=[Scenario(name=n, description=d) for n, (d, _) in rules.items()],
         features=FEATURES,
         timestamp="timestamp",
+        timestamp_unit="s",
         text=TextFields(
             item_title="title",
             item_attributes=["genres", "year"],
             user_attributes=["gender", "age_name", "occupation_name"],
         ),
         files={table: str(path) for table, path in paths.items()},
+        published=PUBLISHED if scenario == "age" else (),
+        unlike_published="" if scenario == "age" else "the published ones are age groups",
     )
 
 

@@ -7,7 +7,8 @@ import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from msrec.data.raw import ID_FEATURES, Feature, RawTables, refuse, require_columns
+from msrec.data.faults import refuse
+from msrec.data.raw import ID_FEATURES, Feature, RawTables, require_columns
 from msrec.data.schema import Scenario, TextFields
 from msrec.data.sources.guess import guess_features, guess_text
 
