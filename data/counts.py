@@ -1,13 +1,14 @@
 """What a conversion counted, gathered chunk by chunk: rows, positives, unknown ids, duplicates."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from msrec.data.encode import Encoded
+from msrec.data.ids import UNKNOWN
 from msrec.data.raw import Feature, RawTables
 from msrec.data.schema import SPLITS
 from msrec.data.split import TRAIN, Parts, user_shares
@@ -15,28 +16,30 @@ from msrec.data.stage import Stage
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Flaws = dict[str, dict[str, int]]
+"""Feature -> split -> how many; without zeros."""
+SIDES: tuple[Literal["user", "item"], ...] = ("user", "item")
 
 
 class Tally:
-    """Counts of `Schema.counts` that need each row once."""
+    """Counts of `Schema.counts` that need each row once.
+
+    What is wrong with a value of a user or an item is counted by how many rows each has.
+    """
 
     def __init__(self, raw: RawTables, encoded: Encoded) -> None:
         self._names = [scenario.name for scenario in raw.scenarios]
-        shape = (len(SPLITS), len(self._names))
-        self._rows, self._positives = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        self._seen = {
-            side: np.zeros((*shape, len(raw.frame(side)[1])), dtype=bool)
-            for side in ("user", "item")
-        }
-        self._time: dict[str, list[int]] = {}
         self._features = [feature for feature in raw.features if feature.kind != "dense"]
-        # Of each user's or item's value: missing, and the number of ids that training never saw.
-        self._of_entity = {
-            feature.name: _flaws(feature, encoded.values[feature.name], encoded.missing)
-            for feature in self._features
-            if feature.side != "interaction"
-        }
-        self._flaws = {f.name: np.zeros((2, len(SPLITS)), np.int64) for f in self._features}
+        self._encoded = encoded
+        splits, scenarios = len(SPLITS), len(self._names)
+        self._rows = np.zeros((splits, scenarios), np.int64)
+        self._positives = np.zeros((splits, scenarios), np.int64)
+        sizes = {side: len(raw.frame(side)[1]) for side in SIDES}
+        self._of = {side: np.zeros((splits, n), np.int32) for side, n in sizes.items()}
+        self._seen = {side: np.zeros((scenarios, n), dtype=bool) for side, n in sizes.items()}
+        self._time: dict[str, list[int]] = {}
+        own = [f.name for f in self._features if f.side == "interaction"]
+        self._flaws = {name: np.zeros((2, splits), np.int64) for name in own}
 
     def add(
         self,
@@ -61,35 +64,38 @@ class Tally:
         self._rows += np.bincount(cell, minlength=self._rows.size).reshape(self._rows.shape)
         positive = np.bincount(cell, label.to_numpy(), minlength=self._rows.size)
         self._positives += positive.astype(np.int64).reshape(self._rows.shape)
-        for side, of in (("user", stage.user[rows]), ("item", stage.item[rows])):
-            self._seen[side][parts, scenario, of] = True
+        for side in SIDES:
+            of = (stage.user if side == "user" else stage.item)[rows]
+            self._seen[side][scenario, of] = True
+            for part in range(len(SPLITS)):
+                found, counts = np.unique(of[parts == part], return_counts=True)
+                self._of[side][part, found] += counts.astype(np.int32)
         self._add_time(stage, rows, parts)
         for feature in self._features:
             if feature.side == "interaction":
-                missing, values = interaction[feature.name]
-                flaws = _flaws(feature, values, {feature.name: missing})
-            else:
-                of = (stage.user if feature.side == "user" else stage.item)[rows]
-                flaws = self._of_entity[feature.name][:, of]
-            for total, flaw in zip(self._flaws[feature.name], flaws, strict=True):
-                total += np.bincount(parts, flaw, minlength=len(SPLITS)).astype(np.int64)
+                for total, flaw in zip(
+                    self._flaws[feature.name],
+                    _flaws(feature, *interaction[feature.name]),
+                    strict=True,
+                ):
+                    total += np.bincount(parts, flaw, minlength=len(SPLITS)).astype(np.int64)
 
     def counts(self) -> dict[str, Any]:
         """What was counted, as `Schema.counts` holds it."""
-        seen = self._seen
-        by_split: dict[str, Bools] = {s: np.any(of, axis=1) for s, of in seen.items()}
+        missing, unknown = self._flaw_counts()
         return {
             "rows": _named(self._rows, self._names),
             "positives": _named(self._positives, self._names),
-            **{f"{side}s": self._distinct(np.any(of, axis=0)) for side, of in seen.items()},
+            **{f"{side}s": self._distinct(seen) for side, seen in self._seen.items()},
             "time": self._time,
-            "unknown": self._flaw_counts(1),
-            "missing": self._flaw_counts(0),
+            "unknown": unknown,
+            "missing": missing,
             **{
                 f"{side}s_without_training": {
-                    split: int((of[part] & ~of[TRAIN]).sum()) for part, split in enumerate(SPLITS)
+                    split: int(((of[part] > 0) & (of[TRAIN] == 0)).sum())
+                    for part, split in enumerate(SPLITS)
                 }
-                for side, of in by_split.items()
+                for side, of in self._of.items()
             },
         }
 
@@ -104,15 +110,23 @@ class Tally:
                 self._time[split] = [min(first, int(own.min())), max(last, int(own.max()))]
 
     def _distinct(self, seen: Bools) -> dict[str, int]:
-        found = {"all": int(seen.any(axis=0).sum())}
+        found = {"all": int(np.any(seen, axis=0).sum())}
         return found | {n: int(s.sum()) for n, s in zip(self._names, seen, strict=True)}
 
-    def _flaw_counts(self, which: int) -> dict[str, dict[str, int]]:
-        found = {}
-        for name, flaws in self._flaws.items():
-            splits = {s: int(n) for s, n in zip(SPLITS, flaws[which], strict=True) if n}
-            if splits:
-                found[name] = splits
+    def _flaw_counts(self) -> tuple[Flaws, Flaws]:
+        """Rows per feature and split that miss it, and ids that training never saw."""
+        found: tuple[Flaws, Flaws] = ({}, {})
+        for feature in self._features:
+            if feature.side == "interaction":
+                totals = self._flaws[feature.name]
+            else:
+                absent = self._encoded.missing[feature.name]
+                values = self._encoded.values[feature.name]
+                totals = _flaws(feature, absent, values) @ self._of[feature.side].T.astype(np.int64)
+            for which, total in zip(found, totals, strict=True):
+                splits = {s: int(n) for s, n in zip(SPLITS, total, strict=True) if n}
+                if splits:
+                    which[feature.name] = splits
         return found
 
 
@@ -137,13 +151,13 @@ def empty_texts(readable: Iterable[tuple[str, pl.DataFrame]]) -> dict[str, int]:
     return {name: number for name, number in found.items() if number}
 
 
-def _flaws(feature: Feature, values: pl.Series, missing: dict[str, Bools]) -> Ints:
+def _flaws(feature: Feature, absent: Bools, values: pl.Series) -> Ints:
     """(2, values): 1 where the value is missing, and how many of its ids are the unknown row."""
-    absent = missing[feature.name].astype(np.int64)
+    missing = absent.astype(np.int64)
     if feature.kind == "multi":
-        zeros = values.list.eval(pl.element() == 0).list.sum()
-        return np.stack([absent, zeros.fill_null(0).cast(pl.Int64).to_numpy()])
-    return np.stack([absent, (values == 0).cast(pl.Int64).to_numpy() - absent])
+        zeros = values.list.eval(pl.element() == UNKNOWN).list.sum()
+        return np.stack([missing, zeros.fill_null(0).cast(pl.Int64).to_numpy()])
+    return np.stack([missing, (values == UNKNOWN).cast(pl.Int64).to_numpy() - missing])
 
 
 def _named(table: Ints, names: list[str]) -> dict[str, dict[str, int]]:

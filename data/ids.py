@@ -54,7 +54,7 @@ class Vocabulary:
         Shape:
             values: N values, or N lists of values.
             returns: N int32, or N lists of int32, in [0, rows). A null or unseen value is 0 and a
-                null list is empty; `count_unknown` and `null_count` say how many there were.
+                null list is empty.
         """
         inner = values.dtype.base_type() is pl.List
         mapped = self._mapped(pl.element() if inner else pl.col("x"))
@@ -70,17 +70,6 @@ class Vocabulary:
         return element.replace_strict(
             self.values, rows, default=UNKNOWN, return_dtype=pl.Int32
         ).fill_null(UNKNOWN)
-
-
-def count_unknown(encoded: pl.Series) -> int:
-    """How many table rows (inside the lists too) are the unknown row.
-
-    Example:
-        >>> count_unknown(pl.Series([[1, 0], [], [0]]))
-        2
-    """
-    flat = encoded.explode() if encoded.dtype.base_type() is pl.List else encoded
-    return int((flat == UNKNOWN).sum())
 
 
 class FirstSeen:

@@ -224,7 +224,7 @@ def _parts(stage: Stage, choice: SplitChoice, where: str) -> Parts:
     return given_split(stage, choice.column)
 
 
-def user_shares(stage: Stage, rows: int = 1 << 23) -> Iterator[npt.NDArray[np.int64]]:
+def user_shares(stage: Stage, rows: int = 1 << 22) -> Iterator[npt.NDArray[np.int64]]:
     """Rows in shares of about so many, all rows of a user in one share; ascending in each."""
     count = -(-len(stage) // rows)
     for number in range(count):
