@@ -36,7 +36,15 @@ trainer: {{ global_batch: 96, epochs: 1 }}
 COMMANDS = [
     [],
     *(["train"], ["evaluate"], ["encode"], ["report"], ["show"], ["synthetic"], ["demo"]),
-    *(["doctor"], ["convert"], ["convert", "movielens"], ["convert", "tables"]),
+    *(
+        ["doctor"],
+        ["zoo"],
+        ["bench"],
+        ["bench", "zoo"],
+        ["convert"],
+        ["convert", "movielens"],
+        ["convert", "tables"],
+    ),
 ]
 
 

@@ -58,7 +58,7 @@ def bench_movielens(raw: Path, out: Path, seeds: int, jobs: int) -> None:
     if not (out / "data" / "dataset.yaml").is_file():
         _convert(raw, out / "data", console)
     places = [f"dataset={out}/data", f"run_root={out}", f"llm.store={out}/store"]
-    _msrec("encode", CONFIGS / "shared_bottom.yaml", *places)
+    run_msrec("encode", CONFIGS / "shared_bottom.yaml", *places)
     cells = [Cell(b, v, s) for s in range(seeds) for b in BACKBONES for v in VARIANTS]
     left = [cell for cell in cells if not (out / cell.run_id / "results.json").is_file()]
     console.print(f"{len(cells) - len(left)} of {len(cells)} cells are done already")
@@ -87,12 +87,17 @@ def _run(cell: Cell, out: Path, places: Sequence[str]) -> float:
     """Train and evaluate one cell in processes of its own; seconds."""
     started = time.monotonic()
     options = [f"run_id={cell.run_id}", f"seed={cell.seed}", *VARIANTS[cell.variant]]
-    _msrec("train", CONFIGS / f"{cell.backbone}.yaml", *places, *options)
-    _msrec("evaluate", out / cell.run_id)
+    run_msrec("train", CONFIGS / f"{cell.backbone}.yaml", *places, *options)
+    run_msrec("evaluate", out / cell.run_id)
     return time.monotonic() - started
 
 
-def _msrec(*args: object) -> None:
+def run_msrec(*args: object) -> None:
+    """Run a command in a process of its own.
+
+    Raises:
+        ValueError: it failed; with the last line it said.
+    """
     command = [sys.executable, "-m", "msrec.tools", *map(str, args)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from msrec.data.schema import SCHEMA_FILE
 from msrec.model.backbones import BACKBONES
+from msrec.tools.bench import run_msrec
 from msrec.tools.cells import Cell, load_cell, run_cell
 from msrec.tools.convert import convert
 from msrec.tools.tuning import Choice, overrides, propose, search_space
@@ -30,7 +31,6 @@ class Benchmark:
     raw: str
     """Folder with interactions, items and users .parquet, below the root that is given."""
     mapping: str
-    trial_epochs: int
     convert: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -46,7 +46,7 @@ BENCHMARKS = (
         "All 1,000,209 ratings, label rating > 3, three age groups, random 8:1:1.",
         raw="ml1m",
         mapping="configs/movielens/tables.yaml",
-        trial_epochs=3,
+        convert={"protocol": "scenario-wise"},
     ),
     Benchmark(
         "movielens_temporal",
@@ -55,8 +55,7 @@ BENCHMARKS = (
         "scenarios (with age groups nothing can be carried over within a user).",
         raw="ml1m",
         mapping="configs/benchmark/movielens_genre.tables.yaml",
-        trial_epochs=2,
-        convert={"split": "time", "scenario_column": "scenario_alt"},
+        convert={"protocol": "temporal", "scenario_column": "scenario_alt"},
     ),
     Benchmark(
         "amazon_arts_office",
@@ -66,7 +65,6 @@ BENCHMARKS = (
         "10 % before validation.",
         raw="amazon_arts_office",
         mapping="configs/benchmark/amazon_arts_office.tables.yaml",
-        trial_epochs=2,
         convert={"split": "user_last"},
     ),
     Benchmark(
@@ -77,13 +75,28 @@ BENCHMARKS = (
         "ranking of models.",
         raw="amazon23_3cat",
         mapping="configs/benchmark/amazon23_3cat.tables.yaml",
-        trial_epochs=4,
-        convert={"split": "user_last", "last": 1},
+        convert={"protocol": "per-user-last"},
     ),
 )
 
-MODEL_OPTIONS = {"separate": ["embeddings.per_scenario=true"]}
-"""Options that belong to a model whatever is tuned."""
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table: a backbone and the options that are its own whatever is tuned."""
+
+    name: str
+    backbone: str
+    options: tuple[str, ...] = ()
+    reads_llm: bool = False
+
+
+OWN_OPTIONS = {"separate": ("embeddings.per_scenario=true",)}
+CONTENDERS = {name: Contender(name, name, OWN_OPTIONS.get(name, ())) for name in BACKBONES} | {
+    f"mlp_llm_{kind}": Contender(
+        f"mlp_llm_{kind}", "mlp", (f"llm_feature.kind={kind}", *options), reads_llm=True
+    )
+    for kind, options in {"concat": ("llm_feature.dim=32",), "experts": ()}.items()
+}
 
 
 @dataclass(frozen=True)
@@ -91,12 +104,12 @@ class Pair:
     """One model on one benchmark: its trials, then its seeds."""
 
     benchmark: Benchmark
-    model: str
+    contender: Contender
     out: Path
 
     def folder(self, kind: str, number: int) -> Path:
         """Where a cell stands."""
-        return self.out / self.benchmark.name / self.model / f"{kind}-{number}"
+        return self.out / self.benchmark.name / self.contender.name / f"{kind}-{number}"
 
     def cells(self, kind: str, count: int) -> list[Cell | None]:
         """The cells of a kind, None where one is not finished."""
@@ -120,7 +133,7 @@ def bench_table(
         raw: folder of the raw data sets.
         out: gets `data/` and a folder per benchmark, model and cell.
         benchmarks: names; empty means all.
-        models: names of backbones; empty means all.
+        models: names of `CONTENDERS`; empty means all.
         trials: trainings to choose the options with, on validation.
         seeds: trainings with the best options.
         jobs: cells at the same time, one thread each.
@@ -142,12 +155,15 @@ def bench_table(
         for pair in pairs:
             missing = sum(c is None for c in _cells(pair, trials, seeds))
             if missing:
-                console.print(f"  {pair.benchmark.name} {pair.model}: {missing} cells to run")
+                console.print(
+                    f"  {pair.benchmark.name} {pair.contender.name}: {missing} cells to run"
+                )
         return
     if left:
         search_space()
         for benchmark in {p.benchmark.name: p.benchmark for p in pairs}.values():
             _convert(benchmark, raw, out, console)
+        _encode(pairs, trials, seeds, jobs, console)
         _run(pairs, trials, seeds, jobs, left, console)
     text = write_page(pairs, trials, seeds, page)
     (out / "table.md").write_text(text)
@@ -166,11 +182,11 @@ def _chosen(names: Sequence[str]) -> list[Benchmark]:
     return [b for b in BENCHMARKS if not names or b.name in names]
 
 
-def _known(models: Sequence[str]) -> list[str]:
+def _known(models: Sequence[str]) -> list[Contender]:
     for name in models:
-        if name not in BACKBONES:
-            raise ValueError(f"a model must be one of {', '.join(BACKBONES)}; got {name!r}.")
-    return [name for name in BACKBONES if not models or name in models]
+        if name not in CONTENDERS:
+            raise ValueError(f"a model must be one of {', '.join(CONTENDERS)}; got {name!r}.")
+    return [c for name, c in CONTENDERS.items() if not models or name in models]
 
 
 def _convert(benchmark: Benchmark, raw: Path, out: Path, console: Console) -> None:
@@ -183,6 +199,28 @@ def _convert(benchmark: Benchmark, raw: Path, out: Path, console: Console) -> No
         return
     source = raw / benchmark.raw
     convert("tables", source, data, mapping=benchmark.mapping, console=console, **benchmark.convert)
+
+
+def places(benchmark: Benchmark, out: Path) -> list[str]:
+    """Where a benchmark's data and knowledge store are, as overrides of its config."""
+    return [f"dataset={out}/data/{benchmark.name}", f"llm.store={out}/store/{benchmark.name}"]
+
+
+def _encode(pairs: Sequence[Pair], trials: int, seeds: int, jobs: int, console: Console) -> None:
+    """Stores for the data sets that a contender with cells to run reads; `encode` resumes."""
+    wanted = {
+        pair.benchmark.name: pair.benchmark
+        for pair in pairs
+        if pair.contender.reads_llm and None in _cells(pair, trials, seeds)
+    }
+
+    def encode(benchmark: Benchmark) -> str:
+        run_msrec("encode", benchmark.config, *places(benchmark, pairs[0].out))
+        return benchmark.name
+
+    with ThreadPoolExecutor(jobs) as threads:
+        for name in threads.map(encode, wanted.values()):
+            console.print(f"{name}: users and scenarios are encoded", highlight=False)
 
 
 def _run(
@@ -211,10 +249,10 @@ def _run(
 
             try:
                 auc = _tune_and_judge(pair, trials, seeds, run)
-                said = f"{pair.benchmark.name} {pair.model}: test AUC {auc:.4f}"
+                said = f"{pair.benchmark.name} {pair.contender.name}: test AUC {auc:.4f}"
                 console.print(said, highlight=False)
             except Exception as error:
-                failures.append(f"{pair.benchmark.name} {pair.model}: {error!r}")
+                failures.append(f"{pair.benchmark.name} {pair.contender.name}: {error!r}")
                 console.print(failures[-1], highlight=False)
 
         list(threads.map(run_pair, pairs))
@@ -228,14 +266,13 @@ def _tune_and_judge(
     """The trials, the seeds with the best of them; the mean test AUC."""
     benchmark, done = pair.benchmark, list[tuple[Choice, float]]()
     base = [
-        f"dataset={pair.out}/data/{benchmark.name}",
-        f"backbone.name={pair.model}",
-        *MODEL_OPTIONS.get(pair.model, []),
+        *places(benchmark, pair.out),
+        f"backbone.name={pair.contender.backbone}",
+        *pair.contender.options,
     ]
     for number in range(trials):
         choice = propose(number, done)
-        short = [f"trainer.epochs={benchmark.trial_epochs}", "seed=0"]
-        options = [*base, *overrides(choice, pair.model), *short]
+        options = [*base, *overrides(choice, pair.contender.backbone), "seed=0"]
         cell = run(pair.folder("trial", number), choice, options, False)
         if cell.valid_auc is not None:
             done.append((cell.choice, cell.valid_auc))
@@ -244,7 +281,7 @@ def _tune_and_judge(
     best = max(done, key=lambda found: found[1])[0]
     aucs = []
     for seed in range(seeds):
-        options = [*base, *overrides(best, pair.model), f"seed={seed}"]
+        options = [*base, *overrides(best, pair.contender.backbone), f"seed={seed}"]
         cell = run(pair.folder("seed", seed), best, options, True)
         if cell.results is None or cell.results.metrics.all.auc is None:
             raise ValueError(f"seed {seed} ended without a finite loss")

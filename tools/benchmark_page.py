@@ -45,11 +45,11 @@ def _page(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
     yield ""
     yield (
         f"**Tuning**: per model and data set {trials} trials (Optuna's TPE; the first is the same "
-        "start for all) of a shortened schedule, judged by validation AUC; the best choice is then "
-        f"trained {seeds} times with the whole schedule, and only those runs see the test split. "
-        "Embeddings are 16 wide, tables under RowWiseAdagrad, dense parts under Adam, both with "
-        "linear decay. "
-        "`width` scales all layers of a model's default sizes."
+        "start for all), judged by validation AUC; the best choice is then trained "
+        f"{seeds} times, and only those runs see the test split. Every training has at most 12 "
+        "epochs and stops after 2 without a better validation AUC. Tables under RowWiseAdagrad, "
+        "dense parts under Adam, constant rates. `width` scales all layers of a model's default "
+        "sizes."
     )
     yield ""
     yield "| tuned | range | start |"
@@ -81,7 +81,9 @@ def _section(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
     yield ""
     yield benchmark.about
     yield ""
-    judged = {p.model: [c for c in p.cells("seed", seeds) if c and c.results] for p in pairs}
+    judged = {
+        p.contender.name: [c for c in p.cells("seed", seeds) if c and c.results] for p in pairs
+    }
     some = next((cells for cells in judged.values() if cells), None)
     if some is None:
         yield "No cell is finished."
@@ -95,15 +97,18 @@ def _section(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
     for pair in pairs:
-        cells = judged[pair.model]
+        cells = judged[pair.contender.name]
         if not cells:
-            yield f"| {pair.model} | not run |{' |' * (len(head) - 2)}"
+            yield f"| {pair.contender.name} | not run |{' |' * (len(head) - 2)}"
             continue
         every = [c for c in (*pair.cells("trial", trials), *cells) if c]
-        row = [pair.model + ("" if len(cells) == seeds else f" ({len(cells)} of {seeds} seeds)")]
+        row = [
+            pair.contender.name
+            + ("" if len(cells) == seeds else f" ({len(cells)} of {seeds} seeds)")
+        ]
         row.append(spread(_column(cells, None, "auc")))
         if published:
-            row.append(_published(pair.model))
+            row.append(_published(pair.contender.name))
         row.append(spread(_column(cells, None, "log_loss")))
         row += [spread(_column(cells, name, "auc")) for name in names]
         row += [f"{cells[0].parameters:,}", f"{cells[0].table_parameters:,}"]
@@ -125,9 +130,9 @@ def _losses(
     yield f"| model | {' | '.join(names)} |"
     yield f"|{'---|' * (len(names) + 1)}"
     for pair in pairs:
-        if cells := judged[pair.model]:
+        if cells := judged[pair.contender.name]:
             losses = " | ".join(spread(_column(cells, name, "log_loss")) for name in names)
-            yield f"| {pair.model} | {losses} |"
+            yield f"| {pair.contender.name} | {losses} |"
 
 
 def _short(judged: dict[str, list[Cell]]) -> Iterator[str]:
@@ -151,7 +156,7 @@ def _chosen(pairs: Sequence["Pair"], judged: dict[str, list[Cell]], trials: int)
     yield f"| model | {' | '.join(names)} | best trial | trials' AUC | epochs |"
     yield f"|{'---|' * (len(names) + 4)}"
     for pair in pairs:
-        if not (cells := judged[pair.model]):
+        if not (cells := judged[pair.contender.name]):
             continue
         choice = cells[0].choice
         aucs = [c.valid_auc for c in pair.cells("trial", trials) if c and c.valid_auc is not None]
@@ -159,7 +164,7 @@ def _chosen(pairs: Sequence["Pair"], judged: dict[str, list[Cell]], trials: int)
         epochs = f"{mean(c.epochs for c in cells):.1f}"
         spanned = f"{min(aucs):.4f} to {max(aucs):.4f}" if aucs else ""
         best = aucs.index(max(aucs)) if aucs else ""
-        yield f"| {pair.model} | {values} | {best} | {spanned} | {epochs} |"
+        yield f"| {pair.contender.name} | {values} | {best} | {spanned} | {epochs} |"
     yield ""
     yield "</details>"
 

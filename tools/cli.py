@@ -113,6 +113,21 @@ def show(
 
 
 @app.command()
+def zoo(
+    model: Annotated[str | None, typer.Argument(help="tell all of this one")] = None,
+    page: Annotated[Path | None, typer.Option(help="write docs/zoo.md")] = None,
+) -> None:
+    """The models: one line, parameters and source of each; formula and options of one."""
+    from msrec.tools.zoo import write_page
+    from msrec.tools.zoo import zoo as tell
+
+    if page is not None:
+        write_page(page)
+    else:
+        tell(model)
+
+
+@app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="HTML file to write")],
     runs: Annotated[list[str], typer.Argument(help="NAME=RUN_FOLDER, such as bare=runs/bare")],
@@ -168,6 +183,20 @@ def bench_table(
     from msrec.tools.bench_table import bench_table as bench
 
     bench(raw, out, benchmark or [], model or [], trials, seeds, jobs, dry_run, page)
+
+
+@bench_app.command("zoo")
+def bench_zoo(
+    model: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
+    scenarios: Annotated[str, typer.Option(help="numbers of scenarios")] = "2,20,200",
+    batch: Annotated[int, typer.Option(min=1, help="rows of a step")] = 4096,
+    repeats: Annotated[int, typer.Option(min=1, help="the fastest counts")] = 5,
+) -> None:
+    """Time of a step of every model, against every row through every tower."""
+    from msrec.tools.bench_zoo import bench_zoo as bench
+    from msrec.tools.cli_convert import comma_list
+
+    bench(model or [], comma_list("scenarios", scenarios, int), batch, repeats)
 
 
 @bench_app.command("speed")

@@ -147,17 +147,21 @@ def _command(source: str) -> Callable[..., None]:
 
 
 def _split_lists(options: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(options)
-    for name, kind in LISTS.items():
-        if name in found:
-            words = [word.strip() for word in found[name].split(",") if word.strip()]
-            try:
-                found[name] = [kind(word) for word in words]
-            except ValueError:
-                raise ValueError(
-                    f"--{name} must be numbers separated by commas; got {found[name]!r}."
-                ) from None
-    return found
+    lists = {n: comma_list(n, options[n], kind) for n, kind in LISTS.items() if n in options}
+    return {**options, **lists}
+
+
+def comma_list(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """Values between commas.
+
+    Raises:
+        ValueError: one is not of the kind.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    try:
+        return [kind(word) for word in words]
+    except ValueError:
+        raise ValueError(f"--{name} must be numbers separated by commas; got {text!r}.") from None
 
 
 for _source in ABOUT:

@@ -9,14 +9,16 @@ Choice = dict[str, float]
 """A value for each name of the space."""
 
 START: Choice = {
-    "optimizer.lr": 0.005,
-    "embeddings.lr": 0.2,
-    "embeddings.l2": 0.005,
+    "optimizer.lr": 0.002,
+    "embeddings.lr": 0.1,
+    "embeddings.l2": 0.002,
+    "embeddings.dim": 16,
     "dropout": 0.2,
     "interaction.dropout": 0.0,
-    "width": 1.0,
+    "width": 0.5,
 }
-"""The first trial of every model."""
+"""The first trial of every model: what did well for MLP, SharedBottom and STAR on the validation
+split of MovieLens-1M."""
 SMALLEST_LAYER = 8
 
 
@@ -34,10 +36,11 @@ def search_space() -> dict[str, Any]:
             "or requirements/dev.txt."
         ) from None
     return {
-        "optimizer.lr": FloatDistribution(1e-3, 1e-2, log=True),
+        "optimizer.lr": FloatDistribution(5e-4, 5e-3, log=True),
         "embeddings.lr": FloatDistribution(0.03, 0.3, log=True),
-        "embeddings.l2": FloatDistribution(5e-4, 2e-2, log=True),
-        "dropout": FloatDistribution(0.0, 0.4, step=0.1),
+        "embeddings.l2": FloatDistribution(5e-4, 1e-2, log=True),
+        "embeddings.dim": CategoricalDistribution((16, 32)),
+        "dropout": FloatDistribution(0.1, 0.5, step=0.1),
         "interaction.dropout": FloatDistribution(0.0, 0.3, step=0.1),
         "width": CategoricalDistribution((0.5, 1.0)),
     }

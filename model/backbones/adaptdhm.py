@@ -29,6 +29,9 @@ class AdaptDHM(nn.Module):
     Raises:
         ValueError: a size is below 1, or beta is not in [0, 1].
 
+    When:
+        Scenario labels that are coarse or missing: the model finds its own groups of rows.
+
     Source:
         Li et al., arXiv 2211.12105, as read in Scenario-Wise-Rec. Rows are routed by the centres as
         they were before the step, so that a row never depends on its batch; the sums go over all

@@ -26,6 +26,10 @@ class AdaSparse(nn.Module):
     Raises:
         ValueError: a size is below 1, or eps is not in [0, 1).
 
+    When:
+        Very many scenarios and little memory: one network, of which each scenario switches neurons
+        on and off.
+
     Source:
         Yang et al., CIKM 2022 (arXiv 2206.13108), without its loss that steers the share of pruned
         neurons, as in Scenario-Wise-Rec, whose sign() however gives -v where the paper prunes. The

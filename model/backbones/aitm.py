@@ -28,6 +28,10 @@ class AITM(nn.Module):
     Raises:
         ValueError: a size is below 1, or a scenario is out of range.
 
+    When:
+        Scenarios whose order means something, such as a funnel. The cost of a row grows with the
+        scenarios before its own.
+
     Source:
         Xi et al., KDD 2021 (arXiv 2105.08489). The chain goes over scenarios, where the paper's
         goes over conversion steps; so its calibrator loss, which orders the probabilities of steps,

@@ -24,6 +24,9 @@ class DCNv2(nn.Module):
     Raises:
         ValueError: a size is below 1.
 
+    When:
+        Products of features matter more than scenarios do; `rank` where x is wide.
+
     Source:
         Wang et al., WWW 2021 (arXiv 2008.13535); low rank without the paper's mixture of experts.
 

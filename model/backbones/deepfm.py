@@ -20,6 +20,10 @@ class DeepFM(nn.Module):
     Raises:
         ValueError: a size is below 1, or x has no looked-up vectors.
 
+    When:
+        The taste of a user for an item carries most of the signal, as with ratings: the pairs say
+        it directly.
+
     Source:
         Guo et al., IJCAI 2017 (arXiv 1703.04247). The first-order weight of an id is a linear map
         of its vector (and of dense columns), where the paper has a table of single numbers; pairs

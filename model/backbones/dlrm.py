@@ -25,6 +25,10 @@ class DLRM(nn.Module):
     Raises:
         ValueError: a size is below 1, or bottom(dense) is there and not as large as a vector.
 
+    When:
+        Many ids whose pairs matter beside dense features; the wiring to compare with torchrec's own
+        DLRM.
+
     Source:
         Naumov et al., arXiv 1906.00091. Pairs below the diagonal, no self product, as TorchRec's.
 

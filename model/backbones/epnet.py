@@ -43,6 +43,9 @@ class EPNet(nn.Module):
     Raises:
         ValueError: a size is below 1.
 
+    When:
+        Many scenarios at little cost: one head, and a gate on the input that knows the scenario.
+
     Source:
         Chang et al., KDD 2023 (PEPNet, arXiv 2302.01115). One head for all scenarios, as the gate
         is all that EPNet adds; no batch norm, which Scenario-Wise-Rec has in its head.

@@ -66,6 +66,10 @@ class HAMUR(nn.Module):
         ValueError: a size is below 1, there are more adapters than layers, the norm is unknown, or
             a scenario is out of range.
 
+    When:
+        Scenarios that have their MLPs already and want rows to be told apart too. The dearest per
+        row: its k x k matrix.
+
     Source:
         Li et al., CIKM 2023 (arXiv 2309.06217). The norm is PartitionedNorm, with moving averages
         in evaluation, where the public code uses the moments of the batch there too; `norm: layer`

@@ -27,6 +27,10 @@ class HiNet(nn.Module):
     Raises:
         ValueError: a size is below 1, there are fewer than 2 scenarios, or one is out of range.
 
+    When:
+        Few scenarios whose likeness to each other is worth learning; the cost of a row grows with
+        their number.
+
     Source:
         Zhou et al., ICDE 2023 (arXiv 2303.06095). The task layer (CGC) has one gate and one set of
         experts and the MLP gives all tasks, where the paper has its own of each per task.

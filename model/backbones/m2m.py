@@ -53,6 +53,10 @@ class M2M(nn.Module):
     Raises:
         ValueError: a size is below 1, or a scenario is out of range.
 
+    When:
+        Many scenarios, also new ones: a scenario's private part is one embedding, from which its
+        layers are made.
+
     Source:
         Zhang et al., WSDM 2022 (arXiv 2201.06814). Experts read x, since there are no sequences for
         the paper's transformer; Scenario-Wise-Rec's transformer attends across the rows of a batch.

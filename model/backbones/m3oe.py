@@ -29,6 +29,10 @@ class M3oE(nn.Module):
         ValueError: a size is below 1, a share is not in (0, 1), there are fewer than 2 scenarios,
             or one is out of range.
 
+    When:
+        Few scenarios, when it is open how much each should take from the others: two learned
+        numbers say. The cost of a row grows with their number.
+
     Source:
         Zhang et al., SIGIR 2024 (arXiv 2404.18465), with one task, so without task experts. The
         starting values of beta and w are options; the paper searches them.

@@ -21,6 +21,10 @@ class MLP(nn.Module):
     Raises:
         ValueError: a size is below 1.
 
+    When:
+        As the floor: a multi-scenario model that does not beat it is not worth its price. Enough
+        where a feature of x already tells the scenario.
+
     Source:
         No paper; the deep part of Cheng et al., DLRS 2016 (Wide & Deep), alone.
 

@@ -23,6 +23,10 @@ class MMoE(nn.Module):
     Raises:
         ValueError: a size is below 1, or a scenario is out of range.
 
+    When:
+        Scenarios that are related unevenly: each mixes the same experts in its own way. Only gates
+        and towers grow with the number of scenarios.
+
     Source:
         Ma et al., KDD 2018. One gate and one tower per scenario, where the paper has one per task;
         the gate is the paper's plain softmax (Scenario-Wise-Rec puts batch norm before it).

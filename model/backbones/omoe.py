@@ -21,6 +21,9 @@ class OMoE(nn.Module):
     Raises:
         ValueError: a size is below 1, or a scenario is out of range.
 
+    When:
+        The control of MMoE: experts, but no gate of the scenario's own.
+
     Source:
         Ma et al., KDD 2018, the baseline beside MMoE. One tower per scenario, where the paper has
         one per task.

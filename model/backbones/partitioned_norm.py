@@ -96,12 +96,10 @@ class PartitionedNorm(nn.Module):
         x: Tensor, used: Tensor, center: Tensor, groups: Groups
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Count (S, 1), sum and sum of squares (S, dim) of x - center, over all ranks."""
-        sums, counts = [], groups.counts
-        parts = zip(torch.split(x, counts), torch.split(used, counts), center.unbind(), strict=True)
-        for rows, keep, c in parts:
-            distance = rows - c
-            sums.append(torch.cat([keep.sum()[None], keep @ distance, keep @ distance.square()]))
-        total = torch.stack(sums)
+        distance = (x - groups.own(center)) * used.unsqueeze(1)
+        columns = torch.cat([used.unsqueeze(1), distance, distance.square()], dim=1)
+        empty = columns.new_zeros(len(center), columns.shape[1])
+        total = empty.index_add(0, groups.key, columns)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             total = _SumOverRanks.apply(total)  # type: ignore[no-untyped-call]
         dim = x.shape[1]

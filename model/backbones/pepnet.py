@@ -24,6 +24,10 @@ class PEPNet(nn.Module):
     Raises:
         ValueError: a size is below 1, a scenario is out of range, or an id feature is not in x.
 
+    When:
+        Both: scenarios that differ in which features count, and strong user and item ids. The usual
+        choice for a large app with enough rows.
+
     Source:
         Chang et al., KDD 2023 (arXiv 2302.01115). One tower per scenario, where the paper has one
         per task.

@@ -71,6 +71,10 @@ class PLE(nn.Module):
     Raises:
         ValueError: a size is below 1, or a scenario is out of range.
 
+    When:
+        Scenarios that harm each other under MMoE: own experts keep them apart. With one level a row
+        costs the same for any number of scenarios; with more it does not.
+
     Source:
         Tang et al., RecSys 2020. Specific experts, gates and towers are a scenario's, where the
         paper's are a task's; no batch norm, which Scenario-Wise-Rec has.

@@ -27,6 +27,9 @@ class PPNet(nn.Module):
     Raises:
         ValueError: a size is below 1, a scenario is out of range, or an id feature is not in x.
 
+    When:
+        Users and items with long histories, whose ids are worth a say in every layer.
+
     Source:
         Chang et al., KDD 2023 (PEPNet, arXiv 2302.01115). One tower, and one last layer of each
         gate, per scenario, where the paper has one per task. The gate scales a layer's input, as in

@@ -25,6 +25,9 @@ class SARNet(nn.Module):
     Raises:
         ValueError: a size is below 1, or a scenario is out of range.
 
+    When:
+        Many scenarios with few rows each: what is private is small.
+
     Source:
         Shen et al., CIKM 2021 (arXiv 2110.06475), in the reduced form of Scenario-Wise-Rec: without
         the cross-scenario attention over a user's behaviours, since x has no sequences. No batch

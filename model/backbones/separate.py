@@ -1,4 +1,4 @@
-"""One separate model per scenario, with nothing in common."""
+"""One separate MLP for each scenario, with nothing in common."""
 
 from collections.abc import Sequence
 
@@ -23,6 +23,10 @@ class Separate(nn.Module):
 
     Raises:
         ValueError: a size is below 1, or a scenario is out of range.
+
+    When:
+        The reference that shows what sharing is worth. Right where scenarios have many rows each
+        and little in common.
 
     Source:
         No paper; the reference that every multi-scenario paper calls "single" or "separate".

@@ -21,6 +21,9 @@ class SharedBottom(nn.Module):
     Raises:
         ValueError: a size is below 1, or a scenario is out of range.
 
+    When:
+        The first one to try: the cheapest, and hard to beat where scenarios are alike.
+
     Source:
         Caruana 1997, in the form of Scenario-Wise-Rec. A tower has `num_tasks` outputs, where the
         multi-task papers have one tower a task; no batch norm (see MLP).

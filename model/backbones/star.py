@@ -14,7 +14,10 @@ from msrec.model.star_linear import StarLinear
 
 
 class STAR(nn.Module):
-    """Star topology adaptive recommender: star layers plus an auxiliary network's logit.
+    """Star topology adaptive recommender: logit = star layers(norm_s(x)) + MLP([e_s, x]).
+
+    A star layer has W_s = W_shared * W_own[s], element by element, and b_s = b_shared + b_own[s];
+    norm_s takes the moments of the scenario's rows; e_s is the scenario's embedding.
 
     Shape:
         x: (B, in_dim), float.
@@ -25,6 +28,10 @@ class STAR(nn.Module):
 
     Raises:
         ValueError: a size is below 1, the norm is unknown, or a scenario is out of range.
+
+    When:
+        Scenarios of unequal size over one strong shared network. Each has a copy of all layers, so
+        parameters grow with their number; time hardly does.
 
     Source:
         Sheng et al., CIKM 2021 (arXiv 2101.11427). The last star layer has no activation, so the
