@@ -91,11 +91,15 @@ class Contender:
 
 
 OWN_OPTIONS = {"separate": ("embeddings.per_scenario=true",)}
-CONTENDERS = {name: Contender(name, name, OWN_OPTIONS.get(name, ())) for name in BACKBONES} | {
-    f"mlp_llm_{kind}": Contender(
-        f"mlp_llm_{kind}", "mlp", (f"llm_feature.kind={kind}", *options), reads_llm=True
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        *(Contender(name, name, OWN_OPTIONS.get(name, ())) for name in BACKBONES),
+        Contender("mlp_wide", "mlp", ("embeddings.dim=32",)),
+        Contender("deepfm_wide", "deepfm", ("embeddings.dim=32",)),
+        Contender("mlp_llm_concat", "mlp", ("llm_feature.kind=concat", "llm_feature.dim=32"), True),
+        Contender("mlp_llm_experts", "mlp", ("llm_feature.kind=experts",), True),
     )
-    for kind, options in {"concat": ("llm_feature.dim=32",), "experts": ()}.items()
 }
 
 

@@ -46,10 +46,10 @@ def _page(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
     yield (
         f"**Tuning**: per model and data set {trials} trials (Optuna's TPE; the first is the same "
         "start for all), judged by validation AUC; the best choice is then trained "
-        f"{seeds} times, and only those runs see the test split. Every training has at most 12 "
+        f"{seeds} times, and only those runs see the test split. Every training has at most 10 "
         "epochs and stops after 2 without a better validation AUC. Tables under RowWiseAdagrad, "
         "dense parts under Adam, constant rates. `width` scales all layers of a model's default "
-        "sizes."
+        "sizes. Embeddings are 16 wide, 32 in the rows called wide."
     )
     yield ""
     yield "| tuned | range | start |"
