@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from llm_data import ITEMS, rows_frame, write_dataset
 
-from msrec.data.llm.prompts import scenario_prompts, user_prompts
-from msrec.data.llm.templates import TEMPLATES_FILE, Template, load_template
+from msrec.data.llm.prompts import Budget, item_prompts, scenario_prompts, user_prompts
+from msrec.data.llm.templates import TEMPLATES_FILE, Template, load_template, template_of
 
 TRAIN = [
     (0, 0, 0, 1.0, 10),
@@ -30,6 +30,11 @@ def texts(prompts):
 def test_history_is_listed_by_scenario_and_answer_newest_first(tmp_path):
     prompts = texts(user_prompts(write_dataset(tmp_path, TRAIN), template()))
     assert prompts["ann"].splitlines() == [
+        "About an app: A shop for everyday things.",
+        "Its scenarios:",
+        "- search: the user types what they want",
+        "- feed: the app proposes things",
+        "Below is one of its users and what the user did in each scenario, newest first.",
         "search, clicked: Green Scarf; Red Shoes (shoes, red).",
         "feed, clicked: Blue Hat (hats).",
         "feed, skipped: Gold Ring (rings).",
@@ -77,7 +82,7 @@ def test_a_user_without_history_has_a_prompt_where_attributes_say_something(tmp_
     folder = write_dataset(tmp_path, TRAIN, ages=["18-24", "25-34", "35+"])
     prompts = user_prompts(folder, template())
     said = texts(prompts)["cem"]
-    assert said.startswith("A user: age 35+.\nThis user has no history yet.\n")
+    assert "\nThe user: age 35+.\nThis user has no history yet.\n" in said
     assert prompts.counts["no_history"] == 1
     assert prompts.counts["left_out"] == 0
     assert prompts.frame["has_history"].to_list() == [True, True, False]
@@ -87,7 +92,7 @@ def test_a_user_of_whom_nothing_is_known_is_left_out_and_counted(tmp_path):
     prompts = user_prompts(write_dataset(tmp_path, TRAIN, ages=["20", "", None]), template())
     assert prompts.frame["key"].to_list() == ["ann", "bob"]
     assert prompts.counts | {"no_history": 1, "left_out": 1, "keys": 2} == prompts.counts
-    assert not texts(prompts)["bob"].startswith("A user")
+    assert "The user:" not in texts(prompts)["bob"]
 
 
 def test_items_without_text_are_left_out_and_counted(tmp_path):
@@ -95,7 +100,7 @@ def test_items_without_text_are_left_out_and_counted(tmp_path):
     folder = write_dataset(tmp_path, TRAIN, titles=titles, kinds=["a|b", "", None, "", "pans"])
     prompts = user_prompts(folder, template())
     assert prompts.counts["items_without_text"] == 2
-    assert texts(prompts)["ann"].splitlines()[0] == "search, clicked: a, b."
+    assert "\nsearch, clicked: a, b.\n" in texts(prompts)["ann"]
     assert "skipped: Gold Ring." in texts(prompts)["ann"]
 
 
@@ -161,7 +166,7 @@ def test_a_user_key_that_is_there_twice_is_named(tmp_path):
 
 
 def test_an_unknown_template_names_the_known_ones():
-    with pytest.raises(KeyError, match="it holds default, detailed"):
+    with pytest.raises(KeyError, match="it holds default, movielens"):
         load_template("none")
 
 
@@ -175,6 +180,83 @@ def test_an_unknown_name_in_a_template_is_refused(tmp_path):
 def test_any_change_of_a_template_changes_its_hash():
     assert template().sha256 == template().sha256
     assert template(positives=9).sha256 != template().sha256
+
+
+def letters(texts):
+    """A tokenizer of one token a letter."""
+    return [len(text) for text in texts]
+
+
+def budget(most):
+    return Budget(most, letters, letters)
+
+
+def longest(prompts):
+    return prompts.frame["text"].str.len_chars().max()
+
+
+def test_a_budget_is_kept_by_every_prompt_and_used_as_far_as_it_goes(tmp_path):
+    rows = [(u, (u + i) % 5, i % 2, float(i % 3 > 0), i) for u in (0, 1) for i in range(40)]
+    folder = write_dataset(tmp_path, rows, ages=["20", "a very long age", "40"])
+    free = user_prompts(folder, template())
+    for most in range(longest(free) - 60, longest(free) + 5, 7):
+        prompts = user_prompts(folder, template(), budget=budget(most))
+        assert longest(prompts) <= most
+    wide = user_prompts(folder, template(), budget=budget(longest(free) + 80))
+    assert wide.frame.equals(free.frame)
+    assert wide.counts["history_cut"] == 0
+
+
+def test_a_budget_keeps_the_newest_items_of_each_scenario_and_counts_who_lost_some(tmp_path):
+    rows = [(0, item, item % 2, 1.0, 10 + item) for item in range(5)] + [(1, 0, 0, 1.0, 1)]
+    folder = write_dataset(tmp_path, rows)
+    most = longest(user_prompts(folder, template(positives=2)))
+    prompts = user_prompts(folder, template(), budget=budget(most + 12))
+    assert "search, clicked: Iron Pan (pans)." in texts(prompts)["ann"]
+    assert "feed, clicked: Gold Ring (rings)." in texts(prompts)["ann"]
+    assert "Red Shoes" not in texts(prompts)["ann"]
+    assert prompts.counts["history_cut"] == 1
+
+
+def test_a_budget_without_room_for_an_item_leaves_the_history_out(tmp_path):
+    folder = write_dataset(tmp_path, TRAIN)
+    prompts = user_prompts(folder, template(), budget=budget(10))
+    assert prompts.counts["keys"] == 0
+    assert prompts.counts["history_cut"] == 2
+
+
+def test_prompts_of_users_begin_alike(tmp_path):
+    shown = list(texts(user_prompts(write_dataset(tmp_path, TRAIN), template())).values())
+    intro = template().intro.partition("{")[0]
+    assert all(text.startswith(intro) for text in shown)
+    assert len({text[:150] for text in shown}) == 1
+
+
+def test_an_item_prompt_has_title_and_all_attributes(tmp_path):
+    titles = ["Red Shoes", "", "Green Scarf"]
+    rows = [(0, 0, 0, 1.0, 1)]
+    folder = write_dataset(tmp_path, rows, titles=titles, kinds=["shoes|red", None, None])
+    prompts = item_prompts(folder, template(item_details=0))
+    assert prompts.frame["key"].to_list() == [0, 2]
+    assert "One of its items: Red Shoes (shoes, red)\n" in texts(prompts)[0]
+    assert "One of its items: Green Scarf\n" in texts(prompts)[2]
+    assert prompts.counts["left_out"] == 1
+    shares = [item_prompts(folder, template(), rank=rank, world_size=2) for rank in (0, 1)]
+    assert pl.concat([share.frame for share in shares])["key"].sort().to_list() == [0, 2]
+
+
+def test_the_automatic_template_is_the_one_made_for_the_data_set():
+    assert template_of("movielens-1m-genre") == "movielens"
+    assert template_of("amazon-2023") == "amazon"
+    assert template_of("anything") == "default"
+    assert template_of("kuaisar", "amazon") == "amazon"
+
+
+def test_every_template_is_whole():
+    import yaml
+
+    for name in yaml.safe_load(TEMPLATES_FILE.read_text()):
+        assert load_template(name).version >= 1
 
 
 def test_importing_the_prompts_does_not_import_torch():

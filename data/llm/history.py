@@ -3,6 +3,7 @@
 Rows come from `train/*.parquet` and from nowhere else.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -15,34 +16,51 @@ BETWEEN_ITEMS = "; "
 
 
 def item_texts(
-    folder: Path, schema: Schema, template: Template
-) -> tuple[pl.Series, dict[str, int]]:
-    """What a prompt says of each item, null where there is nothing to say."""
+    folder: Path, schema: Schema, template: Template, details: int | None = None
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Columns key and text: what a prompt says of each item, null where there is nothing to say.
+
+    `details` attributes follow the title; by default as many as the template shows in a history.
+    """
     title_column = schema.text.item_title
-    columns = schema.text.item_attributes[: template.item_details]
+    columns = schema.text.item_attributes[: template.item_details if details is None else details]
     items = read_columns(
         folder / "items.parquet",
         ["item_key", *([title_column] if title_column else []), *columns],
     )
     title = clean(title_column) if title_column else pl.lit("")
-    details: list[pl.Expr] = [pl.when(clean(c) != "").then(clean(c)) for c in columns]
-    joined = pl.concat_str(details, separator=", ", ignore_nulls=True) if details else pl.lit("")
+    known: list[pl.Expr] = [pl.when(clean(c) != "").then(clean(c)) for c in columns]
+    joined = pl.concat_str(known, separator=", ", ignore_nulls=True) if known else pl.lit("")
     parts = items.select(
-        "item_key",
+        key="item_key",
         title=_cut(title, template.title_chars),
-        details=_cut(joined, template.title_chars),
+        details=_cut(joined, template.title_chars if details is None else 4 * template.title_chars),
         is_cut=title.str.len_chars() > template.title_chars,
     )
     full = fill(template.item, title=pl.col("title"), details=pl.col("details"))
     plain = fill(template.item_plain, title=pl.col("title") + pl.col("details"))
     has_title, has_details = pl.col("title") != "", pl.col("details") != ""
     text = pl.when(has_title & has_details).then(full).when(has_title | has_details).then(plain)
-    texts = parts.select(text=text)["text"]
+    texts = parts.select("key", text=text)
     counts = {
-        "items_without_text": texts.null_count(),
+        "items_without_text": texts["text"].null_count(),
         "titles_cut": int(parts["is_cut"].sum()),
     }
     return texts, counts
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many tokens the histories may have.
+
+    `of_user` has the columns user and room: the tokens that the rest of a user's prompt leaves;
+    `of_item` the tokens of each item's text with what stands between items; `of_line` those of a
+    sentence without items.
+    """
+
+    of_user: pl.DataFrame
+    of_item: pl.Series
+    of_line: int
 
 
 def user_histories(
@@ -52,8 +70,13 @@ def user_histories(
     texts: pl.Series,
     rank: int,
     world_size: int,
+    room: Room | None = None,
 ) -> pl.DataFrame:
-    """Columns user, history: lines of items, newest first, scenarios taking turns for the room."""
+    """Columns user, history, num_items: lines of items, newest first.
+
+    Scenarios and answers take turns, so that each has its newest items where there is not room for
+    all; `num_items` counts those shown.
+    """
     rows = _training_rows(folder, schema, rank, world_size)
     _check_range(rows, "user", schema.num_users, folder)
     _check_range(rows, "item", len(texts), folder)
@@ -61,25 +84,29 @@ def user_histories(
     ids = texts.rank("dense").cast(pl.UInt32)
     said = pl.DataFrame({"id": ids, "text": texts}).drop_nulls().unique("id")
     line = ["user", "scenario", "liked"]
-    room = pl.when("liked").then(template.positives).otherwise(template.negatives)
+    most = pl.when("liked").then(template.positives).otherwise(template.negatives)
     positive, negative = template.words_of(schema.labels[0])
     names = pl.Series([s.name for s in schema.scenarios])
     turn = pl.int_range(pl.len()).over(line)
-    return (
+    chosen = (
         rows.with_columns(id=ids.gather(rows["item"]))
         .drop_nulls("id")
         .lazy()
         .sort(pl.col("when"), pl.col("row"), descending=True)
         .unique([*line, "id"], keep="first", maintain_order=True)
         .with_columns(turn=turn)
-        .filter(pl.col("turn") < room)
+        .filter(pl.col("turn") < most)
         .with_row_index("age")
         .sort("turn", "age")
-        .filter(pl.int_range(pl.len()).over("user", "liked") < room)
-        .join(said.lazy(), on="id", how="left")
+        .filter(pl.int_range(pl.len()).over("user", "liked") < most)
+    )
+    if room is not None:
+        chosen = _fitting(chosen, room, line)
+    return (
+        chosen.join(said.lazy(), on="id", how="left")
         .sort(*line, "turn", descending=[False, False, True, False])
         .group_by(line, maintain_order=True)
-        .agg(items=pl.col("text").str.join(BETWEEN_ITEMS))
+        .agg(items=pl.col("text").str.join(BETWEEN_ITEMS), shown=pl.len())
         .with_columns(
             text=fill(
                 template.history,
@@ -89,9 +116,20 @@ def user_histories(
             )
         )
         .group_by("user", maintain_order=True)
-        .agg(history=pl.col("text").str.join("\n"))
+        .agg(history=pl.col("text").str.join("\n"), num_items=pl.col("shown").sum())
         .with_columns(pl.col("user").cast(pl.Int64))
         .collect()
+    )
+
+
+def _fitting(chosen: pl.LazyFrame, room: Room, line: list[str]) -> pl.LazyFrame:
+    """The first items of each user, in turn, that the user's tokens have room for."""
+    costs = pl.Series("cost", room.of_item)
+    first = pl.col("turn") == pl.col("turn").min().over(line)
+    return (
+        chosen.with_columns(cost=pl.lit(costs).gather("item") + first.cast(pl.Int64) * room.of_line)
+        .join(room.of_user.lazy(), on="user", how="left", maintain_order="left")
+        .filter(pl.col("cost").cum_sum().over("user") <= pl.col("room"))
     )
 
 

@@ -17,9 +17,11 @@ FIELDS = {
     "scenario": {"name", "description", "app", "scenarios"},
     "attributes": {"attributes"},
     "history": {"scenario", "word", "items"},
-    "user": {"app", "attributes", "history", "user_question"},
+    "intro": {"app", "scenarios"},
+    "user": {"intro", "attributes", "history", "user_question"},
     "item": {"title", "details"},
     "item_plain": {"title"},
+    "item_prompt": {"app", "item"},
 }
 """Template text -> the names that may stand in braces."""
 
@@ -29,9 +31,12 @@ class Template(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    version: int = Field(ge=1)
+    datasets: list[str]
     system: str
     scenario_line: str
     scenario: str
+    intro: str
     attributes: str
     history: str
     no_history: str
@@ -39,6 +44,7 @@ class Template(BaseModel):
     user_question: str
     item: str
     item_plain: str
+    item_prompt: str
     item_details: int = Field(ge=0)
     words: dict[str, tuple[str, str]]
     positives: int = Field(ge=1)
@@ -65,8 +71,9 @@ class Template(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Hash of everything above, which a store records."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Hash of everything above but `datasets`, which a store records."""
+        told = self.model_dump(mode="json", exclude={"datasets"})
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def words_of(self, label: str) -> tuple[str, str]:
@@ -95,6 +102,20 @@ def load_template(name: str, file: Path = TEMPLATES_FILE) -> Template:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{file.name}: {name}.{where}: {first['msg']}") from None
+
+
+def template_of(dataset: str, name: str = "auto", file: Path = TEMPLATES_FILE) -> str:
+    """The name of the template for a data set: `name` itself unless that is `auto`.
+
+    Example:
+        >>> template_of("ml1m"), template_of("my-app"), template_of("ml1m", "default")
+        ('movielens', 'default', 'default')
+    """
+    if name != "auto":
+        return name
+    entries = yaml.safe_load(file.read_text())
+    fitting = (n for n, entry in entries.items() if dataset in entry.get("datasets", []))
+    return next(fitting, "default")
 
 
 def fill(text: str, **values: pl.Expr) -> pl.Expr:
