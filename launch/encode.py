@@ -1,9 +1,11 @@
 """The encoding job: prompts of a dataset through the frozen model into a knowledge store."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,21 +14,55 @@ import polars as pl
 import pyarrow.parquet as pq
 import torch
 
-from msrec.data.llm.encoder import FrozenEncoder, Pooling, token_batches
+from msrec.data.llm.encoder import DTYPES, FrozenEncoder, Layer, Pooling
 from msrec.data.llm.parts import StoreWriter
-from msrec.data.llm.prompts import Prompts, scenario_prompts, user_prompts
-from msrec.data.llm.store import VERSION
-from msrec.data.llm.templates import load_template
-from msrec.data.llm.weights import DEFAULT_MODEL, model_folder, weights_sha256
+from msrec.data.llm.prompts import Budget, Prompts, item_prompts, scenario_prompts, user_prompts
+from msrec.data.llm.store import KEYS, VERSION, KnowledgeStore, differences
+from msrec.data.llm.templates import Template, load_template, template_of
+from msrec.data.llm.tokens import PromptTokenizer, common_prefix, token_batches
+from msrec.data.llm.weights import DEFAULT_MODEL, load_tokenizer, model_folder, weights_sha256
 from msrec.data.schema import load_schema
 
-Level = Literal["scenario", "user"]
-PROMPTS = {"scenario": scenario_prompts, "user": user_prompts}
+Level = Literal["scenario", "user", "item"]
+LEVELS: tuple[Level, ...] = ("scenario", "user", "item")
 Progress = Callable[[int, int, int], None]
-"""Called with (prompts done, prompts of this rank, tokens encoded in this run)."""
+"""Called with (prompts done, prompts of this rank, tokens of prompts encoded in this run)."""
 
 WINDOW = 8192
 """Prompts that are tokenised, and sorted by length, together."""
+SHORTEST_PREFIX = 8
+"""Tokens that prompts must begin with in common for them to be computed once."""
+OF_PROMPT = ("model_sha256", "template_sha256", "pooling", "layer", "dtype", "max_tokens")
+OF_VECTOR = (*OF_PROMPT, "answer_tokens", "storage", "pca", "level", "version")
+"""Settings by which an earlier store must agree for a vector to be taken over."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a run computed, and how fast.
+
+    tokens: of prompts; `reused` of them were those that prompts begin with in common.
+    matmul_share: multiplications of the layers' matrices for the tokens that were run, as a share
+        of what the machine does in a large product of two matrices in the same time.
+    """
+
+    prompts: int
+    tokens: int
+    reused: int
+    seconds: float
+    matmul_share: float
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """For each level the counts of this rank's share; the speed where anything was encoded.
+
+    Counts: keys, encoded (in this run), reused (from an earlier store), truncated and tokens (of
+    those encoded), no_history, left_out, and `merged`, 1 where the level is complete.
+    """
+
+    levels: dict[str, dict[str, int]]
+    speed: Speed | None
 
 
 def encode(
@@ -35,33 +71,43 @@ def encode(
     *,
     model: str = DEFAULT_MODEL,
     pooling: Pooling = "mean",
+    layer: Layer = "last",
+    answer_tokens: int = 32,
     dtype: str = "bfloat16",
-    storage: Literal["float16", "float32"] = "float16",
+    storage: Literal["float16", "float32", "int8"] = "float16",
+    pca: int | None = None,
     max_tokens: int = 256,
     batch_tokens: int = 2048,
-    template: str = "default",
+    template: str = "auto",
+    trust_remote_code: bool = False,
+    previous: Path | None = None,
     levels: tuple[Level, ...] = ("scenario", "user"),
     rank: int = 0,
     world_size: int = 1,
     device: str | None = None,
     save_every_s: float = 10.0,
     on_progress: Progress | None = None,
-) -> dict[str, dict[str, int]]:
-    """Encode this rank's share of both levels; run it again to go on after a kill.
+) -> EncodeResult:
+    """Encode this rank's share of some levels; run it again to go on after a kill.
 
     Ranks need no process group, only a common `store` folder: the last one to finish a level
     merges it. Keys that any part in the folder holds are not encoded again.
 
     Args:
         dataset: the dataset folder.
-        store: gets the folders `scenario` and `user`.
+        store: gets a folder for each level.
         model: a packaged model, a local folder or a Hugging Face name.
-        pooling: `last` or `mean`, over the tokens of a prompt.
+        pooling: mean or last of the prompt's tokens, or generate an answer first.
+        layer: last, middle, or how many layers to run.
+        answer_tokens: with generate, the longest answer.
         dtype: of the model: bfloat16, float32 or float16.
-        storage: of the vectors.
-        max_tokens: longer prompts lose the end of their history, and are counted.
+        storage: of the vectors; int8 ones are standardised first.
+        pca: keep so many principal components; None keeps all numbers.
+        max_tokens: of a prompt; a history has as many items as there is room for.
         batch_tokens: padded tokens of a batch.
-        template: a name in templates.yaml.
+        template: a name in templates.yaml; auto is the one made for the data set.
+        trust_remote_code: run code that comes with the model.
+        previous: an earlier store, whose vectors are taken where the prompt is still the same.
         levels: which levels to encode.
         rank: this process, in [0, world_size).
         world_size: how many processes share the work.
@@ -69,65 +115,143 @@ def encode(
         save_every_s: seconds between two parts, the most that a kill loses.
         on_progress: called after every batch.
 
-    Returns:
-        For each level the counts of this rank's share: keys, encoded (in this run), truncated
-        and tokens (likewise), no_history, left_out, and `merged`, 1 where the level is complete.
-
     Raises:
-        FileNotFoundError: the dataset or the model is not there.
-        ValueError: an option is wrong, the folder was begun with other settings, or a vector is
-            not finite.
+        FileNotFoundError: the dataset, the model or the earlier store is not there.
+        ValueError: an option is wrong, the folder was begun with other settings, the earlier store
+            was made otherwise, or a vector is not finite.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size); got {rank} of {world_size}.")
-    if storage not in ("float16", "float32"):
-        raise ValueError(f"storage must be 'float16' or 'float32'; got {storage!r}.")
-    texts = load_template(template)
     folder = model_folder(model)
     settings = store_settings(
         Path(dataset),
         model=model,
         template=template,
         pooling=pooling,
+        layer=layer,
+        answer_tokens=answer_tokens,
         dtype=dtype,
         max_tokens=max_tokens,
-    ) | {
-        "version": VERSION,
-        "model_sha256": weights_sha256(folder),
-        "layer": "last",
-        "storage": storage,
-    }
-    jobs: dict[str, _Job] = {}
-    for level in levels:
-        writer = StoreWriter(
+        storage=storage,
+        pca=pca,
+    ) | {"version": VERSION, "model_sha256": weights_sha256(folder)}
+    writers = {
+        level: StoreWriter(
             Path(store) / level, settings | {"level": level}, rank=rank, world_size=world_size
         )
-        prompts = PROMPTS[level](dataset, texts, rank=rank, world_size=world_size)
-        jobs[level] = _Job(writer, prompts, _left(writer, prompts))
+        for level in levels
+    }
+    results: dict[str, dict[str, int]] = {n: _told(w) for n, w in writers.items() if w.is_complete}
+    open_levels = {n: w for n, w in writers.items() if not w.is_complete}
+    if not open_levels:
+        return EncodeResult(results, None)
+    texts = load_template(settings["template"])
+    tokens = PromptTokenizer(load_tokenizer(folder, trust_remote_code), max_tokens)
+    shares = {"rank": rank, "world_size": world_size}
+    jobs = {}
+    for level, writer in open_levels.items():
+        prompts = level_prompts(level, dataset, texts, tokens, **shares)
+        jobs[level] = _Job(writer, prompts, previous)
     counter = _Counter(sum(len(job.prompts) for job in jobs.values()), on_progress)
     counter.add(sum(len(job.prompts) - job.left.height for job in jobs.values()), 0)
     encoder = None
     if any(job.left.height for job in jobs.values()):
-        device = device or _default_device()
         encoder = FrozenEncoder.load(
-            folder, pooling=pooling, dtype=dtype, max_tokens=max_tokens, device=device
+            folder,
+            pooling=pooling,
+            layer=layer,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            max_tokens=max_tokens,
+            answer_tokens=answer_tokens,
+            device=device or _default_device(),
         )
-    results: dict[str, dict[str, int]] = {}
     for name, job in jobs.items():
         end = f"\n{texts.user_question}" if name == "user" else ""
         counts = _encode_level(encoder, job, texts.system, end, batch_tokens, save_every_s, counter)
-        merged = job.writer.is_complete or job.writer.finish(job.prompts.counts)
+        merged = job.writer.finish(job.prompts.counts | {"reused": job.reused})
         results[name] = job.prompts.counts | counts | {"merged": int(merged)}
-    return results
+    ordered: dict[str, dict[str, int]] = {level: results[level] for level in levels}
+    return EncodeResult(ordered, counter.speed(encoder, dtype) if encoder else None)
 
 
-@dataclass(frozen=True)
+def level_prompts(
+    level: str,
+    dataset: Path | str,
+    template: Template,
+    tokens: PromptTokenizer | None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Prompts:
+    """The prompts of a level; without a tokenizer a history is as long as the template allows."""
+    shares = {"rank": rank, "world_size": world_size}
+    if level == "scenario":
+        return scenario_prompts(dataset, template, **shares)
+    if level == "item":
+        return item_prompts(dataset, template, **shares)
+    budget = None
+    if tokens is not None:
+        whole = partial(_lengths, PromptTokenizer(tokens.tokenizer, 1 << 20), template.system)
+        budget = Budget(tokens.max_tokens, whole, tokens.count)
+    return user_prompts(dataset, template, budget=budget, **shares)
+
+
+def _lengths(tokens: PromptTokenizer, system: str, texts: list[str]) -> list[int]:
+    return [len(row) for row in tokens.tokenize(texts, system=system)[0]]
+
+
 class _Job:
-    """One level's share: all its prompts, and those that no part holds yet."""
+    """One level's share: all its prompts, and those that no part and no earlier store holds."""
 
-    writer: StoreWriter
-    prompts: Prompts
-    left: pl.DataFrame
+    def __init__(self, writer: StoreWriter, prompts: Prompts, previous: Path | None) -> None:
+        self.writer, self.prompts = writer, prompts
+        hashes = [prompt_hash(text) for text in prompts.frame["text"].to_list()]
+        frame = prompts.frame.with_columns(prompt=pl.Series(hashes, dtype=pl.String))
+        done = pl.Series(writer.done_index(), dtype=pl.Int64)
+        self.left = frame.filter(~pl.col("index").is_in(done.implode()))
+        self.reused = 0
+        level = str(writer.settings["level"])
+        if previous is not None and self.left.height and (previous / level).is_dir():
+            self._take_over(KnowledgeStore.open(previous / level))
+
+    def _take_over(self, store: KnowledgeStore) -> None:
+        """Write the vectors of the prompts that are still the same as parts of this store."""
+        expected = {name: self.writer.settings.get(name) for name in OF_VECTOR}
+        differ = differences(store.manifest, expected)
+        if expected["storage"] == "int8" or expected["pca"] is not None:
+            differ = [f"storage {expected['storage']!r}, pca {expected['pca']!r}: not the raw ones"]
+        if differ:
+            raise ValueError(
+                f"{store.path}: an earlier store must have vectors made the same way; it has "
+                f"{'; '.join(differ)}. Leave llm.previous out."
+            )
+        keys = pl.read_parquet(store.path / KEYS).with_row_index("row")
+        columns = [
+            "prompt",
+            "row",
+            "tokens",
+            "truncated",
+            *(c for c in ["text"] if c in keys.columns),
+        ]
+        same = self.left.drop("text").join(keys.select("key", *columns), on=["key", "prompt"])
+        for part in same.iter_slices(WINDOW):
+            rows = part.drop("row").to_dict(as_series=False)
+            self.writer.write(rows, np.asarray(store.vectors[part["row"].to_numpy()]))
+        self.left = self.left.join(same.select("index"), on="index", how="anti")
+        self.reused = same.height
+
+
+def prompt_hash(text: str) -> str:
+    """What tells whether a prompt has changed."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _told(writer: StoreWriter) -> dict[str, int]:
+    """Counts of a level that was complete before."""
+    manifest = KnowledgeStore.open(writer.folder, verify=False).manifest
+    names = ("keys", "no_history", "left_out")
+    return {name: int(manifest[name]) for name in names} | {"encoded": 0, "merged": 1}
 
 
 def _encode_level(
@@ -140,21 +264,16 @@ def _encode_level(
     counter: "_Counter",
 ) -> dict[str, int]:
     """Encode what is left of a level, if anything; counts of this run."""
-    counts = {"encoded": job.left.height, "truncated": 0, "tokens": 0}
+    counts = {"encoded": job.left.height, "reused": job.reused, "truncated": 0, "tokens": 0}
     for window in job.left.iter_slices(WINDOW):
         assert encoder is not None
-        rows, cut = encoder.tokenize(window["text"].to_list(), system=system, keep_end=end)
-        columns = _columns(window, rows, cut)
+        rows, cut = encoder.tokens.tokenize(window["text"].to_list(), system=system, keep_end=end)
+        columns = window.select("index", "key", "has_history", "prompt").to_dict(as_series=False)
+        columns |= {"tokens": [len(row) for row in rows], "truncated": cut}
         _encode_window(encoder, job.writer, rows, columns, batch_tokens, save_every_s, counter)
         counts["truncated"] += sum(cut)
         counts["tokens"] += sum(map(len, rows))
     return counts
-
-
-def _columns(window: pl.DataFrame, rows: list[list[int]], cut: list[bool]) -> dict[str, list[Any]]:
-    """What a part says of each key, beside its vector."""
-    columns = window.select("index", "key", "has_history").to_dict(as_series=False)
-    return columns | {"tokens": [len(row) for row in rows], "truncated": cut}
 
 
 def _encode_window(
@@ -167,49 +286,83 @@ def _encode_window(
     counter: "_Counter",
 ) -> None:
     """Encode some prompts in batches of like length; save a part every few seconds."""
+    started = time.perf_counter()
+    shared = common_prefix(rows) if len(rows) > 1 else []
+    prefix = encoder.prefix(shared) if len(shared) >= SHORTEST_PREFIX else None
+    skip = len(shared) if prefix else 0
     waiting: list[int] = []
     vectors: list[np.ndarray] = []
+    answers: list[str] = []
     saved = time.monotonic()
-    batches = token_batches(columns["tokens"], batch_tokens)
+    batches = token_batches([length - skip for length in columns["tokens"]], batch_tokens)
     for number, batch in enumerate(batches):
-        vectors.append(encoder.encode([rows[place] for place in batch]))
+        made = encoder.encode([rows[place] for place in batch], prefix)
+        vectors.append(made.vectors)
+        answers += made.texts or []
         waiting += batch
+        counter.seconds += time.perf_counter() - started
         is_last = number == len(batches) - 1
         if is_last or time.monotonic() - saved >= save_every_s:
             part = {name: [values[p] for p in waiting] for name, values in columns.items()}
+            if answers:
+                part["text"] = answers
             writer.write(part, np.concatenate(vectors))
-            waiting, vectors, saved = [], [], time.monotonic()
-        counter.add(len(batch), sum(columns["tokens"][place] for place in batch))
+            waiting, vectors, answers, saved = [], [], [], time.monotonic()
+        counter.add(len(batch), sum(columns["tokens"][p] for p in batch), skip * len(batch))
+        started = time.perf_counter()
 
 
 class _Counter:
     """Adds up what is done, and tells the caller."""
 
     def __init__(self, total: int, on_progress: Progress | None) -> None:
-        self.done, self.total, self.tokens = 0, total, 0
+        self.done, self.total, self.tokens, self.reused, self.encoded = 0, total, 0, 0, 0
+        self.seconds = 0.0
         self.on_progress = on_progress
 
-    def add(self, prompts: int, tokens: int) -> None:
+    def add(self, prompts: int, tokens: int, reused: int = 0) -> None:
         self.done += prompts
+        self.encoded += prompts if tokens else 0
         self.tokens += tokens
+        self.reused += reused
         if self.on_progress is not None:
             self.on_progress(self.done, self.total, self.tokens)
 
+    def speed(self, encoder: FrozenEncoder, dtype: str) -> Speed:
+        flops = (self.tokens - self.reused) * encoder.flops_per_token
+        share = flops / (self.seconds * matmul_peak(dtype, encoder.device))
+        return Speed(self.encoded, self.tokens, self.reused, self.seconds, share)
 
-def _left(writer: StoreWriter, prompts: Prompts) -> pl.DataFrame:
-    """The prompts that no part holds."""
-    if writer.is_complete:
-        return prompts.frame.clear()
-    done = pl.Series(writer.done_index(), dtype=pl.Int64)
-    return prompts.frame.filter(~pl.col("index").is_in(done.implode()))
+
+def matmul_peak(dtype: str, device: torch.device, size: int = 2048) -> float:
+    """Multiplications and additions a second in a product of two square matrices, the best of 3."""
+    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        float((a @ b)[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
 
 
 def store_settings(
-    dataset: Path, *, model: str, template: str, pooling: str, dtype: str, max_tokens: int
+    dataset: Path,
+    *,
+    model: str,
+    template: str,
+    pooling: str,
+    layer: Layer,
+    answer_tokens: int,
+    dtype: str,
+    max_tokens: int,
+    storage: str,
+    pca: int | None,
 ) -> dict[str, Any]:
     """What a config says of a store's vectors: how they are made, and of which training rows."""
     schema = load_schema(dataset)
     files = sorted((dataset / "train").glob("*.parquet"))
+    name = template_of(schema.name, template)
+    found = load_template(name)
     return {
         "dataset": schema.name,
         "split": schema.split.model_dump(mode="json"),
@@ -217,11 +370,16 @@ def store_settings(
         "num_items": schema.num_items,
         "train_rows": sum(pq.read_metadata(file).num_rows for file in files),
         "model": model,
-        "template": template,
-        "template_sha256": load_template(template).sha256,
+        "template": name,
+        "template_version": found.version,
+        "template_sha256": found.sha256,
         "pooling": pooling,
+        "layer": layer,
+        "answer_tokens": answer_tokens if pooling == "generate" else None,
         "dtype": dtype,
         "max_tokens": max_tokens,
+        "storage": storage,
+        "pca": pca,
     }
 
 

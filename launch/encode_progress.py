@@ -6,6 +6,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from msrec.launch.encode import Speed
+
 
 class EncodeProgress:
     """Prompts a second and the time left of this rank's share.
@@ -55,3 +57,13 @@ class EncodeProgress:
             self._console.print(
                 f"encode {done:,}/{total:,}  {line}  {left:.0f} s left", soft_wrap=True
             )
+
+
+def speed_line(speed: Speed) -> str:
+    """What was encoded and how fast, in a line."""
+    per_s = 1 / speed.seconds
+    return (
+        f"{speed.prompts * per_s:.1f} prompts/s, {speed.tokens * per_s:,.0f} tokens/s "
+        f"({speed.reused / max(speed.tokens, 1):.0%} of them shared beginnings, computed once), "
+        f"{speed.matmul_share:.0%} of the matmul peak"
+    )

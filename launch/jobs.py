@@ -10,12 +10,14 @@ from typing import cast, get_args
 from rich.console import Console
 from rich.logging import RichHandler
 
-from msrec.data.llm.templates import load_template
+from msrec.data.llm.templates import load_template, template_of
+from msrec.data.llm.tokens import PromptTokenizer
+from msrec.data.llm.weights import load_tokenizer, model_folder
 from msrec.data.schema import Split, load_schema
 from msrec.launch.build import Knowledge, build_loader, plan_model, write_json
-from msrec.launch.config import load_config, save_config
-from msrec.launch.encode import PROMPTS, encode
-from msrec.launch.encode_progress import EncodeProgress
+from msrec.launch.config import RunConfig, load_config, save_config
+from msrec.launch.encode import LEVELS, encode, level_prompts
+from msrec.launch.encode_progress import EncodeProgress, speed_line
 from msrec.launch.evaluate import evaluate
 from msrec.launch.plan_table import plan_table
 from msrec.launch.process import process_group, quiet_libraries
@@ -82,43 +84,54 @@ def evaluate_job(run_dir: Path, overrides: Sequence[str], split: Split) -> None:
 
 
 def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) -> None:
-    """Encode both levels into `llm.store`, or print one prompt."""
+    """Encode all levels into `llm.store`, or print one prompt."""
     config = load_config(config_file, overrides)
     llm = config.llm
     if show is not None:
-        console.print(_prompt(config.dataset, llm.template, show), markup=False, highlight=False)
+        console.print(_prompt(config, show), markup=False, highlight=False)
         return
     if llm.store is None:
         raise ValueError(f"{config_file}: llm.store must name a folder; it is not given.")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     _log_to_terminal(rank == 0)
     with EncodeProgress(is_shown=rank == 0) as progress:
-        counts = encode(
+        result = encode(
             config.dataset,
             llm.store,
             **llm.encoding,
             batch_tokens=llm.batch_tokens,
+            trust_remote_code=llm.trust_remote_code,
+            previous=llm.previous,
+            levels=LEVELS if llm.items else LEVELS[:2],
             rank=rank,
             world_size=world_size,
             on_progress=progress.update,
         )
-    for level, of_level in counts.items():
+    for level, of_level in result.levels.items():
         told = ", ".join(f"{name} {count:,}" for name, count in of_level.items())
         console.print(f"rank {rank} {level}: {told}", highlight=False)
+    if result.speed is not None:
+        console.print(f"rank {rank}: {speed_line(result.speed)}", highlight=False)
     if rank == 0:
         console.print(f"store: {llm.store}", soft_wrap=True)
 
 
-def _prompt(dataset: Path, template: str, show: str) -> str:
-    """One prompt by `user=KEY` or `scenario=NAME`."""
+def _prompt(config: RunConfig, show: str) -> str:
+    """One prompt by `user=KEY`, `scenario=NAME` or `item=KEY`."""
     level, _, wanted = show.partition("=")
-    if level not in PROMPTS:
-        raise ValueError(f"--show must be user=KEY or scenario=NAME; got {show!r}.")
-    prompts = PROMPTS[level](dataset, load_template(template))
+    if level not in LEVELS:
+        raise ValueError(f"--show must be user=KEY, scenario=NAME or item=KEY; got {show!r}.")
+    llm, schema = config.llm, load_schema(config.dataset)
+    template = load_template(template_of(schema.name, llm.template))
+    tokenizer = load_tokenizer(model_folder(llm.model), llm.trust_remote_code)
+    tokens = PromptTokenizer(tokenizer, llm.max_tokens)
+    prompts = level_prompts(level, config.dataset, template, tokens)
     for key, text in prompts.pairs():
         if str(key) == wanted:
             return text
-    raise ValueError(f"{dataset} must hold the {level} {wanted!r}; it is not among {len(prompts)}.")
+    raise ValueError(
+        f"{config.dataset} must hold the {level} {wanted!r}; it is not among {len(prompts)}."
+    )
 
 
 def report_job(out: Path, runs: Sequence[str]) -> None:

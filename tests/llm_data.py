@@ -52,7 +52,7 @@ def write_dataset(
     return folder
 
 
-def write_model(folder, seed=0):
+def write_model(folder, seed=0, tied=True):
     """A random two-layer Llama with a tokenizer of one token a byte, as a local model folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -68,6 +68,7 @@ def write_model(folder, seed=0):
         num_key_value_heads=1,
         max_position_embeddings=2048,
         initializer_range=0.5,
+        tie_word_embeddings=tied,  # the embeddings are the LM head
     )
     LlamaModel(config).save_pretrained(folder)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -218,11 +218,10 @@ def test_a_budget_keeps_the_newest_items_of_each_scenario_and_counts_who_lost_so
     assert prompts.counts["history_cut"] == 1
 
 
-def test_a_budget_without_room_for_an_item_leaves_the_history_out(tmp_path):
+def test_a_budget_without_room_for_an_item_is_refused(tmp_path):
     folder = write_dataset(tmp_path, TRAIN)
-    prompts = user_prompts(folder, template(), budget=budget(10))
-    assert prompts.counts["keys"] == 0
-    assert prompts.counts["history_cut"] == 2
+    with pytest.raises(ValueError, match="room for an item of history; got 10, .* has 2.. tokens"):
+        user_prompts(folder, template(), budget=budget(10))
 
 
 def test_prompts_of_users_begin_alike(tmp_path):

@@ -101,8 +101,6 @@ def tiny_store(dataset, store, dim=12, seed=0, **changes):
     settings = store_settings(dataset, **llm.encoding) | {
         "version": VERSION,
         "model_sha256": "0" * 64,
-        "layer": "last",
-        "storage": "float32",
     }
     keys = {
         "user": [f"u{i}" for i in range(39)],  # the last user has no vector

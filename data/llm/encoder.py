@@ -108,13 +108,25 @@ class FrozenEncoder:
         trust_remote_code: bool = False,
         **options: Any,
     ) -> "FrozenEncoder":
-        """Load model and tokenizer from a local folder; the LM head only to generate."""
+        """Load model and tokenizer from a local folder; the LM head only to generate.
+
+        Raises:
+            ValueError: an unknown dtype, or weights are missing.
+        """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
         logging.disable_progress_bar()  # the job has its own
         kind = AutoModelForCausalLM if pooling == "generate" else AutoModel
         trusted = {"trust_remote_code": trust_remote_code}
-        model = kind.from_pretrained(str(folder), dtype=DTYPES[dtype], **trusted)
+        model, found = kind.from_pretrained(
+            str(folder), dtype=DTYPES[dtype], output_loading_info=True, **trusted
+        )
+        if found["missing_keys"]:
+            missing = sorted(found["missing_keys"])
+            raise ValueError(
+                f"{folder} must hold all weights of a {type(model).__name__}; it lacks "
+                f"{len(missing)}, the first {missing[0]}. A model without LM head cannot generate."
+            )
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **trusted)
         return cls(model, tokenizer, pooling=pooling, **options)
 
@@ -149,8 +161,8 @@ class FrozenEncoder:
         skip = len(prefix.ids) if prefix else 0
         lengths = torch.tensor([len(row) - skip for row in rows])
         if int(lengths.min()) <= 0:
-            row = int(lengths.argmin())
-            raise ValueError(f"prompt {row} of the batch must have a token of its own.")
+            place = int(lengths.argmin())
+            raise ValueError(f"prompt {place} of the batch must have a token of its own.")
         ids = torch.full((len(rows), int(lengths.max())), self.pad_id)
         for position, row in enumerate(rows):
             ids[position, : len(row) - skip] = torch.tensor(row[skip:])

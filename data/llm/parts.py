@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.llm.store import KEYS, MANIFEST, VECTORS, differences
+from msrec.data.llm.compress import chunks, fit_projection, moments, to_int8
+from msrec.data.llm.store import KEYS, MANIFEST, PROJECTION, SCALES, VECTORS, differences
 
 SETTINGS = "settings.json"
-COLUMNS = ["index", "key", "tokens", "truncated", "has_history"]
-SUMMED = ("keys", "no_history", "left_out")
+RAW = "raw.npy"
+COLUMNS = ["index", "key", "tokens", "truncated", "has_history", "prompt", "text"]
+SUMMED = ("keys", "no_history", "left_out", "history_cut", "reused")
+DTYPES = ("float16", "float32")
 
 
 class StoreWriter:
@@ -54,21 +57,23 @@ class StoreWriter:
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
     def write(self, rows: dict[str, list[Any]], vectors: np.ndarray) -> None:
-        """Save a part: the columns index, key, tokens, truncated, has_history, and the vectors.
+        """Save a part: the columns `COLUMNS`, of which text and prompt may lack, and the vectors.
 
         Raises:
             ValueError: a vector has a value that is not finite; names the key.
         """
-        stored = vectors.astype(self.settings["storage"])
+        dtype = _part_dtype(self.settings)
+        stored = vectors.astype(dtype)
         bad = ~np.isfinite(stored).all(axis=1)
         if bad.any():
             key = rows["key"][int(bad.argmax())]
             raise ValueError(
                 f"every value of a vector must be finite; the vector of {key!r} is not, as "
-                f"{self.settings['storage']}: use float32 for storage or for the model."
+                f"{dtype}: use float32 for storage or for the model."
             )
         flat = pa.array(stored.reshape(-1))
-        table = pa.table({name: rows[name] for name in COLUMNS}).append_column(
+        columns = {name: rows.get(name, [None] * len(stored)) for name in COLUMNS}
+        table = pa.table(columns, schema=_schema(columns)).append_column(
             "vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         )
         file = self.parts / f"part-{self.rank:03d}-{self._next:05d}.parquet"
@@ -96,12 +101,12 @@ class StoreWriter:
         return sorted(self.parts.glob("part-*.parquet"))
 
     def _merge(self, shares: list[dict[str, int]]) -> None:
-        """Parts -> keys.parquet, vectors.npy, manifest.json (last), in the order of `index`."""
+        """Parts -> keys, vectors and manifest (last), in the order of `index`."""
         files = self._part_files()
         tables = [_read_part(file, COLUMNS) for file in files]
         keys = pa.concat_tables(tables).sort_by("index") if tables else pa.table({"index": []})
         index = keys["index"].to_numpy()
-        counts = shares[0] | {name: sum(share[name] for share in shares) for name in SUMMED}
+        counts = shares[0] | {name: sum(share.get(name, 0) for share in shares) for name in SUMMED}
         if len(index) == 0:
             raise ValueError(f"{self.folder}: a store must have at least 1 key; got no prompt.")
         if len(np.unique(index)) < len(index) or len(index) != counts["keys"]:
@@ -109,59 +114,108 @@ class StoreWriter:
                 f"{self.parts} must hold {counts['keys']} keys, each once; found {len(index)}, "
                 f"{len(np.unique(index))} of them distinct: delete {self.folder} and encode again."
             )
-        moments = self._merge_vectors(files, tables, index)
+        if keys["text"].null_count == len(keys):
+            keys = keys.drop_columns("text")
+        made = self._merge_vectors(files, tables, index)
         with _replacing(self.folder / KEYS) as scratch:
             pq.write_table(keys, scratch)
         manifest = self.settings | counts | {"tokens": int(keys["tokens"].to_numpy().sum())}
-        manifest |= {"truncated": int(keys["truncated"].to_numpy().sum())} | moments
-        manifest["bytes"] = {n: (self.folder / n).stat().st_size for n in (KEYS, VECTORS)}
+        manifest |= {"truncated": int(keys["truncated"].to_numpy().sum())} | made
+        names = [n for n in (KEYS, VECTORS, SCALES, PROJECTION) if (self.folder / n).is_file()]
+        manifest["bytes"] = {n: (self.folder / n).stat().st_size for n in names}
         _write_json(self.folder / MANIFEST, manifest)
         shutil.rmtree(self.parts)
 
     def _merge_vectors(
         self, files: list[Path], tables: list[pa.Table], index: np.ndarray
     ) -> dict[str, Any]:
-        """Write vectors.npy; mean and standard deviation of each dimension, in float64."""
-        size = pq.read_schema(files[0]).field("vector").type.list_size
-        shape = (len(index), size)
-        with _replacing(self.folder / VECTORS) as scratch:
-            with scratch.open("wb") as opened:
-                _npy_header(opened, shape, self.settings["storage"])
-                # Claims the room now: a full disk is an error here, not a crash in the memory map.
-                os.posix_fallocate(opened.fileno(), 0, opened.tell() + _nbytes(shape, self))
-            vectors = np.lib.format.open_memmap(scratch, mode="r+")
-            for file, table in zip(files, tables, strict=True):
-                column = _read_part(file, ["vector"])["vector"].combine_chunks()
-                rows = np.searchsorted(index, table["index"].to_numpy())
-                vectors[rows] = column.values.to_numpy().reshape(-1, size)
-            vectors.flush()
-            mean, std = _moments(vectors)
-            del vectors
-        return {"hidden_dim": size, "mean": mean.tolist(), "std": std.tolist()}
+        """Write the vectors; what the manifest says of them."""
+        if self.settings["storage"] in DTYPES and self.settings.get("pca") is None:
+            with _replacing(self.folder / VECTORS) as scratch:
+                vectors = self._gather(scratch, files, tables, index)
+                mean, std = moments(chunks(vectors))
+            size = vectors.shape[1]
+            return {"hidden_dim": size, "mean": mean.tolist(), "std": std.tolist()}
+        raw = self.folder / RAW
+        try:
+            return self._write_projected(self._gather(raw, files, tables, index))
+        finally:
+            raw.unlink(missing_ok=True)
+
+    def _gather(
+        self, path: Path, files: list[Path], tables: list[pa.Table], index: np.ndarray
+    ) -> np.ndarray:
+        """All vectors as the parts have them, in order, in one mapped file."""
+        column = pq.read_schema(files[0]).field("vector").type
+        shape = (len(index), column.list_size)
+        vectors = _new_array(path, shape, _part_dtype(self.settings))
+        for file, table in zip(files, tables, strict=True):
+            found = _read_part(file, ["vector"])["vector"].combine_chunks()
+            rows = np.searchsorted(index, table["index"].to_numpy())
+            vectors[rows] = found.values.to_numpy().reshape(-1, shape[1])
+        vectors.flush()
+        return vectors
+
+    def _write_projected(self, raw: np.ndarray) -> dict[str, Any]:
+        """Standardise, project, round; keep by what."""
+        storage, dims = self.settings["storage"], self.settings.get("pca")
+        projection = fit_projection(raw, dims)
+        size = raw.shape[1] if dims is None else dims
+        names = [VECTORS, *([SCALES] if storage == "int8" else [])]
+        with ExitStack() as stack:
+            paths = [stack.enter_context(_replacing(self.folder / name)) for name in names]
+            out = _new_array(paths[0], (len(raw), size), storage)
+            scales = _new_array(paths[1], (len(raw),), "float32") if storage == "int8" else None
+            for at, rows in chunks(raw):
+                made = projection(rows)
+                if scales is None:
+                    out[at] = made
+                else:
+                    out[at], scales[at] = to_int8(made)
+            out.flush()
+            if scales is not None:
+                scales.flush()
+            mean, std = moments(stored_chunks(out, scales))
+        with _replacing(self.folder / PROJECTION) as scratch, scratch.open("wb") as opened:
+            axes = projection.components
+            kept = {} if axes is None else {"components": axes}
+            np.savez(opened, allow_pickle=False, mean=projection.mean, std=projection.std, **kept)
+        found = {"hidden_dim": size, "raw_dim": raw.shape[1], "explained": projection.explained}
+        return found | {"mean": mean.tolist(), "std": std.tolist()}
 
 
-def _nbytes(shape: tuple[int, int], writer: StoreWriter) -> int:
-    return shape[0] * shape[1] * int(np.dtype(writer.settings["storage"]).itemsize)
+def stored_chunks(
+    vectors: np.ndarray, scales: np.ndarray | None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Vectors as a reader sees them, some at a time."""
+    for at, rows in chunks(vectors):
+        yield at, rows if scales is None else rows * scales[at, None]
 
 
-def _npy_header(opened: Any, shape: tuple[int, int], dtype: str) -> None:
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    header = {"descr": descr, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(opened, header)
+def _part_dtype(settings: dict[str, Any]) -> str:
+    """Parts of a store of 8 bits have 16: the scale is known when all vectors are there."""
+    return "float16" if settings["storage"] == "int8" else str(settings["storage"])
 
 
-def _moments(vectors: np.ndarray, rows: int = 65_536) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation by Chan's update, so that large stores lose no digits."""
-    count, mean, spread = 0, np.zeros(vectors.shape[1]), np.zeros(vectors.shape[1])
-    for start in range(0, len(vectors), rows):
-        chunk = vectors[start : start + rows].astype(np.float64)
-        chunk_mean = chunk.mean(axis=0)
-        total = count + len(chunk)
-        shift = chunk_mean - mean
-        spread += ((chunk - chunk_mean) ** 2).sum(axis=0) + shift**2 * count * len(chunk) / total
-        mean += shift * len(chunk) / total
-        count = total
-    return mean, np.sqrt(spread / count)
+def _new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """A memory-mapped .npy file whose room is claimed now.
+
+    So a full disk is an error here, not a crash in the memory map.
+    """
+    kind = np.dtype(dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    with path.open("wb") as opened:
+        np.lib.format.write_array_header_1_0(opened, header)
+        size = int(np.prod(shape)) * kind.itemsize
+        os.posix_fallocate(opened.fileno(), 0, opened.tell() + size)
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
+def _schema(columns: dict[str, list[Any]]) -> pa.Schema:
+    is_text = bool(columns["key"]) and isinstance(columns["key"][0], str)
+    types = {"index": pa.int64(), "key": pa.string() if is_text else pa.int64()}
+    types |= {"tokens": pa.int32(), "truncated": pa.bool_(), "has_history": pa.bool_()}
+    return pa.schema([*types.items(), ("prompt", pa.string()), ("text", pa.string())])
 
 
 def _same_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -102,7 +102,8 @@ def user_prompts(
 
     Raises:
         FileNotFoundError: the dataset, its users, items or training rows are not there.
-        ValueError: a column is missing, an index out of range, a user key null or there twice.
+        ValueError: a column is missing, an index out of range, a user key null or there twice, or
+            the budget has room for no history at all.
     """
     folder = Path(dataset)
     schema = load_schema(folder)
@@ -113,6 +114,12 @@ def user_prompts(
     if budget is not None:
         room = _room(schema, template, users, texts, budget)
         fitting = user_histories(folder, schema, template, texts, rank, world_size, room)
+        if lines.height and not fitting.height:
+            rest = budget.most - int(room.of_user["room"].max())  # type: ignore[arg-type]
+            raise ValueError(
+                f"llm.max_tokens must have room for an item of history; got {budget.most}, and the "
+                f"rest of a prompt has {rest} tokens or more. Raise it."
+            )
         both = lines.join(fitting, on="user", how="left", suffix="_fitting")
         shown = both["num_items_fitting"].fill_null(0)
         counts["history_cut"] = int((shown < both["num_items"]).sum())

@@ -2,8 +2,12 @@
 
 One folder a level (`user`, `scenario`)::
 
-    keys.parquet    index, key (int64 or string), tokens, truncated, has_history; row i: vector i
-    vectors.npy     (N, H), float16 or float32
+    keys.parquet    index, key (int64 or string), tokens, truncated, has_history, prompt (its hash)
+                    and, where the model answered, text; row i belongs to vector i
+    vectors.npy     (N, H), float16, float32 or int8
+    scales.npy      (N,), float32: what an int8 vector is times
+    projection.npz  mean, std and components by which float vectors became those of the store, where
+                    it holds int8 or principal components
     manifest.json   model, prompts, data and counts; written last, so a folder without is not done
 """
 
@@ -19,7 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"
-VERSION = 1
+SCALES, PROJECTION = "scales.npy", "projection.npz"
+VERSION = 2
+READABLE = (1, 2)
+"""Version 1 has no hashes of prompts."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,8 @@ class KnowledgeStore:
     """One level's vectors.
 
     Shape:
-        vectors: (N, H), float16 or float32, memory-mapped, read-only.
+        vectors: (N, H), float16, float32 or int8, memory-mapped; nothing is written back.
+        scales: (N,), float32, with int8 vectors.
         keys: (N,), int64 or string, each once.
         mean, std: (H,), float32, of each dimension over all keys; std is 0 where all are equal.
     """
@@ -35,6 +43,7 @@ class KnowledgeStore:
     path: Path
     manifest: dict[str, Any]
     vectors: np.ndarray
+    scales: np.ndarray | None
     keys: np.ndarray
     mean: np.ndarray
     std: np.ndarray
@@ -50,7 +59,8 @@ class KnowledgeStore:
         folder = Path(path)
         manifest = _read_manifest(folder)
         _check_sizes(folder, manifest)
-        vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+        vectors = _mapped(folder / VECTORS)
+        scales = _mapped(folder / SCALES) if SCALES in manifest["bytes"] else None
         keys = pq.read_table(folder / KEYS, columns=["key"])["key"].to_numpy()
         shape = (manifest["keys"], manifest["hidden_dim"])
         if vectors.shape != shape or len(keys) != shape[0]:
@@ -60,7 +70,7 @@ class KnowledgeStore:
             )
         mean = np.asarray(manifest["mean"], dtype=np.float32)
         std = np.asarray(manifest["std"], dtype=np.float32)
-        store = cls(folder, manifest, vectors, keys, mean, std)
+        store = cls(folder, manifest, vectors, scales, keys, mean, std)
         if verify:
             store._check_finite()
         return store
@@ -106,6 +116,8 @@ class KnowledgeStore:
         return pa.int64() if np.issubdtype(self.keys.dtype, np.integer) else pa.string()
 
     def _check_finite(self, rows: int = 65_536) -> None:
+        if self.vectors.dtype == np.int8:
+            return  # any byte is a number; the scales are checked by their sum
         for start in range(0, len(self), rows):
             bad = ~np.isfinite(self.vectors[start : start + rows]).all(axis=1)
             if bad.any():
@@ -130,6 +142,12 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
     ]
 
 
+def _mapped(path: Path) -> np.ndarray:
+    # "c" is private to this process: torch warns of arrays that cannot be written.
+    array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
+    return array
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.is_file():
@@ -142,9 +160,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} must be JSON; {error}: encode again.") from None
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in READABLE:
         raise ValueError(
-            f"{file}: version must be {VERSION}; got {manifest.get('version')!r}: encode again."
+            f"{file}: version must be at most {VERSION}; got {manifest.get('version')!r}: encode "
+            "again."
         )
     return dict(manifest)
 

@@ -83,7 +83,7 @@ class PromptTokenizer:
         )
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
+def common_prefix(rows: Sequence[list[int]]) -> list[int]:
     """What all rows begin with, at least one token short of the shortest.
 
     Example:
