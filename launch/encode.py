@@ -287,7 +287,7 @@ def _encode_window(
 ) -> None:
     """Encode some prompts in batches of like length; save a part every few seconds."""
     started = time.perf_counter()
-    shared = common_prefix(rows) if len(rows) > 1 else []
+    shared = common_prefix(rows) if len(rows) > 1 and encoder.is_causal else []
     prefix = encoder.prefix(shared) if len(shared) >= SHORTEST_PREFIX else None
     skip = len(shared) if prefix else 0
     waiting: list[int] = []

