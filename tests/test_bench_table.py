@@ -149,15 +149,16 @@ def test_a_dry_run_says_what_is_left_and_runs_nothing(pair, tmp_path, capsys):
     args = (["movielens"], ["mmoe", "star"], 2, 1, 1)
     table.bench_table(Path("none"), tmp_path, *args, dry_run=True, page=None)
     told = capsys.readouterr().out
-    assert "1 of 6 cells are done" in told
-    assert "movielens mmoe: 2 cells to run" in told
-    assert "movielens star: 3 cells to run" in told
+    assert "1 of 8 cells are done" in told
+    assert "movielens mmoe: 3 cells to run" in told
+    assert "movielens star: 4 cells to run" in told
 
 
 def test_when_all_cells_are_there_the_page_is_written_without_any_data(pair, tmp_path, capsys):
     save(pair, "trial", 0, made(0.7))
     for seed, auc in enumerate((0.80, 0.82)):
         save(pair, "seed", seed, made(auc, test=True))
+    save(pair, "speed", 0, made(0.6))
     page = tmp_path / "docs/benchmark.md"
     table.bench_table(Path("none"), tmp_path, ["movielens"], ["mmoe"], 1, 2, 1, False, page)
     text = page.read_text()

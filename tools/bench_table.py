@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    track,
+)
 
 from msrec.data.schema import SCHEMA_FILE
 from msrec.model.backbones import BACKBONES
@@ -19,6 +26,7 @@ from msrec.tools.convert import convert
 from msrec.tools.tuning import Choice, overrides, propose, search_space
 
 CONFIGS = Path("configs/benchmark")
+TIMED_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ def bench_table(
     console = Console()
     pairs = [Pair(b, m, out) for b in _chosen(benchmarks) for m in _known(models)]
     left = sum(c is None for p in pairs for c in _cells(p, trials, seeds))
-    total = len(pairs) * (trials + seeds)
+    total = len(pairs) * (trials + seeds + 1)
     console.print(f"{total - left} of {total} cells are done", highlight=False)
     if dry_run:
         for pair in pairs:
@@ -168,14 +176,15 @@ def bench_table(
         for benchmark in {p.benchmark.name: p.benchmark for p in pairs}.values():
             _convert(benchmark, raw, out, console)
         _encode(pairs, trials, seeds, jobs, console)
-        _run(pairs, trials, seeds, jobs, left, console)
+        _run(pairs, trials, seeds, jobs, console)
+        _time(pairs, console)
     text = write_page(pairs, trials, seeds, page)
     (out / "table.md").write_text(text)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(pair: Pair, trials: int, seeds: int) -> list[Cell | None]:
-    return [*pair.cells("trial", trials), *pair.cells("seed", seeds)]
+    return [*pair.cells("trial", trials), *pair.cells("seed", seeds), *pair.cells("speed", 1)]
 
 
 def _chosen(names: Sequence[str]) -> list[Benchmark]:
@@ -227,11 +236,13 @@ def _encode(pairs: Sequence[Pair], trials: int, seeds: int, jobs: int, console: 
             console.print(f"{name}: users and scenarios are encoded", highlight=False)
 
 
-def _run(
-    pairs: Sequence[Pair], trials: int, seeds: int, jobs: int, left: int, console: Console
-) -> None:
+def _run(pairs: Sequence[Pair], trials: int, seeds: int, jobs: int, console: Console) -> None:
     """Cells run in `jobs` long-lived processes; a pair's cells follow each other."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before a process imports torch
+    trained = (c for p in pairs for c in (*p.cells("trial", trials), *p.cells("seed", seeds)))
+    left = sum(cell is None for cell in trained)
+    if not left:
+        return
     columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     failures: list[str] = []
     with (
@@ -262,6 +273,19 @@ def _run(
         list(threads.map(run_pair, pairs))
     if failures:
         raise ValueError(f"{len(failures)} of {len(pairs)} failed; the first: {failures[0]}")
+
+
+def _time(pairs: Sequence[Pair], console: Console) -> None:
+    """Some steps of every model with its best options, one at a time, when nothing else runs."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    left = [pair for pair in pairs if load_cell(pair.folder("speed", 0)) is None]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        for pair in track(left, "timing", console=console, transient=True):
+            judged = load_cell(pair.folder("seed", 0))
+            assert judged is not None
+            options = [*judged.options, f"trainer.max_steps={TIMED_STEPS}"]
+            args = (pair.folder("speed", 0), pair.benchmark.config, judged.choice, options, False)
+            process.submit(run_cell, *args).result()
 
 
 def _tune_and_judge(
