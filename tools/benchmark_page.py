@@ -60,9 +60,9 @@ def _page(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
     yield (
         f"**Figures**: mean ± standard deviation over {seeds} seeds (initialisation and order of "
         "rows; the split is one). A test split of 100,000 rows alone has a standard error of about "
-        ".0014 in AUC, the same for all models of a table. rows/s: 200 steps on one core, one model "
-        f"after the others, on {_processor()}; minutes: all trainings of the model together, two "
-        "at a time on two cores."
+        ".0014 in AUC, the same for all models of a table. rows/s: 200 steps on one core, one "
+        f"model after the other, on {_processor()}; minutes: all trainings of the model together, "
+        "two at a time on two cores."
     )
     if cells:
         longest = max(cell.seconds for cell in cells)
