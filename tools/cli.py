@@ -105,11 +105,17 @@ def synthetic(
 @app.command()
 def show(
     folder: Annotated[Path, typer.Argument(help="dataset, knowledge store or run folder")],
+    key: Annotated[
+        str | None, typer.Option(help="of a store: the neighbours of this user, scenario or item")
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="of a store: how much of this data set it knows")
+    ] = None,
 ) -> None:
     """What a dataset, a knowledge store or a run holds."""
     from msrec.tools.show import show as tell
 
-    tell(folder)
+    tell(folder, key, dataset)
 
 
 @app.command()

@@ -2,31 +2,45 @@
 
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from msrec.data.knowledge import take
+from msrec.data.llm.parts import stored_chunks
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
-from msrec.data.schema import SCHEMA_FILE, Schema, load_schema
+from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.curves import Log, load_log
 from msrec.launch.results import RESULTS_FILE, TITLES, cell, load_results, results_table
 from msrec.tools.convert import remarks, summary_table
 
-LEVELS = ("user", "scenario")
+LEVELS = ("user", "scenario", "item")
 
 
-def show(folder: Path, console: Console | None = None) -> None:
+def show(
+    folder: Path,
+    key: str | None = None,
+    dataset: Path | None = None,
+    console: Console | None = None,
+) -> None:
     """Print what the folder is; its own files say which of the three.
+
+    Args:
+        folder: dataset, knowledge store (or one of its levels) or run.
+        key: with a store: the neighbours of this user, scenario or item.
+        dataset: with a store: how much of this data set it knows.
+        console: where to print.
 
     Raises:
         FileNotFoundError: it is none of them.
-        ValueError: a file in it is broken.
+        ValueError: a file in it is broken, or no level has the key.
     """
     console = console or Console()
     if (folder / SCHEMA_FILE).is_file():
         _show_dataset(load_schema(folder), console)
     elif levels := [f for f in (folder, *(folder / n for n in LEVELS)) if (f / MANIFEST).is_file()]:
-        for level in levels:
-            console.print(store_table(KnowledgeStore.open(level)))
+        _show_store([KnowledgeStore.open(level) for level in levels], key, dataset, console)
     elif (folder / "config.yaml").is_file():
         _show_run(folder, console)
     else:
@@ -44,6 +58,95 @@ def store_table(store: KnowledgeStore) -> Table:
             shown = f"{value:,}" if type(value) is int else str(value)
             table.add_row(name, shown[:12] if name.endswith("sha256") else shown)
     return table
+
+
+def _show_store(
+    stores: list[KnowledgeStore], key: str | None, dataset: Path | None, console: Console
+) -> None:
+    found = False
+    for store in stores:
+        console.print(store_table(store))
+        console.print(norm_line(store), highlight=False)
+        if dataset is not None:
+            console.print(coverage_line(store, dataset), highlight=False)
+        if key is not None and (row := row_of(store, key)) is not None:
+            console.print(neighbours_table(store, row))
+            found = True
+    if key is not None and not found:
+        levels = ", ".join(str(store.manifest["level"]) for store in stores)
+        raise ValueError(f"a level ({levels}) must have the key {key!r}; none has.")
+
+
+def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
+    """Norms of the vectors as stored, and of them standardised, over some keys."""
+    rows = np.linspace(0, len(store) - 1, min(len(store), sample)).astype(np.int64)
+    vectors = take(store, rows).numpy()
+    parts = []
+    for name, norms in (
+        ("as stored", np.linalg.norm(vectors, axis=1)),
+        ("standardised", np.linalg.norm(standardised(store, vectors), axis=1)),
+    ):
+        low, mid, high = np.quantile(norms, (0.05, 0.5, 0.95))
+        parts.append(f"{name} {mid:.1f} ({low:.1f} to {high:.1f})")
+    return f"norm, median (5 % to 95 %): {'; '.join(parts)}"
+
+
+def standardised(store: KnowledgeStore, vectors: np.ndarray) -> np.ndarray:
+    """(vectors - mean) / std, 0 where std is 0."""
+    scale = np.where(store.std > 0, 1 / np.where(store.std > 0, store.std, 1), 0)
+    return np.asarray((vectors - store.mean) * scale, dtype=np.float32)
+
+
+def coverage_line(store: KnowledgeStore, dataset: Path) -> str:
+    """How many users, items or scenarios of a data set have a vector, and how many rows."""
+    level, schema = str(store.manifest["level"]), load_schema(dataset)
+    if level == "scenario":
+        names = np.array([scenario.name for scenario in schema.scenarios])
+        has = store.rows(names) >= 0
+        return f"{dataset}: {int(has.sum())} of {len(has)} scenarios have a vector"
+    keys = pl.read_parquet(dataset / f"{level}s.parquet", columns=[f"{level}_key"]).to_series()
+    has = store.rows(keys.to_numpy()) >= 0
+    told = [f"{int(has.sum()):,} of {len(has):,} {level}s"]
+    for split in SPLITS:
+        rows = pl.scan_parquet(dataset / split / "*.parquet").select(level).collect().to_series()
+        told.append(f"{has[rows.to_numpy()].mean():.1%} of the {split} rows")
+    return f"{dataset}: {', '.join(told)} have a vector"
+
+
+def row_of(store: KnowledgeStore, key: str) -> int | None:
+    """Row of a key given as text, None where the store lacks it."""
+    is_number = np.issubdtype(store.keys.dtype, np.integer)
+    if is_number and not key.lstrip("-").isdecimal():
+        return None
+    row = int(store.rows(np.array([int(key) if is_number else key]))[0])
+    return row if row >= 0 else None
+
+
+def neighbours_table(store: KnowledgeStore, row: int, count: int = 8) -> Table:
+    """The keys whose standardised vectors are nearest by cosine, and the farthest."""
+    own = _unit(standardised(store, take(store, np.array([row])).numpy()))[0]
+    likeness = np.concatenate(
+        [
+            _unit(standardised(store, rows)) @ own
+            for _, rows in stored_chunks(store.vectors, store.scales)
+        ]
+    )
+    order = np.argsort(-likeness)
+    order = order[order != row]
+    table = Table(title=f"{store.keys[row]}: nearest by standardised vector")
+    table.add_column("key")
+    table.add_column("cosine", justify="right")
+    for at in order[:count]:
+        table.add_row(str(store.keys[at]), f"{likeness[at]:.3f}")
+    if len(order) > count:
+        table.add_section()
+        table.add_row(f"{store.keys[order[-1]]} (farthest)", f"{likeness[order[-1]]:.3f}")
+    return table
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1))
 
 
 def progress_table(log: Log) -> Table:
