@@ -1,11 +1,28 @@
 """The batch that travels from the loader through the train pipeline to the model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
+
+
+class Known(NamedTuple):
+    """What a knowledge store says of the distinct users (or items) of a batch.
+
+    Shape:
+        ids: (U,), int64, ascending, indices into users.parquet (items.parquet).
+        vectors: (U, H), float32; (U, 0) without a store.
+        has: (U,), float32, 0 where the store has no vector and the policy filled it in.
+        place: (B,), int64 in [0, U), of the row's among them.
+    """
+
+    ids: torch.Tensor
+    vectors: torch.Tensor
+    has: torch.Tensor
+    place: torch.Tensor
 
 
 @dataclass
@@ -25,9 +42,8 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         weight: (B,), float32; 0 for the padding rows of an epoch's last batch.
         row_id: (B,), int64, the row's position in its split; -1 for padding.
         user: (B,), int64, index into users.parquet.
-        knowledge: (U, H), float32, raw vectors of the batch's distinct users; (0, 0) without store.
-        user_index: (B,), int64, row of `knowledge`; all 0 without a store.
-        has_knowledge: (U,), float32, 0 where the store has no vector and the policy filled it in.
+        item: (B,), int64, index into items.parquet.
+        of_user, of_item: what the stores know of them.
     """
 
     sparse: KeyedJaggedTensor
@@ -37,9 +53,9 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     weight: torch.Tensor
     row_id: torch.Tensor
     user: torch.Tensor
-    knowledge: torch.Tensor
-    user_index: torch.Tensor
-    has_knowledge: torch.Tensor
+    item: torch.Tensor
+    of_user: Known
+    of_item: Known
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """Copy to a device."""
@@ -51,8 +67,12 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
 
     def record_stream(self, stream: Any) -> None:
         """Tell the allocator that a CUDA stream uses these tensors."""
-        for field in fields(self):
-            getattr(self, field.name).record_stream(stream)
+        self._map(lambda part: part.record_stream(stream))
 
-    def _map(self, change: Any) -> Self:
-        return type(self)(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+    def _map(self, change: Callable[[Any], Any]) -> Self:
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            part = getattr(self, field.name)
+            known = isinstance(part, Known)
+            changed[field.name] = Known(*map(change, part)) if known else change(part)
+        return type(self)(**changed)

@@ -8,18 +8,18 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from msrec.data.batch import Batch
+from msrec.data.batch import Batch, Known
 from msrec.data.parquet import Columns, Scalars
 from msrec.data.schema import Schema
 
 
-class UserVectors(Protocol):
-    """What a batch takes from the user level of a knowledge store."""
+class Vectors(Protocol):
+    """What a batch takes from a level of a knowledge store."""
 
     dim: int
 
-    def gather(self, users: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(U,) user indices -> vectors (U, H), has_knowledge (U,), both float32."""
+    def gather(self, ids: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(U,) indices -> vectors (U, H), and (U,) 0 where there is none, both float32."""
         ...
 
 
@@ -47,6 +47,20 @@ def own_ids(schema: Schema, columns: Columns) -> Columns:
     return own
 
 
+def known(ids: npt.NDArray[np.int64], vectors: Vectors | None) -> Known:
+    """The distinct ids of a batch with their vectors; nothing where there are no vectors.
+
+    Shape:
+        ids: (B,), int64.
+    """
+    if vectors is None:
+        nothing = torch.zeros(len(ids), dtype=torch.int64)
+        return Known(nothing[:0], torch.zeros(0, 0), torch.zeros(0), nothing)
+    distinct, inverse = np.unique(ids, return_inverse=True)
+    found, has = vectors.gather(distinct)
+    return Known(torch.from_numpy(distinct), found, has, torch.from_numpy(inverse))
+
+
 class Window:
     """The rows of some consecutive batches of one rank, laid out so that a batch is a slice.
 
@@ -63,14 +77,16 @@ class Window:
         schema: Schema,
         rows: npt.NDArray[np.int64],
         columns: Columns,
-        knowledge: UserVectors | None,
+        of_user: Vectors | None,
+        of_item: Vectors | None,
     ) -> None:
         self._schema = schema
         self._rows = rows
-        self._knowledge = knowledge
+        self._of_user, self._of_item = of_user, of_item
         self._shape = rows.shape
         self._scenario = self._grid(columns["scenario"], np.int64)
         self._user = self._grid(columns["user"], np.int64)
+        self._item = self._grid(columns["item"], np.int64)
         self._label = self._side_by_side([columns[name] for name in schema.labels])
         self._dense = self._side_by_side([columns[name] for name in schema.dense])
         self._weight = (rows >= 0).astype(np.float32)
@@ -87,8 +103,7 @@ class Window:
 
     def batch(self, number: int) -> Batch:
         """The window's batch of that number."""
-        user = self._user[number]
-        knowledge, user_index, has_knowledge = self._user_vectors(user)
+        user, item = self._user[number], self._item[number]
         return Batch(
             sparse=self._sparse(number),
             dense=torch.from_numpy(self._dense[number]),
@@ -97,19 +112,10 @@ class Window:
             weight=torch.from_numpy(self._weight[number]),
             row_id=torch.from_numpy(self._rows[number]),
             user=torch.from_numpy(user),
-            knowledge=knowledge,
-            user_index=user_index,
-            has_knowledge=has_knowledge,
+            item=torch.from_numpy(item),
+            of_user=known(user, self._of_user),
+            of_item=known(item, self._of_item),
         )
-
-    def _user_vectors(
-        self, user: npt.NDArray[np.int64]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if self._knowledge is None:
-            return torch.zeros(0, 0), torch.zeros(len(user), dtype=torch.int64), torch.zeros(0)
-        distinct, inverse = np.unique(user, return_inverse=True)
-        vectors, present = self._knowledge.gather(distinct)
-        return vectors, torch.from_numpy(inverse), present
 
     def _sparse(self, number: int) -> KeyedJaggedTensor:
         _, share = self._shape

@@ -1,6 +1,7 @@
-"""Joins a knowledge store to a dataset: user index -> vector, scenario -> vector."""
+"""Joins a knowledge store to a dataset: user or item index -> vector, scenario -> vector."""
 
 import logging
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -15,49 +16,81 @@ from msrec.data.schema import Schema
 log = logging.getLogger(__name__)
 
 
-class UserKnowledge:
-    """The user level of a store, addressed by the dataset's user index.
+Control = Literal["none", "shuffled", "random", "learned"]
+
+
+class EntityKnowledge:
+    """A level of a store, addressed by the dataset's index of users or items.
 
     Args:
-        dataset: the dataset folder; its users.parquet names the users.
-        store: the opened user level.
-        missing: what to do for users without a vector: "mean" (the mean vector, has_knowledge 0) or
-            "error".
+        dataset: the dataset folder; its users.parquet (items.parquet) has the keys.
+        level: user or item.
+        store: the opened level.
+        missing: for those without a vector "mean" (the mean vector, has 0) or "error".
+        control: what stands in place of the vectors, to see whether their meaning matters:
+            "shuffled" gives each user with a vector that of another; "random" and "learned" give
+            normal numbers (with "learned" the model replaces them by vectors it learns).
+        seed: of the control.
 
     Raises:
         ValueError: `missing` is "error" and some user has no vector.
     """
 
     def __init__(
-        self, dataset: Path, store: KnowledgeStore, missing: Literal["mean", "error"] = "mean"
+        self,
+        dataset: Path,
+        level: Literal["user", "item"],
+        store: KnowledgeStore,
+        missing: Literal["mean", "error"] = "mean",
+        control: Control = "none",
+        seed: int = 0,
     ) -> None:
-        keys = pq.read_table(dataset / "users.parquet", columns=["user_key"])["user_key"]
-        names = keys.to_numpy(zero_copy_only=False)
+        key = f"{level}_key"
+        names = pq.read_table(dataset / f"{level}s.parquet", columns=[key])[key].to_numpy(
+            zero_copy_only=False
+        )
         self._rows = store.rows(names)
-        self.num_missing = int((self._rows < 0).sum())
+        has = self._rows >= 0
+        self.num_missing = int((~has).sum())
         if self.num_missing and missing == "error":
-            first = names[np.argmax(self._rows < 0)]
+            first = names[np.argmax(~has)]
             raise ValueError(
-                f"every user must have a vector (llm.missing=error); {self.num_missing} of "
+                f"every {level} must have a vector (llm.missing=error); {self.num_missing} of "
                 f"{len(names)} have none, the first is {first}. Run `msrec encode` again."
             )
         if self.num_missing:
-            log.warning("%d of %d users have no vector", self.num_missing, len(names))
+            log.warning("%d of %d %ss have no vector", self.num_missing, len(names), level)
         self._store = store
+        self._drawn: torch.Tensor | None = None
         self.mean, self.std = store.mean, store.std
         self.dim = int(store.vectors.shape[1])
+        rng = np.random.default_rng([seed, zlib.crc32(level.encode())])
+        if control == "shuffled":
+            self._rows[has] = rng.permutation(self._rows[has])
+        elif control != "none":
+            drawn = rng.standard_normal((len(names), self.dim), dtype=np.float32)
+            self._drawn = torch.from_numpy(drawn)
+            self.mean, self.std = np.zeros_like(self.mean), np.ones_like(self.std)
 
-    def gather(self, users: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (H,), float32, of what `gather` gives."""
+        return torch.from_numpy(self.mean), torch.from_numpy(self.std)
+
+    def gather(self, ids: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors of some users.
 
         Shape:
-            users: (U,), int64, indices into users.parquet.
-            returns: vectors (U, H) and has_knowledge (U,), float32; the mean vector and 0 where the
-                store has none.
+            ids: (U,), int64, indices into users.parquet.
+            returns: vectors (U, H) and has (U,), float32; the mean vector and 0 where the store has
+                none.
         """
-        rows = self._rows[users]
-        vectors = take(self._store, np.maximum(rows, 0))
+        rows = self._rows[ids]
         present = torch.from_numpy(rows >= 0)
+        if self._drawn is not None:
+            vectors = self._drawn.index_select(0, torch.from_numpy(ids))
+        else:
+            vectors = take(self._store, np.maximum(rows, 0))
         vectors[~present] = torch.from_numpy(self.mean)
         return vectors, present.float()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from msrec.data.batch import Batch
-from msrec.data.collate import UserVectors, Window, own_ids
+from msrec.data.collate import Vectors, Window, own_ids
 from msrec.data.order import GlobalOrder
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Split, load_schema
@@ -26,7 +26,8 @@ class Loader:
         global_batch: rows of a batch over all ranks, a multiple of `world_size`.
         rank, world_size: this process and how many there are.
         seed, shuffle, window_rows: of the global order.
-        knowledge: gives each batch the vectors of its distinct users; None leaves them out.
+        of_user, of_item: give each batch the vectors of its distinct users and items; None leaves
+            them out.
         prefetch: batches made ahead; 0 makes them in the caller's thread.
         per_scenario: ids name rows of a copy of the tables for each scenario, see `own_ids`.
         extra: further float32 columns to check and keep readable by `files.take`.
@@ -46,7 +47,8 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         window_rows: int = 1 << 18,
-        knowledge: UserVectors | None = None,
+        of_user: Vectors | None = None,
+        of_item: Vectors | None = None,
         prefetch: int = 8,
         per_scenario: bool = False,
         extra: Sequence[str] = (),
@@ -55,7 +57,7 @@ class Loader:
         self.files = SplitFiles(dataset, self.schema, split, extra=extra)
         self.order = GlobalOrder(self.files.group_rows, global_batch, seed, shuffle, window_rows)
         self._rank, self._world_size = rank, world_size
-        self._knowledge = knowledge
+        self._of_user, self._of_item = of_user, of_item
         self._prefetch = prefetch
         self._per_scenario = per_scenario
 
@@ -79,7 +81,7 @@ class Loader:
             columns = self.files.take(np.where(rows < 0, filler, rows).reshape(-1))
             if self._per_scenario:
                 columns = own_ids(self.schema, columns)
-            window = Window(self.schema, rows, columns, self._knowledge)
+            window = Window(self.schema, rows, columns, self._of_user, self._of_item)
             for place in range(len(window)):
                 yield window.batch(place)
 

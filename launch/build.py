@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
-from msrec.data.knowledge import UserKnowledge, scenario_vectors
+from msrec.data.knowledge import EntityKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.loader import Loader
 from msrec.data.schema import Schema, Split
@@ -19,11 +20,14 @@ from msrec.model.backbones import make_backbone
 from msrec.model.embeddings import Embeddings
 from msrec.model.fields import Fields
 from msrec.model.interaction import Interaction
-from msrec.model.llm_feature import KnowledgeFeature
+from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.plan import load_plan
-from msrec.model.ranker import DenseArch, Ranker, RankerTrain, RankLoss
+from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain, RankLoss
 from msrec.model.sharding import TableSpec, fuse_optimizer, make_plan, shard
+
+MATCH_DIM = 16
+"""Columns of llm_feature.kind=match where dim is not given."""
 
 
 class Knowledge:
@@ -35,25 +39,36 @@ class Knowledge:
     """
 
     def __init__(self, config: RunConfig, schema: Schema) -> None:
-        self.user: UserKnowledge | None = None
+        self.user: EntityKnowledge | None = None
+        self.item: EntityKnowledge | None = None
         self.scenario: torch.Tensor | None = None
-        by_user = config.meta.user or config.llm_feature.kind != "none"
-        if not (by_user or config.meta.scenario):
+        feature = config.llm_feature
+        self.feature_of = {"none": (), "match": ()}.get(feature.kind, tuple(feature.of))
+        is_match = feature.kind == "match"
+        levels = {
+            "user": config.meta.user or "user" in self.feature_of or is_match,
+            "item": config.meta.item or "item" in self.feature_of or is_match,
+            "scenario": config.meta.scenario,
+        }
+        if not any(levels.values()):
             return
         if config.llm.store is None:
             raise FileNotFoundError(
-                "meta.user, meta.scenario and llm_feature need llm.store=FOLDER, which "
+                "meta.user, meta.item, meta.scenario and llm_feature need llm.store=FOLDER, which "
                 "`msrec encode` writes."
             )
         expected = store_settings(config.dataset, **config.llm.encoding)
-        if by_user:
-            store = KnowledgeStore.open(config.llm.store / "user")
-            store.check(expected)
-            self.user = UserKnowledge(config.dataset, store, config.llm.missing)
-        if config.meta.scenario:
-            store = KnowledgeStore.open(config.llm.store / "scenario")
-            store.check(expected)
-            self.scenario = torch.from_numpy(scenario_vectors(store, schema))
+        stores = {}
+        for level in (name for name, is_used in levels.items() if is_used):
+            stores[level] = KnowledgeStore.open(config.llm.store / level)
+            stores[level].check(expected)
+        args = (config.llm.missing, config.llm.control, config.seed)
+        if "user" in stores:
+            self.user = EntityKnowledge(config.dataset, "user", stores["user"], *args)
+        if "item" in stores:
+            self.item = EntityKnowledge(config.dataset, "item", stores["item"], *args)
+        if "scenario" in stores:
+            self.scenario = torch.from_numpy(scenario_vectors(stores["scenario"], schema))
 
 
 def build_loader(
@@ -76,7 +91,8 @@ def build_loader(
         seed=config.seed,
         shuffle=shuffle,
         window_rows=config.trainer.window_rows,
-        knowledge=knowledge.user,
+        of_user=knowledge.user,
+        of_item=knowledge.item,
         prefetch=config.trainer.prefetch,
         per_scenario=config.embeddings.per_scenario,
         extra=extra,
@@ -100,8 +116,8 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
         bottom_dims=config.interaction.bottom_dims,
         mode=config.interaction.mode,
     )
-    feature = _llm_feature(config, knowledge)
-    in_dim = interaction.out_dim + (0 if feature is None else feature.out_dim)
+    features = _features(config, knowledge)
+    in_dim = interaction.out_dim + sum(part.out_dim for part in features.values())
     backbone = make_backbone(
         **config.backbone.model_dump(),
         fields=_fields(config, schema, interaction),
@@ -112,9 +128,13 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
     over = DenseArch(
         interaction,
         backbone,
-        _user_meta(config, in_dim, knowledge),
-        _scenario_meta(config, in_dim, len(schema.labels), knowledge),
-        feature,
+        KnowledgeParts(
+            user_meta=_meta(config, in_dim, knowledge.user if config.meta.user else None),
+            item_meta=_meta(config, in_dim, knowledge.item if config.meta.item else None),
+            scenario_meta=_scenario_meta(config, in_dim, len(schema.labels), knowledge),
+            learned_users=_learned_users(config, schema, knowledge),
+            **features,
+        ),
         input_dropout=config.interaction.dropout,
     )
     return RankerTrain(Ranker(embeddings, over), RankLoss(config.embeddings.l2))
@@ -153,26 +173,37 @@ def _fields(config: RunConfig, schema: Schema, interaction: Interaction) -> Fiel
     return Fields(names, config.embeddings.dim, interaction.dense_dim)
 
 
-def _llm_feature(config: RunConfig, knowledge: Knowledge) -> KnowledgeFeature | None:
-    if config.llm_feature.kind == "none" or knowledge.user is None:
-        return None
-    return KnowledgeFeature(
-        mean=torch.from_numpy(knowledge.user.mean),
-        std=torch.from_numpy(knowledge.user.std),
-        **config.llm_feature.model_dump(),
-    )
+def _features(config: RunConfig, knowledge: Knowledge) -> dict[str, Any]:
+    """The LLM's vectors as columns beside x, by their place in `KnowledgeParts`."""
+    options = config.llm_feature.model_dump(exclude={"of"})
+    if config.llm_feature.kind == "match":
+        assert knowledge.user is not None
+        assert knowledge.item is not None
+        dim, dropout = config.llm_feature.dim or MATCH_DIM, config.llm_feature.dropout
+        moments = (knowledge.user.moments, knowledge.item.moments)
+        return {"match": KnowledgeMatch(*moments, dim, dropout)}
+    of = {"user": knowledge.user, "item": knowledge.item}
+    found = {}
+    for level in knowledge.feature_of:
+        entity = of[level]
+        assert entity is not None
+        found[f"{level}_feature"] = KnowledgeFeature(*entity.moments, **options)
+    return found
 
 
-def _user_meta(config: RunConfig, in_dim: int, knowledge: Knowledge) -> UserMeta | None:
-    if not config.meta.user or knowledge.user is None:
+def _meta(config: RunConfig, in_dim: int, of: EntityKnowledge | None) -> UserMeta | None:
+    if of is None:
         return None
-    return UserMeta(
-        in_dim=in_dim,
-        knowledge_dim=knowledge.user.dim,
-        mean=torch.from_numpy(knowledge.user.mean),
-        std=torch.from_numpy(knowledge.user.std),
-        **config.meta.layer_options,
-    )
+    mean, std = of.moments
+    return UserMeta(in_dim, of.dim, mean, std, **config.meta.layer_options)
+
+
+def _learned_users(
+    config: RunConfig, schema: Schema, knowledge: Knowledge
+) -> torch.nn.Embedding | None:
+    if config.llm.control != "learned" or knowledge.user is None:
+        return None
+    return torch.nn.Embedding(schema.num_users, knowledge.user.dim)
 
 
 def _scenario_meta(

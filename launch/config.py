@@ -63,6 +63,8 @@ class MetaConfig(_Part):
 
     user: bool = False
     """User-level generated layers at the bottom of the backbone."""
+    item: bool = False
+    """Item-level generated layers above those of the user."""
     scenario: bool = False
     """Scenario-level generated layers in parallel with the backbone."""
     rank: int = Field(16, ge=1)
@@ -75,15 +77,19 @@ class MetaConfig(_Part):
     @property
     def layer_options(self) -> dict[str, Any]:
         """What both meta networks are built with."""
-        return self.model_dump(exclude={"user", "scenario"})
+        return self.model_dump(exclude={"user", "item", "scenario"})
 
 
 class LLMFeatureConfig(_Part):
-    """The user's LLM vector beside x, as a plain feature: the baseline of the meta networks."""
+    """LLM vectors beside x, as plain features: the baseline of the meta networks."""
 
-    kind: Literal["none", "concat", "experts"] = "none"
+    kind: Literal["none", "concat", "experts", "match"] = "none"
+    """match: products of what is made of the user's vector and of the item's."""
+    of: list[Literal["user", "item"]] = ["user"]
+    """With concat and experts: whose vectors."""
     dim: int | None = Field(None, ge=1)
-    """With concat: a linear map to so many columns; null takes the vector as it is."""
+    """With concat a linear map to so many columns, null takes the vector as it is; with match the
+    number of products."""
     num_experts: int = Field(4, ge=1)
     expert_dims: list[int] = [128, 32]
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -119,11 +125,15 @@ class LLMConfig(_Part):
     """An earlier store: vectors of prompts that are still the same are taken from it."""
     missing: Literal["mean", "error"] = "mean"
     """A user or item without a vector: the mean vector and a learned flag, or an error."""
+    control: Literal["none", "shuffled", "random", "learned"] = "none"
+    """Vectors that cannot mean anything in place of the store's, to see whether meaning matters:
+    those of other users, random ones, or a learned one a user of the same size."""
 
     @property
     def encoding(self) -> dict[str, Any]:
         """What decides the vectors: a store keeps it, and a run checks it."""
         aside = {"store", "batch_tokens", "missing", "items", "previous", "trust_remote_code"}
+        aside |= {"control"}
         return self.model_dump(exclude=aside)
 
 

@@ -1,4 +1,4 @@
-"""The user's LLM vector as a feature beside x: the baseline that generates no weights."""
+"""LLM vectors of users and items as features beside x: the baseline that generates no weights."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,21 +6,22 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msrec.model.dropout import Dropout
 from msrec.model.experts import Experts, mix
 from msrec.model.meta import standardisation
 from msrec.model.mlp import check_positive
 
 
 class KnowledgeFeature(nn.Module):
-    """Frozen LLM vectors of users -> columns to put beside x.
+    """Frozen LLM vectors of users (or items) -> columns to put beside x.
 
-    v = [(h - mean) / std, flag]; a user without a vector has zeros and flag 1. `concat` gives v
+    v = [(h - mean) / std, flag]; one without a vector has zeros and flag 1. `concat` gives v
     itself, or with `dim` a linear map of it; `experts` gives sum_e softmax(G v + g)_e expert_e(v).
 
     Shape:
         knowledge: (U, knowledge_dim), float, raw vectors of the batch's users.
-        user_index: (B,), int64 in [0, U).
-        has_knowledge: (U,), float, 0 where the store has no vector.
+        index: (B,), int64 in [0, U).
+        has: (U,), float, 0 where the store has no vector.
         returns: (B, out_dim), float.
 
     Raises:
@@ -53,10 +54,8 @@ class KnowledgeFeature(nn.Module):
         if kind not in ("concat", "experts"):
             raise ValueError(f"llm_feature.kind must be concat or experts; got {kind!r}.")
         check_positive(dim=1 if dim is None else dim)
-        mean, scale = standardisation(mean, std)
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
-        width = len(mean) + 1
+        self.standard = Standard(mean, std)
+        width = self.standard.out_dim
         self.linear = nn.Linear(width, dim) if kind == "concat" and dim is not None else None
         self.experts: Experts | None = None
         self.out_dim = width if dim is None else dim
@@ -65,13 +64,61 @@ class KnowledgeFeature(nn.Module):
             self.gate = nn.Linear(width, num_experts)
             self.out_dim = expert_dims[-1]
 
-    def forward(self, knowledge: Tensor, user_index: Tensor, has_knowledge: Tensor) -> Tensor:
+    def forward(self, knowledge: Tensor, index: Tensor, has: Tensor) -> Tensor:
         """Columns of each row, by its user."""
-        has = has_knowledge.unsqueeze(1)
-        known = (knowledge - self.get_buffer("mean")) * self.get_buffer("scale") * has
-        v = torch.cat([known, 1 - has], dim=1)
+        v: Tensor = self.standard(knowledge, has)
         if self.experts is not None:
             v = mix(self.gate(v).softmax(dim=1), self.experts(v))
         elif self.linear is not None:
             v = self.linear(v)
-        return v.index_select(0, user_index)
+        return v.index_select(0, index)
+
+
+class KnowledgeMatch(nn.Module):
+    """What the text of a user says about the text of an item: the columns (A v_u) * (B v_i).
+
+    Shape:
+        user, item: (U, H) and (I, H') vectors, (B,) index and (U,) has of each, as in `Known`.
+        returns: (B, dim), float.
+
+    Raises:
+        ValueError: mean or std does not fit, or dim is below 1.
+
+    Source:
+        The two towers of content-based retrieval, one number per dimension kept for the backbone
+        to weigh. A and B start so small that the columns begin near 0.
+    """
+
+    def __init__(
+        self, user: tuple[Tensor, Tensor], item: tuple[Tensor, Tensor], dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        check_positive(dim=dim)
+        self.of_user, self.of_item = Standard(*user), Standard(*item)
+        self.user = nn.Linear(self.of_user.out_dim, dim)
+        self.item = nn.Linear(self.of_item.out_dim, dim)
+        self.dropout = Dropout(dropout)
+        self.out_dim = dim
+
+    def forward(self, user: Sequence[Tensor], item: Sequence[Tensor]) -> Tensor:
+        """Columns of each row; each argument is (vectors, index, has)."""
+        (h_user, at_user, has_user), (h_item, at_item, has_item) = user, item
+        p: Tensor = self.dropout(self.user(self.of_user(h_user, has_user)))
+        q: Tensor = self.dropout(self.item(self.of_item(h_item, has_item)))
+        return p.index_select(0, at_user) * q.index_select(0, at_item)
+
+
+class Standard(nn.Module):
+    """v = [(h - mean) / std, flag]: (U, H) -> (U, H + 1); zeros and flag 1 where there is none."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        mean, scale = standardisation(mean, std)
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.out_dim = len(mean) + 1
+
+    def forward(self, knowledge: Tensor, has: Tensor) -> Tensor:
+        """Standardise."""
+        known = (knowledge - self.get_buffer("mean")) * self.get_buffer("scale")
+        return torch.cat([known * has.unsqueeze(1), 1 - has.unsqueeze(1)], dim=1)

@@ -5,19 +5,32 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from msrec.data.batch import Batch
+from msrec.data.batch import Batch, Known
 from msrec.model.dropout import Dropout
 from msrec.model.embeddings import Embeddings
 from msrec.model.interaction import Interaction
-from msrec.model.llm_feature import KnowledgeFeature
+from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import weighted_bce
 from msrec.model.meta import ScenarioMeta, UserMeta
+
+
+class KnowledgeParts(NamedTuple):
+    """The modules that bring knowledge of the LLM into a model; None where a run has none."""
+
+    user_meta: UserMeta | None = None
+    item_meta: UserMeta | None = None
+    scenario_meta: ScenarioMeta | None = None
+    user_feature: KnowledgeFeature | None = None
+    item_feature: KnowledgeFeature | None = None
+    match: KnowledgeMatch | None = None
+    learned_users: nn.Embedding | None = None
+    """A control: vectors that are learned stand for those of the store."""
 
 
 class DenseArch(nn.Module):
     """From looked-up vectors to logits: interaction, user meta layers, backbone, scenario meta.
 
-    With an `llm_feature` the user's LLM vector stands beside the interaction's output.
+    LLM features stand beside the interaction's output; items may have meta layers like users.
 
     Kept apart from the embedding tables, because tables are sharded and this part is replicated.
 
@@ -26,7 +39,7 @@ class DenseArch(nn.Module):
         dense: (B, num_dense), float.
         scenario: (B,), int64.
         weight: (B,), float; rows of weight 0 are padding.
-        knowledge, user_index, has_knowledge: as in `Batch`.
+        of_user, of_item: as in `Batch`.
         returns: (B, T), logits.
     """
 
@@ -34,18 +47,19 @@ class DenseArch(nn.Module):
         self,
         interaction: Interaction,
         backbone: nn.Module,
-        user_meta: UserMeta | None = None,
-        scenario_meta: ScenarioMeta | None = None,
-        llm_feature: KnowledgeFeature | None = None,
+        parts: KnowledgeParts | None = None,
         input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.interaction = interaction
         self.input_dropout = Dropout(input_dropout)
         self.backbone = backbone
-        self.user_meta = user_meta
-        self.scenario_meta = scenario_meta
-        self.llm_feature = llm_feature
+        parts = parts or KnowledgeParts()
+        self.user_meta, self.item_meta = parts.user_meta, parts.item_meta
+        self.scenario_meta = parts.scenario_meta
+        self.user_feature, self.item_feature = parts.user_feature, parts.item_feature
+        self.match = parts.match
+        self.learned_users = parts.learned_users
 
     def forward(  # noqa: D102
         self,
@@ -53,16 +67,22 @@ class DenseArch(nn.Module):
         dense: torch.Tensor,
         scenario: torch.Tensor,
         weight: torch.Tensor,
-        knowledge: torch.Tensor,
-        user_index: torch.Tensor,
-        has_knowledge: torch.Tensor,
+        of_user: Known,
+        of_item: Known,
     ) -> torch.Tensor:
         x = self.input_dropout(self.interaction(vectors, dense))
-        if self.llm_feature is not None:
-            feature = self.llm_feature(knowledge, user_index, has_knowledge)
-            x = torch.cat([x, feature], dim=1)
+        if self.learned_users is not None:
+            of_user = of_user._replace(vectors=self.learned_users(of_user.ids))
+        user = (of_user.vectors, of_user.place, of_user.has)
+        item = (of_item.vectors, of_item.place, of_item.has)
+        beside = [] if self.user_feature is None else [self.user_feature(*user)]
+        beside += [] if self.item_feature is None else [self.item_feature(*item)]
+        beside += [] if self.match is None else [self.match(user, item)]
+        x = torch.cat([x, *beside], dim=1) if beside else x
         if self.user_meta is not None:
-            x = self.user_meta(x, knowledge, user_index, has_knowledge)
+            x = self.user_meta(x, *user)
+        if self.item_meta is not None:
+            x = self.item_meta(x, *item)
         logits: torch.Tensor = self.backbone(x, scenario, weight)
         if self.scenario_meta is not None:
             logits = logits + self.scenario_meta(x, scenario)
@@ -88,9 +108,8 @@ class Ranker(nn.Module):
             batch.dense,
             batch.scenario,
             batch.weight,
-            batch.knowledge,
-            batch.user_index,
-            batch.has_knowledge,
+            batch.of_user,
+            batch.of_item,
         )
         return logits, vectors
 

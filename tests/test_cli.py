@@ -85,7 +85,7 @@ MISTAKES = {
     "no dataset": (["dataset=nowhere"], "nowhere/dataset.yaml must exist"),
     "no store": (["meta.user=true", "llm.store=nowhere"], "run `msrec encode` first"),
     "no store given": (["meta.user=true", "llm.store=null"], "need llm.store=FOLDER"),
-    "other prompt": (["meta.user=true", "llm.template=detailed"], "template 'default' (expected"),
+    "other prompt": (["meta.user=true", "llm.template=movielens"], "template 'default' (expected"),
     "other model": (["meta.scenario=true", "llm.model=other"], "model 'smollm2-135m-instruct' (ex"),
     "no plan": (["plan=nowhere.json"], "plan=nowhere.json must name a file; there is none"),
     "unknown table": (
@@ -108,7 +108,7 @@ OTHERS = {
     "no such option": (["evaluate", "begun", "spilt=test"], "'spilt=test' is not known here"),
     "no results": (["report", "r.html", "tiny"], "tiny must be a run folder; it has none of"),
     "no store": (["encode", "conf.yaml", "llm.store=null"], "llm.store must name a folder"),
-    "no such level": (["encode", "conf.yaml", "--show", "item=1"], "--show must be user=KEY or"),
+    "no such level": (["encode", "conf.yaml", "--show", "film=1"], "--show must be user=KEY"),
     "no such user": (["encode", "conf.yaml", "--show", "user=9"], "must hold the user '9'"),
     "nothing to show": (["show", "runs"], "runs must be a dataset (dataset.yaml), a store"),
     "no tables": (["convert", "tables", "store", "out"], "store/interactions.parquet must exist"),

@@ -91,7 +91,7 @@ def replace_column(path, name, values):
 
 
 def tiny_store(dataset, store, dim=12, seed=0, **changes):
-    """Both levels of a knowledge store for `tiny_dataset`, with made-up vectors."""
+    """All levels of a knowledge store for `tiny_dataset`, with made-up vectors."""
     from msrec.data.llm.parts import StoreWriter
     from msrec.data.llm.store import VERSION
     from msrec.launch.config import LLMConfig
@@ -104,6 +104,7 @@ def tiny_store(dataset, store, dim=12, seed=0, **changes):
     }
     keys = {
         "user": [f"u{i}" for i in range(39)],  # the last user has no vector
+        "item": [f"i{i}" for i in range(60)],
         "scenario": [scenario.name for scenario in tiny_schema().scenarios],
     }
     rng = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ from torch import nn
 
 from msrec.model.backbones import BACKBONES, backbone_options, make_backbone
 from msrec.model.fields import Fields
-from msrec.model.llm_feature import KnowledgeFeature
+from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import ScenarioMeta, UserMeta
 
 FIELDS = Fields(("user_id", "item_id", *(f"feature_{i}" for i in range(6))), dim=16)
@@ -25,6 +25,7 @@ SIZES = f"{len(FIELDS.names)} features of {FIELDS.dim} numbers, {NUM_SCENARIOS} 
 AROUND: dict[str, tuple[type[nn.Module], str]] = {
     "llm_feature.kind=concat": (KnowledgeFeature, "the user's LLM vector beside x, as a feature"),
     "llm_feature.kind=experts": (KnowledgeFeature, "the same through a small mixture of experts"),
+    "llm_feature.kind=match": (KnowledgeMatch, "products of the user's LLM vector and the item's"),
     "meta.user=true": (UserMeta, "LLM4MSR: layers that the user's LLM vector generates, below"),
     "meta.scenario=true": (
         ScenarioMeta,
