@@ -14,7 +14,7 @@ class Known(NamedTuple):
 
     Shape:
         ids: (U,), int64, ascending, indices into users.parquet (items.parquet).
-        vectors: (U, H), float32; (U, 0) without a store.
+        vectors: (U, H), float32 or float16 as stored; (U, 0) without a store.
         has: (U,), float32, 0 where the store has no vector and the policy filled it in.
         place: (B,), int64 in [0, U), of the row's among them.
     """

@@ -19,7 +19,7 @@ class Vectors(Protocol):
     dim: int
 
     def gather(self, ids: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(U,) indices -> vectors (U, H), and (U,) 0 where there is none, both float32."""
+        """(U,) indices -> vectors (U, H), float, and (U,) float32, 0 where there is none."""
         ...
 
 

@@ -3,18 +3,18 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import torch
 
-from msrec.data.llm.encoder import DTYPES, FrozenEncoder, Layer, Pooling
+from msrec.data.llm.encoder import DTYPES, Encoded, FrozenEncoder, Layer, Pooling
 from msrec.data.llm.parts import StoreWriter
 from msrec.data.llm.prompts import Budget, Prompts, item_prompts, scenario_prompts, user_prompts
 from msrec.data.llm.store import KEYS, VERSION, KnowledgeStore, differences
@@ -287,29 +287,46 @@ def _encode_window(
 ) -> None:
     """Encode some prompts in batches of like length; save a part every few seconds."""
     started = time.perf_counter()
-    shared = common_prefix(rows) if len(rows) > 1 and encoder.is_causal else []
-    prefix = encoder.prefix(shared) if len(shared) >= SHORTEST_PREFIX else None
-    skip = len(shared) if prefix else 0
     waiting: list[int] = []
     vectors: list[np.ndarray] = []
     answers: list[str] = []
     saved = time.monotonic()
-    batches = token_batches([length - skip for length in columns["tokens"]], batch_tokens)
-    for number, batch in enumerate(batches):
-        made = encoder.encode([rows[place] for place in batch], prefix)
-        vectors.append(made.vectors)
-        answers += made.texts or []
-        waiting += batch
+    for made in encoded_batches(encoder, rows, batch_tokens):
+        vectors.append(made.encoded.vectors)
+        answers += made.encoded.texts or []
+        waiting += made.places
         counter.seconds += time.perf_counter() - started
-        is_last = number == len(batches) - 1
-        if is_last or time.monotonic() - saved >= save_every_s:
+        if made.is_last or time.monotonic() - saved >= save_every_s:
             part = {name: [values[p] for p in waiting] for name, values in columns.items()}
             if answers:
                 part["text"] = answers
             writer.write(part, np.concatenate(vectors))
             waiting, vectors, answers, saved = [], [], [], time.monotonic()
-        counter.add(len(batch), sum(columns["tokens"][p] for p in batch), skip * len(batch))
+        done = len(made.places)
+        counter.add(done, sum(columns["tokens"][p] for p in made.places), made.shared * done)
         started = time.perf_counter()
+
+
+class EncodedBatch(NamedTuple):
+    """Some prompts of many: their places, their vectors, and the tokens that came from a prefix."""
+
+    places: list[int]
+    encoded: Encoded
+    shared: int
+    is_last: bool
+
+
+def encoded_batches(
+    encoder: FrozenEncoder, rows: list[list[int]], batch_tokens: int
+) -> Iterator[EncodedBatch]:
+    """Run token ids through the model: their common beginning once, then batches of like length."""
+    shared = common_prefix(rows) if len(rows) > 1 and encoder.is_causal else []
+    prefix = encoder.prefix(shared) if len(shared) >= SHORTEST_PREFIX else None
+    skip = len(shared) if prefix else 0
+    batches = token_batches([len(row) - skip for row in rows], batch_tokens)
+    for number, places in enumerate(batches):
+        encoded = encoder.encode([rows[place] for place in places], prefix)
+        yield EncodedBatch(places, encoded, skip, number == len(batches) - 1)
 
 
 class _Counter:

@@ -120,5 +120,5 @@ class Standard(nn.Module):
 
     def forward(self, knowledge: Tensor, has: Tensor) -> Tensor:
         """Standardise."""
-        known = (knowledge - self.get_buffer("mean")) * self.get_buffer("scale")
+        known = (knowledge.float() - self.get_buffer("mean")) * self.get_buffer("scale")
         return torch.cat([known * has.unsqueeze(1), 1 - has.unsqueeze(1)], dim=1)

@@ -52,7 +52,7 @@ class KnowledgeReducer(nn.Module):
             )
         # Standardising the weights costs R * H, standardising the vectors U * H.
         weight = self.linear.weight * self.get_buffer("scale")
-        z = torch.addmm(-(weight @ self.get_buffer("mean")), knowledge, weight.T)
+        z = torch.addmm(-(weight @ self.get_buffer("mean")), knowledge.to(weight.dtype), weight.T)
         if self.flag is not None:
             assert has_knowledge is not None
             has = has_knowledge.unsqueeze(1)

@@ -31,7 +31,7 @@ def test_a_store_tells_its_manifest_norms_and_coverage(folders):
     assert "39 vectors" in text
     assert "39 of 40 users, " in text
     assert "3 of 3 scenarios have a vector" in text
-    assert text.count("norm, median") == 2
+    assert text.count("norm, median") == 3
 
 
 def test_coverage_counts_rows_too(folders):
@@ -59,7 +59,7 @@ def test_standardised_vectors_have_a_norm_of_the_root_of_their_numbers(folders):
 
 
 def test_an_unknown_key_is_refused(folders):
-    with pytest.raises(ValueError, match="a level .user, scenario. must have the key 'zoe'"):
+    with pytest.raises(ValueError, match="a level .user, scenario, item. must have the key 'zoe'"):
         told(folders[1], "zoe")
     assert row_of(KnowledgeStore.open(folders[1] / "scenario"), "feed") == 1
 

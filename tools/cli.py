@@ -205,6 +205,32 @@ def bench_zoo(
     bench(model or [], comma_list("scenarios", scenarios, int), batch, repeats)
 
 
+@bench_app.command("encode")
+def bench_encode(
+    config: Config,
+    overrides: Overrides = None,
+    prompts: Annotated[int, typer.Option(min=2, help="users, drawn by a seed")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="prompts of a batch of the plain loop")] = 8,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """Prompts a second of `encode` beside a plain loop over padded batches in order of arrival."""
+    from msrec.tools.bench_llm import bench_encode as bench
+
+    bench(config, overrides or [], prompts, batch, repeats)
+
+
+@bench_app.command("store")
+def bench_store(
+    keys: Annotated[int, typer.Option(min=1000, help="of the made-up store")] = 500_000,
+    batch: Annotated[int, typer.Option(min=1, help="distinct keys at a time")] = 4096,
+    repeats: Annotated[int, typer.Option(min=3)] = 50,
+) -> None:
+    """How fast the vectors of a batch come out of a store that is in the page cache."""
+    from msrec.tools.bench_llm import bench_store as bench
+
+    bench(keys, batch, repeats)
+
+
 @bench_app.command("speed")
 def bench_speed(
     dataset: Annotated[Path, typer.Argument(help="a dataset folder")],

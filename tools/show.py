@@ -80,7 +80,7 @@ def _show_store(
 def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
     """Norms of the vectors as stored, and of them standardised, over some keys."""
     rows = np.linspace(0, len(store) - 1, min(len(store), sample)).astype(np.int64)
-    vectors = take(store, rows).numpy()
+    vectors = take(store, rows).float().numpy()
     parts = []
     for name, norms in (
         ("as stored", np.linalg.norm(vectors, axis=1)),
@@ -124,7 +124,7 @@ def row_of(store: KnowledgeStore, key: str) -> int | None:
 
 def neighbours_table(store: KnowledgeStore, row: int, count: int = 8) -> Table:
     """The keys whose standardised vectors are nearest by cosine, and the farthest."""
-    own = _unit(standardised(store, take(store, np.array([row])).numpy()))[0]
+    own = _unit(standardised(store, take(store, np.array([row])).float().numpy()))[0]
     likeness = np.concatenate(
         [
             _unit(standardised(store, rows)) @ own
