@@ -1,6 +1,7 @@
 """Evaluate a run: score a split with its best checkpoint, then exact metrics of what was scored."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from msrec.data.schema import Split, load_schema
@@ -8,12 +9,18 @@ from msrec.launch.build import Knowledge, build_loader, build_sharded, eval_batc
 from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import load_config
 from msrec.launch.predict import predict, truth_column
+from msrec.launch.predictions import load_predictions
 from msrec.launch.process import Process
-from msrec.launch.results import Results, evaluate_predictions, save_results
+from msrec.launch.results import Results, results_of, save_results
+from msrec.launch.slices import Slice, sliced
 
 
 def evaluate(
-    run_dir: Path, process: Process, split: Split = "test", checkpoint: Path | None = None
+    run_dir: Path,
+    process: Process,
+    split: Split = "test",
+    checkpoint: Path | None = None,
+    by: Sequence[Slice] = (),
 ) -> Results | None:
     """Predict and judge a split.
 
@@ -25,6 +32,7 @@ def evaluate(
         process: this rank.
         split: which rows.
         checkpoint: which weights; None takes the one with the best validation.
+        by: slices of the rows besides the scenarios.
 
     Returns:
         The results on rank 0, None on the others.
@@ -59,7 +67,9 @@ def evaluate(
     predict(model, loader, schema, process, config.dataset, path.name, split, out)
     if not process.is_main:
         return None
-    results = evaluate_predictions(out, schema)
+    predictions = load_predictions(out)
+    slices = sliced(predictions, config.dataset, schema, by)
+    results = results_of(predictions, schema).model_copy(update={"slices": slices})
     saved = save_results(results, out)
     if split == "test":
         shutil.copyfile(saved, run_dir / saved.name)

@@ -1,6 +1,6 @@
 """Plotly figures of a report, as plain dicts; colours that follow the theme are set in the page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msrec.launch.curves import Log, Points
@@ -82,6 +82,42 @@ def roc_figure(points: Mapping[str, Points], best: Points | None) -> Figure:
         traces += _line(run, found, PALETTE[at % len(PALETTE)])
     caption = "Share of clicks found against share of non-clicks taken along."
     return figure("ROC", caption, traces, "false positive rate", "true positive rate")
+
+
+def difference_figure(
+    name: str, reference: str, points: Sequence[tuple[str, str, float, float]]
+) -> Figure:
+    """Mean difference of AUC and its interval, a row a model and arm, a colour an arm.
+
+    Args:
+        name: of the figure.
+        reference: what the differences are to.
+        points: (model, arm, mean, half the interval's width).
+    """
+    arms = list(dict.fromkeys(arm for _, arm, _, _ in points))
+    traces = []
+    for at, arm in enumerate(arms):
+        colour = PALETTE[at % len(PALETTE)]
+        of_arm = [(model, mean, half) for model, one, mean, half in points if one == arm]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": arm,
+                "x": [round(mean, 6) for _, mean, _ in of_arm],
+                "y": [f"{model}, {arm}" for model, _, _ in of_arm],
+                "error_x": {"type": "data", "array": [round(half, 6) for *_, half in of_arm]},
+                "marker": {"color": colour, "size": 9},
+            }
+        )
+    caption = f"AUC less that of {reference}: mean over seeds and its 95 % interval."
+    drawn = figure(name, caption, traces, f"AUC - {reference}", "")
+    models = list(dict.fromkeys(model for model, *_ in points))
+    rows = [f"{model}, {arm}" for model in models for arm in arms]
+    drawn["layout"]["height"] = 110 + 22 * len(points)
+    drawn["layout"]["xaxis"] |= {"zeroline": True}
+    drawn["layout"]["yaxis"] |= {"categoryorder": "array", "categoryarray": rows[::-1]}
+    return drawn
 
 
 def _line(

@@ -21,7 +21,8 @@ from msrec.launch.encode_progress import EncodeProgress, speed_line
 from msrec.launch.evaluate import evaluate
 from msrec.launch.plan_table import plan_table
 from msrec.launch.process import process_group, quiet_libraries
-from msrec.launch.results import results_table
+from msrec.launch.results import results_table, slice_table
+from msrec.launch.slices import SLICES, Slice
 from msrec.launch.trainer import Trainer
 from msrec.launch.versions import installed_versions
 
@@ -69,18 +70,25 @@ def dry_run_job(config_file: Path, overrides: Sequence[str]) -> None:
             )
 
 
-def evaluate_job(run_dir: Path, overrides: Sequence[str], split: Split) -> None:
-    """Evaluate a run and print its table."""
-    options = _options(overrides, {"split", "checkpoint"})
+def evaluate_job(run_dir: Path, overrides: Sequence[str], split: Split, by: str) -> None:
+    """Evaluate a run and print its tables; `by` names slices besides the scenarios."""
+    options = _options(overrides, {"split", "checkpoint", "by"})
+    slices: list[Slice] = []
+    for name in filter(None, options.get("by", by).split(",")):
+        if name not in SLICES:
+            raise ValueError(f"by must name some of {', '.join(SLICES)}; got {name!r}.")
+        slices.append(name)
     wanted = options.get("split", split)
     if wanted not in get_args(Split):
         raise ValueError(f"split must be train, valid or test; got {wanted!r}.")
     checkpoint = Path(options["checkpoint"]) if "checkpoint" in options else None
     with process_group() as process:
         _log_to_terminal(process.is_main)
-        results = evaluate(run_dir, process, cast(Split, wanted), checkpoint)
+        results = evaluate(run_dir, process, cast(Split, wanted), checkpoint, slices)
         if results is not None:
             console.print(results_table(results))
+            for name, groups in results.slices.items():
+                console.print(slice_table(name, groups))
 
 
 def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) -> None:

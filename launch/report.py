@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -62,14 +62,26 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
             f"{next(iter(folders.values()))} must be a run folder; it has none of "
             f"{', '.join(RUN_FILES)}."
         )
-    loader = PackageLoader("msrec.launch", package_path="")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("report.html").render(**_content(folders))
     path = Path(path)
+    page = render("msrec.launch", "report.html", **_content(folders))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
     scratch.write_text(page, encoding="utf-8")
     return scratch.replace(path)
+
+
+def render(package: str, template: str, *, figures: list[Figure], **content: Any) -> str:
+    """A page by a template of a package over `page.html`: one file, all scripts inside."""
+    for at, one in enumerate(figures):
+        one["id"] = f"figure-{at}"
+    drawn = [{key: one[key] for key in ("id", "data", "layout")} for one in figures]
+    places = [PackageLoader(name, package_path="") for name in (package, "msrec.launch")]
+    environment = Environment(
+        loader=ChoiceLoader(places), autoescape=True, undefined=StrictUndefined
+    )
+    plotly = Markup(get_plotlyjs())
+    shown = environment.get_template(template)
+    return shown.render(figures=figures, drawn=drawn, plotly=plotly, **content)
 
 
 def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
@@ -81,8 +93,6 @@ def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
     curves = training_figures(logs)
     scenarios, not_drawn = scenario_figures(logs)
     figures = [*curves, *scenarios, *pictures]
-    for at, one in enumerate(figures):
-        one["id"] = f"figure-{at}"
     notes = _notes(logs, judged, without)
     if not_drawn:
         notes.append(f"The curves of {not_drawn} more scenarios are not drawn; see metrics.jsonl.")
@@ -99,12 +109,11 @@ def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
         "curves": curves,
         "scenarios": scenarios,
         "pictures": pictures,
-        "figures": [{k: one[k] for k in ("id", "data", "layout")} for one in figures],
+        "figures": figures,
         "differences": _differences(configs),
         "configs": {n: yaml.safe_dump(c, sort_keys=False) for n, c in configs.items() if c},
         "versions": {name: _versions(folder) for name, folder in folders.items()},
         "notes": notes,
-        "plotly": Markup(get_plotlyjs()),
     }
 
 

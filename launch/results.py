@@ -24,7 +24,8 @@ class Results(BaseModel):
     """Exact metrics of one checkpoint on one split.
 
     `best_possible` are the metrics of the true click probability, where the data knows it: no
-    model can be expected to do better on these rows.
+    model can be expected to do better on these rows. `slices` are metrics of other groups of rows
+    than scenarios, where they were asked for: slice -> group -> metrics.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +36,7 @@ class Results(BaseModel):
     rows: int
     metrics: ScenarioMetrics
     best_possible: ScenarioMetrics | None = None
+    slices: dict[str, dict[str, Metrics]] = {}
 
 
 def evaluate_predictions(folder: Path | str, schema: Schema) -> Results:
@@ -123,6 +125,17 @@ def results_table(results: Results) -> Table:
         if best is not None:
             cells.append(cell(best[at][1].auc))
         table.add_row(name, *cells, end_section=at == 0)
+    return table
+
+
+def slice_table(name: str, groups: Mapping[str, Metrics]) -> Table:
+    """One row for each group of a slice."""
+    table = Table(title=f"by {name}: training rows of the row's {name.removesuffix('_history')}")
+    table.add_column(name)
+    for column in COLUMNS:
+        table.add_column(TITLES.get(column, column), justify="right")
+    for group, metrics in groups.items():
+        table.add_row(group, *(cell(getattr(metrics, column)) for column in COLUMNS))
     return table
 
 

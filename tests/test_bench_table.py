@@ -88,14 +88,14 @@ def tiny(tmp_path_factory):
 
 def test_a_cell_keeps_its_figures_and_looks_at_the_test_split_only_when_asked(tiny):
     options = ["backbone.name=mlp", "backbone.dims=[8]"]
-    trial = run_cell(tiny / "trial", tiny / "conf.yaml", START, options, test=False)
+    trial = run_cell(tiny / "trial", tiny / "conf.yaml", START, options, None)
     assert trial.results is None
     assert not (tiny / "trial/results.json").exists()
     assert 0.5 < trial.valid_auc < 1
     # 41 + 61 + 7 rows of 4; the dense column through 64, 3 vectors of 4, 8 hidden, 1 logit
     assert trial.table_parameters == 109 * 4
     assert trial.parameters == 2 * 64 + (64 + 12 + 1) * 8 + 9
-    judged = run_cell(tiny / "seed", tiny / "conf.yaml", START, options, test=True)
+    judged = run_cell(tiny / "seed", tiny / "conf.yaml", START, options, "test")
     assert judged.results.split == "test"
     assert load_cell(tiny / "seed") == judged
     assert not (tiny / "seed/checkpoints").exists()
@@ -103,7 +103,7 @@ def test_a_cell_keeps_its_figures_and_looks_at_the_test_split_only_when_asked(ti
 
 def test_a_loss_that_is_not_finite_is_a_finding_not_a_failure(tiny):
     options = ["backbone.name=mlp", "optimizer.lr=1e30"]
-    cell = run_cell(tiny / "burst", tiny / "conf.yaml", START, options, test=True)
+    cell = run_cell(tiny / "burst", tiny / "conf.yaml", START, options, "test")
     assert cell.valid_auc is None
     assert cell.results is None
 
@@ -127,7 +127,7 @@ def test_the_best_trial_on_validation_is_judged_and_no_other(pair):
     assert table._tune_and_judge(pair, 3, 2, run) == pytest.approx(0.8)
     names = [name for name, *_ in asked]
     assert names == ["trial-0", "trial-1", "trial-2", "seed-0", "seed-1"]
-    assert [test for _, _, test, _ in asked] == [False] * 3 + [True] * 2
+    assert [test for _, _, test, _ in asked] == [None] * 3 + ["test"] * 2
     best = asked[2][1]
     assert asked[3][1] == asked[4][1] == best
     assert [options[-1] for *_, options in asked] == ["seed=0"] * 4 + ["seed=1"]

@@ -1,9 +1,7 @@
 """`msrec bench table`: every model on every benchmark, tuned alike, over several seeds."""
 
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,9 @@ from rich.progress import (
     track,
 )
 
-from msrec.data.schema import SCHEMA_FILE
+from msrec.data.schema import SCHEMA_FILE, Split
 from msrec.model.backbones import BACKBONES
-from msrec.tools.bench import run_msrec
-from msrec.tools.cells import Cell, load_cell, run_cell
+from msrec.tools.cells import Cell, cell_processes, load_cell, run_cell, run_msrec
 from msrec.tools.convert import convert
 from msrec.tools.tuning import Choice, overrides, propose, search_space
 
@@ -238,7 +235,6 @@ def _encode(pairs: Sequence[Pair], trials: int, seeds: int, jobs: int, console: 
 
 def _run(pairs: Sequence[Pair], trials: int, seeds: int, jobs: int, console: Console) -> None:
     """Cells run in `jobs` long-lived processes; a pair's cells follow each other."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # before a process imports torch
     trained = (c for p in pairs for c in (*p.cells("trial", trials), *p.cells("seed", seeds)))
     left = sum(cell is None for cell in trained)
     if not left:
@@ -247,18 +243,18 @@ def _run(pairs: Sequence[Pair], trials: int, seeds: int, jobs: int, console: Con
     failures: list[str] = []
     with (
         Progress(*columns, console=console) as progress,
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as processes,
+        cell_processes(jobs) as processes,
         ThreadPoolExecutor(jobs) as threads,
     ):
         task = progress.add_task("cells", total=left)
 
         def run_pair(pair: Pair) -> None:
-            def run(folder: Path, choice: Choice, options: list[str], test: bool) -> Cell:
+            def run(folder: Path, choice: Choice, options: list[str], judge: Split | None) -> Cell:
                 found = load_cell(folder)
                 if found is not None and found.options == options:
                     return found
                 config = pair.benchmark.config
-                cell = processes.submit(run_cell, folder, config, choice, options, test).result()
+                cell = processes.submit(run_cell, folder, config, choice, options, judge).result()
                 progress.advance(task)
                 return cell
 
@@ -277,19 +273,21 @@ def _run(pairs: Sequence[Pair], trials: int, seeds: int, jobs: int, console: Con
 
 def _time(pairs: Sequence[Pair], console: Console) -> None:
     """Some steps of every model with its best options, one at a time, when nothing else runs."""
-    os.environ["OMP_NUM_THREADS"] = "1"
     left = [pair for pair in pairs if load_cell(pair.folder("speed", 0)) is None]
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    with cell_processes(1) as process:
         for pair in track(left, "timing", console=console, transient=True):
             judged = load_cell(pair.folder("seed", 0))
             assert judged is not None
             options = [*judged.options, f"trainer.max_steps={TIMED_STEPS}"]
-            args = (pair.folder("speed", 0), pair.benchmark.config, judged.choice, options, False)
+            args = (pair.folder("speed", 0), pair.benchmark.config, judged.choice, options, None)
             process.submit(run_cell, *args).result()
 
 
 def _tune_and_judge(
-    pair: Pair, trials: int, seeds: int, run: Callable[[Path, Choice, list[str], bool], Cell]
+    pair: Pair,
+    trials: int,
+    seeds: int,
+    run: Callable[[Path, Choice, list[str], Split | None], Cell],
 ) -> float:
     """The trials, the seeds with the best of them; the mean test AUC."""
     benchmark, done = pair.benchmark, list[tuple[Choice, float]]()
@@ -301,7 +299,7 @@ def _tune_and_judge(
     for number in range(trials):
         choice = propose(number, done)
         options = [*base, *overrides(choice, pair.contender.backbone), "seed=0"]
-        cell = run(pair.folder("trial", number), choice, options, False)
+        cell = run(pair.folder("trial", number), choice, options, None)
         if cell.valid_auc is not None:
             done.append((cell.choice, cell.valid_auc))
     if not done:
@@ -310,7 +308,7 @@ def _tune_and_judge(
     aucs = []
     for seed in range(seeds):
         options = [*base, *overrides(best, pair.contender.backbone), f"seed={seed}"]
-        cell = run(pair.folder("seed", seed), best, options, True)
+        cell = run(pair.folder("seed", seed), best, options, "test")
         if cell.results is None or cell.results.metrics.all.auc is None:
             raise ValueError(f"seed {seed} ended without a finite loss")
         aucs.append(cell.results.metrics.all.auc)

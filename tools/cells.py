@@ -2,18 +2,25 @@
 
 import json
 import logging
+import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 
 from pydantic import BaseModel, ConfigDict
 
+from msrec.data.schema import Split
 from msrec.launch.build import write_json
 from msrec.launch.config import load_config, save_config
 from msrec.launch.evaluate import evaluate
 from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.results import Results
+from msrec.launch.slices import SLICES
 from msrec.launch.trainer import Trainer
 from msrec.tools.tuning import Choice
 
@@ -21,11 +28,11 @@ CELL_FILE = "cell.json"
 
 
 class Cell(BaseModel):
-    """What a training left. A trial has no `results`: the test split is not looked at."""
+    """What a training left. `results` are of the split that it was judged on, if any."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    choice: Choice
+    choice: Choice = {}
     options: list[str]
     valid_auc: float | None
     """Of the best epoch; None where the loss became infinite."""
@@ -39,14 +46,35 @@ class Cell(BaseModel):
     results: Results | None = None
 
 
+def run_msrec(*args: object) -> None:
+    """Run a command in a process of its own.
+
+    Raises:
+        ValueError: it failed; with the last line it said.
+    """
+    command = [sys.executable, "-m", "msrec.tools", *map(str, args)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing was said"]
+        raise ValueError(f"`msrec {' '.join(command[3:5])} ...` failed: {said[-1]}")
+
+
+def cell_processes(jobs: int) -> ProcessPoolExecutor:
+    """Long-lived processes for cells, one thread each."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # before a process imports torch
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+
+
 def load_cell(folder: Path) -> Cell | None:
     """The cell of a folder, None if it is not finished."""
     path = folder / CELL_FILE
     return Cell.model_validate_json(path.read_text()) if path.is_file() else None
 
 
-def run_cell(folder: Path, config: Path, choice: Choice, options: list[str], test: bool) -> Cell:
-    """Train in this process (and judge on the test split); checkpoints are not kept.
+def run_cell(
+    folder: Path, config: Path, choice: Choice, options: list[str], judge: Split | None
+) -> Cell:
+    """Train in this process, and judge on a split; checkpoints are not kept.
 
     A cell that was killed begins again: it is one or two minutes.
     """
@@ -67,7 +95,7 @@ def run_cell(folder: Path, config: Path, choice: Choice, options: list[str], tes
             if "the loss must be finite" not in str(error):
                 raise
             progress = None
-        results = evaluate(folder, process) if test and progress else None
+        results = evaluate(folder, process, judge, by=SLICES) if judge and progress else None
     cell = Cell(
         choice=choice,
         options=options,

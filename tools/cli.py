@@ -63,11 +63,14 @@ def evaluate(
         list[str] | None, typer.Argument(help="split=valid, checkpoint=FOLDER")
     ] = None,
     split: Annotated[Literal["train", "valid", "test"], typer.Option()] = "test",
+    by: Annotated[
+        str, typer.Option(help="slices besides the scenarios: user_history,item_history")
+    ] = "",
 ) -> None:
     """Score a split with a run's best checkpoint; print and write exact metrics."""
     from msrec.launch.jobs import evaluate_job
 
-    evaluate_job(run, overrides or [], split)
+    evaluate_job(run, overrides or [], split, by)
 
 
 @app.command()
@@ -82,6 +85,23 @@ def encode(
     from msrec.launch.jobs import encode_job
 
     encode_job(config, overrides or [], show)
+
+
+@app.command()
+def experiment(
+    sweep: Annotated[Path, typer.Argument(help="YAML file, see configs/experiment/")],
+    jobs: Annotated[int, typer.Option(min=1, help="trainings at the same time")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check every config, say what is left to run")
+    ] = False,
+) -> None:
+    """Does the knowledge help? Data sets x models x arms x seeds, with controls; resumes.
+
+    Writes report.md, report.html and results.parquet into the sweep's folder.
+    """
+    from msrec.tools.experiment import experiment as run
+
+    run(sweep, jobs, dry_run)
 
 
 @app.command()
@@ -152,21 +172,6 @@ def demo(
     from msrec.tools.demo import demo as run
 
     run(folder)
-
-
-@bench_app.command("movielens")
-def bench_movielens(
-    raw: Annotated[Path, typer.Argument(help="MovieLens-1M, as .dat files or as plain Parquet")],
-    out: Annotated[Path, typer.Option(help="where data, store and runs go; resumes there")] = Path(
-        "runs/movielens"
-    ),
-    seeds: Annotated[int, typer.Option(min=1)] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="cells at the same time")] = 1,
-) -> None:
-    """Every backbone bare and with LLM4MSR, beside the published figures."""
-    from msrec.tools.bench import bench_movielens as bench
-
-    bench(raw, out, seeds, jobs)
 
 
 @bench_app.command("table")

@@ -1,0 +1,63 @@
+"""Metrics by how much the training split knows of a row's user or item."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from msrec.data.schema import Schema
+from msrec.launch.metrics import Metrics, exact_metrics
+from msrec.launch.predictions import Predictions
+
+Slice = Literal["user_history", "item_history"]
+SLICES: tuple[Slice, ...] = ("user_history", "item_history")
+EDGES = (0, 1, 5, 20, 50, 100, 200, 500)
+"""Lowest number of training rows of each bucket; the last one is open."""
+
+
+def bucket_names() -> list[str]:
+    """The buckets' names.
+
+    Example:
+        >>> bucket_names()[:4], bucket_names()[-1]
+        (['0', '1-4', '5-19', '20-49'], '500+')
+    """
+    names = [f"{low}-{high - 1}" for low, high in zip(EDGES, EDGES[1:], strict=False)]
+    return ["0", *names[1:], f"{EDGES[-1]}+"]
+
+
+def sliced(
+    predictions: Predictions, dataset: Path, schema: Schema, by: Sequence[Slice]
+) -> dict[str, dict[str, Metrics]]:
+    """Exact metrics per bucket of training rows, for each of `by`; empty buckets are left out.
+
+    Args:
+        predictions: of a split of the dataset.
+        dataset: its folder.
+        schema: of the dataset.
+        by: whose training rows are counted.
+
+    Returns:
+        slice -> bucket -> metrics.
+    """
+    found: dict[str, dict[str, Metrics]] = {}
+    for name in by:
+        column = name.removesuffix("_history")
+        size = schema.num_users if column == "user" else schema.num_items
+        seen = np.bincount(_column(dataset, "train", column), minlength=size)
+        entity = _column(dataset, predictions.commit.split, column)[predictions.row_id]
+        bucket = np.searchsorted(EDGES, seen[entity], side="right") - 1
+        p = predictions
+        metrics = exact_metrics(p.score, p.label, bucket, p.user, bucket_names(), p.weight)
+        found[name] = {n: m for n, m in metrics.scenarios.items() if m.rows}
+    return found
+
+
+def _column(dataset: Path, split: str, name: str) -> NDArray[np.int32]:
+    """A column of a split, in the order of its row ids."""
+    paths = sorted((dataset / split).glob("*.parquet"))
+    parts = [pq.read_table(path, columns=[name])[name].to_numpy() for path in paths]
+    return np.concatenate(parts)
