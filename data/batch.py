@@ -25,6 +25,18 @@ class Known(NamedTuple):
     place: torch.Tensor
 
 
+class Past(NamedTuple):
+    """Where the histories of a batch's users and items stand; H sides, 0 without histories.
+
+    Shape:
+        place: (H, B), int64, the bag of the row's user (item) among those of `SIDE_history`.
+        others: (H, B), float32, rows in it besides the row itself.
+    """
+
+    place: torch.Tensor
+    others: torch.Tensor
+
+
 @dataclass
 class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not followed
     """One rank's rows of a global batch.
@@ -36,6 +48,9 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
             user_id     [7]        [3]
             genres      [1, 4]     []        a multi-valued feature may be empty
 
+            behind them, for each side with histories, `SIDE_history`, whose bags are those of the
+            batch's distinct users (items), then empty ones, and `SIDE_own`, the row's own id in it.
+
         dense: (B, num_dense), float32.
         scenario: (B,), int64 in [0, S).
         label: (B, T), float32 in {0, 1}.
@@ -44,6 +59,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         user: (B,), int64, index into users.parquet.
         item: (B,), int64, index into items.parquet.
         of_user, of_item: what the stores know of them.
+        past: where their histories stand.
     """
 
     sparse: KeyedJaggedTensor
@@ -56,6 +72,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     item: torch.Tensor
     of_user: Known
     of_item: Known
+    past: Past
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """Copy to a device."""
@@ -73,6 +90,6 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         changed: dict[str, Any] = {}
         for field in fields(self):
             part = getattr(self, field.name)
-            known = isinstance(part, Known)
-            changed[field.name] = Known(*map(change, part)) if known else change(part)
+            whole = isinstance(part, Known | Past)
+            changed[field.name] = type(part)(*map(change, part)) if whole else change(part)
         return type(self)(**changed)

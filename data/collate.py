@@ -8,9 +8,13 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from msrec.data.batch import Batch, Known
+from msrec.data.batch import Batch, Known, Past
+from msrec.data.interactions import OTHER, Interactions, Side
 from msrec.data.parquet import Columns, Scalars
 from msrec.data.schema import Schema
+
+Bags = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+"""Ids and lengths of the bags of a key."""
 
 
 class Vectors(Protocol):
@@ -68,8 +72,10 @@ class Window:
         rows: (W, B) row ids, -1 for padding.
         columns: of the W * B rows in that order; a padding row repeats a real one, weight 0.
 
+    A training row does not stand in its own history: with `is_train` it is named as `SIDE_own`.
+
     Single-valued features stand feature-major per batch, (W, F, B), which is a KeyedJaggedTensor's
-    own order, so that with no multi-valued feature a batch's values are one slice.
+    own order, so that with no multi-valued feature and no history a batch's values are one slice.
     """
 
     def __init__(
@@ -79,8 +85,11 @@ class Window:
         columns: Columns,
         of_user: Vectors | None,
         of_item: Vectors | None,
+        history: Interactions | None = None,
+        is_train: bool = False,
     ) -> None:
         self._schema = schema
+        self._history, self._is_train = history, is_train
         self._rows = rows
         self._of_user, self._of_item = of_user, of_item
         self._shape = rows.shape
@@ -97,6 +106,9 @@ class Window:
         }
         self._single = self._stacked([columns[f.name] for f in schema.sparse if not f.multi])
         self._keys = [f.name for f in schema.sparse]
+        if history is not None:
+            self._level = self._grid(history.level(columns), np.int32)
+            self._keys += [key for side in history.of for key in (f"{side}_history", f"{side}_own")]
 
     def __len__(self) -> int:
         return int(self._shape[0])
@@ -104,8 +116,9 @@ class Window:
     def batch(self, number: int) -> Batch:
         """The window's batch of that number."""
         user, item = self._user[number], self._item[number]
+        bags, past = self._past(number)
         return Batch(
-            sparse=self._sparse(number),
+            sparse=self._sparse(number, bags),
             dense=torch.from_numpy(self._dense[number]),
             scenario=torch.from_numpy(self._scenario[number]),
             label=torch.from_numpy(self._label[number]),
@@ -115,17 +128,43 @@ class Window:
             item=torch.from_numpy(item),
             of_user=known(user, self._of_user),
             of_item=known(item, self._of_item),
+            past=past,
         )
 
-    def _sparse(self, number: int) -> KeyedJaggedTensor:
+    def _past(self, number: int) -> tuple[list[Bags], Past]:
+        """Bags behind those of the schema's features, and where a row's own ones stand."""
+        _, share = self._shape
+        if self._history is None:
+            return [], Past(torch.zeros(0, share, dtype=torch.int64), torch.zeros(0, share))
+        history, bags, places, counts = self._history, list[Bags](), [], []
+        entities: dict[Side, npt.NDArray[np.int64]] = {
+            "user": self._user[number],
+            "item": self._item[number],
+        }
+        for side in history.of:
+            distinct, place = np.unique(entities[side], return_inverse=True)
+            ids, found = history.bags(side, distinct)
+            lengths = np.zeros(share, dtype=np.int32)
+            lengths[: len(found)] = found
+            own = np.zeros(share, dtype=np.bool_)
+            if self._is_train:
+                own = history.has_own(side, self._rows[number])
+            own_ids = entities[OTHER[side]] * history.levels + self._level[number]
+            bags += [(ids, lengths), (own_ids[own].astype(np.int32), own.astype(np.int32))]
+            places.append(place)
+            counts.append(lengths[place] - own)
+        count = torch.from_numpy(np.stack(counts).astype(np.float32))
+        return bags, Past(torch.from_numpy(np.stack(places)), count)
+
+    def _sparse(self, number: int, bags: list[Bags]) -> KeyedJaggedTensor:
         _, share = self._shape
         ones = np.ones(share, dtype=np.int32)
-        if not self._multi:
+        if not self._multi and not bags:
             values = self._single[number].reshape(-1)
             lengths = np.ones(len(values), dtype=np.int32)
         else:
             parts, sizes, singles = [], [], iter(self._single[number])
-            for key in self._keys:
+            for key in self._keys[: len(self._schema.sparse)]:
                 if key in self._multi:
                     offsets, ids = self._multi[key]
                     cut = offsets[number * share : (number + 1) * share + 1]
@@ -134,6 +173,8 @@ class Window:
                 else:
                     parts.append(next(singles))
                     sizes.append(ones)
+            parts += [ids for ids, _ in bags]
+            sizes += [lengths for _, lengths in bags]
             values, lengths = np.concatenate(parts), np.concatenate(sizes)
         return KeyedJaggedTensor(
             keys=self._keys, values=torch.from_numpy(values), lengths=torch.from_numpy(lengths)

@@ -9,6 +9,7 @@ import numpy as np
 
 from msrec.data.batch import Batch
 from msrec.data.collate import Vectors, Window, own_ids
+from msrec.data.interactions import Interactions
 from msrec.data.order import GlobalOrder
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Split, load_schema
@@ -30,6 +31,8 @@ class Loader:
             them out.
         prefetch: batches made ahead; 0 makes them in the caller's thread.
         per_scenario: ids name rows of a copy of the tables for each scenario, see `own_ids`.
+        history: gives each batch the training rows of its distinct users and items.
+        num_labels: labels to read, the first ones; None reads all, as a history needs.
         extra: further float32 columns to check and keep readable by `files.take`.
 
     Raises:
@@ -51,15 +54,19 @@ class Loader:
         of_item: Vectors | None = None,
         prefetch: int = 8,
         per_scenario: bool = False,
+        history: Interactions | None = None,
+        num_labels: int | None = None,
         extra: Sequence[str] = (),
     ) -> None:
-        self.schema = load_schema(dataset)
+        schema = load_schema(dataset)
+        self.schema = schema.model_copy(update={"labels": schema.labels[:num_labels]})
         self.files = SplitFiles(dataset, self.schema, split, extra=extra)
         self.order = GlobalOrder(self.files.group_rows, global_batch, seed, shuffle, window_rows)
         self._rank, self._world_size = rank, world_size
         self._of_user, self._of_item = of_user, of_item
         self._prefetch = prefetch
         self._per_scenario = per_scenario
+        self._history, self._is_train = history, split == "train"
 
     def __len__(self) -> int:
         """Global batches of an epoch, the same on every rank."""
@@ -81,7 +88,9 @@ class Loader:
             columns = self.files.take(np.where(rows < 0, filler, rows).reshape(-1))
             if self._per_scenario:
                 columns = own_ids(self.schema, columns)
-            window = Window(self.schema, rows, columns, self._of_user, self._of_item)
+            knowledge = (self._of_user, self._of_item)
+            past = (self._history, self._is_train)
+            window = Window(self.schema, rows, columns, *knowledge, *past)
             for place in range(len(window)):
                 yield window.batch(place)
 

@@ -37,6 +37,7 @@ class SplitFiles:
         schema: its schema.
         split: "train", "valid" or "test".
         extra: float32 columns to read beside the schema's, such as `p_click`.
+        only: columns of the schema to read instead of all.
         cache_groups: decoded row groups kept in memory.
 
     Raises:
@@ -51,10 +52,11 @@ class SplitFiles:
         schema: Schema,
         split: Split,
         extra: Sequence[str] = (),
+        only: Sequence[str] | None = None,
         cache_groups: int = 128,
     ) -> None:
         self.schema = schema
-        self.columns = [*schema.columns, *extra]
+        self.columns = [*(schema.columns if only is None else only), *extra]
         self._extra = tuple(extra)
         self._cache: OrderedDict[int, Columns] = OrderedDict()
         self._cache_groups = cache_groups
@@ -78,6 +80,12 @@ class SplitFiles:
     def group_rows(self) -> tuple[int, ...]:
         """Rows of each row group, in file order."""
         return tuple(group.num_rows for group in self.groups)
+
+    def read(self) -> Columns:
+        """Columns of all rows, in order; none may be a multi-valued feature."""
+        bounds = zip(self.starts, self.starts[1:], strict=False)
+        pieces = [self.take(np.arange(start, end)) for start, end in bounds]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self.columns}
 
     def take(self, row_ids: npt.NDArray[np.int64]) -> Columns:
         """Columns of the given rows, in the given order.
@@ -132,7 +140,8 @@ class SplitFiles:
         for feature in schema.sparse:
             types[feature.name] = pa.list_(pa.int32()) if feature.multi else pa.int32()
         types |= dict.fromkeys([*schema.dense, *schema.labels, *self._extra], pa.float32())
-        return types | ({schema.timestamp: pa.int64()} if schema.timestamp else {})
+        types |= {schema.timestamp: pa.int64()} if schema.timestamp else {}
+        return {name: types[name] for name in self.columns}
 
     def _decoded(self, number: int) -> Columns:
         if number in self._cache:

@@ -9,6 +9,7 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
+from msrec.data.interactions import Interactions
 from msrec.data.knowledge import EntityKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.loader import Loader
@@ -31,7 +32,7 @@ MATCH_DIM = 16
 
 
 class Knowledge:
-    """The stores a run reads; a level that the run does not use is None.
+    """What a run reads besides the rows of a batch: stores, histories; None where it does not.
 
     Raises:
         FileNotFoundError: a level is used and `llm.store` is not given or not there.
@@ -42,6 +43,15 @@ class Knowledge:
         self.user: EntityKnowledge | None = None
         self.item: EntityKnowledge | None = None
         self.scenario: torch.Tensor | None = None
+        self.history: Interactions | None = None
+        if config.history.of:
+            if config.embeddings.per_scenario:
+                raise ValueError(
+                    "history.of must be empty with embeddings.per_scenario=true: a history has one "
+                    "table for all scenarios."
+                )
+            whole = (config.history.of, config.history.max_len)
+            self.history = Interactions(config.dataset, schema, *whole)
         feature = config.llm_feature
         self.feature_of = {"none": (), "match": ()}.get(feature.kind, tuple(feature.of))
         is_match = feature.kind == "match"
@@ -95,6 +105,8 @@ def build_loader(
         of_item=knowledge.item,
         prefetch=config.trainer.prefetch,
         per_scenario=config.embeddings.per_scenario,
+        history=knowledge.history,
+        num_labels=1 if not config.history.of and config.objective.aux_weight == 0 else None,
         extra=extra,
     )
 
@@ -108,9 +120,10 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
     """The model before sharding: tables on the meta device, the rest seeded by `config.seed`."""
     torch.manual_seed(config.seed)
     tables = schema.per_scenario() if config.embeddings.per_scenario else schema
-    embeddings = Embeddings(tables, config.embeddings.dim)
+    embeddings = Embeddings(tables, config.embeddings.dim, config.history.of)
+    num_tasks = _num_tasks(config, schema)
     interaction = Interaction(
-        num_sparse=len(schema.sparse),
+        num_sparse=len(embeddings.names),
         dim=config.embeddings.dim,
         num_dense=len(schema.dense),
         bottom_dims=config.interaction.bottom_dims,
@@ -120,10 +133,10 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
     in_dim = interaction.out_dim + sum(part.out_dim for part in features.values())
     backbone = make_backbone(
         **config.backbone.model_dump(),
-        fields=_fields(config, schema, interaction),
+        fields=_fields(config, embeddings, interaction),
         in_dim=in_dim,
         num_scenarios=schema.num_scenarios,
-        num_tasks=len(schema.labels),
+        num_tasks=num_tasks,
     )
     over = DenseArch(
         interaction,
@@ -131,13 +144,15 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
         KnowledgeParts(
             user_meta=_meta(config, in_dim, knowledge.user if config.meta.user else None),
             item_meta=_meta(config, in_dim, knowledge.item if config.meta.item else None),
-            scenario_meta=_scenario_meta(config, in_dim, len(schema.labels), knowledge),
+            scenario_meta=_scenario_meta(config, in_dim, num_tasks, knowledge),
             learned_users=_learned_users(config, schema, knowledge),
             **features,
         ),
         input_dropout=config.interaction.dropout,
     )
-    return RankerTrain(Ranker(embeddings, over), RankLoss(config.embeddings.l2))
+    return RankerTrain(
+        Ranker(embeddings, over), RankLoss(config.embeddings.l2, config.objective.aux_weight)
+    )
 
 
 def plan_model(
@@ -164,12 +179,21 @@ def build_sharded(
     return shard(model, sharding, process.device, std, config.seed), sharding
 
 
-def _fields(config: RunConfig, schema: Schema, interaction: Interaction) -> Fields:
+def _num_tasks(config: RunConfig, schema: Schema) -> int:
+    if config.objective.aux_weight > 0 and len(schema.labels) == 1:
+        raise ValueError(
+            f"objective.aux_weight must be 0 where a dataset has one label; {config.dataset} has "
+            f"only {schema.labels[0]!r}."
+        )
+    return len(schema.labels) if config.objective.aux_weight > 0 else 1
+
+
+def _fields(config: RunConfig, embeddings: Embeddings, interaction: Interaction) -> Fields:
     """Where the vectors stand in the interaction's output; nowhere if it gives dot products alone.
 
     A backbone that needs a vector then says which names it knows: none.
     """
-    names = () if config.interaction.mode == "dot" else tuple(f.name for f in schema.sparse)
+    names = () if config.interaction.mode == "dot" else embeddings.names
     return Fields(names, config.embeddings.dim, interaction.dense_dim)
 
 

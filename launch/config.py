@@ -137,6 +137,22 @@ class LLMConfig(_Part):
         return self.model_dump(exclude=aside)
 
 
+class HistoryConfig(_Part):
+    """Other training rows of a row's user and item as features, a vector for each."""
+
+    of: list[Literal["user", "item"]] = []
+    """Whose; empty is none."""
+    max_len: int | None = Field(None, ge=1)
+    """The newest rows kept of each."""
+
+
+class ObjectiveConfig(_Part):
+    """What is learned besides the first label, which is the one that is judged."""
+
+    aux_weight: float = Field(0.0, ge=0)
+    """Of the mean loss of the other labels; 0 leaves them out of the model."""
+
+
 class OptimizerConfig(_Part):
     """Adam for the dense part, and the schedule that both optimizers follow."""
 
@@ -184,6 +200,8 @@ class RunConfig(_Part):
     meta: MetaConfig = MetaConfig()
     llm_feature: LLMFeatureConfig = LLMFeatureConfig()
     llm: LLMConfig = LLMConfig()
+    history: HistoryConfig = HistoryConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
 

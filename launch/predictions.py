@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from msrec.data.schema import Split
+
 COMMIT_FILE = "_COMMIT"
 INTEGERS = ("row_id", "scenario")
 FLOATS = ("label", "weight", "score")
@@ -24,7 +26,7 @@ class Commit(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: int
-    split: str
+    split: Split
     checkpoint: str
     dataset: str
 

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Schema
 from msrec.launch.metrics import Metrics, exact_metrics
 from msrec.launch.predictions import Predictions
@@ -47,17 +46,12 @@ def sliced(
     for name in by:
         column = name.removesuffix("_history")
         size = schema.num_users if column == "user" else schema.num_items
-        seen = np.bincount(_column(dataset, "train", column), minlength=size)
-        entity = _column(dataset, predictions.commit.split, column)[predictions.row_id]
+        rows = SplitFiles(dataset, schema, "train", only=[column]).read()[column]
+        seen = np.bincount(rows, minlength=size)
+        judged = SplitFiles(dataset, schema, predictions.commit.split, only=[column])
+        entity = judged.read()[column][predictions.row_id]
         bucket = np.searchsorted(EDGES, seen[entity], side="right") - 1
         p = predictions
         metrics = exact_metrics(p.score, p.label, bucket, p.user, bucket_names(), p.weight)
         found[name] = {n: m for n, m in metrics.scenarios.items() if m.rows}
     return found
-
-
-def _column(dataset: Path, split: str, name: str) -> NDArray[np.int32]:
-    """A column of a split, in the order of its row ids."""
-    paths = sorted((dataset / split).glob("*.parquet"))
-    parts = [pq.read_table(path, columns=[name])[name].to_numpy() for path in paths]
-    return np.concatenate(parts)

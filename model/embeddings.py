@@ -1,6 +1,7 @@
 """Sparse features of a batch -> one vector each, through TorchRec's embedding bags."""
 
 import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -8,6 +9,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from msrec.data.batch import Past
+from msrec.data.interactions import OTHER, Side, levels
 from msrec.data.schema import Schema
 
 
@@ -17,46 +20,80 @@ class Embeddings(nn.Module):
     Tables pool by SUM and this module divides by the bag's length, because TorchRec's own MEAN
     corrupts the other tables of a collection when one is sharded row-wise.
 
+    Behind the features stand the histories of a row's user and item, where they are asked for: the
+    sum of a vector for each other training row of the user (item), divided by the square root of
+    their number.
+
     Shape:
-        sparse: F keys, B bags each.
-        returns: (B, F, D), float32, in the schema's order whatever the sharding plan.
+        sparse: F keys, B bags each; `Batch.sparse`.
+        past: (H, B); `Batch.past`; not read without histories.
+        returns: (B, F + H, D), float32, in the schema's order whatever the sharding plan.
+
+    Source:
+        Histories: SVD++ (Koren, KDD 2008, |N(u)|^-1/2 in front of the sum), here for items too, and
+        with a vector for each level of a row.
 
     Args:
         schema: which features look up which tables.
         dim: vector size D of every table.
+        history: whose histories are looked up.
         device: "meta" to be sharded later (weights are then made shard by shard), else where the
             weights live.
     """
 
-    def __init__(self, schema: Schema, dim: int, device: str = "meta") -> None:
+    def __init__(
+        self, schema: Schema, dim: int, history: Sequence[Side] = (), device: str = "meta"
+    ) -> None:
         super().__init__()
+        self.history = tuple(history)
         self.features = [feature.name for feature in schema.sparse]
         self.dim = dim
         self._has_multi = any(feature.multi for feature in schema.sparse)
         self.ebc = EmbeddingBagCollection(
-            tables=table_configs(schema, dim), device=torch.device(device)
+            tables=table_configs(schema, dim, history), device=torch.device(device)
         )
 
-    def forward(self, sparse: KeyedJaggedTensor) -> torch.Tensor:  # noqa: D102
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each vector of a row is of."""
+        return (*self.features, *(f"{side}_history" for side in self.history))
+
+    def forward(  # noqa: D102
+        self, sparse: KeyedJaggedTensor, past: Past | None = None
+    ) -> torch.Tensor:
         pooled = self.ebc(sparse)
         vectors = torch.stack([pooled[name] for name in self.features], dim=1)
-        if not self._has_multi:
+        if self._has_multi:
+            lengths = sparse.lengths().view(-1, vectors.shape[0])[: len(self.features)]
+            vectors = vectors / lengths.t().clamp(min=1).unsqueeze(-1)
+        if past is None or not self.history:
             return vectors
-        lengths = sparse.lengths().view(len(self.features), -1).t().clamp(min=1)
-        means: torch.Tensor = vectors / lengths.unsqueeze(-1)
-        return means
+        size = past.others.clamp(min=1).sqrt()
+        histories = [
+            (pooled[f"{side}_history"][past.place[at]] - pooled[f"{side}_own"])
+            / size[at].unsqueeze(1)
+            for at, side in enumerate(self.history)
+        ]
+        return torch.cat([vectors, torch.stack(histories, dim=1)], dim=1)
 
 
-def table_configs(schema: Schema, dim: int) -> list[EmbeddingBagConfig]:
+def table_configs(
+    schema: Schema, dim: int, history: Sequence[Side] = ()
+) -> list[EmbeddingBagConfig]:
     """TorchRec's description of the tables that some feature uses, in order of first use."""
     used: dict[str, list[str]] = {}
     for feature in schema.sparse:
         used.setdefault(feature.table, []).append(feature.name)
+    rows = dict(schema.tables)
+    entities: dict[Side, int] = {"user": schema.num_users, "item": schema.num_items}
+    for side in history:
+        used[f"{side}_history"] = [f"{side}_history", f"{side}_own"]
+        rows[f"{side}_history"] = entities[OTHER[side]] * levels(schema)
     return [
         EmbeddingBagConfig(
             name=table,
             embedding_dim=dim,
-            num_embeddings=schema.tables[table],
+            num_embeddings=rows[table],
             feature_names=features,
             pooling=PoolingType.SUM,
         )

@@ -102,7 +102,7 @@ class Ranker(nn.Module):
         self.over = over
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
-        vectors = self.embeddings(batch.sparse)
+        vectors = self.embeddings(batch.sparse, batch.past)
         logits = self.over(
             vectors,
             batch.dense,
@@ -115,15 +115,18 @@ class Ranker(nn.Module):
 
 
 class RankLoss(nn.Module):
-    """Weighted binary cross entropy plus L2 on the looked-up vectors.
+    """Weighted binary cross entropy of the first label, of the others, and L2 on the vectors.
+
+    The total is the first label's entropy, plus `aux_weight` times the mean over the other labels,
+    plus L2; with `aux_weight` 0 the model has one logit and other labels are not looked at.
 
     L2 stands here because fused optimizers ignore weight decay on CPU. It acts on the rows of the
     batch only: `l2 * sum(weight * ||vectors||^2) / B`.
     """
 
-    def __init__(self, l2: float = 0.0) -> None:
+    def __init__(self, l2: float = 0.0, aux_weight: float = 0.0) -> None:
         super().__init__()
-        self.l2 = l2
+        self.l2, self.aux_weight = l2, aux_weight
 
     def forward(  # noqa: D102
         self,
@@ -132,11 +135,13 @@ class RankLoss(nn.Module):
         weight: torch.Tensor,
         vectors: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        click = weighted_bce(logits, label, weight)
-        if self.l2 == 0:
-            return click, click.detach()
-        size = vectors.square().sum(dim=(1, 2)) @ weight / len(weight)
-        return click + self.l2 * size, click.detach()
+        click = weighted_bce(logits[:, :1], label[:, :1], weight)
+        total = click
+        if self.aux_weight > 0:
+            total = total + self.aux_weight * weighted_bce(logits[:, 1:], label[:, 1:], weight)
+        if self.l2 > 0:
+            total = total + self.l2 * (vectors.square().sum(dim=(1, 2)) @ weight / len(weight))
+        return total, click.detach()
 
 
 class Outcome(NamedTuple):
@@ -154,7 +159,7 @@ class Outcome(NamedTuple):
 class RankerTrain(nn.Module):
     """What TorchRec's train pipeline runs: the loss to differentiate, and an `Outcome`.
 
-    The `loss` of the outcome is the cross entropy alone, without regularisation.
+    The `loss` of the outcome is the cross entropy of the first label alone.
     """
 
     def __init__(self, ranker: Ranker, loss: RankLoss) -> None:

@@ -57,6 +57,7 @@ def test_movielens_files_become_labels_scenarios_and_texts(movielens):
     raw = read_movielens(movielens)
     first = raw.interactions.row(3, named=True)
     values = {"user_key": 1, "item_key": 1, "timestamp": 1003, "label": 1.0, "scenario": 0}
+    values |= {"rating>1": 1.0, "rating>2": 1.0, "rating>4": 0.0}
     assert first == values
     assert raw.interactions["scenario"].unique().to_list() == [0, 1, 2]
     assert raw.users["occupation_name"].to_list() == ["K-12 student", "self-employed", "scientist"]
@@ -263,6 +264,33 @@ def test_a_rating_or_a_label_is_no_feature_unless_refused_by_name(tmp_path):
     assert names == ["user_id", "item_id", "city", "balance", "tags", "brand"]
     (folder / "tables.yaml").write_text("interaction: {rating: sparse}")
     with pytest.raises(ValueError, match="must not tell the label; found 'rating'"):
+        read_tables(folder)
+
+
+def test_further_labels_are_thresholds_of_a_column(tmp_path):
+    folder = make_tables(tmp_path / "raw")
+    (folder / "tables.yaml").write_text("more_labels: {rating: [1, 3.5]}")
+    raw = read_tables(folder)
+    assert raw.labels == ("label", "rating>1", "rating>3.5")
+    schema = write_dataset(raw, tmp_path / "out")
+    assert schema.labels == list(raw.labels)
+    rows, rating = all_rows(tmp_path / "out").sort("timestamp"), raw.interactions["rating"]
+    assert (rows["rating>1"] == (rating > 1)).all()
+    assert (rows["rating>3.5"] == (rating >= 4)).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "changes", "said"),
+    [
+        ("stars", {}, "must have the column 'stars'"),
+        ("device", {}, "'device' must hold numbers, because tables.yaml makes labels of it"),
+        ("rating", {"rating": [None, *[1] * 599]}, "'rating' must have no null, as a label is"),
+    ],
+)
+def test_a_column_that_makes_no_labels_is_refused(tmp_path, column, changes, said):
+    folder = make_tables(tmp_path / "raw", **changes)
+    (folder / "tables.yaml").write_text(f"more_labels: {{{column}: [1]}}")
+    with pytest.raises(ValueError, match=said):
         read_tables(folder)
 
 

@@ -121,7 +121,9 @@ def test_amazon_categories_are_scenarios_in_all_three_releases(tmp_path, year):
     rows = rows_of(out)
     assert len(rows) == 60
     u, i = (rows[key].str.slice(1).cast(pl.Int64) for key in ("user_key", "item_key"))
-    assert (rows["label"] == ((u + i) % 5 + 1 > 3)).all()
+    assert schema.labels == ["label", "rating>1", "rating>2", "rating>4"]
+    for name, stars in {"label": 3, "rating>1": 1, "rating>2": 2, "rating>4": 4}.items():
+        assert (rows[name] == ((u + i) % 5 + 1 > stars)).all()
     seconds = 1_385_596_800 + 60 * u + i
     assert (rows["timestamp"] == seconds * (1000 if year == 2023 else 1)).all()
     items = pl.read_parquet(out / "items.parquet")

@@ -81,8 +81,9 @@ def read_amazon(
 ) -> RawTables:
     """Read the review files of one release, and the meta file of each category where there is one.
 
-    The label is a rating above `above`. Users have no features but their id; items have brand and
-    category path. An item that no meta file describes is kept, with these missing.
+    The label is a rating above `above`; the other stars are further labels. Users have no features
+    but their id; items have brand and category path. An item that no meta file describes is kept,
+    with these missing.
 
     Args:
         folder: with reviews_Beauty_5.json.gz and meta_Beauty.json.gz (2014), Beauty_5.json.gz and
@@ -124,6 +125,7 @@ def read_amazon(
             for name in names
         ],
         features=FEATURES,
+        labels=tuple(_labels(above)),
         timestamp="timestamp",
         timestamp_unit="ms" if form.unit == "ms" else "s",
         text=TextFields(item_title="title", item_attributes=["brand", "category"]),
@@ -185,9 +187,18 @@ def _interactions(
                     item_key=form.item,
                     timestamp=form.time,
                     scenario=pl.lit(number),
-                    label=(pl.col(form.rating) > above).cast(pl.Int64),
+                    **{
+                        name: (pl.col(form.rating) > stars).cast(pl.Int64)
+                        for name, stars in _labels(above).items()
+                    },
                 ),
             )
+
+
+def _labels(above: float) -> dict[str, float]:
+    """Labels and the rating each is above: the one that is judged, then the stars it leaves out."""
+    others = {f"rating>{stars}": float(stars) for stars in (1, 2, 3, 4) if stars != above}
+    return {"label": above, **others}
 
 
 def _items(

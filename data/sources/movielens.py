@@ -67,6 +67,8 @@ FEATURES = (
     Feature("genres", "item", "multi"),
     Feature("year", "item"),
 )
+MORE_LABELS = {"rating>1": 1, "rating>2": 2, "rating>4": 4}
+"""The stars that the label does not tell, for models that learn them too."""
 _YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
 _OTHER_TITLE = re.compile(r"\s*\([^()]*\)\s*$")
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Les|La|Le|Das|Der|Die|El|Il|L')$")
@@ -94,9 +96,10 @@ def read_movielens(folder: Path | str, scenario: Literal["age", "genre"] = "age"
     refuse(~rated, rows["rating"], str(paths["interactions"]), "be from 1 to 5", "Correct it.")
     rules = AGE_SCENARIOS if scenario == "age" else GENRE_SCENARIOS
     grouped = _grouped(users, items, scenario, paths)
-    rows = rows.with_columns(label=(pl.col("rating") > 3).cast(pl.Float32)).join(
-        grouped, on=grouped.columns[0], how="left", maintain_order="left"
-    )
+    above = {"label": 3, **MORE_LABELS}
+    rows = rows.with_columns(
+        **{name: (pl.col("rating") > stars).cast(pl.Float32) for name, stars in above.items()}
+    ).join(grouped, on=grouped.columns[0], how="left", maintain_order="left")
     return RawTables(
         name="ml1m" if scenario == "age" else "ml1m-genre",
         description="MovieLens-1M: films rated by viewers; liked means more than 3 of 5 stars.",
@@ -106,6 +109,7 @@ def read_movielens(folder: Path | str, scenario: Literal["age", "genre"] = "age"
         items=items,
         scenarios=[Scenario(name=n, description=d) for n, (d, _) in rules.items()],
         features=FEATURES,
+        labels=tuple(above),
         timestamp="timestamp",
         timestamp_unit="s",
         text=TextFields(

@@ -20,7 +20,8 @@ class TablesMapping(BaseModel):
     """What tables.yaml may say; a field left out is decided by the defaults, and told.
 
     `scenarios` gives descriptions by name; `user`, `item` and `interaction` name features and
-    their kind, as in `user: {age: sparse, balance: dense}`.
+    their kind, as in `user: {age: sparse, balance: dense}`. `more_labels: {rating: [1, 2, 4]}`
+    adds the labels rating>1, rating>2 and rating>4, for models that learn them too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +32,7 @@ class TablesMapping(BaseModel):
     user: dict[str, Kind] | None = None
     item: dict[str, Kind] | None = None
     interaction: dict[str, Kind] = {}
+    more_labels: dict[str, list[float]] = {}
     text: TextFields | None = None
 
 
@@ -59,6 +61,7 @@ def read_tables(
     users, user_features, user_notes = _side(paths["users"], "user", wanted.user)
     items, item_features, item_notes = _side(paths["items"], "item", wanted.item)
     guessed, text_notes = guess_text(users, items)
+    rows, more = _more_labels(rows, wanted, paths["interactions"])
     return RawTables(
         name=wanted.name or folder.resolve().name,
         description=wanted.description or f"The data set {folder.resolve().name}.",
@@ -72,6 +75,7 @@ def read_tables(
             *item_features,
             *(Feature(n, "interaction", k) for n, k in wanted.interaction.items()),
         ),
+        labels=("label", *more),
         timestamp="timestamp" if "timestamp" in rows.columns else None,
         text=wanted.text or guessed,
         files={table: str(path) for table, path in paths.items()},
@@ -119,6 +123,25 @@ def _refuse_leaks(wanted: TablesMapping, label: str, path: Path) -> None:
                 f"{MAPPING_FILE}: interaction: a feature must not tell the label; found {name!r} "
                 f"of {path}. Remove it from the mapping."
             )
+
+
+def _more_labels(
+    rows: pl.DataFrame, wanted: TablesMapping, path: Path
+) -> tuple[pl.DataFrame, list[str]]:
+    """The rows with a column for each further label, and these columns' names."""
+    require_columns(rows, list(wanted.more_labels), str(path))
+    found = {}
+    for column, thresholds in wanted.more_labels.items():
+        if not rows[column].dtype.is_numeric():
+            raise ValueError(
+                f"{path}: column {column!r} must hold numbers, because {MAPPING_FILE} makes labels "
+                f"of it; found {rows[column].dtype}."
+            )
+        must, advice = "have no null, as a label is made of it", "Remove the row."
+        refuse(rows[column].is_null(), rows[column], str(path), must, advice)
+        for threshold in thresholds:
+            found[f"{column}>{threshold:g}"] = (pl.col(column) > threshold).cast(pl.Float32)
+    return rows.with_columns(**found), list(found)
 
 
 def _scenarios(
