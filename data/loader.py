@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from msrec.data.batch import Batch
 from msrec.data.collate import Vectors, Window, own_ids
 from msrec.data.interactions import Interactions
 from msrec.data.order import GlobalOrder
-from msrec.data.parquet import SplitFiles
+from msrec.data.parquet import Columns, SplitFiles
 from msrec.data.schema import Split, load_schema
 
 
@@ -77,6 +78,16 @@ class Loader:
         made = self._made(epoch, start)
         return made if self._prefetch == 0 else _ahead(made, self._prefetch)
 
+    def batch_of(self, rows: npt.NDArray[np.int64]) -> Batch:
+        """One batch of the given rows (n,) of the split, in that order."""
+        return self._window(rows[np.newaxis], self.files.take(rows)).batch(0)
+
+    def _window(self, rows: npt.NDArray[np.int64], columns: Columns) -> Window:
+        if self._per_scenario:
+            columns = own_ids(self.schema, columns)
+        knowledge = (self._of_user, self._of_item)
+        return Window(self.schema, rows, columns, *knowledge, self._history, self._is_train)
+
     def _made(self, epoch: int, start: int) -> Iterator[Batch]:
         size = self.order.window_batches
         for number in range(start // size, self.order.num_windows):
@@ -86,11 +97,7 @@ class Loader:
             # A padding row needs some valid ids: those of any row of this window, or of row 0.
             filler = rows[rows >= 0].min(initial=self.files.num_rows) % self.files.num_rows
             columns = self.files.take(np.where(rows < 0, filler, rows).reshape(-1))
-            if self._per_scenario:
-                columns = own_ids(self.schema, columns)
-            knowledge = (self._of_user, self._of_item)
-            past = (self._history, self._is_train)
-            window = Window(self.schema, rows, columns, *knowledge, *past)
+            window = self._window(rows, columns)
             for place in range(len(window)):
                 yield window.batch(place)
 

@@ -84,6 +84,26 @@ def roc_figure(points: Mapping[str, Points], best: Points | None) -> Figure:
     return figure("ROC", caption, traces, "false positive rate", "true positive rate")
 
 
+def cosine_figure(name: str, caption: str, names: Sequence[str], cosines: Any) -> Figure:
+    """How alike some things are: a heat map of (S, S) cosines, the first row on top."""
+    trace = {
+        "type": "heatmap",
+        "x": list(names),
+        "y": list(names),
+        "z": [[round(value, 4) for value in row] for row in cosines],
+        "zmin": -1,
+        "zmax": 1,
+        "colorscale": "RdBu",
+        "reversescale": True,
+        "showscale": True,
+    }
+    if len(names) <= MOST_SCENARIOS:
+        trace |= {"texttemplate": "%{z:.2f}"}
+    drawn = figure(name, caption, [trace], "", "")
+    drawn["layout"]["yaxis"] |= {"autorange": "reversed"}
+    return drawn
+
+
 def difference_figure(
     name: str, reference: str, points: Sequence[tuple[str, str, float, float]]
 ) -> Figure:

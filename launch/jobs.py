@@ -10,17 +10,15 @@ from typing import cast, get_args
 from rich.console import Console
 from rich.logging import RichHandler
 
-from msrec.data.llm.templates import load_template, template_of
-from msrec.data.llm.tokens import PromptTokenizer
-from msrec.data.llm.weights import load_tokenizer, model_folder
 from msrec.data.schema import Split, load_schema
 from msrec.launch.build import Knowledge, build_loader, plan_model, write_json
 from msrec.launch.config import RunConfig, load_config, save_config
-from msrec.launch.encode import LEVELS, encode, level_prompts
+from msrec.launch.encode import LEVELS, encode
 from msrec.launch.encode_progress import EncodeProgress, speed_line
 from msrec.launch.evaluate import evaluate
 from msrec.launch.plan_table import plan_table
 from msrec.launch.process import process_group, quiet_libraries
+from msrec.launch.prompts import prompts_by_key
 from msrec.launch.results import results_table, slice_table
 from msrec.launch.slices import SLICES, Slice
 from msrec.launch.trainer import Trainer
@@ -129,14 +127,9 @@ def _prompt(config: RunConfig, show: str) -> str:
     level, _, wanted = show.partition("=")
     if level not in LEVELS:
         raise ValueError(f"--show must be user=KEY, scenario=NAME or item=KEY; got {show!r}.")
-    llm, schema = config.llm, load_schema(config.dataset)
-    template = load_template(template_of(schema.name, llm.template))
-    tokenizer = load_tokenizer(model_folder(llm.model), llm.trust_remote_code)
-    tokens = PromptTokenizer(tokenizer, llm.max_tokens)
-    prompts = level_prompts(level, config.dataset, template, tokens)
-    for key, text in prompts.pairs():
-        if str(key) == wanted:
-            return text
+    prompts = prompts_by_key(config, level)
+    if wanted in prompts:
+        return prompts[wanted]
     raise ValueError(
         f"{config.dataset} must hold the {level} {wanted!r}; it is not among {len(prompts)}."
     )

@@ -11,9 +11,16 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from msrec.launch.curves import LOG_FILE, Log, Points, best_roc, load_log, reliability, roc
+from msrec.launch.explain import (
+    WAYS,
+    ScenarioExplanation,
+    UserExplanation,
+    load_explanations,
+)
 from msrec.launch.figures import (
     Figure,
     calibration_figure,
+    cosine_figure,
     roc_figure,
     scenario_figures,
     training_figures,
@@ -30,6 +37,8 @@ from msrec.launch.results import (
 )
 
 CONFIG_FILE = "config.yaml"
+MOST_ROWS = 50
+"""Rows of an explained user that a page shows."""
 RUN_FILES = (CONFIG_FILE, LOG_FILE, RESULTS_FILE)
 """What a run folder may hold for a report."""
 
@@ -92,7 +101,9 @@ def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
     configs = {name: _config(folder) for name, folder in folders.items()}
     curves = training_figures(logs)
     scenarios, not_drawn = scenario_figures(logs)
-    figures = [*curves, *scenarios, *pictures]
+    explained = {name: load_explanations(folder) for name, folder in folders.items()}
+    alike = {n: _alike(found) for n, (_, found) in explained.items() if found is not None}
+    figures = [*curves, *scenarios, *pictures, *(one for many in alike.values() for one in many)]
     notes = _notes(logs, judged, without)
     if not_drawn:
         notes.append(f"The curves of {not_drawn} more scenarios are not drawn; see metrics.jsonl.")
@@ -109,6 +120,8 @@ def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
         "curves": curves,
         "scenarios": scenarios,
         "pictures": pictures,
+        "alike": alike,
+        "users": {n: [_told(user) for user in users] for n, (users, _) in explained.items()},
         "figures": figures,
         "differences": _differences(configs),
         "configs": {n: yaml.safe_dump(c, sort_keys=False) for n, c in configs.items() if c},
@@ -161,6 +174,37 @@ def _details(result: Results) -> list[list[str]]:
     groups = [("all", result.metrics.all), *result.metrics.scenarios.items()]
     head = ["scenario", *(TITLES.get(column, column) for column in COLUMNS)]
     return [head, *([n, *(cell(getattr(m, column)) for column in COLUMNS)] for n, m in groups)]
+
+
+def _alike(found: ScenarioExplanation) -> list[Figure]:
+    """Heat maps: LLM states beside generated layers, as they are and less their mean."""
+    pairs = [("LLM states", found.states, found.states_centred)]
+    pairs += [
+        (f"generated {name}", cosines, found.layers_centred[name])
+        for name, cosines in found.layers.items()
+    ]
+    return [
+        cosine_figure(f"{name}{less}", "Cosine between scenarios.", found.names, cosines)
+        for name, whole, centred in pairs
+        for less, cosines in (("", whole), (", less their mean", centred))
+    ]
+
+
+def _told(user: UserExplanation) -> dict[str, Any]:
+    """What the template shows of a user."""
+    ways = [way for way in WAYS if user.rows and getattr(user.rows[0], way) is not None]
+    rows = [["item", "scenario", "label", *(WAYS[way] for way in ways)]]
+    rows += [
+        [row.item, row.scenario, f"{row.label:.0f}", *(cell(getattr(row, way)) for way in ways)]
+        for row in user.rows[:MOST_ROWS]
+    ]
+    losses = ", ".join(f"{WAYS[way]} {loss:.4f}" for way, loss in user.log_losses().items())
+    return {
+        "user": user,
+        "rows": rows if user.rows else [],
+        "losses": losses,
+        "nearest": ", ".join(f"{n.key} ({n.cosine:.3f})" for n in user.nearest),
+    }
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 from tiny import tiny_dataset, tiny_store
 
+from msrec.data.llm.neighbours import row_of, standardised
 from msrec.data.llm.store import KnowledgeStore
-from msrec.tools.show import coverage_line, neighbours_table, norm_line, row_of, show, standardised
+from msrec.tools.show import coverage_line, neighbours_table, norm_line, show
 
 
 @pytest.fixture(scope="module")

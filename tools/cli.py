@@ -139,6 +139,26 @@ def show(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="run folder, trained with meta networks")],
+    user: Annotated[
+        list[str] | None, typer.Option(help="a user's raw key; may be repeated")
+    ] = None,
+    scenario: Annotated[bool, typer.Option("--scenario", help="compare the scenarios")] = False,
+    split: Annotated[
+        Literal["train", "valid", "test"], typer.Option(help="whose rows are scored")
+    ] = "test",
+    rows: Annotated[int, typer.Option(min=1, help="rows shown of a user")] = 20,
+) -> None:
+    """Why a run says what it says: prompt, neighbours, scores without knowledge, layers."""
+    from rich.console import Console
+
+    from msrec.tools.explain import explain as tell
+
+    tell(run, user or [], scenario, split, rows, Console())
+
+
+@app.command()
 def zoo(
     model: Annotated[str | None, typer.Argument(help="tell all of this one")] = None,
     page: Annotated[Path | None, typer.Option(help="write docs/zoo.md")] = None,

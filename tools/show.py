@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.data.knowledge import take
-from msrec.data.llm.parts import stored_chunks
+from msrec.data.llm.neighbours import neighbours, row_of, standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.curves import Log, load_log
@@ -91,12 +91,6 @@ def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
     return f"norm, median (5 % to 95 %): {'; '.join(parts)}"
 
 
-def standardised(store: KnowledgeStore, vectors: np.ndarray) -> np.ndarray:
-    """(vectors - mean) / std, 0 where std is 0."""
-    scale = np.where(store.std > 0, 1 / np.where(store.std > 0, store.std, 1), 0)
-    return np.asarray((vectors - store.mean) * scale, dtype=np.float32)
-
-
 def coverage_line(store: KnowledgeStore, dataset: Path) -> str:
     """How many users, items or scenarios of a data set have a vector, and how many rows."""
     level, schema = str(store.manifest["level"]), load_schema(dataset)
@@ -113,40 +107,18 @@ def coverage_line(store: KnowledgeStore, dataset: Path) -> str:
     return f"{dataset}: {', '.join(told)} have a vector"
 
 
-def row_of(store: KnowledgeStore, key: str) -> int | None:
-    """Row of a key given as text, None where the store lacks it."""
-    is_number = np.issubdtype(store.keys.dtype, np.integer)
-    if is_number and not key.lstrip("-").isdecimal():
-        return None
-    row = int(store.rows(np.array([int(key) if is_number else key]))[0])
-    return row if row >= 0 else None
-
-
 def neighbours_table(store: KnowledgeStore, row: int, count: int = 8) -> Table:
     """The keys whose standardised vectors are nearest by cosine, and the farthest."""
-    own = _unit(standardised(store, take(store, np.array([row])).float().numpy()))[0]
-    likeness = np.concatenate(
-        [
-            _unit(standardised(store, rows)) @ own
-            for _, rows in stored_chunks(store.vectors, store.scales)
-        ]
-    )
-    order = np.argsort(-likeness)
-    order = order[order != row]
+    order, likeness = neighbours(store, row)
     table = Table(title=f"{store.keys[row]}: nearest by standardised vector")
     table.add_column("key")
     table.add_column("cosine", justify="right")
-    for at in order[:count]:
-        table.add_row(str(store.keys[at]), f"{likeness[at]:.3f}")
+    for at, cosine in zip(order[:count], likeness, strict=False):
+        table.add_row(str(store.keys[at]), f"{cosine:.3f}")
     if len(order) > count:
         table.add_section()
-        table.add_row(f"{store.keys[order[-1]]} (farthest)", f"{likeness[order[-1]]:.3f}")
+        table.add_row(f"{store.keys[order[-1]]} (farthest)", f"{likeness[-1]:.3f}")
     return table
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(norms > 0, norms, 1))
 
 
 def progress_table(log: Log) -> Table:

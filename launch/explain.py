@@ -1,0 +1,369 @@
+"""What the knowledge does in a trained run: for one user's rows, and between the scenarios."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from msrec.data.batch import Batch
+from msrec.data.knowledge import take
+from msrec.data.llm.neighbours import neighbours, unit
+from msrec.data.llm.store import KEYS, KnowledgeStore
+from msrec.data.loader import Loader
+from msrec.data.parquet import SplitFiles
+from msrec.data.schema import Schema, Split, load_schema
+from msrec.launch.build import Knowledge, build_loader, build_sharded
+from msrec.launch.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.config import RunConfig, load_config
+from msrec.launch.process import Process
+from msrec.launch.prompts import prompts_by_key
+from msrec.model.generated import GeneratedLinear
+from msrec.model.meta import ScenarioMeta, UserMeta
+from msrec.model.ranker import DenseArch, Outcome, RankerTrain
+
+FOLDER, SCENARIOS_FILE = "explain", "scenarios.json"
+SAMPLE = 2_000
+"""Users whose generated layers a user's one is compared with."""
+NEAREST = 8
+WAYS = {
+    "score": "with all",
+    "without_user": "average user",
+    "without_scenario": "average scenario",
+    "without_both": "both average",
+}
+"""Ways to score a row (fields of `RowScore`), and what they are called."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Neighbour(_Part):
+    """Another key, and the cosine of the standardised vectors."""
+
+    key: str
+    cosine: float
+
+
+class LayerDistance(_Part):
+    """How far a generated layer is from the average user's one.
+
+    distance: ||W(z_u) - W(mean z)|| / ||W(mean z)||, Frobenius.
+    rank: share of the sampled users whose layer is nearer to the average.
+    """
+
+    layer: str
+    distance: float
+    rank: float
+
+
+class RowScore(_Part):
+    """One row: what the model says, and what it says without knowledge.
+
+    Without the user's knowledge the layers are the average user's, without the scenario's the
+    average scenario's; None where the run has no such layers.
+    """
+
+    row_id: int
+    item: str
+    scenario: str
+    label: float
+    score: float
+    without_user: float | None
+    without_scenario: float | None
+    without_both: float | None
+
+
+class UserExplanation(_Part):
+    """All about one user of a run; `rows` are those of a split."""
+
+    user: str
+    split: str
+    prompt: str
+    text: str | None
+    """What the LLM answered, where the store keeps it."""
+    training_rows: int
+    has_vector: bool
+    nearest: list[Neighbour]
+    layers: list[LayerDistance]
+    rows: list[RowScore]
+
+    def log_losses(self) -> dict[str, float]:
+        """Mean log loss of the rows for each way to score them."""
+        found = {}
+        for name in WAYS:
+            values = [getattr(row, name) for row in self.rows]
+            if values and None not in values:
+                p = np.clip(np.array(values, dtype=np.float64), 1e-12, 1 - 1e-12)
+                label = np.array([row.label for row in self.rows])
+                found[name] = float(-np.mean(np.log(np.where(label > 0, p, 1 - p))))
+        return found
+
+
+class ScenarioExplanation(_Part):
+    """How alike scenarios are, (S, S) cosines each: in the LLM's states and in generated layers.
+
+    `centred` less their mean over the scenarios: what is said beyond what all share.
+    """
+
+    names: list[str]
+    prompts: list[str]
+    states: list[list[float]]
+    states_centred: list[list[float]]
+    layers: dict[str, list[list[float]]]
+    layers_centred: dict[str, list[list[float]]]
+
+
+class Explainer:
+    """A run's best checkpoint on one process, ready to be asked.
+
+    Raises:
+        FileNotFoundError: there is no run or no committed checkpoint.
+        ValueError: the run uses no knowledge of users or scenarios.
+    """
+
+    def __init__(self, run_dir: Path, process: Process, split: Split = "test") -> None:
+        config_file = run_dir / "config.yaml"
+        if not config_file.is_file():
+            raise FileNotFoundError(f"{run_dir} must be a run folder; it has no config.yaml.")
+        self.config: RunConfig = load_config(config_file)
+        if not (self.config.meta.user or self.config.meta.scenario):
+            raise ValueError(
+                f"{run_dir} must have meta.user=true or meta.scenario=true, so that there is "
+                "knowledge to explain; it has neither."
+            )
+        path = Checkpoints(run_dir / "checkpoints").best()
+        if path is None:
+            raise FileNotFoundError(f"{run_dir}/checkpoints must hold a committed checkpoint.")
+        self.split: Split = split
+        self.schema: Schema = load_schema(self.config.dataset)
+        self.knowledge = Knowledge(self.config, self.schema)
+        self.model, _ = build_sharded(self.config, self.schema, self.knowledge, process, plan=None)
+        load_checkpoint(path, self.model, None)
+        self.model.eval()
+        self.over: DenseArch = _inside(self.model).ranker.over
+        self._loader: Loader = build_loader(
+            self.config, split, process, self.knowledge, 1, shuffle=False
+        )
+
+    def user(self, key: str) -> UserExplanation:
+        """Explain one user, by raw key.
+
+        Raises:
+            ValueError: the data set has no such user.
+        """
+        dataset, config = self.config.dataset, self.config
+        keys = pl.read_parquet(dataset / "users.parquet", columns=["user_key"]).to_series()
+        found = np.flatnonzero((keys.cast(pl.String) == key).to_numpy())
+        if not len(found):
+            raise ValueError(
+                f"{dataset} must hold the user {key!r}; it is not among {len(keys):,} users."
+            )
+        index = int(found[0])
+        seen = SplitFiles(dataset, self.schema, "train", only=["user"]).read()["user"]
+        text, nearest, row = None, list[Neighbour](), -1
+        if config.llm.store is not None and (config.llm.store / "user").is_dir():
+            store = KnowledgeStore.open(config.llm.store / "user")
+            row = int(store.rows(keys[index : index + 1].to_numpy())[0])
+            if row >= 0:
+                text = _answer(store, row)
+                order, cosines = neighbours(store, row)
+                pairs = zip(order[:NEAREST], cosines, strict=False)
+                nearest = [Neighbour(key=str(store.keys[r]), cosine=float(c)) for r, c in pairs]
+        return UserExplanation(
+            user=key,
+            split=self.split,
+            prompt=prompts_by_key(config, "user")[key],
+            text=text,
+            training_rows=int((seen == index).sum()),
+            has_vector=row >= 0,
+            nearest=nearest,
+            layers=self._distances(index),
+            rows=self._rows(index),
+        )
+
+    def scenarios(self) -> ScenarioExplanation:
+        """Compare the scenarios.
+
+        Raises:
+            ValueError: the run has no scenario layers.
+        """
+        meta = self.over.scenario_meta
+        if meta is None:
+            raise ValueError("the run must have meta.scenario=true to compare generated layers.")
+        names = [scenario.name for scenario in self.schema.scenarios]
+        assert self.config.llm.store is not None
+        store = KnowledgeStore.open(self.config.llm.store / "scenario")
+        states = take(store, store.rows(np.array(names))).float().numpy()
+        with torch.no_grad():
+            codes = meta.reducer(meta.get_buffer("knowledge")).numpy()
+        weights = {name: codes @ _flat(layer) for name, layer in _layers(meta) if len(names) > 1}
+        return ScenarioExplanation(
+            names=names,
+            prompts=list(prompts_by_key(self.config, "scenario").values()),
+            states=_cosines(states),
+            states_centred=_cosines(states - states.mean(axis=0)),
+            layers={name: _cosines(w) for name, w in weights.items()},
+            layers_centred={n: _cosines(w - w.mean(axis=0)) for n, w in weights.items()},
+        )
+
+    def _rows(self, user: int) -> list[RowScore]:
+        users = self._loader.files.take(np.arange(self._loader.files.num_rows))["user"]
+        rows = np.flatnonzero(users == user)
+        if not len(rows):
+            return []
+        batch = self._loader.batch_of(rows)
+        has_user = self.over.user_meta is not None
+        has_scenario = self.over.scenario_meta is not None
+        score = self._score(batch)
+        without_user = self._score(self._average_user(batch)) if has_user else None
+        without_scenario = without_both = None
+        if has_scenario:
+            with _average_scenario(self.over.scenario_meta):
+                without_scenario = self._score(batch)
+                without_both = self._score(self._average_user(batch)) if has_user else None
+        titles = self._titles(batch.item.numpy())
+        names = [scenario.name for scenario in self.schema.scenarios]
+        ways = (without_user, without_scenario, without_both)
+        return [
+            RowScore(
+                row_id=int(rows[at]),
+                item=titles[at],
+                scenario=names[int(batch.scenario[at])],
+                label=float(batch.label[at, 0]),
+                score=float(score[at]),
+                **{
+                    name: None if way is None else float(way[at])
+                    for name, way in zip(list(WAYS)[1:], ways, strict=True)
+                },
+            )
+            for at in range(len(rows))
+        ]
+
+    def _score(self, batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            _, outcome = self.model(batch)
+        return torch.sigmoid(Outcome(*outcome).logits[:, 0])
+
+    def _average_user(self, batch: Batch) -> Batch:
+        """The batch with the mean vector for every user."""
+        assert self.over.user_meta is not None
+        known = batch.of_user
+        mean = self.over.user_meta.reducer.get_buffer("mean").to(known.vectors.dtype)
+        vectors = mean.expand_as(known.vectors).contiguous()
+        average = known._replace(vectors=vectors, has=torch.ones_like(known.has))
+        return dataclasses.replace(batch, of_user=average)
+
+    def _distances(self, user: int) -> list[LayerDistance]:
+        """Of each layer that is generated for users."""
+        meta, store = self.over.user_meta, self.knowledge.user
+        if meta is None or store is None:
+            return []
+        step = max(self.schema.num_users // SAMPLE, 1)
+        sample = np.arange(0, self.schema.num_users, step)
+        with torch.no_grad():
+            vectors, has = store.gather(np.concatenate([[user], sample]))
+            codes = meta.reducer(vectors, has).numpy()
+        own, others = codes[0], codes[1:]
+        average = others.mean(axis=0)
+        found = []
+        for name, layer in _layers(meta):
+            flat = _flat(layer)
+            gram = flat @ flat.T  # norms of all users' layers without making any of them
+
+            def norm(codes: np.ndarray, gram: np.ndarray = gram) -> np.ndarray:
+                squares = np.einsum("ur,rs,us->u", codes, gram, codes)
+                return np.asarray(np.sqrt(np.maximum(squares, 0)))
+
+            distance = norm((own - average)[None])[0]
+            rank = float((norm(others - average) < distance).mean())
+            relative = float(distance / norm(average[None])[0])
+            found.append(LayerDistance(layer=name, distance=relative, rank=rank))
+        return found
+
+    def _titles(self, items: np.ndarray) -> list[str]:
+        columns = ["item_key", *([t] if (t := self.schema.text.item_title) else [])]
+        frame = pl.read_parquet(self.config.dataset / "items.parquet", columns=columns)
+        rows = frame[items.tolist()].cast(pl.String).rows()
+        return [row[-1] or row[0] for row in rows]
+
+
+def user_file(run_dir: Path, user: str) -> Path:
+    """Where the explanation of a user is kept."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in user)
+    return run_dir / FOLDER / f"user-{safe}.json"
+
+
+def save_explanation(found: UserExplanation | ScenarioExplanation, path: Path) -> None:
+    """Write it in one step; `msrec report` shows what it finds in a run's folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(found.model_dump_json(indent=2) + "\n")
+    scratch.replace(path)
+
+
+def load_explanations(run_dir: Path) -> tuple[list[UserExplanation], ScenarioExplanation | None]:
+    """What `msrec explain` left in a run's folder."""
+    folder = run_dir / FOLDER
+    users = [
+        UserExplanation.model_validate_json(path.read_text())
+        for path in sorted(folder.glob("user-*.json"))
+    ]
+    path = folder / SCENARIOS_FILE
+    found = ScenarioExplanation.model_validate_json(path.read_text()) if path.is_file() else None
+    return users, found
+
+
+@contextmanager
+def _average_scenario(meta: ScenarioMeta | None) -> Iterator[None]:
+    """Within it, every scenario has the mean vector."""
+    assert meta is not None
+    knowledge = meta.get_buffer("knowledge")
+    kept = knowledge.clone()
+    knowledge.copy_(knowledge.mean(dim=0).expand_as(knowledge))
+    try:
+        yield
+    finally:
+        knowledge.copy_(kept)
+
+
+def _inside(model: nn.Module) -> RankerTrain:
+    """The model without what distributes it."""
+    while not isinstance(model, RankerTrain):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+def _layers(meta: UserMeta | ScenarioMeta) -> Iterator[tuple[str, GeneratedLinear]]:
+    """The generated layers by name."""
+    for at, layer in enumerate(meta.layers):
+        assert isinstance(layer, GeneratedLinear)
+        yield f"layer {at + 1}", layer
+    if isinstance(meta, ScenarioMeta):
+        yield "head", meta.head
+
+
+def _flat(layer: GeneratedLinear) -> np.ndarray:
+    """(R + 1, all weights and biases): a code times this is the generated layer."""
+    parts = [layer.weight.detach().flatten(1), layer.bias.detach()]
+    return np.asarray(torch.cat(parts, dim=1).cpu().numpy(), dtype=np.float64)
+
+
+def _cosines(rows: np.ndarray) -> list[list[float]]:
+    directions = unit(rows.astype(np.float64))
+    return [[float(value) for value in row] for row in directions @ directions.T]
+
+
+def _answer(store: KnowledgeStore, row: int) -> str | None:
+    path = store.path / KEYS
+    if "text" not in pq.read_schema(path).names:
+        return None
+    found: str | None = pq.read_table(path, columns=["text"])["text"][row].as_py()
+    return found

@@ -1,0 +1,135 @@
+"""`msrec explain`: what the knowledge does in a run, in the terminal and for its report."""
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from msrec.data.schema import Split
+from msrec.launch.explain import (
+    FOLDER,
+    SCENARIOS_FILE,
+    WAYS,
+    Explainer,
+    RowScore,
+    ScenarioExplanation,
+    UserExplanation,
+    save_explanation,
+    user_file,
+)
+from msrec.launch.process import process_group, quiet_libraries
+
+SHADES = ("grey30", "grey50", "white", "yellow", "dark_orange", "red")
+"""Of cosines from below -0.5 to 1."""
+
+
+def explain(
+    run: Path, users: list[str], scenario: bool, split: Split, rows: int, console: Console
+) -> None:
+    """Print the explanations and keep them in the run's folder.
+
+    Args:
+        run: a run folder.
+        users: raw keys.
+        scenario: compare the scenarios.
+        split: whose rows are scored.
+        rows: shown of a user; all are kept.
+        console: where to print.
+
+    Raises:
+        FileNotFoundError, ValueError: see `Explainer`; or nothing was asked.
+    """
+    if not users and not scenario:
+        raise ValueError("explain must be asked something: --user KEY, --scenario, or both.")
+    quiet_libraries()
+    logging.getLogger("msrec").setLevel(logging.WARNING)
+    with process_group("cpu") as process:
+        explainer = Explainer(run, process, split)
+        for user in users:
+            found = explainer.user(user)
+            save_explanation(found, user_file(run, user))
+            show_user(found, rows, console)
+        if scenario:
+            compared = explainer.scenarios()
+            save_explanation(compared, run / FOLDER / SCENARIOS_FILE)
+            show_scenarios(compared, console)
+    console.print(f"kept in {run / FOLDER}; `msrec report` shows it", highlight=False)
+
+
+def show_user(found: UserExplanation, most: int, console: Console) -> None:
+    """The prompt, the answer, the neighbours, the layers and the rows of one user."""
+    title = f"user {found.user}: {found.training_rows:,} training rows"
+    console.print(Panel(Text(found.prompt), title=title))
+    if found.text is not None:
+        console.print(Panel(Text(found.text or "(nothing)"), title="the LLM answered"))
+    if not found.has_vector:
+        console.print("no vector of this user: the mean vector stands in")
+    if found.nearest:
+        near = ", ".join(f"{n.key} ({n.cosine:.3f})" for n in found.nearest)
+        console.print(f"nearest users by vector (cosine): {near}", highlight=False)
+    for layer in found.layers:
+        console.print(
+            f"user {layer.layer}: {layer.distance:.1%} away from the average user's; "
+            f"{layer.rank:.0%} of the users are nearer to it",
+            highlight=False,
+        )
+    if not found.rows:
+        console.print(f"no rows of this user in the {found.split} split")
+        return
+    console.print(rows_table(found, most))
+    losses = found.log_losses()
+    console.print(
+        f"log loss of the {len(found.rows)} rows: "
+        + ", ".join(f"{WAYS[way]} {loss:.4f}" for way, loss in losses.items()),
+        highlight=False,
+    )
+
+
+def rows_table(found: UserExplanation, most: int) -> Table:
+    """The first rows; a score is green where it is nearer to the label than the one with all."""
+    ways = [way for way in WAYS if getattr(found.rows[0], way) is not None]
+    table = Table(title=f"{found.split} rows, {min(most, len(found.rows))} of {len(found.rows)}")
+    for head in ("item", "scenario", "label"):
+        table.add_column(head)
+    for way in ways:
+        table.add_column(WAYS[way], justify="right")
+    for row in found.rows[:most]:
+        table.add_row(
+            row.item, row.scenario, f"{row.label:.0f}", *(_score(row, way) for way in ways)
+        )
+    return table
+
+
+def show_scenarios(found: ScenarioExplanation, console: Console) -> None:
+    """Matrices of cosines: the LLM's states, then each generated layer."""
+    console.print(cosine_table("LLM states", found.names, found.states))
+    console.print(cosine_table("LLM states, less their mean", found.names, found.states_centred))
+    for name, cosines in found.layers.items():
+        console.print(cosine_table(f"generated {name}", found.names, cosines))
+        centred = found.layers_centred[name]
+        console.print(cosine_table(f"generated {name}, less their mean", found.names, centred))
+
+
+def cosine_table(title: str, names: list[str], cosines: list[list[float]]) -> Table:
+    """A heat map for the terminal."""
+    table = Table(title=f"cosines of {title}")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for name, row in zip(names, cosines, strict=True):
+        table.add_row(name, *(Text(f"{value:.3f}", style=_shade(value)) for value in row))
+    return table
+
+
+def _score(row: RowScore, way: str) -> Text:
+    value = getattr(row, way)
+    nearer = abs(value - row.label) < abs(row.score - row.label)
+    return Text(f"{value:.4f}", style="green" if nearer and way != "score" else "")
+
+
+def _shade(cosine: float) -> str:
+    place = (cosine + 0.5) / 1.5 * (len(SHADES) - 1)
+    return SHADES[min(max(round(place), 0), len(SHADES) - 1)]
