@@ -68,8 +68,11 @@ def evaluate(
     if not process.is_main:
         return None
     predictions = load_predictions(out)
-    slices = sliced(predictions, config.dataset, schema, by)
-    results = results_of(predictions, schema).model_copy(update={"slices": slices})
+    rows = (predictions, config.dataset, schema, by)
+    slices = {"slices": sliced(*rows)}
+    if predictions.p_click is not None:
+        slices["best_slices"] = sliced(*rows, predictions.p_click)
+    results = results_of(predictions, schema).model_copy(update=slices)
     saved = save_results(results, out)
     if split == "test":
         shutil.copyfile(saved, run_dir / saved.name)

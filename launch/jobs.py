@@ -85,8 +85,8 @@ def evaluate_job(run_dir: Path, overrides: Sequence[str], split: Split, by: str)
         results = evaluate(run_dir, process, cast(Split, wanted), checkpoint, slices)
         if results is not None:
             console.print(results_table(results))
-            for name, groups in results.slices.items():
-                console.print(slice_table(name, groups))
+            for name in results.slices:
+                console.print(slice_table(results, name))
 
 
 def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) -> None:

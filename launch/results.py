@@ -25,7 +25,8 @@ class Results(BaseModel):
 
     `best_possible` are the metrics of the true click probability, where the data knows it: no
     model can be expected to do better on these rows. `slices` are metrics of other groups of rows
-    than scenarios, where they were asked for: slice -> group -> metrics.
+    than scenarios, where they were asked for: slice -> group -> metrics; `best_slices` those of the
+    true probability.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +38,7 @@ class Results(BaseModel):
     metrics: ScenarioMetrics
     best_possible: ScenarioMetrics | None = None
     slices: dict[str, dict[str, Metrics]] = {}
+    best_slices: dict[str, dict[str, Metrics]] = {}
 
 
 def evaluate_predictions(folder: Path | str, schema: Schema) -> Results:
@@ -128,14 +130,18 @@ def results_table(results: Results) -> Table:
     return table
 
 
-def slice_table(name: str, groups: Mapping[str, Metrics]) -> Table:
+def slice_table(results: Results, name: str) -> Table:
     """One row for each group of a slice."""
+    best = results.best_slices.get(name, {})
     table = Table(title=f"by {name}: training rows of the row's {name.removesuffix('_history')}")
     table.add_column(name)
     for column in COLUMNS:
         table.add_column(TITLES.get(column, column), justify="right")
-    for group, metrics in groups.items():
-        table.add_row(group, *(cell(getattr(metrics, column)) for column in COLUMNS))
+    if best:
+        table.add_column("best possible AUC", justify="right")
+    for group, metrics in results.slices[name].items():
+        cells = [cell(getattr(metrics, column)) for column in COLUMNS]
+        table.add_row(group, *cells, *([cell(best[group].auc)] if best else []))
     return table
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Schema
@@ -29,7 +30,11 @@ def bucket_names() -> list[str]:
 
 
 def sliced(
-    predictions: Predictions, dataset: Path, schema: Schema, by: Sequence[Slice]
+    predictions: Predictions,
+    dataset: Path,
+    schema: Schema,
+    by: Sequence[Slice],
+    score: NDArray[np.float32] | None = None,
 ) -> dict[str, dict[str, Metrics]]:
     """Exact metrics per bucket of training rows, for each of `by`; empty buckets are left out.
 
@@ -38,6 +43,7 @@ def sliced(
         dataset: its folder.
         schema: of the dataset.
         by: whose training rows are counted.
+        score: judged instead of the predictions' own, such as the true probability.
 
     Returns:
         slice -> bucket -> metrics.
@@ -51,7 +57,7 @@ def sliced(
         judged = SplitFiles(dataset, schema, predictions.commit.split, only=[column])
         entity = judged.read()[column][predictions.row_id]
         bucket = np.searchsorted(EDGES, seen[entity], side="right") - 1
-        p = predictions
-        metrics = exact_metrics(p.score, p.label, bucket, p.user, bucket_names(), p.weight)
+        p, judged_score = predictions, predictions.score if score is None else score
+        metrics = exact_metrics(judged_score, p.label, bucket, p.user, bucket_names(), p.weight)
         found[name] = {n: m for n, m in metrics.scenarios.items() if m.rows}
     return found

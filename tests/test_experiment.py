@@ -84,6 +84,7 @@ def test_every_known_arm_is_a_config(folder):
             "reference must be one of the arms both; got 'bare'",
         ),
         (("seeds: 2", "seeds: 0"), "seeds: "),
+        (("      wide:", "      ../wide:"), "should match pattern"),
     ],
 )
 def test_a_wrong_sweep_is_one_sentence(folder, change, said):

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -33,6 +34,10 @@ CONTROLS = ("shuffled", "random", "learned", "concat")
 """What `both` is compared with, besides the bare backbone."""
 
 
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Of a data set, a backbone or an arm: it names a folder."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +49,7 @@ class DatasetSweep(_Part):
     """A run's YAML file."""
     options: list[str] = []
     """Overrides of all its runs."""
-    backbones: dict[str, list[str]]
+    backbones: dict[Name, list[str]]
     """Name -> its own overrides; the name is `backbone.name` unless they say another."""
 
 
@@ -56,11 +61,11 @@ class Sweep(_Part):
     seeds: int = Field(5, ge=1)
     split: Split = "test"
     """What the runs are judged on; valid for choosing between settings."""
-    arms: list[str] | dict[str, list[str]] = list(ARMS)
+    arms: list[str] | dict[Name, list[str]] = list(ARMS)
     """Names of known arms, or name -> overrides."""
     reference: str = BARE
     """The arm that the others are compared with."""
-    datasets: dict[str, DatasetSweep]
+    datasets: dict[Name, DatasetSweep]
 
     @property
     def arm_options(self) -> Mapping[str, list[str]]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from scipy import stats
 
 from msrec.launch.figures import Figure, difference_figure
-from msrec.launch.metrics import Metrics
+from msrec.launch.metrics import Metrics, ScenarioMetrics
 from msrec.launch.report import render
 from msrec.launch.slices import EDGES, SLICES
 from msrec.tools.experiment import CONTROLS, Arm, Sweep
@@ -85,20 +85,33 @@ def results_frame(every: Sequence[Arm]) -> pl.DataFrame:
         if cell is None or cell.results is None:
             continue
         results = cell.results
-        groups: dict[tuple[str, str], Metrics] = {ALL: results.metrics.all}
-        groups |= {("scenario", n): m for n, m in results.metrics.scenarios.items()}
-        for kind, buckets in results.slices.items():
-            groups |= {(kind, bucket): metrics for bucket, metrics in buckets.items()}
+        groups = _all_groups(results.metrics, results.slices)
+        best: dict[tuple[str, str], Metrics] = {}
+        if results.best_possible is not None:
+            best = _all_groups(results.best_possible, results.best_slices)
         for (kind, group), metrics in groups.items():
             names = {"dataset": one.dataset, "backbone": one.backbone, "arm": one.arm}
             where = {"seed": one.seed, "split": results.split, "kind": kind, "group": group}
-            best = results.best_possible
-            known = None if best is None or (kind, group) != ALL else best.all.auc
-            about = {"parameters": cell.parameters, "seconds": cell.seconds, "best_auc": known}
+            about = {
+                "parameters": cell.parameters,
+                "seconds": cell.seconds,
+                "best_auc": best[kind, group].auc if (kind, group) in best else None,
+            }
             rows.append(names | where | asdict(metrics) | about)
     if not rows:
         raise ValueError("a report must have at least one judged training; there is none.")
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _all_groups(
+    metrics: ScenarioMetrics, slices: dict[str, dict[str, Metrics]]
+) -> dict[tuple[str, str], Metrics]:
+    """(kind, group) -> metrics."""
+    groups = {ALL: metrics.all}
+    groups |= {("scenario", name): found for name, found in metrics.scenarios.items()}
+    for kind, buckets in slices.items():
+        groups |= {(kind, bucket): found for bucket, found in buckets.items()}
+    return groups
 
 
 def _page(sweep: Sweep, frame: pl.DataFrame, path: Path) -> Iterator[str]:
@@ -196,6 +209,10 @@ def _groups(sweep: Sweep, dataset: str, frame: pl.DataFrame, kind: str) -> Itera
                 ]
             if any(cells):
                 yield f"| {backbone} | {arm} | {' | '.join(cells)} |"
+    best = [of_kind.filter(pl.col("group") == name)["best_auc"].drop_nulls() for name in names]
+    if all(len(found) for found in best):
+        shown = " | ".join(f"{found[0]:.4f}" for found in best)
+        yield f"| | best possible | {shown} |"
 
 
 def _comparisons(sweep: Sweep) -> Iterator[tuple[str, str]]:
