@@ -14,6 +14,7 @@ from msrec.data.interactions import Interactions
 from msrec.data.order import GlobalOrder
 from msrec.data.parquet import Columns, SplitFiles
 from msrec.data.schema import Split, load_schema
+from msrec.data.unknown import UnknownIds
 
 
 class Loader:
@@ -33,6 +34,7 @@ class Loader:
         prefetch: batches made ahead; 0 makes them in the caller's thread.
         per_scenario: ids name rows of a copy of the tables for each scenario, see `own_ids`.
         history: gives each batch the training rows of its distinct users and items.
+        unknown: ids that are changed to row 0.
         num_labels: labels to read, the first ones; None reads all, as a history needs.
         extra: further float32 columns to check and keep readable by `files.take`.
 
@@ -56,6 +58,7 @@ class Loader:
         prefetch: int = 8,
         per_scenario: bool = False,
         history: Interactions | None = None,
+        unknown: UnknownIds | None = None,
         num_labels: int | None = None,
         extra: Sequence[str] = (),
     ) -> None:
@@ -68,6 +71,7 @@ class Loader:
         self._prefetch = prefetch
         self._per_scenario = per_scenario
         self._history, self._is_train = history, split == "train"
+        self._unknown = unknown
 
     def __len__(self) -> int:
         """Global batches of an epoch, the same on every rank."""
@@ -80,9 +84,11 @@ class Loader:
 
     def batch_of(self, rows: npt.NDArray[np.int64]) -> Batch:
         """One batch of the given rows (n,) of the split, in that order."""
-        return self._window(rows[np.newaxis], self.files.take(rows)).batch(0)
+        return self._window(rows[np.newaxis], self.files.take(rows), epoch=0).batch(0)
 
-    def _window(self, rows: npt.NDArray[np.int64], columns: Columns) -> Window:
+    def _window(self, rows: npt.NDArray[np.int64], columns: Columns, epoch: int) -> Window:
+        if self._unknown is not None:
+            columns = self._unknown.apply(columns, rows.reshape(-1), epoch, self._is_train)
         if self._per_scenario:
             columns = own_ids(self.schema, columns)
         knowledge = (self._of_user, self._of_item)
@@ -97,7 +103,7 @@ class Loader:
             # A padding row needs some valid ids: those of any row of this window, or of row 0.
             filler = rows[rows >= 0].min(initial=self.files.num_rows) % self.files.num_rows
             columns = self.files.take(np.where(rows < 0, filler, rows).reshape(-1))
-            window = self._window(rows, columns)
+            window = self._window(rows, columns, epoch)
             for place in range(len(window)):
                 yield window.batch(place)
 

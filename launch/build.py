@@ -14,6 +14,7 @@ from msrec.data.knowledge import EntityKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.loader import Loader
 from msrec.data.schema import Schema, Split
+from msrec.data.unknown import UnknownIds
 from msrec.launch.config import RunConfig
 from msrec.launch.encode import store_settings
 from msrec.launch.process import Process
@@ -44,6 +45,10 @@ class Knowledge:
         self.item: EntityKnowledge | None = None
         self.scenario: torch.Tensor | None = None
         self.history: Interactions | None = None
+        self.unknown: UnknownIds | None = None
+        rare, dropout = config.embeddings.rare, config.embeddings.id_dropout
+        if rare or dropout:
+            self.unknown = UnknownIds(config.dataset, schema, rare, dropout, config.seed)
         if config.history.of:
             if config.embeddings.per_scenario:
                 raise ValueError(
@@ -106,6 +111,7 @@ def build_loader(
         prefetch=config.trainer.prefetch,
         per_scenario=config.embeddings.per_scenario,
         history=knowledge.history,
+        unknown=knowledge.unknown,
         num_labels=1 if not config.history.of and config.objective.aux_weight == 0 else None,
         extra=extra,
     )

@@ -28,6 +28,10 @@ class EmbeddingsConfig(_Part):
     """Weight of the mean squared norm of the looked-up vectors in the loss."""
     per_scenario: bool = False
     """A copy of every table for each scenario; with `backbone.name=separate`, separate models."""
+    rare: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Feature -> training rows below which an id is taken as unknown, row 0 of its table."""
+    id_dropout: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
+    """Feature -> share of training rows whose id is taken as unknown, to be ready for new ones."""
     row_wise_from: int = Field(1_000_000, ge=1)
     """A table with at least so many rows is split by rows over all ranks; others are on one."""
     sharding: dict[str, Literal["table_wise", "row_wise"]] = {}

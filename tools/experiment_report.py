@@ -245,7 +245,7 @@ def _seeds(found: pl.DataFrame, sweep: Sweep) -> str:
 
 def _spread(values: pl.Series) -> str:
     known = values.drop_nulls().to_list()
-    return spread(known) if known else "undefined"
+    return spread(known) if known else ("undefined" if len(values) else "")
 
 
 def _told(found: Difference | None) -> str:
