@@ -16,8 +16,8 @@ test: $(READY) ## every test
 check: ## what CI runs: format, lint, types, tests, wheel
 	.ci/run
 
-benchmark: $(READY) ## the MovieLens-1M table of the README, from RAW=folder
-	$(VENV)/bin/msrec bench movielens $(RAW)
+benchmark: $(READY) ## docs/benchmark.md, from RAW=folder; takes a night, resumes
+	$(VENV)/bin/msrec bench table $(RAW) --trials 3 --seeds 3 --jobs 2 --page docs/benchmark.md
 
 install: $(READY)
 
