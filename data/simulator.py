@@ -23,7 +23,10 @@ STRENGTH = np.array([1.3, 1.1, 0.85])
 BIAS = np.array([-0.7, -1.3, -0.9])
 BY_INTEREST = np.array([0.5, 0.35, 0.15])
 """Share of the videos a scenario picks by the user's interests; the others by popularity."""
-DEVIATION = 0.3
+FAMILY_SHARE, OWN_SHARE, DEVIATION = 0.9, 0.6, 0.3
+"""Standard deviations of a taste: of its family, of its category, of a scenario's departure."""
+CITY_EFFECT = np.array([0.1, 0.0, -0.05, -0.15])
+TENDENCY = 0.25
 DRAWS = 8
 """Uniform numbers a row may use; a multiple of 4, the numbers in one step of Philox."""
 
@@ -128,14 +131,19 @@ class App:
     @cached_property
     def _taste(self) -> Floats:
         """(users, categories), what a user likes in any scenario."""
-        rng = self._rng(4)
-        families = len(catalogue.FAMILIES)
-        lean = rng.normal(size=(len(catalogue.AGE_BANDS), families))
-        family = rng.normal(size=(self.users, families)) + 0.3 * lean[self.age]
+        rng, shape = self._rng(4), self.lean.shape
+        rng.normal(size=shape)  # those of `lean`
+        family = rng.normal(size=(self.users, shape[1])) + self.lean[self.age]
         own = rng.normal(size=(self.users, self.num_categories))
         of_family = family[:, catalogue.FAMILY_OF[: self.num_categories]]
-        taste: Floats = 0.9 * of_family + 0.6 * own
+        taste: Floats = FAMILY_SHARE * of_family + OWN_SHARE * own
         return taste
+
+    @cached_property
+    def lean(self) -> Floats:
+        """(age bands, families), what an age band likes more than others."""
+        shape = (len(catalogue.AGE_BANDS), len(catalogue.FAMILIES))
+        return 0.3 * self._rng(4).normal(size=shape)
 
     @cached_property
     def interest(self) -> npt.NDArray[np.float32]:
@@ -147,8 +155,8 @@ class App:
     @cached_property
     def tendency(self) -> Floats:
         """(users,), how easily a user clicks at all."""
-        of_city = np.array([0.1, 0.0, -0.05, -0.15])[self.city]
-        tendency: Floats = of_city + 0.25 * self._rng(6).normal(size=self.users)
+        of_city = CITY_EFFECT[self.city]
+        tendency: Floats = of_city + TENDENCY * self._rng(6).normal(size=self.users)
         return tendency
 
     @cached_property
@@ -209,6 +217,17 @@ class App:
         click = (draw[:, 5] < p_click).astype(np.float32)
         return Rows(user, item, scenario, timestamp, hour, p_click, click)
 
+    def rows_of_cold(self, users: Ints) -> Rows:
+        """Training rows of some cold users, in order of time."""
+        wanted = self._cold_at[np.isin(self.cold_visits, users)]
+        single = [self.generate(row, row + 1) for row in wanted.tolist()]
+        return Rows(
+            *(
+                np.concatenate([getattr(row, name) for row in single])
+                for name in Rows.__dataclass_fields__
+            )
+        )
+
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed, stream]))
 
@@ -237,7 +256,7 @@ class App:
     def _what(self, user: Ints, scenario: Ints, draw: Floats) -> Ints:
         """First a category, by interest or by popularity, then a video of it by popularity."""
         by_interest = draw[:, 2] < BY_INTEREST[scenario]
-        popular = _pick(self._category_weight.cumsum(), draw[:, 3])
+        popular = _pick(self.category_weight.cumsum(), draw[:, 3])
         liked = (self._liked[user] < draw[:, 3:4]).sum(axis=1).clip(max=self.num_categories - 1)
         category = np.where(by_interest, liked, popular)
         order, edge, weight = self._shelves
@@ -255,7 +274,8 @@ class App:
         return np.asarray(running / running[:, -1:], dtype=np.float32)
 
     @cached_property
-    def _category_weight(self) -> Floats:
+    def category_weight(self) -> Floats:
+        """(categories,), how popular each is."""
         return np.exp(0.4 * self._rng(11).normal(size=self.num_categories))
 
     @cached_property

@@ -12,6 +12,7 @@ import pyarrow as pa
 from msrec.data import catalogue
 from msrec.data.ids import UNKNOWN, FirstSeen
 from msrec.data.parts import PartWriter, arrow_schema, new_folder, write_table
+from msrec.data.posterior import reachable
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, TextFields, save_schema
 from msrec.data.simulator import SHARES, App, Rows
 from msrec.data.write import Report
@@ -47,8 +48,9 @@ def synthesize(
 
     Interactions have one column more than the schema names, `p_click`: the probability each label
     was drawn with. `Schema.counts["best_auc"]` is its AUC on the test split, in all, per scenario,
-    for cold and for warm users; a model that ranks better has seen the labels. `users.parquet`
-    has one more, `is_cold`.
+    for cold and for warm users; a model that ranks better has seen the labels. For cold users
+    `counts["reachable_auc"]` says besides what their few training rows allow, see
+    `data.posterior`. `users.parquet` has one more column, `is_cold`.
 
     Raises:
         ValueError: the sizes do not make an app (see `App`), or `out` is there already.
@@ -67,6 +69,9 @@ def synthesize(
                         report(f"writing {split}", begin + len(chunk.user) - start, stop - start)
         write_table(_users(app), folder / "users.parquet")
         write_table(_items(app), folder / "items.parquet")
+        if report:
+            report("what cold users' training rows tell", 0, 1)
+        tally.reachable_auc = _reachable_auc(app)
         last = app.generate(app.bounds[0] - 1, app.bounds[0])
         schema = _schema(app, tally, until=int(last.timestamp[0]))
         save_schema(schema, folder)
@@ -87,6 +92,17 @@ def binned_auc(negatives: npt.NDArray[np.int64], positives: npt.NDArray[np.int64
     return float((positives * (below + 0.5 * negatives)).sum() / pairs)
 
 
+def _reachable_auc(app: App) -> float | None:
+    """Test AUC of the best that training rows of cold users allow to say of them."""
+    if not app.is_cold.any():
+        return None
+    found = reachable(app)
+    place = np.minimum((found.posterior * _BINS).astype(np.int64), _BINS - 1)
+    click = found.click == 1
+    negatives, positives = (np.bincount(place[c], minlength=_BINS) for c in (~click, click))
+    return binned_auc(negatives, positives)
+
+
 class _Tally:
     """What is known only after the rows have streamed by: vocabularies, counts, best AUC."""
 
@@ -97,6 +113,7 @@ class _Tally:
         self.rows = np.zeros((len(SPLITS), scenarios), dtype=np.int64)
         self.positives = np.zeros_like(self.rows)
         self.unknown: dict[str, dict[str, int]] = {}
+        self.reachable_auc: float | None = None
         # [scenario, cold, click, bin of p_click], test rows only
         self.best = np.zeros((scenarios, 2, 2, _BINS), dtype=np.int64)
 
@@ -135,6 +152,7 @@ class _Tally:
             "unknown": self.unknown,
             "cold_users": int(self.app.is_cold.sum()),
             "best_auc": self._best_auc(),
+            "reachable_auc": {"cold users": self.reachable_auc},
         }
 
     def _by_split(self, table: npt.NDArray[np.int64]) -> dict[str, dict[str, int]]:

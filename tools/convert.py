@@ -245,6 +245,9 @@ def remarks(schema: Schema) -> list[str]:
     for name, value in counts.get("best_auc", {}).items():
         shown = "undefined" if value is None else f"{value:.4f}"
         found.append(f"best possible test AUC, {name}: {shown}")
+    for name, value in counts.get("reachable_auc", {}).items():
+        if value is not None:
+            found.append(f"test AUC that training rows allow at most, {name}: {value:.4f}")
     return found
 
 
