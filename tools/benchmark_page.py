@@ -51,6 +51,14 @@ def _page(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
         "dense parts under Adam, constant rates. `width` scales all layers of a model's default "
         "sizes. Embeddings are 16 wide, 32 in the rows called wide."
     )
+    if any(pair.contender.reads_llm for pair in pairs):
+        yield ""
+        yield (
+            "The rows called llm read one text vector a user beside the embeddings: concatenated, "
+            "or through a small mixture of experts as in KAR. The model is the config's "
+            "`llm.model`: MiniLM-L6, a sentence encoder, which reads several times as fast as "
+            "SmolLM2-135M."
+        )
     yield ""
     yield "| tuned | range | start |"
     yield "|---|---|---|"
