@@ -117,8 +117,9 @@ class LLMConfig(_Part):
     answer_tokens: int = Field(32, ge=1)
     """With generate: the longest answer."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    max_tokens: int = Field(256, ge=16)
-    """Of a prompt; a history has as many items as there is room for."""
+    max_tokens: int = Field(512, ge=16)
+    """Of a prompt; a history has as many items as there is room for. What all prompts share counts
+    too, though it is computed only once: look at one with `msrec encode --show`."""
     batch_tokens: int = Field(2048, ge=16)
     storage: Literal["float16", "float32", "int8"] = "float16"
     pca: int | None = Field(None, ge=1)

@@ -76,7 +76,7 @@ def encode(
     dtype: str = "bfloat16",
     storage: Literal["float16", "float32", "int8"] = "float16",
     pca: int | None = None,
-    max_tokens: int = 256,
+    max_tokens: int = 512,
     batch_tokens: int = 2048,
     template: str = "auto",
     trust_remote_code: bool = False,

@@ -278,6 +278,10 @@ def _html(sweep: Sweep, frame: pl.DataFrame, text: str) -> str:
                     points.append((backbone, arm, found.mean, found.half_width or 0.0))
         if points:
             figures.append(difference_figure(dataset, sweep.reference, points))
-    body = Markup(MarkdownIt("commonmark").enable("table").render(text))  # our own text
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    html = html.replace("<table>", '<div class="table"><table>').replace(
+        "</table>", "</table></div>"
+    )
+    body = Markup(html)  # our own text
     title = text.splitlines()[0].removeprefix("# ")
     return render("msrec.tools", "experiment.html", figures=figures, title=title, body=body)
