@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -160,8 +161,9 @@ class Explainer:
             ValueError: the data set has no such user.
         """
         dataset, config = self.config.dataset, self.config
-        keys = pl.read_parquet(dataset / "users.parquet", columns=["user_key"]).to_series()
-        found = np.flatnonzero((keys.cast(pl.String) == key).to_numpy())
+        # Not by polars, whose threads do not survive a fork: ranks of the tests are forked.
+        keys = pq.read_table(dataset / "users.parquet", columns=["user_key"])["user_key"]
+        found = np.flatnonzero(pc.equal(keys.cast(pa.string()), key).to_numpy())
         if not len(found):
             raise ValueError(
                 f"{dataset} must hold the user {key!r}; it is not among {len(keys):,} users."
@@ -171,7 +173,7 @@ class Explainer:
         text, nearest, row = None, list[Neighbour](), -1
         if config.llm.store is not None and (config.llm.store / "user").is_dir():
             store = KnowledgeStore.open(config.llm.store / "user")
-            row = int(store.rows(keys[index : index + 1].to_numpy())[0])
+            row = int(store.rows(keys.slice(index, 1).to_numpy())[0])
             if row >= 0:
                 text = _answer(store, row)
                 order, cosines = neighbours(store, row)
@@ -290,9 +292,10 @@ class Explainer:
 
     def _titles(self, items: np.ndarray) -> list[str]:
         columns = ["item_key", *([t] if (t := self.schema.text.item_title) else [])]
-        frame = pl.read_parquet(self.config.dataset / "items.parquet", columns=columns)
-        rows = frame[items.tolist()].cast(pl.String).rows()
-        return [row[-1] or row[0] for row in rows]
+        table = pq.read_table(self.config.dataset / "items.parquet", columns=columns).take(items)
+        keys = table["item_key"].cast(pa.string()).to_pylist()
+        titles = table[columns[-1]].cast(pa.string()).to_pylist()
+        return [title or key for key, title in zip(keys, titles, strict=True)]
 
 
 def user_file(run_dir: Path, user: str) -> Path:

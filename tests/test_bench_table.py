@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ranks import fork_pool
 from tiny import tiny_dataset
 
 from msrec.launch.config import load_config
@@ -11,8 +12,9 @@ from msrec.launch.metrics import Metrics, ScenarioMetrics
 from msrec.launch.results import Results
 from msrec.model.backbones import BACKBONES
 from msrec.tools import bench_table as table
+from msrec.tools import cells
 from msrec.tools.benchmark_page import write_page
-from msrec.tools.cells import CELL_FILE, Cell, load_cell, run_cell
+from msrec.tools.cells import CELL_FILE, Cell, load_cell
 from msrec.tools.tuning import START, overrides, propose, search_space
 
 CONFIG = "dataset: {data}\nembeddings: {{ dim: 4 }}\ntrainer: {{ global_batch: 100, epochs: 2 }}\n"
@@ -76,6 +78,11 @@ def test_contenders_are_all_backbones_and_the_two_llm_baselines():
 
 
 # A cell --------------------------------------------------------------------------------------
+
+
+def run_cell(*args):
+    with fork_pool() as pool:
+        return pool.submit(cells.run_cell, *args).result(timeout=60)
 
 
 @pytest.fixture(scope="module")
