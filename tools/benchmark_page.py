@@ -35,8 +35,17 @@ def _page(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
     yield ""
     yield "```sh"
     count = f"--trials {trials} --seeds {seeds}"
-    yield f"msrec bench table RAW {count} --jobs 2 --page docs/benchmark.md"
+    from msrec.tools.bench_table import BENCHMARKS
+
+    here = list(dict.fromkeys(pair.benchmark.name for pair in pairs))
+    missing = [benchmark.title for benchmark in BENCHMARKS if benchmark.name not in here]
+    only = "".join(f" --benchmark {name}" for name in here) if missing else ""
+    yield f"msrec bench table RAW {count} --jobs 2{only} --page docs/benchmark.md"
     yield "```"
+    if missing:
+        yield ""
+        names = "; ".join(missing)
+        yield f"**Not run for this page:** {names}. The command without `--benchmark` runs all."
     yield ""
     yield (
         "RAW holds one folder of plain Parquet per data set (interactions, items, users). A killed "
@@ -70,7 +79,7 @@ def _page(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
         "rows; the split is one). A test split of 100,000 rows alone has a standard error of about "
         ".0014 in AUC, the same for all models of a table. rows/s: 200 steps on one core, one "
         f"model after the other, on {_processor()}; minutes: all trainings of the model together, "
-        "two at a time on two cores."
+        "two at a time on two cores, whatever else the machine did meanwhile: compare rows/s."
     )
     if cells:
         longest = max(cell.seconds for cell in cells)
