@@ -52,12 +52,11 @@ class Interactions:
         columns = SplitFiles(dataset, schema, "train", only=only).read()
         level = self.level(columns)
         time = columns[schema.timestamp] if schema.timestamp else None
-        sizes: dict[Side, int] = {"user": schema.num_users, "item": schema.num_items}
         self._bags: dict[Side, _Bags] = {}
         for side in self.of:
             entity, other = columns[side], columns[OTHER[side]]
             ids = (other * np.int32(self.levels) + level).astype(np.int32)
-            self._bags[side] = _bags(entity, ids, time, sizes[side], max_len)
+            self._bags[side] = _bags(entity, ids, time, schema.size_of(side), max_len)
 
     def level(self, columns: dict[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.int32]:
         """How many labels of each row are 1, (rows,), int32."""

@@ -110,6 +110,19 @@ class RawTables:
         return [feature for feature in self.features if feature.side == "interaction"]
 
 
+def star_labels(above: float) -> dict[str, float]:
+    """Labels of ratings from 1 to 5 and what each is above: the judged one, then the other stars.
+
+    Example:
+        >>> star_labels(3)
+        {'label': 3, 'rating>1': 1, 'rating>2': 2, 'rating>4': 4}
+    """
+    return {
+        "label": above,
+        **{f"rating>{stars}": stars for stars in (1, 2, 3, 4) if stars != above},
+    }
+
+
 def check_tables(raw: RawTables) -> None:
     """Refuse users and items that the dataset folder may not hold.
 

@@ -115,6 +115,10 @@ class Schema(_Part):
         """Number of scenarios, S."""
         return len(self.scenarios)
 
+    def size_of(self, side: Literal["user", "item"]) -> int:
+        """Number of users or of items."""
+        return self.num_users if side == "user" else self.num_items
+
     @property
     def columns(self) -> list[str]:
         """The columns of an interactions file that a loader reads."""

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from msrec.data.ids import UNKNOWN
 from msrec.data.parquet import Columns, SplitFiles
 from msrec.data.schema import Schema
-
-UNKNOWN = 0
 
 
 class UnknownIds:

@@ -59,13 +59,8 @@ class Knowledge:
             self.history = Interactions(config.dataset, schema, *whole)
         feature = config.llm_feature
         self.feature_of = {"none": (), "match": ()}.get(feature.kind, tuple(feature.of))
-        is_match = feature.kind == "match"
-        levels = {
-            "user": config.meta.user or "user" in self.feature_of or is_match,
-            "item": config.meta.item or "item" in self.feature_of or is_match,
-            "scenario": config.meta.scenario,
-        }
-        if not any(levels.values()):
+        levels = config.knowledge_levels
+        if not levels:
             return
         if config.llm.store is None:
             raise FileNotFoundError(
@@ -74,7 +69,7 @@ class Knowledge:
             )
         expected = store_settings(config.dataset, **config.llm.encoding)
         stores = {}
-        for level in (name for name, is_used in levels.items() if is_used):
+        for level in levels:
             stores[level] = KnowledgeStore.open(config.llm.store / level)
             stores[level].check(expected)
         args = (config.llm.missing, config.llm.control, config.seed)

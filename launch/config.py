@@ -137,8 +137,8 @@ class LLMConfig(_Part):
     @property
     def encoding(self) -> dict[str, Any]:
         """What decides the vectors: a store keeps it, and a run checks it."""
-        aside = {"store", "batch_tokens", "missing", "items", "previous", "trust_remote_code"}
-        aside |= {"control"}
+        aside = {"store", "batch_tokens", "missing", "items", "previous"}
+        aside |= {"trust_remote_code", "control"}
         return self.model_dump(exclude=aside)
 
 
@@ -209,6 +209,14 @@ class RunConfig(_Part):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
+
+    @property
+    def knowledge_levels(self) -> list[str]:
+        """Levels of the store that the run reads, of user, item and scenario."""
+        meta, feature = self.meta, self.llm_feature
+        read = {"none": (), "match": ("user", "item")}.get(feature.kind, tuple(feature.of))
+        levels = ("user", "item", "scenario")
+        return [name for name in levels if getattr(meta, name) or name in read]
 
     @property
     def run_dir(self) -> Path:

@@ -12,7 +12,7 @@ from msrec.launch.predict import predict, truth_column
 from msrec.launch.predictions import load_predictions
 from msrec.launch.process import Process
 from msrec.launch.results import Results, results_of, save_results
-from msrec.launch.slices import Slice, sliced
+from msrec.launch.slices import Slice, buckets, sliced
 
 
 def evaluate(
@@ -68,10 +68,10 @@ def evaluate(
     if not process.is_main:
         return None
     predictions = load_predictions(out)
-    rows = (predictions, config.dataset, schema, by)
-    slices = {"slices": sliced(*rows)}
+    bucket = buckets(predictions, config.dataset, schema, by)
+    slices = {"slices": sliced(predictions, predictions.score, bucket)}
     if predictions.p_click is not None:
-        slices["best_slices"] = sliced(*rows, predictions.p_click)
+        slices["best_slices"] = sliced(predictions, predictions.p_click, bucket)
     results = results_of(predictions, schema).model_copy(update=slices)
     saved = save_results(results, out)
     if split == "test":

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from msrec.data.llm.store import KEYS, KnowledgeStore
 from msrec.data.loader import Loader
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Schema, Split, load_schema
-from msrec.launch.build import Knowledge, build_loader, build_sharded
+from msrec.launch.build import Knowledge, build_loader, build_sharded, write_json
 from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.process import Process
@@ -96,15 +97,19 @@ class UserExplanation(_Part):
     layers: list[LayerDistance]
     rows: list[RowScore]
 
+    @property
+    def ways(self) -> list[str]:
+        """The ways to score a row that this run has, of `WAYS`; none without rows."""
+        return [w for w in WAYS if self.rows and getattr(self.rows[0], w) is not None]
+
     def log_losses(self) -> dict[str, float]:
         """Mean log loss of the rows for each way to score them."""
         found = {}
-        for name in WAYS:
-            values = [getattr(row, name) for row in self.rows]
-            if values and None not in values:
-                p = np.clip(np.array(values, dtype=np.float64), 1e-12, 1 - 1e-12)
-                label = np.array([row.label for row in self.rows])
-                found[name] = float(-np.mean(np.log(np.where(label > 0, p, 1 - p))))
+        label = np.array([row.label for row in self.rows])
+        for name in self.ways:
+            values = np.array([getattr(row, name) for row in self.rows])
+            p = np.clip(values, 1e-12, 1 - 1e-12)
+            found[name] = float(-np.mean(np.log(np.where(label > 0, p, 1 - p))))
         return found
 
 
@@ -120,6 +125,17 @@ class ScenarioExplanation(_Part):
     states_centred: list[list[float]]
     layers: dict[str, list[list[float]]]
     layers_centred: dict[str, list[list[float]]]
+
+    def matrices(self) -> Iterator[tuple[str, list[list[float]]]]:
+        """Each matrix by what it is of: the states, then each layer, as it is and centred."""
+        pairs = [("LLM states", self.states, self.states_centred)]
+        pairs += [
+            (f"generated {name}", cosines, self.layers_centred[name])
+            for name, cosines in self.layers.items()
+        ]
+        for name, whole, centred in pairs:
+            yield name, whole
+            yield f"{name}, less their mean", centred
 
 
 class Explainer:
@@ -182,7 +198,7 @@ class Explainer:
         return UserExplanation(
             user=key,
             split=self.split,
-            prompt=prompts_by_key(config, "user")[key],
+            prompt=self._user_prompts[key],
             text=text,
             training_rows=int((seen == index).sum()),
             has_vector=row >= 0,
@@ -216,8 +232,14 @@ class Explainer:
             layers_centred={n: _cosines(w - w.mean(axis=0)) for n, w in weights.items()},
         )
 
+    @cached_property
+    def _user_prompts(self) -> dict[str, str]:
+        """Made for all users at once, whoever is asked for."""
+        return prompts_by_key(self.config, "user")
+
     def _rows(self, user: int) -> list[RowScore]:
-        users = self._loader.files.take(np.arange(self._loader.files.num_rows))["user"]
+        files = SplitFiles(self.config.dataset, self.schema, self.split, only=["user"])
+        users = files.read()["user"]
         rows = np.flatnonzero(users == user)
         if not len(rows):
             return []
@@ -307,9 +329,7 @@ def user_file(run_dir: Path, user: str) -> Path:
 def save_explanation(found: UserExplanation | ScenarioExplanation, path: Path) -> None:
     """Write it in one step; `msrec report` shows what it finds in a run's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(found.model_dump_json(indent=2) + "\n")
-    scratch.replace(path)
+    write_json(path, found.model_dump(mode="json"))
 
 
 def load_explanations(run_dir: Path) -> tuple[list[UserExplanation], ScenarioExplanation | None]:

@@ -178,24 +178,22 @@ def _details(result: Results) -> list[list[str]]:
 
 def _alike(found: ScenarioExplanation) -> list[Figure]:
     """Heat maps: LLM states beside generated layers, as they are and less their mean."""
-    pairs = [("LLM states", found.states, found.states_centred)]
-    pairs += [
-        (f"generated {name}", cosines, found.layers_centred[name])
-        for name, cosines in found.layers.items()
-    ]
     return [
-        cosine_figure(f"{name}{less}", "Cosine between scenarios.", found.names, cosines)
-        for name, whole, centred in pairs
-        for less, cosines in (("", whole), (", less their mean", centred))
+        cosine_figure(name, "Cosine between scenarios.", found.names, cosines)
+        for name, cosines in found.matrices()
     ]
 
 
 def _told(user: UserExplanation) -> dict[str, Any]:
     """What the template shows of a user."""
-    ways = [way for way in WAYS if user.rows and getattr(user.rows[0], way) is not None]
-    rows = [["item", "scenario", "label", *(WAYS[way] for way in ways)]]
+    rows = [["item", "scenario", "label", *(WAYS[way] for way in user.ways)]]
     rows += [
-        [row.item, row.scenario, f"{row.label:.0f}", *(cell(getattr(row, way)) for way in ways)]
+        [
+            row.item,
+            row.scenario,
+            f"{row.label:.0f}",
+            *(cell(getattr(row, way)) for way in user.ways),
+        ]
         for row in user.rows[:MOST_ROWS]
     ]
     losses = ", ".join(f"{WAYS[way]} {loss:.4f}" for way, loss in user.log_losses().items())

@@ -1,16 +1,16 @@
 """Metrics by how much the training split knows of a row's user or item."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Schema
 from msrec.launch.metrics import Metrics, exact_metrics
 from msrec.launch.predictions import Predictions
+from msrec.launch.ranking import Array, Ints
 
 Slice = Literal["user_history", "item_history"]
 SLICES: tuple[Slice, ...] = ("user_history", "item_history")
@@ -29,35 +29,36 @@ def bucket_names() -> list[str]:
     return ["0", *names[1:], f"{EDGES[-1]}+"]
 
 
+def buckets(
+    predictions: Predictions, dataset: Path, schema: Schema, by: Sequence[Slice]
+) -> dict[Slice, Ints]:
+    """The bucket of each prediction, (N,), for each of `by`: how many training rows there are."""
+    found = {}
+    for name in by:
+        column: Literal["user", "item"] = "user" if name == "user_history" else "item"
+        rows = SplitFiles(dataset, schema, "train", only=[column]).read()[column]
+        seen = np.bincount(rows, minlength=schema.size_of(column))
+        judged = SplitFiles(dataset, schema, predictions.commit.split, only=[column])
+        entity = judged.read()[column][predictions.row_id]
+        found[name] = np.searchsorted(EDGES, seen[entity], side="right") - 1
+    return found
+
+
 def sliced(
-    predictions: Predictions,
-    dataset: Path,
-    schema: Schema,
-    by: Sequence[Slice],
-    score: NDArray[np.float32] | None = None,
+    predictions: Predictions, score: Array, bucket: Mapping[Slice, Ints]
 ) -> dict[str, dict[str, Metrics]]:
-    """Exact metrics per bucket of training rows, for each of `by`; empty buckets are left out.
+    """Exact metrics per bucket of training rows; empty buckets are left out.
 
     Args:
-        predictions: of a split of the dataset.
-        dataset: its folder.
-        schema: of the dataset.
-        by: whose training rows are counted.
-        score: judged instead of the predictions' own, such as the true probability.
+        predictions: whose rows, labels and weights.
+        score: what is judged, (N,): that of the predictions, or the true probability.
+        bucket: as `buckets` gives it.
 
     Returns:
         slice -> bucket -> metrics.
     """
-    found: dict[str, dict[str, Metrics]] = {}
-    for name in by:
-        column = name.removesuffix("_history")
-        size = schema.num_users if column == "user" else schema.num_items
-        rows = SplitFiles(dataset, schema, "train", only=[column]).read()[column]
-        seen = np.bincount(rows, minlength=size)
-        judged = SplitFiles(dataset, schema, predictions.commit.split, only=[column])
-        entity = judged.read()[column][predictions.row_id]
-        bucket = np.searchsorted(EDGES, seen[entity], side="right") - 1
-        p, judged_score = predictions, predictions.score if score is None else score
-        metrics = exact_metrics(judged_score, p.label, bucket, p.user, bucket_names(), p.weight)
+    p, found = predictions, dict[str, dict[str, Metrics]]()
+    for name, places in bucket.items():
+        metrics = exact_metrics(score, p.label, places, p.user, bucket_names(), p.weight)
         found[name] = {n: m for n, m in metrics.scenarios.items() if m.rows}
     return found

@@ -85,10 +85,9 @@ def table_configs(
     for feature in schema.sparse:
         used.setdefault(feature.table, []).append(feature.name)
     rows = dict(schema.tables)
-    entities: dict[Side, int] = {"user": schema.num_users, "item": schema.num_items}
     for side in history:
         used[f"{side}_history"] = [f"{side}_history", f"{side}_own"]
-        rows[f"{side}_history"] = entities[OTHER[side]] * levels(schema)
+        rows[f"{side}_history"] = schema.size_of(OTHER[side]) * levels(schema)
     return [
         EmbeddingBagConfig(
             name=table,

@@ -17,7 +17,7 @@ from msrec.launch.config import load_config
 from msrec.launch.metrics import Metrics, ScenarioMetrics
 from msrec.launch.predictions import Commit, Predictions
 from msrec.launch.results import Results
-from msrec.launch.slices import EDGES, bucket_names, sliced
+from msrec.launch.slices import EDGES, bucket_names, buckets, sliced
 from msrec.tools import experiment as tool
 from msrec.tools.cells import CELL_FILE, Cell
 from msrec.tools.experiment_report import difference, paired, results_frame, write_reports
@@ -70,8 +70,19 @@ def test_every_arm_of_a_seed_comes_before_the_next_seed(folder):
 
 def test_every_known_arm_is_a_config(folder):
     path = sweep_file(folder, arms=f"[{', '.join(tool.ARMS)}]")
-    for one in tool.trainings(tool.load_sweep(path)):
-        load_config(one.config, one.options)
+    levels = {
+        one.arm: set(load_config(one.config, one.options).knowledge_levels)
+        for one in tool.trainings(tool.load_sweep(path))
+    }
+    assert levels == {
+        "bare": set(),
+        "user": {"user"},
+        "scenario": {"scenario"},
+        "item": {"item"},
+        "concat": {"user"},
+        "match": {"user", "item"},
+        **dict.fromkeys(("both", "shuffled", "random", "learned"), {"user", "scenario"}),
+    }
 
 
 @pytest.mark.parametrize(
@@ -232,7 +243,8 @@ def test_a_bucket_holds_the_rows_whose_user_or_item_has_so_many_training_rows(fo
         score=rng.random(400).astype(np.float32),
         p_click=None,
     )
-    [found] = sliced(predictions, folder / "data", schema, [f"{column}_history"]).values()
+    bucket = buckets(predictions, folder / "data", schema, [f"{column}_history"])
+    [found] = sliced(predictions, predictions.score, bucket).values()
     assert sum(metrics.rows for metrics in found.values()) == 400
     seen = np.array([np.sum(train == entity) for entity in values[column]])
     for low, high, name in zip(EDGES, (*EDGES[1:], np.inf), bucket_names(), strict=True):

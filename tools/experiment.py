@@ -1,6 +1,6 @@
 """`msrec experiment`: the same trainings with and without the LLM's knowledge, and its controls."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -164,7 +164,7 @@ def experiment(path: Path, jobs: int, dry_run: bool) -> None:
     left = [at for at, one in enumerate(every) if one.cell() is None]
     console.print(f"{len(every) - len(left)} of {len(every)} trainings are done", highlight=False)
     if dry_run:
-        for store in dict.fromkeys(str(c.llm.store) for c in _readers(configs)):
+        for store in dict.fromkeys(str(c.llm.store) for c in configs if c.knowledge_levels):
             console.print(f"  store: {store}", highlight=False)
         for at in left:
             one = every[at]
@@ -182,30 +182,14 @@ def experiment(path: Path, jobs: int, dry_run: bool) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def reads_llm(config: RunConfig) -> bool:
-    """Whether a run reads a store."""
-    meta = config.meta
-    return meta.user or meta.item or meta.scenario or config.llm_feature.kind != "none"
-
-
-def _reads_items(config: RunConfig) -> bool:
-    feature = config.llm_feature
-    in_feature = "item" in feature.of and feature.kind in ("concat", "experts")
-    return config.meta.item or feature.kind == "match" or in_feature
-
-
-def _readers(configs: list[RunConfig]) -> Iterator[RunConfig]:
-    return (config for config in configs if reads_llm(config))
-
-
 def _encode(every: list[Arm], configs: list[RunConfig], console: Console) -> None:
     """Each store once, with items where a run reads them; `encode` resumes."""
     stores: dict[Path, tuple[Arm, bool]] = {}
     for one, config in zip(every, configs, strict=True):
-        if not reads_llm(config) or config.llm.store is None:
+        if not config.knowledge_levels or config.llm.store is None:
             continue
         first, items = stores.get(config.llm.store, (one, False))
-        stores[config.llm.store] = (first, items or _reads_items(config))
+        stores[config.llm.store] = (first, items or "item" in config.knowledge_levels)
     for store, (one, items) in stores.items():
         console.print(f"encode {store}", highlight=False)
         run_msrec("encode", one.config, *one.options, f"llm.items={str(items).lower()}")

@@ -189,7 +189,9 @@ def _groups(sweep: Sweep, dataset: str, frame: pl.DataFrame, kind: str) -> Itera
     """Differences of each group of rows, with as many rows as the first training counted."""
     of_kind = frame.filter(pl.col("kind") == kind)
     counted = dict(of_kind.group_by("group").agg(pl.col("rows").first()).iter_rows())
-    names = sorted(counted, key=_bucket_order) if kind in SLICES else list(_in_order(of_kind))
+    names = of_kind["group"].unique(maintain_order=True).to_list()
+    if kind in SLICES:
+        names.sort(key=_bucket_order)
     if not names:
         return
     title = "scenario" if kind == "scenario" else f"training rows of the {kind.split('_')[0]}"
@@ -258,10 +260,6 @@ def _p_value(p: float) -> str:
 
 def _bucket_order(name: str) -> int:
     return next(at for at, low in enumerate(EDGES) if name.rstrip("+").split("-")[0] == str(low))
-
-
-def _in_order(frame: pl.DataFrame) -> Iterator[str]:
-    return iter(frame["group"].unique(maintain_order=True).to_list())
 
 
 def _html(sweep: Sweep, frame: pl.DataFrame, text: str) -> str:

@@ -90,27 +90,22 @@ def show_user(found: UserExplanation, most: int, console: Console) -> None:
 
 def rows_table(found: UserExplanation, most: int) -> Table:
     """The first rows; a score is green where it is nearer to the label than the one with all."""
-    ways = [way for way in WAYS if getattr(found.rows[0], way) is not None]
     table = Table(title=f"{found.split} rows, {min(most, len(found.rows))} of {len(found.rows)}")
     for head in ("item", "scenario", "label"):
         table.add_column(head)
-    for way in ways:
+    for way in found.ways:
         table.add_column(WAYS[way], justify="right")
     for row in found.rows[:most]:
         table.add_row(
-            row.item, row.scenario, f"{row.label:.0f}", *(_score(row, way) for way in ways)
+            row.item, row.scenario, f"{row.label:.0f}", *(_score(row, way) for way in found.ways)
         )
     return table
 
 
 def show_scenarios(found: ScenarioExplanation, console: Console) -> None:
     """Matrices of cosines: the LLM's states, then each generated layer."""
-    console.print(cosine_table("LLM states", found.names, found.states))
-    console.print(cosine_table("LLM states, less their mean", found.names, found.states_centred))
-    for name, cosines in found.layers.items():
-        console.print(cosine_table(f"generated {name}", found.names, cosines))
-        centred = found.layers_centred[name]
-        console.print(cosine_table(f"generated {name}, less their mean", found.names, centred))
+    for name, cosines in found.matrices():
+        console.print(cosine_table(name, found.names, cosines))
 
 
 def cosine_table(title: str, names: list[str], cosines: list[list[float]]) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from msrec.data.faults import Faults
-from msrec.data.raw import ID_FEATURES, Chunk, Feature, Published, RawTables
+from msrec.data.raw import ID_FEATURES, Chunk, Feature, Published, RawTables, star_labels
 from msrec.data.schema import Scenario, TextFields
 from msrec.data.sources.text_files import (
     INTEGER,
@@ -125,7 +125,7 @@ def read_amazon(
             for name in names
         ],
         features=FEATURES,
-        labels=tuple(_labels(above)),
+        labels=tuple(star_labels(above)),
         timestamp="timestamp",
         timestamp_unit="ms" if form.unit == "ms" else "s",
         text=TextFields(item_title="title", item_attributes=["brand", "category"]),
@@ -189,16 +189,10 @@ def _interactions(
                     scenario=pl.lit(number),
                     **{
                         name: (pl.col(form.rating) > stars).cast(pl.Int64)
-                        for name, stars in _labels(above).items()
+                        for name, stars in star_labels(above).items()
                     },
                 ),
             )
-
-
-def _labels(above: float) -> dict[str, float]:
-    """Labels and the rating each is above: the one that is judged, then the stars it leaves out."""
-    others = {f"rating>{stars}": float(stars) for stars in (1, 2, 3, 4) if stars != above}
-    return {"label": above, **others}
 
 
 def _items(

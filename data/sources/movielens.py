@@ -7,7 +7,7 @@ from typing import Literal
 import polars as pl
 
 from msrec.data.faults import refuse
-from msrec.data.raw import ID_FEATURES, Feature, Published, RawTables
+from msrec.data.raw import ID_FEATURES, Feature, Published, RawTables, star_labels
 from msrec.data.schema import Scenario, TextFields
 
 AGES = {
@@ -67,8 +67,6 @@ FEATURES = (
     Feature("genres", "item", "multi"),
     Feature("year", "item"),
 )
-MORE_LABELS = {"rating>1": 1, "rating>2": 2, "rating>4": 4}
-"""The stars that the label does not tell, for models that learn them too."""
 _YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
 _OTHER_TITLE = re.compile(r"\s*\([^()]*\)\s*$")
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Les|La|Le|Das|Der|Die|El|Il|L')$")
@@ -96,7 +94,7 @@ def read_movielens(folder: Path | str, scenario: Literal["age", "genre"] = "age"
     refuse(~rated, rows["rating"], str(paths["interactions"]), "be from 1 to 5", "Correct it.")
     rules = AGE_SCENARIOS if scenario == "age" else GENRE_SCENARIOS
     grouped = _grouped(users, items, scenario, paths)
-    above = {"label": 3, **MORE_LABELS}
+    above = star_labels(3)
     rows = rows.with_columns(
         **{name: (pl.col("rating") > stars).cast(pl.Float32) for name, stars in above.items()}
     ).join(grouped, on=grouped.columns[0], how="left", maintain_order="left")
