@@ -5,17 +5,8 @@ import os
 import socket
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from datetime import timedelta
-
-
-def fork_pool(jobs=1):
-    """Forked processes for work that makes a process group of its own.
-
-    Done in the tests' process it would leave threads behind, and ranks forked later would hang.
-    """
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"))
 
 
 def run_ranks(function, world_size, *args, timeout_s=60):

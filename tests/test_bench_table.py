@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from ranks import fork_pool
 from tiny import tiny_dataset
 
 from msrec.launch.config import load_config
@@ -80,9 +79,10 @@ def test_contenders_are_all_backbones_and_the_two_llm_baselines():
 # A cell --------------------------------------------------------------------------------------
 
 
-def run_cell(*args):
-    with fork_pool() as pool:
-        return pool.submit(cells.run_cell, *args).result(timeout=60)
+@pytest.fixture(scope="module")
+def run_cell():
+    with cells.cell_processes(1) as pool:
+        yield lambda *args: pool.submit(cells.run_cell, *args).result(timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def test_a_cell_keeps_its_figures_and_looks_at_the_test_split_only_when_asked(tiny):
+def test_a_cell_keeps_its_figures_and_looks_at_the_test_split_only_when_asked(tiny, run_cell):
     options = ["backbone.name=mlp", "backbone.dims=[8]"]
     trial = run_cell(tiny / "trial", tiny / "conf.yaml", START, options, None)
     assert trial.results is None
@@ -108,7 +108,7 @@ def test_a_cell_keeps_its_figures_and_looks_at_the_test_split_only_when_asked(ti
     assert not (tiny / "seed/checkpoints").exists()
 
 
-def test_a_loss_that_is_not_finite_is_a_finding_not_a_failure(tiny):
+def test_a_loss_that_is_not_finite_is_a_finding_not_a_failure(tiny, run_cell):
     options = ["backbone.name=mlp", "optimizer.lr=1e30"]
     cell = run_cell(tiny / "burst", tiny / "conf.yaml", START, options, "test")
     assert cell.valid_auc is None

@@ -6,7 +6,6 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from ranks import fork_pool
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tiny import tiny_dataset, tiny_store
@@ -112,7 +111,6 @@ def test_a_missing_sweep_is_said(tmp_path):
 
 def test_a_sweep_runs_resumes_and_reports(folder, monkeypatch, capsys):
     encoded = []
-    monkeypatch.setattr(tool, "cell_processes", fork_pool)
     monkeypatch.setattr(tool, "run_msrec", lambda *args: encoded.append(args))
     path = sweep_file(folder, arms="[bare, both]", seeds=1)
     tool.experiment(path, jobs=1, dry_run=True)

@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
 from statistics import median
 
@@ -60,9 +62,22 @@ def run_msrec(*args: object) -> None:
 
 
 def cell_processes(jobs: int) -> ProcessPoolExecutor:
-    """Long-lived processes for cells, one thread each."""
+    """Long-lived processes for cells, one thread each; they end with this one, however it ends."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before a process imports torch
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Else the cells of a command that was killed would train on, and a new one beside them."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only processes of a pool are told to end with their parent"
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def load_cell(folder: Path) -> Cell | None:
