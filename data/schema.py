@@ -19,6 +19,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from msrec.data.files import write_text
+
 SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
 Protocol = Literal["scenario-wise", "temporal", "per-user-last"]
@@ -177,9 +179,5 @@ def save_schema(schema: Schema, dataset: Path | str) -> Path:
     """Write `dataset.yaml` last and in one step, so that a half-converted folder has none."""
     path = Path(dataset) / SCHEMA_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(
-        yaml.safe_dump(schema.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    )
-    scratch.replace(path)
-    return path
+    values = schema.model_dump(mode="json")
+    return write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -1,6 +1,5 @@
 """From a `RunConfig` to the model, its loaders and its knowledge."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -248,10 +247,3 @@ def table_spec(config: RunConfig) -> TableSpec:
     """How this run's tables are sharded and trained."""
     tables = config.embeddings
     return TableSpec(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON in one step: a reader sees the old file or the whole new one."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(value, indent=2) + "\n")
-    scratch.replace(path)

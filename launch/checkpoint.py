@@ -14,6 +14,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.optim.keyed import CombinedOptimizer
 
+from msrec.data.files import write_json
+
 COMMIT = "COMMIT"
 log = logging.getLogger(__name__)
 
@@ -77,10 +79,8 @@ class Checkpoints:
         """Rank 0 writes the marker after all ranks wrote their files; all learn if that failed."""
         failure: list[str | None] = [None]
         if dist.get_rank() == 0:
-            scratch = path / f"{COMMIT}.tmp"
             try:
-                scratch.write_text(json.dumps(state, indent=2))
-                scratch.replace(path / COMMIT)
+                write_json(path / COMMIT, state)
                 self._prune(state["best_step"])
             except OSError as error:
                 failure = [self._failure(path, error)]

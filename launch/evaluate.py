@@ -4,13 +4,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from msrec.data.schema import Split, load_schema
-from msrec.launch.build import Knowledge, build_loader, build_sharded, eval_batch
-from msrec.launch.checkpoint import Checkpoints, load_checkpoint
-from msrec.launch.config import load_config
+from msrec.data.schema import Split
+from msrec.launch.build import build_loader, eval_batch
 from msrec.launch.predict import predict, truth_column
 from msrec.launch.predictions import load_predictions
 from msrec.launch.process import Process
+from msrec.launch.restore import restore
 from msrec.launch.results import Results, results_of, save_results
 from msrec.launch.slices import Slice, buckets, sliced
 
@@ -41,30 +40,19 @@ def evaluate(
         FileNotFoundError: there is no run, no committed checkpoint or no such split.
         ValueError: the checkpoint, the store or the data do not fit the config.
     """
-    config_file = run_dir / "config.yaml"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"{run_dir} must be a run folder; it has no config.yaml.")
-    config = load_config(config_file)
-    path = checkpoint or Checkpoints(run_dir / "checkpoints").best()
-    if path is None:
-        raise FileNotFoundError(
-            f"{run_dir}/checkpoints must hold a committed checkpoint; it has none."
-        )
-    schema = load_schema(config.dataset)
-    knowledge = Knowledge(config, schema)
-    model, _ = build_sharded(config, schema, knowledge, process, plan=None)
-    load_checkpoint(path, model, None)
+    run = restore(run_dir, process, checkpoint)
+    config, schema = run.config, run.schema
     loader = build_loader(
         config,
         split,
         process,
-        knowledge,
+        run.knowledge,
         eval_batch(config, process.world_size),
         shuffle=False,
         extra=truth_column(config.dataset, split),
     )
     out = run_dir / "predictions" / split
-    predict(model, loader, schema, process, config.dataset, path.name, split, out)
+    predict(run.model, loader, schema, process, config.dataset, run.checkpoint, split, out)
     if not process.is_main:
         return None
     predictions = load_predictions(out)

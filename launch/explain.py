@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from msrec.data.batch import Batch
@@ -20,122 +19,26 @@ from msrec.data.llm.neighbours import neighbours, unit
 from msrec.data.llm.store import KEYS, KnowledgeStore
 from msrec.data.loader import Loader
 from msrec.data.parquet import SplitFiles
-from msrec.data.schema import Schema, Split, load_schema
-from msrec.launch.build import Knowledge, build_loader, build_sharded, write_json
-from msrec.launch.checkpoint import Checkpoints, load_checkpoint
-from msrec.launch.config import RunConfig, load_config
+from msrec.data.schema import Split
+from msrec.launch.build import build_loader
+from msrec.launch.explanation import (
+    WAYS,
+    LayerDistance,
+    Neighbour,
+    RowScore,
+    ScenarioExplanation,
+    UserExplanation,
+)
 from msrec.launch.process import Process
 from msrec.launch.prompts import prompts_by_key
+from msrec.launch.restore import load_run_config, restore
 from msrec.model.generated import GeneratedLinear
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, Outcome, RankerTrain
 
-FOLDER, SCENARIOS_FILE = "explain", "scenarios.json"
 SAMPLE = 2_000
 """Users whose generated layers a user's one is compared with."""
 NEAREST = 8
-WAYS = {
-    "score": "with all",
-    "without_user": "average user",
-    "without_scenario": "average scenario",
-    "without_both": "both average",
-}
-"""Ways to score a row (fields of `RowScore`), and what they are called."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Neighbour(_Part):
-    """Another key, and the cosine of the standardised vectors."""
-
-    key: str
-    cosine: float
-
-
-class LayerDistance(_Part):
-    """How far a generated layer is from the average user's one.
-
-    distance: ||W(z_u) - W(mean z)|| / ||W(mean z)||, Frobenius.
-    rank: share of the sampled users whose layer is nearer to the average.
-    """
-
-    layer: str
-    distance: float
-    rank: float
-
-
-class RowScore(_Part):
-    """One row: what the model says, and what it says without knowledge.
-
-    Without the user's knowledge the layers are the average user's, without the scenario's the
-    average scenario's; None where the run has no such layers.
-    """
-
-    row_id: int
-    item: str
-    scenario: str
-    label: float
-    score: float
-    without_user: float | None
-    without_scenario: float | None
-    without_both: float | None
-
-
-class UserExplanation(_Part):
-    """All about one user of a run; `rows` are those of a split."""
-
-    user: str
-    split: str
-    prompt: str
-    text: str | None
-    """What the LLM answered, where the store keeps it."""
-    training_rows: int
-    has_vector: bool
-    nearest: list[Neighbour]
-    layers: list[LayerDistance]
-    rows: list[RowScore]
-
-    @property
-    def ways(self) -> list[str]:
-        """The ways to score a row that this run has, of `WAYS`; none without rows."""
-        return [w for w in WAYS if self.rows and getattr(self.rows[0], w) is not None]
-
-    def log_losses(self) -> dict[str, float]:
-        """Mean log loss of the rows for each way to score them."""
-        found = {}
-        label = np.array([row.label for row in self.rows])
-        for name in self.ways:
-            values = np.array([getattr(row, name) for row in self.rows])
-            p = np.clip(values, 1e-12, 1 - 1e-12)
-            found[name] = float(-np.mean(np.log(np.where(label > 0, p, 1 - p))))
-        return found
-
-
-class ScenarioExplanation(_Part):
-    """How alike scenarios are, (S, S) cosines each: in the LLM's states and in generated layers.
-
-    `centred` less their mean over the scenarios: what is said beyond what all share.
-    """
-
-    names: list[str]
-    prompts: list[str]
-    states: list[list[float]]
-    states_centred: list[list[float]]
-    layers: dict[str, list[list[float]]]
-    layers_centred: dict[str, list[list[float]]]
-
-    def matrices(self) -> Iterator[tuple[str, list[list[float]]]]:
-        """Each matrix by what it is of: the states, then each layer, as it is and centred."""
-        pairs = [("LLM states", self.states, self.states_centred)]
-        pairs += [
-            (f"generated {name}", cosines, self.layers_centred[name])
-            for name, cosines in self.layers.items()
-        ]
-        for name, whole, centred in pairs:
-            yield name, whole
-            yield f"{name}, less their mean", centred
 
 
 class Explainer:
@@ -147,24 +50,16 @@ class Explainer:
     """
 
     def __init__(self, run_dir: Path, process: Process, split: Split = "test") -> None:
-        config_file = run_dir / "config.yaml"
-        if not config_file.is_file():
-            raise FileNotFoundError(f"{run_dir} must be a run folder; it has no config.yaml.")
-        self.config: RunConfig = load_config(config_file)
-        if not (self.config.meta.user or self.config.meta.scenario):
+        config = load_run_config(run_dir)
+        if not (config.meta.user or config.meta.scenario):
             raise ValueError(
                 f"{run_dir} must have meta.user=true or meta.scenario=true, so that there is "
                 "knowledge to explain; it has neither."
             )
-        path = Checkpoints(run_dir / "checkpoints").best()
-        if path is None:
-            raise FileNotFoundError(f"{run_dir}/checkpoints must hold a committed checkpoint.")
+        run = restore(run_dir, process)
+        self.config, self.schema, self.knowledge = config, run.schema, run.knowledge
         self.split: Split = split
-        self.schema: Schema = load_schema(self.config.dataset)
-        self.knowledge = Knowledge(self.config, self.schema)
-        self.model, _ = build_sharded(self.config, self.schema, self.knowledge, process, plan=None)
-        load_checkpoint(path, self.model, None)
-        self.model.eval()
+        self.model = run.model.eval()
         self.over: DenseArch = _inside(self.model).ranker.over
         self._loader: Loader = build_loader(
             self.config, split, process, self.knowledge, 1, shuffle=False
@@ -219,13 +114,16 @@ class Explainer:
         names = [scenario.name for scenario in self.schema.scenarios]
         assert self.config.llm.store is not None
         store = KnowledgeStore.open(self.config.llm.store / "scenario")
-        states = take(store, store.rows(np.array(names))).float().numpy()
+        rows = store.rows(np.array(names))
+        states = take(store, rows).float().numpy()
+        prompts = prompts_by_key(self.config, "scenario")
         with torch.no_grad():
             codes = meta.reducer(meta.get_buffer("knowledge")).numpy()
         weights = {name: codes @ _flat(layer) for name, layer in _layers(meta) if len(names) > 1}
         return ScenarioExplanation(
             names=names,
-            prompts=list(prompts_by_key(self.config, "scenario").values()),
+            prompts=[prompts[name] for name in names],
+            texts=[_answer(store, int(row)) for row in rows],
             states=_cosines(states),
             states_centred=_cosines(states - states.mean(axis=0)),
             layers={name: _cosines(w) for name, w in weights.items()},
@@ -318,30 +216,6 @@ class Explainer:
         keys = table["item_key"].cast(pa.string()).to_pylist()
         titles = table[columns[-1]].cast(pa.string()).to_pylist()
         return [title or key for key, title in zip(keys, titles, strict=True)]
-
-
-def user_file(run_dir: Path, user: str) -> Path:
-    """Where the explanation of a user is kept."""
-    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in user)
-    return run_dir / FOLDER / f"user-{safe}.json"
-
-
-def save_explanation(found: UserExplanation | ScenarioExplanation, path: Path) -> None:
-    """Write it in one step; `msrec report` shows what it finds in a run's folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found.model_dump(mode="json"))
-
-
-def load_explanations(run_dir: Path) -> tuple[list[UserExplanation], ScenarioExplanation | None]:
-    """What `msrec explain` left in a run's folder."""
-    folder = run_dir / FOLDER
-    users = [
-        UserExplanation.model_validate_json(path.read_text())
-        for path in sorted(folder.glob("user-*.json"))
-    ]
-    path = folder / SCENARIOS_FILE
-    found = ScenarioExplanation.model_validate_json(path.read_text()) if path.is_file() else None
-    return users, found
 
 
 @contextmanager

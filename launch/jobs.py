@@ -10,8 +10,9 @@ from typing import cast, get_args
 from rich.console import Console
 from rich.logging import RichHandler
 
+from msrec.data.files import write_json
 from msrec.data.schema import Split, load_schema
-from msrec.launch.build import Knowledge, build_loader, plan_model, write_json
+from msrec.launch.build import Knowledge, build_loader, plan_model
 from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.encode import LEVELS, encode
 from msrec.launch.encode_progress import EncodeProgress, speed_line

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from msrec.data.files import write_text
 from msrec.data.schema import Split
 
 COMMIT_FILE = "_COMMIT"
@@ -55,9 +56,7 @@ class Predictions:
 
 def write_commit(folder: Path, commit: Commit) -> Path:
     """Declare a folder of predictions complete, in one step."""
-    scratch = folder / (COMMIT_FILE + ".tmp")
-    scratch.write_text(commit.model_dump_json())
-    return scratch.replace(folder / COMMIT_FILE)
+    return write_text(folder / COMMIT_FILE, commit.model_dump_json())
 
 
 def load_commit(folder: Path) -> Commit:

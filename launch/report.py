@@ -10,8 +10,9 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from msrec.data.files import write_text
 from msrec.launch.curves import LOG_FILE, Log, Points, best_roc, load_log, reliability, roc
-from msrec.launch.explain import (
+from msrec.launch.explanation import (
     WAYS,
     ScenarioExplanation,
     UserExplanation,
@@ -74,9 +75,7 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
     path = Path(path)
     page = render("msrec.launch", "report.html", **_content(folders))
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(page, encoding="utf-8")
-    return scratch.replace(path)
+    return write_text(path, page)
 
 
 def render(package: str, template: str, *, figures: list[Figure], **content: Any) -> str:
@@ -121,6 +120,11 @@ def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
         "scenarios": scenarios,
         "pictures": pictures,
         "alike": alike,
+        "prompts": {
+            n: list(zip(found.names, found.prompts, found.texts, strict=True))
+            for n, (_, found) in explained.items()
+            if found is not None
+        },
         "users": {n: [_told(user) for user in users] for n, (users, _) in explained.items()},
         "figures": figures,
         "differences": _differences(configs),

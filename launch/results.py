@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
 
+from msrec.data.files import write_text
 from msrec.data.schema import Schema
 from msrec.launch.metrics import Metrics, ScenarioMetrics, exact_metrics
 from msrec.launch.predictions import Predictions, load_predictions
@@ -77,10 +78,7 @@ def results_of(predictions: Predictions, schema: Schema) -> Results:
 
 def save_results(results: Results, folder: Path | str) -> Path:
     """Write `results.json` in one step."""
-    path = Path(folder) / RESULTS_FILE
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(results.model_dump_json(indent=2) + "\n")
-    return scratch.replace(path)
+    return write_text(Path(folder) / RESULTS_FILE, results.model_dump_json(indent=2) + "\n")
 
 
 def load_results(folder: Path | str) -> Results:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from msrec.data.batch import Batch
+from msrec.data.files import write_json
 from msrec.data.loader import Loader
 from msrec.data.schema import Split, load_schema
 from msrec.launch.build import (
@@ -19,7 +20,6 @@ from msrec.launch.build import (
     build_sharded,
     eval_batch,
     table_spec,
-    write_json,
 )
 from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig

@@ -10,8 +10,8 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tiny import tiny_dataset, tiny_store
 
+from msrec.data.files import write_json
 from msrec.data.schema import load_schema
-from msrec.launch.build import write_json
 from msrec.launch.config import load_config
 from msrec.launch.metrics import Metrics, ScenarioMetrics
 from msrec.launch.predictions import Commit, Predictions

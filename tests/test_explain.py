@@ -18,7 +18,8 @@ from msrec.data.llm.store import KnowledgeStore
 from msrec.launch import explain as module
 from msrec.launch.config import save_config
 from msrec.launch.evaluate import evaluate
-from msrec.launch.explain import Explainer, load_explanations, save_explanation, user_file
+from msrec.launch.explain import Explainer
+from msrec.launch.explanation import load_explanations, save_explanation, user_file
 from msrec.launch.process import Process
 from msrec.launch.report import write_report
 from msrec.launch.trainer import Trainer
@@ -141,6 +142,8 @@ def test_distances_are_those_of_layers_made_one_by_one(run, explainer):
 def test_scenarios_are_compared_by_their_states_and_their_layers(run, explainer):
     found = explainer.scenarios()
     assert found.names == ["search", "feed", "shop"]
+    assert found.prompts == [f"prompt of {name}" for name in found.names]
+    assert found.texts == [None] * 3
     store = KnowledgeStore.open(run.parent / "store/scenario")
     states = store.vectors.astype(np.float64)
     np.testing.assert_allclose(found.states, cosines(states), atol=1e-5)
@@ -190,12 +193,19 @@ def test_a_folder_that_is_no_run_is_said(tmp_path):
 
 def test_the_terminal_and_the_page_show_it(run, tmp_path):
     text = told(run, ["u7"], scenario=True)
-    for said in ("prompt of u7", "nearest users by vector", "away from the average", "LLM states"):
+    for said in (
+        "prompt of u7",
+        "prompt of shop",
+        "nearest users by vector",
+        "away from the average",
+        "LLM states",
+    ):
         assert said in text
     users, scenarios = load_explanations(run)
     assert [user.user for user in users] == ["u7"]
     page = write_report(tmp_path / "page.html", {"knowing": run}).read_text()
     assert "prompt of u7" in page
+    assert "prompt of shop" in page
     assert f"test rows, {len(users[0].rows)} of {len(users[0].rows)}" in page
     assert page.count('"type": "heatmap"') == 2 + 2 * len(scenarios.layers)
     answered = users[0].model_copy(update={"text": "Likes <b>red</b>"})

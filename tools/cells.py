@@ -16,8 +16,8 @@ from statistics import median
 
 from pydantic import BaseModel, ConfigDict
 
+from msrec.data.files import write_json
 from msrec.data.schema import Split
-from msrec.launch.build import write_json
 from msrec.launch.config import load_config, save_config
 from msrec.launch.evaluate import evaluate
 from msrec.launch.process import process_group, quiet_libraries

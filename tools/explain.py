@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from msrec.data.schema import Split
-from msrec.launch.explain import (
+from msrec.launch.explain import Explainer
+from msrec.launch.explanation import (
     FOLDER,
     SCENARIOS_FILE,
     WAYS,
-    Explainer,
     RowScore,
     ScenarioExplanation,
     UserExplanation,
@@ -62,9 +62,7 @@ def explain(
 def show_user(found: UserExplanation, most: int, console: Console) -> None:
     """The prompt, the answer, the neighbours, the layers and the rows of one user."""
     title = f"user {found.user}: {found.training_rows:,} training rows"
-    console.print(Panel(Text(found.prompt), title=title))
-    if found.text is not None:
-        console.print(Panel(Text(found.text or "(nothing)"), title="the LLM answered"))
+    show_prompt(title, found.prompt, found.text, console)
     if not found.has_vector:
         console.print("no vector of this user: the mean vector stands in")
     if found.nearest:
@@ -88,6 +86,13 @@ def show_user(found: UserExplanation, most: int, console: Console) -> None:
     )
 
 
+def show_prompt(title: str, prompt: str, text: str | None, console: Console) -> None:
+    """What the LLM was told, and what it answered where it was asked to."""
+    console.print(Panel(Text(prompt), title=title))
+    if text is not None:
+        console.print(Panel(Text(text or "(nothing)"), title="the LLM answered"))
+
+
 def rows_table(found: UserExplanation, most: int) -> Table:
     """The first rows; a score is green where it is nearer to the label than the one with all."""
     table = Table(title=f"{found.split} rows, {min(most, len(found.rows))} of {len(found.rows)}")
@@ -103,7 +108,9 @@ def rows_table(found: UserExplanation, most: int) -> Table:
 
 
 def show_scenarios(found: ScenarioExplanation, console: Console) -> None:
-    """Matrices of cosines: the LLM's states, then each generated layer."""
+    """The prompts and answers; matrices of cosines: the LLM's states, then each generated layer."""
+    for name, prompt, text in zip(found.names, found.prompts, found.texts, strict=True):
+        show_prompt(f"scenario {name}", prompt, text, console)
     for name, cosines in found.matrices():
         console.print(cosine_table(name, found.names, cosines))
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from msrec.data.files import replacing, write_json
 from msrec.data.llm.compress import chunks, fit_projection, moments, to_int8
 from msrec.data.llm.store import KEYS, MANIFEST, PROJECTION, SCALES, VECTORS, differences
 
@@ -77,7 +78,7 @@ class StoreWriter:
             "vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         )
         file = self.parts / f"part-{self.rank:03d}-{self._next:05d}.parquet"
-        with _replacing(file) as scratch:
+        with replacing(file) as scratch:
             pq.write_table(table, scratch, compression="lz4", use_dictionary=False)
         self._next += 1
 
@@ -87,7 +88,7 @@ class StoreWriter:
         with _locked(self.folder / ".lock"):
             if (self.folder / MANIFEST).is_file():
                 return True
-            _write_json(done, counts)
+            write_json(done, counts)
             shares = sorted(self.parts.glob(f"done-*-of-{self.world_size:03d}.json"))
             found = [json.loads(share.read_text()) for share in shares]
             # A share may have been called done before someone deleted a part of it.
@@ -117,13 +118,13 @@ class StoreWriter:
         if keys["text"].null_count == len(keys):
             keys = keys.drop_columns("text")
         made = self._merge_vectors(files, tables, index)
-        with _replacing(self.folder / KEYS) as scratch:
+        with replacing(self.folder / KEYS) as scratch:
             pq.write_table(keys, scratch)
         manifest = self.settings | counts | {"tokens": int(keys["tokens"].to_numpy().sum())}
         manifest |= {"truncated": int(keys["truncated"].to_numpy().sum())} | made
         names = [n for n in (KEYS, VECTORS, SCALES, PROJECTION) if (self.folder / n).is_file()]
         manifest["bytes"] = {n: (self.folder / n).stat().st_size for n in names}
-        _write_json(self.folder / MANIFEST, manifest)
+        write_json(self.folder / MANIFEST, manifest)
         shutil.rmtree(self.parts)
 
     def _merge_vectors(
@@ -131,7 +132,7 @@ class StoreWriter:
     ) -> dict[str, Any]:
         """Write the vectors; what the manifest says of them."""
         if self.settings["storage"] in DTYPES and self.settings.get("pca") is None:
-            with _replacing(self.folder / VECTORS) as scratch:
+            with replacing(self.folder / VECTORS) as scratch:
                 vectors = self._gather(scratch, files, tables, index)
                 mean, std = moments(chunks(vectors))
             size = vectors.shape[1]
@@ -163,7 +164,7 @@ class StoreWriter:
         size = raw.shape[1] if dims is None else dims
         names = [VECTORS, *([SCALES] if storage == "int8" else [])]
         with ExitStack() as stack:
-            paths = [stack.enter_context(_replacing(self.folder / name)) for name in names]
+            paths = [stack.enter_context(replacing(self.folder / name)) for name in names]
             out = _new_array(paths[0], (len(raw), size), storage)
             scales = _new_array(paths[1], (len(raw),), "float32") if storage == "int8" else None
             for at, rows in chunks(raw):
@@ -176,7 +177,7 @@ class StoreWriter:
             if scales is not None:
                 scales.flush()
             mean, std = moments(stored_chunks(out, scales))
-        with _replacing(self.folder / PROJECTION) as scratch, scratch.open("wb") as opened:
+        with replacing(self.folder / PROJECTION) as scratch, scratch.open("wb") as opened:
             axes = projection.components
             kept = {} if axes is None else {"components": axes}
             np.savez(opened, allow_pickle=False, mean=projection.mean, std=projection.std, **kept)
@@ -223,7 +224,7 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
         # A finished store may have been copied without its settings; the manifest repeats them.
         file = folder / (MANIFEST if (folder / MANIFEST).is_file() else SETTINGS)
         if not file.is_file():
-            _write_json(file, settings)
+            write_json(file, settings)
             return
         found = json.loads(file.read_text())
     differ = differences(found, settings)
@@ -242,22 +243,6 @@ def _read_part(file: Path, columns: list[str]) -> pa.Table:
             f"{file} must be a readable part; {str(error).splitlines()[0]}: delete that file, its "
             f"keys are encoded again."
         ) from None
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    with _replacing(file) as scratch:
-        scratch.write_text(json.dumps(value, indent=1))
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """A scratch path that becomes `file` when all went well, and is gone when not."""
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        yield scratch
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 @contextmanager
