@@ -3,54 +3,34 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 import torch
 
-from msrec.data.llm.encoder import DTYPES, Encoded, FrozenEncoder, Layer, Pooling
+from msrec.data.llm.batches import encoded_batches
+from msrec.data.llm.encoder import FrozenEncoder, Layer, Pooling
 from msrec.data.llm.parts import StoreWriter
-from msrec.data.llm.prompts import Budget, Prompts, item_prompts, scenario_prompts, user_prompts
+from msrec.data.llm.prompts import Prompts
 from msrec.data.llm.store import KEYS, VERSION, KnowledgeStore, differences
-from msrec.data.llm.templates import Template, load_template, template_of
-from msrec.data.llm.tokens import PromptTokenizer, common_prefix, token_batches
+from msrec.data.llm.templates import load_template
+from msrec.data.llm.tokens import PromptTokenizer
 from msrec.data.llm.weights import DEFAULT_MODEL, load_tokenizer, model_folder, weights_sha256
-from msrec.data.schema import load_schema
+from msrec.launch.encode_speed import Counter, Progress, Speed
+from msrec.launch.prompts import level_prompts
+from msrec.launch.store_settings import store_settings
 
 Level = Literal["scenario", "user", "item"]
 LEVELS: tuple[Level, ...] = ("scenario", "user", "item")
-Progress = Callable[[int, int, int], None]
-"""Called with (prompts done, prompts of this rank, tokens of prompts encoded in this run)."""
 
 WINDOW = 8192
 """Prompts that are tokenised, and sorted by length, together."""
-SHORTEST_PREFIX = 8
-"""Tokens that prompts must begin with in common for them to be computed once."""
 OF_PROMPT = ("model_sha256", "template_sha256", "pooling", "layer", "dtype", "max_tokens")
 OF_VECTOR = (*OF_PROMPT, "answer_tokens", "storage", "pca", "level", "version")
 """Settings by which an earlier store must agree for a vector to be taken over."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What a run computed, and how fast.
-
-    tokens: of prompts; `reused` of them were those that prompts begin with in common.
-    matmul_share: multiplications of the layers' matrices for the tokens that were run, as a share
-        of what the machine does in a large product of two matrices in the same time.
-    """
-
-    prompts: int
-    tokens: int
-    reused: int
-    seconds: float
-    matmul_share: float
 
 
 @dataclass(frozen=True)
@@ -152,7 +132,7 @@ def encode(
     for level, writer in open_levels.items():
         prompts = level_prompts(level, dataset, texts, tokens, **shares)
         jobs[level] = _Job(writer, prompts, previous)
-    counter = _Counter(sum(len(job.prompts) for job in jobs.values()), on_progress)
+    counter = Counter(sum(len(job.prompts) for job in jobs.values()), on_progress)
     counter.add(sum(len(job.prompts) - job.left.height for job in jobs.values()), 0)
     encoder = None
     if any(job.left.height for job in jobs.values()):
@@ -173,32 +153,6 @@ def encode(
         results[name] = job.prompts.counts | counts | {"merged": int(merged)}
     ordered: dict[str, dict[str, int]] = {level: results[level] for level in levels}
     return EncodeResult(ordered, counter.speed(encoder, dtype) if encoder else None)
-
-
-def level_prompts(
-    level: str,
-    dataset: Path | str,
-    template: Template,
-    tokens: PromptTokenizer | None,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Prompts:
-    """The prompts of a level; without a tokenizer a history is as long as the template allows."""
-    shares = {"rank": rank, "world_size": world_size}
-    if level == "scenario":
-        return scenario_prompts(dataset, template, **shares)
-    if level == "item":
-        return item_prompts(dataset, template, **shares)
-    budget = None
-    if tokens is not None:
-        whole = partial(_lengths, PromptTokenizer(tokens.tokenizer, 1 << 20), template.system)
-        budget = Budget(tokens.max_tokens, whole, tokens.count)
-    return user_prompts(dataset, template, budget=budget, **shares)
-
-
-def _lengths(tokens: PromptTokenizer, system: str, texts: list[str]) -> list[int]:
-    return [len(row) for row in tokens.tokenize(texts, system=system)[0]]
 
 
 class _Job:
@@ -261,7 +215,7 @@ def _encode_level(
     end: str,
     batch_tokens: int,
     save_every_s: float,
-    counter: "_Counter",
+    counter: Counter,
 ) -> dict[str, int]:
     """Encode what is left of a level, if anything; counts of this run."""
     counts = {"encoded": job.left.height, "reused": job.reused, "truncated": 0, "tokens": 0}
@@ -283,7 +237,7 @@ def _encode_window(
     columns: dict[str, list[Any]],
     batch_tokens: int,
     save_every_s: float,
-    counter: "_Counter",
+    counter: Counter,
 ) -> None:
     """Encode some prompts in batches of like length; save a part every few seconds."""
     started = time.perf_counter()
@@ -305,99 +259,6 @@ def _encode_window(
         done = len(made.places)
         counter.add(done, sum(columns["tokens"][p] for p in made.places), made.shared * done)
         started = time.perf_counter()
-
-
-class EncodedBatch(NamedTuple):
-    """Some prompts of many: their places, their vectors, and the tokens that came from a prefix."""
-
-    places: list[int]
-    encoded: Encoded
-    shared: int
-    is_last: bool
-
-
-def encoded_batches(
-    encoder: FrozenEncoder, rows: list[list[int]], batch_tokens: int
-) -> Iterator[EncodedBatch]:
-    """Run token ids through the model: their common beginning once, then batches of like length."""
-    shared = common_prefix(rows) if len(rows) > 1 and encoder.is_causal else []
-    prefix = encoder.prefix(shared) if len(shared) >= SHORTEST_PREFIX else None
-    skip = len(shared) if prefix else 0
-    batches = token_batches([len(row) - skip for row in rows], batch_tokens)
-    for number, places in enumerate(batches):
-        encoded = encoder.encode([rows[place] for place in places], prefix)
-        yield EncodedBatch(places, encoded, skip, number == len(batches) - 1)
-
-
-class _Counter:
-    """Adds up what is done, and tells the caller."""
-
-    def __init__(self, total: int, on_progress: Progress | None) -> None:
-        self.done, self.total, self.tokens, self.reused, self.encoded = 0, total, 0, 0, 0
-        self.seconds = 0.0
-        self.on_progress = on_progress
-
-    def add(self, prompts: int, tokens: int, reused: int = 0) -> None:
-        self.done += prompts
-        self.encoded += prompts if tokens else 0
-        self.tokens += tokens
-        self.reused += reused
-        if self.on_progress is not None:
-            self.on_progress(self.done, self.total, self.tokens)
-
-    def speed(self, encoder: FrozenEncoder, dtype: str) -> Speed:
-        flops = (self.tokens - self.reused) * encoder.flops_per_token
-        share = flops / (self.seconds * matmul_peak(dtype, encoder.device))
-        return Speed(self.encoded, self.tokens, self.reused, self.seconds, share)
-
-
-def matmul_peak(dtype: str, device: torch.device, size: int = 2048) -> float:
-    """Multiplications and additions a second in a product of two square matrices, the best of 3."""
-    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
-    best = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        float((a @ b)[0, 0])  # waits for the device
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
-def store_settings(
-    dataset: Path,
-    *,
-    model: str,
-    template: str,
-    pooling: str,
-    layer: Layer,
-    answer_tokens: int,
-    dtype: str,
-    max_tokens: int,
-    storage: str,
-    pca: int | None,
-) -> dict[str, Any]:
-    """What a config says of a store's vectors: how they are made, and of which training rows."""
-    schema = load_schema(dataset)
-    files = sorted((dataset / "train").glob("*.parquet"))
-    name = template_of(schema.name, template)
-    found = load_template(name)
-    return {
-        "dataset": schema.name,
-        "split": schema.split.model_dump(mode="json"),
-        "num_users": schema.num_users,
-        "num_items": schema.num_items,
-        "train_rows": sum(pq.read_metadata(file).num_rows for file in files),
-        "model": model,
-        "template": name,
-        "template_version": found.version,
-        "template_sha256": found.sha256,
-        "pooling": pooling,
-        "layer": layer,
-        "answer_tokens": answer_tokens if pooling == "generate" else None,
-        "dtype": dtype,
-        "max_tokens": max_tokens,
-        "storage": storage,
-        "pca": pca,
-    }
 
 
 def _default_device() -> str:

@@ -171,7 +171,7 @@ def test_items_are_a_level_of_their_own(dataset, model, tmp_path):
 def test_what_prompts_begin_with_is_computed_once_and_changes_no_vector(
     dataset, model, whole, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("msrec.launch.encode.SHORTEST_PREFIX", 10**9)
+    monkeypatch.setattr("msrec.data.llm.batches.SHORTEST_PREFIX", 10**9)
     plain = encode(
         dataset, tmp_path, model=model, dtype="float32", storage="float32", max_tokens=600
     )

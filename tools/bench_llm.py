@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from msrec.data.knowledge import take
+from msrec.data.llm.batches import encoded_batches
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.templates import load_template, template_of
@@ -20,7 +21,7 @@ from msrec.data.llm.tokens import PromptTokenizer
 from msrec.data.llm.weights import load_tokenizer, model_folder
 from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
-from msrec.launch.encode import encoded_batches, level_prompts
+from msrec.launch.prompts import level_prompts
 
 DIM = 576
 COPY_BYTES = 1 << 28
