@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from msrec.model.backbones import BACKBONES, backbone_options
+
+Part = Literal["tables", "meta", "backbone"]
+"""What is trained apart: the tables, all that reads the LLM's vectors, everything else."""
 
 
 class _Part(BaseModel):
@@ -162,11 +165,37 @@ class OptimizerConfig(_Part):
     """Adam for the dense part, and the schedule that both optimizers follow."""
 
     lr: float = Field(1e-3, gt=0)
+    meta_lr: float | None = Field(None, gt=0)
+    """Of the meta networks and all else that reads the LLM's vectors; null is `lr`."""
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)
     decay: Literal["none", "linear", "cosine"] = "none"
     decay_epochs: float | None = Field(None, gt=0)
     """Epochs until a decay reaches zero; default `trainer.epochs`."""
+    frozen: dict[Part, tuple[Annotated[float, Field(ge=0)], float | None]] = {}
+    """Part (tables, meta, backbone) -> epochs [from, to) in which it learns nothing; a `to` of
+    null is the end. Its learning rate is 0 there; the step costs what it costs."""
+
+    @field_validator("frozen")
+    @classmethod
+    def _ends_after_it_begins(
+        cls, frozen: dict[Part, tuple[float, float | None]]
+    ) -> dict[Part, tuple[float, float | None]]:
+        for part, (first, end) in frozen.items():
+            if end is not None and end <= first:
+                raise ValueError(f"{part} must be frozen from an epoch to a later one")
+        if set(frozen) == set(get_args(Part)) and all(
+            span == (0, None) for span in frozen.values()
+        ):
+            raise ValueError("a part must learn at some time")
+        return frozen
+
+    def frozen_steps(self, steps: int) -> dict[Part, tuple[int, int | None]]:
+        """`frozen` in steps, of which an epoch has so many."""
+        return {
+            part: (round(first * steps), None if end is None else round(end * steps))
+            for part, (first, end) in self.frozen.items()
+        }
 
 
 class TrainerConfig(_Part):

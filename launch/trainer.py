@@ -27,9 +27,9 @@ from msrec.launch.histogram import HistogramMetrics
 from msrec.launch.journal import Journal
 from msrec.launch.metrics import ScenarioMetrics
 from msrec.launch.process import Process, seed_step
+from msrec.model.optimizers import Schedule, optimizers
 from msrec.model.plan import plan_to_dict
 from msrec.model.ranker import Outcome
-from msrec.model.sharding import Schedule, optimizers
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +82,16 @@ class Trainer:
         self.model, self.plan = build_sharded(
             config, self.schema, self.knowledge, process, config.plan
         )
+        rates, steps = config.optimizer, len(self.train)
         self.optimizer = optimizers(
-            self.model, table_spec(config), config.optimizer.lr, config.optimizer.weight_decay
+            self.model, table_spec(config), rates.lr, rates.weight_decay, rates.meta_lr
         )
-        epochs = config.optimizer.decay_epochs or trainer.epochs
         self.schedule = Schedule(
             self.optimizer,
-            config.optimizer.warmup_steps,
-            int(epochs * len(self.train)),
-            config.optimizer.decay,
+            rates.warmup_steps,
+            int((rates.decay_epochs or trainer.epochs) * steps),
+            rates.decay,
+            rates.frozen_steps(steps),
         )
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, process.device)
         self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)

@@ -1,4 +1,4 @@
-"""Spread a model over ranks: sharders, plan, DistributedModelParallel, optimizers."""
+"""Spread a model over ranks: sharders, plan, DistributedModelParallel."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +24,6 @@ from torchrec.distributed.planner.types import (
 )
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from msrec.model.embeddings import fill_rows
@@ -185,79 +183,3 @@ def init_tables(dmp: DistributedModelParallel, plan: ShardingPlan, std: float, s
                     values = torch.empty(piece.shape)
                     fill_rows(values, table, first_row, std, seed)
                     piece.copy_(values)
-
-
-def optimizers(
-    dmp: DistributedModelParallel, spec: TableSpec, lr: float, weight_decay: float
-) -> CombinedOptimizer:
-    """The fused optimizer of the tables and Adam for the rest, each under its base learning rate.
-
-    `weight_decay` acts on the dense part's matrices only.
-    """
-    rest = dict(in_backward_optimizer_filter(dmp.named_parameters()))
-    tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
-    dense = {name: p for name, p in rest.items() if name not in tables}
-
-    def adam(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
-
-    def table_adam(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=spec.lr, eps=spec.eps)
-
-    parts: list[tuple[str, KeyedOptimizer]] = [
-        ("tables", dmp.fused_optimizer),
-        ("dense", KeyedOptimizerWrapper(dense, adam)),
-    ]
-    if tables:
-        parts.append(("dense_tables", KeyedOptimizerWrapper(tables, table_adam)))
-    return CombinedOptimizer(parts)
-
-
-class Schedule:
-    """Linear warm-up, then decay to zero, as one factor on the learning rate of every group.
-
-    Args:
-        optimizer: its groups' present `lr` are the base rates.
-        warmup_steps: steps from 0 to the base rate.
-        total_steps: step at which a decay reaches zero.
-        decay: "none", "linear" or "cosine".
-    """
-
-    def __init__(
-        self,
-        optimizer: CombinedOptimizer,
-        warmup_steps: int,
-        total_steps: int,
-        decay: Literal["none", "linear", "cosine"],
-    ) -> None:
-        self._optimizer = optimizer
-        self._base = [group["lr"] for group in optimizer.param_groups]
-        self._warmup_steps = warmup_steps
-        self._total_steps = max(total_steps, warmup_steps + 1)
-        self._decay = decay
-
-    def factor(self, step: int) -> float:
-        """Share of the base rate at a step, in [0, 1].
-
-        Example:
-            >>> from types import SimpleNamespace
-            >>> optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
-            >>> schedule = Schedule(optimizer, warmup_steps=10, total_steps=110, decay="linear")
-            >>> [schedule.factor(step) for step in (0, 4, 9, 60, 110)]
-            [0.1, 0.5, 1.0, 0.5, 0.0]
-        """
-        if step < self._warmup_steps:
-            return (step + 1) / self._warmup_steps
-        done = (step - self._warmup_steps) / (self._total_steps - self._warmup_steps)
-        done = min(1.0, done)
-        if self._decay == "linear":
-            return 1 - done
-        if self._decay == "cosine":
-            return float(0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * done)))
-        return 1.0
-
-    def apply(self, step: int) -> None:
-        """Set the rates for a step; the fused kernels take them at the next `zero_grad`."""
-        factor = self.factor(step)
-        for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
-            group["lr"] = base * factor

@@ -10,8 +10,9 @@ from tiny import tiny_dataset, tiny_schema
 
 from msrec.data.loader import Loader
 from msrec.model.embeddings import Embeddings, fill_rows
+from msrec.model.optimizers import optimizers
 from msrec.model.plan import plan_from_dict, plan_to_dict
-from msrec.model.sharding import TableSpec, fuse_optimizer, make_plan, optimizers, shard
+from msrec.model.sharding import TableSpec, fuse_optimizer, make_plan, shard
 
 CPU = torch.device("cpu")
 DIM, STD, LR, EPS = 8, 0.1, 0.05, 1e-8

@@ -318,3 +318,63 @@ def predicted(rank, world_size, config):
         for outcome in trainer._outcomes(trainer.valid.batches())
     ]
     return torch.cat(found).numpy()
+
+
+def fit_by_epochs(rank, world_size, config):
+    """The weights before training and after each epoch."""
+    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
+    seen, save = [weights(trainer)], trainer.checkpoints.save
+
+    def save_and_look(*args):
+        seen.append(weights(trainer))
+        return save(*args)
+
+    trainer.checkpoints.save = save_and_look
+    trainer.fit()
+    return seen
+
+
+def part_of(name):
+    if ".embedding_bags." in name:
+        return "tables"
+    return "meta" if "_meta." in name else "backbone"
+
+
+@pytest.mark.parametrize("tables", ["rowwise_adagrad", "adam"])
+def test_a_frozen_part_learns_nothing_in_its_epochs_and_the_others_do(dataset, tmp_path, tables):
+    frozen = {"meta": "[0, 1]", "tables": "[1, null]", "backbone": "[2, 3]"}
+    options = ["trainer.epochs=3", "trainer.patience=9", f"embeddings.optimizer={tables}"]
+    options += [f"optimizer.frozen.{part}={span}" for part, span in frozen.items()]
+    seen = run_ranks(fit_by_epochs, 1, config_of(dataset, tmp_path, *BOTH, *options))[0]
+    learns = {"meta": [False, True, True], "tables": [True, False, False]}
+    learns["backbone"] = [True, True, False]
+    matrices = [name for name, value in seen[0].items() if name.endswith("weight")]
+    assert {part_of(name) for name in matrices} == set(learns)
+    for epoch, (before, after) in enumerate(zip(seen, seen[1:], strict=False)):
+        for name in matrices:
+            changed = not np.array_equal(before[name], after[name])
+            assert changed == learns[part_of(name)][epoch], (name, epoch)
+
+
+def test_the_meta_networks_have_a_learning_rate_of_their_own(dataset, tmp_path):
+    options = ["trainer.epochs=1", "optimizer.meta_lr=1e-12", *BOTH]
+    before, after = run_ranks(fit_by_epochs, 1, config_of(dataset, tmp_path, *options))[0]
+    for name in (name for name in before if name.endswith("weight")):
+        moved = np.abs(after[name] - before[name]).max()
+        assert (moved < 1e-8) == (part_of(name) == "meta"), name
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("optimizer.frozen.meta=[2, 1]", "meta must be frozen from an epoch to a later one"),
+        ("optimizer.frozen.head=[0, 1]", "optimizer.frozen.head"),
+        (
+            "optimizer.frozen={tables: [0, null], meta: [0, null], backbone: [0, null]}",
+            "a part must learn at some time",
+        ),
+    ],
+)
+def test_a_wrong_freezing_schedule_is_one_sentence(dataset, tmp_path, option, said):
+    with pytest.raises(ValueError, match=said):
+        config_of(dataset, tmp_path, option)
