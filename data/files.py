@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,3 +29,35 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: object) -> Path:
     """Write JSON in one step."""
     return write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """CRC-32 of whole files by their path below `folder`, 8 hexadecimal digits.
+
+    It finds damage (every single burst of up to 32 bits), not ill will.
+    """
+    return {str(path.relative_to(folder)): _crc32(path) for path in paths}
+
+
+def check_files(folder: Path, expected: dict[str, str], advice: str) -> None:
+    """Compare files with their checksums.
+
+    Raises:
+        ValueError: one is not there or has changed; names it.
+    """
+    for name, value in expected.items():
+        path = folder / name
+        found = _crc32(path) if path.is_file() else "no file"
+        if found != value:
+            raise ValueError(
+                f"{path} must have the CRC-32 {value}, as when it was written; found {found}. "
+                f"{advice}"
+            )
+
+
+def _crc32(path: Path, block: int = 1 << 22) -> str:
+    total = 0
+    with path.open("rb") as file:
+        while data := file.read(block):
+            total = zlib.crc32(data, total)
+    return f"{total:08x}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from msrec.data.batch import Batch
@@ -27,10 +26,13 @@ from msrec.launch.histogram import HistogramMetrics
 from msrec.launch.journal import Journal
 from msrec.launch.metrics import ScenarioMetrics
 from msrec.launch.process import Process, seed_step
+from msrec.launch.unlogged import Unlogged, add_rows, all_reduce_counts
 from msrec.model.optimizers import Schedule, optimizers
 from msrec.model.plan import plan_to_dict
 from msrec.model.ranker import Outcome
 
+HISTOGRAM = "train_histogram"
+"""Name of the unlogged metrics in a checkpoint."""
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +52,8 @@ class Progress:
     epochs_without_gain: int = 0
     order: dict[str, int] = field(default_factory=dict)
     """What the global order depends on: a resumed run must have the same."""
+    unlogged: list[float] = field(default_factory=list)
+    """Losses of the global batches since the last log line."""
 
 
 @dataclass
@@ -95,6 +99,7 @@ class Trainer:
         )
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, process.device)
         self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)
+        self._unlogged = Unlogged(len(self._names))
 
     def resume(self) -> Progress:
         """Load the newest committed checkpoint of this run, if there is one.
@@ -113,7 +118,10 @@ class Trainer:
         newest = self.checkpoints.newest()
         if newest is None:
             return Progress(order=now)
-        progress = Progress(**load_checkpoint(newest, self.model, self.optimizer))
+        counts = torch.from_numpy(HistogramMetrics(len(self._names)).counts)
+        state = load_checkpoint(newest, self.model, self.optimizer, {HISTOGRAM: counts})
+        progress = Progress(**state)
+        self._unlogged.restore(counts, progress.unlogged)
         for name, value in now.items():
             if progress.order[name] != value:
                 raise ValueError(
@@ -133,7 +141,8 @@ class Trainer:
                 config.run_dir / "plan.json", plan_to_dict(self.plan, self.process.world_size)
             )
         rows, seconds = 0, 0.0
-        with Journal(config.run_dir, self.process, self._total_steps(), progress.step) as journal:
+        steps = (self._total_steps(), progress.step)
+        with Journal(config.run_dir, self.process, *steps) as journal, self.checkpoints:
             while not self._is_finished(progress):
                 started = time.perf_counter()
                 saving_before = journal.seconds_aside
@@ -148,13 +157,13 @@ class Trainer:
 
     def evaluate(self, loader: Loader) -> ScenarioMetrics:
         """Streaming metrics of a split, the same on every rank."""
-        histogram = self._histogram()
+        histogram = HistogramMetrics(len(self._names))
         self.model.eval()
         with torch.no_grad():
             for outcome in self._outcomes(loader.batches()):
-                _add(histogram, outcome)
+                add_rows(histogram, outcome)
         self.model.train()
-        self._merge(histogram)
+        all_reduce_counts(histogram)
         return histogram.compute(self._names)
 
     def _train_epoch(self, progress: Progress, journal: Journal, losses: list[float]) -> None:
@@ -163,8 +172,6 @@ class Trainer:
         if trainer.max_steps is not None:
             batches = itertools.islice(batches, max(0, trainer.max_steps - progress.step))
         self.model.train()
-        histogram = self._histogram()
-        window: list[torch.Tensor] = []
         every = trainer.checkpoint_every_steps
 
         def before_step() -> None:
@@ -175,17 +182,15 @@ class Trainer:
             progress.step += 1
             progress.batch += 1
             self._check_finite(outcome.loss, progress)
-            _add(histogram, outcome)
-            window.append(outcome.loss)
+            self._unlogged.add(outcome)
             is_last = progress.batch == len(self.train)
             if progress.step % trainer.log_every == 0 or is_last:
-                losses += self._log(journal, progress, histogram, window)
-                histogram, window = self._histogram(), []
+                losses += self._log(journal, progress)
             if every and progress.step % every == 0 and not is_last:
                 with journal.aside():
                     self._save(progress)
-        if window:
-            losses += self._log(journal, progress, histogram, window)
+        if not self._unlogged.is_empty():
+            losses += self._log(journal, progress)
 
     def _end_epoch(self, progress: Progress, journal: Journal) -> None:
         """Validate, note whether that was the best, save."""
@@ -217,7 +222,9 @@ class Trainer:
         )
 
     def _save(self, progress: Progress) -> None:
-        self.checkpoints.save(self.model, self.optimizer, vars(progress))
+        histogram, progress.unlogged = self._unlogged.reduced()
+        metrics = {HISTOGRAM: torch.from_numpy(histogram.counts)}
+        self.checkpoints.save(self.model, self.optimizer, vars(progress), metrics)
 
     def _outcomes(
         self, batches: Iterator[Batch], before_step: Callable[[], None] | None = None
@@ -231,22 +238,14 @@ class Trainer:
             except StopIteration:
                 return
 
-    def _log(
-        self,
-        journal: Journal,
-        progress: Progress,
-        histogram: HistogramMetrics,
-        window: list[torch.Tensor],
-    ) -> list[float]:
+    def _log(self, journal: Journal, progress: Progress) -> list[float]:
         """Write one training line; returns the global batches' losses since the last one."""
-        losses = torch.stack(window).double()
-        dist.all_reduce(losses)
-        losses /= self.process.world_size
-        self._merge(histogram)
-        values = {"loss": float(losses.mean())} | histogram.compute(self._names).named()
-        rows = len(window) * self.config.trainer.global_batch
+        histogram, losses = self._unlogged.reduced()
+        self._unlogged.clear()
+        values = {"loss": sum(losses) / len(losses)} | histogram.compute(self._names).named()
+        rows = len(losses) * self.config.trainer.global_batch
         journal.train_line(progress.step, progress.epoch, rows, values)
-        return [float(loss) for loss in losses]
+        return losses
 
     def _check_finite(self, loss: torch.Tensor, progress: Progress) -> None:
         if not torch.isfinite(loss):
@@ -256,14 +255,6 @@ class Trainer:
                 "intact."
             )
 
-    def _histogram(self) -> HistogramMetrics:
-        return HistogramMetrics(len(self._names))
-
-    def _merge(self, histogram: HistogramMetrics) -> None:
-        counts = torch.from_numpy(histogram.counts)
-        dist.all_reduce(counts)
-        histogram.counts[:] = counts.numpy()
-
     def _loader(self, split: Split, global_batch: int, shuffle: bool) -> Loader:
         return build_loader(
             self.config, split, self.process, self.knowledge, global_batch, shuffle=shuffle
@@ -272,12 +263,3 @@ class Trainer:
     def _total_steps(self) -> int:
         whole = self.config.trainer.epochs * len(self.train)
         return min(whole, self.config.trainer.max_steps or whole)
-
-
-def _add(histogram: HistogramMetrics, outcome: Outcome) -> None:
-    histogram.update(
-        outcome.logits[:, 0].cpu().numpy(),
-        outcome.label[:, 0].cpu().numpy(),
-        outcome.scenario.cpu().numpy(),
-        outcome.weight.cpu().numpy(),
-    )

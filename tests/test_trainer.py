@@ -1,7 +1,7 @@
 """Training: 2 ranks = 1 rank, resume = no resume, early stopping, and what a user may get wrong."""
 
-import resource
 import shutil
+import subprocess
 
 import numpy as np
 import pyarrow as pa
@@ -209,38 +209,51 @@ def test_a_checkpoint_without_its_marker_is_passed_over(dataset, tmp_path):
     assert Checkpoints(tmp_path / "default/checkpoints").newest() == folders[-2]
 
 
-def fit_on_a_full_disk(rank, world_size, config):
-    """From the second checkpoint on no file may grow beyond a few bytes, as on a full disk."""
-    import signal
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of some bytes on a folder."""
+    mounted = []
 
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
-    save, saved = trainer.checkpoints.save, []
+    def mount(folder, size):
+        folder.mkdir(parents=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            pytest.skip(f"a small file system needs root: {done.stderr.strip()}")
+        mounted.append(folder)
 
-    def save_or_fail(*args):
-        if not saved:
-            saved.append(save(*args))
-            return
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        try:
-            save(*args)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-
-    trainer.checkpoints.save = save_or_fail
-    try:
-        trainer.fit()
-    except OSError as error:
-        return str(error)
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_while_saving_leaves_the_older_checkpoints(dataset, tmp_path):
-    told = run_ranks(fit_on_a_full_disk, 1, config_of(dataset, tmp_path, "trainer.patience=9"))[0]
-    assert "could not be written" in told
-    assert "is intact" in told
-    left = [path.name for path in (tmp_path / "default/checkpoints").iterdir()]
-    assert left == ["step-00000021"]
-    rest = run_ranks(fit, 1, config_of(dataset, tmp_path, "trainer.patience=9"))[0]
+def fit_until_the_disk_is_full(rank, world_size, config):
+    with pytest.raises(OSError, match="could not be written") as caught:
+        fit(rank, world_size, config)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_full_disk_while_saving_leaves_the_older_checkpoints(
+    dataset, tmp_path, small_disk, ranks
+):
+    run_ranks(fit, ranks, config_of(dataset, tmp_path / "whole", "trainer.epochs=1"))
+    whole = tmp_path / "whole/default/checkpoints/step-00000021"
+    size = sum(file.stat().st_size for file in whole.iterdir())
+    checkpoints = tmp_path / "default/checkpoints"
+    small_disk(checkpoints, int(1.6 * size))
+    config = config_of(dataset, tmp_path, "trainer.patience=9")
+    for told in run_ranks(fit_until_the_disk_is_full, ranks, config):
+        assert "no space left on the disk" in told
+        assert "step-00000021, is intact" in told
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000021"]
+    kept = shutil.copytree(checkpoints, tmp_path / "kept")
+    config = config_of(dataset, tmp_path / "more", "trainer.patience=9")
+    shutil.copytree(kept, tmp_path / "more/default/checkpoints")
+    rest = run_ranks(fit, 1, config)[0]
     assert len(rest[0]) == 21
 
 
