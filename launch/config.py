@@ -227,6 +227,11 @@ class RunConfig(_Part):
     seed: int = Field(0, ge=0)
     plan: Path | None = None
     """A plan file; without one the planner runs."""
+    init_from: Path | None = None
+    """A run folder (its best checkpoint) or a checkpoint whose weights a new run begins with; one
+    that resumes does not look at it."""
+    strict: bool = True
+    """With init_from: refuse unless all tensors of both are the same; false takes what fits."""
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     interaction: InteractionConfig = InteractionConfig()
     backbone: BackboneConfig = _OPTIONS["shared_bottom"]()

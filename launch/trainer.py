@@ -5,8 +5,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from rich.console import Console
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from msrec.data.batch import Batch
@@ -27,6 +29,7 @@ from msrec.launch.journal import Journal
 from msrec.launch.metrics import ScenarioMetrics
 from msrec.launch.process import Process, seed_step
 from msrec.launch.unlogged import Unlogged, add_rows, all_reduce_counts
+from msrec.launch.warm_start import parts_record, parts_table, warm_start
 from msrec.model.optimizers import Schedule, optimizers
 from msrec.model.plan import plan_to_dict
 from msrec.model.ranker import Outcome
@@ -117,6 +120,8 @@ class Trainer:
         }
         newest = self.checkpoints.newest()
         if newest is None:
+            if self.config.init_from is not None:
+                self._warm_start(self.config.init_from)
             return Progress(order=now)
         counts = torch.from_numpy(HistogramMetrics(len(self._names)).counts)
         state = load_checkpoint(newest, self.model, self.optimizer, {HISTOGRAM: counts})
@@ -129,6 +134,13 @@ class Trainer:
                     f"{progress.order[name]} and is {value} now. Put it back or use another run_id."
                 )
         return progress
+
+    def _warm_start(self, source: Path) -> None:
+        parts = warm_start(source, self.model, self.config.strict)
+        if self.process.is_main:
+            Console(stderr=True).print(parts_table(source, parts))
+            self.config.run_dir.mkdir(parents=True, exist_ok=True)
+            write_json(self.config.run_dir / "init_from.json", parts_record(source, parts))
 
     def fit(self, progress: Progress | None = None) -> FitResult:
         """Train on from what `resume` returned until done."""
