@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from msrec.data.bad_rows import BAD, BadRows, Policy
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Schema
 
@@ -36,27 +37,35 @@ class Interactions:
         schema: of the dataset.
         of: whose bags.
         max_len: rows of a bag, the newest; None keeps all.
+        faults: what to do with rows that break the schema; those left out stand in no bag.
 
     Raises:
         FileNotFoundError, ValueError: of the files; or a table of so many ids has no int32 ids.
     """
 
     def __init__(
-        self, dataset: Path, schema: Schema, of: Sequence[Side], max_len: int | None = None
+        self,
+        dataset: Path,
+        schema: Schema,
+        of: Sequence[Side],
+        max_len: int | None = None,
+        faults: Policy = "fail",
     ) -> None:
         self.of = tuple(of)
         self.levels = levels(schema)
         self._labels = schema.labels
         stamp = [schema.timestamp] if schema.timestamp else []
         only = ["user", "item", *schema.labels, *stamp]
-        columns = SplitFiles(dataset, schema, "train", only=only).read()
+        files = SplitFiles(dataset, schema, "train", only=only, bad_rows=BadRows(faults))
+        columns = files.read()
+        good = ~columns[BAD] if BAD in columns else None
         level = self.level(columns)
         time = columns[schema.timestamp] if schema.timestamp else None
         self._bags: dict[Side, _Bags] = {}
         for side in self.of:
             entity, other = columns[side], columns[OTHER[side]]
             ids = (other * np.int32(self.levels) + level).astype(np.int32)
-            self._bags[side] = _bags(entity, ids, time, schema.size_of(side), max_len)
+            self._bags[side] = _bags(entity, ids, time, schema.size_of(side), max_len, good)
 
     def level(self, columns: dict[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.int32]:
         """How many labels of each row are 1, (rows,), int32."""
@@ -109,11 +118,13 @@ def _bags(
     time: npt.NDArray[np.int64] | None,
     size: int,
     max_len: int | None,
+    good: npt.NDArray[np.bool_] | None,
 ) -> _Bags:
     order = np.argsort(entity, kind="stable") if time is None else np.lexsort((time, entity))
-    counts = np.bincount(entity, minlength=size)
-    has_own = np.ones(len(entity), dtype=np.bool_)
-    if max_len is not None and len(entity):
+    has_own = np.ones(len(entity), dtype=np.bool_) if good is None else good.copy()
+    order = order[has_own[order]]
+    counts = np.bincount(entity[order], minlength=size)
+    if max_len is not None and len(order):
         ends = np.cumsum(counts)
         from_end = ends[entity[order]] - 1 - np.arange(len(order))
         keep = from_end < max_len

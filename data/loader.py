@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from msrec.data.bad_rows import BAD, BadRows, Policy
 from msrec.data.batch import Batch
 from msrec.data.collate import Vectors, Window, own_ids
 from msrec.data.interactions import Interactions
@@ -37,6 +38,8 @@ class Loader:
         unknown: ids that are changed to row 0.
         num_labels: labels to read, the first ones; None reads all, as a history needs.
         extra: further float32 columns to check and keep readable by `files.take`.
+        faults: what to do with rows that break the schema; those left out have row id -1 and
+            weight 0, as padding has.
 
     Raises:
         FileNotFoundError, ValueError: as `load_schema`, `SplitFiles` and `GlobalOrder.rows`.
@@ -61,10 +64,11 @@ class Loader:
         unknown: UnknownIds | None = None,
         num_labels: int | None = None,
         extra: Sequence[str] = (),
+        faults: Policy = "fail",
     ) -> None:
         schema = load_schema(dataset)
         self.schema = schema.model_copy(update={"labels": schema.labels[:num_labels]})
-        self.files = SplitFiles(dataset, self.schema, split, extra=extra)
+        self.files = SplitFiles(dataset, self.schema, split, extra, bad_rows=BadRows(faults))
         self.order = GlobalOrder(self.files.group_rows, global_batch, seed, shuffle, window_rows)
         self._rank, self._world_size = rank, world_size
         self._of_user, self._of_item = of_user, of_item
@@ -87,6 +91,8 @@ class Loader:
         return self._window(rows[np.newaxis], self.files.take(rows), epoch=0).batch(0)
 
     def _window(self, rows: npt.NDArray[np.int64], columns: Columns, epoch: int) -> Window:
+        if BAD in columns:
+            rows = np.where(columns[BAD].reshape(rows.shape), -1, rows)
         if self._unknown is not None:
             columns = self._unknown.apply(columns, rows.reshape(-1), epoch, self._is_train)
         if self._per_scenario:

@@ -12,9 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from msrec.data.bad_rows import BAD, BadRow, BadRows, without
 from msrec.data.schema import Schema, Split
 
 Scalars = npt.NDArray[np.generic]
+Fault = tuple[npt.NDArray[np.bool_], Any, str]
+"""Which rows, what was found in all rows, and what must hold."""
+NO_NULL = "nothing may be null"
 Columns = dict[str, Any]
 """Name -> `Scalars`, or a `pa.ListArray` of a multi-valued feature: the schema says which."""
 
@@ -39,11 +43,13 @@ class SplitFiles:
         extra: float32 columns to read beside the schema's, such as `p_click`.
         only: columns of the schema to read instead of all.
         cache_groups: decoded row groups kept in memory.
+        bad_rows: what to do with rows that break the schema; None refuses them.
 
     Raises:
         FileNotFoundError: the split has no files.
-        ValueError: a file is not readable Parquet, lacks a column or has one of another type, the
-            split has no rows, or (while reading) a value breaks the schema.
+        ValueError: a file is not readable Parquet, or the split has no rows. Besides, unless bad
+            rows are left out: a file lacks a column or has one of another type, or (while reading)
+            a row group cannot be read or a value breaks the schema.
     """
 
     def __init__(
@@ -54,12 +60,15 @@ class SplitFiles:
         extra: Sequence[str] = (),
         only: Sequence[str] | None = None,
         cache_groups: int = 128,
+        bad_rows: BadRows | None = None,
     ) -> None:
         self.schema = schema
         self.columns = [*(schema.columns if only is None else only), *extra]
         self._extra = tuple(extra)
         self._cache: OrderedDict[int, Columns] = OrderedDict()
         self._cache_groups = cache_groups
+        self.bad_rows = bad_rows or BadRows()
+        self._drifted: dict[Path, str] = {}
         folder = Path(dataset) / split
         paths = sorted(folder.glob("*.parquet"))
         if not paths:
@@ -85,7 +94,13 @@ class SplitFiles:
         """Columns of all rows, in order; none may be a multi-valued feature."""
         bounds = zip(self.starts, self.starts[1:], strict=False)
         pieces = [self.take(np.arange(start, end)) for start, end in bounds]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self.columns}
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def read_good(self) -> Columns:
+        """Columns of all rows but bad ones, in order."""
+        columns = self.read()
+        bad = columns.pop(BAD, None)
+        return columns if bad is None else {name: v[~bad] for name, v in columns.items()}
 
     def take(self, row_ids: npt.NDArray[np.int64]) -> Columns:
         """Columns of the given rows, in the given order.
@@ -93,6 +108,7 @@ class SplitFiles:
         Shape:
             row_ids: (n,), int64 in [0, num_rows).
             returns: per column an array of n values, or a list array for a multi-valued feature.
+                Where bad rows are left out, besides `BAD`, (n,) bool; their values are harmless.
         """
         group_of_row = np.searchsorted(self.starts, row_ids, side="right") - 1
         needed = np.unique(group_of_row)
@@ -106,7 +122,7 @@ class SplitFiles:
             columns = self._decoded(int(group))
             pieces.append({name: values[first:last] for name, values in columns.items()})
         place = row_ids + shift[group_of_row]
-        return {name: _gather([piece[name] for piece in pieces], place) for name in self.columns}
+        return {name: _gather([piece[name] for piece in pieces], place) for name in pieces[0]}
 
     def _open(self, path: Path) -> list[RowGroup]:
         try:
@@ -115,7 +131,12 @@ class SplitFiles:
             raise ValueError(
                 f"{path} must be a whole Parquet file; {_first_line(error)}. Convert it again."
             ) from None
-        self._check_types(path, metadata.schema.to_arrow_schema())
+        try:
+            self._check_types(path, metadata.schema.to_arrow_schema())
+        except ValueError as error:
+            if not self.bad_rows.leaves_out:
+                raise
+            self._drifted[path] = str(error).removeprefix(f"{path}: ").rstrip(".")
         sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         first_rows = itertools.accumulate(sizes, initial=0)
         return [
@@ -147,65 +168,127 @@ class SplitFiles:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        group = self.groups[number]
-        try:
-            table = pq.ParquetFile(group.path).read_row_group(
-                group.index, columns=self.columns, use_threads=False
-            )
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"{group.path}: row group {group.index} could not be read; {_first_line(error)}."
-            ) from None
-        columns = {
-            name: self._checked(
-                table.column(name).combine_chunks(), name, group.path, group.first_row
-            )
-            for name in self.columns
-        }
+        columns = self._columns(self.groups[number])
         self._cache[number] = columns
         if len(self._cache) > self._cache_groups:
             self._cache.popitem(last=False)
         return columns
 
-    def _checked(
-        self, array: pa.Array, name: str, path: Path, first_row: int
-    ) -> "Scalars | pa.ListArray":
-        """The values of a column, after every check that TorchRec leaves to its callers."""
+    def _columns(self, group: RowGroup) -> Columns:
+        try:
+            if group.path in self._drifted:
+                raise ValueError(self._drifted[group.path])
+            table = pq.ParquetFile(group.path).read_row_group(
+                group.index, columns=self.columns, use_threads=False
+            )
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            must = f"the row group must be readable; {_first_line(error)}"
+            if not self.bad_rows.leaves_out:
+                raise ValueError(
+                    f"{group.path}: row group {group.index} could not be read; "
+                    f"{_first_line(error)}."
+                ) from None
+            return self._nothing(group, must)
+        found = {
+            name: self._checked(table.column(name).combine_chunks(), name, group)
+            for name in self.columns
+        }
+        columns: Columns = {name: values for name, (values, _) in found.items()}
+        if self.bad_rows.leaves_out:
+            self._note(group, {name: faults for name, (_, faults) in found.items()})
+            bad = np.zeros(group.num_rows, dtype=np.bool_)
+            for _, faults in found.values():
+                for mask, _, _ in faults:
+                    bad |= mask
+            columns[BAD] = bad
+        return columns
 
-        def refuse(bad: npt.NDArray[np.bool_], values: Scalars, must: str) -> None:
-            if bad.any():
+    def _nothing(self, group: RowGroup, must: str) -> Columns:
+        """Harmless values for a row group of which nothing can be read."""
+        types, count = self._wanted_types(), group.num_rows
+        if not self.bad_rows.is_noted(group.path, group.index):
+            rows = range(group.first_row, group.first_row + count)
+            self.bad_rows.note(group.path, group.index, (BadRow(r, "", "", must) for r in rows))
+        columns: Columns = {}
+        for name, kind in types.items():
+            if pa.types.is_list(kind):
+                columns[name] = pa.array([[]] * count, kind)
+            else:
+                columns[name] = np.zeros(count, kind.to_pandas_dtype())
+        return columns | {BAD: np.ones(count, dtype=np.bool_)}
+
+    def _note(self, group: RowGroup, faults: "dict[str, list[Fault]]") -> None:
+        if self.bad_rows.is_noted(group.path, group.index):
+            return
+        rows = [
+            BadRow(group.first_row + int(at), name, str(values[at]), must)
+            for name, found in faults.items()
+            for mask, values, must in found
+            for at in np.flatnonzero(mask)
+        ]
+        if rows:
+            self.bad_rows.note(group.path, group.index, rows)
+
+    def _checked(
+        self, array: pa.Array, name: str, group: RowGroup
+    ) -> "tuple[Scalars | pa.ListArray, list[Fault]]":
+        """The values of a column, after every check that TorchRec leaves to its callers.
+
+        Returns:
+            The values, harmless ones in bad rows, and for each kind of fault: which rows, what was
+            found there, and what must hold.
+        """
+        faults: list[Fault] = []
+
+        def look(
+            bad: npt.NDArray[np.bool_], values: "Scalars | pa.Array | None", must: str
+        ) -> None:
+            if not bad.any():
+                return
+            if isinstance(values, pa.Array):
+                values = values.to_numpy(zero_copy_only=False)
+            if values is None:
+                values = np.full(len(bad), None)
+            if not self.bad_rows.leaves_out:
                 at = int(np.argmax(bad))
                 raise ValueError(
-                    f"{path}: column {name!r}, row {first_row + at}: {must}; found {values[at]}. "
-                    f"{int(bad.sum())} such rows in this row group."
+                    f"{group.path}: column {name!r}, row {group.first_row + at}: {must}; found "
+                    f"{values[at]}. {int(bad.sum())} such rows in this row group."
                 )
+            faults.append((bad, values, must))
 
-        multi = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
-        nulls = array.null_count + (array.values.null_count if multi else 0)
-        if nulls:
-            row = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
-            raise ValueError(
-                f"{path}: column {name!r}, row {first_row + row}: nothing may be null; "
-                f"found {nulls} nulls in this row group."
-            )
-        if multi:
-            offsets = array.offsets.to_numpy()
-            values = array.values.to_numpy()[offsets[0] : offsets[-1]]
-            bad_id = (values < 0) | (values >= self._limit(name))
-            rows = np.repeat(np.arange(len(array)), np.diff(offsets))
-            bad = np.zeros(len(array), dtype=bool)
-            bad[rows[bad_id]] = True
-            refuse(bad, array.to_numpy(zero_copy_only=False), self._must(name))
-            return array
+        kind = self._wanted_types()[name]
+        if pa.types.is_list(kind):
+            look(_null_rows(array), array, NO_NULL)
+            if faults:
+                array = without(array, faults[0][0], kind)
+            look(self._bad_ids(array, name), array, self._must(name))
+            return without(array, faults[-1][0], kind) if faults else array, faults
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        if missing.any():
+            look(missing, None, NO_NULL)
+            array = without(array, missing, kind)
         values = array.to_numpy()
         schema = self.schema
         if name in schema.labels:
-            refuse(~((values == 0) | (values == 1)), values, "a label must be 0 or 1")
+            look(~((values == 0) | (values == 1)), values, "a label must be 0 or 1")
         elif name in schema.dense or name in self._extra:
-            refuse(~np.isfinite(values), values, "a dense value must be finite")
+            look(~np.isfinite(values), values, "a dense value must be finite")
         elif name != schema.timestamp:
-            refuse((values < 0) | (values >= self._limit(name)), values, self._must(name))
-        return values
+            look((values < 0) | (values >= self._limit(name)), values, self._must(name))
+        for bad, _, _ in faults:
+            values = np.where(bad, values.dtype.type(0), values)
+        return values, faults
+
+    def _bad_ids(self, array: pa.ListArray, name: str) -> npt.NDArray[np.bool_]:
+        """Which lists hold an id that the table has not."""
+        offsets = array.offsets.to_numpy()
+        values = array.values.to_numpy()[offsets[0] : offsets[-1]]
+        bad_id = (values < 0) | (values >= self._limit(name))
+        rows = np.repeat(np.arange(len(array)), np.diff(offsets))
+        bad = np.zeros(len(array), dtype=np.bool_)
+        bad[rows[bad_id]] = True
+        return bad
 
     def _limit(self, name: str) -> int:
         schema = self.schema
@@ -228,6 +311,16 @@ def _gather(
     if isinstance(pieces[0], np.ndarray):
         return np.take(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], place)
     return pa.concat_arrays(pieces).take(pa.array(place))
+
+
+def _null_rows(array: pa.ListArray) -> npt.NDArray[np.bool_]:
+    """Which lists are null or hold a null."""
+    bad: npt.NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False).copy()
+    if array.values.null_count:
+        offsets = array.offsets.to_numpy()
+        inside = array.values.is_null().to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+        bad[np.repeat(np.arange(len(array)), np.diff(offsets))[inside]] = True
+    return bad
 
 
 def _same_type(actual: pa.DataType, wanted: pa.DataType) -> bool:

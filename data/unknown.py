@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from msrec.data.bad_rows import BadRows, Policy
 from msrec.data.ids import UNKNOWN
 from msrec.data.parquet import Columns, SplitFiles
 from msrec.data.schema import Schema
@@ -24,6 +25,7 @@ class UnknownIds:
         rare: feature -> training rows that an id must have, or be unknown.
         dropout: feature -> share of training rows whose id is taken as unknown.
         seed: of the choice of rows, which depends on (seed, epoch, row) alone.
+        faults: what to do with rows that break the schema; those left out count for no id.
 
     Raises:
         ValueError: a feature is not there, or multi-valued.
@@ -39,6 +41,7 @@ class UnknownIds:
         rare: Mapping[str, int],
         dropout: Mapping[str, float],
         seed: int,
+        faults: Policy = "fail",
     ) -> None:
         single = [feature.name for feature in schema.sparse if not feature.multi]
         for name in (*rare, *dropout):
@@ -50,7 +53,9 @@ class UnknownIds:
         self._dropout, self._seed = dict(dropout), seed
         self._is_rare: dict[str, npt.NDArray[np.bool_]] = {}
         if rare:
-            columns = SplitFiles(dataset, schema, "train", only=list(rare)).read()
+            bad_rows = BadRows(faults)
+            files = SplitFiles(dataset, schema, "train", only=list(rare), bad_rows=bad_rows)
+            columns = files.read_good()
             for name, least in rare.items():
                 size = schema.tables[schema.table_of(name)]
                 self._is_rare[name] = np.bincount(columns[name], minlength=size) < least

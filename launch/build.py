@@ -47,14 +47,15 @@ class Knowledge:
         self.unknown: UnknownIds | None = None
         rare, dropout = config.embeddings.rare, config.embeddings.id_dropout
         if rare or dropout:
-            self.unknown = UnknownIds(config.dataset, schema, rare, dropout, config.seed)
+            where = (config.dataset, schema)
+            self.unknown = UnknownIds(*where, rare, dropout, config.seed, config.faults)
         if config.history.of:
             if config.embeddings.per_scenario:
                 raise ValueError(
                     "history.of must be empty with embeddings.per_scenario=true: a history has one "
                     "table for all scenarios."
                 )
-            whole = (config.history.of, config.history.max_len)
+            whole = (config.history.of, config.history.max_len, config.faults)
             self.history = Interactions(config.dataset, schema, *whole)
         feature = config.llm_feature
         self.feature_of = {"none": (), "match": ()}.get(feature.kind, tuple(feature.of))
@@ -108,6 +109,7 @@ def build_loader(
         unknown=knowledge.unknown,
         num_labels=1 if not config.history.of and config.objective.aux_weight == 0 else None,
         extra=extra,
+        faults=config.faults,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
+from msrec.data.bad_rows import Policy
 from msrec.model.backbones import BACKBONES, backbone_options
 
 Part = Literal["tables", "meta", "backbone"]
@@ -225,6 +226,9 @@ class RunConfig(_Part):
     run_id: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The same id resumes."""
     seed: int = Field(0, ge=0)
+    faults: Policy = "fail"
+    """Of rows that break the schema: fail on the first, skip them, or quarantine them, which keeps
+    file, row and reason in the run's folder. Those left out are counted in the results."""
     plan: Path | None = None
     """A plan file; without one the planner runs."""
     init_from: Path | None = None

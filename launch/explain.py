@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from msrec.data.bad_rows import BadRows
 from msrec.data.batch import Batch
 from msrec.data.knowledge import take
 from msrec.data.llm.neighbours import neighbours, unit
@@ -80,7 +81,7 @@ class Explainer:
                 f"{dataset} must hold the user {key!r}; it is not among {len(keys):,} users."
             )
         index = int(found[0])
-        seen = SplitFiles(dataset, self.schema, "train", only=["user"]).read()["user"]
+        seen = self._files("train").read_good()["user"]
         text, nearest, row = None, list[Neighbour](), -1
         if config.llm.store is not None and (config.llm.store / "user").is_dir():
             store = KnowledgeStore.open(config.llm.store / "user")
@@ -136,8 +137,7 @@ class Explainer:
         return prompts_by_key(self.config, "user")
 
     def _rows(self, user: int) -> list[RowScore]:
-        files = SplitFiles(self.config.dataset, self.schema, self.split, only=["user"])
-        users = files.read()["user"]
+        users = self._files(self.split).read()["user"]
         rows = np.flatnonzero(users == user)
         if not len(rows):
             return []
@@ -168,6 +168,12 @@ class Explainer:
             )
             for at in range(len(rows))
         ]
+
+    def _files(self, split: Split) -> SplitFiles:
+        """The users of a split."""
+        bad_rows = BadRows(self.config.faults)
+        where = (self.config.dataset, self.schema, split)
+        return SplitFiles(*where, only=["user"], bad_rows=bad_rows)
 
     def _score(self, batch: Batch) -> torch.Tensor:
         with torch.no_grad():

@@ -11,8 +11,10 @@ import torch.distributed as dist
 from rich.progress import track
 from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
+from msrec.data.bad_rows import count_reasons, count_rows
 from msrec.data.loader import Loader
 from msrec.data.schema import Schema, Split
+from msrec.launch.left_out import gather_bad_rows
 from msrec.launch.predictions import TRUTH, Commit, write_commit
 from msrec.launch.process import Process
 from msrec.model.ranker import Outcome
@@ -31,7 +33,9 @@ def predict(
     split: Split,
     out: Path,
 ) -> Path:
-    """Write this rank's predictions; rank 0 then commits them all. Rows in = rows out.
+    """Write this rank's predictions; rank 0 then commits them all.
+
+    Rows in = rows out, but for those that the run's `faults` leave out: the marker counts them.
 
     Raises:
         FileNotFoundError, ValueError: of the data.
@@ -60,11 +64,17 @@ def predict(
     writer = _write(writer, waiting, out, process)
     writer.close()
     dist.barrier()
+    bad = gather_bad_rows(loader.files.bad_rows)
     if process.is_main:
-        rows = loader.files.num_rows
-        write_commit(
-            out, Commit(rows=rows, split=split, checkpoint=checkpoint, dataset=schema.name)
+        commit = Commit(
+            rows=loader.files.num_rows,
+            split=split,
+            checkpoint=checkpoint,
+            dataset=schema.name,
+            left_out=count_rows(bad),
+            reasons=count_reasons(bad),
         )
+        write_commit(out, commit)
     dist.barrier()
     return out
 

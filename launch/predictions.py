@@ -30,6 +30,10 @@ class Commit(BaseModel):
     split: Split
     checkpoint: str
     dataset: str
+    left_out: int = 0
+    """Of the rows, those that broke the schema and were left out."""
+    reasons: dict[str, int] = {}
+    """Why, and how many rows for each reason."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Predictions:
     """The rows of all parts, in the order of the parts.
 
     Shape:
-        row_id: (N,), int64, each of 0..N-1 once.
+        row_id: (N,), int64, each of 0..N-1 once; without those that were left out.
         scenario: (N,), int64.
         user: (N,), int64, equal for the rows of a user; a code, not the raw key.
         label, weight, score: (N,), float32.
@@ -178,10 +182,10 @@ def _check_rows(
             f"{folder}: each row_id must be there once; {int((count > 1).sum())} are there more "
             f"than once, the first is {twice} in {', '.join(names)}. Predict again."
         )
-    if len(row_id) != rows:
+    if len(row_id) != rows - commit.left_out:
         raise ValueError(
-            f"{folder}: {COMMIT_FILE} says {rows} rows; found {len(row_id)}, the first missing "
-            f"row_id is {int(np.argmin(count))}. Predict again."
+            f"{folder}: {COMMIT_FILE} says {rows - commit.left_out} rows; found {len(row_id)}, the "
+            f"first missing row_id is {int(np.argmin(count))}. Predict again."
         )
 
 

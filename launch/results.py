@@ -38,6 +38,8 @@ class Results(BaseModel):
     rows: int
     metrics: ScenarioMetrics
     best_possible: ScenarioMetrics | None = None
+    left_out: dict[str, int] = {}
+    """Rows of the split that broke the schema and are in no metric: reason -> rows."""
     slices: dict[str, dict[str, Metrics]] = {}
     best_slices: dict[str, dict[str, Metrics]] = {}
 
@@ -70,7 +72,8 @@ def results_of(predictions: Predictions, schema: Schema) -> Results:
         dataset=commit.dataset,
         split=commit.split,
         checkpoint=commit.checkpoint,
-        rows=commit.rows,
+        rows=commit.rows - commit.left_out,
+        left_out=commit.reasons,
         metrics=judge(predictions.score),
         best_possible=None if predictions.p_click is None else judge(predictions.p_click),
     )
@@ -125,6 +128,9 @@ def results_table(results: Results) -> Table:
         if best is not None:
             cells.append(cell(best[at][1].auc))
         table.add_row(name, *cells, end_section=at == 0)
+    if results.left_out:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in results.left_out.items())
+        table.caption = f"left out as bad: {reasons}"
     return table
 
 

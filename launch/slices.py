@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from msrec.data.bad_rows import BadRows, Policy
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Schema
 from msrec.launch.metrics import Metrics, exact_metrics
@@ -30,15 +31,21 @@ def bucket_names() -> list[str]:
 
 
 def buckets(
-    predictions: Predictions, dataset: Path, schema: Schema, by: Sequence[Slice]
+    predictions: Predictions,
+    dataset: Path,
+    schema: Schema,
+    by: Sequence[Slice],
+    faults: Policy = "fail",
 ) -> dict[Slice, Ints]:
     """The bucket of each prediction, (N,), for each of `by`: how many training rows there are."""
     found = {}
     for name in by:
         column: Literal["user", "item"] = "user" if name == "user_history" else "item"
-        rows = SplitFiles(dataset, schema, "train", only=[column]).read()[column]
+        train = SplitFiles(dataset, schema, "train", only=[column], bad_rows=BadRows(faults))
+        rows = train.read_good()[column]
         seen = np.bincount(rows, minlength=schema.size_of(column))
-        judged = SplitFiles(dataset, schema, predictions.commit.split, only=[column])
+        split = predictions.commit.split
+        judged = SplitFiles(dataset, schema, split, only=[column], bad_rows=BadRows(faults))
         entity = judged.read()[column][predictions.row_id]
         found[name] = np.searchsorted(EDGES, seen[entity], side="right") - 1
     return found

@@ -26,6 +26,7 @@ from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig
 from msrec.launch.histogram import HistogramMetrics
 from msrec.launch.journal import Journal
+from msrec.launch.left_out import gather_bad_rows, keep_bad_rows
 from msrec.launch.metrics import ScenarioMetrics
 from msrec.launch.process import Process, seed_step
 from msrec.launch.unlogged import Unlogged, add_rows, all_reduce_counts
@@ -103,6 +104,7 @@ class Trainer:
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, process.device)
         self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)
         self._unlogged = Unlogged(len(self._names))
+        self._told: dict[Split, int] = {}
 
     def resume(self) -> Progress:
         """Load the newest committed checkpoint of this run, if there is one.
@@ -210,6 +212,7 @@ class Trainer:
             progress.epoch, progress.batch = progress.epoch + 1, 0
         with journal.aside():
             metrics = self.evaluate(self.valid)
+            self._keep_bad_rows()
         auc = metrics.all.auc
         if auc is None:
             raise ValueError(
@@ -224,6 +227,14 @@ class Trainer:
         journal.write("valid", progress.step, progress.epoch, metrics.named())
         with journal.aside():
             self._save(progress)
+
+    def _keep_bad_rows(self) -> None:
+        splits: dict[Split, Loader] = {"train": self.train, "valid": self.valid}
+        for split, loader in splits.items():
+            groups = gather_bad_rows(loader.files.bad_rows)
+            if self.process.is_main and len(groups) > self._told.get(split, 0):
+                keep_bad_rows(groups, loader.files.bad_rows, self.config.run_dir, split)
+                self._told[split] = len(groups)
 
     def _is_finished(self, progress: Progress) -> bool:
         trainer = self.config.trainer
