@@ -106,8 +106,10 @@ class Loader:
             rows = self.order.rows(epoch, number, self._rank, self._world_size)
             skip = max(0, start - number * size)
             rows = np.ascontiguousarray(rows[skip:])
-            # A padding row needs some valid ids: those of any row of this window, or of row 0.
-            filler = rows[rows >= 0].min(initial=self.files.num_rows) % self.files.num_rows
+            # A padding row needs some valid ids. Only an epoch's last batch has any; it takes those
+            # of one of its own rows, or of row 0, so that it is the same batch in a resumed run.
+            last = rows[-1]
+            filler = last[last >= 0].min(initial=self.files.num_rows) % self.files.num_rows
             columns = self.files.take(np.where(rows < 0, filler, rows).reshape(-1))
             window = self._window(rows, columns, epoch)
             for place in range(len(window)):

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.storage import WriteResult
 
 from msrec.data.files import write_json
@@ -98,6 +99,21 @@ def read_index(folder: Path) -> Index:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must be the index of a checkpoint; {error}.") from None
     return index
+
+
+def read_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint whose names begin so, whole, on this process alone.
+
+    Raises:
+        ValueError: it has no readable index.
+    """
+    found = {
+        name: torch.empty(told["size"], dtype=getattr(torch, told["dtype"]))
+        for name, told in read_index(folder).items()
+        if name.startswith(prefix)
+    }
+    load(dict(found), storage_reader=JsonReader(folder), no_dist=True)
+    return found
 
 
 def _chunk(chunk: ChunkStorageMetadata, place: _StorageInfo) -> dict[str, Any]:

@@ -197,7 +197,8 @@ class Trainer:
             progress.batch += 1
             self._check_finite(outcome.loss, progress)
             self._unlogged.add(outcome)
-            is_last = progress.batch == len(self.train)
+            # The last step's checkpoint is the one after validation.
+            is_last = progress.batch == len(self.train) or progress.step == trainer.max_steps
             if progress.step % trainer.log_every == 0 or is_last:
                 losses += self._log(journal, progress)
             if every and progress.step % every == 0 and not is_last:

@@ -70,6 +70,19 @@ def test_resuming_on_another_world_size_continues_the_same_global_batches(datase
     assert global_batches(world_size, 7) == whole[7:]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_padded_batch_is_the_same_wherever_the_epoch_was_taken_up(dataset, rank):
+    def last(start):
+        loader = Loader(dataset, "train", 96, rank=rank, world_size=2, window_rows=4000)
+        return list(loader.batches(1, start))[-1]
+
+    whole, resumed = last(0), last(20)
+    assert (whole.row_id < 0).any()
+    for name in ("row_id", "user", "item", "scenario", "label", "dense"):
+        assert torch.equal(getattr(whole, name), getattr(resumed, name)), name
+    assert torch.equal(whole.sparse.values(), resumed.sparse.values())
+
+
 def test_evaluation_reads_rows_without_shuffling_twice_the_same(dataset):
     loader = Loader(dataset, "test", 128, shuffle=False)
     first = [b.row_id.tolist() for b in loader.batches(0)]

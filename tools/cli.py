@@ -269,6 +269,23 @@ def bench_speed(
 
 
 @app.command()
+def torture(
+    dataset: Annotated[Path, typer.Argument(help="a dataset folder")],
+    out: Annotated[Path, typer.Option(help="where the runs go; emptied first")] = Path(
+        "runs/torture"
+    ),
+    kills: Annotated[int, typer.Option(min=1, help="of each run")] = 20,
+    ranks: Annotated[str, typer.Option(help="numbers of ranks, alone and mixed")] = "1,2,3",
+    seed: Annotated[int, typer.Option(help="of the moments")] = 0,
+) -> None:
+    """Kill training again and again, spoil its files, count the rows lost: docs/reliability.md."""
+    from msrec.tools.cli_convert import comma_list
+    from msrec.tools.torture import torture as run
+
+    raise typer.Exit(0 if run(dataset, out, kills, comma_list("ranks", ranks, int), seed) else 1)
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine and the torch / fbgemm / torchrec triple, with the mend for each fault."""
     from msrec.tools.doctor import doctor as examine
