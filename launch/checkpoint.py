@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -192,7 +192,7 @@ class Checkpoints:
 
     def _commit(self, path: Path, state: dict[str, Any], files: dict[str, str]) -> str | None:
         try:
-            write_json(path / COMMIT, {"state": state, "crc32": files})
+            write_json(path / COMMIT, Commit(state, files)._asdict())
             self._prune(state["best_step"])
         except OSError as error:
             return self._sentence(path, error)
@@ -262,7 +262,7 @@ def verify_checkpoint(path: Path) -> None:
         ValueError: a file was changed or lost since it was written.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    files = sorted(_read_commit(path)["crc32"].items())
+    files = sorted(read_commit(path).crc32.items())
     said: list[str | None] = [None] * world_size
     try:
         older = [p.name for p in _committed(path.parent) if p.name < path.name]
@@ -284,23 +284,36 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: it was never committed.
     """
-    state: dict[str, Any] = _read_commit(path)["state"]
-    return state
+    return read_commit(path).state
 
 
-def _read_commit(path: Path) -> dict[str, Any]:
+class Commit(NamedTuple):
+    """What a COMMIT file says: the trainer's state, and the CRC-32 of each other file."""
+
+    state: dict[str, Any]
+    crc32: dict[str, str]
+
+
+def read_commit(path: Path) -> Commit:
+    """Read the marker of a checkpoint.
+
+    Raises:
+        FileNotFoundError: it was never committed.
+        ValueError: it is not what a save writes.
+    """
     marker = path / COMMIT
     if not marker.is_file():
         raise FileNotFoundError(f"{path} must be a committed checkpoint; it has no {COMMIT} file.")
     try:
-        found: dict[str, Any] = json.loads(marker.read_text())
-        found["state"]["step"], found["crc32"].items()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        found = json.loads(marker.read_text())
+        commit = Commit(dict(found["state"]), dict(found["crc32"]))
+        int(commit.state["step"])
+    except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{marker} must be JSON with the trainer's state and checksums; it is not. Delete the "
             "folder to go on from an older checkpoint."
         ) from None
-    return found
+    return commit
 
 
 def _committed(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ Here the index is `index.json`, only tensors are kept, and torch reads those wit
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def read_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
         for name, told in read_index(folder).items()
         if name.startswith(prefix)
     }
-    load(dict(found), storage_reader=JsonReader(folder), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        load(dict(found), storage_reader=JsonReader(folder), no_dist=True)
     return found
 
 

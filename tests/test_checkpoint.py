@@ -1,5 +1,6 @@
 """Checkpoints: every world size and sharding reads every other's; crashes, damage, ill will."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
+from rich.console import Console
 from tiny import tiny_dataset, tiny_store
 from torch._C._distributed_c10d import HashStore
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -23,6 +25,7 @@ from msrec.launch.config import load_config
 from msrec.launch.process import Process
 from msrec.launch.storage import INDEX, read_index
 from msrec.launch.trainer import HISTOGRAM, Trainer
+from msrec.tools.show import show
 
 WORLDS = [(1, "table_wise"), (2, "table_wise"), (2, "row_wise"), (4, "table_wise"), (4, "row_wise")]
 STEPS = 7
@@ -344,3 +347,15 @@ def test_metrics_are_kept_under_the_name_the_trainer_uses(saved):
     root, _ = saved[1, "table_wise"]
     index = read_index(root / "default/checkpoints/step-00000006")
     assert index[f"metrics.{HISTOGRAM}"]["dtype"] == "float64"
+
+
+def test_show_tells_what_a_checkpoint_holds_and_whether_it_is_whole(tmp_path):
+    run_ranks(save_some, 2, tmp_path, [3])
+    console = Console(file=io.StringIO(), width=160)
+    show(tmp_path / "step-00000003", console=console)
+    text = console.file.getvalue()
+    for said in ("weight", "64 x 256", "optimizer state: 3 tensors", "step: 3", "all with the CRC"):
+        assert said in text
+    (tmp_path / "step-00000003" / INDEX).write_text("{}")
+    with pytest.raises(ValueError, match="must have the CRC-32"):
+        show(tmp_path / "step-00000003", console=console)

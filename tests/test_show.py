@@ -66,5 +66,7 @@ def test_an_unknown_key_is_refused(folders):
 
 
 def test_a_folder_that_is_nothing_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="must be a dataset .*a store .*or a run"):
+    with pytest.raises(
+        FileNotFoundError, match="must be a dataset .*a store .*a run .*or a checkpoint"
+    ):
         told(tmp_path)

@@ -119,6 +119,9 @@ def test_a_nan_that_got_into_the_file_names_its_row_and_key(store):
     vectors = np.load(store / "vectors.npy", mmap_mode="r+")
     vectors[4, 2] = np.nan
     vectors.flush()
+    manifest = json.loads((store / "manifest.json").read_text())
+    del manifest["crc32"]  # as a store from before there were checksums
+    (store / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"vectors.npy: .*row 4 \(key 'user 7'\)"):
         KnowledgeStore.open(store)
 
@@ -129,6 +132,16 @@ def test_a_truncated_file_is_named(store, name):
     with (store / name).open("r+b") as file:
         file.truncate(size - 1)
     with pytest.raises(ValueError, match=f"{name} must have {size} bytes .* got {size - 1}"):
+        KnowledgeStore.open(store)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "keys.parquet"])
+def test_a_flipped_bit_is_found(store, name):
+    path = store / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 2
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} must have the CRC-32"):
         KnowledgeStore.open(store)
 
 

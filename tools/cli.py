@@ -124,7 +124,7 @@ def synthetic(
 
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument(help="dataset, knowledge store or run folder")],
+    folder: Annotated[Path, typer.Argument(help="dataset, knowledge store, run or checkpoint")],
     key: Annotated[
         str | None, typer.Option(help="of a store: the neighbours of this user, scenario or item")
     ] = None,

@@ -1,4 +1,4 @@
-"""What a dataset, a knowledge store or a run folder holds, for people."""
+"""What a dataset, a knowledge store, a run or a checkpoint holds, for people."""
 
 from pathlib import Path
 
@@ -7,12 +7,15 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from msrec.data.files import check_files
 from msrec.data.knowledge import take
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
+from msrec.launch.checkpoint import COMMIT, read_commit
 from msrec.launch.curves import Log, load_log
 from msrec.launch.results import RESULTS_FILE, TITLES, cell, load_results, results_table
+from msrec.launch.storage import Index, read_index
 from msrec.tools.convert import remarks, summary_table
 
 LEVELS = ("user", "scenario", "item")
@@ -24,10 +27,10 @@ def show(
     dataset: Path | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print what the folder is; its own files say which of the three.
+    """Print what the folder is; its own files say which of the four.
 
     Args:
-        folder: dataset, knowledge store (or one of its levels) or run.
+        folder: dataset, knowledge store (or one of its levels), run or checkpoint.
         key: with a store: the neighbours of this user, scenario or item.
         dataset: with a store: how much of this data set it knows.
         console: where to print.
@@ -43,10 +46,12 @@ def show(
         _show_store([KnowledgeStore.open(level) for level in levels], key, dataset, console)
     elif (folder / "config.yaml").is_file():
         _show_run(folder, console)
+    elif (folder / COMMIT).is_file():
+        _show_checkpoint(folder, console)
     else:
         raise FileNotFoundError(
-            f"{folder} must be a dataset ({SCHEMA_FILE}), a store ({MANIFEST}) or a run "
-            "(config.yaml); it has none of these files."
+            f"{folder} must be a dataset ({SCHEMA_FILE}), a store ({MANIFEST}), a run "
+            f"(config.yaml) or a checkpoint ({COMMIT}); it has none of these files."
         )
 
 
@@ -54,7 +59,7 @@ def store_table(store: KnowledgeStore) -> Table:
     """The manifest, without the long lists of means and deviations."""
     table = Table(title=f"{store.path}: {len(store):,} vectors", show_header=False)
     for name, value in store.manifest.items():
-        if name not in ("mean", "std", "bytes"):
+        if name not in ("mean", "std", "bytes", "crc32"):
             shown = f"{value:,}" if type(value) is int else str(value)
             table.add_row(name, shown[:12] if name.endswith("sha256") else shown)
     return table
@@ -164,3 +169,37 @@ def _show_run(folder: Path, console: Console) -> None:
         console.print(progress_table(log))
     if (folder / RESULTS_FILE).is_file():
         console.print(results_table(load_results(folder)))
+
+
+def _show_checkpoint(folder: Path, console: Console) -> None:
+    """State, tensors, and whether its files are still those that were written."""
+    commit = read_commit(folder)
+    check_files(folder, commit.crc32, "The checkpoint is damaged: delete its folder.")
+    console.print(checkpoint_table(folder, read_index(folder)))
+    for name, value in commit.state.items():
+        if name != "unlogged":
+            console.print(f"{name}: {value}", highlight=False)
+    console.print(
+        f"{len(commit.crc32)} files, all with the CRC-32 they were written with", highlight=False
+    )
+
+
+def checkpoint_table(folder: Path, index: Index) -> Table:
+    """The weights one by one; optimizer state and metrics as sums."""
+    table = Table(title=f"{folder.name}: tensors")
+    for head in ("tensor", "dtype", "shape", "pieces", "bytes"):
+        left = head in ("tensor", "dtype")
+        table.add_column(head, justify="left" if left else "right", overflow="fold")
+    sums: dict[str, list[int]] = {}
+    for name, told in index.items():
+        kind, _, rest = name.partition(".")
+        size = sum(chunk["bytes"] for chunk in told["chunks"])
+        if kind == "model":
+            shape = " x ".join(f"{length:,}" for length in told["size"]) or "1"
+            table.add_row(rest, told["dtype"], shape, str(len(told["chunks"])), f"{size:,}")
+        else:
+            sums.setdefault(kind, []).append(size)
+    for kind, sizes in sums.items():
+        title = {"optim": "optimizer state", "metrics": "metrics"}.get(kind, kind)
+        table.add_row(f"{title}: {len(sizes)} tensors", "", "", "", f"{sum(sizes):,}")
+    return table

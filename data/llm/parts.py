@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.files import replacing, write_json
+from msrec.data.files import checksums, replacing, write_json
 from msrec.data.llm.compress import chunks, fit_projection, moments, to_int8
 from msrec.data.llm.store import KEYS, MANIFEST, PROJECTION, SCALES, VECTORS, differences
 
@@ -124,6 +124,7 @@ class StoreWriter:
         manifest |= {"truncated": int(keys["truncated"].to_numpy().sum())} | made
         names = [n for n in (KEYS, VECTORS, SCALES, PROJECTION) if (self.folder / n).is_file()]
         manifest["bytes"] = {n: (self.folder / n).stat().st_size for n in names}
+        manifest["crc32"] = checksums(self.folder, [self.folder / n for n in names])
         write_json(self.folder / MANIFEST, manifest)
         shutil.rmtree(self.parts)
 

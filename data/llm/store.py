@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from msrec.data.files import check_files
+
 KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"
 SCALES, PROJECTION = "scales.npy", "projection.npz"
 VERSION = 2
@@ -50,15 +52,18 @@ class KnowledgeStore:
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> "KnowledgeStore":
-        """Map a store into memory and check it; `verify` also reads every vector once.
+        """Map a store into memory and check it; `verify` also reads every file once.
 
         Raises:
             FileNotFoundError: there is no finished store.
-            ValueError: a file is truncated or of another version; a vector is not finite.
+            ValueError: a file is truncated, damaged or of another version; a vector is not finite.
         """
         folder = Path(path)
         manifest = _read_manifest(folder)
         _check_sizes(folder, manifest)
+        if verify:
+            advice = "The store is damaged: encode again."
+            check_files(folder, manifest.get("crc32", {}), advice)
         vectors = _mapped(folder / VECTORS)
         scales = _mapped(folder / SCALES) if SCALES in manifest["bytes"] else None
         keys = pq.read_table(folder / KEYS, columns=["key"])["key"].to_numpy()
@@ -71,8 +76,8 @@ class KnowledgeStore:
         mean = np.asarray(manifest["mean"], dtype=np.float32)
         std = np.asarray(manifest["std"], dtype=np.float32)
         store = cls(folder, manifest, vectors, scales, keys, mean, std)
-        if verify:
-            store._check_finite()
+        if verify and "crc32" not in manifest:
+            store._check_finite()  # a store from before there were checksums
         return store
 
     def __len__(self) -> int:
