@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from msrec.data.order import GlobalOrder
 
@@ -57,3 +58,49 @@ def test_a_global_batch_that_ranks_cannot_share_is_refused_with_the_way_out():
 def test_large_row_groups_get_fewer_lanes():
     assert GlobalOrder((1 << 20,) * 4, 4096).num_lanes == 4
     assert GlobalOrder((1 << 10,) * 4, 4096).num_lanes == 64
+
+
+# Does it mix? --------------------------------------------------------------------------------
+
+
+def batch_of(order, epoch):
+    """Row id -> number of its global batch in an epoch."""
+    batches = np.concatenate([order.rows(epoch, w) for w in range(order.num_windows)])
+    found = np.empty(order.num_rows, np.int64)
+    for number, rows in enumerate(batches):
+        found[rows[rows >= 0]] = number
+    return found
+
+
+def test_over_epochs_a_row_is_in_every_batch_equally_often():
+    order = GlobalOrder((50,) * 16, global_batch=40, seed=3, window_rows=160)
+    seen = np.stack([batch_of(order, epoch) for epoch in range(400)])
+    for row in (0, 137, 799):
+        counts = np.bincount(seen[:, row], minlength=order.num_batches)
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_rows_of_one_row_group_are_apart_by_up_to_a_window_and_in_no_order():
+    """A row group is some lanes' arcs; within a lane's window the order is a random one."""
+    order = GlobalOrder((256,) * 64, global_batch=64, seed=1, window_rows=64 * 32)
+    assert (order.num_lanes, order.window_batches, order.num_batches) == (64, 32, 256)
+    correlations = []
+    for epoch in range(8):
+        batch = batch_of(order, epoch).reshape(64, 256)  # row group, row in it
+        for group in batch:
+            place = (group // order.window_batches, group % order.window_batches)
+            # The group's 256 rows fill one lane's 8 windows (or the ends of two lanes').
+            assert len(np.unique(place[0])) == 8
+            for window in range(8):
+                inside = np.flatnonzero(place[0] == window)
+                assert len(inside) <= 64
+                correlations.append(stats.spearmanr(inside, place[1][inside]).statistic)
+    mean = np.mean(correlations)
+    assert abs(mean) < 4 * np.std(correlations) / np.sqrt(len(correlations))
+    assert np.mean(np.abs(correlations)) < 0.25  # of 32 rows in no order it is about .14
+
+
+def test_a_batch_has_a_row_of_nearly_every_lane_and_so_of_distant_row_groups():
+    order = GlobalOrder((256,) * 64, global_batch=64, seed=1, window_rows=64 * 32)
+    groups = [np.unique(rows // 256) for rows in order.rows(0, 3)]
+    assert min(len(of_batch) for of_batch in groups) >= 60
