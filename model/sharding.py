@@ -12,7 +12,10 @@ from torch.distributed.optim.apply_optimizer_in_backward import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import (
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+)
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import (
@@ -159,6 +162,11 @@ def shard(
         device=device,
         plan=plan,
         sharders=sharders(),
+        # DDP otherwise lays its buckets out anew after the first step. On three ranks and more that
+        # changes the order of sums, and a resumed run is not bit for bit the one it was.
+        data_parallel_wrapper=DefaultDataParallelWrapper(
+            static_graph=False, find_unused_parameters=True
+        ),
     )
     init_tables(dmp, plan, init_std, seed)
     return dmp

@@ -148,8 +148,11 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
 
 
 def _mapped(path: Path) -> np.ndarray:
-    # "c" is private to this process: torch warns of arrays that cannot be written.
-    array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
+    try:
+        # "c" is private to this process: torch warns of arrays that cannot be written.
+        array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} must be an array of numbers; {error} Encode again.") from None
     return array
 
 
