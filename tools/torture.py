@@ -36,6 +36,8 @@ class Kills:
     lost, twice, moved: rows of the steps that made the final weights.
     difference: the largest one between its final state, optimizer and all, and that of a run that
         nobody killed.
+    usual: with several numbers of ranks, that difference between the first and the last number
+        without any kill: rounding, which training makes larger.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Kills:
     twice: int
     moved: int
     difference: float
+    usual: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,9 @@ def kills_table(found: Sequence[Kills]) -> Table:
         table.add_column(head, justify="right")
     for k in found:
         numbers = (k.kills, k.resumes, k.again, k.lost, k.twice, k.moved)
-        same = "none, bit for bit" if k.difference == 0 else f"{k.difference:.1e}"
-        table.add_row(k.name, *(f"{number:,}" for number in numbers), same)
+        told = "none, bit for bit" if k.difference == 0 else f"{k.difference:.1e}"
+        told += "" if k.usual is None else f" (without a kill {k.usual:.1e})"
+        table.add_row(k.name, *(f"{number:,}" for number in numbers), told)
     return table
 
 
@@ -174,16 +178,22 @@ def _kill(
     advance()
     order = Loader(config.dataset, "train", config.trainer.global_batch, seed=config.seed).order
     lost, twice, moved = _judge(attempts, _expected(config, order), order.num_rows)
-    final = [read_tensors(run.run_dir / "checkpoints" / last.name) for run in (whole, config)]
-    difference = max(
-        float((final[0][key].double() - final[1][key].double()).abs().max())
-        for key in final[0]
-        if final[0][key].numel()
-    )
+    usual = None
+    if len(worlds) > 1:
+        other = config.model_copy(update={"run_id": "other"})
+        run_ranks(other, worlds[-1], root / "ranks", None)
+        usual = _difference(whole, other, last.name)
     trained = sum(len(attempt.rows) for attempt in attempts)
     resumes = sum(attempt.started > 0 for attempt in attempts)
-    again = trained - total
-    return Kills(name, len(attempts) - 1, resumes, again, lost, twice, moved, difference)
+    difference = _difference(whole, config, last.name)
+    counts = (len(attempts) - 1, resumes, trained - total, lost, twice, moved)
+    return Kills(name, *counts, difference, usual)
+
+
+def _difference(one: RunConfig, other: RunConfig, checkpoint: str) -> float:
+    """The largest one between all tensors of two runs' checkpoints."""
+    a, b = (read_tensors(run.run_dir / "checkpoints" / checkpoint) for run in (one, other))
+    return max(float((a[n].double() - b[n].double()).abs().max()) for n in a if a[n].numel())
 
 
 def _expected(config: RunConfig, order: GlobalOrder) -> dict[int, Any]:
