@@ -1,5 +1,6 @@
 """Raw values to table rows: vocabularies of what training holds, for every feature."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ class Encoded:
     """Features of users and items as table rows, one value each; vocabularies of the others.
 
     `values` and `missing` (null in the raw data) are of the features of side user and item;
-    `vocabularies` of the sparse and multi features of side interaction; `table_rows` of all.
+    `vocabularies` of all sparse and multi features; `table_rows` too.
     """
 
     values: dict[str, pl.Series]
@@ -25,30 +26,46 @@ class Encoded:
     vocabularies: dict[str, Vocabulary]
     table_rows: dict[str, int]
 
+    def add(self, feature: str, vocabulary: Vocabulary) -> None:
+        """Keep a feature's vocabulary and the size of its table."""
+        self.vocabularies[feature] = vocabulary
+        self.table_rows[feature] = vocabulary.rows
 
-def encode_features(raw: RawTables, stage: Stage, parts: Parts) -> Encoded:
+
+def encode_features(
+    raw: RawTables, stage: Stage, parts: Parts, known: Mapping[str, pl.Series] | None = None
+) -> Encoded:
     """Fit a vocabulary to what the training rows hold of each feature, and encode users and items.
 
+    Args:
+        raw: the tables.
+        stage: their rows.
+        parts: the split of each row.
+        known: feature -> values that keep their rows, see `Vocabulary.fit`.
+
     Raises:
-        ValueError: a feature has more values than int32 ids can name.
+        ValueError: a feature has more values than int32 ids can name, or of another type than the
+            known ones.
     """
+    known = known or {}
     trained = _trained(raw, stage, parts)
     seen = _seen_in_training(raw, stage, parts)
     encoded = Encoded({}, {}, {}, {})
     for feature in raw.features:
         if feature.side == "interaction":
             if feature.kind != "dense":
-                encoded.vocabularies[feature.name] = Vocabulary.fit(seen[feature.name])
-                encoded.table_rows[feature.name] = encoded.vocabularies[feature.name].rows
+                values = seen[feature.name]
+                encoded.add(feature.name, Vocabulary.fit(values, known.get(feature.name)))
             continue
         values = raw.frame(feature.side)[1][feature.source]
         encoded.missing[feature.name] = values.is_null().to_numpy()
         if feature.kind == "dense":
             encoded.values[feature.name] = values.cast(pl.Float32)
             continue
-        vocabulary = Vocabulary.fit(values.filter(pl.Series(trained[feature.side])))
+        of_training = values.filter(pl.Series(trained[feature.side]))
+        vocabulary = Vocabulary.fit(of_training, known.get(feature.name))
         encoded.values[feature.name] = vocabulary.encode(values)
-        encoded.table_rows[feature.name] = vocabulary.rows
+        encoded.add(feature.name, vocabulary)
     return encoded
 
 

@@ -1,6 +1,13 @@
-"""Raw ids to table rows: vocabularies fitted on training values, row 0 for everything else."""
+"""Raw ids to table rows: vocabularies fitted on training values, row 0 for everything else.
 
+A dataset folder keeps its vocabularies, `vocabularies/FEATURE.parquet`: in the column `value`,
+value i has table row i + 1. A later conversion may grow them: old values keep their rows, so that a
+model which begins with an older one's weights (`init_from`) has them in the right places.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -8,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 UNKNOWN = 0
+VOCABULARIES = "vocabularies"
 MAX_ROWS = 2**31 - 1
 
 
@@ -15,7 +23,8 @@ MAX_ROWS = 2**31 - 1
 class Vocabulary:
     """The distinct values of one feature; value i has table row i + 1, row 0 is unknown.
 
-    Values are sorted, so that the rows do not depend on the order of the data.
+    Values are sorted, so that the rows do not depend on the order of the data; those that an older
+    vocabulary knew stand before them, as they did there.
 
     Example:
         >>> vocabulary = Vocabulary.fit(pl.Series(["b", "a", None, "b"]))
@@ -28,14 +37,33 @@ class Vocabulary:
     values: pl.Series
 
     @classmethod
-    def fit(cls, values: pl.Series) -> Self:
+    def fit(cls, values: pl.Series, known: pl.Series | None = None) -> Self:
         """Collect the distinct values; nulls are left out, lists are taken apart.
 
+        Args:
+            values: of the training split.
+            known: values of an older vocabulary, which come first.
+
         Raises:
-            ValueError: more values than int32 rows can name.
+            ValueError: more values than int32 rows can name, or of another type than the known.
+
+        Example:
+            >>> old = Vocabulary.fit(pl.Series(["m", "c"]))
+            >>> Vocabulary.fit(pl.Series(["a", "m", "z"]), known=old.values).values.to_list()
+            ['c', 'm', 'a', 'z']
         """
         flat = values.explode() if values.dtype.base_type() is pl.List else values
         distinct = flat.drop_nulls().unique().sort()
+        if known is not None and len(known):
+            if not len(distinct):
+                return cls(known)
+            if known.dtype != distinct.dtype:
+                raise ValueError(
+                    f"a vocabulary must grow by values of its own type; column {values.name!r} was "
+                    f"{known.dtype} and is {distinct.dtype} now. Cast it, or begin anew."
+                )
+            fresh = distinct.filter(~distinct.is_in(known.implode()))
+            distinct = pl.concat([known.alias(distinct.name), fresh])
         if len(distinct) >= MAX_ROWS:
             raise ValueError(
                 f"a table must have fewer than {MAX_ROWS} rows for int32 ids; column "
@@ -70,6 +98,29 @@ class Vocabulary:
         return element.replace_strict(
             self.values, rows, default=UNKNOWN, return_dtype=pl.Int32
         ).fill_null(UNKNOWN)
+
+
+def save_vocabularies(vocabularies: Mapping[str, Vocabulary], dataset: Path) -> None:
+    """Write each under the name of its feature."""
+    folder = dataset / VOCABULARIES
+    folder.mkdir()
+    for name, vocabulary in vocabularies.items():
+        vocabulary.values.alias("value").to_frame().write_parquet(folder / f"{name}.parquet")
+
+
+def load_vocabularies(dataset: Path) -> dict[str, pl.Series]:
+    """Feature -> the values of a dataset folder's vocabulary, in the order of their rows.
+
+    Raises:
+        FileNotFoundError: the dataset keeps none.
+    """
+    folder = dataset / VOCABULARIES
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} must exist for vocabularies to grow from; convert that data set again with "
+            "this version."
+        )
+    return {p.stem: pl.read_parquet(p)["value"] for p in sorted(folder.glob("*.parquet"))}
 
 
 class FirstSeen:

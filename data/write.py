@@ -13,6 +13,7 @@ import pyarrow as pa
 from msrec.data.counts import Tally, duplicates, empty_texts
 from msrec.data.encode import Encoded, encode_features
 from msrec.data.faults import Faults
+from msrec.data.ids import load_vocabularies, save_vocabularies
 from msrec.data.parts import PartWriter, arrow_column, arrow_schema, new_folder, write_table
 from msrec.data.raw import RawTables, check_tables
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, save_schema
@@ -30,19 +31,22 @@ def write_dataset(
     overwrite: bool = False,
     report: Report | None = None,
     faults: Faults | None = None,
+    grow_from: Path | None = None,
 ) -> Schema:
     """Check, split, encode and write; the folder appears whole, `dataset.yaml` written last.
 
-    Vocabularies hold what the training split holds; other ids become row 0 and are counted in
-    `Schema.counts`. A missing (null) categorical value is row 0 too, a missing list is empty, and
-    a missing text is ""; each is counted. Rows pass in chunks: memory holds the users, the items,
-    and about 10 bytes a row.
+    Vocabularies hold what the training split holds, and before it what the dataset `grow_from`
+    knew; other ids become row 0 and are counted in `Schema.counts`. A missing (null) categorical
+    value is row 0 too, a missing list is empty, and a missing text is ""; each is counted. Rows
+    pass in chunks: memory holds the users, the items, and about 10 bytes a row.
 
     Raises:
+        FileNotFoundError: `grow_from` keeps no vocabularies.
         ValueError: the tables hold what a dataset may not, a split is empty, or `out` is there.
     """
     choice, faults = choice or SplitChoice(), faults or Faults()
     check_tables(raw)
+    known = load_vocabularies(grow_from) if grow_from is not None else None
     with new_folder(out, overwrite) as folder:
         scratch = folder / "stage"
         scratch.mkdir()
@@ -52,7 +56,8 @@ def write_dataset(
             scratch / "parts.npy", mode="w+", dtype=np.int8, shape=(len(stage),)
         )
         _, record = split_rows(stage, choice, raw.where("interactions"), parts)
-        encoded = encode_features(raw, stage, parts)
+        encoded = encode_features(raw, stage, parts, known)
+        save_vocabularies(encoded.vocabularies, folder)
         schema = _schema(raw, encoded, record)
         tally = Tally(raw, encoded)
         _write_rows(raw, schema, stage, parts, encoded, tally, folder, report)

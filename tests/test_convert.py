@@ -423,3 +423,39 @@ def test_row_groups_and_files_are_cut_at_their_sizes_however_the_rows_come(tmp_p
     groups = pq.ParquetFile(files[0]).metadata
     assert {groups.row_group(i).num_rows for i in range(groups.num_row_groups)} == {100}
     assert pq.read_table(tmp_path)["x"].to_pylist() == list(range(2500))
+
+
+# A new day -----------------------------------------------------------------------------------
+
+
+def test_a_vocabulary_that_grows_keeps_the_rows_of_its_old_values(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    monday = make_tables(tmp_path / "monday", user_id=[i % 15 for i in range(600)])
+    tuesday = make_tables(tmp_path / "tuesday", user_id=[19 - i % 15 for i in range(600)])
+    old = write_dataset(read_tables(monday), first)
+    new = write_dataset(read_tables(tuesday), second, grow_from=first)
+
+    def row_of(dataset):
+        """User key -> row of the table user_id."""
+        keys = pl.read_parquet(dataset / "users.parquet")["user_key"].to_list()
+        rows = all_rows(dataset).select("user", "user_id").unique().rows()
+        return {keys[user]: row for user, row in rows}
+
+    before, after = row_of(first), row_of(second)
+    both = [key for key in before if key in after and before[key]]
+    assert len(both) == 10
+    assert {key: after[key] for key in both} == {key: before[key] for key in both}
+    fresh = [key for key in after if key not in before]
+    assert len(fresh) == 5
+    assert sorted(after[key] for key in fresh) == [
+        old.tables["user_id"] + i for i in range(len(fresh))
+    ]
+    assert new.tables["user_id"] == old.tables["user_id"] + len(fresh)
+    assert new.tables["item_id"] >= old.tables["item_id"]
+
+
+def test_a_data_set_without_vocabularies_cannot_grow(tmp_path):
+    raw = read_tables(make_tables(tmp_path / "raw"))
+    with pytest.raises(FileNotFoundError, match="vocabularies must exist for vocabularies to grow"):
+        write_dataset(raw, tmp_path / "out", grow_from=tmp_path)
+    assert not (tmp_path / "out").exists()

@@ -60,3 +60,10 @@ def test_first_seen_rows_do_not_depend_on_the_chunks():
     _, first = np.unique(stream, return_index=True)
     in_order = stream[np.sort(first)]
     np.testing.assert_array_equal(whole.encode(in_order), np.arange(1, whole.rows))
+
+
+def test_a_vocabulary_does_not_grow_by_values_of_another_type():
+    known = Vocabulary.fit(pl.Series(["a", "b"])).values
+    with pytest.raises(ValueError, match="column 'device' was String and is Int64 now"):
+        Vocabulary.fit(pl.Series("device", [1, 2]), known)
+    assert Vocabulary.fit(pl.Series("device", [], dtype=pl.Int64), known).values.equals(known)

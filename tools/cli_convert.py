@@ -68,6 +68,16 @@ SHARED: dict[str, tuple[Any, Any]] = {
         ],
         "fail",
     ),
+    "grow_from": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="older dataset folder: its values keep their table rows, new ones come "
+                "behind, for training on with init_from"
+            ),
+        ],
+        None,
+    ),
     "overwrite": (
         Annotated[bool, typer.Option("--overwrite", help="replace the dataset folder OUT")],
         False,

@@ -87,6 +87,7 @@ def convert(
     split_column: str | None = None,
     bad_rows: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
+    grow_from: Path | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> Schema:
@@ -104,6 +105,7 @@ def convert(
         split_column: with given.
         bad_rows: refuse the first, or leave them out and count them.
         overwrite: replace the dataset folder `out`.
+        grow_from: an older dataset folder, whose values keep their table rows.
         console: where to tell.
         options: the source's own.
 
@@ -122,7 +124,7 @@ def convert(
                 f"the protocol scenario-wise has the scenarios of Scenario-Wise-Rec; these are "
                 f"others: {tables.unlike_published}. Give the published ones or use --split."
             )
-        schema = write_dataset(tables, out, choice, overwrite, report, faults)
+        schema = write_dataset(tables, out, choice, overwrite, report, faults, grow_from)
     for note in tables.notes:
         console.print(f"  {note}", highlight=False)
     _tell(schema, out, console)
