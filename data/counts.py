@@ -154,7 +154,7 @@ def empty_texts(readable: Iterable[tuple[str, pl.DataFrame]]) -> dict[str, int]:
 def _flaws(feature: Feature, absent: Bools, values: pl.Series) -> Ints:
     """(2, values): 1 where the value is missing, and how many of its ids are the unknown row."""
     missing = absent.astype(np.int64)
-    if feature.kind == "multi":
+    if values.dtype.base_type() is pl.List:
         zeros = values.list.eval(pl.element() == UNKNOWN).list.sum()
         return np.stack([missing, zeros.fill_null(0).cast(pl.Int64).to_numpy()])
     return np.stack([missing, (values == UNKNOWN).cast(pl.Int64).to_numpy() - missing])

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.ids import Vocabulary
+from msrec.data.ids import Hashed, Vocabulary
 from msrec.data.raw import Feature, RawTables
 from msrec.data.split import TRAIN, Parts
 from msrec.data.stage import Stage
@@ -15,25 +15,31 @@ from msrec.data.stage import Stage
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features of users and items as table rows, one value each; vocabularies of the others.
+    """Features of users and items as table rows, one value each; how others get theirs.
 
     `values` and `missing` (null in the raw data) are of the features of side user and item;
-    `vocabularies` of all sparse and multi features; `table_rows` too.
+    `vocabularies` (or hashes) and `table_rows` are of all sparse and multi features, `collisions`
+    of those that are hashed.
     """
 
     values: dict[str, pl.Series]
     missing: dict[str, npt.NDArray[np.bool_]]
-    vocabularies: dict[str, Vocabulary]
+    vocabularies: dict[str, Vocabulary | Hashed]
     table_rows: dict[str, int]
+    collisions: dict[str, dict[str, int]]
 
-    def add(self, feature: str, vocabulary: Vocabulary) -> None:
-        """Keep a feature's vocabulary and the size of its table."""
+    def add(self, feature: str, vocabulary: Vocabulary | Hashed) -> None:
+        """Keep how a feature gets its rows, and the size of its table."""
         self.vocabularies[feature] = vocabulary
         self.table_rows[feature] = vocabulary.rows
 
 
 def encode_features(
-    raw: RawTables, stage: Stage, parts: Parts, known: Mapping[str, pl.Series] | None = None
+    raw: RawTables,
+    stage: Stage,
+    parts: Parts,
+    known: Mapping[str, pl.Series] | None = None,
+    hashed: Mapping[str, Hashed] | None = None,
 ) -> Encoded:
     """Fit a vocabulary to what the training rows hold of each feature, and encode users and items.
 
@@ -42,20 +48,21 @@ def encode_features(
         stage: their rows.
         parts: the split of each row.
         known: feature -> values that keep their rows, see `Vocabulary.fit`.
+        hashed: features that get a hashed table instead of a vocabulary.
 
     Raises:
         ValueError: a feature has more values than int32 ids can name, or of another type than the
             known ones.
     """
-    known = known or {}
+    known, hashed = known or {}, hashed or {}
+    _check_hashed(raw, hashed)
     trained = _trained(raw, stage, parts)
     seen = _seen_in_training(raw, stage, parts)
-    encoded = Encoded({}, {}, {}, {})
+    encoded = Encoded({}, {}, {}, {}, {})
     for feature in raw.features:
         if feature.side == "interaction":
             if feature.kind != "dense":
-                values = seen[feature.name]
-                encoded.add(feature.name, Vocabulary.fit(values, known.get(feature.name)))
+                _add(encoded, feature, seen[feature.name], known, hashed)
             continue
         values = raw.frame(feature.side)[1][feature.source]
         encoded.missing[feature.name] = values.is_null().to_numpy()
@@ -63,10 +70,36 @@ def encode_features(
             encoded.values[feature.name] = values.cast(pl.Float32)
             continue
         of_training = values.filter(pl.Series(trained[feature.side]))
-        vocabulary = Vocabulary.fit(of_training, known.get(feature.name))
+        vocabulary = _add(encoded, feature, of_training, known, hashed)
         encoded.values[feature.name] = vocabulary.encode(values)
-        encoded.add(feature.name, vocabulary)
     return encoded
+
+
+def _check_hashed(raw: RawTables, hashed: Mapping[str, Hashed]) -> None:
+    names = [feature.name for feature in raw.features if feature.kind != "dense"]
+    for name in hashed:
+        if name not in names:
+            raise ValueError(
+                f"only a sparse feature can be hashed ({', '.join(names)}); got {name!r}."
+            )
+
+
+def _add(
+    encoded: Encoded,
+    feature: Feature,
+    values: pl.Series,
+    known: Mapping[str, pl.Series],
+    hashed: Mapping[str, Hashed],
+) -> Vocabulary | Hashed:
+    """Decide how a feature gets its rows, by what training holds of it."""
+    table: Vocabulary | Hashed
+    if feature.name in hashed:
+        table = hashed[feature.name]
+        encoded.collisions[feature.name] = table.collisions(_distinct(values, feature))
+    else:
+        table = Vocabulary.fit(values, known.get(feature.name))
+    encoded.add(feature.name, table)
+    return table
 
 
 def _trained(raw: RawTables, stage: Stage, parts: Parts) -> dict[str, npt.NDArray[np.bool_]]:
@@ -96,5 +129,5 @@ def _seen_in_training(raw: RawTables, stage: Stage, parts: Parts) -> dict[str, p
 
 
 def _distinct(values: pl.Series, feature: Feature) -> pl.Series:
-    flat = values.explode() if feature.kind == "multi" else values
+    flat = values.explode() if values.dtype.base_type() is pl.List else values
     return flat.drop_nulls().unique()

@@ -1,10 +1,11 @@
-"""Raw ids to table rows: vocabularies fitted on training values, row 0 for everything else.
+"""Raw ids to table rows: vocabularies of training values, row 0 for all else; or hashes.
 
 A dataset folder keeps its vocabularies, `vocabularies/FEATURE.parquet`: in the column `value`,
 value i has table row i + 1. A later conversion may grow them: old values keep their rows, so that a
 model which begins with an older one's weights (`init_from`) has them in the right places.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 UNKNOWN = 0
 VOCABULARIES = "vocabularies"
@@ -100,11 +102,91 @@ class Vocabulary:
         ).fill_null(UNKNOWN)
 
 
-def save_vocabularies(vocabularies: Mapping[str, Vocabulary], dataset: Path) -> None:
-    """Write each under the name of its feature."""
+@dataclass(frozen=True)
+class Hashed:
+    """A table of fixed size for any number of values, known before or not; row 0 is a missing one.
+
+    A value has `hashes` rows in [1, rows), drawn by BLAKE2b of its text; with two or more the model
+    adds their vectors up, so that two values are alike only where all of their rows are.
+
+    Raises:
+        ValueError: `rows` is below 2 or not int32, or `hashes` below 1.
+
+    Source:
+        Weinberger et al., ICML 2009; several hashes: Svenstrup et al., NIPS 2017, without weights.
+
+    Example:
+        >>> Hashed(rows=100).encode(pl.Series(["a", "b", "a", None])).to_list()
+        [6, 27, 6, 0]
+        >>> Hashed(rows=100, hashes=2).encode(pl.Series(["a", None])).to_list()
+        [[15, 33], []]
+    """
+
+    rows: int
+    hashes: int = 1
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.rows <= MAX_ROWS or self.hashes < 1:
+            raise ValueError(
+                f"a hashed table must have 2 to {MAX_ROWS} rows and at least 1 hash; got "
+                f"{self.rows} rows and {self.hashes} hashes."
+            )
+
+    def encode(self, values: pl.Series) -> pl.Series:
+        """Table rows of values, or of the values in each list.
+
+        Shape:
+            values: N integers or strings, or N lists of them.
+            returns: N int32; or N lists, if `values` are lists or there are several hashes.
+        """
+        if values.dtype.base_type() is pl.List:
+            flat = values.explode(keep_nulls=False, empty_as_null=False)
+            lengths = values.list.drop_nulls().list.len().fill_null(0).to_numpy()
+            rows = self._rows(flat.drop_nulls()).reshape(-1)
+            return _lists(rows, lengths * self.hashes, values.name)
+        known = values.drop_nulls()
+        if self.hashes == 1:
+            found = np.zeros(len(values), dtype=np.int32)
+            found[values.is_not_null().to_numpy()] = self._rows(known)[:, 0]
+            return pl.Series(values.name, found)
+        lengths = values.is_not_null().to_numpy() * self.hashes
+        return _lists(self._rows(known).reshape(-1), lengths, values.name)
+
+    def collisions(self, values: pl.Series) -> dict[str, int]:
+        """How many of the distinct values there are, and how many share all rows with another."""
+        distinct = values.drop_nulls().unique()
+        rows = self._rows(distinct)
+        rows.sort(axis=1)
+        _, counts = np.unique(rows, axis=0, return_counts=True)
+        return {"values": len(distinct), "shared": int(counts[counts > 1].sum())}
+
+    def _rows(self, values: pl.Series) -> npt.NDArray[np.int32]:
+        """(N, hashes); each distinct value is hashed once."""
+        distinct = values.unique()
+        texts = distinct.cast(pl.String).to_list()
+        size = 8 * self.hashes
+        digests = b"".join(hashlib.blake2b(t.encode(), digest_size=size).digest() for t in texts)
+        drawn = np.frombuffer(digests, dtype="<u8").reshape(len(texts), self.hashes)
+        rows = (drawn % np.uint64(self.rows - 1)).astype(np.int32) + np.int32(1)
+        place = pl.Series(np.arange(len(texts), dtype=np.int64))
+        at = values.replace_strict(distinct, place, return_dtype=pl.Int64) if len(texts) else place
+        found: npt.NDArray[np.int32] = rows[at.to_numpy()]
+        return found
+
+
+def _lists(flat: npt.NDArray[np.int32], lengths: npt.NDArray[np.integer], name: str) -> pl.Series:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    array = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
+    return pl.Series(name, pl.from_arrow(array), dtype=pl.List(pl.Int32))
+
+
+def save_vocabularies(tables: Mapping[str, Vocabulary | Hashed], dataset: Path) -> None:
+    """Write each vocabulary under the name of its feature; a hash needs none."""
     folder = dataset / VOCABULARIES
     folder.mkdir()
-    for name, vocabulary in vocabularies.items():
+    for name, vocabulary in tables.items():
+        if isinstance(vocabulary, Hashed):
+            continue
         vocabulary.values.alias("value").to_frame().write_parquet(folder / f"{name}.parquet")
 
 

@@ -1,7 +1,7 @@
 """Raw tables and a split to a dataset folder: stage, divide, encode, write, count."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +13,9 @@ import pyarrow as pa
 from msrec.data.counts import Tally, duplicates, empty_texts
 from msrec.data.encode import Encoded, encode_features
 from msrec.data.faults import Faults
-from msrec.data.ids import load_vocabularies, save_vocabularies
+from msrec.data.ids import Hashed, load_vocabularies, save_vocabularies
 from msrec.data.parts import PartWriter, arrow_column, arrow_schema, new_folder, write_table
-from msrec.data.raw import RawTables, check_tables
+from msrec.data.raw import Feature, RawTables, check_tables
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, save_schema
 from msrec.data.split import Parts, SplitChoice, split_rows
 from msrec.data.stage import Stage, stage_interactions
@@ -32,13 +32,15 @@ def write_dataset(
     report: Report | None = None,
     faults: Faults | None = None,
     grow_from: Path | None = None,
+    hashed: Mapping[str, Hashed] | None = None,
 ) -> Schema:
     """Check, split, encode and write; the folder appears whole, `dataset.yaml` written last.
 
     Vocabularies hold what the training split holds, and before it what the dataset `grow_from`
-    knew; other ids become row 0 and are counted in `Schema.counts`. A missing (null) categorical
-    value is row 0 too, a missing list is empty, and a missing text is ""; each is counted. Rows
-    pass in chunks: memory holds the users, the items, and about 10 bytes a row.
+    knew; other ids become row 0 and are counted in `Schema.counts`. Features in `hashed` have
+    tables of fixed size instead. A missing (null) categorical value is row 0 too, a missing list is
+    empty, and a missing text is ""; each is counted. Rows pass in chunks: memory holds the users,
+    the items, and about 10 bytes a row.
 
     Raises:
         FileNotFoundError: `grow_from` keeps no vocabularies.
@@ -56,7 +58,7 @@ def write_dataset(
             scratch / "parts.npy", mode="w+", dtype=np.int8, shape=(len(stage),)
         )
         _, record = split_rows(stage, choice, raw.where("interactions"), parts)
-        encoded = encode_features(raw, stage, parts, known)
+        encoded = encode_features(raw, stage, parts, known, hashed)
         save_vocabularies(encoded.vocabularies, folder)
         schema = _schema(raw, encoded, record)
         tally = Tally(raw, encoded)
@@ -69,6 +71,7 @@ def write_dataset(
             "empty_text": empty_texts(readable),
             "added": {table: number for table, number in stage.added.items() if number},
             "left_out": faults.left_out,
+            "collisions": encoded.collisions,
         }
         schema = schema.model_copy(update={"counts": counts})
         del stage, parts  # closes the memory maps before their files go
@@ -127,7 +130,7 @@ def _schema(raw: RawTables, encoded: Encoded, record: SplitRecord) -> Schema:
         scenarios=raw.scenarios,
         tables=encoded.table_rows,
         sparse=[
-            SparseFeature(name=f.name, table=f.name, multi=f.kind == "multi")
+            SparseFeature(name=f.name, table=f.name, multi=_is_multi(f, encoded))
             for f in raw.features
             if f.kind != "dense"
         ],
@@ -140,6 +143,12 @@ def _schema(raw: RawTables, encoded: Encoded, record: SplitRecord) -> Schema:
         num_users=len(raw.users),
         num_items=len(raw.items),
     )
+
+
+def _is_multi(feature: Feature, encoded: Encoded) -> bool:
+    """Lists of ids: of several values, or of several hashes of one."""
+    table = encoded.vocabularies[feature.name]
+    return feature.kind == "multi" or (isinstance(table, Hashed) and table.hashes > 1)
 
 
 def _text_columns(raw: RawTables, side: str) -> list[str]:

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from msrec.data.ids import Hashed
+from msrec.data.loader import Loader
 from msrec.data.parts import PartWriter, new_folder
 from msrec.data.schema import load_schema
 from msrec.data.sources.movielens import read_movielens
@@ -459,3 +461,35 @@ def test_a_data_set_without_vocabularies_cannot_grow(tmp_path):
     with pytest.raises(FileNotFoundError, match="vocabularies must exist for vocabularies to grow"):
         write_dataset(raw, tmp_path / "out", grow_from=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["user_id=12", "user_id=500x2"])
+def test_a_hashed_feature_has_a_table_of_that_size_and_its_collisions_are_counted(tmp_path, option):
+    raw, out = make_tables(tmp_path / "raw"), tmp_path / "out"
+    console = Console(file=io.StringIO(), width=200)
+    schema = convert("tables", raw, out, hash=[option], console=console)
+    rows, _, hashes = option.partition("=")[2].partition("x")
+    assert schema.tables["user_id"] == int(rows)
+    feature = next(f for f in schema.sparse if f.name == "user_id")
+    assert feature.multi == bool(hashes)
+    shared = schema.counts["collisions"]["user_id"]
+    assert shared["values"] == 20
+    assert (shared["shared"] > 0) == (rows == "12")
+    assert f"{shared['shared']} of 20 training values share" in console.file.getvalue()
+    keys = pl.read_parquet(out / "users.parquet")["user_key"]
+    table = Hashed(int(rows), int(hashes or 1))
+    frame = all_rows(out)
+    expected = table.encode(keys.gather(frame["user"]))
+    assert frame["user_id"].to_list() == expected.to_list()
+    assert not (out / "vocabularies/user_id.parquet").exists()
+    batch = next(Loader(out, "train", 32).batches())
+    assert batch.sparse["user_id"].values().max() < int(rows)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("user_id", "must look like user_id=100000"), ("balance=10", "only a sparse feature can be")],
+)
+def test_a_hash_that_cannot_be_is_told(tmp_path, option, said):
+    with pytest.raises(ValueError, match=said):
+        convert("tables", make_tables(tmp_path / "raw"), tmp_path / "out", hash=[option])

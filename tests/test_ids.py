@@ -3,8 +3,9 @@
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
-from msrec.data.ids import UNKNOWN, FirstSeen, Vocabulary
+from msrec.data.ids import UNKNOWN, FirstSeen, Hashed, Vocabulary
 
 
 def count_unknown(encoded):
@@ -67,3 +68,43 @@ def test_a_vocabulary_does_not_grow_by_values_of_another_type():
     with pytest.raises(ValueError, match="column 'device' was String and is Int64 now"):
         Vocabulary.fit(pl.Series("device", [1, 2]), known)
     assert Vocabulary.fit(pl.Series("device", [], dtype=pl.Int64), known).values.equals(known)
+
+
+# Hashes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hashes", [1, 2, 3])
+def test_a_hash_is_stable_spread_evenly_and_knows_new_values(hashes):
+    table = Hashed(rows=1001, hashes=hashes)
+    rows = table.encode(pl.Series(range(100_000)))
+    again = table.encode(pl.Series(reversed(range(100_000)))).reverse()
+    assert rows.equals(again)
+    flat = rows.explode().to_numpy() if hashes > 1 else rows.to_numpy()
+    assert (flat.min(), flat.max()) == (1, 1000)
+    assert stats.chisquare(np.bincount(flat, minlength=1001)[1:]).pvalue > 1e-3
+    text = table.encode(pl.Series(["17", None]))
+    assert text[0] == rows[17] if hashes == 1 else text[0].equals(rows[17])
+
+
+def test_collisions_are_as_many_as_birthdays_say():
+    values = pl.Series(range(2_000))
+    for hashes, places in ((1, 5_000), (2, 5_000**2 / 2)):
+        found = Hashed(rows=5_001, hashes=hashes).collisions(values)
+        expected = 2_000 * (1 - (1 - 1 / places) ** 1_999)
+        assert found["values"] == 2_000
+        assert abs(found["shared"] - expected) < 4 * np.sqrt(expected) + 3
+
+
+def test_lists_are_hashed_value_by_value():
+    one, two = Hashed(50), Hashed(50, hashes=2)
+    values = pl.Series([["a", "b"], [], None, ["b", None]])
+    a, b = one.encode(pl.Series(["a", "b"]))
+    assert one.encode(values).to_list() == [[a, b], [], [], [b]]
+    pairs = two.encode(pl.Series(["a", "b"])).to_list()
+    assert two.encode(values).to_list() == [pairs[0] + pairs[1], [], [], pairs[1]]
+
+
+@pytest.mark.parametrize("wrong", [(1, 1), (2**31, 1), (10, 0)])
+def test_a_hashed_table_has_rows_and_hashes(wrong):
+    with pytest.raises(ValueError, match="must have 2 to"):
+        Hashed(*wrong)

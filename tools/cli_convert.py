@@ -78,6 +78,16 @@ SHARED: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "hash": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                help="feature with a table of fixed size, as user_id=100000, or user_id=100000x2 "
+                "for two hashes; may be repeated"
+            ),
+        ],
+        None,
+    ),
     "overwrite": (
         Annotated[bool, typer.Option("--overwrite", help="replace the dataset folder OUT")],
         False,

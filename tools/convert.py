@@ -1,5 +1,6 @@
 """Raw data sets to dataset folders, for people: progress, remarks, and a table of what was done."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from msrec.data.faults import Faults
+from msrec.data.ids import Hashed
 from msrec.data.raw import Published, RawTables
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.sources.aliccp import SPLIT_COLUMN, read_aliccp
@@ -88,6 +90,7 @@ def convert(
     bad_rows: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
     grow_from: Path | None = None,
+    hash: Sequence[str] | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> Schema:
@@ -106,6 +109,8 @@ def convert(
         bad_rows: refuse the first, or leave them out and count them.
         overwrite: replace the dataset folder `out`.
         grow_from: an older dataset folder, whose values keep their table rows.
+        hash: features with tables of fixed size, as `user_id=100000` or, with two hashes,
+            `user_id=100000x2`.
         console: where to tell.
         options: the source's own.
 
@@ -116,7 +121,7 @@ def convert(
     console = console or Console()
     found = SOURCES[source]
     choice = _choice(found, protocol, split, seed, fractions, last, split_column)
-    faults = Faults(bad_rows)
+    faults, hashed = Faults(bad_rows), _hashed(hash or [])
     with _progress(console) as report:
         tables = found.read(Path(raw), faults, report, **options)
         if protocol == "scenario-wise" and tables.unlike_published:
@@ -124,7 +129,7 @@ def convert(
                 f"the protocol scenario-wise has the scenarios of Scenario-Wise-Rec; these are "
                 f"others: {tables.unlike_published}. Give the published ones or use --split."
             )
-        schema = write_dataset(tables, out, choice, overwrite, report, faults, grow_from)
+        schema = write_dataset(tables, out, choice, overwrite, report, faults, grow_from, hashed)
     for note in tables.notes:
         console.print(f"  {note}", highlight=False)
     _tell(schema, out, console)
@@ -133,6 +138,20 @@ def convert(
     if tables.published:
         console.print(published_table(schema, tables.published))
     return schema
+
+
+def _hashed(options: Sequence[str]) -> dict[str, Hashed]:
+    found = {}
+    for option in options:
+        matched = re.fullmatch(r"(.+)=(\d+)(?:x(\d+))?", option)
+        if matched is None:
+            raise ValueError(
+                f"--hash must look like user_id=100000, or user_id=100000x2 for two hashes; got "
+                f"{option!r}."
+            )
+        name, rows, hashes = matched.groups()
+        found[name] = Hashed(int(rows), int(hashes or 1))
+    return found
 
 
 def _choice(
@@ -233,6 +252,12 @@ def remarks(schema: Schema) -> list[str]:
         for feature, splits in counts.get(what, {}).items():
             text = ", ".join(f"{n:,} in {split}" for split, n in splits.items())
             found.append(f"{feature}: {what} (row 0): {text}")
+    for feature, found_of in counts.get("collisions", {}).items():
+        values, shared = found_of["values"], found_of["shared"]
+        found.append(
+            f"{feature}: hashed; {shared:,} of {values:,} training values share all their rows "
+            "with another"
+        )
     for what in ("users", "items"):
         cold = {k: n for k, n in counts.get(f"{what}_without_training", {}).items() if n}
         if cold:
