@@ -106,8 +106,8 @@ class Vocabulary:
 class Hashed:
     """A table of fixed size for any number of values, known before or not; row 0 is a missing one.
 
-    A value has `hashes` rows in [1, rows), drawn by BLAKE2b of its text; with two or more the model
-    adds their vectors up, so that two values are alike only where all of their rows are.
+    A value has `hashes` rows in [1, rows), drawn by BLAKE2b of its text; of two or more the model
+    takes the mean vector, so that two values are alike only where all of their rows are.
 
     Raises:
         ValueError: `rows` is below 2 or not int32, or `hashes` below 1.

@@ -47,6 +47,8 @@ class Checkpoints:
         self._group: dist.ProcessGroup | None = None
         self._writer: threading.Thread | None = None
         self._failure: str | None = None
+        self._copy: Any = None
+        """Kept for the next save: writing needs this memory anyway."""
 
     def save(
         self,
@@ -81,7 +83,8 @@ class Checkpoints:
         values = {"model": model.state_dict(), "optim": optimizer.state_dict()["state"]}
         if metrics:
             values["metrics"] = dict(metrics)
-        work = (path, snapshot(values, self._group), dict(state), self._group)
+        self._copy = snapshot(values, self._group, self._copy)
+        work = (path, self._copy, dict(state), self._group)
         self._writer = threading.Thread(target=self._write, args=work, name="msrec-checkpoint")
         self._writer.start()
         return path

@@ -256,6 +256,18 @@ def bench_store(
     bench(keys, batch, repeats)
 
 
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    gib: Annotated[float, typer.Option(min=0.01, help="GiB of weights")] = 1.0,
+    out: Annotated[Path, typer.Option(help="folder for them; emptied")] = Path("runs/checkpoint"),
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """How long a checkpoint holds training up, is written, and is read."""
+    from msrec.tools.bench_checkpoint import bench_checkpoint as bench
+
+    bench(gib, out, repeats)
+
+
 @bench_app.command("speed")
 def bench_speed(
     dataset: Annotated[Path, typer.Argument(help="a dataset folder")],
