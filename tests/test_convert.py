@@ -493,3 +493,22 @@ def test_a_hashed_feature_has_a_table_of_that_size_and_its_collisions_are_counte
 def test_a_hash_that_cannot_be_is_told(tmp_path, option, said):
     with pytest.raises(ValueError, match=said):
         convert("tables", make_tables(tmp_path / "raw"), tmp_path / "out", hash=[option])
+
+
+def test_the_words_of_a_text_are_a_feature_and_the_text_stays_for_prompts(tmp_path):
+    raw = make_tables(tmp_path / "raw")
+    (raw / "tables.yaml").write_text("user: {}\nitem: {title: words}\ntext: {item_title: title}\n")
+    tables = read_tables(raw)
+    assert tables.items["title_words"][7].to_list() == ["7", "item", "number"]
+    schema = write_dataset(tables, tmp_path / "out")
+    feature = next(f for f in schema.sparse if f.name == "title_words")
+    assert feature.multi
+    assert schema.tables["title_words"] == 40 + 2 + 1
+    items = pl.read_parquet(tmp_path / "out/items.parquet")
+    assert items["title"][7] == "item number 7"
+    (raw / "tables.yaml").write_text("user: {balance: words}\n")
+    with pytest.raises(ValueError, match="column 'balance' must hold strings"):
+        read_tables(raw)
+    (raw / "tables.yaml").write_text("interaction: {device: words}\n")
+    with pytest.raises(ValueError, match="words are made of columns of users and items only"):
+        read_tables(raw)

@@ -13,15 +13,17 @@ from msrec.data.schema import Scenario, TextFields
 from msrec.data.sources.guess import guess_features, guess_text
 
 MAPPING_FILE = "tables.yaml"
-Kind = Literal["sparse", "multi", "dense"]
+Kind = Literal["sparse", "multi", "dense", "words"]
+"""Of a feature; `words` makes a multi-valued one of the distinct words of a text."""
 
 
 class TablesMapping(BaseModel):
     """What tables.yaml may say; a field left out is decided by the defaults, and told.
 
     `scenarios` gives descriptions by name; `user`, `item` and `interaction` name features and
-    their kind, as in `user: {age: sparse, balance: dense}`. `more_labels: {rating: [1, 2, 4]}`
-    adds the labels rating>1, rating>2 and rating>4, for models that learn them too.
+    their kind, as in `user: {age: sparse, balance: dense}`; `title: words` makes the multi-valued
+    feature title_words, and leaves the title as it is for prompts. `more_labels: {rating: [1, 2]}`
+    adds the labels rating>1 and rating>2, for models that learn them too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +75,7 @@ def read_tables(
             *ID_FEATURES,
             *user_features,
             *item_features,
-            *(Feature(n, "interaction", k) for n, k in wanted.interaction.items()),
+            *_interaction_features(wanted),
         ),
         labels=("label", *more),
         timestamp="timestamp" if "timestamp" in rows.columns else None,
@@ -114,6 +116,18 @@ def _mapping(path: Path, must_exist: bool) -> TablesMapping:
         ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
+
+
+def _interaction_features(wanted: TablesMapping) -> list[Feature]:
+    found = []
+    for name, kind in wanted.interaction.items():
+        if kind == "words":
+            raise ValueError(
+                f"{MAPPING_FILE}: interaction: words are made of columns of users and items only; "
+                f"found {name!r}."
+            )
+        found.append(Feature(name, "interaction", kind))
+    return found
 
 
 def _refuse_leaks(wanted: TablesMapping, label: str, path: Path) -> None:
@@ -185,7 +199,25 @@ def _side(
     require_columns(frame, list(declared), str(path))
     multi = [n for n, k in declared.items() if k == "multi" and frame[n].dtype == pl.String]
     frame = frame.with_columns(pl.col(multi).str.split("|"))
-    return frame, [Feature(n, side, k) for n, k in declared.items()], []
+    features = []
+    for name, kind in declared.items():
+        if kind == "words":
+            frame = _with_words(frame, name, path)
+            features.append(Feature(f"{name}_words", side, "multi"))
+        else:
+            features.append(Feature(name, side, kind))
+    return frame, features, []
+
+
+def _with_words(frame: pl.DataFrame, column: str, path: Path) -> pl.DataFrame:
+    """The table with a column of the distinct words of a text, in lower case, sorted."""
+    if frame[column].dtype != pl.String:
+        raise ValueError(
+            f"{path}: column {column!r} must hold strings, because {MAPPING_FILE} wants its words; "
+            f"found {frame[column].dtype}."
+        )
+    words = pl.col(column).str.to_lowercase().str.extract_all(r"\w+")
+    return frame.with_columns(words.list.unique().list.sort().alias(f"{column}_words"))
 
 
 def _renamed(rows: pl.DataFrame, label: str, number: pl.Series) -> pl.DataFrame:
