@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from msrec.data.bad_rows import BAD, BadRows, Policy
+from msrec.data.bad_rows import BAD, Policy
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Schema
 
@@ -56,7 +56,7 @@ class Interactions:
         self._labels = schema.labels
         stamp = [schema.timestamp] if schema.timestamp else []
         only = ["user", "item", *schema.labels, *stamp]
-        files = SplitFiles(dataset, schema, "train", only=only, bad_rows=BadRows(faults))
+        files = SplitFiles(dataset, schema, "train", only=only, faults=faults)
         columns = files.read()
         good = ~columns[BAD] if BAD in columns else None
         level = self.level(columns)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from msrec.data.bad_rows import BAD, BadRows, Policy
+from msrec.data.bad_rows import BAD, Policy
 from msrec.data.batch import Batch
 from msrec.data.collate import Vectors, Window, own_ids
 from msrec.data.interactions import Interactions
@@ -68,7 +68,7 @@ class Loader:
     ) -> None:
         schema = load_schema(dataset)
         self.schema = schema.model_copy(update={"labels": schema.labels[:num_labels]})
-        self.files = SplitFiles(dataset, self.schema, split, extra, bad_rows=BadRows(faults))
+        self.files = SplitFiles(dataset, self.schema, split, extra, faults=faults)
         self.order = GlobalOrder(self.files.group_rows, global_batch, seed, shuffle, window_rows)
         self._rank, self._world_size = rank, world_size
         self._of_user, self._of_item = of_user, of_item

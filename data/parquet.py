@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.bad_rows import BAD, BadRow, BadRows, without
+from msrec.data.bad_rows import BAD, BadRow, BadRows, Policy, without
 from msrec.data.schema import Schema, Split
 
 Scalars = npt.NDArray[np.generic]
@@ -43,7 +43,7 @@ class SplitFiles:
         extra: float32 columns to read beside the schema's, such as `p_click`.
         only: columns of the schema to read instead of all.
         cache_groups: decoded row groups kept in memory.
-        bad_rows: what to do with rows that break the schema; None refuses them.
+        faults: what to do with rows that break the schema; `bad_rows` says which were met.
 
     Raises:
         FileNotFoundError: the split has no files.
@@ -60,14 +60,15 @@ class SplitFiles:
         extra: Sequence[str] = (),
         only: Sequence[str] | None = None,
         cache_groups: int = 128,
-        bad_rows: BadRows | None = None,
+        faults: Policy = "fail",
     ) -> None:
         self.schema = schema
         self.columns = [*(schema.columns if only is None else only), *extra]
         self._extra = tuple(extra)
         self._cache: OrderedDict[int, Columns] = OrderedDict()
         self._cache_groups = cache_groups
-        self.bad_rows = bad_rows or BadRows()
+        self._types = self._wanted_types()
+        self.bad_rows = BadRows(faults)
         self._drifted: dict[Path, str] = {}
         folder = Path(dataset) / split
         paths = sorted(folder.glob("*.parquet"))
@@ -146,7 +147,7 @@ class SplitFiles:
         ]
 
     def _check_types(self, path: Path, found: pa.Schema) -> None:
-        for name, wanted in self._wanted_types().items():
+        for name, wanted in self._types.items():
             if name not in found.names:
                 raise ValueError(
                     f"{path}: column {name!r} is missing; it has {', '.join(found.names)}."
@@ -175,20 +176,19 @@ class SplitFiles:
         return columns
 
     def _columns(self, group: RowGroup) -> Columns:
+        if group.path in self._drifted:
+            return self._nothing(group, self._drifted[group.path])
         try:
-            if group.path in self._drifted:
-                raise ValueError(self._drifted[group.path])
             table = pq.ParquetFile(group.path).read_row_group(
                 group.index, columns=self.columns, use_threads=False
             )
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
-            must = f"the row group must be readable; {_first_line(error)}"
+        except (pa.ArrowInvalid, OSError) as error:
             if not self.bad_rows.leaves_out:
                 raise ValueError(
                     f"{group.path}: row group {group.index} could not be read; "
                     f"{_first_line(error)}."
                 ) from None
-            return self._nothing(group, must)
+            return self._nothing(group, _first_line(error))
         found = {
             name: self._checked(table.column(name).combine_chunks(), name, group)
             for name in self.columns
@@ -203,14 +203,15 @@ class SplitFiles:
             columns[BAD] = bad
         return columns
 
-    def _nothing(self, group: RowGroup, must: str) -> Columns:
+    def _nothing(self, group: RowGroup, reason: str) -> Columns:
         """Harmless values for a row group of which nothing can be read."""
-        types, count = self._wanted_types(), group.num_rows
+        must = f"the row group must be readable; {reason}"
+        count = group.num_rows
         if not self.bad_rows.is_noted(group.path, group.index):
             rows = range(group.first_row, group.first_row + count)
             self.bad_rows.note(group.path, group.index, (BadRow(r, "", "", must) for r in rows))
         columns: Columns = {}
-        for name, kind in types.items():
+        for name, kind in self._types.items():
             if pa.types.is_list(kind):
                 columns[name] = pa.array([[]] * count, kind)
             else:
@@ -257,15 +258,16 @@ class SplitFiles:
                 )
             faults.append((bad, values, must))
 
-        kind = self._wanted_types()[name]
+        kind = self._types[name]
         if pa.types.is_list(kind):
-            look(_null_rows(array), array, NO_NULL)
+            if array.null_count or array.values.null_count:
+                look(_null_rows(array), array, NO_NULL)
             if faults:
                 array = without(array, faults[0][0], kind)
             look(self._bad_ids(array, name), array, self._must(name))
             return without(array, faults[-1][0], kind) if faults else array, faults
-        missing = array.is_null().to_numpy(zero_copy_only=False)
-        if missing.any():
+        if array.null_count:
+            missing = array.is_null().to_numpy(zero_copy_only=False)
             look(missing, None, NO_NULL)
             array = without(array, missing, kind)
         values = array.to_numpy()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from msrec.data.bad_rows import BadRows, Policy
+from msrec.data.bad_rows import Policy
 from msrec.data.ids import UNKNOWN
 from msrec.data.parquet import Columns, SplitFiles
 from msrec.data.schema import Schema
@@ -53,8 +53,7 @@ class UnknownIds:
         self._dropout, self._seed = dict(dropout), seed
         self._is_rare: dict[str, npt.NDArray[np.bool_]] = {}
         if rare:
-            bad_rows = BadRows(faults)
-            files = SplitFiles(dataset, schema, "train", only=list(rare), bad_rows=bad_rows)
+            files = SplitFiles(dataset, schema, "train", only=list(rare), faults=faults)
             columns = files.read_good()
             for name, least in rare.items():
                 size = schema.tables[schema.table_of(name)]

@@ -240,8 +240,7 @@ def load_checkpoint(
         FileNotFoundError: it is not there or was never committed.
         ValueError: it is of another model (names the first differing keys), or damaged.
     """
-    state = read_state(path)
-    verify_checkpoint(path)
+    state = verify_checkpoint(path).state
     wanted: dict[str, Any] = {"model": model.state_dict()}
     if metrics:
         wanted["metrics"] = dict(metrics)
@@ -258,14 +257,18 @@ def load_checkpoint(
     return state
 
 
-def verify_checkpoint(path: Path) -> None:
+def verify_checkpoint(path: Path) -> "Commit":
     """Compare the files with the checksums in COMMIT, each on one rank; all ranks learn of a fault.
+
+    Returns:
+        What COMMIT says.
 
     Raises:
         ValueError: a file was changed or lost since it was written.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    files = sorted(read_commit(path).crc32.items())
+    commit = read_commit(path)
+    files = sorted(commit.crc32.items())
     said: list[str | None] = [None] * world_size
     try:
         older = [p.name for p in _committed(path.parent) if p.name < path.name]
@@ -279,6 +282,7 @@ def verify_checkpoint(path: Path) -> None:
     for failure in said:
         if failure is not None:
             raise ValueError(failure)
+    return commit
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from msrec.data.bad_rows import BadRows
 from msrec.data.batch import Batch
 from msrec.data.knowledge import take
 from msrec.data.llm.neighbours import neighbours, unit
@@ -171,9 +170,8 @@ class Explainer:
 
     def _files(self, split: Split) -> SplitFiles:
         """The users of a split."""
-        bad_rows = BadRows(self.config.faults)
         where = (self.config.dataset, self.schema, split)
-        return SplitFiles(*where, only=["user"], bad_rows=bad_rows)
+        return SplitFiles(*where, only=["user"], faults=self.config.faults)
 
     def _score(self, batch: Batch) -> torch.Tensor:
         with torch.no_grad():

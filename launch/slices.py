@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from msrec.data.bad_rows import BadRows, Policy
+from msrec.data.bad_rows import Policy
 from msrec.data.parquet import SplitFiles
 from msrec.data.schema import Schema
 from msrec.launch.metrics import Metrics, exact_metrics
@@ -41,11 +41,11 @@ def buckets(
     found = {}
     for name in by:
         column: Literal["user", "item"] = "user" if name == "user_history" else "item"
-        train = SplitFiles(dataset, schema, "train", only=[column], bad_rows=BadRows(faults))
+        train = SplitFiles(dataset, schema, "train", only=[column], faults=faults)
         rows = train.read_good()[column]
         seen = np.bincount(rows, minlength=schema.size_of(column))
         split = predictions.commit.split
-        judged = SplitFiles(dataset, schema, split, only=[column], bad_rows=BadRows(faults))
+        judged = SplitFiles(dataset, schema, split, only=[column], faults=faults)
         entity = judged.read()[column][predictions.row_id]
         found[name] = np.searchsorted(EDGES, seen[entity], side="right") - 1
     return found

@@ -102,7 +102,7 @@ def torture(dataset: Path, out: Path, kills: int, ranks: Sequence[int], seed: in
             if found[0].lost:
                 break
     console.print(kills_table(found))
-    faults = _faults(_config(dataset, schema, out / "faults", ranks, 0.2), schema)
+    faults = _faults(_config(dataset, schema, out / "faults", ranks, 0.2))
     console.print(faults_table(faults))
     lossless = all(not (k.lost or k.twice or k.moved) for k in found)
     same = all(k.difference == 0 for k in found if "," not in k.name)
@@ -176,8 +176,16 @@ def _kill(
         advance()
     attempts.append(run_ranks(config, worlds[0], root / "ranks", None))
     advance()
-    order = Loader(config.dataset, "train", config.trainer.global_batch, seed=config.seed).order
-    lost, twice, moved = _judge(attempts, _expected(config, order), order.num_rows)
+    trainer = config.trainer
+    loader = Loader(
+        config.dataset,
+        "train",
+        trainer.global_batch,
+        seed=config.seed,
+        window_rows=trainer.window_rows,
+    )
+    order = loader.order
+    lost, twice, moved = _judge(attempts, _expected(order), order.num_rows)
     usual = None
     if len(worlds) > 1:
         other = config.model_copy(update={"run_id": "other"})
@@ -196,17 +204,10 @@ def _difference(one: RunConfig, other: RunConfig, checkpoint: str) -> float:
     return max(float((a[n].double() - b[n].double()).abs().max()) for n in a if a[n].numel())
 
 
-def _expected(config: RunConfig, order: GlobalOrder) -> dict[int, Any]:
+def _expected(order: GlobalOrder) -> dict[int, Any]:
     """Step -> the row ids of its global batch, by the contract of the global order."""
-    order = GlobalOrder(
-        order.group_rows,
-        config.trainer.global_batch,
-        config.seed,
-        True,
-        config.trainer.window_rows,
-    )
     found = {}
-    for epoch in range(config.trainer.epochs):
+    for epoch in range(EPOCHS):
         batches = np.concatenate([order.rows(epoch, w) for w in range(order.num_windows)])
         for number, rows in enumerate(batches):
             found[epoch * order.num_batches + number + 1] = rows
@@ -238,7 +239,7 @@ def _judge(
 # Spoilt files ---------------------------------------------------------------------------------
 
 
-def _faults(config: RunConfig, schema: Schema) -> list[Fault]:
+def _faults(config: RunConfig) -> list[Fault]:
     """Spoil a checkpoint and the data of a run in turn."""
     ranks = config.run_root / "ranks"
     run_ranks(config, 1, ranks, None)
@@ -259,7 +260,7 @@ def _faults(config: RunConfig, schema: Schema) -> list[Fault]:
     copy = config.run_root / "data"
     for harm, spoil in (("a truncated row group", _truncate), ("a file that is gone", _remove)):
         for policy in ("fail", "skip"):
-            found.append(_read_spoilt(config, schema, copy, harm, spoil, policy))
+            found.append(_read_spoilt(config, copy, harm, spoil, policy))
     return found
 
 
@@ -276,7 +277,6 @@ def _resumed(name: str, config: RunConfig, wanted: str) -> Fault:
 
 def _read_spoilt(
     config: RunConfig,
-    schema: Schema,
     copy: Path,
     harm: str,
     spoil: Callable[[Path], None],
