@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.ids import Hashed, Vocabulary
+from msrec.data.ids import Hashed, Vocabulary, distinct_values
 from msrec.data.raw import Feature, RawTables
 from msrec.data.split import TRAIN, Parts
 from msrec.data.stage import Stage
@@ -18,20 +18,19 @@ class Encoded:
     """Features of users and items as table rows, one value each; how others get theirs.
 
     `values` and `missing` (null in the raw data) are of the features of side user and item;
-    `vocabularies` (or hashes) and `table_rows` are of all sparse and multi features, `collisions`
-    of those that are hashed.
+    `vocabularies` (or hashes) are of all sparse and multi features, `collisions` of those that are
+    hashed.
     """
 
     values: dict[str, pl.Series]
     missing: dict[str, npt.NDArray[np.bool_]]
     vocabularies: dict[str, Vocabulary | Hashed]
-    table_rows: dict[str, int]
     collisions: dict[str, dict[str, int]]
 
-    def add(self, feature: str, vocabulary: Vocabulary | Hashed) -> None:
-        """Keep how a feature gets its rows, and the size of its table."""
-        self.vocabularies[feature] = vocabulary
-        self.table_rows[feature] = vocabulary.rows
+    @property
+    def table_rows(self) -> dict[str, int]:
+        """The size of each feature's table."""
+        return {name: vocabulary.rows for name, vocabulary in self.vocabularies.items()}
 
 
 def encode_features(
@@ -58,7 +57,7 @@ def encode_features(
     _check_hashed(raw, hashed)
     trained = _trained(raw, stage, parts)
     seen = _seen_in_training(raw, stage, parts)
-    encoded = Encoded({}, {}, {}, {}, {})
+    encoded = Encoded({}, {}, {}, {})
     for feature in raw.features:
         if feature.side == "interaction":
             if feature.kind != "dense":
@@ -95,10 +94,10 @@ def _add(
     table: Vocabulary | Hashed
     if feature.name in hashed:
         table = hashed[feature.name]
-        encoded.collisions[feature.name] = table.collisions(_distinct(values, feature))
+        encoded.collisions[feature.name] = table.collisions(values)
     else:
         table = Vocabulary.fit(values, known.get(feature.name))
-    encoded.add(feature.name, table)
+    encoded.vocabularies[feature.name] = table
     return table
 
 
@@ -122,12 +121,7 @@ def _seen_in_training(raw: RawTables, stage: Stage, parts: Parts) -> dict[str, p
     for rows, frame in stage.chunks([f.source for f in features]):
         train = pl.Series(parts[rows] == TRAIN)
         for feature in features:
-            new = _distinct(frame[feature.source].filter(train), feature)
+            new = distinct_values(frame[feature.source].filter(train))
             old = found.get(feature.name)
             found[feature.name] = new if old is None else pl.concat([old, new]).unique()
     return found
-
-
-def _distinct(values: pl.Series, feature: Feature) -> pl.Series:
-    flat = values.explode() if values.dtype.base_type() is pl.List else values
-    return flat.drop_nulls().unique()

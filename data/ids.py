@@ -21,6 +21,12 @@ VOCABULARIES = "vocabularies"
 MAX_ROWS = 2**31 - 1
 
 
+def distinct_values(values: pl.Series) -> pl.Series:
+    """Each value once, in no order; nulls are left out, lists are taken apart."""
+    flat = values.explode() if values.dtype.base_type() is pl.List else values
+    return flat.drop_nulls().unique()
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The distinct values of one feature; value i has table row i + 1, row 0 is unknown.
@@ -54,8 +60,7 @@ class Vocabulary:
             >>> Vocabulary.fit(pl.Series(["a", "m", "z"]), known=old.values).values.to_list()
             ['c', 'm', 'a', 'z']
         """
-        flat = values.explode() if values.dtype.base_type() is pl.List else values
-        distinct = flat.drop_nulls().unique().sort()
+        distinct = distinct_values(values).sort()
         if known is not None and len(known):
             if not len(distinct):
                 return cls(known)
@@ -154,7 +159,7 @@ class Hashed:
 
     def collisions(self, values: pl.Series) -> dict[str, int]:
         """How many of the distinct values there are, and how many share all rows with another."""
-        distinct = values.drop_nulls().unique()
+        distinct = distinct_values(values)
         rows = self._rows(distinct)
         rows.sort(axis=1)
         _, counts = np.unique(rows, axis=0, return_counts=True)
