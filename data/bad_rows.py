@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msrec.data.files import replacing
+from msrec.data.paths import AnyPath
 
 Policy = Literal["fail", "skip", "quarantine"]
 BAD = "__bad__"
@@ -58,11 +59,11 @@ class BadRows:
         """Whether bad rows are left out instead of refused."""
         return self.policy != "fail"
 
-    def note(self, path: Path, group: int, rows: Iterable[BadRow]) -> None:
+    def note(self, path: AnyPath, group: int, rows: Iterable[BadRow]) -> None:
         """Remember bad rows of a row group, all of them at once."""
         self.groups.setdefault((str(path), group), []).extend(rows)
 
-    def is_noted(self, path: Path, group: int) -> bool:
+    def is_noted(self, path: AnyPath, group: int) -> bool:
         """Whether this row group was looked at before."""
         return (str(path), group) in self.groups
 

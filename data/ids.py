@@ -16,6 +16,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from msrec.data.paths import AnyPath
+from msrec.data.reading import parquet_files, readable
+
 UNKNOWN = 0
 VOCABULARIES = "vocabularies"
 MAX_ROWS = 2**31 - 1
@@ -195,7 +198,7 @@ def save_vocabularies(tables: Mapping[str, Vocabulary | Hashed], dataset: Path) 
         vocabulary.values.alias("value").to_frame().write_parquet(folder / f"{name}.parquet")
 
 
-def load_vocabularies(dataset: Path) -> dict[str, pl.Series]:
+def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
     """Feature -> the values of a dataset folder's vocabulary, in the order of their rows.
 
     Raises:
@@ -207,7 +210,11 @@ def load_vocabularies(dataset: Path) -> dict[str, pl.Series]:
             f"{folder} must exist for vocabularies to grow from; convert that data set again with "
             "this version."
         )
-    return {p.stem: pl.read_parquet(p)["value"] for p in sorted(folder.glob("*.parquet"))}
+    found = {}
+    for path in parquet_files(folder):
+        with readable(path) as file:
+            found[path.stem] = pl.read_parquet(file)["value"]
+    return found
 
 
 class FirstSeen:

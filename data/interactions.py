@@ -1,7 +1,6 @@
 """The training rows of every user and of every item, as bags of ids: what both did before."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy.typing as npt
 
 from msrec.data.bad_rows import BAD, Policy
 from msrec.data.parquet import SplitFiles
+from msrec.data.paths import AnyPath
 from msrec.data.schema import Schema
 
 Side = Literal["user", "item"]
@@ -45,7 +45,7 @@ class Interactions:
 
     def __init__(
         self,
-        dataset: Path,
+        dataset: AnyPath,
         schema: Schema,
         of: Sequence[Side],
         max_len: int | None = None,

@@ -2,15 +2,15 @@
 
 import logging
 import zlib
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 
 from msrec.data.llm.store import KnowledgeStore
+from msrec.data.paths import AnyPath
+from msrec.data.reading import read_parquet
 from msrec.data.schema import Schema
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class EntityKnowledge:
 
     def __init__(
         self,
-        dataset: Path,
+        dataset: AnyPath,
         level: Literal["user", "item"],
         store: KnowledgeStore,
         missing: Literal["mean", "error"] = "mean",
@@ -46,7 +46,7 @@ class EntityKnowledge:
         seed: int = 0,
     ) -> None:
         key = f"{level}_key"
-        names = pq.read_table(dataset / f"{level}s.parquet", columns=[key])[key].to_numpy(
+        names = read_parquet(dataset / f"{level}s.parquet", [key])[key].to_numpy(
             zero_copy_only=False
         )
         self._rows = store.rows(names)

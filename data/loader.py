@@ -3,7 +3,6 @@
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from msrec.data.collate import Vectors, Window, own_ids
 from msrec.data.interactions import Interactions
 from msrec.data.order import GlobalOrder
 from msrec.data.parquet import Columns, SplitFiles
+from msrec.data.paths import AnyPath
 from msrec.data.schema import Split, load_schema
 from msrec.data.unknown import UnknownIds
 
@@ -47,7 +47,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Path | str,
+        dataset: AnyPath | str,
         split: Split,
         global_batch: int,
         *,

@@ -2,9 +2,10 @@
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msrec.data.bad_rows import BAD, BadRow, BadRows, Policy, without
+from msrec.data.paths import AnyPath, is_remote, to_path
+from msrec.data.reading import parquet_files, parquet_metadata, read_row_group
 from msrec.data.schema import Schema, Split
 
+REMOTE_READERS = 8
+"""Row groups that are asked for at the same time."""
 Scalars = npt.NDArray[np.generic]
 Fault = tuple[npt.NDArray[np.bool_], Any, str]
 """Which rows, what was found in all rows, and what must hold."""
@@ -27,7 +32,7 @@ Columns = dict[str, Any]
 class RowGroup:
     """One row group: the file it is in, its number and its first row there."""
 
-    path: Path
+    path: AnyPath
     index: int
     first_row: int
     num_rows: int
@@ -54,7 +59,7 @@ class SplitFiles:
 
     def __init__(
         self,
-        dataset: Path | str,
+        dataset: AnyPath | str,
         schema: Schema,
         split: Split,
         extra: Sequence[str] = (),
@@ -69,9 +74,10 @@ class SplitFiles:
         self._cache_groups = cache_groups
         self._types = self._wanted_types()
         self.bad_rows = BadRows(faults)
-        self._drifted: dict[Path, str] = {}
-        folder = Path(dataset) / split
-        paths = sorted(folder.glob("*.parquet"))
+        self._metadata: dict[AnyPath, pq.FileMetaData] = {}
+        self._drifted: dict[AnyPath, str] = {}
+        folder = to_path(dataset) / split
+        paths = parquet_files(folder)
         if not paths:
             raise FileNotFoundError(f"{folder} must hold *.parquet files; it has none.")
         self.groups = [group for path in paths for group in self._open(path)]
@@ -115,19 +121,18 @@ class SplitFiles:
         needed = np.unique(group_of_row)
         pieces, shift = [], np.zeros(len(self.groups), dtype=np.int64)
         length = 0
-        for group in needed:
+        for group, columns in zip(needed, self._decoded(needed.tolist()), strict=True):
             inside = row_ids[group_of_row == group] - self.starts[group]
             first, last = int(inside.min()), int(inside.max()) + 1
             shift[group] = length - first - self.starts[group]
             length += last - first
-            columns = self._decoded(int(group))
             pieces.append({name: values[first:last] for name, values in columns.items()})
         place = row_ids + shift[group_of_row]
         return {name: _gather([piece[name] for piece in pieces], place) for name in pieces[0]}
 
-    def _open(self, path: Path) -> list[RowGroup]:
+    def _open(self, path: AnyPath) -> list[RowGroup]:
         try:
-            metadata = pq.read_metadata(path)
+            metadata = parquet_metadata(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(
                 f"{path} must be a whole Parquet file; {_first_line(error)}. Convert it again."
@@ -138,6 +143,7 @@ class SplitFiles:
             if not self.bad_rows.leaves_out:
                 raise
             self._drifted[path] = str(error).removeprefix(f"{path}: ").rstrip(".")
+        self._metadata[path] = metadata
         sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         first_rows = itertools.accumulate(sizes, initial=0)
         return [
@@ -146,7 +152,7 @@ class SplitFiles:
             if num_rows
         ]
 
-    def _check_types(self, path: Path, found: pa.Schema) -> None:
+    def _check_types(self, path: AnyPath, found: pa.Schema) -> None:
         for name, wanted in self._types.items():
             if name not in found.names:
                 raise ValueError(
@@ -165,25 +171,32 @@ class SplitFiles:
         types |= {schema.timestamp: pa.int64()} if schema.timestamp else {}
         return {name: types[name] for name in self.columns}
 
-    def _decoded(self, number: int) -> Columns:
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        columns = self._columns(self.groups[number])
-        self._cache[number] = columns
-        if len(self._cache) > self._cache_groups:
-            self._cache.popitem(last=False)
-        return columns
+    def _decoded(self, numbers: list[int]) -> Iterator[Columns]:
+        kept = {number: self._cache[number] for number in numbers if number in self._cache}
+        missing = [self.groups[number] for number in numbers if number not in kept]
+        # A request over a network is mostly waiting, which several can do at the same time.
+        remote = bool(missing) and is_remote(missing[0].path)
+        with ThreadPoolExecutor(REMOTE_READERS) if remote else nullcontext() as pool:
+            fresh = pool.map(self._columns, missing) if pool else map(self._columns, missing)
+            for number in numbers:
+                columns = kept[number] if number in kept else next(fresh)
+                self._cache[number] = columns
+                self._cache.move_to_end(number)
+                if len(self._cache) > self._cache_groups:
+                    self._cache.popitem(last=False)
+                yield columns
 
     def _columns(self, group: RowGroup) -> Columns:
         if group.path in self._drifted:
             return self._nothing(group, self._drifted[group.path])
         try:
-            table = pq.ParquetFile(group.path).read_row_group(
-                group.index, columns=self.columns, use_threads=False
+            table = read_row_group(
+                group.path, group.index, self.columns, self._metadata[group.path]
             )
         except (pa.ArrowInvalid, OSError) as error:
-            if not self.bad_rows.leaves_out:
+            # A network that fails is no fault of the data: its rows are not left out.
+            network = isinstance(error, ConnectionError | TimeoutError)
+            if network or not self.bad_rows.leaves_out:
                 raise ValueError(
                     f"{group.path}: row group {group.index} could not be read; "
                     f"{_first_line(error)}."

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from msrec.data.files import write_text
+from msrec.data.paths import AnyPath, is_file, to_path
 
 SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
@@ -153,15 +154,15 @@ class Schema(_Part):
         return next(f.table for f in self.sparse if f.name == feature)
 
 
-def load_schema(dataset: Path | str) -> Schema:
+def load_schema(dataset: AnyPath | str) -> Schema:
     """Read and check `dataset.yaml`.
 
     Raises:
         FileNotFoundError: the folder or the file is not there.
         ValueError: the file is not a schema; names the file and the field.
     """
-    path = Path(dataset) / SCHEMA_FILE
-    if not path.is_file():
+    path = to_path(dataset) / SCHEMA_FILE
+    if not is_file(path):
         raise FileNotFoundError(
             f"{path} must exist: a dataset folder is made by `msrec convert` or `msrec synthetic`."
         )

@@ -1,7 +1,6 @@
 """Ids that a model is to take as unknown (row 0 of their table): rare ones, and some at random."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +8,7 @@ import numpy.typing as npt
 from msrec.data.bad_rows import Policy
 from msrec.data.ids import UNKNOWN
 from msrec.data.parquet import Columns, SplitFiles
+from msrec.data.paths import AnyPath
 from msrec.data.schema import Schema
 
 
@@ -36,7 +36,7 @@ class UnknownIds:
 
     def __init__(
         self,
-        dataset: Path,
+        dataset: AnyPath,
         schema: Schema,
         rare: Mapping[str, int],
         dropout: Mapping[str, float],

@@ -15,6 +15,7 @@ from msrec.data.encode import Encoded, encode_features
 from msrec.data.faults import Faults
 from msrec.data.ids import Hashed, load_vocabularies, save_vocabularies
 from msrec.data.parts import PartWriter, arrow_column, arrow_schema, new_folder, write_table
+from msrec.data.paths import AnyPath
 from msrec.data.raw import Feature, RawTables, check_tables
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, save_schema
 from msrec.data.split import Parts, SplitChoice, split_rows
@@ -31,7 +32,7 @@ def write_dataset(
     overwrite: bool = False,
     report: Report | None = None,
     faults: Faults | None = None,
-    grow_from: Path | None = None,
+    grow_from: AnyPath | None = None,
     hashed: Mapping[str, Hashed] | None = None,
 ) -> Schema:
     """Check, split, encode and write; the folder appears whole, `dataset.yaml` written last.

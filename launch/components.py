@@ -8,6 +8,7 @@ import torchx
 from torchx import specs
 from torchx.specs.finder import ComponentValidationException
 
+from msrec.data.paths import refuse_secrets
 from msrec.launch.config import load_config
 from msrec.launch.role import torchrun_app
 
@@ -160,9 +161,10 @@ def _config_arguments(args: Sequence[str], image: str) -> list[str]:
     """
     arguments = _arguments(args, "config")
     file, overrides = arguments[0], [arg for arg in arguments[1:] if not arg.startswith("--")]
-    if image == torchx.IMAGE or Path(file).is_file():
-        try:
+    try:
+        refuse_secrets("an override", arguments)  # a scheduler keeps the command line
+        if image == torchx.IMAGE or Path(file).is_file():
             load_config(file, overrides)
-        except (ValueError, OSError) as error:
-            raise ComponentValidationException(str(error)) from None
+    except (ValueError, OSError) as error:
+        raise ComponentValidationException(str(error)) from None
     return arguments

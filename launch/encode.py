@@ -19,6 +19,7 @@ from msrec.data.llm.store import KEYS, VERSION, KnowledgeStore, differences
 from msrec.data.llm.templates import load_template
 from msrec.data.llm.tokens import PromptTokenizer
 from msrec.data.llm.weights import DEFAULT_MODEL, load_tokenizer, model_folder, weights_sha256
+from msrec.data.paths import AnyPath, to_path
 from msrec.launch.encode_speed import Counter, Progress, Speed
 from msrec.launch.prompts import level_prompts
 from msrec.launch.store_settings import store_settings
@@ -46,7 +47,7 @@ class EncodeResult:
 
 
 def encode(
-    dataset: Path | str,
+    dataset: AnyPath | str,
     store: Path | str,
     *,
     model: str = DEFAULT_MODEL,
@@ -104,7 +105,7 @@ def encode(
         raise ValueError(f"rank must be in [0, world_size); got {rank} of {world_size}.")
     folder = model_folder(model)
     settings = store_settings(
-        Path(dataset),
+        to_path(dataset),
         model=model,
         template=template,
         pooling=pooling,

@@ -19,6 +19,7 @@ from msrec.data.llm.neighbours import neighbours, unit
 from msrec.data.llm.store import KEYS, KnowledgeStore
 from msrec.data.loader import Loader
 from msrec.data.parquet import SplitFiles
+from msrec.data.reading import read_parquet
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader
 from msrec.launch.explanation import (
@@ -73,7 +74,7 @@ class Explainer:
         """
         dataset, config = self.config.dataset, self.config
         # Not by polars, whose threads do not survive a fork: ranks of the tests are forked.
-        keys = pq.read_table(dataset / "users.parquet", columns=["user_key"])["user_key"]
+        keys = read_parquet(dataset / "users.parquet", ["user_key"])["user_key"]
         found = np.flatnonzero(pc.equal(keys.cast(pa.string()), key).to_numpy())
         if not len(found):
             raise ValueError(
@@ -216,7 +217,7 @@ class Explainer:
 
     def _titles(self, items: np.ndarray) -> list[str]:
         columns = ["item_key", *([t] if (t := self.schema.text.item_title) else [])]
-        table = pq.read_table(self.config.dataset / "items.parquet", columns=columns).take(items)
+        table = read_parquet(self.config.dataset / "items.parquet", columns).take(items)
         keys = table["item_key"].cast(pa.string()).to_pylist()
         titles = table[columns[-1]].cast(pa.string()).to_pylist()
         return [title or key for key, title in zip(keys, titles, strict=True)]

@@ -13,6 +13,8 @@ from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
 from msrec.data.bad_rows import count_reasons, count_rows
 from msrec.data.loader import Loader
+from msrec.data.paths import AnyPath
+from msrec.data.reading import parquet_files, parquet_names, read_parquet
 from msrec.data.schema import Schema, Split
 from msrec.launch.left_out import gather_bad_rows
 from msrec.launch.predictions import TRUTH, Commit, write_commit
@@ -28,7 +30,7 @@ def predict(
     loader: Loader,
     schema: Schema,
     process: Process,
-    dataset: Path,
+    dataset: AnyPath,
     checkpoint: str,
     split: Split,
     out: Path,
@@ -45,7 +47,7 @@ def predict(
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
     dist.barrier()
-    keys = pq.read_table(dataset / "users.parquet", columns=["user_key"])["user_key"]
+    keys = read_parquet(dataset / "users.parquet", ["user_key"])["user_key"]
     keys = keys.combine_chunks()
     writer: pq.ParquetWriter | None = None
     waiting: list[pa.Table] = []
@@ -79,10 +81,10 @@ def predict(
     return out
 
 
-def truth_column(dataset: Path, split: Split) -> list[str]:
+def truth_column(dataset: AnyPath, split: Split) -> list[str]:
     """The column of known click probabilities, where a dataset has it."""
-    first = next(iter(sorted((dataset / split).glob("*.parquet"))), None)
-    has_truth = first is not None and TRUTH in pq.read_schema(first).names
+    first = next(iter(parquet_files(dataset / split)), None)
+    has_truth = first is not None and TRUTH in parquet_names(first)
     return [TRUTH] if has_truth else []
 
 

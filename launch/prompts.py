@@ -1,12 +1,12 @@
 """The prompts of a run, as `msrec encode` gives them to the LLM."""
 
 from functools import partial
-from pathlib import Path
 
 from msrec.data.llm.prompts import Budget, Prompts, item_prompts, scenario_prompts, user_prompts
 from msrec.data.llm.templates import Template, load_template, template_of
 from msrec.data.llm.tokens import PromptTokenizer
 from msrec.data.llm.weights import load_tokenizer, model_folder
+from msrec.data.paths import AnyPath
 from msrec.data.schema import load_schema
 from msrec.launch.config import RunConfig
 
@@ -30,7 +30,7 @@ def prompts_by_key(config: RunConfig, level: str) -> dict[str, str]:
 
 def level_prompts(
     level: str,
-    dataset: Path | str,
+    dataset: AnyPath | str,
     template: Template,
     tokens: PromptTokenizer | None,
     *,

@@ -1,13 +1,13 @@
 """Metrics by how much the training split knows of a row's user or item."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from msrec.data.bad_rows import Policy
 from msrec.data.parquet import SplitFiles
+from msrec.data.paths import AnyPath
 from msrec.data.schema import Schema
 from msrec.launch.metrics import Metrics, exact_metrics
 from msrec.launch.predictions import Predictions
@@ -32,7 +32,7 @@ def bucket_names() -> list[str]:
 
 def buckets(
     predictions: Predictions,
-    dataset: Path,
+    dataset: AnyPath,
     schema: Schema,
     by: Sequence[Slice],
     faults: Policy = "fail",

@@ -1,17 +1,16 @@
 """What a store must say of itself to fit a config."""
 
-from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from msrec.data.llm.encoder import Layer
 from msrec.data.llm.templates import load_template, template_of
+from msrec.data.paths import AnyPath
+from msrec.data.reading import parquet_files, parquet_metadata
 from msrec.data.schema import load_schema
 
 
 def store_settings(
-    dataset: Path,
+    dataset: AnyPath,
     *,
     model: str,
     template: str,
@@ -25,7 +24,7 @@ def store_settings(
 ) -> dict[str, Any]:
     """What a config says of a store's vectors: how they are made, and of which training rows."""
     schema = load_schema(dataset)
-    files = sorted((dataset / "train").glob("*.parquet"))
+    files = parquet_files(dataset / "train")
     name = template_of(schema.name, template)
     found = load_template(name)
     return {
@@ -33,7 +32,7 @@ def store_settings(
         "split": schema.split.model_dump(mode="json"),
         "num_users": schema.num_users,
         "num_items": schema.num_items,
-        "train_rows": sum(pq.read_metadata(file).num_rows for file in files),
+        "train_rows": sum(parquet_metadata(file).num_rows for file in files),
         "model": model,
         "template": name,
         "template_version": found.version,

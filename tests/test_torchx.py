@@ -107,6 +107,11 @@ REFUSED = {
     "no config": ([], "give config=... once after `--`; got nothing."),
     "two configs": (["config=a", "config=b"], "give config=... once after `--`; got config=a"),
     "no file": (["config=none.yaml"], "the config file none.yaml must exist; it does not."),
+    "a secret": (["config=CONF", "dataset=s3://k:s3cr3t@app"], "s3://***@app. Give them"),
+    "a secret where only the image has the config": (
+        ["--image", "registry/app:1", "--", "config=/app/c.yaml", "dataset=s3://k:s3cr3t@app"],
+        "s3://***@app. Give them",
+    ),
     "unknown key": (["config=CONF", "trainer.epoch=3"], "trainer.epoch is not a known key; near"),
 }
 
@@ -117,7 +122,8 @@ def test_a_mistake_is_refused_before_anything_is_launched(config, job, args, sen
     """torchx prints this exception's text alone."""
     args = [arg.replace("CONF", str(config)) for arg in args]
     with pytest.raises(ComponentValidationException) as refused:
-        dry_run(f"msrec.{job}", "--", *args)
+        dry_run(f"msrec.{job}", *(() if "--" in args else ("--",)), *args)
+    assert "s3cr3t" not in str(refused.value)
     assert sentence in str(refused.value)
 
 

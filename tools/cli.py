@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from msrec.data.paths import local_path, redacted, to_path
 from msrec.tools.cli_convert import convert_app
 
 app = typer.Typer(
@@ -106,7 +107,7 @@ def experiment(
 
 @app.command()
 def synthetic(
-    out: Annotated[Path, typer.Argument(help="dataset folder to make")],
+    out: Annotated[Path, typer.Argument(help="dataset folder to make", parser=local_path)],
     rows: Annotated[int, typer.Option(min=1000)] = 200_000,
     users: Annotated[int, typer.Option(min=10)] = 600,
     items: Annotated[int, typer.Option(min=10)] = 2_000,
@@ -124,12 +125,18 @@ def synthetic(
 
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument(help="dataset, knowledge store, run or checkpoint")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="dataset (s3://bucket/app too), knowledge store, run or checkpoint", parser=to_path
+        ),
+    ],
     key: Annotated[
         str | None, typer.Option(help="of a store: the neighbours of this user, scenario or item")
     ] = None,
     dataset: Annotated[
-        Path | None, typer.Option(help="of a store: how much of this data set it knows")
+        Path | None,
+        typer.Option(parser=to_path, help="of a store: how much of this data set it knows"),
     ] = None,
 ) -> None:
     """What a dataset, a knowledge store or a run holds."""
@@ -270,7 +277,7 @@ def bench_checkpoint(
 
 @bench_app.command("speed")
 def bench_speed(
-    dataset: Annotated[Path, typer.Argument(help="a dataset folder")],
+    dataset: Annotated[Path, typer.Argument(help="a dataset folder", parser=local_path)],
     batch: Annotated[int, typer.Option(min=1)] = 4096,
     steps: Annotated[int, typer.Option(min=1, help="of each timed loop")] = 150,
 ) -> None:
@@ -282,7 +289,7 @@ def bench_speed(
 
 @app.command()
 def torture(
-    dataset: Annotated[Path, typer.Argument(help="a dataset folder")],
+    dataset: Annotated[Path, typer.Argument(help="a dataset folder", parser=local_path)],
     out: Annotated[Path, typer.Option(help="where the runs go; emptied first")] = Path(
         "runs/torture"
     ),
@@ -314,6 +321,8 @@ def main() -> None:
             error.__traceback__ = None  # so that the error file of a rank has the sentence alone
         else:
             traceback.print_exc()
+        if (told := redacted(str(error))) != str(error):
+            error = type(error)(told)
         rank = os.environ.get("RANK")
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         _record(error)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from msrec.data.paths import local_path, to_path
+
 convert_app = typer.Typer(help="Published data sets to a dataset folder.", no_args_is_help=True)
 
 ABOUT = {
@@ -20,8 +22,16 @@ ABOUT = {
 }
 
 SHARED: dict[str, tuple[Any, Any]] = {
-    "raw": (Annotated[Path, typer.Argument(help="folder with the files as published")], ...),
-    "out": (Annotated[Path, typer.Argument(help="dataset folder to make")], ...),
+    "raw": (
+        Annotated[
+            Path, typer.Argument(help="folder with the files as published", parser=local_path)
+        ],
+        ...,
+    ),
+    "out": (
+        Annotated[Path, typer.Argument(help="dataset folder to make", parser=local_path)],
+        ...,
+    ),
     "protocol": (
         Annotated[
             Literal["scenario-wise", "temporal", "per-user-last"] | None,
@@ -72,8 +82,9 @@ SHARED: dict[str, tuple[Any, Any]] = {
         Annotated[
             Path | None,
             typer.Option(
+                parser=to_path,
                 help="older dataset folder: its values keep their table rows, new ones come "
-                "behind, for training on with init_from"
+                "behind, for training on with init_from",
             ),
         ],
         None,

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from msrec.data.faults import Faults
 from msrec.data.ids import Hashed
+from msrec.data.paths import AnyPath
 from msrec.data.raw import Published, RawTables
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.sources.aliccp import SPLIT_COLUMN, read_aliccp
@@ -89,7 +90,7 @@ def convert(
     split_column: str | None = None,
     bad_rows: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
-    grow_from: Path | None = None,
+    grow_from: AnyPath | None = None,
     hash: Sequence[str] | None = None,
     console: Console | None = None,
     **options: Any,

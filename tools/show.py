@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +10,8 @@ from msrec.data.files import check_files
 from msrec.data.knowledge import take
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
+from msrec.data.paths import AnyPath, is_file
+from msrec.data.reading import parquet_files, read_parquet, scan_parquet
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.checkpoint import COMMIT, read_commit
 from msrec.launch.curves import Log, load_log
@@ -22,9 +23,9 @@ LEVELS = ("user", "scenario", "item")
 
 
 def show(
-    folder: Path,
+    folder: AnyPath,
     key: str | None = None,
-    dataset: Path | None = None,
+    dataset: AnyPath | None = None,
     console: Console | None = None,
 ) -> None:
     """Print what the folder is; its own files say which of the four.
@@ -40,8 +41,10 @@ def show(
         ValueError: a file in it is broken, or no level has the key.
     """
     console = console or Console()
-    if (folder / SCHEMA_FILE).is_file():
+    if is_file(folder / SCHEMA_FILE):
         _show_dataset(load_schema(folder), console)
+    elif not isinstance(folder, Path):
+        raise FileNotFoundError(f"{folder} must be a dataset; it has no {SCHEMA_FILE}.")
     elif levels := [f for f in (folder, *(folder / n for n in LEVELS)) if (f / MANIFEST).is_file()]:
         _show_store([KnowledgeStore.open(level) for level in levels], key, dataset, console)
     elif (folder / "config.yaml").is_file():
@@ -66,7 +69,7 @@ def store_table(store: KnowledgeStore) -> Table:
 
 
 def _show_store(
-    stores: list[KnowledgeStore], key: str | None, dataset: Path | None, console: Console
+    stores: list[KnowledgeStore], key: str | None, dataset: AnyPath | None, console: Console
 ) -> None:
     found = False
     for store in stores:
@@ -96,18 +99,19 @@ def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
     return f"norm, median (5 % to 95 %): {'; '.join(parts)}"
 
 
-def coverage_line(store: KnowledgeStore, dataset: Path) -> str:
+def coverage_line(store: KnowledgeStore, dataset: AnyPath) -> str:
     """How many users, items or scenarios of a data set have a vector, and how many rows."""
     level, schema = str(store.manifest["level"]), load_schema(dataset)
     if level == "scenario":
         names = np.array([scenario.name for scenario in schema.scenarios])
         has = store.rows(names) >= 0
         return f"{dataset}: {int(has.sum())} of {len(has)} scenarios have a vector"
-    keys = pl.read_parquet(dataset / f"{level}s.parquet", columns=[f"{level}_key"]).to_series()
+    key = f"{level}_key"
+    keys = read_parquet(dataset / f"{level}s.parquet", [key])[key]
     has = store.rows(keys.to_numpy()) >= 0
     told = [f"{int(has.sum()):,} of {len(has):,} {level}s"]
     for split in SPLITS:
-        rows = pl.scan_parquet(dataset / split / "*.parquet").select(level).collect().to_series()
+        rows = scan_parquet(parquet_files(dataset / split)).select(level).collect().to_series()
         told.append(f"{has[rows.to_numpy()].mean():.1%} of the {split} rows")
     return f"{dataset}: {', '.join(told)} have a vector"
 

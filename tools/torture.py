@@ -283,10 +283,10 @@ def _read_spoilt(
     policy: Policy,
 ) -> Fault:
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(config.dataset, copy)
+    shutil.copytree(str(config.dataset), copy)
     loader = Loader(copy, "train", config.trainer.global_batch, prefetch=0, faults=policy)
-    spoil(loader.files.groups[0].path)
     where = str(loader.files.groups[0].path)
+    spoil(Path(where))
     wanted = f"refused: {where}" if policy == "fail" else "left out and counted"
     rows = 0
     try:

@@ -4,19 +4,19 @@ Rows come from `train/*.parquet` and from nowhere else.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from msrec.data.llm.templates import Template, fill
+from msrec.data.paths import AnyPath
+from msrec.data.reading import parquet_files, parquet_names, readable, scan_parquet
 from msrec.data.schema import Schema
 
 BETWEEN_ITEMS = "; "
 
 
 def item_texts(
-    folder: Path, schema: Schema, template: Template, details: int | None = None
+    folder: AnyPath, schema: Schema, template: Template, details: int | None = None
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     """Columns key and text: what a prompt says of each item, null where there is nothing to say.
 
@@ -64,7 +64,7 @@ class Room:
 
 
 def user_histories(
-    folder: Path,
+    folder: AnyPath,
     schema: Schema,
     template: Template,
     texts: pl.Series,
@@ -133,9 +133,9 @@ def _fitting(chosen: pl.LazyFrame, room: Room, line: list[str]) -> pl.LazyFrame:
     )
 
 
-def _training_rows(folder: Path, schema: Schema, rank: int, world_size: int) -> pl.DataFrame:
+def _training_rows(folder: AnyPath, schema: Schema, rank: int, world_size: int) -> pl.DataFrame:
     """Columns row, user, item, scenario, liked, when of this rank's users."""
-    files = sorted((folder / "train").glob("*.parquet"))
+    files = parquet_files(folder / "train")
     if not files:
         raise FileNotFoundError(
             f"{folder / 'train'} must hold Parquet files; found none: convert the data set again."
@@ -145,7 +145,7 @@ def _training_rows(folder: Path, schema: Schema, rank: int, world_size: int) -> 
     for file in files:
         _check_columns(file, needed)
     return (
-        pl.scan_parquet(files)
+        scan_parquet(files)
         .with_row_index("row")
         .select(
             "row",
@@ -160,7 +160,7 @@ def _training_rows(folder: Path, schema: Schema, rank: int, world_size: int) -> 
     )
 
 
-def _check_range(rows: pl.DataFrame, column: str, size: int, folder: Path) -> None:
+def _check_range(rows: pl.DataFrame, column: str, size: int, folder: AnyPath) -> None:
     bad = rows.filter(~pl.col(column).is_between(0, size - 1))
     if bad.height:
         raise ValueError(
@@ -169,10 +169,10 @@ def _check_range(rows: pl.DataFrame, column: str, size: int, folder: Path) -> No
         )
 
 
-def _check_columns(file: Path, needed: list[str]) -> None:
+def _check_columns(file: AnyPath, needed: list[str]) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"{file} must exist: convert the data set again.")
-    found = pq.read_schema(file).names
+    found = parquet_names(file)
     missing = [name for name in needed if name not in found]
     if missing:
         raise ValueError(
@@ -181,10 +181,11 @@ def _check_columns(file: Path, needed: list[str]) -> None:
         )
 
 
-def read_columns(file: Path, columns: list[str]) -> pl.DataFrame:
+def read_columns(file: AnyPath, columns: list[str]) -> pl.DataFrame:
     """Some columns of a Parquet file, which must have them."""
     _check_columns(file, columns)
-    return pl.read_parquet(file, columns=list(dict.fromkeys(columns)))
+    with readable(file) as source:
+        return pl.read_parquet(source, columns=list(dict.fromkeys(columns)))
 
 
 def clean(column: str) -> pl.Expr:

@@ -5,7 +5,6 @@ The history of a user comes from `train/*.parquet` and from nowhere else.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
@@ -18,6 +17,7 @@ from msrec.data.llm.history import (
     user_histories,
 )
 from msrec.data.llm.templates import Template, fill
+from msrec.data.paths import AnyPath, to_path
 from msrec.data.schema import Schema, load_schema
 
 
@@ -44,7 +44,7 @@ class Prompts:
 
 
 def scenario_prompts(
-    dataset: Path | str, template: Template, *, rank: int = 0, world_size: int = 1
+    dataset: AnyPath | str, template: Template, *, rank: int = 0, world_size: int = 1
 ) -> Prompts:
     """One prompt a scenario; its name comes first, so that every token after it knows which it is.
 
@@ -88,7 +88,7 @@ class Budget:
 
 
 def user_prompts(
-    dataset: Path | str,
+    dataset: AnyPath | str,
     template: Template,
     *,
     rank: int = 0,
@@ -105,7 +105,7 @@ def user_prompts(
         ValueError: a column is missing, an index out of range, a user key null or there twice, or
             the budget has room for no history at all.
     """
-    folder = Path(dataset)
+    folder = to_path(dataset)
     schema = load_schema(folder)
     users = _users(folder, schema, template).filter(pl.col("index") % world_size == rank)
     items, counts = item_texts(folder, schema, template)
@@ -141,7 +141,7 @@ def user_prompts(
 
 
 def item_prompts(
-    dataset: Path | str, template: Template, *, rank: int = 0, world_size: int = 1
+    dataset: AnyPath | str, template: Template, *, rank: int = 0, world_size: int = 1
 ) -> Prompts:
     """One prompt an item of this rank's share: its title and all its attributes.
 
@@ -151,7 +151,7 @@ def item_prompts(
         FileNotFoundError: the dataset or its items are not there.
         ValueError: a column is missing.
     """
-    folder = Path(dataset)
+    folder = to_path(dataset)
     schema = load_schema(folder)
     details = len(schema.text.item_attributes)
     items, counts = item_texts(folder, schema, template, details)
@@ -210,7 +210,7 @@ def _room(
     return Room(of_user.select("user", "room"), of_item["cost"].fill_null(0), of_line)
 
 
-def _users(folder: Path, schema: Schema, template: Template) -> pl.DataFrame:
+def _users(folder: AnyPath, schema: Schema, template: Template) -> pl.DataFrame:
     """Columns index, key, attributes (a sentence, empty where a user has none)."""
     columns = schema.text.user_attributes
     users = read_columns(folder / "users.parquet", ["user_key", *columns])

@@ -1,0 +1,69 @@
+"""Read Parquet files of this machine and of others alike."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from msrec.data.paths import AnyPath, is_remote
+
+
+def parquet_files(folder: AnyPath) -> list[AnyPath]:
+    """The Parquet files of a folder, by name; none where there is no such folder."""
+    return sorted(folder.glob("*.parquet"), key=lambda path: path.name)
+
+
+@contextmanager
+def readable(path: AnyPath) -> Iterator[Any]:
+    """What pyarrow and polars read `path` from.
+
+    Of a remote one an open file without any cache: it gets what is asked for, and no more.
+    """
+    if isinstance(path, Path):
+        yield path
+    else:
+        with path.fs.open(path.path, "rb", cache_type="none") as file:
+            yield file
+
+
+def parquet_metadata(path: AnyPath) -> pq.FileMetaData:
+    """The footer of a Parquet file."""
+    with readable(path) as file:
+        return pq.read_metadata(file)
+
+
+def parquet_names(path: AnyPath) -> list[str]:
+    """The columns of a Parquet file."""
+    with readable(path) as file:
+        names: list[str] = pq.read_schema(file).names
+        return names
+
+
+def read_parquet(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
+    """Columns of a whole Parquet file."""
+    with readable(path) as file:
+        return pq.read_table(file, columns=None if columns is None else list(columns))
+
+
+def read_row_group(
+    path: AnyPath, index: int, columns: list[str], metadata: pq.FileMetaData
+) -> pa.Table:
+    """Columns of one row group; a remote one comes in as few requests as its columns allow."""
+    with readable(path) as source:
+        file = pq.ParquetFile(source, metadata=metadata, pre_buffer=is_remote(path))
+        return file.read_row_group(index, columns=columns, use_threads=False)
+
+
+def scan_parquet(paths: Iterable[AnyPath]) -> pl.LazyFrame:
+    """The files as one lazy frame, read as far as it is needed."""
+    paths = list(paths)
+    if not is_remote(paths[0]):
+        return pl.scan_parquet(paths)  # type: ignore[arg-type]
+    names = [path.path for path in paths]  # type: ignore[union-attr]
+    files = pa.dataset.dataset(names, format="parquet", filesystem=paths[0].fs)  # type: ignore[union-attr]
+    return pl.scan_pyarrow_dataset(files)
