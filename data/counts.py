@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from msrec.data.balance import heat
 from msrec.data.encode import Encoded
-from msrec.data.ids import UNKNOWN
+from msrec.data.ids import UNKNOWN, Vocabulary
 from msrec.data.raw import Feature, RawTables
 from msrec.data.schema import SPLITS
 from msrec.data.split import TRAIN, Parts, user_shares
@@ -40,6 +41,7 @@ class Tally:
         self._time: dict[str, list[int]] = {}
         own = [f.name for f in self._features if f.side == "interaction"]
         self._flaws = {name: np.zeros((2, splits), np.int64) for name in own}
+        self._lookups = {name: np.zeros(encoded.table_rows[name], np.int64) for name in own}
 
     def add(
         self,
@@ -79,6 +81,9 @@ class Tally:
                     strict=True,
                 ):
                     total += np.bincount(parts, flaw, minlength=len(SPLITS)).astype(np.int64)
+                values = interaction[feature.name][1]
+                lookups = self._lookups[feature.name]
+                lookups += _lookups(values, (parts == TRAIN).astype(np.int64), len(lookups))
 
     def counts(self) -> dict[str, Any]:
         """What was counted, as `Schema.counts` holds it."""
@@ -90,6 +95,7 @@ class Tally:
             "time": self._time,
             "unknown": unknown,
             "missing": missing,
+            "hottest_rank": {f.name: self._heat(f) for f in self._features},
             **{
                 f"{side}s_without_training": {
                     split: int(((of[part] > 0) & (of[TRAIN] == 0)).sum())
@@ -108,6 +114,15 @@ class Tally:
             if len(own):
                 first, last = self._time.get(split, [int(own[0]), int(own[0])])
                 self._time[split] = [min(first, int(own.min())), max(last, int(own.max()))]
+
+    def _heat(self, feature: Feature) -> dict[str, list[float]]:
+        table = self._encoded.vocabularies[feature.name]
+        if feature.side == "interaction":
+            lookups = self._lookups[feature.name]
+        else:
+            times = self._of[feature.side][TRAIN].astype(np.int64)
+            lookups = _lookups(self._encoded.values[feature.name], times, table.rows)
+        return heat(lookups, table.by_value(lookups) if isinstance(table, Vocabulary) else None)
 
     def _distinct(self, seen: Bools) -> dict[str, int]:
         found = {"all": int(np.any(seen, axis=0).sum())}
@@ -158,6 +173,14 @@ def _flaws(feature: Feature, absent: Bools, values: pl.Series) -> Ints:
         zeros = values.list.eval(pl.element() == UNKNOWN).list.sum()
         return np.stack([missing, zeros.fill_null(0).cast(pl.Int64).to_numpy()])
     return np.stack([missing, (values == UNKNOWN).cast(pl.Int64).to_numpy() - missing])
+
+
+def _lookups(values: pl.Series, times: Ints, size: int) -> Ints:
+    """(size,): lookups of each table row, where value i is looked up `times[i]` times."""
+    if values.dtype.base_type() is pl.List:
+        times = np.repeat(times, values.list.len().fill_null(0).to_numpy())
+        values = values.explode(keep_nulls=False, empty_as_null=False)
+    return np.bincount(values.to_numpy(), times, minlength=size).astype(np.int64)
 
 
 def _named(table: Ints, names: list[str]) -> dict[str, dict[str, int]]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from msrec.data.balance import spread
 from msrec.data.paths import AnyPath
 from msrec.data.reading import parquet_files, readable
 
@@ -34,7 +35,8 @@ def distinct_values(values: pl.Series) -> pl.Series:
 class Vocabulary:
     """The distinct values of one feature; value i has table row i + 1, row 0 is unknown.
 
-    Values are sorted, so that the rows do not depend on the order of the data; those that an older
+    Values are sorted, so that the rows do not depend on the order of the data, and then dealt out
+    by `spread`, so that no rank of a table that is sharded by rows is hot. Those that an older
     vocabulary knew stand before them, as they did there.
 
     Example:
@@ -62,8 +64,11 @@ class Vocabulary:
             >>> old = Vocabulary.fit(pl.Series(["m", "c"]))
             >>> Vocabulary.fit(pl.Series(["a", "m", "z"]), known=old.values).values.to_list()
             ['c', 'm', 'a', 'z']
+            >>> Vocabulary.fit(pl.Series(["d", "b", "c", "a"])).values.to_list()
+            ['a', 'c', 'b', 'd']
         """
         distinct = distinct_values(values).sort()
+        distinct = distinct.gather(spread(len(distinct)))
         if known is not None and len(known):
             if not len(distinct):
                 return cls(known)
@@ -72,7 +77,8 @@ class Vocabulary:
                     f"a vocabulary must grow by values of its own type; column {values.name!r} was "
                     f"{known.dtype} and is {distinct.dtype} now. Cast it, or begin anew."
                 )
-            fresh = distinct.filter(~distinct.is_in(known.implode()))
+            fresh = distinct.filter(~distinct.is_in(known.implode())).sort()
+            fresh = fresh.gather(spread(len(fresh)))
             distinct = pl.concat([known.alias(distinct.name), fresh])
         if len(distinct) >= MAX_ROWS:
             raise ValueError(
@@ -100,6 +106,10 @@ class Vocabulary:
         wanted = pl.List(pl.Int32) if inner else pl.Int32
         encoded = values.to_frame("x").select(column.cast(wanted)).to_series()
         return encoded.alias(values.name)
+
+    def by_value(self, lookups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Lookups (rows,) in the order of the sorted values, those of row 0 first."""
+        return np.concatenate([lookups[:1], lookups[1:][self.values.arg_sort().to_numpy()]])
 
     def _mapped(self, element: pl.Expr) -> pl.Expr:
         if self.values.is_empty():
@@ -217,35 +227,30 @@ def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
     return found
 
 
-class FirstSeen:
-    """A vocabulary over the integers [0, size) that grows while training rows stream by.
-
-    Rows are given in order of first appearance, so the result does not depend on how the stream is
-    cut into chunks.
+class Seen:
+    """Table rows of the integers [0, size), of which training shows some as its rows stream by.
 
     Example:
-        >>> seen = FirstSeen(size=10)
-        >>> seen.update(np.array([7, 2, 7]))
-        >>> seen.update(np.array([2, 5]))
-        >>> seen.encode(np.array([7, 2, 5, 9])).tolist(), seen.rows
-        ([1, 2, 3, 0], 4)
+        >>> seen = Seen(size=4)
+        >>> seen.update(np.array([2, 0, 2]))
+        >>> seen.encode(np.array([2, 0, 3])).tolist(), seen.rows
+        ([2, 1, 0], 5)
     """
 
     def __init__(self, size: int) -> None:
-        self.rows = 1
-        self._row_of = np.zeros(size, dtype=np.int32)
+        self.rows = size + 1
+        self._row_of = np.empty(size, dtype=np.int32)
+        self._row_of[spread(size)] = np.arange(1, self.rows, dtype=np.int32)
+        self._seen = np.zeros(size, dtype=np.bool_)
 
     def update(self, values: npt.NDArray[np.integer]) -> None:
-        """Give each value that is new a row."""
-        fresh = values[self._row_of[values] == UNKNOWN]
-        if not len(fresh):
-            return
-        distinct, first = np.unique(fresh, return_index=True)
-        ordered = distinct[np.argsort(first)]
-        self._row_of[ordered] = np.arange(self.rows, self.rows + len(ordered), dtype=np.int32)
-        self.rows += len(ordered)
+        """Remember that training has these values."""
+        self._seen[values] = True
 
     def encode(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
-        """Table rows of values, 0 where training has not seen the value."""
-        rows: npt.NDArray[np.int32] = self._row_of[values]
-        return rows
+        """Table rows of values, 0 where training has not shown the value."""
+        return np.where(self._seen[values], self._row_of[values], np.int32(UNKNOWN))
+
+    def by_value(self, lookups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Lookups (rows,) in the order of the values, those of row 0 first."""
+        return np.concatenate([lookups[:1], lookups[self._row_of]])

@@ -10,7 +10,8 @@ import polars as pl
 import pyarrow as pa
 
 from msrec.data import catalogue
-from msrec.data.ids import UNKNOWN, FirstSeen
+from msrec.data.balance import heat
+from msrec.data.ids import UNKNOWN, Seen
 from msrec.data.parts import PartWriter, arrow_schema, new_folder, write_table
 from msrec.data.posterior import reachable
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, TextFields, save_schema
@@ -108,11 +109,12 @@ class _Tally:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.seen = {name: FirstSeen(size(app)) for name, size in _SIZES.items()}
+        self.seen = {name: Seen(size(app)) for name, size in _SIZES.items()}
         scenarios = len(catalogue.SCENARIOS)
         self.rows = np.zeros((len(SPLITS), scenarios), dtype=np.int64)
         self.positives = np.zeros_like(self.rows)
         self.unknown: dict[str, dict[str, int]] = {}
+        self.lookups = {n: np.zeros(seen.rows, dtype=np.int64) for n, seen in self.seen.items()}
         self.reachable_auc: float | None = None
         # [scenario, cold, click, bin of p_click], test rows only
         self.best = np.zeros((scenarios, 2, 2, _BINS), dtype=np.int64)
@@ -131,6 +133,8 @@ class _Tally:
             if split == "train":
                 self.seen[name].update(values)
             encoded[name] = self.seen[name].encode(values)
+            if split == "train":
+                self.lookups[name] += np.bincount(encoded[name], minlength=len(self.lookups[name]))
             unknown = int((encoded[name] == UNKNOWN).sum())
             if unknown:
                 splits = self.unknown.setdefault(name, {})
@@ -150,6 +154,10 @@ class _Tally:
             "rows": self._by_split(self.rows),
             "positives": self._by_split(self.positives),
             "unknown": self.unknown,
+            "hottest_rank": {
+                name: heat(self.lookups[name], seen.by_value(self.lookups[name]))
+                for name, seen in self.seen.items()
+            },
             "cold_users": int(self.app.is_cold.sum()),
             "best_auc": self._best_auc(),
             "reachable_auc": {"cold users": self.reachable_auc},

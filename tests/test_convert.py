@@ -241,6 +241,24 @@ def test_ids_that_training_never_saw_are_row_zero_and_counted(tmp_path):
     assert schema.counts["users_without_training"]["test"] == 5
 
 
+def test_the_hottest_rank_of_each_table_is_counted(tmp_path):
+    folder = make_tables(tmp_path / "raw")
+    (folder / "tables.yaml").write_text("interaction: {device: sparse}")
+    raw = read_tables(folder)
+    schema = write_dataset(raw, tmp_path / "out", hashed={"item_id": Hashed(rows=9)})
+    train = rows_of(tmp_path / "out", "train")
+    assert {f.side for f in raw.features if f.kind != "dense"} == {"user", "item", "interaction"}
+    for feature in schema.sparse:
+        values = train[feature.name].explode() if feature.multi else train[feature.name]
+        size = schema.tables[feature.table]
+        lookups = np.bincount(values.drop_nulls().to_numpy(), minlength=size)
+        stored, *by_value = schema.counts["hottest_rank"][feature.name]["2"]
+        first = lookups[: -(-size // 2)].sum()
+        busiest = max(first, lookups.sum() - first) / (lookups.sum() / 2)
+        assert stored == pytest.approx(busiest, abs=1e-3)
+        assert len(by_value) == (feature.name != "item_id")
+
+
 def test_missing_values_are_row_zero_an_empty_list_or_an_empty_text_and_counted(tmp_path):
     schema = write_dataset(read_tables(make_tables(tmp_path / "raw")), tmp_path / "out")
     rows = all_rows(tmp_path / "out")

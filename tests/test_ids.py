@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from msrec.data.ids import UNKNOWN, FirstSeen, Hashed, Vocabulary
+from msrec.data.balance import hottest_rank, spread
+from msrec.data.ids import UNKNOWN, Hashed, Seen, Vocabulary
 
 
 def count_unknown(encoded):
@@ -49,18 +50,45 @@ def test_an_empty_vocabulary_knows_nothing(values):
     )
 
 
-def test_first_seen_rows_do_not_depend_on_the_chunks():
+def test_seen_rows_do_not_depend_on_the_chunks():
     stream = np.random.default_rng(1).integers(0, 300, 5000)
-    whole, pieces = FirstSeen(400), FirstSeen(400)
+    whole, pieces = Seen(400), Seen(400)
     whole.update(stream)
     for chunk in np.array_split(stream, 37):
         pieces.update(chunk)
     asked = np.arange(400)
-    np.testing.assert_array_equal(whole.encode(asked), pieces.encode(asked))
-    assert whole.rows == len(np.unique(stream)) + 1
-    _, first = np.unique(stream, return_index=True)
-    in_order = stream[np.sort(first)]
-    np.testing.assert_array_equal(whole.encode(in_order), np.arange(1, whole.rows))
+    rows = whole.encode(asked)
+    np.testing.assert_array_equal(rows, pieces.encode(asked))
+    np.testing.assert_array_equal(rows == UNKNOWN, ~np.isin(asked, stream))
+    known = rows[rows != UNKNOWN]
+    assert len(np.unique(known)) == len(known)
+    assert known.max() < whole.rows == 401
+    lookups = np.bincount(rows, np.arange(400), minlength=401).astype(np.int64)
+    by_value = np.where(rows == UNKNOWN, 0, asked)
+    np.testing.assert_array_equal(whole.by_value(lookups)[1:], by_value)
+
+
+def test_spread_is_an_order_in_which_no_block_has_more_of_a_run_than_another():
+    for count in (0, 1, 2, 7, 1000, 4181, 65_536):
+        assert sorted(spread(count)) == list(range(count))
+    place = np.argsort(spread(65_536))
+    for first in range(0, 65_536 - 4096, 1111):
+        blocks = np.bincount(place[first : first + 4096] * 64 // 65_536, minlength=64)
+        assert abs(blocks - 64).max() <= 3  # random places differ from 64 by up to 3 * 8
+
+
+def test_no_rank_of_a_table_split_by_rows_is_hot():
+    """Values that are looked up less the later they came, as new items are."""
+    values = pl.Series(np.arange(20_000))
+    times = (3e6 / (values.to_numpy() + 200)).astype(np.int64)
+    vocabulary = Vocabulary.fit(values)
+    lookups = np.bincount(vocabulary.encode(values), times).astype(np.int64)
+    np.testing.assert_array_equal(vocabulary.by_value(lookups)[1:], times)
+    for ranks in (2, 8, 64):
+        before = hottest_rank(vocabulary.by_value(lookups), ranks)
+        assert before > 1.5
+        assert hottest_rank(lookups, ranks) < 1.1
+    assert hottest_rank(np.array([5, 1, 1, 1, 0]), 2) == pytest.approx(7 / 4)
 
 
 def test_a_vocabulary_does_not_grow_by_values_of_another_type():

@@ -171,9 +171,9 @@ def test_aliccp_joins_the_common_features_and_halves_the_test_part(tmp_path):
     assert train["item_key"].to_list() == [n % 11 for n in range(60)]
     assert train["user_key"].to_list() == [100 + n % 6 // 2 for n in range(60)]
     assert train["scenario"].to_list() == [n % 3 for n in range(60)]
-    # Vocabularies are sorted: category 0, 1, 2 and user field 121 0, 1, 2 get rows 1, 2, 3.
-    assert train["f206"].to_list() == [1 + n % 3 for n in range(60)]
-    assert train["f121"].to_list() == [1 + n % 6 // 2 for n in range(60)]
+    # Values are dealt out: category 0, 1, 2 and user field 121 0, 1, 2 get rows 1, 3, 2.
+    assert train["f206"].to_list() == [(1, 3, 2)[n % 3] for n in range(60)]
+    assert train["f121"].to_list() == [(1, 3, 2)[n % 6 // 2] for n in range(60)]
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -245,15 +245,20 @@ def _span(time: list[int] | None, unit: str | None) -> str:
     return " to ".join(days)
 
 
-def remarks(schema: Schema) -> list[str]:
-    """What was counted and is not zero: unknown ids, missing values, duplicates, empty texts."""
+def remarks(schema: Schema, of_tables: bool = True) -> list[str]:
+    """What was counted and is not zero: unknown ids, missing values, duplicates, empty texts.
+
+    Args:
+        schema: what has the counts.
+        of_tables: also unknown ids and collisions.
+    """
     counts = schema.counts
     found = []
-    for what in ("unknown", "missing"):
+    for what in ("unknown", "missing") if of_tables else ("missing",):
         for feature, splits in counts.get(what, {}).items():
             text = ", ".join(f"{n:,} in {split}" for split, n in splits.items())
             found.append(f"{feature}: {what} (row 0): {text}")
-    for feature, found_of in counts.get("collisions", {}).items():
+    for feature, found_of in counts.get("collisions", {}).items() if of_tables else ():
         values, shared = found_of["values"], found_of["shared"]
         found.append(
             f"{feature}: hashed; {shared:,} of {values:,} training values share all their rows "

@@ -20,6 +20,8 @@ from msrec.launch.storage import Index, read_index
 from msrec.tools.convert import remarks, summary_table
 
 LEVELS = ("user", "scenario", "item")
+SHOWN_RANKS = 8
+"""Of `data.balance.RANKS`, for a table of what rows each rank would hold."""
 
 
 def show(
@@ -150,18 +152,45 @@ def progress_table(log: Log) -> Table:
 def _show_dataset(schema: Schema, console: Console) -> None:
     if "rows" in schema.counts:
         console.print(summary_table(schema))
-    table = Table("table", "rows", "features", title=f"{schema.name}: embedding tables")
-    for name, rows in schema.tables.items():
-        table.add_row(
-            name, f"{rows:,}", ", ".join(f.name for f in schema.sparse if f.table == name)
-        )
-    console.print(table)
+    console.print(tables_table(schema))
     console.print(f"dense: {', '.join(schema.dense) or 'none'}", highlight=False)
     console.print(f"labels: {', '.join(schema.labels)}", highlight=False)
     for scenario in schema.scenarios:
         console.print(f"{scenario.name}: {scenario.description}", highlight=False)
-    for remark in remarks(schema):
+    for remark in remarks(schema, of_tables=False):
         console.print(f"  {remark}", highlight=False)
+
+
+def tables_table(schema: Schema) -> Table:
+    """Embedding tables: rows, unknown ids, collisions, and how even a split by rows would be."""
+    table = Table(title=f"{schema.name}: embedding tables")
+    for head in ("table", "features"):
+        table.add_column(head, overflow="fold")
+    hottest = f"hottest of {SHOWN_RANKS} ranks, by value"
+    unknown_head = f"unknown: {', '.join(SPLITS)}"
+    for head in ("rows", unknown_head, "values that share all rows", hottest, "as stored"):
+        table.add_column(head, justify="right")
+    counts = schema.counts
+    for name, rows in schema.tables.items():
+        features = [f.name for f in schema.sparse if f.table == name]
+        unknown = [
+            sum(counts.get("unknown", {}).get(f, {}).get(split, 0) for f in features)
+            for split in SPLITS
+        ]
+        shared = [c for f in features if (c := counts.get("collisions", {}).get(f))]
+        heats = [
+            h[str(SHOWN_RANKS)] for f in features if (h := counts.get("hottest_rank", {}).get(f))
+        ]
+        stored, by_value = (max((h[i] for h in heats if len(h) > i), default=None) for i in (0, 1))
+        table.add_row(
+            name,
+            ", ".join(features),
+            f"{rows:,}",
+            "  ".join(f"{n:,}" for n in unknown),
+            ", ".join(f"{c['shared']:,} of {c['values']:,}" for c in shared) or "-",
+            *("-" if h is None else f"{h:.2f}" for h in (by_value, stored)),
+        )
+    return table
 
 
 def _show_run(folder: Path, console: Console) -> None:
