@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from msrec.data.paths import AnyPath, is_remote
+from msrec.data.paths import AnyPath, is_remote, redacted
 
 
 def parquet_files(folder: AnyPath) -> list[AnyPath]:
@@ -23,12 +23,24 @@ def readable(path: AnyPath) -> Iterator[Any]:
     """What pyarrow and polars read `path` from.
 
     Of a remote one an open file without any cache: it gets what is asked for, and no more.
+
+    Raises:
+        OSError: it cannot be opened or read; a ConnectionError where the network is at fault.
     """
     if isinstance(path, Path):
         yield path
-    else:
+        return
+    try:
         with path.fs.open(path.path, "rb", cache_type="none") as file:
             yield file
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        if type(error).__module__ == "builtins":
+            raise
+        # Those of a provider's library: its requests failed, for good.
+        told = (redacted(str(error)).splitlines() or [""])[0]
+        raise ConnectionError(f"{type(error).__name__}: {told}") from error
 
 
 def parquet_metadata(path: AnyPath) -> pq.FileMetaData:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from botocore.exceptions import EndpointConnectionError
 from moto.server import ThreadedMotoServer
 from ranks import run_ranks
 from test_trainer import config_of, fit
@@ -26,6 +27,7 @@ from msrec.data.loader import Loader
 from msrec.data.paths import is_file, to_path
 from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
+from msrec.tools.experiment import load_sweep
 
 SECRET = "s3cr3t-0f-the-t3st"
 
@@ -140,14 +142,17 @@ def test_row_groups_are_asked_for_at_the_same_time(memory, monkeypatch):
     assert len(loader.files.take(np.array([0, groups[0]]))["user"]) == 2
 
 
-def test_a_network_that_fails_is_no_bad_row(memory, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [EndpointConnectionError(endpoint_url="http://host"), ConnectionResetError("reset")]
+)
+def test_a_network_that_fails_is_no_bad_row(memory, monkeypatch, error):
     loader = Loader(memory, "train", 96, prefetch=0, faults="skip")
 
-    def fail(*args):
-        raise ConnectionResetError("reset by peer")
+    def fail(*args, **options):
+        raise error
 
-    monkeypatch.setattr(parquet, "read_row_group", fail)
-    with pytest.raises(ValueError, match="row group 0 could not be read; reset by peer"):
+    monkeypatch.setattr(type(memory.fs), "open", fail)
+    with pytest.raises(ValueError, match="row group 0 could not be read; .*(http://host|reset)"):
         next(loader.batches())
     assert not loader.files.bad_rows.groups
 
@@ -181,6 +186,24 @@ def test_a_run_keeps_and_tells_nothing_of_the_environments_secrets(s3, local, tm
         assert SECRET.encode() not in file.read_bytes(), file
     for done in (trained, judged, report):
         assert SECRET not in done.stdout + done.stderr
+
+
+def test_a_url_with_a_key_is_refused_without_telling_it(tmp_path):
+    url = f"s3://someone:{SECRET}@apps/tiny"
+    (tmp_path / "conf.yaml").write_text(f"dataset: {url}\n")
+    (tmp_path / "sweep.yaml").write_text(f"datasets: {{tiny: [{{dataset: '{url}'}}]}}\n")
+    signed = f"https://host/tiny?X-Amz-Signature={SECRET}"
+    for refused in (
+        lambda: load_config(tmp_path / "conf.yaml"),
+        lambda: load_config(None, [f"dataset={url}"]),
+        lambda: load_config(None, ["dataset=data/app", f"llm.store={signed}"]),
+        lambda: load_config(None, [url]),
+        lambda: load_sweep(tmp_path / "sweep.yaml"),
+        lambda: to_path(signed),
+    ):
+        with pytest.raises(ValueError, match="a URL without credentials") as told:
+            refused()
+        assert SECRET not in str(told.value)
 
 
 def test_a_refused_key_is_one_sentence_without_it(s3):

@@ -275,6 +275,21 @@ def bench_checkpoint(
     bench(gib, out, repeats)
 
 
+@bench_app.command("scale")
+def bench_scale(
+    rows: Annotated[str, typer.Option(help="sizes of the simulated app")] = "1e6,1e7,1e8",
+    out: Annotated[Path, typer.Option(help="folder for the data; emptied")] = Path("runs/scale"),
+    layout_rows: Annotated[
+        int, typer.Option(min=0, help="rows to cut into files and row groups of many sizes")
+    ] = 10_000_000,
+) -> None:
+    """Rows a second and memory from a million rows to a hundred, however files are cut."""
+    from msrec.tools.bench_scale import bench_scale as bench
+    from msrec.tools.cli_convert import comma_list
+
+    bench([int(size) for size in comma_list("rows", rows, float)], out, layout_rows)
+
+
 @bench_app.command("speed")
 def bench_speed(
     dataset: Annotated[Path, typer.Argument(help="a dataset folder", parser=local_path)],

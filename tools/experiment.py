@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from msrec.data.paths import refuse_secrets
 from msrec.data.schema import Split
 from msrec.launch.config import RunConfig, load_config
 from msrec.tools.cells import Cell, cell_processes, load_cell, run_cell, run_msrec
@@ -103,7 +104,9 @@ def load_sweep(path: Path) -> Sweep:
     if not path.is_file():
         raise FileNotFoundError(f"the sweep {path} must exist; it does not.")
     try:
-        sweep = Sweep.model_validate(yaml.safe_load(path.read_text()))
+        tree = yaml.safe_load(path.read_text())
+        refuse_secrets(str(path), tree)
+        sweep = Sweep.model_validate(tree)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
     except ValidationError as error:

@@ -1,0 +1,179 @@
+"""Is memory flat and speed constant as a dataset grows, and however its files are cut?"""
+
+import multiprocessing
+import resource
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from msrec.data.loader import Loader
+from msrec.data.parts import PartWriter, arrow_schema
+from msrec.data.reading import parquet_files
+from msrec.data.schema import load_schema, save_schema
+from msrec.data.synthetic import TRUTH, synthesize
+from msrec.launch.process import quiet_libraries
+
+T = TypeVar("T")
+USERS, ITEMS = 100_000, 50_000
+MIN_ROWS = 1_000_000
+BATCH = 4096
+QUARTERS = 4
+SPARE = 1.25
+"""Of the disk that a dataset is expected to take."""
+
+
+class Layout(NamedTuple):
+    """How the rows of a split are cut."""
+
+    row_group_rows: int
+    file_rows: int
+
+
+class Reading(NamedTuple):
+    """A shuffled epoch, read by one rank."""
+
+    rows_per_s: list[float]
+    """Of each quarter of the epoch, in order."""
+    peak: int
+    """Bytes of memory, of the whole process."""
+
+
+def bench_scale(sizes: Sequence[int], out: Path, layout_rows: int) -> None:
+    """Stream the simulated app to disk at each size and read a shuffled epoch of it back.
+
+    Each step runs in a process of its own, whose largest memory is told. Sizes that the disk has no
+    room for are told with what they would take by the slope of the others.
+
+    Args:
+        sizes: rows, rising.
+        out: folder for the data; emptied first and after each size.
+        layout_rows: rows of the dataset that is cut in several ways; 0 leaves that out.
+
+    Raises:
+        ValueError: a size is too small for the app's users.
+    """
+    for rows in (*sizes, *([layout_rows] if layout_rows else [])):
+        if rows < MIN_ROWS:
+            raise ValueError(
+                f"a size must be {MIN_ROWS:,} rows or more, for the app has {USERS:,} users; got "
+                f"{rows:,}."
+            )
+    console = Console(width=120)
+    table = Table(title="the simulated app, streamed to disk and read back, shuffled")
+    heads = ("rows", "GB", "written, rows/s", "peak GiB", "read, rows/s", "by quarter", "peak GiB")
+    for head in heads:
+        table.add_column(head, justify="right")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    measured: dict[int, int] = {}
+    for rows in sorted(sizes):
+        expected = _by_slope(measured, rows)
+        free = shutil.disk_usage(out).free
+        if expected * SPARE > free:
+            told = f"not run: about {expected / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            table.add_row(f"{rows:,}", told)
+            continue
+        console.print(f"{rows:,} rows ...", highlight=False)
+        seconds, peak = _apart(_write, out / "app", rows)
+        size = sum(f.stat().st_size for f in (out / "app").rglob("*.parquet"))
+        measured[rows] = size
+        reading = _apart(_read, out / "app")
+        written = [f"{rows:,}", f"{size / 1e9:.2f}", f"{rows / seconds:,.0f}", _gib(peak)]
+        table.add_row(*written, *_cells(reading))
+        shutil.rmtree(out / "app")
+    console.print(table)
+    if layout_rows:
+        console.print(_layouts(out, layout_rows, console))
+    shutil.rmtree(out)
+
+
+def _layouts(out: Path, rows: int, console: Console) -> Table:
+    """The same rows cut into files and row groups of many sizes."""
+    layouts = {
+        "as written": None,
+        "1,000 files or more": Layout(rows // 1000, rows // 1000),
+        "one file": Layout(1 << 16, 1 << 40),
+        "row groups of 1,024": Layout(1 << 10, 1 << 22),
+        "row groups of 1,048,576": Layout(1 << 20, 1 << 22),
+    }
+    table = Table(title=f"{rows:,} rows, cut in other ways")
+    for head in ("", "files", "row groups", "read, rows/s", "by quarter", "peak GiB"):
+        table.add_column(head, justify="right" if head else "left")
+    console.print(f"{rows:,} rows, cut in {len(layouts)} ways ...", highlight=False)
+    _apart(_write, out / "app", rows)
+    for name, layout in layouts.items():
+        folder = out / "app" if layout is None else out / "cut"
+        if layout is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            _apart(_cut, out / "app", folder, layout)
+        files = parquet_files(folder / "train")
+        groups = sum(pq.read_metadata(file).num_row_groups for file in files)
+        table.add_row(name, f"{len(files):,}", f"{groups:,}", *_cells(_apart(_read, folder)))
+    return table
+
+
+def _write(out: Path, rows: int) -> tuple[float, int]:
+    """Seconds and peak memory."""
+    started = time.perf_counter()
+    synthesize(out, rows=rows, users=USERS, items=ITEMS)
+    return time.perf_counter() - started, _peak()
+
+
+def _read(dataset: Path) -> Reading:
+    loader = Loader(dataset, "train", BATCH)
+    edges = [len(loader) * quarter // QUARTERS for quarter in range(QUARTERS + 1)]
+    marks = [time.perf_counter()]
+    rows = 0
+    for number, batch in enumerate(loader.batches(), start=1):
+        rows += int(batch.weight.sum())
+        if number in edges:
+            marks.append(time.perf_counter())
+    assert rows == loader.files.num_rows, "every row is read once"
+    per_quarter = np.diff(edges) * BATCH / np.diff(marks)
+    return Reading(per_quarter.tolist(), _peak())
+
+
+def _cut(dataset: Path, out: Path, layout: Layout) -> None:
+    schema = load_schema(dataset)
+    target = arrow_schema(schema, extra=(TRUTH,))
+    with PartWriter(out / "train", target, *layout) as writer:
+        for file in parquet_files(dataset / "train"):
+            for batch in pq.ParquetFile(file).iter_batches(1 << 19):
+                writer.append(pa.Table.from_batches([batch]).cast(target))
+    save_schema(schema, out)
+
+
+def _apart(step: Callable[..., T], *args: Any) -> T:
+    """Run a step in a fresh process, so that its memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1, quiet_libraries) as pool:
+        return pool.apply(step, args)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _by_slope(measured: dict[int, int], rows: int) -> float:
+    """Bytes that a size will take; 60 a row where nothing is measured."""
+    if not measured:
+        return 60.0 * rows
+    largest = max(measured)
+    return measured[largest] / largest * rows
+
+
+def _cells(reading: Reading) -> list[str]:
+    whole = sum(1 / speed for speed in reading.rows_per_s)
+    quarters = "  ".join(f"{speed / 1e6:.2f} M" for speed in reading.rows_per_s)
+    return [f"{QUARTERS / whole:,.0f}", quarters, _gib(reading.peak)]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
