@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from msrec.data.files import write_text
 from msrec.data.paths import AnyPath, is_file, to_path
+from msrec.data.validation import first_fault
 
 SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
@@ -169,9 +170,7 @@ def load_schema(dataset: AnyPath | str) -> Schema:
     try:
         return Schema.model_validate(yaml.safe_load(path.read_text()))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ValueError(f"{path}: {where}: {first['msg']}") from None
+        raise ValueError(f"{path}: {first_fault(error)}.") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}") from None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader, eval_batch
-from msrec.launch.left_out import gather_bad_rows, keep_bad_rows
+from msrec.launch.left_out import keep_bad_rows
 from msrec.launch.predict import predict, truth_column
 from msrec.launch.predictions import load_predictions
 from msrec.launch.process import Process
@@ -53,11 +53,10 @@ def evaluate(
         extra=truth_column(config.dataset, split),
     )
     out = run_dir / "predictions" / split
-    predict(run.model, loader, schema, process, config.dataset, run.checkpoint, split, out)
-    groups = gather_bad_rows(loader.files.bad_rows)
+    bad = predict(run.model, loader, schema, process, config.dataset, run.checkpoint, split, out)
     if not process.is_main:
         return None
-    keep_bad_rows(groups, loader.files.bad_rows, run_dir, split)
+    keep_bad_rows(bad, loader.files.bad_rows, run_dir, split)
     predictions = load_predictions(out)
     bucket = buckets(predictions, config.dataset, schema, by, config.faults)
     slices = {"slices": sliced(predictions, predictions.score, bucket)}

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from rich.progress import track
 from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
-from msrec.data.bad_rows import count_reasons, count_rows
+from msrec.data.bad_rows import Groups, count_reasons, count_rows
 from msrec.data.loader import Loader
 from msrec.data.paths import AnyPath
 from msrec.data.reading import parquet_files, parquet_names, read_parquet
@@ -34,10 +34,13 @@ def predict(
     checkpoint: str,
     split: Split,
     out: Path,
-) -> Path:
+) -> Groups:
     """Write this rank's predictions; rank 0 then commits them all.
 
     Rows in = rows out, but for those that the run's `faults` leave out: the marker counts them.
+
+    Returns:
+        The rows left out, of all ranks.
 
     Raises:
         FileNotFoundError, ValueError: of the data.
@@ -78,7 +81,7 @@ def predict(
         )
         write_commit(out, commit)
     dist.barrier()
-    return out
+    return bad
 
 
 def truth_column(dataset: AnyPath, split: Split) -> list[str]:

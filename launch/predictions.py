@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrec.data.files import write_text
 from msrec.data.schema import Split
+from msrec.data.validation import first_fault
 
 COMMIT_FILE = "_COMMIT"
 INTEGERS = ("row_id", "scenario")
@@ -78,9 +79,7 @@ def load_commit(folder: Path) -> Commit:
     try:
         return Commit.model_validate_json(path.read_text())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ValueError(f"{path}: {where}: {first['msg']}.") from None
+        raise ValueError(f"{path}: {first_fault(error)}.") from None
 
 
 def load_predictions(folder: Path | str) -> Predictions:

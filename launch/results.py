@@ -9,6 +9,7 @@ from rich.table import Table
 
 from msrec.data.files import write_text
 from msrec.data.schema import Schema
+from msrec.data.validation import first_fault
 from msrec.launch.metrics import Metrics, ScenarioMetrics, exact_metrics
 from msrec.launch.predictions import Predictions, load_predictions
 from msrec.launch.ranking import Array
@@ -97,9 +98,7 @@ def load_results(folder: Path | str) -> Results:
     try:
         return Results.model_validate_json(path.read_text())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ValueError(f"{path}: {where}: {first['msg']}.") from None
+        raise ValueError(f"{path}: {first_fault(error)}.") from None
 
 
 def cell(value: float | int | None) -> str:

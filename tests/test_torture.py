@@ -22,7 +22,7 @@ def expected():
 
 
 def attempt(expected, started, last):
-    return Attempt(1, started, {step: expected[step] for step in range(started + 1, last + 1)})
+    return Attempt(started, {step: expected[step] for step in range(started + 1, last + 1)})
 
 
 def test_a_run_that_was_killed_and_resumed_lost_nothing(expected):

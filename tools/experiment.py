@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from msrec.data.paths import refuse_secrets
 from msrec.data.schema import Split
+from msrec.data.validation import first_fault
 from msrec.launch.config import RunConfig, load_config
 from msrec.tools.cells import Cell, cell_processes, load_cell, run_cell, run_msrec
 
@@ -110,9 +111,7 @@ def load_sweep(path: Path) -> Sweep:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ValueError(f"{path}: {where}: {first['msg']}.") from None
+        raise ValueError(f"{path}: {first_fault(error)}.") from None
     if isinstance(sweep.arms, list):
         for name in sweep.arms:
             if name not in ARMS:

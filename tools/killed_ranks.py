@@ -35,7 +35,6 @@ class Attempt:
     rows: step (from 1) -> row ids of the global batch, rank after rank; -1 is padding.
     """
 
-    world_size: int
     started: int
     rows: dict[int, Rows]
 
@@ -125,7 +124,7 @@ def run_ranks(
     steps = set.intersection(*({int(r[0]) for r in trace[1:]} for trace in traces))
     by_step = [{int(r[0]): r[1:] for r in trace[1:]} for trace in traces]
     rows = {step: np.concatenate([own[step] for own in by_step]) for step in sorted(steps)}
-    return Attempt(world_size, started, rows)
+    return Attempt(started, rows)
 
 
 def _rank(

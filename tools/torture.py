@@ -99,8 +99,6 @@ def torture(dataset: Path, out: Path, kills: int, ranks: Sequence[int], seed: in
             folder = out / name.replace(", ", "-").replace(" ", "-")
             config = _config(dataset, schema, folder, ranks, dropout)
             found.append(_kill(name, config, worlds, kills, seed, lambda: progress.advance(task)))
-            if found[0].lost:
-                break
     console.print(kills_table(found))
     faults = _faults(_config(dataset, schema, out / "faults", ranks, 0.2))
     console.print(faults_table(faults))

@@ -10,6 +10,8 @@ import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from msrec.data.validation import first_fault
+
 TEMPLATES_FILE = Path(__file__).with_name("templates.yaml")
 
 FIELDS = {
@@ -99,9 +101,7 @@ def load_template(name: str, file: Path = TEMPLATES_FILE) -> Template:
     try:
         return Template.model_validate(entries[name])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{file.name}: {name}.{where}: {first['msg']}") from None
+        raise ValueError(f"{file.name}: {name}.{first_fault(error)}.") from None
 
 
 def template_of(dataset: str, name: str = "auto", file: Path = TEMPLATES_FILE) -> str:

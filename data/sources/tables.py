@@ -11,6 +11,7 @@ from msrec.data.faults import refuse
 from msrec.data.raw import ID_FEATURES, Feature, RawTables, require_columns
 from msrec.data.schema import Scenario, TextFields
 from msrec.data.sources.guess import guess_features, guess_text
+from msrec.data.validation import first_fault
 
 MAPPING_FILE = "tables.yaml"
 Kind = Literal["sparse", "multi", "dense", "words"]
@@ -108,10 +109,9 @@ def _mapping(path: Path, must_exist: bool) -> TablesMapping:
     try:
         return TablesMapping.model_validate(yaml.safe_load(path.read_text()) or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
+        given = error.errors()[0]["input"]
         raise ValueError(
-            f"{path}: {where}: {first['msg']}; got {first['input']!r}. Known fields: "
+            f"{path}: {first_fault(error)}; got {given!r}. Known fields: "
             f"{', '.join(TablesMapping.model_fields)}."
         ) from None
     except yaml.YAMLError as error:
