@@ -165,7 +165,7 @@ def plan_model(
     spec = table_spec(config)
     fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
     sharding = (
-        load_plan(plan, model, process.world_size)
+        load_plan(plan, model, process.world_size, process.device.type)
         if plan is not None
         else make_plan(model, spec, process.device, process.local_world_size)
     )

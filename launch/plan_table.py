@@ -38,7 +38,7 @@ def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
             table.add_row(
                 name,
                 sharding.sharding_type,
-                _ranges(ranks),
+                ranges(ranks),
                 f"{rows:,}",
                 f"{dim}",
                 size(sum(by_rank)),
@@ -92,8 +92,8 @@ def _bytes_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
     return found
 
 
-def _ranges(ranks: list[int]) -> str:
-    """Consecutive ranks as a range."""
+def ranges(ranks: list[int]) -> str:
+    """Ranks as people read them: consecutive ones as a range."""
     first, last = min(ranks), max(ranks)
     if len(ranks) > 2 and sorted(ranks) == list(range(first, last + 1)):
         return f"{first}-{last}"

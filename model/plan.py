@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torchrec.distributed.types import (
+    CacheParams,
     EmbeddingModuleShardingPlan,
     EnumerableShardingSpec,
     ParameterSharding,
@@ -24,6 +25,7 @@ def plan_to_dict(plan: ShardingPlan, world_size: int) -> dict[str, Any]:
                 "sharding_type": sharding.sharding_type,
                 "compute_kernel": sharding.compute_kernel,
                 "ranks": list(sharding.ranks or []),
+                **_cached(sharding),
                 "shards": [
                     {
                         "offsets": list(piece.shard_offsets),
@@ -50,6 +52,7 @@ def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
                         sharding_type=entry["sharding_type"],
                         compute_kernel=entry["compute_kernel"],
                         ranks=entry["ranks"],
+                        cache_params=_cache(entry.get("load_factor")),
                         sharding_spec=_spec(entry["shards"]),
                     )
                     for table, entry in tables.items()
@@ -58,6 +61,16 @@ def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
             for path, tables in saved["modules"].items()
         }
     )
+
+
+def _cached(sharding: ParameterSharding) -> dict[str, float]:
+    """The share of a table in host memory that the accelerator caches, where there is one."""
+    params = sharding.cache_params
+    return {} if params is None else {"load_factor": params.load_factor}
+
+
+def _cache(load_factor: float | None) -> CacheParams | None:
+    return None if load_factor is None else CacheParams(load_factor=load_factor)
 
 
 def _spec(shards: list[dict[str, Any]]) -> EnumerableShardingSpec | None:
@@ -75,12 +88,13 @@ def _spec(shards: list[dict[str, Any]]) -> EnumerableShardingSpec | None:
     )
 
 
-def load_plan(path: Path, model: nn.Module, world_size: int) -> ShardingPlan:
-    """Read a plan and check that it is for this model and world size.
+def load_plan(path: Path, model: nn.Module, world_size: int, device: str) -> ShardingPlan:
+    """Read a plan and check that it is for this model, these ranks and this kind of device.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a plan, or is for another world size, other tables or other sizes.
+        ValueError: it is not a plan, or is for another world size, another kind of device, other
+            tables or other sizes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"plan={path} must name a file; there is none.")
@@ -94,6 +108,17 @@ def load_plan(path: Path, model: nn.Module, world_size: int) -> ShardingPlan:
         raise ValueError(
             f"{path} is a plan for {planned_world} ranks; this job has {world_size}. Plan again or "
             f"run on {planned_world} ranks."
+        )
+    placed = {
+        s["placement"].partition("/")[2].partition(":")[0]
+        for tables in saved["modules"].values()
+        for entry in tables.values()
+        for s in entry["shards"]
+    }
+    if placed - {device}:
+        raise ValueError(
+            f"{path} is a plan for {', '.join(sorted(placed))}; this job runs on {device}. Plan "
+            "again for it."
         )
     planned = {  # a replicated table's plan says nothing of its size
         table: [max(s["offsets"][d] + s["sizes"][d] for s in entry["shards"]) for d in (0, 1)]

@@ -320,6 +320,79 @@ def torture(
 
 
 @app.command()
+def plan(
+    source: Annotated[
+        Path, typer.Argument(help="a run's YAML file, or a list of tables: YAML or CSV")
+    ],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="ranks of a node")] = 8,
+    gpu: Annotated[
+        str, typer.Option(help="a100-40, a100-80, h100, h200, b200, l40s, cpu, or of --hardware")
+    ] = "h100",
+    hardware: Annotated[
+        Path | None, typer.Option(help="YAML of other accelerators, as tools/planner/hardware.yaml")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="rows of a step on one rank [default: the config's]")
+    ] = None,
+    optimizer: Annotated[
+        Literal["rowwise_adagrad", "adam"] | None, typer.Option(help="of the tables")
+    ] = None,
+    sharding: Annotated[
+        list[str] | None, typer.Option(help="allowed ways; may be repeated [default: all]")
+    ] = None,
+    cached: Annotated[
+        list[float] | None,
+        typer.Option(help="tables may lie in host memory, this share of them cached"),
+    ] = None,
+    budget_gib: Annotated[float | None, typer.Option(help="the most of a GPU")] = None,
+    dense_parameters: Annotated[
+        int, typer.Option(min=0, help="beside a list of tables, with Adam")
+    ] = 0,
+    min_gpus: Annotated[
+        bool, typer.Option("--min-gpus", help="find the fewest nodes that have room")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="what if: dim=128, item_id.precision=fp16, gpu=h200, nodes=2"),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="show each --set beside the plan as asked")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="for train plan=FILE")] = Path("plan.json"),
+) -> None:
+    """Where each table goes, whether it fits, what a step costs; no GPU, no memory for tables."""
+    from msrec.tools.planner.job import changed, plan_tables, request_of
+
+    request = request_of(
+        source,
+        overrides or [],
+        gpu=gpu,
+        hardware_file=hardware,
+        nodes=nodes,
+        per_node=gpus_per_node,
+        batch=batch,
+        optimizer=optimizer,
+        shardings=sharding or [],
+        load_factors=cached or [],
+        budget_gib=budget_gib,
+        dense_parameters=dense_parameters,
+    )
+    if not compare:
+        for change in set_ or []:
+            request = changed(request, change, hardware)
+    found = plan_tables(
+        request,
+        out,
+        min_gpus=min_gpus,
+        compare=(set_ or []) if compare else [],
+        hardware_file=hardware,
+    )
+    raise typer.Exit(0 if found.fits else 1)
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine and the torch / fbgemm / torchrec triple, with the mend for each fault."""
     from msrec.tools.doctor import doctor as examine

@@ -1,0 +1,243 @@
+"""`msrec plan`: tables and hardware in, a plan for people and for training out."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from msrec.data.files import write_text
+from msrec.launch.config import load_config
+from msrec.launch.plan_table import size
+from msrec.launch.process import quiet_libraries
+from msrec.tools.planner.hardware import load_hardware
+from msrec.tools.planner.model import MODULE, tables_and_dense
+from msrec.tools.planner.options import SPAN, Sharding
+from msrec.tools.planner.plan import GIB, Plan, Request, make_plan
+from msrec.tools.planner.tables import TableLoad, read_tables_file
+from msrec.tools.planner.tell import tell, verdict
+
+MOST_NODES = 4096
+TRAINED: tuple[Sharding, ...] = ("table_wise", "row_wise")
+"""What `msrec train` runs with."""
+CHANGES = ("rows", "dim", "pooling", "precision", "batch", "gpu", "nodes", "per_node", "optimizer")
+
+
+def plan_tables(
+    request: Request,
+    out: Path | None,
+    *,
+    min_gpus: bool = False,
+    compare: Sequence[str] = (),
+    hardware_file: Path | None = None,
+    console: Console | None = None,
+) -> Plan:
+    """Plan, print and write.
+
+    Args:
+        request: what to plan.
+        out: JSON file to write; None writes none. A plan that does not fit is not written.
+        min_gpus: first find the fewest nodes (of `request.per_node`) that have room.
+        compare: changes, such as dim=128 or gpu=h200, whose plans stand beside this one.
+        hardware_file: where a compared `gpu` is looked up.
+        console: where to print.
+
+    Raises:
+        ValueError: a change is not one, or no number of nodes has room.
+    """
+    console = console or Console()
+    quiet_libraries()
+    plan = fewest_nodes(request) if min_gpus else make_plan(request)
+    request = dataclasses.replace(request, nodes=plan.nodes)
+    others = [(change, changed(request, change, hardware_file)) for change in compare]
+    tell(plan, console)
+    if min_gpus:
+        console.print(
+            f"The fewest that have room: {plan.nodes} node{'s' * (plan.nodes > 1)} of "
+            f"{plan.per_node}.",
+            highlight=False,
+        )
+    if others:
+        plans = {"as asked": plan} | {name: make_plan(other) for name, other in others}
+        console.print(comparison(plans))
+    if out is not None and plan.fits:
+        write_text(out, plan.model_dump_json(indent=1) + "\n")
+        console.print(f"wrote {out}, plan {plan.hash[:12]}", highlight=False, soft_wrap=True)
+    return plan
+
+
+def fewest_nodes(request: Request) -> Plan:
+    """The plan on the fewest nodes that have room: doubling, then halving.
+
+    Raises:
+        ValueError: `MOST_NODES` have no room; says what is too much there.
+    """
+
+    def on(nodes: int) -> Plan:
+        return make_plan(dataclasses.replace(request, nodes=nodes))
+
+    nodes, found = 1, on(1)
+    while not found.fits:
+        if nodes >= MOST_NODES:
+            raise ValueError(
+                f"some number of nodes up to {MOST_NODES} must have room for the tables; none has. "
+                f"{next(verdict(found))}"
+            )
+        nodes *= 2
+        found = on(nodes)
+    low = nodes // 2
+    while nodes - low > 1:
+        middle = (low + nodes) // 2
+        tried = on(middle)
+        if tried.fits:
+            nodes, found = middle, tried
+        else:
+            low = middle
+    return found
+
+
+def comparison(plans: Mapping[str, Plan]) -> Table:
+    """Plans side by side."""
+    table = Table(title="what if (estimates)")
+    table.add_column("")
+    for name in plans:
+        table.add_column(name, justify="right", overflow="fold")
+    for head, cells in _lines(plans.values()):
+        table.add_row(head, *cells)
+    return table
+
+
+def _lines(plans: Any) -> Iterator[tuple[str, list[str]]]:
+    plans = list(plans)
+    yield "ranks", [f"{p.nodes} x {p.per_node} {p.hardware}" for p in plans]
+    yield "fits", ["yes" if p.fits else "no" for p in plans]
+    yield "tables, all ranks", [size(sum(t.weights + t.host for t in p.tables)) for p in plans]
+    yield "fullest rank", [size(p.ranks[p.fullest].total_memory) for p in plans]
+    yield "may be used", [size(p.capacity) for p in plans]
+    yield "step, ms", [f"{p.step_ms:.2f}" for p in plans]
+    yield "imbalance", [f"{p.imbalance:.2f}" for p in plans]
+    for sharding in get_args(Sharding):
+        counts = [sum(t.sharding == sharding for t in p.tables) for p in plans]
+        if any(counts):
+            yield sharding, [str(count) for count in counts]
+
+
+def changed(request: Request, change: str, hardware_file: Path | None) -> Request:
+    """A request with one thing, or several parted by commas, changed.
+
+    `dim=128` changes all tables, `item_id.dim=128` one.
+    """
+    for part in change.split(","):
+        key, equals, text = part.partition("=")
+        table, _, name = key.rpartition(".")
+        if not equals or name not in CHANGES:
+            raise ValueError(
+                f"a change must be one of {', '.join(f'{c}=...' for c in CHANGES)}; got {part!r}."
+            )
+        value = yaml.safe_load(text)
+        if name == "gpu":
+            given = str(value)
+            request = dataclasses.replace(
+                request, hardware=(given, load_hardware(given, hardware_file))
+            )
+        elif name in ("batch", "nodes", "per_node", "optimizer"):
+            request = dataclasses.replace(request, **{name: value})
+        else:
+            known = [each.name for each in request.tables]
+            if table and table not in known:
+                raise ValueError(f"a change must name one of the tables; got {table!r}.")
+            tables = [
+                TableLoad.model_validate(each.model_dump() | {name: value})
+                if table in ("", each.name)
+                else each
+                for each in request.tables
+            ]
+            request = dataclasses.replace(request, tables=tables)
+    return request
+
+
+def request_of(
+    source: Path,
+    overrides: Sequence[str],
+    *,
+    gpu: str,
+    hardware_file: Path | None,
+    nodes: int,
+    per_node: int,
+    batch: int | None,
+    optimizer: str | None,
+    shardings: Sequence[str],
+    load_factors: Sequence[float],
+    budget_gib: float | None,
+    dense_parameters: int,
+) -> Request:
+    """What the command line asks.
+
+    Args:
+        source: a run's config, or a list of tables (CSV, or YAML with `tables:` or a list).
+        overrides: of the config.
+        gpu: the accelerator.
+        hardware_file: where to look it up.
+        nodes: how many.
+        per_node: ranks of each.
+        batch: rows of a step on one rank; None is the config's share, or 4096.
+        optimizer: of the tables; None is the config's, or rowwise_adagrad.
+        shardings: allowed ways; empty is what msrec trains with, or all for a list of tables.
+        load_factors: of the cache of tables in host memory.
+        budget_gib: the most of an accelerator.
+        dense_parameters: beside a list of tables.
+
+    Raises:
+        FileNotFoundError, ValueError: of the files, or an argument is not known.
+    """
+    for sharding in shardings:
+        if sharding not in SPAN:
+            raise ValueError(f"a sharding must be one of {', '.join(SPAN)}; got {sharding!r}.")
+    for factor in load_factors:
+        if not 0 < factor < 1:
+            raise ValueError(f"a cached share must lie between 0 and 1; got {factor}.")
+    common = {
+        "hardware": (gpu, load_hardware(gpu, hardware_file)),
+        "nodes": nodes,
+        "per_node": per_node,
+        "load_factors": tuple(load_factors),
+        "budget": None if budget_gib is None else int(budget_gib * GIB),
+    }
+    if _is_config(source):
+        config = load_config(source, overrides)
+        share = batch or max(config.trainer.global_batch // (nodes * per_node), 1)
+        tables, dense = tables_and_dense(config, share)
+        return Request(
+            tables=tables,
+            batch=share,
+            module=MODULE,
+            optimizer=optimizer or config.embeddings.optimizer,
+            shardings=tuple(shardings) or TRAINED,  # type: ignore[arg-type]  # checked above
+            dense=dense,
+            **common,  # type: ignore[arg-type]
+        )
+    if overrides:
+        raise ValueError(f"{source} is a list of tables, which takes no overrides; use --set.")
+    weights = dense_parameters * 4
+    dense = {"dense parameters": weights, "their gradients": weights, "Adam's state": 2 * weights}
+    return Request(
+        tables=read_tables_file(source),
+        batch=batch or 4096,
+        optimizer=optimizer or "rowwise_adagrad",
+        shardings=tuple(shardings) or tuple(SPAN),  # type: ignore[arg-type]  # checked above
+        dense=dense if weights else {},
+        **common,  # type: ignore[arg-type]
+    )
+
+
+def _is_config(source: Path) -> bool:
+    if source.suffix == ".csv" or not source.is_file():
+        return False
+    try:
+        tree = yaml.safe_load(source.read_text())
+    except yaml.YAMLError:
+        return False  # whoever reads it says what is wrong
+    return isinstance(tree, dict) and "tables" not in tree

@@ -1,0 +1,128 @@
+"""What a run's config asks of memory: its tables, and on every rank its dense part."""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from msrec.data.batch import Batch
+from msrec.data.schema import load_schema
+from msrec.launch.build import Knowledge, build_loader, build_model
+from msrec.launch.config import RunConfig
+from msrec.launch.process import Process
+from msrec.model.ranker import RankerTrain
+from msrec.tools.planner.tables import TableLoad
+
+MODULE = "ranker.embeddings.ebc"
+FLOAT_BYTES = 4
+PROBES = (64, 192)
+"""Rows of two small batches, from which bytes a row are taken."""
+BATCHES_IN_FLIGHT = 3
+"""TorchRec's pipeline computes one batch, distributes the next, and copies a third."""
+KNOWLEDGE = ("user_meta", "item_meta", "scenario_meta", "user_feature", "item_feature", "match")
+
+
+def tables_and_dense(
+    config: RunConfig, batch: int, scale: float = 1.0
+) -> tuple[list[TableLoad], dict[str, int]]:
+    """The tables with the ids a row has in them, and bytes on every rank, line by line.
+
+    Two small batches of the data set pass through the dense part; what autograd keeps of them, and
+    what they take themselves, grows with their rows.
+
+    Args:
+        config: of the run; its data set and stores are there.
+        batch: rows of a step on one rank.
+        scale: of the tables' rows.
+
+    Raises:
+        FileNotFoundError, ValueError: of the data set, the store or the model.
+    """
+    schema = load_schema(config.dataset)
+    knowledge = Knowledge(config, schema)
+    model = build_model(config, schema, knowledge)
+    here = Process(0, 1, 1, torch.device("cpu"))
+    loader = build_loader(config, "train", here, knowledge, max(PROBES), shuffle=False)
+    rows = min(loader.files.num_rows, max(PROBES))
+    sizes = (max(rows * PROBES[0] // PROBES[1], 1), rows)
+    probes = [loader.batch_of(np.arange(size)) for size in sizes]
+    tables = _tables(model, probes[-1], scale)
+    activations = [_kept(model, probe) for probe in probes]
+    inputs = [_bytes(probe) for probe in probes]
+    knows = sum(
+        _parameters(part)
+        for name in KNOWLEDGE
+        if (part := getattr(model.ranker.over, name)) is not None
+    )
+    whole = _parameters(model.ranker.over)
+    return tables, {
+        "dense parameters": (whole - knows) * FLOAT_BYTES,
+        "networks that read the LLM": knows * FLOAT_BYTES,
+        "their gradients": whole * FLOAT_BYTES,
+        "Adam's state": 2 * whole * FLOAT_BYTES,
+        "activations": _at(batch, sizes, activations),
+        "batches in flight": BATCHES_IN_FLIGHT * _at(batch, sizes, inputs),
+    }
+
+
+def _tables(model: RankerTrain, probe: Batch, scale: float) -> list[TableLoad]:
+    rows = len(probe.label)
+    lengths = {key: float(probe.sparse[key].lengths().sum()) / rows for key in probe.sparse.keys()}
+    return [
+        TableLoad(
+            name=table.name,
+            rows=max(1, round(table.num_embeddings * scale)),
+            dim=table.embedding_dim,
+            features=len(table.feature_names),
+            pooling=max(sum(lengths[f] for f in table.feature_names) / len(table.feature_names), 1),
+        )
+        for table in model.ranker.embeddings.ebc.embedding_bag_configs()
+    ]
+
+
+def _kept(model: RankerTrain, batch: Batch) -> int:
+    """Bytes that autograd keeps of a forward pass of the dense part, parameters not counted."""
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in model.ranker.over.parameters()}
+    own |= {b.untyped_storage().data_ptr() for b in model.ranker.over.buffers()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    embeddings = model.ranker.embeddings
+    shape = (len(batch.label), len(embeddings.names), embeddings.dim)
+    vectors = torch.zeros(shape, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model.ranker.over(
+            vectors, batch.dense, batch.scenario, batch.weight, batch.of_user, batch.of_item
+        )
+        loss = model.loss(logits, batch.label, batch.weight, vectors)
+    del loss  # alive until here: a storage that is freed may give its address to another
+    return sum(kept.values())
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(_size(getattr(batch, field.name)) for field in fields(batch))
+
+
+def _size(part: Any) -> int:
+    if isinstance(part, torch.Tensor):
+        return part.untyped_storage().nbytes()
+    if isinstance(part, tuple):
+        return sum(_size(each) for each in part)
+    return _size(part.values()) + _size(part.lengths()) + _size(part.offsets())
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _at(batch: int, sizes: tuple[int, int], found: list[int]) -> int:
+    """The line through two sizes, at another."""
+    slope = (found[1] - found[0]) / max(sizes[1] - sizes[0], 1)
+    return int(max(found[1] + slope * (batch - sizes[1]), 0))

@@ -1,0 +1,113 @@
+"""Tables to plan for: from a run's config, or from a list of somebody else's model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from msrec.data.validation import first_fault
+from msrec.model.sharding import TableSpec, fuse_optimizer
+
+Precision = Literal["fp32", "fp16", "bf16"]
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
+
+
+class TableLoad(BaseModel):
+    """One embedding table and what a row of the batch asks of it.
+
+    Attributes:
+        rows, dim: of the table.
+        pooling: ids per row and feature, a mean; 1 for an id, the mean length of a list.
+        features: how many features look the table up, each with `pooling` ids.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    rows: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    pooling: float = Field(1.0, gt=0)
+    features: int = Field(1, ge=1)
+    precision: Precision = "fp32"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        return self.rows * self.dim * BYTES[self.precision]
+
+    @property
+    def lookups(self) -> float:
+        """Ids per row of the batch."""
+        return self.pooling * self.features
+
+
+def read_tables_file(path: Path) -> list[TableLoad]:
+    """Tables from YAML (a list, or `tables:` with one) or CSV with the same columns.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a table is wrong or there twice; names the file and the table.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"the list of tables {path} must exist; it does not.")
+    entries = _csv_entries(path) if path.suffix == ".csv" else _yaml_entries(path)
+    tables: list[TableLoad] = []
+    for number, entry in enumerate(entries, start=1):
+        name = entry.get("name", number) if isinstance(entry, dict) else number
+        try:
+            tables.append(TableLoad.model_validate(entry))
+        except ValidationError as error:
+            raise ValueError(f"{path}: table {name}: {first_fault(error)}.") from None
+    names = [table.name for table in tables]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not tables:
+        found = f"found twice: {twice[0]}" if twice else "found no table"
+        raise ValueError(f"{path} must hold tables of different names; {found}.")
+    return tables
+
+
+def _csv_entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        frame = pl.read_csv(path)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path} must be CSV; {str(error).splitlines()[0]}.") from None
+    return [{k: v for k, v in row.items() if v is not None} for row in frame.to_dicts()]
+
+
+def _yaml_entries(path: Path) -> list[Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
+    entries = tree.get("tables") if isinstance(tree, dict) else tree
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} must hold a list of tables, or `tables:` with one.")
+    return entries
+
+
+def meta_collection(tables: Sequence[TableLoad], optimizer: str) -> EmbeddingBagCollection:
+    """The tables without their memory, with the optimizer that the estimators count."""
+    collection = EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=table.name,
+                embedding_dim=table.dim,
+                num_embeddings=table.rows,
+                feature_names=[f"{table.name}.{number}" for number in range(table.features)],
+                pooling=PoolingType.SUM,
+                data_type=_TYPES[table.precision],
+            )
+            for table in tables
+        ],
+        device=torch.device("meta"),
+    )
+    spec = TableSpec(optimizer, lr=0.1, row_wise_from=1, sharding={})  # type: ignore[arg-type]
+    fuse_optimizer(collection, spec, torch.device("cuda"))
+    return collection

@@ -1,0 +1,140 @@
+"""A plan for the terminal: does it fit, what takes the time, why is each table where it is."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from msrec.launch.plan_table import ranges, size
+from msrec.tools.planner.plan import PARTS, Plan, TablePlan
+
+MOST_TABLES = 40
+"""Rows of the table of tables; the rest is summed up."""
+MOST_RANKS = 16
+CPU_OVERLAP = "as if nothing overlapped"
+
+
+def tell(plan: Plan, console: Console) -> None:
+    """Print all of it."""
+    console.print(tables_table(plan))
+    console.print(memory_table(plan))
+    console.print(ranks_table(plan))
+    for sentence in verdict(plan):
+        console.print(sentence, highlight=False, soft_wrap=True)
+
+
+def tables_table(plan: Plan) -> Table:
+    """Tables, the costliest first."""
+    where = f"{plan.nodes} x {plan.per_node} {plan.hardware}"
+    table = Table(title=f"{len(plan.tables)} tables on {where} (ms are estimates)")
+    for head in ("table", "sharding", "ranks"):
+        table.add_column(head, overflow="fold")
+    for head in ("rows", "dim", "size", "ms a shard", "next best way", "step then"):
+        table.add_column(head, justify="left" if head == "next best way" else "right")
+    ordered = sorted(plan.tables, key=lambda t: (-sum(t.ms.values()), t.name))
+    for each in ordered[:MOST_TABLES]:
+        then = "does not fit" if each.next_step_ms is None else f"{each.next_step_ms:.2f} ms"
+        table.add_row(
+            each.name,
+            way_of(each),
+            ranges(each.ranks),
+            f"{each.rows:,}",
+            str(each.dim),
+            size(each.weights + each.host),
+            f"{sum(each.ms.values()):.3f}",
+            each.next_way or "none",
+            then if each.next_way else "",
+        )
+    rest = ordered[MOST_TABLES:]
+    if rest:
+        table.add_section()
+        whole = sum(t.weights + t.host for t in rest)
+        rows = sum(t.rows for t in rest)
+        table.add_row(f"{len(rest)} more", "", "", f"{rows:,}", "", size(whole), "", "", "")
+    return table
+
+
+def memory_table(plan: Plan) -> Table:
+    """Bytes by what they are for, on the fullest rank and on the mean one."""
+    table = Table(title="memory of a rank (estimates but for weights and state)")
+    table.add_column("")
+    table.add_column(f"fullest, rank {plan.fullest}", justify="right")
+    table.add_column("mean", justify="right")
+    for line in plan.ranks[0].memory:
+        of_ranks = [rank.memory[line] for rank in plan.ranks]
+        table.add_row(line, size(of_ranks[plan.fullest]), size(float(np.mean(of_ranks))))
+    table.add_section()
+    totals = [rank.total_memory for rank in plan.ranks]
+    table.add_row("in all", size(max(totals)), size(float(np.mean(totals))))
+    table.add_row("may be used", size(plan.capacity), size(plan.capacity))
+    if any(rank.host for rank in plan.ranks):
+        hosts = [rank.host for rank in plan.ranks]
+        table.add_row("host memory", size(max(hosts)), size(float(np.mean(hosts))))
+        table.add_row("it has", size(plan.specification.host_memory), "")
+    return table
+
+
+def ranks_table(plan: Plan) -> Table:
+    """Estimated milliseconds of each rank; of many ranks the busiest and the idlest."""
+    order = sorted(range(plan.world_size), key=lambda r: -plan.ranks[r].total_ms)
+    shown = order if len(order) <= MOST_RANKS else [*order[: MOST_RANKS // 2], *order[-3:]]
+    title = "ms of a step, by rank" + ("" if shown is order else " (busiest and idlest)")
+    table = Table(title=title)
+    for head in ("rank", *(part.replace("_", " ") for part in PARTS), "in all", "memory"):
+        table.add_column(head, justify="right")
+    for rank in sorted(shown) if shown is order else shown:
+        load = plan.ranks[rank]
+        parts = [f"{load.ms[part]:.2f}" for part in PARTS]
+        table.add_row(str(rank), *parts, f"{load.total_ms:.2f}", size(load.total_memory))
+    return table
+
+
+def verdict(plan: Plan) -> Iterator[str]:
+    """Sentences: fits or not, and by what; the bottleneck; the imbalance."""
+    if plan.fits:
+        room = plan.capacity - plan.ranks[plan.fullest].total_memory
+        yield f"It fits: rank {plan.fullest} is the fullest and has {size(room)} left."
+    else:
+        yield from _misfit(plan)
+    busiest = plan.ranks[plan.busiest]
+    part = max(PARTS, key=lambda p: busiest.ms[p])
+    share = busiest.ms[part] / max(busiest.total_ms, 1e-12)
+    on_it = [t for t in plan.tables if plan.busiest in t.ranks]
+    costliest = max(on_it, key=lambda t: t.ms[part])
+    yield (
+        f"The step's tables take {plan.step_ms:.2f} ms (estimate, {CPU_OVERLAP}); rank "
+        f"{plan.busiest} is the busiest, {plan.imbalance:.2f} times the mean. The bottleneck is "
+        f"its {part.replace('_', ' ')} ({share:.0%}), to which table {costliest.name} adds most."
+    )
+
+
+def _misfit(plan: Plan) -> Iterator[str]:
+    full = plan.ranks[plan.fullest]
+    over = full.total_memory - plan.capacity
+    host_over = max(r.host for r in plan.ranks) - plan.specification.host_memory
+    largest = _largest(plan, plan.fullest)
+    names = ", ".join(f"{t.name} ({size(b)})" for t, b in largest)
+    if over > 0:
+        yield (
+            f"It does not fit: rank {plan.fullest} needs {size(full.total_memory)} and has "
+            f"{size(plan.capacity)}, {size(over)} too little. Largest there: {names}."
+        )
+    if host_over > 0:
+        yield f"It does not fit: a rank's host memory is {size(host_over)} too small."
+
+
+def _largest(plan: Plan, rank: int, count: int = 3) -> Sequence[tuple[TablePlan, float]]:
+    """Tables with the most bytes of weights and state on a rank."""
+    on_it = [
+        (t, (t.weights + t.state) / len(t.ranks) * t.ranks.count(rank))
+        for t in plan.tables
+        if rank in t.ranks
+    ]
+    return sorted(on_it, key=lambda pair: -pair[1])[:count]
+
+
+def way_of(table: TablePlan) -> str:
+    """Sharding, and the cached share where the table lies in host memory."""
+    cached = "" if table.load_factor is None else f", {table.load_factor:.0%} cached"
+    return f"{table.sharding}{cached}"
