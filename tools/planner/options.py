@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -39,7 +40,7 @@ class Cost:
     bwd_compute: float = 0.0
     bwd_comms: float = 0.0
 
-    @property
+    @cached_property
     def total(self) -> float:
         """Of all four; TorchRec adds them as if nothing overlapped."""
         return self.fwd_compute + self.fwd_comms + self.bwd_compute + self.bwd_comms
@@ -75,7 +76,7 @@ class Option:
         """Over what its shards lie."""
         return SPAN[self.sharding]
 
-    @property
+    @cached_property
     def memory(self) -> int:
         """Bytes that a shard takes on the accelerator, its buffers included.
 
@@ -98,6 +99,9 @@ class Estimator:
         sharder = EmbeddingBagCollectionSharder()
         key = sharder_name(sharder.module_type)
         self._sharders = build_sharder_data_map({key: sharder})
+        self._constraints: dict[str, ParameterConstraints] = {}
+        # One for all tables: each that is made writes the whole topology into a log.
+        self._perf = EmbeddingPerfEstimator(topology, self._constraints)
         self._alike: dict[tuple[object, ...], Option | None] = {}
 
     def option(
@@ -163,10 +167,8 @@ class Estimator:
             cache_params=None if load_factor is None else CacheParams(load_factor=load_factor),
             is_pooled=True,
         )
-        constraint = ParameterConstraints(pooling_factors=option.input_lengths)
-        EmbeddingPerfEstimator(self._topology, {table.name: constraint}).estimate(
-            [option], self._sharders
-        )
+        self._constraints[table.name] = ParameterConstraints(pooling_factors=option.input_lengths)
+        self._perf.estimate([option], self._sharders)
         perf = option.shards[0].perf
         assert perf is not None, "the estimator sets it"
         rows, columns = sizes[0]

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict
 
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.options import Estimator, Option, Sharding, options_of
-from msrec.tools.planner.solve import Placement, Space, place, solve
+from msrec.tools.planner.solve import Placement, Space, place, solve, work
 from msrec.tools.planner.tables import TableLoad, meta_collection
 
 GIB = 2**30
 FLOAT_BYTES = 4
+NEXT_TRIED = 2
+"""Other ways of a table, those of the least work, among which the next best is looked for."""
 PARTS = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
 
 
@@ -203,10 +205,10 @@ def _sorted(placement: Placement) -> list[tuple[str, Option]]:
 def _table(
     table: TableLoad, option: Option, placement: Placement, ways: Sequence[Option], space: Space
 ) -> TablePlan:
+    cheapest = sorted((w for w in ways if w is not option), key=lambda w: work(w, space))
     others = [
         (tried.order, way)
-        for way in ways
-        if way is not option
+        for way in cheapest[:NEXT_TRIED]
         for tried in [place(placement.chosen | {table.name: way}, space, placement.nudge)]
     ]
     order, way = min(others, key=lambda pair: pair[0], default=((0.0, 0.0), None))

@@ -125,18 +125,27 @@ class _Dealt:
     def begin(self) -> None:
         """After what lies on all ranks, before what is dealt out."""
         self._heap = [(value, rank) for rank, value in enumerate(self.ms.tolist())]
+        size = self._space.ranks_a_node
+        # The most that a rank of each node has; it only grows.
+        self._node_ms, self._node_memory, self._node_host = (
+            values[::size].copy() for values in (self.ms, self.memory, self.host)
+        )
 
     def take_node(self, option: Option) -> list[int]:
         """The node whose busiest rank has the least to do among those with room."""
         size = self._space.ranks_a_node
-        ms, memory, host = (v.reshape(-1, size).max(1) for v in (self.ms, self.memory, self.host))
+        memory, host = self._node_memory, self._node_host
         room = self._has_room(memory, host, option)
-        node = int(np.argmin(np.where(room, ms, np.inf) if room.any() else memory + host))
+        fullness = np.where(room, self._node_ms, np.inf) if room.any() else memory + host
+        node = int(np.argmin(fullness))
         first = node * size
         self.add(slice(first, first + size), option)
+        self._node_ms[node] += option.cost.total
+        memory[node] += option.memory
+        host[node] += option.host
         ranks = list(range(first, first + size))
-        for rank in ranks:
-            heapq.heappush(self._heap, (float(self.ms[rank]), rank))
+        for rank, value in zip(ranks, self.ms[first : first + size].tolist(), strict=True):
+            heapq.heappush(self._heap, (value, rank))
         return ranks
 
     def take_rank(self, option: Option) -> int:
@@ -154,6 +163,10 @@ class _Dealt:
         if found is None:
             found = int(np.argmin(self.memory + self.host))
         self.add(found, option)
+        node = found // self._space.ranks_a_node
+        self._node_ms[node] = max(self._node_ms[node], self.ms[found])
+        self._node_memory[node] = max(self._node_memory[node], self.memory[found])
+        self._node_host[node] = max(self._node_host[node], self.host[found])
         for entry in (*full, (float(self.ms[found]), found)):
             heapq.heappush(self._heap, entry)
         return found
@@ -233,7 +246,7 @@ def _starts(options: Mapping[str, Sequence[Option]], space: Space) -> Iterator[d
 
     A table is large if its values, placed on one rank, take more than a share of a rank.
     """
-    yield {t: min(ways, key=lambda o: _work(o, space)) for t, ways in options.items()}
+    yield {t: min(ways, key=lambda o: work(o, space)) for t, ways in options.items()}
     kinds = sorted({(o.sharding, o.kernel) for ways in options.values() for o in ways})
     size = {t: max(o.weights + o.state + o.host for o in ways) for t, ways in options.items()}
     for large in kinds:
@@ -243,11 +256,11 @@ def _starts(options: Mapping[str, Sequence[Option]], space: Space) -> Iterator[d
                 for table, ways in options.items():
                     kind = large if size[table] > share * space.memory else small
                     fitting = [o for o in ways if (o.sharding, o.kernel) == kind]
-                    start[table] = min(fitting or ways, key=lambda o: _work(o, space))
+                    start[table] = min(fitting or ways, key=lambda o: work(o, space))
                 yield start
 
 
-def _work(option: Option, space: Space) -> float:
+def work(option: Option, space: Space) -> float:
     """Milliseconds over all ranks."""
     shards = {"rank": option.pieces, "node": space.ranks_a_node, "all": space.ranks}
     return option.cost.total * shards[option.span]
