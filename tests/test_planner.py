@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -231,6 +232,23 @@ def test_what_does_not_fit_is_told_with_its_bytes_and_tables(tmp_path):
     told = console.export_text()
     assert "It does not fit: rank" in told
     assert "Largest there: history" in told
+
+
+def test_the_page_has_every_table_and_draws_what_the_plan_says(tmp_path):
+    page = tmp_path / "plan.html"
+    plan = plan_tables(request(), None, page, compare=["batch=64"], console=quiet)
+    text = page.read_text()
+    assert "<script src" not in text
+    for table in TABLES:
+        assert f"<td>{table.name}</td>" in text
+    drawn = json.loads(re.search(r"const figures = (\[.*?\]);\n", text, re.DOTALL)[1])
+    names = [trace["name"] for trace in drawn[1]["data"]]
+    assert sorted(names) == sorted(table.name for table in TABLES)
+    of_ranks = np.sum([trace["y"] for trace in drawn[1]["data"]], axis=0)
+    np.testing.assert_allclose(of_ranks, [rank.total_ms for rank in plan.ranks])
+    critical = drawn[2]["data"]
+    ends = max(b + x for t in critical for b, x in zip(t["base"], t["x"], strict=True))
+    assert ends == pytest.approx(plan.step_ms)
 
 
 def test_the_fewest_nodes_have_room_and_one_less_has_not():

@@ -361,6 +361,9 @@ def plan(
         bool, typer.Option("--compare", help="show each --set beside the plan as asked")
     ] = False,
     out: Annotated[Path, typer.Option(help="for train plan=FILE")] = Path("plan.json"),
+    page: Annotated[
+        Path | None, typer.Option(help="also write a page with pictures, which opens offline")
+    ] = None,
 ) -> None:
     """Where each table goes, whether it fits, what a step costs; no GPU, no memory for tables."""
     from msrec.tools.planner.job import changed, plan_tables, request_of
@@ -385,6 +388,7 @@ def plan(
     found = plan_tables(
         request,
         out,
+        page,
         min_gpus=min_gpus,
         compare=(set_ or []) if compare else [],
         hardware_file=hardware,

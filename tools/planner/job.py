@@ -16,6 +16,7 @@ from msrec.launch.process import quiet_libraries
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.model import MODULE, tables_and_dense
 from msrec.tools.planner.options import SPAN, Sharding
+from msrec.tools.planner.page import plan_page
 from msrec.tools.planner.plan import GIB, Plan, Request, make_plan
 from msrec.tools.planner.tables import TableLoad, read_tables_file
 from msrec.tools.planner.tell import tell, verdict
@@ -29,6 +30,7 @@ CHANGES = ("rows", "dim", "pooling", "precision", "batch", "gpu", "nodes", "per_
 def plan_tables(
     request: Request,
     out: Path | None,
+    page: Path | None = None,
     *,
     min_gpus: bool = False,
     compare: Sequence[str] = (),
@@ -40,6 +42,7 @@ def plan_tables(
     Args:
         request: what to plan.
         out: JSON file to write; None writes none. A plan that does not fit is not written.
+        page: HTML file to write, with pictures; None writes none.
         min_gpus: first find the fewest nodes (of `request.per_node`) that have room.
         compare: changes, such as dim=128 or gpu=h200, whose plans stand beside this one.
         hardware_file: where a compared `gpu` is looked up.
@@ -60,12 +63,15 @@ def plan_tables(
             f"{plan.per_node}.",
             highlight=False,
         )
-    if others:
-        plans = {"as asked": plan} | {name: make_plan(other) for name, other in others}
-        console.print(comparison(plans))
+    compared = {name: make_plan(other) for name, other in others}
+    if compared:
+        console.print(comparison({"as asked": plan} | compared))
     if out is not None and plan.fits:
         write_text(out, plan.model_dump_json(indent=1) + "\n")
         console.print(f"wrote {out}, plan {plan.hash[:12]}", highlight=False, soft_wrap=True)
+    if page is not None:
+        write_text(page, plan_page(plan, compared))
+        console.print(f"wrote {page}", highlight=False, soft_wrap=True)
     return plan
 
 

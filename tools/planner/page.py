@@ -1,0 +1,187 @@
+"""A plan as one self-contained page: what each rank holds and does, and what the step waits for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from msrec.launch.figures import GREY, PALETTE, Figure, figure
+from msrec.launch.plan_table import ranges, size
+from msrec.launch.report import render
+from msrec.tools.planner.plan import PARTS, Plan, TablePlan
+from msrec.tools.planner.tell import verdict, way_of
+
+NAMED = len(PALETTE) - 1
+"""Tables with a colour of their own; the others share one."""
+GIB = 2**30
+Floats = npt.NDArray[np.float64]
+
+
+def plan_page(plan: Plan, compared: Mapping[str, Plan]) -> str:
+    """The page.
+
+    Args:
+        plan: as asked.
+        compared: name -> other plans that stand beside it.
+    """
+    figures = [_memory(plan), _time(plan), _critical(plan)]
+    if compared:
+        figures += _beside({"as asked": plan} | dict(compared))
+    return render(
+        "msrec.tools.planner",
+        "plan.html",
+        figures=figures,
+        plan=plan,
+        verdict=list(verdict(plan)),
+        tiles=_tiles(plan),
+        rows=[_row(table) for table in _by_cost(plan)],
+    )
+
+
+def _tiles(plan: Plan) -> list[tuple[str, str]]:
+    full = plan.ranks[plan.fullest].total_memory
+    return [
+        ("yes" if plan.fits else "no", "does it fit?"),
+        (f"{plan.nodes} x {plan.per_node}", plan.hardware),
+        (size(full), f"fullest rank, of {size(plan.capacity)}"),
+        (f"{plan.step_ms:.2f} ms", "the tables' part of a step, estimated"),
+        (f"{plan.imbalance:.2f}", "busiest rank over the mean"),
+    ]
+
+
+def _row(table: TablePlan) -> dict[str, str]:
+    then = "does not fit" if table.next_step_ms is None else f"{table.next_step_ms:.2f} ms"
+    return {
+        "table": table.name,
+        "sharding": way_of(table),
+        "kernel": table.kernel,
+        "ranks": ranges(table.ranks),
+        "rows": f"{table.rows:,}",
+        "dim": str(table.dim),
+        "size": size(table.weights + table.host),
+        "ms": f"{_does(table):.3f}",
+        "next": f"{table.next_way}: {then}" if table.next_way else "none",
+    }
+
+
+def _by_cost(plan: Plan) -> list[TablePlan]:
+    return sorted(plan.tables, key=lambda table: (-_does(table), table.name))
+
+
+def _memory(plan: Plan) -> Figure:
+    traces = _stacked(plan, _held)
+    rest = [
+        line for line in plan.ranks[0].memory if line not in ("table weights", "optimizer state")
+    ]
+    beside = [sum(rank.memory[line] for line in rest) / GIB for rank in plan.ranks]
+    traces.append(_bar("all but tables", beside, GREY))
+    ends = [-0.5, plan.world_size - 0.5]
+    limit = {"type": "scatter", "mode": "lines", "x": ends, "y": [plan.capacity / GIB] * 2}
+    traces.append(limit | {"name": "may be used", "line": {"color": "#c0392b", "dash": "dash"}})
+    return _by_rank("Memory", "What each rank holds, by table.", traces, "GiB")
+
+
+def _time(plan: Plan) -> Figure:
+    traces = _stacked(plan, _does)
+    return _by_rank("Time", "What each rank does in a step, by table (estimates).", traces, "ms")
+
+
+def _critical(plan: Plan) -> Figure:
+    """The busiest rank's step as a row of bars, one part after the other."""
+    traces: list[dict[str, Any]] = []
+    starts = np.zeros(len(PARTS))
+    ends = np.cumsum([plan.ranks[plan.busiest].ms[part] for part in PARTS])
+    starts[1:] = ends[:-1]
+    for name, colour, tables in _groups(plan):
+        took = np.array([sum(t.ms[p] * t.ranks.count(plan.busiest) for t in tables) for p in PARTS])
+        traces.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": name,
+                "y": [part.replace("_", " ") for part in PARTS],
+                "x": took.tolist(),
+                "base": starts.tolist(),
+                "marker": {"color": colour},
+            }
+        )
+        starts = starts + took
+    caption = f"What the step waits for: rank {plan.busiest}, as if nothing overlapped (estimates)."
+    found = figure("Critical path", caption, traces, "ms", "")
+    found["layout"] |= {"barmode": "overlay"}
+    found["layout"]["yaxis"]["autorange"] = "reversed"
+    return found
+
+
+def _beside(plans: Mapping[str, Plan]) -> list[Figure]:
+    names = list(plans)
+    step = [plan.step_ms for plan in plans.values()]
+    full = [plan.ranks[plan.fullest].total_memory / GIB for plan in plans.values()]
+    limit = [plan.capacity / GIB for plan in plans.values()]
+    times = [
+        {"type": "bar", "x": names, "y": step, "marker": {"color": PALETTE[0]}, "name": "step"}
+    ]
+    memory = [
+        {"type": "bar", "x": names, "y": full, "marker": {"color": PALETTE[0]}, "name": "fullest"},
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": names,
+            "y": limit,
+            "name": "may be used",
+            "marker": {"symbol": "line-ew-open", "size": 34, "color": "#c0392b"},
+        },
+    ]
+    return [
+        figure("What if: time", "A step's tables, estimated.", times, "", "ms"),
+        figure("What if: memory", "The fullest rank, and what it may use.", memory, "", "GiB"),
+    ]
+
+
+def _groups(plan: Plan) -> list[tuple[str, str, Sequence[TablePlan]]]:
+    """Name, colour and tables, the same in every figure.
+
+    The costliest and the largest tables stand each for itself, all others together.
+    """
+    by_size = sorted(plan.tables, key=_held, reverse=True)
+    both = [table for pair in zip(_by_cost(plan), by_size, strict=True) for table in pair]
+    named = list({table.name: table for table in both}.values())[:NAMED]
+    found: list[tuple[str, str, Sequence[TablePlan]]] = [
+        (table.name, PALETTE[at], [table]) for at, table in enumerate(named)
+    ]
+    rest = [table for table in plan.tables if table not in named]
+    if rest:
+        found.append((f"{len(rest)} others", PALETTE[NAMED], rest))
+    return found
+
+
+def _held(table: TablePlan) -> float:
+    """GiB of weights and state on one of its ranks."""
+    return (table.weights + table.state) / len(table.ranks) / GIB
+
+
+def _does(table: TablePlan) -> float:
+    """Milliseconds of a shard."""
+    return sum(table.ms.values())
+
+
+def _stacked(plan: Plan, value: Callable[[TablePlan], float]) -> list[dict[str, Any]]:
+    traces = []
+    for name, colour, group in _groups(plan):
+        of_rank: Floats = np.zeros(plan.world_size)
+        for table in group:
+            np.add.at(of_rank, table.ranks, value(table))
+        traces.append(_bar(name, of_rank.tolist(), colour))
+    return traces
+
+
+def _bar(name: str, values: Sequence[float], colour: str) -> dict[str, Any]:
+    places = list(range(len(values)))
+    return {"type": "bar", "name": name, "x": places, "y": values, "marker": {"color": colour}}
+
+
+def _by_rank(name: str, caption: str, traces: list[dict[str, Any]], y: str) -> Figure:
+    found = figure(name, caption, traces, "rank", y)
+    found["layout"] |= {"barmode": "stack", "bargap": 0.1}
+    return found
