@@ -290,6 +290,16 @@ def bench_scale(
     bench([int(size) for size in comma_list("rows", rows, float)], out, layout_rows)
 
 
+@bench_app.command("planner")
+def bench_planner(
+    seconds: Annotated[int, typer.Option(min=10, help="for TorchRec, on each set")] = 600,
+) -> None:
+    """Our plans beside the best of TorchRec's proposers and partitioners, on five sets."""
+    from msrec.tools.bench_planner import bench_planner as bench
+
+    bench(seconds)
+
+
 @bench_app.command("speed")
 def bench_speed(
     dataset: Annotated[Path, typer.Argument(help="a dataset folder", parser=local_path)],
