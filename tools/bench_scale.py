@@ -99,7 +99,7 @@ def _layouts(out: Path, rows: int, console: Console) -> Table:
     """The same rows cut into files and row groups of many sizes."""
     layouts = {
         "as written": None,
-        "1,000 files or more": Layout(rows // 1000, rows // 1000),
+        "many small files": Layout(rows // 1000, rows // 1000),
         "one file": Layout(1 << 16, 1 << 40),
         "row groups of 1,024": Layout(1 << 10, 1 << 22),
         "row groups of 1,048,576": Layout(1 << 20, 1 << 22),
