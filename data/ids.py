@@ -67,8 +67,7 @@ class Vocabulary:
             >>> Vocabulary.fit(pl.Series(["d", "b", "c", "a"])).values.to_list()
             ['a', 'c', 'b', 'd']
         """
-        distinct = distinct_values(values).sort()
-        distinct = distinct.gather(spread(len(distinct)))
+        distinct = distinct_values(values)
         if known is not None and len(known):
             if not len(distinct):
                 return cls(known)
@@ -77,9 +76,10 @@ class Vocabulary:
                     f"a vocabulary must grow by values of its own type; column {values.name!r} was "
                     f"{known.dtype} and is {distinct.dtype} now. Cast it, or begin anew."
                 )
-            fresh = distinct.filter(~distinct.is_in(known.implode())).sort()
-            fresh = fresh.gather(spread(len(fresh)))
-            distinct = pl.concat([known.alias(distinct.name), fresh])
+            fresh = distinct.filter(~distinct.is_in(known.implode()))
+            distinct = pl.concat([known.alias(distinct.name), _dealt(fresh)])
+        else:
+            distinct = _dealt(distinct)
         if len(distinct) >= MAX_ROWS:
             raise ValueError(
                 f"a table must have fewer than {MAX_ROWS} rows for int32 ids; column "
@@ -118,6 +118,11 @@ class Vocabulary:
         return element.replace_strict(
             self.values, rows, default=UNKNOWN, return_dtype=pl.Int32
         ).fill_null(UNKNOWN)
+
+
+def _dealt(values: pl.Series) -> pl.Series:
+    """The values in an order of their own, whatever theirs was; see `spread`."""
+    return values.sort().gather(spread(len(values)))
 
 
 @dataclass(frozen=True)

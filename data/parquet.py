@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msrec.data.bad_rows import BAD, BadRow, BadRows, Policy, without
-from msrec.data.paths import AnyPath, is_remote, to_path
+from msrec.data.paths import AnyPath, first_line, is_remote, to_path
 from msrec.data.reading import parquet_files, parquet_metadata, read_row_group
 from msrec.data.schema import Schema, Split
 
@@ -135,7 +135,7 @@ class SplitFiles:
             metadata = parquet_metadata(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(
-                f"{path} must be a whole Parquet file; {_first_line(error)}. Convert it again."
+                f"{path} must be a whole Parquet file; {first_line(error)}. Convert it again."
             ) from None
         try:
             self._check_types(path, metadata.schema.to_arrow_schema())
@@ -198,10 +198,9 @@ class SplitFiles:
             network = isinstance(error, ConnectionError | TimeoutError)
             if network or not self.bad_rows.leaves_out:
                 raise ValueError(
-                    f"{group.path}: row group {group.index} could not be read; "
-                    f"{_first_line(error)}."
+                    f"{group.path}: row group {group.index} could not be read; {first_line(error)}."
                 ) from None
-            return self._nothing(group, _first_line(error))
+            return self._nothing(group, first_line(error))
         found = {
             name: self._checked(table.column(name).combine_chunks(), name, group)
             for name in self.columns
@@ -343,7 +342,3 @@ def _same_type(actual: pa.DataType, wanted: pa.DataType) -> bool:
         is_list = pa.types.is_list(actual) or pa.types.is_large_list(actual)
         return is_list and bool(actual.value_type == wanted.value_type)
     return bool(actual == wanted)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")

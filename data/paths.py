@@ -76,11 +76,15 @@ def is_file(path: AnyPath) -> bool:
     except FileNotFoundError:
         return False
     except Exception as error:  # noqa: BLE001 - each file system of fsspec has its own errors
-        told = (redacted(str(error)).splitlines() or [""])[0].rstrip(".")
         raise OSError(
-            f"{path} must be readable; {type(error).__name__}: {told}. Check the endpoint and the "
-            "credentials in the environment."
+            f"{path} must be readable; {type(error).__name__}: {first_line(error)}. Check the "
+            "endpoint and the credentials in the environment."
         ) from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, without secrets and without its stop."""
+    return (redacted(str(error)).splitlines() or [""])[0].rstrip(".")
 
 
 def redacted(text: str) -> str:

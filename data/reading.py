@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from msrec.data.paths import AnyPath, is_remote, redacted
+from msrec.data.paths import AnyPath, first_line, is_remote
 
 
 def parquet_files(folder: AnyPath) -> list[AnyPath]:
@@ -39,14 +39,18 @@ def readable(path: AnyPath) -> Iterator[Any]:
         if type(error).__module__ == "builtins":
             raise
         # Those of a provider's library: its requests failed, for good.
-        told = (redacted(str(error)).splitlines() or [""])[0]
-        raise ConnectionError(f"{type(error).__name__}: {told}") from error
+        raise ConnectionError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def parquet_metadata(path: AnyPath) -> pq.FileMetaData:
     """The footer of a Parquet file."""
     with readable(path) as file:
         return pq.read_metadata(file)
+
+
+def num_rows(folder: AnyPath) -> int:
+    """Rows of all Parquet files of a folder."""
+    return sum(parquet_metadata(path).num_rows for path in parquet_files(folder))
 
 
 def parquet_names(path: AnyPath) -> list[str]:
@@ -56,10 +60,10 @@ def parquet_names(path: AnyPath) -> list[str]:
         return names
 
 
-def read_parquet(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(path: AnyPath, columns: Sequence[str]) -> pa.Table:
     """Columns of a whole Parquet file."""
     with readable(path) as file:
-        return pq.read_table(file, columns=None if columns is None else list(columns))
+        return pq.read_table(file, columns=list(columns))
 
 
 def read_row_group(

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from msrec.data.files import write_text
 from msrec.data.paths import AnyPath, is_file, to_path
-from msrec.data.validation import first_fault
+from msrec.data.validation import first_fault, read_yaml
 
 SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
@@ -168,11 +168,9 @@ def load_schema(dataset: AnyPath | str) -> Schema:
             f"{path} must exist: a dataset folder is made by `msrec convert` or `msrec synthetic`."
         )
     try:
-        return Schema.model_validate(yaml.safe_load(path.read_text()))
+        return Schema.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ValueError(f"{path}: {first_fault(error)}.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}") from None
 
 
 def save_schema(schema: Schema, dataset: Path | str) -> Path:

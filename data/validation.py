@@ -1,6 +1,11 @@
-"""What pydantic finds wrong, as a sentence for the person who wrote the file."""
+"""What is wrong with a file, as a sentence for the person who wrote it."""
 
+from typing import Any
+
+import yaml
 from pydantic import ValidationError
+
+from msrec.data.paths import AnyPath
 
 
 def first_fault(error: ValidationError) -> str:
@@ -8,3 +13,16 @@ def first_fault(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "file"
     return f"{where}: {first['msg'].removeprefix('Value error, ').rstrip('.')}"
+
+
+def read_yaml(path: AnyPath) -> Any:
+    """Plain values; a tag that names a Python object is refused like any other mistake.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None

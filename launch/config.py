@@ -19,6 +19,7 @@ from pydantic import (
 
 from msrec.data.bad_rows import Policy
 from msrec.data.paths import AnyPath, local_path, refuse_secrets, to_path
+from msrec.data.validation import read_yaml
 from msrec.model.backbones import BACKBONES, backbone_options
 
 Part = Literal["tables", "meta", "backbone"]
@@ -319,10 +320,7 @@ def save_config(config: RunConfig, path: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"the config file {path} must exist; it does not.")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold keys and values; it holds {type(tree).__name__}.")
     return tree

@@ -5,7 +5,7 @@ from typing import Any
 from msrec.data.llm.encoder import Layer
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.paths import AnyPath
-from msrec.data.reading import parquet_files, parquet_metadata
+from msrec.data.reading import num_rows
 from msrec.data.schema import load_schema
 
 
@@ -24,7 +24,6 @@ def store_settings(
 ) -> dict[str, Any]:
     """What a config says of a store's vectors: how they are made, and of which training rows."""
     schema = load_schema(dataset)
-    files = parquet_files(dataset / "train")
     name = template_of(schema.name, template)
     found = load_template(name)
     return {
@@ -32,7 +31,7 @@ def store_settings(
         "split": schema.split.model_dump(mode="json"),
         "num_users": schema.num_users,
         "num_items": schema.num_items,
-        "train_rows": sum(parquet_metadata(file).num_rows for file in files),
+        "train_rows": num_rows(dataset / "train"),
         "model": model,
         "template": name,
         "template_version": found.version,

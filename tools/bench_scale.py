@@ -16,7 +16,7 @@ from rich.table import Table
 
 from msrec.data.loader import Loader
 from msrec.data.parts import PartWriter, arrow_schema
-from msrec.data.reading import parquet_files
+from msrec.data.reading import parquet_files, parquet_metadata
 from msrec.data.schema import load_schema, save_schema
 from msrec.data.synthetic import TRUTH, synthesize
 from msrec.launch.process import quiet_libraries
@@ -115,7 +115,7 @@ def _layouts(out: Path, rows: int, console: Console) -> Table:
             shutil.rmtree(folder, ignore_errors=True)
             _apart(_cut, out / "app", folder, layout)
         files = parquet_files(folder / "train")
-        groups = sum(pq.read_metadata(file).num_row_groups for file in files)
+        groups = sum(parquet_metadata(file).num_row_groups for file in files)
         table.add_row(name, f"{len(files):,}", f"{groups:,}", *_cells(_apart(_read, folder)))
     return table
 

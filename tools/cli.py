@@ -424,7 +424,7 @@ def main() -> None:
         else:
             traceback.print_exc()
         if (told := redacted(str(error))) != str(error):
-            error = type(error)(told)
+            error = ValueError(told)
         rank = os.environ.get("RANK")
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         _record(error)

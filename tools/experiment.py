@@ -6,14 +6,13 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from msrec.data.paths import refuse_secrets
 from msrec.data.schema import Split
-from msrec.data.validation import first_fault
+from msrec.data.validation import first_fault, read_yaml
 from msrec.launch.config import RunConfig, load_config
 from msrec.tools.cells import Cell, cell_processes, load_cell, run_cell, run_msrec
 
@@ -104,12 +103,10 @@ def load_sweep(path: Path) -> Sweep:
     """
     if not path.is_file():
         raise FileNotFoundError(f"the sweep {path} must exist; it does not.")
+    tree = read_yaml(path)
+    refuse_secrets(str(path), tree)
     try:
-        tree = yaml.safe_load(path.read_text())
-        refuse_secrets(str(path), tree)
         sweep = Sweep.model_validate(tree)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
     except ValidationError as error:
         raise ValueError(f"{path}: {first_fault(error)}.") from None
     if isinstance(sweep.arms, list):

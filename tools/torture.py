@@ -17,6 +17,7 @@ from rich.table import Table
 from msrec.data.bad_rows import Policy, count_rows
 from msrec.data.loader import Loader
 from msrec.data.order import GlobalOrder
+from msrec.data.reading import num_rows
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.checkpoint import COMMIT, Checkpoints
 from msrec.launch.config import RunConfig, load_config
@@ -137,7 +138,7 @@ def _config(
 ) -> RunConfig:
     """A small model with a table split by rows, some sixty steps an epoch."""
     multiple = int(np.lcm.reduce(list(ranks)))
-    rows = sum(pq.read_metadata(file).num_rows for file in (dataset / "train").glob("*.parquet"))
+    rows = num_rows(dataset / "train")
     batch = max(1, rows // STEPS // multiple) * multiple
     largest = max(schema.tables, key=lambda name: schema.tables[name])
     options = [

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrec.data.faults import refuse
 from msrec.data.raw import ID_FEATURES, Feature, RawTables, require_columns
 from msrec.data.schema import Scenario, TextFields
 from msrec.data.sources.guess import guess_features, guess_text
-from msrec.data.validation import first_fault
+from msrec.data.validation import first_fault, read_yaml
 
 MAPPING_FILE = "tables.yaml"
 Kind = Literal["sparse", "multi", "dense", "words"]
@@ -107,15 +106,13 @@ def _mapping(path: Path, must_exist: bool) -> TablesMapping:
             raise FileNotFoundError(f"{path} must exist: it is the mapping that was asked for.")
         return TablesMapping()
     try:
-        return TablesMapping.model_validate(yaml.safe_load(path.read_text()) or {})
+        return TablesMapping.model_validate(read_yaml(path) or {})
     except ValidationError as error:
         given = error.errors()[0]["input"]
         raise ValueError(
             f"{path}: {first_fault(error)}; got {given!r}. Known fields: "
             f"{', '.join(TablesMapping.model_fields)}."
         ) from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
 
 
 def _interaction_features(wanted: TablesMapping) -> list[Feature]:

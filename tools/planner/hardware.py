@@ -2,9 +2,8 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torchrec.distributed.planner.types import (
     HardwareConfig,
@@ -14,7 +13,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 
-from msrec.data.validation import first_fault
+from msrec.data.validation import first_fault, read_yaml
 
 HARDWARE_FILE = Path(__file__).with_name("hardware.yaml")
 GB_S = 1e6
@@ -87,10 +86,7 @@ def load_hardware(name: str, file: Path | None = None) -> Hardware:
     path = file or HARDWARE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"the hardware file {path} must exist; it does not.")
-    try:
-        entries: dict[str, Any] = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
+    entries = read_yaml(path)
     if not isinstance(entries, dict):
         raise ValueError(f"{path} must hold accelerators by name; it holds {entries!r:.40}.")
     if name not in entries:

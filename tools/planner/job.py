@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.data.files import write_text
+from msrec.data.validation import read_yaml
 from msrec.launch.config import load_config
 from msrec.launch.plan_table import size
 from msrec.launch.process import quiet_libraries
@@ -242,8 +243,5 @@ def request_of(
 def _is_config(source: Path) -> bool:
     if source.suffix == ".csv" or not source.is_file():
         return False
-    try:
-        tree = yaml.safe_load(source.read_text())
-    except yaml.YAMLError:
-        return False  # whoever reads it says what is wrong
+    tree = read_yaml(source)
     return isinstance(tree, dict) and "tables" not in tree

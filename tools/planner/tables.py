@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 import polars as pl
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.data.validation import first_fault
+from msrec.data.validation import first_fault, read_yaml
 from msrec.model.sharding import TableSpec, fuse_optimizer
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -82,10 +81,7 @@ def _csv_entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _yaml_entries(path: Path) -> list[Any]:
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None
+    tree = read_yaml(path)
     entries = tree.get("tables") if isinstance(tree, dict) else tree
     if not isinstance(entries, list):
         raise ValueError(f"{path} must hold a list of tables, or `tables:` with one.")
