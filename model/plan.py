@@ -1,7 +1,7 @@
 """A sharding plan as JSON: write it, read it, refuse one that was made for another job."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,52 @@ def plan_to_dict(plan: ShardingPlan, world_size: int) -> dict[str, Any]:
     """A plan as plain JSON values; a replicated (data-parallel) table has no shards."""
     modules = {
         path: {
-            table: {
-                "sharding_type": sharding.sharding_type,
-                "compute_kernel": sharding.compute_kernel,
-                "ranks": list(sharding.ranks or []),
-                **_cached(sharding),
-                "shards": [
-                    {
-                        "offsets": list(piece.shard_offsets),
-                        "sizes": list(piece.shard_sizes),
-                        "placement": str(piece.placement),
-                    }
+            table: table_entry(
+                sharding.sharding_type,
+                sharding.compute_kernel,
+                sharding.ranks or [],
+                None if sharding.cache_params is None else sharding.cache_params.load_factor,
+                [
+                    shard_entry(piece.shard_offsets, piece.shard_sizes, str(piece.placement))
                     for piece in getattr(sharding.sharding_spec, "shards", [])
                 ],
-            }
+            )
             for table, sharding in module.items()
         }
         for path, module in plan.plan.items()
     }
     return {"format": 1, "world_size": world_size, "modules": modules}
+
+
+def table_entry(
+    sharding_type: str,
+    kernel: str,
+    ranks: Sequence[int],
+    load_factor: float | None,
+    shards: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """A table in a plan's file.
+
+    Args:
+        sharding_type: as TorchRec names it.
+        kernel: as TorchRec names it.
+        ranks: of the shards, in order.
+        load_factor: the share of a table in host memory that the accelerator caches; None where it
+            does not lie there.
+        shards: by `shard_entry`; none of a replicated table.
+    """
+    return {
+        "sharding_type": sharding_type,
+        "compute_kernel": kernel,
+        "ranks": list(ranks),
+        "shards": shards,
+        **({} if load_factor is None else {"load_factor": load_factor}),
+    }
+
+
+def shard_entry(offsets: Sequence[int], sizes: Sequence[int], placement: str) -> dict[str, Any]:
+    """A shard in a plan's file: its first row and column, how many, and `rank:R/DEVICE`."""
+    return {"offsets": list(offsets), "sizes": list(sizes), "placement": placement}
 
 
 def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
@@ -61,12 +88,6 @@ def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
             for path, tables in saved["modules"].items()
         }
     )
-
-
-def _cached(sharding: ParameterSharding) -> dict[str, float]:
-    """The share of a table in host memory that the accelerator caches, where there is one."""
-    params = sharding.cache_params
-    return {} if params is None else {"load_factor": params.load_factor}
 
 
 def _cache(load_factor: float | None) -> CacheParams | None:
@@ -109,10 +130,10 @@ def load_plan(path: Path, model: nn.Module, world_size: int, device: str) -> Sha
             f"{path} is a plan for {planned_world} ranks; this job has {world_size}. Plan again or "
             f"run on {planned_world} ranks."
         )
+    entries = {t: entry for tables in saved["modules"].values() for t, entry in tables.items()}
     placed = {
         s["placement"].partition("/")[2].partition(":")[0]
-        for tables in saved["modules"].values()
-        for entry in tables.values()
+        for entry in entries.values()
         for s in entry["shards"]
     }
     if placed - {device}:
@@ -122,19 +143,17 @@ def load_plan(path: Path, model: nn.Module, world_size: int, device: str) -> Sha
         )
     planned = {  # a replicated table's plan says nothing of its size
         table: [max(s["offsets"][d] + s["sizes"][d] for s in entry["shards"]) for d in (0, 1)]
-        for tables in saved["modules"].values()
-        for table, entry in tables.items()
+        for table, entry in entries.items()
         if entry["shards"]
     }
-    named = {table for tables in saved["modules"].values() for table in tables}
     actual = {
         config.name: [config.num_embeddings, config.embedding_dim]
         for module in model.modules()
         if isinstance(module, EmbeddingBagCollection)
         for config in module.embedding_bag_configs()
     }
-    for table in sorted(named | actual.keys()):
-        is_replicated = table in named and table not in planned
+    for table in sorted(entries.keys() | actual.keys()):
+        is_replicated = table in entries and table not in planned
         if planned.get(table) != actual.get(table) and not (is_replicated and table in actual):
             raise ValueError(
                 f"{path}: table {table!r} is planned as {planned.get(table, 'absent')} (rows, "

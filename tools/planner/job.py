@@ -11,11 +11,11 @@ from rich.table import Table
 
 from msrec.data.files import write_text
 from msrec.data.validation import read_yaml
-from msrec.launch.config import load_config
-from msrec.launch.plan_table import size
+from msrec.launch.config import RunConfig, load_config
+from msrec.launch.plan_table import FLOAT_BYTES, size
 from msrec.launch.process import quiet_libraries
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.model import MODULE, tables_and_dense
+from msrec.tools.planner.model import MODULE, learned_lines, tables_and_dense
 from msrec.tools.planner.options import SPAN, Sharding
 from msrec.tools.planner.page import plan_page
 from msrec.tools.planner.plan import GIB, Plan, Request, make_plan
@@ -153,8 +153,7 @@ def changed(request: Request, change: str, hardware_file: Path | None) -> Reques
         elif name in ("batch", "nodes", "per_node", "optimizer"):
             request = dataclasses.replace(request, **{name: value})
         else:
-            known = [each.name for each in request.tables]
-            if table and table not in known:
+            if table and table not in {each.name for each in request.tables}:
                 raise ValueError(f"a change must name one of the tables; got {table!r}.")
             tables = [
                 TableLoad.model_validate(each.model_dump() | {name: value})
@@ -206,7 +205,7 @@ def request_of(
     for factor in load_factors:
         if not 0 < factor < 1:
             raise ValueError(f"a cached share must lie between 0 and 1; got {factor}.")
-    common = {
+    asked: dict[str, Any] = {
         "hardware": (gpu, load_hardware(gpu, hardware_file)),
         "nodes": nodes,
         "per_node": per_node,
@@ -216,28 +215,40 @@ def request_of(
     if _is_config(source):
         config = load_config(source, overrides)
         share = batch or max(config.trainer.global_batch // (nodes * per_node), 1)
-        tables, dense = tables_and_dense(config, share)
-        return Request(
-            tables=tables,
-            batch=share,
-            module=MODULE,
-            optimizer=optimizer or config.embeddings.optimizer,
-            shardings=tuple(shardings) or TRAINED,  # type: ignore[arg-type]  # checked above
-            dense=dense,
-            **common,  # type: ignore[arg-type]
-        )
-    if overrides:
+        found = _of_config(config, share)
+    elif overrides:
         raise ValueError(f"{source} is a list of tables, which takes no overrides; use --set.")
-    weights = dense_parameters * 4
-    dense = {"dense parameters": weights, "their gradients": weights, "Adam's state": 2 * weights}
-    return Request(
-        tables=read_tables_file(source),
-        batch=batch or 4096,
-        optimizer=optimizer or "rowwise_adagrad",
-        shardings=tuple(shardings) or tuple(SPAN),  # type: ignore[arg-type]  # checked above
-        dense=dense if weights else {},
-        **common,  # type: ignore[arg-type]
-    )
+    else:
+        found = _of_list(source, batch or 4096, dense_parameters)
+    if shardings:
+        asked["shardings"] = tuple(shardings)
+    if optimizer is not None:
+        asked["optimizer"] = optimizer
+    return Request(**(found | asked))
+
+
+def _of_config(config: RunConfig, batch: int) -> dict[str, Any]:
+    """What a run says of a `Request`."""
+    tables, dense = tables_and_dense(config, batch)
+    return {
+        "tables": tables,
+        "batch": batch,
+        "module": MODULE,
+        "optimizer": config.embeddings.optimizer,
+        "shardings": TRAINED,
+        "dense": dense,
+    }
+
+
+def _of_list(file: Path, batch: int, parameters: int) -> dict[str, Any]:
+    """What a list of tables says of a `Request`, and dense parameters beside it."""
+    dense = {"dense parameters": parameters * FLOAT_BYTES, **learned_lines(parameters)}
+    return {
+        "tables": read_tables_file(file),
+        "batch": batch,
+        "shardings": tuple(SPAN),
+        "dense": dense if parameters else {},
+    }
 
 
 def _is_config(source: Path) -> bool:

@@ -5,18 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from msrec.data.batch import Batch
 from msrec.data.schema import load_schema
 from msrec.launch.build import Knowledge, build_loader, build_model
 from msrec.launch.config import RunConfig
+from msrec.launch.plan_table import FLOAT_BYTES, dense_parameters
 from msrec.launch.process import Process
 from msrec.model.ranker import RankerTrain
 from msrec.tools.planner.tables import TableLoad
 
 MODULE = "ranker.embeddings.ebc"
-FLOAT_BYTES = 4
 PROBES = (64, 192)
 """Rows of two small batches, from which bytes a row are taken."""
 BATCHES_IN_FLIGHT = 3
@@ -24,9 +23,13 @@ BATCHES_IN_FLIGHT = 3
 KNOWLEDGE = ("user_meta", "item_meta", "scenario_meta", "user_feature", "item_feature", "match")
 
 
-def tables_and_dense(
-    config: RunConfig, batch: int, scale: float = 1.0
-) -> tuple[list[TableLoad], dict[str, int]]:
+def learned_lines(parameters: int) -> dict[str, int]:
+    """Bytes that training with Adam adds to dense parameters."""
+    size = parameters * FLOAT_BYTES
+    return {"their gradients": size, "Adam's state": 2 * size}
+
+
+def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], dict[str, int]]:
     """The tables with the ids a row has in them, and bytes on every rank, line by line.
 
     Two small batches of the data set pass through the dense part; what autograd keeps of them, and
@@ -35,7 +38,6 @@ def tables_and_dense(
     Args:
         config: of the run; its data set and stores are there.
         batch: rows of a step on one rank.
-        scale: of the tables' rows.
 
     Raises:
         FileNotFoundError, ValueError: of the data set, the store or the model.
@@ -48,32 +50,31 @@ def tables_and_dense(
     rows = min(loader.files.num_rows, max(PROBES))
     sizes = (max(rows * PROBES[0] // PROBES[1], 1), rows)
     probes = [loader.batch_of(np.arange(size)) for size in sizes]
-    tables = _tables(model, probes[-1], scale)
+    tables = _tables(model, probes[-1])
     activations = [_kept(model, probe) for probe in probes]
     inputs = [_bytes(probe) for probe in probes]
     knows = sum(
-        _parameters(part)
+        dense_parameters(part)
         for name in KNOWLEDGE
         if (part := getattr(model.ranker.over, name)) is not None
     )
-    whole = _parameters(model.ranker.over)
+    whole = dense_parameters(model)
     return tables, {
         "dense parameters": (whole - knows) * FLOAT_BYTES,
         "networks that read the LLM": knows * FLOAT_BYTES,
-        "their gradients": whole * FLOAT_BYTES,
-        "Adam's state": 2 * whole * FLOAT_BYTES,
+        **learned_lines(whole),
         "activations": _at(batch, sizes, activations),
         "batches in flight": BATCHES_IN_FLIGHT * _at(batch, sizes, inputs),
     }
 
 
-def _tables(model: RankerTrain, probe: Batch, scale: float) -> list[TableLoad]:
+def _tables(model: RankerTrain, probe: Batch) -> list[TableLoad]:
     rows = len(probe.label)
     lengths = {key: float(probe.sparse[key].lengths().sum()) / rows for key in probe.sparse.keys()}
     return [
         TableLoad(
             name=table.name,
-            rows=max(1, round(table.num_embeddings * scale)),
+            rows=table.num_embeddings,
             dim=table.embedding_dim,
             features=len(table.feature_names),
             pooling=max(sum(lengths[f] for f in table.feature_names) / len(table.feature_names), 1),
@@ -116,10 +117,6 @@ def _size(part: Any) -> int:
     if isinstance(part, tuple):
         return sum(_size(each) for each in part)
     return _size(part.values()) + _size(part.lengths()) + _size(part.offsets())
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _at(batch: int, sizes: tuple[int, int], found: list[int]) -> int:

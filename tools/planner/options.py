@@ -1,7 +1,7 @@
 """The ways to place a table, and what a shard of each costs by TorchRec's estimators."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -85,6 +85,12 @@ class Option:
         return self.weights + self.state + self.inputs + 2 * self.outputs
 
 
+def way_name(sharding: Sharding, load_factor: float | None) -> str:
+    """A way as people read it, with the cached share where the table lies in host memory."""
+    cached = "" if load_factor is None else f", {load_factor:.0%} cached"
+    return f"{sharding}{cached}"
+
+
 class Estimator:
     """Options of tables on a topology, the same for all tables that are alike.
 
@@ -129,8 +135,7 @@ class Estimator:
         found = self._alike[alike]
         if found is None or found.table == table.name:
             return found
-        values = {name: getattr(found, name) for name in Option.__dataclass_fields__}
-        return Option(**(values | {"table": table.name}))
+        return replace(found, table=table.name)
 
     def _estimate(
         self,
@@ -196,10 +201,10 @@ class Estimator:
         # Row-wise Adagrad keeps one number a row, Adam two for each value.
         state = rows * 4 * (1 if self._optimizer == "rowwise_adagrad" else 2 * columns)
         ids = self._batch * world * table.lookups
-        divided = {"row_wise": world, "table_row_wise": local}.get(sharding, 1)
+        parts = {"row_wise": world, "table_row_wise": local, "data_parallel": world}
         of_ranks = 1 if sharding == "data_parallel" else world
         outputs = self._batch * of_ranks * table.features * columns * 4
-        inputs = ID_BYTES * ids / divided if sharding != "data_parallel" else ID_BYTES * ids / world
+        inputs = ID_BYTES * ids / parts.get(sharding, 1)
         host = 0
         if cached is not None:
             # FBGEMM keeps 4 bytes a row and 16 a cache slot to know what is cached.

@@ -9,12 +9,11 @@ import numpy.typing as npt
 from msrec.launch.figures import GREY, PALETTE, Figure, figure
 from msrec.launch.plan_table import ranges, size
 from msrec.launch.report import render
-from msrec.tools.planner.plan import PARTS, Plan, TablePlan
-from msrec.tools.planner.tell import verdict, way_of
+from msrec.tools.planner.plan import GIB, PARTS, Plan, TablePlan
+from msrec.tools.planner.tell import verdict
 
 NAMED = len(PALETTE) - 1
 """Tables with a colour of their own; the others share one."""
-GIB = 2**30
 Floats = npt.NDArray[np.float64]
 
 
@@ -35,7 +34,7 @@ def plan_page(plan: Plan, compared: Mapping[str, Plan]) -> str:
         plan=plan,
         verdict=list(verdict(plan)),
         tiles=_tiles(plan),
-        rows=[_row(table) for table in _by_cost(plan)],
+        rows=[_row(table) for table in plan.by_cost],
     )
 
 
@@ -51,26 +50,21 @@ def _tiles(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _row(table: TablePlan) -> dict[str, str]:
-    then = "does not fit" if table.next_step_ms is None else f"{table.next_step_ms:.2f} ms"
     return {
         "table": table.name,
-        "sharding": way_of(table),
+        "sharding": table.way,
         "kernel": table.kernel,
         "ranks": ranges(table.ranks),
         "rows": f"{table.rows:,}",
         "dim": str(table.dim),
         "size": size(table.weights + table.host),
-        "ms": f"{_does(table):.3f}",
-        "next": f"{table.next_way}: {then}" if table.next_way else "none",
+        "ms": f"{table.total_ms:.3f}",
+        "next": f"{table.next_way}: {table.step_then}" if table.next_way else "none",
     }
 
 
-def _by_cost(plan: Plan) -> list[TablePlan]:
-    return sorted(plan.tables, key=lambda table: (-_does(table), table.name))
-
-
 def _memory(plan: Plan) -> Figure:
-    traces = _stacked(plan, _held)
+    traces = _stacked(plan, lambda table: table.held / GIB)
     rest = [
         line for line in plan.ranks[0].memory if line not in ("table weights", "optimizer state")
     ]
@@ -83,7 +77,7 @@ def _memory(plan: Plan) -> Figure:
 
 
 def _time(plan: Plan) -> Figure:
-    traces = _stacked(plan, _does)
+    traces = _stacked(plan, lambda table: table.total_ms)
     return _by_rank("Time", "What each rank does in a step, by table (estimates).", traces, "ms")
 
 
@@ -144,8 +138,8 @@ def _groups(plan: Plan) -> list[tuple[str, str, Sequence[TablePlan]]]:
 
     The costliest and the largest tables stand each for itself, all others together.
     """
-    by_size = sorted(plan.tables, key=_held, reverse=True)
-    both = [table for pair in zip(_by_cost(plan), by_size, strict=True) for table in pair]
+    by_size = sorted(plan.tables, key=lambda table: table.held, reverse=True)
+    both = [table for pair in zip(plan.by_cost, by_size, strict=True) for table in pair]
     named = list({table.name: table for table in both}.values())[:NAMED]
     found: list[tuple[str, str, Sequence[TablePlan]]] = [
         (table.name, PALETTE[at], [table]) for at, table in enumerate(named)
@@ -154,16 +148,6 @@ def _groups(plan: Plan) -> list[tuple[str, str, Sequence[TablePlan]]]:
     if rest:
         found.append((f"{len(rest)} others", PALETTE[NAMED], rest))
     return found
-
-
-def _held(table: TablePlan) -> float:
-    """GiB of weights and state on one of its ranks."""
-    return (table.weights + table.state) / len(table.ranks) / GIB
-
-
-def _does(table: TablePlan) -> float:
-    """Milliseconds of a shard."""
-    return sum(table.ms.values())
 
 
 def _stacked(plan: Plan, value: Callable[[TablePlan], float]) -> list[dict[str, Any]]:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from msrec.model.plan import shard_entry, table_entry
 from msrec.tools.planner.hardware import Hardware
-from msrec.tools.planner.options import Estimator, Option, Sharding, options_of
+from msrec.tools.planner.options import Estimator, Option, Sharding, options_of, way_name
 from msrec.tools.planner.solve import Placement, Space, place, solve, work
 from msrec.tools.planner.tables import TableLoad, meta_collection
 
 GIB = 2**30
-FLOAT_BYTES = 4
 NEXT_TRIED = 2
 """Other ways of a table, those of the least work, among which the next best is looked for."""
 PARTS = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
@@ -47,6 +47,28 @@ class TablePlan(_Part):
     ms: dict[str, float]
     next_way: str | None
     next_step_ms: float | None
+
+    @property
+    def total_ms(self) -> float:
+        """Of a shard, as if nothing overlapped."""
+        return sum(self.ms.values())
+
+    @property
+    def held(self) -> float:
+        """Bytes of weights and state of a shard, a mean."""
+        return (self.weights + self.state) / len(self.ranks)
+
+    @property
+    def way(self) -> str:
+        """How it is placed, for people."""
+        return way_name(self.sharding, self.load_factor)
+
+    @property
+    def step_then(self) -> str:
+        """What the next best way comes to, for people; empty where there is none."""
+        if self.next_way is None:
+            return ""
+        return "does not fit" if self.next_step_ms is None else f"{self.next_step_ms:.2f} ms"
 
 
 class RankLoad(_Part):
@@ -102,6 +124,11 @@ class Plan(_Part):
     def fullest(self) -> int:
         """The rank with the most memory in use."""
         return int(np.argmax([rank.total_memory for rank in self.ranks]))
+
+    @property
+    def by_cost(self) -> list[TablePlan]:
+        """Tables, the costliest first."""
+        return sorted(self.tables, key=lambda table: (-table.total_ms, table.name))
 
     @property
     def imbalance(self) -> float:
@@ -178,8 +205,9 @@ def make_plan(request: Request) -> Plan:
     )
     placement = solve(options, space)
     by_name = {table.name: table for table in request.tables}
+    chosen = sorted(placement.chosen.items())
     modules = {
-        request.module: {t: _entry(o, placement, by_name, request) for t, o in _sorted(placement)}
+        request.module: {t: _entry(by_name[t], o, placement.ranks[t], request) for t, o in chosen}
     }
     return Plan(
         world_size=world_size,
@@ -192,26 +220,21 @@ def make_plan(request: Request) -> Plan:
         batch=request.batch,
         optimizer=request.optimizer,
         capacity=request.capacity,
-        tables=[_table(by_name[t], o, placement, options[t], space) for t, o in _sorted(placement)],
+        tables=[_table(by_name[t], o, placement, options[t], space) for t, o in chosen],
         ranks=_ranks(placement, request),
         fits=not placement.missing,
     )
-
-
-def _sorted(placement: Placement) -> list[tuple[str, Option]]:
-    return sorted(placement.chosen.items())
 
 
 def _table(
     table: TableLoad, option: Option, placement: Placement, ways: Sequence[Option], space: Space
 ) -> TablePlan:
     cheapest = sorted((w for w in ways if w is not option), key=lambda w: work(w, space))
-    others = [
-        (tried.order, way)
+    tried = [
+        (place(placement.chosen | {table.name: way}, space, placement.nudge).order, way)
         for way in cheapest[:NEXT_TRIED]
-        for tried in [place(placement.chosen | {table.name: way}, space, placement.nudge)]
     ]
-    order, way = min(others, key=lambda pair: pair[0], default=((0.0, 0.0), None))
+    order, way = min(tried, key=lambda pair: pair[0], default=((0.0, 0.0), None))
     shards = len(placement.ranks[table.name])
     whole = table.num_bytes * (space.ranks if option.sharding == "data_parallel" else 1)
     return TablePlan(
@@ -226,14 +249,9 @@ def _table(
         state=option.state * shards,
         host=option.host * shards,
         ms={part: getattr(option.cost, part) for part in PARTS},
-        next_way=None if way is None else _way(way),
+        next_way=None if way is None else way_name(way.sharding, way.load_factor),
         next_step_ms=None if way is None or order[0] else order[1],
     )
-
-
-def _way(option: Option) -> str:
-    cached = "" if option.load_factor is None else f", {option.load_factor:.0%} cached"
-    return f"{option.sharding}{cached}"
 
 
 def _ranks(placement: Placement, request: Request) -> list[RankLoad]:
@@ -256,34 +274,19 @@ def _ranks(placement: Placement, request: Request) -> list[RankLoad]:
 
 
 def _entry(
-    option: Option, placement: Placement, tables: Mapping[str, TableLoad], request: Request
+    table: TableLoad, option: Option, ranks: Sequence[int], request: Request
 ) -> dict[str, Any]:
     """A table's entry in the format of `msrec.model.plan`."""
-    table, ranks = tables[option.table], placement.ranks[option.table]
     device = request.hardware[1].device
-    shards = []
     rows, columns = option.shape
-    for place_, rank in enumerate(ranks if option.sharding != "data_parallel" else []):
-        first = (place_ * rows, 0) if option.span != "rank" else (0, place_ * columns)
-        size = (
-            max(0, min(rows, table.rows - first[0])),
-            max(0, min(columns, table.dim - first[1])),
-        )
+    shards = []
+    for number, rank in enumerate(ranks if option.sharding != "data_parallel" else []):
+        row, column = (0, number * columns) if option.span == "rank" else (number * rows, 0)
+        row = min(row, table.rows)  # the last shards of a table may be empty
+        sizes = [min(rows, table.rows - row), min(columns, table.dim - column)]
         local = f"cuda:{rank % request.per_node}" if device == "cuda" else "cpu"
-        shards.append(
-            {
-                "offsets": [min(first[0], table.rows), first[1]],
-                "sizes": list(size),
-                "placement": f"rank:{rank}/{local}",
-            }
-        )
-    return {
-        "sharding_type": option.sharding,
-        "compute_kernel": option.kernel,
-        "ranks": ranks,
-        "shards": shards,
-        **({} if option.load_factor is None else {"load_factor": option.load_factor}),
-    }
+        shards.append(shard_entry([row, column], sizes, f"rank:{rank}/{local}"))
+    return table_entry(option.sharding, option.kernel, ranks, option.load_factor, shards)
 
 
 def _hash(request: Request, modules: Mapping[str, Any]) -> str:

@@ -88,13 +88,9 @@ def place(
         nudge: table -> factor of its cost, for the order alone.
     """
     nudge = nudge or {}
-    dealt = _Dealt(space)
-    ranks: dict[str, list[int]] = {}
-    for option in chosen.values():
-        if option.span == "all":
-            ranks[option.table] = list(range(space.ranks))
-            dealt.add(slice(None), option)
-    dealt.begin()
+    everywhere = [option for option in chosen.values() if option.span == "all"]
+    dealt = _Dealt(space, everywhere)
+    ranks = {option.table: list(range(space.ranks)) for option in everywhere}
     rest = [option for option in chosen.values() if option.span != "all"]
     rest.sort(key=lambda o: (-o.cost.total * nudge.get(o.table, 1.0), -o.memory, o.table))
     for option in rest:
@@ -109,27 +105,30 @@ def place(
 
 
 class _Dealt:
-    """What each rank has so far, and who has the least to do."""
+    """What each rank has so far, and who has the least to do.
 
-    def __init__(self, space: Space) -> None:
+    Args:
+        space: what the ranks have.
+        everywhere: tables with a shard on each rank, which are there before others are dealt out.
+    """
+
+    def __init__(self, space: Space, everywhere: Sequence[Option]) -> None:
         self.ms, self.memory, self.host = (np.zeros(space.ranks) for _ in range(3))
         self._space = space
-        self._heap: list[tuple[float, int]] = []
-
-    def add(self, ranks: slice | int, option: Option) -> None:
-        """A shard for each of these ranks."""
-        self.ms[ranks] += option.cost.total
-        self.memory[ranks] += option.memory
-        self.host[ranks] += option.host
-
-    def begin(self) -> None:
-        """After what lies on all ranks, before what is dealt out."""
+        for option in everywhere:
+            self._add(slice(None), option)
         self._heap = [(value, rank) for rank, value in enumerate(self.ms.tolist())]
-        size = self._space.ranks_a_node
+        size = space.ranks_a_node
         # The most that a rank of each node has; it only grows.
         self._node_ms, self._node_memory, self._node_host = (
             values[::size].copy() for values in (self.ms, self.memory, self.host)
         )
+
+    def _add(self, ranks: slice | int, option: Option) -> None:
+        """A shard for each of these ranks."""
+        self.ms[ranks] += option.cost.total
+        self.memory[ranks] += option.memory
+        self.host[ranks] += option.host
 
     def take_node(self, option: Option) -> list[int]:
         """The node whose busiest rank has the least to do among those with room."""
@@ -139,7 +138,7 @@ class _Dealt:
         fullness = np.where(room, self._node_ms, np.inf) if room.any() else memory + host
         node = int(np.argmin(fullness))
         first = node * size
-        self.add(slice(first, first + size), option)
+        self._add(slice(first, first + size), option)
         self._node_ms[node] += option.cost.total
         memory[node] += option.memory
         host[node] += option.host
@@ -162,7 +161,7 @@ class _Dealt:
                 full.append((value, rank))
         if found is None:
             found = int(np.argmin(self.memory + self.host))
-        self.add(found, option)
+        self._add(found, option)
         node = found // self._space.ranks_a_node
         self._node_ms[node] = max(self._node_ms[node], self.ms[found])
         self._node_memory[node] = max(self._node_memory[node], self.memory[found])
@@ -246,18 +245,21 @@ def _starts(options: Mapping[str, Sequence[Option]], space: Space) -> Iterator[d
 
     A table is large if its values, placed on one rank, take more than a share of a rank.
     """
-    yield {t: min(ways, key=lambda o: work(o, space)) for t, ways in options.items()}
-    kinds = sorted({(o.sharding, o.kernel) for ways in options.values() for o in ways})
+    # A table's ways from much work to little, so that the last one of a kind is its cheapest.
+    ordered = {t: sorted(w, key=lambda o: work(o, space))[::-1] for t, w in options.items()}
+    cheapest = {t: ways[-1] for t, ways in ordered.items()}
+    of_kind = {t: {(o.sharding, o.kernel): o for o in ways} for t, ways in ordered.items()}
+    yield dict(cheapest)
+    kinds = sorted({kind for ways in of_kind.values() for kind in ways})
     size = {t: max(o.weights + o.state + o.host for o in ways) for t, ways in options.items()}
     for large in kinds:
         for small in kinds:
             for share in SHARES if small != large else (0.0,):
-                start = {}
-                for table, ways in options.items():
-                    kind = large if size[table] > share * space.memory else small
-                    fitting = [o for o in ways if (o.sharding, o.kernel) == kind]
-                    start[table] = min(fitting or ways, key=lambda o: work(o, space))
-                yield start
+                limit = share * space.memory
+                yield {
+                    table: ways.get(large if size[table] > limit else small, cheapest[table])
+                    for table, ways in of_kind.items()
+                }
 
 
 def work(option: Option, space: Space) -> float:

@@ -12,7 +12,6 @@ from msrec.tools.planner.plan import PARTS, Plan, TablePlan
 MOST_TABLES = 40
 """Rows of the table of tables; the rest is summed up."""
 MOST_RANKS = 16
-CPU_OVERLAP = "as if nothing overlapped"
 
 
 def tell(plan: Plan, console: Console) -> None:
@@ -32,19 +31,18 @@ def tables_table(plan: Plan) -> Table:
         table.add_column(head, overflow="fold")
     for head in ("rows", "dim", "size", "ms a shard", "next best way", "step then"):
         table.add_column(head, justify="left" if head == "next best way" else "right")
-    ordered = sorted(plan.tables, key=lambda t: (-sum(t.ms.values()), t.name))
+    ordered = plan.by_cost
     for each in ordered[:MOST_TABLES]:
-        then = "does not fit" if each.next_step_ms is None else f"{each.next_step_ms:.2f} ms"
         table.add_row(
             each.name,
-            way_of(each),
+            each.way,
             ranges(each.ranks),
             f"{each.rows:,}",
             str(each.dim),
             size(each.weights + each.host),
-            f"{sum(each.ms.values()):.3f}",
+            f"{each.total_ms:.3f}",
             each.next_way or "none",
-            then if each.next_way else "",
+            each.step_then,
         )
     rest = ordered[MOST_TABLES:]
     if rest:
@@ -78,12 +76,16 @@ def memory_table(plan: Plan) -> Table:
 def ranks_table(plan: Plan) -> Table:
     """Estimated milliseconds of each rank; of many ranks the busiest and the idlest."""
     order = sorted(range(plan.world_size), key=lambda r: -plan.ranks[r].total_ms)
-    shown = order if len(order) <= MOST_RANKS else [*order[: MOST_RANKS // 2], *order[-3:]]
-    title = "ms of a step, by rank" + ("" if shown is order else " (busiest and idlest)")
+    title = "ms of a step, by rank"
+    if len(order) <= MOST_RANKS:
+        shown = sorted(order)
+    else:
+        shown = [*order[: MOST_RANKS // 2], *order[-3:]]
+        title += " (busiest and idlest)"
     table = Table(title=title)
     for head in ("rank", *(part.replace("_", " ") for part in PARTS), "in all", "memory"):
         table.add_column(head, justify="right")
-    for rank in sorted(shown) if shown is order else shown:
+    for rank in shown:
         load = plan.ranks[rank]
         parts = [f"{load.ms[part]:.2f}" for part in PARTS]
         table.add_row(str(rank), *parts, f"{load.total_ms:.2f}", size(load.total_memory))
@@ -103,7 +105,7 @@ def verdict(plan: Plan) -> Iterator[str]:
     on_it = [t for t in plan.tables if plan.busiest in t.ranks]
     costliest = max(on_it, key=lambda t: t.ms[part])
     yield (
-        f"The step's tables take {plan.step_ms:.2f} ms (estimate, {CPU_OVERLAP}); rank "
+        f"The step's tables take {plan.step_ms:.2f} ms (estimate, as if nothing overlapped); rank "
         f"{plan.busiest} is the busiest, {plan.imbalance:.2f} times the mean. The bottleneck is "
         f"its {part.replace('_', ' ')} ({share:.0%}), to which table {costliest.name} adds most."
     )
@@ -126,15 +128,5 @@ def _misfit(plan: Plan) -> Iterator[str]:
 
 def _largest(plan: Plan, rank: int, count: int = 3) -> Sequence[tuple[TablePlan, float]]:
     """Tables with the most bytes of weights and state on a rank."""
-    on_it = [
-        (t, (t.weights + t.state) / len(t.ranks) * t.ranks.count(rank))
-        for t in plan.tables
-        if rank in t.ranks
-    ]
+    on_it = [(t, t.held * t.ranks.count(rank)) for t in plan.tables if rank in t.ranks]
     return sorted(on_it, key=lambda pair: -pair[1])[:count]
-
-
-def way_of(table: TablePlan) -> str:
-    """Sharding, and the cached share where the table lies in host memory."""
-    cached = "" if table.load_factor is None else f", {table.load_factor:.0%} cached"
-    return f"{table.sharding}{cached}"
