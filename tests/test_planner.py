@@ -280,6 +280,23 @@ def test_what_if_changes_one_table_all_of_them_or_the_machine():
     assert weights[1] == pytest.approx(weights[0] / 2, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("dim=0", "dim=0: dim: Input should be greater than 0."),
+        ("item.precision=fp8", "item.precision=fp8: precision: Input should be 'fp32'"),
+        ("batch=many", "batch=many: batch must be a whole number of 1 or more."),
+        ("nodes=0", "nodes=0: nodes must be a whole number of 1 or more."),
+        ("optimizer=sgd", "optimizer=sgd: the optimizer must be one of rowwise_adagrad, adam."),
+        ("shop.dim=8", "a change must name one of the tables; got 'shop'."),
+    ],
+)
+def test_a_change_that_cannot_be_is_one_sentence(change, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
+        changed(request(), change, None)
+    assert type(refused.value) is ValueError
+
+
 # Files and mistakes --------------------------------------------------------------------------
 
 LISTED = "- {name: a, rows: 10, dim: 8}\n- {name: b, rows: 20, dim: 4, pooling: 2.5}\n"

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from msrec.data.files import write_text
-from msrec.data.validation import read_yaml
+from msrec.data.validation import first_fault, read_yaml
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.plan_table import FLOAT_BYTES, size
 from msrec.launch.process import quiet_libraries
+from msrec.model.sharding import TableOptimizer
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.model import MODULE, learned_lines, tables_and_dense
 from msrec.tools.planner.options import SPAN, Sharding
@@ -150,17 +152,27 @@ def changed(request: Request, change: str, hardware_file: Path | None) -> Reques
             request = dataclasses.replace(
                 request, hardware=(given, load_hardware(given, hardware_file))
             )
-        elif name in ("batch", "nodes", "per_node", "optimizer"):
+        elif name == "optimizer":
+            if value not in get_args(TableOptimizer):
+                known = ", ".join(get_args(TableOptimizer))
+                raise ValueError(f"{part}: the optimizer must be one of {known}.")
+            request = dataclasses.replace(request, optimizer=value)
+        elif name in ("batch", "nodes", "per_node"):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{part}: {name} must be a whole number of 1 or more.")
             request = dataclasses.replace(request, **{name: value})
         else:
             if table and table not in {each.name for each in request.tables}:
                 raise ValueError(f"a change must name one of the tables; got {table!r}.")
-            tables = [
-                TableLoad.model_validate(each.model_dump() | {name: value})
-                if table in ("", each.name)
-                else each
-                for each in request.tables
-            ]
+            try:
+                tables = [
+                    TableLoad.model_validate(each.model_dump() | {name: value})
+                    if table in ("", each.name)
+                    else each
+                    for each in request.tables
+                ]
+            except ValidationError as error:
+                raise ValueError(f"{part}: {first_fault(error)}.") from None
             request = dataclasses.replace(request, tables=tables)
     return request
 
