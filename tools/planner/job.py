@@ -160,7 +160,8 @@ def changed(request: Request, change: str, hardware_file: Path | None) -> Reques
         elif name in ("batch", "nodes", "per_node"):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{part}: {name} must be a whole number of 1 or more.")
-            request = dataclasses.replace(request, **{name: value})
+            counts: dict[str, Any] = {name: value}
+            request = dataclasses.replace(request, **counts)
         else:
             if table and table not in {each.name for each in request.tables}:
                 raise ValueError(f"a change must name one of the tables; got {table!r}.")
