@@ -4,7 +4,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -25,30 +24,6 @@ class Vectors(Protocol):
     def gather(self, ids: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """(U,) indices -> vectors (U, H), float, and (U,) float32, 0 where there is none."""
         ...
-
-
-def own_ids(schema: Schema, columns: Columns) -> Columns:
-    """The ids of a scenario's own copy of each table: id + scenario * rows of the table.
-
-    Args:
-        schema: of the files, tables in their size there.
-        columns: of some rows, as `SplitFiles.take` gives them.
-
-    Returns:
-        All columns, those of sparse features shifted; int32.
-    """
-    scenario, own = columns["scenario"].astype(np.int32), dict(columns)
-    for feature in schema.sparse:
-        shift = scenario * np.int32(schema.tables[feature.table])
-        column = columns[feature.name]
-        if not feature.multi:
-            own[feature.name] = column + shift
-            continue
-        offsets = column.offsets.to_numpy()
-        values = column.values.to_numpy()[offsets[0] : offsets[-1]]
-        shifted = values + np.repeat(shift, np.diff(offsets))
-        own[feature.name] = pa.ListArray.from_arrays(offsets - offsets[0], shifted)
-    return own
 
 
 def known(ids: npt.NDArray[np.int64], vectors: Vectors | None) -> Known:

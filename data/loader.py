@@ -9,12 +9,13 @@ import numpy.typing as npt
 
 from msrec.data.bad_rows import BAD, Policy
 from msrec.data.batch import Batch
-from msrec.data.collate import Vectors, Window, own_ids
+from msrec.data.collate import Vectors, Window
 from msrec.data.interactions import Interactions
 from msrec.data.order import GlobalOrder
 from msrec.data.parquet import Columns, SplitFiles
 from msrec.data.paths import AnyPath
 from msrec.data.schema import Split, load_schema
+from msrec.data.table_ids import own_ids, scaled_ids
 from msrec.data.unknown import UnknownIds
 
 
@@ -34,6 +35,7 @@ class Loader:
             them out.
         prefetch: batches made ahead; 0 makes them in the caller's thread.
         per_scenario: ids name rows of a copy of the tables for each scenario, see `own_ids`.
+        scale: of the tables' rows, see `scaled_ids`.
         history: gives each batch the training rows of its distinct users and items.
         unknown: ids that are changed to row 0.
         num_labels: labels to read, the first ones; None reads all, as a history needs.
@@ -60,6 +62,7 @@ class Loader:
         of_item: Vectors | None = None,
         prefetch: int = 8,
         per_scenario: bool = False,
+        scale: float = 1.0,
         history: Interactions | None = None,
         unknown: UnknownIds | None = None,
         num_labels: int | None = None,
@@ -74,6 +77,7 @@ class Loader:
         self._of_user, self._of_item = of_user, of_item
         self._prefetch = prefetch
         self._per_scenario = per_scenario
+        self._scaled = self.schema.scaled(scale)
         self._history, self._is_train = history, split == "train"
         self._unknown = unknown
 
@@ -95,8 +99,10 @@ class Loader:
             rows = np.where(columns[BAD].reshape(rows.shape), -1, rows)
         if self._unknown is not None:
             columns = self._unknown.apply(columns, rows.reshape(-1), epoch, self._is_train)
+        if self._scaled is not self.schema:
+            columns = scaled_ids(self.schema, self._scaled, columns)
         if self._per_scenario:
-            columns = own_ids(self.schema, columns)
+            columns = own_ids(self._scaled, columns)
         knowledge = (self._of_user, self._of_item)
         return Window(self.schema, rows, columns, *knowledge, self._history, self._is_train)
 

@@ -27,6 +27,8 @@ SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
 Protocol = Literal["scenario-wise", "temporal", "per-user-last"]
 SCHEMA_FILE = "dataset.yaml"
+LEAST_ROWS = 1000
+"""That a table keeps when it is scaled down, if it has them."""
 
 
 class _Part(BaseModel):
@@ -136,7 +138,7 @@ class Schema(_Part):
         ]
 
     def per_scenario(self) -> "Schema":
-        """The same with a copy of every table for each scenario, as `data.collate.own_ids` reads.
+        """The same with a copy of every table for each scenario, see `data.table_ids.own_ids`.
 
         Raises:
             ValueError: a table gets more rows than int32 ids can name.
@@ -148,6 +150,19 @@ class Schema(_Part):
                     f"a table must have fewer than {2**31} rows; {name} has {rows} with one copy "
                     f"for each of {self.num_scenarios} scenarios. Share the tables instead."
                 )
+        return self.model_copy(update={"tables": tables})
+
+    def scaled(self, scale: float) -> "Schema":
+        """The same with a share of every table's rows, see `data.table_ids.scaled_ids`.
+
+        Small tables keep `LEAST_ROWS` of their rows.
+        """
+        if scale == 1:
+            return self
+        tables = {
+            name: max(round(rows * scale), min(rows, LEAST_ROWS))
+            for name, rows in self.tables.items()
+        }
         return self.model_copy(update={"tables": tables})
 
     def table_of(self, feature: str) -> str:

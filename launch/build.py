@@ -50,10 +50,10 @@ class Knowledge:
             where = (config.dataset, schema)
             self.unknown = UnknownIds(*where, rare, dropout, config.seed, config.faults)
         if config.history.of:
-            if config.embeddings.per_scenario:
+            if config.embeddings.per_scenario or config.scale != 1:
                 raise ValueError(
-                    "history.of must be empty with embeddings.per_scenario=true: a history has one "
-                    "table for all scenarios."
+                    "history.of must be empty with embeddings.per_scenario=true and with scale: a "
+                    "history has one table of its own for all scenarios, as large as the data set."
                 )
             whole = (config.history.of, config.history.max_len, config.faults)
             self.history = Interactions(config.dataset, schema, *whole)
@@ -105,6 +105,7 @@ def build_loader(
         of_item=knowledge.item,
         prefetch=config.trainer.prefetch,
         per_scenario=config.embeddings.per_scenario,
+        scale=config.scale,
         history=knowledge.history,
         unknown=knowledge.unknown,
         num_labels=1 if not config.history.of and config.objective.aux_weight == 0 else None,
@@ -121,7 +122,9 @@ def eval_batch(config: RunConfig, world_size: int) -> int:
 def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> RankerTrain:
     """The model before sharding: tables on the meta device, the rest seeded by `config.seed`."""
     torch.manual_seed(config.seed)
-    tables = schema.per_scenario() if config.embeddings.per_scenario else schema
+    tables = schema.scaled(config.scale)
+    if config.embeddings.per_scenario:
+        tables = tables.per_scenario()
     embeddings = Embeddings(tables, config.embeddings.dim, config.history.of)
     num_tasks = _num_tasks(config, schema)
     interaction = Interaction(

@@ -253,6 +253,9 @@ class RunConfig(_Part):
     that resumes does not look at it."""
     strict: bool = True
     """With init_from: refuse unless all tensors of both are the same; false takes what fits."""
+    scale: float = Field(1.0, gt=0, le=1)
+    """Of the rows of every table, its ids taken modulo: to try a model for which there is no room.
+    Tables of up to 1,000 rows stay."""
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     interaction: InteractionConfig = InteractionConfig()
     backbone: BackboneConfig = _OPTIONS["shared_bottom"]()

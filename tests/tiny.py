@@ -4,7 +4,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord, TextFields, save_schema
+from msrec.data.schema import (
+    Scenario,
+    Schema,
+    SparseFeature,
+    SplitRecord,
+    TextFields,
+    load_schema,
+    save_schema,
+)
 
 TABLES = {"user_id": 41, "item_id": 61, "genre": 7}
 
@@ -90,23 +98,24 @@ def replace_column(path, name, values):
     pq.write_table(table, path, row_group_size=96)
 
 
-def tiny_store(dataset, store, dim=12, seed=0, **changes):
-    """All levels of a knowledge store for `tiny_dataset`, with made-up vectors."""
+def tiny_store(dataset, store, dim=12, seed=0, llm=None, **changes):
+    """All levels of a knowledge store with made-up vectors, for all keys but the last user's."""
     from msrec.data.llm.parts import StoreWriter
     from msrec.data.llm.store import VERSION
     from msrec.launch.config import LLMConfig
     from msrec.launch.store_settings import store_settings
 
-    llm = LLMConfig()
+    llm = llm or LLMConfig()
     settings = store_settings(dataset, **llm.encoding) | {
         "version": VERSION,
         "model_sha256": "0" * 64,
     }
-    keys = {
-        "user": [f"u{i}" for i in range(39)],  # the last user has no vector
-        "item": [f"i{i}" for i in range(60)],
-        "scenario": [scenario.name for scenario in tiny_schema().scenarios],
-    }
+    users, items = (
+        pq.read_table(dataset / f"{side}s.parquet")[f"{side}_key"].to_pylist()
+        for side in ("user", "item")
+    )
+    names_of = [scenario.name for scenario in load_schema(dataset).scenarios]
+    keys = {"user": users[:-1], "item": items, "scenario": names_of}
     rng = np.random.default_rng(seed)
     for level, names in keys.items():
         writer = StoreWriter(

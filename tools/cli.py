@@ -113,11 +113,18 @@ def synthetic(
     items: Annotated[int, typer.Option(min=10)] = 2_000,
     seed: Annotated[int, typer.Option()] = 0,
     cold: Annotated[float, typer.Option(help="share of users with next to no history")] = 0.25,
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="instead of the app, random rows for the tables of this YAML or CSV"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
 ) -> None:
     """A simulated short-video app whose best possible AUC is known."""
-    from msrec.tools.convert import make_synthetic
+    from msrec.tools.convert import make_random, make_synthetic
 
+    if tables is not None:
+        make_random(out, tables, rows, users, items, seed, overwrite)
+        return
     make_synthetic(
         out, rows=rows, users=users, items=items, seed=seed, cold_fraction=cold, overwrite=overwrite
     )

@@ -23,6 +23,7 @@ from rich.table import Table
 from msrec.data.faults import Faults
 from msrec.data.ids import Hashed
 from msrec.data.paths import AnyPath
+from msrec.data.random_rows import random_rows
 from msrec.data.raw import Published, RawTables
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.sources.aliccp import SPLIT_COLUMN, read_aliccp
@@ -35,6 +36,7 @@ from msrec.data.sources.tables import read_tables
 from msrec.data.split import SplitChoice
 from msrec.data.synthetic import synthesize
 from msrec.data.write import Report, write_dataset
+from msrec.tools.planner.tables import read_tables_file
 
 Method = Literal["random", "time", "user_last", "given"]
 
@@ -191,6 +193,31 @@ def make_synthetic(
     with _progress(console) as report:
         schema = synthesize(out, rows, users, items, seed, cold_fraction, overwrite, report)
     _tell(schema, out, console)
+    return schema
+
+
+def make_random(
+    out: Path | str,
+    tables: Path,
+    rows: int = 20_000,
+    users: int = 500,
+    items: int = 500,
+    seed: int = 0,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Schema:
+    """Write random rows for a list of tables as a dataset folder."""
+    console = console or Console()
+    loads = read_tables_file(tables)
+    schema = random_rows(out, loads, rows, users, items, seed=seed, overwrite=overwrite)
+    _tell(schema, out, console)
+    if dims := sorted({load.dim for load in loads}):
+        console.print(
+            f"  dim {', '.join(map(str, dims))} of {tables} is not part of a data set: a run says "
+            "embeddings.dim",
+            highlight=False,
+            soft_wrap=True,
+        )
     return schema
 
 

@@ -47,8 +47,14 @@ class TableLoad(BaseModel):
         return self.pooling * self.features
 
 
+class _Count(BaseModel):
+    count: int = Field(ge=1)
+
+
 def read_tables_file(path: Path) -> list[TableLoad]:
     """Tables from YAML (a list, or `tables:` with one) or CSV with the same columns.
+
+    An entry with `count: 50` is 50 tables that are alike, numbered from 1.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -61,7 +67,7 @@ def read_tables_file(path: Path) -> list[TableLoad]:
     for number, entry in enumerate(entries, start=1):
         name = entry.get("name", number) if isinstance(entry, dict) else number
         try:
-            tables.append(TableLoad.model_validate(entry))
+            tables += [TableLoad.model_validate(each) for each in _alike(entry)]
         except ValidationError as error:
             raise ValueError(f"{path}: table {name}: {first_fault(error)}.") from None
     names = [table.name for table in tables]
@@ -70,6 +76,15 @@ def read_tables_file(path: Path) -> list[TableLoad]:
         found = f"found twice: {twice[0]}" if twice else "found no table"
         raise ValueError(f"{path} must hold tables of different names; {found}.")
     return tables
+
+
+def _alike(entry: Any) -> list[Any]:
+    """The tables of an entry, `count` of them that differ in their name alone."""
+    if not isinstance(entry, dict) or "count" not in entry:
+        return [entry]
+    count = _Count.model_validate({"count": entry["count"]}).count
+    one = {key: value for key, value in entry.items() if key != "count"}
+    return [one | {"name": f"{one.get('name', '')}_{number}"} for number in range(1, count + 1)]
 
 
 def _csv_entries(path: Path) -> list[dict[str, Any]]:
