@@ -29,7 +29,8 @@ def own_ids(schema: Schema, columns: Columns) -> Columns:
     scenario = columns["scenario"].astype(np.int32)
 
     def shifted(table: str, ids: Ids, row: Any) -> Ids:
-        return ids + (scenario * np.int32(schema.tables[table]))[row]
+        shift: Ids = scenario * np.int32(schema.tables[table])
+        return ids + shift[row]
 
     return _changed(schema, columns, shifted)
 
@@ -47,7 +48,8 @@ def scaled_ids(schema: Schema, scaled: Schema, columns: Columns) -> Columns:
         rows = np.int32(scaled.tables[table])
         if rows == schema.tables[table]:
             return ids
-        return np.where(ids == UNKNOWN, np.int32(UNKNOWN), 1 + (ids - 1) % (rows - 1))
+        known: Ids = 1 + (ids - 1) % (rows - 1)
+        return np.where(ids == UNKNOWN, np.int32(UNKNOWN), known)
 
     return _changed(schema, columns, folded)
 

@@ -18,16 +18,17 @@ from msrec.launch.process import quiet_libraries
 from msrec.model.sharding import TableOptimizer
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.model import MODULE, learned_lines, tables_and_dense
-from msrec.tools.planner.options import SPAN, Sharding
+from msrec.tools.planner.options import SPAN
 from msrec.tools.planner.page import plan_page
 from msrec.tools.planner.plan import GIB, Plan, Request, make_plan
-from msrec.tools.planner.tables import TableLoad, read_tables_file
+from msrec.tools.planner.tables import Sharding, TableLoad, read_tables_file
 from msrec.tools.planner.tell import tell, verdict
 
 MOST_NODES = 4096
 TRAINED: tuple[Sharding, ...] = ("table_wise", "row_wise")
 """What `msrec train` runs with."""
-CHANGES = ("rows", "dim", "pooling", "precision", "batch", "gpu", "nodes", "per_node", "optimizer")
+OF_TABLES = ("rows", "dim", "pooling", "precision", "sharding", "kernel")
+CHANGES = (*OF_TABLES, "batch", "gpu", "nodes", "per_node", "optimizer")
 
 
 def plan_tables(

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.enumerators import get_partition_by_type
@@ -16,9 +15,8 @@ from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.tools.planner.tables import BYTES, TableLoad
+from msrec.tools.planner.tables import BYTES, Kernel, Sharding, TableLoad
 
-Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
 Span = Literal["rank", "node", "all"]
 SPAN: dict[Sharding, Span] = {
     "table_wise": "rank",
@@ -29,6 +27,8 @@ SPAN: dict[Sharding, Span] = {
 }
 """Over what the shards of a table lie; a column-wise table's pieces lie on one rank each."""
 ID_BYTES = 8
+CACHED = 0.2
+"""Share of the rows in the cache of a table for which only its kernel is asked."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,11 @@ class Option:
         return self.weights + self.state + self.inputs + 2 * self.outputs
 
 
-def way_name(sharding: Sharding, load_factor: float | None) -> str:
-    """A way as people read it, with the cached share where the table lies in host memory."""
-    cached = "" if load_factor is None else f", {load_factor:.0%} cached"
-    return f"{sharding}{cached}"
+def way_name(sharding: Sharding, kernel: str, load_factor: float | None) -> str:
+    """A way as people read it, and what is cached where the table lies in host memory."""
+    if kernel == "fused_uvm":
+        return f"{sharding}, in host memory"
+    return sharding if load_factor is None else f"{sharding}, {load_factor:.0%} cached"
 
 
 class Estimator:
@@ -115,6 +116,7 @@ class Estimator:
         table: TableLoad,
         collection: EmbeddingBagCollection,
         sharding: Sharding,
+        kernel: Kernel = "fused",
         load_factor: float | None = None,
     ) -> Option | None:
         """One way to place a table; None where it is another one's (too few rows or columns).
@@ -123,15 +125,16 @@ class Estimator:
             table: which.
             collection: the module that has it, on the meta device.
             sharding: how.
-            load_factor: the share of rows whose values are cached on the accelerator, the table
-                itself lying in host memory; None keeps all of it on the accelerator.
+            kernel: where it lives.
+            load_factor: with fused_uvm_caching, the share of rows whose values are cached on the
+                accelerator.
         """
         alike = (
             *(table.rows, table.dim, table.pooling, table.features, table.precision),
-            *(sharding, load_factor),
+            *(sharding, kernel, load_factor),
         )
         if alike not in self._alike:
-            self._alike[alike] = self._estimate(table, collection, sharding, load_factor)
+            self._alike[alike] = self._estimate(table, collection, sharding, kernel, load_factor)
         found = self._alike[alike]
         if found is None or found.table == table.name:
             return found
@@ -142,6 +145,7 @@ class Estimator:
         table: TableLoad,
         collection: EmbeddingBagCollection,
         sharding: Sharding,
+        kernel: Kernel,
         load_factor: float | None,
     ) -> Option | None:
         world, local = self._topology.world_size, self._topology.local_world_size
@@ -154,11 +158,7 @@ class Estimator:
         pieces = len(sizes) if sharding == "column_wise" else 1
         if sharding == "column_wise" and pieces < 2:
             return None
-        kernel = EmbeddingComputeKernel.FUSED
-        if sharding == "data_parallel":
-            kernel = EmbeddingComputeKernel.DENSE
-        elif load_factor is not None:
-            kernel = EmbeddingComputeKernel.FUSED_UVM_CACHING
+        ran = "dense" if sharding == "data_parallel" else kernel
         option = ShardingOption(
             name=table.name,
             tensor=weight,
@@ -167,7 +167,7 @@ class Estimator:
             batch_size=self._batch,
             sharding_type=sharding,
             partition_by=get_partition_by_type(sharding),
-            compute_kernel=kernel.value,
+            compute_kernel=ran,
             shards=[Shard(size=sizes[0], offset=offsets[0])],
             cache_params=None if load_factor is None else CacheParams(load_factor=load_factor),
             is_pooled=True,
@@ -180,16 +180,22 @@ class Estimator:
         return Option(
             table=table.name,
             sharding=sharding,
-            kernel=kernel.value,
+            kernel=ran,
             pieces=pieces,
             shape=(rows, columns),
             cost=Cost(perf.fwd_compute, perf.fwd_comms, perf.bwd_compute, perf.bwd_comms),
             load_factor=load_factor,
-            **self._bytes(table, sharding, rows, columns, load_factor),
+            **self._bytes(table, sharding, rows, columns, kernel, load_factor),
         )
 
     def _bytes(
-        self, table: TableLoad, sharding: Sharding, rows: int, columns: int, cached: float | None
+        self,
+        table: TableLoad,
+        sharding: Sharding,
+        rows: int,
+        columns: int,
+        kernel: Kernel,
+        cached: float | None,
     ) -> dict[str, int]:
         """Weights, state, host memory and buffers of a shard.
 
@@ -206,9 +212,16 @@ class Estimator:
         outputs = self._batch * of_ranks * table.features * columns * 4
         inputs = ID_BYTES * ids / parts.get(sharding, 1)
         host = 0
-        if cached is not None:
+        if kernel == "fused_uvm":
+            host, weights = weights, 0
+        elif cached is not None:
             # FBGEMM keeps 4 bytes a row and 16 a cache slot to know what is cached.
             host, weights = weights, int(weights * cached) + int(rows * (4 + 16 * cached))
+        if host and self._optimizer != "rowwise_adagrad":
+            # FBGEMM keeps one number a row on the accelerator, and larger states beside the values.
+            host, state = host + state, 0
+        if sharding == "data_parallel":
+            state += weights  # its gradient is dense, and as large as the table
         return {
             "weights": weights,
             "state": state,
@@ -236,12 +249,27 @@ def options_of(
     """
     found: dict[str, list[Option]] = {}
     for table in tables:
-        ways = [estimator.option(table, collection, s) for s in shardings]
-        for factor in load_factors:
-            ways += [
-                estimator.option(table, collection, s, factor)
-                for s in shardings
-                if s != "data_parallel"
-            ]
+        allowed = shardings if table.sharding is None else [table.sharding]
+        ways = [
+            estimator.option(table, collection, sharding, kernel, factor)
+            for kernel, factor in _kernels(table, load_factors)
+            for sharding in allowed
+            if sharding != "data_parallel" or (kernel == "fused" and table.kernel is None)
+        ]
         found[table.name] = [way for way in ways if way is not None]
     return found
+
+
+def _kernels(
+    table: TableLoad, load_factors: Sequence[float]
+) -> list[tuple[Kernel, float | None]]:
+    """Where a table may live, with the share that is cached."""
+    factors = load_factors or ([CACHED] if table.kernel == "fused_uvm_caching" else [])
+    places: list[tuple[Kernel, float | None]] = [("fused", None), ("fused_uvm", None)]
+    places += [("fused_uvm_caching", factor) for factor in factors]
+    wanted = (
+        {"fused", *(["fused_uvm_caching"] if load_factors else [])}
+        if table.kernel is None
+        else {table.kernel}
+    )
+    return [place for place in places if place[0] in wanted]

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from msrec.model.plan import shard_entry, table_entry
 from msrec.tools.planner.hardware import Hardware
-from msrec.tools.planner.options import Estimator, Option, Sharding, options_of, way_name
+from msrec.tools.planner.options import Estimator, Option, options_of, way_name
 from msrec.tools.planner.solve import Placement, Space, place, solve, work
-from msrec.tools.planner.tables import TableLoad, meta_collection
+from msrec.tools.planner.tables import Sharding, TableLoad, meta_collection
 
 GIB = 2**30
 NEXT_TRIED = 2
@@ -61,7 +61,7 @@ class TablePlan(_Part):
     @property
     def way(self) -> str:
         """How it is placed, for people."""
-        return way_name(self.sharding, self.load_factor)
+        return way_name(self.sharding, self.kernel, self.load_factor)
 
     @property
     def step_then(self) -> str:
@@ -191,11 +191,14 @@ def make_plan(request: Request) -> Plan:
     options = options_of(
         request.tables, collection, estimator, request.shardings, request.load_factors
     )
-    for table, ways in options.items():
-        if not ways:
+    for table in request.tables:
+        if not options[table.name]:
+            allowed = [table.sharding] if table.sharding else request.shardings
+            where = "" if table.kernel is None else f" with kernel {table.kernel}"
             raise ValueError(
-                f"table {table!r} must have a way to be placed; of {', '.join(request.shardings)} "
-                f"none can take it on {world_size} ranks. Allow table_wise."
+                f"table {table.name!r} must have a way to be placed; of {', '.join(allowed)}{where} "
+                f"none can take its {table.rows:,} rows of {table.dim} on {request.nodes} x "
+                f"{request.per_node} ranks. Allow table_wise with kernel fused."
             )
     space = Space(
         world_size,
@@ -245,11 +248,11 @@ def _table(
         kernel=option.kernel,
         load_factor=option.load_factor,
         ranks=placement.ranks[table.name],
-        weights=whole if option.load_factor is None else option.weights * shards,
+        weights=whole if not option.host else option.weights * shards,
         state=option.state * shards,
         host=option.host * shards,
         ms={part: getattr(option.cost, part) for part in PARTS},
-        next_way=None if way is None else way_name(way.sharding, way.load_factor),
+        next_way=None if way is None else way_name(way.sharding, way.kernel, way.load_factor),
         next_step_ms=None if way is None or order[0] else order[1],
     )
 

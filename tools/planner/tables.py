@@ -14,6 +14,9 @@ from msrec.data.validation import first_fault, read_yaml
 from msrec.model.sharding import TableSpec, fuse_optimizer
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
+Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
+"""Where a table lives: on the accelerator, in host memory, there with a cache on the accelerator."""
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
@@ -25,6 +28,8 @@ class TableLoad(BaseModel):
         rows, dim: of the table.
         pooling: ids per row and feature, a mean; 1 for an id, the mean length of a list.
         features: how many features look the table up, each with `pooling` ids.
+        sharding: the only way it may be placed; None leaves that open.
+        kernel: the only place it may live in; None leaves that open.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +40,8 @@ class TableLoad(BaseModel):
     pooling: float = Field(1.0, gt=0)
     features: int = Field(1, ge=1)
     precision: Precision = "fp32"
+    sharding: Sharding | None = None
+    kernel: Kernel | None = None
 
     @property
     def num_bytes(self) -> int:
