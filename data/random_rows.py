@@ -131,7 +131,7 @@ def random_rows(
 
 
 def side_of(table: str) -> str | None:
-    """ "user" or "item" where a table's name says that its ids are theirs."""
+    """Whose ids a table has by its name, "user" or "item"; None says nothing."""
     return next((side for side in ("user", "item") if side in table), None)
 
 

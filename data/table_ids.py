@@ -30,7 +30,8 @@ def own_ids(schema: Schema, columns: Columns) -> Columns:
 
     def shifted(table: str, ids: Ids, row: Any) -> Ids:
         shift: Ids = scenario * np.int32(schema.tables[table])
-        return ids + shift[row]
+        of_ids: Ids = shift[row]
+        return ids + of_ids
 
     return _changed(schema, columns, shifted)
 

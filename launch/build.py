@@ -166,12 +166,18 @@ def plan_model(
     """The model before sharding, and where its tables go: by a plan file or by the planner."""
     model = build_model(config, schema, knowledge)
     spec = table_spec(config)
-    fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
-    sharding = (
-        load_plan(plan, model, process.world_size, process.device.type)
-        if plan is not None
-        else make_plan(model, spec, process.device, process.local_world_size)
-    )
+    is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
+    if plan is None:
+        return model, make_plan(model, spec, process.device, process.local_world_size)
+    ranks = (process.world_size, process.local_world_size)
+    sharding = load_plan(plan, model, *ranks, process.device.type)
+    kernels = {part.compute_kernel for tables in sharding.plan.values() for part in tables.values()}
+    if not is_fused and kernels != {"dense"}:
+        # A fused kernel without a fused optimizer would train with SGD and say nothing.
+        raise ValueError(
+            f"{plan}: with embeddings.optimizer={spec.optimizer} on {process.device.type} every "
+            f"table must be data_parallel (kernel dense); this plan has {', '.join(kernels)}."
+        )
     return model, sharding
 
 

@@ -294,7 +294,15 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunCo
             is out of its range.
     """
     where = str(path) if path is not None else "the command line"
-    tree = _read(Path(path)) if path is not None else {}
+    return _checked(_read(Path(path)) if path is not None else {}, overrides, where)
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Another config with some values changed, see `load_config`."""
+    return _checked(config.model_dump(mode="json"), overrides, "the config")
+
+
+def _checked(tree: dict[str, Any], overrides: Sequence[str], where: str) -> RunConfig:
     for override in overrides:
         key, equals, text = override.partition("=")
         refuse_secrets(key if equals else "an override", text or key)

@@ -1,5 +1,6 @@
 """A sharding plan as JSON: write it, read it, refuse one that was made for another job."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,13 +110,22 @@ def _spec(shards: list[dict[str, Any]]) -> EnumerableShardingSpec | None:
     )
 
 
-def load_plan(path: Path, model: nn.Module, world_size: int, device: str) -> ShardingPlan:
+def plan_hash(plan: Mapping[str, Any]) -> str:
+    """SHA-256 of a plan's file but for its `hash`, the same in every process."""
+    told = {key: value for key, value in plan.items() if key != "hash"}
+    text = json.dumps(told, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_plan(
+    path: Path, model: nn.Module, world_size: int, local_world_size: int, device: str
+) -> ShardingPlan:
     """Read a plan and check that it is for this model, these ranks and this kind of device.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a plan, or is for another world size, another kind of device, other
-            tables or other sizes.
+        ValueError: it is not a plan, is not as it was when it was made, or is for another world
+            size, other nodes, another kind of device, other tables or other sizes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"plan={path} must name a file; there is none.")
@@ -129,6 +139,17 @@ def load_plan(path: Path, model: nn.Module, world_size: int, device: str) -> Sha
         raise ValueError(
             f"{path} is a plan for {planned_world} ranks; this job has {world_size}. Plan again or "
             f"run on {planned_world} ranks."
+        )
+    on_node = saved.get("per_node", local_world_size)
+    if on_node != local_world_size:
+        raise ValueError(
+            f"{path} is a plan for nodes of {on_node} ranks; this job has {local_world_size} on a "
+            "node, so that tables would lie elsewhere. Plan again or launch it so."
+        )
+    if saved.get("hash", plan_hash(saved)) != plan_hash(saved):
+        raise ValueError(
+            f"{path} must be as it was when it was made; its contents are not those of its hash. "
+            "Plan again, or remove the line `hash` if you changed it on purpose."
         )
     entries = {t: entry for tables in saved["modules"].values() for t, entry in tables.items()}
     placed = {

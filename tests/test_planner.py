@@ -269,6 +269,26 @@ def test_tables_go_to_host_memory_where_the_accelerator_is_short():
     assert all(t.kernel == "fused_uvm_caching" and t.host > 0 for t in moved)
 
 
+def test_a_table_keeps_to_the_way_that_it_asks_for():
+    asked = [
+        TABLES[0].model_copy(update={"kernel": "fused_uvm_caching"}),
+        TABLES[1].model_copy(update={"kernel": "fused_uvm", "sharding": "row_wise"}),
+        TABLES[2].model_copy(update={"sharding": "column_wise"}),
+        TABLES[3],
+    ]
+    plan = make_plan(request(tables=asked))
+    found = {t.name: (t.sharding, t.kernel, t.load_factor) for t in plan.tables}
+    assert found["user"][1:] == ("fused_uvm_caching", 0.2)
+    assert found["item"] == ("row_wise", "fused_uvm", None)
+    assert found["history"] == ("column_wise", "fused", None)
+    by_name = {table.name: table for table in plan.tables}
+    assert by_name["item"].weights == 0
+    assert by_name["item"].host >= asked[1].num_bytes
+    small = [TABLES[3].model_copy(update={"rows": 5, "sharding": "row_wise", "kernel": "fused"})]
+    with pytest.raises(ValueError, match="'city' must have a way .* of row_wise with kernel fused"):
+        make_plan(request(tables=small))
+
+
 def test_what_if_changes_one_table_all_of_them_or_the_machine():
     asked = request()
     assert {t.dim for t in changed(asked, "dim=32", None).tables} == {32}
@@ -356,7 +376,7 @@ def dataset(tmp_path_factory):
     return folder / "tiny"
 
 
-def plan_of(config_file, out, *overrides, **changes):
+def asked_of(config_file, *overrides, **changes):
     values = {
         "gpu": "cpu",
         "hardware_file": None,
@@ -369,8 +389,11 @@ def plan_of(config_file, out, *overrides, **changes):
         "budget_gib": None,
         "dense_parameters": 0,
     }
-    asked = request_of(config_file, overrides, **(values | changes))
-    return plan_tables(asked, out, console=quiet)
+    return request_of(config_file, overrides, **(values | changes))
+
+
+def plan_of(config_file, out, *overrides, **changes):
+    return plan_tables(asked_of(config_file, *overrides, **changes), out, console=quiet)
 
 
 def test_a_run_trains_with_its_plan_as_without(dataset, tmp_path):
@@ -392,6 +415,33 @@ def test_a_run_trains_with_its_plan_as_without(dataset, tmp_path):
         other = config_of(dataset, tmp_path / name, *BOTH, f"plan={tmp_path / 'other.json'}")
         with pytest.raises(AssertionError, match=sentence):
             run_ranks(fit, 2, other)
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    edited = [
+        ({"per_node": 1, "nodes": 2}, "is a plan for nodes of 1 ranks; this job has 2 on a node"),
+        ({"batch": 7}, "as it was when it was made; its contents are not those of its hash"),
+    ]
+    for number, (change, sentence) in enumerate(edited):
+        (tmp_path / "edited.json").write_text(json.dumps(saved | change))
+        root = tmp_path / f"edited{number}"
+        other = config_of(dataset, root, *BOTH, f"plan={tmp_path / 'edited.json'}")
+        with pytest.raises(AssertionError, match=sentence):
+            run_ranks(fit, 2, other)
+
+
+def test_tables_that_train_with_a_dense_optimizer_take_no_plan_of_a_fused_one(dataset, tmp_path):
+    adam = ("embeddings.optimizer=adam", *BOTH)
+    file = tmp_path / "conf.yaml"
+    config = config_of(dataset, tmp_path / "runs", *adam)
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    plan = plan_of(file, tmp_path / "plan.json")
+    assert {(t.sharding, t.kernel) for t in plan.tables} == {("data_parallel", "dense")}
+    planned = config_of(dataset, tmp_path / "2", *adam, f"plan={tmp_path / 'plan.json'}")
+    two = run_ranks(fit, 2, planned)[0][0]
+    np.testing.assert_allclose(two, run_ranks(fit, 2, config)[0][0], atol=1e-6)
+    plan_of(file, tmp_path / "fused.json", shardings=["table_wise"])
+    fused = config_of(dataset, tmp_path / "3", *adam, f"plan={tmp_path / 'fused.json'}")
+    with pytest.raises(AssertionError, match="every table must be data_parallel .* has fused"):
+        run_ranks(fit, 2, fused)
 
 
 def test_the_dense_part_is_counted_parameter_by_parameter_and_by_rows(dataset, tmp_path):
@@ -403,7 +453,8 @@ def test_the_dense_part_is_counted_parameter_by_parameter_and_by_rows(dataset, t
             *("embeddings.dim=8", "interaction.bottom_dims=[]"),
         ],
     )
-    tables, small = tables_and_dense(config, 100)
+    tables, load = tables_and_dense(config, 1000)
+    small, large = load.at(100), load.at(1100)
     assert [(t.name, t.rows, t.dim) for t in tables] == [
         ("user_id", 41, 8),
         ("item_id", 61, 8),
@@ -414,14 +465,13 @@ def test_the_dense_part_is_counted_parameter_by_parameter_and_by_rows(dataset, t
     assert small["dense parameters"] == 4 * parameters
     assert small["Adam's state"] == 2 * small["their gradients"] == 8 * parameters
     assert small["networks that read the LLM"] == 0
-    _, large = tables_and_dense(config, 1100)
     kept = (large["activations"] - small["activations"]) / 1000
     # x, the hidden layer once for ReLU and the next layer, the logit and what the loss keeps.
     assert 4 * (width + 32) <= kept <= 4 * (2 * width + 2 * 32 + 8)
     with_meta, told = tables_and_dense(
         load_config(None, [f"dataset={dataset}", f"llm.store={dataset.parent / 'store'}", *BOTH]), 9
     )
-    assert told["networks that read the LLM"] > 0
+    assert told.fixed["networks that read the LLM"] > 0
     assert len(with_meta) == 3
 
 
@@ -460,6 +510,33 @@ def test_torchrec_itself_finds_no_plan_where_we_say_there_is_none():
         else:
             with pytest.raises(PlannerError):
                 planner.plan(module, [EmbeddingBagCollectionSharder()])
+
+
+def test_what_if_changes_the_config_and_the_dense_part_with_it(dataset, tmp_path):
+    file = tmp_path / "conf.yaml"
+    config = config_of(dataset, tmp_path, *BOTH, "trainer.global_batch=960")
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    asked = asked_of(file)
+    assert (asked.share, asked.tables[0].dim) == (480, 8)
+    wide = changed(asked, "embeddings.dim=16,meta.rank=3", None)
+    expected = load_config(file, ["embeddings.dim=16", "meta.rank=3"])
+    assert wide.config == expected
+    assert (wide.tables, wide.dense) == tables_and_dense(expected, 480)
+    assert wide.dense.at(480)["dense parameters"] > asked.dense.at(480)["dense parameters"]
+    more = changed(asked, "nodes=2", None)
+    assert more.share == 240
+    assert make_plan(more).ranks[0].memory["activations"] == asked.dense.at(240)["activations"]
+    with pytest.raises(ValueError, match=r"have one width, embeddings.dim=\.\.\."):
+        changed(asked, "dim=16", None)
+
+
+def test_weights_that_are_generated_are_a_line_of_their_own(dataset, tmp_path):
+    form = ("meta.user=true", "meta.form=distinct", "meta.rank=3", "meta.width=5")
+    config = config_of(dataset, tmp_path, *form, "interaction.bottom_dims=[]")
+    _, dense = tables_and_dense(config, 1024)
+    assert dense.at(1024)["generated weights"] == 40 * (5 * 5) * 4  # users, a square layer, float32
+    _, dense = tables_and_dense(config_of(dataset, tmp_path, *form, "meta.form=contracted"), 1024)
+    assert dense.at(1024)["generated weights"] == 0
 
 
 def test_options_of_alike_tables_are_estimated_once(monkeypatch):

@@ -12,12 +12,13 @@ from rich.table import Table
 
 from msrec.data.files import write_text
 from msrec.data.validation import first_fault, read_yaml
-from msrec.launch.config import RunConfig, load_config
+from msrec.launch.config import RunConfig, load_config, with_overrides
 from msrec.launch.plan_table import FLOAT_BYTES, size
 from msrec.launch.process import quiet_libraries
 from msrec.model.sharding import TableOptimizer
+from msrec.tools.planner.dense import DenseLoad, learned_lines
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.model import MODULE, learned_lines, tables_and_dense
+from msrec.tools.planner.model import tables_and_dense
 from msrec.tools.planner.options import SPAN
 from msrec.tools.planner.page import plan_page
 from msrec.tools.planner.plan import GIB, Plan, Request, make_plan
@@ -25,8 +26,8 @@ from msrec.tools.planner.tables import Sharding, TableLoad, read_tables_file
 from msrec.tools.planner.tell import tell, verdict
 
 MOST_NODES = 4096
-TRAINED: tuple[Sharding, ...] = ("table_wise", "row_wise")
-"""What `msrec train` runs with."""
+LIST_BATCH = 4096
+"""Rows of a step on one rank beside a list of tables, which says nothing of it."""
 OF_TABLES = ("rows", "dim", "pooling", "precision", "sharding", "kernel")
 CHANGES = (*OF_TABLES, "batch", "gpu", "nodes", "per_node", "optimizer")
 
@@ -138,17 +139,26 @@ def _lines(plans: Any) -> Iterator[tuple[str, list[str]]]:
 def changed(request: Request, change: str, hardware_file: Path | None) -> Request:
     """A request with one thing, or several parted by commas, changed.
 
-    `dim=128` changes all tables, `item_id.dim=128` one.
+    `dim=128` changes all tables, `item_id.dim=128` one; `embeddings.dim=128` a run's config.
     """
     for part in change.split(","):
         key, equals, text = part.partition("=")
         table, _, name = key.rpartition(".")
-        if not equals or name not in CHANGES:
-            raise ValueError(
-                f"a change must be one of {', '.join(f'{c}=...' for c in CHANGES)}; got {part!r}."
+        of_config = request.config is not None and key.partition(".")[0] in RunConfig.model_fields
+        if not equals or (name not in CHANGES and not of_config):
+            known = ", ".join(f"{c}=..." for c in CHANGES)
+            more = (
+                "" if request.config is None else ", or a value of the config, embeddings.dim=..."
             )
+            raise ValueError(f"a change must be one of {known}{more}; got {part!r}.")
         value = yaml.safe_load(text)
-        if name == "gpu":
+        if of_config:
+            assert request.config is not None
+            said = _of_config(with_overrides(request.config, [part]), request.share)
+            request = dataclasses.replace(request, **said)
+        elif name == "dim" and request.config is not None:
+            raise ValueError(f"{part}: the tables of a config have one width, embeddings.dim=...")
+        elif name == "gpu":
             given = str(value)
             request = dataclasses.replace(
                 request, hardware=(given, load_hardware(given, hardware_file))
@@ -228,12 +238,13 @@ def request_of(
     }
     if _is_config(source):
         config = load_config(source, overrides)
-        share = batch or max(config.trainer.global_batch // (nodes * per_node), 1)
-        found = _of_config(config, share)
+        found = _of_config(config, max(config.trainer.global_batch // (nodes * per_node), 1))
     elif overrides:
         raise ValueError(f"{source} is a list of tables, which takes no overrides; use --set.")
     else:
-        found = _of_list(source, batch or 4096, dense_parameters)
+        found = _of_list(source, dense_parameters) | {"batch": LIST_BATCH}
+    if batch is not None:
+        asked["batch"] = batch
     if shardings:
         asked["shardings"] = tuple(shardings)
     if optimizer is not None:
@@ -241,27 +252,25 @@ def request_of(
     return Request(**(found | asked))
 
 
-def _of_config(config: RunConfig, batch: int) -> dict[str, Any]:
-    """What a run says of a `Request`."""
-    tables, dense = tables_and_dense(config, batch)
+def _of_config(config: RunConfig, rows: int) -> dict[str, Any]:
+    """What a run says of a `Request`; `rows` is about the number of those of a rank."""
+    tables, dense = tables_and_dense(config, rows)
     return {
         "tables": tables,
-        "batch": batch,
-        "module": MODULE,
+        "batch": None,
+        "global_batch": config.trainer.global_batch,
         "optimizer": config.embeddings.optimizer,
-        "shardings": TRAINED,
         "dense": dense,
+        "config": config,
     }
 
 
-def _of_list(file: Path, batch: int, parameters: int) -> dict[str, Any]:
+def _of_list(file: Path, parameters: int) -> dict[str, Any]:
     """What a list of tables says of a `Request`, and dense parameters beside it."""
     dense = {"dense parameters": parameters * FLOAT_BYTES, **learned_lines(parameters)}
     return {
         "tables": read_tables_file(file),
-        "batch": batch,
-        "shardings": tuple(SPAN),
-        "dense": dense if parameters else {},
+        "dense": DenseLoad(dense if parameters else {}),
     }
 
 

@@ -260,9 +260,7 @@ def options_of(
     return found
 
 
-def _kernels(
-    table: TableLoad, load_factors: Sequence[float]
-) -> list[tuple[Kernel, float | None]]:
+def _kernels(table: TableLoad, load_factors: Sequence[float]) -> list[tuple[Kernel, float | None]]:
     """Where a table may live, with the share that is cached."""
     factors = load_factors or ([CACHED] if table.kernel == "fused_uvm_caching" else [])
     places: list[tuple[Kernel, float | None]] = [("fused", None), ("fused_uvm", None)]

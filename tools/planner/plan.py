@@ -1,23 +1,27 @@
 """A plan with all that was estimated, as one JSON file that training takes as well."""
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from msrec.model.plan import shard_entry, table_entry
+from msrec.launch.config import RunConfig
+from msrec.model.plan import plan_hash, shard_entry, table_entry
+from msrec.model.sharding import TableSharding
+from msrec.tools.planner.dense import DenseLoad
 from msrec.tools.planner.hardware import Hardware
-from msrec.tools.planner.options import Estimator, Option, options_of, way_name
+from msrec.tools.planner.options import SPAN, Estimator, Option, options_of, way_name
 from msrec.tools.planner.solve import Placement, Space, place, solve, work
 from msrec.tools.planner.tables import Sharding, TableLoad, meta_collection
 
 GIB = 2**30
+MODULE = "ranker.embeddings.ebc"
+"""Dotted name of the collection in a model of ours."""
 NEXT_TRIED = 2
 """Other ways of a table, those of the least work, among which the next best is looked for."""
+TABLE_LINES = ("table weights", "optimizer state", "ids that came in", "vectors on their way")
 PARTS = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
 
 
@@ -97,7 +101,7 @@ class Plan(_Part):
     modules: dict[str, dict[str, Any]]
     """As `msrec.model.plan` reads it."""
     hash: str
-    """Of tables, topology, constraints and placement; the same in every process."""
+    """Of all the rest, see `plan_hash`; the same in every process."""
     hardware: str
     specification: Hardware
     nodes: int
@@ -143,30 +147,57 @@ class Request:
 
     Attributes:
         tables: to place.
-        module: dotted name of the collection in the model.
-        batch: rows of a step on one rank.
+        batch: rows of a step on one rank; or, if that is None, `global_batch`, over all ranks.
         optimizer: of the tables, "rowwise_adagrad" or "adam".
         hardware: name of the accelerator, and what it can do.
         nodes, per_node: how many ranks.
-        shardings: ways that are allowed.
+        shardings: ways that are allowed; None is what `msrec train` runs with if there is a config,
+            else all.
         load_factors: of caches, if tables may lie in host memory.
-        dense: bytes on every rank of what is not tables, by line.
+        dense: bytes on every rank of what is not tables.
         budget: the most bytes of an accelerator; None is all of it.
         headroom: the share that is left to the allocator and to what nobody foresees.
+        config: of a run of ours; None for other people's tables.
     """
 
     tables: Sequence[TableLoad]
-    batch: int
+    batch: int | None
     hardware: tuple[str, Hardware]
     nodes: int
     per_node: int
-    module: str = "ebc"
     optimizer: str = "rowwise_adagrad"
-    shardings: Sequence[Sharding] = ("table_wise", "row_wise", "table_row_wise")
+    shardings: Sequence[Sharding] | None = None
     load_factors: Sequence[float] = ()
-    dense: Mapping[str, int] = field(default_factory=dict)
+    dense: DenseLoad = DenseLoad()
     budget: int | None = None
     headroom: float = 0.05
+    global_batch: int = 4096
+    config: RunConfig | None = None
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the collection in the model."""
+        return "ebc" if self.config is None else MODULE
+
+    @property
+    def allowed(self) -> Sequence[Sharding]:
+        """Ways of a table that does not say its own."""
+        if self.shardings is not None:
+            return self.shardings
+        if self.config is None:
+            return tuple(SPAN)
+        is_replicated = self.optimizer == "adam" and self.hardware[1].device == "cpu"
+        return ("data_parallel",) if is_replicated else get_args(TableSharding)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.nodes * self.per_node
+
+    @property
+    def share(self) -> int:
+        """Rows of a step on one rank."""
+        return self.batch or max(self.global_batch // self.world_size, 1)
 
     @property
     def capacity(self) -> int:
@@ -184,26 +215,26 @@ def make_plan(request: Request) -> Plan:
         ValueError: a table has no allowed way at all.
     """
     hardware = request.hardware[1]
-    world_size = request.nodes * request.per_node
+    world_size = request.world_size
     collection = meta_collection(request.tables, request.optimizer)
     topology = hardware.topology(world_size, request.per_node)
-    estimator = Estimator(topology, request.batch, request.optimizer)
+    estimator = Estimator(topology, request.share, request.optimizer)
     options = options_of(
-        request.tables, collection, estimator, request.shardings, request.load_factors
+        request.tables, collection, estimator, request.allowed, request.load_factors
     )
     for table in request.tables:
         if not options[table.name]:
-            allowed = [table.sharding] if table.sharding else request.shardings
+            allowed = [table.sharding] if table.sharding else request.allowed
             where = "" if table.kernel is None else f" with kernel {table.kernel}"
             raise ValueError(
-                f"table {table.name!r} must have a way to be placed; of {', '.join(allowed)}{where} "
-                f"none can take its {table.rows:,} rows of {table.dim} on {request.nodes} x "
-                f"{request.per_node} ranks. Allow table_wise with kernel fused."
+                f"table {table.name!r} must have a way to be placed; of "
+                f"{', '.join(allowed)}{where} none can take its {table.rows:,} rows of {table.dim} "
+                f"on {request.nodes} x {request.per_node} ranks. Allow table_wise, kernel fused."
             )
     space = Space(
         world_size,
         request.per_node,
-        request.capacity - sum(request.dense.values()),
+        request.capacity - sum(request.dense.at(request.share).values()),
         hardware.host_memory,
     )
     placement = solve(options, space)
@@ -212,21 +243,22 @@ def make_plan(request: Request) -> Plan:
     modules = {
         request.module: {t: _entry(by_name[t], o, placement.ranks[t], request) for t, o in chosen}
     }
-    return Plan(
+    plan = Plan(
         world_size=world_size,
         modules=modules,
-        hash=_hash(request, modules),
+        hash="",
         hardware=request.hardware[0],
         specification=hardware,
         nodes=request.nodes,
         per_node=request.per_node,
-        batch=request.batch,
+        batch=request.share,
         optimizer=request.optimizer,
         capacity=request.capacity,
         tables=[_table(by_name[t], o, placement, options[t], space) for t, o in chosen],
         ranks=_ranks(placement, request),
         fits=not placement.missing,
     )
+    return plan.model_copy(update={"hash": plan_hash(plan.model_dump(mode="json"))})
 
 
 def _table(
@@ -258,18 +290,16 @@ def _table(
 
 
 def _ranks(placement: Placement, request: Request) -> list[RankLoad]:
-    world_size = request.nodes * request.per_node
-    memory = [dict.fromkeys(("table weights", "optimizer state"), 0) for _ in range(world_size)]
-    for lines in memory:
-        lines |= {"ids and vectors on the way": 0, **request.dense}
+    world_size, dense = request.world_size, request.dense.at(request.share)
+    memory = [dict.fromkeys(TABLE_LINES, 0) | dense for _ in range(world_size)]
     host = [0] * world_size
     ms = [dict.fromkeys(PARTS, 0.0) for _ in range(world_size)]
     for table, option in placement.chosen.items():
         for rank in placement.ranks[table]:
-            memory[rank]["table weights"] += option.weights
-            memory[rank]["optimizer state"] += option.state
-            buffers = option.memory - option.weights - option.state
-            memory[rank]["ids and vectors on the way"] += buffers
+            buffers = option.memory - option.weights - option.state - option.inputs
+            parts = (option.weights, option.state, option.inputs, buffers)
+            for line, size in zip(TABLE_LINES, parts, strict=True):
+                memory[rank][line] += size
             host[rank] += option.host
             for part in PARTS:
                 ms[rank][part] += getattr(option.cost, part)
@@ -290,20 +320,3 @@ def _entry(
         local = f"cuda:{rank % request.per_node}" if device == "cuda" else "cpu"
         shards.append(shard_entry([row, column], sizes, f"rank:{rank}/{local}"))
     return table_entry(option.sharding, option.kernel, ranks, option.load_factor, shards)
-
-
-def _hash(request: Request, modules: Mapping[str, Any]) -> str:
-    told = {
-        "tables": [table.model_dump() for table in request.tables],
-        "optimizer": request.optimizer,
-        "batch": request.batch,
-        "hardware": request.hardware[1].model_dump(),
-        "nodes": request.nodes,
-        "per_node": request.per_node,
-        "shardings": list(request.shardings),
-        "load_factors": list(request.load_factors),
-        "capacity": request.capacity,
-        "modules": modules,
-    }
-    text = json.dumps(told, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -16,7 +16,7 @@ from msrec.model.sharding import TableSpec, fuse_optimizer
 Precision = Literal["fp32", "fp16", "bf16"]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
-"""Where a table lives: on the accelerator, in host memory, there with a cache on the accelerator."""
+"""On the accelerator, in host memory, in host memory with a cache on the accelerator."""
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
