@@ -377,13 +377,17 @@ def plan(
     compare: Annotated[
         bool, typer.Option("--compare", help="show each --set beside the plan as asked")
     ] = False,
+    verify: Annotated[
+        int | None,
+        typer.Option(min=1, help="run steps on so many CPU ranks here: estimated against real"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="for train plan=FILE")] = Path("plan.json"),
     page: Annotated[
         Path | None, typer.Option(help="also write a page with pictures, which opens offline")
     ] = None,
 ) -> None:
     """Where each table goes, whether it fits, what a step costs; no GPU, no memory for tables."""
-    from msrec.tools.planner.job import changed, plan_tables, request_of
+    from msrec.tools.planner.job import changed, plan_tables, request_of, verify_plan
 
     request = request_of(
         source,
@@ -402,6 +406,8 @@ def plan(
     if not compare:
         for change in set_ or []:
             request = changed(request, change, hardware)
+    if verify is not None:
+        raise typer.Exit(0 if verify_plan(request, verify) else 1)
     found = plan_tables(
         request,
         out,

@@ -13,10 +13,16 @@ class DenseLoad:
     Attributes:
         fixed: line -> bytes, whatever the batch.
         by_rows: line -> (bytes at no row, bytes a row) of the batch of a rank.
+        reading: the same for the rows that are being read and shuffled, in host memory.
     """
 
     fixed: Mapping[str, int] = field(default_factory=dict)
     by_rows: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    reading: tuple[float, float] = (0.0, 0.0)
+
+    def host(self, rows: int) -> int:
+        """Bytes in host memory for a batch."""
+        return int(self.reading[0] + self.reading[1] * rows)
 
     def at(self, rows: int) -> dict[str, int]:
         """All lines for a batch."""

@@ -80,6 +80,40 @@ def plan_tables(
     return plan
 
 
+def verify_plan(request: Request, ranks: int, console: Console | None = None) -> bool:
+    """Plan the same for CPU ranks of this machine, run steps, print what they took.
+
+    Args:
+        request: of a run's config.
+        ranks: how many.
+        console: where to print.
+
+    Returns:
+        Whether the estimates held.
+
+    Raises:
+        ValueError: there is no config, or no room.
+    """
+    from msrec.tools.planner.verify import verify  # which needs a trainer
+
+    if request.config is None:
+        raise ValueError(
+            "--verify needs a run's config, whose steps it runs; got a list of tables."
+        )
+    here = dataclasses.replace(
+        request,
+        hardware=("cpu", load_hardware("cpu")),
+        nodes=1,
+        per_node=ranks,
+        load_factors=(),
+        shardings=None,
+    )
+    trainer = request.config.trainer.model_copy(update={"global_batch": here.share * ranks})
+    config = request.config.model_copy(update={"trainer": trainer})
+    plan = make_plan(dataclasses.replace(here, config=config))
+    return verify(plan, config, console or Console())
+
+
 def fewest_nodes(request: Request) -> Plan:
     """The plan on the fewest nodes that have room: doubling, then halving.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.batch import Batch
 from msrec.data.schema import load_schema
@@ -17,6 +18,7 @@ from msrec.launch.process import Process
 from msrec.model.generated import GeneratedLinear
 from msrec.model.ranker import RankerTrain
 from msrec.tools.planner.dense import DenseLoad, learned_lines
+from msrec.tools.planner.live import LiveBytes
 from msrec.tools.planner.tables import Sharding, TableLoad
 
 PROBE_ROWS = 1024
@@ -29,8 +31,8 @@ KNOWLEDGE = ("user_meta", "item_meta", "scenario_meta", "user_feature", "item_fe
 def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], DenseLoad]:
     """The tables with the ids a row has in them, and bytes on every rank, line by line.
 
-    Two batches of the data set pass through the dense part; what autograd keeps of them, and what
-    they take themselves, grows with their rows.
+    Two batches of the data set pass through the dense part, forward and back; what that takes, and
+    what they take themselves, grows with their rows.
 
     Args:
         config: of the run; its data set and stores are there.
@@ -43,13 +45,15 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
     knowledge = Knowledge(config, schema)
     model = build_model(config, schema, knowledge)
     here = Process(0, 1, 1, torch.device("cpu"))
-    loader = build_loader(config, "train", here, knowledge, PROBE_ROWS, shuffle=False)
+    loader = build_loader(
+        config, "train", here, knowledge, config.trainer.global_batch, shuffle=True
+    )
     rows = min(loader.files.num_rows, batch, PROBE_ROWS)
     sizes = (max(rows // 2, 1), rows)
     probes = [loader.batch_of(np.arange(size)) for size in sizes]
     tables = _tables(model, probes[-1], config.embeddings.sharding)
-    kept = [_kept(model, probe) for probe in probes]
-    by_rows = {name: _line(sizes, [found[name] for found in kept]) for name in kept[0]}
+    found = [_peak(model, probe) for probe in probes]
+    by_rows = {name: _line(sizes, [each[name] for each in found]) for name in found[0]}
     empty, a_row = _line(sizes, [_bytes(probe) for probe in probes])
     knows = sum(
         dense_parameters(part)
@@ -57,13 +61,24 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
         if (part := getattr(model.ranker.over, name)) is not None
     )
     whole = dense_parameters(model)
+    read_row = sum(column.nbytes for column in loader.files.take(np.arange(rows)).values()) / rows
+    held = max(loader.files.group_rows) * -(
+        -loader.order.num_lanes * batch // loader.order.global_batch
+    )
+    trainer = config.trainer
     by_rows["batches in flight"] = (BATCHES_IN_FLIGHT * empty, BATCHES_IN_FLIGHT * a_row)
     fixed = {
         "dense parameters": (whole - knows) * FLOAT_BYTES,
         "networks that read the LLM": knows * FLOAT_BYTES,
         **learned_lines(whole),
     }
-    return tables, DenseLoad(fixed, by_rows)
+    # Decoded row groups; a window of batches taken from them and laid out anew; batches made ahead.
+    windows = 2 * min(loader.order.window_batches, len(loader))
+    reading = (
+        read_row * min(held, loader.files.num_rows),
+        read_row * windows + a_row * trainer.prefetch,
+    )
+    return tables, DenseLoad(fixed, by_rows, reading)
 
 
 def _tables(model: RankerTrain, probe: Batch, sharding: Mapping[str, Sharding]) -> list[TableLoad]:
@@ -82,33 +97,36 @@ def _tables(model: RankerTrain, probe: Batch, sharding: Mapping[str, Sharding]) 
     ]
 
 
-def _kept(model: RankerTrain, batch: Batch) -> dict[str, int]:
-    """Bytes that autograd keeps of a forward pass of the dense part, parameters not counted."""
-    kept: dict[str, dict[int, int]] = {"activations": {}, "generated weights": {}}
-    generated: set[int] = set()
-    own = {p.untyped_storage().data_ptr() for p in model.ranker.over.parameters()}
-    own |= {b.untyped_storage().data_ptr() for b in model.ranker.over.buffers()}
+def _peak(model: RankerTrain, batch: Batch) -> dict[str, int]:
+    """The most bytes of a step of the dense part at one time, but for parameters and gradients."""
+    over, embeddings = model.ranker.over, model.ranker.embeddings
+    for parameter in over.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # as in a bucket, into which it is summed
+    kept: dict[int, int] = {}
+    sizes: set[int] = set()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            line = "generated weights" if storage.nbytes() in generated else "activations"
-            kept[line][storage.data_ptr()] = storage.nbytes()
+        if storage.nbytes() in sizes:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    embeddings = model.ranker.embeddings
     shape = (len(batch.label), len(embeddings.names), embeddings.dim)
-    vectors = torch.zeros(shape, requires_grad=True)
+    known = [*over.parameters(), *over.buffers(), *_tensors(batch)]
+    known += [parameter.grad for parameter in over.parameters() if parameter.grad is not None]
     with (
+        LiveBytes(known) as memory,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        _sizes_of_generated(model, generated),
+        _sizes_of_generated(model, sizes),
     ):
-        logits = model.ranker.over(
+        vectors = torch.zeros(shape, requires_grad=True)
+        logits = over(
             vectors, batch.dense, batch.scenario, batch.weight, batch.of_user, batch.of_item
         )
-        loss = model.loss(logits, batch.label, batch.weight, vectors)
-    del loss  # alive until here: a storage that is freed may give its address to another
-    return {line: sum(found.values()) for line, found in kept.items()}
+        loss, _ = model.loss(logits, batch.label, batch.weight, vectors)
+        loss.backward()  # type: ignore[no-untyped-call]
+    generated = sum(kept.values())
+    return {"activations": memory.peak - generated, "generated weights": generated}
 
 
 @contextmanager
@@ -134,15 +152,19 @@ def _sizes_of_generated(model: RankerTrain, sizes: set[int]) -> Iterator[None]:
 
 
 def _bytes(batch: Batch) -> int:
-    return sum(_size(getattr(batch, field.name)) for field in fields(batch))
+    return sum(tensor.untyped_storage().nbytes() for tensor in _tensors(batch))
 
 
-def _size(part: Any) -> int:
+def _tensors(part: Any) -> Iterator[torch.Tensor]:
+    """All that a batch holds."""
     if isinstance(part, torch.Tensor):
-        return part.untyped_storage().nbytes()
-    if isinstance(part, tuple):
-        return sum(_size(each) for each in part)
-    return _size(part.values()) + _size(part.lengths()) + _size(part.offsets())
+        yield part
+    elif isinstance(part, KeyedJaggedTensor):
+        yield from (part.values(), part.lengths(), part.offsets())
+    else:
+        parts = part if isinstance(part, tuple) else [getattr(part, f.name) for f in fields(part)]
+        for each in parts:
+            yield from _tensors(each)
 
 
 def _line(sizes: tuple[int, int], found: list[int]) -> tuple[float, float]:

@@ -180,6 +180,19 @@ class Request:
         return "ebc" if self.config is None else MODULE
 
     @property
+    def fixed_lines(self) -> dict[str, int]:
+        """Bytes of an accelerator that no placement changes, by line."""
+        lines = self.dense.at(self.share)
+        if self.hardware[1].device == "cpu":
+            lines["rows being read"] = self.dense.host(self.share)
+        return lines
+
+    @property
+    def fixed_host(self) -> int:
+        """Bytes of host memory that no placement changes; on CPU they are among the lines."""
+        return 0 if self.hardware[1].device == "cpu" else self.dense.host(self.share)
+
+    @property
     def allowed(self) -> Sequence[Sharding]:
         """Ways of a table that does not say its own."""
         if self.shardings is not None:
@@ -234,8 +247,8 @@ def make_plan(request: Request) -> Plan:
     space = Space(
         world_size,
         request.per_node,
-        request.capacity - sum(request.dense.at(request.share).values()),
-        hardware.host_memory,
+        request.capacity - sum(request.fixed_lines.values()),
+        hardware.host_memory - request.fixed_host,
     )
     placement = solve(options, space)
     by_name = {table.name: table for table in request.tables}
@@ -290,9 +303,9 @@ def _table(
 
 
 def _ranks(placement: Placement, request: Request) -> list[RankLoad]:
-    world_size, dense = request.world_size, request.dense.at(request.share)
-    memory = [dict.fromkeys(TABLE_LINES, 0) | dense for _ in range(world_size)]
-    host = [0] * world_size
+    world_size = request.world_size
+    memory = [dict.fromkeys(TABLE_LINES, 0) | request.fixed_lines for _ in range(world_size)]
+    host = [request.fixed_host] * world_size
     ms = [dict.fromkeys(PARTS, 0.0) for _ in range(world_size)]
     for table, option in placement.chosen.items():
         for rank in placement.ranks[table]:
