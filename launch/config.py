@@ -231,6 +231,9 @@ class TrainerConfig(_Part):
     keep: int = Field(2, ge=2)
     """Newest checkpoints kept, the best one besides."""
     log_every: int = Field(50, ge=1)
+    trace: int = Field(0, ge=0)
+    """When a run has ended: time each table's lookup and update so often on each rank, into
+    table_times.json, which `msrec plan --measured RUN` lays beside its estimates."""
     window_rows: int = Field(1 << 18, ge=1)
     prefetch: int = Field(8, ge=0)
 

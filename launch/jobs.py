@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -22,11 +21,11 @@ from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
 from msrec.launch.results import results_table, slice_table
 from msrec.launch.slices import SLICES, Slice
+from msrec.launch.terminal import wide_console
 from msrec.launch.trainer import Trainer
 from msrec.launch.versions import installed_versions
 
-# A log is not bound to the 80 columns that rich assumes where there is no terminal.
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = wide_console()
 
 
 def train_job(config_file: Path, overrides: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from msrec.launch.journal import Journal
 from msrec.launch.left_out import gather_bad_rows, keep_bad_rows
 from msrec.launch.metrics import ScenarioMetrics
 from msrec.launch.process import Process, seed_step
+from msrec.launch.trace import TRACE_FILE, trace_tables
 from msrec.launch.unlogged import Unlogged, add_rows, all_reduce_counts
 from msrec.launch.warm_start import parts_record, parts_table, warm_start
 from msrec.model.optimizers import Schedule, optimizers
@@ -151,9 +152,8 @@ class Trainer:
         result = FitResult(progress, progress.step or None, 0.0)
         if self.process.is_main:
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(
-                config.run_dir / "plan.json", plan_to_dict(self.plan, self.process.world_size)
-            )
+            ranks = (self.process.world_size, self.process.local_world_size)
+            write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, *ranks))
         rows, seconds = 0, 0.0
         steps = (self._total_steps(), progress.step)
         with Journal(config.run_dir, self.process, *steps) as journal, self.checkpoints:
@@ -167,7 +167,20 @@ class Trainer:
                 rows += (progress.step - first) * config.trainer.global_batch
                 self._end_epoch(progress, journal)
         result.rows_per_s = rows / seconds if seconds else 0.0
+        if config.trainer.trace:
+            self._time_tables(config.trainer.trace)
         return result
+
+    def _time_tables(self, repeats: int) -> None:
+        """Time the tables; after the last checkpoint, for it changes what an optimizer holds."""
+        batch = next(self.train.batches()).to(self.process.device)
+        self.pipeline.detach()  # which sends ids in a way of its own
+        ranks = trace_tables(self.model, batch, repeats)
+        self.pipeline.attach()
+        if self.process.is_main:
+            rows = self.config.trainer.global_batch // self.process.world_size
+            traced = {"device": self.process.device.type, "batch": rows, "ranks": ranks}
+            write_json(self.config.run_dir / TRACE_FILE, traced)
 
     def evaluate(self, loader: Loader) -> ScenarioMetrics:
         """Streaming metrics of a split, the same on every rank."""

@@ -18,7 +18,7 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 
-def plan_to_dict(plan: ShardingPlan, world_size: int) -> dict[str, Any]:
+def plan_to_dict(plan: ShardingPlan, world_size: int, per_node: int) -> dict[str, Any]:
     """A plan as plain JSON values; a replicated (data-parallel) table has no shards."""
     modules = {
         path: {
@@ -36,7 +36,7 @@ def plan_to_dict(plan: ShardingPlan, world_size: int) -> dict[str, Any]:
         }
         for path, module in plan.plan.items()
     }
-    return {"format": 1, "world_size": world_size, "modules": modules}
+    return {"format": 1, "world_size": world_size, "per_node": per_node, "modules": modules}
 
 
 def table_entry(

@@ -189,6 +189,7 @@ def init_tables(dmp: DistributedModelParallel, plan: ShardingPlan, std: float, s
                     else [(tensor, 0)]
                 )
                 for piece, first_row in pieces:
-                    values = torch.empty(piece.shape)
+                    # On CPU in place: a copy would be as large as the shard.
+                    values = piece if piece.device.type == "cpu" else torch.empty(piece.shape)
                     fill_rows(values, table, first_row, std, seed)
                     piece.copy_(values)

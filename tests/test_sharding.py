@@ -132,8 +132,10 @@ def plan_of(rank, world_size):
     spec = TableSpec("rowwise_adagrad", LR, row_wise_from=50, sharding={"genre": "row_wise"})
     fuse_optimizer(model[0].ebc, spec, CPU)
     plan = make_plan(model, spec, CPU, dist.get_world_size())
-    saved = plan_to_dict(plan, world_size)
-    assert plan_to_dict(plan_from_dict(json.loads(json.dumps(saved))), world_size) == saved
+    saved = plan_to_dict(plan, world_size, world_size)
+    assert (
+        plan_to_dict(plan_from_dict(json.loads(json.dumps(saved))), world_size, world_size) == saved
+    )
     return saved
 
 

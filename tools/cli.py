@@ -339,14 +339,17 @@ def torture(
 @app.command()
 def plan(
     source: Annotated[
-        Path, typer.Argument(help="a run's YAML file, or a list of tables: YAML or CSV")
-    ],
+        Path | None, typer.Argument(help="a run's YAML file, or a list of tables: YAML or CSV")
+    ] = None,
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="ranks of a node")] = 8,
     gpu: Annotated[
-        str, typer.Option(help="a100-40, a100-80, h100, h200, b200, l40s, cpu, or of --hardware")
-    ] = "h100",
+        str | None,
+        typer.Option(
+            help="a100-40, a100-80, h100, h200, b200, l40s, cpu, or of --hardware [default: h100]"
+        ),
+    ] = None,
     hardware: Annotated[
         Path | None, typer.Option(help="YAML of other accelerators, as tools/planner/hardware.yaml")
     ] = None,
@@ -381,6 +384,17 @@ def plan(
         int | None,
         typer.Option(min=1, help="run steps on so many CPU ranks here: estimated against real"),
     ] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="instead of planning: the plan that a run used")
+    ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="a run's plan, and the times it traced (trainer.trace=20) beside it"),
+    ] = None,
+    recalibrate: Annotated[
+        Path | None,
+        typer.Option(help="with --measured: write the measured bandwidths, for --hardware"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="for train plan=FILE")] = Path("plan.json"),
     page: Annotated[
         Path | None, typer.Option(help="also write a page with pictures, which opens offline")
@@ -389,10 +403,17 @@ def plan(
     """Where each table goes, whether it fits, what a step costs; no GPU, no memory for tables."""
     from msrec.tools.planner.job import changed, plan_tables, request_of, verify_plan
 
+    if run := measured or from_:
+        from msrec.tools.planner.runs import tell_run
+
+        tell_run(run, gpu, gpus_per_node, hardware, measured is not None, recalibrate, page)
+        return
+    if source is None:
+        raise ValueError("msrec plan needs a run's config or a list of tables, or --from RUN.")
     request = request_of(
         source,
         overrides or [],
-        gpu=gpu,
+        gpu=gpu or "h100",
         hardware_file=hardware,
         nodes=nodes,
         per_node=gpus_per_node,

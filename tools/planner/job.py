@@ -15,6 +15,7 @@ from msrec.data.validation import first_fault, read_yaml
 from msrec.launch.config import RunConfig, load_config, with_overrides
 from msrec.launch.plan_table import FLOAT_BYTES, size
 from msrec.launch.process import quiet_libraries
+from msrec.launch.terminal import wide_console
 from msrec.model.sharding import TableOptimizer
 from msrec.tools.planner.dense import DenseLoad, learned_lines
 from msrec.tools.planner.hardware import load_hardware
@@ -56,7 +57,7 @@ def plan_tables(
     Raises:
         ValueError: a change is not one, or no number of nodes has room.
     """
-    console = console or Console()
+    console = console or wide_console()
     quiet_libraries()
     plan = fewest_nodes(request) if min_gpus else make_plan(request)
     request = dataclasses.replace(request, nodes=plan.nodes)
@@ -111,7 +112,7 @@ def verify_plan(request: Request, ranks: int, console: Console | None = None) ->
     trainer = request.config.trainer.model_copy(update={"global_batch": here.share * ranks})
     config = request.config.model_copy(update={"trainer": trainer})
     plan = make_plan(dataclasses.replace(here, config=config))
-    return verify(plan, config, console or Console())
+    return verify(plan, config, console or wide_console())
 
 
 def fewest_nodes(request: Request) -> Plan:
@@ -178,17 +179,19 @@ def changed(request: Request, change: str, hardware_file: Path | None) -> Reques
     for part in change.split(","):
         key, equals, text = part.partition("=")
         table, _, name = key.rpartition(".")
-        of_config = request.config is not None and key.partition(".")[0] in RunConfig.model_fields
-        if not equals or (name not in CHANGES and not of_config):
+        is_of_config = (
+            request.config is not None and key.partition(".")[0] in RunConfig.model_fields
+        )
+        if not equals or (name not in CHANGES and not is_of_config):
             known = ", ".join(f"{c}=..." for c in CHANGES)
             more = (
                 "" if request.config is None else ", or a value of the config, embeddings.dim=..."
             )
             raise ValueError(f"a change must be one of {known}{more}; got {part!r}.")
         value = yaml.safe_load(text)
-        if of_config:
+        if is_of_config:
             assert request.config is not None
-            said = _of_config(with_overrides(request.config, [part]), request.share)
+            said = of_config(with_overrides(request.config, [part]), request.share)
             request = dataclasses.replace(request, **said)
         elif name == "dim" and request.config is not None:
             raise ValueError(f"{part}: the tables of a config have one width, embeddings.dim=...")
@@ -272,7 +275,7 @@ def request_of(
     }
     if _is_config(source):
         config = load_config(source, overrides)
-        found = _of_config(config, max(config.trainer.global_batch // (nodes * per_node), 1))
+        found = of_config(config, max(config.trainer.global_batch // (nodes * per_node), 1))
     elif overrides:
         raise ValueError(f"{source} is a list of tables, which takes no overrides; use --set.")
     else:
@@ -286,8 +289,13 @@ def request_of(
     return Request(**(found | asked))
 
 
-def _of_config(config: RunConfig, rows: int) -> dict[str, Any]:
-    """What a run says of a `Request`; `rows` is about the number of those of a rank."""
+def of_config(config: RunConfig, rows: int) -> dict[str, Any]:
+    """What a run says of a `Request`.
+
+    Args:
+        config: of the run.
+        rows: of a step on one rank, about.
+    """
     tables, dense = tables_and_dense(config, rows)
     return {
         "tables": tables,

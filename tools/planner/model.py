@@ -124,7 +124,7 @@ def _peak(model: RankerTrain, batch: Batch) -> dict[str, int]:
             vectors, batch.dense, batch.scenario, batch.weight, batch.of_user, batch.of_item
         )
         loss, _ = model.loss(logits, batch.label, batch.weight, vectors)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     generated = sum(kept.values())
     return {"activations": memory.peak - generated, "generated weights": generated}
 

@@ -1,11 +1,12 @@
 """A plan with all that was estimated, as one JSON file that training takes as well."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.launch.config import RunConfig
 from msrec.model.plan import plan_hash, shard_entry, table_entry
@@ -13,7 +14,7 @@ from msrec.model.sharding import TableSharding
 from msrec.tools.planner.dense import DenseLoad
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.options import SPAN, Estimator, Option, options_of, way_name
-from msrec.tools.planner.solve import Placement, Space, place, solve, work
+from msrec.tools.planner.solve import Placement, Space, place, placed, solve, work
 from msrec.tools.planner.tables import Sharding, TableLoad, meta_collection
 
 GIB = 2**30
@@ -227,11 +228,7 @@ def make_plan(request: Request) -> Plan:
     Raises:
         ValueError: a table has no allowed way at all.
     """
-    hardware = request.hardware[1]
-    world_size = request.world_size
-    collection = meta_collection(request.tables, request.optimizer)
-    topology = hardware.topology(world_size, request.per_node)
-    estimator = Estimator(topology, request.share, request.optimizer)
+    collection, estimator, space = _posed(request)
     options = options_of(
         request.tables, collection, estimator, request.allowed, request.load_factors
     )
@@ -244,24 +241,73 @@ def make_plan(request: Request) -> Plan:
                 f"{', '.join(allowed)}{where} none can take its {table.rows:,} rows of {table.dim} "
                 f"on {request.nodes} x {request.per_node} ranks. Allow table_wise, kernel fused."
             )
+    return _plan(request, options, solve(options, space), space)
+
+
+def plan_as_placed(request: Request, entries: Mapping[str, Any]) -> Plan:
+    """What the estimates say of a plan that is there already.
+
+    Args:
+        request: what it was made for.
+        entries: table -> its entry in the plan's file.
+
+    Raises:
+        ValueError: the request has other tables.
+    """
+    names = {table.name for table in request.tables}
+    if names != set(entries):
+        other = ", ".join(sorted(names ^ set(entries))[:3])
+        raise ValueError(
+            f"the plan must have the tables of the model; only one of them has {other}."
+        )
+    collection, estimator, space = _posed(request)
+    options = options_of(
+        request.tables, collection, estimator, request.allowed, request.load_factors
+    )
+    chosen, ranks = {}, {}
+    for table in request.tables:
+        entry = entries[table.name]
+        kernel: Any = entry["compute_kernel"].replace("dense", "fused")
+        factor = entry.get("load_factor")
+        way = estimator.option(table, collection, entry["sharding_type"], kernel, factor)
+        if way is None:  # fewer rows than ranks: some shards are empty
+            raise ValueError(
+                f"table {table.name!r} is planned {entry['sharding_type']}, of which there is no "
+                f"estimate for {table.rows:,} rows on {request.world_size} ranks."
+            )
+        chosen[table.name] = way
+        ranks[table.name] = list(entry["ranks"]) or list(range(request.world_size))
+    return _plan(request, options, placed(chosen, ranks, space), space)
+
+
+def _posed(request: Request) -> tuple[EmbeddingBagCollection, Estimator, Space]:
+    """The tables without memory, what estimates their costs, and what the ranks have for them."""
+    hardware = request.hardware[1]
+    topology = hardware.topology(request.world_size, request.per_node)
     space = Space(
-        world_size,
+        request.world_size,
         request.per_node,
         request.capacity - sum(request.fixed_lines.values()),
         hardware.host_memory - request.fixed_host,
     )
-    placement = solve(options, space)
+    estimator = Estimator(topology, request.share, request.optimizer)
+    return meta_collection(request.tables, request.optimizer), estimator, space
+
+
+def _plan(
+    request: Request, options: Mapping[str, Sequence[Option]], placement: Placement, space: Space
+) -> Plan:
     by_name = {table.name: table for table in request.tables}
     chosen = sorted(placement.chosen.items())
     modules = {
         request.module: {t: _entry(by_name[t], o, placement.ranks[t], request) for t, o in chosen}
     }
     plan = Plan(
-        world_size=world_size,
+        world_size=request.world_size,
         modules=modules,
         hash="",
         hardware=request.hardware[0],
-        specification=hardware,
+        specification=request.hardware[1],
         nodes=request.nodes,
         per_node=request.per_node,
         batch=request.share,

@@ -104,6 +104,24 @@ def place(
     )
 
 
+def placed(chosen: Mapping[str, Option], ranks: Mapping[str, list[int]], space: Space) -> Placement:
+    """A placement that somebody else made.
+
+    Args:
+        chosen: table -> way.
+        ranks: table -> ranks of its shards, in order.
+        space: what the ranks have.
+    """
+    ms, memory, host = (np.zeros(space.ranks) for _ in range(3))
+    for table, option in chosen.items():
+        for rank in ranks[table]:
+            ms[rank] += option.cost.total
+            memory[rank] += option.memory
+            host[rank] += option.host
+    missing = np.maximum(memory - space.memory, 0) + np.maximum(host - space.host, 0)
+    return Placement(dict(chosen), dict(ranks), ms, memory, host, float(missing.sum()), {})
+
+
 class _Dealt:
     """What each rank has so far, and who has the least to do.
 

@@ -12,6 +12,8 @@ from msrec.tools.planner.plan import PARTS, Plan, TablePlan
 MOST_TABLES = 40
 """Rows of the table of tables; the rest is summed up."""
 MOST_RANKS = 16
+REASONS = 4
+"""Tables whose placement is put into words."""
 
 
 def tell(plan: Plan, console: Console) -> None:
@@ -21,36 +23,50 @@ def tell(plan: Plan, console: Console) -> None:
     console.print(ranks_table(plan))
     for sentence in verdict(plan):
         console.print(sentence, highlight=False, soft_wrap=True)
+    console.print("Why there:", highlight=False)
+    for sentence in reasons(plan):
+        console.print(f"  {sentence}", highlight=False, soft_wrap=True)
 
 
 def tables_table(plan: Plan) -> Table:
-    """Tables, the costliest first."""
+    """Tables, the costliest first; those that are alike and placed alike are one line."""
     where = f"{plan.nodes} x {plan.per_node} {plan.hardware}"
     table = Table(title=f"{len(plan.tables)} tables on {where} (ms are estimates)")
     for head in ("table", "sharding", "ranks"):
         table.add_column(head, overflow="fold")
     for head in ("rows", "dim", "size", "ms a shard", "next best way", "step then"):
         table.add_column(head, justify="left" if head == "next best way" else "right")
-    ordered = plan.by_cost
-    for each in ordered[:MOST_TABLES]:
+    groups = _alike(plan)
+    for group in groups[:MOST_TABLES]:
+        first = group[0]
+        name = first.name if len(group) == 1 else f"{first.name} and {len(group) - 1} like it"
         table.add_row(
-            each.name,
-            each.way,
-            ranges(each.ranks),
-            f"{each.rows:,}",
-            str(each.dim),
-            size(each.weights + each.host),
-            f"{each.total_ms:.3f}",
-            each.next_way or "none",
-            each.step_then,
+            name,
+            first.way,
+            ranges(sorted({rank for each in group for rank in each.ranks})),
+            f"{first.rows:,}",
+            str(first.dim),
+            size(sum(each.weights + each.host for each in group)),
+            f"{first.total_ms:.3f}",
+            first.next_way or "none",
+            first.step_then,
         )
-    rest = ordered[MOST_TABLES:]
+    rest = [each for group in groups[MOST_TABLES:] for each in group]
     if rest:
         table.add_section()
         whole = sum(t.weights + t.host for t in rest)
         rows = sum(t.rows for t in rest)
         table.add_row(f"{len(rest)} more", "", "", f"{rows:,}", "", size(whole), "", "", "")
     return table
+
+
+def _alike(plan: Plan) -> list[list[TablePlan]]:
+    """Tables that are alike and placed alike, the costliest first."""
+    alike: dict[tuple[object, ...], list[TablePlan]] = {}
+    for each in plan.by_cost:
+        same = (each.rows, each.dim, each.way, each.kernel, each.total_ms, each.next_way)
+        alike.setdefault(same, []).append(each)
+    return list(alike.values())
 
 
 def memory_table(plan: Plan) -> Table:
@@ -109,6 +125,23 @@ def verdict(plan: Plan) -> Iterator[str]:
         f"{plan.busiest} is the busiest, {plan.imbalance:.2f} times the mean. The bottleneck is "
         f"its {part.replace('_', ' ')} ({share:.0%}), to which table {costliest.name} adds most."
     )
+
+
+def reasons(plan: Plan) -> Iterator[str]:
+    """Why the largest and the costliest tables are where they are, and what else would cost."""
+    first = [group[0] for group in _alike(plan)]
+    largest = sorted(first, key=lambda t: -(t.weights + t.host))
+    told = {each.name: each for pair in zip(largest, first, strict=True) for each in pair}
+    for each in list(told.values())[:REASONS]:
+        held = f"{each.name}: {each.way}, {size(each.held)} and {each.total_ms:.2f} ms a shard"
+        if each.next_way is None:
+            yield f"{held}; no other way is allowed."
+        elif each.next_step_ms is None:
+            yield f"{held}; {each.next_way} would not fit."
+        else:
+            more = each.next_step_ms - plan.step_ms
+            longer = f"{more:.2f} ms longer" if more >= 0.005 else "as long"
+            yield f"{held}; {each.next_way} is the next best, with it the step would be {longer}."
 
 
 def _misfit(plan: Plan) -> Iterator[str]:

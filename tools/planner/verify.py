@@ -108,6 +108,7 @@ def _rank(rank: int, world_size: int, port: int, values: Mapping[str, object], o
     with process_group("cpu") as process:
         before = _resident()["RssAnon"]
         trainer = Trainer(config, process)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: that of the steps
         trainer.model.train()
         batches = (batch for epoch in range(STEPS) for batch in trainer.train.batches(epoch))
         for _ in range(STEPS):
