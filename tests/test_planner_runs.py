@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,11 +97,26 @@ def test_estimated_memory_is_that_of_real_steps_and_a_wrong_estimate_is_told(dat
     assert held, said
     assert "The estimates are within 15% of the peaks of 6 real steps" in said
     assert not (tmp_path / "default").exists()
-    plan = make_plan(asked)
-    wrong = [rank.model_copy(update={"memory": {"all": 10}}) for rank in plan.ranks]
-    held, said = told(verify, plan.model_copy(update={"ranks": wrong}), config)
+
+
+def test_an_estimate_that_is_off_is_told(dataset, tmp_path, monkeypatch):
+    config = config_of(dataset, tmp_path)
+    save_config(config, tmp_path / "conf.yaml")
+    plan = make_plan(asked_of(tmp_path / "conf.yaml"))
+    peaks = [
+        round(rank.total_memory / off) for rank, off in zip(plan.ranks, (1.1, 0.8), strict=True)
+    ]
+
+    def ran(function, args, nprocs):
+        for rank in range(nprocs):
+            (Path(args[-1]) / f"{rank}.json").write_text(json.dumps({"peak": peaks[rank]}))
+
+    monkeypatch.setattr("msrec.tools.planner.verify.spawn", ran)
+    held, said = told(verify, plan, config)
     assert not held
-    assert "not within 15%" in said
+    assert "not within 15% of the peaks of 6 real steps: off by 20.0% at most" in said
+    assert "+10.0%" in said
+    assert "-20.0%" in said
 
 
 def test_what_has_no_room_here_is_not_run(dataset, tmp_path):
