@@ -135,7 +135,8 @@ def _best_of_torchrec(
     """The smallest rating, by which pair, and a line about each pair."""
     pairs = [(p, q) for p in PROPOSERS for q in PARTITIONERS]
     found, told = [], []
-    for proposer, partitioner in pairs:
+    end = time.perf_counter() + seconds
+    for number, (proposer, partitioner) in enumerate(pairs):
         topology = hardware.topology(NODES * PER_NODE, PER_NODE)
         rated = _Rated(topology)
         planner = EmbeddingShardingPlanner(
@@ -149,7 +150,8 @@ def _best_of_torchrec(
                 t.name: ParameterConstraints(pooling_factors=[t.pooling] * t.features)
                 for t in tables
             },
-            timeout_seconds=seconds // len(pairs),
+            # What one pair leaves is for those that come after it.
+            timeout_seconds=max(int((end - time.perf_counter()) / (len(pairs) - number)), 1),
             debug=False,
         )
         module = torch.nn.ModuleDict({"ebc": meta_collection(tables, "rowwise_adagrad")})

@@ -14,7 +14,7 @@ from msrec.model.sharding import TableSharding
 from msrec.tools.planner.dense import DenseLoad
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.options import SPAN, Estimator, Option, options_of, way_name
-from msrec.tools.planner.solve import Placement, Space, place, placed, solve, work
+from msrec.tools.planner.solve import Placement, Space, placed, solve, step_with, work
 from msrec.tools.planner.tables import Sharding, TableLoad, meta_collection
 
 GIB = 2**30
@@ -35,8 +35,8 @@ class TablePlan(_Part):
 
     Units:
         weights, state, host: bytes over all ranks. ms: of its costliest shard, estimated.
-        next_step_ms: the whole step if this table alone went the next best way; None where no other
-            way fits.
+        next_step_ms: the whole step if this table alone went the next best way and the others
+            stayed; None where no other way fits.
     """
 
     name: str
@@ -324,11 +324,11 @@ def _table(
     table: TableLoad, option: Option, placement: Placement, ways: Sequence[Option], space: Space
 ) -> TablePlan:
     cheapest = sorted((w for w in ways if w is not option), key=lambda w: work(w, space))
-    tried = [
-        (place(placement.chosen | {table.name: way}, space, placement.nudge).order, way)
-        for way in cheapest[:NEXT_TRIED]
-    ]
-    order, way = min(tried, key=lambda pair: pair[0], default=((0.0, 0.0), None))
+    tried = [(step_with(placement, way, space), way) for way in cheapest[:NEXT_TRIED]]
+    with_room = [(step, way) for step, way in tried if step is not None]
+    step, way = min(
+        with_room, key=lambda pair: pair[0], default=tried[0] if tried else (None, None)
+    )
     shards = len(placement.ranks[table.name])
     whole = table.num_bytes * (space.ranks if option.sharding == "data_parallel" else 1)
     return TablePlan(
@@ -344,7 +344,7 @@ def _table(
         host=option.host * shards,
         ms={part: getattr(option.cost, part) for part in PARTS},
         next_way=None if way is None else way_name(way.sharding, way.kernel, way.load_factor),
-        next_step_ms=None if way is None or order[0] else order[1],
+        next_step_ms=step,
     )
 
 

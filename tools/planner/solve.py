@@ -10,7 +10,6 @@ anything fits, as long as it makes what does not fit smaller; then again from a 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,10 +97,8 @@ def place(
             ranks[option.table] = dealt.take_node(option)
         else:
             ranks[option.table] = [dealt.take_rank(option) for _ in range(option.pieces)]
-    missing = np.maximum(dealt.memory - space.memory, 0) + np.maximum(dealt.host - space.host, 0)
-    return Placement(
-        dict(chosen), ranks, dealt.ms, dealt.memory, dealt.host, float(missing.sum()), nudge
-    )
+    loads = (dealt.ms, dealt.memory, dealt.host)
+    return Placement(dict(chosen), ranks, *loads, _missing(*loads[1:], space), nudge)
 
 
 def placed(chosen: Mapping[str, Option], ranks: Mapping[str, list[int]], space: Space) -> Placement:
@@ -118,12 +115,48 @@ def placed(chosen: Mapping[str, Option], ranks: Mapping[str, list[int]], space: 
             ms[rank] += option.cost.total
             memory[rank] += option.memory
             host[rank] += option.host
-    missing = np.maximum(memory - space.memory, 0) + np.maximum(host - space.host, 0)
-    return Placement(dict(chosen), dict(ranks), ms, memory, host, float(missing.sum()), {})
+    return Placement(dict(chosen), dict(ranks), ms, memory, host, _missing(memory, host, space), {})
+
+
+def step_with(placement: Placement, option: Option, space: Space) -> float | None:
+    """The step if a table alone went another way, the others staying; None where it has no room.
+
+    Its shards go where the least is to do, as `place` deals them out.
+    """
+    table = option.table
+    ms, memory, host = (part.copy() for part in (placement.ms, placement.memory, placement.host))
+    before = placement.chosen[table]
+    for rank in placement.ranks[table]:  # one by one: a rank may have several pieces
+        ms[rank] -= before.cost.total
+        memory[rank] -= before.memory
+        host[rank] -= before.host
+    room = (memory + option.memory <= space.memory) & (host + option.host <= space.host)
+    if option.span == "all":
+        return float(ms.max()) + option.cost.total if room.all() else None
+    size = space.ranks_a_node if option.span == "node" else 1
+    for _ in range(option.pieces):
+        rooms = room.reshape(-1, size).all(axis=1)
+        if not rooms.any():
+            return None
+        first = int(np.argmin(np.where(rooms, ms.reshape(-1, size).max(axis=1), np.inf))) * size
+        ms[first : first + size] += option.cost.total
+        memory[first : first + size] += option.memory
+        host[first : first + size] += option.host
+        room = (memory + option.memory <= space.memory) & (host + option.host <= space.host)
+    return float(ms.max())
+
+
+def _missing(memory: Floats, host: Floats, space: Space) -> float:
+    """Bytes for which there is no room."""
+    over = np.maximum(memory - space.memory, 0) + np.maximum(host - space.host, 0)
+    return float(over.sum())
 
 
 class _Dealt:
     """What each rank has so far, and who has the least to do.
+
+    Lists and heaps, not arrays: a shard changes a few numbers, and there are many shards. An entry
+    of a heap whose value is not its rank's (node's) any more is dropped when it comes up.
 
     Args:
         space: what the ranks have.
@@ -131,66 +164,87 @@ class _Dealt:
     """
 
     def __init__(self, space: Space, everywhere: Sequence[Option]) -> None:
-        self.ms, self.memory, self.host = (np.zeros(space.ranks) for _ in range(3))
         self._space = space
-        for option in everywhere:
-            self._add(slice(None), option)
-        self._heap = [(value, rank) for rank, value in enumerate(self.ms.tolist())]
-        size = space.ranks_a_node
+        nodes = -(-space.ranks // space.ranks_a_node)
+        ms = sum(option.cost.total for option in everywhere)
+        memory = sum(option.memory for option in everywhere)
+        host = sum(option.host for option in everywhere)
+        self._of_ranks = _Loads([ms] * space.ranks, [memory] * space.ranks, [host] * space.ranks)
         # The most that a rank of each node has; it only grows.
-        self._node_ms, self._node_memory, self._node_host = (
-            values[::size].copy() for values in (self.ms, self.memory, self.host)
-        )
+        self._of_nodes = _Loads([ms] * nodes, [memory] * nodes, [host] * nodes)
 
-    def _add(self, ranks: slice | int, option: Option) -> None:
-        """A shard for each of these ranks."""
-        self.ms[ranks] += option.cost.total
-        self.memory[ranks] += option.memory
-        self.host[ranks] += option.host
+    @property
+    def ms(self) -> Floats:
+        """Milliseconds of each rank."""
+        return np.array(self._of_ranks.ms, dtype=np.float64)
+
+    @property
+    def memory(self) -> Floats:
+        """Bytes on the accelerator of each rank."""
+        return np.array(self._of_ranks.memory, dtype=np.float64)
+
+    @property
+    def host(self) -> Floats:
+        """Bytes in host memory of each rank."""
+        return np.array(self._of_ranks.host, dtype=np.float64)
 
     def take_node(self, option: Option) -> list[int]:
         """The node whose busiest rank has the least to do among those with room."""
         size = self._space.ranks_a_node
-        memory, host = self._node_memory, self._node_host
-        room = self._has_room(memory, host, option)
-        fullness = np.where(room, self._node_ms, np.inf) if room.any() else memory + host
-        node = int(np.argmin(fullness))
-        first = node * size
-        self._add(slice(first, first + size), option)
-        self._node_ms[node] += option.cost.total
-        memory[node] += option.memory
-        host[node] += option.host
-        ranks = list(range(first, first + size))
-        for rank, value in zip(ranks, self.ms[first : first + size].tolist(), strict=True):
-            heapq.heappush(self._heap, (value, rank))
+        node = self._of_nodes.least_busy(option, self._space)
+        self._of_nodes.add(node, option)
+        ranks = list(range(node * size, (node + 1) * size))
+        for rank in ranks:
+            self._of_ranks.add(rank, option)
         return ranks
 
     def take_rank(self, option: Option) -> int:
         """The rank with the least to do among those with room, else the one with most room."""
-        full = []
-        found = None
-        while self._heap and found is None:
-            value, rank = heapq.heappop(self._heap)
-            if value != self.ms[rank]:
+        rank = self._of_ranks.least_busy(option, self._space)
+        self._of_ranks.add(rank, option)
+        self._of_nodes.raise_to(rank // self._space.ranks_a_node, self._of_ranks, rank)
+        return rank
+
+
+class _Loads:
+    """Milliseconds, bytes and host bytes of ranks or of nodes."""
+
+    def __init__(self, ms: list[float], memory: list[int], host: list[int]) -> None:
+        self.ms, self.memory, self.host = ms, memory, host
+        self._heap = [(value, place) for place, value in enumerate(ms)]
+
+    def least_busy(self, option: Option, space: Space) -> int:
+        """The one with the least to do among those with room, else the one with most room."""
+        most, most_host = space.memory - option.memory, space.host - option.host
+        full, found, heap = [], None, self._heap
+        while heap and found is None:
+            entry = heapq.heappop(heap)
+            value, place = entry
+            if value != self.ms[place]:
                 continue  # it has got more since; a newer entry says so
-            if self._has_room(self.memory[rank], self.host[rank], option):
-                found = rank
-            else:
-                full.append((value, rank))
+            full.append(entry)
+            if self.memory[place] <= most and self.host[place] <= most_host:
+                found = place
+        for entry in full:
+            heapq.heappush(heap, entry)
         if found is None:
-            found = int(np.argmin(self.memory + self.host))
-        self._add(found, option)
-        node = found // self._space.ranks_a_node
-        self._node_ms[node] = max(self._node_ms[node], self.ms[found])
-        self._node_memory[node] = max(self._node_memory[node], self.memory[found])
-        self._node_host[node] = max(self._node_host[node], self.host[found])
-        for entry in (*full, (float(self.ms[found]), found)):
-            heapq.heappush(self._heap, entry)
+            found = min(range(len(self.ms)), key=lambda p: self.memory[p] + self.host[p])
         return found
 
-    def _has_room(self, memory: Any, host: Any, option: Option) -> Any:
-        space = self._space
-        return (memory + option.memory <= space.memory) & (host + option.host <= space.host)
+    def add(self, place: int, option: Option) -> None:
+        """A shard."""
+        self.ms[place] += option.cost.total
+        self.memory[place] += option.memory
+        self.host[place] += option.host
+        heapq.heappush(self._heap, (self.ms[place], place))
+
+    def raise_to(self, place: int, other: "_Loads", at: int) -> None:
+        """Have at least what one of others has."""
+        self.memory[place] = max(self.memory[place], other.memory[at])
+        self.host[place] = max(self.host[place], other.host[at])
+        if other.ms[at] > self.ms[place]:
+            self.ms[place] = other.ms[at]
+            heapq.heappush(self._heap, (self.ms[place], place))
 
 
 def solve(options: Mapping[str, Sequence[Option]], space: Space, effort: int = EFFORT) -> Placement:
