@@ -534,9 +534,11 @@ def test_weights_that_are_generated_are_a_line_of_their_own(dataset, tmp_path):
     form = ("meta.user=true", "meta.form=distinct", "meta.rank=3", "meta.width=5")
     config = config_of(dataset, tmp_path, *form, "interaction.bottom_dims=[]")
     _, dense = tables_and_dense(config, 1024)
-    assert dense.at(1024)["generated weights"] == 40 * (5 * 5) * 4  # users, a square layer, float32
+    assert (
+        dense.at(1024)["generated meta weights"] == 40 * (5 * 5) * 4
+    )  # users, a square layer, float32
     _, dense = tables_and_dense(config_of(dataset, tmp_path, *form, "meta.form=contracted"), 1024)
-    assert dense.at(1024)["generated weights"] == 0
+    assert dense.at(1024)["generated meta weights"] == 0
 
 
 def test_options_of_alike_tables_are_estimated_once(monkeypatch):

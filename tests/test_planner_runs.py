@@ -123,7 +123,7 @@ def test_what_has_no_room_here_is_not_run(dataset, tmp_path):
     config = config_of(dataset, tmp_path)
     save_config(config, tmp_path / "conf.yaml")
     plan = make_plan(asked_of(tmp_path / "conf.yaml"))
-    huge = plan.ranks[0].model_copy(update={"memory": {"table weights": 1 << 50}})
+    huge = plan.ranks[0].model_copy(update={"memory": {"embedding weights": 1 << 50}})
     with pytest.raises(ValueError, match=r"must have 2,097,152.0 GiB for them; .* are free"):
         verify(plan.model_copy(update={"ranks": [huge, huge]}), config, Console(quiet=True))
     listed = dataclasses.replace(asked_of(tmp_path / "conf.yaml"), config=None)

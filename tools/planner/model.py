@@ -126,7 +126,7 @@ def _peak(model: RankerTrain, batch: Batch) -> dict[str, int]:
         loss, _ = model.loss(logits, batch.label, batch.weight, vectors)
         loss.backward()
     generated = sum(kept.values())
-    return {"activations": memory.peak - generated, "generated weights": generated}
+    return {"activations": memory.peak - generated, "generated meta weights": generated}
 
 
 @contextmanager

@@ -66,7 +66,9 @@ def _row(table: TablePlan) -> dict[str, str]:
 def _memory(plan: Plan) -> Figure:
     traces = _stacked(plan, lambda table: table.held / GIB)
     rest = [
-        line for line in plan.ranks[0].memory if line not in ("table weights", "optimizer state")
+        line
+        for line in plan.ranks[0].memory
+        if line not in ("embedding weights", "optimizer state")
     ]
     beside = [sum(rank.memory[line] for line in rest) / GIB for rank in plan.ranks]
     traces.append(_bar("all but tables", beside, GREY))

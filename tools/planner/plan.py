@@ -22,7 +22,7 @@ MODULE = "ranker.embeddings.ebc"
 """Dotted name of the collection in a model of ours."""
 NEXT_TRIED = 2
 """Other ways of a table, those of the least work, among which the next best is looked for."""
-TABLE_LINES = ("table weights", "optimizer state", "ids that came in", "vectors on their way")
+TABLE_LINES = ("embedding weights", "optimizer state", "input buffers", "communication buffers")
 PARTS = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
 
 
