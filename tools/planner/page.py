@@ -10,7 +10,7 @@ from msrec.launch.figures import GREY, PALETTE, Figure, figure
 from msrec.launch.plan_table import ranges, size
 from msrec.launch.report import render
 from msrec.tools.planner.plan import GIB, PARTS, Plan, TablePlan
-from msrec.tools.planner.tell import verdict
+from msrec.tools.planner.tell import class_name, reasons, verdict
 
 NAMED = len(PALETTE) - 1
 """Tables with a colour of their own; the others share one."""
@@ -32,7 +32,7 @@ def plan_page(plan: Plan, compared: Mapping[str, Plan]) -> str:
         "plan.html",
         figures=figures,
         plan=plan,
-        verdict=list(verdict(plan)),
+        verdict=[*verdict(plan), *reasons(plan)],
         tiles=_tiles(plan),
         rows=[_row(table) for table in plan.by_cost],
     )
@@ -138,15 +138,21 @@ def _beside(plans: Mapping[str, Plan]) -> list[Figure]:
 def _groups(plan: Plan) -> list[tuple[str, str, Sequence[TablePlan]]]:
     """Name, colour and tables, the same in every figure.
 
-    The costliest and the largest tables stand each for itself, all others together.
+    The classes of tables (alike and placed alike) that take most time over all ranks, and those
+    that take most memory, stand each for itself, all others together.
     """
-    by_size = sorted(plan.tables, key=lambda table: table.held, reverse=True)
-    both = [table for pair in zip(plan.by_cost, by_size, strict=True) for table in pair]
-    named = list({table.name: table for table in both}.values())[:NAMED]
+
+    def over_ranks(value: Callable[[TablePlan], float]) -> list[list[TablePlan]]:
+        return sorted(plan.alike, key=lambda g: -sum(value(t) * len(t.ranks) for t in g))
+
+    by_time, by_size = over_ranks(lambda t: t.total_ms), over_ranks(lambda t: t.held)
+    both = [group for pair in zip(by_time, by_size, strict=True) for group in pair]
+    named = list({group[0].name: group for group in both}.values())[:NAMED]
     found: list[tuple[str, str, Sequence[TablePlan]]] = [
-        (table.name, PALETTE[at], [table]) for at, table in enumerate(named)
+        (class_name(group), PALETTE[at], group) for at, group in enumerate(named)
     ]
-    rest = [table for table in plan.tables if table not in named]
+    shown = {table.name for group in named for table in group}
+    rest = [table for table in plan.tables if table.name not in shown]
     if rest:
         found.append((f"{len(rest)} others", PALETTE[NAMED], rest))
     return found

@@ -136,6 +136,15 @@ class Plan(_Part):
         return sorted(self.tables, key=lambda table: (-table.total_ms, table.name))
 
     @property
+    def alike(self) -> list[list[TablePlan]]:
+        """Classes of tables that are alike and placed alike, the costliest table first."""
+        classes: dict[tuple[object, ...], list[TablePlan]] = {}
+        for each in self.by_cost:
+            same = (each.rows, each.dim, each.way, each.kernel, each.total_ms, each.next_way)
+            classes.setdefault(same, []).append(each)
+        return list(classes.values())
+
+    @property
     def imbalance(self) -> float:
         """Busiest rank over the mean, 1 at best."""
         mean = sum(rank.total_ms for rank in self.ranks) / self.world_size

@@ -36,12 +36,11 @@ def tables_table(plan: Plan) -> Table:
         table.add_column(head, overflow="fold")
     for head in ("rows", "dim", "size", "ms a shard", "next best way", "step then"):
         table.add_column(head, justify="left" if head == "next best way" else "right")
-    groups = _alike(plan)
+    groups = plan.alike
     for group in groups[:MOST_TABLES]:
         first = group[0]
-        name = first.name if len(group) == 1 else f"{first.name} and {len(group) - 1} like it"
         table.add_row(
-            name,
+            class_name(group),
             first.way,
             ranges(sorted({rank for each in group for rank in each.ranks})),
             f"{first.rows:,}",
@@ -60,13 +59,9 @@ def tables_table(plan: Plan) -> Table:
     return table
 
 
-def _alike(plan: Plan) -> list[list[TablePlan]]:
-    """Tables that are alike and placed alike, the costliest first."""
-    alike: dict[tuple[object, ...], list[TablePlan]] = {}
-    for each in plan.by_cost:
-        same = (each.rows, each.dim, each.way, each.kernel, each.total_ms, each.next_way)
-        alike.setdefault(same, []).append(each)
-    return list(alike.values())
+def class_name(group: Sequence[TablePlan]) -> str:
+    """Tables of one class as people read them."""
+    return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} like it"
 
 
 def memory_table(plan: Plan) -> Table:
@@ -129,7 +124,7 @@ def verdict(plan: Plan) -> Iterator[str]:
 
 def reasons(plan: Plan) -> Iterator[str]:
     """Why the largest and the costliest tables are where they are, and what else would cost."""
-    first = [group[0] for group in _alike(plan)]
+    first = [group[0] for group in plan.alike]
     largest = sorted(first, key=lambda t: -(t.weights + t.host))
     told = {each.name: each for pair in zip(largest, first, strict=True) for each in pair}
     for each in list(told.values())[:REASONS]:
