@@ -19,6 +19,8 @@ from msrec.tools.planner.options import Option
 Floats = npt.NDArray[np.float64]
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.001, 1e-4)
 """Of a rank's memory: a table that takes more is large."""
+QUANTILES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
+"""Of the tables, the largest first: as many are large, also where all have the same size."""
 EFFORT = 200_000
 FEWEST = 300
 MOST = 1500
@@ -315,7 +317,8 @@ class _Tries:
 def _starts(options: Mapping[str, Sequence[Option]], space: Space) -> Iterator[dict[str, Option]]:
     """Choices by classes of tables: those of little work, then one way for small and one for large.
 
-    A table is large if its values, placed on one rank, take more than a share of a rank.
+    A table is large if its values, placed on one rank, take more than a share of a rank, or if it
+    is among so many that are the largest.
     """
     # A table's ways from much work to little, so that the last one of a kind is its cheapest.
     ordered = {t: sorted(w, key=lambda o: work(o, space))[::-1] for t, w in options.items()}
@@ -324,12 +327,15 @@ def _starts(options: Mapping[str, Sequence[Option]], space: Space) -> Iterator[d
     yield dict(cheapest)
     kinds = sorted({kind for ways in of_kind.values() for kind in ways})
     size = {t: max(o.weights + o.state + o.host for o in ways) for t, ways in options.items()}
+    largest = sorted(size, key=lambda table: (-size[table], table))
+    counts = {sum(size[t] > share * space.memory for t in size) for share in SHARES}
+    counts |= {round(share * len(size)) for share in QUANTILES}
+    divided = [frozenset(largest[:count]) for count in sorted(counts - {0, len(size)})]
     for large in kinds:
         for small in kinds:
-            for share in SHARES if small != large else (0.0,):
-                limit = share * space.memory
+            for chosen in divided if small != large else [frozenset()]:
                 yield {
-                    table: ways.get(large if size[table] > limit else small, cheapest[table])
+                    table: ways.get(large if table in chosen else small, cheapest[table])
                     for table, ways in of_kind.items()
                 }
 
