@@ -12,10 +12,10 @@ import polars as pl
 import torch
 
 from msrec.data.llm.batches import encoded_batches
-from msrec.data.llm.encoder import FrozenEncoder, Layer, Pooling
+from msrec.data.llm.encoder import FrozenEncoder, Pooling
 from msrec.data.llm.parts import StoreWriter
 from msrec.data.llm.prompts import Prompts
-from msrec.data.llm.store import KEYS, VERSION, KnowledgeStore, differences
+from msrec.data.llm.store import KEYS, VERSION, KnowledgeStore, Layer, differences
 from msrec.data.llm.templates import load_template
 from msrec.data.llm.tokens import PromptTokenizer
 from msrec.data.llm.weights import DEFAULT_MODEL, load_tokenizer, model_folder, weights_sha256

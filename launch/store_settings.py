@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from msrec.data.llm.encoder import Layer
+from msrec.data.llm.store import Layer
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.paths import AnyPath
 from msrec.data.reading import num_rows

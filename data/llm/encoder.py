@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
+from msrec.data.llm.store import Layer
 from msrec.data.llm.tokens import PromptTokenizer
 
 Pooling = Literal["last", "mean", "generate"]
-Layer = Literal["last", "middle"] | int
 POOLINGS = ("last", "mean", "generate")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

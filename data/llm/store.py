@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,8 @@ KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"
 SCALES, PROJECTION = "scales.npy", "projection.npz"
 VERSION = 2
 READABLE = (1, 2)
+Layer = Literal["last", "middle"] | int
+"""Whose hidden states the vectors are; an integer is the number of layers that were run."""
 """Version 1 has no hashes of prompts."""
 
 

@@ -19,9 +19,7 @@ from msrec.launch.terminal import wide_console
 from msrec.model.sharding import TableOptimizer
 from msrec.tools.planner.dense import DenseLoad, learned_lines
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.model import tables_and_dense
 from msrec.tools.planner.options import SPAN
-from msrec.tools.planner.page import plan_page
 from msrec.tools.planner.plan import GIB, Plan, Request, make_plan
 from msrec.tools.planner.tables import Sharding, TableLoad, read_tables_file
 from msrec.tools.planner.tell import tell, verdict
@@ -76,6 +74,8 @@ def plan_tables(
         write_text(out, plan.model_dump_json(indent=1) + "\n")
         console.print(f"wrote {out}, plan {plan.hash[:12]}", highlight=False, soft_wrap=True)
     if page is not None:
+        from msrec.tools.planner.page import plan_page  # half a second, and seldom wanted
+
         write_text(page, plan_page(plan, compared))
         console.print(f"wrote {page}", highlight=False, soft_wrap=True)
     return plan
@@ -296,6 +296,8 @@ def of_config(config: RunConfig, rows: int) -> dict[str, Any]:
         config: of the run.
         rows: of a step on one rank, about.
     """
+    from msrec.tools.planner.model import tables_and_dense  # a list of tables needs no model
+
     tables, dense = tables_and_dense(config, rows)
     return {
         "tables": tables,

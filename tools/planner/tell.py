@@ -94,12 +94,15 @@ def ranks_table(plan: Plan) -> Table:
         shown = [*order[: MOST_RANKS // 2], *order[-3:]]
         title += " (busiest and idlest)"
     table = Table(title=title)
-    for head in ("rank", *(part.replace("_", " ") for part in PARTS), "in all", "memory"):
+    in_host = any(load.host for load in plan.ranks)
+    heads = ["rank", *(part.replace("_", " ") for part in PARTS), "in all", "memory"]
+    for head in [*heads, "host memory"] if in_host else heads:
         table.add_column(head, justify="right")
     for rank in shown:
         load = plan.ranks[rank]
         parts = [f"{load.ms[part]:.2f}" for part in PARTS]
-        table.add_row(str(rank), *parts, f"{load.total_ms:.2f}", size(load.total_memory))
+        held = [load.total_memory, load.host] if in_host else [load.total_memory]
+        table.add_row(str(rank), *parts, f"{load.total_ms:.2f}", *map(size, held))
     return table
 
 
