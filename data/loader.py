@@ -107,6 +107,8 @@ class Loader:
         return Window(self.schema, rows, columns, *knowledge, self._history, self._is_train)
 
     def _made(self, epoch: int, start: int) -> Iterator[Batch]:
+        if start >= self.order.num_batches:
+            return
         size = self.order.window_batches
         for number in range(start // size, self.order.num_windows):
             rows = self.order.rows(epoch, number, self._rank, self._world_size)

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.run import parse_args, run
 
@@ -18,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
     try:
         run(parse_args(arguments))  # type: ignore[no-untyped-call]  # torch leaves them untyped
+    except SignalException as stopped:
+        print(f"stopped by {stopped.sigval.name}", file=sys.stderr)
+        sys.exit(128 + stopped.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         # torchx reads the failure from this process's own error file.

@@ -89,6 +89,33 @@ class Checkpoints:
         self._writer.start()
         return path
 
+    def amend(self, state: dict[str, Any]) -> bool:
+        """Change the trainer's state in the committed checkpoint of its step, if there is one.
+
+        Its weights are those that the run has, since both are of the same step: a run that stopped
+        before it validated has validated now.
+
+        Returns:
+            Whether there is one; every rank learns the same.
+
+        Raises:
+            OSError: it could not be written; it is as it was.
+        """
+        self.wait()
+        path = self.folder / f"step-{state['step']:08d}"
+        said: list[bool | str] = [False]
+        if dist.get_rank() == 0 and (path / COMMIT).exists():
+            try:
+                commit = read_commit(path)
+                write_json(path / COMMIT, commit._replace(state=dict(state))._asdict())
+                said = [True]
+            except OSError as error:
+                said = [self._sentence(path, error)]
+        dist.broadcast_object_list(said, src=0)
+        if isinstance(said[0], str):
+            raise OSError(said[0])
+        return said[0]
+
     def wait(self) -> None:
         """Return when the last save is committed.
 

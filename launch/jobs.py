@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -17,6 +18,7 @@ from msrec.launch.encode import LEVELS, encode
 from msrec.launch.encode_progress import EncodeProgress, speed_line
 from msrec.launch.evaluate import evaluate
 from msrec.launch.plan_table import plan_table
+from msrec.launch.preemption import STOPPED
 from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
 from msrec.launch.results import results_table, slice_table
@@ -40,6 +42,17 @@ def train_job(config_file: Path, overrides: Sequence[str]) -> None:
             save_config(config, config.run_dir / "config.yaml")
             write_json(config.run_dir / "versions.json", installed_versions())
         result = trainer.fit(progress)
+        if result.preempted:
+            if process.is_main:
+                console.print(
+                    f"{config.run_dir}: stopped by SIGTERM after step {progress.step}, which is "
+                    "saved; the same command goes on from there",
+                    soft_wrap=True,
+                )
+            # Under torchrun a rank that fails is started again; what failed is the agent's to say.
+            if "TORCHELASTIC_RUN_ID" not in os.environ:
+                sys.exit(STOPPED)
+            return
         if process.is_main:
             speed = f" at {result.rows_per_s:,.0f} rows/s" if result.losses else ""
             console.print(

@@ -28,6 +28,7 @@ from msrec.launch.histogram import HistogramMetrics
 from msrec.launch.journal import Journal
 from msrec.launch.left_out import gather_bad_rows, keep_bad_rows
 from msrec.launch.metrics import ScenarioMetrics
+from msrec.launch.preemption import Preempted, Preemption
 from msrec.launch.process import Process, seed_step
 from msrec.launch.trace import TRACE_FILE, trace_tables
 from msrec.launch.unlogged import Unlogged, add_rows, all_reduce_counts
@@ -55,6 +56,7 @@ class Progress:
     best_auc: float | None = None
     best_step: int | None = None
     epochs_without_gain: int = 0
+    validated_step: int | None = None
     order: dict[str, int] = field(default_factory=dict)
     """What the global order depends on: a resumed run must have the same."""
     unlogged: list[float] = field(default_factory=list)
@@ -71,6 +73,8 @@ class FitResult:
     """Training rows a second, evaluation and checkpoints left out."""
     losses: list[float] = field(default_factory=list)
     """Mean loss of each global batch that this call trained on."""
+    preempted: bool = False
+    """SIGTERM came; a checkpoint says where to go on."""
 
 
 class Trainer:
@@ -105,6 +109,8 @@ class Trainer:
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, process.device)
         self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)
         self._unlogged = Unlogged(len(self._names))
+        self._preemption = Preemption()
+        self._saved_step: int | None = None
         self._told: dict[Split, int] = {}
 
     def resume(self) -> Progress:
@@ -129,6 +135,7 @@ class Trainer:
         counts = torch.from_numpy(HistogramMetrics(len(self._names)).counts)
         state = load_checkpoint(newest, self.model, self.optimizer, {HISTOGRAM: counts})
         progress = Progress(**state)
+        self._saved_step = progress.step
         self._unlogged.restore(counts, progress.unlogged)
         for name, value in now.items():
             if progress.order[name] != value:
@@ -146,7 +153,7 @@ class Trainer:
             write_json(self.config.run_dir / "init_from.json", parts_record(source, parts))
 
     def fit(self, progress: Progress | None = None) -> FitResult:
-        """Train on from what `resume` returned until done."""
+        """Train on from what `resume` returned until done, or until SIGTERM asks to stop."""
         config = self.config
         progress = progress or self.resume()
         result = FitResult(progress, progress.step or None, 0.0)
@@ -156,18 +163,26 @@ class Trainer:
             write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, *ranks))
         rows, seconds = 0, 0.0
         steps = (self._total_steps(), progress.step)
-        with Journal(config.run_dir, self.process, *steps) as journal, self.checkpoints:
-            while not self._is_finished(progress):
-                started = time.perf_counter()
-                saving_before = journal.seconds_aside
-                first = progress.step
-                self._train_epoch(progress, journal, result.losses)
-                aside = journal.seconds_aside - saving_before
-                seconds += time.perf_counter() - started - aside
-                rows += (progress.step - first) * config.trainer.global_batch
-                self._end_epoch(progress, journal)
+        with (
+            Journal(config.run_dir, self.process, *steps) as journal,
+            self.checkpoints,
+            self._preemption,
+        ):
+            try:
+                while not self._is_finished(progress):
+                    started = time.perf_counter()
+                    saving_before = journal.seconds_aside
+                    first = progress.step
+                    self._train_epoch(progress, journal, result.losses)
+                    aside = journal.seconds_aside - saving_before
+                    seconds += time.perf_counter() - started - aside
+                    rows += (progress.step - first) * config.trainer.global_batch
+                    self._end_epoch(progress, journal)
+            except Preempted:
+                self._save(progress)
+                result.preempted = True
         result.rows_per_s = rows / seconds if seconds else 0.0
-        if config.trainer.trace:
+        if config.trainer.trace and not result.preempted:
             self._time_tables(config.trainer.trace)
         return result
 
@@ -189,6 +204,7 @@ class Trainer:
         with torch.no_grad():
             for outcome in self._outcomes(loader.batches()):
                 add_rows(histogram, outcome)
+                self._preemption.check()
         self.model.train()
         all_reduce_counts(histogram)
         return histogram.compute(self._names)
@@ -217,16 +233,18 @@ class Trainer:
             if every and progress.step % every == 0 and not is_last:
                 with journal.aside():
                     self._save(progress)
+            self._preemption.check()
         if not self._unlogged.is_empty():
             losses += self._log(journal, progress)
 
     def _end_epoch(self, progress: Progress, journal: Journal) -> None:
         """Validate, note whether that was the best, save."""
+        with journal.aside():
+            metrics = self.evaluate(self.valid)  # where SIGTERM may still come
+            self._keep_bad_rows()
         if progress.batch == len(self.train):
             progress.epoch, progress.batch = progress.epoch + 1, 0
-        with journal.aside():
-            metrics = self.evaluate(self.valid)
-            self._keep_bad_rows()
+        progress.validated_step = progress.step
         auc = metrics.all.auc
         if auc is None:
             raise ValueError(
@@ -255,11 +273,18 @@ class Trainer:
         return (
             progress.epoch >= trainer.epochs
             or progress.epochs_without_gain >= trainer.patience
-            or (trainer.max_steps is not None and progress.step >= trainer.max_steps)
+            or (
+                trainer.max_steps is not None
+                and progress.step >= trainer.max_steps
+                and progress.validated_step == progress.step
+            )
         )
 
     def _save(self, progress: Progress) -> None:
         histogram, progress.unlogged = self._unlogged.reduced()
+        if progress.step == self._saved_step and self.checkpoints.amend(vars(progress)):
+            return
+        self._saved_step = progress.step
         metrics = {HISTOGRAM: torch.from_numpy(histogram.counts)}
         self.checkpoints.save(self.model, self.optimizer, vars(progress), metrics)
 
