@@ -231,6 +231,9 @@ class TrainerConfig(_Part):
     keep: int = Field(2, ge=2)
     """Newest checkpoints kept, the best one besides."""
     log_every: int = Field(50, ge=1)
+    hang_s: float | None = Field(300, gt=0)
+    """Seconds without a step or a validation batch after which a rank writes its stack to ranks/ in
+    the run's folder and ends; null waits for ever. Checkpoints may take longer."""
     trace: int = Field(0, ge=0)
     """When a run has ended: time each table's lookup and update so often on each rank, into
     table_times.json, which `msrec plan --measured RUN` lays beside its estimates."""

@@ -24,6 +24,7 @@ from msrec.launch.build import (
 )
 from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig
+from msrec.launch.heartbeat import Heartbeat
 from msrec.launch.histogram import HistogramMetrics
 from msrec.launch.journal import Journal
 from msrec.launch.left_out import gather_bad_rows, keep_bad_rows
@@ -110,6 +111,9 @@ class Trainer:
         self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)
         self._unlogged = Unlogged(len(self._names))
         self._preemption = Preemption()
+        self._heartbeat = Heartbeat(
+            config.run_dir, process, self._total_steps(), config.trainer.hang_s
+        )
         self._saved_step: int | None = None
         self._told: dict[Split, int] = {}
 
@@ -167,6 +171,7 @@ class Trainer:
             Journal(config.run_dir, self.process, *steps) as journal,
             self.checkpoints,
             self._preemption,
+            self._heartbeat,
         ):
             try:
                 while not self._is_finished(progress):
@@ -180,7 +185,9 @@ class Trainer:
                     self._end_epoch(progress, journal)
             except Preempted:
                 self._save(progress)
+                self.checkpoints.wait()
                 result.preempted = True
+            self._heartbeat.beat("stopped" if result.preempted else "done", progress.step)
         result.rows_per_s = rows / seconds if seconds else 0.0
         if config.trainer.trace and not result.preempted:
             self._time_tables(config.trainer.trace)
@@ -204,6 +211,7 @@ class Trainer:
         with torch.no_grad():
             for outcome in self._outcomes(loader.batches()):
                 add_rows(histogram, outcome)
+                self._heartbeat.beat("validates")
                 self._preemption.check()
         self.model.train()
         all_reduce_counts(histogram)
@@ -233,6 +241,7 @@ class Trainer:
             if every and progress.step % every == 0 and not is_last:
                 with journal.aside():
                     self._save(progress)
+            self._heartbeat.beat("trains", progress.step)
             self._preemption.check()
         if not self._unlogged.is_empty():
             losses += self._log(journal, progress)
@@ -281,6 +290,7 @@ class Trainer:
         )
 
     def _save(self, progress: Progress) -> None:
+        self._heartbeat.pause()
         histogram, progress.unlogged = self._unlogged.reduced()
         if progress.step == self._saved_step and self.checkpoints.amend(vars(progress)):
             return

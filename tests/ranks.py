@@ -1,5 +1,6 @@
 """Run any function on N gloo ranks by fork, with a time limit: some failures below are hangs."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -60,6 +61,9 @@ def _rank(pipe, function, rank, world_size, port, args):
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
+    # pytest's own watchdog runs in the parent; in a fork its lock is held by nobody, for ever.
+    faulthandler.dump_traceback_later = lambda *_, **__: None
+    faulthandler.cancel_dump_traceback_later = lambda: None
     try:
         dist.init_process_group(
             "gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=30)

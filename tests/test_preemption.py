@@ -51,7 +51,7 @@ def fit(rank, world_size, config, asked=None, in_valid=False):
 def test_a_run_that_was_asked_to_stop_ends_as_one_that_was_not(
     dataset, tmp_path, world_size, asked, in_valid
 ):
-    options = (*BOTH, "trainer.eval_batch=96")
+    options = (*BOTH, "trainer.eval_batch=96", "trainer.hang_s=8")
     whole = run_ranks(fit, world_size, config_of(dataset, tmp_path / "whole", *options))
     config = config_of(dataset, tmp_path / "stopped", *options)
     first = run_ranks(fit, world_size, config, asked, in_valid)

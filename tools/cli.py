@@ -23,6 +23,8 @@ app = typer.Typer(
 app.add_typer(convert_app, name="convert")
 bench_app = typer.Typer(help="The tables of the README, remade.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+launch_app = typer.Typer(help="Jobs that run: how they are.", no_args_is_help=True)
+app.add_typer(launch_app, name="launch")
 
 Overrides = Annotated[
     list[str] | None,
@@ -334,6 +336,20 @@ def torture(
     from msrec.tools.torture import torture as run
 
     raise typer.Exit(0 if run(dataset, out, kills, comma_list("ranks", ranks, int), seed) else 1)
+
+
+@launch_app.command("status")
+def launch_status(
+    run: Annotated[Path, typer.Argument(help="run folder, such as runs/first")],
+) -> None:
+    """How a run is: step, loss, speed, time left; each rank's last word; who hangs or is dead.
+
+    Exit status 0 where the run goes on, is done or was stopped; 1 where something is wrong.
+    """
+    from msrec.launch.status import tell_status
+    from msrec.launch.terminal import wide_console
+
+    raise typer.Exit(tell_status(run, wide_console()).exit_status)
 
 
 @app.command()

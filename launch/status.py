@@ -1,0 +1,120 @@
+"""How a run is: what its ranks said last, who is behind, how long it will take."""
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from msrec.launch.heartbeat import RankState, last_lines, read_ranks, read_stack
+from msrec.launch.plan_table import size
+
+SILENT_S = 60.0
+"""A rank that trains and has said nothing for so long is told of."""
+ENDED = ("done", "stopped")
+STACK_LINES = 12
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run is.
+
+    Attributes:
+        word: one for all: `trains`, `done`, `stopped` (by SIGTERM), `failed`, `silent`.
+        reasons: sentences on whatever is not as it should be.
+    """
+
+    word: str
+    reasons: list[str]
+
+    @property
+    def exit_status(self) -> int:
+        """0 where nothing is wrong."""
+        return 0 if self.word in ("trains", *ENDED) else 1
+
+
+def status_of(run_dir: Path, now: float | None = None) -> Status:
+    """Read what the ranks said.
+
+    Args:
+        run_dir: of the run.
+        now: seconds since 1970; None is this moment.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_ranks`.
+    """
+    ranks = read_ranks(run_dir)
+    reasons = list(_reasons(run_dir, ranks, time.time() if now is None else now))
+    phases = {rank.phase for rank in ranks}
+    if "failed" in phases:
+        return Status("failed", reasons)
+    for word in ENDED:
+        if phases == {word}:
+            return Status(word, reasons)
+    return Status("silent" if reasons else "trains", reasons)
+
+
+def tell_status(run_dir: Path, console: Console, now: float | None = None) -> Status:
+    """Print it: one line of the run, one of each rank, then what is wrong."""
+    found = status_of(run_dir, now)
+    ranks = read_ranks(run_dir)
+    console.print(_headline(run_dir, found, ranks), highlight=False, soft_wrap=True)
+    console.print(_ranks_table(ranks, time.time() if now is None else now))
+    for reason in found.reasons:
+        console.print(reason, highlight=False, soft_wrap=True)
+    for rank in ranks:
+        if (stack := read_stack(run_dir, rank.rank)) is not None:
+            console.print(f"rank {rank.rank} hung here:", highlight=False)
+            for line in stack.splitlines()[:STACK_LINES]:
+                console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    return found
+
+
+def _headline(run_dir: Path, found: Status, ranks: Sequence[RankState]) -> str:
+    step, total = min(rank.step for rank in ranks), ranks[0].total_steps
+    line = f"{run_dir}: {found.word}, step {step:,} of {total:,}"
+    lines = last_lines(run_dir / "metrics.jsonl", 50)
+    for split, names in (("train", ("loss", "auc/all")), ("valid", ("auc/all",))):
+        last = next((each for each in reversed(lines) if each["split"] == split), None)
+        if last is not None:
+            known = {name: last["metrics"][name] for name in names if name in last["metrics"]}
+            values = [f"{name} {value:.4f}" for name, value in known.items()]
+            line += f"; {split} {' '.join(values)}"
+    train = [each["metrics"]["rows_per_s"] for each in lines if each["split"] == "train"]
+    if train:
+        line += f"; {train[-1]:,.0f} rows/s"
+    speeds = [rank.step_s for rank in ranks if rank.step_s]
+    if found.word == "trains" and speeds:
+        line += f"; up to {max(speeds) * (total - step) / 60:.1f} min left without validations"
+    return line
+
+
+def _ranks_table(ranks: Sequence[RankState], now: float) -> Table:
+    table = Table()
+    for head in ("rank", "host", "pid", "it", "step", "s a step", "memory", "said so, s ago"):
+        table.add_column(head, justify="left" if head in ("host", "it") else "right")
+    for rank in ranks:
+        speed = "" if rank.step_s is None else f"{rank.step_s:.3f}"
+        cells = (f"{rank.step:,}", speed, size(rank.memory), f"{max(now - rank.time, 0):.0f}")
+        table.add_row(str(rank.rank), rank.host, str(rank.pid), rank.phase, *cells)
+    return table
+
+
+def _reasons(run_dir: Path, ranks: Sequence[RankState], now: float) -> Iterator[str]:
+    here = socket.gethostname()
+    for rank in sorted(ranks, key=lambda rank: (rank.step, rank.time)):  # the first to fall silent
+        where = f"rank {rank.rank} on {rank.host}"
+        if rank.phase == "failed":
+            yield f"{where} failed after step {rank.step:,}."
+        elif rank.phase in ENDED:
+            continue
+        elif read_stack(run_dir, rank.rank) is not None:
+            yield f"{where} hung after step {rank.step:,} and was ended; its stack is below."
+        elif rank.host == here and not psutil.pid_exists(rank.pid):
+            yield f"{where} is dead: no process {rank.pid}, no word after step {rank.step:,}."
+        elif now - rank.time > SILENT_S:
+            yield f"{where} has said nothing for {now - rank.time:.0f} s, since step {rank.step:,}."
