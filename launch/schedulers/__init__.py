@@ -1,0 +1,1 @@
+"""torchx schedulers, where the stock ones are wrong or short."""
