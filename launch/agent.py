@@ -8,6 +8,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.run import parse_args, run
 
+from msrec.launch.failures import told
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run torchrun with its own options; exit with 1 when a rank failed.
@@ -28,21 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         get_error_handler().dump_error_file(failure.error_file, failure.exitcode)
         print(f"error on rank {rank}: {told(failure.message)}", file=sys.stderr)
         sys.exit(1)
-
-
-def told(message: object) -> str:
-    """What a rank wrote of its error: its stack, or without one its message.
-
-    Example:
-        >>> told({"message": "ValueError: x", "extraInfo": {"py_callstack": "ValueError: x "}})
-        'ValueError: x'
-        >>> told("Signal 9 (SIGKILL) received by PID 7")
-        'Signal 9 (SIGKILL) received by PID 7'
-    """
-    if not isinstance(message, dict):
-        return str(message)
-    stack = message.get("extraInfo", {}).get("py_callstack")
-    return str(stack or message.get("message")).strip()
 
 
 if __name__ == "__main__":

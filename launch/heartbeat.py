@@ -40,6 +40,8 @@ class RankState(BaseModel):
     total_steps: int = 0
     step_s: float | None = None
     memory: int = 0
+    logs: str | None = None
+    """Folder with stdout.log and stderr.log, where torchrun keeps them."""
 
 
 class Heartbeat:
@@ -68,6 +70,10 @@ class Heartbeat:
 
     def __enter__(self) -> Self:
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        if self._process.is_main:
+            for file in self._file.parent.iterdir():  # of an earlier start on more ranks
+                if file.stem.isdigit() and int(file.stem) >= self._process.world_size:
+                    file.unlink()
         self._stream = self._stack.open("w")
         self.beat("starts", self._step)
         return self
@@ -112,6 +118,7 @@ class Heartbeat:
             total_steps=self._total,
             step_s=(now - self._said) / steps if steps > 0 and self._said else None,
             memory=self._memory(),
+            logs=_logs(),
         )
         write_text(self._file, state.model_dump_json())
         self._said, self._said_step = now, self._step
@@ -120,6 +127,12 @@ class Heartbeat:
         if self._process.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._process.device))
         return int(psutil.Process().memory_info().rss)
+
+
+def _logs() -> str | None:
+    """Torchrun has a rank's errors go where its output goes."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return None if error_file is None else str(Path(error_file).parent)
 
 
 def read_ranks(run_dir: Path) -> list[RankState]:

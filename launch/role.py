@@ -29,6 +29,7 @@ def torchrun_app(
     port: int,
     python: str,
     threads: int = 1,
+    log_dir: str | None = None,
 ) -> specs.AppDef:
     """An app of one role that runs `msrec JOB ARGS` on every rank.
 
@@ -43,6 +44,8 @@ def torchrun_app(
         port: of the rendezvous when there are several nodes.
         python: interpreter; empty takes this one for local images and `python` in containers.
         threads: OMP_NUM_THREADS of a rank.
+        log_dir: where every rank's output goes, a folder a node and attempt; None is a temporary
+            one.
     """
     min_nodes, max_nodes, ranks, nodes = parse_nnodes(j)
     # On several nodes the scheduler names rank 0's host in a variable that the shell reads.
@@ -54,6 +57,7 @@ def torchrun_app(
         *("--rdzv-conf", "join_timeout=300,last_call_timeout=5"),
         *("--nnodes", nodes, "--nproc-per-node", str(ranks), "--max-restarts", str(max_restarts)),
         *("--tee", "3", "--local-ranks-filter", "0", "--role", ""),
+        *(["--log-dir", log_dir] if log_dir else []),
         *("--module", "msrec.tools", job, *args),
     ]
     # The endpoint stays unquoted: the shell has to expand it.

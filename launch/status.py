@@ -10,8 +10,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from msrec.launch.heartbeat import RankState, last_lines, read_ranks, read_stack
+from msrec.launch.failures import first_failure
+from msrec.launch.heartbeat import FOLDER, RankState, last_lines, read_ranks, read_stack
 from msrec.launch.plan_table import size
+from msrec.launch.submit import LOCAL, Submitted, read_submitted, scheduler_status
 
 SILENT_S = 60.0
 """A rank that trains and has said nothing for so long is told of."""
@@ -24,7 +26,8 @@ class Status:
     """How a run is.
 
     Attributes:
-        word: one for all: `trains`, `done`, `stopped` (by SIGTERM), `failed`, `silent`.
+        word: one for all: `waits`, `starts`, `trains`, `done`, `stopped` (by SIGTERM), `failed`,
+            `silent`.
         reasons: sentences on whatever is not as it should be.
     """
 
@@ -34,7 +37,7 @@ class Status:
     @property
     def exit_status(self) -> int:
         """0 where nothing is wrong."""
-        return 0 if self.word in ("trains", *ENDED) else 1
+        return 0 if self.word in ("trains", "waits", "starts", *ENDED) else 1
 
 
 def status_of(run_dir: Path, now: float | None = None) -> Status:
@@ -60,6 +63,11 @@ def status_of(run_dir: Path, now: float | None = None) -> Status:
 
 def tell_status(run_dir: Path, console: Console, now: float | None = None) -> Status:
     """Print it: one line of the run, one of each rank, then what is wrong."""
+    submitted = read_submitted(run_dir)
+    if submitted is not None:
+        job = _of_job(run_dir, submitted, console)
+        if job is not None:
+            return job
     found = status_of(run_dir, now)
     ranks = read_ranks(run_dir)
     console.print(_headline(run_dir, found, ranks), highlight=False, soft_wrap=True)
@@ -72,6 +80,51 @@ def tell_status(run_dir: Path, console: Console, now: float | None = None) -> St
             for line in stack.splitlines()[:STACK_LINES]:
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     return found
+
+
+def _of_job(run_dir: Path, submitted: Submitted, console: Console) -> Status | None:
+    """Print what a scheduler says; the status if no rank of that submission has said anything."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    state = scheduler_status(submitted)
+    word = "" if state is None else state.state.name.lower()
+    if submitted.scheduler == LOCAL and not psutil.pid_exists(submitted.pid):
+        word = "ended"
+    on = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
+    say(f"{on}: {submitted.handle} {word}".rstrip())
+    failure = first_failure(run_dir / "logs", submitted.time)
+    if failure is not None:
+        say(f"The first error, its rank's output is in {failure.folder}:")
+        say("\n".join(f"  {line}" for line in failure.message.splitlines()))
+    since = [file.stat().st_mtime for file in (run_dir / FOLDER).glob("*.json")]
+    if max(since, default=0.0) >= submitted.time:
+        return None
+    if failure is not None or word in ("ended", "failed", "cancelled"):
+        say("No rank began to train.")
+        return Status("failed", ["No rank began to train."])
+    return Status("waits" if word in ("pending", "submitted") else "starts", [])
+
+
+def log_file(run_dir: Path, rank: int, stream: str) -> Path:
+    """What a rank writes in its last attempt.
+
+    Raises:
+        FileNotFoundError: no rank began to train, or its output is not kept.
+        ValueError: there is no such rank.
+    """
+    ranks = {each.rank: each for each in read_ranks(run_dir)}
+    if rank not in ranks:
+        raise ValueError(f"the rank must be one of 0 to {max(ranks)}; got {rank}.")
+    folder = ranks[rank].logs
+    file = None if folder is None else Path(folder) / f"{stream}.log"
+    if file is None or not file.is_file():
+        raise FileNotFoundError(
+            f"{run_dir}: the output of rank {rank} must be kept to be shown; `msrec launch` keeps "
+            "it, this run was started otherwise."
+        )
+    return file
 
 
 def _headline(run_dir: Path, found: Status, ranks: Sequence[RankState]) -> str:

@@ -1,0 +1,76 @@
+"""Site profiles: the scheduler, its options and the size of a node by one name."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torchx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torchx import specs
+
+from msrec.data.validation import first_fault, read_yaml
+
+PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
+
+
+class Profile(BaseModel):
+    """Where a job runs.
+
+    Units:
+        mem_mib: 2^20 bytes of a node.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scheduler: str
+    cfg: dict[str, Any] = {}
+    image: str = torchx.IMAGE
+    """Container image, or the folder for local and Slurm jobs."""
+    cpu: int = Field(2, ge=1)
+    gpu: int = Field(0, ge=0)
+    mem_mib: int = Field(8192, ge=1)
+    resource: str | None = None
+    """A named resource of torchx, in place of cpu, gpu and mem_mib."""
+    python: str = ""
+    max_restarts: int = Field(1, ge=0)
+    """Of the ranks of a node by torchrun."""
+    max_retries: int = Field(0, ge=0)
+    """Of the job by the scheduler."""
+    port: int = Field(29500, ge=1024, lt=65536)
+
+    @property
+    def node(self) -> specs.Resource:
+        """Of torchx."""
+        return specs.resource(cpu=self.cpu, gpu=self.gpu, memMB=self.mem_mib, h=self.resource)
+
+
+def load_profile(name: str, file: Path | None = None) -> Profile:
+    """Find a profile by name.
+
+    Args:
+        name: of an entry.
+        file: a YAML file whose entries come before ours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such entry (the known ones are named), or it is wrong.
+    """
+    known: dict[str, tuple[Path, Any]] = {}
+    for path in (PROFILES_FILE, *([file] if file else [])):
+        if not path.is_file():
+            raise FileNotFoundError(f"the profiles file {path} must exist; it does not.")
+        entries = read_yaml(path)
+        if not isinstance(entries, dict):
+            raise ValueError(f"{path} must hold profiles by name; it holds {entries!r:.40}.")
+        known |= {str(key): (path, value) for key, value in entries.items()}
+    if name not in known:
+        near = difflib.get_close_matches(name, known) or list(known)
+        raise ValueError(
+            f"--on must name a profile; got {name!r}, near it are {', '.join(near)}. Another one "
+            "goes into a file for --profiles."
+        )
+    path, values = known[name]
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {name}.{first_fault(error)}.") from None
