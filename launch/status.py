@@ -64,11 +64,13 @@ def status_of(run_dir: Path, now: float | None = None) -> Status:
 def tell_status(run_dir: Path, console: Console, now: float | None = None) -> Status:
     """Print it: one line of the run, one of each rank, then what is wrong."""
     submitted = read_submitted(run_dir)
+    word = ""
     if submitted is not None:
-        job = _of_job(run_dir, submitted, console)
+        word = _scheduler_word(submitted)
+        job = _of_job(run_dir, submitted, word, console)
         if job is not None:
             return job
-    found = status_of(run_dir, now)
+    found = _with_scheduler(status_of(run_dir, now), word)
     ranks = read_ranks(run_dir)
     console.print(_headline(run_dir, found, ranks), highlight=False, soft_wrap=True)
     console.print(_ranks_table(ranks, time.time() if now is None else now))
@@ -82,18 +84,35 @@ def tell_status(run_dir: Path, console: Console, now: float | None = None) -> St
     return found
 
 
-def _of_job(run_dir: Path, submitted: Submitted, console: Console) -> Status | None:
+def _scheduler_word(submitted: Submitted) -> str:
+    """What the scheduler says of a job; `ended` of a local one whose launcher is gone."""
+    if submitted.scheduler == LOCAL:
+        return "running" if psutil.pid_exists(submitted.pid) else "ended"
+    state = scheduler_status(submitted)
+    return "forgotten" if state is None else state.state.name.lower()
+
+
+def _with_scheduler(found: Status, word: str) -> Status:
+    """What ranks said, where the scheduler knows better: those that were killed say nothing."""
+    if found.word not in ("trains", "silent"):
+        return found
+    if word == "pending":
+        return Status("waits", ["It was put back into the queue; the ranks' last words are above."])
+    if word in ("ended", "failed", "cancelled"):
+        return Status(
+            "failed", [f"The job is {word}; its ranks were killed before they could say."]
+        )
+    return found
+
+
+def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) -> Status | None:
     """Print what a scheduler says; the status if no rank of that submission has said anything."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    state = scheduler_status(submitted)
-    word = "" if state is None else state.state.name.lower()
-    if submitted.scheduler == LOCAL and not psutil.pid_exists(submitted.pid):
-        word = "ended"
     on = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
-    say(f"{on}: {submitted.handle} {word}".rstrip())
+    say(f"{on}: {submitted.handle} {word}")
     failure = first_failure(run_dir / "logs", submitted.time)
     if failure is not None:
         say(f"The first error, its rank's output is in {failure.folder}:")

@@ -1,5 +1,6 @@
 """Submit a job by a site profile; the run's folder keeps what was submitted and where it runs."""
 
+import importlib.util
 import os
 import signal
 import time
@@ -25,6 +26,14 @@ Job = Literal["train", "encode"]
 SUBMITTED = "submitted.json"
 LOCAL = "local_cwd"
 """The scheduler whose jobs live as long as the process that submitted them."""
+
+
+NEEDS = {
+    "kubernetes": ("kubernetes", '"torchx[kubernetes]==0.7.0" "kubernetes<36"'),
+    "aws_batch": ("boto3", '"torchx[aws_batch]==0.7.0"'),
+    "ray": ("ray", '"ray[default]"'),
+}
+"""Scheduler -> the library it is a client of, and what to install."""
 
 
 class Submitted(BaseModel):
@@ -103,6 +112,12 @@ def launch(
         FileNotFoundError, ValueError: of the config, or the scheduler refuses the job.
     """
     name, values = profile
+    library, packages = NEEDS.get(values.scheduler, ("torchx", ""))
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(
+            f"--on {name} needs the library {library}, which is not installed: pip install "
+            f"{packages}"
+        )
     config = load_config(source, overrides)
     app, file = app_of(job, config, values, j)
     with get_runner() as runner:

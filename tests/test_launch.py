@@ -1,5 +1,6 @@
 """`msrec launch`: what is submitted, what is told of it, and how it ends."""
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from tiny import tiny_dataset
 from msrec.launch.config import load_config
 from msrec.launch.failures import first_failure
 from msrec.launch.profiles import load_profile
+from msrec.launch.status import Status, _with_scheduler
 from msrec.launch.submit import Submitted, cancel, read_submitted
 
 CONFIG = """
@@ -118,6 +120,16 @@ def test_a_dry_run_shows_what_would_be_submitted_and_writes_nothing(config, prof
     assert not (config.parent / "runs/dry").exists()
 
 
+@pytest.mark.parametrize("profile", ["kubernetes", "ray"])
+def test_a_scheduler_whose_library_is_missing_says_what_to_install(config, profile):
+    if importlib.util.find_spec(profile) is not None:
+        pytest.skip(f"the library {profile} is installed")
+    refused = msrec(config, "train", "conf.yaml", "run_id=dry", "--on", profile, "--dry-run")
+    assert refused.returncode == 2
+    assert f"--on {profile} needs the library {profile}" in refused.stderr
+    assert "pip install" in refused.stderr
+
+
 def test_a_site_has_profiles_of_its_own(tmp_path):
     file = tmp_path / "site.yaml"
     file.write_text("big: {scheduler: slurm, gpu: 8, cpu: 96, cfg: {partition: h100}}\n")
@@ -147,6 +159,22 @@ def test_a_mistake_is_one_sentence_and_nothing_is_submitted(config, args, senten
     assert sentence in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (config.parent / "runs/refused").exists()
+
+
+KNOWS_BETTER = [
+    ("trains", "pending", "waits", 0),
+    ("trains", "failed", "failed", 1),
+    ("silent", "cancelled", "failed", 1),
+    ("trains", "running", "trains", 0),
+    ("done", "ended", "done", 0),
+    ("stopped", "pending", "stopped", 0),
+]
+
+
+@pytest.mark.parametrize(("said", "scheduler", "word", "exit_status"), KNOWS_BETTER)
+def test_a_scheduler_knows_of_ranks_that_were_killed(said, scheduler, word, exit_status):
+    found = _with_scheduler(Status(said, []), scheduler)
+    assert (found.word, found.exit_status) == (word, exit_status)
 
 
 def error(folder, rank, stamp, text):
