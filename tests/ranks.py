@@ -1,6 +1,7 @@
 """Run any function on N gloo ranks by fork, with a time limit: some failures below are hangs."""
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import socket
@@ -61,6 +62,8 @@ def _rank(pipe, function, rank, world_size, port, args):
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
+    # Garbage of the parent may own threads, which are not here: whoever frees it is aborted.
+    gc.freeze()
     # pytest's own watchdog runs in the parent; in a fork its lock is held by nobody, for ever.
     faulthandler.dump_traceback_later = lambda *_, **__: None
     faulthandler.cancel_dump_traceback_later = lambda: None
