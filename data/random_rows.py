@@ -109,14 +109,8 @@ def random_rows(
                 found = np.bincount(columns["scenario"][of], minlength=scenarios).tolist()
                 counts[what][split] = {"all": sum(found)} | dict(zip(names, found, strict=True))
             for table in tables:
-                side = side_of(table.name)
                 for number, name in enumerate(feature_names(table)):
-                    if side is not None and table.pooling == 1:
-                        columns[name] = ids[table.name, number][columns[side]]
-                    elif table.pooling == 1:
-                        columns[name] = _ids(rng, table.rows, count)
-                    else:
-                        columns[name] = _bags(rng, table.rows, table.pooling, count)
+                    columns[name] = _column(rng, table, ids.get((table.name, number)), columns)
             target = arrow_schema(schema)
             arrays = [_arrow(columns[field.name], field.type) for field in target]
             with PartWriter(folder / split, target) as writer:
@@ -140,6 +134,19 @@ def feature_names(table: AnyTable) -> list[str]:
     if table.features == 1:
         return [table.name]
     return [f"{table.name}_{number}" for number in range(table.features)]
+
+
+def _column(
+    rng: np.random.Generator, table: AnyTable, own: Integers | None, columns: dict[str, Any]
+) -> Any:
+    """Ids of a feature in the rows of `columns`: those of its users or items, or drawn."""
+    count = len(columns["user"])
+    if table.pooling != 1:
+        return _bags(rng, table.rows, table.pooling, count)
+    side = side_of(table.name)
+    if side is None or own is None:
+        return _ids(rng, table.rows, count)
+    return own[columns[side]]
 
 
 def _ids(rng: np.random.Generator, rows: int, count: int) -> Integers:

@@ -72,7 +72,7 @@ class Checkpoints:
             OSError: the save before this one failed; older checkpoints are intact.
         """
         self.wait()
-        path = self.folder / f"step-{state['step']:08d}"
+        path = self._of_step(state["step"])
         if (path / COMMIT).exists():
             raise FileExistsError(
                 f"{path} is committed already; a checkpoint is never overwritten."
@@ -102,7 +102,7 @@ class Checkpoints:
             OSError: it could not be written; it is as it was.
         """
         self.wait()
-        path = self.folder / f"step-{state['step']:08d}"
+        path = self._of_step(state["step"])
         said: list[bool | str] = [False]
         if dist.get_rank() == 0 and (path / COMMIT).exists():
             try:
@@ -156,8 +156,11 @@ class Checkpoints:
         newest = self.newest()
         if newest is None:
             return None
-        best = self.folder / f"step-{read_state(newest)['best_step']:08d}"
+        best = self._of_step(read_state(newest)["best_step"])
         return best if (best / COMMIT).exists() else newest
+
+    def _of_step(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def _write(
         self, path: Path, values: dict[str, Any], state: dict[str, Any], group: dist.ProcessGroup
@@ -231,7 +234,7 @@ class Checkpoints:
     def _prune(self, best_step: int | None) -> None:
         committed = _committed(self.folder)
         for path in committed[: -self._keep]:
-            if path.name != f"step-{best_step or 0:08d}":
+            if path != self._of_step(best_step or 0):
                 # The marker goes first: a half-removed folder must not look whole.
                 (path / COMMIT).unlink()
                 shutil.rmtree(path)

@@ -1,13 +1,12 @@
 """What each rank says of itself while it trains, for whoever asks how a run is."""
 
 import faulthandler
-import json
 import os
 import socket
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Literal, Self
 
 import psutil
 import torch
@@ -160,11 +159,3 @@ def read_stack(run_dir: Path, rank: int) -> str | None:
     """The stack of a rank that hung, the innermost call of each thread first; None if none did."""
     file = run_dir / FOLDER / f"{rank}.stack"
     return file.read_text() or None if file.is_file() else None
-
-
-def last_lines(file: Path, count: int) -> list[dict[str, Any]]:
-    """The last lines of a file of JSON lines; one that is being written is left out."""
-    if not file.is_file():
-        return []
-    whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [json.loads(line) for line in whole[-count:]]

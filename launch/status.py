@@ -10,8 +10,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from msrec.launch.curves import load_log
 from msrec.launch.failures import first_failure
-from msrec.launch.heartbeat import FOLDER, RankState, last_lines, read_ranks, read_stack
+from msrec.launch.heartbeat import FOLDER, RankState, read_ranks, read_stack
 from msrec.launch.plan_table import size
 from msrec.launch.submit import LOCAL, Submitted, read_submitted, scheduler_status
 
@@ -149,16 +150,13 @@ def log_file(run_dir: Path, rank: int, stream: str) -> Path:
 def _headline(run_dir: Path, found: Status, ranks: Sequence[RankState]) -> str:
     step, total = min(rank.step for rank in ranks), ranks[0].total_steps
     line = f"{run_dir}: {found.word}, step {step:,} of {total:,}"
-    lines = last_lines(run_dir / "metrics.jsonl", 50)
+    log = load_log(run_dir)
     for split, names in (("train", ("loss", "auc/all")), ("valid", ("auc/all",))):
-        last = next((each for each in reversed(lines) if each["split"] == split), None)
-        if last is not None:
-            known = {name: last["metrics"][name] for name in names if name in last["metrics"]}
-            values = [f"{name} {value:.4f}" for name, value in known.items()]
-            line += f"; {split} {' '.join(values)}"
-    train = [each["metrics"]["rows_per_s"] for each in lines if each["split"] == "train"]
-    if train:
-        line += f"; {train[-1]:,.0f} rows/s"
+        last = {name: values[-1] for name in names if (values := log.curve(split, name)[1])}
+        if last:
+            line += f"; {split} {' '.join(f'{name} {value:.4f}' for name, value in last.items())}"
+    if speed := log.curve("train", "rows_per_s")[1]:
+        line += f"; {speed[-1]:,.0f} rows/s"
     speeds = [rank.step_s for rank in ranks if rank.step_s]
     if found.word == "trains" and speeds:
         line += f"; up to {max(speeds) * (total - step) / 60:.1f} min left without validations"

@@ -47,8 +47,6 @@ class Submitted(BaseModel):
     handle: str
     nodes_and_ranks: str
     time: float
-    folder: str
-    """Where it was submitted: schedulers write there."""
     pid: int
     """Of the process that submitted it, which a local job does not outlive."""
 
@@ -135,7 +133,6 @@ def launch(
             handle=handle,
             nodes_and_ranks=j,
             time=time.time(),
-            folder=str(Path.cwd()),
             pid=os.getpid(),
         )
         write_text(config.run_dir / SUBMITTED, submitted.model_dump_json(indent=1))
@@ -181,9 +178,7 @@ def read_submitted(run_dir: Path) -> Submitted | None:
 
 
 def scheduler_status(submitted: Submitted) -> AppStatus | None:
-    """What the scheduler says of a job; None where it knows it no more, or the job was local."""
-    if submitted.scheduler == LOCAL:
-        return None
+    """What the scheduler says of a job that is not local; None where it knows it no more."""
     with get_runner() as runner:
         return runner.status(submitted.handle)
 

@@ -40,14 +40,15 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
     collection = next(m for m in model.modules() if isinstance(m, ShardedEmbeddingBagCollection))
     device = batch.label.device
 
-    def timed(work: Callable[[], Any]) -> float:
-        """Milliseconds of the fastest, all ranks beginning together."""
+    def timed(work: Callable[..., Any], prepare: Callable[[], tuple[Any, ...]] = tuple) -> float:
+        """Milliseconds of the fastest, all ranks beginning together when they are prepared."""
         taken = []
         for _ in range(repeats):
+            given = prepare()
             dist.barrier()
             _wait_for(device)
             started = time.perf_counter()
-            work()
+            work(*given)
             _wait_for(device)
             taken.append(time.perf_counter() - started)
         return MS * min(taken)
@@ -68,21 +69,17 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
         lambda: collection.input_dist(collection.create_context(), batch.sparse).wait().wait()
     )
     found["fwd_comms"] = timed(lambda: collection.output_dist(context, vectors).wait())
-    back = []
-    for _ in range(repeats):
-        sent = collection.output_dist(context, collection.compute(context, ids)).wait().values()
-        dist.barrier()
-        _wait_for(device)
-        started = time.perf_counter()
-        sent.backward(torch.zeros_like(sent))
-        _wait_for(device)
-        back.append(time.perf_counter() - started)
+
+    def sent() -> tuple[torch.Tensor]:
+        return (collection.output_dist(context, collection.compute(context, ids)).wait().values(),)
+
+    back = timed(lambda out: out.backward(torch.zeros_like(out)), sent)
     updates = 0.0
     for kernel, features in kernels:
         of_tables, update = _alone(kernel, features, *inputs[kernel], repeats, device)
         found["tables"] |= of_tables
         updates += update
-    found["bwd_comms"] = max(MS * min(back) - updates, 0.0)
+    found["bwd_comms"] = max(back - updates, 0.0)
     everybody: list[dict[str, Any]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everybody, found)
     return everybody

@@ -4,12 +4,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from msrec.data.paths import local_path, redacted, to_path
+from msrec.tools.cli_arguments import Config, Overrides
 from msrec.tools.cli_convert import convert_app
+from msrec.tools.cli_launch import launch_app
 
 app = typer.Typer(
     name="msrec",
@@ -23,14 +25,7 @@ app = typer.Typer(
 app.add_typer(convert_app, name="convert")
 bench_app = typer.Typer(help="The tables of the README, remade.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
-launch_app = typer.Typer(help="Jobs on several ranks, here or on a cluster.", no_args_is_help=True)
 app.add_typer(launch_app, name="launch")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="key.sub=value, such as [b]backbone.name=mmoe meta.user=true[/]"),
-]
-Config = Annotated[Path, typer.Argument(help="YAML file, see configs/")]
 
 
 @app.callback()
@@ -336,88 +331,6 @@ def torture(
     from msrec.tools.torture import torture as run
 
     raise typer.Exit(0 if run(dataset, out, kills, comma_list("ranks", ranks, int), seed) else 1)
-
-
-def _launch(job: str, source: Path, overrides: list[str] | None, on: str, **options: Any) -> None:
-    from msrec.launch.profiles import load_profile
-    from msrec.launch.submit import launch
-    from msrec.launch.terminal import wide_console
-
-    profile = (on, load_profile(on, options.pop("profiles")))
-    j = options.pop("j")
-    status = launch(job, source, overrides or [], profile, j, wide_console(), **options)  # type: ignore[arg-type]
-    raise typer.Exit(status)
-
-
-On = Annotated[
-    str, typer.Option("--on", help="a profile: local, slurm, kubernetes, aws_batch, ray")
-]
-Profiles = Annotated[Path | None, typer.Option(help="YAML of your own, as launch/profiles.yaml")]
-NodesAndRanks = Annotated[str, typer.Option("-j", help="nodes x ranks per node")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be submitted, and stop")]
-Wait = Annotated[bool, typer.Option("--wait", help="until the job ends; local ones always")]
-
-
-@launch_app.command("train")
-def launch_train(
-    config: Config,
-    overrides: Overrides = None,
-    on: On = "local",
-    j: NodesAndRanks = "1x2",
-    profiles: Profiles = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-) -> None:
-    """Train on several ranks, here or on a cluster; the same run_id goes on with its run."""
-    _launch("train", config, overrides, on, j=j, profiles=profiles, dry_run=dry_run, wait=wait)
-
-
-@launch_app.command("encode")
-def launch_encode(
-    config: Config,
-    overrides: Overrides = None,
-    on: On = "local",
-    j: NodesAndRanks = "1x2",
-    profiles: Profiles = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-) -> None:
-    """Read users and scenarios with the frozen LLM on several ranks."""
-    _launch("encode", config, overrides, on, j=j, profiles=profiles, dry_run=dry_run, wait=wait)
-
-
-@launch_app.command("cancel")
-def launch_cancel(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
-    """Ask a run to stop; it saves where it stands first."""
-    from msrec.launch.submit import cancel
-
-    typer.echo(cancel(run))
-
-
-@launch_app.command("logs")
-def launch_logs(
-    run: Annotated[Path, typer.Argument(help="run folder")],
-    rank: Annotated[int, typer.Option(min=0)] = 0,
-    stream: Annotated[Literal["stderr", "stdout"], typer.Option()] = "stderr",
-) -> None:
-    """What a rank wrote in its last attempt."""
-    from msrec.launch.status import log_file
-
-    typer.echo(log_file(run, rank, stream).read_text(), nl=False)
-
-
-@launch_app.command("status")
-def launch_status(
-    run: Annotated[Path, typer.Argument(help="run folder, such as runs/first")],
-) -> None:
-    """How a run is: step, loss, speed, time left; each rank's last word; who hangs or is dead.
-
-    Exit status 0 where the run goes on, is done or was stopped; 1 where something is wrong.
-    """
-    from msrec.launch.status import tell_status
-    from msrec.launch.terminal import wide_console
-
-    raise typer.Exit(tell_status(run, wide_console()).exit_status)
 
 
 @app.command()

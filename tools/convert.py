@@ -211,13 +211,12 @@ def make_random(
     loads = read_tables_file(tables)
     schema = random_rows(out, loads, rows, users, items, seed=seed, overwrite=overwrite)
     _tell(schema, out, console)
-    if dims := sorted({load.dim for load in loads}):
-        console.print(
-            f"  dim {', '.join(map(str, dims))} of {tables} is not part of a data set: a run says "
-            "embeddings.dim",
-            highlight=False,
-            soft_wrap=True,
-        )
+    dims = ", ".join(map(str, sorted({load.dim for load in loads})))
+    console.print(
+        f"  dim {dims} of {tables} is not part of a data set: a run says embeddings.dim",
+        highlight=False,
+        soft_wrap=True,
+    )
     return schema
 
 

@@ -28,9 +28,9 @@ KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"
 SCALES, PROJECTION = "scales.npy", "projection.npz"
 VERSION = 2
 READABLE = (1, 2)
+"""Version 1 has no hashes of prompts."""
 Layer = Literal["last", "middle"] | int
 """Whose hidden states the vectors are; an integer is the number of layers that were run."""
-"""Version 1 has no hashes of prompts."""
 
 
 @dataclass(frozen=True)

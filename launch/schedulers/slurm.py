@@ -92,28 +92,24 @@ def create_scheduler(session_name: str, **kwargs: Any) -> MsrecSlurmScheduler:
 
 
 def _squeue(app_id: str) -> list[Row]:
-    lines = _lines(
-        ["squeue", "--noheader", "--states=all", f"--jobs={app_id}", f"--format={FORMAT}"]
-    )
-    rows = [line.split("|") for line in lines]
-    return [(name, _state(state), host, reason) for _, name, state, host, reason in rows]
+    return _rows(["squeue", "--noheader", "--states=all", f"--jobs={app_id}", f"--format={FORMAT}"])
 
 
 def _sacct(app_id: str) -> list[Row]:
     fields = "--format=JobID,JobName,State,NodeList,Reason"
-    lines = _lines(
+    return _rows(
         ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={app_id}", fields]
     )
-    rows = [line.split("|") for line in lines]
-    return [(name, _state(state), host, reason) for _, name, state, host, reason in rows]
 
 
-def _lines(command: Sequence[str]) -> list[str]:
+def _rows(command: Sequence[str]) -> list[Row]:
     """What a command prints; nothing where it is not there or does not know the job."""
     if shutil.which(command[0]) is None:
         return []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+    lines = done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+    rows = [line.split("|") for line in lines]
+    return [(name, _state(state), host, reason) for _, name, state, host, reason in rows]
 
 
 def _state(told: str) -> AppState:

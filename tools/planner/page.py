@@ -9,7 +9,7 @@ import numpy.typing as npt
 from msrec.launch.figures import GREY, PALETTE, Figure, figure
 from msrec.launch.plan_table import ranges, size
 from msrec.launch.report import render
-from msrec.tools.planner.plan import GIB, PARTS, Plan, TablePlan
+from msrec.tools.planner.plan import GIB, PARTS, TABLE_LINES, Plan, TablePlan
 from msrec.tools.planner.tell import class_name, reasons, verdict
 
 NAMED = len(PALETTE) - 1
@@ -65,11 +65,7 @@ def _row(table: TablePlan) -> dict[str, str]:
 
 def _memory(plan: Plan) -> Figure:
     traces = _stacked(plan, lambda table: table.held / GIB)
-    rest = [
-        line
-        for line in plan.ranks[0].memory
-        if line not in ("embedding weights", "optimizer state")
-    ]
+    rest = [line for line in plan.ranks[0].memory if line not in TABLE_LINES[:2]]
     beside = [sum(rank.memory[line] for line in rest) / GIB for rank in plan.ranks]
     traces.append(_bar("all but tables", beside, GREY))
     ends = [-0.5, plan.world_size - 0.5]

@@ -1,12 +1,11 @@
 """A plan with all that was estimated, as one JSON file that training takes as well."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.launch.config import RunConfig
 from msrec.model.plan import plan_hash, shard_entry, table_entry
@@ -237,10 +236,7 @@ def make_plan(request: Request) -> Plan:
     Raises:
         ValueError: a table has no allowed way at all.
     """
-    collection, estimator, space = _posed(request)
-    options = options_of(
-        request.tables, collection, estimator, request.allowed, request.load_factors
-    )
+    options, _, space = _posed(request)
     for table in request.tables:
         if not options[table.name]:
             allowed = [table.sharding] if table.sharding else request.allowed
@@ -269,16 +265,13 @@ def plan_as_placed(request: Request, entries: Mapping[str, Any]) -> Plan:
         raise ValueError(
             f"the plan must have the tables of the model; only one of them has {other}."
         )
-    collection, estimator, space = _posed(request)
-    options = options_of(
-        request.tables, collection, estimator, request.allowed, request.load_factors
-    )
+    options, option_of, space = _posed(request)
     chosen, ranks = {}, {}
     for table in request.tables:
         entry = entries[table.name]
         kernel: Any = entry["compute_kernel"].replace("dense", "fused")
         factor = entry.get("load_factor")
-        way = estimator.option(table, collection, entry["sharding_type"], kernel, factor)
+        way = option_of(table, entry["sharding_type"], kernel, factor)
         if way is None:  # fewer rows than ranks: some shards are empty
             raise ValueError(
                 f"table {table.name!r} is planned {entry['sharding_type']}, of which there is no "
@@ -289,8 +282,10 @@ def plan_as_placed(request: Request, entries: Mapping[str, Any]) -> Plan:
     return _plan(request, options, placed(chosen, ranks, space), space)
 
 
-def _posed(request: Request) -> tuple[EmbeddingBagCollection, Estimator, Space]:
-    """The tables without memory, what estimates their costs, and what the ranks have for them."""
+def _posed(
+    request: Request,
+) -> tuple[dict[str, list[Option]], Callable[..., Option | None], Space]:
+    """The ways of each table, what estimates any other way, and what the ranks have for them."""
     hardware = request.hardware[1]
     topology = hardware.topology(request.world_size, request.per_node)
     space = Space(
@@ -300,7 +295,15 @@ def _posed(request: Request) -> tuple[EmbeddingBagCollection, Estimator, Space]:
         hardware.host_memory - request.fixed_host,
     )
     estimator = Estimator(topology, request.share, request.optimizer)
-    return meta_collection(request.tables, request.optimizer), estimator, space
+    collection = meta_collection(request.tables, request.optimizer)
+    options = options_of(
+        request.tables, collection, estimator, request.allowed, request.load_factors
+    )
+
+    def option_of(table: TableLoad, *way: Any) -> Option | None:
+        return estimator.option(table, collection, *way)
+
+    return options, option_of, space
 
 
 def _plan(

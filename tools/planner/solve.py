@@ -56,7 +56,6 @@ class Placement:
         ranks: table -> ranks of its shards, in order.
         ms, memory, host: (ranks,), of each rank.
         missing: bytes for which there is no room.
-        nudge: table -> factor of its cost in the order in which shards were dealt out.
     """
 
     chosen: dict[str, Option]
@@ -65,7 +64,6 @@ class Placement:
     memory: Floats
     host: Floats
     missing: float
-    nudge: Mapping[str, float]
 
     @property
     def step_ms(self) -> float:
@@ -100,7 +98,7 @@ def place(
         else:
             ranks[option.table] = [dealt.take_rank(option) for _ in range(option.pieces)]
     loads = (dealt.ms, dealt.memory, dealt.host)
-    return Placement(dict(chosen), ranks, *loads, _missing(*loads[1:], space), nudge)
+    return Placement(dict(chosen), ranks, *loads, _missing(*loads[1:], space))
 
 
 def placed(chosen: Mapping[str, Option], ranks: Mapping[str, list[int]], space: Space) -> Placement:
@@ -117,7 +115,7 @@ def placed(chosen: Mapping[str, Option], ranks: Mapping[str, list[int]], space: 
             ms[rank] += option.cost.total
             memory[rank] += option.memory
             host[rank] += option.host
-    return Placement(dict(chosen), dict(ranks), ms, memory, host, _missing(memory, host, space), {})
+    return Placement(dict(chosen), dict(ranks), ms, memory, host, _missing(memory, host, space))
 
 
 def step_with(placement: Placement, option: Option, space: Space) -> float | None:
