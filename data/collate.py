@@ -82,7 +82,9 @@ class Window:
         self._single = self._stacked([columns[f.name] for f in schema.sparse if not f.multi])
         self._keys = [f.name for f in schema.sparse]
         if history is not None:
-            self._level = self._grid(history.level(columns), np.int32)
+            # Only a training row has to be taken out of a history, by its label's level.
+            level = history.level(columns) if is_train else np.zeros(rows.size, np.int32)
+            self._level = self._grid(level, np.int32)
             self._keys += [key for side in history.of for key in (f"{side}_history", f"{side}_own")]
 
     def __len__(self) -> int:

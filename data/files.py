@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from msrec.data.paths import AnyPath
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -24,6 +26,15 @@ def write_text(path: Path, text: str) -> Path:
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
     return path
+
+
+def write_bytes(path: AnyPath, data: bytes) -> None:
+    """Write a file in one step, here or on a remote file system, whose writes are whole."""
+    if isinstance(path, Path):
+        with replacing(path) as scratch:
+            scratch.write_bytes(data)
+    else:
+        path.fs.pipe_file(path.path, data)
 
 
 def write_json(path: Path, value: object) -> Path:

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,8 @@ class Loader:
         extra: further float32 columns to check and keep readable by `files.take`.
         faults: what to do with rows that break the schema; those left out have row id -1 and
             weight 0, as padding has.
+        paths: files to read instead of the split's. Their rows are only to be scored: no label and
+            no timestamp is read.
 
     Raises:
         FileNotFoundError, ValueError: as `load_schema`, `SplitFiles` and `GlobalOrder.rows`.
@@ -68,17 +71,22 @@ class Loader:
         num_labels: int | None = None,
         extra: Sequence[str] = (),
         faults: Policy = "fail",
+        paths: Sequence[AnyPath] | None = None,
     ) -> None:
         schema = load_schema(dataset)
-        self.schema = schema.model_copy(update={"labels": schema.labels[:num_labels]})
-        self.files = SplitFiles(dataset, self.schema, split, extra, faults=faults)
+        read: dict[str, Any] = {"labels": schema.labels[:num_labels]}
+        if paths is not None:
+            read = {"labels": [], "timestamp": None}
+        self.schema = schema.model_copy(update=read)
+        self.files = SplitFiles(dataset, self.schema, split, extra, faults=faults, paths=paths)
         self.order = GlobalOrder(self.files.group_rows, global_batch, seed, shuffle, window_rows)
         self._rank, self._world_size = rank, world_size
         self._of_user, self._of_item = of_user, of_item
         self._prefetch = prefetch
         self._per_scenario = per_scenario
         self._scaled = self.schema.scaled(scale)
-        self._history, self._is_train = history, split == "train"
+        self._history = history
+        self._is_train = split == "train" and paths is None
         self._unknown = unknown
 
     def __len__(self) -> int:
@@ -89,6 +97,24 @@ class Loader:
         """The batches of an epoch from global batch `start` on."""
         made = self._made(epoch, start)
         return made if self._prefetch == 0 else _ahead(made, self._prefetch)
+
+    def in_order(self, ranges: Sequence[range]) -> Iterator[Batch]:
+        """This rank's share of global batches whose rows stand in file order.
+
+        Args:
+            ranges: for each batch its consecutive rows, at most `global_batch` of them. A rank has
+                the slots from `rank` times its share on; those past the range's end are padding.
+        """
+        share = self.order.global_batch // self._world_size
+
+        def made() -> Iterator[Batch]:
+            for wanted in ranges:
+                slots = np.arange(share, dtype=np.int64) + wanted.start + self._rank * share
+                rows = np.where(slots < wanted.stop, slots, -1)
+                columns = self.files.take(np.where(rows < 0, wanted.start, rows))
+                yield self._window(rows[np.newaxis], columns, epoch=0).batch(0)
+
+        return made() if self._prefetch == 0 else _ahead(made(), self._prefetch)
 
     def batch_of(self, rows: npt.NDArray[np.int64]) -> Batch:
         """One batch of the given rows (n,) of the split, in that order."""

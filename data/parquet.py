@@ -49,6 +49,7 @@ class SplitFiles:
         only: columns of the schema to read instead of all.
         cache_groups: decoded row groups kept in memory.
         faults: what to do with rows that break the schema; `bad_rows` says which were met.
+        paths: files to read instead of the split's.
 
     Raises:
         FileNotFoundError: the split has no files.
@@ -66,6 +67,7 @@ class SplitFiles:
         only: Sequence[str] | None = None,
         cache_groups: int = 128,
         faults: Policy = "fail",
+        paths: Sequence[AnyPath] | None = None,
     ) -> None:
         self.schema = schema
         self.columns = [*(schema.columns if only is None else only), *extra]
@@ -77,13 +79,13 @@ class SplitFiles:
         self._metadata: dict[AnyPath, pq.FileMetaData] = {}
         self._drifted: dict[AnyPath, str] = {}
         folder = to_path(dataset) / split
-        paths = parquet_files(folder)
+        paths = parquet_files(folder) if paths is None else paths
         if not paths:
             raise FileNotFoundError(f"{folder} must hold *.parquet files; it has none.")
         self.groups = [group for path in paths for group in self._open(path)]
         if not sum(group.num_rows for group in self.groups):
             raise ValueError(
-                f"{folder} must have at least one row; its {len(paths)} files are empty."
+                f"{paths[0].parent} must have at least one row; its {len(paths)} files are empty."
             )
         self.starts = np.concatenate([[0], np.cumsum([g.num_rows for g in self.groups])])
 

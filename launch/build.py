@@ -12,6 +12,7 @@ from msrec.data.interactions import Interactions
 from msrec.data.knowledge import EntityKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.loader import Loader
+from msrec.data.paths import AnyPath
 from msrec.data.schema import Schema, Split
 from msrec.data.unknown import UnknownIds
 from msrec.launch.config import RunConfig
@@ -90,8 +91,9 @@ def build_loader(
     *,
     shuffle: bool,
     extra: Sequence[str] = (),
+    paths: Sequence[AnyPath] | None = None,
 ) -> Loader:
-    """The loader of one split for this rank."""
+    """The loader of one split, or of other files, for this rank."""
     return Loader(
         config.dataset,
         split,
@@ -111,6 +113,7 @@ def build_loader(
         num_labels=1 if not config.history.of and config.objective.aux_weight == 0 else None,
         extra=extra,
         faults=config.faults,
+        paths=paths,
     )
 
 

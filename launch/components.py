@@ -95,6 +95,79 @@ def evaluate(
     )
 
 
+def predict(
+    *args: str,
+    j: str = "1x2",
+    image: str = torchx.IMAGE,
+    h: Optional[str] = None,  # noqa: UP045
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,  # noqa: N803
+    max_restarts: int = 1,
+    max_retries: int = 0,
+    rdzv_port: int = 29500,
+    python: str = "",
+) -> specs.AppDef:
+    """Score rows of Parquet files with a run: `-- run=runs/demo data=new out=scores [columns=a,b]`.
+
+    Args:
+        args: run=FOLDER, data=FILES, out=FOLDER and columns=NAMES
+        j: nodes x ranks per node
+        image: container image, or a folder
+        h: a named resource, instead of cpu, gpu and memMB
+        cpu: cores per node
+        gpu: GPUs per node
+        memMB: MiB per node
+        max_restarts: restarts of crashed ranks
+        max_retries: retries of the whole job
+        rdzv_port: rendezvous port
+        python: interpreter
+    """
+    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    return torchrun_app(
+        "predict",
+        _arguments(args, "run"),
+        j=j,
+        image=image,
+        resource=resource,
+        max_restarts=max_restarts,
+        max_retries=max_retries,
+        port=rdzv_port,
+        python=python,
+    )
+
+
+def plan(
+    *args: str,
+    image: str = torchx.IMAGE,
+    h: Optional[str] = None,  # noqa: UP045
+    cpu: int = 2,
+    memMB: int = 8192,  # noqa: N803
+    python: str = "",
+) -> specs.AppDef:
+    """Plan where tables go, on one CPU node: `-- config=conf.yaml [key=value] [--nodes=8]`.
+
+    Args:
+        args: config=FILE, which may be a list of tables too, overrides, and options of `msrec plan`
+        image: container image, or a folder
+        h: a named resource, instead of cpu and memMB
+        cpu: cores
+        memMB: MiB
+        python: interpreter
+    """
+    return torchrun_app(
+        "plan",
+        _arguments(args, "config"),
+        j="1x1",
+        image=image,
+        resource=specs.resource(cpu=cpu, gpu=0, memMB=memMB, h=h),
+        max_restarts=0,
+        max_retries=0,
+        port=29500,
+        python=python,
+    )
+
+
 def encode(
     *args: str,
     j: str = "1x2",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from msrec.data.files import write_json
+from msrec.data.paths import AnyPath, to_path
 from msrec.data.schema import Split, load_schema
 from msrec.launch.build import Knowledge, build_loader, plan_model
 from msrec.launch.config import RunConfig, load_config, save_config
@@ -18,9 +19,11 @@ from msrec.launch.encode import LEVELS, encode
 from msrec.launch.encode_progress import EncodeProgress, speed_line
 from msrec.launch.evaluate import evaluate
 from msrec.launch.plan_table import plan_table
+from msrec.launch.predict_files import predict_files, told
 from msrec.launch.preemption import STOPPED
 from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
+from msrec.launch.restore import restore
 from msrec.launch.results import results_table, slice_table
 from msrec.launch.slices import SLICES, Slice
 from msrec.launch.terminal import wide_console
@@ -100,6 +103,30 @@ def evaluate_job(run_dir: Path, overrides: Sequence[str], split: Split, by: str)
             console.print(results_table(results))
             for name in results.slices:
                 console.print(slice_table(results, name))
+
+
+def predict_job(
+    run_dir: Path,
+    overrides: Sequence[str],
+    data: Sequence[AnyPath],
+    out: AnyPath | None,
+    columns: str | None,
+) -> None:
+    """Score the rows of Parquet files; options are given either way."""
+    options = _options(overrides, {"data", "out", "columns", "checkpoint"})
+    data = [*data, *map(to_path, filter(None, options.get("data", "").split(",")))]
+    out = to_path(options["out"]) if "out" in options else out
+    if not data or out is None:
+        raise ValueError("msrec predict needs data=FILES, the Parquet files to score, and out=DIR.")
+    columns = options.get("columns", columns)
+    keep = None if columns is None else [name for name in columns.split(",") if name]
+    checkpoint = Path(options["checkpoint"]) if "checkpoint" in options else None
+    with process_group() as process:
+        _log_to_terminal(process.is_main)
+        run = restore(run_dir, process, checkpoint)
+        found = predict_files(run, process, data, out, keep)
+        if found is not None:
+            console.print(told(found, out), highlight=False, soft_wrap=True)
 
 
 def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) -> None:

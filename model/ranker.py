@@ -122,6 +122,8 @@ class RankLoss(nn.Module):
 
     L2 stands here because fused optimizers ignore weight decay on CPU. It acts on the rows of the
     batch only: `l2 * sum(weight * ||vectors||^2) / B`.
+
+    Rows without labels, (B, 0), which are only to be scored, have the loss 0.
     """
 
     def __init__(self, l2: float = 0.0, aux_weight: float = 0.0) -> None:
@@ -135,6 +137,9 @@ class RankLoss(nn.Module):
         weight: torch.Tensor,
         vectors: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not label.shape[1]:
+            nothing = logits.new_zeros(())
+            return nothing, nothing
         click = weighted_bce(logits[:, :1], label[:, :1], weight)
         total = click
         if self.aux_weight > 0:

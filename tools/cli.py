@@ -72,6 +72,37 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="run folder, such as runs/demo")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="the options as data=A,B out=DIR columns=A,B checkpoint=FOLDER"),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Parquet file or folder, s3://... too; may be repeated. Ids as in the run's "
+            "data set; labels are not needed",
+            parser=to_path,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write, s3://... too", parser=to_path)
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="to keep beside score [default: user,item,scenario]")
+    ] = None,
+) -> None:
+    """Score the rows of any Parquet files with a run: rows in = rows out; resumes after a kill.
+
+    On several ranks: torchx run -s local_cwd msrec.predict -j 1x2 -- run=runs/demo data=new out=scores
+    """
+    from msrec.launch.jobs import predict_job
+
+    predict_job(run, overrides or [], data or [], out, columns)
+
+
+@app.command()
 def encode(
     config: Config,
     overrides: Overrides = None,

@@ -1,0 +1,289 @@
+"""Score rows of any Parquet files with a run: rows in = rows out, in order, a part at a time.
+
+The folder that is written::
+
+    _request.json         what was asked: run, checkpoint, files, columns; a resumed job must ask
+                          the same
+    part-00000.parquet    the kept columns and `score` of some consecutive rows, in order
+    _COMMIT               written last: rows, parts, rows without a score
+
+A part holds whole row groups of one file, whatever the number of ranks, so that a job that was
+killed goes on with the parts that are not there, on these ranks or others.
+"""
+
+import io
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from rich.progress import track
+from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
+
+from msrec.data.bad_rows import count_reasons
+from msrec.data.files import write_bytes
+from msrec.data.loader import Loader
+from msrec.data.parquet import RowGroup, SplitFiles
+from msrec.data.paths import AnyPath, is_file
+from msrec.data.reading import parquet_files, parquet_metadata, parquet_names, read_row_group
+from msrec.launch.build import build_loader, eval_batch
+from msrec.launch.left_out import gather_bad_rows
+from msrec.launch.predictions import COMMIT_FILE
+from msrec.launch.process import Process
+from msrec.launch.restore import Restored
+from msrec.model.ranker import Outcome
+
+PART_ROWS = 1 << 20
+"""A part has so many rows or more, where its file has."""
+REQUEST_FILE = "_request.json"
+SCORE = "score"
+IDENTITY = ("user", "item", "scenario")
+"""The columns that are kept where nobody chooses."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive row groups of one file."""
+
+    number: int
+    groups: tuple[RowGroup, ...]
+    rows: range
+    """Among the rows of all files."""
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return f"part-{self.number:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a job wrote.
+
+    Attributes:
+        rows: in all parts.
+        parts: of which `resumed` were there before.
+        unscored: rows whose score is null, because they break the schema and the run's `faults`
+            leave such rows out.
+        reasons: why, and how many of those that this start met.
+    """
+
+    rows: int
+    parts: int
+    resumed: int
+    unscored: int
+    reasons: dict[str, int]
+
+
+def input_files(data: Sequence[AnyPath]) -> list[AnyPath]:
+    """The Parquet files that are named, and those in the folders that are.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found: list[AnyPath] = []
+    for path in data:
+        inside = [path] if is_file(path) else parquet_files(path)
+        if not inside:
+            raise FileNotFoundError(f"{path} must be a Parquet file or a folder of some.")
+        found += inside
+    return found
+
+
+def predict_files(
+    run: Restored,
+    process: Process,
+    data: Sequence[AnyPath],
+    out: AnyPath,
+    keep: Sequence[str] | None = None,
+) -> Predicted | None:
+    """Score the rows of files, on every rank.
+
+    Args:
+        run: with its model.
+        process: this rank.
+        data: files, or folders of them, with the columns that the run's schema names, ids encoded
+            as in its data set; neither labels nor a timestamp are needed.
+        out: the folder to write, here or remote.
+        keep: columns of the files to write beside `score`; None keeps user, item and scenario.
+
+    Returns:
+        On rank 0 what was written, None on the others.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file is not what the schema says, a kept column is not in a file, or `out`
+            holds the predictions of something else.
+    """
+    keep = list(IDENTITY if keep is None else keep)
+    paths = input_files(data)
+    _check_kept(paths, keep)
+    batch = eval_batch(run.config, process.world_size)
+    loader = build_loader(
+        run.config, "test", process, run.knowledge, batch, shuffle=False, paths=paths
+    )
+    parts = list(_parts(loader.files))
+    _keep_request(out, _request(run, loader.files, keep), process)
+    present = {path.name for path in parquet_files(out)}
+    dist.barrier()  # all ranks have looked before one writes
+    todo = [part for part in parts if part.name not in present]
+    _score(run.model, loader, process, todo, out, keep)
+    reasons = count_reasons(gather_bad_rows(loader.files.bad_rows))
+    if not process.is_main:
+        return None
+    found = Predicted(
+        rows=loader.files.num_rows,
+        parts=len(parts),
+        resumed=len(parts) - len(todo),
+        unscored=sum(_nulls(parquet_metadata(out / part.name)) for part in parts),
+        reasons=reasons,
+    )
+    commit = {"rows": found.rows, "parts": found.parts, "unscored": found.unscored}
+    write_bytes(out / COMMIT_FILE, _json(commit))
+    return found
+
+
+def _check_kept(paths: Sequence[AnyPath], keep: Sequence[str]) -> None:
+    if SCORE in keep or len(set(keep)) < len(keep):
+        raise ValueError(
+            f"columns must name columns to keep beside {SCORE}, each once; got {', '.join(keep)}."
+        )
+    for path in paths:
+        names = parquet_names(path)
+        missing = [name for name in keep if name not in names]
+        if missing:
+            raise ValueError(
+                f"{path} must have the columns to keep; {', '.join(missing)} are not among "
+                f"{', '.join(names)}."
+            )
+
+
+def _parts(files: SplitFiles) -> Iterator[Part]:
+    """The row groups of each file, gathered up to `PART_ROWS`."""
+    number, start = 0, 0
+    for _, of_file in itertools.groupby(files.groups, key=lambda group: group.path):
+        groups: list[RowGroup] = []
+        pending = list(of_file)
+        for group in pending:
+            groups.append(group)
+            rows = sum(each.num_rows for each in groups)
+            if rows >= PART_ROWS or group is pending[-1]:
+                yield Part(number, tuple(groups), range(start, start + rows))
+                number, start, groups = number + 1, start + rows, []
+
+
+def _request(run: Restored, files: SplitFiles, keep: Sequence[str]) -> dict[str, Any]:
+    """What must be the same for parts that are there to be kept."""
+    return {
+        "run": run.config.run_id,
+        "checkpoint": run.checkpoint,
+        "dataset": run.schema.name,
+        "columns": list(keep),
+        "row_groups": [[str(group.path), group.index, group.num_rows] for group in files.groups],
+    }
+
+
+def _keep_request(out: AnyPath, request: dict[str, Any], process: Process) -> None:
+    file = out / REQUEST_FILE
+    if is_file(file):
+        if json.loads(file.read_text()) != request:
+            raise ValueError(
+                f"{out} must hold predictions of this run, these files and these columns to go on; "
+                f"{file.name} says otherwise. Choose another folder."
+            )
+    elif parquet_files(out):
+        raise ValueError(f"{out} must be empty or hold predictions; it has other Parquet files.")
+    dist.barrier()  # all ranks have looked
+    if process.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, _json(request))
+    dist.barrier()
+
+
+def _score(
+    model: torch.nn.Module,
+    loader: Loader,
+    process: Process,
+    parts: Sequence[Part],
+    out: AnyPath,
+    keep: Sequence[str],
+) -> None:
+    batch = loader.order.global_batch
+    steps = [
+        (part, range(start, min(start + batch, part.rows.stop)))
+        for part in parts
+        for start in range(part.rows.start, part.rows.stop, batch)
+    ]
+    model.eval()
+    pipeline = EvalPipelineSparseDist(model, None, process.device)
+    batches = loader.in_order([rows for _, rows in steps])
+    scores = np.empty(0, np.float32)
+    shown = track(steps, "predict", disable=not process.is_main, transient=True)
+    with torch.no_grad():
+        for part, rows in shown:
+            if rows.start == part.rows.start:
+                scores = np.zeros(len(part.rows), np.float32)
+            _fill(scores, Outcome(*pipeline.progress(batches)), rows, part, process)
+            if rows.stop == part.rows.stop:
+                owner = part.number % process.world_size
+                dist.reduce(torch.from_numpy(scores), dst=owner)
+                if process.rank == owner:
+                    _write(out / part.name, part, scores, keep)
+    dist.barrier()
+
+
+def _fill(
+    scores: npt.NDArray[np.float32], outcome: Outcome, rows: range, part: Part, process: Process
+) -> None:
+    """This rank's rows of a batch; NaN for one that was left out, which is no row any more."""
+    share = len(outcome.row_id)
+    start = rows.start + process.rank * share
+    own = outcome.row_id[: max(0, min(share, rows.stop - start))]
+    found = torch.sigmoid(outcome.logits[: len(own), 0]).cpu()
+    found = torch.where(own.cpu() >= 0, found, torch.nan)
+    at = start - part.rows.start
+    scores[at : at + len(own)] = found.numpy()
+
+
+def _write(
+    path: AnyPath, part: Part, scores: npt.NDArray[np.float32], keep: Sequence[str]
+) -> None:
+    file = part.groups[0].path
+    metadata = parquet_metadata(file)
+    groups = [read_row_group(file, group.index, list(keep), metadata) for group in part.groups]
+    if keep:
+        table = pa.concat_tables(groups).select(list(keep))
+    else:
+        table = pa.table({})
+    table = table.append_column(SCORE, pa.array(scores, from_pandas=True))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
+
+
+def _nulls(metadata: pq.FileMetaData) -> int:
+    """Of the last column, `score`."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return sum(group.column(metadata.num_columns - 1).statistics.null_count for group in groups)
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def told(found: Predicted, out: AnyPath) -> str:
+    """A sentence for the terminal."""
+    line = f"{out}: {found.rows:,} rows in {found.parts:,} parts"
+    if found.resumed:
+        line += f", {found.resumed:,} of them from an earlier start"
+    if found.unscored:
+        why = "; ".join(f"{rows:,} {reason}" for reason, rows in found.reasons.items())
+        line += f"; {found.unscored:,} rows have no score{f' ({why})' if why else ''}"
+    return line
