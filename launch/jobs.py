@@ -18,6 +18,7 @@ from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.encode import LEVELS, encode
 from msrec.launch.encode_progress import EncodeProgress, speed_line
 from msrec.launch.evaluate import evaluate
+from msrec.launch.options import EVALUATE, PREDICT, read_options
 from msrec.launch.plan_table import plan_table
 from msrec.launch.predict_files import predict_files, told
 from msrec.launch.preemption import STOPPED
@@ -86,7 +87,7 @@ def dry_run_job(config_file: Path, overrides: Sequence[str]) -> None:
 
 def evaluate_job(run_dir: Path, overrides: Sequence[str], split: Split, by: str) -> None:
     """Evaluate a run and print its tables; `by` names slices besides the scenarios."""
-    options = _options(overrides, {"split", "checkpoint", "by"})
+    options = read_options(overrides, EVALUATE)
     slices: list[Slice] = []
     for name in filter(None, options.get("by", by).split(",")):
         if name not in SLICES:
@@ -113,7 +114,7 @@ def predict_job(
     columns: str | None,
 ) -> None:
     """Score the rows of Parquet files; options are given either way."""
-    options = _options(overrides, {"data", "out", "columns", "checkpoint"})
+    options = read_options(overrides, PREDICT)
     data = [*data, *map(to_path, filter(None, options.get("data", "").split(",")))]
     out = to_path(options["out"]) if "out" in options else out
     if not data or out is None:
@@ -185,18 +186,6 @@ def report_job(out: Path, runs: Sequence[str]) -> None:
         named[name if equals else Path(run).name] = Path(folder if equals else run)
     write_report(out, named)
     console.print(f"wrote {out}")
-
-
-def _options(given: Sequence[str], known: set[str]) -> dict[str, str]:
-    options = {}
-    for item in given:
-        key, equals, value = item.partition("=")
-        if not equals or key not in known:
-            raise ValueError(
-                f"{item!r} is not known here; known are {', '.join(sorted(known))}=..."
-            )
-        options[key] = value
-    return options
 
 
 def _log_to_terminal(is_main: bool) -> None:

@@ -252,9 +252,7 @@ def _fill(
     scores[at : at + len(own)] = found.numpy()
 
 
-def _write(
-    path: AnyPath, part: Part, scores: npt.NDArray[np.float32], keep: Sequence[str]
-) -> None:
+def _write(path: AnyPath, part: Part, scores: npt.NDArray[np.float32], keep: Sequence[str]) -> None:
     file = part.groups[0].path
     metadata = parquet_metadata(file)
     groups = [read_row_group(file, group.index, list(keep), metadata) for group in part.groups]

@@ -86,7 +86,9 @@ def tell_status(run_dir: Path, console: Console, now: float | None = None) -> St
 
 
 def _scheduler_word(submitted: Submitted) -> str:
-    """What the scheduler says of a job; `ended` of a local one whose launcher is gone."""
+    """What the scheduler says of a job; `ended` of a local one whose launcher was killed."""
+    if submitted.exit_status is not None:
+        return "succeeded" if submitted.exit_status == 0 else "failed"
     if submitted.scheduler == LOCAL:
         return "running" if psutil.pid_exists(submitted.pid) else "ended"
     state = scheduler_status(submitted)
@@ -121,9 +123,12 @@ def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) ->
     since = [file.stat().st_mtime for file in (run_dir / FOLDER).glob("*.json")]
     if max(since, default=0.0) >= submitted.time:
         return None
+    if word == "succeeded":
+        return Status("done", [])
     if failure is not None or word in ("ended", "failed", "cancelled"):
-        say("No rank began to train.")
-        return Status("failed", ["No rank began to train."])
+        reason = "No rank began to train." if submitted.job == "train" else "It did not succeed."
+        say(reason)
+        return Status("failed", [reason])
     return Status("waits" if word in ("pending", "submitted") else "starts", [])
 
 

@@ -1,12 +1,10 @@
-"""Submit a job by a site profile; the run's folder keeps what was submitted and where it runs."""
+"""Submit a job by a site profile; the job's folder keeps what was submitted and where it runs."""
 
 import importlib.util
 import os
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,11 +16,10 @@ from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDef, AppState, AppStatus
 
 from msrec.data.files import write_text
-from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.profiles import Profile
 from msrec.launch.role import torchrun_app
+from msrec.launch.work import Job, Work
 
-Job = Literal["train", "encode"]
 SUBMITTED = "submitted.json"
 LOCAL = "local_cwd"
 """The scheduler whose jobs live as long as the process that submitted them."""
@@ -37,7 +34,7 @@ NEEDS = {
 
 
 class Submitted(BaseModel):
-    """What the run's folder keeps of its last submission."""
+    """What a job's folder keeps of its last submission."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,10 +46,12 @@ class Submitted(BaseModel):
     time: float
     pid: int
     """Of the process that submitted it, which a local job does not outlive."""
+    exit_status: int | None = None
+    """Of a job that was followed to its end."""
 
 
-def app_of(job: Job, config: RunConfig, profile: Profile, j: str) -> tuple[AppDef, Path]:
-    """The torchx app, and the resolved config that it will read.
+def app_of(work: Work, profile: Profile, j: str) -> AppDef:
+    """The torchx app.
 
     Raises:
         ValueError: `j` is not nodes x ranks.
@@ -61,10 +60,9 @@ def app_of(job: Job, config: RunConfig, profile: Profile, j: str) -> tuple[AppDe
         parse_nnodes(j)
     except ValueError:
         raise ValueError(f"-j must be nodes x ranks per node, such as 2x8; got {j!r}.") from None
-    file = config.run_dir / "submitted.yaml"
-    app = torchrun_app(
-        job,
-        [str(file.absolute())],
+    return torchrun_app(
+        work.job,
+        list(work.args),
         j=j,
         image=profile.image,
         resource=profile.node,
@@ -72,15 +70,12 @@ def app_of(job: Job, config: RunConfig, profile: Profile, j: str) -> tuple[AppDe
         max_retries=profile.max_retries,
         port=profile.port,
         python=profile.python,
-        log_dir=str((config.run_dir / "logs").absolute()),
+        log_dir=str((work.folder / "logs").absolute()),
     )
-    return app, file
 
 
 def launch(
-    job: Job,
-    source: Path,
-    overrides: Sequence[str],
+    work: Work,
     profile: tuple[str, Profile],
     j: str,
     console: Console,
@@ -90,13 +85,8 @@ def launch(
 ) -> int:
     """Submit a job; a local one is followed to its end.
 
-    The config is resolved now and written to the run's folder, so that a later change of the file
-    does not reach a job that waits or comes again; the run id stays the same, and with it the run.
-
     Args:
-        job: what to do.
-        source: the config's file.
-        overrides: of the config.
+        work: what to do.
         profile: name and values.
         j: nodes x ranks per node.
         console: where to print.
@@ -107,7 +97,7 @@ def launch(
         The exit status: 1 where a job that was followed did not succeed.
 
     Raises:
-        FileNotFoundError, ValueError: of the config, or the scheduler refuses the job.
+        ValueError: a library is missing, or the scheduler refuses the job.
     """
     name, values = profile
     library, packages = NEEDS.get(values.scheduler, ("torchx", ""))
@@ -116,18 +106,16 @@ def launch(
             f"--on {name} needs the library {library}, which is not installed: pip install "
             f"{packages}"
         )
-    config = load_config(source, overrides)
-    app, file = app_of(job, config, values, j)
+    app = app_of(work, values, j)
     with get_runner() as runner:
         info = runner.dryrun(app, values.scheduler, values.cfg)
         if dry_run:
             console.print(str(info), markup=False, highlight=False, soft_wrap=True)
             return 0
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, file)
+        work.prepare()
         handle = runner.schedule(info)
         submitted = Submitted(
-            job=job,
+            job=work.job,
             profile=name,
             scheduler=values.scheduler,
             handle=handle,
@@ -135,20 +123,26 @@ def launch(
             time=time.time(),
             pid=os.getpid(),
         )
-        write_text(config.run_dir / SUBMITTED, submitted.model_dump_json(indent=1))
+        _keep(submitted, work.folder)
         console.print(
-            f"submitted {handle}: msrec launch status {config.run_dir}",
+            f"submitted {handle}: msrec launch status {work.folder}",
             highlight=False,
             soft_wrap=True,
         )
         if values.scheduler != LOCAL and not wait:
             return 0
         try:
-            return _followed(runner, handle, job, values.scheduler, console)
+            ended = _followed(runner, handle, work.job, values.scheduler, console)
         except SignalException as stopped:
             said = f"{stopped.sigval.name}: the ranks save where they stand, and stop"
             console.print(said, highlight=False)
-            return int(128 + stopped.sigval)  # closing the runner waits for them
+            ended = int(128 + stopped.sigval)  # closing the runner waits for them
+        _keep(submitted.model_copy(update={"exit_status": ended}), work.folder)
+        return ended
+
+
+def _keep(submitted: Submitted, folder: Path) -> None:
+    write_text(folder / SUBMITTED, submitted.model_dump_json(indent=1))
 
 
 def _followed(runner: Runner, handle: str, job: Job, scheduler: str, console: Console) -> int:

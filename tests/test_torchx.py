@@ -85,9 +85,21 @@ def test_ranks_get_their_threads_and_no_shared_store(config):
     assert environment["OMP_NUM_THREADS"] == "4"
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "encode"])
+def test_predict_takes_the_run_folder_and_its_options():
+    app, _ = dry_run("msrec.predict", "--", "run=runs/a", "data=s3://b/new", "out=scores")
+    assert job_of(app) == ["msrec.tools", "predict", "runs/a", "data=s3://b/new", "out=scores"]
+
+
+def test_plan_is_one_process_with_the_options_of_the_command(config):
+    app, _ = dry_run("msrec.plan", "--", f"config={config}", "trainer.epochs=1", "--nodes=8")
+    assert job_of(app) == ["msrec.tools", "plan", str(config), "trainer.epochs=1", "--nodes=8"]
+    words = command(app)
+    assert words[words.index("--nproc-per-node") + 1] == "1"
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "encode", "predict", "plan"])
 def test_a_job_is_one_role_whose_name_every_scheduler_takes(config, job):
-    first = "run=runs/demo" if job == "evaluate" else f"config={config}"
+    first = "run=runs/demo" if job in ("evaluate", "predict") else f"config={config}"
     app, _ = dry_run(f"msrec.{job}", "--", first)
     assert re.fullmatch("[a-z0-9]+", app.roles[0].name)
     assert re.fullmatch("[a-z0-9]+", app.name)

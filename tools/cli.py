@@ -95,7 +95,7 @@ def predict(
 ) -> None:
     """Score the rows of any Parquet files with a run: rows in = rows out; resumes after a kill.
 
-    On several ranks: torchx run -s local_cwd msrec.predict -j 1x2 -- run=runs/demo data=new out=scores
+    On several ranks: msrec launch predict runs/demo data=new out=scores -j 1x2
     """
     from msrec.launch.jobs import predict_job
 

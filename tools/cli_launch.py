@@ -1,11 +1,14 @@
 """`msrec launch ...`: jobs on several ranks, and how they are."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from msrec.tools.cli_arguments import Config, Overrides
+
+if TYPE_CHECKING:
+    from msrec.launch.work import Work
 
 launch_app = typer.Typer(help="Jobs on several ranks, here or on a cluster.", no_args_is_help=True)
 
@@ -15,41 +18,115 @@ On = Annotated[
 Profiles = Annotated[Path | None, typer.Option(help="YAML of your own, as launch/profiles.yaml")]
 NodesAndRanks = Annotated[str, typer.Option("-j", help="nodes x ranks per node")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be submitted, and stop")]
+JobFolder = Annotated[
+    Path, typer.Argument(help="a run's folder, or of a job in it: runs/first/jobs/evaluate-test")
+]
+Run = Annotated[Path, typer.Argument(help="run folder, such as runs/demo")]
 Wait = Annotated[bool, typer.Option("--wait", help="until the job ends; local ones always")]
 
 
-def _submits(job: Literal["train", "encode"], about: str) -> None:
-    """A command that submits a job; all of them have the same options."""
+@launch_app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    on: On = "local",
+    j: NodesAndRanks = "1x2",
+    profiles: Profiles = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+) -> None:
+    """Train on several ranks, here or on a cluster; the same run_id goes on with its run."""
+    from msrec.launch.config import load_config
+    from msrec.launch.work import train_work
 
-    def command(
-        config: Config,
-        overrides: Overrides = None,
-        on: On = "local",
-        j: NodesAndRanks = "1x2",
-        profiles: Profiles = None,
-        dry_run: DryRun = False,
-        wait: Wait = False,
-    ) -> None:
-        from msrec.launch.profiles import load_profile
-        from msrec.launch.submit import launch
-        from msrec.launch.terminal import wide_console
-
-        profile = (on, load_profile(on, profiles))
-        where = (profile, j, wide_console())
-        raise typer.Exit(launch(job, config, overrides or [], *where, dry_run=dry_run, wait=wait))
-
-    launch_app.command(job, help=about)(command)
+    _submit(train_work(load_config(config, overrides or [])), on, j, profiles, dry_run, wait)
 
 
-_submits(
-    "train",
-    "Train on several ranks, here or on a cluster; the same run_id goes on with its run.",
-)
-_submits("encode", "Read users and scenarios with the frozen LLM on several ranks.")
+@launch_app.command()
+def encode(
+    config: Config,
+    overrides: Overrides = None,
+    on: On = "local",
+    j: NodesAndRanks = "1x2",
+    profiles: Profiles = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+) -> None:
+    """Read users and scenarios with the frozen LLM on several ranks."""
+    from msrec.launch.config import load_config
+    from msrec.launch.work import encode_work
+
+    _submit(encode_work(load_config(config, overrides or [])), on, j, profiles, dry_run, wait)
+
+
+@launch_app.command()
+def evaluate(
+    run: Run,
+    options: Annotated[
+        list[str] | None, typer.Argument(help="of msrec evaluate: split=valid by=user_history")
+    ] = None,
+    on: On = "local",
+    j: NodesAndRanks = "1x2",
+    profiles: Profiles = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+) -> None:
+    """Score a split with a run's best checkpoint, and judge the scores."""
+    from msrec.launch.work import evaluate_work
+
+    _submit(evaluate_work(run, options or []), on, j, profiles, dry_run, wait)
+
+
+@launch_app.command()
+def predict(
+    run: Run,
+    options: Annotated[
+        list[str], typer.Argument(help="of msrec predict: data=FILES out=DIR columns=A,B")
+    ],
+    on: On = "local",
+    j: NodesAndRanks = "1x2",
+    profiles: Profiles = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+) -> None:
+    """Score the rows of any Parquet files with a run."""
+    from msrec.launch.work import predict_work
+
+    _submit(predict_work(run, options), on, j, profiles, dry_run, wait)
+
+
+@launch_app.command()
+def pipeline(
+    config: Config,
+    overrides: Overrides = None,
+    on: On = "local",
+    j: NodesAndRanks = "1x2",
+    profiles: Profiles = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Encode, train, evaluate on the test split, report; what is done is not done again."""
+    from msrec.launch.config import load_config
+    from msrec.launch.pipeline import run_pipeline
+    from msrec.launch.profiles import load_profile
+    from msrec.launch.terminal import wide_console
+
+    resolved, profile = load_config(config, overrides or []), (on, load_profile(on, profiles))
+    raise typer.Exit(run_pipeline(resolved, profile, j, wide_console(), dry_run=dry_run))
+
+
+def _submit(
+    work: "Work", on: str, j: str, profiles: Path | None, dry_run: bool, wait: bool
+) -> None:
+    from msrec.launch.profiles import load_profile
+    from msrec.launch.submit import launch
+    from msrec.launch.terminal import wide_console
+
+    profile = (on, load_profile(on, profiles))
+    raise typer.Exit(launch(work, profile, j, wide_console(), dry_run=dry_run, wait=wait))
 
 
 @launch_app.command("cancel")
-def launch_cancel(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+def launch_cancel(run: JobFolder) -> None:
     """Ask a run to stop; it saves where it stands first."""
     from msrec.launch.submit import cancel
 
@@ -58,7 +135,7 @@ def launch_cancel(run: Annotated[Path, typer.Argument(help="run folder")]) -> No
 
 @launch_app.command("logs")
 def launch_logs(
-    run: Annotated[Path, typer.Argument(help="run folder")],
+    run: JobFolder,
     rank: Annotated[int, typer.Option(min=0)] = 0,
     stream: Annotated[Literal["stderr", "stdout"], typer.Option()] = "stderr",
 ) -> None:
@@ -70,7 +147,7 @@ def launch_logs(
 
 @launch_app.command("status")
 def launch_status(
-    run: Annotated[Path, typer.Argument(help="run folder, such as runs/first")],
+    run: JobFolder,
 ) -> None:
     """How a run is: step, loss, speed, time left; each rank's last word; who hangs or is dead.
 
