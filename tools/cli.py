@@ -181,6 +181,27 @@ def show(
 
 
 @app.command()
+def drift(
+    reference: Annotated[
+        Path,
+        typer.Argument(help="rows of before: a Parquet file or folder: app/train", parser=to_path),
+    ],
+    current: Annotated[
+        Path,
+        typer.Argument(help="rows of now: new/test, or a folder of predictions", parser=to_path),
+    ],
+    fail_above: Annotated[
+        float | None, typer.Option(min=0, help="exit status 1 if a column's PSI is above")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="instead of the table")] = False,
+) -> None:
+    """How far features and scores have moved: the population stability index of each column."""
+    from msrec.launch.drift import tell_drift
+
+    raise typer.Exit(tell_drift(reference, current, fail_above, as_json=json_))
+
+
+@app.command()
 def explain(
     run: Annotated[Path, typer.Argument(help="run folder, trained with meta networks")],
     user: Annotated[
