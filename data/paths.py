@@ -8,12 +8,14 @@ refused before anything is written or logged.
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fsspec import get_filesystem_class
-from fsspec.utils import get_protocol
-from upath import UPath
+if TYPE_CHECKING:
+    from upath import UPath
 
-AnyPath = Path | UPath
+    AnyPath = Path | UPath
+else:
+    AnyPath = Path  # fsspec takes a fifth of a second to import, which most commands can do without
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _SECRET = re.compile(r"(://)[^/\s@'\"]+@|(://[^\s?'\"]+\?)[^\s'\"]+")
 """A user or key before the host, or a query, such as a signature: nothing else in a URL is one."""
@@ -34,6 +36,10 @@ def to_path(text: str | AnyPath) -> AnyPath:
     refuse_secrets("a path", text)
     if not _URL.match(text):
         return Path(text)
+    from fsspec import get_filesystem_class
+    from fsspec.utils import get_protocol
+    from upath import UPath
+
     try:
         get_filesystem_class(get_protocol(text))  # only looked up: a rank may fork after this
     except (ValueError, ImportError) as error:
