@@ -108,6 +108,21 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
             for line in super().log_iter(*args, **options):
                 yield line.rstrip("\n") + "\n"
 
+    def _api_client(self) -> Any:
+        from kubernetes import client, config
+
+        if self._client is None:
+            configuration = client.Configuration()
+            try:
+                config.load_kube_config(client_configuration=configuration)
+            except config.ConfigException as error:
+                told = str(error).rstrip(".")
+                raise ValueError(
+                    f"Kubernetes needs a kubeconfig, $KUBECONFIG or ~/.kube/config; {told}."
+                ) from None
+            self._client = client.ApiClient(configuration)
+        return self._client
+
     def _cancel_existing(self, app_id: str) -> None:
         with _sentences():
             super()._cancel_existing(app_id)
@@ -195,8 +210,8 @@ def _sentences() -> Iterator[None]:
         raise ValueError(f"Kubernetes refuses it: {_told(error)}.") from None
     except MaxRetryError as error:
         raise ConnectionError(
-            f"the Kubernetes API must answer; it does not: {error.reason}. `kubectl get nodes` "
-            "must work here first."
+            f"the Kubernetes API at {error.pool.host}:{error.pool.port} must answer; it does not. "
+            "`kubectl get nodes` has to work here first."
         ) from None
 
 
