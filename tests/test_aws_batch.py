@@ -4,9 +4,12 @@ import json
 
 import boto3
 import pytest
-from botocore.exceptions import ParamValidationError
+import torchx
 from moto import mock_aws
 from torchx.runner import get_runner
+from torchx.specs.finder import ComponentValidationException
+
+from msrec.launch.schedulers.aws_batch import MsrecAWSBatchScheduler
 
 ROLE = {"Version": "2012-10-17", "Statement": []}
 
@@ -35,11 +38,11 @@ def batch(monkeypatch):
         yield client
 
 
-def dry_run(runner, queue="ads"):
-    """Of an encoding on two nodes."""
-    options = ["-j", "2x8", "-h", "msrec_h100x8", "--image", "registry/msrec:1"]
-    options += ["--max_retries", "3", "--", "config=/data/conf.yaml", "run_id=first"]
-    return runner.dryrun_component("msrec.encode", options, "aws_batch", {"queue": queue})
+def dry_run(runner, queue="ads", image="registry/msrec:1"):
+    """Of an evaluation on two nodes."""
+    options = ["-j", "2x8", "-h", "msrec_h100x8", "--image", image, "--max_retries", "3"]
+    words = [*options, "--", "run=/data/runs/first"]
+    return runner.dryrun_component("msrec.evaluate", words, "aws_batch", {"queue": queue})
 
 
 def test_batch_takes_the_job_and_tells_of_it(batch):
@@ -52,7 +55,7 @@ def test_batch_takes_the_job_and_tells_of_it(batch):
     (definition,) = batch.describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
     assert job["jobDefinition"] == definition["jobDefinitionArn"]
     assert (definition["type"], definition["retryStrategy"]["attempts"]) == ("multinode", 3)
-    assert definition["tags"]["torchx.pytorch.org/app-name"] == "encode"
+    assert definition["tags"]["torchx.pytorch.org/app-name"] == "evaluate"
 
 
 def mutants():
@@ -78,12 +81,19 @@ def test_boto3_compares_the_job_with_the_api(batch, place, value):
         for key in inner:
             part = part[key]
         part[last] = value
-        with pytest.raises(ParamValidationError):
+        with pytest.raises(ValueError, match="AWS Batch refuses it: Parameter validation failed"):
             runner.schedule(info)
 
 
 def test_a_queue_that_is_not_there_is_refused_and_a_job_that_is_not_there_unknown(batch):
     with get_runner() as runner:
-        with pytest.raises(batch.exceptions.ClientException, match="Job queue b does not exist"):
+        with pytest.raises(ValueError, match="AWS Batch refuses it: .*Job queue b does not exist"):
             runner.schedule(dry_run(runner, "b"))
         assert runner.status("aws_batch://torchx/ads:train-none") is None
+
+
+def test_a_job_without_an_image_is_refused():
+    with get_runner() as runner:
+        assert isinstance(runner._scheduler("aws_batch"), MsrecAWSBatchScheduler)
+        with pytest.raises(ComponentValidationException, match="AWS Batch needs an image"):
+            dry_run(runner, image=torchx.IMAGE)

@@ -137,7 +137,7 @@ def as_kubernetes_reads(word):
 def test_every_word_of_a_job_comes_through_bash_and_the_second_node_finds_the_first(
     folder, job, scheduler
 ):
-    given = "llm.store=it's \"a\" \\ * ; & `id` $HOME $(id) $(HOME) $$ $$$$(X) ${replica_id}"
+    given = 'llm.store=it\'s "a" \\ * ; & `id` $HOME $(id) $(HOME) $$ $$$$(X) ${replica_id}'
     # The interpreter's place is taken by a script that prints its arguments.
     found = request(job, scheduler, "--python", str(folder / "words"), args=["run_id=x", given])
     environment = {"PATH": os.environ["PATH"], "HOME": "/home", "SLURM_JOB_ID": "7"}

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, List  # noqa: UP035
 
-import torchx
 from torchx.schedulers.api import DescribeAppResponse
 from torchx.schedulers.kubernetes_scheduler import (
     JOB_STATE,
@@ -28,6 +27,8 @@ from torchx.specs import (
 )
 from torchx.specs.finder import ComponentValidationException
 from urllib3.exceptions import MaxRetryError
+
+from msrec.launch.schedulers.image import require_image
 
 NAME = r"([a-z0-9](?:[-a-z0-9.]*[a-z0-9])?)"
 LABEL = r"([A-Za-z0-9](?:[-A-Za-z0-9_./]*[A-Za-z0-9])?)"
@@ -135,11 +136,7 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
         return options
 
     def _submit_dryrun(self, app: AppDef, cfg: KubernetesOpts) -> AppDryRunInfo[KubernetesJob]:
-        if app.roles[0].image == torchx.IMAGE:
-            raise ComponentValidationException(
-                "Kubernetes needs an image with msrec in it; got none. Give --image NAME, or "
-                "image: NAME in the profile."
-            )
+        require_image(app, "Kubernetes")
         given = {name: _given(name, dict(cfg).get(name)) for name in OPTIONS}
         with warnings.catch_warnings():
             # Of Volcano 1.4; later ones retry.
