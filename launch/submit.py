@@ -1,10 +1,10 @@
 """Submit a job by a site profile; the run's folder keeps what was submitted and where it runs."""
 
-import importlib.util
 import os
 import signal
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -113,7 +113,7 @@ def launch(
     """
     name, values = profile
     library = NEEDS.get(values.scheduler, "torchx")
-    if importlib.util.find_spec(library) is None:
+    if find_spec(library) is None:
         raise ValueError(
             f"--on {name} needs the library {library}, which is not installed: pip install "
             f'"msrec[{values.scheduler}]"'
