@@ -10,6 +10,7 @@ from torchx.specs.finder import ComponentValidationException
 
 from msrec.data.paths import refuse_secrets
 from msrec.launch.config import load_config
+from msrec.launch.resources import node
 from msrec.launch.role import torchrun_app
 
 
@@ -41,7 +42,7 @@ def train(
         rdzv_port: rendezvous port
         python: interpreter
     """
-    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    resource = _node(cpu, gpu, memMB, h)
     return torchrun_app(
         "train",
         _config_arguments(args, image),
@@ -81,7 +82,7 @@ def evaluate(
         rdzv_port: rendezvous port
         python: interpreter
     """
-    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    resource = _node(cpu, gpu, memMB, h)
     return torchrun_app(
         "evaluate",
         _arguments(args, "run"),
@@ -198,7 +199,7 @@ def encode(
         python: interpreter
         threads: threads per rank
     """
-    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    resource = _node(cpu, gpu, memMB, h)
     return torchrun_app(
         "encode",
         _config_arguments(args, image),
@@ -211,6 +212,19 @@ def encode(
         python=python,
         threads=threads,
     )
+
+
+def _node(
+    cpu: int,
+    gpu: int,
+    mem_mib: int,
+    name: Optional[str],  # noqa: UP045
+) -> specs.Resource:
+    """As `node`, its mistake in the form that torchx shows without a stack."""
+    try:
+        return node(cpu, gpu, mem_mib, name)
+    except ValueError as error:
+        raise ComponentValidationException(str(error)) from None
 
 
 def _arguments(args: Sequence[str], first: str) -> list[str]:

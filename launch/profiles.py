@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torchx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torchx import specs
+from torchx.schedulers import get_scheduler_factories
 
 from msrec.data.validation import first_fault, read_yaml
+from msrec.launch.resources import node
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 
@@ -30,7 +32,7 @@ class Profile(BaseModel):
     gpu: int = Field(0, ge=0)
     mem_mib: int = Field(8192, ge=1)
     resource: str | None = None
-    """A named resource of torchx, in place of cpu, gpu and mem_mib."""
+    """A named resource, in place of cpu, gpu and mem_mib; see launch/resources.py."""
     python: str = ""
     max_restarts: int = Field(1, ge=0)
     """Of the ranks of a node by torchrun."""
@@ -38,10 +40,39 @@ class Profile(BaseModel):
     """Of the job by the scheduler."""
     port: int = Field(29500, ge=1024, lt=65536)
 
+    @field_validator("scheduler")
+    @classmethod
+    def _known_scheduler(cls, name: str) -> str:
+        known = get_scheduler_factories()
+        if name not in known:
+            raise ValueError(f"must be one of {', '.join(known)}; got {name!r}")
+        return name
+
+    @field_validator("resource")
+    @classmethod
+    def _known_resource(cls, name: str | None) -> str | None:
+        node(1, 0, 1, name)
+        return name
+
     @property
     def node(self) -> specs.Resource:
         """Of torchx."""
-        return specs.resource(cpu=self.cpu, gpu=self.gpu, memMB=self.mem_mib, h=self.resource)
+        return node(self.cpu, self.gpu, self.mem_mib, self.resource)
+
+    def refuse_unknown_options(self, options: specs.runopts) -> None:
+        """Stop where `cfg` has what the scheduler does not take; torchx passes over it.
+
+        Raises:
+            ValueError: there is such an option; the known ones near it are named.
+        """
+        known = [name for name, _ in options]
+        for name in self.cfg:
+            if name not in known:
+                near = difflib.get_close_matches(name, known) or known
+                raise ValueError(
+                    f"cfg must hold options of {self.scheduler}; got {name!r}, near it are "
+                    f"{', '.join(near)}."
+                )
 
 
 def load_profile(name: str, file: Path | None = None) -> Profile:
@@ -71,6 +102,10 @@ def load_profile(name: str, file: Path | None = None) -> Profile:
         )
     path, values = known[name]
     try:
-        return Profile.model_validate(values)
+        profile = Profile.model_validate(values)
     except ValidationError as error:
         raise ValueError(f"{path}: {name}.{first_fault(error)}.") from None
+    both = sorted({"cpu", "gpu", "mem_mib"} & profile.model_fields_set)
+    if profile.resource and both:
+        raise ValueError(f"{path}: {name}.resource must stand without {', '.join(both)}.")
+    return profile

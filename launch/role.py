@@ -58,7 +58,8 @@ def torchrun_app(
         *("--nnodes", nodes, "--nproc-per-node", str(ranks), "--max-restarts", str(max_restarts)),
         *("--tee", "3", "--local-ranks-filter", "0", "--role", ""),
         *(["--log-dir", log_dir] if log_dir else []),
-        *("--module", "msrec.tools", job, *args),
+        # torchx reads $ as the start of a macro.
+        *("--module", "msrec.tools", job, *(arg.replace("$", "$$") for arg in args)),
     ]
     # The endpoint stays unquoted: the shell has to expand it.
     line = " ".join(map(shlex.quote, command[:3])) + f" --rdzv-endpoint {endpoint} "

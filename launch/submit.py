@@ -1,10 +1,12 @@
 """Submit a job by a site profile; the job's folder keeps what was submitted and where it runs."""
 
-import importlib.util
 import os
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,7 +15,8 @@ from torchx.components.dist import parse_nnodes
 from torchx.runner import Runner, get_runner
 from torchx.schedulers.api import Stream
 from torchx.schedulers.local_scheduler import SignalException
-from torchx.specs import AppDef, AppState, AppStatus
+from torchx.specs import AppDef, AppDryRunInfo, AppState, AppStatus, InvalidRunConfigException
+from torchx.specs.finder import ComponentValidationException
 
 from msrec.data.files import write_text
 from msrec.launch.profiles import Profile
@@ -26,11 +29,11 @@ LOCAL = "local_cwd"
 
 
 NEEDS = {
-    "kubernetes": ("kubernetes", '"torchx[kubernetes]==0.7.0" "kubernetes<36"'),
-    "aws_batch": ("boto3", '"torchx[aws_batch]==0.7.0"'),
-    "ray": ("ray", '"ray[default]"'),
+    "kubernetes": "kubernetes",
+    "aws_batch": "boto3",
+    "ray": "ray",
 }
-"""Scheduler -> the library it is a client of, and what to install."""
+"""Scheduler -> the library it is a client of, which the extra of that name brings."""
 
 
 class Submitted(BaseModel):
@@ -100,15 +103,15 @@ def launch(
         ValueError: a library is missing, or the scheduler refuses the job.
     """
     name, values = profile
-    library, packages = NEEDS.get(values.scheduler, ("torchx", ""))
-    if importlib.util.find_spec(library) is None:
+    library = NEEDS.get(values.scheduler, "torchx")
+    if find_spec(library) is None:
         raise ValueError(
             f"--on {name} needs the library {library}, which is not installed: pip install "
-            f"{packages}"
+            f'"msrec[{values.scheduler}]"'
         )
     app = app_of(work, values, j)
     with get_runner() as runner:
-        info = runner.dryrun(app, values.scheduler, values.cfg)
+        info = _dry_run(runner, app, values)
         if dry_run:
             console.print(str(info), markup=False, highlight=False, soft_wrap=True)
             return 0
@@ -143,6 +146,17 @@ def launch(
 
 def _keep(submitted: Submitted, folder: Path) -> None:
     write_text(folder / SUBMITTED, submitted.model_dump_json(indent=1))
+
+
+def _dry_run(runner: Runner, app: AppDef, profile: Profile) -> AppDryRunInfo[Any]:
+    profile.refuse_unknown_options(runner.scheduler_run_opts(profile.scheduler))
+    with TemporaryDirectory() as empty:
+        # Ray wants a folder of code to send to the cluster, where msrec is installed already.
+        workspace = empty if profile.scheduler == "ray" else None
+        try:
+            return runner.dryrun(app, profile.scheduler, profile.cfg, workspace)
+        except (InvalidRunConfigException, ComponentValidationException) as error:
+            raise ValueError(str(error)) from None
 
 
 def _followed(runner: Runner, handle: str, job: Job, scheduler: str, console: Console) -> int:
@@ -191,6 +205,10 @@ def cancel(run_dir: Path) -> str:
         raise ValueError(f"{run_dir} must have been submitted by `msrec launch`; it was not.")
     if submitted.scheduler != LOCAL:
         with get_runner() as runner:
+            if runner.status(submitted.handle) is None:
+                raise ValueError(
+                    f"{submitted.scheduler} must know {submitted.handle} to cancel it; it does not."
+                )
             runner.cancel(submitted.handle)
         return f"cancelled {submitted.handle}"
     if not psutil.pid_exists(submitted.pid):

@@ -1,6 +1,5 @@
 """`msrec launch`: what is submitted, what is told of it, and how it ends."""
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -8,13 +7,15 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 from tiny import tiny_dataset
+from torchx import specs
 
 from msrec.launch.config import load_config
 from msrec.launch.failures import first_failure
-from msrec.launch.profiles import load_profile
+from msrec.launch.profiles import Profile, load_profile
 from msrec.launch.status import Status, _with_scheduler
-from msrec.launch.submit import Submitted, cancel, read_submitted
+from msrec.launch.submit import Submitted, cancel, launch, read_submitted
 
 CONFIG = """
 dataset: {root}/tiny
@@ -120,14 +121,12 @@ def test_a_dry_run_shows_what_would_be_submitted_and_writes_nothing(config, prof
     assert not (config.parent / "runs/dry").exists()
 
 
-@pytest.mark.parametrize("profile", ["kubernetes", "ray"])
-def test_a_scheduler_whose_library_is_missing_says_what_to_install(config, profile):
-    if importlib.util.find_spec(profile) is not None:
-        pytest.skip(f"the library {profile} is installed")
-    refused = msrec(config, "train", "conf.yaml", "run_id=dry", "--on", profile, "--dry-run")
-    assert refused.returncode == 2
-    assert f"--on {profile} needs the library {profile}" in refused.stderr
-    assert "pip install" in refused.stderr
+@pytest.mark.parametrize("name", ["kubernetes", "aws_batch", "ray"])
+def test_a_scheduler_whose_library_is_missing_says_what_to_install(config, monkeypatch, name):
+    monkeypatch.setattr("msrec.launch.submit.find_spec", lambda library: None)
+    profile = (name, load_profile(name))
+    with pytest.raises(ValueError, match=f'--on {name} needs the library .*"msrec\\[{name}\\]"'):
+        launch("train", config, ["run_id=x"], profile, "1x1", Console(), dry_run=True)
 
 
 def test_a_site_has_profiles_of_its_own(tmp_path):
@@ -143,6 +142,55 @@ def test_a_site_has_profiles_of_its_own(tmp_path):
         load_profile("slrum")
     with pytest.raises(FileNotFoundError, match="none.yaml must exist"):
         load_profile("big", tmp_path / "none.yaml")
+
+
+PROFILES = {
+    "scheduler": ("scheduler: slrum", "x.scheduler: must be one of .*slurm.*; got 'slrum'"),
+    "resource": (
+        "scheduler: slurm, resource: msrec_h100",
+        "x.resource: a named resource must be known; got 'msrec_h100', near it are msrec_h100x8",
+    ),
+    "two sizes": (
+        "scheduler: slurm, resource: msrec_cpu8, gpu: 8",
+        "x.resource must stand without gpu",
+    ),
+    "no list": ("scheduler: slurm, cfg: [partition]", "x.cfg: .*dictionary"),
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), PROFILES.values(), ids=PROFILES)
+def test_a_mistake_in_a_profile_is_one_sentence(tmp_path, text, sentence):
+    file = tmp_path / "site.yaml"
+    file.write_text(f"x: {{{text}}}\n")
+    with pytest.raises(ValueError, match=sentence) as refused:
+        load_profile("x", file)
+    assert str(refused.value).startswith(str(file))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_profile_may_name_its_nodes_size(tmp_path):
+    file = tmp_path / "site.yaml"
+    for name in ("msrec_h100x8", "aws_p5.48xlarge"):
+        file.write_text(f"x: {{scheduler: slurm, resource: {name}}}\n")
+        assert load_profile("x", file).node == specs.named_resources[name]
+
+
+OPTIONS = {
+    "unknown": ({"quue": "ads"}, "must hold options of kubernetes; got 'quue', near it are queue"),
+    "left out": ({}, "Required run option: queue"),
+    "of another type": ({"queue": "a", "volumes": "data:/d"}, "volumes, must be of type: .*List"),
+    "of another form": ({"queue": "a", "volumes": ["data"]}, "volumes must be CLAIM:/PATH; got 'd"),
+}
+
+
+@pytest.mark.parametrize(("cfg", "sentence"), OPTIONS.values(), ids=OPTIONS)
+def test_a_mistake_in_a_profiles_options_is_one_sentence(config, cfg, sentence):
+    pytest.importorskip("kubernetes")
+    profile = Profile(scheduler="kubernetes", image="registry/msrec:1", cfg=cfg)
+    with pytest.raises(ValueError, match=sentence) as refused:
+        launch("train", config, ["run_id=x"], ("x", profile), "1x1", Console(), dry_run=True)
+    assert type(refused.value) is ValueError
+    assert "\n" not in str(refused.value)
 
 
 MISTAKES = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_dataset
 from torchx.runner import get_runner
+from torchx.specs import macros
 from torchx.specs.finder import ComponentValidationException
 
 TORCHX = Path(sys.executable).parent / "torchx"
@@ -37,8 +38,10 @@ def dry_run(component, *args, scheduler="local_cwd"):
 
 
 def command(app):
-    """The words that bash runs, as a shell splits them."""
-    (role,) = app.roles
+    """The words that bash runs, as a shell splits them once torchx has filled its macros in."""
+    role = macros.Values(img_root="", app_id="id", replica_id="0", rank0_env="X").apply(
+        app.roles[0]
+    )
     assert role.entrypoint == "bash"
     flag, line = role.args
     assert flag == "-c"
@@ -52,7 +55,8 @@ def job_of(app):
 
 @pytest.mark.parametrize("job", ["train", "encode"])
 def test_a_job_runs_its_msrec_command_with_every_override_whole(config, job):
-    overrides = ["run_id=mine", "embeddings.sharding={user_id: row_wise}", "llm.store=it's $HOME"]
+    overrides = ["run_id=mine", "embeddings.sharding={user_id: row_wise}"]
+    overrides += ["llm.store=it's $HOME", "llm.model=$$ ${app_id} $(id)"]
     app, _ = dry_run(f"msrec.{job}", "-j", "1x2", "--", f"config={config}", *overrides)
     assert job_of(app) == ["msrec.tools", job, str(config), *overrides]
 
