@@ -124,7 +124,7 @@ def predict(
         rdzv_port: rendezvous port
         python: interpreter
     """
-    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    resource = _node(cpu, gpu, memMB, h)
     return torchrun_app(
         "predict",
         _arguments(args, "run"),
@@ -161,7 +161,7 @@ def plan(
         _arguments(args, "config"),
         j="1x1",
         image=image,
-        resource=specs.resource(cpu=cpu, gpu=0, memMB=memMB, h=h),
+        resource=_node(cpu, 0, memMB, h),
         max_restarts=0,
         max_retries=0,
         port=29500,

@@ -23,6 +23,7 @@ JOBS = {
     "train": ["config=conf.yaml"],
     "evaluate": ["run=runs/first"],
     "encode": ["config=conf.yaml"],
+    "predict": ["run=runs/first"],
 }
 OF_KUBERNETES = {
     "queue": "ads",

@@ -62,6 +62,8 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
     torchx wants it, and every other refusal is one sentence.
     """
 
+    _client: Any
+
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """The state of a job and of its pods; None where Kubernetes does not know it."""
         from kubernetes.client.rest import ApiException
