@@ -11,6 +11,7 @@ from msrec.data.bad_rows import BAD, Policy
 from msrec.data.batch import Batch
 from msrec.data.collate import Vectors, Window
 from msrec.data.interactions import Interactions
+from msrec.data.lineage import Lineage
 from msrec.data.order import GlobalOrder
 from msrec.data.parquet import Columns, SplitFiles
 from msrec.data.paths import AnyPath
@@ -42,6 +43,8 @@ class Loader:
         extra: further float32 columns to check and keep readable by `files.take`.
         faults: what to do with rows that break the schema; those left out have row id -1 and
             weight 0, as padding has.
+        lineage: where `dataset` is another than the one that the model was trained on: gives its
+            rows the ids of that one.
 
     Raises:
         FileNotFoundError, ValueError: as `load_schema`, `SplitFiles` and `GlobalOrder.rows`.
@@ -68,10 +71,14 @@ class Loader:
         num_labels: int | None = None,
         extra: Sequence[str] = (),
         faults: Policy = "fail",
+        lineage: Lineage | None = None,
     ) -> None:
-        schema = load_schema(dataset)
-        self.schema = schema.model_copy(update={"labels": schema.labels[:num_labels]})
-        self.files = SplitFiles(dataset, self.schema, split, extra, faults=faults)
+        schema = load_schema(dataset) if lineage is None else lineage.schema
+        labels = {"labels": schema.labels[:num_labels]}
+        self.schema = schema.model_copy(update=labels)
+        stored = self.schema if lineage is None else lineage.files.model_copy(update=labels)
+        self.files = SplitFiles(dataset, stored, split, extra, faults=faults)
+        self._lineage = lineage
         self.order = GlobalOrder(self.files.group_rows, global_batch, seed, shuffle, window_rows)
         self._rank, self._world_size = rank, world_size
         self._of_user, self._of_item = of_user, of_item
@@ -97,6 +104,8 @@ class Loader:
     def _window(self, rows: npt.NDArray[np.int64], columns: Columns, epoch: int) -> Window:
         if BAD in columns:
             rows = np.where(columns[BAD].reshape(rows.shape), -1, rows)
+        if self._lineage is not None:
+            columns = self._lineage.columns(columns)
         if self._unknown is not None:
             columns = self._unknown.apply(columns, rows.reshape(-1), epoch, self._is_train)
         if self._scaled is not self.schema:
