@@ -259,3 +259,16 @@ class Seen:
     def by_value(self, lookups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Lookups (rows,) in the order of the values, those of row 0 first."""
         return np.concatenate([lookups[:1], lookups[self._row_of]])
+
+    def vocabulary(self) -> Vocabulary:
+        """The values in the order of their rows, null where training has not shown one.
+
+        Example:
+            >>> seen = Seen(size=3)
+            >>> seen.update(np.array([2, 0]))
+            >>> seen.vocabulary().values.to_list()
+            [0, 2, None]
+        """
+        values = np.argsort(self._row_of)
+        shown = pl.Series(self._seen[values])
+        return Vocabulary(pl.Series(values).zip_with(shown, pl.Series([None], dtype=pl.Int64)))

@@ -12,6 +12,7 @@ from msrec.data.bad_rows import BAD, Policy
 from msrec.data.batch import Batch
 from msrec.data.collate import Vectors, Window
 from msrec.data.interactions import Interactions
+from msrec.data.lineage import Lineage
 from msrec.data.order import GlobalOrder
 from msrec.data.parquet import Columns, SplitFiles
 from msrec.data.paths import AnyPath
@@ -45,6 +46,8 @@ class Loader:
             weight 0, as padding has.
         paths: files to read instead of the split's. Their rows are only to be scored: no label and
             no timestamp is read.
+        lineage: where `dataset` is another than the one that the model was trained on: gives its
+            rows the ids of that one.
 
     Raises:
         FileNotFoundError, ValueError: as `load_schema`, `SplitFiles` and `GlobalOrder.rows`.
@@ -72,13 +75,16 @@ class Loader:
         extra: Sequence[str] = (),
         faults: Policy = "fail",
         paths: Sequence[AnyPath] | None = None,
+        lineage: Lineage | None = None,
     ) -> None:
-        schema = load_schema(dataset)
+        schema = load_schema(dataset) if lineage is None else lineage.schema
         read: dict[str, Any] = {"labels": schema.labels[:num_labels]}
         if paths is not None:
             read = {"labels": [], "timestamp": None}
         self.schema = schema.model_copy(update=read)
-        self.files = SplitFiles(dataset, self.schema, split, extra, faults=faults, paths=paths)
+        stored = self.schema if lineage is None else lineage.files.model_copy(update=read)
+        self.files = SplitFiles(dataset, stored, split, extra, faults=faults, paths=paths)
+        self._lineage = lineage
         self.order = GlobalOrder(self.files.group_rows, global_batch, seed, shuffle, window_rows)
         self._rank, self._world_size = rank, world_size
         self._of_user, self._of_item = of_user, of_item
@@ -123,6 +129,8 @@ class Loader:
     def _window(self, rows: npt.NDArray[np.int64], columns: Columns, epoch: int) -> Window:
         if BAD in columns:
             rows = np.where(columns[BAD].reshape(rows.shape), -1, rows)
+        if self._lineage is not None:
+            columns = self._lineage.columns(columns)
         if self._unknown is not None:
             columns = self._unknown.apply(columns, rows.reshape(-1), epoch, self._is_train)
         if self._scaled is not self.schema:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from msrec.data import catalogue
 from msrec.data.balance import heat
-from msrec.data.ids import UNKNOWN, Seen
+from msrec.data.ids import UNKNOWN, Seen, save_vocabularies
 from msrec.data.parts import PartWriter, arrow_schema, new_folder, write_table
 from msrec.data.posterior import reachable
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, TextFields, save_schema
@@ -75,6 +75,7 @@ def synthesize(
         tally.reachable_auc = _reachable_auc(app)
         last = app.generate(app.bounds[0] - 1, app.bounds[0])
         schema = _schema(app, tally, until=int(last.timestamp[0]))
+        save_vocabularies({name: seen.vocabulary() for name, seen in tally.seen.items()}, folder)
         save_schema(schema, folder)
     return schema
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from msrec.data.ids import UNKNOWN
 from msrec.data.parquet import Columns
-from msrec.data.schema import Schema
+from msrec.data.schema import Schema, SparseFeature
 
 Ids = npt.NDArray[np.int32]
-Change = Callable[[str, Ids, Any], Ids]
-"""(table, n ids, the index of each id's row) -> n ids."""
+Change = Callable[[SparseFeature, Ids, Any], Ids]
+"""(feature, n ids, the index of each id's row) -> n ids."""
 
 
 def own_ids(schema: Schema, columns: Columns) -> Columns:
@@ -28,12 +28,12 @@ def own_ids(schema: Schema, columns: Columns) -> Columns:
     """
     scenario = columns["scenario"].astype(np.int32)
 
-    def shifted(table: str, ids: Ids, row: Any) -> Ids:
-        shift: Ids = scenario * np.int32(schema.tables[table])
+    def shifted(feature: SparseFeature, ids: Ids, row: Any) -> Ids:
+        shift: Ids = scenario * np.int32(schema.tables[feature.table])
         of_ids: Ids = shift[row]
         return ids + of_ids
 
-    return _changed(schema, columns, shifted)
+    return changed_ids(schema, columns, shifted)
 
 
 def scaled_ids(schema: Schema, scaled: Schema, columns: Columns) -> Columns:
@@ -45,26 +45,27 @@ def scaled_ids(schema: Schema, scaled: Schema, columns: Columns) -> Columns:
         columns: of some rows, as `SplitFiles.take` gives them.
     """
 
-    def folded(table: str, ids: Ids, row: Any) -> Ids:
-        rows = np.int32(scaled.tables[table])
-        if rows == schema.tables[table]:
+    def folded(feature: SparseFeature, ids: Ids, row: Any) -> Ids:
+        rows = np.int32(scaled.tables[feature.table])
+        if rows == schema.tables[feature.table]:
             return ids
         known: Ids = 1 + (ids - 1) % (rows - 1)
         return np.where(ids == UNKNOWN, np.int32(UNKNOWN), known)
 
-    return _changed(schema, columns, folded)
+    return changed_ids(schema, columns, folded)
 
 
-def _changed(schema: Schema, columns: Columns, change: Change) -> Columns:
+def changed_ids(schema: Schema, columns: Columns, change: Change) -> Columns:
+    """All columns, the ids of the schema's sparse features as `change` gives them."""
     found = dict(columns)
     for feature in schema.sparse:
         column = columns[feature.name]
         if not feature.multi:
-            found[feature.name] = change(feature.table, column, slice(None))
+            found[feature.name] = change(feature, column, slice(None))
             continue
         offsets = column.offsets.to_numpy()
         ids = column.values.to_numpy()[offsets[0] : offsets[-1]]
         row = np.repeat(np.arange(len(column)), np.diff(offsets))
-        changed = change(feature.table, ids, row)
+        changed = change(feature, ids, row)
         found[feature.name] = pa.ListArray.from_arrays(offsets - offsets[0], changed)
     return found

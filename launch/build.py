@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -10,6 +10,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from msrec.data.interactions import Interactions
 from msrec.data.knowledge import EntityKnowledge, scenario_vectors
+from msrec.data.lineage import Lineage
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.loader import Loader
 from msrec.data.paths import AnyPath
@@ -32,15 +33,27 @@ MATCH_DIM = 16
 """Columns of llm_feature.kind=match where dim is not given."""
 
 
+class Scored(NamedTuple):
+    """A dataset folder whose rows are scored, and how its ids become those of the run's one."""
+
+    dataset: AnyPath
+    lineage: Lineage | None
+
+
 class Knowledge:
     """What a run reads besides the rows of a batch: stores, histories; None where it does not.
+
+    Args:
+        config: of the run.
+        schema: of the dataset that it is trained on.
+        scored: another dataset folder, whose rows are scored; vectors are those of its users.
 
     Raises:
         FileNotFoundError: a level is used and `llm.store` is not given or not there.
         ValueError: the store was made with other settings than the config says.
     """
 
-    def __init__(self, config: RunConfig, schema: Schema) -> None:
+    def __init__(self, config: RunConfig, schema: Schema, scored: AnyPath | None = None) -> None:
         self.user: EntityKnowledge | None = None
         self.item: EntityKnowledge | None = None
         self.scenario: torch.Tensor | None = None
@@ -73,11 +86,12 @@ class Knowledge:
         for level in levels:
             stores[level] = KnowledgeStore.open(config.llm.store / level)
             stores[level].check(expected)
+        scored = scored or config.dataset
         args = (config.llm.missing, config.llm.control, config.seed)
         if "user" in stores:
-            self.user = EntityKnowledge(config.dataset, "user", stores["user"], *args)
+            self.user = EntityKnowledge(scored, "user", stores["user"], *args)
         if "item" in stores:
-            self.item = EntityKnowledge(config.dataset, "item", stores["item"], *args)
+            self.item = EntityKnowledge(scored, "item", stores["item"], *args)
         if "scenario" in stores:
             self.scenario = torch.from_numpy(scenario_vectors(stores["scenario"], schema))
 
@@ -92,10 +106,12 @@ def build_loader(
     shuffle: bool,
     extra: Sequence[str] = (),
     paths: Sequence[AnyPath] | None = None,
+    scored: Scored | None = None,
 ) -> Loader:
-    """The loader of one split, or of other files, for this rank."""
+    """The loader for this rank of a split, or of other files, of the run's dataset or another."""
+    dataset, lineage = scored or (config.dataset, None)
     return Loader(
-        config.dataset,
+        dataset,
         split,
         global_batch,
         rank=process.rank,
@@ -114,6 +130,7 @@ def build_loader(
         extra=extra,
         faults=config.faults,
         paths=paths,
+        lineage=lineage,
     )
 
 

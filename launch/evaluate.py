@@ -1,38 +1,69 @@
 """Evaluate a run: score a split with its best checkpoint, then exact metrics of what was scored."""
 
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from msrec.data.paths import AnyPath
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader, eval_batch
+from msrec.launch.judge import Judging
 from msrec.launch.left_out import keep_bad_rows
 from msrec.launch.predict import predict, truth_column
 from msrec.launch.predictions import load_predictions
 from msrec.launch.process import Process
-from msrec.launch.restore import restore
+from msrec.launch.restore import restore, run_of
 from msrec.launch.results import Results, results_of, save_results
-from msrec.launch.slices import Slice, buckets, sliced
+from msrec.launch.slices import Slice, slice_rows
+
+
+def predictions_folder(
+    run: Path, split: Split, checkpoint: Path | None = None, data: AnyPath | None = None
+) -> Path:
+    """Where predictions of a run are kept, each kind apart from all others.
+
+    Args:
+        run: a run folder.
+        split: which rows.
+        checkpoint: which weights, where others than those with the best validation are asked for.
+        data: another dataset folder than the run's own.
+
+    Example:
+        >>> predictions_folder(Path("runs/a"), "test", data=Path("/data/monday"))
+        PosixPath('runs/a/predictions/monday-29b3ff31/test')
+    """
+    folder = run / "predictions"
+    if checkpoint is not None:
+        folder /= checkpoint.name
+    if data is not None:
+        whole = data.resolve() if isinstance(data, Path) else data
+        folder /= f"{whole.name}-{zlib.crc32(str(whole).encode()):08x}"
+    return folder / split
 
 
 def evaluate(
-    run_dir: Path,
+    run: Path,
     process: Process,
     split: Split = "test",
     checkpoint: Path | None = None,
     by: Sequence[Slice] = (),
+    data: AnyPath | None = None,
+    judging: Judging | None = None,
 ) -> Results | None:
     """Predict and judge a split.
 
-    Writes `predictions/<split>/` with `results.json` in it; of the test split that file stands in
-    the run folder too.
+    Writes predictions with `results.json` in it, see `predictions_folder`. The results of the run's
+    best checkpoint on its own test split stand in the run folder too.
 
     Args:
-        run_dir: a run folder.
+        run: a run folder, or a checkpoint in one.
         process: this rank.
         split: which rows.
         checkpoint: which weights; None takes the one with the best validation.
         by: slices of the rows besides the scenarios.
+        data: another dataset folder, whose ids are matched by value, see `Lineage`.
+        judging: places of the rankings and the making of intervals.
 
     Returns:
         The results on rank 0, None on the others.
@@ -41,29 +72,31 @@ def evaluate(
         FileNotFoundError: there is no run, no committed checkpoint or no such split.
         ValueError: the checkpoint, the store or the data do not fit the config.
     """
-    run = restore(run_dir, process, checkpoint)
-    config, schema = run.config, run.schema
+    run_dir, named = run_of(run)
+    checkpoint = checkpoint or named
+    restored = restore(run_dir, process, checkpoint, data)
+    config, schema, dataset = restored.config, restored.schema, restored.scored.dataset
     loader = build_loader(
         config,
         split,
         process,
-        run.knowledge,
+        restored.knowledge,
         eval_batch(config, process.world_size),
         shuffle=False,
-        extra=truth_column(config.dataset, split),
+        extra=truth_column(dataset, split),
+        scored=restored.scored,
     )
-    out = run_dir / "predictions" / split
-    bad = predict(run.model, loader, schema, process, config.dataset, run.checkpoint, split, out)
+    out = predictions_folder(run_dir, split, checkpoint, data)
+    bad = predict(restored.model, loader, schema, process, dataset, restored.checkpoint, split, out)
     if not process.is_main:
         return None
-    keep_bad_rows(bad, loader.files.bad_rows, run_dir, split)
+    keep_bad_rows(bad, loader.files.bad_rows, run_dir if data is None else out, split)
     predictions = load_predictions(out)
-    bucket = buckets(predictions, config.dataset, schema, by, config.faults)
-    slices = {"slices": sliced(predictions, predictions.score, bucket)}
-    if predictions.p_click is not None:
-        slices["best_slices"] = sliced(predictions, predictions.p_click, bucket)
-    results = results_of(predictions, schema).model_copy(update=slices)
+    slices = slice_rows(predictions, config.dataset, by, config.faults, restored.scored)
+    results = results_of(predictions, schema, judging or Judging(), slices)
+    if data is not None:
+        results = results.model_copy(update={"data": str(data)})
     saved = save_results(results, out)
-    if split == "test":
+    if split == "test" and checkpoint is None and data is None:
         shutil.copyfile(saved, run_dir / saved.name)
     return results

@@ -14,10 +14,18 @@ from msrec.data.files import write_json
 from msrec.data.paths import AnyPath, to_path
 from msrec.data.schema import Split, load_schema
 from msrec.launch.build import Knowledge, build_loader, plan_model
+from msrec.launch.compare import (
+    IS_BETTER,
+    compare,
+    differences_table,
+    predictions_of,
+    verdict,
+)
 from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.encode import LEVELS, encode
 from msrec.launch.encode_progress import EncodeProgress, speed_line
 from msrec.launch.evaluate import evaluate
+from msrec.launch.judge import Judging
 from msrec.launch.options import EVALUATE, PREDICT, read_options
 from msrec.launch.plan_table import plan_table
 from msrec.launch.predict_files import predict_files, told
@@ -25,13 +33,14 @@ from msrec.launch.preemption import STOPPED
 from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
 from msrec.launch.restore import restore
-from msrec.launch.results import results_table, slice_table
-from msrec.launch.slices import SLICES, Slice
+from msrec.launch.results import results_tables, slice_tables
+from msrec.launch.slices import MEANING, SLICES, Slice
 from msrec.launch.terminal import wide_console
 from msrec.launch.trainer import Trainer
 from msrec.launch.versions import installed_versions
 
 console = wide_console()
+SCENARIO = "scenario"
 
 
 def train_job(config_file: Path, overrides: Sequence[str]) -> None:
@@ -85,25 +94,86 @@ def dry_run_job(config_file: Path, overrides: Sequence[str]) -> None:
             )
 
 
-def evaluate_job(run_dir: Path, overrides: Sequence[str], split: Split, by: str) -> None:
-    """Evaluate a run and print its tables; `by` names slices besides the scenarios."""
+def evaluate_job(
+    run: Path,
+    overrides: Sequence[str],
+    split: str,
+    by: str,
+    data: str | None,
+    judging: Judging,
+) -> None:
+    """Evaluate a run or a checkpoint and print its tables.
+
+    Args:
+        run: a run folder, or a checkpoint in one.
+        overrides: `split=`, `checkpoint=`, `by=` and `data=`, over the arguments.
+        split: train, valid or test.
+        by: slices besides the scenarios, with commas.
+        data: another dataset folder than the run's own.
+        judging: places of the rankings and the making of intervals.
+    """
     options = read_options(overrides, EVALUATE)
-    slices: list[Slice] = []
-    for name in filter(None, options.get("by", by).split(",")):
-        if name not in SLICES:
-            raise ValueError(f"by must name some of {', '.join(SLICES)}; got {name!r}.")
-        slices.append(name)
-    wanted = options.get("split", split)
+    slices = _slices(options.get("by", by))
+    wanted, folder = options.get("split", split), options.get("data", data)
     if wanted not in get_args(Split):
         raise ValueError(f"split must be train, valid or test; got {wanted!r}.")
     checkpoint = Path(options["checkpoint"]) if "checkpoint" in options else None
+    scored = to_path(folder) if folder else None
     with process_group() as process:
         _log_to_terminal(process.is_main)
-        results = evaluate(run_dir, process, cast(Split, wanted), checkpoint, slices)
+        asked = (cast(Split, wanted), checkpoint, slices, scored, judging)
+        results = evaluate(run, process, *asked)
         if results is not None:
-            console.print(results_table(results))
+            for table in results_tables(results):
+                console.print(table)
             for name in results.slices:
-                console.print(slice_table(results, name))
+                for table in slice_tables(results, name, MEANING[name]):
+                    console.print(table)
+
+
+def _slices(by: str) -> list[Slice]:
+    """The slices of a list with commas; scenarios are always shown.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    slices: list[Slice] = []
+    for name in filter(None, by.split(",")):
+        if name not in (SCENARIO, *SLICES):
+            raise ValueError(
+                f"by must name some of {', '.join((SCENARIO, *SLICES))}; got {name!r}."
+            )
+        slices += [name] if name in SLICES else []
+    return slices
+
+
+def compare_job(
+    runs: tuple[Path, Path],
+    split: Split,
+    data: str | None,
+    metric: str,
+    k: int,
+    as_json: bool,
+) -> None:
+    """Compare the predictions of two runs: a table and a verdict, or all metrics as JSON.
+
+    Raises:
+        FileNotFoundError: a run was not evaluated.
+        ValueError: the metric cannot be compared, or the runs did not score the same rows.
+    """
+    if metric not in IS_BETTER:
+        raise ValueError(f"metric must be one of {', '.join(IS_BETTER)}; got {metric!r}.")
+    scored = to_path(data) if data else None
+    first, second = (predictions_of(run, split, scored) for run in runs)
+    names = (runs[0].name, runs[1].name)
+    if names[0] == names[1]:
+        names = (str(runs[0]), str(runs[1]))
+    found = compare(first, second, names, k)
+    if as_json:
+        console.print_json(found.model_dump_json())
+        return
+    console.print(differences_table(found, metric))
+    console.print(verdict(found, metric), highlight=False)
 
 
 def predict_job(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-EVALUATE = frozenset({"split", "checkpoint", "by"})
+EVALUATE = frozenset({"split", "checkpoint", "by", "data"})
 PREDICT = frozenset({"data", "out", "columns", "checkpoint"})
 
 

@@ -39,12 +39,13 @@ class Commit(BaseModel):
 
 @dataclass(frozen=True)
 class Predictions:
-    """The rows of all parts, in the order of the parts.
+    """The rows of all parts by rising row_id, so that it does not matter how many parts there are.
 
     Shape:
         row_id: (N,), int64, each of 0..N-1 once; without those that were left out.
         scenario: (N,), int64.
-        user: (N,), int64, equal for the rows of a user; a code, not the raw key.
+        user: (N,), int64, equal for the rows of a user; a code, not the raw key: users are numbered
+            as they appear.
         label, weight, score: (N,), float32.
         p_click: (N,), float32, the true click probability; None where nobody knows it.
     """
@@ -102,16 +103,48 @@ def load_predictions(folder: Path | str) -> Predictions:
     table = pa.concat_tables(parts, promote_options="permissive")
     row_id = _array(table, "row_id", np.int64)
     _check_rows(folder, commit, row_id, [(p, len(t)) for p, t in zip(paths, parts, strict=True)])
+    place = _places(row_id, commit.rows)
+
+    def column(name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        return _placed(_array(table, name, dtype), place)
+
     return Predictions(
         commit=commit,
-        row_id=row_id,
-        scenario=_array(table, "scenario", np.int64),
-        user=_user_codes(table["user"]),
-        label=_array(table, "label", np.float32),
-        weight=_array(table, "weight", np.float32),
-        score=_array(table, "score", np.float32),
-        p_click=_array(table, TRUTH, np.float32) if known == {True} else None,
+        row_id=_placed(row_id, place),
+        scenario=column("scenario", np.int64),
+        user=_numbered(_placed(_user_codes(table["user"]), place)),
+        label=column("label", np.float32),
+        weight=column("weight", np.float32),
+        score=column("score", np.float32),
+        p_click=column(TRUTH, np.float32) if known == {True} else None,
     )
+
+
+def _places(row_id: NDArray[np.int64], rows: int) -> NDArray[np.int64] | None:
+    """The place of each row by rising row_id (N,); None where they stand so."""
+    if (row_id[1:] > row_id[:-1]).all():
+        return None
+    present = np.zeros(rows, np.bool_)
+    present[row_id] = True
+    places: NDArray[np.int64] = (np.cumsum(present) - 1)[row_id]
+    return places
+
+
+def _placed(values: NDArray[Any], place: NDArray[np.int64] | None) -> NDArray[Any]:
+    if place is None:
+        return values
+    placed = np.empty_like(values)
+    placed[place] = values
+    return placed
+
+
+def _numbered(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same users, numbered by their first row."""
+    first = np.full(int(codes.max(initial=-1)) + 1, len(codes))
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    number = np.empty_like(first)
+    number[np.argsort(first)] = np.arange(len(first))
+    return number[codes]
 
 
 def _read(path: Path) -> pa.Table:

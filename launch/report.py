@@ -28,13 +28,17 @@ from msrec.launch.figures import (
 )
 from msrec.launch.predictions import COMMIT_FILE, load_predictions
 from msrec.launch.results import (
+    CLICKS,
     COLUMNS,
+    OLD,
     RESULTS_FILE,
     TITLES,
     Results,
     cell,
+    cell_of,
     comparison_rows,
     load_results,
+    title_of,
 )
 
 CONFIG_FILE = "config.yaml"
@@ -113,7 +117,8 @@ def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
         "results": next(iter(judged.values()), None),
         "headline": _headline(judged),
         "comparisons": [
-            (TITLES[metric], comparison_rows(judged, metric=metric, best=best)) for metric in tables
+            (TITLES[metric], comparison_rows(judged, metric=metric, best=best, intervals=True))
+            for metric in tables
         ],
         "details": {name: _details(result) for name, result in judged.items()},
         "curves": curves,
@@ -176,8 +181,9 @@ def _headline(judged: Mapping[str, Results]) -> list[tuple[str, str, str]]:
 def _details(result: Results) -> list[list[str]]:
     """All metrics of a run, its head first."""
     groups = [("all", result.metrics.all), *result.metrics.scenarios.items()]
-    head = ["scenario", *(TITLES.get(column, column) for column in COLUMNS)]
-    return [head, *([n, *(cell(getattr(m, column)) for column in COLUMNS)] for n, m in groups)]
+    columns = CLICKS if result.is_old else COLUMNS
+    head = ["scenario", *(title_of(column, result.k) for column in columns)]
+    return [head, *([n, *(cell_of(m, column, " ") for column in columns)] for n, m in groups)]
 
 
 def _alike(found: ScenarioExplanation) -> list[Figure]:
@@ -242,6 +248,12 @@ def _notes(logs: Mapping[str, Log], judged: Mapping[str, Results], without: list
     """What the page could not show, in words."""
     notes = [
         f"{name}: not evaluated, so that no table has it." for name in logs if name not in judged
+    ]
+    notes += [f"{name}: {OLD}." for name, result in judged.items() if result.is_old]
+    made = {(r.resamples, r.seed) for r in judged.values() if r.resamples}
+    notes += [
+        f"Intervals of 95 % over users: BCa bootstrap, {resamples:,} resamples, seed {seed}."
+        for resamples, seed in sorted(made)
     ]
     notes += [f"{name}: no predictions, so no calibration and ROC." for name in without]
     for name, log in logs.items():

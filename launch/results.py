@@ -1,7 +1,7 @@
 """From a folder of predictions to results: a JSON file and tables to read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -10,16 +10,31 @@ from rich.table import Table
 from msrec.data.files import write_text
 from msrec.data.schema import Schema
 from msrec.data.validation import first_fault
-from msrec.launch.metrics import Metrics, ScenarioMetrics, exact_metrics
+from msrec.launch.judge import PLAIN, Groups, Judging, SortedRows, sort_rows
+from msrec.launch.metrics import Interval, Metrics, ScenarioMetrics
 from msrec.launch.predictions import Predictions, load_predictions
 from msrec.launch.ranking import Array
 
 RESULTS_FILE = "results.json"
 UNDEFINED = "undefined"
-COLUMNS = ("rows", "positives", "auc", "log_loss", "gauc", "gauc_by_user", "ne", "calibration")
-TITLES = {"auc": "AUC", "log_loss": "log loss", "gauc": "GAUC", "ne": "NE"} | {
-    "gauc_by_user": "GAUC, users equal"
+CLICKS = ("rows", "positives", "auc", "log_loss", "ne", "rig", "calibration", "calibration_error")
+RANKS = ("average_precision", "gauc", "gauc_by_user", "users", "ndcg", "recall", "users_ranked")
+COLUMNS = (*CLICKS, *RANKS)
+TITLES = {
+    "auc": "AUC",
+    "log_loss": "log loss",
+    "ne": "NE",
+    "rig": "RIG",
+    "calibration_error": "calibration error",
+    "average_precision": "PR-AUC",
+    "gauc": "GAUC",
+    "gauc_by_user": "GAUC, users equal",
+    "users": "users with both labels",
+    "ndcg": "NDCG@{k}",
+    "recall": "recall@{k}",
+    "users_ranked": "users with a positive",
 }
+OLD = "evaluated by an older msrec: evaluate again for intervals, PR-AUC, NDCG and recall"
 
 
 class Results(BaseModel):
@@ -34,9 +49,16 @@ class Results(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str
+    data: str | None = None
+    """Folder of the dataset, where it is another than the one that the run was trained on."""
     split: str
     checkpoint: str
     rows: int
+    k: int = Judging().k
+    """Places of NDCG and recall."""
+    resamples: int = 0
+    """Of the users, for the intervals; 0: none were made."""
+    seed: int = 0
     metrics: ScenarioMetrics
     best_possible: ScenarioMetrics | None = None
     left_out: dict[str, int] = {}
@@ -44,40 +66,69 @@ class Results(BaseModel):
     slices: dict[str, dict[str, Metrics]] = {}
     best_slices: dict[str, dict[str, Metrics]] = {}
 
+    @property
+    def is_old(self) -> bool:
+        """Whether an older version made them, which knew fewer metrics."""
+        return self.rows > 0 and self.metrics.all.users_ranked is None
 
-def evaluate_predictions(folder: Path | str, schema: Schema) -> Results:
+
+def evaluate_predictions(folder: Path | str, schema: Schema, judging: Judging = PLAIN) -> Results:
     """Exact metrics of a committed folder of predictions, which must be of the schema's dataset.
 
     Raises:
         FileNotFoundError, ValueError: see `load_predictions` and `exact_metrics`; or the
             predictions were made on another dataset.
     """
-    return results_of(load_predictions(folder), schema)
+    return results_of(load_predictions(folder), schema, judging)
 
 
-def results_of(predictions: Predictions, schema: Schema) -> Results:
-    """Exact metrics of predictions that are already in memory."""
-    commit = predictions.commit
+def results_of(
+    predictions: Predictions,
+    schema: Schema,
+    judging: Judging = PLAIN,
+    slices: Mapping[str, Groups] | None = None,
+) -> Results:
+    """Exact metrics of predictions that are already in memory.
+
+    Args:
+        predictions: of the schema's dataset.
+        schema: names its scenarios.
+        judging: places of the rankings, and the making of intervals; the true probability is
+            judged without them.
+        slices: further groups of the rows; empty groups are left out.
+    """
+    p, commit = predictions, predictions.commit
     if commit.dataset != schema.name:
         raise ValueError(
             f"predictions must be of the dataset {schema.name!r}; these were made on "
             f"{commit.dataset!r}. Name the dataset that the run was trained on."
         )
-    names = [scenario.name for scenario in schema.scenarios]
+    scenarios = Groups([scenario.name for scenario in schema.scenarios], p.scenario)
 
-    def judge(score: Array) -> ScenarioMetrics:
-        p = predictions
-        return exact_metrics(score, p.label, p.scenario, p.user, names, p.weight)
+    def judge(score: Array, how: Judging) -> tuple[ScenarioMetrics, dict[str, dict[str, Metrics]]]:
+        rows = sort_rows(score, p.label, p.user, p.weight, how)
+        metrics = ScenarioMetrics(rows.metrics(), rows.metrics_by(scenarios))
+        return metrics, {name: sliced(rows, groups) for name, groups in (slices or {}).items()}
 
+    metrics, of_slices = judge(p.score, judging)
+    best = None if p.p_click is None else judge(p.p_click, judging._replace(resamples=0))
     return Results(
         dataset=commit.dataset,
         split=commit.split,
         checkpoint=commit.checkpoint,
         rows=commit.rows - commit.left_out,
+        **judging._asdict(),
         left_out=commit.reasons,
-        metrics=judge(predictions.score),
-        best_possible=None if predictions.p_click is None else judge(predictions.p_click),
+        metrics=metrics,
+        best_possible=None if best is None else best[0],
+        slices=of_slices,
+        best_slices={} if best is None else best[1],
     )
+
+
+def sliced(rows: SortedRows, groups: Groups) -> dict[str, Metrics]:
+    """Metrics of each group that has rows."""
+    return {name: found for name, found in rows.metrics_by(groups).items() if found.rows}
 
 
 def save_results(results: Results, folder: Path | str) -> Path:
@@ -113,45 +164,87 @@ def cell(value: float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def results_table(results: Results) -> Table:
-    """One row for all rows and one for each scenario; undefined where a metric is."""
-    table = Table(title=f"{results.dataset}, {results.split}, checkpoint {results.checkpoint}")
-    table.add_column("scenario")
-    for column in COLUMNS:
-        table.add_column(TITLES.get(column, column), justify="right")
-    if results.best_possible is not None:
-        table.add_column("best possible AUC", justify="right")
+def cell_of(metrics: Metrics, name: str, between: str = "\n") -> str:
+    """A metric with its interval behind it, where it has one.
+
+    Example:
+        >>> found = Metrics(9, 3, auc=0.75, intervals={"auc": (0.71, 0.788)})
+        >>> cell_of(found, "auc", " "), cell_of(found, "positives")
+        ('0.7500 0.7100–0.7880', '3')
+    """
+    interval: Interval | None = metrics.intervals.get(name)
+    value = cell(getattr(metrics, name))
+    return value if interval is None else f"{value}{between}{interval[0]:.4f}–{interval[1]:.4f}"
+
+
+def title_of(name: str, k: int) -> str:
+    """The heading of a metric's column."""
+    return TITLES.get(name, name).format(k=k)
+
+
+def results_tables(results: Results) -> list[Table]:
+    """How good the probabilities are and how good the ranking is: a row a scenario, each."""
     best = None if results.best_possible is None else _groups(results.best_possible)
-    for at, (name, metrics) in enumerate(_groups(results.metrics)):
-        cells = [cell(getattr(metrics, column)) for column in COLUMNS]
-        if best is not None:
-            cells.append(cell(best[at][1].auc))
-        table.add_row(name, *cells, end_section=at == 0)
+    tables = _tables(
+        f"{results.data or results.dataset}, {results.split}, checkpoint {results.checkpoint}",
+        "scenario",
+        _groups(results.metrics),
+        None if best is None else [metrics for _, metrics in best],
+        results,
+    )
+    notes = [OLD] if results.is_old else []
     if results.left_out:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in results.left_out.items())
-        table.caption = f"left out as bad: {reasons}"
-    return table
+        notes.append(f"left out as bad: {reasons}")
+    if results.resamples:
+        notes.append(
+            f"95 % intervals over users: BCa bootstrap, {results.resamples:,} resamples, seed "
+            f"{results.seed}"
+        )
+    tables[-1].caption = "\n".join(notes) or None
+    return tables
 
 
-def slice_table(results: Results, name: str) -> Table:
+def slice_tables(results: Results, name: str, meaning: str) -> list[Table]:
     """One row for each group of a slice."""
-    best = results.best_slices.get(name, {})
-    table = Table(title=f"by {name}: training rows of the row's {name.removesuffix('_history')}")
-    table.add_column(name)
-    for column in COLUMNS:
-        table.add_column(TITLES.get(column, column), justify="right")
-    if best:
-        table.add_column("best possible AUC", justify="right")
-    for group, metrics in results.slices[name].items():
-        cells = [cell(getattr(metrics, column)) for column in COLUMNS]
-        table.add_row(group, *cells, *([cell(best[group].auc)] if best else []))
-    return table
+    groups, best = results.slices[name], results.best_slices.get(name)
+    truth = None if best is None else [best[group] for group in groups]
+    return _tables(f"by {name}: {meaning}", name, list(groups.items()), truth, results)
+
+
+def _tables(
+    title: str,
+    first: str,
+    groups: Sequence[tuple[str, Metrics]],
+    best: Sequence[Metrics] | None,
+    results: Results,
+) -> list[Table]:
+    tables: list[Table] = []
+    for columns in (CLICKS,) if results.is_old else (CLICKS, RANKS):
+        table = Table(title=None if tables else title)
+        table.add_column(first)
+        for column in columns:
+            table.add_column(title_of(column, results.k), justify="right")
+        shows_best = best is not None and "auc" in columns
+        if shows_best:
+            table.add_column("best possible AUC", justify="right")
+        for at, (name, metrics) in enumerate(groups):
+            cells = [cell_of(metrics, column) for column in columns]
+            if shows_best and best is not None:
+                cells.append(cell(best[at].auc))
+            table.add_row(name, *cells, end_section=name == "all")
+        tables.append(table)
+    return tables
 
 
 def comparison_rows(
-    runs: Mapping[str, Results], *, metric: str = "auc", best: bool = False
+    runs: Mapping[str, Results],
+    *,
+    metric: str = "auc",
+    best: bool = False,
+    intervals: bool = False,
 ) -> list[list[str]]:
-    """The cells of `comparison_table`, its head first: also the report's table.
+    """The cells of `comparison_table`, its head first: also the report's table, with intervals.
 
     Raises:
         ValueError: the runs differ in dataset, split, rows or scenarios, so that their numbers
@@ -168,7 +261,9 @@ def comparison_rows(
     rows = [head]
     for at, (group, first) in enumerate(groups[0]):
         values = [getattr(run[at][1], metric) for run in groups]
-        cells = [group, *map(cell, values)]
+        of_runs = [run[at][1] for run in groups]
+        told = [cell_of(m, metric, " ") for m in of_runs] if intervals else map(cell, values)
+        cells = [group, *told]
         if two:
             cells.append(UNDEFINED if None in values else f"{values[1] - values[0]:+.4f}")
         if truth is not None:
@@ -183,7 +278,7 @@ def comparison_table(
     """Runs side by side: a column each, the difference of two, the best possible where known."""
     head, *rows = comparison_rows(runs, metric=metric, best=best)
     first = next(iter(runs.values()))
-    table = Table(title=f"{TITLES.get(metric, metric)}: {first.dataset}, {first.split}")
+    table = Table(title=f"{title_of(metric, first.k)}: {first.dataset}, {first.split}")
     for column in head:
         table.add_column(column, justify="left" if column == "scenario" else "right")
     for at, row in enumerate(rows):

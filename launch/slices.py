@@ -1,22 +1,30 @@
-"""Metrics by how much the training split knows of a row's user or item."""
+"""Groups of rows besides scenarios: by day, and by how much training knows of the user or item."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from msrec.data.bad_rows import Policy
 from msrec.data.parquet import SplitFiles
 from msrec.data.paths import AnyPath
-from msrec.data.schema import Schema
-from msrec.launch.metrics import Metrics, exact_metrics
+from msrec.data.schema import Schema, load_schema
+from msrec.launch.build import Scored
+from msrec.launch.judge import Groups
 from msrec.launch.predictions import Predictions
-from msrec.launch.ranking import Array, Ints
+from msrec.launch.ranking import Array
 
-Slice = Literal["user_history", "item_history"]
-SLICES: tuple[Slice, ...] = ("user_history", "item_history")
+Slice = Literal["day", "user_history", "item_history"]
+HISTORIES: tuple[Slice, ...] = ("user_history", "item_history")
+SLICES: tuple[Slice, ...] = ("day", *HISTORIES)
+MEANING: dict[str, str] = {
+    "day": "day (UTC)",
+    "user_history": "training rows of the row's user",
+    "item_history": "training rows of the row's item",
+}
 EDGES = (0, 1, 5, 20, 50, 100, 200, 500)
 """Lowest number of training rows of each bucket; the last one is open."""
+PER_DAY = {"s": 86_400, "ms": 86_400_000}
 
 
 def bucket_names() -> list[str]:
@@ -30,42 +38,55 @@ def bucket_names() -> list[str]:
     return ["0", *names[1:], f"{EDGES[-1]}+"]
 
 
-def buckets(
+def slice_rows(
     predictions: Predictions,
-    dataset: AnyPath,
-    schema: Schema,
+    trained: AnyPath,
     by: Sequence[Slice],
     faults: Policy = "fail",
-) -> dict[Slice, Ints]:
-    """The bucket of each prediction, (N,), for each of `by`: how many training rows there are."""
-    found = {}
-    for name in by:
-        column: Literal["user", "item"] = "user" if name == "user_history" else "item"
-        train = SplitFiles(dataset, schema, "train", only=[column], faults=faults)
-        rows = train.read_good()[column]
-        seen = np.bincount(rows, minlength=schema.size_of(column))
-        split = predictions.commit.split
-        judged = SplitFiles(dataset, schema, split, only=[column], faults=faults)
-        entity = judged.read()[column][predictions.row_id]
-        found[name] = np.searchsorted(EDGES, seen[entity], side="right") - 1
-    return found
-
-
-def sliced(
-    predictions: Predictions, score: Array, bucket: Mapping[Slice, Ints]
-) -> dict[str, dict[str, Metrics]]:
-    """Exact metrics per bucket of training rows; empty buckets are left out.
+    scored: Scored | None = None,
+) -> dict[str, Groups]:
+    """The groups of each of `by`.
 
     Args:
-        predictions: whose rows, labels and weights.
-        score: what is judged, (N,): that of the predictions, or the true probability.
-        bucket: as `buckets` gives it.
+        predictions: whose rows are sliced.
+        trained: the dataset folder whose training rows count.
+        by: slices.
+        faults: what to do with rows that break the schema.
+        scored: the dataset folder that was scored; None is `trained`.
 
-    Returns:
-        slice -> bucket -> metrics.
+    Raises:
+        ValueError: days are asked for, and there is no clock.
     """
-    p, found = predictions, dict[str, dict[str, Metrics]]()
-    for name, places in bucket.items():
-        metrics = exact_metrics(score, p.label, places, p.user, bucket_names(), p.weight)
-        found[name] = {n: m for n, m in metrics.scenarios.items() if m.rows}
+    dataset, lineage = scored or (trained, None)
+    schema = load_schema(dataset)
+
+    def column(name: str) -> Any:
+        files = SplitFiles(dataset, schema, predictions.commit.split, only=[name], faults=faults)
+        return files.read()[name][predictions.row_id]
+
+    found: dict[str, Groups] = {}
+    for name in by:
+        if name == "day":
+            found[name] = _days(dataset, schema, column)
+            continue
+        side: Literal["user", "item"] = "user" if name == "user_history" else "item"
+        own = load_schema(trained)
+        train = SplitFiles(trained, own, "train", only=[side], faults=faults)
+        seen = np.bincount(train.read_good()[side], minlength=own.size_of(side))
+        if lineage is not None:  # by key; who is new has no training rows
+            seen = np.append(seen, 0)[lineage.entities(side)]
+        places = np.searchsorted(EDGES, seen[column(side)], side="right") - 1
+        found[name] = Groups(bucket_names(), places)
     return found
+
+
+def _days(dataset: AnyPath, schema: Schema, column: Any) -> Groups:
+    if schema.timestamp is None or schema.timestamp_unit is None:
+        lacks = "timestamp" if schema.timestamp is None else "timestamp_unit (s or ms since 1970)"
+        raise ValueError(
+            f"{dataset} must say when a row was, for slices by day; its dataset.yaml has no "
+            f"{lacks}. Leave day out of --by."
+        )
+    times: Array = column(schema.timestamp)
+    days, places = np.unique(times // PER_DAY[schema.timestamp_unit], return_inverse=True)
+    return Groups(days.astype("datetime64[D]").astype(str).tolist(), places)

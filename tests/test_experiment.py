@@ -11,12 +11,12 @@ from sklearn.metrics import roc_auc_score
 from tiny import tiny_dataset, tiny_store
 
 from msrec.data.files import write_json
-from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
+from msrec.launch.judge import sort_rows
 from msrec.launch.metrics import Metrics, ScenarioMetrics
 from msrec.launch.predictions import Commit, Predictions
-from msrec.launch.results import Results
-from msrec.launch.slices import EDGES, bucket_names, buckets, sliced
+from msrec.launch.results import Results, sliced
+from msrec.launch.slices import EDGES, bucket_names, slice_rows
 from msrec.tools import experiment as tool
 from msrec.tools.cells import CELL_FILE, Cell
 from msrec.tools.experiment_report import difference, paired, results_frame, write_reports
@@ -224,7 +224,6 @@ def test_seeds_are_matched_and_a_cell_of_other_options_does_not_count(judged):
 
 @pytest.mark.parametrize("column", ["user", "item"])
 def test_a_bucket_holds_the_rows_whose_user_or_item_has_so_many_training_rows(folder, column):
-    schema = load_schema(folder / "data")
     rng = np.random.default_rng(0)
     rows = rng.permutation(400)
 
@@ -241,8 +240,9 @@ def test_a_bucket_holds_the_rows_whose_user_or_item_has_so_many_training_rows(fo
         score=rng.random(400).astype(np.float32),
         p_click=None,
     )
-    bucket = buckets(predictions, folder / "data", schema, [f"{column}_history"])
-    [found] = sliced(predictions, predictions.score, bucket).values()
+    [groups] = slice_rows(predictions, folder / "data", [f"{column}_history"]).values()
+    p = predictions
+    found = sliced(sort_rows(p.score, p.label, p.user), groups)
     assert sum(metrics.rows for metrics in found.values()) == 400
     seen = np.array([np.sum(train == entity) for entity in values[column]])
     for low, high, name in zip(EDGES, (*EDGES[1:], np.inf), bucket_names(), strict=True):

@@ -8,7 +8,8 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from msrec.launch.histogram import HistogramMetrics
-from msrec.launch.metrics import exact_metrics, metric_name
+from msrec.launch.judge import exact_metrics
+from msrec.launch.metrics import metric_name
 
 NAMES = ["search", "feed", "friends"]
 

@@ -15,7 +15,7 @@ from sklearn.metrics import auc
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.curves import Log, load_log, reliability, roc
 from msrec.launch.figures import MOST_SCENARIOS, scenario_figures
-from msrec.launch.metrics import exact_metrics
+from msrec.launch.judge import exact_metrics
 from msrec.launch.predictions import Commit, write_commit
 from msrec.launch.report import write_report
 from msrec.launch.results import evaluate_predictions, load_results, save_results

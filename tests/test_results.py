@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.metrics import exact_metrics
+from msrec.launch.judge import exact_metrics
 from msrec.launch.predictions import Commit, load_predictions, write_commit
 from msrec.launch.results import (
     comparison_table,
     evaluate_predictions,
     load_results,
-    results_table,
+    results_tables,
     save_results,
 )
 
@@ -63,10 +63,11 @@ def halves(table):
     return [{name: values[rank::2] for name, values in table.items()} for rank in (0, 1)]
 
 
-def shown(table):
+def shown(*tables):
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(table)
+        for table in tables:
+            console.print(table)
     return capture.get()
 
 
@@ -102,14 +103,14 @@ def test_without_the_truth_there_is_no_best_possible(tmp_path):
     del table["p_click"]
     results = evaluate_predictions(write(tmp_path, [table]), SCHEMA)
     assert results.best_possible is None
-    assert "best possible" not in shown(results_table(results))
+    assert "best possible" not in shown(*results_tables(results))
 
 
 def test_auc_of_one_class_is_shown_as_undefined(tmp_path):
     table = columns()
     table["label"] = np.where(table["scenario"] == 1, 0, table["label"])
     results = evaluate_predictions(write(tmp_path, [table]), SCHEMA)
-    line = next(line for line in shown(results_table(results)).splitlines() if "feed" in line)
+    line = next(line for line in shown(*results_tables(results)).splitlines() if "feed" in line)
     assert "undefined" in line
     assert "0.5000" not in line
 

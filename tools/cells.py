@@ -22,7 +22,7 @@ from msrec.launch.config import load_config, save_config
 from msrec.launch.evaluate import evaluate
 from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.results import Results
-from msrec.launch.slices import SLICES
+from msrec.launch.slices import HISTORIES
 from msrec.launch.trainer import Trainer
 from msrec.tools.tuning import Choice
 
@@ -110,7 +110,7 @@ def run_cell(
             if "the loss must be finite" not in str(error):
                 raise
             progress = None
-        results = evaluate(folder, process, judge, by=SLICES) if judge and progress else None
+        results = evaluate(folder, process, judge, by=HISTORIES) if judge and progress else None
     cell = Cell(
         choice=choice,
         options=options,

@@ -56,19 +56,51 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="run folder, such as runs/demo")],
+    run: Annotated[Path, typer.Argument(help="run folder, or a checkpoint in its checkpoints/")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="split=valid, checkpoint=FOLDER")
+        list[str] | None, typer.Argument(help="split=valid, checkpoint=FOLDER, data=, by=")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="another dataset folder; its ids are matched by value")
     ] = None,
     split: Annotated[Literal["train", "valid", "test"], typer.Option()] = "test",
     by: Annotated[
-        str, typer.Option(help="slices besides the scenarios: user_history,item_history")
+        str, typer.Option(help="slices: scenario (always), day, user_history, item_history")
     ] = "",
+    k: Annotated[int, typer.Option(min=1, help="places of NDCG and recall")] = 10,
+    resamples: Annotated[
+        int, typer.Option(min=0, help="of the users, for 95 % intervals; 0 leaves them out")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="of the resamples")] = 0,
 ) -> None:
-    """Score a split with a run's best checkpoint; print and write exact metrics."""
-    from msrec.launch.jobs import evaluate_job
+    """Score a split with a run's best checkpoint; exact metrics with intervals, docs/evaluation.md.
 
-    evaluate_job(run, overrides or [], split, by)
+    On several ranks: torchx run -s local_cwd msrec.evaluate -j 1x2 -- run=runs/first split=test
+    """
+    from msrec.launch.jobs import evaluate_job
+    from msrec.launch.judge import Judging
+
+    evaluate_job(run, overrides or [], split, by, data, Judging(k, resamples, seed))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="evaluated run, checkpoint or predictions folder")],
+    second: Annotated[Path, typer.Argument(help="another one, of the same rows")],
+    split: Annotated[Literal["train", "valid", "test"], typer.Option()] = "test",
+    data: Annotated[
+        str | None, typer.Option(help="the dataset folder that both were evaluated on with --data")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="auc, log_loss, ne, rig, average_precision, gauc, ndcg, recall")
+    ] = "auc",
+    k: Annotated[int, typer.Option(min=1, help="places of NDCG and recall")] = 10,
+    json: Annotated[bool, typer.Option("--json", help="print all metrics as JSON instead")] = False,
+) -> None:
+    """Is the second run better? Paired differences over users, per scenario, with a verdict."""
+    from msrec.launch.jobs import compare_job
+
+    compare_job((first, second), split, data, metric, k, json)
 
 
 @app.command()

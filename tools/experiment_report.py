@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -13,9 +13,9 @@ from markupsafe import Markup
 from scipy import stats
 
 from msrec.launch.figures import Figure, difference_figure
-from msrec.launch.metrics import Metrics, ScenarioMetrics
+from msrec.launch.metrics import VALUES, Metrics, ScenarioMetrics
 from msrec.launch.report import render
-from msrec.launch.slices import EDGES, SLICES
+from msrec.launch.slices import EDGES, HISTORIES
 from msrec.tools.experiment import CONTROLS, Arm, Sweep
 from msrec.tools.published import spread
 
@@ -77,7 +77,8 @@ def write_reports(sweep: Sweep, every: Sequence[Arm], path: Path) -> str:
 def results_frame(every: Sequence[Arm]) -> pl.DataFrame:
     """One row for each training and group of rows: names, seed, and the fields of `Metrics`.
 
-    `kind` is all, scenario, or a slice; `group` its scenario or bucket.
+    `kind` is all, scenario, or a slice; `group` its scenario or bucket. Intervals over users are
+    left out: what is told here is how trainings differ.
     """
     rows: list[dict[str, Any]] = []
     for one in every:
@@ -97,7 +98,8 @@ def results_frame(every: Sequence[Arm]) -> pl.DataFrame:
                 "seconds": cell.seconds,
                 "best_auc": best[kind, group].auc if (kind, group) in best else None,
             }
-            rows.append(names | where | asdict(metrics) | about)
+            values = {name: getattr(metrics, name) for name in VALUES}
+            rows.append(names | where | values | about)
     if not rows:
         raise ValueError("a report must have at least one judged training; there is none.")
     return pl.DataFrame(rows, infer_schema_length=None)
@@ -161,7 +163,7 @@ def _dataset(sweep: Sweep, dataset: str, frame: pl.DataFrame) -> Iterator[str]:
             row.append(f"{found['seconds'].sum() / 60:.1f}")
             yield f"| {' | '.join(row)} |"
     yield from _verdict(sweep, dataset, frame)
-    for kind in ("scenario", *SLICES):
+    for kind in ("scenario", *HISTORIES):
         yield from _groups(sweep, dataset, frame, kind)
 
 
@@ -190,7 +192,7 @@ def _groups(sweep: Sweep, dataset: str, frame: pl.DataFrame, kind: str) -> Itera
     of_kind = frame.filter(pl.col("kind") == kind)
     counted = dict(of_kind.group_by("group").agg(pl.col("rows").first()).iter_rows())
     names = of_kind["group"].unique(maintain_order=True).to_list()
-    if kind in SLICES:
+    if kind in HISTORIES:
         names.sort(key=_bucket_order)
     if not names:
         return

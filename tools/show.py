@@ -15,7 +15,7 @@ from msrec.data.reading import parquet_files, read_parquet, scan_parquet
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.checkpoint import COMMIT, read_commit
 from msrec.launch.curves import Log, load_log
-from msrec.launch.results import RESULTS_FILE, TITLES, cell, load_results, results_table
+from msrec.launch.results import RESULTS_FILE, TITLES, cell, load_results, results_tables
 from msrec.launch.storage import Index, read_index
 from msrec.tools.convert import remarks, summary_table
 
@@ -201,7 +201,8 @@ def _show_run(folder: Path, console: Console) -> None:
     if log.steps.get("valid"):
         console.print(progress_table(log))
     if (folder / RESULTS_FILE).is_file():
-        console.print(results_table(load_results(folder)))
+        for table in results_tables(load_results(folder)):
+            console.print(table)
 
 
 def _show_checkpoint(folder: Path, console: Console) -> None:
