@@ -148,8 +148,8 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest committed checkpoint."""
-        committed = _committed(self.folder)
-        return committed[-1] if committed else None
+        paths = committed(self.folder)
+        return paths[-1] if paths else None
 
     def best(self) -> Path | None:
         """The committed checkpoint with the best validation, by the newest one's word."""
@@ -232,8 +232,8 @@ class Checkpoints:
         return None
 
     def _prune(self, best_step: int | None) -> None:
-        committed = _committed(self.folder)
-        for path in committed[: -self._keep]:
+        paths = committed(self.folder)
+        for path in paths[: -self._keep]:
             if path != self._of_step(best_step or 0):
                 # The marker goes first: a half-removed folder must not look whole.
                 (path / COMMIT).unlink()
@@ -301,7 +301,7 @@ def verify_checkpoint(path: Path) -> "Commit":
     files = sorted(commit.crc32.items())
     said: list[str | None] = [None] * world_size
     try:
-        older = [p.name for p in _committed(path.parent) if p.name < path.name]
+        older = [p.name for p in committed(path.parent) if p.name < path.name]
         instead = f"; the one before it is {older[-1]}" if older else ""
         advice = f"The checkpoint is damaged: delete its folder{instead}."
         check_files(path, dict(files[rank::world_size]), advice)
@@ -353,7 +353,8 @@ def read_commit(path: Path) -> Commit:
     return commit
 
 
-def _committed(folder: Path) -> list[Path]:
+def committed(folder: Path) -> list[Path]:
+    """Checkpoints of a folder that are whole, by step."""
     return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT}"))
 
 

@@ -11,6 +11,10 @@ from msrec.launch.predictions import Predictions
 from msrec.launch.ranking import Array, Floats, stable_order
 
 LOG_FILE = "metrics.jsonl"
+WATCHED_FILE = "watched.jsonl"
+"""What `msrec evaluate --watch` found, a line a checkpoint, in the same form."""
+WATCHED = "watched "
+"""How its splits begin."""
 Points = tuple[list[float], list[float]]
 """x and y."""
 
@@ -42,11 +46,11 @@ class Log:
 
 
 def load_log(run: Path) -> Log:
-    """Read `metrics.jsonl`; a run without one has an empty log."""
-    path = run / LOG_FILE
+    """Read `metrics.jsonl` and `watched.jsonl`; a run without them has an empty log."""
+    paths = [path for name in (LOG_FILE, WATCHED_FILE) if (path := run / name).is_file()]
     steps: dict[str, dict[int, dict[str, float]]] = {}
     again = unreadable = 0
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in (line for path in paths for line in path.read_text().splitlines()):
         try:
             record: dict[str, Any] = json.loads(line)
             split = steps.setdefault(record["split"], {})

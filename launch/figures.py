@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msrec.launch.curves import Log, Points
+from msrec.launch.curves import WATCHED, Log, Points
 
 PALETTE = ("#3b82c4", "#e07b39", "#3aa17e", "#c06bb0", "#c9a227", "#7d8fa9")
 GREY = "#8a8f98"
@@ -38,6 +38,10 @@ def training_figures(logs: Mapping[str, Log]) -> list[Figure]:
         loss += _line(valid, log.curve("valid", "log_loss/all"), colour, markers=True)
         auc += _line(train, log.curve("train", "auc/all"), colour, "dot", width=1.3)
         auc += _line(valid, log.curve("valid", "auc/all"), colour, markers=True)
+        for split in (split for split in log.steps if split.startswith(WATCHED)):
+            watched = f"{run}, {split}"
+            loss += _line(watched, log.curve(split, "log_loss/all"), colour, "dash", markers=True)
+            auc += _line(watched, log.curve(split, "auc/all"), colour, "dash", markers=True)
     figures = [
         figure("Loss", "Log loss over training steps; lower is better.", loss, "step", "log loss"),
         figure("AUC", "AUC of all rows over training steps.", auc, "step", "AUC"),

@@ -1,6 +1,7 @@
 """What each command does on every rank: read the config, join the group, run, report."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -32,12 +33,13 @@ from msrec.launch.predict_files import predict_files, told
 from msrec.launch.preemption import STOPPED
 from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
-from msrec.launch.restore import restore
-from msrec.launch.results import results_tables, slice_tables
+from msrec.launch.restore import load_run_config, restore
+from msrec.launch.results import Results, results_tables, slice_tables
 from msrec.launch.slices import MEANING, SLICES, Slice
 from msrec.launch.terminal import wide_console
 from msrec.launch.trainer import Trainer
 from msrec.launch.versions import installed_versions
+from msrec.launch.watch import watch
 
 console = wide_console()
 SCENARIO = "scenario"
@@ -131,6 +133,26 @@ def evaluate_job(
                     console.print(table)
 
 
+def watch_job(run_dir: Path, split: Split, data: str | None, every_s: float) -> None:
+    """Evaluate each new checkpoint of a run, and tell of it."""
+
+    def tell(step: int, found: Results) -> None:
+        shown = found.metrics.all
+        console.print(
+            f"step {step:,}: {split} AUC {shown.auc or math.nan:.4f}, log loss "
+            f"{shown.log_loss or math.nan:.4f}",
+            highlight=False,
+        )
+
+    load_run_config(run_dir)
+    with process_group() as process:
+        _log_to_terminal(process.is_main)
+        scored = to_path(data) if data else None
+        count = watch(run_dir, process, split, scored, every_s, tell)
+        if process.is_main:
+            console.print(f"{run_dir} has ended; {count} checkpoints evaluated", soft_wrap=True)
+
+
 def _slices(by: str) -> list[Slice]:
     """The slices of a list with commas; scenarios are always shown.
 
@@ -182,6 +204,7 @@ def predict_job(
     data: Sequence[AnyPath],
     out: AnyPath | None,
     columns: str | None,
+    dataset: str | None,
 ) -> None:
     """Score the rows of Parquet files; options are given either way."""
     options = read_options(overrides, PREDICT)
@@ -189,12 +212,12 @@ def predict_job(
     out = to_path(options["out"]) if "out" in options else out
     if not data or out is None:
         raise ValueError("msrec predict needs data=FILES, the Parquet files to score, and out=DIR.")
-    columns = options.get("columns", columns)
+    columns, dataset = options.get("columns", columns), options.get("dataset", dataset)
     keep = None if columns is None else [name for name in columns.split(",") if name]
     checkpoint = Path(options["checkpoint"]) if "checkpoint" in options else None
     with process_group() as process:
         _log_to_terminal(process.is_main)
-        run = restore(run_dir, process, checkpoint)
+        run = restore(run_dir, process, checkpoint, None if dataset is None else to_path(dataset))
         found = predict_files(run, process, data, out, keep)
         if found is not None:
             console.print(told(found, out), highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 EVALUATE = frozenset({"split", "checkpoint", "by", "data"})
-PREDICT = frozenset({"data", "out", "columns", "checkpoint"})
+PREDICT = frozenset({"data", "out", "columns", "checkpoint", "dataset"})
 
 
 def read_options(given: Sequence[str], known: Collection[str]) -> dict[str, str]:

@@ -110,7 +110,7 @@ def predict_files(
         run: with its model.
         process: this rank.
         data: files, or folders of them, with the columns that the run's schema names, ids encoded
-            as in its data set; neither labels nor a timestamp are needed.
+            as in the dataset that the run is to score; neither labels nor a timestamp are needed.
         out: the folder to write, here or remote.
         keep: columns of the files to write beside `score`; None keeps user, item and scenario.
 
@@ -127,7 +127,14 @@ def predict_files(
     _check_kept(paths, keep)
     batch = eval_batch(run.config, process.world_size)
     loader = build_loader(
-        run.config, "test", process, run.knowledge, batch, shuffle=False, paths=paths
+        run.config,
+        "test",
+        process,
+        run.knowledge,
+        batch,
+        shuffle=False,
+        paths=paths,
+        scored=run.scored,
     )
     parts = list(_parts(loader.files))
     _keep_request(out, _request(run, loader.files, keep), process)

@@ -72,14 +72,22 @@ def evaluate(
         int, typer.Option(min=0, help="of the users, for 95 % intervals; 0 leaves them out")
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="of the resamples")] = 0,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="score each new checkpoint, and add it to the run's curves"),
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="seconds between two looks")] = 10.0,
 ) -> None:
     """Score a split with a run's best checkpoint; exact metrics with intervals, docs/evaluation.md.
 
     On several ranks: torchx run -s local_cwd msrec.evaluate -j 1x2 -- run=runs/first split=test
     """
-    from msrec.launch.jobs import evaluate_job
+    from msrec.launch.jobs import evaluate_job, watch_job
     from msrec.launch.judge import Judging
 
+    if watch:
+        watch_job(run, split, data, every)
+        return
     evaluate_job(run, overrides or [], split, by, data, Judging(k, resamples, seed))
 
 
@@ -108,7 +116,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="run folder, such as runs/demo")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="the options as data=A,B out=DIR columns=A,B checkpoint=FOLDER"),
+        typer.Argument(help="the options as data=A,B out=DIR columns=A,B; checkpoint=FOLDER"),
     ] = None,
     data: Annotated[
         list[Path] | None,
@@ -124,6 +132,10 @@ def predict(
     columns: Annotated[
         str | None, typer.Option(help="to keep beside score [default: user,item,scenario]")
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="folder whose ids the files have, if not the run's; matched by value"),
+    ] = None,
 ) -> None:
     """Score the rows of any Parquet files with a run: rows in = rows out; resumes after a kill.
 
@@ -131,7 +143,7 @@ def predict(
     """
     from msrec.launch.jobs import predict_job
 
-    predict_job(run, overrides or [], data or [], out, columns)
+    predict_job(run, overrides or [], data or [], out, columns, dataset)
 
 
 @app.command()
