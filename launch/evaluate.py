@@ -16,6 +16,7 @@ from msrec.launch.process import Process
 from msrec.launch.restore import restore, run_of
 from msrec.launch.results import Results, results_of, save_results
 from msrec.launch.slices import Slice, slice_rows
+from msrec.launch.tracking import board_results
 
 
 def predictions_folder(
@@ -53,7 +54,8 @@ def evaluate(
 ) -> Results | None:
     """Predict and judge a split.
 
-    Writes predictions with `results.json` in it, see `predictions_folder`. The results of the run's
+    Writes predictions with `results.json` in it, see `predictions_folder`; TensorBoard gets the
+    same numbers. The results of the run's
     best checkpoint on its own test split stand in the run folder too.
 
     Args:
@@ -97,6 +99,8 @@ def evaluate(
     if data is not None:
         results = results.model_copy(update={"data": str(data)})
     saved = save_results(results, out)
+    if data is None:
+        board_results(results, run_dir)
     if split == "test" and checkpoint is None and data is None:
         shutil.copyfile(saved, run_dir / saved.name)
     return results

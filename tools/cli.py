@@ -281,6 +281,22 @@ def zoo(
 
 
 @app.command()
+def track(
+    run: Annotated[Path, typer.Argument(help="run folder, such as runs/demo")],
+    mlflow: Annotated[
+        str, typer.Option(help="tracking server, http://host:5000, or sqlite:///mlflow.db")
+    ],
+    experiment: Annotated[
+        str | None, typer.Option(help="MLflow's name for the group [default: the dataset's]")
+    ] = None,
+) -> None:
+    """Bring a run's config, curves and results to MLflow; again: what is new since."""
+    from msrec.launch.tracking import track as bring
+
+    typer.echo(bring(run, mlflow, experiment))
+
+
+@app.command()
 def report(
     out: Annotated[Path, typer.Argument(help="HTML file to write")],
     runs: Annotated[list[str], typer.Argument(help="NAME=RUN_FOLDER, such as bare=runs/bare")],
