@@ -129,13 +129,14 @@ def differences(first: Sums, second: Sums) -> dict[str, Difference]:
         for total, sums in zip(totals, (first, second), strict=True)
     ]
     count = {name: int(totals[0][SUMS.index(name)]) for name in ("negatives", "positives")}
+    users = sum(int(totals[0][SUMS.index(name)]) for name in ("users", "left_out"))
     num = len(first.blocks)
     found = {}
     for metric in IS_BETTER:
         one, two = (float(value[metric]) for value in values)
         facts: dict[str, Any] = {
             "rows": sum(count.values()),
-            "users": num,
+            "users": users,
             "first": one if np.isfinite(one) else None,
             "second": two if np.isfinite(two) else None,
         }

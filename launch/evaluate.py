@@ -13,9 +13,9 @@ from msrec.launch.left_out import keep_bad_rows
 from msrec.launch.predict import predict, truth_column
 from msrec.launch.predictions import load_predictions
 from msrec.launch.process import Process
-from msrec.launch.restore import restore, run_of
+from msrec.launch.restore import load_run_config, restore, run_of
 from msrec.launch.results import Results, results_of, save_results
-from msrec.launch.slices import Slice, slice_rows
+from msrec.launch.slices import Slice, check_clock, slice_rows
 from msrec.launch.tracking import board_results
 
 
@@ -76,6 +76,7 @@ def evaluate(
     """
     run_dir, named = run_of(run)
     checkpoint = checkpoint or named
+    check_clock(data or load_run_config(run_dir).dataset, by)
     restored = restore(run_dir, process, checkpoint, data)
     config, schema, dataset = restored.config, restored.schema, restored.scored.dataset
     loader = build_loader(

@@ -34,7 +34,7 @@ from msrec.launch.preemption import STOPPED
 from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
 from msrec.launch.restore import load_run_config, restore
-from msrec.launch.results import Results, results_tables, slice_tables
+from msrec.launch.results import Results, results_tables, slice_table
 from msrec.launch.slices import MEANING, SLICES, Slice
 from msrec.launch.terminal import wide_console
 from msrec.launch.trainer import Trainer
@@ -129,8 +129,7 @@ def evaluate_job(
             for table in results_tables(results):
                 console.print(table)
             for name in results.slices:
-                for table in slice_tables(results, name, MEANING[name]):
-                    console.print(table)
+                console.print(slice_table(results, name, MEANING[name]))
 
 
 def watch_job(run_dir: Path, split: Split, data: str | None, every_s: float) -> None:
@@ -195,7 +194,7 @@ def compare_job(
         console.print_json(found.model_dump_json())
         return
     console.print(differences_table(found, metric))
-    console.print(verdict(found, metric), highlight=False)
+    console.print(verdict(found, metric), highlight=False, soft_wrap=True)
 
 
 def predict_job(

@@ -28,8 +28,8 @@ from msrec.launch.figures import (
 )
 from msrec.launch.predictions import COMMIT_FILE, load_predictions
 from msrec.launch.results import (
-    CLICKS,
     COLUMNS,
+    FIRST,
     OLD,
     RESULTS_FILE,
     TITLES,
@@ -181,7 +181,7 @@ def _headline(judged: Mapping[str, Results]) -> list[tuple[str, str, str]]:
 def _details(result: Results) -> list[list[str]]:
     """All metrics of a run, its head first."""
     groups = [("all", result.metrics.all), *result.metrics.scenarios.items()]
-    columns = CLICKS if result.is_old else COLUMNS
+    columns = FIRST if result.is_old else COLUMNS
     head = ["scenario", *(title_of(column, result.k) for column in columns)]
     return [head, *([n, *(cell_of(m, column, " ") for column in columns)] for n, m in groups)]
 
@@ -252,7 +252,7 @@ def _notes(logs: Mapping[str, Log], judged: Mapping[str, Results], without: list
     notes += [f"{name}: {OLD}." for name, result in judged.items() if result.is_old]
     made = {(r.resamples, r.seed) for r in judged.values() if r.resamples}
     notes += [
-        f"Intervals of 95 % over users: BCa bootstrap, {resamples:,} resamples, seed {seed}."
+        f"Intervals of 95 % over users: percentile bootstrap, {resamples:,} resamples, seed {seed}."
         for resamples, seed in sorted(made)
     ]
     notes += [f"{name}: no predictions, so no calibration and ROC." for name in without]

@@ -17,9 +17,10 @@ from msrec.launch.ranking import Array
 
 RESULTS_FILE = "results.json"
 UNDEFINED = "undefined"
-CLICKS = ("rows", "positives", "auc", "log_loss", "ne", "rig", "calibration", "calibration_error")
-RANKS = ("average_precision", "gauc", "gauc_by_user", "users", "ndcg", "recall", "users_ranked")
-COLUMNS = (*CLICKS, *RANKS)
+FIRST = ("rows", "auc", "log_loss", "ne", "gauc", "calibration")
+SECOND = ("rig", "calibration_error", "average_precision", "gauc_by_user", "ndcg", "recall")
+COUNTS = ("positives", "users", "users_left_out", "users_ranked")
+COLUMNS = (*FIRST, *SECOND, *COUNTS)
 TITLES = {
     "auc": "AUC",
     "log_loss": "log loss",
@@ -30,6 +31,7 @@ TITLES = {
     "gauc": "GAUC",
     "gauc_by_user": "GAUC, users equal",
     "users": "users with both labels",
+    "users_left_out": "users with one",
     "ndcg": "NDCG@{k}",
     "recall": "recall@{k}",
     "users_ranked": "users with a positive",
@@ -183,58 +185,55 @@ def title_of(name: str, k: int) -> str:
 
 
 def results_tables(results: Results) -> list[Table]:
-    """How good the probabilities are and how good the ranking is: a row a scenario, each."""
-    best = None if results.best_possible is None else _groups(results.best_possible)
-    tables = _tables(
-        f"{results.data or results.dataset}, {results.split}, checkpoint {results.checkpoint}",
-        "scenario",
-        _groups(results.metrics),
-        None if best is None else [metrics for _, metrics in best],
-        results,
-    )
+    """One row for all rows and one for each scenario; two tables, so that lines are not too long.
+
+    Counts of users stand in the file alone.
+    """
+    title = f"{results.data or results.dataset}, {results.split}, checkpoint {results.checkpoint}"
+    groups, best = _groups(results.metrics), results.best_possible
+    truth = None if best is None else dict(_groups(best))
+    tables = [_table(title, "scenario", FIRST, groups, results.k, truth)]
+    if not results.is_old:
+        tables.append(_table(None, "scenario", SECOND, groups, results.k))
     notes = [OLD] if results.is_old else []
     if results.left_out:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in results.left_out.items())
         notes.append(f"left out as bad: {reasons}")
     if results.resamples:
         notes.append(
-            f"95 % intervals over users: BCa bootstrap, {results.resamples:,} resamples, seed "
-            f"{results.seed}"
+            f"95 % intervals over users: percentile bootstrap, {results.resamples:,} resamples, "
+            f"seed {results.seed}"
         )
     tables[-1].caption = "\n".join(notes) or None
     return tables
 
 
-def slice_tables(results: Results, name: str, meaning: str) -> list[Table]:
-    """One row for each group of a slice."""
+def slice_table(results: Results, name: str, meaning: str) -> Table:
+    """One row for each group of a slice, the first metrics."""
     groups, best = results.slices[name], results.best_slices.get(name)
-    truth = None if best is None else [best[group] for group in groups]
-    return _tables(f"by {name}: {meaning}", name, list(groups.items()), truth, results)
+    return _table(f"by {name}: {meaning}", name, FIRST, list(groups.items()), results.k, best)
 
 
-def _tables(
-    title: str,
+def _table(
+    title: str | None,
     first: str,
+    columns: Sequence[str],
     groups: Sequence[tuple[str, Metrics]],
-    best: Sequence[Metrics] | None,
-    results: Results,
-) -> list[Table]:
-    tables: list[Table] = []
-    for columns in (CLICKS,) if results.is_old else (CLICKS, RANKS):
-        table = Table(title=None if tables else title)
-        table.add_column(first)
-        for column in columns:
-            table.add_column(title_of(column, results.k), justify="right")
-        shows_best = best is not None and "auc" in columns
-        if shows_best:
-            table.add_column("best possible AUC", justify="right")
-        for at, (name, metrics) in enumerate(groups):
-            cells = [cell_of(metrics, column) for column in columns]
-            if shows_best and best is not None:
-                cells.append(cell(best[at].auc))
-            table.add_row(name, *cells, end_section=name == "all")
-        tables.append(table)
-    return tables
+    k: int,
+    best: Mapping[str, Metrics] | None = None,
+) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for column in columns:
+        table.add_column(title_of(column, k), justify="right")
+    if best is not None:
+        table.add_column("best possible AUC", justify="right")
+    for name, metrics in groups:
+        cells = [cell_of(metrics, column) for column in columns]
+        if best is not None:
+            cells.append(cell(best[name].auc))
+        table.add_row(name, *cells, end_section=name == "all")
+    return table
 
 
 def comparison_rows(

@@ -67,7 +67,8 @@ def slice_rows(
     found: dict[str, Groups] = {}
     for name in by:
         if name == "day":
-            found[name] = _days(dataset, schema, column)
+            check_clock(dataset, by)
+            found[name] = _days(schema, column)
             continue
         side: Literal["user", "item"] = "user" if name == "user_history" else "item"
         own = load_schema(trained)
@@ -80,13 +81,26 @@ def slice_rows(
     return found
 
 
-def _days(dataset: AnyPath, schema: Schema, column: Any) -> Groups:
+def check_clock(dataset: AnyPath, by: Sequence[Slice]) -> None:
+    """Refuse slices by day where nobody knows the day, before anything is scored.
+
+    Raises:
+        ValueError: the dataset has no clock.
+    """
+    if "day" not in by:
+        return
+    schema = load_schema(dataset)
     if schema.timestamp is None or schema.timestamp_unit is None:
         lacks = "timestamp" if schema.timestamp is None else "timestamp_unit (s or ms since 1970)"
         raise ValueError(
             f"{dataset} must say when a row was, for slices by day; its dataset.yaml has no "
             f"{lacks}. Leave day out of --by."
         )
+
+
+def _days(schema: Schema, column: Any) -> Groups:
+    assert schema.timestamp is not None
+    assert schema.timestamp_unit is not None
     times: Array = column(schema.timestamp)
     days, places = np.unique(times // PER_DAY[schema.timestamp_unit], return_inverse=True)
     return Groups(days.astype("datetime64[D]").astype(str).tolist(), places)

@@ -391,6 +391,36 @@ def bench_checkpoint(
     bench(gib, out, repeats)
 
 
+@bench_app.command("evaluate")
+def bench_evaluate(
+    rows: Annotated[float, typer.Option(min=1000, help="predictions")] = 1e7,
+    users: Annotated[float, typer.Option(min=10)] = 1e6,
+    scenarios: Annotated[int, typer.Option(min=1)] = 10,
+    resamples: Annotated[int, typer.Option(min=1)] = 1000,
+    repeats: Annotated[int, typer.Option(min=1, help="the fastest counts")] = 1,
+    out: Annotated[Path, typer.Option(help="folder for the predictions; emptied")] = Path(
+        "runs/bench_evaluate"
+    ),
+) -> None:
+    """Seconds and memory of judging predictions, beside scikit-learn scenario by scenario."""
+    from msrec.tools.bench_evaluate import bench_evaluate as bench
+
+    bench(int(rows), int(users), scenarios, resamples, repeats, out)
+
+
+@bench_app.command("intervals")
+def bench_intervals(
+    users: Annotated[str, typer.Option(help="of a sample")] = "15,50,200",
+    samples: Annotated[int, typer.Option(min=10)] = 1000,
+    resamples: Annotated[int, typer.Option(min=10)] = 1000,
+) -> None:
+    """How often the 95 % intervals of `evaluate` hold the true value, on simulated users."""
+    from msrec.tools.bench_intervals import bench_intervals as bench
+    from msrec.tools.cli_convert import comma_list
+
+    bench(comma_list("users", users, int), samples, resamples)
+
+
 @bench_app.command("scale")
 def bench_scale(
     rows: Annotated[str, typer.Option(help="sizes of the simulated app")] = "1e6,1e7,1e8",
