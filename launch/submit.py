@@ -119,6 +119,7 @@ def launch(
             f'"msrec[{values.scheduler}]"'
         )
     config = load_config(source, overrides)
+    values.refuse_relative_paths(config)
     app, file = app_of(job, config, values, j)
     with get_runner() as runner:
         info = _dry_run(runner, app, values)
