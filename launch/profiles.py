@@ -10,9 +10,12 @@ from torchx import specs
 from torchx.schedulers import get_scheduler_factories
 
 from msrec.data.validation import first_fault, read_yaml
+from msrec.launch.config import RunConfig
 from msrec.launch.resources import node
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
+IN_FOLDER = ("local_cwd", "slurm")
+"""Schedulers that start a job in the folder from which it was submitted."""
 
 
 class Profile(BaseModel):
@@ -72,6 +75,22 @@ class Profile(BaseModel):
                 raise ValueError(
                     f"cfg must hold options of {self.scheduler}; got {name!r}, near it are "
                     f"{', '.join(near)}."
+                )
+
+    def refuse_relative_paths(self, config: RunConfig) -> None:
+        """Stop where a config's path would mean another folder in the job.
+
+        Raises:
+            ValueError: there is such a path.
+        """
+        paths = {"dataset": config.dataset, "run_root": config.run_root, "plan": config.plan}
+        paths |= {"init_from": config.init_from, "llm.store": config.llm.store}
+        for key, path in paths.items():
+            relative = isinstance(path, Path) and not path.is_absolute()
+            if relative and self.scheduler not in IN_FOLDER:
+                raise ValueError(
+                    f"{key} must be an absolute path, since {self.scheduler} starts a job in a "
+                    f"folder of its own; got {str(path)!r}."
                 )
 
 

@@ -109,6 +109,8 @@ def launch(
             f"--on {name} needs the library {library}, which is not installed: pip install "
             f'"msrec[{values.scheduler}]"'
         )
+    if work.config is not None:
+        values.refuse_relative_paths(work.config)
     app = app_of(work, values, j)
     with get_runner() as runner:
         info = _dry_run(runner, app, values)

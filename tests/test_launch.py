@@ -193,6 +193,16 @@ def test_a_mistake_in_a_profiles_options_is_one_sentence(config, cfg, sentence):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("key", ["dataset", "run_root", "plan", "init_from", "llm.store"])
+def test_a_relative_path_is_refused_where_the_job_starts_in_another_folder(config, key):
+    values = load_config(config, [f"{key}=here"])
+    with pytest.raises(ValueError, match=f"^{key} must be an absolute path, since kubernetes"):
+        Profile(scheduler="kubernetes").refuse_relative_paths(values)
+    Profile(scheduler="slurm").refuse_relative_paths(values)
+    elsewhere = load_config(config, ["dataset=s3://ads/set"])
+    Profile(scheduler="kubernetes").refuse_relative_paths(elsewhere)
+
+
 MISTAKES = {
     "j": (["-j", "two"], "-j must be nodes x ranks per node, such as 2x8; got 'two'"),
     "key": (["trainer.epoch=3"], "trainer.epoch is not a known key"),
