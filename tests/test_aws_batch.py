@@ -38,11 +38,12 @@ def batch(monkeypatch):
         yield client
 
 
-def dry_run(runner, queue="ads", image="registry/msrec:1"):
+def dry_run(runner, queue="ads", image="registry/msrec:1", volumes=()):
     """Of an evaluation on two nodes."""
     options = ["-j", "2x8", "-h", "msrec_h100x8", "--image", image, "--max_retries", "3"]
+    cfg = {"queue": queue, "volumes": list(volumes)}
     words = [*options, "--", "run=/data/runs/first"]
-    return runner.dryrun_component("msrec.evaluate", words, "aws_batch", {"queue": queue})
+    return runner.dryrun_component("msrec.evaluate", words, "aws_batch", cfg)
 
 
 def test_batch_takes_the_job_and_tells_of_it(batch):
@@ -56,6 +57,22 @@ def test_batch_takes_the_job_and_tells_of_it(batch):
     assert job["jobDefinition"] == definition["jobDefinitionArn"]
     assert (definition["type"], definition["retryStrategy"]["attempts"]) == ("multinode", 3)
     assert definition["tags"]["torchx.pytorch.org/app-name"] == "evaluate"
+
+
+def test_file_systems_and_folders_of_the_machine_are_mounted(batch):
+    with get_runner() as runner:
+        info = dry_run(runner, volumes=["fs-0123abcd:/data", "/mnt/fsx:/fsx"])
+        runner.schedule(info)
+        (group,) = info.request.job_def["nodeProperties"]["nodeRangeProperties"]
+        container = group["container"]
+        of_path = {point["containerPath"]: point for point in container["mountPoints"]}
+        volumes = {volume["name"]: volume for volume in container["volumes"]}
+        efs, host = (volumes[of_path[path]["sourceVolume"]] for path in ("/data", "/fsx"))
+        assert efs["efsVolumeConfiguration"] == {"fileSystemId": "fs-0123abcd"}
+        assert host["host"] == {"sourcePath": "/mnt/fsx"}
+        assert not any(point["readOnly"] for point in of_path.values())
+        with pytest.raises(ComponentValidationException, match="volumes must be .*; got 'data:/d'"):
+            dry_run(runner, volumes=["data:/d"])
 
 
 def mutants():

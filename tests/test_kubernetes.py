@@ -177,7 +177,9 @@ def test_an_api_that_does_not_answer_is_one_sentence(api, scheduler):
 def test_no_kubeconfig_is_one_sentence(tmp_path, monkeypatch):
     location = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
     monkeypatch.setattr(location, str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="needs a kubeconfig"):
+    with pytest.raises(
+        ValueError, match=r"needs \$KUBECONFIG or ~/.kube/config; .*No configuration found\.$"
+    ):
         create_scheduler("x").describe("rec:x")
 
 

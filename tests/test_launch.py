@@ -109,8 +109,10 @@ def test_a_job_that_is_cancelled_saves_where_it_stands_and_goes_on(config):
     assert "must run to be cancelled" in late.stderr
 
 
-@pytest.mark.parametrize("profile", ["local", "slurm"])
+@pytest.mark.parametrize("profile", ["local", "slurm", "ray"])
 def test_a_dry_run_shows_what_would_be_submitted_and_writes_nothing(config, profile):
+    if profile == "ray":
+        pytest.importorskip("ray")
     shown = msrec(
         config, "train", "conf.yaml", "run_id=dry", "--on", profile, "-j", "2x4", "--dry-run"
     )

@@ -3,9 +3,9 @@
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, List  # noqa: UP035
+from typing import Any
 
 from torchx.schedulers.api import DescribeAppResponse
 from torchx.schedulers.kubernetes_scheduler import (
@@ -25,10 +25,10 @@ from torchx.specs import (
     RoleStatus,
     runopts,
 )
-from torchx.specs.finder import ComponentValidationException
 from urllib3.exceptions import MaxRetryError
 
 from msrec.launch.schedulers.image import require_image
+from msrec.launch.schedulers.options import Given, add_options, parts
 
 NAME = r"([a-z0-9](?:[-a-z0-9.]*[a-z0-9])?)"
 LABEL = r"([A-Za-z0-9](?:[-A-Za-z0-9_./]*[A-Za-z0-9])?)"
@@ -49,7 +49,7 @@ OPTIONS = {
         "taints of nodes to accept",
     ),
 }
-"""Each a list of strings: the form of one, its pattern, and what it is for."""
+"""See `Forms`."""
 VOLCANO = {"group": "batch.volcano.sh", "version": "v1alpha1", "plural": "jobs"}
 PHASES = JOB_STATE | {"Completing": AppState.RUNNING}
 """torchx does not know the phase between the last pod's end and the job's."""
@@ -112,19 +112,16 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
                 yield line.rstrip("\n") + "\n"
 
     def _api_client(self) -> Any:
-        from kubernetes import client, config
-
-        if self._client is None:
-            configuration = client.Configuration()
+        with warnings.catch_warnings():
+            # Else torchx asks a server on this machine.
+            warnings.filterwarnings("error", message="failed to load kube config")
             try:
-                config.load_kube_config(client_configuration=configuration)
-            except config.ConfigException as error:
-                told = str(error).rstrip(".")
+                return super()._api_client()
+            except UserWarning as warning:
+                told = str(warning).rstrip(".")
                 raise ValueError(
-                    f"Kubernetes needs a kubeconfig, $KUBECONFIG or ~/.kube/config; {told}."
+                    f"Kubernetes needs $KUBECONFIG or ~/.kube/config; torchx {told}."
                 ) from None
-            self._client = client.ApiClient(configuration)
-        return self._client
 
     def _cancel_existing(self, app_id: str) -> None:
         with _sentences():
@@ -132,16 +129,14 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
 
     def _run_opts(self) -> runopts:
         options = super()._run_opts()
-        for name, (form, _, told) in OPTIONS.items():
-            # torchx compares with typing's List.
-            options.add(name, type_=List[str], help=f"{told}, each {form}")  # noqa: UP006
+        add_options(options, OPTIONS)
         return options
 
     def _submit_dryrun(self, app: AppDef, cfg: KubernetesOpts) -> AppDryRunInfo[KubernetesJob]:
         require_image(app, "Kubernetes")
-        given = {name: _given(name, dict(cfg).get(name)) for name in OPTIONS}
+        given = parts(OPTIONS, dict(cfg))
         with warnings.catch_warnings():
-            # Of Volcano 1.4; later ones retry.
+            # Of Volcano 1.4; its pull request 1657 has mended it since.
             warnings.filterwarnings("ignore", message=r"\s*Role .* configured with restarts")
             info = super()._submit_dryrun(app, cfg)
         job: Any = sanitize_for_serialization(info.request.resource)
@@ -156,21 +151,7 @@ def create_scheduler(session_name: str, **kwargs: Any) -> MsrecKubernetesSchedul
     return MsrecKubernetesScheduler(session_name, client=kwargs.get("client"))
 
 
-def _given(option: str, texts: list[str] | None) -> list[tuple[str, ...]]:
-    form, pattern, _ = OPTIONS[option]
-    found = []
-    for text in texts or []:
-        match = re.fullmatch(pattern, text)
-        if match is None:
-            # torchx shows this exception's text and no stack.
-            raise ComponentValidationException(
-                f"each of the option {option} must be {form}; got {text!r}."
-            )
-        found.append(match.groups())
-    return found
-
-
-def _edit(pod: dict[str, Any], mem_mib: int, given: Mapping[str, list[tuple[str, ...]]]) -> None:
+def _edit(pod: dict[str, Any], mem_mib: int, given: Given) -> None:
     """Write the options into a pod's spec, and the command as Kubernetes takes it for itself."""
     (container,) = pod["containers"]
     # $(NAME) would be the value of a variable, and $$ one dollar.
