@@ -16,6 +16,7 @@ from msrec.launch.failures import first_failure
 from msrec.launch.profiles import Profile, load_profile
 from msrec.launch.status import Status, _with_scheduler
 from msrec.launch.submit import Submitted, cancel, launch, read_submitted
+from msrec.launch.work import train_work
 
 CONFIG = """
 dataset: {root}/tiny
@@ -31,6 +32,10 @@ def config(tmp_path_factory):
     tiny_dataset(folder / "tiny")
     (folder / "conf.yaml").write_text(CONFIG.format(root=folder))
     return folder / "conf.yaml"
+
+
+def work(config):
+    return train_work(load_config(config, ["run_id=x"]))
 
 
 def msrec(config, *args):
@@ -128,7 +133,7 @@ def test_a_scheduler_whose_library_is_missing_says_what_to_install(config, monke
     monkeypatch.setattr("msrec.launch.submit.find_spec", lambda library: None)
     profile = (name, load_profile(name))
     with pytest.raises(ValueError, match=f'--on {name} needs the library .*"msrec\\[{name}\\]"'):
-        launch("train", config, ["run_id=x"], profile, "1x1", Console(), dry_run=True)
+        launch(work(config), profile, "1x1", Console(), dry_run=True)
 
 
 def test_a_site_has_profiles_of_its_own(tmp_path):
@@ -190,7 +195,7 @@ def test_a_mistake_in_a_profiles_options_is_one_sentence(config, cfg, sentence):
     pytest.importorskip("kubernetes")
     profile = Profile(scheduler="kubernetes", image="registry/msrec:1", cfg=cfg)
     with pytest.raises(ValueError, match=sentence) as refused:
-        launch("train", config, ["run_id=x"], ("x", profile), "1x1", Console(), dry_run=True)
+        launch(work(config), ("x", profile), "1x1", Console(), dry_run=True)
     assert type(refused.value) is ValueError
     assert "\n" not in str(refused.value)
 

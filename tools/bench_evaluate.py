@@ -150,7 +150,7 @@ def _by_scikit_learn(folder: Path, scenarios: int, users: int) -> Measured:
         spent = np.array([time.perf_counter() - read_on, time.process_time() - cpu])
         # Once for all rows; the users of each scenario are left out, to its advantage.
         done += spent * (users / min(users, SAMPLED_USERS))
-    return Measured(read - started, *done.tolist(), _peak())
+    return Measured(read - started, float(done[0]), float(done[1]), _peak())
 
 
 def _apart(step: Callable[..., T], *args: Any) -> T:
