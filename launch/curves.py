@@ -61,6 +61,16 @@ def load_log(run: Path) -> Log:
     return Log(steps, again, unreadable)
 
 
+def score_shares(score: Array, label: Array, bins: int = 40) -> tuple[Floats, dict[str, Floats]]:
+    """Edges of equal bins up to the largest score, and the share of each label's rows in them."""
+    edges = np.linspace(0.0, max(float(score.max(initial=0.0)), 1e-9), bins + 1)
+    shares = {}
+    for name, chosen in (("positive", label > 0.5), ("negative", label <= 0.5)):
+        counts = np.histogram(score[chosen], edges)[0]
+        shares[name] = counts / max(int(chosen.sum()), 1)
+    return edges, shares
+
+
 def reliability(score: Array, label: Array, weight: Array, bins: int = 10) -> Points:
     """Mean score and share of clicks of rows in `bins` groups of equal size, sorted by score.
 

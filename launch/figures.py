@@ -88,6 +88,22 @@ def roc_figure(points: Mapping[str, Points], best: Points | None) -> Figure:
     return figure("ROC", caption, traces, "false positive rate", "true positive rate")
 
 
+def score_figure(run: str, edges: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Figure:
+    """How scores are spread: shares of the rows of each kind, by score.
+
+    Args:
+        run: its name.
+        edges: of the bins, one more than shares.
+        shares: kind of rows -> share of them in each bin.
+    """
+    middles = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    traces: list[dict[str, Any]] = []
+    for at, (name, values) in enumerate(shares.items()):
+        traces += _line(name, (middles, list(values)), PALETTE[at % len(PALETTE)])
+    caption = "Share of the rows with a positive and with a negative label, by score."
+    return figure(f"Scores of {run}", caption, traces, "score", "share of rows")
+
+
 def cosine_figure(name: str, caption: str, names: Sequence[str], cosines: Any) -> Figure:
     """How alike some things are: a heat map of (S, S) cosines, the first row on top."""
     trace = {

@@ -11,7 +11,17 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from msrec.data.files import write_text
-from msrec.launch.curves import LOG_FILE, Log, Points, best_roc, load_log, reliability, roc
+from msrec.launch.config import RunConfig
+from msrec.launch.curves import (
+    LOG_FILE,
+    Log,
+    Points,
+    best_roc,
+    load_log,
+    reliability,
+    roc,
+    score_shares,
+)
 from msrec.launch.explanation import (
     WAYS,
     ScenarioExplanation,
@@ -24,9 +34,18 @@ from msrec.launch.figures import (
     cosine_figure,
     roc_figure,
     scenario_figures,
+    score_figure,
     training_figures,
 )
 from msrec.launch.predictions import COMMIT_FILE, load_predictions
+from msrec.launch.report_run import (
+    about_data,
+    data_rows,
+    knowledge_lines,
+    plan_rows,
+    schema_of,
+    slice_tables,
+)
 from msrec.launch.results import (
     COLUMNS,
     FIRST,
@@ -132,11 +151,28 @@ def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
         },
         "users": {n: [_told(user) for user in users] for n, (users, _) in explained.items()},
         "figures": figures,
+        "slices": slice_tables(judged),
+        "data": _data(configs),
+        "knowledge": {n: lines for n, c in configs.items() if (lines := _knowledge(c))},
+        "plans": {n: rows for n, folder in folders.items() if (rows := plan_rows(folder))},
         "differences": _differences(configs),
         "configs": {n: yaml.safe_dump(c, sort_keys=False) for n, c in configs.items() if c},
         "versions": {name: _versions(folder) for name, folder in folders.items()},
         "notes": notes,
     }
+
+
+def _data(configs: Mapping[str, dict[str, Any]]) -> list[tuple[str, list[list[str]]]]:
+    """A sentence and a table for each dataset that a run was trained on and that is here."""
+    schemas = {}
+    for config in configs.values():
+        if "dataset" in config and (schema := schema_of(RunConfig.model_validate(config))):
+            schemas[config["dataset"]] = schema
+    return [(about_data(schema), data_rows(schema)) for schema in schemas.values()]
+
+
+def _knowledge(config: dict[str, Any]) -> list[str]:
+    return knowledge_lines(RunConfig.model_validate(config)) if "dataset" in config else []
 
 
 def _prediction_figures(
@@ -146,6 +182,7 @@ def _prediction_figures(
     said: dict[str, Points] = {}
     ranked: dict[str, Points] = {}
     best: Points | None = None
+    spread: list[Figure] = []
     without = []
     for name, result in judged.items():
         folder = folders[name] / "predictions" / result.split
@@ -156,7 +193,12 @@ def _prediction_figures(
         said[name] = reliability(found.score, found.label, found.weight)
         ranked[name] = roc(found.score, found.label, found.weight)
         best = best or best_roc(found)
-    return ([calibration_figure(said), roc_figure(ranked, best)] if said else []), without
+        edges, shares = score_shares(found.score, found.label)
+        spread.append(
+            score_figure(name, edges.tolist(), {n: v.tolist() for n, v in shares.items()})
+        )
+    drawn = [calibration_figure(said), roc_figure(ranked, best), *spread] if said else []
+    return drawn, without
 
 
 def _headline(judged: Mapping[str, Results]) -> list[tuple[str, str, str]]:

@@ -11,9 +11,17 @@ import pytest
 import yaml
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import auc
+from tiny import tiny_dataset, tiny_store
 
-from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.curves import Log, load_log, reliability, roc
+from msrec.data.schema import (
+    Scenario,
+    Schema,
+    SparseFeature,
+    SplitRecord,
+    load_schema,
+    save_schema,
+)
+from msrec.launch.curves import Log, load_log, reliability, roc, score_shares
 from msrec.launch.figures import MOST_SCENARIOS, scenario_figures
 from msrec.launch.judge import exact_metrics
 from msrec.launch.predictions import Commit, write_commit
@@ -228,3 +236,44 @@ def test_reliability_equals_scikit_learn_quantile_bins():
     seen, said = calibration_curve(label, score, n_bins=10, strategy="quantile")
     ours = reliability(score, label, np.ones(len(score)))
     np.testing.assert_allclose(ours, (said, seen), atol=1e-3)
+
+
+def test_a_page_says_what_a_run_was_made_of(tmp_path):
+    """Data, knowledge, plan and slices of a run whose dataset and store are here."""
+    data = tiny_dataset(tmp_path / "tiny", rows=200)
+    counts = {
+        "rows": {split: {"all": 10, "search": 4} for split in ("train", "valid", "test")},
+        "positives": {split: {"all": 5, "search": 1} for split in ("train", "valid", "test")},
+    }
+    save_schema(load_schema(data).model_copy(update={"counts": counts}), data)
+    store = tiny_store(data, tmp_path / "store")
+    run = make_run(tmp_path / "run", 0.5, meta=True)
+    config = {"dataset": str(data), "llm": {"store": str(store)}, "meta": {"user": True}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    shards = [{"offsets": [0, 0], "sizes": [30, 8]}, {"offsets": [30, 0], "sizes": [11, 8]}]
+    table = {"sharding_type": "row_wise", "compute_kernel": "fused", "ranks": [0, 1]}
+    (run / "plan.json").write_text(
+        json.dumps({"modules": {"ebc": {"user_id": table | {"shards": shards}}}})
+    )
+    results = load_results(run)
+    of_days = {"2026-01-01": results.metrics.all}
+    save_results(results.model_copy(update={"slices": {"day": of_days}}), run)
+    reader = Reader(write_report(tmp_path / "r.html", {"mine": run}).read_text())
+    text = "".join(reader.text)
+    assert "tiny: 40 users, 60 items, 3 tables of 109 rows in all; split random." in text
+    assert ["search", *["4", "25.0%"] * 3] in reader.rows
+    assert "user: 39 of 40 users" in text
+    assert ["user_id", "row_wise", "fused", "0, 1", "41", "8"] in reader.rows
+    auc, loss = results.metrics.all.auc, results.metrics.all.log_loss
+    assert ["2026-01-01", "3,000", f"{auc:.4f}", f"{loss:.4f}"] in reader.rows
+
+
+def test_score_shares_add_up_to_one_for_each_label():
+    rng = np.random.default_rng(0)
+    score, label = rng.random(500), rng.integers(0, 2, 500)
+    edges, shares = score_shares(score, label)
+    assert edges[-1] == score.max()
+    for name, wanted in (("positive", 1), ("negative", 0)):
+        assert shares[name].sum() == pytest.approx(1)
+        below = (score[label == wanted] < edges[10]).mean()
+        assert shares[name][:10].sum() == pytest.approx(below)

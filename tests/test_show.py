@@ -10,7 +10,8 @@ from tiny import tiny_dataset, tiny_store
 
 from msrec.data.llm.neighbours import row_of, standardised
 from msrec.data.llm.store import KnowledgeStore
-from msrec.tools.show import coverage_line, neighbours_table, norm_line, show
+from msrec.launch.coverage import coverage
+from msrec.tools.show import neighbours_table, norm_line, show
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_coverage_counts_rows_too(folders):
     dataset, store = folders
     users = KnowledgeStore.open(store / "user")
     rows = pl.read_parquet(dataset / "train/*.parquet")["user"]
-    assert f"{(rows != 39).mean():.1%} of the train rows" in coverage_line(users, dataset)
+    assert f"{(rows != 39).mean():.1%} of the train rows" in coverage(users, dataset)
 
 
 def test_neighbours_are_those_of_a_full_sort_by_cosine(folders):

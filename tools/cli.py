@@ -298,10 +298,12 @@ def track(
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(help="HTML file to write")],
-    runs: Annotated[list[str], typer.Argument(help="NAME=RUN_FOLDER, such as bare=runs/bare")],
+    runs: Annotated[
+        list[str], typer.Argument(help="run folders; NAME=FOLDER gives another name on the page")
+    ],
+    out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
 ) -> None:
-    """One self-contained HTML page over evaluated runs."""
+    """One self-contained HTML page over evaluated runs; the first one is the reference."""
     from msrec.launch.jobs import report_job
 
     report_job(out, runs)

@@ -11,9 +11,9 @@ from msrec.data.knowledge import take
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
 from msrec.data.paths import AnyPath, is_file
-from msrec.data.reading import parquet_files, read_parquet, scan_parquet
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.checkpoint import COMMIT, read_commit
+from msrec.launch.coverage import coverage
 from msrec.launch.curves import Log, load_log
 from msrec.launch.results import RESULTS_FILE, TITLES, cell, load_results, results_tables
 from msrec.launch.storage import Index, read_index
@@ -78,7 +78,8 @@ def _show_store(
         console.print(store_table(store))
         console.print(norm_line(store), highlight=False)
         if dataset is not None:
-            console.print(coverage_line(store, dataset), highlight=False)
+            told = ", ".join(coverage(store, dataset))
+            console.print(f"{dataset}: {told} have a vector", highlight=False)
         if key is not None and (row := row_of(store, key)) is not None:
             console.print(neighbours_table(store, row))
             found = True
@@ -99,23 +100,6 @@ def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
         low, mid, high = np.quantile(norms, (0.05, 0.5, 0.95))
         parts.append(f"{name} {mid:.1f} ({low:.1f} to {high:.1f})")
     return f"norm, median (5 % to 95 %): {'; '.join(parts)}"
-
-
-def coverage_line(store: KnowledgeStore, dataset: AnyPath) -> str:
-    """How many users, items or scenarios of a data set have a vector, and how many rows."""
-    level, schema = str(store.manifest["level"]), load_schema(dataset)
-    if level == "scenario":
-        names = np.array([scenario.name for scenario in schema.scenarios])
-        has = store.rows(names) >= 0
-        return f"{dataset}: {int(has.sum())} of {len(has)} scenarios have a vector"
-    key = f"{level}_key"
-    keys = read_parquet(dataset / f"{level}s.parquet", [key])[key]
-    has = store.rows(keys.to_numpy()) >= 0
-    told = [f"{int(has.sum()):,} of {len(has):,} {level}s"]
-    for split in SPLITS:
-        rows = scan_parquet(parquet_files(dataset / split)).select(level).collect().to_series()
-        told.append(f"{has[rows.to_numpy()].mean():.1%} of the {split} rows")
-    return f"{dataset}: {', '.join(told)} have a vector"
 
 
 def neighbours_table(store: KnowledgeStore, row: int, count: int = 8) -> Table:
