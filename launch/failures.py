@@ -4,6 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+NO_RESTART = 78
+"""Exit status of a rank that need not be started again (EX_CONFIG of sysexits.h)."""
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -1,0 +1,39 @@
+"""One machine, two ranks, by torchx: a rank is killed, torchrun starts both again."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jobs
+import psutil
+from jobs import STEPS, assert_same_end, config_of, logged, saved, wait_for_step
+
+from msrec.launch.heartbeat import read_ranks
+
+
+def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_been(
+    dataset, tmp_path, undisturbed
+):
+    config = config_of(dataset, tmp_path, "run_id=killed")
+    torchx = Path(sys.executable).parent / "torchx"
+    command = [torchx, "run", "-s", "local_cwd", "msrec.train", "-j", "1x2"]
+    with (tmp_path / "said").open("w") as said:
+        job = subprocess.Popen(
+            [*command, "--", f"config={saved(config, 'conf.yaml')}"],
+            cwd=tmp_path,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        step = wait_for_step(config, 60, job)
+        first = {rank.rank: rank for rank in read_ranks(config.run_dir)}
+        assert step < STEPS
+        psutil.Process(first[1].pid).kill()
+        assert job.wait(120) == 0, jobs.text(tmp_path / "said")
+    again = {rank.rank: rank for rank in read_ranks(config.run_dir)}
+    assert "SIGKILL" in jobs.text(tmp_path / "said")
+    assert again[1].pid != first[1].pid
+    assert all((rank.phase, rank.step) == ("done", STEPS) for rank in again.values())
+    steps = logged(config)
+    backwards = [(a, b) for a, b in zip(steps, steps[1:], strict=False) if b <= a]
+    assert len(backwards) <= 1  # one resume, which may begin at a logged step
+    assert_same_end(config, undisturbed)
