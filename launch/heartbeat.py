@@ -53,6 +53,8 @@ class RankState(BaseModel):
     """Of a step, without waiting for other ranks: processor time of the thread that trains (not on
     a GPU, where it waits actively) and waiting for data."""
     start: float = 0.0
+    first_step: int = 0
+    """The one that this start went on from."""
     memory: int = 0
     logs: str | None = None
     """Folder with stdout.log and stderr.log, where torchrun keeps them."""
@@ -85,7 +87,7 @@ class Heartbeat:
         )
         self._process, self._total, self._hang_s = process, total_steps, hang_s
         self._said, self._said_step, self._step = 0.0, 0, 0
-        self._validates, self._start = False, 0.0
+        self._validates, self._start, self._first_step = False, 0.0, 0
         self._stream: IO[str] | None = None
         self._marks: IO[bytes] | None = None
         self._step_s: float | None = None
@@ -94,7 +96,7 @@ class Heartbeat:
 
     def begin(self, step: int, start: float) -> None:
         """Before it is entered: the step that a start goes on from, and the start's number."""
-        self._step = self._said_step = step
+        self._step = self._said_step = self._first_step = step
         self._start = start
 
     def __enter__(self) -> Self:
@@ -186,6 +188,7 @@ class Heartbeat:
             step_s=self._step_s,
             own_s=self._own_s(steps),
             start=self._start,
+            first_step=self._first_step,
             memory=self._memory(),
             logs=_logs(),
         )

@@ -15,7 +15,9 @@ def network(folder):
     """Give this machine, itself a namespace that tests/cluster/run made, its name and the bridge."""
     lines = [f"{address} {name}" for name, address in (HEAD, *NODES.items())]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
-    root("mount", "--bind", folder / "hosts", "/etc/hosts")  # in this mount namespace alone
+    (folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
+    for name in ("hosts", "nsswitch.conf"):
+        root("mount", "--bind", folder / name, f"/etc/{name}")  # in this mount namespace alone
     root("hostname", HEAD[0])
     root("ip", "link", "set", "lo", "up")
     root("ip", "link", "add", BRIDGE, "type", "bridge")
@@ -45,10 +47,13 @@ class Host:
             ["unshare", *SPACES, "--fork", "--kill-child=KILL", "--mount-proc", *first],
             stdout=subprocess.PIPE,
         )
-        assert self._holder.stdout.readline() == b"up\n"
+        with self._holder.stdout as stream:
+            assert stream.readline() == b"up\n"
         (self._first,) = psutil.Process(self._holder.pid).children()
         cable, pid = f"to-{self.name}", self._first.pid
-        root("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", pid)
+        # Like a machine, it comes back with the address that its card had, which others remember.
+        card = ("name", "eth0", "address", f"02:00:00:00:00:{NODES[self.name][-2:]}")
+        root("ip", "link", "add", cable, "type", "veth", "peer", *card, "netns", pid)
         root("ip", "link", "set", cable, "master", BRIDGE, "up")
         for command in (
             ("hostname", self.name),

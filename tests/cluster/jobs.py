@@ -15,7 +15,8 @@ from msrec.launch.profiles import load_profile
 from msrec.launch.storage import read_tensors
 from msrec.launch.submit import app_of
 
-STEPS, SAVE_EVERY = 300, 20
+STEPS, SAVE_EVERY, KILL_AT = 150, 10, 30
+"""Of a run; `KILL_AT` is the checkpoint after which something happens to it."""
 BATCH = 96
 
 
@@ -76,8 +77,8 @@ def wait_until(is_so, what, timeout_s=60.0, job=None):
     return found
 
 
-def wait_for_step(config, step, job=None, timeout_s=60.0):
-    """Return the newest checkpoint's step as soon as that one is there."""
+def wait_for_step(config, job, step=KILL_AT, timeout_s=60.0):
+    """Return the newest checkpoint's step as soon as `step` is there."""
 
     def reached():
         return newest_step(config) if newest_step(config) >= step else 0

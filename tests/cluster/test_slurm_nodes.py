@@ -1,0 +1,116 @@
+"""Two nodes of a real Slurm, by `msrec launch`: lost processes, cancel, and what status tells."""
+
+import sys
+import time
+
+import jobs
+import pytest
+import slurm as machines
+from jobs import SAVE_EVERY, STEPS, assert_same_end, config_of, newest_step, saved, wait_for_step
+
+from msrec.launch.heartbeat import read_ranks
+from msrec.launch.submit import read_submitted
+
+PROFILES = """
+two: {{ scheduler: slurm, cfg: {{ partition: msrec }}, cpu: 1, mem_mib: 2048, max_restarts: 0,
+  max_retries: 2, port: 29400 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(folder):
+    if (program := machines.missing()) is not None:
+        pytest.skip(f"{program} is not installed: apt-get install slurm-wlm munge")
+    (folder / "slurm").mkdir()
+    found = machines.Slurm(folder / "slurm")
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def launch(slurm, tmp_path, monkeypatch):
+    """`msrec launch WORDS`, where that Slurm is; Slurm's own logs go to the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "site.yaml").write_text(PROFILES.format())
+    return lambda *words: jobs.msrec("launch", *words)
+
+
+def submit(launch, config, *more):
+    words = ("train", saved(config, "conf.yaml"), "--on", "two", "--profiles", "site.yaml")
+    done = launch(*words, "-j", "2x1", *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return read_submitted(config.run_dir).handle.rpartition("/")[2]
+
+
+def logs(tmp_path):
+    return "\n".join(jobs.text(file) for file in sorted(tmp_path.glob("slurm-*")))
+
+
+def wait_for_status(launch, config, word, timeout_s=120):
+    """The answer of `msrec launch status` as soon as it says that word."""
+    end = time.monotonic() + timeout_s
+    while f": {word}, step" not in (told := launch("status", config.run_dir)).stdout:
+        assert time.monotonic() < end, told.stdout + told.stderr
+        time.sleep(0.5)
+    return told
+
+
+def test_a_node_whose_processes_are_killed_is_requeued_and_goes_on(
+    slurm, launch, dataset, tmp_path, undisturbed
+):
+    config = config_of(dataset, tmp_path, "run_id=requeued")
+    job = submit(launch, config)
+    step = wait_for_step(config, None)
+    told = launch("status", config.run_dir)
+    assert told.returncode == 0
+    assert f"train on two, 2x1: slurm://torchx/{job} running" in told.stdout
+    assert {rank.host for rank in read_ranks(config.run_dir)} == set(slurm.nodes)
+    assert newest_step(config) < STEPS
+    killed = time.monotonic()
+    for process in slurm.nodes["node2"].processes("msrec.tools"):
+        process.kill()  # the launcher and its rank
+    wait_for_step(config, None, step + 2 * SAVE_EVERY, timeout_s=120)
+    print(f"Slurm: requeued, trained on after {time.monotonic() - killed:.0f} s", file=sys.stderr)
+    told = wait_for_status(launch, config, "done")
+    assert told.returncode == 0, told.stdout
+    assert slurm.restarts(job) == 1, logs(tmp_path)
+    assert {rank.first_step for rank in read_ranks(config.run_dir)} <= {step, step + SAVE_EVERY}
+    assert_same_end(config, undisturbed)
+
+
+def test_a_cancelled_job_saves_and_stops_and_the_same_command_goes_on(
+    slurm, launch, dataset, tmp_path, undisturbed
+):
+    config = config_of(dataset, tmp_path, "run_id=cancelled")
+    submit(launch, config)
+    wait_for_step(config, None)
+    asked = time.time()
+    assert launch("cancel", config.run_dir).returncode == 0
+    told = wait_for_status(launch, config, "stopped", 30)
+    assert told.returncode == 0, told.stdout
+    step = newest_step(config)
+    commit = config.run_dir / f"checkpoints/step-{step:08d}/COMMIT"
+    assert asked < commit.stat().st_mtime < asked + 10
+    assert f": stopped, step {step} of {STEPS}" in told.stdout
+    assert step < STEPS
+    job = submit(launch, config, "--wait")  # whose exit status is 0 where the job succeeded
+    assert slurm.restarts(job) == 0
+    assert {rank.first_step for rank in read_ranks(config.run_dir)} == {step}
+    assert_same_end(config, undisturbed)
+
+
+def test_the_error_of_the_rank_that_failed_first_is_told_with_its_stack_and_its_log(
+    slurm, launch, dataset, tmp_path
+):
+    config = config_of(dataset, tmp_path, "run_id=wrong", "optimizer.lr=1e38", "embeddings.lr=1e38")
+    words = ("train", saved(config, "conf.yaml"), "--on", "two", "--profiles", "site.yaml")
+    (tmp_path / "site.yaml").write_text(PROFILES.format().replace("retries: 2", "retries: 0"))
+    failed = launch(*words, "-j", "2x1", "--wait")
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    told = launch("status", config.run_dir)
+    assert told.returncode == 1
+    assert "the loss must be finite" in " ".join(told.stdout.split())
+    folder = told.stdout.split("its rank's output is in ")[1].split(":\n")[0]
+    assert (tmp_path / folder / "stderr.log").is_file()
