@@ -137,7 +137,9 @@ class SplitFiles:
             row_ids: (n,), int64 in [0, num_rows).
         """
         found: dict[str, list[int]] = {}
-        for row, number in zip(row_ids, np.searchsorted(self.starts, row_ids, "right"), strict=True):
+        for row, number in zip(
+            row_ids, np.searchsorted(self.starts, row_ids, "right"), strict=True
+        ):
             group = self.groups[number - 1]
             file = f"{group.path.parent.name}/{group.path.name}"
             row_of_file = group.first_row + int(row - self.starts[number - 1])

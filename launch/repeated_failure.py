@@ -132,8 +132,8 @@ def _sentence(run_dir: Path, failed: FailedStep, steps_an_epoch: int) -> str:
             for file, rows in list(files.items())[:SHOWN]
         )
         rows = (
-            f" The {count:,} rows of its batch are in {FILE}, beside those of the batches that were "
-            f"in hand: {some}."
+            f" The {count:,} rows of its batch are in {FILE}, beside those of the batches that "
+            f"were in hand: {some}."
         )
     return (
         f"{run_dir} must get past {where}, where its last {failed.times} starts failed; it is not "

@@ -12,8 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.launch.curves import load_log
-from msrec.launch.failures import first_failure
-from msrec.launch.heartbeat import ENDED, FOLDER, RankState, read_ranks, read_stack
+from msrec.launch.failures import Failure, first_failure
+from msrec.launch.heartbeat import (
+    ENDED,
+    FOLDER,
+    RankState,
+    ranks_of_last_start,
+    read_ranks,
+    read_stack,
+)
 from msrec.launch.plan_table import size
 from msrec.launch.submit import LOCAL, Submitted, read_submitted, scheduler_status
 
@@ -139,7 +146,7 @@ def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) ->
     say(f"{on}: {submitted.handle} {word}")
     failure = first_failure(run_dir / "logs", submitted.time)
     if failure is not None:
-        say(f"The first error, its rank's output is in {failure.folder}:")
+        say(f"The first error{_whose(run_dir, failure)} output is in {failure.folder}:")
         say("\n".join(f"  {line}" for line in failure.message.splitlines()))
     since = [file.stat().st_mtime for file in (run_dir / FOLDER).glob("*.json")]
     if max(since, default=0.0) >= submitted.time:
@@ -148,6 +155,14 @@ def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) ->
         say("No rank began to train.")
         return Status("failed", ["No rank began to train."])
     return Status("waits" if word in ("pending", "submitted") else "starts", [])
+
+
+def _whose(run_dir: Path, failure: Failure) -> str:
+    """Rank and host of an error, where that rank has said something since."""
+    for rank in ranks_of_last_start(run_dir):
+        if rank.logs is not None and Path(rank.logs) == failure.folder:
+            return f" is of rank {rank.rank} on {rank.host}, its"
+    return ", its rank's"
 
 
 def log_file(run_dir: Path, rank: int, stream: str) -> Path:

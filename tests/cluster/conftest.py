@@ -3,11 +3,9 @@
 import os
 from pathlib import Path
 
-import pytest
-
-
 import hosts as machines
 import jobs
+import pytest
 from tiny import tiny_dataset
 
 INSIDE = "MSREC_CLUSTER"
@@ -46,9 +44,16 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def spoilt(tmp_path_factory):
+    """(data set, file, window): in that window rank 1 alone meets a value that is no number."""
+    found = tiny_dataset(tmp_path_factory.mktemp("spoilt") / "tiny", rows=9600, group_rows=16)
+    return (found, *jobs.spoil(found))
+
+
+@pytest.fixture(scope="session")
 def undisturbed(dataset, tmp_path_factory):
     """The config of a run of two ranks on this machine, to its end."""
     config = jobs.config_of(dataset, tmp_path_factory.mktemp("whole"), "run_id=whole")
     done = jobs.msrec("launch", "train", jobs.saved(config, "conf.yaml"), "-j", "1x2")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     return config

@@ -12,7 +12,7 @@ SPACES = ("--net", "--uts", "--mount", "--pid")
 
 
 def network(folder):
-    """Give this machine, itself a namespace that tests/cluster/run made, its name and the bridge."""
+    """Give this machine, a namespace that tests/cluster/run made, its name and the bridge."""
     lines = [f"{address} {name}" for name, address in (HEAD, *NODES.items())]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
     (folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
@@ -95,4 +95,3 @@ class Host:
         self._holder.wait()
         self._first.wait(10)
         subprocess.run(["ip", "link", "del", f"to-{self.name}"], stderr=subprocess.DEVNULL)
-

@@ -1,23 +1,25 @@
-"""One small training, how far it is, and whether it came to the same as one that nobody disturbed."""
+"""One small training, how far it is, and whether it came to the same as an undisturbed one."""
 
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from torchx.runner import get_runner
+from typer.testing import CliRunner
 
+from msrec.data.loader import Loader
 from msrec.launch.checkpoint import Checkpoints
 from msrec.launch.config import load_config, save_config
 from msrec.launch.profiles import load_profile
 from msrec.launch.storage import read_tensors
 from msrec.launch.submit import app_of
+from msrec.tools.cli import app
 
-STEPS, SAVE_EVERY, KILL_AT = 150, 10, 30
+STEPS, SAVE_EVERY, KILL_AT = 240, 10, 20
 """Of a run; `KILL_AT` is the checkpoint after which something happens to it."""
-BATCH = 96
+BATCH, WINDOW_ROWS = 96, 960
 
 
 def config_of(dataset, root, *overrides):
@@ -28,10 +30,29 @@ def config_of(dataset, root, *overrides):
         "embeddings.sharding={user_id: row_wise}",
         *(f"trainer.global_batch={BATCH}", "trainer.epochs=9", "trainer.patience=9"),
         *(f"trainer.max_steps={STEPS}", f"trainer.checkpoint_every_steps={SAVE_EVERY}"),
-        *("trainer.log_every=10", "trainer.window_rows=960"),
+        *("trainer.log_every=10", f"trainer.window_rows={WINDOW_ROWS}"),
         *overrides,
     ]
     return load_config(None, options)
+
+
+def spoil(dataset, window=3):
+    """Write NaN into a row that rank 1 of two is the only one to read, first in that window."""
+    loader = Loader(dataset, "train", BATCH, window_rows=WINDOW_ROWS, prefetch=0)
+    read = [
+        set(np.searchsorted(loader.files.starts, loader.order.rows(0, w, r, 2), "right").flat)
+        for w in range(window + 1)
+        for r in range(2)
+    ]
+    number = min(read[-1].difference(*read[:-1])) - 1
+    group = loader.files.groups[number]
+    table = pq.read_table(group.path)
+    prices = table["price"].to_numpy().copy()
+    prices[group.first_row] = np.nan
+    where = table.column_names.index("price")
+    table = table.set_column(where, "price", pa.array(prices, pa.float32()))
+    pq.write_table(table, group.path, row_group_size=16)
+    return group.path.name, window
 
 
 def saved(config, name="submitted.yaml"):
@@ -42,23 +63,16 @@ def saved(config, name="submitted.yaml"):
 
 def commands(config, profile="local", j="2x1"):
     """What each node of a job runs, and its environment: as the scheduler would start it."""
-    app, file = app_of("train", config, load_profile(profile), j)
+    job, file = app_of("train", config, load_profile(profile), j)
     save_config(config, file)
     with get_runner() as runner:
-        request = runner.dryrun(app, "local_cwd", {}).request
+        request = runner.dryrun(job, "local_cwd", {}).request
     return [(replica.args, dict(replica.env)) for replica in request.role_params["train"]]
 
 
-def msrec(*words, timeout=120, **options):
-    """A msrec command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "msrec.tools", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        **options,
-    )
+def msrec(*words):
+    """A msrec command as the shell has it, in this process: another one takes seconds to start."""
+    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def newest_step(config):
@@ -84,13 +98,6 @@ def wait_for_step(config, job, step=KILL_AT, timeout_s=60.0):
         return newest_step(config) if newest_step(config) >= step else 0
 
     return wait_until(reached, f"step {step}", timeout_s, job)
-
-
-def logged(config):
-    """Steps of the training lines in the journal, in order; a resume shows as a step back."""
-    lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return [record["step"] for record in records if record["split"] == "train"]
 
 
 def assert_same_end(config, undisturbed):

@@ -34,7 +34,8 @@ ReturnToService=2
 KillWait=10
 MinJobAge=3600
 JobRequeue=1
-SlurmdTimeout=300
+# A third of it passes between two looks at nodes, after which waiting jobs are looked at too.
+SlurmdTimeout=15
 MessageTimeout=30
 {nodes}
 PartitionName=msrec Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
@@ -69,9 +70,7 @@ class Slurm:
             "SLURM_CONF": str(folder / "slurm.conf"),
             "MUNGE_SOCKET": str(folder / "munge.socket"),
         }
-        options = [
-            f"--{key}={folder}/munge.{key.split('-')[0]}" for key in ("key-file", "socket")
-        ]
+        options = [f"--{key}={folder}/munge.{key.split('-')[0]}" for key in ("key-file", "socket")]
         files = [f"--{key}-file={folder}/munge.{key}" for key in ("pid", "log", "seed")]
         self._start("munged", "--foreground", "--force", *options, *files)
         wait_until((folder / "munge.socket").exists, "munged", 10)
