@@ -132,6 +132,22 @@ class SplitFiles:
         place = row_ids + shift[group_of_row]
         return {name: _gather([piece[name] for piece in pieces], place) for name in pieces[0]}
 
+    def places(self, row_ids: npt.NDArray[np.int64]) -> dict[str, list[int]]:
+        """Where rows are: file, below the data set's folder -> its rows, in the given order.
+
+        Shape:
+            row_ids: (n,), int64 in [0, num_rows).
+        """
+        found: dict[str, list[int]] = {}
+        for row, number in zip(
+            row_ids, np.searchsorted(self.starts, row_ids, "right"), strict=True
+        ):
+            group = self.groups[number - 1]
+            file = f"{group.path.parent.name}/{group.path.name}"
+            row_of_file = group.first_row + int(row - self.starts[number - 1])
+            found.setdefault(file, []).append(row_of_file)
+        return found
+
     def _open(self, path: AnyPath) -> list[RowGroup]:
         try:
             metadata = parquet_metadata(path)

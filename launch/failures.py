@@ -4,6 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+NO_RESTART = 78
+"""Exit status of a rank that need not be started again (EX_CONFIG of sysexits.h)."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -37,7 +40,9 @@ def first_failure(log_dir: Path, since: float) -> Failure | None:
         except (ValueError, KeyError, TypeError):
             continue  # being written
         stamp = message.get("extraInfo", {}).get("timestamp") if isinstance(message, dict) else None
-        found.append((float(stamp or file.stat().st_mtime), Failure(told(message), file.parent)))
+        written = file.stat().st_mtime  # stamps are whole seconds
+        failure = Failure(told(message), file.parent)
+        found.append(((float(stamp or int(written)), written), failure))
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 

@@ -1,6 +1,7 @@
 """How a run is: what its ranks said last, who is behind, how long it will take."""
 
 import socket
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,23 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.launch.curves import load_log
-from msrec.launch.failures import first_failure
-from msrec.launch.heartbeat import FOLDER, RankState, read_ranks, read_stack
+from msrec.launch.failures import Failure, first_failure
+from msrec.launch.heartbeat import (
+    ENDED,
+    FOLDER,
+    RankState,
+    ranks_of_last_start,
+    read_ranks,
+    read_stack,
+)
 from msrec.launch.plan_table import size
 from msrec.launch.submit import LOCAL, Submitted, read_submitted, scheduler_status
 
 SILENT_S = 60.0
 """A rank that trains and has said nothing for so long is told of."""
-ENDED = ("done", "stopped")
+SLOW, SLOW_SHARE = 2.0, 0.1
+"""A rank is slow whose own time of a step is so many times that of the other ranks (the median),
+and more than theirs by this share of the step."""
 STACK_LINES = 12
 
 
@@ -75,13 +85,33 @@ def tell_status(run_dir: Path, console: Console, now: float | None = None) -> St
     ranks = read_ranks(run_dir)
     console.print(_headline(run_dir, found, ranks), highlight=False, soft_wrap=True)
     console.print(_ranks_table(ranks, time.time() if now is None else now))
-    for reason in found.reasons:
+    for reason in [*found.reasons, *stragglers(ranks)]:
         console.print(reason, highlight=False, soft_wrap=True)
     for rank in ranks:
         if (stack := read_stack(run_dir, rank.rank)) is not None:
             console.print(f"rank {rank.rank} hung here:", highlight=False)
             for line in stack.splitlines()[:STACK_LINES]:
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    return found
+
+
+def stragglers(ranks: Sequence[RankState]) -> list[str]:
+    """A sentence on each rank for which the others wait.
+
+    Steps are in lockstep, so that all ranks take the same time; what a rank spends without waiting
+    for others is its own.
+    """
+    found = []
+    for rank in ranks:
+        others = [each.own_s for each in ranks if each is not rank and each.own_s is not None]
+        if rank.own_s is None or rank.step_s is None or not others:
+            continue
+        usual = statistics.median(others)
+        if rank.own_s > SLOW * usual and rank.own_s - usual > SLOW_SHARE * rank.step_s:
+            found.append(
+                f"rank {rank.rank} on {rank.host} is slow: it takes {rank.own_s:.3g} s a step of "
+                f"its own, the others {usual:.3g} s (median) and wait for it."
+            )
     return found
 
 
@@ -118,7 +148,7 @@ def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) ->
     say(f"{on}: {submitted.handle} {word}")
     failure = first_failure(run_dir / "logs", submitted.time)
     if failure is not None:
-        say(f"The first error, its rank's output is in {failure.folder}:")
+        say(f"The first error{_whose(run_dir, failure)} output is in {failure.folder}:")
         say("\n".join(f"  {line}" for line in failure.message.splitlines()))
     since = [file.stat().st_mtime for file in (run_dir / FOLDER).glob("*.json")]
     if max(since, default=0.0) >= submitted.time:
@@ -130,6 +160,14 @@ def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) ->
         say(reason)
         return Status("failed", [reason])
     return Status("waits" if word in ("pending", "submitted") else "starts", [])
+
+
+def _whose(run_dir: Path, failure: Failure) -> str:
+    """Rank and host of an error, where that rank has said something since."""
+    for rank in ranks_of_last_start(run_dir):
+        if rank.logs is not None and Path(rank.logs) == failure.folder:
+            return f" is of rank {rank.rank} on {rank.host}, its"
+    return ", its rank's"
 
 
 def log_file(run_dir: Path, rank: int, stream: str) -> Path:
@@ -170,11 +208,12 @@ def _headline(run_dir: Path, found: Status, ranks: Sequence[RankState]) -> str:
 
 def _ranks_table(ranks: Sequence[RankState], now: float) -> Table:
     table = Table()
-    for head in ("rank", "host", "pid", "it", "step", "s a step", "memory", "said so, s ago"):
+    heads = ("rank", "host", "pid", "it", "step", "s a step", "own", "memory", "said so, s ago")
+    for head in heads:
         table.add_column(head, justify="left" if head in ("host", "it") else "right")
     for rank in ranks:
-        speed = "" if rank.step_s is None else f"{rank.step_s:.3f}"
-        cells = (f"{rank.step:,}", speed, size(rank.memory), f"{max(now - rank.time, 0):.0f}")
+        speeds = ["" if s is None else f"{s:.3f}" for s in (rank.step_s, rank.own_s)]
+        cells = (f"{rank.step:,}", *speeds, size(rank.memory), f"{max(now - rank.time, 0):.0f}")
         table.add_row(str(rank.rank), rank.host, str(rank.pid), rank.phase, *cells)
     return table
 

@@ -31,6 +31,7 @@ from msrec.launch.left_out import gather_bad_rows, keep_bad_rows
 from msrec.launch.metrics import ScenarioMetrics
 from msrec.launch.preemption import Preempted, Preemption
 from msrec.launch.process import Process, seed_step
+from msrec.launch.repeated_failure import begin, forget
 from msrec.launch.trace import TRACE_FILE, trace_tables
 from msrec.launch.unlogged import Unlogged, add_rows, all_reduce_counts
 from msrec.launch.warm_start import parts_record, parts_table, warm_start
@@ -157,9 +158,14 @@ class Trainer:
             write_json(self.config.run_dir / "init_from.json", parts_record(source, parts))
 
     def fit(self, progress: Progress | None = None) -> FitResult:
-        """Train on from what `resume` returned until done, or until SIGTERM asks to stop."""
+        """Train on from what `resume` returned until done, or until SIGTERM asks to stop.
+
+        Raises:
+            RepeatedFailure: the last two starts failed at the same step.
+        """
         config = self.config
         progress = progress or self.resume()
+        self._heartbeat.begin(progress.step, begin(config.run_dir, self.train))
         result = FitResult(progress, progress.step or None, 0.0)
         if self.process.is_main:
             config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -188,6 +194,8 @@ class Trainer:
                 self.checkpoints.wait()
                 result.preempted = True
             self._heartbeat.beat("stopped" if result.preempted else "done", progress.step)
+            if self.process.is_main:
+                forget(config.run_dir)
         result.rows_per_s = rows / seconds if seconds else 0.0
         if config.trainer.trace and not result.preempted:
             self._time_tables(config.trainer.trace)
@@ -208,6 +216,7 @@ class Trainer:
         """Streaming metrics of a split, the same on every rank."""
         histogram = HistogramMetrics(len(self._names))
         self.model.eval()
+        self._heartbeat.beat("validates")
         with torch.no_grad():
             for outcome in self._outcomes(loader.batches()):
                 add_rows(histogram, outcome)
@@ -219,7 +228,8 @@ class Trainer:
 
     def _train_epoch(self, progress: Progress, journal: Journal, losses: list[float]) -> None:
         trainer = self.config.trainer
-        batches = self.train.batches(progress.epoch, progress.batch)
+        self._heartbeat.beat("trains", progress.step)  # no validation any more
+        batches = self._heartbeat.waiting(self.train.batches(progress.epoch, progress.batch))
         if trainer.max_steps is not None:
             batches = itertools.islice(batches, max(0, trainer.max_steps - progress.step))
         self.model.train()

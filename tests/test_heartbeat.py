@@ -18,7 +18,7 @@ from tiny import tiny_dataset, tiny_store
 from msrec.launch.config import save_config
 from msrec.launch.heartbeat import RankState, read_ranks, read_stack
 from msrec.launch.process import Process
-from msrec.launch.status import status_of, tell_status
+from msrec.launch.status import status_of, stragglers, tell_status
 from msrec.launch.trainer import Trainer
 
 
@@ -105,6 +105,52 @@ def test_a_rank_that_fails_says_so(dataset, tmp_path):
     status, _ = told(config.run_dir)
     assert status.word == "failed"
     assert any("rank 1" in reason and "failed after step 3" in reason for reason in status.reasons)
+
+
+def sleep_in_the_loader(rank, world_size, config, sleeps):
+    """Train; the loader of the last rank sleeps before each batch."""
+    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
+    original = trainer.train.batches
+
+    def batches(*where):
+        for batch in original(*where):
+            time.sleep(sleeps if rank == world_size - 1 else 0)
+            yield batch
+
+    trainer.train.batches = batches
+    trainer.fit()
+
+
+def test_the_rank_for_which_all_others_wait_is_named_and_no_other(dataset, tmp_path):
+    config = config_of(dataset, tmp_path, "trainer.epochs=1", "trainer.log_every=50")
+    run_ranks(sleep_in_the_loader, 2, config, 0.1)
+    slept, waited = (read_ranks(config.run_dir)[rank] for rank in (1, 0))
+    assert slept.own_s > 0.08  # at least what it slept, but for the last word's rounding
+    assert waited.own_s < 0.05
+    assert waited.step_s > 0.08  # which is why the time of a step does not tell
+    _, text = told(config.run_dir)
+    (line,) = [line for line in text.splitlines() if "is slow" in line]
+    assert line.startswith("rank 1 on ")
+
+
+@pytest.mark.parametrize(
+    ("own", "slow"),
+    [
+        ((0.1, 0.1, 0.1, 0.3), [3]),
+        ((0.1, 0.1, 0.1, 0.19), []),
+        ((0.01, 0.01, 0.01, 0.05), []),  # four times as much of nearly nothing
+        ((0.3, 0.3, 0.3, 0.3), []),
+        ((0.1, 0.3), [1]),
+        ((0.3, None), []),
+        ((0.3,), []),
+    ],
+)
+def test_slow_is_what_takes_twice_the_others_time_and_a_tenth_of_the_step(own, slow):
+    ranks = [
+        RankState(rank=r, host="h", pid=1, time=0, phase="trains", step_s=0.5, own_s=own_s)
+        for r, own_s in enumerate(own)
+    ]
+    assert [int(line.split()[1]) for line in stragglers(ranks)] == slow
 
 
 def word_of(folder, **changes):

@@ -603,7 +603,7 @@ def main() -> None:
         rank = os.environ.get("RANK")
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         _record(error)
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_status", 2))
     except Exception as error:
         _record(error)
         raise

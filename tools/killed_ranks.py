@@ -21,6 +21,7 @@ import torch.distributed as dist
 from msrec.data.batch import Batch
 from msrec.launch.config import RunConfig
 from msrec.launch.process import Process, quiet_libraries
+from msrec.launch.repeated_failure import forget
 from msrec.launch.trainer import Trainer
 from msrec.model.ranker import Outcome
 
@@ -87,6 +88,7 @@ def run_ranks(
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    forget(config.run_dir)  # two kills may hit the same step
     # A server that has imported everything and started no thread: a rank is there in an instant.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["msrec.tools.killed_ranks"])

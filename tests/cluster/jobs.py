@@ -1,0 +1,116 @@
+"""One small training, how far it is, and whether it came to the same as an undisturbed one."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torchx.runner import get_runner
+from typer.testing import CliRunner
+
+from msrec.data.loader import Loader
+from msrec.launch.checkpoint import Checkpoints
+from msrec.launch.config import load_config, save_config
+from msrec.launch.profiles import load_profile
+from msrec.launch.storage import read_tensors
+from msrec.launch.submit import app_of
+from msrec.tools.cli import app
+
+STEPS, SAVE_EVERY, KILL_AT = 240, 10, 20
+"""Of a run; `KILL_AT` is the checkpoint after which something happens to it."""
+BATCH, WINDOW_ROWS = 96, 960
+
+
+def config_of(dataset, root, *overrides):
+    """Steps of some milliseconds, dropout, a table by rows, a checkpoint every few steps."""
+    options = [
+        *(f"dataset={dataset}", f"run_root={root}", "embeddings.dim=8"),
+        *("backbone.name=mmoe", "backbone.dropout=0.2"),
+        "embeddings.sharding={user_id: row_wise}",
+        *(f"trainer.global_batch={BATCH}", "trainer.epochs=9", "trainer.patience=9"),
+        *(f"trainer.max_steps={STEPS}", f"trainer.checkpoint_every_steps={SAVE_EVERY}"),
+        *("trainer.log_every=10", f"trainer.window_rows={WINDOW_ROWS}"),
+        *overrides,
+    ]
+    return load_config(None, options)
+
+
+def spoil(dataset, window=3):
+    """Write NaN into a row that rank 1 of two is the only one to read, first in that window."""
+    loader = Loader(dataset, "train", BATCH, window_rows=WINDOW_ROWS, prefetch=0)
+    read = [
+        set(np.searchsorted(loader.files.starts, loader.order.rows(0, w, r, 2), "right").flat)
+        for w in range(window + 1)
+        for r in range(2)
+    ]
+    number = min(read[-1].difference(*read[:-1])) - 1
+    group = loader.files.groups[number]
+    table = pq.read_table(group.path)
+    prices = table["price"].to_numpy().copy()
+    prices[group.first_row] = np.nan
+    where = table.column_names.index("price")
+    table = table.set_column(where, "price", pa.array(prices, pa.float32()))
+    pq.write_table(table, group.path, row_group_size=16)
+    return group.path.name, window
+
+
+def saved(config, name="submitted.yaml"):
+    """The config's file, in the run's folder."""
+    save_config(config, config.run_dir / name)
+    return config.run_dir / name
+
+
+def commands(config, profile="local", j="2x1"):
+    """What each node of a job runs, and its environment: as the scheduler would start it."""
+    job, file = app_of("train", config, load_profile(profile), j)
+    save_config(config, file)
+    with get_runner() as runner:
+        request = runner.dryrun(job, "local_cwd", {}).request
+    return [(replica.args, dict(replica.env)) for replica in request.role_params["train"]]
+
+
+def msrec(*words):
+    """A msrec command as the shell has it, in this process: another one takes seconds to start."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def newest_step(config):
+    """Of the newest checkpoint; 0 where there is none."""
+    newest = Checkpoints(config.run_dir / "checkpoints").newest()
+    return 0 if newest is None else int(newest.name.removeprefix("step-"))
+
+
+def wait_until(is_so, what, timeout_s=60.0, job=None):
+    """Return what `is_so` says when it says something; a job that ended meanwhile is a failure."""
+    end = time.monotonic() + timeout_s
+    while not (found := is_so()):
+        assert time.monotonic() < end, f"{what}: not within {timeout_s} s"
+        assert job is None or job.poll() is None, f"{what}: the job ended, {job.returncode}"
+        time.sleep(0.02)
+    return found
+
+
+def wait_for_step(config, job, step=KILL_AT, timeout_s=60.0):
+    """Return the newest checkpoint's step as soon as `step` is there."""
+
+    def reached():
+        return newest_step(config) if newest_step(config) >= step else 0
+
+    return wait_until(reached, f"step {step}", timeout_s, job)
+
+
+def assert_same_end(config, undisturbed):
+    """Weights, optimizer and metrics of the last checkpoints are equal bit for bit."""
+    assert newest_step(config) == newest_step(undisturbed) == STEPS
+    a, b = (
+        read_tensors(run.run_dir / f"checkpoints/step-{STEPS:08d}") for run in (config, undisturbed)
+    )
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        np.testing.assert_array_equal(value.numpy(), b[name].numpy(), err_msg=name)
+
+
+def text(path):
+    """Of a log, for the messages of asserts."""
+    return Path(path).read_text(errors="replace") if Path(path).is_file() else "nothing"

@@ -1,0 +1,81 @@
+"""One machine, two ranks, by torchx: a rank is killed, torchrun starts both again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jobs
+import psutil
+from jobs import (
+    BATCH,
+    SAVE_EVERY,
+    STEPS,
+    WINDOW_ROWS,
+    assert_same_end,
+    config_of,
+    saved,
+    wait_for_step,
+)
+
+from msrec.launch.heartbeat import read_ranks
+
+
+def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_been(
+    dataset, tmp_path, undisturbed
+):
+    config = config_of(dataset, tmp_path, "run_id=killed")
+    torchx = Path(sys.executable).parent / "torchx"
+    command = [torchx, "run", "-s", "local_cwd", "msrec.train", "-j", "1x2"]
+    with (tmp_path / "said").open("w") as said:
+        job = subprocess.Popen(
+            [*command, "--", f"config={saved(config, 'conf.yaml')}"],
+            cwd=tmp_path,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        step = wait_for_step(config, job)
+        first = {rank.rank: rank for rank in read_ranks(config.run_dir)}
+        assert step < STEPS
+        psutil.Process(first[1].pid).kill()
+        assert job.wait(120) == 0, jobs.text(tmp_path / "said")
+    again = {rank.rank: rank for rank in read_ranks(config.run_dir)}
+    assert "rank 1 failed, all ranks start again (1 such starts are left): Signal 9" in jobs.text(
+        tmp_path / "said"
+    )
+    assert again[1].pid != first[1].pid
+    assert all((rank.phase, rank.step) == ("done", STEPS) for rank in again.values())
+    assert {rank.first_step for rank in again.values()} in ({step}, {step + SAVE_EVERY})
+    assert_same_end(config, undisturbed)
+
+
+def test_a_step_that_fails_twice_is_not_tried_a_third_time(spoilt, tmp_path, monkeypatch):
+    dataset, file, window = spoilt
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site.yaml").write_text("here: { scheduler: local_cwd, max_restarts: 5 }")
+    config = config_of(dataset, tmp_path, "run_id=twice")
+    words = (
+        "launch",
+        "train",
+        saved(config, "conf.yaml"),
+        "--on",
+        "here",
+        "--profiles",
+        "site.yaml",
+    )
+    failed = jobs.msrec(*words)
+    assert failed.exit_code == 1, failed.output
+    # Two of five: the pipeline asks for a batch two steps ahead.
+    assert failed.output.count("all ranks start again") == 2, failed.output
+    step = window * WINDOW_ROWS // BATCH - 1
+    assert f"must get past step {step} (batch {step - 1} of epoch 0)" in failed.output
+    status = jobs.msrec("launch", "status", config.run_dir)
+    assert status.exit_code == 1
+    assert f"{file}: column 'price'" in status.output  # the cause, which came before the refusal
+    rows = json.loads((config.run_dir / "failed_step.json").read_text())["rows"]
+    assert f"train/{file}" in rows[str(step + 2)]
+    (config.run_dir / "failed_step.json").unlink()
+    again = jobs.msrec(*words, "faults=skip")
+    assert again.exit_code == 0, again.output
+    assert {rank.phase for rank in read_ranks(config.run_dir)} == {"done"}
+    assert min(rank.first_step for rank in read_ranks(config.run_dir)) > 0
