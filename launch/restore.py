@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from msrec.data.schema import Schema, load_schema
@@ -10,6 +11,7 @@ from msrec.launch.build import Knowledge, build_sharded
 from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.process import Process
+from msrec.model.ranker import RankerTrain
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,10 @@ def restore(run_dir: Path, process: Process, checkpoint: Path | None = None) -> 
     model, _ = build_sharded(config, schema, knowledge, process, plan=None)
     load_checkpoint(path, model, None)
     return Restored(config, schema, knowledge, model, path.name)
+
+
+def unwrapped(model: nn.Module) -> RankerTrain:
+    """The model without what distributes it; its tables stay sharded."""
+    while not isinstance(model, RankerTrain):
+        model = model.module  # type: ignore[assignment]
+    return model
