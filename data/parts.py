@@ -143,8 +143,8 @@ def new_folder(
         )
     if out.exists() and not (out / marker).is_file():
         raise ValueError(
-            f"{out} must hold {marker} to be overwritten; it does not. Remove it yourself or choose "
-            "another folder."
+            f"{out} must hold {marker} to be overwritten; it does not. Remove it yourself or "
+            "choose another folder."
         )
     scratch, old = (out.parent / f".{out.name}.{word}" for word in ("partial", "old"))
     shutil.rmtree(scratch, ignore_errors=True)

@@ -75,8 +75,10 @@ class RawRows:
         features = [feature.name for feature in self.schema.sparse]
         return ["user_key", "item_key", "scenario", *features, *self.schema.dense]
 
-    def table(self, rows: Sequence[Mapping[str, Any]], where: str = "rows") -> pa.Table:
-        """Rows as they come out of JSON, as a table that `encode` takes.
+    def table(
+        self, rows: Sequence[Mapping[str, Any]], where: str = "rows", first_row: int = 0
+    ) -> pa.Table:
+        """Rows as they come out of JSON, as a table that `encode` takes; see there.
 
         Raises:
             ValueError: a column is missing or a value is of another type; names row and column.
@@ -90,9 +92,9 @@ class RawRows:
                 # Without a type: with one, Arrow would cut 3.7 down to 3 for an integer column.
                 found[name] = pa.array([row[name] for row in rows])
             except (KeyError, TypeError, ValueError, OverflowError):
-                raise ValueError(_first_bad(rows, name, fits, where)) from None
+                raise ValueError(_first_bad(rows, name, fits, where, first_row)) from None
             if not fits.takes(found[name].type):
-                raise ValueError(_first_bad(rows, name, fits, where))
+                raise ValueError(_first_bad(rows, name, fits, where, first_row))
         return pa.table(found)
 
     def encode(self, table: pa.Table, where: str, first_row: int = 0) -> Columns:
@@ -367,9 +369,11 @@ class _Fits(NamedTuple):
         return f"a list, each {told}" if True in self.lists else told
 
 
-def _first_bad(rows: Sequence[Mapping[str, Any]], name: str, fits: _Fits, where: str) -> str:
+def _first_bad(
+    rows: Sequence[Mapping[str, Any]], name: str, fits: _Fits, where: str, first_row: int
+) -> str:
     """What is wrong with the first row that has no such value, or none like those before it."""
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, start=first_row):
         if name not in row:
             return f"{where}: row {number} must have the column {name!r}; it has {', '.join(row)}."
         try:

@@ -72,10 +72,8 @@ class KnowledgeFeature(nn.Module):
         """Columns of each user."""
         v: Tensor = self.standard(knowledge, has)
         if self.experts is not None:
-            v = mix(self.gate(v).softmax(dim=1), self.experts(v))
-        elif self.linear is not None:
-            v = self.linear(v)
-        return v
+            return mix(self.gate(v).softmax(dim=1), self.experts(v))
+        return v if self.linear is None else torch.as_tensor(self.linear(v))
 
 
 class KnowledgeMatch(nn.Module):
@@ -107,8 +105,8 @@ class KnowledgeMatch(nn.Module):
     def forward(self, user: Sequence[Tensor], item: Sequence[Tensor]) -> Tensor:
         """Columns of each row; each argument is (vectors, index, has)."""
         (h_user, at_user, has_user), (h_item, at_item, has_item) = user, item
-        p = self.dropout(self.user_side(h_user, has_user))
-        q = self.dropout(self.item_side(h_item, has_item))
+        p: Tensor = self.dropout(self.user_side(h_user, has_user))
+        q: Tensor = self.dropout(self.item_side(h_item, has_item))
         return p.index_select(0, at_user) * q.index_select(0, at_item)
 
     def user_side(self, knowledge: Tensor, has: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ and the columns beside x. Both are computed once, when a model is exported, and 
 user. So are the layers of each scenario.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,26 +73,28 @@ class FoldedScenario(nn.Module):
 
     def __init__(self, meta: ScenarioMeta) -> None:
         super().__init__()
+        layers: list[Any] = [*meta.layers, meta.head]
         z = meta.reducer(meta.get_buffer("knowledge")).detach()
-        self.layers = nn.ModuleList([*meta.layers, meta.head])
         self.activation = meta.activation
         self.register_buffer("z", z)
         self.is_made = z.shape[0] <= z.shape[1]
         if self.is_made:
             self.weights = nn.ParameterList(
                 (z @ layer.weight.flatten(1)).view(-1, layer.in_dim, layer.out_dim)
-                for layer in self.layers
+                for layer in layers
             )
-            self.biases = nn.ParameterList(z @ layer.bias for layer in self.layers)
-            self.layers = nn.ModuleList()
+            self.biases = nn.ParameterList(z @ layer.bias for layer in layers)
+            layers = []
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """Logits that each row's scenario adds."""
         if not self.is_made:
             codes = Codes(self.get_buffer("z").index_select(0, scenario), None)
-            for layer in self.layers[:-1]:
-                x = self.activation(layer(x, codes))
-            return torch.as_tensor(self.layers[-1](x, codes))
+            for number, layer in enumerate(self.layers):
+                x = layer(x, codes)
+                x = x if number == len(self.layers) - 1 else self.activation(x)
+            return x
         groups = group_rows(scenario, len(self.get_buffer("z")))
         x = groups.sort(x)
         last = len(self.weights) - 1
@@ -135,7 +137,7 @@ class Served(nn.Module):
         sizes = [self.num_vectors * self.dim, *self.user, *self.item]
         flat, *parts = torch.split(pooled, sizes, dim=1)
         user, item = Widths(*range(3)), Widths(*range(3, 6))  # where they stand among the parts
-        vectors = flat.unflatten(1, (self.num_vectors, self.dim))
+        vectors = torch.unflatten(flat, 1, (self.num_vectors, self.dim))
         features = vectors[:, : self.num_features] / lengths.clamp(min=1).unsqueeze(2)
         vectors = torch.cat([features, vectors[:, self.num_features :]], dim=1)
         beside = [parts[user.columns], parts[item.columns], parts[user.match] * parts[item.match]]

@@ -34,6 +34,8 @@ def raw_tables(rows=400):
     rng = np.random.default_rng(0)
     user = np.sort(rng.integers(30, size=rows))
     item = rng.integers(20, size=rows)
+    price = rng.normal(size=rows)
+    odds = 1.5 * price + (item % 2 - 0.5) + (user % 3 - 1)
     tags = [[f"t{k}" for k in range(i % 4)] or None for i in range(20)]
     return RawTables(
         name="app",
@@ -44,8 +46,8 @@ def raw_tables(rows=400):
                 "item_key": item * 10,
                 "scenario": rng.integers(2, size=rows),
                 "query": [None if q == 0 else f"q{q}" for q in rng.integers(9, size=rows)],
-                "price": rng.normal(size=rows),
-                "label": rng.integers(2, size=rows),
+                "price": price,
+                "label": (rng.random(rows) < 1 / (1 + np.exp(-odds))).astype(int),
                 "time": np.arange(rows),
             }
         ),

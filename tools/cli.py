@@ -12,6 +12,7 @@ from msrec.data.paths import local_path, redacted, to_path
 from msrec.tools.cli_arguments import Config, Overrides
 from msrec.tools.cli_convert import convert_app
 from msrec.tools.cli_launch import launch_app
+from msrec.tools.cli_serving import export, score, serve
 
 app = typer.Typer(
     name="msrec",
@@ -26,6 +27,8 @@ app.add_typer(convert_app, name="convert")
 bench_app = typer.Typer(help="The tables of the README, remade.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 app.add_typer(launch_app, name="launch")
+for command in (export, score, serve):
+    app.command()(command)
 
 
 @app.callback()

@@ -1,7 +1,9 @@
 """A run to a folder that serves it: int8 tables, an exported program, checked against the run."""
 
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,10 +41,10 @@ def export(
     run_dir: Path,
     out: Path,
     process: Process,
-    *,
     checkpoint: Path | None = None,
     split: Split = "test",
     kind: Kind = "int8",
+    *,
     compiled: bool = True,
     overwrite: bool = False,
 ) -> Manifest:
@@ -62,9 +64,11 @@ def export(
         FileNotFoundError: there is no run, no committed checkpoint or no such split.
         ValueError: `out` is there, the run cannot be served, or the export ranks other rows first.
     """
-    run = restore(run_dir, process, checkpoint)
-    run.model.eval()
+    if process.world_size != 1:
+        raise ValueError(f"an export must be made by one rank; there are {process.world_size}.")
     with new_folder(out, overwrite, marker=MANIFEST) as folder:
+        run = restore(run_dir, process, checkpoint)
+        run.model.eval()
         folded = fold(run, kind)
         _write_dataset(run.config.dataset, run, folder)
         _write_tables(run, folded, folder)
@@ -107,7 +111,8 @@ def _write_dataset(dataset: AnyPath, run: Restored, folder: Path) -> None:
         name = f"{side}s.parquet"
         pq.write_table(read_parquet(dataset / name, [f"{side}_key"]), folder / name)
     unknown = run.knowledge.unknown
-    np.savez_compressed(folder / RARE, **(unknown.is_rare if unknown is not None else {}))
+    rare: dict[str, Any] = dict(unknown.is_rare) if unknown is not None else {}
+    np.savez_compressed(folder / RARE, **rare)
 
 
 def _write_tables(run: Restored, folded: Folded, folder: Path) -> None:
@@ -128,7 +133,11 @@ def _write_tables(run: Restored, folded: Folded, folder: Path) -> None:
 def _write_program(folded: Folded, folder: Path, compiled: bool) -> None:
     program = exported(folded)
     torch.export.save(program, folder / PROGRAM)
-    if compiled and has_compiler():
+    if not (compiled and has_compiler()):
+        return
+    settings = {"cpp.dynamic_threads": True}  # else those of this machine are compiled in
+    with torch._inductor.config.patch(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of torch, about itself
         torch._inductor.aoti_compile_and_package(program, package_path=str(folder / COMPILED))
 
 

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
     def __len__(self) -> int:
         """Number of rows, not of fields."""
-        return self.scenario.shape[0]
+        return int(self.scenario.shape[0])
 
 
 class RowMaker:
@@ -118,8 +118,8 @@ def part_of(rows: Rows, start: int, end: int) -> Rows:
         else:
             edges = np.concatenate([[0], np.cumsum(lengths)])
             ids.append(values[edges[start] : edges[min(end, len(lengths))]])
-    lengths = [None if of is None else of[start:end] for of in rows.lengths]
-    return Rows(ids, lengths, rows.dense[start:end], rows.scenario[start:end])
+    cut = [None if of is None else of[start:end] for of in rows.lengths]
+    return Rows(ids, cut, rows.dense[start:end], rows.scenario[start:end])
 
 
 class Inputs(NamedTuple):
