@@ -307,6 +307,22 @@ def bench_planner(
     bench(seconds)
 
 
+@bench_app.command("serve")
+def bench_serve(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    export: Annotated[
+        Path | None, typer.Option(help="of `msrec export` [default: RUN/export]")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=3, help="calls of each kind")] = 200,
+    seconds: Annotated[float, typer.Option(min=0.1, help="of each load over HTTP")] = 5,
+    out: Annotated[Path, typer.Option(help="JSON file")] = Path("runs/serve.json"),
+) -> None:
+    """Latency of an export beside its run's own model, and a server under load."""
+    from msrec.tools.bench_serve import bench_serve as bench
+
+    bench(run, export or run / "export", repeats, seconds, out)
+
+
 @bench_app.command("speed")
 def bench_speed(
     dataset: Annotated[Path, typer.Argument(help="a dataset folder", parser=local_path)],

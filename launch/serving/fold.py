@@ -88,7 +88,7 @@ def unwrapped_over(run: Restored) -> DenseArch:
 
 def weights(run: Restored, folded: Folded) -> Iterator[tuple[TableSpec, Iterator[Tensor]]]:
     """Each table's rows, some at a time, (n, dim), float32, in order."""
-    trained = _trained(run)
+    trained = trained_tables(run)
     for spec in folded.specs:
         side = entity_features(folded.histories, folded.known).get(spec.name)
         if side is None:
@@ -102,7 +102,7 @@ def weights(run: Restored, folded: Folded) -> Iterator[tuple[TableSpec, Iterator
             yield spec, _history_rows(run.knowledge.history, side, trained[spec.name], spec.rows)
 
 
-def _trained(run: Restored) -> dict[str, Tensor]:
+def trained_tables(run: Restored) -> dict[str, Tensor]:
     """Table -> (rows, dim), float32, on one rank."""
     found = {}
     for name, value in unwrapped(run.model).ranker.embeddings.state_dict().items():

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from msrec.data.raw_rows import RawRows
 from msrec.launch.serving.folder import COMPILED, PROGRAM, RARE, Manifest, cpu, read_manifest
-from msrec.launch.serving.rows import RowMaker, Rows, entity_features, inputs_of, part_of
+from msrec.launch.serving.rows import Inputs, RowMaker, Rows, entity_features, inputs_of, part_of
 from msrec.launch.serving.tables import Tables
 
 MOST_ROWS = 8192
@@ -66,10 +67,17 @@ class Scorer:
         if not len(rows):
             return np.zeros(0, dtype=np.float32)
         with torch.inference_mode():
-            ids, offsets, *others = inputs_of(rows, self._num_features)
-            pooled = self._tables.lookup(ids, offsets)
-            inputs = (pooled, *others)
-            if len(rows) == 1:  # torch.export takes a size of 1 for a constant
-                inputs = tuple(part.expand(2, *part.shape[1:]).contiguous() for part in inputs)
-            found: npt.NDArray[np.float32] = self._program(*inputs)[: len(rows)].numpy()
+            return self.run(self.pooled(inputs_of(rows, self._num_features)))
+
+    def pooled(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """What the program takes: the tables are looked up."""
+        pooled = self._tables.lookup(inputs.ids, inputs.offsets)
+        return pooled, inputs.lengths, inputs.dense, inputs.scenario
+
+    def run(self, inputs: tuple[Tensor, ...]) -> npt.NDArray[np.float32]:
+        """Run the program."""
+        size = len(inputs[0])
+        if size == 1:  # torch.export takes a size of 1 for a constant
+            inputs = tuple(part.expand(2, *part.shape[1:]).contiguous() for part in inputs)
+        found: npt.NDArray[np.float32] = self._program(*inputs)[:size].numpy()
         return found
