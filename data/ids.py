@@ -1,8 +1,9 @@
 """Raw ids to table rows: vocabularies of training values, row 0 for all else; or hashes.
 
 A dataset folder keeps its vocabularies, `vocabularies/FEATURE.parquet`: in the column `value`,
-value i has table row i + 1. A later conversion may grow them: old values keep their rows, so that a
-model which begins with an older one's weights (`init_from`) has them in the right places.
+value i has table row i + 1 (a null has none: that row is not used). A later conversion may grow
+them: old values keep their rows, so that a model which begins with an older one's weights
+(`init_from`) has them in the right places.
 """
 
 import hashlib
@@ -256,19 +257,12 @@ class Seen:
         """Table rows of values, 0 where training has not shown the value."""
         return np.where(self._seen[values], self._row_of[values], np.int32(UNKNOWN))
 
+    def values(self) -> list[int | None]:
+        """The integer of each row but 0, None where training has not shown it."""
+        found = np.full(self.rows - 1, -1)
+        found[self._row_of[self._seen] - 1] = np.flatnonzero(self._seen)
+        return [None if value < 0 else value for value in found.tolist()]
+
     def by_value(self, lookups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Lookups (rows,) in the order of the values, those of row 0 first."""
         return np.concatenate([lookups[:1], lookups[self._row_of]])
-
-    def vocabulary(self) -> Vocabulary:
-        """The values in the order of their rows, null where training has not shown one.
-
-        Example:
-            >>> seen = Seen(size=3)
-            >>> seen.update(np.array([2, 0]))
-            >>> seen.vocabulary().values.to_list()
-            [0, 2, None]
-        """
-        values = np.argsort(self._row_of)
-        shown = pl.Series(self._seen[values])
-        return Vocabulary(pl.Series(values).zip_with(shown, pl.Series([None], dtype=pl.Int64)))

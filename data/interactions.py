@@ -78,12 +78,12 @@ class Interactions:
         """The bags of some users or items.
 
         Shape:
-            entities: (U,), int64.
+            entities: (U,), int64; -1 for one that is not in the dataset, whose bag is empty.
             returns: ids, (sum of lengths,), int32, and lengths, (U,), int32.
         """
         starts, ids, _ = self._bags[side]
-        first = starts[entities]
-        lengths = starts[entities + 1] - first
+        first = starts[np.maximum(entities, 0)]
+        lengths = np.where(entities < 0, 0, starts[entities + 1] - first)
         shift = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
         return ids[np.arange(len(shift)) + shift], lengths.astype(np.int32)
 

@@ -81,14 +81,14 @@ class EntityKnowledge:
         """Vectors of some users.
 
         Shape:
-            ids: (U,), int64, indices into users.parquet.
+            ids: (U,), int64, indices into users.parquet; -1 for one that is not there.
             returns: vectors (U, H), as `take` gives them, and has (U,), float32; the mean vector
                 and 0 where the store has none.
         """
-        rows = self._rows[ids]
+        rows = np.where(ids < 0, -1, self._rows[ids])
         present = torch.from_numpy(rows >= 0)
         if self._drawn is not None:
-            vectors = self._drawn.index_select(0, torch.from_numpy(ids))
+            vectors = self._drawn.index_select(0, torch.from_numpy(np.maximum(ids, 0)))
         else:
             vectors = take(self._store, np.maximum(rows, 0))
         vectors[~present] = torch.from_numpy(self.mean).to(vectors.dtype)

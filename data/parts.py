@@ -119,25 +119,32 @@ def write_table(frame: pl.DataFrame, path: Path) -> None:
 
 
 @contextmanager
-def new_folder(out: Path | str, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    out: Path | str, overwrite: bool = False, marker: str = SCHEMA_FILE
+) -> Iterator[Path]:
     """A scratch folder beside `out` that takes its name when the block ends well.
 
     What a killed run left in the scratch folder is removed by the next one. With `overwrite` the
-    old dataset folder stays until the new one is complete.
+    old folder stays until the new one is complete.
+
+    Args:
+        out: the folder to make.
+        overwrite: replace an older one.
+        marker: the file by which one of this kind is known; nothing else is replaced.
 
     Raises:
-        ValueError: `out` is there already, or is not a dataset folder that could be replaced.
+        ValueError: `out` is there already, or is not such a folder that could be replaced.
     """
     out = Path(out)
     if out.exists() and not overwrite:
         raise ValueError(
-            f"{out} must not exist yet, so that no dataset is lost; it does. Choose another folder "
-            "or pass overwrite."
+            f"{out} must not exist yet, so that nothing is lost; it does. Choose another folder or "
+            "pass overwrite."
         )
-    if out.exists() and not (out / SCHEMA_FILE).is_file():
+    if out.exists() and not (out / marker).is_file():
         raise ValueError(
-            f"{out} must be a dataset folder to be overwritten; it has no {SCHEMA_FILE}. Remove it "
-            "yourself or choose another folder."
+            f"{out} must hold {marker} to be overwritten; it does not. Remove it yourself or "
+            "choose another folder."
         )
     scratch, old = (out.parent / f".{out.name}.{word}" for word in ("partial", "old"))
     shutil.rmtree(scratch, ignore_errors=True)

@@ -48,6 +48,8 @@ class SparseFeature(_Part):
     name: str
     table: str
     multi: bool = False
+    hashes: int | None = None
+    """Rows that a value has, where it is hashed; None where a vocabulary has its row."""
 
 
 class TextFields(_Part):

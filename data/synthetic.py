@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from msrec.data import catalogue
 from msrec.data.balance import heat
-from msrec.data.ids import UNKNOWN, Seen, save_vocabularies
+from msrec.data.ids import UNKNOWN, VOCABULARIES, Seen
 from msrec.data.parts import PartWriter, arrow_schema, new_folder, write_table
 from msrec.data.posterior import reachable
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, TextFields, save_schema
@@ -68,14 +68,15 @@ def synthesize(
                     writer.append(_table(chunk, tally.encode(chunk, split), app, target))
                     if report:
                         report(f"writing {split}", begin + len(chunk.user) - start, stop - start)
-        write_table(_users(app), folder / "users.parquet")
-        write_table(_items(app), folder / "items.parquet")
+        of_users, of_items = _users(app), _items(app)
+        write_table(of_users, folder / "users.parquet")
+        write_table(of_items, folder / "items.parquet")
+        _save_vocabularies(app, tally, of_users, of_items, folder)
         if report:
             report("what cold users' training rows tell", 0, 1)
         tally.reachable_auc = _reachable_auc(app)
         last = app.generate(app.bounds[0] - 1, app.bounds[0])
         schema = _schema(app, tally, until=int(last.timestamp[0]))
-        save_vocabularies({name: seen.vocabulary() for name, seen in tally.seen.items()}, folder)
         save_schema(schema, folder)
     return schema
 
@@ -231,6 +232,33 @@ def _schema(app: App, tally: _Tally, until: int) -> Schema:
         num_items=app.items,
         counts=tally.counts(),
     )
+
+
+def _save_vocabularies(
+    app: App, tally: _Tally, users: pl.DataFrame, items: pl.DataFrame, folder: Path
+) -> None:
+    """The raw value of each table row, as users.parquet and items.parquet have it.
+
+    Null where training did not show it: such a value is unknown.
+    """
+    (folder / VOCABULARIES).mkdir()
+    raw = {"user_id": users["user_key"], "item_id": items["item_key"]}
+    raw |= {
+        "age_band": pl.Series(catalogue.AGE_BANDS),
+        "city_tier": pl.Series(catalogue.CITY_TIERS),
+    }
+    raw["category"] = pl.Series(catalogue.CATEGORIES)
+    creators = pl.DataFrame({"number": app.creator, "name": items["creator"]}).unique("number")
+    for name, seen in tally.seen.items():
+        value = pl.Series(seen.values())
+        if name == "creator":
+            column = value.to_frame("number").join(
+                creators, "number", "left", maintain_order="left"
+            )
+            column = column.select(value="name")
+        else:
+            column = pl.DataFrame({"value": raw[name].gather(value)})
+        column.write_parquet(folder / VOCABULARIES / f"{name}.parquet")
 
 
 def _users(app: App) -> pl.DataFrame:

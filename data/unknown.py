@@ -51,28 +51,40 @@ class UnknownIds:
                     f"features ({', '.join(single)}); got {name!r}."
                 )
         self._dropout, self._seed = dict(dropout), seed
-        self._is_rare: dict[str, npt.NDArray[np.bool_]] = {}
+        self.is_rare: dict[str, npt.NDArray[np.bool_]] = {}
+        """Feature -> (rows of its table,), which ids are rare."""
         if rare:
             files = SplitFiles(dataset, schema, "train", only=list(rare), faults=faults)
             columns = files.read_good()
             for name, least in rare.items():
                 size = schema.tables[schema.table_of(name)]
-                self._is_rare[name] = np.bincount(columns[name], minlength=size) < least
+                self.is_rare[name] = np.bincount(columns[name], minlength=size) < least
 
     def apply(
         self, columns: Columns, rows: npt.NDArray[np.int64], epoch: int, is_train: bool
     ) -> Columns:
         """The columns (n values each) of some rows (n,) of a split, with unknown ids as row 0."""
-        changed = dict(columns)
-        for name, is_rare in self._is_rare.items():
-            ids = changed[name]
-            changed[name] = np.where(is_rare[ids], ids.dtype.type(UNKNOWN), ids)
+        changed = as_unknown(columns, self.is_rare)
         if is_train:
             for number, (name, share) in enumerate(self._dropout.items()):
                 ids = changed[name]
                 key = (self._seed * 1_000_003 + epoch) * 1_000_003 + number
                 changed[name] = np.where(_uniform(rows, key) < share, ids.dtype.type(UNKNOWN), ids)
         return changed
+
+
+def as_unknown(columns: Columns, ids: Mapping[str, npt.NDArray[np.bool_]]) -> Columns:
+    """The columns with some ids as row 0.
+
+    Args:
+        columns: of some rows.
+        ids: feature -> (rows of its table,), which of its ids.
+    """
+    changed = dict(columns)
+    for name, is_unknown in ids.items():
+        values = changed[name]
+        changed[name] = np.where(is_unknown[values], values.dtype.type(UNKNOWN), values)
+    return changed
 
 
 def _uniform(rows: npt.NDArray[np.int64], key: int) -> npt.NDArray[np.float64]:

@@ -131,7 +131,12 @@ def _schema(raw: RawTables, encoded: Encoded, record: SplitRecord) -> Schema:
         scenarios=raw.scenarios,
         tables=encoded.table_rows,
         sparse=[
-            SparseFeature(name=f.name, table=f.name, multi=_is_multi(f, encoded))
+            SparseFeature(
+                name=f.name,
+                table=f.name,
+                multi=_is_multi(f, encoded),
+                hashes=_hashes(f, encoded),
+            )
             for f in raw.features
             if f.kind != "dense"
         ],
@@ -150,6 +155,11 @@ def _is_multi(feature: Feature, encoded: Encoded) -> bool:
     """Lists of ids: of several values, or of several hashes of one."""
     table = encoded.vocabularies[feature.name]
     return feature.kind == "multi" or (isinstance(table, Hashed) and table.hashes > 1)
+
+
+def _hashes(feature: Feature, encoded: Encoded) -> int | None:
+    table = encoded.vocabularies[feature.name]
+    return table.hashes if isinstance(table, Hashed) else None
 
 
 def _text_columns(raw: RawTables, side: str) -> list[str]:

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 from msrec.data.batch import Batch
 from msrec.data.knowledge import take
@@ -32,10 +31,10 @@ from msrec.launch.explanation import (
 )
 from msrec.launch.process import Process
 from msrec.launch.prompts import prompts_by_key
-from msrec.launch.restore import load_run_config, restore
+from msrec.launch.restore import load_run_config, restore, unwrapped
 from msrec.model.generated import GeneratedLinear
 from msrec.model.meta import ScenarioMeta, UserMeta
-from msrec.model.ranker import DenseArch, Outcome, RankerTrain
+from msrec.model.ranker import DenseArch, Outcome
 
 SAMPLE = 2_000
 """Users whose generated layers a user's one is compared with."""
@@ -61,7 +60,7 @@ class Explainer:
         self.config, self.schema, self.knowledge = config, run.schema, run.knowledge
         self.split: Split = split
         self.model = run.model.eval()
-        self.over: DenseArch = _inside(self.model).ranker.over
+        self.over: DenseArch = unwrapped(self.model).ranker.over
         self._loader: Loader = build_loader(
             self.config, split, process, self.knowledge, 1, shuffle=False
         )
@@ -234,13 +233,6 @@ def _average_scenario(meta: ScenarioMeta | None) -> Iterator[None]:
         yield
     finally:
         knowledge.copy_(kept)
-
-
-def _inside(model: nn.Module) -> RankerTrain:
-    """The model without what distributes it."""
-    while not isinstance(model, RankerTrain):
-        model = model.module  # type: ignore[assignment]
-    return model
 
 
 def _layers(meta: UserMeta | ScenarioMeta) -> Iterator[tuple[str, GeneratedLinear]]:

@@ -35,6 +35,7 @@ from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
 from msrec.launch.restore import load_run_config, restore
 from msrec.launch.results import Results, results_tables, slice_table
+from msrec.launch.serving.tables import Kind
 from msrec.launch.slices import MEANING, SLICES, Slice
 from msrec.launch.terminal import wide_console
 from msrec.launch.trainer import Trainer
@@ -220,6 +221,35 @@ def predict_job(
         found = predict_files(run, process, data, out, keep)
         if found is not None:
             console.print(told(found, out), highlight=False, soft_wrap=True)
+
+
+def export_job(
+    run_dir: Path,
+    out: Path,
+    checkpoint: Path | None,
+    split: Split,
+    tables: Kind,
+    *,
+    compiled: bool,
+    overwrite: bool,
+) -> None:
+    """Export a run, and tell how it scores beside the run."""
+    from msrec.launch.serving.export import export
+
+    with process_group("cpu") as process:
+        _log_to_terminal(process.is_main)
+        options = {"compiled": compiled, "overwrite": overwrite}
+        made = export(run_dir, out, process, checkpoint, split, tables, **options)
+    found = made.parity
+    assert found is not None
+    console.print(
+        f"AUC of {found.rows:,} {split} rows: run {found.auc_run:.6f}, export "
+        f"{found.auc_export:.6f} ({found.auc_difference:+.6f}); scores differ by at most "
+        f"{found.largest_difference:.2g}, {found.mean_difference:.2g} on average",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"wrote {out}", soft_wrap=True)
 
 
 def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from msrec.data.lineage import Lineage
@@ -14,6 +15,7 @@ from msrec.launch.build import Knowledge, Scored, build_sharded
 from msrec.launch.checkpoint import COMMIT, Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.process import Process
+from msrec.model.ranker import RankerTrain
 
 CHECKPOINTS = "checkpoints"
 log = logging.getLogger(__name__)
@@ -126,3 +128,10 @@ def _lineage(config: RunConfig, data: AnyPath, process: Process) -> Lineage:
         for name, count in lineage.new_values.items():
             log.warning("%s: %d values of %s are new to the run: row 0", data, count, name)
     return lineage
+
+
+def unwrapped(model: nn.Module) -> RankerTrain:
+    """The model without what distributes it; its tables stay sharded."""
+    while not isinstance(model, RankerTrain):
+        model = model.module  # type: ignore[assignment]
+    return model

@@ -66,12 +66,14 @@ class KnowledgeFeature(nn.Module):
 
     def forward(self, knowledge: Tensor, index: Tensor, has: Tensor) -> Tensor:
         """Columns of each row, by its user."""
+        return self.columns(knowledge, has).index_select(0, index)
+
+    def columns(self, knowledge: Tensor, has: Tensor) -> Tensor:
+        """Columns of each user."""
         v: Tensor = self.standard(knowledge, has)
         if self.experts is not None:
-            v = mix(self.gate(v).softmax(dim=1), self.experts(v))
-        elif self.linear is not None:
-            v = self.linear(v)
-        return v.index_select(0, index)
+            return mix(self.gate(v).softmax(dim=1), self.experts(v))
+        return v if self.linear is None else torch.as_tensor(self.linear(v))
 
 
 class KnowledgeMatch(nn.Module):
@@ -103,9 +105,17 @@ class KnowledgeMatch(nn.Module):
     def forward(self, user: Sequence[Tensor], item: Sequence[Tensor]) -> Tensor:
         """Columns of each row; each argument is (vectors, index, has)."""
         (h_user, at_user, has_user), (h_item, at_item, has_item) = user, item
-        p: Tensor = self.dropout(self.user(self.of_user(h_user, has_user)))
-        q: Tensor = self.dropout(self.item(self.of_item(h_item, has_item)))
+        p: Tensor = self.dropout(self.user_side(h_user, has_user))
+        q: Tensor = self.dropout(self.item_side(h_item, has_item))
         return p.index_select(0, at_user) * q.index_select(0, at_item)
+
+    def user_side(self, knowledge: Tensor, has: Tensor) -> Tensor:
+        """A v_u of each user."""
+        return torch.as_tensor(self.user(self.of_user(knowledge, has)))
+
+    def item_side(self, knowledge: Tensor, has: Tensor) -> Tensor:
+        """B v_i of each item."""
+        return torch.as_tensor(self.item(self.of_item(knowledge, has)))
 
 
 class Standard(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.dropout import Dropout
-from msrec.model.generated import GeneratedLinear, check_form, make_codes
+from msrec.model.generated import Codes, GeneratedLinear, check_form, make_codes
 from msrec.model.mlp import check_positive, make_activation
 
 
@@ -152,7 +152,10 @@ class UserMeta(nn.Module):
     ) -> Tensor:
         """Change each row by what is known of its user."""
         z = self.reducer(knowledge, has_knowledge)
-        codes = make_codes(z, user_index, self.form)
+        return self.change(x, make_codes(z, user_index, self.form))
+
+    def change(self, x: Tensor, codes: Codes) -> Tensor:
+        """Change each row by the code of its user."""
         h = codes.enter(x if self.scales is not None else self.down(x))
         for i, layer in enumerate(self.layers):
             change = self.activation(layer(h, codes))

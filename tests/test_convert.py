@@ -404,7 +404,7 @@ def test_a_dataset_that_is_there_is_kept_unless_overwrite_is_said(tmp_path):
 def test_overwrite_never_removes_a_folder_that_is_no_dataset(tmp_path):
     (tmp_path / "thesis").mkdir()
     raw = read_tables(make_tables(tmp_path / "raw"))
-    with pytest.raises(ValueError, match="must be a dataset folder to be overwritten"):
+    with pytest.raises(ValueError, match="must hold dataset.yaml to be overwritten"):
         write_dataset(raw, tmp_path / "thesis", overwrite=True)
 
 

@@ -12,6 +12,7 @@ from msrec.data.paths import local_path, redacted, to_path
 from msrec.tools.cli_arguments import Config, Overrides
 from msrec.tools.cli_convert import convert_app
 from msrec.tools.cli_launch import launch_app
+from msrec.tools.cli_serving import export, score, serve
 
 app = typer.Typer(
     name="msrec",
@@ -26,6 +27,8 @@ app.add_typer(convert_app, name="convert")
 bench_app = typer.Typer(help="The tables of the README, remade.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 app.add_typer(launch_app, name="launch")
+for command in (export, score, serve):
+    app.command()(command)
 
 
 @app.callback()
@@ -446,6 +449,22 @@ def bench_planner(
     from msrec.tools.bench_planner import bench_planner as bench
 
     bench(seconds)
+
+
+@bench_app.command("serve")
+def bench_serve(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    export: Annotated[
+        Path | None, typer.Option(help="of `msrec export` [default: RUN/export]")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=3, help="calls of each kind")] = 200,
+    seconds: Annotated[float, typer.Option(min=0.1, help="of each load over HTTP")] = 5,
+    out: Annotated[Path, typer.Option(help="JSON file")] = Path("runs/serve.json"),
+) -> None:
+    """Latency of an export beside its run's own model, and a server under load."""
+    from msrec.tools.bench_serve import bench_serve as bench
+
+    bench(run, export or run / "export", repeats, seconds, out)
 
 
 @bench_app.command("speed")
