@@ -11,7 +11,7 @@ demo: $(READY) ## synthetic app, frozen LLM, two ranks: bare against LLM4MSR
 	$(VENV)/bin/msrec demo
 
 test: $(READY) ## every test
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n logical --maxprocesses 8 --dist loadfile
 
 check: ## what CI runs: format, lint, types, tests, wheel
 	.ci/run
