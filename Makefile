@@ -5,7 +5,7 @@ VENV ?= .venv
 MACHINE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 READY = $(VENV)/ready-$(MACHINE)
 
-.PHONY: demo test check benchmark install
+.PHONY: demo test test-cluster check benchmark install
 
 demo: $(READY) ## synthetic app, frozen LLM, two ranks: bare against LLM4MSR
 	$(VENV)/bin/msrec demo
@@ -13,7 +13,10 @@ demo: $(READY) ## synthetic app, frozen LLM, two ranks: bare against LLM4MSR
 test: $(READY) ## every test
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n logical --maxprocesses 8 --dist loadfile
 
-check: ## what CI runs: format, lint, types, tests, wheel
+test-cluster: $(READY) ## two hosts and a two-node Slurm in network namespaces; needs root
+	PYTEST=$(VENV)/bin/pytest OMP_NUM_THREADS=1 tests/cluster/run
+
+check: ## what CI runs: format, lint, types, wheel, tests, tests on a cluster
 	.ci/run
 
 benchmark: $(READY) ## docs/benchmark.md, from RAW=folder; takes a night, resumes

@@ -81,7 +81,7 @@ def newest_step(config):
     return 0 if newest is None else int(newest.name.removeprefix("step-"))
 
 
-def wait_until(is_so, what, timeout_s=60.0, job=None):
+def wait_until(is_so, what, timeout_s=120.0, job=None):
     """Return what `is_so` says when it says something; a job that ended meanwhile is a failure."""
     end = time.monotonic() + timeout_s
     while not (found := is_so()):
@@ -91,13 +91,13 @@ def wait_until(is_so, what, timeout_s=60.0, job=None):
     return found
 
 
-def wait_for_step(config, job, step=KILL_AT, timeout_s=60.0):
+def wait_for_step(config, job, step=KILL_AT):
     """Return the newest checkpoint's step as soon as `step` is there."""
 
     def reached():
         return newest_step(config) if newest_step(config) >= step else 0
 
-    return wait_until(reached, f"step {step}", timeout_s, job)
+    return wait_until(reached, f"step {step}", job=job)
 
 
 def assert_same_end(config, undisturbed):

@@ -75,7 +75,7 @@ def test_a_node_whose_processes_are_killed_is_requeued_and_goes_on(
     killed = time.monotonic()
     for process in slurm.nodes["node2"].processes("msrec.tools"):
         process.kill()  # the launcher and its rank
-    wait_for_step(config, None, step + 2 * SAVE_EVERY, timeout_s=120)
+    wait_for_step(config, None, step + 2 * SAVE_EVERY)
     print(f"Slurm: requeued, trained on after {time.monotonic() - killed:.0f} s", file=sys.stderr)
     told = wait_for_status(launch, config, "done")
     assert told.exit_code == 0, told.stdout
