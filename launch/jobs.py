@@ -22,6 +22,7 @@ from msrec.launch.preemption import STOPPED
 from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
 from msrec.launch.results import results_table, slice_table
+from msrec.launch.serving.folder import Dense
 from msrec.launch.serving.tables import Kind
 from msrec.launch.slices import SLICES, Slice
 from msrec.launch.terminal import wide_console
@@ -109,6 +110,7 @@ def export_job(
     checkpoint: Path | None,
     split: Split,
     tables: Kind,
+    dense: Dense,
     *,
     compiled: bool,
     overwrite: bool,
@@ -119,7 +121,7 @@ def export_job(
     with process_group("cpu") as process:
         _log_to_terminal(process.is_main)
         options = {"compiled": compiled, "overwrite": overwrite}
-        made = export(run_dir, out, process, checkpoint, split, tables, **options)
+        made = export(run_dir, out, process, checkpoint, split, tables, dense, **options)
     found = made.parity
     assert found is not None
     console.print(
