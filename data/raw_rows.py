@@ -323,7 +323,8 @@ def _integers(
     if not pa.types.is_integer(values.type):
         raise ValueError(f"{place.where}: column {name!r} must be integers; it is {values.type}.")
     try:
-        numbers = values.fill_null(0).cast(pa.int64()).to_numpy()
+        values = values.fill_null(0) if values.null_count else values
+        numbers = values.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         bad = np.array([not -(2**63) <= (v or 0) < 2**63 for v in values.to_pylist()])
         place.refuse(bad, values, name, "an integer must have 64 bits")

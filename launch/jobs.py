@@ -35,6 +35,7 @@ from msrec.launch.process import process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
 from msrec.launch.restore import load_run_config, restore
 from msrec.launch.results import Results, results_tables, slice_table
+from msrec.launch.serving.folder import Dense
 from msrec.launch.serving.tables import Kind
 from msrec.launch.slices import MEANING, SLICES, Slice
 from msrec.launch.terminal import wide_console
@@ -229,6 +230,7 @@ def export_job(
     checkpoint: Path | None,
     split: Split,
     tables: Kind,
+    dense: Dense,
     *,
     compiled: bool,
     overwrite: bool,
@@ -239,7 +241,7 @@ def export_job(
     with process_group("cpu") as process:
         _log_to_terminal(process.is_main)
         options = {"compiled": compiled, "overwrite": overwrite}
-        made = export(run_dir, out, process, checkpoint, split, tables, **options)
+        made = export(run_dir, out, process, checkpoint, split, tables, dense, **options)
     found = made.parity
     assert found is not None
     console.print(

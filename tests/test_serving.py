@@ -1,6 +1,7 @@
 """Exports: they score as their run does, refuse what is damaged, and appear whole or not at all."""
 
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -24,8 +25,9 @@ from msrec.launch.restore import restore
 from msrec.launch.serving import export as export_module
 from msrec.launch.serving import parity
 from msrec.launch.serving.export import export
+from msrec.launch.serving.lower import in_bfloat16
+from msrec.launch.serving.rows import inputs_of, part_of
 from msrec.launch.serving.rows import joined as put_together
-from msrec.launch.serving.rows import part_of
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.serving.tables import Tables, TableSpec, file_of, quantised
@@ -171,9 +173,21 @@ def test_a_compiled_program_scores_as_the_one_that_is_not(app, scorers, tmp_path
         np.testing.assert_allclose(compiled.score(rows), scorers["bare"].score(rows), atol=1e-5)
 
 
-def copied(app, tmp_path):
-    import shutil
+def test_products_in_bfloat16_move_scores_a_little(app, scorers):
+    scorer = scorers["full"]
+    program, products = in_bfloat16(torch.export.load(app / "full" / "dense.pt2"))
+    table = pl.read_parquet(app / "test.parquet").to_arrow()
+    rows = scorer.maker.rows(scorer.raw.encode(table, "rows"))
+    inputs = scorer.pooled(inputs_of(rows, len(scorer.raw.schema.sparse)))
+    with torch.no_grad():
+        found = program.module()(*inputs)
+    assert products >= 5
+    assert found.dtype == torch.float32
+    assert 1e-6 < (found - torch.from_numpy(scorer.run(inputs))).abs().max() < 5e-3
+    assert len(found.unique()) > 500  # logits in bfloat16 would have a hundred values or so
 
+
+def copied(app, tmp_path):
     return shutil.copytree(app / "full", tmp_path / "export")
 
 

@@ -31,13 +31,15 @@ from msrec.launch.serving.rows import inputs_of
 from msrec.launch.serving.scorer import Scorer
 from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
+from msrec.tools.bench_folding import folding_cases
 
 SIZES = (1, 64, 512)
 LOADS = ((1, 1), (16, 1), (16, 64), (4, 512), (32, 512))
 """Clients at the same time, and rows of each of their requests."""
 QUEUE_ROWS = 4096
 START_S = 120
-Times = dict[str, list[float]]
+Times = dict[str, list[tuple[float, float]]]
+"""Of each case its calls: seconds on the clock, and seconds that this thread computed."""
 
 
 def bench_serve(
@@ -63,9 +65,10 @@ def bench_serve(
     console = console or Console(width=110)
     scorer, loose = Scorer(export), Scorer(export, compiled=False)
     found: dict[str, Any] = {"export": scorer.manifest.model_dump(mode="json", exclude={"crc32"})}
-    with process_group("cpu") as process, torch.no_grad():
+    with process_group("cpu") as process:
         run = restore(run_dir, process)
         run.model.eval()
+        torch.set_grad_enabled(False)  # until the command ends
         loader = build_loader(run.config, "test", process, run.knowledge, 1, shuffle=False)
         pick = np.random.default_rng(0).integers(loader.files.num_rows, size=max(SIZES))
         found["direct"] = {}
@@ -74,9 +77,19 @@ def bench_serve(
             lines = raw_lines(scorer, columns)
             batch = loader.batch_of(pick[:size])
             times = timed(_cases(run, scorer, loose, batch, columns, lines), repeats)
-            found["direct"][size] = {name: _quantiles(of) for name, of in times.items()}
+            found["direct"][size] = {name: _figures(of) for name, of in times.items()}
         body = raw_lines(scorer, loader.files.take(pick))
+        over = unwrapped_over(run)
+        if over.user_meta is not None:
+            cases = folding_cases(over.user_meta, SIZES)
+            found["user layers"] = {
+                size: {name: _figures(of) for name, of in timed(cases[size], repeats).items()}
+                for size in SIZES
+            }
     console.print(_direct_table(found["direct"]))
+    if "user layers" in found:
+        title = "ms for the layers of each row's user, by what is kept of 100,000 users"
+        console.print(_times_table(found["user layers"], title))
     found["load"] = []
     with _server(export) as port:
         for clients, rows in LOADS:
@@ -120,15 +133,21 @@ def _plain(run: Restored) -> Ranker:
 
 
 def timed(cases: dict[str, Callable[[], object]], repeats: int) -> Times:
-    """Seconds of each call; the cases take turns, after two rounds that do not count."""
+    """Times of each call; the cases take turns, after two rounds that do not count."""
     times: Times = {name: [] for name in cases}
     for number in range(repeats + 2):
         for name, case in cases.items():
-            started = time.perf_counter()
+            started, computed = time.perf_counter(), time.thread_time()
             case()
             if number >= 2:
-                times[name].append(time.perf_counter() - started)
+                spent = time.thread_time() - computed
+                times[name].append((time.perf_counter() - started, spent))
     return times
+
+
+def _figures(calls: Sequence[tuple[float, float]]) -> dict[str, float]:
+    clock, computed = zip(*calls, strict=True)
+    return _quantiles(clock) | {"cpu_ms": 1e3 * float(np.median(computed))}
 
 
 def raw_lines(scorer: Scorer, columns: Columns) -> list[dict[str, Any]]:
@@ -251,16 +270,24 @@ def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"p50_ms": 1e3 * float(p50), "p99_ms": 1e3 * float(p99)}
 
 
-def _direct_table(direct: dict[int, dict[str, dict[str, float]]]) -> Table:
-    table = Table(title="ms a call, median (99 %), one thread")
-    for column in ("", *(f"{size} rows" for size in direct)):
+def _times_table(times: dict[int, dict[str, dict[str, float]]], title: str) -> Table:
+    table = Table(title=title)
+    for column in ("", *(f"{size} rows" for size in times)):
         table.add_column(column, justify="right" if column else "left")
-    for name in direct[SIZES[0]]:
-        cells = [f"{of[name]['p50_ms']:.2f} ({of[name]['p99_ms']:.2f})" for of in direct.values()]
+    for name in times[SIZES[0]]:
+        cells = [
+            f"{of[name]['p50_ms']:.2f} ({of[name]['p99_ms']:.2f}) {of[name]['cpu_ms']:.2f}"
+            for of in times.values()
+        ]
         table.add_row(name, *cells)
+    return table
+
+
+def _direct_table(direct: dict[int, dict[str, dict[str, float]]]) -> Table:
+    table = _times_table(direct, "ms a call: median (99 %), and median of computing, one thread")
     for name in ("run: TorchRec, eager, float", "run: nn.EmbeddingBag, eager, float"):
-        ratios = [of[name]["p50_ms"] / of["export"]["p50_ms"] for of in direct.values()]
-        table.add_row(f"export is faster than {name}", *(f"{ratio:.1f} x" for ratio in ratios))
+        ratios = [of[name]["cpu_ms"] / of["export"]["cpu_ms"] for of in direct.values()]
+        table.add_row(f"export computes less than {name}", *(f"{ratio:.1f} x" for ratio in ratios))
     return table
 
 

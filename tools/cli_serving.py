@@ -18,6 +18,10 @@ def export(
         Literal["train", "valid", "test"], typer.Option(help="rows to compare with the run on")
     ] = "test",
     tables: Annotated[Literal["int8", "float16"], typer.Option(help="rows of the tables")] = "int8",
+    dense: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(help="matrix products over the tables; bfloat16 for CPUs that have it"),
+    ] = "float32",
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="by AOTInductor, where there is g++")
     ] = True,
@@ -26,15 +30,8 @@ def export(
     """A folder that serves a run: int8 tables, an exported program, checked against the run."""
     from msrec.launch.jobs import export_job
 
-    export_job(
-        run,
-        out or run / "export",
-        checkpoint,
-        split,
-        tables,
-        compiled=compiled,
-        overwrite=overwrite,
-    )
+    where = (run, out or run / "export", checkpoint, split)
+    export_job(*where, tables, dense, compiled=compiled, overwrite=overwrite)
 
 
 def score(

@@ -25,10 +25,12 @@ from msrec.launch.serving.folder import (
     PROGRAM,
     RARE,
     VERSION,
+    Dense,
     Manifest,
     cpu,
     versions,
 )
+from msrec.launch.serving.lower import in_bfloat16
 from msrec.launch.serving.parity import compare
 from msrec.launch.serving.rows import SIDES
 from msrec.launch.serving.scorer import Scorer
@@ -44,6 +46,7 @@ def export(
     checkpoint: Path | None = None,
     split: Split = "test",
     kind: Kind = "int8",
+    dense: Dense = "float32",
     *,
     compiled: bool = True,
     overwrite: bool = False,
@@ -57,6 +60,7 @@ def export(
         checkpoint: which weights; None takes the one with the best validation.
         split: whose rows the two are compared on.
         kind: of the trained tables.
+        dense: of the larger matrix products over them.
         compiled: compile the program too; needs a C++ compiler.
         overwrite: replace an older export.
 
@@ -72,7 +76,7 @@ def export(
         folded = fold(run, kind)
         _write_dataset(run.config.dataset, run, folder)
         _write_tables(run, folded, folder)
-        _write_program(folded, folder, compiled)
+        _write_program(folded, folder, dense, compiled)
         manifest = Manifest(
             version=VERSION,
             run=str(run_dir),
@@ -80,6 +84,7 @@ def export(
             backbone=run.config.backbone.name,
             parameters=sum(part.numel() for part in folded.served.parameters()),
             scale=run.config.scale,
+            dense=dense,
             per_scenario=run.config.embeddings.per_scenario,
             tables=folded.specs,
             features=folded.features,
@@ -130,12 +135,15 @@ def _write_tables(run: Restored, folded: Folded, folder: Path) -> None:
         del file
 
 
-def _write_program(folded: Folded, folder: Path, compiled: bool) -> None:
+def _write_program(folded: Folded, folder: Path, dense: Dense, compiled: bool) -> None:
     program = exported(folded)
+    if dense == "bfloat16":
+        program, _ = in_bfloat16(program)
     torch.export.save(program, folder / PROGRAM)
     if not (compiled and has_compiler()):
         return
-    settings = {"cpp.dynamic_threads": True}  # else those of this machine are compiled in
+    # Else the number of this machine's threads is compiled in, and weights are cast in each call.
+    settings = {"cpp.dynamic_threads": True, "freezing": dense == "bfloat16"}
     with torch._inductor.config.patch(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of torch, about itself
         torch._inductor.aoti_compile_and_package(program, package_path=str(folder / COMPILED))

@@ -28,6 +28,7 @@ from msrec.launch.versions import installed, is_cpu_build
 MANIFEST, RARE = "export.json", "rare.npz"
 PROGRAM, COMPILED = "dense.pt2", "dense_compiled.pt2"
 VERSION = 1
+Dense = Literal["float32", "bfloat16"]
 
 
 class _Part(BaseModel):
@@ -59,6 +60,8 @@ class Manifest(_Part):
     backbone: str
     parameters: int
     """Of the part over the tables."""
+    dense: Dense
+    """Of the larger matrix products."""
     scale: float
     per_scenario: bool
     tables: list[TableSpec]
