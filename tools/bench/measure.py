@@ -24,9 +24,7 @@ def timed(work: Callable[[], object]) -> Took:
     return time.perf_counter() - started, time.process_time() - processor
 
 
-def interleaved(
-    cases: Mapping[str, Case], repeats: int, warm_up: int = 1
-) -> dict[str, list[Took]]:
+def interleaved(cases: Mapping[str, Case], repeats: int, warm_up: int = 1) -> dict[str, list[Took]]:
     """Every case once a round, so that what a machine does to one it does to all.
 
     A round begins one case later than the one before, so that none always follows the same one.

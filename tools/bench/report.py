@@ -75,7 +75,9 @@ def report(
             console.print(f"{found.what}: {found.limit}", highlight=False)
     lines = [asdict(found) | {"reached": found.is_reached} for found in findings]
     OUT.mkdir(parents=True, exist_ok=True)
-    write_json(OUT / f"{name}.json", {"bench": name, "machine": on, "findings": lines} | (more or {}))
+    write_json(
+        OUT / f"{name}.json", {"bench": name, "machine": on, "findings": lines} | (more or {})
+    )
 
 
 def _caption(on: dict[str, Any], findings: Sequence[Finding]) -> str:
