@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from msrec.data.batch import Batch
 from msrec.data.files import write_json
@@ -32,6 +31,7 @@ from msrec.launch.metrics import ScenarioMetrics
 from msrec.launch.preemption import Preempted, Preemption
 from msrec.launch.process import Process, seed_step
 from msrec.launch.repeated_failure import begin, forget
+from msrec.launch.steps import train_pipeline
 from msrec.launch.trace import TRACE_FILE, trace_tables
 from msrec.launch.unlogged import Unlogged, add_rows, all_reduce_counts
 from msrec.launch.warm_start import parts_record, parts_table, warm_start
@@ -108,7 +108,7 @@ class Trainer:
             rates.decay,
             rates.frozen_steps(steps),
         )
-        self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, process.device)
+        self.pipeline = train_pipeline(self.model, self.optimizer, process)
         self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)
         self._unlogged = Unlogged(len(self._names))
         self._preemption = Preemption()
@@ -311,7 +311,7 @@ class Trainer:
     def _outcomes(
         self, batches: Iterator[Batch], before_step: Callable[[], None] | None = None
     ) -> Iterator[Outcome]:
-        """Run batches through TorchRec's pipeline, which only scores in eval mode."""
+        """Run batches through the pipeline, which only scores in eval mode."""
         while True:
             if before_step is not None:
                 before_step()

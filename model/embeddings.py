@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from msrec.data.batch import Past
 from msrec.data.interactions import OTHER, Side, levels
-from msrec.data.schema import Schema
+from msrec.data.schema import Schema, SparseFeature
 
 
 class Embeddings(nn.Module):
@@ -48,7 +48,7 @@ class Embeddings(nn.Module):
         self.history = tuple(history)
         self.features = [feature.name for feature in schema.sparse]
         self.dim = dim
-        self._has_multi = any(feature.multi for feature in schema.sparse)
+        self._vectors = _Vectors(schema.sparse, dim, self.history)
         self.ebc = EmbeddingBagCollection(
             tables=table_configs(schema, dim, history), device=torch.device(device)
         )
@@ -61,20 +61,43 @@ class Embeddings(nn.Module):
     def forward(  # noqa: D102
         self, sparse: KeyedJaggedTensor, past: Past | None = None
     ) -> torch.Tensor:
-        pooled = self.ebc(sparse)
-        vectors = torch.stack([pooled[name] for name in self.features], dim=1)
-        if self._has_multi:
-            lengths = sparse.lengths().view(-1, vectors.shape[0])[: len(self.features)]
-            vectors = vectors / lengths.t().clamp(min=1).unsqueeze(-1)
-        if past is None or not self.history:
-            return vectors
-        size = past.others.clamp(min=1).sqrt()
-        histories = [
-            (pooled[f"{side}_history"][past.place[at]] - pooled[f"{side}_own"])
-            / size[at].unsqueeze(1)
-            for at, side in enumerate(self.history)
+        vectors: torch.Tensor = self._vectors(self.ebc(sparse), sparse, past)
+        return vectors
+
+
+class _Vectors(nn.Module):
+    """Puts what the tables gave, in an order of the plan, into the schema's; means, histories.
+
+    A module of its own, so that TorchRec's tracer does not look inside.
+    """
+
+    def __init__(
+        self, features: Sequence[SparseFeature], dim: int, history: Sequence[Side]
+    ) -> None:
+        super().__init__()
+        self._features = [(f.name, place if f.multi else None) for place, f in enumerate(features)]
+        self._dim, self._history = dim, history
+
+    def forward(
+        self, pooled: KeyedTensor, sparse: KeyedJaggedTensor, past: Past | None
+    ) -> torch.Tensor:
+        keys, every = pooled.keys(), pooled.values()
+        # One split, whose gradient is one concatenation. That of a slice is as large as all, zero
+        # elsewhere, and there would be as many as features.
+        part = dict(zip(keys, every.unflatten(1, (len(keys), self._dim)).unbind(1), strict=True))
+        lengths = sparse.lengths().view(-1, every.shape[0])
+        vectors = [
+            part[name] if place is None else part[name] / lengths[place].clamp(min=1).unsqueeze(1)
+            for name, place in self._features
         ]
-        return torch.cat([vectors, torch.stack(histories, dim=1)], dim=1)
+        if past is not None and self._history:
+            size = past.others.clamp(min=1).sqrt()
+            vectors += [
+                (part[f"{side}_history"][past.place[at]] - part[f"{side}_own"])
+                / size[at].unsqueeze(1)
+                for at, side in enumerate(self._history)
+            ]
+        return torch.stack(vectors, dim=1)
 
 
 def table_configs(

@@ -13,6 +13,7 @@ from torch.distributed.optim.apply_optimizer_in_backward import (
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import (
+    DataParallelWrapper,
     DefaultDataParallelWrapper,
     DistributedModelParallel,
 )
@@ -33,6 +34,14 @@ from msrec.model.embeddings import fill_rows
 
 TableOptimizer = Literal["rowwise_adagrad", "adam"]
 TableSharding = Literal["table_wise", "row_wise"]
+
+
+class Unwrapped(DataParallelWrapper):  # type: ignore[misc]  # TorchRec is untyped
+    """Leaves the dense part as it is: a rank alone has nobody to share gradients with."""
+
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        """Move it to its device."""
+        dmp._dmp_wrapped_module.to(device)
 
 
 class CpuEBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchRec is untyped
@@ -156,6 +165,7 @@ def shard(
     model: nn.Module, plan: ShardingPlan, device: torch.device, init_std: float, seed: int
 ) -> DistributedModelParallel:
     """Wrap the model and give the tables their seeded initial values."""
+    ranks = dist.get_world_size()
     dmp = DistributedModelParallel(
         module=model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -165,9 +175,9 @@ def shard(
         # DDP otherwise lays its buckets out anew after the first step. On three ranks and more that
         # changes the order of sums, and a resumed run is not bit for bit the one it was. The walk
         # over the graph that this takes is some 3 % of a small step.
-        data_parallel_wrapper=DefaultDataParallelWrapper(
-            static_graph=dist.get_world_size() < 3, find_unused_parameters=dist.get_world_size() > 2
-        ),
+        data_parallel_wrapper=Unwrapped()
+        if ranks == 1
+        else DefaultDataParallelWrapper(static_graph=ranks < 3, find_unused_parameters=ranks > 2),
     )
     init_tables(dmp, plan, init_std, seed)
     return dmp

@@ -7,7 +7,7 @@ import yaml
 from llm_data import write_dataset, write_model
 from test_encode import TRAIN, USERS
 
-from msrec.tools.bench_llm import bench_encode, bench_store
+from msrec.tools.bench.llm import bench_encode, bench_store
 
 
 def test_both_loops_give_the_same_vectors(tmp_path, capsys):

@@ -10,7 +10,7 @@ from rich.console import Console
 from zoo import make, rows
 
 from msrec.model.backbones import BACKBONES, backbone_options
-from msrec.tools.bench_zoo import bench_zoo, step_times
+from msrec.tools.bench.zoo import bench_zoo, step_times
 from msrec.tools.zoo import ENTRIES, page, zoo
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -12,7 +12,7 @@ from msrec.tools.published import MOVIELENS, MOVIELENS_AUC_ONLY, spread
 from msrec.tools.tuning import START, search_space
 
 if TYPE_CHECKING:
-    from msrec.tools.bench_table import Pair
+    from msrec.tools.bench.table import Pair
 
 PUBLISHED_ON = "movielens"
 LONGEST_CELL_S = 120
@@ -35,7 +35,7 @@ def _page(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
     yield ""
     yield "```sh"
     count = f"--trials {trials} --seeds {seeds}"
-    from msrec.tools.bench_table import BENCHMARKS
+    from msrec.tools.bench.table import BENCHMARKS
 
     here = list(dict.fromkeys(pair.benchmark.name for pair in pairs))
     missing = [benchmark.title for benchmark in BENCHMARKS if benchmark.name not in here]

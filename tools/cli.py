@@ -339,7 +339,7 @@ def bench_table(
     page: Annotated[Path | None, typer.Option(help="Markdown file, as docs/benchmark.md")] = None,
 ) -> None:
     """Every model on every data set: tuned alike on validation, judged over seeds."""
-    from msrec.tools.bench_table import bench_table as bench
+    from msrec.tools.bench.table import bench_table as bench
 
     bench(raw, out, benchmark or [], model or [], trials, seeds, jobs, dry_run, page)
 
@@ -352,7 +352,7 @@ def bench_zoo(
     repeats: Annotated[int, typer.Option(min=1, help="the fastest counts")] = 5,
 ) -> None:
     """Time of a step of every model, against every row through every tower."""
-    from msrec.tools.bench_zoo import bench_zoo as bench
+    from msrec.tools.bench.zoo import bench_zoo as bench
     from msrec.tools.cli_convert import comma_list
 
     bench(model or [], comma_list("scenarios", scenarios, int), batch, repeats)
@@ -367,7 +367,7 @@ def bench_encode(
     repeats: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
     """Prompts a second of `encode` beside a plain loop over padded batches in order of arrival."""
-    from msrec.tools.bench_llm import bench_encode as bench
+    from msrec.tools.bench.llm import bench_encode as bench
 
     bench(config, overrides or [], prompts, batch, repeats)
 
@@ -379,7 +379,7 @@ def bench_store(
     repeats: Annotated[int, typer.Option(min=3)] = 50,
 ) -> None:
     """How fast the vectors of a batch come out of a store that is in the page cache."""
-    from msrec.tools.bench_llm import bench_store as bench
+    from msrec.tools.bench.llm import bench_store as bench
 
     bench(keys, batch, repeats)
 
@@ -391,7 +391,7 @@ def bench_checkpoint(
     repeats: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
     """How long a checkpoint holds training up, is written, and is read."""
-    from msrec.tools.bench_checkpoint import bench_checkpoint as bench
+    from msrec.tools.bench.checkpoint import bench_checkpoint as bench
 
     bench(gib, out, repeats)
 
@@ -435,7 +435,7 @@ def bench_scale(
     ] = 10_000_000,
 ) -> None:
     """Rows a second and memory from a million rows to a hundred, however files are cut."""
-    from msrec.tools.bench_scale import bench_scale as bench
+    from msrec.tools.bench.scale import bench_scale as bench
     from msrec.tools.cli_convert import comma_list
 
     bench([int(size) for size in comma_list("rows", rows, float)], out, layout_rows)
@@ -446,7 +446,7 @@ def bench_planner(
     seconds: Annotated[int, typer.Option(min=10, help="for TorchRec, on each set")] = 600,
 ) -> None:
     """Our plans beside the best of TorchRec's proposers and partitioners, on five sets."""
-    from msrec.tools.bench_planner import bench_planner as bench
+    from msrec.tools.bench.planner import bench_planner as bench
 
     bench(seconds)
 
@@ -474,7 +474,7 @@ def bench_speed(
     steps: Annotated[int, typer.Option(min=1, help="of each timed loop")] = 150,
 ) -> None:
     """Rows a second: the loader, a plain PyTorch loop, and training, in turn."""
-    from msrec.tools.bench_speed import bench_speed as bench
+    from msrec.tools.bench.speed import bench_speed as bench
 
     bench(dataset, batch, steps)
 

@@ -1,0 +1,106 @@
+"""The loader against decoding alone, and how far training hides it."""
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from msrec.data.loader import Loader
+from msrec.data.reading import parquet_files
+from msrec.data.schema import load_schema
+from msrec.launch.process import process_group, quiet_libraries
+from msrec.tools.bench.measure import interleaved, rates
+from msrec.tools.bench.report import machine, report
+from msrec.tools.bench.shapes import movielens_tables, shaped
+from msrec.tools.bench.step import IN_MEMORY, OPTIONS
+from msrec.tools.bench.training import Training
+
+
+@contextmanager
+def dataset_or_made(dataset: Path | None, batches: int, batch: int) -> Iterator[Path]:
+    """The given dataset, or random rows of MovieLens' shape in a folder that goes away."""
+    if dataset is not None:
+        yield dataset
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield shaped(Path(scratch) / "data", movielens_tables(), batches, batch)
+
+
+def bench_loader(dataset: Path | None, batch: int, batches: int, repeats: int) -> None:
+    """A shuffled epoch, checked and made into batches by one thread; and the columns decoded.
+
+    Args:
+        dataset: a folder; None makes random rows.
+        batch: rows of one.
+        batches: of the rows that are made.
+        repeats: rounds.
+    """
+    quiet_libraries()
+    torch.set_num_threads(1)
+    on = machine()
+    with dataset_or_made(dataset, batches, batch) as folder:
+        columns = Loader(folder, "train", batch, num_labels=1).files.columns
+
+        def ours() -> None:
+            for _ in Loader(folder, "train", batch, num_labels=1, prefetch=0).batches():
+                pass
+
+        def decoded() -> None:
+            for path in parquet_files(folder / "train"):
+                file = pq.ParquetFile(path)
+                for number in range(file.num_row_groups):
+                    file.read_row_group(number, columns=columns, use_threads=False)
+
+        took = interleaved({"ours": ours, "decoded": decoded}, repeats)
+        rows = Loader(folder, "train", batch).files.num_rows
+        name = load_schema(folder).name
+    limit = "decoding is part of loading, so that 1.00 is out of reach; the rest is order, checks, copies"
+    found = rates(f"{name}: loader", *took.values(), rows, aim=("at least", 0.7), limit=limit)
+    report(
+        "loader", f"{rows:,} rows from Parquet to batches, against pyarrow's decoding", [found], on
+    )
+
+
+def bench_hidden(dataset: Path | None, batch: int, steps: int, repeats: int) -> None:
+    """The fastest model of the zoo trains from Parquet, and on batches in memory.
+
+    The first epoch each time: a data set of few row groups stays decoded in later ones. The wait for
+    its first batch counts.
+
+    Args:
+        dataset: a folder; None makes random rows.
+        batch: rows of a step.
+        steps: of a round, at most those of an epoch.
+        repeats: rounds.
+    """
+    quiet_libraries()
+    torch.set_num_threads(1)
+    on = machine()
+    with (
+        dataset_or_made(dataset, steps, batch) as folder,
+        tempfile.TemporaryDirectory() as scratch,
+        process_group("cpu") as process,
+    ):
+        options = [*OPTIONS, f"trainer.global_batch={batch}"]
+        training = Training(folder, Path(scratch), options, process)
+        steps = min(steps, sum(1 for _ in training.parquet()))
+        batches = training.batches(IN_MEMORY)
+        took = interleaved(
+            {
+                "ours": lambda: training.run(training.parquet, steps),
+                "memory": lambda: training.run(lambda: itertools.cycle(batches), steps),
+            },
+            repeats,
+        )
+        name = load_schema(folder).name
+    limit = (
+        "loading has a thread of its own: it shares Python's lock with training, and needs a core"
+    )
+    found = rates(
+        f"{name}: from Parquet", *took.values(), steps * batch, aim=("at least", 0.97), limit=limit
+    )
+    report("hidden", f"training {steps} steps, against the same on batches in memory", [found], on)
