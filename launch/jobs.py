@@ -31,7 +31,7 @@ from msrec.launch.options import EVALUATE, PREDICT, read_options
 from msrec.launch.plan_table import plan_table
 from msrec.launch.predict_files import predict_files, told
 from msrec.launch.preemption import STOPPED
-from msrec.launch.process import process_group, quiet_libraries
+from msrec.launch.process import end_with_launcher, process_group, quiet_libraries
 from msrec.launch.prompts import prompts_by_key
 from msrec.launch.restore import load_run_config, restore
 from msrec.launch.results import Results, results_tables, slice_table
@@ -264,6 +264,7 @@ def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) ->
     if llm.store is None:
         raise ValueError(f"{config_file}: llm.store must name a folder; it is not given.")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    end_with_launcher()
     _log_to_terminal(rank == 0)
     with EncodeProgress(is_shown=rank == 0) as progress:
         result = encode(

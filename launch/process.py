@@ -1,7 +1,10 @@
 """This process's place among the ranks: process group, device, seed."""
 
+import ctypes
 import logging
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +16,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 TIMEOUT_S = 600
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2), Linux."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ def process_group(device: str | None = None) -> Iterator[Process]:
     Args:
         device: "cpu" or "cuda"; None takes CUDA where it is there.
     """
+    end_with_launcher()
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -61,6 +67,15 @@ def process_group(device: str | None = None) -> Iterator[Process]:
         yield Process(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), place)
     finally:
         dist.destroy_process_group()
+
+
+def end_with_launcher() -> None:
+    """Under torchrun: get SIGTERM when the launcher is killed, instead of going on as an orphan.
+
+    A rank that trains then saves where it stands. Only Linux can do this.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from tiny import tiny_dataset, tiny_store
 
 from msrec.launch.checkpoint import Checkpoints
 from msrec.launch.config import save_config
+from msrec.launch.heartbeat import read_ranks
 from msrec.launch.preemption import STOPPED, Preempted, Preemption
 from msrec.launch.process import Process
 from msrec.launch.trainer import Trainer
@@ -146,3 +148,31 @@ def test_a_job_stops_within_seconds_says_so_and_goes_on(dataset, tmp_path, launc
     assert f"after step {int(newest.name.partition('-')[2])}, which is saved" in " ".join(
         text.split()
     )
+
+
+def test_ranks_whose_launcher_is_killed_save_where_they_stand_and_end(dataset, tmp_path):
+    config = config_of(dataset, tmp_path, "trainer.epochs=400", "trainer.patience=400")
+    save_config(config, tmp_path / "conf.yaml")
+    command = [
+        *(sys.executable, "-m", "msrec.launch.agent", "--standalone", "--nproc-per-node", "2"),
+        *("--module", "msrec.tools", "train", str(tmp_path / "conf.yaml")),
+    ]
+    checkpoints = Checkpoints(config.run_dir / "checkpoints", 2)
+    with (tmp_path / "said").open("w") as said:
+        job = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        wait_for(checkpoints.newest)
+        job.kill()
+        job.wait(10)
+    before = checkpoints.newest()
+    wait_for(lambda: all(rank.phase == "stopped" for rank in read_ranks(config.run_dir)))
+    ranks = read_ranks(config.run_dir)
+    wait_for(lambda: not any(psutil.pid_exists(rank.pid) for rank in ranks))
+    assert checkpoints.newest().name == f"step-{ranks[0].step:08d}"
+    assert checkpoints.newest() != before
+
+
+def wait_for(what, seconds=60):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
