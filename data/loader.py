@@ -15,7 +15,8 @@ from msrec.data.interactions import Interactions
 from msrec.data.lineage import Lineage
 from msrec.data.order import GlobalOrder
 from msrec.data.parquet import Columns, SplitFiles
-from msrec.data.paths import AnyPath
+from msrec.data.paths import AnyPath, to_path
+from msrec.data.raw_parquet import RawFiles
 from msrec.data.schema import Split, load_schema
 from msrec.data.table_ids import own_ids, scaled_ids
 from msrec.data.unknown import UnknownIds
@@ -46,6 +47,7 @@ class Loader:
             weight 0, as padding has.
         paths: files to read instead of the split's. Their rows are only to be scored: no label and
             no timestamp is read.
+        raw: of `paths`: they hold raw values, see `RawFiles`.
         lineage: where `dataset` is another than the one that the model was trained on: gives its
             rows the ids of that one.
 
@@ -75,6 +77,7 @@ class Loader:
         extra: Sequence[str] = (),
         faults: Policy = "fail",
         paths: Sequence[AnyPath] | None = None,
+        raw: bool = False,
         lineage: Lineage | None = None,
     ) -> None:
         schema = load_schema(dataset) if lineage is None else lineage.schema
@@ -83,7 +86,10 @@ class Loader:
             read = {"labels": [], "timestamp": None}
         self.schema = schema.model_copy(update=read)
         stored = self.schema if lineage is None else lineage.files.model_copy(update=read)
-        self.files = SplitFiles(dataset, stored, split, extra, faults=faults, paths=paths)
+        if raw and paths is not None:
+            self.files: SplitFiles = RawFiles(to_path(dataset), stored, paths)
+        else:
+            self.files = SplitFiles(dataset, stored, split, extra, faults=faults, paths=paths)
         self._lineage = lineage
         self.order = GlobalOrder(self.files.group_rows, global_batch, seed, shuffle, window_rows)
         self._rank, self._world_size = rank, world_size

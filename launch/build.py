@@ -106,6 +106,7 @@ def build_loader(
     shuffle: bool,
     extra: Sequence[str] = (),
     paths: Sequence[AnyPath] | None = None,
+    raw: bool = False,
     scored: Scored | None = None,
 ) -> Loader:
     """The loader for this rank of a split, or of other files, of the run's dataset or another."""
@@ -130,6 +131,7 @@ def build_loader(
         extra=extra,
         faults=config.faults,
         paths=paths,
+        raw=raw,
         lineage=lineage,
     )
 

@@ -45,7 +45,8 @@ PART_ROWS = 1 << 20
 REQUEST_FILE = "_request.json"
 SCORE = "score"
 IDENTITY = ("user", "item", "scenario")
-"""The columns that are kept where nobody chooses."""
+RAW_IDENTITY = ("user_key", "item_key", "scenario")
+"""The columns that are kept where nobody chooses; what names user and item in raw rows."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,12 @@ def predict_files(
     Args:
         run: with its model.
         process: this rank.
-        data: files, or folders of them, with the columns that the run's schema names, ids encoded
-            as in the dataset that the run is to score; neither labels nor a timestamp are needed.
+        data: files, or folders of them, of raw rows (see `RawRows`), or with the columns that the
+            run's schema names, ids encoded as in the dataset that the run is to score; neither
+            labels nor a timestamp are needed. Raw ones have a column `user_key` and none `user`.
         out: the folder to write, here or remote.
-        keep: columns of the files to write beside `score`; None keeps user, item and scenario.
+        keep: columns of the files to write beside `score`; None keeps user, item and scenario, of raw
+            rows their keys.
 
     Returns:
         On rank 0 what was written, None on the others.
@@ -122,8 +125,13 @@ def predict_files(
         ValueError: a file is not what the schema says, a kept column is not in a file, or `out`
             holds the predictions of something else.
     """
-    keep = list(IDENTITY if keep is None else keep)
     paths = input_files(data)
+    names = parquet_names(paths[0])
+    raw = "user" not in names and "user_key" in names
+    if raw and run.scored.lineage is not None:
+        raise ValueError(f"{paths[0]} must hold encoded ids with dataset=...; it holds raw values.")
+    if keep is None:
+        keep = RAW_IDENTITY if raw else IDENTITY
     _check_kept(paths, keep)
     batch = eval_batch(run.config, process.world_size)
     loader = build_loader(
@@ -134,6 +142,7 @@ def predict_files(
         batch,
         shuffle=False,
         paths=paths,
+        raw=raw,
         scored=run.scored,
     )
     parts = list(_parts(loader.files))

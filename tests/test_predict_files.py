@@ -1,6 +1,7 @@
 """msrec predict: the scores of evaluate in the order of the files, resumed, and what is refused."""
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +10,7 @@ from ranks import run_ranks
 from tiny import replace_column, tiny_dataset, tiny_rows, tiny_store
 from upath import UPath
 
+from msrec.data.ids import Vocabulary, save_vocabularies
 from msrec.launch import predict_files as module
 from msrec.launch.config import load_config, save_config
 from msrec.launch.evaluate import evaluate
@@ -37,6 +39,14 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
     data, store = folder / "tiny", folder / "store"
     tiny_store(tiny_dataset(data, rows=1000), store)
+    values = {"user_id": ("u", 0, 40), "item_id": ("i", 0, 60), "genres": ("g", 1, 7)}
+    save_vocabularies(
+        {
+            n: Vocabulary(pl.Series([f"{k}{i}" for i in range(*of)]))
+            for n, (k, *of) in values.items()
+        },
+        data,
+    )
     options = [
         *(f"dataset={data}", f"run_root={folder}", f"llm.store={store}", "faults=skip"),
         *("trainer.global_batch=96", "trainer.eval_batch=70", "trainer.epochs=1"),
@@ -139,3 +149,31 @@ def test_what_does_not_fit_is_one_sentence(run, new_rows, tmp_path):
     run_ranks(predicted, 1, run, [new_rows], out, ["user"])
     assert "_request.json says otherwise" in refusal(run, [new_rows], out, ["item"])
     assert "it has other Parquet files" in refusal(run, [new_rows], new_rows)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_raw_rows_have_the_scores_of_their_encoded_forms(run, expected, tmp_path, ranks):
+    """User i of `tiny_dataset` has the key ui and the table row i + 1, whose value is ui."""
+    table = tiny_rows(400, seed=2)
+    users, items = ([f"{n[0]}{i}" for i in table[n].to_pylist()] for n in ("user", "item"))
+    genres = [[f"g{g}" for g in genres] for genres in table["genres"].to_pylist()]
+    names = ("search", "feed", "shop")
+    raw = {
+        "user_key": [*users, "new"],
+        "item_key": [*items, "i1"],
+        "scenario": [*(names[s] for s in table["scenario"].to_pylist()), "feed"],
+        "genres": [*genres, ["g1", "unheard of"]],
+        "price": [*table["price"].to_pylist(), 0.0],
+    }
+    pq.write_table(pa.table(raw), tmp_path / "raw.parquet", row_group_size=64)
+    found = run_ranks(predicted, ranks, run, [tmp_path / "raw.parquet"], tmp_path / "out")[0]
+    assert (found.rows, found.unscored) == (401, 0)
+    scored = pq.read_table(tmp_path / "out")
+    assert scored.column_names == ["user_key", "item_key", "scenario", SCORE]
+    assert scored["user_key"].to_pylist() == raw["user_key"]
+    np.testing.assert_allclose(scored[SCORE].to_numpy()[:400], expected, atol=1e-6)
+    raw["price"][7] = float("nan")
+    pq.write_table(pa.table(raw), tmp_path / "raw.parquet")
+    said = refusal(run, [tmp_path / "raw.parquet"], tmp_path / "bad")
+    assert "raw.parquet: column 'price'" in said
+    assert "row 7" in said

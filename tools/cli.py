@@ -124,8 +124,8 @@ def predict(
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Parquet file or folder, s3://... too; may be repeated. Ids as in the run's "
-            "data set; labels are not needed",
+            help="Parquet file or folder, s3://... too; may be repeated. Raw values, or ids as in "
+            "the run's data set; labels are not needed",
             parser=to_path,
         ),
     ] = None,
