@@ -114,8 +114,8 @@ def predict_files(
             run's schema names, ids encoded as in the dataset that the run is to score; neither
             labels nor a timestamp are needed. Raw ones have a column `user_key` and none `user`.
         out: the folder to write, here or remote.
-        keep: columns of the files to write beside `score`; None keeps user, item and scenario, of raw
-            rows their keys.
+        keep: columns of the files to write beside `score`; None keeps user, item and scenario, of
+            raw rows their keys.
 
     Returns:
         On rank 0 what was written, None on the others.
@@ -129,7 +129,9 @@ def predict_files(
     names = parquet_names(paths[0])
     raw = "user" not in names and "user_key" in names
     if raw and run.scored.lineage is not None:
-        raise ValueError(f"{paths[0]} must hold encoded ids with dataset=...; it holds raw values.")
+        raise ValueError(
+            f"{paths[0]} must hold encoded ids, as dataset=... says how; it holds raw values."
+        )
     if keep is None:
         keep = RAW_IDENTITY if raw else IDENTITY
     _check_kept(paths, keep)
