@@ -176,7 +176,10 @@ def cell_of(metrics: Metrics, name: str, between: str = "\n") -> str:
     """
     interval: Interval | None = metrics.intervals.get(name)
     value = cell(getattr(metrics, name))
-    return value if interval is None else f"{value}{between}{interval[0]:.4f}–{interval[1]:.4f}"
+    if interval is None:
+        return value
+    low, high = interval
+    return f"{value}{between}{low:.4f}{'–' if low >= 0 else ' to '}{high:.4f}"
 
 
 def title_of(name: str, k: int) -> str:
