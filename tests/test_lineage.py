@@ -140,7 +140,7 @@ def test_new_values_are_row_zero_and_new_users_have_no_history(root, tmp_path):
     keys = pa.array([f"u{at + 1}" for at in range(40)])
     replace_column(data / "users.parquet", "user_key", keys)
     lineage = Lineage(root / "old", data)
-    assert lineage.new_values == {"user_id": 1}
+    assert (lineage.new_values, lineage.lost_values) == ({"user_id": 1}, {"user_id": 1})
     assert lineage.entities("user").tolist() == [*range(1, 40), -1]
     columns = {"scenario": np.zeros(3, int), "user_id": np.array([0, 1, 40])}
     columns |= {"item_id": np.array([5, 0, 60]), "genres": pa.array([[], [1, 6], [2]])}
