@@ -34,6 +34,9 @@ class Lineage:
             split of `data`.
         files: what to read of `data`.
         new_values: feature -> values of `data` that `trained` did not know, where there are any.
+        lost_values: feature -> values of `trained` that the vocabulary of `data` lacks, where there
+            are any: rows of `data` that hold them were written with row 0. Not so where `data` was
+            grown from `trained`.
 
     Raises:
         FileNotFoundError: a folder is not there.
@@ -58,6 +61,7 @@ class Lineage:
         self._scenario = np.array([names.index(s.name) for s in new.scenarios], np.int32)
         self._ids: dict[str, npt.NDArray[np.int32]] = {}
         self.new_values: dict[str, int] = {}
+        self.lost_values: dict[str, int] = {}
         for feature in old.sparse:
             if known[feature.name].multi != feature.multi:
                 raise ValueError(
@@ -115,8 +119,11 @@ class Lineage:
                     f"dataset.yaml says; it has {len(found)}. Convert that data again."
                 )
         places = _places(self._data, name, new, old)
-        if count := int((places < 0).sum()) - new.null_count:
+        known = int((places >= 0).sum())
+        if count := len(new) - new.null_count - known:
             self.new_values[name] = count
+        if count := len(old) - old.null_count - known:
+            self.lost_values[name] = count
         return np.concatenate([[UNKNOWN], places + 1]).astype(np.int32)
 
     def _values(self, dataset: AnyPath, name: str) -> pa.Array | None:

@@ -100,7 +100,7 @@ def compare(first: Path, second: Path, names: tuple[str, str], k: int = Judging(
     sums = []
     for p in (one, two):
         rows = sort_rows(p.score, p.label, p.user, p.weight, judging)
-        sums.append([rows.sums(), *rows.sums_by(groups)])
+        sums.append([rows.sums(part) for part in (None, *rows.rows_of(groups))])
     found = [differences(*pair) for pair in zip(*sums, strict=True)]
     metrics = {}
     for metric in IS_BETTER:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from msrec.launch.predictions import Predictions
-from msrec.launch.ranking import Array, Floats, stable_order
+from msrec.launch.ranking import Array, Floats, score_order
 
 LOG_FILE = "metrics.jsonl"
 WATCHED_FILE = "watched.jsonl"
@@ -114,5 +114,5 @@ def _sorted(score: Array, label: Array, weight: Array) -> tuple[Floats, Floats, 
     """Rows that count, by rising score, in float64."""
     used = weight > 0
     score, label, weight = score[used], label[used], weight[used]
-    order = stable_order(np.abs(score).view(f"u{score.itemsize}"))
+    order = score_order(score)
     return score[order].astype(float), label[order].astype(float), weight[order].astype(float)

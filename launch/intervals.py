@@ -68,7 +68,10 @@ class Bootstrap:
         gaps = calibration_gaps(total)
         parts, noise = [], []
         for start in range(0, len(self.counts), CHUNK):
-            drawn = self.counts[start : start + CHUNK, blocks].astype(np.float64) @ table
+            counts = self.counts[start : start + CHUNK]
+            if len(blocks) < counts.shape[1]:
+                counts = counts[:, blocks]
+            drawn = counts.astype(np.float64) @ table
             parts.append(metric_values(drawn, total))
             noise.append(np.abs(calibration_gaps(drawn) - gaps).sum(axis=-1))
         found = {}

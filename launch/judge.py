@@ -1,6 +1,6 @@
 """Exact metrics of scored rows, and how sure they are: of all rows and of any groups of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -104,13 +104,17 @@ class SortedRows:
             return None
         return Bootstrap.draw(num_blocks, self.judging.resamples, self.judging.seed)
 
-    def sums(self) -> Sums:
-        """As `group_sums`, of all rows."""
-        columns = (self.score, self.label, self.weight, self.user)
+    def sums(self, rows: Ints | None = None) -> Sums:
+        """As `group_sums`, of all rows or of some, given by rising score."""
+        if rows is None:
+            columns = (self.score, self.label, self.weight, self.user)
+            return group_sums(*columns, self.block_of, self.judging.k)
+        weight = None if self.weight is None else self.weight[rows]
+        columns = (self.score[rows], self.label[rows], weight, self.user[rows])
         return group_sums(*columns, self.block_of, self.judging.k)
 
-    def sums_by(self, groups: Groups) -> Iterator[Sums]:
-        """The sums of each group, at most 65,536 groups.
+    def rows_of(self, groups: Groups) -> list[Ints]:
+        """The rows of each group, by rising score; at most 65,536 groups.
 
         Raises:
             ValueError: a row has another group.
@@ -123,11 +127,7 @@ class SortedRows:
         key = places.astype(np.uint16)[self.order]
         edges = np.concatenate([[0], np.cumsum(np.bincount(key, minlength=last + 1))])
         order = stable_order(key)
-        for start, stop in zip(edges, edges[1:], strict=False):
-            rows = order[start:stop]
-            weight = None if self.weight is None else self.weight[rows]
-            columns = (self.score[rows], self.label[rows], weight, self.user[rows])
-            yield group_sums(*columns, self.block_of, self.judging.k)
+        return [order[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
 
     def metrics(self) -> Metrics:
         """Of all rows."""
@@ -135,8 +135,8 @@ class SortedRows:
 
     def metrics_by(self, groups: Groups) -> dict[str, Metrics]:
         """Of each group, by its name."""
-        each = zip(groups.names, self.sums_by(groups), strict=True)
-        return {name: judged(sums, self.bootstrap) for name, sums in each}
+        each = zip(groups.names, self.rows_of(groups), strict=True)
+        return {name: judged(self.sums(rows), self.bootstrap) for name, rows in each}
 
 
 def sort_rows(

@@ -225,7 +225,10 @@ def _details(result: Results) -> list[list[str]]:
     groups = [("all", result.metrics.all), *result.metrics.scenarios.items()]
     columns = FIRST if result.is_old else COLUMNS
     head = ["scenario", *(title_of(column, result.k) for column in columns)]
-    return [head, *([n, *(cell_of(m, column, " ") for column in columns)] for n, m in groups)]
+    return [
+        head,
+        *([n, *(cell_of(m, column, is_line=True) for column in columns)] for n, m in groups),
+    ]
 
 
 def _alike(found: ScenarioExplanation) -> list[Figure]:

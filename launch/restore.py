@@ -127,6 +127,12 @@ def _lineage(config: RunConfig, data: AnyPath, process: Process) -> Lineage:
     if process.is_main:
         for name, count in lineage.new_values.items():
             log.warning("%s: %d values of %s are new to the run: row 0", data, count, name)
+        for name, count in lineage.lost_values.items():
+            log.warning(
+                "%s: %d values of %s that the run knows are not in its vocabulary: rows that held "
+                "them are row 0 there; convert with --grow-from %s to keep them",
+                *(data, count, name, config.dataset),
+            )
     return lineage
 
 

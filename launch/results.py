@@ -166,17 +166,21 @@ def cell(value: float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def cell_of(metrics: Metrics, name: str, between: str = "\n") -> str:
-    """A metric with its interval behind it, where it has one.
+def cell_of(metrics: Metrics, name: str, is_line: bool = False) -> str:
+    """A metric with its interval, where it has one: below it, or behind it in one line.
 
     Example:
         >>> found = Metrics(9, 3, auc=0.75, intervals={"auc": (0.71, 0.788)})
-        >>> cell_of(found, "auc", " "), cell_of(found, "positives")
-        ('0.7500 0.7100–0.7880', '3')
+        >>> cell_of(found, "auc", is_line=True), cell_of(found, "positives")
+        ('0.7500 (0.7100–0.7880)', '3')
     """
     interval: Interval | None = metrics.intervals.get(name)
     value = cell(getattr(metrics, name))
-    return value if interval is None else f"{value}{between}{interval[0]:.4f}–{interval[1]:.4f}"
+    if interval is None:
+        return value
+    low, high = interval
+    told = f"{low:.4f}{'–' if low >= 0 else ' to '}{high:.4f}"
+    return f"{value} ({told})" if is_line else f"{value}\n{told}"
 
 
 def title_of(name: str, k: int) -> str:
@@ -261,7 +265,9 @@ def comparison_rows(
     for at, (group, first) in enumerate(groups[0]):
         values = [getattr(run[at][1], metric) for run in groups]
         of_runs = [run[at][1] for run in groups]
-        told = [cell_of(m, metric, " ") for m in of_runs] if intervals else map(cell, values)
+        told = (
+            [cell_of(m, metric, is_line=True) for m in of_runs] if intervals else map(cell, values)
+        )
         cells = [group, *told]
         if two:
             cells.append(UNDEFINED if None in values else f"{values[1] - values[0]:+.4f}")

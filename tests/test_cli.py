@@ -111,6 +111,12 @@ OTHERS = {
     "no checkpoint": (["evaluate", "begun"], "begun/checkpoints must hold a committed checkpoint"),
     "no such split": (["evaluate", "begun", "split=all"], "split must be train, valid or test"),
     "no such option": (["evaluate", "begun", "spilt=test"], "'spilt=test' is not known here"),
+    "no such slice": (["evaluate", "begun", "--by", "week"], "by must name some of scenario, day"),
+    "not evaluated": (["compare", "begun", "begun"], "begun/predictions/test/_COMMIT must exist"),
+    "no such metric": (
+        ["compare", "begun", "begun", "--metric", "f1"],
+        "metric must be one of auc",
+    ),
     "no results": (["report", "r.html", "tiny"], "tiny must be a run folder; it has none of"),
     "no store": (["encode", "conf.yaml", "llm.store=null"], "llm.store must name a folder"),
     "no such level": (["encode", "conf.yaml", "--show", "film=1"], "--show must be user=KEY"),

@@ -5,10 +5,14 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.metrics import log_loss, roc_auc_score
+import torch
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import average_precision_score, log_loss, ndcg_score, roc_auc_score
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+from torchmetrics.retrieval import RetrievalNormalizedDCG, RetrievalRecall
 
 from msrec.launch.histogram import HistogramMetrics
-from msrec.launch.judge import exact_metrics
+from msrec.launch.judge import Judging, exact_metrics
 from msrec.launch.metrics import metric_name
 
 NAMES = ["search", "feed", "friends"]
@@ -51,6 +55,9 @@ def test_auc_and_log_loss_equal_scikit_learn(digits, dtype):
         truth, said = label[mine], score[mine].astype(np.float64)
         assert ours.auc == pytest.approx(roc_auc_score(truth, said), abs=1e-12)
         assert ours.log_loss == pytest.approx(log_loss(truth, said), abs=1e-12)
+        precision = average_precision_score(truth, said)
+        assert ours.average_precision == pytest.approx(precision, abs=1e-12)
+        assert ours.rig == 1 - ours.ne
         assert (ours.rows, ours.positives) == (mine.sum(), truth.sum())
 
 
@@ -73,10 +80,101 @@ def test_weights_equal_sample_weights_of_scikit_learn():
     ours = result.all
     assert ours.auc == pytest.approx(roc_auc_score(truth, said, sample_weight=w), abs=1e-9)
     assert ours.log_loss == pytest.approx(log_loss(truth, said, sample_weight=w), abs=1e-9)
+    precision = average_precision_score(truth, said, sample_weight=w)
+    assert ours.average_precision == pytest.approx(precision, abs=1e-9)
     expected = slow_gauc(said, truth, user[used], w)
     found = (ours.gauc, ours.gauc_by_user, ours.users, ours.users_left_out)
     assert found == pytest.approx(expected, abs=1e-9)
     assert ours.calibration == pytest.approx(np.average(said, weights=w) / (truth @ w / w.sum()))
+
+
+def recall_over_orders(score, label, k):
+    """The mean over orders of tied rows, drawn at random."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(4000):
+        first = np.lexsort((rng.random(len(score)), -score))[:k]
+        found.append(label[first].sum() / label.sum())
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("digits", [None, 1], ids=["distinct", "many ties"])
+def test_ndcg_equals_scikit_learn_user_by_user_also_with_ties(digits):
+    score, label, scenario, user, _ = sample(rows=3_000, users=150, digits=digits)
+    for k in (1, 5, 100):
+        ours = exact_metrics(score, label, scenario, user, NAMES, judging=Judging(k, 0)).all
+        each = [
+            ndcg_score([label[user == one]], [score[user == one]], k=k)
+            for one in np.unique(user)
+            if label[user == one].any()
+        ]
+        assert (ours.ndcg, ours.users_ranked) == pytest.approx((np.mean(each), len(each)), abs=1e-9)
+
+
+def test_recall_of_tied_rows_is_the_mean_over_their_orders():
+    score = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.1], np.float32)
+    label, zeros = np.array([0, 1, 0, 1, 0, 1]), np.zeros(6, int)
+    ours = exact_metrics(score, label, zeros, zeros, ["feed"], judging=Judging(3, 0)).all
+    assert ours.recall == pytest.approx(2 * (2 / 4) / 3)
+    assert ours.recall == pytest.approx(recall_over_orders(score, label, 3), abs=0.02)
+
+
+def test_metrics_equal_torchmetrics():
+    score, label, scenario, user, _ = sample(rows=4_000, users=200)
+    ours = exact_metrics(score, label, scenario, user, NAMES, judging=Judging(5, 0)).all
+    said, truth = torch.from_numpy(score.astype(np.float64)), torch.from_numpy(label).long()
+    place = {"indexes": torch.from_numpy(user)}
+    options = {"empty_target_action": "skip", "top_k": 5}
+    assert ours.auc == pytest.approx(BinaryAUROC()(said, truth).item(), abs=1e-6)
+    precision = BinaryAveragePrecision()(said, truth).item()
+    assert ours.average_precision == pytest.approx(precision, abs=1e-6)
+    ndcg = RetrievalNormalizedDCG(**options)(said, truth, **place).item()
+    assert ours.ndcg == pytest.approx(ndcg, abs=1e-6)
+    recall = RetrievalRecall(**options)(said, truth, **place).item()
+    assert ours.recall == pytest.approx(recall, abs=1e-6)
+
+
+def test_calibration_error_equals_scikit_learn_quantile_bins():
+    score, label, scenario, user, _ = sample(rows=20_000)
+    seen, said = calibration_curve(label, score, n_bins=10, strategy="quantile")
+    ours = exact_metrics(score * 0.9, label, scenario, user, NAMES).all
+    assert ours.calibration_error == pytest.approx(np.abs(0.9 * said - seen).mean(), abs=1e-5)
+
+
+def test_tied_scores_are_in_one_group_of_the_calibration_error():
+    label = np.array([1, 0] * 50)
+    one = exact_metrics(np.full(100, 0.4), label, label * 0, label * 0, ["feed"]).all
+    assert one.calibration_error == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("digits", [None, 1], ids=["distinct", "many ties"])
+def test_flipped_labels_and_scores_turn_round_what_they_should(digits):
+    score, label, scenario, user, _ = sample(rows=4_000, users=200, digits=digits)
+    score = score.astype(np.float64)
+    ours = exact_metrics(score, label, scenario, user, NAMES).all
+    flipped = exact_metrics(score, 1 - label, scenario, user, NAMES).all
+    assert (flipped.auc, flipped.gauc) == pytest.approx((1 - ours.auc, 1 - ours.gauc), abs=1e-12)
+    both = exact_metrics(1 - score, 1 - label, scenario, user, NAMES).all
+    same = ("auc", "gauc", "gauc_by_user", "log_loss", "ne", "calibration_error")
+    for name in same:
+        assert getattr(both, name) == pytest.approx(getattr(ours, name), abs=1e-12), name
+
+
+def test_a_rising_transform_changes_no_ranking():
+    score, label, scenario, user, _ = sample(rows=4_000, users=200, digits=2)
+    ours = exact_metrics(score, label, scenario, user, NAMES).all
+    bent = exact_metrics(score**2 / 2, label, scenario, user, NAMES).all
+    for name in ("auc", "average_precision", "gauc", "gauc_by_user", "ndcg", "recall"):
+        assert getattr(bent, name) == getattr(ours, name), name
+    assert bent.log_loss > ours.log_loss
+
+
+def test_chunks_change_nothing(monkeypatch):
+    score, label, scenario, user, _ = sample(rows=5_000, users=80, digits=2)
+    weight = np.random.default_rng(1).choice([0.5, 1.3], len(score))
+    whole = exact_metrics(score, label, scenario, user, NAMES, weight)
+    monkeypatch.setattr("msrec.launch.ranking.CHUNK", 64)
+    parts = exact_metrics(score, label, scenario, user, NAMES, weight)
+    assert parts.named() == pytest.approx(whole.named(), abs=1e-12)
 
 
 def test_rows_of_weight_zero_count_nowhere():
@@ -114,7 +212,9 @@ def test_one_class_leaves_auc_ne_and_gauc_undefined():
     zeros = np.zeros(3, int)
     result = exact_metrics(np.array([0.1, 0.2, 0.3]), zeros, zeros, zeros, ["feed", "search"])
     for ours in (result.all, result.scenarios["feed"], result.scenarios["search"]):
-        assert (ours.auc, ours.ne, ours.calibration, ours.gauc) == (None, None, None, None)
+        found = (ours.auc, ours.average_precision, ours.ne, ours.rig, ours.calibration)
+        assert found == (None,) * 5
+        assert (ours.gauc, ours.ndcg, ours.recall, ours.intervals) == (None, None, None, {})
     assert result.scenarios["search"].rows == 0
     assert "auc/all" not in result.named()
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.judge import exact_metrics
+from msrec.launch.judge import Judging, exact_metrics
 from msrec.launch.predictions import Commit, load_predictions, write_commit
 from msrec.launch.results import (
     comparison_table,
@@ -79,6 +79,51 @@ def test_parts_of_two_ranks_give_the_metrics_of_all_rows(tmp_path):
     assert results.metrics.named() == pytest.approx(expected, abs=1e-12)
     assert results.best_possible.all.auc > results.metrics.all.auc
     assert (results.split, results.checkpoint, results.rows) == ("test", "step-7", 200)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_it_does_not_matter_how_many_ranks_wrote_which_rows(tmp_path, as_text):
+    """To the last bit, intervals too."""
+    table, rng = columns(rows=900), np.random.default_rng(5)
+    table["user"] = rng.integers(0, 40, 900)
+    if as_text:
+        table["user"] = np.array([f"user {user}" for user in table["user"]])
+    whole = write(tmp_path / "one", [table])
+    order = rng.permutation(900)
+    cuts = [order[:100], order[100:350], order[350:]]
+    parts = [{name: values[rows] for name, values in table.items()} for rows in cuts]
+    judging = Judging(resamples=50)
+    one = evaluate_predictions(whole, SCHEMA, judging)
+    assert set(one.metrics.scenarios["feed"].intervals) >= {"auc", "gauc", "ndcg"}
+    assert evaluate_predictions(write(tmp_path / "three", parts), SCHEMA, judging) == one
+
+
+def test_a_scenario_that_the_schema_does_not_know_is_refused(tmp_path):
+    table = columns()
+    table["scenario"][7] = 2
+    with pytest.raises(ValueError, match="scenario must be 0..1; got 2 at row 7"):
+        evaluate_predictions(write(tmp_path, [table]), SCHEMA)
+
+
+def test_results_of_an_older_version_are_read_and_say_what_they_lack(tmp_path):
+    older = ("rows", "positives", "auc", "log_loss", "ne", "calibration", "gauc")
+    whole = dict.fromkeys(older, 0.5) | {"rows": 10, "positives": 4}
+    old = {"dataset": "app", "split": "test", "checkpoint": "step-7", "rows": 10}
+    old["metrics"] = {"all": whole, "scenarios": {"feed": whole}}
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    results = load_results(tmp_path)
+    assert results.is_old
+    text = shown(*results_tables(results))
+    assert "evaluate again for intervals" in text
+    assert "undefined" not in text
+
+
+def test_intervals_stand_below_their_metric(tmp_path):
+    table = columns(rows=600) | {"user": np.arange(600) % 60}
+    results = evaluate_predictions(write(tmp_path, [table]), SCHEMA, Judging(resamples=50))
+    low, high = results.metrics.scenarios["feed"].intervals["auc"]
+    assert f"{low:.4f}–{high:.4f}" in shown(*results_tables(results))
+    assert load_results(save_results(results, tmp_path).parent) == results
 
 
 def test_string_user_keys_give_the_same_gauc_as_integers(tmp_path):

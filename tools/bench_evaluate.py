@@ -122,8 +122,8 @@ def _judge(folder: Path, schema: Schema, judging: Judging) -> Measured:
     predictions = load_predictions(folder)
     read, cpu = time.perf_counter(), time.process_time()
     results_of(predictions, schema, judging)
-    done = (time.perf_counter() - read, time.process_time() - cpu)
-    return Measured(read - started, *done, _peak())
+    judged, spent = time.perf_counter() - read, time.process_time() - cpu
+    return Measured(read - started, judged, spent, _peak())
 
 
 def _by_scikit_learn(folder: Path, scenarios: int, users: int) -> Measured:
@@ -140,16 +140,17 @@ def _by_scikit_learn(folder: Path, scenarios: int, users: int) -> Measured:
             metric(label[mine], score[mine])
     done = np.array([time.perf_counter() - read, time.process_time() - cpu])
     if users:
-        sampled = np.flatnonzero(user < SAMPLED_USERS)
+        every = max(1, users // SAMPLED_USERS)
+        sampled = np.flatnonzero(user % every == 0)
         order = sampled[np.argsort(user[sampled], kind="stable")]
-        sizes = np.bincount(user[order])
+        sizes = np.unique(user[order], return_counts=True)[1]
         read_on, cpu = time.perf_counter(), time.process_time()
         for own in np.split(order, np.cumsum(sizes)[:-1]):
             if 0 < label[own].sum() < len(own):
                 roc_auc_score(label[own], score[own])
         spent = np.array([time.perf_counter() - read_on, time.process_time() - cpu])
         # Once for all rows; the users of each scenario are left out, to its advantage.
-        done += spent * (users / min(users, SAMPLED_USERS))
+        done += spent * every
     return Measured(read - started, float(done[0]), float(done[1]), _peak())
 
 
