@@ -1,6 +1,7 @@
 """`msrec launch`: what is submitted, what is told of it, and how it ends."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from tiny import tiny_dataset
 from torchx import specs
 
 from msrec.launch.config import load_config
-from msrec.launch.failures import first_failure
+from msrec.launch.failures import Failure, first_failure
+from msrec.launch.heartbeat import RankState
 from msrec.launch.profiles import Profile, load_profile
-from msrec.launch.status import Status, _with_scheduler
+from msrec.launch.status import Status, _whose, _with_scheduler
 from msrec.launch.submit import Submitted, cancel, launch, read_submitted
 from msrec.launch.work import train_work
 
@@ -256,6 +258,21 @@ def test_the_first_error_is_told_and_none_of_an_earlier_submission(tmp_path):
     assert found.message == "the reason"
     assert found.folder.name == "1"
     assert first_failure(tmp_path, since=time.time() + 60) is None
+
+
+def test_errors_of_the_same_second_are_told_apart_by_their_files_and_named_by_rank(tmp_path):
+    """Stamps are whole seconds; of two nodes, what a rank did to another comes in the same one."""
+    for rank, written, text in ((0, 10.7, "a collective gave up"), (1, 10.2, "the reason")):
+        error(tmp_path / "logs", rank, 10, text)
+        folder = tmp_path / f"logs/x_1/attempt_0/{rank}"
+        os.utime(folder / "error.json", (written, written))
+        state = RankState(rank=rank + 4, host="n2", pid=1, time=1, phase="failed", logs=str(folder))
+        (tmp_path / "ranks").mkdir(exist_ok=True)
+        (tmp_path / f"ranks/{rank + 4}.json").write_text(state.model_dump_json())
+    found = first_failure(tmp_path / "logs", since=0.0)
+    assert found.message == "the reason"
+    assert _whose(tmp_path, found) == " is of rank 5 on n2, its"
+    assert _whose(tmp_path, Failure("", tmp_path)) == ", its rank's"
 
 
 def test_only_what_was_launched_and_runs_is_cancelled(tmp_path):

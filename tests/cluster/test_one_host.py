@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jobs
@@ -37,7 +38,10 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_been(
         step = wait_for_step(config, job)
         first = {rank.rank: rank for rank in read_ranks(config.run_dir)}
         assert step < STEPS
+        killed = time.monotonic()
         psutil.Process(first[1].pid).kill()
+        wait_for_step(config, job, step + 2 * SAVE_EVERY)
+        print(f"a rank killed: trained on after {time.monotonic() - killed:.0f} s", file=sys.stderr)
         assert job.wait(120) == 0, jobs.text(tmp_path / "said")
     again = {rank.rank: rank for rank in read_ranks(config.run_dir)}
     assert "rank 1 failed, all ranks start again (1 such starts are left): Signal 9" in jobs.text(
@@ -53,7 +57,7 @@ def test_a_step_that_fails_twice_is_not_tried_a_third_time(spoilt, tmp_path, mon
     dataset, file, window = spoilt
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site.yaml").write_text("here: { scheduler: local_cwd, max_restarts: 5 }")
-    config = config_of(dataset, tmp_path, "run_id=twice")
+    config = config_of(dataset, tmp_path, "run_id=twice", "trainer.max_steps=60")
     words = (
         "launch",
         "train",
