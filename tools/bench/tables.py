@@ -67,9 +67,7 @@ def bench_tables(
         for part, gigabytes in moved.items():
             aim = AIMS.get((part, dim))
             work = (gigabytes, copied)
-            findings.append(
-                rates(f"D={dim} {part}", took[part], took["copy"], work, "GB/s", aim)
-            )
+            findings.append(rates(f"D={dim} {part}", took[part], took["copy"], work, "GB/s", aim))
     title = f"{tables} tables of {gib:g} GiB together, {ids} ids a bag, {batch:,} rows, one thread"
     report("tables", title, findings, on)
 
