@@ -73,6 +73,7 @@ class Window:
         self._item = self._grid(columns["item"], np.int64)
         self._label = self._side_by_side([columns[name] for name in schema.labels])
         self._dense = self._side_by_side([columns[name] for name in schema.dense])
+        self._no_knowledge = known(np.zeros(self._shape[1], np.int64), None)
         self._weight = (rows >= 0).astype(np.float32)
         self._multi = {
             f.name: (columns[f.name].offsets.to_numpy(), columns[f.name].values.to_numpy())
@@ -103,10 +104,13 @@ class Window:
             row_id=torch.from_numpy(self._rows[number]),
             user=torch.from_numpy(user),
             item=torch.from_numpy(item),
-            of_user=known(user, self._of_user),
-            of_item=known(item, self._of_item),
+            of_user=self._known(user, self._of_user),
+            of_item=self._known(item, self._of_item),
             past=past,
         )
+
+    def _known(self, ids: npt.NDArray[np.int64], vectors: Vectors | None) -> Known:
+        return self._no_knowledge if vectors is None else known(ids, vectors)
 
     def _past(self, number: int) -> tuple[list[Bags], Past]:
         """Bags behind those of the schema's features, and where a row's own ones stand."""

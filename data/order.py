@@ -102,40 +102,61 @@ class GlobalOrder:
         first_lane, last_lane = slots[0] // per_lane, slots[-1] // per_lane
         first_batch = window * self.window_batches
         batches = min(self.window_batches, self.num_batches - first_batch)
+        ring = Ring(self, epoch)
         lanes = np.stack(
             [
-                self._lane(epoch, window, lane, first_batch * per_lane, batches * per_lane)
+                self._lane(ring, epoch, window, lane, first_batch * per_lane, batches * per_lane)
                 for lane in range(first_lane, last_lane + 1)
             ]
         )
         by_batch = lanes.reshape(len(lanes), batches, per_lane).transpose(1, 0, 2)
         in_lanes = by_batch.reshape(batches, -1)
         start = rank * share - first_lane * per_lane
-        ring = in_lanes[:, start : start + share]
-        return np.where(ring < 0, -1, self._row_ids(epoch, np.maximum(ring, 0)))
+        return in_lanes[:, start : start + share]
 
-    def _lane(self, epoch: int, window: int, lane: int, first: int, count: int) -> Rows:
-        """Ring positions of a lane's slots in a window; -1 past the lane's end."""
+    def _lane(
+        self, ring: "Ring", epoch: int, window: int, lane: int, first: int, count: int
+    ) -> Rows:
+        """Row ids of a lane's slots in a window; -1 past the lane's end."""
         lane_start = self.num_rows * lane // self.num_lanes
         lane_end = self.num_rows * (lane + 1) // self.num_lanes
         present = max(0, min(count, lane_end - lane_start - first))
-        positions = np.full(count, -1, dtype=np.int64)
-        positions[:present] = np.arange(present) + lane_start + first
+        rows = np.full(count, -1, dtype=np.int64)
+        rows[:present] = ring.rows(lane_start + first, present)
         if self.shuffle:
             # Padding stays at the end, so that only the epoch's last batch has any.
-            np.random.default_rng((self.seed, epoch, 1, window, lane)).shuffle(positions[:present])
-        return positions
+            np.random.default_rng((self.seed, epoch, 1, window, lane)).shuffle(rows[:present])
+        return rows
 
-    def _row_ids(self, epoch: int, ring: Rows) -> Rows:
-        """Ring positions -> positions in the split's file order."""
-        if not self.shuffle:
-            return ring
-        rng = np.random.default_rng((self.seed, epoch, 0))
-        rows = np.asarray(self.group_rows)
-        groups = rng.permutation(len(rows))
-        ring = (ring + rng.integers(self.num_rows)) % self.num_rows
-        ends_on_ring = np.cumsum(rows[groups])
-        place = np.searchsorted(ends_on_ring, ring, side="right")
-        starts = np.concatenate([[0], np.cumsum(rows)[:-1]])
-        inside: Rows = ring - (ends_on_ring[place] - rows[groups[place]])
-        return np.asarray(starts[groups[place]] + inside, dtype=np.int64)
+
+class Ring:
+    """Where the rows of an epoch stand on the ring: row groups in a random order, turned."""
+
+    def __init__(self, order: GlobalOrder, epoch: int) -> None:
+        self._num_rows = order.num_rows
+        sizes = np.asarray(order.group_rows)
+        starts = np.cumsum(sizes) - sizes
+        groups, self._turn = np.arange(len(sizes)), 0
+        if order.shuffle:
+            rng = np.random.default_rng((order.seed, epoch, 0))
+            groups = rng.permutation(len(sizes))
+            self._turn = int(rng.integers(self._num_rows))
+        self._ends = np.cumsum(sizes[groups])
+        self._starts = self._ends - sizes[groups]
+        self._shifts = starts[groups] - self._starts
+
+    def rows(self, first: int, count: int) -> Rows:
+        """Row ids (positions in the split's file order) of consecutive places on the ring."""
+        begin = (first + self._turn) % self._num_rows
+        over = begin + count - self._num_rows
+        if over > 0:
+            return np.concatenate([self._straight(begin, self._num_rows), self._straight(0, over)])
+        return self._straight(begin, begin + count)
+
+    def _straight(self, begin: int, end: int) -> Rows:
+        first = int(np.searchsorted(self._ends, begin, side="right"))
+        groups = slice(first, int(np.searchsorted(self._ends, end, side="left")) + 1)
+        low = np.maximum(self._starts[groups], begin)
+        lengths = np.maximum(np.minimum(self._ends[groups], end) - low, 0)
+        rows: Rows = np.arange(begin, end) + np.repeat(self._shifts[groups], lengths)
+        return rows

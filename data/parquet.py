@@ -120,12 +120,17 @@ class SplitFiles:
                 Where bad rows are left out, besides `BAD`, (n,) bool; their values are harmless.
         """
         group_of_row = np.searchsorted(self.starts, row_ids, side="right") - 1
-        needed = np.unique(group_of_row)
+        # The first and the last row of each group that is asked for.
+        lowest, highest = self.starts[1:].copy(), np.full(len(self.groups), -1)
+        np.minimum.at(lowest, group_of_row, row_ids)
+        np.maximum.at(highest, group_of_row, row_ids)
+        needed = np.flatnonzero(highest >= 0)
         pieces, shift = [], np.zeros(len(self.groups), dtype=np.int64)
         length = 0
         for group, columns in zip(needed, self._decoded(needed.tolist()), strict=True):
-            inside = row_ids[group_of_row == group] - self.starts[group]
-            first, last = int(inside.min()), int(inside.max()) + 1
+            first, last = (
+                int(row - self.starts[group]) for row in (lowest[group], highest[group] + 1)
+            )
             shift[group] = length - first - self.starts[group]
             length += last - first
             pieces.append({name: values[first:last] for name, values in columns.items()})
@@ -294,7 +299,8 @@ class SplitFiles:
                 look(_null_rows(array), array, NO_NULL)
             if faults:
                 array = without(array, faults[0][0], kind)
-            look(self._bad_ids(array, name), array, self._must(name))
+            if not _are_ids(_flat(array), self._limit(name)):
+                look(self._bad_ids(array, name), array, self._must(name))
             return without(array, faults[-1][0], kind) if faults else array, faults
         if array.null_count:
             missing = array.is_null().to_numpy(zero_copy_only=False)
@@ -306,7 +312,7 @@ class SplitFiles:
             look(~((values == 0) | (values == 1)), values, "a label must be 0 or 1")
         elif name in schema.dense or name in self._extra:
             look(~np.isfinite(values), values, "a dense value must be finite")
-        elif name != schema.timestamp:
+        elif name != schema.timestamp and not _are_ids(values, self._limit(name)):
             look((values < 0) | (values >= self._limit(name)), values, self._must(name))
         for bad, _, _ in faults:
             values = np.where(bad, values.dtype.type(0), values)
@@ -315,7 +321,7 @@ class SplitFiles:
     def _bad_ids(self, array: pa.ListArray, name: str) -> npt.NDArray[np.bool_]:
         """Which lists hold an id that the table has not."""
         offsets = array.offsets.to_numpy()
-        values = array.values.to_numpy()[offsets[0] : offsets[-1]]
+        values = _flat(array)
         bad_id = (values < 0) | (values >= self._limit(name))
         rows = np.repeat(np.arange(len(array)), np.diff(offsets))
         bad = np.zeros(len(array), dtype=np.bool_)
@@ -343,6 +349,17 @@ def _gather(
     if isinstance(pieces[0], np.ndarray):
         return np.take(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], place)
     return pa.concat_arrays(pieces).take(pa.array(place))
+
+
+def _are_ids(values: Scalars, limit: int) -> bool:
+    """Whether all are in [0, limit); as unsigned numbers, negative ones are the largest."""
+    return len(values) == 0 or int(values.view(np.uint32).max()) < limit
+
+
+def _flat(array: pa.ListArray) -> Scalars:
+    """The ids of all lists, one after another."""
+    offsets = array.offsets
+    return array.values.to_numpy()[offsets[0].as_py() : offsets[-1].as_py()]
 
 
 def _null_rows(array: pa.ListArray) -> npt.NDArray[np.bool_]:

@@ -7,6 +7,9 @@ from pydantic import ValidationError
 
 from msrec.data.paths import AnyPath
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Seven times as fast where PyYAML was built with libyaml."""
+
 
 def first_fault(error: ValidationError) -> str:
     """`field.name: what must hold`, of the first fault; `file` where it is the whole of it."""
@@ -23,6 +26,6 @@ def read_yaml(path: AnyPath) -> Any:
         ValueError: it is not YAML.
     """
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(), _LOADER)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None

@@ -116,7 +116,8 @@ def rates(
 
     Args:
         what: is compared.
-        ours, reference: of the same rounds.
+        ours: its rounds.
+        reference: of the same rounds.
         work: that a round does, of both or (ours, reference).
         unit: of work a second.
         aim: of the ratio.

@@ -106,20 +106,20 @@ def _rank(rank: int, world_size: int, port: int, values: Mapping[str, object], o
     quiet_libraries()
     config = RunConfig.model_validate(values)
     with process_group("cpu") as process:
-        before = _resident()["RssAnon"]
+        before = resident()["RssAnon"]
         trainer = Trainer(config, process)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: that of the steps
         trainer.model.train()
         batches = (batch for epoch in range(STEPS) for batch in trainer.train.batches(epoch))
         for _ in range(STEPS):
             trainer.pipeline.progress(batches)
-        now = _resident()
+        now = resident()
         # Pages of files (code, the store) are only ever added, so that they are all in the peak.
         peak = now["VmHWM"] - now["RssFile"] - now["RssShmem"]
     write_json(Path(out) / f"{rank}.json", {"peak": peak - before})
 
 
-def _resident() -> dict[str, int]:
+def resident() -> dict[str, int]:
     """Bytes of this process by the kernel's names, the peak included."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {
