@@ -11,10 +11,9 @@ The features `user_id` and `item_id` may be left out: they are then the keys. La
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -22,6 +21,18 @@ from msrec.data.ids import UNKNOWN, VOCABULARIES, Hashed
 from msrec.data.parquet import Columns
 from msrec.data.paths import AnyPath
 from msrec.data.raw import ID_FEATURES
+from msrec.data.raw_values import (
+    Fits,
+    Ids,
+    Lookup,
+    Place,
+    dense_values,
+    first_bad,
+    integer_values,
+    is_list,
+    is_text,
+    nulls,
+)
 from msrec.data.reading import parquet_files, read_parquet
 from msrec.data.schema import Schema, SparseFeature, load_schema
 
@@ -30,7 +41,6 @@ KEY_OF = {feature.name: feature.source for feature in ID_FEATURES}
 SIDES = ("user", "item")
 NOBODY = -1
 """The index of a user or item that the dataset folder does not know."""
-Ids = npt.NDArray[np.int32]
 
 
 class RawRows:
@@ -58,14 +68,14 @@ class RawRows:
     def __init__(self, folder: AnyPath) -> None:
         self.schema = load_schema(folder)
         vocabularies = {path.stem: path for path in parquet_files(folder / VOCABULARIES)}
-        self._keys = {side: _Lookup(_column(folder / f"{side}s.parquet", side)) for side in SIDES}
+        self._keys = {side: Lookup(_column(folder / f"{side}s.parquet", side)) for side in SIDES}
         self._scenarios = {s.name: number for number, s in enumerate(self.schema.scenarios)}
-        self._ids: dict[str, _Lookup | Hashed | int] = {}
+        self._ids: dict[str, Lookup | Hashed | int] = {}
         for feature in self.schema.sparse:
             rows = self.schema.tables[feature.table]
             if feature.name in vocabularies:
                 column = read_parquet(vocabularies[feature.name], ["value"])["value"]
-                self._ids[feature.name] = _Lookup(column.combine_chunks(), first=1)
+                self._ids[feature.name] = Lookup(column.combine_chunks(), first=1)
             else:
                 self._ids[feature.name] = _hashed(self.schema, feature, rows) or rows
 
@@ -92,9 +102,9 @@ class RawRows:
                 # Without a type: with one, Arrow would cut 3.7 down to 3 for an integer column.
                 found[name] = pa.array([row[name] for row in rows])
             except (KeyError, TypeError, ValueError, OverflowError):
-                raise ValueError(_first_bad(rows, name, fits, where, first_row)) from None
+                raise ValueError(first_bad(rows, name, fits, where, first_row)) from None
             if not fits.takes(found[name].type):
-                raise ValueError(_first_bad(rows, name, fits, where, first_row))
+                raise ValueError(first_bad(rows, name, fits, where, first_row))
         return pa.table(found)
 
     def encode(self, table: pa.Table, where: str, first_row: int = 0) -> Columns:
@@ -115,7 +125,7 @@ class RawRows:
             ValueError: a column is missing or of another type, or a value is not what it must be;
                 names the column, the row and what was found.
         """
-        place = _Place(where, first_row)
+        place = Place(where, first_row)
         named = set(table.column_names)
         missing = [n for n in self.names if n not in named and n not in KEY_OF]
         if missing:
@@ -131,59 +141,59 @@ class RawRows:
         for side in SIDES:
             name = f"{side}_key"
             keys = column(name)
-            place.refuse(_nulls(keys), keys, name, "a key may not be null")
+            place.refuse(nulls(keys), keys, name, "a key may not be null")
             found = self._keys[side].rows(keys, name, place, NOBODY)
             columns[side] = found.astype(np.int64)
         for feature in self.schema.sparse:
             columns[feature.name] = self._feature(feature, column(feature.name), place)
         for name in self.schema.dense:
-            columns[name] = _dense(column(name), name, place)
+            columns[name] = dense_values(column(name), name, place)
         zeros = np.zeros(table.num_rows, dtype=np.float32)
         return columns | dict.fromkeys(self.schema.labels, zeros)
 
-    def _fits(self, name: str) -> "_Fits":
+    def _fits(self, name: str) -> "Fits":
         """What values a column may have in rows from JSON."""
         if name == "scenario":
-            return _Fits(text=True, integers=True)
+            return Fits(text=True, integers=True)
         if name in self.schema.dense:
-            return _Fits(integers=True, floats=True)
-        way: _Lookup | Hashed | int
+            return Fits(integers=True, floats=True)
+        way: Lookup | Hashed | int
         if name.removesuffix("_key") in SIDES and name not in self._ids:
             way, feature = self._keys[name.removesuffix("_key")], None
         else:
             way, feature = self._ids[name], next(f for f in self.schema.sparse if f.name == name)
         lists = _may_be_lists(feature) if feature is not None else [False]
         if isinstance(way, Hashed):
-            return _Fits(text=True, integers=True, lists=lists)
-        integers = pa.types.is_integer(way.kind) if isinstance(way, _Lookup) else True
-        return _Fits(text=not integers, integers=integers, lists=lists)
+            return Fits(text=True, integers=True, lists=lists)
+        integers = pa.types.is_integer(way.kind) if isinstance(way, Lookup) else True
+        return Fits(text=not integers, integers=integers, lists=lists)
 
-    def _scenario(self, values: pa.Array, place: "_Place") -> Ids:
+    def _scenario(self, values: pa.Array, place: "Place") -> Ids:
         names, must = list(self._scenarios), "the scenario must be one of "
-        if _is_text(values.type):
+        if is_text(values.type):
             of = self._scenarios
             found = np.array([of.get(v, NOBODY) for v in values.to_pylist()], dtype=np.int32)
             place.refuse(found < 0, values, "scenario", must + ", ".join(names))
             return found
-        numbers, null = _integers(values, "scenario", place)
+        numbers, null = integer_values(values, "scenario", place)
         must += ", ".join(f"{number} ({name})" for number, name in enumerate(names))
         bad = null | (numbers < 0) | (numbers >= len(names))
         place.refuse(bad, values, "scenario", must)
         return numbers.astype(np.int32)
 
     def _feature(
-        self, feature: SparseFeature, values: pa.Array, place: "_Place"
+        self, feature: SparseFeature, values: pa.Array, place: "Place"
     ) -> "Ids | pa.ListArray":
         name, way = feature.name, self._ids[feature.name]
-        is_list = _is_list(values.type)
-        if is_list not in _may_be_lists(feature):
+        has_lists = is_list(values.type)
+        if has_lists not in _may_be_lists(feature):
             wanted = "lists" if feature.multi else "single values"
             raise ValueError(
                 f"{place.where}: column {name!r} must hold {wanted}; it is {values.type}."
             )
         if isinstance(way, Hashed):
             return _hash(way, values, name, place)
-        if not is_list:
+        if not has_lists:
             return self._rows(way, values, name, place)
         lengths = np.asarray(values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
         row = np.repeat(np.arange(len(values)), lengths)
@@ -191,75 +201,13 @@ class RawRows:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids, pa.int32()))
 
-    def _rows(self, way: "_Lookup | int", values: pa.Array, name: str, place: "_Place") -> Ids:
-        if isinstance(way, _Lookup):
+    def _rows(self, way: "Lookup | int", values: pa.Array, name: str, place: "Place") -> Ids:
+        if isinstance(way, Lookup):
             return way.rows(values, name, place, UNKNOWN)
-        numbers, null = _integers(values, name, place)
+        numbers, null = integer_values(values, name, place)
         bad = null | (numbers < 0) | (numbers >= way)
         place.refuse(bad, values, name, f"a table row must be in [0, {way})")
         return numbers.astype(np.int32)
-
-
-class _Place(NamedTuple):
-    """Where rows stand: what a sentence about a bad one names."""
-
-    where: str
-    first_row: int
-    row_of: npt.NDArray[np.int64] | None = None
-    """Of each value, where there may be several in a row."""
-
-    def refuse(self, bad: npt.NDArray[np.bool_], values: pa.Array, name: str, must: str) -> None:
-        """Raise one sentence about the first bad value, if there is one."""
-        if not bad.any():
-            return
-        at = int(np.argmax(bad))
-        row = at if self.row_of is None else int(self.row_of[at])
-        count = int(bad.sum())
-        raise ValueError(
-            f"{self.where}: column {name!r}, row {self.first_row + row}: {must}; found "
-            f"{values[at].as_py()!r}. {count} such value{'s' if count > 1 else ''}."
-        )
-
-
-class _Lookup:
-    """Value -> its place among distinct ones, counted from `first`; nulls among them have none.
-
-    Integers are found by bisection in a sorted array, anything else in a dict.
-    """
-
-    def __init__(self, values: pa.Array, first: int = 0) -> None:
-        self.kind = values.type
-        places = np.arange(first, first + len(values), dtype=np.int32)
-        if values.null_count:
-            places = places[values.is_valid().to_numpy(zero_copy_only=False)]
-            values = values.drop_null()
-        self._is_integer = pa.types.is_integer(self.kind)
-        self._places: dict[Any, int] = {}
-        if self._is_integer:
-            numbers = values.to_numpy()
-            order = np.argsort(numbers, kind="stable")
-            self._sorted, self._place = numbers[order], places[order]
-        else:
-            self.kind = pa.string() if _is_text(self.kind) else self.kind
-            self._places = dict(zip(values.to_pylist(), places.tolist(), strict=True))
-
-    def rows(self, values: pa.Array, name: str, place: _Place, otherwise: int) -> Ids:
-        """Places of values, `otherwise` for those that are not known and for nulls."""
-        if self._is_integer:
-            numbers, null = _integers(values, name, place)
-            at = np.minimum(np.searchsorted(self._sorted, numbers), len(self._sorted) - 1)
-            if not len(self._sorted):
-                return np.full(len(numbers), otherwise, dtype=np.int32)
-            known = (self._sorted[at] == numbers) & ~null
-            return np.where(known, self._place[at], np.int32(otherwise))
-        if not (_is_text(values.type) if _is_text(self.kind) else values.type == self.kind):
-            if not pa.types.is_null(values.type):
-                raise ValueError(
-                    f"{place.where}: column {name!r} must be {self.kind}, as in the vocabulary; it "
-                    f"is {values.type}."
-                )
-        of = self._places
-        return np.array([of.get(value, otherwise) for value in values.to_pylist()], dtype=np.int32)
 
 
 def _column(path: AnyPath, side: str) -> pa.Array:
@@ -280,19 +228,15 @@ def _may_be_lists(feature: SparseFeature) -> list[bool]:
     return [False, True] if (feature.hashes or 1) > 1 else [feature.multi]
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _hash(way: Hashed, values: pa.Array, name: str, place: _Place) -> "Ids | pa.ListArray":
-    kind = values.type.value_type if _is_list(values.type) else values.type
-    if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+def _hash(way: Hashed, values: pa.Array, name: str, place: Place) -> "Ids | pa.ListArray":
+    kind = values.type.value_type if is_list(values.type) else values.type
+    if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise ValueError(
             f"{place.where}: column {name!r} must hold strings or integers to be hashed; it is "
             f"{values.type}."
         )
     if pa.types.is_null(kind):
-        values = values.cast(pa.list_(pa.string()) if _is_list(values.type) else pa.string())
+        values = values.cast(pa.list_(pa.string()) if is_list(values.type) else pa.string())
     found = way.encode(pl.Series(name, values))
     if found.dtype != pl.List(pl.Int32):
         ids: Ids = found.to_numpy()
@@ -300,87 +244,3 @@ def _hash(way: Hashed, values: pa.Array, name: str, place: _Place) -> "Ids | pa.
     array = found.rechunk().to_arrow()
     offsets = array.offsets.cast(pa.int32())
     return pa.ListArray.from_arrays(offsets, array.values)
-
-
-def _dense(values: pa.Array, name: str, place: _Place) -> npt.NDArray[np.float32]:
-    kind = values.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise ValueError(f"{place.where}: column {name!r} must be a number; it is {kind}.")
-    with np.errstate(over="ignore"):
-        numbers = values.to_numpy(zero_copy_only=False).astype(np.float32)
-    bad = _nulls(values) | ~np.isfinite(numbers)
-    place.refuse(bad, values, name, "a dense value must be finite")
-    return np.asarray(numbers)
-
-
-def _integers(
-    values: pa.Array, name: str, place: _Place
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Values as int64, 0 for nulls, and which are null."""
-    null = _nulls(values)
-    if pa.types.is_null(values.type):
-        return np.zeros(len(values), dtype=np.int64), null
-    if not pa.types.is_integer(values.type):
-        raise ValueError(f"{place.where}: column {name!r} must be integers; it is {values.type}.")
-    try:
-        values = values.fill_null(0) if values.null_count else values
-        numbers = values.cast(pa.int64()).to_numpy()
-    except pa.ArrowInvalid:
-        bad = np.array([not -(2**63) <= (v or 0) < 2**63 for v in values.to_pylist()])
-        place.refuse(bad, values, name, "an integer must have 64 bits")
-        raise
-    return numbers, null
-
-
-def _nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
-    if not values.null_count:
-        return np.zeros(len(values), dtype=np.bool_)
-    found: npt.NDArray[np.bool_] = values.is_null().to_numpy(zero_copy_only=False)
-    return found
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner))
-
-
-class _Fits(NamedTuple):
-    """The kinds of values that a column of JSON rows may have; null is one of each."""
-
-    text: bool = False
-    integers: bool = False
-    floats: bool = False
-    lists: Sequence[bool] = (False,)
-    """Whether a value is a list of such; both may be."""
-
-    def takes(self, kind: pa.DataType) -> bool:
-        """Whether a column of this inferred type has only such values."""
-        if True in self.lists and pa.types.is_list(kind):
-            return self._replace(lists=[False]).takes(kind.value_type)
-        found = (
-            (self.text and pa.types.is_string(kind))
-            or (self.integers and pa.types.is_integer(kind))
-            or (self.floats and pa.types.is_floating(kind))
-        )
-        return bool(pa.types.is_null(kind) or (found and False in self.lists))
-
-    def __str__(self) -> str:
-        kinds = {"a string": self.text, "an integer": self.integers, "a number": self.floats}
-        told = " or ".join(kind for kind, takes in kinds.items() if takes)
-        return f"a list, each {told}" if True in self.lists else told
-
-
-def _first_bad(
-    rows: Sequence[Mapping[str, Any]], name: str, fits: _Fits, where: str, first_row: int
-) -> str:
-    """What is wrong with the first row that has no such value, or none like those before it."""
-    for number, row in enumerate(rows, start=first_row):
-        if name not in row:
-            return f"{where}: row {number} must have the column {name!r}; it has {', '.join(row)}."
-        try:
-            good = fits.takes(pa.array([row[name]]).type)
-        except (TypeError, ValueError, OverflowError):
-            good = False
-        if not good:
-            return f"{where}: column {name!r}, row {number}: must be {fits}; found {row[name]!r}."
-    return f"{where}: column {name!r} must be {fits}, of one kind in all rows."

@@ -58,8 +58,8 @@ def compare(run: Restored, scorer: Scorer, process: Process, split: Split) -> Pa
         raise ValueError(
             f"an export must have the AUC of its run within {LARGEST_AUC_DIFFERENCE:g}; on "
             f"{found.rows:,} {split} rows the run has {found.auc_run:.6f} and the export "
-            f"{found.auc_export:.6f}. Nothing was written: try --tables float16, --dense float32 or "
-            "more rows."
+            f"{found.auc_export:.6f}. Nothing was written: try --tables float16, --dense "
+            "float32 or more rows."
         )
     return found
 
