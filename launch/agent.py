@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import torch.distributed.launcher.api as launcher
-from torch.distributed.elastic.agent.server import WorkerGroup
-from torch.distributed.elastic.agent.server.api import RunResult
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
@@ -19,7 +18,7 @@ class Agent(LocalElasticAgent):
     """Torchrun's agent, which says why it starts ranks again, and does not where they ask it."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if any(failure.exitcode == NO_RESTART for failure in result.failures.values()):
             self._remaining_restarts = 0
         elif result.failures and self._remaining_restarts > 0:
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torchrun itself ends with a page of its own stack and of every rank's. Here stands one sentence
     for a user's mistake, and one stack, that of the rank that failed first, for anything else.
     """
-    launcher.LocalElasticAgent = Agent  # type: ignore[misc]  # torchrun has no option for it
+    vars(launcher)["LocalElasticAgent"] = Agent  # torchrun has no option for it
     # It warns of each rank that it stops because another one failed.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
     try:
