@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torchrun itself ends with a page of its own stack and of every rank's. Here stands one sentence
     for a user's mistake, and one stack, that of the rank that failed first, for anything else.
     """
-    launcher.LocalElasticAgent = Agent  # type: ignore[attr-defined]  # torchrun has no option
+    vars(launcher)["LocalElasticAgent"] = Agent  # torchrun has no option for it
     # It warns of each rank that it stops because another one failed.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
     try:
