@@ -85,7 +85,10 @@ class Loader:
         self._prefetch = prefetch
         self._per_scenario = per_scenario
         self._scaled = self.schema.scaled(scale)
-        self._history, self._is_train = history, split == "train"
+        # Rows of another dataset are in no history and were not trained on.
+        self._history, self._is_train = history, split == "train" and lineage is None
+        if history is not None and lineage is not None:
+            self._history = history.for_entities({s: lineage.entities(s) for s in history.of})
         self._unknown = unknown
 
     def __len__(self) -> int:
