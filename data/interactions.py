@@ -1,7 +1,8 @@
 """The training rows of every user and of every item, as bags of ids: what both did before."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from copy import copy
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,18 @@ class Interactions:
             entity, other = columns[side], columns[OTHER[side]]
             ids = (other * np.int32(self.levels) + level).astype(np.int32)
             self._bags[side] = _bags(entity, ids, time, schema.size_of(side), max_len, good)
+        self._places: dict[Side, npt.NDArray[np.int64]] = {}
+
+    def for_entities(self, places: dict[Side, npt.NDArray[np.int64]]) -> Self:
+        """The same bags for users and items of another dataset.
+
+        Args:
+            places: the index here of each of its users and items, -1 for those who are new: their
+                bags are empty.
+        """
+        moved = copy(self)
+        moved._places = places
+        return moved
 
     def level(self, columns: dict[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.int32]:
         """How many labels of each row are 1, (rows,), int32."""
@@ -82,8 +95,11 @@ class Interactions:
             returns: ids, (sum of lengths,), int32, and lengths, (U,), int32.
         """
         starts, ids, _ = self._bags[side]
-        first = starts[np.maximum(entities, 0)]
-        lengths = np.where(entities < 0, 0, starts[entities + 1] - first)
+        if self._places:
+            entities = self._places[side][entities]
+        is_known = entities >= 0
+        first = starts[entities * is_known]
+        lengths = (starts[entities * is_known + 1] - first) * is_known
         shift = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
         return ids[np.arange(len(shift)) + shift], lengths.astype(np.int32)
 

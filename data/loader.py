@@ -97,8 +97,11 @@ class Loader:
         self._prefetch = prefetch
         self._per_scenario = per_scenario
         self._scaled = self.schema.scaled(scale)
+        # Rows of another dataset, or of other files, are in no history and were not trained on.
         self._history = history
-        self._is_train = split == "train" and paths is None
+        self._is_train = split == "train" and lineage is None and paths is None
+        if history is not None and lineage is not None:
+            self._history = history.for_entities({s: lineage.entities(s) for s in history.of})
         self._unknown = unknown
 
     def __len__(self) -> int:

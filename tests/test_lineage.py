@@ -107,6 +107,21 @@ def test_ids_go_by_value_whatever_their_numbers(root, tmp_path):
     assert (found.dataset, found.data, own.data) == ("next day", str(data), None)
 
 
+def test_histories_go_by_key(root, tmp_path):
+    """Of the run's training rows, whatever split of the other data is scored."""
+    config = load_config(root / "run/config.yaml", ["history.of=[user, item]", "trainer.epochs=1"])
+    config = config.model_copy(update={"run_root": tmp_path})
+    run_ranks(trained, 1, config)
+    data = renumbered(root / "old", tmp_path / "next")
+    [own] = run_ranks(judged, 1, config.run_dir)
+    [found] = run_ranks(judged, 1, config.run_dir, "test", None, [], data)
+    assert found.metrics == own.metrics
+    keys = pa.array([f"new {at}" for at in range(40)])
+    replace_column(data / "users.parquet", "user_key", keys)
+    [strange] = run_ranks(judged, 1, config.run_dir, "test", None, [], data)
+    assert strange.metrics.all.auc != own.metrics.all.auc
+
+
 def test_two_ranks_give_the_numbers_and_intervals_of_one(root, tmp_path):
     """Scores are float32 and round otherwise in other batches; tests/test_results.py has the rest.
 
@@ -235,7 +250,6 @@ def test_hashed_features_match_in_tables_of_one_size(root, tmp_path):
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("history.of=[user]", "needs a run with history.of="),
         ("llm.missing=error", "every user must have a vector .llm.missing=error.; 1 of 40 have"),
         ("llm.control=shuffled", "needs a run with llm.control=none; this one has shuffled"),
     ],
