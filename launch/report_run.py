@@ -108,5 +108,5 @@ def _group_row(group: str, slices: Sequence[Mapping[str, Metrics]]) -> list[str]
     cells.append(cell(rows))
     for metrics in found:
         for metric in ("auc", "log_loss"):
-            cells.append("" if metrics is None else cell_of(metrics, metric, " "))
+            cells.append("" if metrics is None else cell_of(metrics, metric, is_line=True))
     return cells
