@@ -196,7 +196,7 @@ def compare_job(
         console.print_json(found.model_dump_json())
         return
     console.print(differences_table(found, metric))
-    console.print(verdict(found, metric), highlight=False, soft_wrap=True)
+    console.print(verdict(found, metric), markup=False, highlight=False, soft_wrap=True)
 
 
 def predict_job(

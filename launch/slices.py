@@ -94,7 +94,8 @@ def check_clock(dataset: AnyPath, by: Sequence[Slice]) -> None:
         lacks = "timestamp" if schema.timestamp is None else "timestamp_unit (s or ms since 1970)"
         raise ValueError(
             f"{dataset} must say when a row was, for slices by day; its dataset.yaml has no "
-            f"{lacks}. Leave day out of --by."
+            f"{lacks}. Name it there, or leave day out "
+            "of --by."
         )
 
 
