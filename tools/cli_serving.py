@@ -52,7 +52,7 @@ def serve(
     host: Annotated[str, typer.Option()] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     max_batch: Annotated[int, typer.Option(min=1, help="rows that wait for no others")] = 512,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="the first request's, for others")] = 2,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="the first request's, for others")] = 1,
     max_queue: Annotated[int, typer.Option(min=1, help="rows that may wait; then 503")] = 8192,
     threads: Annotated[int, typer.Option(min=1, help="of the program")] = 1,
 ) -> None:
