@@ -56,7 +56,7 @@ def serve(
     max_queue: Annotated[int, typer.Option(min=1, help="rows that may wait; then 503")] = 8192,
     threads: Annotated[int, typer.Option(min=1, help="of the program")] = 1,
 ) -> None:
-    """Serve an export over HTTP: /score, /health, /ready, /metrics; pip install 'msrec[serve]'."""
+    """Serve an export over HTTP: /score, /health, /ready, /metrics; needs the extra `serve`."""
     from msrec.launch.serving.scorer import Scorer
 
     try:
@@ -65,7 +65,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise ValueError(
             f"msrec serve needs the package {error.name}, which is not installed. Run: "
-            "pip install 'msrec[serve]'"
+            "pip install '.[serve]' (in a checkout)"
         ) from None
     scorer = Scorer(folder)
     how = "compiled" if scorer.is_compiled else "not compiled"
