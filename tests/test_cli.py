@@ -44,6 +44,8 @@ COMMANDS = [
         ["bench", "table"],
         ["bench", "encode"],
         ["bench", "store"],
+        ["bench", "serve"],
+        *(["export"], ["score"], ["serve"]),
         ["experiment"],
         ["explain"],
         ["convert"],

@@ -52,11 +52,11 @@ def serve(
     host: Annotated[str, typer.Option()] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     max_batch: Annotated[int, typer.Option(min=1, help="rows that wait for no others")] = 512,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="the first request's, for others")] = 2,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="the first request's, for others")] = 1,
     max_queue: Annotated[int, typer.Option(min=1, help="rows that may wait; then 503")] = 8192,
     threads: Annotated[int, typer.Option(min=1, help="of the program")] = 1,
 ) -> None:
-    """Serve an export over HTTP: /score, /health, /ready, /metrics; pip install 'msrec[serve]'."""
+    """Serve an export over HTTP: /score, /health, /ready, /metrics; needs the extra `serve`."""
     from msrec.launch.serving.scorer import Scorer
 
     try:
@@ -65,7 +65,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise ValueError(
             f"msrec serve needs the package {error.name}, which is not installed. Run: "
-            "pip install 'msrec[serve]'"
+            "pip install '.[serve]' (in a checkout)"
         ) from None
     scorer = Scorer(folder)
     how = "compiled" if scorer.is_compiled else "not compiled"

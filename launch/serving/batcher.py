@@ -68,18 +68,26 @@ class Batcher:
         Raises:
             QueueFullError: too many rows wait already, or the batcher is stopping.
         """
-        if self._is_stopping:
-            raise QueueFullError("the server is stopping")
-        if self.waiting_rows + len(rows) > self.max_queue:
-            raise QueueFullError(
-                f"at most {self.max_queue} rows may wait; {self.waiting_rows} do, and the request "
-                f"has {len(rows)}"
-            )
+        self.check_room(len(rows))
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         self._queue.append((rows, future))
         self.waiting_rows += len(rows)
         self._arrived.set()
         return await future
+
+    def check_room(self, rows: int) -> None:
+        """Refuse a request of so many rows before anything is done for it.
+
+        Raises:
+            QueueFullError: too many rows wait already, or the batcher is stopping.
+        """
+        if self._is_stopping:
+            raise QueueFullError("the server is stopping")
+        if self.waiting_rows + rows > self.max_queue:
+            raise QueueFullError(
+                f"at most {self.max_queue} rows may wait; {self.waiting_rows} do, and the request "
+                f"has {rows}"
+            )
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

@@ -136,17 +136,18 @@ def _write_tables(run: Restored, folded: Folded, folder: Path) -> None:
 
 
 def _write_program(folded: Folded, folder: Path, dense: Dense, compiled: bool) -> None:
-    program = exported(folded)
-    if dense == "bfloat16":
-        program, _ = in_bfloat16(program)
-    torch.export.save(program, folder / PROGRAM)
-    if not (compiled and has_compiler()):
-        return
     # Else the number of this machine's threads is compiled in, and weights are cast in each call.
     settings = {"cpp.dynamic_threads": True, "freezing": dense == "bfloat16"}
-    with torch._inductor.config.patch(settings), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of torch, about itself
-        torch._inductor.aoti_compile_and_package(program, package_path=str(folder / COMPILED))
+        program = exported(folded)
+        if dense == "bfloat16":
+            program, _ = in_bfloat16(program)
+        torch.export.save(program, folder / PROGRAM)
+        if compiled and has_compiler():
+            with torch._inductor.config.patch(settings):
+                path = str(folder / COMPILED)
+                torch._inductor.aoti_compile_and_package(program, package_path=path)
 
 
 def exported(folded: Folded) -> torch.export.ExportedProgram:

@@ -66,14 +66,15 @@ class Scorer:
             return np.concatenate([self.score(part_of(rows, s, s + MOST_ROWS)) for s in starts])
         if not len(rows):
             return np.zeros(0, dtype=np.float32)
-        with torch.inference_mode():
-            return self.run(self.pooled(inputs_of(rows, self._num_features)))
+        return self.run(self.pooled(inputs_of(rows, self._num_features)))
 
+    @torch.inference_mode()
     def pooled(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """What the program takes: the tables are looked up."""
         pooled = self._tables.lookup(inputs.ids, inputs.offsets)
         return pooled, inputs.lengths, inputs.dense, inputs.scenario
 
+    @torch.inference_mode()
     def run(self, inputs: tuple[Tensor, ...]) -> npt.NDArray[np.float32]:
         """Run the program."""
         size = len(inputs[0])
