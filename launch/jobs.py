@@ -15,15 +15,12 @@ from msrec.data.paths import AnyPath, to_path
 from msrec.data.schema import Split, load_schema
 from msrec.launch.build import Knowledge, build_loader, plan_model
 from msrec.launch.config import RunConfig, load_config, save_config
-from msrec.launch.encode import LEVELS, encode
-from msrec.launch.encode_progress import EncodeProgress, speed_line
 from msrec.launch.evaluate import evaluate
 from msrec.launch.options import EVALUATE, PREDICT, read_options
 from msrec.launch.plan_table import plan_table
 from msrec.launch.predict_files import predict_files, told
 from msrec.launch.preemption import STOPPED
 from msrec.launch.process import process_group, quiet_libraries
-from msrec.launch.prompts import prompts_by_key
 from msrec.launch.restore import restore
 from msrec.launch.results import results_table, slice_table
 from msrec.launch.slices import SLICES, Slice
@@ -132,6 +129,10 @@ def predict_job(
 
 def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) -> None:
     """Encode all levels into `llm.store`, or print one prompt."""
+    # Here, for transformers takes a second to import, which no other job needs.
+    from msrec.launch.encode import LEVELS, encode
+    from msrec.launch.encode_progress import EncodeProgress, speed_line
+
     config = load_config(config_file, overrides)
     llm = config.llm
     if show is not None:
@@ -165,6 +166,9 @@ def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) ->
 
 def _prompt(config: RunConfig, show: str) -> str:
     """One prompt by `user=KEY`, `scenario=NAME` or `item=KEY`."""
+    from msrec.launch.encode import LEVELS
+    from msrec.launch.prompts import prompts_by_key
+
     level, _, wanted = show.partition("=")
     if level not in LEVELS:
         raise ValueError(f"--show must be user=KEY, scenario=NAME or item=KEY; got {show!r}.")
