@@ -23,8 +23,6 @@ from msrec.launch.compare import (
     verdict,
 )
 from msrec.launch.config import RunConfig, load_config, save_config
-from msrec.launch.encode import LEVELS, encode
-from msrec.launch.encode_progress import EncodeProgress, speed_line
 from msrec.launch.evaluate import evaluate
 from msrec.launch.judge import Judging
 from msrec.launch.options import EVALUATE, PREDICT, read_options
@@ -32,7 +30,6 @@ from msrec.launch.plan_table import plan_table
 from msrec.launch.predict_files import predict_files, told
 from msrec.launch.preemption import STOPPED
 from msrec.launch.process import end_with_launcher, process_group, quiet_libraries
-from msrec.launch.prompts import prompts_by_key
 from msrec.launch.restore import load_run_config, restore
 from msrec.launch.results import Results, results_tables, slice_table
 from msrec.launch.serving.folder import Dense
@@ -256,6 +253,10 @@ def export_job(
 
 def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) -> None:
     """Encode all levels into `llm.store`, or print one prompt."""
+    # Here, for transformers takes a second to import, which no other job needs.
+    from msrec.launch.encode import LEVELS, encode
+    from msrec.launch.encode_progress import EncodeProgress, speed_line
+
     config = load_config(config_file, overrides)
     llm = config.llm
     if show is not None:
@@ -290,6 +291,9 @@ def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) ->
 
 def _prompt(config: RunConfig, show: str) -> str:
     """One prompt by `user=KEY`, `scenario=NAME` or `item=KEY`."""
+    from msrec.launch.encode import LEVELS
+    from msrec.launch.prompts import prompts_by_key
+
     level, _, wanted = show.partition("=")
     if level not in LEVELS:
         raise ValueError(f"--show must be user=KEY, scenario=NAME or item=KEY; got {show!r}.")

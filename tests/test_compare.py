@@ -20,7 +20,7 @@ from msrec.launch.compare import (
 from msrec.launch.judge import sort_rows
 from msrec.launch.predictions import Commit, write_commit
 from msrec.launch.results import evaluate_predictions, save_results
-from msrec.tools.bench_intervals import clicks
+from msrec.tools.bench.intervals import clicks
 
 NAMES = ("search", "feed", "friends")
 SCHEMA = Schema(

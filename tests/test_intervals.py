@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from msrec.launch.intervals import LEAST_USERS, Bootstrap
 from msrec.launch.judge import Groups, Judging, exact_metrics, sort_rows
 from msrec.launch.user_sums import metric_values
-from msrec.tools.bench_intervals import clicks, coverage, simulated
+from msrec.tools.bench.intervals import clicks, coverage, simulated
 
 
 def scored(users=80, seed=0, digits=None):

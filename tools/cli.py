@@ -10,6 +10,7 @@ import typer
 
 from msrec.data.paths import local_path, redacted, to_path
 from msrec.tools.cli_arguments import Config, Overrides
+from msrec.tools.cli_bench import bench_app
 from msrec.tools.cli_convert import convert_app
 from msrec.tools.cli_launch import launch_app
 from msrec.tools.cli_serving import export, score, serve
@@ -24,7 +25,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(convert_app, name="convert")
-bench_app = typer.Typer(help="The tables of the README, remade.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 app.add_typer(launch_app, name="launch")
 for command in (export, score, serve):
@@ -320,163 +320,6 @@ def demo(
     from msrec.tools.demo import demo as run
 
     run(folder)
-
-
-@bench_app.command("table")
-def bench_table(
-    raw: Annotated[Path, typer.Argument(help="folder of the raw data sets: ml1m/, ...")],
-    out: Annotated[Path, typer.Option(help="where data and cells go; resumes there")] = Path(
-        "runs/benchmark"
-    ),
-    benchmark: Annotated[
-        list[str] | None, typer.Option(help="only these data sets; may be repeated")
-    ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
-    trials: Annotated[int, typer.Option(min=1, help="trainings to tune with, each")] = 4,
-    seeds: Annotated[int, typer.Option(min=1, help="trainings to judge, each")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="cells at the same time")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what is left to run")] = False,
-    page: Annotated[Path | None, typer.Option(help="Markdown file, as docs/benchmark.md")] = None,
-) -> None:
-    """Every model on every data set: tuned alike on validation, judged over seeds."""
-    from msrec.tools.bench.table import bench_table as bench
-
-    bench(raw, out, benchmark or [], model or [], trials, seeds, jobs, dry_run, page)
-
-
-@bench_app.command("zoo")
-def bench_zoo(
-    model: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
-    scenarios: Annotated[str, typer.Option(help="numbers of scenarios")] = "2,20,200",
-    batch: Annotated[int, typer.Option(min=1, help="rows of a step")] = 4096,
-    repeats: Annotated[int, typer.Option(min=1, help="the fastest counts")] = 5,
-) -> None:
-    """Time of a step of every model, against every row through every tower."""
-    from msrec.tools.bench.zoo import bench_zoo as bench
-    from msrec.tools.cli_convert import comma_list
-
-    bench(model or [], comma_list("scenarios", scenarios, int), batch, repeats)
-
-
-@bench_app.command("encode")
-def bench_encode(
-    config: Config,
-    overrides: Overrides = None,
-    prompts: Annotated[int, typer.Option(min=2, help="users, drawn by a seed")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="prompts of a batch of the plain loop")] = 8,
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
-) -> None:
-    """Prompts a second of `encode` beside a plain loop over padded batches in order of arrival."""
-    from msrec.tools.bench.llm import bench_encode as bench
-
-    bench(config, overrides or [], prompts, batch, repeats)
-
-
-@bench_app.command("store")
-def bench_store(
-    keys: Annotated[int, typer.Option(min=1000, help="of the made-up store")] = 500_000,
-    batch: Annotated[int, typer.Option(min=1, help="distinct keys at a time")] = 4096,
-    repeats: Annotated[int, typer.Option(min=3)] = 50,
-) -> None:
-    """How fast the vectors of a batch come out of a store that is in the page cache."""
-    from msrec.tools.bench.llm import bench_store as bench
-
-    bench(keys, batch, repeats)
-
-
-@bench_app.command("checkpoint")
-def bench_checkpoint(
-    gib: Annotated[float, typer.Option(min=0.01, help="GiB of weights")] = 1.0,
-    out: Annotated[Path, typer.Option(help="folder for them; emptied")] = Path("runs/checkpoint"),
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
-) -> None:
-    """How long a checkpoint holds training up, is written, and is read."""
-    from msrec.tools.bench.checkpoint import bench_checkpoint as bench
-
-    bench(gib, out, repeats)
-
-
-@bench_app.command("evaluate")
-def bench_evaluate(
-    rows: Annotated[float, typer.Option(min=1000, help="predictions")] = 1e7,
-    users: Annotated[float, typer.Option(min=10)] = 1e6,
-    scenarios: Annotated[int, typer.Option(min=1)] = 10,
-    resamples: Annotated[int, typer.Option(min=1)] = 1000,
-    repeats: Annotated[int, typer.Option(min=1, help="the fastest counts")] = 1,
-    out: Annotated[Path, typer.Option(help="folder for the predictions; emptied")] = Path(
-        "runs/bench_evaluate"
-    ),
-) -> None:
-    """Seconds and memory of judging predictions, beside scikit-learn scenario by scenario."""
-    from msrec.tools.bench_evaluate import bench_evaluate as bench
-
-    bench(int(rows), int(users), scenarios, resamples, repeats, out)
-
-
-@bench_app.command("intervals")
-def bench_intervals(
-    users: Annotated[str, typer.Option(help="of a sample")] = "15,50,200",
-    samples: Annotated[int, typer.Option(min=10)] = 1000,
-    resamples: Annotated[int, typer.Option(min=10)] = 1000,
-) -> None:
-    """How often the 95 % intervals of `evaluate` hold the true value, on simulated users."""
-    from msrec.tools.bench_intervals import bench_intervals as bench
-    from msrec.tools.cli_convert import comma_list
-
-    bench(comma_list("users", users, int), samples, resamples)
-
-
-@bench_app.command("scale")
-def bench_scale(
-    rows: Annotated[str, typer.Option(help="sizes of the simulated app")] = "1e6,1e7,1e8",
-    out: Annotated[Path, typer.Option(help="folder for the data; emptied")] = Path("runs/scale"),
-    layout_rows: Annotated[
-        int, typer.Option(min=0, help="rows to cut into files and row groups of many sizes")
-    ] = 10_000_000,
-) -> None:
-    """Rows a second and memory from a million rows to a hundred, however files are cut."""
-    from msrec.tools.bench.scale import bench_scale as bench
-    from msrec.tools.cli_convert import comma_list
-
-    bench([int(size) for size in comma_list("rows", rows, float)], out, layout_rows)
-
-
-@bench_app.command("planner")
-def bench_planner(
-    seconds: Annotated[int, typer.Option(min=10, help="for TorchRec, on each set")] = 600,
-) -> None:
-    """Our plans beside the best of TorchRec's proposers and partitioners, on five sets."""
-    from msrec.tools.bench.planner import bench_planner as bench
-
-    bench(seconds)
-
-
-@bench_app.command("serve")
-def bench_serve(
-    run: Annotated[Path, typer.Argument(help="run folder")],
-    export: Annotated[
-        Path | None, typer.Option(help="of `msrec export` [default: RUN/export]")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=3, help="calls of each kind")] = 200,
-    seconds: Annotated[float, typer.Option(min=0.1, help="of each load over HTTP")] = 5,
-    out: Annotated[Path, typer.Option(help="JSON file")] = Path("runs/serve.json"),
-) -> None:
-    """Latency of an export beside its run's own model, and a server under load."""
-    from msrec.tools.bench_serve import bench_serve as bench
-
-    bench(run, export or run / "export", repeats, seconds, out)
-
-
-@bench_app.command("speed")
-def bench_speed(
-    dataset: Annotated[Path, typer.Argument(help="a dataset folder", parser=local_path)],
-    batch: Annotated[int, typer.Option(min=1)] = 4096,
-    steps: Annotated[int, typer.Option(min=1, help="of each timed loop")] = 150,
-) -> None:
-    """Rows a second: the loader, a plain PyTorch loop, and training, in turn."""
-    from msrec.tools.bench.speed import bench_speed as bench
-
-    bench(dataset, batch, steps)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Run cases in turn, several times, and say how they compare: medians, spread, ratios."""
 
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Literal
 Aim = tuple[Literal["at least", "at most"], float]
 """What a ratio should be."""
 Took = tuple[float, float]
-"""Seconds of the clock, and of processor time of this process with all its threads.
+"""Seconds of the clock, and of processor time of this process and of those that it waited for.
 
 Other programs on the machine lengthen the first, and hardly the second.
 """
@@ -19,9 +20,16 @@ Case = Callable[[], Took | None]
 
 def timed(work: Callable[[], object]) -> Took:
     """Seconds that one call takes."""
-    started, processor = time.perf_counter(), time.process_time()
+    started, processor = now()
     work()
-    return time.perf_counter() - started, time.process_time() - processor
+    ended, processor_ended = now()
+    return ended - started, processor_ended - processor
+
+
+def now() -> Took:
+    """The clock, and the processor time so far."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter(), time.process_time() + children.ru_utime + children.ru_stime
 
 
 def interleaved(cases: Mapping[str, Case], repeats: int, warm_up: int = 1) -> dict[str, list[Took]]:

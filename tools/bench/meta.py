@@ -1,4 +1,4 @@
-"""The meta networks: what they add to a bare backbone's step, and the form that makes no matrices."""
+"""What the meta networks add to a bare step, and the form of them that makes no matrices."""
 
 import itertools
 import tempfile

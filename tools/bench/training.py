@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from msrec.launch.build import build_loader
 from msrec.launch.config import load_config
 from msrec.launch.process import Process
 from msrec.launch.trainer import Progress, Trainer
-from msrec.tools.bench.measure import Took
+from msrec.tools.bench.measure import Took, now
 
 Source = Callable[[], Iterator[Batch]]
 
@@ -57,17 +56,14 @@ class Training:
         """
         marks: list[Took] = []
 
-        def mark() -> None:
-            marks.append((time.perf_counter(), time.process_time()))
-
         def marked() -> Iterator[Batch]:
             if skip == 0:
-                mark()
+                marks.append(now())
             for number, batch in enumerate(itertools.islice(source(), steps)):
                 if number == skip != 0:
-                    mark()
+                    marks.append(now())
                 yield batch
-            mark()
+            marks.append(now())
 
         def stop(epoch: int = 0, start: int = 0) -> NoReturn:
             raise _Enough

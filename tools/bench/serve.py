@@ -31,7 +31,7 @@ from msrec.launch.serving.rows import inputs_of
 from msrec.launch.serving.scorer import Scorer
 from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
-from msrec.tools.bench_folding import folding_cases
+from msrec.tools.bench.folding import folding_cases
 
 SIZES = (1, 64, 512)
 LOADS = ((1, 1), (16, 1), (16, 64), (4, 512), (32, 512))
