@@ -1,7 +1,9 @@
 """The HTTP server: batching, a bounded queue, messages for bad rows, counts, a graceful end."""
 
 import asyncio
+import signal
 import threading
+import time
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ from tiny import tiny_dataset
 
 from msrec.data.raw_rows import RawRows
 from msrec.launch.serving.rows import RowMaker
-from msrec.launch.serving.server import Limits, create_app
+from msrec.launch.serving.server import Draining, Limits, create_app
 
 
 class Gated:
@@ -227,3 +229,16 @@ def test_a_call_that_fails_is_500_for_its_requests_and_the_next_one_is_served(op
 
     failed, served = asyncio.run(work())
     assert (failed.status_code, served.status_code) == (500, 200)
+
+
+def test_a_server_that_is_told_to_end_first_says_that_it_is_not_ready(open_):
+    app = create_app(open_)
+    app.state.is_ready = True
+    server = Draining(app, drain_s=0.3)
+    server.handle_exit(signal.SIGTERM, None)
+    assert not app.state.is_ready
+    time.sleep(0.05)
+    assert not server.should_exit
+    server.handle_exit(signal.SIGTERM, None)  # whoever asks twice does not wait
+    time.sleep(0.1)
+    assert server.should_exit

@@ -212,13 +212,14 @@ def test_a_damaged_export_is_refused(app, tmp_path):
         ({"version": 0}, "version must be 1; got 0"),
         ({"versions": {"torch": "2.0.0"}}, "torch must be 2.0.0, by which .* found 2.13.0"),
         ({"features": 3}, "export.json: features: "),
+        ({"parity": None}, "a finished export; this one was not compared with its run"),
     ],
 )
-def test_an_export_of_other_versions_is_refused(app, tmp_path, change, said):
+def test_an_export_of_other_versions_or_unfinished_is_refused(app, tmp_path, change, said):
     folder = copied(app, tmp_path)
     told = json.loads((folder / "export.json").read_text()) | change
     (folder / "export.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
         Scorer(folder)
 
 

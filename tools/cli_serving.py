@@ -55,6 +55,9 @@ def serve(
     max_wait_ms: Annotated[float, typer.Option(min=0, help="the first request's, for others")] = 1,
     max_queue: Annotated[int, typer.Option(min=1, help="rows that may wait; then 503")] = 8192,
     threads: Annotated[int, typer.Option(min=1, help="of the program")] = 1,
+    drain_s: Annotated[
+        float, typer.Option(min=0, help="after SIGTERM, seconds for balancers to turn away")
+    ] = 2,
 ) -> None:
     """Serve an export over HTTP: /score, /health, /ready, /metrics; needs the extra `serve`."""
     from msrec.launch.serving.scorer import Scorer
@@ -70,4 +73,4 @@ def serve(
     scorer = Scorer(folder)
     how = "compiled" if scorer.is_compiled else "not compiled"
     typer.echo(f"serving {folder} ({how}) on http://{host}:{port}")
-    run(scorer, host, port, Limits(max_batch, max_wait_ms, max_queue), threads)
+    run(scorer, host, port, Limits(max_batch, max_wait_ms, max_queue), threads, drain_s)

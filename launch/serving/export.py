@@ -96,7 +96,7 @@ def export(
             crc32=checksums(folder, sorted(path for path in folder.rglob("*") if path.is_file())),
         )
         _write_manifest(manifest, folder)
-        parity = compare(run, Scorer(folder), process, split)
+        parity = compare(run, Scorer(folder, compared=False), process, split)
         manifest = manifest.model_copy(update={"parity": parity})
         _write_manifest(manifest, folder)
     return manifest

@@ -90,11 +90,15 @@ def cpu() -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, compared: bool = True) -> Manifest:
     """Read `export.json`, and compare versions and every file with it.
 
+    Args:
+        folder: an export.
+        compared: whether it must have been compared with its run, as a finished one was.
+
     Raises:
-        FileNotFoundError: the folder holds no export.
+        FileNotFoundError: the folder holds no export, or one that was not finished.
         ValueError: it was made by other versions, or a file has changed or is not there.
     """
     path = folder / MANIFEST
@@ -117,5 +121,10 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{package} must be {version}, by which {folder} was exported; found "
                 f"{here.get(package)}. Install that, or export again."
             )
+    if compared and manifest.parity is None:
+        raise FileNotFoundError(
+            f"{folder} must hold a finished export; this one was not compared with its run. Make "
+            "one by `msrec export RUN`."
+        )
     check_files(folder, manifest.crc32, "The export is damaged: copy it again or export again.")
     return manifest

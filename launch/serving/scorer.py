@@ -27,15 +27,16 @@ class Scorer:
     Args:
         folder: an export.
         compiled: whether to look for the compiled program.
+        compared: whether the export must have been compared with its run.
 
     Raises:
         FileNotFoundError: the folder holds no export.
         ValueError: it is of other versions or damaged.
     """
 
-    def __init__(self, folder: Path, compiled: bool = True) -> None:
+    def __init__(self, folder: Path, compiled: bool = True, compared: bool = True) -> None:
         self.folder = folder
-        self.manifest: Manifest = read_manifest(folder)
+        self.manifest: Manifest = read_manifest(folder, compared=compared)
         of = self.manifest
         self.raw = RawRows(folder)
         with np.load(folder / RARE, allow_pickle=False) as rare:

@@ -2,10 +2,12 @@
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -69,19 +71,17 @@ def create_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
         limits.max_queue,
         metrics.batches.observe,
     )
-    is_ready = False
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        nonlocal is_ready
         batcher.start()
-        is_ready = True
+        app.state.is_ready = True
         yield
-        is_ready = False
+        app.state.is_ready = False
         await batcher.stop()
 
     app = FastAPI(title="msrec", lifespan=lifespan, openapi_url=None)
-    app.state.batcher = batcher
+    app.state.batcher, app.state.is_ready = batcher, False
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -89,7 +89,7 @@ def create_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        if not is_ready:
+        if not app.state.is_ready:
             raise HTTPException(503, "the server is starting or stopping")
         return {"status": "ready", "run": scorer.manifest.run}
 
@@ -154,11 +154,34 @@ def _rows(scorer: Scorer, rows: list[dict[str, Any]]) -> Rows:
         raise HTTPException(422, str(error)) from None
 
 
-def serve(scorer: Scorer, host: str, port: int, limits: Limits, threads: int) -> None:
-    """Answer until SIGTERM or SIGINT; requests under way are then answered first."""
+class Draining(uvicorn.Server):
+    """Takes requests for some seconds more after it was told to end, while /ready says no."""
+
+    def __init__(self, app: FastAPI, drain_s: float, **options: Any) -> None:
+        super().__init__(uvicorn.Config(app, **options))
+        self._app, self._drain_s = app, drain_s
+        self._is_told = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; a second signal does not wait."""
+        wait_s, self._is_told = 0.0 if self._is_told else self._drain_s, True
+        self._app.state.is_ready = False
+        timer = threading.Timer(wait_s, super().handle_exit, (sig, frame))
+        timer.daemon = True
+        timer.start()
+
+
+def serve(
+    scorer: Scorer, host: str, port: int, limits: Limits, threads: int, drain_s: float
+) -> None:
+    """Answer until SIGTERM or SIGINT.
+
+    /ready then says no, so that a balancer sends nobody here; after `drain_s` seconds no more
+    requests are taken, and those under way are answered.
+    """
     torch.set_num_threads(threads)
     # The thread that scores wants the interpreter for microseconds, between calls that do without
     # it; by default it would wait 5 ms for it each time while a request is parsed.
     sys.setswitchinterval(SWITCH_S)
     app = create_app(scorer, limits)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    Draining(app, drain_s, host=host, port=port, log_level="warning", access_log=False).run()
