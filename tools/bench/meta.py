@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from msrec.data.batch import Batch
 from msrec.data.llm.parts import StoreWriter
@@ -51,15 +52,27 @@ def bench_meta(batch: int, steps: int, repeats: int) -> None:
         arms = {"meta": [*BARE, *META, f"llm.store={store}"], "bare": BARE}
         arms = {n: [*o, f"run_id={n}", f"trainer.global_batch={batch}"] for n, o in arms.items()}
         rounds: dict[str, Case] = {}
+        operations = []
         for name, options in arms.items():
             training = Training(data, root, options, process)
-            rounds[name] = _steps(training, training.batches(IN_MEMORY), steps)
+            batches = training.batches(IN_MEMORY)
+            rounds[name] = _steps(training, batches, steps)
+            with FlopCounterMode(display=False) as counter:
+                training.run(lambda batches=batches: iter(batches[:2]), 2)  # type: ignore[misc]
+            operations.append(counter.get_total_flops() / 2e9)
         took = interleaved(rounds, repeats)
         forms = interleaved({name: _layer(name, batch) for name in FORMS}, repeats)
         memory = [peak_memory(some_steps, data, root, options) / MIB for options in arms.values()]
         of_forms = [peak_memory(one_layer, name, batch) / MIB for name in FORMS]
     findings = [
-        times("user + scenario on: a step", *took.values(), ("at most", 1.3), calls=steps),
+        times(
+            "user + scenario on: a step",
+            *took.values(),
+            aim=("at most", 1.3),
+            limit="the operations forbid less than their own ratio, next line",
+            calls=steps,
+        ),
+        sizes("user + scenario on: operations", operations[0], operations[1], "GFLOP a step"),
         sizes("user + scenario on: memory", memory[0], memory[1], "MiB", ("at most", 1.2)),
         rates("contracted against W per row", *forms.values(), batch, aim=("at least", 2.5)),
         sizes("contracted: memory", of_forms[0], of_forms[1], "MiB", ("at most", RANK / WIDTH)),

@@ -1,0 +1,153 @@
+"""The benches: their statistics, and that each runs to its end and writes what it found."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from msrec.tools.bench import cold, growth, job, loader, meta, ranks, report, step, tables
+from msrec.tools.bench.measure import interleaved, rates, sizes, spread, timed, times
+
+ROUNDS = [(1.0, 0.5), (2.0, 1.0), (3.0, 1.5)]
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """Run a bench with runs/ in a scratch folder -> what its JSON file holds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["msrec", "bench", "x"])
+    threads = torch.get_num_threads()
+
+    def run(name, function, *args):
+        function(*args)
+        return json.loads((report.OUT / f"{name}.json").read_text())
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
+    """Not of the medians: 2 / 4 would be said of rounds in which it was 1, 0.5 and 0.25 times."""
+    found = rates(
+        "x", [(1.0, 1.0), (8.0, 8.0), (4.0, 1.0)], [(4.0, 2.0), (2.0, 2.0), (8.0, 2.0)], 8
+    )
+    assert found.rounds == [4.0, 0.25, 2.0]
+    assert found.ratio == 2.0
+    assert (found.ours, found.reference) == (2.0, 2.0)
+    assert found.processor_ratio == 2.0
+
+
+def test_work_of_different_size_is_compared_by_its_rate():
+    found = rates("x", ROUNDS, ROUNDS, (6.0, 3.0))
+    assert (found.ratio, found.ours, found.reference) == (2.0, 3.0, 1.5)
+
+
+def test_times_and_rates_are_each_others_inverse():
+    slow = [(2 * clock, 4 * processor) for clock, processor in ROUNDS]
+    assert times("x", slow, ROUNDS, calls=4).ratio == 2.0
+    assert rates("x", slow, ROUNDS, 1).ratio == 0.5
+    found = times("x", slow, ROUNDS, calls=4)
+    assert (found.ours, found.reference, found.processor_ratio) == (1000.0, 500.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("aim", "reached"),
+    [
+        (("at least", 2.0), True),
+        (("at least", 2.1), False),
+        (("at most", 2.0), True),
+        (("at most", 1.9), False),
+        (None, None),
+    ],
+)
+def test_an_aim_is_reached_on_its_own_side(aim, reached):
+    assert sizes("x", 4, 2, "MiB", aim).is_reached is reached
+
+
+def test_the_spread_is_that_of_the_middle_half():
+    assert spread([1.0, 2.0, 3.0, 4.0, 100.0]) == pytest.approx(2 / 3)
+    assert spread([5.0]) == 0.0
+
+
+def test_a_case_that_times_itself_is_believed_and_warm_up_does_not_count():
+    took = interleaved({"a": lambda: (7.0, 3.0), "b": lambda: None}, repeats=3, warm_up=2)
+    assert took["a"] == [(7.0, 3.0)] * 3
+    assert len(took["b"]) == 3
+    assert all(clock < 7 for clock, _ in took["b"])
+    with pytest.raises(ValueError, match="at least one round; got repeats=0"):
+        interleaved({}, 0)
+
+
+def test_processor_time_is_that_of_threads_and_children_too():
+    code = "s = 0\nfor i in range(3_000_000): s += i"
+    import subprocess
+
+    clock, processor = timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+    assert processor > 0.03
+
+
+def test_a_report_names_machine_and_command(bench):
+    finding = rates("x", ROUNDS, ROUNDS, 1, aim=("at least", 1.0))
+    written = bench(
+        "name", report.report, "name", "title", [finding], report.machine(), {"more": 1}
+    )
+    on = written["machine"]
+    assert on["command"] == "msrec bench x"
+    assert on["versions"]["torch"] == torch.__version__
+    assert written["findings"][0]["reached"] is True
+    assert written["more"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "args", "findings"),
+    [
+        ("loader", loader.bench_loader, (None, 64, 3, 1), 2),
+        ("hidden", loader.bench_hidden, (None, 64, 4, 1), 1),
+        ("step", step.bench_step, (["movielens"], 64, 2, 1, None), 2),
+        ("tables", tables.bench_tables, ([8], 0.001, 2, 16, 3, 1), 2),
+        ("ranks", ranks.bench_ranks, (None, 64, 2, 1), 1),
+        ("meta", meta.bench_meta, (64, 2, 1), 5),
+    ],
+)
+def test_a_bench_runs_and_writes_its_findings(bench, name, function, args, findings):
+    written = bench(name, function, *args)
+    assert len(written["findings"]) == findings
+    for found in written["findings"]:
+        assert found["ratio"] > 0
+        assert found["ours"] > 0
+
+
+def test_growth_is_drawn_with_its_power(bench, tmp_path, monkeypatch):
+    """The measures are tested by the benches that share them; here y = 3 x^2."""
+    monkeypatch.setitem(growth.SERIES, "rows", (lambda n: 3.0 * n * n, "x", "s", "linear"))
+    page = tmp_path / "growth.html"
+    written = bench("growth", growth.bench_growth, {"rows": [10, 1, 100]}, page)
+    assert written["series"][0]["points"] == {"1": 3.0, "10": 300.0, "100": 30000.0}
+    assert written["series"][0]["power"] == pytest.approx(2.0)
+    text = page.read_text()
+    assert "Plotly.newPlot" in text
+    assert 'src="http' not in text
+
+
+def test_growth_by_users_measures_a_step(monkeypatch):
+    monkeypatch.setattr(growth, "BATCH", 64)
+    monkeypatch.setattr(growth, "REPEATS", 1)
+    assert growth._step(growth.movielens_tables(), batch=64) > 0
+
+
+def test_job_and_cold_start_run_the_command_line(bench, monkeypatch):
+    """Without their processes, which take seconds to import: what they run is the CLI's own."""
+    commands = []
+
+    def msrec(ranks, *command):
+        commands.append((ranks, command[0]))
+
+    monkeypatch.setattr(job, "_msrec", msrec)
+    monkeypatch.setattr(job, "_rows_per_s", lambda run: 20_000.0)
+    written = bench("job", job.bench_job, None, 64, 2, 1)
+    assert commands == [(1, "train"), (1, "evaluate"), (2, "train"), (2, "evaluate")]
+    assert written["findings"][0]["ratio"] == 2.0
+    with pytest.raises(RuntimeError, match="said no b' train '"):
+        cold._until([sys.executable, "-c", "pass"], b" train ")
+    cold._until([sys.executable, "-c", "import sys; print(' train ', file=sys.stderr)"], b" train ")
