@@ -14,6 +14,7 @@ from tiny import tiny_store
 
 from msrec.data.collate import Window
 from msrec.data.ids import Hashed
+from msrec.data.parquet import SplitFiles
 from msrec.data.raw_rows import RawRows
 from msrec.data.split import SplitChoice
 from msrec.data.write import write_dataset
@@ -31,6 +32,7 @@ from msrec.launch.serving.rows import joined as put_together
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.serving.tables import Tables, TableSpec, file_of, quantised
+from msrec.tools.bench_serve import raw_lines
 
 RUNS = {
     "bare": [
@@ -185,6 +187,17 @@ def test_products_in_bfloat16_move_scores_a_little(app, scorers):
     assert found.dtype == torch.float32
     assert 1e-6 < (found - torch.from_numpy(scorer.run(inputs))).abs().max() < 5e-3
     assert len(found.unique()) > 500  # logits in bfloat16 would have a hundred values or so
+
+
+def test_rows_of_the_benchmark_are_encoded_as_those_they_were_made_of(app, scorers):
+    scorer = scorers["bare"]
+    columns = SplitFiles(app / "data", scorer.raw.schema, "test").take(np.arange(50))
+    found = scorer.raw.encode(scorer.raw.table(raw_lines(scorer, columns)), "rows")
+    for name in ("user", "item", "scenario", "user_id", "age", "tags", "price"):
+        given, wanted = (
+            of.to_pylist() if name == "tags" else of for of in (found[name], columns[name])
+        )
+        np.testing.assert_equal(given, wanted, err_msg=name)
 
 
 def copied(app, tmp_path):
