@@ -340,10 +340,11 @@ def _are_ids(values: Scalars, limit: int) -> bool:
     return len(values) == 0 or int(values.view(np.uint32).max()) < limit
 
 
-def _flat(array: pa.ListArray) -> Scalars:
+def _flat(array: pa.ListArray) -> npt.NDArray[np.int32]:
     """The ids of all lists, one after another."""
     offsets = array.offsets
-    return array.values.to_numpy()[offsets[0].as_py() : offsets[-1].as_py()]
+    ids: npt.NDArray[np.int32] = array.values.to_numpy()
+    return ids[offsets[0].as_py() : offsets[-1].as_py()]
 
 
 def _null_rows(array: pa.ListArray) -> npt.NDArray[np.bool_]:
