@@ -68,18 +68,17 @@ class HistogramMetrics:
         if not used.all():
             logit, label, scenario = logit[used], label[used], scenario[used]
             weights = weights[used]
-        z = logit.astype(np.float64)
-        row = (scenario.astype(np.int64) * 2 + (label == 1)) * self.counts.shape[-1]
+        z, clicked = logit.astype(np.float64), label == 1
+        group = scenario.astype(np.int64) * 2 + clicked
         position = (z + LOGIT_RANGE) * (self.bins / (2 * LOGIT_RANGE))
         bin_of = np.clip(position, 0, self.bins - 1).astype(np.int64)
-        flat = self.counts.reshape(-1)
-        np.add.at(flat, row + bin_of, weights)
-        loss = np.logaddexp(0.0, z) - np.where(label == 1, z, 0.0)
-        score = np.exp(-np.logaddexp(0.0, -z))
-        for column, values in enumerate(
-            (np.ones(len(z)), weights, weights * loss, weights * score)
-        ):
-            np.add.at(flat, row + self.bins + column, values)
+        np.add.at(self.counts.reshape(-1), group * self.counts.shape[-1] + bin_of, weights)
+        loss = np.logaddexp(0.0, z)
+        score = np.exp(z - loss)
+        loss -= np.where(clicked, z, 0.0)
+        for column, values in enumerate((None, weights, weights * loss, weights * score)):
+            sums = np.bincount(group, values, minlength=2 * len(self.counts))
+            self.counts[:, :, self.bins + column] += sums.reshape(-1, 2)
 
     def merge(self, counts: Floats) -> None:
         """Add the counts of another rank, or those of a checkpoint.

@@ -81,7 +81,7 @@ def end_with_launcher() -> None:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed dropout for one step of one rank, so that a resumed run draws the same."""
     value = ((seed * 1_000_003 + step) * 8191 + rank) % (1 << 63)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.manual_seed(value)
     else:  # manual_seed keeps a stack for each kind of device, should it come into use: 0.3 ms
         torch.default_generator.manual_seed(value)

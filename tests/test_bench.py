@@ -1,12 +1,15 @@
 """The benches: their statistics, and that each runs to its end and writes what it found."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from msrec.tools.bench import cold, growth, job, loader, meta, ranks, report, step, tables
+from msrec.launch.process import process_group
+from msrec.tools.bench import apart, cold, growth, job, loader, meta, ranks, report, step, tables
+from msrec.tools.bench.loader import dataset_or_made
 from msrec.tools.bench.measure import interleaved, rates, sizes, spread, timed, times
 
 ROUNDS = [(1.0, 0.5), (2.0, 1.0), (3.0, 1.5)]
@@ -81,8 +84,6 @@ def test_a_case_that_times_itself_is_believed_and_warm_up_does_not_count():
 
 def test_processor_time_is_that_of_threads_and_children_too():
     code = "s = 0\nfor i in range(3_000_000): s += i"
-    import subprocess
-
     clock, processor = timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))
     assert processor > 0.03
 
@@ -106,8 +107,6 @@ def test_a_report_names_machine_and_command(bench):
         ("hidden", loader.bench_hidden, (None, 64, 4, 1), 1),
         ("step", step.bench_step, (["movielens"], 64, 2, 1, None), 2),
         ("tables", tables.bench_tables, ([8], 0.001, 2, 16, 3, 1), 2),
-        ("ranks", ranks.bench_ranks, (None, 64, 2, 1), 1),
-        ("meta", meta.bench_meta, (64, 2, 1), 5),
     ],
 )
 def test_a_bench_runs_and_writes_its_findings(bench, name, function, args, findings):
@@ -116,6 +115,46 @@ def test_a_bench_runs_and_writes_its_findings(bench, name, function, args, findi
     for found in written["findings"]:
         assert found["ratio"] > 0
         assert found["ours"] > 0
+
+
+def test_the_meta_bench_runs_and_counts_operations(bench, monkeypatch):
+    monkeypatch.setattr(meta, "peak_memory", lambda work, *args: 1 << 20)
+    found = {f["what"]: f for f in bench("meta", meta.bench_meta, 64, 2, 1)["findings"]}
+    assert len(found) == 5
+    assert found["user + scenario on: operations"]["ratio"] > 1
+    assert found["contracted: memory"]["ours"] == 1.0
+
+
+def test_a_rank_of_the_ranks_bench_trains(tmp_path):
+    with process_group("cpu") as process, dataset_or_made(None, 4, 64) as data:
+        rounds = ranks.trained(process, data, tmp_path, 64, 2)
+        assert apart.slowest([next(rounds), (0.0, 1.0)]) > (0.0, 1.0)
+
+
+def summed(process, start):
+    value = start + process.rank
+    while True:
+        both = torch.tensor([value])
+        torch.distributed.all_reduce(both)
+        value += 1
+        yield int(both)
+
+
+def test_ranks_do_rounds_together_until_they_are_let_go(monkeypatch):
+    monkeypatch.setattr(apart, "START", "fork")
+    with apart.ranks(2, summed, 10) as run:
+        assert run() == [21, 21]
+        assert run() == [23, 23]
+
+
+def test_the_memory_of_work_is_what_it_takes_at_its_peak(monkeypatch):
+    monkeypatch.setattr(apart, "START", "fork")
+    assert 63 < apart.peak_memory(taken, 64) / 2**20 < 90
+
+
+def taken(mib):
+    torch.ones(mib << 18)  # gone at once
+    yield None
 
 
 def test_growth_is_drawn_with_its_power(bench, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from msrec.launch.process import process_group, quiet_libraries
 from msrec.tools.bench.measure import Took
 from msrec.tools.planner.verify import resident
 
+START = "spawn"
+"""How processes come into being; a fork would inherit the locks of polars' threads."""
 Work = Callable[..., Iterator[Any]]
 """A generator function of module level; sets up, then each `next` does a round and gives its
 result."""
@@ -35,7 +37,7 @@ def ranks(world_size: int, work: Work, *args: Any) -> Iterator[Callable[[], list
     Raises:
         RuntimeError: a rank ended.
     """
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(START)
     port = _free_port()
     pipes, processes = list[Connection](), []
     for rank in range(world_size):
@@ -64,6 +66,8 @@ def ranks(world_size: int, work: Work, *args: Any) -> Iterator[Callable[[], list
         yield run
     finally:
         for pipe in pipes:
+            with suppress(OSError):  # of a rank that ended
+                pipe.send(False)
             pipe.close()
         for process in processes:
             process.join(5)
@@ -77,7 +81,7 @@ def slowest(results: Sequence[Took]) -> Took:
 
 def peak_memory(work: Work, *args: Any) -> int:
     """Bytes that `work`, set-up and one round, takes at its peak, besides code and libraries."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context(START).Pool(1) as pool:
         return pool.apply(_peak, (work, args))
 
 
@@ -107,11 +111,8 @@ def _rank(
     with process_group("cpu") as process:
         rounds = work(process, *args)
         pipe.send(None)
-        try:
-            while pipe.recv():
-                pipe.send(next(rounds))
-        except EOFError:
-            return
+        while pipe.recv():
+            pipe.send(next(rounds))
 
 
 def _free_port() -> int:

@@ -80,4 +80,7 @@ def _msrec(ranks: int, *command: str) -> None:
 def _rows_per_s(run: Path) -> float:
     """Of the training's own log lines."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return median(line["metrics"]["rows_per_s"] for line in lines if line["split"] == "train")
+    speeds: list[float] = [
+        line["metrics"]["rows_per_s"] for line in lines if line["split"] == "train"
+    ]
+    return median(speeds)

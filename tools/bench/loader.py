@@ -118,6 +118,11 @@ def bench_hidden(dataset: Path | None, batch: int, steps: int, repeats: int) -> 
         "loading has a thread of its own: it shares Python's lock with training, and needs a core"
     )
     found = rates(
-        f"{name}: from Parquet", *took.values(), steps * batch, aim=("at least", 0.97), limit=limit
+        f"{name}: from Parquet",
+        took["ours"],
+        took["memory"],
+        steps * batch,
+        aim=("at least", 0.97),
+        limit=limit,
     )
     report("hidden", f"training {steps} steps, against the same on batches in memory", [found], on)

@@ -67,14 +67,21 @@ def bench_meta(batch: int, steps: int, repeats: int) -> None:
     findings = [
         times(
             "user + scenario on: a step",
-            *took.values(),
+            took["meta"],
+            took["bare"],
             aim=("at most", 1.3),
             limit="the operations forbid less than their own ratio, next line",
             calls=steps,
         ),
         sizes("user + scenario on: operations", operations[0], operations[1], "GFLOP a step"),
         sizes("user + scenario on: memory", memory[0], memory[1], "MiB", ("at most", 1.2)),
-        rates("contracted against W per row", *forms.values(), batch, aim=("at least", 2.5)),
+        rates(
+            "contracted against W per row",
+            forms["contracted"],
+            forms["per row"],
+            batch,
+            aim=("at least", 2.5),
+        ),
         sizes("contracted: memory", of_forms[0], of_forms[1], "MiB", ("at most", RANK / WIDTH)),
     ]
     report("meta", f"meta networks of width {WIDTH}, {batch:,} rows, 3 scenarios", findings, on)
@@ -130,10 +137,11 @@ def _layer(name: str, batch: int) -> Callable[[], None]:
     key = torch.arange(batch)
 
     def contracted() -> None:
-        linear(x, make_codes(z, key, "contracted")).sum().backward()
+        torch.autograd.backward(linear(x, make_codes(z, key, "contracted")).sum())
 
     def per_row() -> None:
         weight = (z @ linear.weight.flatten(1)).view(batch, WIDTH, WIDTH)
-        (torch.bmm(x.unsqueeze(1), weight).squeeze(1) + z @ linear.bias).sum().backward()
+        y = torch.bmm(x.unsqueeze(1), weight).squeeze(1) + z @ linear.bias
+        torch.autograd.backward(y.sum())
 
     return {"contracted": contracted, "per row": per_row}[name]

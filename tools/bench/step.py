@@ -78,7 +78,9 @@ class Plain(nn.Module):
         self, ids: Sequence[tuple[torch.Tensor, torch.Tensor]], dense: torch.Tensor
     ) -> torch.Tensor:
         """Look up, concatenate, score."""
-        return self.over([t(*i) for t, i in zip(self.tables, ids, strict=True)], dense)
+        vectors = [table(*i) for table, i in zip(self.tables, ids, strict=True)]
+        logits: torch.Tensor = self.over(vectors, dense)
+        return logits
 
 
 class Rec(nn.Module):
@@ -101,7 +103,8 @@ class Rec(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor, dense: torch.Tensor) -> torch.Tensor:
         """Look up, concatenate, score."""
-        return self.over([self.ebc(sparse).values()], dense)
+        logits: torch.Tensor = self.over([self.ebc(sparse).values()], dense)
+        return logits
 
 
 def bench_step(
