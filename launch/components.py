@@ -9,7 +9,7 @@ from torchx import specs
 from torchx.specs.finder import ComponentValidationException
 
 from msrec.data.paths import refuse_secrets
-from msrec.launch.config import load_config
+from msrec.launch.config import RunConfig, load_config
 from msrec.launch.resources import node
 from msrec.launch.role import torchrun_app
 
@@ -43,9 +43,10 @@ def train(
         python: interpreter
     """
     resource = _node(cpu, gpu, memMB, h)
+    arguments, config = _config_arguments(args, image)
     return torchrun_app(
         "train",
-        _config_arguments(args, image),
+        arguments,
         j=j,
         image=image,
         resource=resource,
@@ -53,6 +54,7 @@ def train(
         max_retries=max_retries,
         port=rdzv_port,
         python=python,
+        log_dir=None if config is None else str(config.run_dir / "logs"),
     )
 
 
@@ -202,7 +204,7 @@ def encode(
     resource = _node(cpu, gpu, memMB, h)
     return torchrun_app(
         "encode",
-        _config_arguments(args, image),
+        _config_arguments(args, image)[0],
         j=j,
         image=image,
         resource=resource,
@@ -241,17 +243,19 @@ def _arguments(args: Sequence[str], first: str) -> list[str]:
     return [given[0].partition("=")[2], *(arg for arg in args if arg not in given)]
 
 
-def _config_arguments(args: Sequence[str], image: str) -> list[str]:
+def _config_arguments(args: Sequence[str], image: str) -> tuple[list[str], Optional[RunConfig]]:  # noqa: UP045
     """As `_arguments` of `config=`, the config checked here, before anything is launched.
 
-    A file that is not on this machine is left to the ranks when an image may hold it.
+    A file that is not on this machine is left to the ranks when an image may hold it; no config is
+    returned then.
     """
+    config = None
     arguments = _arguments(args, "config")
     file, overrides = arguments[0], [arg for arg in arguments[1:] if not arg.startswith("--")]
     try:
         refuse_secrets("an override", arguments)  # a scheduler keeps the command line
         if image == torchx.IMAGE or Path(file).is_file():
-            load_config(file, overrides)
+            config = load_config(file, overrides)
     except (ValueError, OSError) as error:
         raise ComponentValidationException(str(error)) from None
-    return arguments
+    return arguments, config

@@ -83,6 +83,8 @@ def tell_status(run_dir: Path, console: Console, now: float | None = None) -> St
             return job
     found = _with_scheduler(status_of(run_dir, now), word)
     ranks = read_ranks(run_dir)
+    if submitted is None:  # by torchx itself
+        _tell_failure(run_dir, max(rank.start for rank in ranks), console)
     console.print(_headline(run_dir, found, ranks), highlight=False, soft_wrap=True)
     console.print(_ranks_table(ranks, time.time() if now is None else now))
     for reason in [*found.reasons, *stragglers(ranks)]:
@@ -146,10 +148,7 @@ def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) ->
 
     on = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
     say(f"{on}: {submitted.handle} {word}")
-    failure = first_failure(run_dir / "logs", submitted.time)
-    if failure is not None:
-        say(f"The first error{_whose(run_dir, failure)} output is in {failure.folder}:")
-        say("\n".join(f"  {line}" for line in failure.message.splitlines()))
+    failure = _tell_failure(run_dir, submitted.time, console)
     since = [file.stat().st_mtime for file in (run_dir / FOLDER).glob("*.json")]
     if max(since, default=0.0) >= submitted.time:
         return None
@@ -160,6 +159,16 @@ def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) ->
         say(reason)
         return Status("failed", [reason])
     return Status("waits" if word in ("pending", "submitted") else "starts", [])
+
+
+def _tell_failure(run_dir: Path, since: float, console: Console) -> Failure | None:
+    """Print the first error since a time, if there is one."""
+    failure = first_failure(run_dir / "logs", since)
+    if failure is not None:
+        head = f"The first error{_whose(run_dir, failure)} output is in {failure.folder}:"
+        lines = [head, *(f"  {line}" for line in failure.message.splitlines())]
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    return failure
 
 
 def _whose(run_dir: Path, failure: Failure) -> str:

@@ -173,6 +173,7 @@ def test_two_ranks_train_through_torchx(config):
     assert (run / "checkpoints/step-00000021/COMMIT").is_file()
     assert json.loads((run / "plan.json").read_text())["world_size"] == 2
     assert "best validation AUC" in done.stderr
+    assert len(list((run / "logs").glob("*/attempt_0/[01]/stderr.log"))) == 2
 
 
 def test_a_mistake_that_only_the_ranks_can_see_ends_with_one_sentence(config):
