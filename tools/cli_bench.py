@@ -126,9 +126,9 @@ def bench_job(
 def bench_growth(
     rows: Annotated[str, typer.Option(help="of the data; empty leaves a series out")] = "1e5,1e6",
     scenarios: Annotated[str, typer.Option()] = "2,20,200",
-    users: Annotated[str, typer.Option(help="rows of the users' table")] = "1e4,1e5,1e6,1e7",
+    users: Annotated[str, typer.Option(help="rows of the users' table")] = "1e4,1e5,1e6",
     tables: Annotated[str, typer.Option()] = "10,100,1000",
-    ranks: Annotated[str, typer.Option(help="more than cores, so bytes and no time")] = "2,4,8",
+    ranks: Annotated[str, typer.Option(help="more than cores, so bytes and no time")] = "2,4",
     page: Annotated[Path, typer.Option(help="HTML to write")] = Path("runs/bench/growth.html"),
 ) -> None:
     """Flat or linear as rows, scenarios, users, tables and ranks grow; drawn."""

@@ -36,7 +36,7 @@ class Series(NamedTuple):
     what: str
     unit: str
     expected: str
-    """flat or linear."""
+    """flat, linear, falling."""
     points: dict[int, float]
 
     @property
@@ -142,7 +142,7 @@ def _step(tables: Sequence[TableLoad], batch: int = BATCH) -> float:
 
 
 def by_ranks(world_size: int) -> float:
-    """MB that one rank hands to collectives in a step, the global batch being the same."""
+    """MB of ids and vectors that one rank sends in a step, the global batch being the same."""
     with tempfile.TemporaryDirectory() as scratch:
         data = shaped(Path(scratch) / "data", movielens_tables(), 4, BATCH)
         with ranks(world_size, communicated, data, Path(scratch)) as run:
@@ -150,7 +150,7 @@ def by_ranks(world_size: int) -> float:
 
 
 def communicated(process: Process, dataset: Path, folder: Path) -> Iterator[float]:
-    """Bytes that a rank hands to collectives in a step; numbers of 4 bytes."""
+    """Bytes that a rank hands to all-to-all in a step, its own share included; 4 a number."""
     training = Training(dataset, folder, OPTIONS, process)
     batches = training.batches(4)
     training.run(lambda: itertools.cycle(batches), SKIP)
@@ -176,5 +176,5 @@ SERIES: dict[str, tuple[Measure, str, str, str]] = {
     "scenarios": (by_scenarios, "a step of STAR", "ms", "flat, then linear"),
     "users": (by_users, "a step", "ms", "flat"),
     "tables": (by_tables, "a step of 512 rows", "ms", "linear"),
-    "ranks": (by_ranks, "handed to collectives, a rank and step", "MB", "flat"),
+    "ranks": (by_ranks, "ids and vectors sent, a rank and step", "MB", "falls as 1 / ranks"),
 }
