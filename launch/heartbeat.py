@@ -122,6 +122,7 @@ class Heartbeat:
         assert self._marks is not None
         self._stream.close()
         self._marks.close()
+        self._stream = self._marks = None
         self._stack.unlink()  # nothing was written, for a rank that hangs does not come here
         if error is not None:
             self._say("failed")

@@ -10,8 +10,8 @@ from msrec.launch.config import load_config
 from msrec.launch.metrics import Metrics, ScenarioMetrics
 from msrec.launch.results import Results
 from msrec.model.backbones import BACKBONES
-from msrec.tools import bench_table as table
 from msrec.tools import cells
+from msrec.tools.bench import table
 from msrec.tools.benchmark_page import write_page
 from msrec.tools.cells import CELL_FILE, Cell, load_cell
 from msrec.tools.tuning import START, overrides, propose, search_space

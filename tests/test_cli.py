@@ -119,7 +119,7 @@ OTHERS = {
         ["compare", "begun", "begun", "--metric", "f1"],
         "metric must be one of auc",
     ),
-    "no results": (["report", "r.html", "tiny"], "tiny must be a run folder; it has none of"),
+    "no results": (["report", "tiny"], "tiny must be a run folder; it has none of"),
     "no store": (["encode", "conf.yaml", "llm.store=null"], "llm.store must name a folder"),
     "no such level": (["encode", "conf.yaml", "--show", "film=1"], "--show must be user=KEY"),
     "no such user": (["encode", "conf.yaml", "--show", "user=9"], "must hold the user '9'"),

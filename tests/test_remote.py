@@ -175,7 +175,7 @@ def test_a_run_keeps_and_tells_nothing_of_the_environments_secrets(s3, local, tm
     assert trained.returncode == 0, trained.stderr
     judged = run(["evaluate", str(tmp_path / "quiet")], HF_TOKEN=SECRET, OMP_NUM_THREADS="1")
     assert judged.returncode == 0, judged.stderr
-    report = run(["report", str(tmp_path / "report.html"), str(tmp_path / "quiet")])
+    report = run(["report", str(tmp_path / "quiet"), "--out", str(tmp_path / "report.html")])
     assert report.returncode == 0, report.stderr
     assert s3 in (tmp_path / "quiet/config.yaml").read_text()
     files = [file for file in tmp_path.rglob("*") if file.is_file()]

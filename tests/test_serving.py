@@ -32,7 +32,7 @@ from msrec.launch.serving.rows import joined as put_together
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.serving.tables import Tables, TableSpec, file_of, quantised
-from msrec.tools.bench_serve import raw_lines
+from msrec.tools.bench.serve import raw_lines
 
 RUNS = {
     "bare": [

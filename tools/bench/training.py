@@ -11,6 +11,7 @@ from msrec.data.batch import Batch
 from msrec.launch.build import build_loader
 from msrec.launch.config import load_config
 from msrec.launch.process import Process
+from msrec.launch.repeated_failure import forget
 from msrec.launch.trainer import Progress, Trainer
 from msrec.tools.bench.measure import Took, now
 
@@ -71,6 +72,7 @@ class Training:
         trainer = self._trainer
         trainer.train.batches = lambda epoch=0, start=0: marked()  # type: ignore[method-assign]
         trainer.valid.batches = stop  # type: ignore[method-assign]
+        forget(self.config.run_dir)  # each call ends as a failure would
         # Validation and its checkpoint would follow the last step.
         with redirect_stderr(io.StringIO()), suppress(_Enough):
             trainer.fit(Progress())
