@@ -103,12 +103,11 @@ class Finding:
 
     @property
     def is_reached(self) -> bool | None:
-        """Whether the ratio is as it should be; by the clock, or by processor time if that is."""
+        """Whether the ratio is as it should be, by the clock."""
         if self.aim is None:
             return None
         how, bound = self.aim
-        ratios = [self.ratio, *([self.processor_ratio] if self.processor_ratio else [])]
-        return max(ratios) >= bound if how == "at least" else min(ratios) <= bound
+        return self.ratio >= bound if how == "at least" else self.ratio <= bound
 
 
 def rates(
