@@ -22,7 +22,11 @@ class Agent(LocalElasticAgent):
         if any(failure.exitcode == NO_RESTART for failure in result.failures.values()):
             self._remaining_restarts = 0
         elif result.failures and self._remaining_restarts > 0:
-            rank, failure = min(result.failures.items(), key=lambda item: item[1].timestamp)
+            # One that was killed came first: others fail of it, and stamps are whole seconds.
+            rank, failure = min(
+                result.failures.items(),
+                key=lambda item: (item[1].exitcode >= 0, item[1].timestamp),
+            )
             said = str(told(failure.message)).splitlines()[-1]
             left = f"{self._remaining_restarts} such starts are left"
             print(f"rank {rank} failed, all ranks start again ({left}): {said}", file=sys.stderr)

@@ -15,6 +15,7 @@ from msrec.launch.config import load_config, save_config
 from msrec.launch.profiles import load_profile
 from msrec.launch.storage import read_tensors
 from msrec.launch.submit import app_of
+from msrec.launch.work import train_work
 from msrec.tools.cli import app
 
 STEPS, SAVE_EVERY, KILL_AT = 240, 10, 20
@@ -63,8 +64,9 @@ def saved(config, name="submitted.yaml"):
 
 def commands(config, profile="local", j="2x1"):
     """What each node of a job runs, and its environment: as the scheduler would start it."""
-    job, file = app_of("train", config, load_profile(profile), j)
-    save_config(config, file)
+    work = train_work(config)
+    work.prepare()
+    job = app_of(work, load_profile(profile), j)
     with get_runner() as runner:
         request = runner.dryrun(job, "local_cwd", {}).request
     return [(replica.args, dict(replica.env)) for replica in request.role_params["train"]]
