@@ -37,9 +37,10 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
         path.fs.pipe_file(path.path, data)
 
 
-def write_json(path: Path, value: object) -> Path:
-    """Write JSON in one step."""
-    return write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: AnyPath, value: object) -> AnyPath:
+    """Write JSON in one step, here or on a remote file system."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    return path
 
 
 def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:

@@ -76,7 +76,8 @@ class SplitFiles:
         self._cache_groups = cache_groups
         self._types = self._wanted_types()
         self.bad_rows = BadRows(faults)
-        self._metadata: dict[AnyPath, pq.FileMetaData] = {}
+        self.metadata: dict[AnyPath, pq.FileMetaData] = {}
+        """The footer of each file, read once."""
         self._drifted: dict[AnyPath, str] = {}
         folder = to_path(dataset) / split
         paths = parquet_files(folder) if paths is None else paths
@@ -166,7 +167,7 @@ class SplitFiles:
             if not self.bad_rows.leaves_out:
                 raise
             self._drifted[path] = str(error).removeprefix(f"{path}: ").rstrip(".")
-        self._metadata[path] = metadata
+        self.metadata[path] = metadata
         sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         first_rows = itertools.accumulate(sizes, initial=0)
         return [
@@ -213,9 +214,7 @@ class SplitFiles:
         if group.path in self._drifted:
             return self._nothing(group, self._drifted[group.path])
         try:
-            table = read_row_group(
-                group.path, group.index, self.columns, self._metadata[group.path]
-            )
+            table = read_row_group(group.path, group.index, self.columns, self.metadata[group.path])
         except (pa.ArrowInvalid, OSError) as error:
             # A network that fails is no fault of the data: its rows are not left out.
             network = isinstance(error, ConnectionError | TimeoutError)

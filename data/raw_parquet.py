@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from msrec.data.parquet import Columns, RowGroup, SplitFiles
 from msrec.data.paths import AnyPath, first_line
-from msrec.data.raw_rows import KEY_OF, RawRows
+from msrec.data.raw_rows import RawRows
 from msrec.data.reading import read_row_group
 from msrec.data.schema import Schema
 
@@ -30,16 +30,10 @@ class RawFiles(SplitFiles):
         super().__init__(dataset, schema, "test", only=(), paths=paths)
 
     def _check_types(self, path: AnyPath, found: pa.Schema) -> None:
-        needed = [name for name in self._rows.names if name not in KEY_OF]
-        missing = [name for name in needed if name not in found.names]
-        if missing:
-            raise ValueError(
-                f"{path} must have the column {', '.join(map(repr, missing))}; found "
-                f"{', '.join(found.names)}. A raw row has {', '.join(self._rows.names)}."
-            )
+        self._rows.require(found.names, str(path))
 
     def _columns(self, group: RowGroup) -> Columns:
-        metadata = self._metadata[group.path]
+        metadata = self.metadata[group.path]
         present = metadata.schema.to_arrow_schema().names
         wanted = [name for name in self._rows.names if name in present]
         try:
@@ -49,8 +43,4 @@ class RawFiles(SplitFiles):
                 f"{group.path}: row group {group.index} could not be read; {first_line(error)}."
             ) from None
         columns = self._rows.encode(table, str(group.path), group.first_row)
-        return {name: values for name, values in columns.items() if name in self._known}
-
-    @property
-    def _known(self) -> set[str]:
-        return set(self.schema.columns)
+        return {name: columns[name] for name in self.schema.columns}

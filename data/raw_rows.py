@@ -107,6 +107,23 @@ class RawRows:
                 raise ValueError(first_bad(rows, name, fits, where, first_row))
         return pa.table(found)
 
+    def require(self, found: Sequence[str], where: str) -> None:
+        """Refuse rows that lack a column.
+
+        Args:
+            found: the columns that there are.
+            where: file or request.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        missing = [n for n in self.names if n not in found and n not in KEY_OF]
+        if missing:
+            raise ValueError(
+                f"{where} must have the column {', '.join(map(repr, missing))}; found "
+                f"{', '.join(found)}. A raw row has {', '.join(self.names)}."
+            )
+
     def encode(self, table: pa.Table, where: str, first_row: int = 0) -> Columns:
         """Columns of raw rows, in their order, as `SplitFiles.take` gives them of encoded ones.
 
@@ -127,12 +144,7 @@ class RawRows:
         """
         place = Place(where, first_row)
         named = set(table.column_names)
-        missing = [n for n in self.names if n not in named and n not in KEY_OF]
-        if missing:
-            raise ValueError(
-                f"{where} must have the column {', '.join(map(repr, missing))}; found "
-                f"{', '.join(table.column_names)}. A raw row has {', '.join(self.names)}."
-            )
+        self.require(table.column_names, where)
 
         def column(name: str) -> pa.Array:
             return table[name if name in named else KEY_OF[name]].combine_chunks()

@@ -10,12 +10,24 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from msrec.data.paths import AnyPath, first_line, is_remote
+from msrec.data.paths import AnyPath, first_line, is_file, is_remote
 
 
 def parquet_files(folder: AnyPath) -> list[AnyPath]:
     """The Parquet files of a folder, by name; none where there is no such folder."""
     return sorted(folder.glob("*.parquet"), key=lambda path: path.name)
+
+
+def named_parquet_files(path: AnyPath) -> list[AnyPath]:
+    """A Parquet file that is named, or those of a folder that is.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [path] if is_file(path) else parquet_files(path)
+    if not found:
+        raise FileNotFoundError(f"{path} must be a Parquet file or a folder of some.")
+    return found
 
 
 @contextmanager

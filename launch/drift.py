@@ -10,8 +10,8 @@ import polars as pl
 from rich.table import Table
 from scipy.stats import chi2
 
-from msrec.data.paths import AnyPath, is_file
-from msrec.data.reading import parquet_files, scan_parquet
+from msrec.data.paths import AnyPath
+from msrec.data.reading import named_parquet_files, scan_parquet
 from msrec.launch.predictions import TRUTH
 from msrec.launch.terminal import wide_console
 
@@ -132,10 +132,7 @@ def _table(found: Sequence[Drift], title: str) -> Table:
 
 
 def _scan(path: AnyPath) -> pl.LazyFrame:
-    files = [path] if is_file(path) else parquet_files(path)
-    if not files:
-        raise FileNotFoundError(f"{path} must be a Parquet file or a folder of some.")
-    return scan_parquet(files)
+    return scan_parquet(named_parquet_files(path))
 
 
 def _of_numbers(before: pl.Series, now: pl.Series) -> Drift:

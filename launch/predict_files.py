@@ -28,11 +28,17 @@ from rich.progress import track
 from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
 from msrec.data.bad_rows import count_reasons
-from msrec.data.files import write_bytes
+from msrec.data.files import write_bytes, write_json
 from msrec.data.loader import Loader
 from msrec.data.parquet import RowGroup, SplitFiles
 from msrec.data.paths import AnyPath, is_file
-from msrec.data.reading import parquet_files, parquet_metadata, parquet_names, read_row_group
+from msrec.data.reading import (
+    named_parquet_files,
+    parquet_files,
+    parquet_metadata,
+    parquet_names,
+    read_row_group,
+)
 from msrec.launch.build import build_loader, eval_batch
 from msrec.launch.left_out import gather_bad_rows
 from msrec.launch.predictions import COMMIT_FILE
@@ -83,21 +89,6 @@ class Predicted:
     reasons: dict[str, int]
 
 
-def input_files(data: Sequence[AnyPath]) -> list[AnyPath]:
-    """The Parquet files that are named, and those in the folders that are.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    found: list[AnyPath] = []
-    for path in data:
-        inside = [path] if is_file(path) else parquet_files(path)
-        if not inside:
-            raise FileNotFoundError(f"{path} must be a Parquet file or a folder of some.")
-        found += inside
-    return found
-
-
 def predict_files(
     run: Restored,
     process: Process,
@@ -125,7 +116,7 @@ def predict_files(
         ValueError: a file is not what the schema says, a kept column is not in a file, or `out`
             holds the predictions of something else.
     """
-    paths = input_files(data)
+    paths = [file for path in data for file in named_parquet_files(path)]
     names = parquet_names(paths[0])
     raw = "user" not in names and "user_key" in names
     if raw and run.scored.lineage is not None:
@@ -134,7 +125,6 @@ def predict_files(
         )
     if keep is None:
         keep = RAW_IDENTITY if raw else IDENTITY
-    _check_kept(paths, keep)
     batch = eval_batch(run.config, process.world_size)
     loader = build_loader(
         run.config,
@@ -147,6 +137,7 @@ def predict_files(
         raw=raw,
         scored=run.scored,
     )
+    _check_kept(loader.files, keep)
     parts = list(_parts(loader.files))
     _keep_request(out, _request(run, loader.files, keep), process)
     present = {path.name for path in parquet_files(out)}
@@ -164,17 +155,17 @@ def predict_files(
         reasons=reasons,
     )
     commit = {"rows": found.rows, "parts": found.parts, "unscored": found.unscored}
-    write_bytes(out / COMMIT_FILE, _json(commit))
+    write_json(out / COMMIT_FILE, commit)
     return found
 
 
-def _check_kept(paths: Sequence[AnyPath], keep: Sequence[str]) -> None:
+def _check_kept(files: SplitFiles, keep: Sequence[str]) -> None:
     if SCORE in keep or len(set(keep)) < len(keep):
         raise ValueError(
             f"columns must name columns to keep beside {SCORE}, each once; got {', '.join(keep)}."
         )
-    for path in paths:
-        names = parquet_names(path)
+    for path, metadata in files.metadata.items():
+        names = metadata.schema.to_arrow_schema().names
         missing = [name for name in keep if name not in names]
         if missing:
             raise ValueError(
@@ -221,7 +212,7 @@ def _keep_request(out: AnyPath, request: dict[str, Any], process: Process) -> No
     dist.barrier()  # all ranks have looked
     if process.is_main:
         out.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, _json(request))
+        write_json(file, request)
     dist.barrier()
 
 
@@ -253,7 +244,7 @@ def _score(
                 owner = part.number % process.world_size
                 dist.reduce(torch.from_numpy(scores), dst=owner)
                 if process.rank == owner:
-                    _write(out / part.name, part, scores, keep)
+                    _write(out / part.name, part, loader.files, scores, keep)
     dist.barrier()
 
 
@@ -270,9 +261,15 @@ def _fill(
     scores[at : at + len(own)] = found.numpy()
 
 
-def _write(path: AnyPath, part: Part, scores: npt.NDArray[np.float32], keep: Sequence[str]) -> None:
+def _write(
+    path: AnyPath,
+    part: Part,
+    files: SplitFiles,
+    scores: npt.NDArray[np.float32],
+    keep: Sequence[str],
+) -> None:
     file = part.groups[0].path
-    metadata = parquet_metadata(file)
+    metadata = files.metadata[file]
     groups = [read_row_group(file, group.index, list(keep), metadata) for group in part.groups]
     if keep:
         table = pa.concat_tables(groups).select(list(keep))
@@ -288,10 +285,6 @@ def _nulls(metadata: pq.FileMetaData) -> int:
     """Of the last column, `score`."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     return sum(group.column(metadata.num_columns - 1).statistics.null_count for group in groups)
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def told(found: Predicted, out: AnyPath) -> str:

@@ -25,38 +25,32 @@ Run = Annotated[Path, typer.Argument(help="run folder, such as runs/demo")]
 Wait = Annotated[bool, typer.Option("--wait", help="until the job ends; local ones always")]
 
 
-@launch_app.command()
-def train(
-    config: Config,
-    overrides: Overrides = None,
-    on: On = "local",
-    j: NodesAndRanks = "1x2",
-    profiles: Profiles = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-) -> None:
-    """Train on several ranks, here or on a cluster; the same run_id goes on with its run."""
-    from msrec.launch.config import load_config
-    from msrec.launch.work import train_work
+def _submits(job: Literal["train", "encode"], about: str) -> None:
+    """A command that submits a job of a config; both of them have the same options."""
 
-    _submit(train_work(load_config(config, overrides or [])), on, j, profiles, dry_run, wait)
+    def command(
+        config: Config,
+        overrides: Overrides = None,
+        on: On = "local",
+        j: NodesAndRanks = "1x2",
+        profiles: Profiles = None,
+        dry_run: DryRun = False,
+        wait: Wait = False,
+    ) -> None:
+        from msrec.launch.config import load_config
+        from msrec.launch.work import encode_work, train_work
+
+        work_of = train_work if job == "train" else encode_work
+        _submit(work_of(load_config(config, overrides or [])), on, j, profiles, dry_run, wait)
+
+    launch_app.command(job, help=about)(command)
 
 
-@launch_app.command()
-def encode(
-    config: Config,
-    overrides: Overrides = None,
-    on: On = "local",
-    j: NodesAndRanks = "1x2",
-    profiles: Profiles = None,
-    dry_run: DryRun = False,
-    wait: Wait = False,
-) -> None:
-    """Read users and scenarios with the frozen LLM on several ranks."""
-    from msrec.launch.config import load_config
-    from msrec.launch.work import encode_work
-
-    _submit(encode_work(load_config(config, overrides or [])), on, j, profiles, dry_run, wait)
+_submits(
+    "train",
+    "Train on several ranks, here or on a cluster; the same run_id goes on with its run.",
+)
+_submits("encode", "Read users and scenarios with the frozen LLM on several ranks.")
 
 
 @launch_app.command()
