@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -81,8 +82,8 @@ def slowest(results: Sequence[Took]) -> Took:
 
 def peak_memory(work: Work, *args: Any) -> int:
     """Bytes that `work`, set-up and one round, takes at its peak, besides code and libraries."""
-    with multiprocessing.get_context(START).Pool(1) as pool:
-        return pool.apply(_peak, (work, args))
+    with ProcessPoolExecutor(1, multiprocessing.get_context(START)) as pool:
+        return pool.submit(_peak, work, args).result()
 
 
 def _peak(work: Work, args: tuple[Any, ...]) -> int:
