@@ -5,11 +5,27 @@ import mmap
 import subprocess
 import sys
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 
+from msrec.launch.judge import exact_metrics
 from msrec.launch.process import process_group
-from msrec.tools.bench import apart, cold, growth, job, loader, meta, ranks, report, step, tables
+from msrec.tools.bench import (
+    apart,
+    cold,
+    growth,
+    job,
+    loader,
+    meta,
+    own_process,
+    ranks,
+    report,
+    step,
+    tables,
+)
+from msrec.tools.bench.evaluate import judged_by_polars
 from msrec.tools.bench.loader import dataset_or_made
 from msrec.tools.bench.measure import interleaved, rates, sizes, spread, timed, times
 
@@ -142,14 +158,14 @@ def summed(process, start):
 
 
 def test_ranks_do_rounds_together_until_they_are_let_go(monkeypatch):
-    monkeypatch.setattr(apart, "START", "fork")
+    monkeypatch.setattr(own_process, "START", "fork")
     with apart.ranks(2, summed, 10) as run:
         assert run() == [21, 21]
         assert run() == [23, 23]
 
 
 def test_the_memory_of_work_is_what_it_takes_at_its_peak(monkeypatch):
-    monkeypatch.setattr(apart, "START", "fork")
+    monkeypatch.setattr(own_process, "START", "fork")
     assert 63 < apart.peak_memory(taken, 64) / 2**20 < 90
 
 
@@ -194,3 +210,18 @@ def test_job_and_cold_start_run_the_command_line(bench, monkeypatch):
     with pytest.raises(RuntimeError, match="said no b' train '"):
         cold._until([sys.executable, "-c", "pass"], b" train ")
     cold._until([sys.executable, "-c", "import sys; print(' train ', file=sys.stderr)"], b" train ")
+
+
+def test_polars_by_hand_says_what_msrec_says():
+    """The reference of `msrec bench evaluate` does the same work, ties included."""
+    rng = np.random.default_rng(0)
+    columns = {
+        "scenario": rng.integers(0, 3, 4_000),
+        "user": rng.integers(0, 200, 4_000),
+        "label": rng.integers(0, 2, 4_000),
+        "score": rng.integers(1, 100, 4_000) / 100,
+    }
+    ours = exact_metrics(*(columns[n] for n in ("score", "label", "scenario", "user")), "abc")
+    for line in judged_by_polars(pl.DataFrame(columns), by_user=True).iter_rows(named=True):
+        expected = ours.scenarios["abc"[line.pop("scenario")]]
+        assert line == pytest.approx({name: getattr(expected, name) for name in line}, rel=1e-12)

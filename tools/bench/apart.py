@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 import torch
 
 from msrec.launch.process import process_group, quiet_libraries
+from msrec.tools.bench import own_process
 from msrec.tools.bench.measure import Took
 from msrec.tools.planner.verify import resident
 
-START = "spawn"
-"""How processes come into being; a fork would inherit the locks of polars' threads."""
 Work = Callable[..., Iterator[Any]]
 """A generator function of module level; sets up, then each `next` does a round and gives its
 result."""
@@ -38,7 +36,7 @@ def ranks(world_size: int, work: Work, *args: Any) -> Iterator[Callable[[], list
     Raises:
         RuntimeError: a rank ended.
     """
-    context: Any = multiprocessing.get_context(START)
+    context: Any = multiprocessing.get_context(own_process.START)
     port = _free_port()
     pipes, processes = list[Connection](), []
     for rank in range(world_size):
@@ -82,8 +80,7 @@ def slowest(results: Sequence[Took]) -> Took:
 
 def peak_memory(work: Work, *args: Any) -> int:
     """Bytes that `work`, set-up and one round, takes at its peak, besides code and libraries."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context(START)) as pool:
-        return pool.submit(_peak, work, args).result()
+    return own_process.in_own_process(_peak, work, args)
 
 
 def _peak(work: Work, args: tuple[Any, ...]) -> int:

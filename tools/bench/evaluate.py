@@ -1,14 +1,13 @@
-"""Time and memory of judging many predictions, beside scikit-learn scenario by scenario."""
+"""Time and memory of judging many predictions, beside scikit-learn and polars by scenario."""
 
-import multiprocessing
-import resource
+import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -19,8 +18,9 @@ from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.judge import Judging
 from msrec.launch.predictions import Commit, load_predictions, write_commit
 from msrec.launch.results import results_of
+from msrec.launch.user_sums import EPS
+from msrec.tools.bench.own_process import in_own_process, peak_rss
 
-T = TypeVar("T")
 PART_ROWS = 1 << 20
 SAMPLED_USERS = 5_000
 """Whose AUCs scikit-learn computes, one by one; the time of all is told from theirs."""
@@ -38,12 +38,12 @@ class Measured(NamedTuple):
 def bench_evaluate(
     rows: int, users: int, scenarios: int, resamples: int, repeats: int, out: Path
 ) -> None:
-    """Write made-up predictions, then judge them in turn by msrec and by scikit-learn.
+    """Write made-up predictions, then judge them in turn by msrec, scikit-learn and polars.
 
     Each runs in a process of its own on one thread, whose largest memory is told. msrec does all
     that `msrec evaluate` does after scoring. scikit-learn does the least of it, of all rows and of
     each scenario: roc_auc_score, average_precision_score and log_loss; once more with each user's
-    own roc_auc_score, for GAUC.
+    own roc_auc_score, for GAUC. polars does what one writes by hand: see `judged_by_polars`.
 
     Args:
         rows: predictions.
@@ -57,6 +57,7 @@ def bench_evaluate(
     shutil.rmtree(out, ignore_errors=True)
     folder = out / "predictions"
     schema = _write(folder, rows, users, scenarios)
+    os.environ["POLARS_MAX_THREADS"] = "1"  # read when a process imports polars
     runs: dict[str, list[Measured]] = {}
     for _ in range(repeats):  # in turn, so that a busy moment hits all of them
         for name, job in (
@@ -64,9 +65,11 @@ def bench_evaluate(
             ("msrec, no intervals", (_judge, folder, schema, Judging(resamples=0))),
             ("scikit-learn", (_by_scikit_learn, folder, scenarios, 0)),
             ("scikit-learn, with GAUC", (_by_scikit_learn, folder, scenarios, users)),
+            ("polars", (_by_polars, folder, False)),
+            ("polars, with GAUC", (_by_polars, folder, True)),
         ):
             console.print(f"{name} ...", highlight=False)
-            runs.setdefault(name, []).append(_apart(*job))
+            runs.setdefault(name, []).append(in_own_process(*job))
     best = {name: min(found, key=lambda one: one.judge_cpu_s) for name, found in runs.items()}
     table = Table(title=f"{rows:,} predictions, {users:,} users, {scenarios} scenarios, one thread")
     table.add_column("")
@@ -123,7 +126,7 @@ def _judge(folder: Path, schema: Schema, judging: Judging) -> Measured:
     read, cpu = time.perf_counter(), time.process_time()
     results_of(predictions, schema, judging)
     judged, spent = time.perf_counter() - read, time.process_time() - cpu
-    return Measured(read - started, judged, spent, _peak())
+    return Measured(read - started, judged, spent, peak_rss())
 
 
 def _by_scikit_learn(folder: Path, scenarios: int, users: int) -> Measured:
@@ -151,14 +154,49 @@ def _by_scikit_learn(folder: Path, scenarios: int, users: int) -> Measured:
         spent = np.array([time.perf_counter() - read_on, time.process_time() - cpu])
         # Once for all rows; the users of each scenario are left out, to its advantage.
         done += spent * every
-    return Measured(read - started, float(done[0]), float(done[1]), _peak())
+    return Measured(read - started, float(done[0]), float(done[1]), peak_rss())
 
 
-def _apart(step: Callable[..., T], *args: Any) -> T:
-    """Run a step in a fresh process, so that its memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(step, args)
+def _by_polars(folder: Path, by_user: bool) -> Measured:
+    started = time.perf_counter()
+    columns = ["scenario", "label", "score", "user"]
+    frame = pl.read_parquet(folder / "*.parquet", columns=columns)
+    read, cpu = time.perf_counter(), time.process_time()
+    judged_by_polars(frame.with_columns(scenario=pl.lit(-1)), by_user)
+    judged_by_polars(frame, by_user)
+    judged, spent = time.perf_counter() - read, time.process_time() - cpu
+    return Measured(read - started, judged, spent, peak_rss())
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def judged_by_polars(frame: pl.DataFrame, by_user: bool) -> pl.DataFrame:
+    """AUC, average precision and log loss of each scenario, and GAUC where users count too.
+
+    Args:
+        frame: scenario, user, label (0 or 1) and score of each row.
+        by_user: each user's AUC, weighted by rows.
+    """
+    rows, score = frame.lazy(), pl.col("score").cast(pl.Float64)
+    label = pl.col("label").cast(pl.Float64)
+    clicks, misses = label.sum(), (1 - label).sum()
+    auc = ((score.rank() * label).sum() - clicks * (clicks + 1) / 2) / (clicks * misses)
+    said = score.clip(EPS, 1 - EPS)
+    loss = -(label * said.log() + (1 - label) * (1 - said).log()).mean()
+    ties = rows.group_by("scenario", "score").agg(clicks=clicks, rows=pl.len())
+    precision = pl.col("clicks").cum_sum() / pl.col("rows").cum_sum()
+    parts = [
+        rows.group_by("scenario").agg(auc=auc, log_loss=loss),
+        ties.sort("score", descending=True)
+        .group_by("scenario", maintain_order=True)
+        .agg(
+            average_precision=(pl.col("clicks") * precision).sum() / pl.col("clicks").sum(),
+        ),
+    ]
+    if by_user:
+        users = rows.group_by("scenario", "user").agg(auc=auc, rows=pl.len())
+        weighted = (pl.col("auc") * pl.col("rows")).sum() / pl.col("rows").sum()
+        ranked = users.filter(pl.col("auc").is_finite())
+        parts.append(ranked.group_by("scenario").agg(gauc=weighted))
+    found = parts[0]
+    for part in parts[1:]:
+        found = found.join(part, on="scenario", how="left")
+    return found.sort("scenario").collect()

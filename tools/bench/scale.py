@@ -1,12 +1,10 @@
 """Is memory flat and speed constant as a dataset grows, and however its files are cut?"""
 
-import multiprocessing
-import resource
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +18,8 @@ from msrec.data.reading import parquet_files, parquet_metadata
 from msrec.data.schema import load_schema, save_schema
 from msrec.data.synthetic import TRUTH, synthesize
 from msrec.launch.process import quiet_libraries
+from msrec.tools.bench.own_process import in_own_process, peak_rss
 
-T = TypeVar("T")
 USERS, ITEMS = 100_000, 50_000
 MIN_ROWS = 1_000_000
 BATCH = 4096
@@ -82,10 +80,10 @@ def bench_scale(sizes: Sequence[int], out: Path, layout_rows: int) -> None:
             table.add_row(f"{rows:,}", told)
             continue
         console.print(f"{rows:,} rows ...", highlight=False)
-        seconds, peak = _apart(_write, out / "app", rows)
+        seconds, peak = in_own_process(_write, out / "app", rows)
         size = sum(f.stat().st_size for f in (out / "app").rglob("*.parquet"))
         measured[rows] = size
-        reading = _apart(_read, out / "app")
+        reading = in_own_process(_read, out / "app")
         written = [f"{rows:,}", f"{size / 1e9:.2f}", f"{rows / seconds:,.0f}", _gib(peak)]
         table.add_row(*written, *_cells(reading))
         shutil.rmtree(out / "app")
@@ -108,15 +106,17 @@ def _layouts(out: Path, rows: int, console: Console) -> Table:
     for head in ("", "files", "row groups", "read, rows/s", "by quarter", "peak GiB"):
         table.add_column(head, justify="right" if head else "left")
     console.print(f"{rows:,} rows, cut in {len(layouts)} ways ...", highlight=False)
-    _apart(_write, out / "app", rows)
+    in_own_process(_write, out / "app", rows)
     for name, layout in layouts.items():
         folder = out / "app" if layout is None else out / "cut"
         if layout is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            _apart(_cut, out / "app", folder, layout)
+            in_own_process(_cut, out / "app", folder, layout)
         files = parquet_files(folder / "train")
         groups = sum(parquet_metadata(file).num_row_groups for file in files)
-        table.add_row(name, f"{len(files):,}", f"{groups:,}", *_cells(_apart(_read, folder)))
+        table.add_row(
+            name, f"{len(files):,}", f"{groups:,}", *_cells(in_own_process(_read, folder))
+        )
     return table
 
 
@@ -124,10 +124,11 @@ def _write(out: Path, rows: int) -> tuple[float, int]:
     """Seconds and peak memory."""
     started = time.perf_counter()
     synthesize(out, rows=rows, users=USERS, items=ITEMS)
-    return time.perf_counter() - started, _peak()
+    return time.perf_counter() - started, peak_rss()
 
 
 def _read(dataset: Path) -> Reading:
+    quiet_libraries()
     loader = Loader(dataset, "train", BATCH)
     edges = [len(loader) * quarter // QUARTERS for quarter in range(QUARTERS + 1)]
     marks = [time.perf_counter()]
@@ -138,7 +139,7 @@ def _read(dataset: Path) -> Reading:
             marks.append(time.perf_counter())
     assert rows == loader.files.num_rows, "every row is read once"
     per_quarter = np.diff(edges) * BATCH / np.diff(marks)
-    return Reading(per_quarter.tolist(), _peak())
+    return Reading(per_quarter.tolist(), peak_rss())
 
 
 def _cut(dataset: Path, out: Path, layout: Layout) -> None:
@@ -149,16 +150,6 @@ def _cut(dataset: Path, out: Path, layout: Layout) -> None:
             for batch in pq.ParquetFile(file).iter_batches(1 << 19):
                 writer.append(pa.Table.from_batches([batch]).cast(target))
     save_schema(schema, out)
-
-
-def _apart(step: Callable[..., T], *args: Any) -> T:
-    """Run a step in a fresh process, so that its memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1, quiet_libraries) as pool:
-        return pool.apply(step, args)
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _by_slope(measured: dict[int, int], rows: int) -> float:
