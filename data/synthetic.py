@@ -222,6 +222,7 @@ def _schema(app: App, tally: _Tally, until: int) -> Schema:
         dense=_DENSE,
         labels=["click"],
         timestamp="timestamp",
+        timestamp_unit="s",
         text=TextFields(
             item_title="title",
             item_attributes=["category", "creator"],

@@ -318,12 +318,24 @@ def test_tables_yaml_says_what_is_what(tmp_path):
     folder = make_tables(tmp_path / "raw")
     (folder / "tables.yaml").write_text(
         "name: shop\nuser: {city: sparse}\nitem: {tags: multi}\ninteraction: {device: sparse}\n"
+        "timestamp_unit: ms\n"
         'scenarios: {"0": "The front page.", "1": "The search page."}\n'
     )
     schema = write_dataset(read_tables(folder), tmp_path / "out")
     assert [f.name for f in schema.sparse] == ["user_id", "item_id", "city", "tags", "device"]
     assert schema.scenarios[1].description == "The search page."
+    assert (schema.timestamp, schema.timestamp_unit) == ("timestamp", "ms")
     assert schema.tables["device"] == 3
+
+
+def test_a_unit_of_no_timestamp_is_refused(tmp_path):
+    folder = make_tables(tmp_path / "raw")
+    rows = pl.read_parquet(folder / "interactions.parquet").drop("timestamp")
+    rows.write_parquet(folder / "interactions.parquet")
+    assert read_tables(folder).timestamp is None
+    (folder / "tables.yaml").write_text("timestamp_unit: s")
+    with pytest.raises(ValueError, match=r"unit is given\) must have the column 'timestamp'"):
+        read_tables(folder)
 
 
 def test_an_unknown_field_of_tables_yaml_is_named(tmp_path):

@@ -13,6 +13,7 @@ from msrec.data.sources.guess import guess_features, guess_text
 from msrec.data.validation import first_fault, read_yaml
 
 MAPPING_FILE = "tables.yaml"
+TIMESTAMP = "timestamp"
 Kind = Literal["sparse", "multi", "dense", "words"]
 """Of a feature; `words` makes a multi-valued one of the distinct words of a text."""
 
@@ -23,7 +24,8 @@ class TablesMapping(BaseModel):
     `scenarios` gives descriptions by name; `user`, `item` and `interaction` name features and
     their kind, as in `user: {age: sparse, balance: dense}`; `title: words` makes the multi-valued
     feature title_words, and leaves the title as it is for prompts. `more_labels: {rating: [1, 2]}`
-    adds the labels rating>1 and rating>2, for models that learn them too.
+    adds the labels rating>1 and rating>2, for models that learn them too. `timestamp_unit: s` (or
+    ms, since 1970) makes days of interactions' column timestamp.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +38,7 @@ class TablesMapping(BaseModel):
     interaction: dict[str, Kind] = {}
     more_labels: dict[str, list[float]] = {}
     text: TextFields | None = None
+    timestamp_unit: Literal["s", "ms"] | None = None
 
 
 def read_tables(
@@ -60,6 +63,8 @@ def read_tables(
     rows = _frame(paths["interactions"], ["user_id", "item_id", scenario_column, label])
     _refuse_leaks(wanted, label, paths["interactions"])
     scenarios, number, notes = _scenarios(rows, scenario_column, wanted, paths["interactions"])
+    if wanted.timestamp_unit is not None:
+        require_columns(rows, [TIMESTAMP], f"{paths['interactions']} (its unit is given)")
     users, user_features, user_notes = _side(paths["users"], "user", wanted.user)
     items, item_features, item_notes = _side(paths["items"], "item", wanted.item)
     guessed, text_notes = guess_text(users, items)
@@ -78,7 +83,8 @@ def read_tables(
             *_interaction_features(wanted),
         ),
         labels=("label", *more),
-        timestamp="timestamp" if "timestamp" in rows.columns else None,
+        timestamp=TIMESTAMP if TIMESTAMP in rows.columns else None,
+        timestamp_unit=wanted.timestamp_unit,
         text=wanted.text or guessed,
         files={table: str(path) for table, path in paths.items()},
         notes=(*notes, *user_notes, *item_notes, *([] if wanted.text else text_notes)),
