@@ -1,14 +1,19 @@
 """`python -m msrec.launch.agent`: torchrun, whose last words are those of the rank that failed."""
 
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.distributed.launcher.api as launcher
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+    get_error_handler,
+)
 from torch.distributed.run import parse_args, run
 
 from msrec.launch.failures import NO_RESTART, told
@@ -22,15 +27,26 @@ class Agent(LocalElasticAgent):
         if any(failure.exitcode == NO_RESTART for failure in result.failures.values()):
             self._remaining_restarts = 0
         elif result.failures and self._remaining_restarts > 0:
-            # One that was killed came first: others fail of it, and stamps are whole seconds.
-            rank, failure = min(
-                result.failures.items(),
-                key=lambda item: (item[1].exitcode >= 0, item[1].timestamp),
-            )
+            rank, failure = first_failure(result.failures)
             said = str(told(failure.message)).splitlines()[-1]
             left = f"{self._remaining_restarts} such starts are left"
             print(f"rank {rank} failed, all ranks start again ({left}): {said}", file=sys.stderr)
         return result
+
+
+def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """The rank that failed first, of those that were found failed together.
+
+    Others fail of it, and stamps are whole seconds. Nobody gets SIGKILL because a peer is gone; an
+    exception does follow, and now and then an abort.
+    """
+
+    def how_late(rank: int) -> tuple[bool, bool, int]:
+        failure = failures[rank]
+        return failure.exitcode != -signal.SIGKILL, failure.exitcode >= 0, failure.timestamp
+
+    first = min(failures, key=how_late)
+    return first, failures[first]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from tiny import tiny_dataset
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torchx.runner import get_runner
 from torchx.specs import macros
 from torchx.specs.finder import ComponentValidationException
+
+from msrec.launch.agent import first_failure
 
 TORCHX = Path(sys.executable).parent / "torchx"
 CONFIG = """
@@ -51,6 +54,19 @@ def command(app):
 def job_of(app):
     words = command(app)
     return words[words.index("--module") + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("exits", "first"), [((1, -9), 1), ((-6, -9), 1), ((1, -11), 1), ((1, 1), 0)]
+)
+def test_of_ranks_that_failed_together_the_cause_is_told(exits, first):
+    failures = {
+        rank: ProcessFailure(rank, pid=1, exitcode=code, error_file="none")
+        for rank, code in enumerate(exits)
+    }
+    for failure in failures.values():
+        failure.timestamp = 7
+    assert first_failure(failures) == (first, failures[first])
 
 
 @pytest.mark.parametrize("job", ["train", "encode"])
