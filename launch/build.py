@@ -17,8 +17,8 @@ from msrec.data.paths import AnyPath
 from msrec.data.schema import Schema, Split
 from msrec.data.unknown import UnknownIds
 from msrec.launch.config import RunConfig
+from msrec.launch.encoding.store_settings import store_settings
 from msrec.launch.process import Process
-from msrec.launch.store_settings import store_settings
 from msrec.model.backbones import make_backbone
 from msrec.model.embeddings import Embeddings
 from msrec.model.fields import Fields

@@ -15,30 +15,30 @@ from msrec.data.files import write_json
 from msrec.data.paths import AnyPath, to_path
 from msrec.data.schema import Split, load_schema
 from msrec.launch.build import Knowledge, build_loader, plan_model
-from msrec.launch.compare import (
+from msrec.launch.config import RunConfig, load_config, save_config
+from msrec.launch.evaluation.compare import (
     IS_BETTER,
     compare,
     differences_table,
     predictions_of,
     verdict,
 )
-from msrec.launch.config import RunConfig, load_config, save_config
-from msrec.launch.evaluate import evaluate
-from msrec.launch.judge import Judging
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.judge import Judging
+from msrec.launch.evaluation.predict_files import predict_files, told
+from msrec.launch.evaluation.results import Results, results_tables, slice_table
+from msrec.launch.evaluation.slices import MEANING, SLICES, Slice
+from msrec.launch.evaluation.watch import watch
 from msrec.launch.options import EVALUATE, PREDICT, read_options
-from msrec.launch.plan_table import plan_table
-from msrec.launch.predict_files import predict_files, told
-from msrec.launch.preemption import STOPPED
 from msrec.launch.process import end_with_launcher, process_group, quiet_libraries
+from msrec.launch.reporting.plan_table import plan_table
 from msrec.launch.restore import load_run_config, restore
-from msrec.launch.results import Results, results_tables, slice_table
 from msrec.launch.serving.folder import Dense
 from msrec.launch.serving.tables import Kind
-from msrec.launch.slices import MEANING, SLICES, Slice
 from msrec.launch.terminal import wide_console
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.preemption import STOPPED
+from msrec.launch.training.trainer import Trainer
 from msrec.launch.versions import installed_versions
-from msrec.launch.watch import watch
 
 console = wide_console()
 SCENARIO = "scenario"
@@ -254,8 +254,8 @@ def export_job(
 def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) -> None:
     """Encode all levels into `llm.store`, or print one prompt."""
     # Here, for transformers takes a second to import, which no other job needs.
-    from msrec.launch.encode import LEVELS, encode
-    from msrec.launch.encode_progress import EncodeProgress, speed_line
+    from msrec.launch.encoding.encode import LEVELS, encode
+    from msrec.launch.encoding.progress import EncodeProgress, speed_line
 
     config = load_config(config_file, overrides)
     llm = config.llm
@@ -291,8 +291,8 @@ def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) ->
 
 def _prompt(config: RunConfig, show: str) -> str:
     """One prompt by `user=KEY`, `scenario=NAME` or `item=KEY`."""
-    from msrec.launch.encode import LEVELS
-    from msrec.launch.prompts import prompts_by_key
+    from msrec.launch.encoding.encode import LEVELS
+    from msrec.launch.encoding.prompts import prompts_by_key
 
     level, _, wanted = show.partition("=")
     if level not in LEVELS:
@@ -307,7 +307,7 @@ def _prompt(config: RunConfig, show: str) -> str:
 
 def report_job(out: Path, runs: Sequence[str]) -> None:
     """Write the HTML page of evaluated runs."""
-    from msrec.launch.report import write_report
+    from msrec.launch.reporting.report import write_report
 
     named = {}
     for run in runs:

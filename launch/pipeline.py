@@ -11,7 +11,7 @@ from rich.console import Console
 from msrec.data.files import write_json
 from msrec.launch.config import RunConfig
 from msrec.launch.profiles import Profile
-from msrec.launch.report import write_report
+from msrec.launch.reporting.report import write_report
 from msrec.launch.submit import launch
 from msrec.launch.work import Work, encode_work, planned_evaluate_work, train_work
 

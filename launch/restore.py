@@ -12,9 +12,9 @@ from msrec.data.lineage import Lineage
 from msrec.data.paths import AnyPath
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.build import Knowledge, Scored, build_sharded
-from msrec.launch.checkpoint import COMMIT, Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.process import Process
+from msrec.launch.training.checkpoint import COMMIT, Checkpoints, load_checkpoint
 from msrec.model.ranker import RankerTrain
 
 CHECKPOINTS = "checkpoints"

@@ -11,9 +11,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from msrec.launch.curves import load_log
 from msrec.launch.failures import Failure, first_failure
-from msrec.launch.heartbeat import (
+from msrec.launch.reporting.curves import load_log
+from msrec.launch.reporting.plan_table import size
+from msrec.launch.submit import LOCAL, Submitted, read_submitted, scheduler_status
+from msrec.launch.training.heartbeat import (
     ENDED,
     FOLDER,
     RankState,
@@ -21,8 +23,6 @@ from msrec.launch.heartbeat import (
     read_ranks,
     read_stack,
 )
-from msrec.launch.plan_table import size
-from msrec.launch.submit import LOCAL, Submitted, read_submitted, scheduler_status
 
 SILENT_S = 60.0
 """A rank that trains and has said nothing for so long is told of."""

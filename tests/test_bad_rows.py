@@ -14,10 +14,10 @@ from msrec.data.bad_rows import count_reasons, count_rows
 from msrec.data.interactions import Interactions
 from msrec.data.loader import Loader
 from msrec.launch.config import load_config, save_config
-from msrec.launch.evaluate import evaluate
-from msrec.launch.left_out import quarantine_file
+from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.process import Process
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.left_out import quarantine_file
+from msrec.launch.training.trainer import Trainer
 
 
 def spoil(dataset, column, row, value, split="train", number=0):

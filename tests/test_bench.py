@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from msrec.launch.judge import exact_metrics
+from msrec.launch.evaluation.judge import exact_metrics
 from msrec.launch.process import process_group
 from msrec.tools.bench import (
     apart,

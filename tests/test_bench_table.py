@@ -7,8 +7,8 @@ import pytest
 from tiny import tiny_dataset
 
 from msrec.launch.config import load_config
-from msrec.launch.metrics import Metrics, ScenarioMetrics
-from msrec.launch.results import Results
+from msrec.launch.evaluation.metrics import Metrics, ScenarioMetrics
+from msrec.launch.evaluation.results import Results
 from msrec.model.backbones import BACKBONES
 from msrec.tools import cells
 from msrec.tools.bench import table

@@ -20,11 +20,11 @@ from tiny import tiny_dataset, tiny_store
 from torch._C._distributed_c10d import HashStore
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
-from msrec.launch.checkpoint import COMMIT, Checkpoints, load_checkpoint, read_state
 from msrec.launch.config import load_config
 from msrec.launch.process import Process
-from msrec.launch.storage import INDEX, read_index
-from msrec.launch.trainer import HISTOGRAM, Trainer
+from msrec.launch.training.checkpoint import COMMIT, Checkpoints, load_checkpoint, read_state
+from msrec.launch.training.storage import INDEX, read_index
+from msrec.launch.training.trainer import HISTOGRAM, Trainer
 from msrec.tools.show import show
 
 WORLDS = [(1, "table_wise"), (2, "table_wise"), (2, "row_wise"), (4, "table_wise"), (4, "row_wise")]

@@ -23,7 +23,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.schema import load_schema
-from msrec.launch.plan_table import plan_table
+from msrec.launch.reporting.plan_table import plan_table
 from msrec.tools.cli import main
 
 CONFIG = """

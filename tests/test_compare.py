@@ -8,7 +8,7 @@ from rich.console import Console
 from scipy.stats import ttest_rel
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.compare import (
+from msrec.launch.evaluation.compare import (
     IS_BETTER,
     compare,
     differences,
@@ -17,9 +17,9 @@ from msrec.launch.compare import (
     predictions_of,
     verdict,
 )
-from msrec.launch.judge import sort_rows
-from msrec.launch.predictions import Commit, write_commit
-from msrec.launch.results import evaluate_predictions, save_results
+from msrec.launch.evaluation.judge import sort_rows
+from msrec.launch.evaluation.predictions import Commit, write_commit
+from msrec.launch.evaluation.results import evaluate_predictions, save_results
 from msrec.tools.bench.intervals import clicks
 
 NAMES = ("search", "feed", "friends")

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from msrec.launch.drift import measure_drift, tell_drift
+from msrec.launch.evaluation.drift import measure_drift, tell_drift
 
 
 def write(path, **columns):

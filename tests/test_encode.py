@@ -11,7 +11,7 @@ from llm_data import ITEMS, write_dataset, write_model
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.templates import load_template
-from msrec.launch.encode import encode
+from msrec.launch.encoding.encode import encode
 
 USERS = [f"u{number}" for number in range(12)]
 TRAIN = [

@@ -12,11 +12,11 @@ from tiny import tiny_dataset, tiny_store
 
 from msrec.data.files import write_json
 from msrec.launch.config import load_config
-from msrec.launch.judge import sort_rows
-from msrec.launch.metrics import Metrics, ScenarioMetrics
-from msrec.launch.predictions import Commit, Predictions
-from msrec.launch.results import Results, sliced
-from msrec.launch.slices import EDGES, bucket_names, slice_rows
+from msrec.launch.evaluation.judge import sort_rows
+from msrec.launch.evaluation.metrics import Metrics, ScenarioMetrics
+from msrec.launch.evaluation.predictions import Commit, Predictions
+from msrec.launch.evaluation.results import Results, sliced
+from msrec.launch.evaluation.slices import EDGES, bucket_names, slice_rows
 from msrec.tools import experiment as tool
 from msrec.tools.cells import CELL_FILE, Cell
 from msrec.tools.experiment_report import difference, paired, results_frame, write_reports

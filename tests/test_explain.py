@@ -15,14 +15,14 @@ from test_trainer import BOTH, config_of
 from tiny import tiny_dataset, tiny_store
 
 from msrec.data.llm.store import KnowledgeStore
-from msrec.launch import explain as module
 from msrec.launch.config import save_config
-from msrec.launch.evaluate import evaluate
-from msrec.launch.explain import Explainer
-from msrec.launch.explanation import load_explanations, save_explanation, user_file
+from msrec.launch.evaluation import explain as module
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.explain import Explainer
+from msrec.launch.evaluation.explanation import load_explanations, save_explanation, user_file
 from msrec.launch.process import Process
-from msrec.launch.report import write_report
-from msrec.launch.trainer import Trainer
+from msrec.launch.reporting.report import write_report
+from msrec.launch.training.trainer import Trainer
 from msrec.tools import explain as command
 
 OPTIONS = [*BOTH, "meta.rank=3", "meta.num_layers=2", "trainer.epochs=1", "run_id=knowing"]

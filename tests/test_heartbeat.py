@@ -16,10 +16,10 @@ from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
 
 from msrec.launch.config import save_config
-from msrec.launch.heartbeat import RankState, read_ranks, read_stack
 from msrec.launch.process import Process
 from msrec.launch.status import status_of, stragglers, tell_status
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.heartbeat import RankState, read_ranks, read_stack
+from msrec.launch.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from msrec.launch.intervals import LEAST_USERS, Bootstrap
-from msrec.launch.judge import Groups, Judging, exact_metrics, sort_rows
-from msrec.launch.user_sums import metric_values
+from msrec.launch.evaluation.intervals import LEAST_USERS, Bootstrap
+from msrec.launch.evaluation.judge import Groups, Judging, exact_metrics, sort_rows
+from msrec.launch.evaluation.user_sums import metric_values
 from msrec.tools.bench.intervals import clicks, coverage, simulated
 
 
@@ -95,7 +95,7 @@ def test_many_users_in_random_groups_have_the_same_intervals(monkeypatch):
     score, label, user = scored(users=3_000)
     judging = Judging(resamples=1000)
     alone = sort_rows(score, label, user, judging=judging).metrics().intervals
-    monkeypatch.setattr("msrec.launch.intervals.MAX_BLOCKS", 1000)
+    monkeypatch.setattr("msrec.launch.evaluation.intervals.MAX_BLOCKS", 1000)
     grouped = sort_rows(score, label, user, judging=judging)
     assert grouped.block_of.max() == 999
     for name, (low, high) in grouped.metrics().intervals.items():

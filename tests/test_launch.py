@@ -14,10 +14,10 @@ from torchx import specs
 
 from msrec.launch.config import load_config
 from msrec.launch.failures import Failure, first_failure
-from msrec.launch.heartbeat import RankState
 from msrec.launch.profiles import Profile, load_profile
 from msrec.launch.status import Status, _whose, _with_scheduler
 from msrec.launch.submit import Submitted, cancel, launch, read_submitted
+from msrec.launch.training.heartbeat import RankState
 from msrec.launch.work import train_work
 
 CONFIG = """

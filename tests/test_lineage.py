@@ -14,12 +14,12 @@ from msrec.data.ids import VOCABULARIES
 from msrec.data.lineage import Lineage
 from msrec.data.schema import Scenario, load_schema, save_schema
 from msrec.launch.config import load_config, save_config
-from msrec.launch.evaluate import evaluate, predictions_folder
-from msrec.launch.judge import Judging
-from msrec.launch.predictions import load_predictions
+from msrec.launch.evaluation.evaluate import evaluate, predictions_folder
+from msrec.launch.evaluation.judge import Judging
+from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.results import load_results
 from msrec.launch.process import Process
-from msrec.launch.results import load_results
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.trainer import Trainer
 
 SIZES = {"user_id": 40, "item_id": 60, "genres": 6}
 
@@ -271,7 +271,7 @@ def test_a_day_without_a_clock_is_refused_before_anything_is_scored(root, tmp_pa
 
 
 def test_days_are_those_of_utc(root, tmp_path):
-    from msrec.launch.slices import slice_rows
+    from msrec.launch.evaluation.slices import slice_rows
 
     data = tmp_path / "data"
     shutil.copytree(root / "old", data)

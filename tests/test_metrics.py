@@ -11,9 +11,9 @@ from sklearn.metrics import average_precision_score, log_loss, ndcg_score, roc_a
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 from torchmetrics.retrieval import RetrievalNormalizedDCG, RetrievalRecall
 
-from msrec.launch.histogram import HistogramMetrics
-from msrec.launch.judge import Judging, exact_metrics
-from msrec.launch.metrics import metric_name
+from msrec.launch.evaluation.judge import Judging, exact_metrics
+from msrec.launch.evaluation.metrics import metric_name
+from msrec.launch.training.histogram import HistogramMetrics
 
 NAMES = ["search", "feed", "friends"]
 
@@ -172,7 +172,7 @@ def test_chunks_change_nothing(monkeypatch):
     score, label, scenario, user, _ = sample(rows=5_000, users=80, digits=2)
     weight = np.random.default_rng(1).choice([0.5, 1.3], len(score))
     whole = exact_metrics(score, label, scenario, user, NAMES, weight)
-    monkeypatch.setattr("msrec.launch.ranking.CHUNK", 64)
+    monkeypatch.setattr("msrec.launch.evaluation.ranking.CHUNK", 64)
     parts = exact_metrics(score, label, scenario, user, NAMES, weight)
     assert parts.named() == pytest.approx(whole.named(), abs=1e-12)
 
@@ -319,7 +319,6 @@ def test_an_empty_histogram_has_no_metrics():
 
 
 def test_metrics_import_without_torch():
-    code = (
-        "import sys, msrec.launch.histogram, msrec.launch.results; sys.exit('torch' in sys.modules)"
-    )
+    modules = "msrec.launch.training.histogram, msrec.launch.evaluation.results"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

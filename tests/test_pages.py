@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from test_report import make_run
 
-from msrec.launch.report import write_report
+from msrec.launch.reporting.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NOISE = {"bare": 1.0, "llm": 0.4}

@@ -18,8 +18,8 @@ from torch import nn
 from msrec.data.random_rows import random_rows
 from msrec.launch.config import save_config
 from msrec.launch.process import Process
-from msrec.launch.trace import trace_tables
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.trace import trace_tables
+from msrec.launch.training.trainer import Trainer
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.job import verify_plan
 from msrec.tools.planner.live import LiveBytes

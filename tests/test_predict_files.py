@@ -11,13 +11,13 @@ from tiny import replace_column, tiny_dataset, tiny_rows, tiny_store
 from upath import UPath
 
 from msrec.data.ids import Vocabulary, save_vocabularies
-from msrec.launch import predict_files as module
 from msrec.launch.config import load_config, save_config
-from msrec.launch.evaluate import evaluate
-from msrec.launch.predict_files import SCORE, predict_files
+from msrec.launch.evaluation import predict_files as module
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.predict_files import SCORE, predict_files
 from msrec.launch.process import Process
 from msrec.launch.restore import restore
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.trainer import Trainer
 
 
 def trained(rank, world_size, config):

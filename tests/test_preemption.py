@@ -15,12 +15,12 @@ from ranks import run_ranks
 from test_trainer import BOTH, config_of, weights
 from tiny import tiny_dataset, tiny_store
 
-from msrec.launch.checkpoint import Checkpoints
 from msrec.launch.config import save_config
-from msrec.launch.heartbeat import read_ranks
-from msrec.launch.preemption import STOPPED, Preempted, Preemption
 from msrec.launch.process import Process
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.checkpoint import Checkpoints
+from msrec.launch.training.heartbeat import read_ranks
+from msrec.launch.training.preemption import STOPPED, Preempted, Preemption
+from msrec.launch.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

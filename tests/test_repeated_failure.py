@@ -16,8 +16,8 @@ from tiny import tiny_dataset, tiny_store
 from msrec.data.loader import Loader
 from msrec.launch.failures import NO_RESTART
 from msrec.launch.process import Process
-from msrec.launch.repeated_failure import FILE, RepeatedFailure
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.repeated_failure import FILE, RepeatedFailure
+from msrec.launch.training.trainer import Trainer
 
 OPTIONS = ("trainer.checkpoint_every_steps=5", "trainer.eval_batch=96")
 

@@ -21,12 +21,12 @@ from msrec.data.schema import (
     load_schema,
     save_schema,
 )
-from msrec.launch.curves import Log, load_log, reliability, roc, score_shares
-from msrec.launch.figures import MOST_SCENARIOS, scenario_figures
-from msrec.launch.judge import exact_metrics
-from msrec.launch.predictions import Commit, write_commit
-from msrec.launch.report import write_report
-from msrec.launch.results import evaluate_predictions, load_results, save_results
+from msrec.launch.evaluation.judge import exact_metrics
+from msrec.launch.evaluation.predictions import Commit, write_commit
+from msrec.launch.evaluation.results import evaluate_predictions, load_results, save_results
+from msrec.launch.reporting.curves import Log, load_log, reliability, roc, score_shares
+from msrec.launch.reporting.figures import MOST_SCENARIOS, scenario_figures
+from msrec.launch.reporting.report import write_report
 
 NAMES = ["search", "feed", "friends"]
 SCHEMA = Schema(

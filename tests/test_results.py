@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.judge import Judging, exact_metrics
-from msrec.launch.predictions import Commit, load_predictions, write_commit
-from msrec.launch.results import (
+from msrec.launch.evaluation.judge import Judging, exact_metrics
+from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
+from msrec.launch.evaluation.results import (
     comparison_table,
     evaluate_predictions,
     load_results,

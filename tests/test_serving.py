@@ -19,8 +19,8 @@ from msrec.data.raw_rows import RawRows
 from msrec.data.split import SplitChoice
 from msrec.data.write import write_dataset
 from msrec.launch.config import load_config, save_config
-from msrec.launch.evaluate import evaluate
-from msrec.launch.predictions import load_predictions
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.process import process_group
 from msrec.launch.restore import restore
 from msrec.launch.serving import export as export_module

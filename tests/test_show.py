@@ -10,7 +10,7 @@ from tiny import tiny_dataset, tiny_store
 
 from msrec.data.llm.neighbours import row_of, standardised
 from msrec.data.llm.store import KnowledgeStore
-from msrec.launch.coverage import coverage
+from msrec.launch.evaluation.coverage import coverage
 from msrec.tools.show import neighbours_table, norm_line, show
 
 

@@ -3,9 +3,9 @@
 import pytest
 from test_report import NAMES, make_run
 
-from msrec.launch.curves import load_log
-from msrec.launch.results import load_results, save_results
-from msrec.launch.tracking import board_results, track
+from msrec.launch.evaluation.results import load_results, save_results
+from msrec.launch.reporting.curves import load_log
+from msrec.launch.reporting.tracking import board_results, track
 
 mlflow = pytest.importorskip("mlflow.tracking", reason="mlflow-skinny is not installed")
 

@@ -11,12 +11,12 @@ import torch
 from ranks import run_ranks
 from tiny import replace_column, tiny_dataset, tiny_store
 
-from msrec.launch.checkpoint import Checkpoints
 from msrec.launch.config import load_config, save_config
-from msrec.launch.evaluate import evaluate
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.results import load_results
 from msrec.launch.process import Process
-from msrec.launch.results import load_results
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.checkpoint import Checkpoints
+from msrec.launch.training.trainer import Trainer
 
 BACKBONES = ["shared_bottom", "mmoe", "star"]
 BOTH = ["meta.user=true", "meta.scenario=true"]

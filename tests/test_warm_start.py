@@ -14,7 +14,7 @@ from tiny import tiny_dataset, tiny_schema, tiny_store
 from msrec.data.schema import save_schema
 from msrec.launch.config import load_config
 from msrec.launch.process import Process
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from tiny import tiny_dataset
 
 from msrec.data.ids import Vocabulary, save_vocabularies
 from msrec.launch.config import load_config, save_config
-from msrec.launch.curves import load_log
-from msrec.launch.evaluate import evaluate
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.watch import watch
 from msrec.launch.process import Process
-from msrec.launch.trainer import Trainer
-from msrec.launch.watch import watch
+from msrec.launch.reporting.curves import load_log
+from msrec.launch.training.trainer import Trainer
 
 SIZES = {"user_id": 41, "item_id": 61, "genres": 7}
 

@@ -103,7 +103,7 @@ def tiny_store(dataset, store, dim=12, seed=0, llm=None, **changes):
     from msrec.data.llm.parts import StoreWriter
     from msrec.data.llm.store import VERSION
     from msrec.launch.config import LLMConfig
-    from msrec.launch.store_settings import store_settings
+    from msrec.launch.encoding.store_settings import store_settings
 
     llm = llm or LLMConfig()
     settings = store_settings(dataset, **llm.encoding) | {

@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict
 from msrec.data.files import write_json
 from msrec.data.schema import Split
 from msrec.launch.config import load_config, save_config
-from msrec.launch.evaluate import evaluate
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.results import Results
+from msrec.launch.evaluation.slices import HISTORIES
 from msrec.launch.process import process_group, quiet_libraries
-from msrec.launch.results import Results
-from msrec.launch.slices import HISTORIES
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.trainer import Trainer
 from msrec.tools.tuning import Choice
 
 CELL_FILE = "cell.json"

@@ -85,8 +85,8 @@ def evaluate(
 
     On several ranks: torchx run -s local_cwd msrec.evaluate -j 1x2 -- run=runs/first split=test
     """
+    from msrec.launch.evaluation.judge import Judging
     from msrec.launch.jobs import evaluate_job, watch_job
-    from msrec.launch.judge import Judging
 
     if watch:
         watch_job(run, split, data, every)
@@ -243,7 +243,7 @@ def drift(
     json_: Annotated[bool, typer.Option("--json", help="instead of the table")] = False,
 ) -> None:
     """How far features and scores have moved: the population stability index of each column."""
-    from msrec.launch.drift import tell_drift
+    from msrec.launch.evaluation.drift import tell_drift
 
     raise typer.Exit(tell_drift(reference, current, fail_above, as_json=json_))
 
@@ -294,7 +294,7 @@ def track(
     ] = None,
 ) -> None:
     """Bring a run's config, curves and results to MLflow; again: what is new since."""
-    from msrec.launch.tracking import track as bring
+    from msrec.launch.reporting.tracking import track as bring
 
     typer.echo(bring(run, mlflow, experiment))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from msrec.launch.report import write_report
-from msrec.launch.results import comparison_table, load_results
+from msrec.launch.evaluation.results import comparison_table, load_results
+from msrec.launch.reporting.report import write_report
 
 CONFIG = Path("configs/demo.yaml")
 RUNS = {"bare": [], "LLM4MSR": ["meta.user=true", "meta.scenario=true"]}

@@ -12,10 +12,10 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from scipy import stats
 
-from msrec.launch.figures import Figure, difference_figure
-from msrec.launch.metrics import VALUES, Metrics, ScenarioMetrics
-from msrec.launch.report import render
-from msrec.launch.slices import EDGES, HISTORIES
+from msrec.launch.evaluation.metrics import VALUES, Metrics, ScenarioMetrics
+from msrec.launch.evaluation.slices import EDGES, HISTORIES
+from msrec.launch.reporting.figures import Figure, difference_figure
+from msrec.launch.reporting.report import render
 from msrec.tools.experiment import CONTROLS, Arm, Sweep
 from msrec.tools.published import spread
 

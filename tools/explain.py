@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from msrec.data.schema import Split
-from msrec.launch.explain import Explainer
-from msrec.launch.explanation import (
+from msrec.launch.evaluation.explain import Explainer
+from msrec.launch.evaluation.explanation import (
     FOLDER,
     SCENARIOS_FILE,
     WAYS,

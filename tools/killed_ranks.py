@@ -21,8 +21,8 @@ import torch.distributed as dist
 from msrec.data.batch import Batch
 from msrec.launch.config import RunConfig
 from msrec.launch.process import Process, quiet_libraries
-from msrec.launch.repeated_failure import forget
-from msrec.launch.trainer import Trainer
+from msrec.launch.training.repeated_failure import forget
+from msrec.launch.training.trainer import Trainer
 from msrec.model.ranker import Outcome
 
 TIMEOUT_S = 300.0

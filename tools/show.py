@@ -12,11 +12,11 @@ from msrec.data.llm.neighbours import neighbours, row_of, standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
 from msrec.data.paths import AnyPath, is_file
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
-from msrec.launch.checkpoint import COMMIT, read_commit
-from msrec.launch.coverage import coverage
-from msrec.launch.curves import Log, load_log
-from msrec.launch.results import RESULTS_FILE, TITLES, cell, load_results, results_tables
-from msrec.launch.storage import Index, read_index
+from msrec.launch.evaluation.coverage import coverage
+from msrec.launch.evaluation.results import RESULTS_FILE, TITLES, cell, load_results, results_tables
+from msrec.launch.reporting.curves import Log, load_log
+from msrec.launch.training.checkpoint import COMMIT, read_commit
+from msrec.launch.training.storage import Index, read_index
 from msrec.tools.convert import remarks, summary_table
 
 LEVELS = ("user", "scenario", "item")

@@ -19,10 +19,10 @@ from msrec.data.loader import Loader
 from msrec.data.order import GlobalOrder
 from msrec.data.reading import num_rows
 from msrec.data.schema import Schema, load_schema
-from msrec.launch.checkpoint import COMMIT, Checkpoints
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.process import quiet_libraries
-from msrec.launch.storage import INDEX, read_tensors
+from msrec.launch.training.checkpoint import COMMIT, Checkpoints
+from msrec.launch.training.storage import INDEX, read_tensors
 from msrec.tools.killed_ranks import Attempt, run_ranks
 
 STEPS, EPOCHS, SAVE_EVERY = 60, 2, 4

@@ -6,7 +6,7 @@ from rich.progress import track
 
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader, eval_batch
-from msrec.launch.judge import exact_metrics
+from msrec.launch.evaluation.judge import exact_metrics
 from msrec.launch.process import Process
 from msrec.launch.restore import Restored
 from msrec.launch.serving.folder import Parity

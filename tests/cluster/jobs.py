@@ -10,11 +10,11 @@ from torchx.runner import get_runner
 from typer.testing import CliRunner
 
 from msrec.data.loader import Loader
-from msrec.launch.checkpoint import Checkpoints
 from msrec.launch.config import load_config, save_config
 from msrec.launch.profiles import load_profile
-from msrec.launch.storage import read_tensors
 from msrec.launch.submit import app_of
+from msrec.launch.training.checkpoint import Checkpoints
+from msrec.launch.training.storage import read_tensors
 from msrec.launch.work import train_work
 from msrec.tools.cli import app
 

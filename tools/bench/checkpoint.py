@@ -13,8 +13,8 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.process import process_group, quiet_libraries
+from msrec.launch.training.checkpoint import Checkpoints, load_checkpoint
 from msrec.model.optimizers import optimizers
 from msrec.model.sharding import TableSpec, fuse_optimizer, make_plan, shard
 

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from msrec.data.files import write_json
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.judge import Judging
-from msrec.launch.predictions import Commit, load_predictions, write_commit
-from msrec.launch.results import results_of
-from msrec.launch.user_sums import EPS
+from msrec.launch.evaluation.judge import Judging
+from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
+from msrec.launch.evaluation.results import results_of
+from msrec.launch.evaluation.user_sums import EPS
 from msrec.tools.bench.own_process import in_own_process, peak_rss
 
 PART_ROWS = 1 << 20

@@ -21,7 +21,7 @@ from msrec.data.llm.tokens import PromptTokenizer
 from msrec.data.llm.weights import load_tokenizer, model_folder
 from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
-from msrec.launch.prompts import level_prompts
+from msrec.launch.encoding.prompts import level_prompts
 
 DIM = 576
 COPY_BYTES = 1 << 28

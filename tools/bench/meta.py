@@ -16,8 +16,8 @@ from msrec.data.llm.parts import StoreWriter
 from msrec.data.llm.store import VERSION
 from msrec.data.schema import load_schema
 from msrec.launch.config import LLMConfig
+from msrec.launch.encoding.store_settings import store_settings
 from msrec.launch.process import process_group, quiet_libraries
-from msrec.launch.store_settings import store_settings
 from msrec.model.generated import GeneratedLinear, make_codes
 from msrec.tools.bench.apart import peak_memory
 from msrec.tools.bench.measure import Case, Took, interleaved, rates, sizes, times

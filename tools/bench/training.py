@@ -11,8 +11,8 @@ from msrec.data.batch import Batch
 from msrec.launch.build import build_loader
 from msrec.launch.config import load_config
 from msrec.launch.process import Process
-from msrec.launch.repeated_failure import forget
-from msrec.launch.trainer import Progress, Trainer
+from msrec.launch.training.repeated_failure import forget
+from msrec.launch.training.trainer import Progress, Trainer
 from msrec.tools.bench.measure import Took, now
 
 Source = Callable[[], Iterator[Batch]]

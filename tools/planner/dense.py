@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from msrec.launch.plan_table import FLOAT_BYTES
+from msrec.launch.reporting.plan_table import FLOAT_BYTES
 
 
 @dataclass(frozen=True)

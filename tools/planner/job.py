@@ -13,8 +13,8 @@ from rich.table import Table
 from msrec.data.files import write_text
 from msrec.data.validation import first_fault, read_yaml
 from msrec.launch.config import RunConfig, load_config, with_overrides
-from msrec.launch.plan_table import FLOAT_BYTES, size
 from msrec.launch.process import quiet_libraries
+from msrec.launch.reporting.plan_table import FLOAT_BYTES, size
 from msrec.launch.terminal import wide_console
 from msrec.model.sharding import TableOptimizer
 from msrec.tools.planner.dense import DenseLoad, learned_lines

@@ -13,8 +13,8 @@ from msrec.data.batch import Batch
 from msrec.data.schema import load_schema
 from msrec.launch.build import Knowledge, build_loader, build_model
 from msrec.launch.config import RunConfig
-from msrec.launch.plan_table import FLOAT_BYTES, dense_parameters
 from msrec.launch.process import Process
+from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
 from msrec.model.generated import GeneratedLinear
 from msrec.model.ranker import RankerTrain
 from msrec.tools.planner.dense import DenseLoad, learned_lines

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from msrec.launch.figures import GREY, PALETTE, Figure, figure
-from msrec.launch.plan_table import ranges, size
-from msrec.launch.report import render
+from msrec.launch.reporting.figures import GREY, PALETTE, Figure, figure
+from msrec.launch.reporting.plan_table import ranges, size
+from msrec.launch.reporting.report import render
 from msrec.tools.planner.plan import GIB, PARTS, TABLE_LINES, Plan, TablePlan
 from msrec.tools.planner.tell import class_name, reasons, verdict
 

@@ -14,7 +14,7 @@ from msrec.data.files import write_text
 from msrec.launch.config import load_config
 from msrec.launch.process import quiet_libraries
 from msrec.launch.terminal import wide_console
-from msrec.launch.trace import TRACE_FILE
+from msrec.launch.training.trace import TRACE_FILE
 from msrec.tools.planner.hardware import Hardware, load_hardware
 from msrec.tools.planner.job import comparison, of_config
 from msrec.tools.planner.page import plan_page

@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from msrec.launch.plan_table import ranges, size
+from msrec.launch.reporting.plan_table import ranges, size
 from msrec.tools.planner.plan import PARTS, Plan, TablePlan
 
 MOST_TABLES = 40

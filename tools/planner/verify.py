@@ -16,9 +16,9 @@ from torch.multiprocessing.spawn import spawn
 
 from msrec.data.files import write_json, write_text
 from msrec.launch.config import RunConfig
-from msrec.launch.plan_table import size
 from msrec.launch.process import process_group, quiet_libraries
-from msrec.launch.trainer import Trainer
+from msrec.launch.reporting.plan_table import size
+from msrec.launch.training.trainer import Trainer
 from msrec.tools.planner.plan import Plan
 
 STEPS = 6

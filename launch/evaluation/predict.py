@@ -16,9 +16,9 @@ from msrec.data.loader import Loader
 from msrec.data.paths import AnyPath
 from msrec.data.reading import parquet_files, parquet_names, read_parquet
 from msrec.data.schema import Schema, Split
-from msrec.launch.left_out import gather_bad_rows
-from msrec.launch.predictions import TRUTH, Commit, write_commit
+from msrec.launch.evaluation.predictions import TRUTH, Commit, write_commit
 from msrec.launch.process import Process
+from msrec.launch.training.left_out import gather_bad_rows
 from msrec.model.ranker import Outcome
 
 PART_ROWS = 1 << 20

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 
 from msrec.data.paths import AnyPath
 from msrec.data.reading import named_parquet_files, scan_parquet
-from msrec.launch.predictions import TRUTH
+from msrec.launch.evaluation.predictions import TRUTH
 from msrec.launch.terminal import wide_console
 
 MOST_VALUES = 20

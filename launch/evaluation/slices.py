@@ -10,9 +10,9 @@ from msrec.data.parquet import SplitFiles
 from msrec.data.paths import AnyPath
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.build import Scored
-from msrec.launch.judge import Groups
-from msrec.launch.predictions import Predictions
-from msrec.launch.ranking import Array
+from msrec.launch.evaluation.judge import Groups
+from msrec.launch.evaluation.predictions import Predictions
+from msrec.launch.evaluation.ranking import Array
 
 Slice = Literal["day", "user_history", "item_history"]
 HISTORIES: tuple[Slice, ...] = ("user_history", "item_history")

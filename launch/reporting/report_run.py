@@ -7,10 +7,10 @@ from pathlib import Path
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.schema import SPLITS, Schema, load_schema
 from msrec.launch.config import RunConfig
-from msrec.launch.coverage import coverage
-from msrec.launch.metrics import Metrics
-from msrec.launch.results import Results, cell, cell_of
-from msrec.launch.slices import MEANING
+from msrec.launch.evaluation.coverage import coverage
+from msrec.launch.evaluation.metrics import Metrics
+from msrec.launch.evaluation.results import Results, cell, cell_of
+from msrec.launch.evaluation.slices import MEANING
 
 PLAN_FILE = "plan.json"
 Rows = list[list[str]]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from msrec.data.files import write_text
 from msrec.data.loader import Loader
 from msrec.launch.failures import NO_RESTART
-from msrec.launch.heartbeat import ENDED, RankState, ranks_of_last_start
+from msrec.launch.training.heartbeat import ENDED, RankState, ranks_of_last_start
 
 FILE = "failed_step.json"
 MOST = 2

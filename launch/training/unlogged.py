@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from msrec.launch.histogram import HistogramMetrics
+from msrec.launch.training.histogram import HistogramMetrics
 from msrec.model.ranker import Outcome
 
 

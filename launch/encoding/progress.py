@@ -6,7 +6,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from msrec.launch.encode_speed import Speed
+from msrec.launch.encoding.speed import Speed
 
 
 class EncodeProgress:

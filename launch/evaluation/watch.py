@@ -10,14 +10,14 @@ import torch.distributed as dist
 
 from msrec.data.paths import AnyPath
 from msrec.data.schema import Split
-from msrec.launch.checkpoint import COMMIT, committed
-from msrec.launch.curves import WATCHED, WATCHED_FILE, load_log
-from msrec.launch.evaluate import evaluate
-from msrec.launch.judge import PLAIN
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.judge import PLAIN
+from msrec.launch.evaluation.results import Results
 from msrec.launch.process import Process
+from msrec.launch.reporting.curves import WATCHED, WATCHED_FILE, load_log
 from msrec.launch.restore import CHECKPOINTS
-from msrec.launch.results import Results
 from msrec.launch.status import status_of
+from msrec.launch.training.checkpoint import COMMIT, committed
 
 logger = logging.getLogger(__name__)
 

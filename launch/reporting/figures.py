@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msrec.launch.curves import WATCHED, Log, Points
+from msrec.launch.reporting.curves import WATCHED, Log, Points
 
 PALETTE = ("#3b82c4", "#e07b39", "#3aa17e", "#c06bb0", "#c9a227", "#7d8fa9")
 GREY = "#8a8f98"

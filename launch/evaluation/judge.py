@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from msrec.launch.intervals import Bootstrap, blocks_of
-from msrec.launch.metrics import Metrics, ScenarioMetrics, defined
-from msrec.launch.ranking import Array, Bools, Floats, Ints, score_order, stable_order
-from msrec.launch.user_sums import SUMS, Sums, group_sums, metric_values
+from msrec.launch.evaluation.intervals import Bootstrap, blocks_of
+from msrec.launch.evaluation.metrics import Metrics, ScenarioMetrics, defined
+from msrec.launch.evaluation.ranking import Array, Bools, Floats, Ints, score_order, stable_order
+from msrec.launch.evaluation.user_sums import SUMS, Sums, group_sums, metric_values
 
 COUNTS = {
     "positives": "positives",

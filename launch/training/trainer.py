@@ -21,20 +21,20 @@ from msrec.launch.build import (
     eval_batch,
     table_spec,
 )
-from msrec.launch.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig
-from msrec.launch.heartbeat import Heartbeat
-from msrec.launch.histogram import HistogramMetrics
-from msrec.launch.journal import Journal
-from msrec.launch.left_out import gather_bad_rows, keep_bad_rows
-from msrec.launch.metrics import ScenarioMetrics
-from msrec.launch.preemption import Preempted, Preemption
+from msrec.launch.evaluation.metrics import ScenarioMetrics
 from msrec.launch.process import Process, seed_step
-from msrec.launch.repeated_failure import begin, forget
-from msrec.launch.steps import train_pipeline
-from msrec.launch.trace import TRACE_FILE, trace_tables
-from msrec.launch.unlogged import Unlogged, add_rows, all_reduce_counts
-from msrec.launch.warm_start import parts_record, parts_table, warm_start
+from msrec.launch.training.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.training.heartbeat import Heartbeat
+from msrec.launch.training.histogram import HistogramMetrics
+from msrec.launch.training.journal import Journal
+from msrec.launch.training.left_out import gather_bad_rows, keep_bad_rows
+from msrec.launch.training.preemption import Preempted, Preemption
+from msrec.launch.training.repeated_failure import begin, forget
+from msrec.launch.training.steps import train_pipeline
+from msrec.launch.training.trace import TRACE_FILE, trace_tables
+from msrec.launch.training.unlogged import Unlogged, add_rows, all_reduce_counts
+from msrec.launch.training.warm_start import parts_record, parts_table, warm_start
 from msrec.model.optimizers import Schedule, optimizers
 from msrec.model.plan import plan_to_dict
 from msrec.model.ranker import Outcome

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.files import check_files, checksums, write_json
-from msrec.launch.snapshot import num_bytes, snapshot
-from msrec.launch.storage import INDEX, JsonReader, JsonWriter, read_index
+from msrec.launch.training.snapshot import num_bytes, snapshot
+from msrec.launch.training.storage import INDEX, JsonReader, JsonWriter, read_index
 
 COMMIT = "COMMIT"
 log = logging.getLogger(__name__)

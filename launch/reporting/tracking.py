@@ -8,9 +8,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from msrec.data.files import write_json
-from msrec.launch.curves import load_log
+from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
+from msrec.launch.reporting.curves import load_log
 from msrec.launch.restore import load_run_config
-from msrec.launch.results import RESULTS_FILE, Results, load_results
 
 TRACKED_FILE = "mlflow.json"
 ARTIFACTS = ("config.yaml", "plan.json", "versions.json", RESULTS_FILE, "report.html")

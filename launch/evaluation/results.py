@@ -10,10 +10,10 @@ from rich.table import Table
 from msrec.data.files import write_text
 from msrec.data.schema import Schema
 from msrec.data.validation import first_fault
-from msrec.launch.judge import PLAIN, Groups, Judging, SortedRows, sort_rows
-from msrec.launch.metrics import Interval, Metrics, ScenarioMetrics
-from msrec.launch.predictions import Predictions, load_predictions
-from msrec.launch.ranking import Array
+from msrec.launch.evaluation.judge import PLAIN, Groups, Judging, SortedRows, sort_rows
+from msrec.launch.evaluation.metrics import Interval, Metrics, ScenarioMetrics
+from msrec.launch.evaluation.predictions import Predictions, load_predictions
+from msrec.launch.evaluation.ranking import Array
 
 RESULTS_FILE = "results.json"
 UNDEFINED = "undefined"

@@ -40,10 +40,10 @@ from msrec.data.reading import (
     read_row_group,
 )
 from msrec.launch.build import build_loader, eval_batch
-from msrec.launch.left_out import gather_bad_rows
-from msrec.launch.predictions import COMMIT_FILE
+from msrec.launch.evaluation.predictions import COMMIT_FILE
 from msrec.launch.process import Process
 from msrec.launch.restore import Restored
+from msrec.launch.training.left_out import gather_bad_rows
 from msrec.model.ranker import Outcome
 
 PART_ROWS = 1 << 20

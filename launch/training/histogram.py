@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from msrec.launch.metrics import Metrics, ScenarioMetrics, from_sums
-from msrec.launch.ranking import Array, Floats
+from msrec.launch.evaluation.metrics import Metrics, ScenarioMetrics, from_sums
+from msrec.launch.evaluation.ranking import Array, Floats
 
 LOGIT_RANGE = 16.0
 """Logits beyond +-16 (probability 1e-7) share the first and the last bin; their loss is exact."""

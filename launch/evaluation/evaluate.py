@@ -8,15 +8,15 @@ from pathlib import Path
 from msrec.data.paths import AnyPath
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader, eval_batch
-from msrec.launch.judge import Judging
-from msrec.launch.left_out import keep_bad_rows
-from msrec.launch.predict import predict, truth_column
-from msrec.launch.predictions import load_predictions
+from msrec.launch.evaluation.judge import Judging
+from msrec.launch.evaluation.predict import predict, truth_column
+from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.results import Results, results_of, save_results
+from msrec.launch.evaluation.slices import Slice, check_clock, slice_rows
 from msrec.launch.process import Process
+from msrec.launch.reporting.tracking import board_results
 from msrec.launch.restore import load_run_config, restore, run_of
-from msrec.launch.results import Results, results_of, save_results
-from msrec.launch.slices import Slice, check_clock, slice_rows
-from msrec.launch.tracking import board_results
+from msrec.launch.training.left_out import keep_bad_rows
 
 
 def predictions_folder(

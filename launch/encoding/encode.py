@@ -20,9 +20,9 @@ from msrec.data.llm.templates import load_template
 from msrec.data.llm.tokens import PromptTokenizer
 from msrec.data.llm.weights import DEFAULT_MODEL, load_tokenizer, model_folder, weights_sha256
 from msrec.data.paths import AnyPath, to_path
-from msrec.launch.encode_speed import Counter, Progress, Speed
-from msrec.launch.prompts import level_prompts
-from msrec.launch.store_settings import store_settings
+from msrec.launch.encoding.prompts import level_prompts
+from msrec.launch.encoding.speed import Counter, Progress, Speed
+from msrec.launch.encoding.store_settings import store_settings
 
 Level = Literal["scenario", "user", "item"]
 LEVELS: tuple[Level, ...] = ("scenario", "user", "item")

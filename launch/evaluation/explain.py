@@ -21,7 +21,8 @@ from msrec.data.parquet import SplitFiles
 from msrec.data.reading import read_parquet
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader
-from msrec.launch.explanation import (
+from msrec.launch.encoding.prompts import prompts_by_key
+from msrec.launch.evaluation.explanation import (
     WAYS,
     LayerDistance,
     Neighbour,
@@ -30,7 +31,6 @@ from msrec.launch.explanation import (
     UserExplanation,
 )
 from msrec.launch.process import Process
-from msrec.launch.prompts import prompts_by_key
 from msrec.launch.restore import load_run_config, restore, unwrapped
 from msrec.model.generated import GeneratedLinear
 from msrec.model.meta import ScenarioMeta, UserMeta

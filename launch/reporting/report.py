@@ -12,41 +12,14 @@ from plotly.offline import get_plotlyjs
 
 from msrec.data.files import write_text
 from msrec.launch.config import RunConfig
-from msrec.launch.curves import (
-    LOG_FILE,
-    Log,
-    Points,
-    best_roc,
-    load_log,
-    reliability,
-    roc,
-    score_shares,
-)
-from msrec.launch.explanation import (
+from msrec.launch.evaluation.explanation import (
     WAYS,
     ScenarioExplanation,
     UserExplanation,
     load_explanations,
 )
-from msrec.launch.figures import (
-    Figure,
-    calibration_figure,
-    cosine_figure,
-    roc_figure,
-    scenario_figures,
-    score_figure,
-    training_figures,
-)
-from msrec.launch.predictions import COMMIT_FILE, load_predictions
-from msrec.launch.report_run import (
-    about_data,
-    data_rows,
-    knowledge_lines,
-    plan_rows,
-    schema_of,
-    slice_tables,
-)
-from msrec.launch.results import (
+from msrec.launch.evaluation.predictions import COMMIT_FILE, load_predictions
+from msrec.launch.evaluation.results import (
     COLUMNS,
     FIRST,
     OLD,
@@ -58,6 +31,33 @@ from msrec.launch.results import (
     comparison_rows,
     load_results,
     title_of,
+)
+from msrec.launch.reporting.curves import (
+    LOG_FILE,
+    Log,
+    Points,
+    best_roc,
+    load_log,
+    reliability,
+    roc,
+    score_shares,
+)
+from msrec.launch.reporting.figures import (
+    Figure,
+    calibration_figure,
+    cosine_figure,
+    roc_figure,
+    scenario_figures,
+    score_figure,
+    training_figures,
+)
+from msrec.launch.reporting.report_run import (
+    about_data,
+    data_rows,
+    knowledge_lines,
+    plan_rows,
+    schema_of,
+    slice_tables,
 )
 
 CONFIG_FILE = "config.yaml"
@@ -96,7 +96,7 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
             f"{', '.join(RUN_FILES)}."
         )
     path = Path(path)
-    page = render("msrec.launch", "report.html", **_content(folders))
+    page = render("msrec.launch.reporting", "report.html", **_content(folders))
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_text(path, page)
 
@@ -106,7 +106,7 @@ def render(package: str, template: str, *, figures: list[Figure], **content: Any
     for at, one in enumerate(figures):
         one["id"] = f"figure-{at}"
     drawn = [{key: one[key] for key in ("id", "data", "layout")} for one in figures]
-    places = [PackageLoader(name, package_path="") for name in (package, "msrec.launch")]
+    places = [PackageLoader(name, package_path="") for name in (package, "msrec.launch.reporting")]
     environment = Environment(
         loader=ChoiceLoader(places), autoescape=True, undefined=StrictUndefined
     )

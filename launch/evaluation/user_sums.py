@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from msrec.launch.metrics import loss_values
-from msrec.launch.ranking import (
+from msrec.launch.evaluation.metrics import loss_values
+from msrec.launch.evaluation.ranking import (
     Array,
     Bools,
     Floats,

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-from msrec.launch.metrics import Interval
-from msrec.launch.ranking import Floats, Ints
-from msrec.launch.user_sums import Sums, calibration_gaps, metric_values
+from msrec.launch.evaluation.metrics import Interval
+from msrec.launch.evaluation.ranking import Floats, Ints
+from msrec.launch.evaluation.user_sums import Sums, calibration_gaps, metric_values
 
 MAX_BLOCKS = 10_000
 """More users than these are dealt at random into so many blocks, which are drawn instead."""

@@ -12,13 +12,13 @@ from scipy.special import stdtr, stdtrit
 
 from msrec.data.paths import AnyPath
 from msrec.data.schema import Split
-from msrec.launch.evaluate import predictions_folder
-from msrec.launch.intervals import LEAST_USERS, LEVEL, jackknife_error
-from msrec.launch.judge import Groups, Judging, sort_rows
-from msrec.launch.predictions import COMMIT_FILE, Predictions, load_predictions
+from msrec.launch.evaluation.evaluate import predictions_folder
+from msrec.launch.evaluation.intervals import LEAST_USERS, LEVEL, jackknife_error
+from msrec.launch.evaluation.judge import Groups, Judging, sort_rows
+from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
+from msrec.launch.evaluation.results import UNDEFINED, cell, load_results, title_of
+from msrec.launch.evaluation.user_sums import SUMS, Sums, metric_values
 from msrec.launch.restore import run_of
-from msrec.launch.results import UNDEFINED, cell, load_results, title_of
-from msrec.launch.user_sums import SUMS, Sums, metric_values
 
 IS_BETTER = {
     **dict.fromkeys(("auc", "average_precision", "rig", "gauc", "gauc_by_user"), 1),
