@@ -84,7 +84,9 @@ def _drawn(found: Sequence[Series]) -> str:
         x, y = zip(*sorted(series.points.items()), strict=True)
         figure.add_trace(go.Scatter(x=x, y=y, mode="lines+markers", showlegend=False), place, 1)
         figure.update_xaxes(type="log", title_text=series.name, row=place, col=1)
-        figure.update_yaxes(rangemode="tozero", title_text=series.unit, row=place, col=1)
+        # With both axes logarithmic a power is a straight line.
+        axis = {"rangemode": "tozero"} if series.expected == "flat" else {"type": "log"}
+        figure.update_yaxes(title_text=series.unit, row=place, col=1, **axis)
     figure.update_layout(height=360 * len(found), template="plotly_white")
     html: str = figure.to_html(include_plotlyjs=True, full_html=True)
     return html
