@@ -252,7 +252,7 @@ def _meta(config: RunConfig, in_dim: int, of: EntityKnowledge | None) -> UserMet
     if of is None:
         return None
     mean, std = of.moments
-    return UserMeta(in_dim, of.dim, mean, std, **config.meta.layer_options)
+    return UserMeta(in_dim, of.dim, mean, std, **config.meta.user_options)
 
 
 def _learned_users(
@@ -272,7 +272,7 @@ def _scenario_meta(
         in_dim=in_dim,
         knowledge=knowledge.scenario,
         num_tasks=num_tasks,
-        **config.meta.layer_options,
+        **config.meta.scenario_options,
     )
 
 

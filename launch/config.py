@@ -21,6 +21,7 @@ from msrec.data.bad_rows import Policy
 from msrec.data.paths import AnyPath, local_path, refuse_secrets, to_path
 from msrec.data.validation import read_yaml
 from msrec.model.backbones import BACKBONES, backbone_options
+from msrec.model.meta import Fusion
 
 Part = Literal["tables", "meta", "backbone"]
 """What is trained apart: the tables, all that reads the LLM's vectors, everything else."""
@@ -98,11 +99,22 @@ class MetaConfig(_Part):
     activation: Literal["relu", "silu", "tanh", "identity"] = "silu"
     dropout: float = Field(0.0, ge=0, lt=1)
     form: Literal["auto", "contracted", "distinct"] = "auto"
+    standardize: bool = True
+    """Vectors, by the store's mean and standard deviation of each dimension."""
+    residual: bool = True
+    """Generated layers of users and items change what the backbone sees, instead of making it."""
+    fusion: Fusion = "add"
+    """How the scenario's logits join the backbone's: a sum, or a gate from 0 to 2."""
 
     @property
-    def layer_options(self) -> dict[str, Any]:
-        """What both meta networks are built with."""
-        return self.model_dump(exclude={"user", "item", "scenario"})
+    def user_options(self) -> dict[str, Any]:
+        """What `UserMeta` is built with."""
+        return self.model_dump(exclude={"user", "item", "scenario", "fusion"})
+
+    @property
+    def scenario_options(self) -> dict[str, Any]:
+        """What `ScenarioMeta` is built with."""
+        return self.model_dump(exclude={"user", "item", "scenario", "residual"})
 
 
 class LLMFeatureConfig(_Part):

@@ -1,11 +1,15 @@
 """Meta networks around any backbone: user layers at its bottom, scenario layers in parallel."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from msrec.model.dropout import Dropout
 from msrec.model.generated import Codes, GeneratedLinear, check_form, make_codes
 from msrec.model.mlp import check_positive, make_activation
+
+Fusion = Literal["add", "gate"]
 
 
 class KnowledgeReducer(nn.Module):
@@ -90,6 +94,9 @@ class UserMeta(nn.Module):
     y = x + up(h). Without (None): y <- y + s * act(W(z) y + b(z)) on all of x, with a learned
     scale s per layer and element. `up` and s start at 0, so step 0 is the bare backbone.
 
+    Not `residual`: h <- act(W(z) h + b(z)) and y = up(h), or y <- act(W(z) y + b(z)) on all of x:
+    the backbone sees x through the generated layers alone.
+
     Shape:
         x: (B, in_dim), float.
         knowledge: (U, knowledge_dim), float, raw vectors of the batch's users.
@@ -125,6 +132,8 @@ class UserMeta(nn.Module):
         activation: str = "silu",
         dropout: float = 0.0,
         form: str = "auto",
+        standardize: bool = True,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         check_positive(num_layers=num_layers, width=1 if width is None else width)
@@ -133,19 +142,23 @@ class UserMeta(nn.Module):
             raise ValueError(
                 f"mean must have knowledge_dim={knowledge_dim} numbers; got {len(mean)}"
             )
-        self.form = form
+        self.form, self.residual = form, residual
+        if not standardize:
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
         self.reducer = KnowledgeReducer(rank, mean, std, dropout, flag=True)
         size = width or in_dim
         self.layers = nn.ModuleList(GeneratedLinear(size, size, rank) for _ in range(num_layers))
         self.activation = make_activation(activation)
         self.scales: nn.ParameterList | None = None
-        if width is None:
+        self.down: nn.Module = nn.Identity()
+        self.up: nn.Module = nn.Identity()
+        if width is not None:
+            self.down, self.up = nn.Linear(in_dim, width), nn.Linear(width, in_dim)
+            if residual:
+                nn.init.zeros_(self.up.weight)
+                nn.init.zeros_(self.up.bias)
+        elif residual:
             self.scales = nn.ParameterList(torch.zeros(in_dim) for _ in range(num_layers))
-            return
-        self.down = nn.Linear(in_dim, width)
-        self.up = nn.Linear(width, in_dim)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
 
     def forward(
         self, x: Tensor, knowledge: Tensor, user_index: Tensor, has_knowledge: Tensor
@@ -156,31 +169,43 @@ class UserMeta(nn.Module):
 
     def change(self, x: Tensor, codes: Codes) -> Tensor:
         """Change each row by the code of its user."""
-        h = codes.enter(x if self.scales is not None else self.down(x))
+        h = codes.enter(self.down(x))
         for i, layer in enumerate(self.layers):
             change = self.activation(layer(h, codes))
-            h = h + (change if self.scales is None else self.scales[i] * change)
-        h = codes.leave(h)
-        return h if self.scales is not None else x + self.up(h)
+            if not self.residual:
+                h = change
+            else:
+                h = h + (change if self.scales is None else self.scales[i] * change)
+        made: Tensor = self.up(codes.leave(h))
+        return x + made if self.residual and self.scales is None else made
+
+
+def fuse(logits: Tensor, change: Tensor, fusion: Fusion) -> Tensor:
+    """Logits of a backbone and those of `ScenarioMeta`, (B, num_tasks): a 0 of these changes none.
+
+    add: logits + change. gate: logits * 2 sigmoid(change).
+    """
+    return logits + change if fusion == "add" else logits * (2 * torch.sigmoid(change))
 
 
 class ScenarioMeta(nn.Module):
-    """A network generated per scenario, in parallel with the backbone; its logit is added.
+    """A network generated per scenario, in parallel with the backbone, whose logits it changes.
 
     `num_layers` hidden layers act(W(z_s) h + b(z_s)), then a generated linear layer to the logits,
-    which starts at 0, so step 0 is the bare backbone.
+    which starts at 0, so step 0 is the bare backbone. `fusion` says how they join, see `fuse`.
 
     Shape:
         x: (B, in_dim), float.
         scenario: (B,), int64 in [0, S), S being the rows of `knowledge`.
-        returns: (B, num_tasks), float, to be added to the backbone's logits.
+        returns: (B, num_tasks), float, for `fuse`.
 
     Raises:
         ValueError: a size is below 1, the form is unknown, or a vector is not finite.
 
     Source:
         LLM4MSR puts scenario-level meta layers in parallel with the backbone and leaves the fusion
-        open; adding logits is how STAR joins its auxiliary network. The vectors are standardised
+        open; adding logits is how STAR joins its auxiliary network, a gate of up to 2 how PEPNet
+        joins what it knows of a scenario. The vectors are standardised
         over the scenarios and kept as a buffer, so that a saved model needs no store for them.
 
     Example:
@@ -200,6 +225,8 @@ class ScenarioMeta(nn.Module):
         activation: str = "silu",
         dropout: float = 0.0,
         form: str = "auto",
+        standardize: bool = True,
+        fusion: Fusion = "add",
     ) -> None:
         super().__init__()
         check_positive(num_layers=num_layers, width=1 if width is None else width)
@@ -207,9 +234,11 @@ class ScenarioMeta(nn.Module):
         if knowledge.dim() != 2 or not len(knowledge):
             raise ValueError(f"scenario knowledge must be (S, H); got {tuple(knowledge.shape)}.")
         knowledge = knowledge.float()
-        self.form = form
+        self.form, self.fusion = form, fusion
         self.register_buffer("knowledge", knowledge)
         std, mean = torch.std_mean(knowledge, dim=0, correction=0)
+        if not standardize:
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
         self.reducer = KnowledgeReducer(rank, mean, std, dropout)
         sizes = [in_dim, *[width or in_dim] * num_layers]
         self.layers = nn.ModuleList(

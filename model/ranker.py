@@ -11,7 +11,7 @@ from msrec.model.embeddings import Embeddings
 from msrec.model.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import weighted_bce
-from msrec.model.meta import ScenarioMeta, UserMeta
+from msrec.model.meta import ScenarioMeta, UserMeta, fuse
 
 
 class KnowledgeParts(NamedTuple):
@@ -85,7 +85,8 @@ class DenseArch(nn.Module):
             x = self.item_meta(x, *item)
         logits: torch.Tensor = self.backbone(x, scenario, weight)
         if self.scenario_meta is not None:
-            logits = logits + self.scenario_meta(x, scenario)
+            meta = self.scenario_meta
+            logits = fuse(logits, meta(x, scenario), meta.fusion)
         return logits
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from msrec.data.interactions import Side
 from msrec.model.generated import Codes
 from msrec.model.groups import group_rows
-from msrec.model.meta import ScenarioMeta
+from msrec.model.meta import ScenarioMeta, fuse
 from msrec.model.ranker import DenseArch
 
 
@@ -75,7 +75,7 @@ class FoldedScenario(nn.Module):
         super().__init__()
         layers: list[Any] = [*meta.layers, meta.head]
         z = meta.reducer(meta.get_buffer("knowledge")).detach()
-        self.activation = meta.activation
+        self.activation, self.fusion = meta.activation, meta.fusion
         self.register_buffer("z", z)
         self.is_made = z.shape[0] <= z.shape[1]
         if self.is_made:
@@ -148,7 +148,8 @@ class Served(nn.Module):
             x = self.item_meta.change(x, _codes(parts[item.code]))
         logits = self.backbone(x, scenario)
         if self.scenario_meta is not None:
-            logits = logits + self.scenario_meta(x, scenario)
+            change = self.scenario_meta(x, scenario)
+            logits = fuse(logits, change, self.scenario_meta.fusion)
         return torch.sigmoid(logits[:, 0])
 
 

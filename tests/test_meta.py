@@ -1,12 +1,14 @@
 """Meta networks: both forms against slow references, step 0, gradients, every combination."""
 
+import math
+
 import pytest
 import torch
 
 from msrec.model import generated
 from msrec.model.generated import GeneratedLinear, make_codes
 from msrec.model.losses import weighted_bce
-from msrec.model.meta import KnowledgeReducer, ScenarioMeta, UserMeta
+from msrec.model.meta import KnowledgeReducer, ScenarioMeta, UserMeta, fuse
 
 IN, H, S, R = 6, 9, 3, 4
 FORMS = ["contracted", "distinct"]
@@ -54,6 +56,11 @@ def slow_code(reducer, h, has=1.0):
 
 def slow_user_meta(meta, x, h, has):
     z, act = slow_code(meta.reducer, h, has), meta.activation
+    if not meta.residual:
+        x = meta.down(x)
+        for layer in meta.layers:
+            x = act(slow_linear(layer, x, z))
+        return meta.up(x)
     if meta.scales is not None:
         for layer, scale in zip(meta.layers, meta.scales, strict=True):
             x = x + scale * act(slow_linear(layer, x, z))
@@ -111,7 +118,17 @@ def test_auto_counts_the_padding_when_one_key_has_most_rows():
 
 
 @pytest.mark.parametrize("form", [*FORMS, "auto"])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"width": None}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2},
+        {"width": None},
+        {"residual": False, "num_layers": 2},
+        {"residual": False, "width": None},
+        {"standardize": False},
+    ],
+)
 def test_user_meta_equals_its_formula_row_by_row(form, options):
     meta = stir(user_meta(form=form, **options))
     x, knowledge, index, has = user_rows()
@@ -123,7 +140,10 @@ def test_user_meta_equals_its_formula_row_by_row(form, options):
 
 
 @pytest.mark.parametrize("form", [*FORMS, "auto"])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "num_tasks": 2}, {"width": None}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_layers": 2, "num_tasks": 2}, {"width": None}, {"standardize": False}],
+)
 def test_scenario_meta_equals_its_formula_row_by_row(form, options):
     meta = stir(scenario_meta(form=form, **options))
     x, scenario = torch.randn(30, IN), torch.randint(0, S, (30,))
@@ -160,6 +180,18 @@ def test_a_dimension_that_never_varies_is_left_out():
 def test_one_scenario_alone_is_fine():
     meta = stir(ScenarioMeta(IN, torch.randn(1, H), rank=R, width=5))
     assert meta(torch.randn(4, IN), torch.zeros(4).long()).isfinite().all()
+
+
+def test_vectors_as_they_are_when_not_standardized():
+    for meta in (user_meta(standardize=False), scenario_meta(standardize=False)):
+        assert not meta.reducer.mean.any()
+        assert (meta.reducer.scale == 1).all()
+
+
+def test_scenario_logits_are_added_or_gate():
+    logits, change = torch.tensor([[3.0], [-2.0]]), torch.tensor([[0.0], [math.log(3)]])
+    assert fuse(logits, change, "add").tolist() == [[3.0], [-2.0 + change[1].item()]]
+    torch.testing.assert_close(fuse(logits, change, "gate"), torch.tensor([[3.0], [-3.0]]))
 
 
 @pytest.mark.parametrize("width", [5, None])

@@ -28,7 +28,7 @@ def moved(model):
     return model.eval()
 
 
-def trained(scenarios, parts, width=5):
+def trained(scenarios, parts, width=5, fusion="add", residual=True):
     """The part over the tables of a model with some of its ways to read knowledge."""
     torch.manual_seed(0)
     interaction = Interaction(F + H, D, num_dense=2, bottom_dims=[3], mode="concat")
@@ -42,9 +42,11 @@ def trained(scenarios, parts, width=5):
     size = interaction.out_dim + sum(part.out_dim for part in beside.values())
     options = {"rank": 4, "width": width, "num_layers": 2}
     made = {
-        "user_meta": lambda: UserMeta(size, USER_DIM, *user, **options),
+        "user_meta": lambda: UserMeta(size, USER_DIM, *user, residual=residual, **options),
         "item_meta": lambda: UserMeta(size, ITEM_DIM, *item, **options),
-        "scenario_meta": lambda: ScenarioMeta(size, torch.randn(scenarios, 8), 2, **options),
+        "scenario_meta": lambda: ScenarioMeta(
+            size, torch.randn(scenarios, 8), 2, fusion=fusion, **options
+        ),
     }
     metas = {name: make() for name, make in made.items() if name in parts}
     fields = Fields(tuple("abcde"), D, interaction.dense_dim)
@@ -70,6 +72,10 @@ def test_folded_rows_give_the_scores_of_the_vectors(scenarios, parts):
 
 def test_layers_on_all_of_x_are_folded_alike():
     check(trained(3, ("user_meta", "scenario_meta"), width=None), 3)
+
+
+def test_another_fusion_and_layers_without_residual_are_folded_alike():
+    check(trained(3, ("user_meta", "scenario_meta"), fusion="gate", residual=False), 3)
 
 
 def check(over, scenarios):

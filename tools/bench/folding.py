@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msrec.model.generated import Codes, GeneratedLinear, make_codes
 from msrec.model.meta import UserMeta
@@ -28,7 +28,7 @@ def folding_cases(
     has = torch.ones(USERS)
     z = torch.cat([meta.reducer(part, has[: len(part)]) for part in torch.split(half, 8192)])
     made = [_made(layer, z) for layer in meta.layers if isinstance(layer, GeneratedLinear)]
-    width = meta.down.in_features if meta.scales is None else len(meta.scales[0])
+    width = meta.down.in_features if isinstance(meta.down, nn.Linear) else made[0][0].shape[1]
 
     def ways(size: int) -> dict[str, Callable[[], object]]:
         x, one = torch.randn(size, width), torch.zeros(size, dtype=torch.int64)
