@@ -20,6 +20,7 @@ from msrec.tools.bench import (
     loader,
     meta,
     own_process,
+    public,
     ranks,
     report,
     step,
@@ -204,12 +205,32 @@ def test_job_and_cold_start_run_the_command_line(bench, monkeypatch):
 
     monkeypatch.setattr(job, "_msrec", msrec)
     monkeypatch.setattr(job, "_rows_per_s", lambda run: 20_000.0)
+    monkeypatch.setattr(job, "has_rechub", lambda: True)
+    monkeypatch.setattr(job, "in_own_process", lambda step, *args: 10_000.0)
     written = bench("job", job.bench_job, None, 64, 2, 1)
     assert commands == [(1, "train"), (1, "evaluate"), (2, "train"), (2, "evaluate")]
     assert written["findings"][0]["ratio"] == 2.0
+    monkeypatch.setattr(job, "has_rechub", lambda: False)
+    written = bench("job", job.bench_job, None, 64, 2, 1)
+    assert [found["what"][:24] for found in written["findings"]] == ["random: disk to metrics,"]
+    assert written["training_rows_per_s"] == {"1": 20_000.0, "2": 20_000.0}
     with pytest.raises(RuntimeError, match="said no b' train '"):
         cold._until([sys.executable, "-c", "pass"], b" train ")
     cold._until([sys.executable, "-c", "import sys; print(' train ', file=sys.stderr)"], b" train ")
+
+
+def test_the_public_library_trains_on_the_same_rows():
+    pytest.importorskip("torch_rechub")
+    threads = torch.get_num_threads()
+    with dataset_or_made(None, 4, 64) as data:
+        assert public.rechub_rows_per_s(data, job.OPTIONS, 64, 2) > 0
+    torch.set_num_threads(threads)
+
+
+def test_of_many_tasks_a_row_takes_that_of_its_scenario():
+    tasks = torch.arange(6.0).reshape(3, 2)
+    model = public.ByScenario(lambda x: tasks)
+    assert model({"scenario": torch.tensor([1, 0, 1])}).tolist() == [1.0, 2.0, 5.0]
 
 
 def test_polars_by_hand_says_what_msrec_says():

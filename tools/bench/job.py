@@ -8,19 +8,25 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from rich.console import Console
+
 from msrec.data.reading import num_rows
 from msrec.data.schema import load_schema
 from msrec.tools.bench.loader import dataset_or_made
 from msrec.tools.bench.measure import Finding, interleaved, rates, sizes
+from msrec.tools.bench.own_process import in_own_process
+from msrec.tools.bench.public import LIBRARY, has_rechub, rechub_rows_per_s
 from msrec.tools.bench.report import machine, report
 
 OPTIONS = ["backbone.name=mmoe", "embeddings.dim=16", "trainer.epochs=1"]
-PUBLIC = 10_000
-"""Rows a second that a public multi-scenario library's own loader gives, measured elsewhere."""
+PUBLIC_BATCHES = 50
+"""Steps of the public library, which takes long."""
 
 
 def bench_job(dataset: Path | None, batch: int, batches: int, repeats: int) -> None:
     """`msrec train` of an MMoE for one epoch, then `msrec evaluate`, as a person runs them.
+
+    Beside training alone by a public library, where that is installed.
 
     Args:
         dataset: a folder; None makes random rows.
@@ -48,15 +54,19 @@ def bench_job(dataset: Path | None, batch: int, batches: int, repeats: int) -> N
 
         cases = {ranks: (lambda ranks=ranks: job(ranks)) for ranks in (1, 2)}
         took = interleaved({f"{n}": case for n, case in cases.items()}, repeats, warm_up=0)
+        public = []
+        if has_rechub():
+            given = (folder, OPTIONS, batch, PUBLIC_BATCHES)
+            public = [in_own_process(rechub_rows_per_s, *given) for _ in range(repeats)]
     findings: list[Finding] = [
         sizes(
-            f"{name}: training alone, {ranks} rank{'s' * (ranks > 1)}",
+            f"{name}: training alone, {ranks} rank{'s' * (ranks > 1)}, against {LIBRARY}",
             median(inside[ranks]),
-            PUBLIC,
+            median(public),
             "rows/s",
-            limit="the reference was measured elsewhere, on another machine" if ranks == 1 else "",
         )
         for ranks in (1, 2)
+        if public
     ]
     findings.append(
         rates(f"{name}: disk to metrics, 2 ranks against 1", took["2"], took["1"], rows)
@@ -65,7 +75,11 @@ def bench_job(dataset: Path | None, batch: int, batches: int, repeats: int) -> N
     title = f"MMoE, 16-wide embeddings, {rows:,} rows, train and evaluate: " + ", ".join(
         f"{median(s):.1f} s on {r} rank{'s' * (r > 1)}" for r, s in seconds.items()
     )
-    report("job", title, findings, on, {"seconds": seconds, "rows": rows})
+    inside_median = {ranks: median(speeds) for ranks, speeds in inside.items()}
+    more = {"seconds": seconds, "rows": rows, "training_rows_per_s": inside_median}
+    report("job", title, findings, on, more)
+    if not public:
+        Console().print(f"pip install {LIBRARY} to see training beside it.", highlight=False)
 
 
 def _msrec(ranks: int, *command: str) -> None:
