@@ -27,14 +27,14 @@ class Agent(LocalElasticAgent):
         if any(failure.exitcode == NO_RESTART for failure in result.failures.values()):
             self._remaining_restarts = 0
         elif result.failures and self._remaining_restarts > 0:
-            rank, failure = first_failure(result.failures)
+            rank, failure = cause_of(result.failures)
             said = str(told(failure.message)).splitlines()[-1]
             left = f"{self._remaining_restarts} such starts are left"
             print(f"rank {rank} failed, all ranks start again ({left}): {said}", file=sys.stderr)
         return result
 
 
-def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+def cause_of(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     """The rank that failed first, of those that were found failed together.
 
     Others fail of it, and stamps are whole seconds. Nobody gets SIGKILL because a peer is gone; an

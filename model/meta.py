@@ -16,7 +16,7 @@ class KnowledgeReducer(nn.Module):
     """Frozen LLM vectors to short codes: z = [1, dropout(tanh(A (h - mean) / std + a))].
 
     A vector that is missing counts as the mean (standardised: zeros), plus a learned flag vector
-    inside tanh. A dimension with std 0 says nothing and is left out.
+    inside tanh. A dimension with std 0 says nothing and is left out. Not `standardize`: h as it is.
 
     Shape:
         knowledge: (U, knowledge_dim), float.
@@ -35,11 +35,19 @@ class KnowledgeReducer(nn.Module):
     """
 
     def __init__(
-        self, rank: int, mean: Tensor, std: Tensor, dropout: float = 0.0, flag: bool = False
+        self,
+        rank: int,
+        mean: Tensor,
+        std: Tensor,
+        dropout: float = 0.0,
+        flag: bool = False,
+        standardize: bool = True,
     ) -> None:
         super().__init__()
         check_positive(rank=rank)
         mean, scale = standardisation(mean, std)
+        if not standardize:
+            mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
         self.linear = nn.Linear(len(mean), rank)
@@ -143,9 +151,9 @@ class UserMeta(nn.Module):
                 f"mean must have knowledge_dim={knowledge_dim} numbers; got {len(mean)}"
             )
         self.form, self.residual = form, residual
-        if not standardize:
-            mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        self.reducer = KnowledgeReducer(rank, mean, std, dropout, flag=True)
+        self.reducer = KnowledgeReducer(
+            rank, mean, std, dropout, flag=True, standardize=standardize
+        )
         size = width or in_dim
         self.layers = nn.ModuleList(GeneratedLinear(size, size, rank) for _ in range(num_layers))
         self.activation = make_activation(activation)
@@ -170,13 +178,20 @@ class UserMeta(nn.Module):
     def change(self, x: Tensor, codes: Codes) -> Tensor:
         """Change each row by the code of its user."""
         h = codes.enter(self.down(x))
-        for i, layer in enumerate(self.layers):
-            change = self.activation(layer(h, codes))
-            if not self.residual:
-                h = change
-            else:
-                h = h + (change if self.scales is None else self.scales[i] * change)
-        made: Tensor = self.up(codes.leave(h))
+        for number, layer in enumerate(self.layers):
+            h = self.update(h, layer(h, codes), number)
+        return self.leave(x, codes.leave(h))
+
+    def update(self, h: Tensor, generated: Tensor, number: int) -> Tensor:
+        """What h is after the generated layer of that number, whose output is given."""
+        change: Tensor = self.activation(generated)
+        if not self.residual:
+            return change
+        return h + (change if self.scales is None else self.scales[number] * change)
+
+    def leave(self, x: Tensor, h: Tensor) -> Tensor:
+        """What the backbone sees in place of x, from h after the last layer."""
+        made: Tensor = self.up(h)
         return x + made if self.residual and self.scales is None else made
 
 
@@ -237,9 +252,7 @@ class ScenarioMeta(nn.Module):
         self.form, self.fusion = form, fusion
         self.register_buffer("knowledge", knowledge)
         std, mean = torch.std_mean(knowledge, dim=0, correction=0)
-        if not standardize:
-            mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        self.reducer = KnowledgeReducer(rank, mean, std, dropout)
+        self.reducer = KnowledgeReducer(rank, mean, std, dropout, standardize=standardize)
         sizes = [in_dim, *[width or in_dim] * num_layers]
         self.layers = nn.ModuleList(
             GeneratedLinear(a, b, rank) for a, b in zip(sizes, sizes[1:], strict=False)

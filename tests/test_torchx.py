@@ -14,7 +14,7 @@ from torchx.runner import get_runner
 from torchx.specs import macros
 from torchx.specs.finder import ComponentValidationException
 
-from msrec.launch.agent import first_failure
+from msrec.launch.agent import cause_of
 
 TORCHX = Path(sys.executable).parent / "torchx"
 CONFIG = """
@@ -66,7 +66,7 @@ def test_of_ranks_that_failed_together_the_cause_is_told(exits, first):
     }
     for failure in failures.values():
         failure.timestamp = 7
-    assert first_failure(failures) == (first, failures[first])
+    assert cause_of(failures) == (first, failures[first])
 
 
 @pytest.mark.parametrize("job", ["train", "encode"])

@@ -56,9 +56,8 @@ def _from_vectors(meta: UserMeta, x: Tensor, half: Tensor, has: Tensor, users: T
 def _from_layers(
     meta: UserMeta, x: Tensor, made: list[tuple[Tensor, Tensor]], users: Tensor
 ) -> Tensor:
-    h = x if meta.scales is not None else meta.down(x)
+    h = meta.down(x)
     for number, (weight, bias) in enumerate(made):
         y = torch.bmm(h.unsqueeze(1), weight[users].float()).squeeze(1) + bias[users]
-        change = meta.activation(y)
-        h = h + (change if meta.scales is None else meta.scales[number] * change)
-    return h if meta.scales is not None else torch.as_tensor(x + meta.up(h))
+        h = meta.update(h, y, number)
+    return meta.leave(x, h)
