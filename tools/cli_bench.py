@@ -201,6 +201,20 @@ def bench_store(
     bench(keys, batch, repeats)
 
 
+@bench_app.command("probe")
+def bench_probe(
+    dataset: Annotated[Path, typer.Argument(parser=local_path, help="a dataset folder")],
+    store: Annotated[list[Path] | None, typer.Option(help="a knowledge store; repeat")] = None,
+    feature: Annotated[str, typer.Option(help="of items, single values")] = "category",
+    few: Annotated[int, typer.Option(min=2, help="users with fewer training rows than this")] = 20,
+    users: Annotated[int, typer.Option(min=10, help="to learn from, beside all there are")] = 450,
+) -> None:
+    """What stores tell of users with few rows, against plain counts of the same rows."""
+    from msrec.tools.bench.probe import bench_probe as bench
+
+    bench(dataset, store or [], feature, few, users)
+
+
 @bench_app.command("checkpoint")
 def bench_checkpoint(
     gib: Annotated[float, typer.Option(min=0.01, help="GiB of weights")] = 1.0,
