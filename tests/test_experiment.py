@@ -94,6 +94,7 @@ def test_every_known_arm_is_a_config(folder):
             "reference must be one of the arms both; got 'bare'",
         ),
         (("seeds: 2", "seeds: 0"), "seeds: "),
+        (("seeds: 2", "controls: {both: [shuffle]}"), "controls must name arms, bare, .*'shuffle'"),
         (("      wide:", "      ../wide:"), "should match pattern"),
     ],
 )
@@ -202,6 +203,15 @@ def test_the_report_holds_means_differences_and_what_is_missing(judged):
     assert "| wide | bare | not run |" in text
     assert "- both above bare: 1 of 1 backbones, 0 with p < .01" in text
     assert text.index("| 0 (10 rows)") < text.index("| 1-4 (10 rows)")
+
+
+def test_controls_that_a_sweep_names_are_compared_too(judged):
+    sweep, every, path = judged
+    named = sweep.model_copy(update={"controls": {"shuffled": ["both"]}})
+    text = write_reports(named, every, path)
+    line = next(x for x in text.splitlines() if x.startswith("| mlp | shuffled |"))
+    assert [cell.strip() for cell in line.split("|")][8] == str(paired(SHUFFLED, BOTH))
+    assert "- shuffled above both: 0 of 1 backbones, 0 with p < .01" in text
 
 
 def test_seeds_are_matched_and_a_cell_of_other_options_does_not_count(judged):

@@ -66,6 +66,8 @@ class Sweep(_Part):
     """Names of known arms, or name -> overrides."""
     reference: str = BARE
     """The arm that the others are compared with."""
+    controls: dict[Name, list[Name]] = {}
+    """Arm -> further arms that it is compared with; `both` is with those of CONTROLS there are."""
     datasets: dict[Name, DatasetSweep]
 
     @property
@@ -74,6 +76,15 @@ class Sweep(_Part):
         if isinstance(self.arms, dict):
             return self.arms
         return {name: ARMS[name] for name in self.arms}
+
+    @property
+    def comparisons(self) -> list[tuple[str, str]]:
+        """Pairs (arm, what it is compared with): the reference first, then controls."""
+        pairs = [(arm, self.reference) for arm in self.arms if arm != self.reference]
+        if "both" in self.arms:
+            pairs += [("both", control) for control in CONTROLS if control in self.arms]
+        pairs += [(arm, other) for arm, others in self.controls.items() for other in others]
+        return list(dict.fromkeys(pairs))
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,11 @@ def load_sweep(path: Path) -> Sweep:
             f"{path}: reference must be one of the arms {', '.join(sweep.arms)}; got "
             f"{sweep.reference!r}."
         )
+    for arm in [*sweep.controls, *(name for others in sweep.controls.values() for name in others)]:
+        if arm not in sweep.arms:
+            raise ValueError(
+                f"{path}: controls must name arms, {', '.join(sweep.arms)}; got {arm!r}."
+            )
     return sweep
 
 

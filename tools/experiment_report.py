@@ -16,7 +16,7 @@ from msrec.launch.evaluation.metrics import VALUES, Metrics, ScenarioMetrics
 from msrec.launch.evaluation.slices import EDGES, HISTORIES
 from msrec.launch.reporting.figures import Figure, difference_figure
 from msrec.launch.reporting.report import render
-from msrec.tools.experiment import CONTROLS, Arm, Sweep
+from msrec.tools.experiment import Arm, Sweep
 from msrec.tools.published import spread
 
 ALL = ("all", "all")
@@ -140,7 +140,7 @@ def _dataset(sweep: Sweep, dataset: str, frame: pl.DataFrame) -> Iterator[str]:
         yield ""
         yield "No training is finished."
         return
-    pairs = list(_comparisons(sweep))
+    pairs = sweep.comparisons
     head = ["backbone", "arm", "AUC", "log loss", "GAUC"]
     head += [f"AUC − {name}" for name in dict.fromkeys(other for _, other in pairs)]
     head += ["minutes"]
@@ -171,7 +171,7 @@ def _verdict(sweep: Sweep, dataset: str, frame: pl.DataFrame) -> Iterator[str]:
     """On how many backbones an arm is above another, and on how many surely so."""
     backbones = sweep.datasets[dataset].backbones
     lines = []
-    for arm, other in _comparisons(sweep):
+    for arm, other in sweep.comparisons:
         found = [difference(frame, backbone, arm, other, *ALL) for backbone in backbones]
         known = [d for d in found if d is not None]
         above = sum(d.mean > 0 for d in known)
@@ -217,16 +217,6 @@ def _groups(sweep: Sweep, dataset: str, frame: pl.DataFrame, kind: str) -> Itera
     if all(len(found) for found in best):
         shown = " | ".join(f"{found[0]:.4f}" for found in best)
         yield f"| | best possible | {shown} |"
-
-
-def _comparisons(sweep: Sweep) -> Iterator[tuple[str, str]]:
-    """Pairs (arm, what it is compared with)."""
-    arms = sweep.arm_options
-    for arm in arms:
-        if arm != sweep.reference:
-            yield arm, sweep.reference
-    if "both" in arms:
-        yield from (("both", control) for control in CONTROLS if control in arms)
 
 
 def difference(
