@@ -19,6 +19,13 @@ def test_both_loops_give_the_same_vectors(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "shop: 9 users" in told
     assert float(re.search(r"a user: ([0-9.]+)", told.replace("\n", " "))[1]) > 0.99999
+    padded, computed, bound = re.search(
+        r"computed: ([0-9,]+) by the plain loop, ([0-9,]+) by msrec.*be ([0-9.]+)",
+        told.replace("\n", " "),
+    ).groups()
+    padded, computed = (int(tokens.replace(",", "")) for tokens in (padded, computed))
+    assert computed < padded  # nine prompts of one data set begin alike
+    assert float(bound) == pytest.approx(padded / computed, abs=0.006)
     plain, ours = re.findall(r"(?:plain loop|msrec) *│ *([0-9.]+)", told)
     ratio = float(re.search(r"msrec.*│ *([0-9.]+) │$", told, re.MULTILINE)[1])
     assert ratio == pytest.approx(float(ours) / float(plain), rel=0.5)  # medians of two rounds

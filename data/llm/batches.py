@@ -23,10 +23,16 @@ def encoded_batches(
     encoder: FrozenEncoder, rows: list[list[int]], batch_tokens: int
 ) -> Iterator[EncodedBatch]:
     """Run token ids through the model: their common beginning once, then batches of like length."""
-    shared = common_prefix(rows) if len(rows) > 1 and encoder.is_causal else []
-    prefix = encoder.prefix(shared) if len(shared) >= SHORTEST_PREFIX else None
-    skip = len(shared) if prefix else 0
+    shared = shared_beginning(encoder, rows)
+    prefix = encoder.prefix(shared) if shared else None
+    skip = len(shared)
     batches = token_batches([len(row) - skip for row in rows], batch_tokens)
     for number, places in enumerate(batches):
         encoded = encoder.encode([rows[place] for place in places], prefix)
         yield EncodedBatch(places, encoded, skip, number == len(batches) - 1)
+
+
+def shared_beginning(encoder: FrozenEncoder, rows: list[list[int]]) -> list[int]:
+    """The token ids that are computed once for all prompts; none where that does not pay."""
+    shared = common_prefix(rows) if len(rows) > 1 and encoder.is_causal else []
+    return shared if len(shared) >= SHORTEST_PREFIX else []
