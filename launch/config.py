@@ -235,8 +235,10 @@ class TrainerConfig(_Part):
     """Rows of a step over all ranks."""
     epochs: int = Field(10, ge=1)
     max_steps: int | None = Field(None, ge=1)
+    validate_every_steps: int | None = Field(None, ge=1)
+    """Besides after each epoch: where a model is at its best in the middle of one."""
     patience: int = Field(2, ge=1)
-    """Epochs without a better validation AUC after which training stops."""
+    """Validations without a better AUC after which training stops; as a rule one an epoch."""
     eval_batch: int = Field(16384, ge=1)
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Besides the one after each epoch."""

@@ -1,5 +1,6 @@
 """Training: 2 ranks = 1 rank, resume = no resume, early stopping, and what a user may get wrong."""
 
+import json
 import shutil
 import subprocess
 
@@ -16,6 +17,7 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.process import Process
 from msrec.launch.training.checkpoint import Checkpoints
+from msrec.launch.training.preemption import Preempted
 from msrec.launch.training.trainer import Trainer
 
 BACKBONES = ["shared_bottom", "mmoe", "star"]
@@ -148,6 +150,67 @@ def test_training_stops_after_patience_and_evaluates_the_best_epoch(dataset, tmp
     best = Checkpoints(tmp_path / "default/checkpoints").best()
     assert best.name == f"step-{progress['best_step']:08d}"
     assert progress["best_step"] < progress["step"]
+
+
+def validations(folder):
+    """(step, epoch, AUC) of each validation."""
+    lines = (folder / "default/metrics.jsonl").read_text().splitlines()
+    return [
+        (line["step"], line["epoch"], line["metrics"]["auc/all"])
+        for line in map(json.loads, lines)
+        if line["split"] == "valid"
+    ]
+
+
+def test_validating_within_an_epoch_changes_nothing_but_what_is_kept(dataset, tmp_path):
+    """21 steps an epoch: the same weights, and the AUC after each epoch, with more in between."""
+    plain = run_ranks(fit, 1, config_of(dataset, tmp_path / "plain", *BOTH))[0]
+    options = [*BOTH, "trainer.validate_every_steps=8", "trainer.patience=9"]
+    often = config_of(dataset, tmp_path / "often", *options)
+    losses, progress, weights = run_ranks(fit, 1, often)[0]
+    assert losses == plain[0]
+    for name, value in plain[2].items():
+        np.testing.assert_array_equal(weights[name], value, name)
+    found = validations(tmp_path / "often")
+    assert [line[:2] for line in found] == [
+        (8, 0),
+        (16, 0),
+        (21, 1),
+        (24, 1),
+        (32, 1),
+        (40, 1),
+        (42, 2),
+    ]
+    after_epochs = [line for line in found if line[0] in (21, 42)]
+    assert after_epochs == validations(tmp_path / "plain")
+    assert progress["best_auc"] == max(auc for _, _, auc in found)
+
+
+def test_a_run_stopped_before_a_validation_within_an_epoch_makes_it_up(dataset, tmp_path):
+    options = ["trainer.validate_every_steps=8", "trainer.patience=9"]
+    whole = run_ranks(fit, 1, config_of(dataset, tmp_path / "whole", *options))[0]
+    config = config_of(dataset, tmp_path / "stopped", *options)
+    resumed = run_ranks(stop_at_validation_then_resume, 1, config, 16)[0]
+    assert validations(tmp_path / "stopped") == validations(tmp_path / "whole")
+    assert resumed[1] == whole[1]
+    for name, value in whole[2].items():
+        np.testing.assert_array_equal(resumed[2][name], value, name)
+
+
+def stop_at_validation_then_resume(rank, world_size, config, step):
+    """As when SIGTERM comes while the step is validated."""
+    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
+    evaluate_it = trainer.evaluate
+    progress = trainer.resume()
+
+    def stopped(loader):
+        if progress.step == step:
+            raise Preempted
+        return evaluate_it(loader)
+
+    trainer.evaluate = stopped
+    assert trainer.fit(progress).preempted
+    return fit(rank, world_size, config)
 
 
 def run_and_evaluate(rank, world_size, config):

@@ -58,6 +58,7 @@ class Progress:
     best_auc: float | None = None
     best_step: int | None = None
     epochs_without_gain: int = 0
+    """Validations, of which there may be several an epoch."""
     validated_step: int | None = None
     order: dict[str, int] = field(default_factory=dict)
     """What the global order depends on: a resumed run must have the same."""
@@ -184,11 +185,11 @@ class Trainer:
                     started = time.perf_counter()
                     saving_before = journal.seconds_aside
                     first = progress.step
-                    self._train_epoch(progress, journal, result.losses)
+                    self._train_until_validation(progress, journal, result.losses)
                     aside = journal.seconds_aside - saving_before
                     seconds += time.perf_counter() - started - aside
                     rows += (progress.step - first) * config.trainer.global_batch
-                    self._end_epoch(progress, journal)
+                    self._validate(progress, journal)
             except Preempted:
                 self._save(progress)
                 self.checkpoints.wait()
@@ -226,12 +227,16 @@ class Trainer:
         all_reduce_counts(histogram)
         return histogram.compute(self._names)
 
-    def _train_epoch(self, progress: Progress, journal: Journal, losses: list[float]) -> None:
+    def _train_until_validation(
+        self, progress: Progress, journal: Journal, losses: list[float]
+    ) -> None:
+        """To the end of the epoch, or to a step in it that is to be validated."""
         trainer = self.config.trainer
         self._heartbeat.beat("trains", progress.step)  # no validation any more
         batches = self._heartbeat.waiting(self.train.batches(progress.epoch, progress.batch))
-        if trainer.max_steps is not None:
-            batches = itertools.islice(batches, max(0, trainer.max_steps - progress.step))
+        last_step = self._next_validation(progress)
+        if last_step is not None:
+            batches = itertools.islice(batches, max(0, last_step - progress.step))
         self.model.train()
         every = trainer.checkpoint_every_steps
 
@@ -245,7 +250,7 @@ class Trainer:
             self._check_finite(outcome.loss, progress)
             self._unlogged.add(outcome)
             # The last step's checkpoint is the one after validation.
-            is_last = progress.batch == len(self.train) or progress.step == trainer.max_steps
+            is_last = progress.batch == len(self.train) or progress.step == last_step
             if progress.step % trainer.log_every == 0 or is_last:
                 losses += self._log(journal, progress)
             if every and progress.step % every == 0 and not is_last:
@@ -256,8 +261,20 @@ class Trainer:
         if not self._unlogged.is_empty():
             losses += self._log(journal, progress)
 
-    def _end_epoch(self, progress: Progress, journal: Journal) -> None:
-        """Validate, note whether that was the best, save."""
+    def _next_validation(self, progress: Progress) -> int | None:
+        """The next step after which to validate within an epoch; None where its end comes first.
+
+        A run that was stopped between such a step and its validation has that step before it.
+        """
+        step, every = progress.step, self.config.trainer.validate_every_steps
+        known = [] if self.config.trainer.max_steps is None else [self.config.trainer.max_steps]
+        if every is not None:
+            is_due = step > 0 and step % every == 0 and progress.validated_step != step
+            known.append(step if is_due else (step // every + 1) * every)
+        return min(known, default=None)
+
+    def _validate(self, progress: Progress, journal: Journal) -> None:
+        """Note whether this is the best, save."""
         with journal.aside():
             metrics = self.evaluate(self.valid)  # where SIGTERM may still come
             self._keep_bad_rows()
