@@ -39,7 +39,7 @@ def told(tmp_path_factory):
         patch.chdir(folder)
         bench_probe(dataset, stores, "kind", few=200, users=12)
         told = json.loads((folder / "runs/bench/probe.json").read_text())["auc"]
-    return {name.removeprefix(f"{folder}/"): np.mean(found[1]) for name, found in told.items()}
+    return {name.removeprefix(f"{folder}/"): np.mean(found[-1]) for name, found in told.items()}
 
 
 def with_kinds(folder, **sizes):

@@ -58,7 +58,7 @@ def bench_probe(
             vectors of a user's items, those with label 1 and the others apart.
         feature: a sparse feature of items, single values.
         few: training rows.
-        users: users to learn from in the first column; the second has all there are.
+        users: users to learn from in the first column, where there are more; the second has all.
         seed: of the folds.
 
     Raises:
@@ -81,13 +81,16 @@ def bench_probe(
     fold = np.random.default_rng(seed).integers(0, FOLDS, schema.num_users)
     table = Table(title=f"{len(rows.label):,} validation rows of {len(chosen):,} users, AUC")
     table.add_column("read of the user")
-    for head in ("numbers", f"learned from {users:,} users", "from all others"):
+    learners: dict[str, int | None] = {"learned from all others": None}
+    if users < len(chosen) * (FOLDS - 1) // FOLDS:
+        learners = {f"learned from {users:,} users": users} | learners
+    for head in ("numbers", *learners):
         table.add_column(head, justify="right")
     found = {}
     console = Console(width=120)
     for name, of_user in known.items():
         console.print(f"{name} ...", highlight=False)
-        scores = [_judged(rows, of_user, chosen, fold, most, seed) for most in (users, None)]
+        scores = [_judged(rows, of_user, chosen, fold, most, seed) for most in learners.values()]
         found[name] = scores
         size = 0 if of_user is None else of_user.shape[1]
         cells = [f"{np.mean(one):.4f} ± {np.std(one, ddof=1):.4f}" for one in scores]
