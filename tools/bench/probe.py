@@ -81,9 +81,10 @@ def bench_probe(
     fold = np.random.default_rng(seed).integers(0, FOLDS, schema.num_users)
     table = Table(title=f"{len(rows.label):,} validation rows of {len(chosen):,} users, AUC")
     table.add_column("read of the user")
-    learners: dict[str, int | None] = {"learned from all others": None}
+    learners: dict[str, int | None] = {}
     if users < len(chosen) * (FOLDS - 1) // FOLDS:
-        learners = {f"learned from {users:,} users": users} | learners
+        learners[f"learned from {users:,} users"] = users
+    learners["learned from all others"] = None
     for head in ("numbers", *learners):
         table.add_column(head, justify="right")
     found = {}
