@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from msrec.data.files import write_json
 from msrec.data.knowledge import EntityKnowledge
+from msrec.data.llm.neighbours import standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
 from msrec.data.reading import parquet_files, scan_parquet
 from msrec.data.schema import Schema, load_schema
@@ -34,11 +35,17 @@ Ints = npt.NDArray[np.int64]
 
 
 class Rows(NamedTuple):
-    """Rows that are judged: (n,) each, and `base`, (n, d), what is known without the user."""
+    """Rows that are judged.
+
+    Shape:
+        user, label: (n,).
+        feature: (n, values), one-hot.
+        base: (n, d), what is known without the user: the item's rate, the scenario, the feature.
+    """
 
     user: Ints
-    feature: Ints
     label: npt.NDArray[np.bool_]
+    feature: Floats
     base: Floats
 
 
@@ -74,8 +81,12 @@ def bench_probe(
             f"{dataset} must have {2 * FOLDS} or more users with 1 to {few - 1} training rows; it "
             f"has {len(chosen)}. Raise --few."
         )
-    rows = _rows(train, valid.filter(pl.col("user").is_in(chosen)), schema)
-    known = {"nothing": None, f"its counts of {feature}": _counts(train, schema)}
+    judged = valid.filter(pl.col("user").is_in(chosen))
+    values = 1 + max(int(part["feature"].to_numpy().max()) for part in (train, judged))
+    one_hot = np.eye(values, dtype=np.float32)
+    rows = _rows(train, judged, schema, one_hot)
+    known: dict[str, Floats | None] = {"nothing": None}
+    known[f"its counts of {feature}"] = _sums(train, one_hot[train["feature"]], schema.num_users)
     for path in stores:
         known |= _of_store(path, dataset, schema, train, chosen)
     fold = np.random.default_rng(seed).integers(0, FOLDS, schema.num_users)
@@ -119,58 +130,54 @@ def _read(dataset: Path, split: str, schema: Schema, feature: str) -> pl.DataFra
     )
 
 
-def _rows(train: pl.DataFrame, judged: pl.DataFrame, schema: Schema) -> Rows:
+def _rows(train: pl.DataFrame, judged: pl.DataFrame, schema: Schema, one_hot: Floats) -> Rows:
     overall = float(train["label"].mean())  # type: ignore[arg-type]
     clicks = np.bincount(train["item"], train["label"], schema.num_items)
     seen = np.bincount(train["item"], minlength=schema.num_items)
     rate = (clicks + SMOOTHING * overall) / (seen + SMOOTHING)
     logit = np.log(rate / (1 - rate))[judged["item"]]
-    feature = judged["feature"].to_numpy()
-    values = int(max(train["feature"].to_numpy().max(), feature.max())) + 1
-    one_hot = np.eye(values, dtype=np.float32)[feature]
+    feature = one_hot[judged["feature"]]
     scenario = np.eye(schema.num_scenarios, dtype=np.float32)[judged["scenario"]]
-    base = np.column_stack([logit.astype(np.float32), scenario, one_hot])
+    base = np.column_stack([logit.astype(np.float32), scenario, feature])
     user = judged["user"].to_numpy().astype(np.int64)
-    return Rows(user, feature, judged["label"].to_numpy(), base)
+    return Rows(user, judged["label"].to_numpy(), feature, base)
 
 
-def _counts(train: pl.DataFrame, schema: Schema) -> Floats:
-    """Training rows of each user by value of the feature, label 1 and 0 apart."""
-    feature = train["feature"].to_numpy()
-    values = int(feature.max()) + 1
-    found = np.zeros((schema.num_users, 2 * values), np.float32)
-    place = feature + values * ~train["label"].to_numpy()
-    np.add.at(found, (train["user"].to_numpy(), place), 1)
-    return found
+def _sums(train: pl.DataFrame, of_row: Floats, num_users: int) -> Floats:
+    """Sums over each user's training rows, those with label 1 and the others apart.
+
+    Shape:
+        of_row: (training rows, d).
+        returns: (num_users, 2 * d).
+    """
+    user, label = train["user"].to_numpy(), train["label"].to_numpy()
+    found = np.zeros((2, num_users, of_row.shape[1]), np.float32)
+    for part, rows in zip(found, (label, ~label), strict=True):
+        np.add.at(part, user[rows], of_row[rows])
+    return np.concatenate([*found], axis=1)
 
 
 def _of_store(
     path: Path, dataset: Path, schema: Schema, train: pl.DataFrame, chosen: Ints
 ) -> dict[str, Floats]:
     found = {}
-    vectors = _standardised(path, dataset, "user", schema.num_users)
+    vectors = _vectors(path, dataset, "user", schema.num_users)
     for most in dict.fromkeys(min(most, vectors.shape[1], len(chosen)) for most in COMPONENTS):
         reduced = _components(vectors, chosen, most)
         found[f"{path}, {reduced.shape[1]} components"] = reduced
     if (path / "item" / MANIFEST).is_file():
-        items = _standardised(path, dataset, "item", schema.num_items)
+        items = _vectors(path, dataset, "item", schema.num_items)
         reduced = _components(items, np.arange(len(items)), min(COMPONENTS[0], *items.shape))
-        label = train["label"].to_numpy()[:, None]
-        of_row = reduced[train["item"].to_numpy()]
-        sums = np.zeros((schema.num_users, 2 * reduced.shape[1]), np.float32)
-        both = np.column_stack([of_row * label, of_row * ~label])
-        np.add.at(sums, train["user"].to_numpy(), both)
+        sums = _sums(train, reduced[train["item"].to_numpy()], schema.num_users)
         found[f"{path}, sums of its items'"] = sums
     return found
 
 
-def _standardised(path: Path, dataset: Path, level: str, number: int) -> Floats:
+def _vectors(path: Path, dataset: Path, level: Literal["user", "item"], number: int) -> Floats:
+    """(number, H), standardised; zeros where the store has none."""
     store = KnowledgeStore.open(path / level)
-    of_level = EntityKnowledge(dataset, level, store)  # type: ignore[arg-type]
-    vectors, _ = of_level.gather(np.arange(number))
-    spread = np.where(store.std > 0, store.std, 1)
-    found: Floats = (vectors.float().numpy() - store.mean) / spread
-    return found
+    vectors, _ = EntityKnowledge(dataset, level, store).gather(np.arange(number))
+    return standardised(store, vectors.float().numpy())
 
 
 def _components(vectors: Floats, fitted_on: Ints, most: int) -> Floats:
@@ -207,6 +214,5 @@ def _inputs(rows: Rows, of_user: Floats | None, chosen: Ints) -> Floats:
     if of_user is None:
         return rows.base
     known = of_user[rows.user] / of_user[chosen].std()
-    one_hot = np.eye(int(rows.feature.max()) + 1, dtype=np.float32)[rows.feature]
-    products = (one_hot[:, :, None] * known[:, None, :]).reshape(len(known), -1)
+    products = (rows.feature[:, :, None] * known[:, None, :]).reshape(len(known), -1)
     return np.column_stack([rows.base, known, products])
