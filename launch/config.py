@@ -236,7 +236,8 @@ class TrainerConfig(_Part):
     epochs: int = Field(10, ge=1)
     max_steps: int | None = Field(None, ge=1)
     validate_every_steps: int | None = Field(None, ge=1)
-    """Besides after each epoch: where a model is at its best in the middle of one."""
+    """Besides after each epoch: where a model is at its best in the middle of one. After each the
+    loader begins again at its place, which reads a window of rows once more."""
     patience: int = Field(2, ge=1)
     """Validations without a better AUC after which training stops; as a rule one an epoch."""
     eval_batch: int = Field(16384, ge=1)
