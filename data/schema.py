@@ -19,9 +19,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from msrec.data.files import write_text
-from msrec.data.paths import AnyPath, is_file, to_path
-from msrec.data.validation import first_fault, read_yaml
+from msrec.data.io.atomic_files import write_text
+from msrec.data.io.paths import AnyPath, is_file, to_path
+from msrec.data.io.validation import first_fault, read_yaml
 
 SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]

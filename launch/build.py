@@ -8,26 +8,26 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
-from msrec.data.interactions import Interactions
-from msrec.data.knowledge import EntityKnowledge, scenario_vectors
-from msrec.data.lineage import Lineage
+from msrec.data.features.vocabulary_alignment import Lineage
+from msrec.data.io.paths import AnyPath
+from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore
-from msrec.data.loader import Loader
-from msrec.data.paths import AnyPath
+from msrec.data.llm.store_settings import store_settings
+from msrec.data.loading.behaviour_history import Interactions
+from msrec.data.loading.id_dropout import UnknownIds
+from msrec.data.loading.loader import Loader
 from msrec.data.schema import Schema, Split
-from msrec.data.unknown import UnknownIds
 from msrec.launch.config import RunConfig
-from msrec.launch.encoding.store_settings import store_settings
-from msrec.launch.process import Process
+from msrec.launch.distributed import Process
 from msrec.model.backbones import make_backbone
+from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.model.distributed.sharding_plan import load_plan
 from msrec.model.embeddings import Embeddings
-from msrec.model.fields import Fields
-from msrec.model.interaction import Interaction
+from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import ScenarioMeta, UserMeta
-from msrec.model.plan import load_plan
 from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain, RankLoss
-from msrec.model.sharding import TableSpec, fuse_optimizer, make_plan, shard
 
 MATCH_DIM = 16
 """Columns of llm_feature.kind=match where dim is not given."""

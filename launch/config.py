@@ -17,9 +17,9 @@ from pydantic import (
     field_validator,
 )
 
-from msrec.data.bad_rows import Policy
-from msrec.data.paths import AnyPath, local_path, refuse_secrets, to_path
-from msrec.data.validation import read_yaml
+from msrec.data.io.paths import AnyPath, local_path, refuse_secrets, to_path
+from msrec.data.io.validation import read_yaml
+from msrec.data.loading.quarantine import Policy
 from msrec.model.backbones import BACKBONES, backbone_options
 from msrec.model.meta import Fusion
 

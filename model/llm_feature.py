@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from msrec.model.dropout import Dropout
-from msrec.model.experts import Experts, mix
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.experts import Experts, mix
+from msrec.model.layers.mlp import check_positive
 from msrec.model.meta import standardisation
-from msrec.model.mlp import check_positive
 
 
 class KnowledgeFeature(nn.Module):

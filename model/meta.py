@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from msrec.model.dropout import Dropout
-from msrec.model.generated import Codes, GeneratedLinear, check_form, make_codes
-from msrec.model.mlp import check_positive, make_activation
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.generated_linear import Codes, GeneratedLinear, check_form, make_codes
+from msrec.model.layers.mlp import check_positive, make_activation
 
 Fusion = Literal["add", "gate"]
 

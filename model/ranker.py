@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from msrec.data.batch import Batch, Known
-from msrec.model.dropout import Dropout
+from msrec.data.loading.batch import Batch, Known
 from msrec.model.embeddings import Embeddings
-from msrec.model.interaction import Interaction
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import weighted_bce
 from msrec.model.meta import ScenarioMeta, UserMeta, fuse

@@ -20,22 +20,22 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from msrec.data.faults import Faults
-from msrec.data.ids import Hashed
-from msrec.data.paths import AnyPath
-from msrec.data.random_rows import random_rows
-from msrec.data.raw import Published, RawTables
+from msrec.data.convert.conversion import Report, write_dataset
+from msrec.data.convert.raw_tables import Published, RawTables
+from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.sources.aliccp import SPLIT_COLUMN, read_aliccp
+from msrec.data.convert.sources.amazon import read_amazon
+from msrec.data.convert.sources.douban import read_douban
+from msrec.data.convert.sources.kuairand import read_kuairand
+from msrec.data.convert.sources.kuaisar import read_kuaisar
+from msrec.data.convert.sources.movielens import read_movielens
+from msrec.data.convert.sources.tables import read_tables
+from msrec.data.convert.split import SplitChoice
+from msrec.data.features.vocabulary import Hashed
+from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Protocol, Schema
-from msrec.data.sources.aliccp import SPLIT_COLUMN, read_aliccp
-from msrec.data.sources.amazon import read_amazon
-from msrec.data.sources.douban import read_douban
-from msrec.data.sources.kuairand import read_kuairand
-from msrec.data.sources.kuaisar import read_kuaisar
-from msrec.data.sources.movielens import read_movielens
-from msrec.data.sources.tables import read_tables
-from msrec.data.split import SplitChoice
-from msrec.data.synthetic import synthesize
-from msrec.data.write import Report, write_dataset
+from msrec.data.synthetic.random_rows import random_rows
+from msrec.data.synthetic.simulated_dataset import synthesize
 from msrec.tools.planner.tables import read_tables_file
 
 Method = Literal["random", "time", "user_last", "given"]

@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from msrec.data.schema import Split
+from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.launch.evaluation.explain import Explainer
-from msrec.launch.evaluation.explanation import (
+from msrec.launch.evaluation.explanation_file import (
     FOLDER,
     SCENARIOS_FILE,
     WAYS,
@@ -20,7 +21,6 @@ from msrec.launch.evaluation.explanation import (
     save_explanation,
     user_file,
 )
-from msrec.launch.process import process_group, quiet_libraries
 
 SHADES = ("grey30", "grey50", "white", "yellow", "dark_orange", "red")
 """Of cosines from below -0.5 to 1."""

@@ -6,17 +6,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from msrec.data.files import check_files
-from msrec.data.knowledge import take
+from msrec.data.io.atomic_files import check_files
+from msrec.data.io.paths import AnyPath, is_file
+from msrec.data.llm.knowledge import take
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
-from msrec.data.paths import AnyPath, is_file
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
+from msrec.launch.checkpointing.checkpoint import COMMIT, read_commit
+from msrec.launch.checkpointing.dcp_storage import Index, read_index
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, TITLES, cell, load_results, results_tables
 from msrec.launch.reporting.curves import Log, load_log
-from msrec.launch.training.checkpoint import COMMIT, read_commit
-from msrec.launch.training.storage import Index, read_index
 from msrec.tools.convert import remarks, summary_table
 
 LEVELS = ("user", "scenario", "item")

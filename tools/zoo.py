@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from msrec.model.backbones import BACKBONES, backbone_options, make_backbone
-from msrec.model.fields import Fields
+from msrec.model.layers.feature_layout import Fields
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import ScenarioMeta, UserMeta
 

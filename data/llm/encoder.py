@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
 from msrec.data.llm.store import Layer
-from msrec.data.llm.tokens import PromptTokenizer
+from msrec.data.llm.tokenization import PromptTokenizer
 
 Pooling = Literal["last", "mean", "generate"]
 POOLINGS = ("last", "mean", "generate")

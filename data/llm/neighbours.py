@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from msrec.data.knowledge import take
-from msrec.data.llm.parts import stored_chunks
+from msrec.data.llm.knowledge import take
 from msrec.data.llm.store import KnowledgeStore
+from msrec.data.llm.store_writer import stored_chunks
 
 
 def standardised(store: KnowledgeStore, vectors: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from msrec.data.llm.history import (
+from msrec.data.io.paths import AnyPath, to_path
+from msrec.data.llm.history_text import (
     BETWEEN_ITEMS,
     Room,
     clean,
@@ -17,7 +18,6 @@ from msrec.data.llm.history import (
     user_histories,
 )
 from msrec.data.llm.templates import Template, fill
-from msrec.data.paths import AnyPath, to_path
 from msrec.data.schema import Schema, load_schema
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from msrec.data.files import check_files
+from msrec.data.io.atomic_files import check_files
 
 KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"
 SCALES, PROJECTION = "scales.npy", "projection.npz"

@@ -10,7 +10,7 @@ import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from msrec.data.validation import first_fault
+from msrec.data.io.validation import first_fault
 
 TEMPLATES_FILE = Path(__file__).with_name("templates.yaml")
 

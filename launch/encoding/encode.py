@@ -11,18 +11,18 @@ import numpy as np
 import polars as pl
 import torch
 
-from msrec.data.llm.batches import encoded_batches
+from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.encoder import FrozenEncoder, Pooling
-from msrec.data.llm.parts import StoreWriter
+from msrec.data.llm.model_weights import DEFAULT_MODEL, load_tokenizer, model_folder, weights_sha256
+from msrec.data.llm.prompt_batches import encoded_batches
 from msrec.data.llm.prompts import Prompts
 from msrec.data.llm.store import KEYS, VERSION, KnowledgeStore, Layer, differences
+from msrec.data.llm.store_settings import store_settings
+from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.llm.templates import load_template
-from msrec.data.llm.tokens import PromptTokenizer
-from msrec.data.llm.weights import DEFAULT_MODEL, load_tokenizer, model_folder, weights_sha256
-from msrec.data.paths import AnyPath, to_path
-from msrec.launch.encoding.prompts import level_prompts
+from msrec.data.llm.tokenization import PromptTokenizer
+from msrec.launch.encoding.run_prompts import level_prompts
 from msrec.launch.encoding.speed import Counter, Progress, Speed
-from msrec.launch.encoding.store_settings import store_settings
 
 Level = Literal["scenario", "user", "item"]
 LEVELS: tuple[Level, ...] = ("scenario", "user", "item")

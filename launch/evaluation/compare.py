@@ -10,15 +10,15 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 from scipy.special import stdtr, stdtrit
 
-from msrec.data.paths import AnyPath
+from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
 from msrec.launch.evaluation.evaluate import predictions_folder
-from msrec.launch.evaluation.intervals import LEAST_USERS, LEVEL, jackknife_error
-from msrec.launch.evaluation.judge import Groups, Judging, sort_rows
 from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
 from msrec.launch.evaluation.results import UNDEFINED, cell, load_results, title_of
-from msrec.launch.evaluation.user_sums import SUMS, Sums, metric_values
-from msrec.launch.restore import run_of
+from msrec.launch.trained_run import run_of
+from msrec.model.metrics.bootstrap import LEAST_USERS, LEVEL, jackknife_error
+from msrec.model.metrics.exact import Groups, Judging, sort_rows
+from msrec.model.metrics.user_sums import SUMS, Sums, metric_values
 
 IS_BETTER = {
     **dict.fromkeys(("auc", "average_precision", "rig", "gauc", "gauc_by_user"), 1),

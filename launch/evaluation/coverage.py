@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from msrec.data.io.parquet_files import parquet_files, read_parquet, scan_parquet
+from msrec.data.io.paths import AnyPath
 from msrec.data.llm.store import KnowledgeStore
-from msrec.data.paths import AnyPath
-from msrec.data.reading import parquet_files, read_parquet, scan_parquet
 from msrec.data.schema import SPLITS, load_schema
 
 

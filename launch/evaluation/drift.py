@@ -10,10 +10,10 @@ import polars as pl
 from rich.table import Table
 from scipy.stats import chi2
 
-from msrec.data.paths import AnyPath
-from msrec.data.reading import named_parquet_files, scan_parquet
+from msrec.data.io.parquet_files import named_parquet_files, scan_parquet
+from msrec.data.io.paths import AnyPath
+from msrec.launch.console import wide_console
 from msrec.launch.evaluation.predictions import TRUTH
-from msrec.launch.terminal import wide_console
 
 MOST_VALUES = 20
 """Values of a categorical column with a bin of their own; all others share one."""

@@ -5,18 +5,18 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from msrec.data.paths import AnyPath
+from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader, eval_batch
-from msrec.launch.evaluation.judge import Judging
+from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import predict, truth_column
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import Results, results_of, save_results
 from msrec.launch.evaluation.slices import Slice, check_clock, slice_rows
-from msrec.launch.process import Process
-from msrec.launch.reporting.tracking import board_results
-from msrec.launch.restore import load_run_config, restore, run_of
-from msrec.launch.training.left_out import keep_bad_rows
+from msrec.launch.reporting.mlflow_tracking import board_results
+from msrec.launch.trained_run import load_run_config, restore, run_of
+from msrec.launch.training.skipped_rows import keep_bad_rows
+from msrec.model.metrics.exact import Judging
 
 
 def predictions_folder(

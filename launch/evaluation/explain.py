@@ -12,17 +12,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from msrec.data.batch import Batch
-from msrec.data.knowledge import take
+from msrec.data.io.parquet_files import read_parquet
+from msrec.data.llm.knowledge import take
 from msrec.data.llm.neighbours import neighbours, unit
 from msrec.data.llm.store import KEYS, KnowledgeStore
-from msrec.data.loader import Loader
-from msrec.data.parquet import SplitFiles
-from msrec.data.reading import read_parquet
+from msrec.data.loading.batch import Batch
+from msrec.data.loading.loader import Loader
+from msrec.data.loading.split_reader import SplitFiles
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader
-from msrec.launch.encoding.prompts import prompts_by_key
-from msrec.launch.evaluation.explanation import (
+from msrec.launch.distributed import Process
+from msrec.launch.encoding.run_prompts import prompts_by_key
+from msrec.launch.evaluation.explanation_file import (
     WAYS,
     LayerDistance,
     Neighbour,
@@ -30,9 +31,8 @@ from msrec.launch.evaluation.explanation import (
     ScenarioExplanation,
     UserExplanation,
 )
-from msrec.launch.process import Process
-from msrec.launch.restore import load_run_config, restore, unwrapped
-from msrec.model.generated import GeneratedLinear
+from msrec.launch.trained_run import load_run_config, restore, unwrapped
+from msrec.model.layers.generated_linear import GeneratedLinear
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, Outcome
 

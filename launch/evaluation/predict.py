@@ -11,14 +11,14 @@ import torch.distributed as dist
 from rich.progress import track
 from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
-from msrec.data.bad_rows import Groups, count_reasons, count_rows
-from msrec.data.loader import Loader
-from msrec.data.paths import AnyPath
-from msrec.data.reading import parquet_files, parquet_names, read_parquet
+from msrec.data.io.parquet_files import parquet_files, parquet_names, read_parquet
+from msrec.data.io.paths import AnyPath
+from msrec.data.loading.loader import Loader
+from msrec.data.loading.quarantine import Groups, count_reasons, count_rows
 from msrec.data.schema import Schema, Split
+from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import TRUTH, Commit, write_commit
-from msrec.launch.process import Process
-from msrec.launch.training.left_out import gather_bad_rows
+from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
 
 PART_ROWS = 1 << 20

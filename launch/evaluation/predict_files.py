@@ -27,23 +27,23 @@ import torch.distributed as dist
 from rich.progress import track
 from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
-from msrec.data.bad_rows import count_reasons
-from msrec.data.files import write_bytes, write_json
-from msrec.data.loader import Loader
-from msrec.data.parquet import RowGroup, SplitFiles
-from msrec.data.paths import AnyPath, is_file
-from msrec.data.reading import (
+from msrec.data.io.atomic_files import write_bytes, write_json
+from msrec.data.io.parquet_files import (
     named_parquet_files,
     parquet_files,
     parquet_metadata,
     parquet_names,
     read_row_group,
 )
+from msrec.data.io.paths import AnyPath, is_file
+from msrec.data.loading.loader import Loader
+from msrec.data.loading.quarantine import count_reasons
+from msrec.data.loading.split_reader import RowGroup, SplitFiles
 from msrec.launch.build import build_loader, eval_batch
+from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import COMMIT_FILE
-from msrec.launch.process import Process
-from msrec.launch.restore import Restored
-from msrec.launch.training.left_out import gather_bad_rows
+from msrec.launch.trained_run import Restored
+from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
 
 PART_ROWS = 1 << 20

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from msrec.data.files import write_text
+from msrec.data.io.atomic_files import write_text
+from msrec.data.io.validation import first_fault
 from msrec.data.schema import Split
-from msrec.data.validation import first_fault
 
 COMMIT_FILE = "_COMMIT"
 INTEGERS = ("row_id", "scenario")

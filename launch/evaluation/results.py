@@ -7,13 +7,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
 
-from msrec.data.files import write_text
+from msrec.data.io.atomic_files import write_text
+from msrec.data.io.validation import first_fault
 from msrec.data.schema import Schema
-from msrec.data.validation import first_fault
-from msrec.launch.evaluation.judge import PLAIN, Groups, Judging, SortedRows, sort_rows
-from msrec.launch.evaluation.metrics import Interval, Metrics, ScenarioMetrics
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
-from msrec.launch.evaluation.ranking import Array
+from msrec.model.metrics.definitions import Interval, Metrics, ScenarioMetrics
+from msrec.model.metrics.exact import PLAIN, Groups, Judging, SortedRows, sort_rows
+from msrec.model.metrics.ranking import Array
 
 RESULTS_FILE = "results.json"
 UNDEFINED = "undefined"

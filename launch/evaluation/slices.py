@@ -5,14 +5,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from msrec.data.bad_rows import Policy
-from msrec.data.parquet import SplitFiles
-from msrec.data.paths import AnyPath
+from msrec.data.io.paths import AnyPath
+from msrec.data.loading.quarantine import Policy
+from msrec.data.loading.split_reader import SplitFiles
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.build import Scored
-from msrec.launch.evaluation.judge import Groups
 from msrec.launch.evaluation.predictions import Predictions
-from msrec.launch.evaluation.ranking import Array
+from msrec.model.metrics.exact import Groups
+from msrec.model.metrics.ranking import Array
 
 Slice = Literal["day", "user_history", "item_history"]
 HISTORIES: tuple[Slice, ...] = ("user_history", "item_history")

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from msrec.data.paths import AnyPath
+from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
+from msrec.launch.checkpointing.checkpoint import COMMIT, committed
+from msrec.launch.cluster.status import status_of
+from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
-from msrec.launch.evaluation.judge import PLAIN
 from msrec.launch.evaluation.results import Results
-from msrec.launch.process import Process
 from msrec.launch.reporting.curves import WATCHED, WATCHED_FILE, load_log
-from msrec.launch.restore import CHECKPOINTS
-from msrec.launch.status import status_of
-from msrec.launch.training.checkpoint import COMMIT, committed
+from msrec.launch.trained_run import CHECKPOINTS
+from msrec.model.metrics.exact import PLAIN
 
 logger = logging.getLogger(__name__)
 

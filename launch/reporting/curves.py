@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from msrec.launch.evaluation.predictions import Predictions
-from msrec.launch.evaluation.ranking import Array, Floats, score_order
+from msrec.model.metrics.ranking import Array, Floats, score_order
 
 LOG_FILE = "metrics.jsonl"
 WATCHED_FILE = "watched.jsonl"

@@ -10,9 +10,9 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from msrec.data.files import write_text
+from msrec.data.io.atomic_files import write_text
 from msrec.launch.config import RunConfig
-from msrec.launch.evaluation.explanation import (
+from msrec.launch.evaluation.explanation_file import (
     WAYS,
     ScenarioExplanation,
     UserExplanation,
@@ -51,7 +51,7 @@ from msrec.launch.reporting.figures import (
     score_figure,
     training_figures,
 )
-from msrec.launch.reporting.report_run import (
+from msrec.launch.reporting.run_section import (
     about_data,
     data_rows,
     knowledge_lines,

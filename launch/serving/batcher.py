@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from msrec.launch.serving.rows import Rows, joined
+from msrec.launch.serving.request_rows import Rows, joined
 
 Scores = npt.NDArray[np.float32]
 

@@ -10,16 +10,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from msrec.data.files import checksums, write_json
-from msrec.data.ids import VOCABULARIES
-from msrec.data.parts import new_folder
-from msrec.data.paths import AnyPath
-from msrec.data.reading import parquet_files, read_parquet
+from msrec.data.convert.dataset_writer import new_folder
+from msrec.data.features.vocabulary import VOCABULARIES
+from msrec.data.io.atomic_files import checksums, write_json
+from msrec.data.io.parquet_files import parquet_files, read_parquet
+from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split, save_schema
-from msrec.launch.process import Process
-from msrec.launch.restore import Restored, restore
-from msrec.launch.serving.fold import Folded, fold, weights
-from msrec.launch.serving.folder import (
+from msrec.launch.distributed import Process
+from msrec.launch.serving.bf16_lowering import in_bfloat16
+from msrec.launch.serving.export_folder import (
     COMPILED,
     MANIFEST,
     PROGRAM,
@@ -30,11 +29,12 @@ from msrec.launch.serving.folder import (
     cpu,
     versions,
 )
-from msrec.launch.serving.lower import in_bfloat16
+from msrec.launch.serving.knowledge_tables import Folded, fold, weights
 from msrec.launch.serving.parity import compare
-from msrec.launch.serving.rows import SIDES
+from msrec.launch.serving.quantized_tables import Kind, file_of, quantised
+from msrec.launch.serving.request_rows import SIDES
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.serving.tables import Kind, file_of, quantised
+from msrec.launch.trained_run import Restored, restore
 
 ROWS = "rows"
 

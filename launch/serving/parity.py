@@ -6,11 +6,11 @@ from rich.progress import track
 
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader, eval_batch
-from msrec.launch.evaluation.judge import exact_metrics
-from msrec.launch.process import Process
-from msrec.launch.restore import Restored
-from msrec.launch.serving.folder import Parity
+from msrec.launch.distributed import Process
+from msrec.launch.serving.export_folder import Parity
 from msrec.launch.serving.scorer import Scorer
+from msrec.launch.trained_run import Restored
+from msrec.model.metrics.exact import exact_metrics
 from msrec.model.ranker import Outcome
 
 LARGEST_AUC_DIFFERENCE = 1e-4

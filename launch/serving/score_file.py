@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.files import replacing
+from msrec.data.io.atomic_files import replacing
 from msrec.launch.serving.scorer import Scorer
 
 CHUNK_ROWS = 1 << 16

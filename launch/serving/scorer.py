@@ -9,10 +9,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from msrec.data.raw_rows import RawRows
-from msrec.launch.serving.folder import COMPILED, PROGRAM, RARE, Manifest, cpu, read_manifest
-from msrec.launch.serving.rows import Inputs, RowMaker, Rows, entity_features, inputs_of, part_of
-from msrec.launch.serving.tables import Tables
+from msrec.data.features.row_encoder import RawRows
+from msrec.launch.serving.export_folder import COMPILED, PROGRAM, RARE, Manifest, cpu, read_manifest
+from msrec.launch.serving.quantized_tables import Tables
+from msrec.launch.serving.request_rows import (
+    Inputs,
+    RowMaker,
+    Rows,
+    entity_features,
+    inputs_of,
+    part_of,
+)
 
 MOST_ROWS = 8192
 """Of one call of the program."""

@@ -18,7 +18,7 @@ from prometheus_client import generate_latest as metrics_text
 from pydantic_core import from_json, to_json
 
 from msrec.launch.serving.batcher import Batcher, QueueFullError
-from msrec.launch.serving.rows import Rows
+from msrec.launch.serving.request_rows import Rows
 from msrec.launch.serving.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -57,10 +57,10 @@ class _Metrics:
 def create_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
     """The app around an export that is in memory.
 
-    POST /score takes {"rows": [ROW, ...]}, each a raw row (see `msrec.data.raw_rows`), and answers
-    {"scores": [...]} in their order. Errors are {"detail": SENTENCE}: 400 what is no JSON, 413 more
-    rows than may ever wait, 422 a bad row, by number and column, 503 with Retry-After when too many
-    rows wait.
+    POST /score takes {"rows": [ROW, ...]}, each a raw row (see `data/features/row_encoder.py`), and
+    answers {"scores": [...]} in their order. Errors are {"detail": SENTENCE}: 400 what is no JSON,
+    413 more rows than may ever wait, 422 a bad row, by number and column, 503 with Retry-After when
+    too many rows wait.
     """
     limits = limits or Limits()
     metrics = _Metrics()

@@ -14,9 +14,9 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from msrec.data.batch import Batch
-from msrec.data.files import write_text
-from msrec.launch.process import Process
+from msrec.data.io.atomic_files import write_text
+from msrec.data.loading.batch import Batch
+from msrec.launch.distributed import Process
 
 FOLDER = "ranks"
 EVERY_S = 1.0

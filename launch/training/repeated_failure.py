@@ -9,9 +9,9 @@ import numpy as np
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from msrec.data.files import write_text
-from msrec.data.loader import Loader
-from msrec.launch.failures import NO_RESTART
+from msrec.data.io.atomic_files import write_text
+from msrec.data.loading.loader import Loader
+from msrec.launch.rank_errors import NO_RESTART
 from msrec.launch.training.heartbeat import ENDED, RankState, ranks_of_last_start
 
 FILE = "failed_step.json"

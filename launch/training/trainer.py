@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from msrec.data.batch import Batch
-from msrec.data.files import write_json
-from msrec.data.loader import Loader
+from msrec.data.io.atomic_files import write_json
+from msrec.data.loading.batch import Batch
+from msrec.data.loading.loader import Loader
 from msrec.data.schema import Split, load_schema
 from msrec.launch.build import (
     Knowledge,
@@ -21,22 +21,22 @@ from msrec.launch.build import (
     eval_batch,
     table_spec,
 )
+from msrec.launch.checkpointing.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig
-from msrec.launch.evaluation.metrics import ScenarioMetrics
-from msrec.launch.process import Process, seed_step
-from msrec.launch.training.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.distributed import Process, seed_step
 from msrec.launch.training.heartbeat import Heartbeat
-from msrec.launch.training.histogram import HistogramMetrics
-from msrec.launch.training.journal import Journal
-from msrec.launch.training.left_out import gather_bad_rows, keep_bad_rows
+from msrec.launch.training.metric_accumulator import Unlogged, add_rows, all_reduce_counts
+from msrec.launch.training.metric_logger import Journal
 from msrec.launch.training.preemption import Preempted, Preemption
 from msrec.launch.training.repeated_failure import begin, forget
-from msrec.launch.training.steps import train_pipeline
-from msrec.launch.training.trace import TRACE_FILE, trace_tables
-from msrec.launch.training.unlogged import Unlogged, add_rows, all_reduce_counts
+from msrec.launch.training.skipped_rows import gather_bad_rows, keep_bad_rows
+from msrec.launch.training.table_trace import TRACE_FILE, trace_tables
+from msrec.launch.training.train_step import train_pipeline
 from msrec.launch.training.warm_start import parts_record, parts_table, warm_start
-from msrec.model.optimizers import Schedule, optimizers
-from msrec.model.plan import plan_to_dict
+from msrec.model.distributed.optimizers import Schedule, optimizers
+from msrec.model.distributed.sharding_plan import plan_to_dict
+from msrec.model.metrics.definitions import ScenarioMetrics
+from msrec.model.metrics.streaming import HistogramMetrics
 from msrec.model.ranker import Outcome
 
 HISTOGRAM = "train_histogram"

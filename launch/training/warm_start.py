@@ -13,8 +13,8 @@ from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetada
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from msrec.launch.training.checkpoint import COMMIT, Checkpoints, verify_checkpoint
-from msrec.launch.training.storage import JsonReader, read_index
+from msrec.launch.checkpointing.checkpoint import COMMIT, Checkpoints, verify_checkpoint
+from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
 
 Action = Literal["taken", "grown", "left", "new", "unused"]
 MEANING: dict[Action, str] = {

@@ -26,7 +26,7 @@ from msrec.model.backbones.sarnet import SARNet
 from msrec.model.backbones.separate import Separate
 from msrec.model.backbones.shared_bottom import SharedBottom
 from msrec.model.backbones.star import STAR
-from msrec.model.fields import Fields
+from msrec.model.layers.feature_layout import Fields
 
 BACKBONES: dict[str, type[nn.Module]] = {
     "mlp": MLP,

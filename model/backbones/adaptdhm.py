@@ -7,10 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msrec.model.dropout import Dropout
-from msrec.model.groups import group_rows
-from msrec.model.mlp import check_positive, make_activation
-from msrec.model.star_linear import StarLinear
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.mlp import check_positive, make_activation
+from msrec.model.layers.row_groups import group_rows
+from msrec.model.layers.star_linear import StarLinear
 
 
 class AdaptDHM(nn.Module):

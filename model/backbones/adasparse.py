@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from msrec.model.dropout import Dropout
-from msrec.model.mlp import check_positive, make_activation
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.mlp import check_positive, make_activation
 
 
 class AdaSparse(nn.Module):

@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from msrec.model.dropout import Dropout
-from msrec.model.groups import Groups, group_rows
-from msrec.model.mlp import ScenarioLinear, Towers, check_positive, make_activation
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.mlp import ScenarioLinear, Towers, check_positive, make_activation
+from msrec.model.layers.row_groups import Groups, group_rows
 
 
 class AITM(nn.Module):

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from msrec.model.mlp import MLP, check_positive
+from msrec.model.layers.mlp import MLP, check_positive
 
 
 class DCNv2(nn.Module):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from msrec.model.fields import Fields
-from msrec.model.mlp import MLP, check_positive
+from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.mlp import MLP, check_positive
 
 
 class DeepFM(nn.Module):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msrec.model.fields import Fields
-from msrec.model.interaction import PairDots
-from msrec.model.mlp import MLP, check_positive
+from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.interaction import PairDots
+from msrec.model.layers.mlp import MLP, check_positive
 
 
 class DLRM(nn.Module):

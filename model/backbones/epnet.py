@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msrec.model.gates import Gate
-from msrec.model.mlp import MLP, check_positive
+from msrec.model.layers.gates import Gate
+from msrec.model.layers.mlp import MLP, check_positive
 
 
 class EmbeddingGate(nn.Module):

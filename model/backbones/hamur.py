@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from msrec.model.backbones.partitioned_norm import PartitionedNorm
-from msrec.model.dropout import Dropout
-from msrec.model.groups import Groups, group_rows
-from msrec.model.mlp import MLP, ScenarioLinear, check_positive, linear_init, make_activation
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.mlp import MLP, ScenarioLinear, check_positive, linear_init, make_activation
+from msrec.model.layers.partitioned_norm import PartitionedNorm
+from msrec.model.layers.row_groups import Groups, group_rows
 
 
 class Adapter(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msrec.model.experts import Experts, ScenarioExperts, mix
-from msrec.model.groups import group_rows
-from msrec.model.mlp import MLP, check_positive
+from msrec.model.layers.experts import Experts, ScenarioExperts, mix
+from msrec.model.layers.mlp import MLP, check_positive
+from msrec.model.layers.row_groups import group_rows
 
 
 class HiNet(nn.Module):

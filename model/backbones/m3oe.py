@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msrec.model.experts import Experts, mix
-from msrec.model.groups import group_rows
-from msrec.model.mlp import MLP, ScenarioLinear, Towers, check_positive
-from msrec.model.star_linear import StarLinear
+from msrec.model.layers.experts import Experts, mix
+from msrec.model.layers.mlp import MLP, ScenarioLinear, Towers, check_positive
+from msrec.model.layers.row_groups import group_rows
+from msrec.model.layers.star_linear import StarLinear
 
 
 class M3oE(nn.Module):

@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from msrec.model import mlp
-from msrec.model.mlp import check_positive
+from msrec.model.layers import mlp
+from msrec.model.layers.mlp import check_positive
 
 
 class MLP(nn.Module):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from msrec.model.experts import Experts, mix
-from msrec.model.groups import group_rows
-from msrec.model.mlp import ScenarioLinear, Towers
+from msrec.model.layers.experts import Experts, mix
+from msrec.model.layers.mlp import ScenarioLinear, Towers
+from msrec.model.layers.row_groups import group_rows
 
 
 class MMoE(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from msrec.model.backbones.epnet import EmbeddingGate
 from msrec.model.backbones.ppnet import PPNet
-from msrec.model.fields import Fields
+from msrec.model.layers.feature_layout import Fields
 
 
 class PEPNet(nn.Module):

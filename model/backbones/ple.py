@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msrec.model.experts import Experts, ScenarioExperts, mix
-from msrec.model.groups import Groups, group_rows
-from msrec.model.mlp import ScenarioLinear, Towers, check_positive
+from msrec.model.layers.experts import Experts, ScenarioExperts, mix
+from msrec.model.layers.mlp import ScenarioLinear, Towers, check_positive
+from msrec.model.layers.row_groups import Groups, group_rows
 
 
 class ExtractionLevel(nn.Module):

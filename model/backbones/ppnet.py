@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msrec.model.dropout import Dropout
-from msrec.model.fields import Fields
-from msrec.model.gates import ScenarioGate
-from msrec.model.groups import group_rows
-from msrec.model.mlp import ScenarioLinear, check_positive, make_activation
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.gates import ScenarioGate
+from msrec.model.layers.mlp import ScenarioLinear, check_positive, make_activation
+from msrec.model.layers.row_groups import group_rows
 
 
 class PPNet(nn.Module):

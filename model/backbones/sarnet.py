@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msrec.model.experts import Experts, ScenarioExperts, mix
-from msrec.model.groups import group_rows
-from msrec.model.mlp import MLP, check_positive
+from msrec.model.layers.experts import Experts, ScenarioExperts, mix
+from msrec.model.layers.mlp import MLP, check_positive
+from msrec.model.layers.row_groups import group_rows
 
 
 class SARNet(nn.Module):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from msrec.model.groups import group_rows
-from msrec.model.mlp import Towers
+from msrec.model.layers.mlp import Towers
+from msrec.model.layers.row_groups import group_rows
 
 
 class Separate(nn.Module):

@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from msrec.model.groups import group_rows
-from msrec.model.mlp import MLP, Towers
+from msrec.model.layers.mlp import MLP, Towers
+from msrec.model.layers.row_groups import group_rows
 
 
 class SharedBottom(nn.Module):

@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from msrec.model.backbones.partitioned_norm import PartitionedNorm
-from msrec.model.dropout import Dropout
-from msrec.model.groups import Groups, group_rows
-from msrec.model.mlp import MLP, check_positive, make_activation
-from msrec.model.star_linear import StarLinear
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.mlp import MLP, check_positive, make_activation
+from msrec.model.layers.partitioned_norm import PartitionedNorm
+from msrec.model.layers.row_groups import Groups, group_rows
+from msrec.model.layers.star_linear import StarLinear
 
 
 class STAR(nn.Module):

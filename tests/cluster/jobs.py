@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 from torchx.runner import get_runner
 from typer.testing import CliRunner
 
-from msrec.data.loader import Loader
+from msrec.data.loading.loader import Loader
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.dcp_storage import read_tensors
+from msrec.launch.cluster.job_specs import train_work
+from msrec.launch.cluster.profiles import load_profile
+from msrec.launch.cluster.submit import app_of
 from msrec.launch.config import load_config, save_config
-from msrec.launch.profiles import load_profile
-from msrec.launch.submit import app_of
-from msrec.launch.training.checkpoint import Checkpoints
-from msrec.launch.training.storage import read_tensors
-from msrec.launch.work import train_work
-from msrec.tools.cli import app
+from msrec.tools.cli.main import app
 
 STEPS, SAVE_EVERY, KILL_AT = 240, 10, 20
 """Of a run; `KILL_AT` is the checkpoint after which something happens to it."""

@@ -9,7 +9,7 @@ import pytest
 import slurm as machines
 from jobs import SAVE_EVERY, STEPS, assert_same_end, config_of, newest_step, saved, wait_for_step
 
-from msrec.launch.submit import read_submitted
+from msrec.launch.cluster.submit import read_submitted
 from msrec.launch.training.heartbeat import read_ranks
 
 PROFILES = """
@@ -73,7 +73,7 @@ def test_a_node_whose_processes_are_killed_is_requeued_and_goes_on(
     assert {rank.host for rank in read_ranks(config.run_dir)} == set(slurm.nodes)
     assert newest_step(config) < STEPS
     killed = time.monotonic()
-    for process in slurm.nodes["node2"].processes("msrec.tools"):
+    for process in slurm.nodes["node2"].processes("msrec"):
         process.kill()  # the launcher and its rank
     wait_for_step(config, None, step + 2 * SAVE_EVERY)
     print(f"Slurm: requeued, trained on after {time.monotonic() - killed:.0f} s", file=sys.stderr)

@@ -11,7 +11,7 @@ from jobs import SAVE_EVERY, STEPS, assert_same_end, commands, config_of, newest
 from msrec.launch.training.heartbeat import read_ranks
 from msrec.launch.training.preemption import STOPPED
 
-AGENT = "msrec.launch.agent"
+AGENT = "msrec.launch.cluster.elastic_agent"
 
 
 class TwoAgents:

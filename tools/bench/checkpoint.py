@@ -13,10 +13,10 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.launch.process import process_group, quiet_libraries
-from msrec.launch.training.checkpoint import Checkpoints, load_checkpoint
-from msrec.model.optimizers import optimizers
-from msrec.model.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.launch.checkpointing.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.model.distributed.optimizers import optimizers
+from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
 
 DIM = 64
 

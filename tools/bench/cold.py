@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from msrec.tools.bench.measure import Finding, interleaved, rates, sizes
-from msrec.tools.bench.report import machine, report
-from msrec.tools.bench.shapes import movielens_tables, shaped
+from msrec.tools.bench.harness.measure import Finding, interleaved, rates, sizes
+from msrec.tools.bench.harness.report import machine, report
+from msrec.tools.bench.harness.shapes import movielens_tables, shaped
 
 BARE = "import torch, torchrec"
 HELP_S, FIRST_STEP_S = 0.3, 3.0

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from msrec.data.files import write_json
+from msrec.data.io.atomic_files import write_json
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.evaluation.judge import Judging
 from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
 from msrec.launch.evaluation.results import results_of
-from msrec.launch.evaluation.user_sums import EPS
-from msrec.tools.bench.own_process import in_own_process, peak_rss
+from msrec.model.metrics.exact import Judging
+from msrec.model.metrics.user_sums import EPS
+from msrec.tools.bench.harness.own_process import in_own_process, peak_rss
 
 PART_ROWS = 1 << 20
 SAMPLED_USERS = 5_000

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from msrec.model.generated import Codes, GeneratedLinear, make_codes
+from msrec.model.layers.generated_linear import Codes, GeneratedLinear, make_codes
 from msrec.model.meta import UserMeta
 
 USERS = 100_000

@@ -13,14 +13,14 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
-from msrec.data.files import write_json, write_text
-from msrec.data.loader import Loader
-from msrec.launch.process import Process, process_group, quiet_libraries
-from msrec.tools.bench.apart import ranks
-from msrec.tools.bench.report import OUT, machine
-from msrec.tools.bench.shapes import movielens_tables, shaped
+from msrec.data.io.atomic_files import write_json, write_text
+from msrec.data.loading.loader import Loader
+from msrec.launch.distributed import Process, process_group, quiet_libraries
+from msrec.tools.bench.harness.processes import ranks
+from msrec.tools.bench.harness.report import OUT, machine
+from msrec.tools.bench.harness.shapes import movielens_tables, shaped
+from msrec.tools.bench.harness.training import Training
 from msrec.tools.bench.step import OPTIONS, SKIP
-from msrec.tools.bench.training import Training
 from msrec.tools.bench.zoo import step_times
 from msrec.tools.planner.tables import TableLoad
 

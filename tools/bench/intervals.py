@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from msrec.launch.evaluation.judge import Judging, SortedRows, sort_rows
-from msrec.launch.evaluation.metrics import Metrics
+from msrec.model.metrics.definitions import Metrics
+from msrec.model.metrics.exact import Judging, SortedRows, sort_rows
 
 POPULATION = 200_000
 """Users whose metrics stand for the truth."""

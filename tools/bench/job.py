@@ -10,13 +10,13 @@ from statistics import median
 
 from rich.console import Console
 
-from msrec.data.reading import num_rows
+from msrec.data.io.parquet_files import num_rows
 from msrec.data.schema import load_schema
+from msrec.tools.bench.harness.measure import Finding, interleaved, rates, sizes
+from msrec.tools.bench.harness.own_process import in_own_process
+from msrec.tools.bench.harness.report import machine, report
 from msrec.tools.bench.loader import dataset_or_made
-from msrec.tools.bench.measure import Finding, interleaved, rates, sizes
-from msrec.tools.bench.own_process import in_own_process
 from msrec.tools.bench.public import LIBRARY, has_rechub, rechub_rows_per_s
-from msrec.tools.bench.report import machine, report
 
 OPTIONS = ["backbone.name=mmoe", "embeddings.dim=16", "trainer.epochs=1"]
 PUBLIC_BATCHES = 50

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from msrec.data.knowledge import take
-from msrec.data.llm.batches import encoded_batches, shared_beginning
 from msrec.data.llm.encoder import FrozenEncoder
+from msrec.data.llm.knowledge import take
+from msrec.data.llm.model_weights import load_tokenizer, model_folder
+from msrec.data.llm.prompt_batches import encoded_batches, shared_beginning
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.templates import load_template, template_of
-from msrec.data.llm.tokens import PromptTokenizer
-from msrec.data.llm.weights import load_tokenizer, model_folder
+from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
-from msrec.launch.encoding.prompts import level_prompts
+from msrec.launch.encoding.run_prompts import level_prompts
 
 DIM = 576
 COPY_BYTES = 1 << 28

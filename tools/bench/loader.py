@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from msrec.data.loader import Loader
-from msrec.data.reading import parquet_files
+from msrec.data.io.parquet_files import parquet_files
+from msrec.data.loading.loader import Loader
 from msrec.data.schema import load_schema
-from msrec.launch.process import process_group, quiet_libraries
-from msrec.tools.bench.measure import Aim, interleaved, rates
-from msrec.tools.bench.report import machine, report
-from msrec.tools.bench.shapes import movielens_tables, shaped
+from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.tools.bench.harness.measure import Aim, interleaved, rates
+from msrec.tools.bench.harness.report import machine, report
+from msrec.tools.bench.harness.shapes import movielens_tables, shaped
+from msrec.tools.bench.harness.training import Training
 from msrec.tools.bench.step import IN_MEMORY, OPTIONS
-from msrec.tools.bench.training import Training
 
 
 @contextmanager

@@ -11,20 +11,20 @@ import polars as pl
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from msrec.data.batch import Batch
-from msrec.data.llm.parts import StoreWriter
 from msrec.data.llm.store import VERSION
+from msrec.data.llm.store_settings import store_settings
+from msrec.data.llm.store_writer import StoreWriter
+from msrec.data.loading.batch import Batch
 from msrec.data.schema import load_schema
 from msrec.launch.config import LLMConfig
-from msrec.launch.encoding.store_settings import store_settings
-from msrec.launch.process import process_group, quiet_libraries
-from msrec.model.generated import GeneratedLinear, make_codes
-from msrec.tools.bench.apart import peak_memory
-from msrec.tools.bench.measure import Case, Took, interleaved, rates, sizes, times
-from msrec.tools.bench.report import machine, report
-from msrec.tools.bench.shapes import movielens_tables, shaped
+from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.model.layers.generated_linear import GeneratedLinear, make_codes
+from msrec.tools.bench.harness.measure import Case, Took, interleaved, rates, sizes, times
+from msrec.tools.bench.harness.processes import peak_memory
+from msrec.tools.bench.harness.report import machine, report
+from msrec.tools.bench.harness.shapes import movielens_tables, shaped
+from msrec.tools.bench.harness.training import Training
 from msrec.tools.bench.step import IN_MEMORY, SKIP
-from msrec.tools.bench.training import Training
 
 DIM = 576
 WIDTH, RANK = 64, 16

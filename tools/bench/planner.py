@@ -25,10 +25,10 @@ from torchrec.distributed.planner.proposers import (
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
-from msrec.launch.process import quiet_libraries
+from msrec.launch.distributed import quiet_libraries
 from msrec.tools.planner.hardware import Hardware, load_hardware
-from msrec.tools.planner.options import SPAN
 from msrec.tools.planner.plan import Request, make_plan
+from msrec.tools.planner.sharding_options import SPAN
 from msrec.tools.planner.tables import TableLoad, meta_collection
 
 NODES, PER_NODE, BATCH = 2, 8, 2048

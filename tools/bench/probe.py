@@ -13,13 +13,13 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from msrec.data.files import write_json
-from msrec.data.knowledge import EntityKnowledge
+from msrec.data.io.atomic_files import write_json
+from msrec.data.io.parquet_files import parquet_files, scan_parquet
+from msrec.data.llm.knowledge import EntityKnowledge
 from msrec.data.llm.neighbours import standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
-from msrec.data.reading import parquet_files, scan_parquet
 from msrec.data.schema import Schema, load_schema
-from msrec.tools.bench.report import OUT
+from msrec.tools.bench.harness.report import OUT
 
 FOLDS = 5
 """Of users. The first chooses the penalty, the others are judged."""

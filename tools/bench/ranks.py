@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from msrec.launch.process import Process
-from msrec.tools.bench.apart import ranks, slowest
+from msrec.launch.distributed import Process
+from msrec.tools.bench.harness.measure import Took, interleaved, rates
+from msrec.tools.bench.harness.processes import ranks, slowest
+from msrec.tools.bench.harness.report import machine, report
+from msrec.tools.bench.harness.training import Training
 from msrec.tools.bench.loader import dataset_or_made
-from msrec.tools.bench.measure import Took, interleaved, rates
-from msrec.tools.bench.report import machine, report
 from msrec.tools.bench.step import IN_MEMORY, SKIP
-from msrec.tools.bench.training import Training
 
 
 def bench_ranks(dataset: Path | None, batch: int, steps: int, repeats: int) -> None:

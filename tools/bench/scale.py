@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from msrec.data.loader import Loader
-from msrec.data.parts import PartWriter, arrow_schema
-from msrec.data.reading import parquet_files, parquet_metadata
+from msrec.data.convert.dataset_writer import PartWriter, arrow_schema
+from msrec.data.io.parquet_files import parquet_files, parquet_metadata
+from msrec.data.loading.loader import Loader
 from msrec.data.schema import load_schema, save_schema
-from msrec.data.synthetic import TRUTH, synthesize
-from msrec.launch.process import quiet_libraries
-from msrec.tools.bench.own_process import in_own_process, peak_rss
+from msrec.data.synthetic.simulated_dataset import TRUTH, synthesize
+from msrec.launch.distributed import quiet_libraries
+from msrec.tools.bench.harness.own_process import in_own_process, peak_rss
 
 USERS, ITEMS = 100_000, 50_000
 MIN_ROWS = 1_000_000

@@ -19,16 +19,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from msrec.data.files import write_json
-from msrec.data.ids import VOCABULARIES
-from msrec.data.parquet import Columns
-from msrec.data.reading import read_parquet
+from msrec.data.features.vocabulary import VOCABULARIES
+from msrec.data.io.atomic_files import write_json
+from msrec.data.io.parquet_files import read_parquet
+from msrec.data.loading.split_reader import Columns
 from msrec.launch.build import build_loader
-from msrec.launch.process import process_group, quiet_libraries
-from msrec.launch.restore import Restored, restore, unwrapped
-from msrec.launch.serving.fold import trained_tables, unwrapped_over
-from msrec.launch.serving.rows import inputs_of
+from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.launch.serving.knowledge_tables import trained_tables, unwrapped_over
+from msrec.launch.serving.request_rows import inputs_of
 from msrec.launch.serving.scorer import Scorer
+from msrec.launch.trained_run import Restored, restore, unwrapped
 from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
 from msrec.tools.bench.folding import folding_cases

@@ -15,14 +15,14 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from msrec.data.batch import Batch
+from msrec.data.loading.batch import Batch
 from msrec.data.schema import Schema, load_schema
-from msrec.launch.process import Process, process_group, quiet_libraries
-from msrec.model.sharding import TableSpec, fuse_optimizer, make_plan, sharders
-from msrec.tools.bench.measure import Aim, Case, Finding, Took, interleaved, rates, timed
-from msrec.tools.bench.report import machine, report
-from msrec.tools.bench.shapes import large_tables, movielens_tables, shaped
-from msrec.tools.bench.training import Training
+from msrec.launch.distributed import Process, process_group, quiet_libraries
+from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, sharders
+from msrec.tools.bench.harness.measure import Aim, Case, Finding, Took, interleaved, rates, timed
+from msrec.tools.bench.harness.report import machine, report
+from msrec.tools.bench.harness.shapes import large_tables, movielens_tables, shaped
+from msrec.tools.bench.harness.training import Training
 
 BOTTOM, DIMS = 64, (128, 64)
 IN_MEMORY = 12

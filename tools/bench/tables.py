@@ -11,9 +11,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
-from msrec.launch.process import quiet_libraries
-from msrec.tools.bench.measure import Aim, Case, Finding, Took, interleaved, rates, timed
-from msrec.tools.bench.report import machine, report
+from msrec.launch.distributed import quiet_libraries
+from msrec.tools.bench.harness.measure import Aim, Case, Finding, Took, interleaved, rates, timed
+from msrec.tools.bench.harness.report import machine, report
 
 COPY_BYTES = 1 << 28
 AIMS: dict[tuple[str, int], Aim] = {

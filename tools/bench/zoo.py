@@ -83,7 +83,7 @@ def _step(
 ) -> float:
     model.zero_grad(set_to_none=True)
     x = x.clone().requires_grad_()
-    # group_rows groups nothing while a program is exported: see model/groups.py.
+    # group_rows groups nothing while a program is exported: see model/layers/row_groups.py.
     with mock.patch("torch.compiler.is_exporting", return_value=is_plain):
         started = time.perf_counter()
         loss = functional.binary_cross_entropy_with_logits(model(x, scenario), label)

@@ -13,7 +13,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 
-from msrec.data.validation import first_fault, read_yaml
+from msrec.data.io.validation import first_fault, read_yaml
 
 HARDWARE_FILE = Path(__file__).with_name("hardware.yaml")
 GB_S = 1e6

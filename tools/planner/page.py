@@ -10,7 +10,7 @@ from msrec.launch.reporting.figures import GREY, PALETTE, Figure, figure
 from msrec.launch.reporting.plan_table import ranges, size
 from msrec.launch.reporting.report import render
 from msrec.tools.planner.plan import GIB, PARTS, TABLE_LINES, Plan, TablePlan
-from msrec.tools.planner.tell import class_name, reasons, verdict
+from msrec.tools.planner.plan_text import class_name, reasons, verdict
 
 NAMED = len(PALETTE) - 1
 """Tables with a colour of their own; the others share one."""

@@ -8,12 +8,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from msrec.launch.config import RunConfig
-from msrec.model.plan import plan_hash, shard_entry, table_entry
-from msrec.model.sharding import TableSharding
-from msrec.tools.planner.dense import DenseLoad
+from msrec.model.distributed.sharding import TableSharding
+from msrec.model.distributed.sharding_plan import plan_hash, shard_entry, table_entry
+from msrec.tools.planner.dense_memory import DenseLoad
 from msrec.tools.planner.hardware import Hardware
-from msrec.tools.planner.options import SPAN, Estimator, Option, options_of, way_name
-from msrec.tools.planner.solve import Placement, Space, placed, solve, step_with, work
+from msrec.tools.planner.sharding_options import SPAN, Estimator, Option, options_of, way_name
+from msrec.tools.planner.solver import Placement, Space, placed, solve, step_with, work
 from msrec.tools.planner.tables import Sharding, TableLoad, meta_collection
 
 GIB = 2**30
@@ -99,7 +99,7 @@ class Plan(_Part):
     format: int = 1
     world_size: int
     modules: dict[str, dict[str, Any]]
-    """As `msrec.model.plan` reads it."""
+    """As `msrec.model.distributed.sharding_plan` reads it."""
     hash: str
     """Of all the rest, see `plan_hash`; the same in every process."""
     hardware: str
@@ -380,7 +380,7 @@ def _ranks(placement: Placement, request: Request) -> list[RankLoad]:
 def _entry(
     table: TableLoad, option: Option, ranks: Sequence[int], request: Request
 ) -> dict[str, Any]:
-    """A table's entry in the format of `msrec.model.plan`."""
+    """A table's entry in the format of `msrec.model.distributed.sharding_plan`."""
     device = request.hardware[1].device
     rows, columns = option.shape
     shards = []

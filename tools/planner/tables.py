@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.data.validation import first_fault, read_yaml
-from msrec.model.sharding import TableSpec, fuse_optimizer
+from msrec.data.io.validation import first_fault, read_yaml
+from msrec.model.distributed.sharding import TableSpec, fuse_optimizer
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]

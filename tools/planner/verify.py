@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.multiprocessing.spawn import spawn
 
-from msrec.data.files import write_json, write_text
+from msrec.data.io.atomic_files import write_json, write_text
 from msrec.launch.config import RunConfig
-from msrec.launch.process import process_group, quiet_libraries
+from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.launch.reporting.plan_table import size
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.planner.plan import Plan

@@ -1,0 +1,75 @@
+"""Files that are there whole or not at all, whenever the process is killed."""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from msrec.data.io.paths import AnyPath
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch path that becomes `path` when all went well, and is gone when not."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write UTF-8 text in one step: a reader sees the old file or the whole new one."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_bytes(path: AnyPath, data: bytes) -> None:
+    """Write a file in one step, here or on a remote file system, whose writes are whole."""
+    if isinstance(path, Path):
+        with replacing(path) as scratch:
+            scratch.write_bytes(data)
+    else:
+        path.fs.pipe_file(path.path, data)
+
+
+def write_json(path: AnyPath, value: object) -> AnyPath:
+    """Write JSON in one step, here or on a remote file system."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    return path
+
+
+def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """CRC-32 of whole files by their path below `folder`, 8 hexadecimal digits.
+
+    It finds damage (every single burst of up to 32 bits), not ill will.
+    """
+    return {str(path.relative_to(folder)): _crc32(path) for path in paths}
+
+
+def check_files(folder: Path, expected: dict[str, str], advice: str) -> None:
+    """Compare files with their checksums.
+
+    Raises:
+        ValueError: one is not there or has changed; names it.
+    """
+    for name, value in expected.items():
+        path = folder / name
+        found = _crc32(path) if path.is_file() else "no file"
+        if found != value:
+            raise ValueError(
+                f"{path} must have the CRC-32 {value}, as when it was written; found {found}. "
+                f"{advice}"
+            )
+
+
+def _crc32(path: Path, block: int = 1 << 22) -> str:
+    total = 0
+    with path.open("rb") as file:
+        while data := file.read(block):
+            total = zlib.crc32(data, total)
+    return f"{total:08x}"

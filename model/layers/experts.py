@@ -1,0 +1,127 @@
+"""Experts: stacked MLPs over one input, computed by one product a layer, and their mixture."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.mlp import check_positive, linear_init, make_activation
+from msrec.model.layers.row_groups import Groups
+
+
+def mix(gate: Tensor, outputs: Tensor) -> Tensor:
+    """Weighted sum of experts.
+
+    Shape:
+        gate: (B, E), float.
+        outputs: (E, B, D), float.
+        returns: (B, D), float.
+    """
+    return (gate.T.unsqueeze(2) * outputs).sum(0)
+
+
+class Experts(nn.Module):
+    """Stacked MLPs over the same input: one wide product, then one batched product a layer.
+
+    Shape:
+        x: (B, in_dim), float.
+        returns: (E, B, dims[-1]), float.
+    """
+
+    def __init__(
+        self, in_dim: int, dims: Sequence[int], num_experts: int, activation: str, dropout: float
+    ) -> None:
+        super().__init__()
+        check_positive(num_experts=num_experts, number_of_expert_dims=len(dims))
+        self.num_experts = num_experts
+        self.first = nn.Linear(in_dim, num_experts * dims[0])
+        sizes = list(zip(dims, dims[1:], strict=False))
+        self.weights = nn.ParameterList(torch.empty(num_experts, a, b) for a, b in sizes)
+        self.biases = nn.ParameterList(torch.empty(num_experts, 1, b) for _, b in sizes)
+        for (fan_in, _), weight, bias in zip(sizes, self.weights, self.biases, strict=True):
+            linear_init(weight, bias, fan_in)
+        self.activation = make_activation(activation)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of all experts."""
+        wide = self.dropout(self.activation(self.first(x)))
+        h: Tensor = wide.unflatten(1, (self.num_experts, -1)).transpose(0, 1)
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            h = self.dropout(self.activation(torch.baddbmm(bias, h, weight)))
+        return h
+
+
+class ScenarioExperts(nn.Module):
+    """Some experts for each scenario: a row runs its own scenario's, or those of all scenarios.
+
+    Source:
+        The scenario-specific experts of PLE and SAR-Net.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dims: Sequence[int],
+        num_experts: int,
+        num_scenarios: int,
+        activation: str,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        check_positive(
+            num_experts=num_experts, number_of_expert_dims=len(dims), num_scenarios=num_scenarios
+        )
+        self.num_experts = num_experts
+        self.dims = list(dims)
+        sizes = [in_dim, *dims]
+        self.weights = nn.ParameterList(
+            torch.empty(num_scenarios, num_experts, a, b)
+            for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.biases = nn.ParameterList(torch.empty(num_scenarios, num_experts, b) for b in dims)
+        for fan_in, weight, bias in zip(sizes, self.weights, self.biases, strict=False):
+            linear_init(weight, bias, fan_in)
+        self.activation = make_activation(activation)
+        self.dropout = Dropout(dropout)
+
+    def own(self, x: Tensor, groups: Groups) -> Tensor:
+        """Outputs of the row's own scenario's experts.
+
+        Shape:
+            x: (B, in_dim), float, rows in the order of `groups`.
+            returns: (E, B, dims[-1]), float, same order.
+        """
+        # The experts of a scenario see the same x: their first layers are one wide product.
+        first = self.weights[0].transpose(1, 2).flatten(2)
+        wide = self._finish(groups.linear(x, first, self.biases[0].flatten(1)))
+        outputs = list(torch.chunk(wide, self.num_experts, dim=1))
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            for e, h in enumerate(outputs):
+                outputs[e] = self._finish(groups.linear(h, weight[:, e], bias[:, e]))
+        return torch.stack(outputs)
+
+    def every(self, x: Tensor) -> Tensor:
+        """Outputs of all scenarios' experts for each row.
+
+        Shape:
+            x: (B, in_dim), the same for all, or (S, B, in_dim), one for each scenario; float.
+            returns: (S * E, B, dims[-1]), float.
+        """
+        weight, bias = self.weights[0], self.biases[0]
+        if x.dim() == 2:
+            wide = x @ weight.permute(2, 0, 1, 3).flatten(1) + bias.flatten()
+            h = torch.unflatten(wide, 1, (-1, self.dims[0])).transpose(0, 1)
+        else:
+            h = torch.baddbmm(bias.flatten(1).unsqueeze(1), x, weight.transpose(1, 2).flatten(2))
+            h = torch.unflatten(h, 2, (self.num_experts, -1)).transpose(1, 2).flatten(0, 1)
+        h = self._finish(h)
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            h = torch.baddbmm(bias.flatten(0, 1).unsqueeze(1), h, weight.flatten(0, 1))
+            h = self._finish(h)
+        return h
+
+    def _finish(self, h: Tensor) -> Tensor:
+        finished: Tensor = self.dropout(self.activation(h))
+        return finished

@@ -1,0 +1,192 @@
+"""A linear layer whose weights are generated from a vector, one per row or per distinct key."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from msrec.model.layers.mlp import check_positive
+from msrec.model.layers.row_groups import Groups, group_rows
+
+CHUNK_ELEMENTS = 2**18
+"""Numbers of z ⊗ x in one step of the contracted form: 1 MiB, so that it stays in a CPU's cache."""
+FORMS = ("auto", "contracted", "distinct")
+LOOP_KEYS = 256
+"""Up to so many keys, `distinct` multiplies group by group; above, in one padded product."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The generating vectors of a batch, and how its rows reach them.
+
+    `groups` is None in the contracted form: `z` has a row per row of the batch. In the distinct
+    form `z` has a row per key, and x must be in the order of `groups`.
+
+    Shape:
+        z: (B, R + 1) or (U, R + 1); column 0 is 1 and carries the part that no vector changes.
+    """
+
+    z: Tensor
+    groups: Groups | None
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Rows of the batch in the order of the codes."""
+        return x if self.groups is None else self.groups.sort(x)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Rows back in the order of the batch."""
+        return x if self.groups is None else self.groups.unsort(x)
+
+
+def make_codes(z: Tensor, key: Tensor, form: str = "auto") -> Codes:
+    """Choose the form for one batch; all generated layers on that batch share the result.
+
+    `auto` takes the cheaper by this estimate, in multiply-adds per in_dim * out_dim of the layer::
+
+        contracted              B (R + 1)
+        distinct, U <= 256      U (R + 1) + B
+        distinct, U > 256       U (R + 1) + U (16 + 2 n)
+
+    n is the number of rows of the most frequent key, to which all keys are padded; 16 and 2 are
+    fitted to times on one CPU thread (B=4096, R=16, layers of 16 to 64, U of 512 to 2048): W(z) of
+    each key must pass through memory, and small products are slower than one large product.
+
+    Shape:
+        z: (U, R + 1), float.
+        key: (B,), int64 in [0, U).
+
+    Raises:
+        ValueError: the form is unknown, or a key is out of range.
+    """
+    check_form(form)
+    if torch.compiler.is_exporting():  # costs and groups are not known while torch.export traces
+        return Codes(z.index_select(0, key), None)
+    (keys, width), rows = z.shape, len(key)
+    contracted = rows * width
+    if form == "distinct" or (form == "auto" and _distinct_cost(keys, width, rows, 1) < contracted):
+        groups = group_rows(key, keys, "user_index")
+        largest = max(groups.counts, default=0)
+        if form == "distinct" or _distinct_cost(keys, width, rows, largest) < contracted:
+            return Codes(z, groups)
+    return Codes(z.index_select(0, key), None)
+
+
+def _distinct_cost(keys: int, width: int, rows: int, largest: int) -> int:
+    if keys <= LOOP_KEYS:
+        return keys * width + rows
+    return keys * width + keys * (16 + 2 * largest)
+
+
+def check_form(form: str) -> None:
+    """Refuse an unknown form."""
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
+
+
+class GeneratedLinear(nn.Module):
+    """y = W(z) x + b(z) with W(z) = sum_r z_r M_r and b(z) = sum_r z_r c_r, where z_0 = 1.
+
+    Two exact forms. *Contracted* never makes W(z): y = (z ⊗ x) M, with z ⊗ x made for a chunk of
+    rows at a time. *Distinct* makes W(z) once per key, memory U in out, and multiplies the rows of
+    that key by it.
+
+    Shape:
+        x: (B, in_dim), float, in the order of `codes`.
+        returns: (B, out_dim), float, same order.
+
+    Source:
+        M2M's meta unit (arXiv 2201.06814, V_w s + v_w reshaped to a matrix); LLM4MSR generates
+        weights and biases of its meta layers alike. M_0 starts as nn.Linear; M_r starts 1 / sqrt(R)
+        as large, so that the generated part starts no larger than M_0 for |z_r| <= 1.
+
+    Example:
+        >>> codes = make_codes(torch.ones(2, 3), torch.tensor([0, 1, 1, 0]))
+        >>> GeneratedLinear(8, 4, rank=2)(torch.zeros(4, 8), codes).shape
+        torch.Size([4, 4])
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, rank: int, zero: bool = False) -> None:
+        super().__init__()
+        check_positive(in_dim=in_dim, out_dim=out_dim, rank=rank)
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+        self.weight = nn.Parameter(torch.zeros(rank + 1, in_dim, out_dim))
+        self.bias = nn.Parameter(torch.zeros(rank + 1, out_dim))
+        if not zero:
+            bound = 1 / math.sqrt(in_dim)
+            with torch.no_grad():
+                for part in (self.weight, self.bias):
+                    part.uniform_(-bound, bound)
+                    part[1:] /= math.sqrt(rank)
+
+    def forward(self, x: Tensor, codes: Codes) -> Tensor:
+        """Multiply each row by the weights that its code generates."""
+        if codes.groups is None and torch.compiler.is_exporting():
+            return _outer(codes.z, x) @ self.weight.flatten(0, 1) + codes.z @ self.bias
+        if codes.groups is None:
+            product: Tensor = _Contracted.apply(x, codes.z, self.weight)  # type: ignore[no-untyped-call]
+            return product + codes.z @ self.bias
+        weight = (codes.z @ self.weight.flatten(1)).view(-1, self.in_dim, self.out_dim)
+        bias = codes.z @ self.bias
+        if len(codes.z) <= LOOP_KEYS:
+            return codes.groups.linear(x, weight, bias)
+        return _padded_linear(x, weight, bias, codes.groups)
+
+
+class _Contracted(torch.autograd.Function):
+    """y_b = sum_r z_br (x_b M_r) in chunks of rows that stay in the cache; saves only its inputs.
+
+    By hand, because autograd would keep x_b M_r of all rows, and fresh memory of that size costs
+    more than the products. One product each for y, for x's and z's gradients, and for M's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, z, weight)
+        flat = weight.flatten(0, 1)
+        parts = zip(*_chunks(x, z, flat), strict=True)
+        return torch.cat([_outer(z_rows, rows) @ flat for rows, z_rows in parts])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, z, weight = ctx.saved_tensors
+        flat = weight.flatten(0, 1)
+        grad_x, grad_z, grad_flat = [], [], torch.zeros_like(flat)
+        for rows, z_rows, g in zip(*_chunks(x, z, flat, grad), strict=True):
+            back = (g @ flat.T).unflatten(1, (len(weight), -1))
+            grad_x.append(torch.bmm(z_rows.unsqueeze(1), back).squeeze(1))
+            grad_z.append(torch.bmm(back, rows.unsqueeze(2)).squeeze(2))
+            grad_flat.addmm_(_outer(z_rows, rows).T, g)
+        return torch.cat(grad_x), torch.cat(grad_z), grad_flat.view_as(weight)
+
+
+def _chunks(x: Tensor, z: Tensor, flat: Tensor, *more: Tensor) -> list[tuple[Tensor, ...]]:
+    """Split rows so that z ⊗ x of a chunk stays below a number of elements."""
+    most = CHUNK_ELEMENTS * (64 if x.is_cuda else 1)
+    return [torch.split(part, max(1, most // len(flat))) for part in (x, z, *more)]
+
+
+def _outer(z: Tensor, x: Tensor) -> Tensor:
+    return (z.unsqueeze(2) * x.unsqueeze(1)).flatten(1)
+
+
+def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
+    """Groups of sorted rows, padded to the largest, times their weights in one batched product.
+
+    Shape::
+
+        rows   a0 a1 b0        counts [2, 1], largest 2
+        slots  [a0 a1] [b0 --]
+    """
+    keys, largest = len(weight), max(groups.counts)
+    counts = torch.tensor(groups.counts, device=x.device)
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=len(x))
+    key = torch.arange(keys, device=x.device).repeat_interleave(counts, output_size=len(x))
+    slot = key * largest + torch.arange(len(x), device=x.device) - starts
+    padded = x.new_zeros(keys * largest, x.shape[1]).index_copy(0, slot, x)
+    out = torch.baddbmm(bias.unsqueeze(1), padded.view(keys, largest, -1), weight)
+    return out.flatten(0, 1).index_select(0, slot)

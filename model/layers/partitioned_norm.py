@@ -1,0 +1,106 @@
+"""Partitioned norm: each scenario's rows are standardised by that scenario's own moments."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from msrec.model.layers.row_groups import Groups
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """all_reduce with its gradient, which is the sum over ranks as well."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class PartitionedNorm(nn.Module):
+    """x' = (g * g_s) * (x - mean_s) / sqrt(var_s + eps) + (b + b_s), s being the row's scenario.
+
+    Training uses the moments of the batch's rows of that scenario, over all ranks when there are
+    several, so that two ranks give what one rank with both halves gives; rows of weight 0 do not
+    count. A scenario with fewer than 2 such rows has no variance and uses its moving averages.
+    Evaluation always uses the moving averages, which only training changes.
+
+    Shape:
+        x: (B, dim), float, rows in the order of `groups`.
+        weight: (B,), float, same order; None means all 1.
+        returns: (B, dim), float, same order.
+
+    Source:
+        Sheng et al., CIKM 2021. Moving averages follow nn.BatchNorm1d: momentum 0.1, unbiased
+        variance, starting at mean 0 and variance 1. A weight above 0 counts as 1.
+    """
+
+    def __init__(
+        self, dim: int, num_scenarios: int, momentum: float = 0.1, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.shared_scale = nn.Parameter(torch.ones(dim))
+        self.shared_shift = nn.Parameter(torch.zeros(dim))
+        self.own_scale = nn.Parameter(torch.ones(num_scenarios, dim))
+        self.own_shift = nn.Parameter(torch.zeros(num_scenarios, dim))
+        self.register_buffer("moving_mean", torch.zeros(num_scenarios, dim))
+        self.register_buffer("moving_var", torch.ones(num_scenarios, dim))
+
+    def forward(self, x: Tensor, groups: Groups, weight: Tensor | None = None) -> Tensor:
+        """Standardise sorted rows."""
+        mean, var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
+        if self.training:
+            mean, var = self._batch_moments(x, groups, weight)
+        scale = self.shared_scale * self.own_scale * torch.rsqrt(var + self.eps)
+        shift = self.shared_shift + self.own_shift
+        centred = x - groups.own(mean)
+        return torch.addcmul(groups.own(shift), centred, groups.own(scale))
+
+    def _batch_moments(
+        self, x: Tensor, groups: Groups, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance (S, dim) of this step; updates the moving averages."""
+        moving_mean, moving_var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
+        used = torch.ones_like(x[:, 0]) if weight is None else (weight > 0).to(x.dtype)
+        # Sums of distances to the moving mean: one exchange gives both moments, and the difference
+        # of squares below loses no digits once the moving mean is near.
+        count, total, squares = self._sums(x, used, moving_mean.clone(), groups)
+        rows = count.clamp_min(1)
+        offset = total / rows
+        var = (squares / rows - offset.square()).clamp_min(0)  # below 0 by rounding only
+        mean = moving_mean + offset
+        enough = count >= 2
+        with torch.no_grad():
+            unbiased = var * (rows / (rows - 1).clamp_min(1))
+            step = self.momentum * enough.to(x.dtype)
+            new_mean = torch.lerp(moving_mean, mean, step)
+            new_var = torch.lerp(moving_var, unbiased, step)
+        mean = torch.where(enough, mean, moving_mean.clone())
+        var = torch.where(enough, var, moving_var.clone())
+        moving_mean.copy_(new_mean)
+        moving_var.copy_(new_var)
+        return mean, var
+
+    @staticmethod
+    def _sums(
+        x: Tensor, used: Tensor, center: Tensor, groups: Groups
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Count (S, 1), sum and sum of squares (S, dim) of x - center, over all ranks."""
+        distance = (x - groups.own(center)) * used.unsqueeze(1)
+        columns = torch.cat([used.unsqueeze(1), distance, distance.square()], dim=1)
+        empty = columns.new_zeros(len(center), columns.shape[1])
+        total = empty.index_add(0, groups.key, columns)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            total = _SumOverRanks.apply(total)  # type: ignore[no-untyped-call]
+        dim = x.shape[1]
+        return total[:, :1], total[:, 1 : dim + 1], total[:, dim + 1 :]

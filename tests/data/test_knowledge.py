@@ -1,0 +1,79 @@
+"""A store joined to a data set, and the controls that take the meaning out of its vectors."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_dataset, tiny_store
+
+from msrec.data.llm.knowledge import EntityKnowledge
+from msrec.data.llm.store import KnowledgeStore
+from msrec.data.loading.collator import known
+
+EVERYONE = np.arange(40)
+
+
+@pytest.fixture(scope="module")
+def join(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("knowledge")
+    dataset = tiny_dataset(folder / "tiny", rows=90, valid_rows=30)
+    tiny_store(dataset, folder / "store")
+
+    def make(level="user", **options):
+        return EntityKnowledge(
+            dataset, level, KnowledgeStore.open(folder / "store" / level), **options
+        )
+
+    return make
+
+
+def test_each_user_has_the_vector_of_its_key_and_the_last_one_the_mean(join):
+    users = join()
+    vectors, has = users.gather(EVERYONE)
+    np.testing.assert_array_equal(vectors[:39], users._store.vectors)
+    np.testing.assert_array_equal(vectors[39], users.mean.astype(np.float16))
+    assert has.tolist() == [1.0] * 39 + [0.0]
+    assert users.num_missing == 1
+
+
+def test_a_user_without_a_vector_may_be_refused(join):
+    with pytest.raises(ValueError, match="1 of 40 have none, the first is u39"):
+        join(missing="error")
+
+
+def test_shuffled_vectors_are_the_same_ones_at_other_users(join):
+    vectors, has = join().gather(EVERYONE)
+    other, other_has = join(control="shuffled", seed=3).gather(EVERYONE)
+    assert torch.equal(has, other_has)
+    moved = (vectors[:39] != other[:39]).any(dim=1)
+    assert moved.sum() > 30
+    assert sorted(map(tuple, vectors.tolist())) == sorted(map(tuple, other.tolist()))
+
+
+@pytest.mark.parametrize("control", ["shuffled", "random"])
+def test_a_control_is_the_same_in_every_process_and_differs_by_seed(join, control):
+    one, same, other = (join(control=control, seed=seed).gather(EVERYONE)[0] for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_random_vectors_know_nothing_of_the_store_and_are_already_standard(join):
+    users = join(control="random")
+    vectors, has = users.gather(EVERYONE)
+    mean, std = users.moments
+    assert (mean == 0).all()
+    assert (std == 1).all()
+    assert has[39] == 0
+    assert abs(float(vectors[:39].mean())) < 0.15  # 468 numbers: a standard error of 0.046
+    assert 0.85 < float(vectors[:39].std()) < 1.15
+    assert not torch.equal(vectors, join(level="item", control="random").gather(EVERYONE)[0])
+
+
+def test_the_distinct_users_of_a_batch_are_gathered_once_each(join):
+    users = np.array([7, 2, 7, 39, 2])
+    of = known(users, join())
+    assert of.ids.tolist() == [2, 7, 39]
+    assert of.ids[of.place].tolist() == users.tolist()
+    torch.testing.assert_close(of.vectors, join().gather(np.array([2, 7, 39]))[0])
+    nothing = known(users, None)
+    assert nothing.vectors.shape == (0, 0)
+    assert nothing.place.shape == (5,)

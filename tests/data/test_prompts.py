@@ -1,0 +1,264 @@
+"""Prompts: the texts, and that they show the training period only."""
+
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+from llm_data import ITEMS, rows_frame, write_dataset
+
+from msrec.data.llm.prompts import Budget, item_prompts, scenario_prompts, user_prompts
+from msrec.data.llm.templates import TEMPLATES_FILE, Template, load_template, template_of
+
+TRAIN = [
+    (0, 0, 0, 1.0, 10),
+    (0, 1, 1, 1.0, 20),
+    (0, 2, 0, 1.0, 30),
+    (0, 3, 1, 0.0, 40),
+    (1, 4, 0, 0.0, 50),
+]
+
+
+def template(**changes) -> Template:
+    return load_template("default").model_copy(update=changes)
+
+
+def texts(prompts):
+    return dict(prompts.pairs())
+
+
+def test_history_is_listed_by_scenario_and_answer_newest_first(tmp_path):
+    prompts = texts(user_prompts(write_dataset(tmp_path, TRAIN), template()))
+    assert prompts["ann"].splitlines() == [
+        "About an app: A shop for everyday things.",
+        "Its scenarios:",
+        "- search: the user types what they want",
+        "- feed: the app proposes things",
+        "Below is one of its users and what the user did in each scenario, newest first.",
+        "search, clicked: Green Scarf; Red Shoes (shoes, red).",
+        "feed, clicked: Blue Hat (hats).",
+        "feed, skipped: Gold Ring (rings).",
+        template().user_question,
+    ]
+    assert "search, skipped: Iron Pan (pans)." in prompts["bob"]
+
+
+def test_an_item_of_the_test_split_never_shows(tmp_path):
+    future = ITEMS.index("Future Lamp")
+    planted = [(user, future, scenario, 1.0, 999) for user in (0, 1, 2) for scenario in (0, 1)]
+    folder = write_dataset(tmp_path, TRAIN, planted, ages=["20", "30", "40"])
+    shown = texts(user_prompts(folder, template())) | texts(scenario_prompts(folder, template()))
+    assert len(shown) == 5
+    assert not any("Lamp" in text or "lamps" in text for text in shown.values())
+
+
+def test_scenarios_take_turns_until_the_room_is_used(tmp_path):
+    rows = [(0, item, 0, 1.0, 10 + item) for item in range(4)] + [(0, 4, 1, 1.0, 1)]
+    folder = write_dataset(tmp_path, rows)
+    prompt = texts(user_prompts(folder, template(positives=3)))["ann"]
+    assert "search, clicked: Gold Ring (rings); Green Scarf." in prompt
+    assert "feed, clicked: Iron Pan (pans)." in prompt
+
+
+def test_room_left_by_one_scenario_goes_to_the_other(tmp_path):
+    rows = [(0, item, 0, 1.0, item) for item in range(5)]
+    folder = write_dataset(tmp_path, rows)
+    assert texts(user_prompts(folder, template(positives=4)))["ann"].count(";") == 3
+
+
+def test_an_item_seen_twice_is_said_once(tmp_path):
+    rows = [(0, 1, 0, 1.0, time) for time in (1, 2, 3)]
+    prompt = texts(user_prompts(write_dataset(tmp_path, rows), template()))["ann"]
+    assert prompt.count("Blue Hat") == 1
+
+
+def test_without_a_clock_the_last_row_is_the_newest(tmp_path):
+    rows = [(0, item, 0, 1.0, 7) for item in (3, 1)]
+    prompt = texts(user_prompts(write_dataset(tmp_path, rows), template()))["ann"]
+    assert prompt.index("Blue Hat") < prompt.index("Gold Ring")
+
+
+def test_a_user_without_history_has_a_prompt_where_attributes_say_something(tmp_path):
+    folder = write_dataset(tmp_path, TRAIN, ages=["18-24", "25-34", "35+"])
+    prompts = user_prompts(folder, template())
+    said = texts(prompts)["cem"]
+    assert "\nThe user: age 35+.\nThis user has no history yet.\n" in said
+    assert prompts.counts["no_history"] == 1
+    assert prompts.counts["left_out"] == 0
+    assert prompts.frame["has_history"].to_list() == [True, True, False]
+
+
+def test_a_user_of_whom_nothing_is_known_is_left_out_and_counted(tmp_path):
+    prompts = user_prompts(write_dataset(tmp_path, TRAIN, ages=["20", "", None]), template())
+    assert prompts.frame["key"].to_list() == ["ann", "bob"]
+    assert prompts.counts | {"no_history": 1, "left_out": 1, "keys": 2} == prompts.counts
+    assert "The user:" not in texts(prompts)["bob"]
+
+
+def test_items_without_text_are_left_out_and_counted(tmp_path):
+    titles = ["", None, "  ", "Gold Ring", "Iron Pan"]
+    folder = write_dataset(tmp_path, TRAIN, titles=titles, kinds=["a|b", "", None, "", "pans"])
+    prompts = user_prompts(folder, template())
+    assert prompts.counts["items_without_text"] == 2
+    assert "\nsearch, clicked: a, b.\n" in texts(prompts)["ann"]
+    assert "skipped: Gold Ring." in texts(prompts)["ann"]
+
+
+def test_a_long_title_is_cut_at_a_word_and_counted(tmp_path):
+    titles = ["One two three four five six", "b", "c", "d", "e"]
+    prompts = user_prompts(write_dataset(tmp_path, TRAIN, titles=titles), template(title_chars=12))
+    assert prompts.counts["titles_cut"] == 1
+    assert "One two" in texts(prompts)["ann"]
+    assert "three" not in texts(prompts)["ann"]
+
+
+def test_braces_in_a_title_are_only_text(tmp_path):
+    titles = ["{items} {title}", "b", "c", "d", "e"]
+    prompts = user_prompts(write_dataset(tmp_path, TRAIN, titles=titles), template())
+    assert "{items} {title} (shoes, red)" in texts(prompts)["ann"]
+
+
+def test_shares_of_the_ranks_are_the_whole(tmp_path):
+    folder = write_dataset(tmp_path, TRAIN, ages=["1", "2", "3"])
+    whole = user_prompts(folder, template())
+    shares = [user_prompts(folder, template(), rank=rank, world_size=2) for rank in (0, 1)]
+    assert pl.concat([share.frame for share in shares]).sort("index").equals(whole.frame)
+    assert sum(share.counts["no_history"] for share in shares) == 1
+
+
+def test_a_scenario_prompt_names_its_scenario_first_and_then_all(tmp_path):
+    prompts = scenario_prompts(write_dataset(tmp_path, TRAIN), template())
+    prompt = texts(prompts)["feed"]
+    assert prompts.frame["key"].to_list() == ["search", "feed"]
+    assert prompt.startswith('The scenario "feed"')
+    assert "A shop for everyday things." in prompt
+    assert "- search: the user types what they want\n- feed: the app proposes things" in prompt
+    assert prompt.endswith('what is different in "feed"?')
+
+
+def test_integer_keys_stay_integers(tmp_path):
+    prompts = user_prompts(write_dataset(tmp_path, TRAIN, users=(7, 9, 8)), template())
+    assert prompts.frame["key"].to_list() == [7, 9]
+
+
+@pytest.mark.parametrize("column", ["user", "item", "scenario"])
+def test_an_index_out_of_range_is_named(tmp_path, column):
+    row = {"user": 0, "item": 0, "scenario": 0} | {column: 77}
+    folder = write_dataset(tmp_path, [*TRAIN, (*row.values(), 1.0, 5)])
+    with pytest.raises(ValueError, match=f"column '{column}' must lie in .*row 5 holds 77"):
+        user_prompts(folder, template())
+
+
+def test_a_missing_column_and_a_missing_file_are_named(tmp_path):
+    folder = write_dataset(tmp_path, TRAIN)
+    part = folder / "train" / "part-0.parquet"
+    rows_frame(TRAIN).drop("click").write_parquet(part)
+    with pytest.raises(ValueError, match=r"part-0.parquet must have the column 'click'"):
+        user_prompts(folder, template())
+    part.unlink()
+    with pytest.raises(FileNotFoundError, match="train must hold Parquet files"):
+        user_prompts(folder, template())
+
+
+def test_a_user_key_that_is_there_twice_is_named(tmp_path):
+    with pytest.raises(ValueError, match="'ann' is there more than once"):
+        user_prompts(write_dataset(tmp_path, TRAIN, users=("ann", "bob", "ann")), template())
+
+
+def test_an_unknown_template_names_the_known_ones():
+    with pytest.raises(KeyError, match="it holds default, movielens"):
+        load_template("none")
+
+
+def test_an_unknown_name_in_a_template_is_refused(tmp_path):
+    file = tmp_path / "templates.yaml"
+    file.write_text(TEMPLATES_FILE.read_text().replace("{items}", "{itmes}"))
+    with pytest.raises(ValueError, match=r"default.history: .*\{itmes\} is not one of"):
+        load_template("default", file)
+
+
+def test_any_change_of_a_template_changes_its_hash():
+    assert template().sha256 == template().sha256
+    assert template(positives=9).sha256 != template().sha256
+
+
+def letters(texts):
+    """A tokenizer of one token a letter."""
+    return [len(text) for text in texts]
+
+
+def budget(most):
+    return Budget(most, letters, letters)
+
+
+def longest(prompts):
+    return prompts.frame["text"].str.len_chars().max()
+
+
+def test_a_budget_is_kept_by_every_prompt_and_used_as_far_as_it_goes(tmp_path):
+    rows = [(u, (u + i) % 5, i % 2, float(i % 3 > 0), i) for u in (0, 1) for i in range(40)]
+    folder = write_dataset(tmp_path, rows, ages=["20", "a very long age", "40"])
+    free = user_prompts(folder, template())
+    for most in range(longest(free) - 60, longest(free) + 5, 7):
+        prompts = user_prompts(folder, template(), budget=budget(most))
+        assert longest(prompts) <= most
+    wide = user_prompts(folder, template(), budget=budget(longest(free) + 80))
+    assert wide.frame.equals(free.frame)
+    assert wide.counts["history_cut"] == 0
+
+
+def test_a_budget_keeps_the_newest_items_of_each_scenario_and_counts_who_lost_some(tmp_path):
+    rows = [(0, item, item % 2, 1.0, 10 + item) for item in range(5)] + [(1, 0, 0, 1.0, 1)]
+    folder = write_dataset(tmp_path, rows)
+    most = longest(user_prompts(folder, template(positives=2)))
+    prompts = user_prompts(folder, template(), budget=budget(most + 12))
+    assert "search, clicked: Iron Pan (pans)." in texts(prompts)["ann"]
+    assert "feed, clicked: Gold Ring (rings)." in texts(prompts)["ann"]
+    assert "Red Shoes" not in texts(prompts)["ann"]
+    assert prompts.counts["history_cut"] == 1
+
+
+def test_a_budget_without_room_for_an_item_is_refused(tmp_path):
+    folder = write_dataset(tmp_path, TRAIN)
+    with pytest.raises(ValueError, match="room for an item of history; got 10, .* has 2.. tokens"):
+        user_prompts(folder, template(), budget=budget(10))
+
+
+def test_prompts_of_users_begin_alike(tmp_path):
+    shown = list(texts(user_prompts(write_dataset(tmp_path, TRAIN), template())).values())
+    intro = template().intro.partition("{")[0]
+    assert all(text.startswith(intro) for text in shown)
+    assert len({text[:150] for text in shown}) == 1
+
+
+def test_an_item_prompt_has_title_and_all_attributes(tmp_path):
+    titles = ["Red Shoes", "", "Green Scarf"]
+    rows = [(0, 0, 0, 1.0, 1)]
+    folder = write_dataset(tmp_path, rows, titles=titles, kinds=["shoes|red", None, None])
+    prompts = item_prompts(folder, template(item_details=0))
+    assert prompts.frame["key"].to_list() == [0, 2]
+    assert "One of its items: Red Shoes (shoes, red)\n" in texts(prompts)[0]
+    assert "One of its items: Green Scarf\n" in texts(prompts)[2]
+    assert prompts.counts["left_out"] == 1
+    shares = [item_prompts(folder, template(), rank=rank, world_size=2) for rank in (0, 1)]
+    assert pl.concat([share.frame for share in shares])["key"].sort().to_list() == [0, 2]
+
+
+def test_the_automatic_template_is_the_one_made_for_the_data_set():
+    assert template_of("movielens-1m-genre") == "movielens"
+    assert template_of("amazon-2023") == "amazon"
+    assert template_of("anything") == "default"
+    assert template_of("kuaisar", "amazon") == "amazon"
+
+
+def test_every_template_is_whole():
+    import yaml
+
+    for name in yaml.safe_load(TEMPLATES_FILE.read_text()):
+        assert load_template(name).version >= 1
+
+
+def test_importing_the_prompts_does_not_import_torch():
+    imports = "import sys, msrec.data.llm.prompts, msrec.data.llm.store_writer"
+    code = f"{imports}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,204 @@
+"""Raw rows to columns: the rows that a conversion gave, and a sentence for each that it refuses."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny import tiny_dataset
+
+from msrec.data.convert.conversion import write_dataset
+from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables
+from msrec.data.convert.split import SplitChoice
+from msrec.data.features.row_encoder import RawRows
+from msrec.data.features.vocabulary import Hashed
+from msrec.data.loading.split_reader import SplitFiles
+from msrec.data.schema import Scenario, load_schema
+from msrec.data.synthetic.simulated_dataset import synthesize
+
+FEATURES = (
+    *ID_FEATURES,
+    Feature("age", "user"),
+    Feature("tags", "item", "multi"),
+    Feature("words", "item", "multi"),
+    Feature("query", "interaction"),
+    Feature("price", "interaction", "dense"),
+)
+HASHED = {"query": Hashed(50), "words": Hashed(40, 2)}
+
+
+def raw_tables(rows=400):
+    """Interactions of 30 users and 20 items; the newest rows have users that training never saw."""
+    rng = np.random.default_rng(0)
+    user = np.sort(rng.integers(30, size=rows))
+    item = rng.integers(20, size=rows)
+    price = rng.normal(size=rows)
+    odds = 1.5 * price + (item % 2 - 0.5) + (user % 3 - 1)
+    tags = [[f"t{k}" for k in range(i % 4)] or None for i in range(20)]
+    return RawTables(
+        name="app",
+        description="an app",
+        interactions=pl.DataFrame(
+            {
+                "user_key": [f"u{u}" for u in user],
+                "item_key": item * 10,
+                "scenario": rng.integers(2, size=rows),
+                "query": [None if q == 0 else f"q{q}" for q in rng.integers(9, size=rows)],
+                "price": price,
+                "label": (rng.random(rows) < 1 / (1 + np.exp(-odds))).astype(int),
+                "time": np.arange(rows),
+            }
+        ),
+        users=pl.DataFrame(
+            {"user_key": [f"u{u}" for u in range(30)], "age": [u // 5 or None for u in range(30)]}
+        ),
+        items=pl.DataFrame(
+            {"item_key": np.arange(20) * 10, "tags": tags, "words": tags},
+            schema_overrides={"tags": pl.List(pl.String), "words": pl.List(pl.String)},
+        ),
+        scenarios=[Scenario(name=name, description=name) for name in ("feed", "shop")],
+        features=FEATURES,
+        timestamp="time",
+    )
+
+
+def joined(raw):
+    """The raw rows: interactions with what their users and items are."""
+    frame = raw.interactions.join(raw.users, "user_key", maintain_order="left")
+    return frame.join(raw.items, "item_key", maintain_order="left")
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    raw = raw_tables()
+    out = tmp_path_factory.mktemp("app") / "data"
+    write_dataset(raw, out, SplitChoice("time"), hashed=HASHED)
+    return out, joined(raw)
+
+
+def plain(column):
+    return column.to_pylist() if isinstance(column, pa.Array) else column.tolist()
+
+
+def from_json(rows, frame):
+    """The same rows by way of JSON."""
+    lines = json.loads(json.dumps(frame.to_dicts()))
+    return rows.table(lines)
+
+
+@pytest.mark.parametrize("way", ["parquet", "json"])
+def test_raw_rows_get_the_columns_that_the_conversion_wrote(app, way):
+    out, frame = app
+    rows = RawRows(out)
+    start = 0
+    for split in ("train", "valid", "test"):
+        files = SplitFiles(out, load_schema(out), split)
+        wanted = files.take(np.arange(files.num_rows))
+        some = frame.slice(start, files.num_rows)
+        found = rows.encode(some.to_arrow() if way == "parquet" else from_json(rows, some), "x")
+        for name in ("user", "item", "scenario", *(f.name for f in FEATURES)):
+            np.testing.assert_equal(plain(found[name]), plain(wanted[name]), err_msg=name)
+        start += files.num_rows
+    assert (np.array(plain(found["user_id"])) == 0).any()  # users that training never saw
+
+
+def test_new_users_and_items_are_known_by_no_index(app):
+    out, frame = app
+    rows = RawRows(out)
+    new = frame.head(2).with_columns(user_key=pl.lit("nobody"), item_key=pl.lit(7))
+    found = rows.encode(new.to_arrow(), "x")
+    assert found["user"].tolist() == found["item"].tolist() == [-1, -1]
+    assert found["user_id"].tolist() == found["item_id"].tolist() == [0, 0]
+
+
+def test_the_simulated_app_keeps_vocabularies_that_give_its_rows(tmp_path):
+    synthesize(tmp_path / "app", rows=1000, users=60, items=500)
+    rows = RawRows(tmp_path / "app")
+    users, items = (
+        pl.read_parquet(tmp_path / "app" / f"{side}s.parquet") for side in ("user", "item")
+    )
+    encoded = pl.read_parquet(tmp_path / "app" / "test" / "*.parquet")
+    raw = pl.concat([users[encoded["user"]], items[encoded["item"]]], how="horizontal")
+    raw = raw.with_columns(encoded["scenario", "duration", "hour"])
+    found = rows.encode(raw.to_arrow(), "x")
+    for name in ("user", "item", *(f.name for f in rows.schema.sparse)):
+        np.testing.assert_equal(found[name], encoded[name].to_numpy(), err_msg=name)
+    assert (encoded["item_id"] == 0).any()
+
+
+GOOD = {
+    **{"user_key": "u1", "item_key": 10, "scenario": "feed", "age": 1, "tags": ["t0"]},
+    **{"words": [], "query": "q1", "price": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"price": float("nan")}, "column 'price', row 1: a dense value must be finite; found nan"),
+        ({"price": None}, "column 'price', row 1: a dense value must be finite; found None"),
+        ({"price": "1"}, "column 'price', row 1: must be an integer or a number; found '1'"),
+        ({"age": "old"}, "column 'age', row 1: must be an integer; found 'old'"),
+        ({"age": 3.7}, "column 'age', row 1: must be an integer; found 3.7"),
+        ({"age": 2**70}, "column 'age', row 1: must be an integer; found"),
+        ({"scenario": "shp"}, "column 'scenario', row 1: the scenario must be one of feed, shop"),
+        ({"tags": "t0"}, "column 'tags', row 1: must be a list, each a string; found 't0'"),
+        ({"user_key": None}, "column 'user_key', row 1: a key may not be null; found None"),
+        ({"query": ["q1"]}, "column 'query', row 1: must be a string or an integer"),
+        ({"words": 3.5}, "column 'words', row 1: must be a list, each a string or an integer"),
+    ],
+)
+def test_a_bad_value_is_told_by_column_and_row(app, change, said):
+    rows = RawRows(app[0])
+    with pytest.raises(ValueError, match="^request: ") as caught:
+        rows.encode(rows.table([GOOD, GOOD | change], "request"), "request")
+    assert said in str(caught.value)
+
+
+def test_a_row_that_lacks_a_column_is_told_and_ids_may_come_from_the_keys(app):
+    rows = RawRows(app[0])
+    same = rows.encode(rows.table([GOOD | {"user_id": "u1", "item_id": 10}]), "x")
+    assert rows.encode(rows.table([GOOD]), "x")["user_id"] == same["user_id"] != 0
+    short = {name: value for name, value in GOOD.items() if name != "age"}
+    with pytest.raises(ValueError, match="row 1 must have the column 'age'; it has user_key"):
+        rows.table([GOOD, short])
+    with pytest.raises(ValueError, match="must have the column 'age', 'price'; found user_key"):
+        rows.encode(
+            pa.table(
+                {
+                    "user_key": ["u1"],
+                    "item_key": [1],
+                    "scenario": [0],
+                    "tags": [[]],
+                    "words": [[]],
+                    "query": ["a"],
+                }
+            ),
+            "x",
+        )
+
+
+@pytest.mark.parametrize("bad", [-1, 61, None])
+def test_a_table_row_out_of_range_is_refused_where_there_is_no_vocabulary(tmp_path, bad):
+    rows = RawRows(tiny_dataset(tmp_path / "tiny"))
+    row = {"user_key": "u1", "item_key": "i1", "scenario": 2, "price": 0.0}
+    row |= {"user_id": 40, "item_id": 60, "genres": [6, 1]}
+    found = rows.encode(rows.table([row]), "x")
+    assert plain(found["genres"]) == [[6, 1]]
+    assert found["item_id"].tolist() == [60]
+    with pytest.raises(ValueError, match=r"'item_id', row 1: a table row must be in \[0, 61\)"):
+        rows.encode(rows.table([row, row | {"item_id": bad}]), "x")
+    with pytest.raises(ValueError, match=r"'genres', row 1: a table row must be in \[0, 7\)"):
+        rows.encode(rows.table([row, row | {"genres": [1, 7]}]), "x")
+
+
+def test_a_hash_that_an_older_version_did_not_record_is_told(app, tmp_path):
+    out, _ = app
+    for name in ("users.parquet", "items.parquet"):
+        pq.write_table(pq.read_table(out / name), tmp_path / name)
+    text = (out / "dataset.yaml").read_text().replace("hashes: 1", "hashes: null")
+    (tmp_path / "dataset.yaml").write_text(text)
+    with pytest.raises(ValueError, match="how many hashes a value of 'query' has"):
+        RawRows(tmp_path)

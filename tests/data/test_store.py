@@ -1,0 +1,226 @@
+"""The knowledge store: what is written is read, and what is broken is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from msrec.data.llm.store import KnowledgeStore
+from msrec.data.llm.store_writer import StoreWriter
+
+RNG = np.random.default_rng(0)
+VECTORS = (RNG.normal(size=(7, 5)) * 3 + 10).astype(np.float32)
+KEYS = [f"user {number}" for number in (4, 2, 9, 1, 7, 3, 8)]
+SETTINGS = {"version": 1, "model": "tiny", "pooling": "mean", "storage": "float32"}
+
+
+def rows_of(places, keys=KEYS):
+    return {
+        "index": list(places),
+        "key": [keys[place] for place in places],
+        "tokens": [10 + place for place in places],
+        "truncated": [place == 0 for place in places],
+        "has_history": [place != 1 for place in places],
+    }
+
+
+def counts(keys):
+    return {"keys": keys, "no_history": 1, "left_out": 0, "items_without_text": 4}
+
+
+def writer(folder, rank=0, world_size=1, **changes):
+    return StoreWriter(folder, SETTINGS | changes, rank=rank, world_size=world_size)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return write(tmp_path / "user")
+
+
+def write(folder, keys=KEYS, **changes):
+    one = writer(folder, **changes)
+    for places in ([5, 0, 3], [6, 1], [2, 4]):
+        one.write(rows_of(places, keys), VECTORS[places])
+    assert one.finish(counts(7))
+    return folder
+
+
+def test_vectors_come_back_in_the_order_of_the_index(store):
+    opened = KnowledgeStore.open(store)
+    np.testing.assert_array_equal(opened.vectors, VECTORS)
+    assert opened.keys.tolist() == KEYS
+    assert len(opened) == 7
+    assert isinstance(opened.vectors, np.memmap)
+    opened.vectors[:] = 0  # private to this process
+    np.testing.assert_array_equal(KnowledgeStore.open(store).vectors, VECTORS)
+
+
+def test_mean_and_std_are_those_of_numpy(store):
+    opened = KnowledgeStore.open(store)
+    np.testing.assert_allclose(opened.mean, VECTORS.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(opened.std, VECTORS.std(0), rtol=1e-6)
+    assert opened.mean.dtype == opened.std.dtype == np.float32
+
+
+def test_the_manifest_counts(store):
+    manifest = KnowledgeStore.open(store).manifest
+    expected = {"keys": 7, "no_history": 1, "truncated": 1, "tokens": 91, "items_without_text": 4}
+    assert manifest | expected == manifest
+    assert manifest["model"] == "tiny"
+
+
+def test_rows_are_minus_one_where_a_key_is_missing(store):
+    opened = KnowledgeStore.open(store)
+    wanted = np.array(["user 9", "user", "user 4", "zoe", "user 9"])
+    assert opened.rows(wanted).tolist() == [2, -1, 0, -1, 2]
+    assert opened.rows(np.array([])).dtype == np.int64
+
+
+def test_integer_keys_are_found_as_integers(tmp_path):
+    keys = [40, 20, 90, 10, 70, 30, 80]
+    opened = KnowledgeStore.open(write(tmp_path / "user", keys))
+    assert opened.rows(np.array([90, 91, -5, 40], dtype=np.int32)).tolist() == [2, -1, -1, 0]
+    with pytest.raises(ValueError, match="keys must be of the store's type"):
+        opened.rows(np.array(["90"]))
+
+
+def test_half_precision_is_stored_as_said(tmp_path):
+    opened = KnowledgeStore.open(write(tmp_path / "user", storage="float16"))
+    assert opened.vectors.dtype == np.float16
+    np.testing.assert_allclose(opened.vectors, VECTORS, rtol=1e-3)
+
+
+def test_a_store_of_other_settings_names_each_difference(store):
+    opened = KnowledgeStore.open(store)
+    opened.check({"model": "tiny", "pooling": "mean"})
+    with pytest.raises(ValueError, match=r"model 'tiny' \(expected 'big'\); template None"):
+        opened.check({"model": "big", "pooling": "mean", "template": "default"})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_is_not_stored_and_names_its_key(tmp_path, value):
+    bad = VECTORS[:2].copy()
+    bad[1, 3] = value
+    one = writer(tmp_path)
+    with pytest.raises(ValueError, match="the vector of 'user 2' is not, as float32"):
+        one.write(rows_of([0, 1]), bad)
+    assert len(one.done_index()) == 0
+
+
+def test_a_vector_too_large_for_half_precision_is_an_error(tmp_path):
+    with (
+        pytest.raises(ValueError, match="as float16: use float32"),
+        np.errstate(over="ignore"),
+    ):
+        writer(tmp_path, storage="float16").write(rows_of([0]), VECTORS[:1] * 1e6)
+
+
+def test_a_nan_that_got_into_the_file_names_its_row_and_key(store):
+    vectors = np.load(store / "vectors.npy", mmap_mode="r+")
+    vectors[4, 2] = np.nan
+    vectors.flush()
+    manifest = json.loads((store / "manifest.json").read_text())
+    del manifest["crc32"]  # as a store from before there were checksums
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"vectors.npy: .*row 4 \(key 'user 7'\)"):
+        KnowledgeStore.open(store)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "keys.parquet"])
+def test_a_truncated_file_is_named(store, name):
+    size = (store / name).stat().st_size
+    with (store / name).open("r+b") as file:
+        file.truncate(size - 1)
+    with pytest.raises(ValueError, match=f"{name} must have {size} bytes .* got {size - 1}"):
+        KnowledgeStore.open(store)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "keys.parquet"])
+def test_a_flipped_bit_is_found(store, name):
+    path = store / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 2
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} must have the CRC-32"):
+        KnowledgeStore.open(store)
+
+
+def test_a_store_without_manifest_is_not_finished(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"manifest.json must exist; .* not there"):
+        KnowledgeStore.open(tmp_path / "none")
+    writer(tmp_path / "begun").write(rows_of([0]), VECTORS[:1])
+    with pytest.raises(FileNotFoundError, match="not finished: run `msrec encode` again"):
+        KnowledgeStore.open(tmp_path / "begun")
+
+
+def test_a_store_of_another_version_is_refused(store):
+    manifest = json.loads((store / "manifest.json").read_text()) | {"version": 99}
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="version must be at most 2; got 99"):
+        KnowledgeStore.open(store)
+
+
+def test_a_folder_begun_with_other_settings_is_refused(tmp_path):
+    writer(tmp_path).write(rows_of([0]), VECTORS[:1])
+    with pytest.raises(ValueError, match=r"begun with pooling 'mean' \(expected 'last'\)"):
+        writer(tmp_path, pooling="last")
+
+
+def test_a_finished_store_without_its_settings_file_is_not_taken_for_another(store):
+    (store / "settings.json").unlink()
+    assert writer(store).is_complete
+    with pytest.raises(ValueError, match="begun with pooling 'mean'"):
+        writer(store, pooling="last")
+
+
+def test_the_last_of_the_ranks_merges(tmp_path):
+    first, second = writer(tmp_path, 0, 2), writer(tmp_path, 1, 2)
+    first.write(rows_of([4, 2, 0, 6]), VECTORS[[4, 2, 0, 6]])
+    assert not first.finish(counts(4))
+    second.write(rows_of([5, 3, 1]), VECTORS[[5, 3, 1]])
+    assert second.finish(counts(3))
+    opened = KnowledgeStore.open(tmp_path)
+    np.testing.assert_array_equal(opened.vectors, VECTORS)
+    assert opened.manifest["no_history"] == 2
+    assert not (tmp_path / "parts").exists()
+
+
+def test_a_share_that_lost_a_part_waits_for_it(tmp_path):
+    first, second = writer(tmp_path, 0, 2), writer(tmp_path, 1, 2)
+    second.write(rows_of([5, 3, 1]), VECTORS[[5, 3, 1]])
+    second.finish(counts(3))
+    next((tmp_path / "parts").glob("part-001-*")).unlink()
+    first.write(rows_of([4, 2, 0, 6]), VECTORS[[4, 2, 0, 6]])
+    assert not first.finish(counts(4))
+    again = writer(tmp_path, 1, 2)
+    again.write(rows_of([5, 3, 1]), VECTORS[[5, 3, 1]])
+    assert again.finish(counts(3))
+
+
+def test_a_broken_part_is_named(tmp_path):
+    one = writer(tmp_path)
+    one.write(rows_of([0, 1]), VECTORS[:2])
+    part = tmp_path / "parts" / "part-000-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="part-000-00000.parquet must be a readable part"):
+        one.done_index()
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
+    one = writer(tmp_path)
+    one.write(rows_of([0, 1]), VECTORS[:2])
+
+    def full(table, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("msrec.data.llm.store_writer.pq.write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        one.write(rows_of([2]), VECTORS[2:3])
+    assert one.done_index().tolist() == [0, 1]
+    assert [file.name for file in one.parts.iterdir()] == ["part-000-00000.parquet"]
+
+
+def test_a_store_without_any_key_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="at least 1 key; got no prompt"):
+        writer(tmp_path).finish(counts(0))

@@ -1,0 +1,217 @@
+"""The simulated app: what is known about it is true, and chunks do not matter."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from msrec.data.schema import load_schema
+from msrec.data.synthetic.posterior import _Prior, reachable
+from msrec.data.synthetic.simulated_dataset import binned_auc, synthesize
+from msrec.data.synthetic.simulator import BIAS, BY_INTEREST, HOUR_EFFECT, STRENGTH, App
+
+ROWS = 120_000
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    out = tmp_path_factory.mktemp("synthetic") / "app"
+    synthesize(out, ROWS, users=400, items=800, seed=5)
+    return out
+
+
+def rows_of(dataset, split):
+    return pl.read_parquet(dataset / split / "*.parquet")
+
+
+def digest(folder: Path):
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_another_chunk_size_gives_the_same_bytes(tmp_path):
+    sizes = {"rows": 90_000, "users": 50, "items": 70}
+    synthesize(tmp_path / "one", **sizes, chunk_rows=90_000)
+    synthesize(tmp_path / "many", **sizes, chunk_rows=7_919)
+    assert digest(tmp_path / "one") == digest(tmp_path / "many")
+
+
+def test_a_chunk_depends_on_nothing_but_its_place():
+    whole = App(rows=5_000, users=40, items=30).generate(0, 5_000)
+    part = App(rows=5_000, users=40, items=30).generate(1_234, 1_241)
+    for name in ("user", "item", "scenario", "timestamp", "p_click", "click"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[1_234:1_241])
+
+
+def test_another_seed_gives_another_app():
+    one, two = (App(rows=1_000, users=20, seed=s).generate(0, 1_000) for s in (0, 1))
+    assert (one.user != two.user).any()
+
+
+def test_clicks_happen_as_often_as_the_known_probability_says():
+    log = App(rows=400_000).generate(0, 400_000)
+    tenth = np.minimum((log.p_click * 10).astype(int), 9)
+    count = np.bincount(tenth, minlength=10)
+    expected = np.bincount(tenth, weights=log.p_click) / count
+    found = np.bincount(tenth, weights=log.click) / count
+    assert (np.abs(found - expected) < 4.5 * np.sqrt(expected * (1 - expected) / count)).all()
+
+
+def test_the_recorded_best_auc_is_that_of_the_known_probability(dataset):
+    schema, test = load_schema(dataset), rows_of(dataset, "test")
+    cold = pl.read_parquet(dataset / "users.parquet")["is_cold"].gather(test["user"])
+    groups = {
+        "all": test,
+        "cold users": test.filter(cold == 1),
+        "warm users": test.filter(cold == 0),
+    }
+    for number, scenario in enumerate(schema.scenarios):
+        groups[scenario.name] = test.filter(pl.col("scenario") == number)
+    assert groups.keys() == schema.counts["best_auc"].keys()
+    for name, rows in groups.items():
+        exact = roc_auc_score(rows["click"], rows["p_click"])
+        assert schema.counts["best_auc"][name] == pytest.approx(exact, abs=1e-4)
+
+
+def test_the_best_auc_is_where_a_good_click_model_could_be(dataset):
+    assert 0.78 < load_schema(dataset).counts["best_auc"]["all"] < 0.83
+
+
+def test_cold_users_have_few_training_rows_and_many_test_rows(dataset):
+    cold = pl.read_parquet(dataset / "users.parquet")["is_cold"].to_numpy() == 1
+    assert cold.mean() == 0.25
+    train = np.bincount(rows_of(dataset, "train")["user"], minlength=400)
+    test = np.bincount(rows_of(dataset, "test")["user"], minlength=400)
+    assert (train[cold].min(), train[cold].max()) == (3, 8)
+    assert test[cold].mean() == pytest.approx(test[~cold].mean(), rel=0.15)
+
+
+def test_counting_past_clicks_ranks_warm_users_better_than_cold_ones():
+    """What a model of ids alone can learn: a user's rate in a category, an item's rate."""
+    app = App(rows=200_000)
+    log = app.generate(0, app.rows)
+    train, test = np.arange(app.rows) < app.bounds[0], np.arange(app.rows) >= app.bounds[1]
+    pair = log.user * app.num_categories + app.category[log.item]
+    score = sum(
+        smoothed_log_odds(key, log.click, train, prior)
+        for key, prior in ((pair, 4), (log.item, 10))
+    )
+    cold = app.is_cold[log.user]
+    auc = {
+        c: roc_auc_score(log.click[m], score[m]) for c in (0, 1) if (m := test & (cold == c)).any()
+    }
+    best = roc_auc_score(log.click[test], log.p_click[test])
+    assert auc[0] < best - 0.02
+    assert auc[1] < auc[0] - 0.08
+
+
+def smoothed_log_odds(key, click, train, prior):
+    shown = np.bincount(key[train], minlength=key.max() + 1) + prior
+    mean = click[train].mean()
+    clicked = np.bincount(key[train], weights=click[train], minlength=key.max() + 1) + prior * mean
+    return np.log(clicked / (shown - clicked))[key]
+
+
+@pytest.fixture(scope="module")
+def posterior():
+    return reachable(App(rows=200_000, users=300, seed=3))
+
+
+def test_what_training_rows_tell_is_true_on_average(posterior):
+    """Calibrated in every tenth, as a posterior must be, and on both sides of no more than p."""
+    tenth = np.argsort(np.argsort(posterior.posterior)) * 10 // len(posterior.click)
+    for number in range(10):
+        inside = tenth == number
+        error = np.sqrt(0.25 / inside.sum())
+        difference = posterior.click[inside].mean() - posterior.posterior[inside].mean()
+        assert abs(difference) < 4 * error
+
+
+def test_training_rows_tell_more_than_nothing_and_less_than_all(posterior):
+    loss = log_loss(posterior.click, posterior.posterior)
+    assert log_loss(posterior.click, posterior.p_click) < loss - 0.01
+    few, more = (posterior.num_rows < 6, posterior.num_rows >= 6)
+    auc = [roc_auc_score(posterior.click[m], posterior.posterior[m]) for m in (few, more)]
+    assert 0.62 < auc[0] < auc[1] < 0.76
+    rate = np.full(len(posterior.click), posterior.click.mean())
+    assert loss < log_loss(posterior.click, rate) - 0.02
+
+
+def test_the_posterior_of_a_user_is_bayes_rule():
+    """One user, by sums over draws in another order: weights from the prior, then a mean."""
+    app = App(rows=20_000, users=40, items=60, seed=2)
+    found = reachable(app, sample=500, most_users=1)
+    user = int(np.flatnonzero(app.is_cold)[0])
+    train, test = app.generate(0, app.bounds[0]), app.generate(app.bounds[1], app.rows)
+    prior = _Prior(app, 500)
+    taste, tendency = prior.of(user)
+
+    def p_of(rows, at, draw):
+        category, scenario = app.category[rows.item[at]], rows.scenario[at]
+        interest = taste[draw, category] + prior._away[scenario, category, draw]
+        fixed = BIAS[scenario] + app.quality[rows.item[at]] + HOUR_EFFECT[rows.hour[at]]
+        p = 1 / (1 + np.exp(-(fixed + STRENGTH[scenario] * interest + tendency[draw])))
+        liked = np.exp(taste[draw]) / np.exp(taste[draw]).sum()
+        popular = app.category_weight / app.category_weight.sum()
+        share = BY_INTEREST[scenario]
+        return p, share * liked[category] + (1 - share) * popular[category]
+
+    own_train = np.flatnonzero(train.user == user)
+    assert 3 <= len(own_train) <= 8
+    weights = np.ones(500)
+    for draw in range(500):
+        for at in own_train:
+            p, shown = p_of(train, at, draw)
+            weights[draw] *= shown * (p if train.click[at] else 1 - p)
+    for place, at in enumerate(np.flatnonzero(test.user == user)[:5]):
+        pairs = [p_of(test, at, draw) for draw in range(500)]
+        top = sum(w * shown * p for w, (p, shown) in zip(weights, pairs, strict=True))
+        expected = top / sum(w * shown for w, (_, shown) in zip(weights, pairs, strict=True))
+        assert found.posterior[place] == pytest.approx(expected, rel=1e-6)
+
+
+def test_interests_carry_over_between_scenarios():
+    interest = App(rows=1_000, users=30).interest
+    search, feed = interest[:, 0].ravel(), interest[:, 1].ravel()
+    assert 0.85 < np.corrcoef(search, feed)[0, 1] < 1
+
+
+@pytest.mark.parametrize("rows", [1_000, 9_999_999])
+def test_no_second_is_on_both_sides_of_a_cut(rows):
+    app = App(rows=rows, users=20)
+    for cut in app.bounds:
+        before, after = app.generate(cut - 1, cut + 1).timestamp
+        assert before < after
+    assert app.bounds[0] == pytest.approx(0.8 * rows, abs=8)
+
+
+def test_the_files_hold_what_the_schema_says(dataset):
+    schema = load_schema(dataset)
+    for split in ("train", "valid", "test"):
+        rows = rows_of(dataset, split)
+        assert rows.columns == [*schema.columns, "p_click"]
+        assert sum(rows.null_count().row(0)) == 0
+        assert len(rows) == schema.counts["rows"][split]["all"]
+        for feature in schema.sparse:
+            assert rows[feature.name].max() < schema.tables[feature.table]
+    assert schema.split.train_until == rows_of(dataset, "train")["timestamp"].max()
+
+
+def test_too_few_rows_for_the_cold_users_is_said_with_the_number_it_takes():
+    with pytest.raises(ValueError, match="Take .* rows or more"):
+        App(rows=1_000, users=600)
+
+
+def test_ten_videos_are_an_app_too(tmp_path):
+    assert synthesize(tmp_path / "app", rows=1_000, users=10, items=10).num_items == 10
+
+
+def test_binned_auc_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    score, label = rng.integers(0, 12, 500), rng.integers(0, 2, 500)
+    counts = [np.bincount(score[label == c], minlength=12) for c in (0, 1)]
+    assert binned_auc(*counts) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
+    assert binned_auc(counts[0], np.zeros(12, dtype=int)) is None

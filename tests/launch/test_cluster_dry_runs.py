@@ -1,0 +1,240 @@
+"""What every component asks of every scheduler.
+
+The whole requests are in tests/golden/. After a wanted change, write them anew and read the diff:
+
+    UPDATE_GOLDEN=1 pytest tests/test_cluster_dry_runs.py && git diff tests/golden
+"""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import yaml
+from torchx.runner import get_runner
+
+GOLDEN = Path(__file__).with_name("golden")
+# A component -> what it needs behind `--`.
+JOBS = {
+    "train": ["config=conf.yaml"],
+    "evaluate": ["run=runs/first"],
+    "encode": ["config=conf.yaml"],
+    "predict": ["run=runs/first"],
+}
+OF_KUBERNETES = {
+    "queue": "ads",
+    "namespace": "rec",
+    "volumes": ["data:/data", "cache:/root/.cache"],
+    "secrets": ["s3"],
+    "secret_env": ["HF_TOKEN:hugging-face/token"],
+    "image_pull_secrets": ["registry"],
+    "node_selector": ["pool:gpu"],
+    "tolerations": ["nvidia.com/gpu:NoSchedule", "team:ads:NoExecute"],
+}
+CONTAINERS = ["--image", "registry/msrec:1", "-h", "msrec_h100x8", "--max_retries", "3"]
+# A scheduler -> its options, and those of the component.
+SCHEDULERS = {
+    "local_cwd": ({"log_dir": "logs"}, []),
+    "slurm": (
+        {"partition": "gpu", "account": "ads", "gres": "gpu:8", "exclusive": True},
+        ["-h", "msrec_h100x8", "--max_retries", "3"],
+    ),
+    "kubernetes": (OF_KUBERNETES, CONTAINERS),
+    "aws_batch": (
+        {"queue": "ads", "user": "ads", "volumes": ["fs-0123abcd:/data", "/fsx:/fsx"]},
+        CONTAINERS,
+    ),
+    "ray": ({"dashboard_address": "head:8265"}, ["--image", ".", "--python", "python"]),
+}
+LIBRARY = {"kubernetes": "kubernetes", "aws_batch": "boto3", "ray": "ray"}
+# Where the second node finds the first one's address.
+RANK0 = {
+    "local_cwd": "TORCHX_RANK0_HOST",
+    "slurm": "SLURM_JOB_NODELIST_HET_GROUP_0",
+    "kubernetes": "VC_{JOB}_0_HOSTS",
+    "aws_batch": "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS",
+    "ray": "TORCHX_RANK0_HOST",
+}
+PAIRS = [(job, scheduler) for job in JOBS for scheduler in SCHEDULERS]
+SRUN = """#!/bin/sh
+printf '%s\\0' "$@"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a config, where a machine's own Slurm is not asked."""
+    (tmp_path / "conf.yaml").write_text("dataset: data\n")
+    for name, text in (("srun", SRUN), ("sinfo", "#!/bin/sh\nexit 1\n"), ("words", SRUN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    return tmp_path
+
+
+def request(job, scheduler, *options, args=()):
+    """Of `torchx run -s SCHEDULER --dryrun msrec.JOB -j 2x4`, in plain values."""
+    if scheduler in LIBRARY:
+        pytest.importorskip(LIBRARY[scheduler])
+    cfg, defaults = SCHEDULERS[scheduler]
+    words = ["-j", "2x4", *defaults, *options, "--", *JOBS[job], *args]
+    with get_runner() as runner:
+        found = runner.dryrun_component(f"msrec.{job}", words, scheduler, cfg).request
+    if scheduler == "kubernetes":
+        return found.resource
+    return str(found) if scheduler == "slurm" else dataclasses.asdict(found)
+
+
+@pytest.mark.parametrize(("job", "scheduler"), PAIRS)
+def test_the_request_is_the_golden_one(folder, job, scheduler):
+    found = request(job, scheduler)
+    text = found if scheduler == "slurm" else yaml.safe_dump(found, width=10**6)
+    text = re.sub(rf"\b{job}-[a-z0-9]{{10,}}\b", f"{job}-ID", text)
+    text = text.replace(sys.executable, "PYTHON").replace(str(folder), "FOLDER")
+    golden = GOLDEN / f"{job}-{scheduler}.{'sh' if scheduler == 'slurm' else 'yaml'}"
+    if "UPDATE_GOLDEN" in os.environ:
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+def test_every_golden_file_is_compared():
+    names = {f"{job}-{scheduler}" for job, scheduler in PAIRS}
+    assert {file.stem for file in GOLDEN.iterdir()} <= names
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "kubernetes", "aws_batch", "ray"])
+def test_the_example_for_torchx_gives_options_that_there_are(scheduler):
+    if scheduler in LIBRARY:
+        pytest.importorskip(LIBRARY[scheduler])
+    example = ConfigParser()
+    example.read(GOLDEN.parents[2] / "configs/torchxconfig")
+    with get_runner() as runner:
+        known = {name for name, _ in runner.scheduler_run_opts(scheduler)}
+    assert set() < set(example[scheduler]) <= known
+
+
+def lines(found, scheduler, environment):
+    """The line that bash reads on each of the two nodes."""
+    if scheduler == "local_cwd":
+        return [node["args"][2] for node in next(iter(found["role_params"].values()))]
+    if scheduler == "slurm":
+        done = subprocess.run(
+            ["bash", "-c", found.partition("#!/bin/bash")[2]],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        words = done.stdout.split("\0")
+        return [words[i + 2] for i, word in enumerate(words) if word == "bash"]
+    if scheduler == "kubernetes":
+        pods = [task["template"]["spec"] for task in found["spec"]["tasks"]]
+        return [as_kubernetes_reads(pod["containers"][0]["command"][2]) for pod in pods]
+    if scheduler == "aws_batch":
+        (nodes,) = found["job_def"]["nodeProperties"]["nodeRangeProperties"]
+        return [nodes["container"]["command"][2]] * 2
+    return [actor["command"][2] for actor in found["actors"]]
+
+
+def as_kubernetes_reads(word):
+    """$(NAME) is a variable's value where there is one, else itself; $$ is one dollar."""
+    variables = {"HOME": "a pod's home"}
+    pattern = re.compile(r"\$\$|\$\(([^)]*)\)")
+    return pattern.sub(lambda m: variables.get(m[1], m[0]) if m[1] else "$", word)
+
+
+@pytest.mark.parametrize(("job", "scheduler"), PAIRS)
+def test_every_word_of_a_job_comes_through_bash_and_the_second_node_finds_the_first(
+    folder, job, scheduler
+):
+    given = 'llm.store=it\'s "a" \\ * ; & `id` $HOME $(id) $(HOME) $$ $$$$(X) ${replica_id}'
+    # The interpreter's place is taken by a script that prints its arguments.
+    found = request(job, scheduler, "--python", str(folder / "words"), args=["run_id=x", given])
+    environment = {"PATH": os.environ["PATH"], "HOME": "/home", "SLURM_JOB_ID": "7"}
+    rank0 = {RANK0[scheduler].format(JOB=job.upper()): "first"}
+    for node, line in enumerate(lines(found, scheduler, environment)):
+        # These two do not tell the first node its own name.
+        first = "localhost" if scheduler in ("kubernetes", "aws_batch") and node == 0 else "first"
+        known = environment | ({} if first == "localhost" else rank0)
+        told = subprocess.run(
+            ["bash", "-c", line], env=known, capture_output=True, text=True, check=True
+        )
+        words = told.stdout.split("\0")[:-1]
+        assert words[words.index("--module") + 1 :] == [
+            *("msrec", job, JOBS[job][0].partition("=")[2], "run_id=x"),
+            given,
+        ]
+        assert words[words.index("--rdzv-endpoint") + 1] == f"{first}:29500"
+
+
+def refused(job):
+    """Why Kubernetes would not take a Volcano Job; None where it would."""
+    import jsonschema
+    import kubernetes_validate
+
+    schema = yaml.safe_load(GOLDEN.with_name("volcano_job.yaml").read_text())
+    try:
+        jsonschema.validate(job, schema, jsonschema.Draft202012Validator)
+        for task in job["spec"]["tasks"]:
+            pod = {"apiVersion": "v1", "kind": "Pod", **task["template"]}
+            kubernetes_validate.validate(pod, "1.34", strict=True)
+            names = {volume["name"] for volume in pod["spec"]["volumes"]}
+            for container in pod["spec"]["containers"]:
+                for mount in container["volumeMounts"]:
+                    assert mount["name"] in names, f"no volume {mount['name']}"
+    except (jsonschema.ValidationError, kubernetes_validate.ValidationError) as error:
+        return error.message
+    except AssertionError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_kubernetes_would_take_the_job(folder, job):
+    pytest.importorskip("kubernetes_validate")
+    assert refused(request(job, "kubernetes")) is None
+
+
+def put(job, place, value):
+    """A copy of a job that has another value in one place."""
+    job = deepcopy(job)
+    *inner, last = place
+    part = job
+    for key in inner:
+        part = part[key]
+    part[last] = value
+    return job
+
+
+TASK = ("spec", "tasks", 1)
+POD = (*TASK, "template", "spec")
+CONTAINER = (*POD, "containers", 0)
+MUTANTS = {
+    "a number as text": ((*TASK, "replicas"), "1"),
+    "an unknown field of the job": (("spec", "minAvailabel"), 2),
+    "an unknown field of a task": ((*TASK, "maxRetries"), 2),
+    "no such action": ((*TASK, "policies"), [{"event": "PodFailed", "action": "Nope"}]),
+    "a name with a capital": ((*TASK, "name"), "Train-1"),
+    "an unknown field of the pod": ((*POD, "toleration"), []),
+    "a toleration's effect misspelt": ((*POD, "tolerations", 0), {"efect": "NoSchedule"}),
+    "a claim without its name": ((*POD, "volumes", 1, "persistentVolumeClaim"), {}),
+    "a mount without a path": ((*CONTAINER, "volumeMounts", 1), {"name": "claim-0"}),
+    "a mount of no volume": (
+        (*CONTAINER, "volumeMounts", 1),
+        {"name": "claim-7", "mountPath": "/data"},
+    ),
+    "a secret as text": ((*CONTAINER, "envFrom"), ["s3"]),
+    "a port as text": ((*CONTAINER, "ports", 0, "containerPort"), "29500"),
+}
+
+
+@pytest.mark.parametrize(("place", "value"), MUTANTS.values(), ids=MUTANTS)
+def test_the_check_of_a_kubernetes_job_sees_each_mistake(folder, place, value):
+    pytest.importorskip("kubernetes_validate")
+    assert refused(put(request("train", "kubernetes"), place, value)) is not None

@@ -1,0 +1,226 @@
+"""Comparing two runs: clustered DeLong by its formula, error rates, refusals, the verdict."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from scipy.stats import ttest_rel
+
+from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
+from msrec.launch.evaluation.compare import (
+    IS_BETTER,
+    compare,
+    differences,
+    differences_table,
+    holm,
+    predictions_of,
+    verdict,
+)
+from msrec.launch.evaluation.predictions import Commit, write_commit
+from msrec.launch.evaluation.results import evaluate_predictions, save_results
+from msrec.model.metrics.exact import sort_rows
+from msrec.tools.bench.intervals import clicks
+
+NAMES = ("search", "feed", "friends")
+SCHEMA = Schema(
+    name="app",
+    description="an app",
+    scenarios=[Scenario(name=name, description="") for name in NAMES],
+    tables={"user": 10},
+    sparse=[SparseFeature(name="user_id", table="user")],
+    labels=["click"],
+    split=SplitRecord(method="random"),
+    num_users=9,
+    num_items=1,
+)
+
+
+def two_models(users=150, seed=0, noise=(0.8, 0.8)):
+    """Labels, users, and the scores of two models that err apart, each by so much a user."""
+    rng = np.random.default_rng(seed)
+    user, label, logit = clicks(rng, users)
+    scores = []
+    for spread in noise:
+        wrong = rng.normal(0, spread, users)[user] + rng.normal(0, spread, len(user))
+        scores.append((1 / (1 + np.exp(-logit - wrong))).astype(np.float32))
+    return label, user, scores
+
+
+def paired(label, user, scores):
+    return differences(*(sort_rows(score, label, user).sums() for score in scores))
+
+
+def obuchowski(label, user, scores):
+    """AUC difference and its variance by the formula of the paper, users as clusters."""
+    components = []
+    for score in scores:
+        positive, negative = score[label], score[~label]
+        wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+        components.append((wins.mean(axis=1), wins.mean(axis=0), wins.mean()))
+    users, m, n = np.unique(user), label.sum(), (~label).sum()
+    v10 = components[1][0] - components[0][0]
+    v01 = components[1][1] - components[0][1]
+    difference = components[1][2] - components[0][2]
+    of_user = [user[label][:, None] == users, user[~label][:, None] == users]
+    first = (v10[:, None] * of_user[0]).sum(axis=0) - of_user[0].sum(axis=0) * difference
+    second = (v01[:, None] * of_user[1]).sum(axis=0) - of_user[1].sum(axis=0) * difference
+    clusters = len(users) / (len(users) - 1)
+    s10 = clusters * (first**2).sum() / m**2
+    s01 = clusters * (second**2).sum() / n**2
+    return difference, s10 + s01 + 2 * clusters * (first * second).sum() / (m * n)
+
+
+@pytest.mark.parametrize("digits", [7, 1], ids=["distinct", "many ties"])
+def test_auc_differences_are_clustered_delong(digits):
+    label, user, scores = two_models(users=400)
+    scores = [score.round(digits) for score in scores]
+    found = paired(label, user, scores)["auc"]
+    difference, variance = obuchowski(label, user, scores)
+    low, high = found.interval
+    assert found.difference == pytest.approx(difference, abs=1e-12)
+    assert (high - low) / 2 == pytest.approx(1.966 * np.sqrt(variance), rel=0.02)
+
+
+def test_users_with_one_row_each_give_the_paired_t_test_of_their_losses():
+    rng = np.random.default_rng(0)
+    label, user = rng.random(500) < 0.3, np.arange(500)
+    scores = [rng.uniform(0.05, 0.95, 500) for _ in range(2)]
+    losses = [-np.log(np.where(label, score, 1 - score)) for score in scores]
+    expected = ttest_rel(losses[1], losses[0])
+    found = paired(label, user, scores)["log_loss"]
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-6)
+
+
+def test_models_of_one_kind_are_told_apart_as_often_as_chance_does():
+    found = [paired(*two_models(users=60, seed=seed)) for seed in range(300)]
+    for metric in IS_BETTER:
+        share = np.mean([one[metric].p < 0.05 for one in found])
+        assert 0.015 <= share <= 0.095, (metric, share)
+
+
+def test_a_better_model_is_found_in_every_metric():
+    found = paired(*two_models(users=800, noise=(1.5, 0.3)))
+    for metric, sign in IS_BETTER.items():
+        assert sign * found[metric].difference > 0, metric
+        assert found[metric].p < 0.01, metric
+
+
+def test_a_model_and_itself_do_not_differ():
+    label, user, [score, _] = two_models()
+    for metric, one in paired(label, user, [score, score]).items():
+        assert (one.difference, one.p, one.interval) == (0, 1, (0, 0)), metric
+
+
+def test_holm_corrects_for_the_tests_that_there_are():
+    ps = [0.001, 0.04, None, 0.03, 0.2]
+    assert holm(ps) == pytest.approx([0.004, 0.09, None, 0.09, 0.2])
+    assert holm([]) == []
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def write(folder, score, label, user, scenario, judge=True, **commit):
+    folder.mkdir(parents=True)
+    rows = len(label)
+    table = {"row_id": np.arange(rows), "scenario": scenario.astype(np.int32), "user": user}
+    table |= {"label": label.astype(np.float32), "weight": np.ones(rows, np.float32)}
+    pq.write_table(pa.table(table | {"score": score}), folder / "part-0.parquet")
+    facts = {"split": "test", "checkpoint": "step-7", "dataset": "app"} | commit
+    write_commit(folder, Commit(rows=rows, **facts))
+    if judge:
+        save_results(
+            evaluate_predictions(folder, SCHEMA.model_copy(update={"name": facts["dataset"]})),
+            folder,
+        )
+    return folder
+
+
+@pytest.fixture
+def rows():
+    label, user, scores = two_models(users=300, noise=(1.6, 0.4))
+    scenario = np.random.default_rng(9).choice(3, len(label), p=[0.6, 0.38, 0.02])
+    return {"label": label, "user": user, "scenario": scenario, "scores": scores}
+
+
+def folders(tmp_path, rows, **changes):
+    first, second = rows.pop("scores")
+    one = write(tmp_path / "one", first, **rows)
+    return one, write(tmp_path / "two", second, **(rows | changes))
+
+
+def test_the_verdict_is_one_sentence_that_says_where_and_how_sure(tmp_path, rows):
+    found = compare(*folders(tmp_path, rows), ("bare", "llm"))
+    whole = found.metrics["auc"]["all"]
+    said = verdict(found)
+    assert said.startswith("llm is better than bare in AUC on app, test: +0.")
+    assert f"95 % interval {whole.interval[0]:+.4f} to {whole.interval[1]:+.4f}" in said
+    assert "with Holm's correction for 3: better in search, feed" in said
+    assert said.count(".  ") == 0
+    assert said.endswith(".")
+    turned = verdict(compare(tmp_path / "two", tmp_path / "one", ("llm", "bare")), "log_loss")
+    assert turned.startswith("bare is worse than llm in log loss on app, test: +0.")
+
+
+def test_p_values_of_scenarios_are_corrected_and_all_is_not(tmp_path, rows):
+    found = compare(*folders(tmp_path, rows), ("a", "b"))
+    for of_metric in found.metrics.values():
+        whole, *parts = of_metric.values()
+        assert whole.p_holm is None
+        assert [one.p_holm for one in parts] == holm([one.p for one in parts])
+
+
+def test_where_a_metric_is_undefined_nothing_is_decided(tmp_path, rows):
+    rows["label"] = rows["label"] & (rows["scenario"] != 1)
+    found = compare(*folders(tmp_path, rows), ("a", "b"))
+    feed = found.metrics["auc"]["feed"]
+    assert (feed.first, feed.difference, feed.p, feed.interval) == (None,) * 4
+    assert feed.users > 100
+    console = Console(width=160)
+    with console.capture() as shown:
+        console.print(differences_table(found))
+    line = next(line for line in shown.get().splitlines() if "feed" in line)
+    assert line.count("undefined") == 5
+    assert "Holm's correction for 2: better in search" in verdict(found)
+
+
+def test_a_comparison_survives_its_json(tmp_path, rows):
+    found = compare(*folders(tmp_path, rows), ("a", "b"))
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dataset": "shop"}, "the dataset differs: app and shop"),
+        ({"split": "valid"}, "the split differs: test and valid"),
+    ],
+)
+def test_predictions_of_another_kind_are_refused(tmp_path, rows, changes, sentence):
+    with pytest.raises(ValueError, match=f"a and b must have scored the same rows; {sentence}"):
+        compare(*folders(tmp_path, rows, **changes), ("a", "b"))
+
+
+@pytest.mark.parametrize("column", ["label", "user", "scenario"])
+def test_other_labels_users_or_scenarios_are_refused_with_the_row(tmp_path, rows, column):
+    other = rows[column].copy()
+    other[5] = {"label": not other[5], "user": 7_000, "scenario": (other[5] + 1) % 3}[column]
+    with pytest.raises(ValueError, match=rf"column {column} differs in [\d,]+ rows, first in row"):
+        compare(*folders(tmp_path, rows, **{column: other}), ("a", "b"))
+
+
+def test_fewer_rows_are_refused(tmp_path, rows):
+    first, second = rows.pop("scores")
+    one = write(tmp_path / "one", first, **rows)
+    two = write(tmp_path / "two", second[:-1], **{name: c[:-1] for name, c in rows.items()})
+    with pytest.raises(ValueError, match="the number of rows differs"):
+        compare(one, two, ("a", "b"))
+
+
+def test_a_run_that_was_not_evaluated_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must be a run folder; it has no config.yaml"):
+        predictions_of(tmp_path, "test")
+    (tmp_path / "config.yaml").write_text("dataset: a\n")
+    folder = predictions_of(tmp_path, "test")
+    with pytest.raises(FileNotFoundError, match="_COMMIT must exist.*msrec evaluate"):
+        compare(folder, folder, ("a", "b"))

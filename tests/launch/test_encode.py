@@ -1,0 +1,229 @@
+"""The encoding job: sharded, resumed, and the same either way."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+import pytest
+from llm_data import ITEMS, write_dataset, write_model
+
+from msrec.data.llm.encoder import FrozenEncoder
+from msrec.data.llm.store import KnowledgeStore
+from msrec.data.llm.templates import load_template
+from msrec.launch.encoding.encode import encode
+
+USERS = [f"u{number}" for number in range(12)]
+TRAIN = [
+    (user, (user * 5 + turn) % len(ITEMS), turn % 2, float(turn % 3 > 0), 10 * turn + user)
+    for user in range(11)
+    for turn in range(1 + user % 5)
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", TRAIN, users=USERS)
+
+
+def job(dataset, store, model, **options):
+    fixed = {"dtype": "float32", "storage": "float32", "max_tokens": 600, "batch_tokens": 900}
+    return encode(dataset, store, model=model, save_every_s=0, **(fixed | options)).levels
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, model, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    job(dataset, store, model)
+    return store
+
+
+def assert_same_store(store, other):
+    for level in ("scenario", "user"):
+        a, b = KnowledgeStore.open(store / level), KnowledgeStore.open(other / level)
+        assert a.keys.tolist() == b.keys.tolist()
+        np.testing.assert_allclose(a.vectors, b.vectors, rtol=1e-4, atol=1e-5)
+        same = [m.manifest.copy() for m in (a, b)]
+        for manifest in same:
+            for name in ("mean", "std", "bytes", "crc32", "reused"):
+                manifest.pop(name, None)
+        assert same[0] == same[1]
+
+
+def test_both_levels_are_there_and_say_what_they_are(whole):
+    users = KnowledgeStore.open(whole / "user")
+    scenarios = KnowledgeStore.open(whole / "scenario")
+    assert users.keys.tolist() == USERS[:11]
+    assert scenarios.keys.tolist() == ["search", "feed"]
+    assert users.vectors.shape == (11, 16)
+    assert users.manifest["left_out"] == users.manifest["no_history"] == 1
+    users.check({"level": "user", "dataset": "shop", "train_rows": len(TRAIN), "layer": "last"})
+    users.check({"template": "default", "template_version": 2})
+    assert users.manifest["split"]["train_until"] == 100
+
+
+def test_a_stored_vector_is_that_of_its_prompt_alone(whole, dataset, model):
+    from msrec.data.llm.prompts import user_prompts
+
+    template = load_template("default")
+    key, text = user_prompts(dataset, template).pairs()[7]
+    encoder = FrozenEncoder.load(model, dtype="float32", max_tokens=600)
+    rows, _ = encoder.tokens.tokenize([text], system=template.system)
+    store = KnowledgeStore.open(whole / "user")
+    found = store.vectors[store.rows(np.array([key]))[0]]
+    np.testing.assert_allclose(found, encoder.encode(rows).vectors[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_ranks_gives_the_same_store(dataset, model, whole, tmp_path, world_size):
+    shares = [
+        job(dataset, tmp_path, model, rank=rank, world_size=world_size)["user"]
+        for rank in range(world_size)
+    ]
+    assert [share["merged"] for share in shares] == [0] * (world_size - 1) + [1]
+    assert_same_store(tmp_path, whole)
+
+
+def stop_after(batches):
+    """A progress callback that ends the run as a kill would, after some batches."""
+    seen = []
+
+    def progress(done, total, tokens):
+        seen.append(done)
+        if len(seen) > batches:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_killed_run_goes_on_and_computes_each_key_once(
+    dataset, model, whole, tmp_path, world_size
+):
+    with pytest.raises(KeyboardInterrupt):
+        job(dataset, tmp_path, model, on_progress=stop_after(3))
+    saved = len(list((tmp_path / "user" / "parts").glob("part-*")))
+    assert saved >= 1
+    counts = [
+        job(dataset, tmp_path, model, rank=rank, world_size=world_size)["user"]
+        for rank in range(world_size)
+    ]
+    assert 0 < sum(share["encoded"] for share in counts) < 11
+    assert_same_store(tmp_path, whole)
+
+
+def test_a_finished_store_is_left_as_it_is(dataset, model, whole, monkeypatch):
+    monkeypatch.setattr(FrozenEncoder, "load", None)
+    before = (whole / "user" / "manifest.json").stat().st_mtime_ns
+    counts = job(dataset, whole, model)
+    assert counts["user"]["encoded"] == 0
+    assert counts["user"]["merged"] == 1
+    assert (whole / "user" / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"pooling": "last"}, {"template": "movielens"}, {"max_tokens": 300}, {"pca": 4}]
+)
+def test_going_on_with_other_settings_is_refused(dataset, model, whole, change):
+    with pytest.raises(ValueError, match=f"begun with .*{next(iter(change))}"):
+        job(dataset, whole, model, **change)
+
+
+def test_another_model_under_the_same_name_is_refused(dataset, whole, model, tmp_path):
+    settings = json.loads((whole / "user" / "settings.json").read_text())
+    other = str(write_model(tmp_path / "other", seed=1))
+    with pytest.raises(ValueError, match="model_sha256"):
+        job(dataset, whole, other)
+    assert json.loads((whole / "user" / "settings.json").read_text()) == settings
+
+
+def test_progress_counts_up_to_the_total(dataset, model, tmp_path):
+    seen = []
+    job(dataset, tmp_path, model, on_progress=lambda *values: seen.append(values))
+    assert seen[0] == (0, 13, 0)
+    assert seen[-1][:2] == (13, 13)
+    assert all(a[0] <= b[0] and a[2] <= b[2] for a, b in pairwise(seen))
+    manifests = [KnowledgeStore.open(tmp_path / n).manifest for n in ("scenario", "user")]
+    assert seen[-1][2] == sum(manifest["tokens"] for manifest in manifests)
+
+
+def test_histories_fit_the_tokens_and_those_cut_are_counted(dataset, model, tmp_path):
+    job(dataset, tmp_path, model, max_tokens=400)
+    users = KnowledgeStore.open(tmp_path / "user").manifest
+    assert 0 < users["history_cut"] < 11
+    assert users["truncated"] == 0
+    tokens = pl.read_parquet(tmp_path / "user/keys.parquet")["tokens"]
+    assert 350 < tokens.max() <= 400
+
+
+def test_items_are_a_level_of_their_own(dataset, model, tmp_path):
+    levels = job(dataset, tmp_path, model, levels=("item",))
+    assert levels["item"] | {"keys": 6, "encoded": 6, "left_out": 0, "merged": 1} == levels["item"]
+    items = KnowledgeStore.open(tmp_path / "item")
+    assert items.keys.tolist() == list(range(6))
+
+
+def test_what_prompts_begin_with_is_computed_once_and_changes_no_vector(
+    dataset, model, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("msrec.data.llm.prompt_batches.SHORTEST_PREFIX", 10**9)
+    plain = encode(
+        dataset, tmp_path, model=model, dtype="float32", storage="float32", max_tokens=600
+    )
+    assert plain.speed.reused == 0
+    assert_same_store(tmp_path, whole)
+    monkeypatch.undo()
+    shared = encode(
+        dataset, tmp_path / "b", model=model, dtype="float32", storage="float32", max_tokens=600
+    )
+    assert shared.speed.reused > 0.3 * shared.speed.tokens
+    assert shared.speed.prompts == 13
+    assert 0 < shared.speed.matmul_share < 1.5
+
+
+def test_generate_keeps_what_the_model_said(dataset, model, tmp_path):
+    levels = job(dataset, tmp_path, model, pooling="generate", answer_tokens=5)
+    assert levels["user"]["encoded"] == 11
+    keys = pl.read_parquet(tmp_path / "user/keys.parquet")
+    assert keys["text"].null_count() == 0
+    assert KnowledgeStore.open(tmp_path / "user").manifest["answer_tokens"] == 5
+
+
+# Only what changed ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def a_day_later(tmp_path):
+    """The same data set, where user u3 has one row more."""
+    more = [(3, 1, 0, 1.0, 99)]
+    return write_dataset(tmp_path / "later", [*TRAIN, *more], users=USERS)
+
+
+def test_only_users_whose_prompt_changed_are_encoded_again(
+    dataset, model, whole, tmp_path, a_day_later
+):
+    levels = job(a_day_later, tmp_path / "new", model, previous=whole)
+    assert (levels["user"]["encoded"], levels["user"]["reused"]) == (1, 10)
+    assert (levels["scenario"]["encoded"], levels["scenario"]["reused"]) == (0, 2)
+    job(a_day_later, tmp_path / "fresh", model)
+    assert_same_store(tmp_path / "new", tmp_path / "fresh")
+    assert KnowledgeStore.open(tmp_path / "new/user").manifest["reused"] == 10
+
+
+def test_an_earlier_store_made_otherwise_is_refused(model, whole, tmp_path, a_day_later):
+    for change, message in (
+        ({"pooling": "last"}, "pooling 'mean' .expected 'last'."),
+        ({"storage": "int8"}, "storage 'int8', pca None: not the raw ones"),
+    ):
+        with pytest.raises(ValueError, match=f"an earlier store must have .*{message}"):
+            job(a_day_later, tmp_path / "new" / message[:3], model, previous=whole, **change)
+
+
+def test_a_rank_out_of_range_is_refused(dataset, model, tmp_path):
+    with pytest.raises(ValueError, match=r"rank must be in \[0, world_size\); got 2 of 2"):
+        job(dataset, tmp_path, model, rank=2, world_size=2)

@@ -1,0 +1,286 @@
+"""`msrec launch`: what is submitted, what is told of it, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+from tiny import tiny_dataset
+from torchx import specs
+
+from msrec.launch.cluster.job_specs import train_work
+from msrec.launch.cluster.profiles import Profile, load_profile
+from msrec.launch.cluster.status import Status, _whose, _with_scheduler
+from msrec.launch.cluster.submit import Submitted, cancel, launch, read_submitted
+from msrec.launch.config import load_config
+from msrec.launch.rank_errors import Failure, first_failure
+from msrec.launch.training.heartbeat import RankState
+
+CONFIG = """
+dataset: {root}/tiny
+run_root: {root}/runs
+embeddings: {{ dim: 8 }}
+trainer: {{ global_batch: 96, epochs: 1, log_every: 5 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launch")
+    tiny_dataset(folder / "tiny")
+    (folder / "conf.yaml").write_text(CONFIG.format(root=folder))
+    return folder / "conf.yaml"
+
+
+def work(config):
+    return train_work(load_config(config, ["run_id=x"]))
+
+
+def msrec(config, *args):
+    return subprocess.run(
+        [sys.executable, "-m", "msrec", "launch", *args],
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_local_job_is_followed_to_its_end_and_leaves_what_was_submitted(config):
+    done = msrec(config, "train", "conf.yaml", "run_id=whole", "--on", "local", "-j", "1x2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "best validation AUC" in done.stdout
+    assert "SUCCEEDED" in done.stdout
+    run = config.parent / "runs/whole"
+    assert load_config(run / "submitted.yaml") == load_config(config, ["run_id=whole"])
+    submitted = read_submitted(run)
+    assert (submitted.job, submitted.profile, submitted.nodes_and_ranks) == (
+        "train",
+        "local",
+        "1x2",
+    )
+    status = msrec(config, "status", str(run))
+    assert status.returncode == 0
+    assert "train on local, 1x2" in status.stdout
+    assert "done, step 21 of 21" in status.stdout
+    logs = msrec(config, "logs", str(run), "--rank", "0")
+    assert "step 21/21" in logs.stdout
+    other = msrec(config, "logs", str(run), "--rank", "5")
+    assert other.returncode == 2
+    assert "the rank must be one of 0 to 1; got 5" in other.stderr
+
+
+def test_a_job_that_fails_ends_with_the_sentence_of_its_first_rank(config):
+    done = msrec(config, "train", "conf.yaml", "run_id=bad", "dataset=nowhere", "-j", "1x2")
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    status = msrec(config, "status", "runs/bad")
+    assert status.returncode == 1
+    assert "The first error, its rank's output is in" in status.stdout
+    assert "nowhere/dataset.yaml must exist" in " ".join(status.stdout.split())
+    assert "No rank began to train." in status.stdout
+    assert "Traceback" not in status.stdout
+
+
+def test_a_job_that_is_cancelled_saves_where_it_stands_and_goes_on(config):
+    run = config.parent / "runs/cancelled"
+    options = ("run_id=cancelled", "trainer.epochs=500", "trainer.patience=500")
+    job = subprocess.Popen(
+        [sys.executable, "-m", "msrec", "launch", "train", "conf.yaml", *options],
+        cwd=config.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not (run / "metrics.jsonl").is_file() and time.monotonic() < end:
+        time.sleep(0.1)
+    told = msrec(config, "cancel", str(run))
+    assert told.returncode == 0, told.stderr
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said, said
+    status = msrec(config, "status", str(run))
+    assert "stopped, step" in status.stdout
+    step = int(status.stdout.split("stopped, step ")[1].split(" of")[0].replace(",", ""))
+    again = msrec(config, "train", "conf.yaml", *options, f"trainer.max_steps={step + 1}")
+    assert again.returncode == 0, again.stdout
+    assert f"at step {step + 1} of {step + 1}" in again.stdout or "best validation" in again.stdout
+    late = msrec(config, "cancel", str(run))
+    assert late.returncode == 2
+    assert "must run to be cancelled" in late.stderr
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm", "ray"])
+def test_a_dry_run_shows_what_would_be_submitted_and_writes_nothing(config, profile):
+    if profile == "ray":
+        pytest.importorskip("ray")
+    shown = msrec(
+        config, "train", "conf.yaml", "run_id=dry", "--on", profile, "-j", "2x4", "--dry-run"
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "msrec.launch.cluster.elastic_agent" in shown.stdout
+    assert "--nproc-per-node 4" in shown.stdout
+    assert "runs/dry/submitted.yaml" in shown.stdout
+    assert not (config.parent / "runs/dry").exists()
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "aws_batch", "ray"])
+def test_a_scheduler_whose_library_is_missing_says_what_to_install(config, monkeypatch, name):
+    monkeypatch.setattr("msrec.launch.cluster.submit.find_spec", lambda library: None)
+    profile = (name, load_profile(name))
+    with pytest.raises(ValueError, match=f'--on {name} needs the library .*"msrec\\[{name}\\]"'):
+        launch(work(config), profile, "1x1", Console(), dry_run=True)
+
+
+def test_a_site_has_profiles_of_its_own(tmp_path):
+    file = tmp_path / "site.yaml"
+    file.write_text("big: {scheduler: slurm, gpu: 8, cpu: 96, cfg: {partition: h100}}\n")
+    big = load_profile("big", file)
+    assert (big.node.gpu, big.node.cpu, big.cfg) == (8, 96, {"partition": "h100"})
+    assert load_profile("local", file).scheduler == "local_cwd"
+    file.write_text("big: {scheduler: slurm, gpus: 8}\n")
+    with pytest.raises(ValueError, match=r"site.yaml: big.gpus"):
+        load_profile("big", file)
+    with pytest.raises(ValueError, match="got 'slrum', near it are slurm"):
+        load_profile("slrum")
+    with pytest.raises(FileNotFoundError, match="none.yaml must exist"):
+        load_profile("big", tmp_path / "none.yaml")
+
+
+PROFILES = {
+    "scheduler": ("scheduler: slrum", "x.scheduler: must be one of .*slurm.*; got 'slrum'"),
+    "resource": (
+        "scheduler: slurm, resource: msrec_h100",
+        "x.resource: a named resource must be known; got 'msrec_h100', near it are msrec_h100x8",
+    ),
+    "two sizes": (
+        "scheduler: slurm, resource: msrec_cpu8, gpu: 8",
+        "x.resource must stand without gpu",
+    ),
+    "no list": ("scheduler: slurm, cfg: [partition]", "x.cfg: .*dictionary"),
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), PROFILES.values(), ids=PROFILES)
+def test_a_mistake_in_a_profile_is_one_sentence(tmp_path, text, sentence):
+    file = tmp_path / "site.yaml"
+    file.write_text(f"x: {{{text}}}\n")
+    with pytest.raises(ValueError, match=sentence) as refused:
+        load_profile("x", file)
+    assert str(refused.value).startswith(str(file))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_profile_may_name_its_nodes_size(tmp_path):
+    file = tmp_path / "site.yaml"
+    for name in ("msrec_h100x8", "aws_p5.48xlarge"):
+        file.write_text(f"x: {{scheduler: slurm, resource: {name}}}\n")
+        assert load_profile("x", file).node == specs.named_resources[name]
+
+
+OPTIONS = {
+    "unknown": ({"quue": "ads"}, "must hold options of kubernetes; got 'quue', near it are queue"),
+    "left out": ({}, "Required run option: queue"),
+    "of another type": ({"queue": "a", "volumes": "data:/d"}, "volumes, must be of type: .*List"),
+    "of another form": ({"queue": "a", "volumes": ["data"]}, "volumes must be CLAIM:/PATH; got 'd"),
+}
+
+
+@pytest.mark.parametrize(("cfg", "sentence"), OPTIONS.values(), ids=OPTIONS)
+def test_a_mistake_in_a_profiles_options_is_one_sentence(config, cfg, sentence):
+    pytest.importorskip("kubernetes")
+    profile = Profile(scheduler="kubernetes", image="registry/msrec:1", cfg=cfg)
+    with pytest.raises(ValueError, match=sentence) as refused:
+        launch(work(config), ("x", profile), "1x1", Console(), dry_run=True)
+    assert type(refused.value) is ValueError
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["dataset", "run_root", "plan", "init_from", "llm.store"])
+def test_a_relative_path_is_refused_where_the_job_starts_in_another_folder(config, key):
+    values = load_config(config, [f"{key}=here"])
+    with pytest.raises(ValueError, match=f"^{key} must be an absolute path, since kubernetes"):
+        Profile(scheduler="kubernetes").refuse_relative_paths(values)
+    Profile(scheduler="slurm").refuse_relative_paths(values)
+    elsewhere = load_config(config, ["dataset=s3://ads/set"])
+    Profile(scheduler="kubernetes").refuse_relative_paths(elsewhere)
+
+
+MISTAKES = {
+    "j": (["-j", "two"], "-j must be nodes x ranks per node, such as 2x8; got 'two'"),
+    "key": (["trainer.epoch=3"], "trainer.epoch is not a known key"),
+    "profile": (["--on", "moon"], "--on must name a profile; got 'moon'"),
+}
+
+
+@pytest.mark.parametrize(("args", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_and_nothing_is_submitted(config, args, sentence):
+    refused = msrec(config, "train", "conf.yaml", "run_id=refused", *args)
+    assert refused.returncode == 2
+    assert sentence in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (config.parent / "runs/refused").exists()
+
+
+KNOWS_BETTER = [
+    ("trains", "pending", "waits", 0),
+    ("trains", "failed", "failed", 1),
+    ("silent", "cancelled", "failed", 1),
+    ("trains", "running", "trains", 0),
+    ("done", "ended", "done", 0),
+    ("stopped", "pending", "stopped", 0),
+]
+
+
+@pytest.mark.parametrize(("said", "scheduler", "word", "exit_status"), KNOWS_BETTER)
+def test_a_scheduler_knows_of_ranks_that_were_killed(said, scheduler, word, exit_status):
+    found = _with_scheduler(Status(said, []), scheduler)
+    assert (found.word, found.exit_status) == (word, exit_status)
+
+
+def error(folder, rank, stamp, text):
+    file = folder / "x_1/attempt_0" / str(rank) / "error.json"
+    file.parent.mkdir(parents=True)
+    message = {"message": text, "extraInfo": {"timestamp": str(stamp), "py_callstack": text}}
+    file.write_text(json.dumps({"message": message}))
+
+
+def test_the_first_error_is_told_and_none_of_an_earlier_submission(tmp_path):
+    error(tmp_path, 0, 20, "a collective gave up")
+    error(tmp_path, 1, 10, "the reason")
+    found = first_failure(tmp_path, since=0.0)
+    assert found.message == "the reason"
+    assert found.folder.name == "1"
+    assert first_failure(tmp_path, since=time.time() + 60) is None
+
+
+def test_errors_of_the_same_second_are_told_apart_by_their_files_and_named_by_rank(tmp_path):
+    """Stamps are whole seconds; of two nodes, what a rank did to another comes in the same one."""
+    for rank, written, text in ((0, 10.7, "a collective gave up"), (1, 10.2, "the reason")):
+        error(tmp_path / "logs", rank, 10, text)
+        folder = tmp_path / f"logs/x_1/attempt_0/{rank}"
+        os.utime(folder / "error.json", (written, written))
+        state = RankState(rank=rank + 4, host="n2", pid=1, time=1, phase="failed", logs=str(folder))
+        (tmp_path / "ranks").mkdir(exist_ok=True)
+        (tmp_path / f"ranks/{rank + 4}.json").write_text(state.model_dump_json())
+    found = first_failure(tmp_path / "logs", since=0.0)
+    assert found.message == "the reason"
+    assert _whose(tmp_path, found) == " is of rank 5 on n2, its"
+    assert _whose(tmp_path, Failure("", tmp_path)) == ", its rank's"
+
+
+def test_only_what_was_launched_and_runs_is_cancelled(tmp_path):
+    with pytest.raises(ValueError, match="must have been submitted by `msrec launch`; it was not"):
+        cancel(tmp_path)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    values = {"job": "train", "profile": "local", "scheduler": "local_cwd", "handle": "x://y/z"}
+    values |= {"nodes_and_ranks": "1x1", "time": 0.0, "folder": "/", "pid": sleeper.pid}
+    (tmp_path / "submitted.json").write_text(Submitted(**values).model_dump_json())
+    cancel(tmp_path)
+    assert sleeper.wait(10) == -signal.SIGTERM

@@ -1,0 +1,104 @@
+"""msrec launch pipeline: the order of its jobs, where it goes on, and what it keeps."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from tiny import tiny_dataset
+
+from msrec.launch.cluster import pipeline
+from msrec.launch.cluster.job_specs import evaluate_work, predict_work
+from msrec.launch.cluster.profiles import Profile
+from msrec.launch.config import load_config
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """The jobs that reach the scheduler, of which some may fail; and a runner."""
+    tiny_dataset(tmp_path / "tiny", rows=200)
+    site = Site(tmp_path)
+    monkeypatch.setattr(pipeline, "launch", site.launch)
+    monkeypatch.setattr(pipeline, "write_report", site.report)
+    return site
+
+
+class Site:
+    def __init__(self, root):
+        self.root, self.jobs, self.fails = root, [], set()
+
+    def launch(self, work, profile, j, console, *, dry_run, wait):
+        assert wait, "a stage must end before the next one begins"
+        if not dry_run:
+            work.prepare()
+        self.jobs.append((work.job, work.args))
+        return 1 if work.job in self.fails else 0
+
+    def report(self, path, runs):
+        self.jobs.append(("report", tuple(runs.values())))
+
+    def run(self, *overrides, dry_run=False):
+        """Exit status and the jobs of one call."""
+        self.jobs = []
+        options = [f"dataset={self.root}/tiny", f"run_root={self.root}/runs", *overrides]
+        self.said = io.StringIO()
+        console = Console(file=self.said, width=200)
+        profile = ("local", Profile(scheduler="local_cwd"))
+        config = load_config(None, options)
+        status = pipeline.run_pipeline(config, profile, "1x1", console, dry_run=dry_run)
+        return status, [job for job, _ in self.jobs]
+
+
+def test_stages_run_in_order_and_encode_only_where_there_is_a_store(site):
+    assert site.run() == (0, ["train", "evaluate", "report"])
+    run = site.root / "runs/default"
+    assert dict(site.jobs)["train"] == (str(run / "submitted.yaml"),)
+    assert dict(site.jobs)["evaluate"] == (str(run),)
+    store = ("run_id=llm", f"llm.store={site.root}/store")
+    assert site.run(*store) == (0, ["encode", "train", "evaluate", "report"])
+    config = load_config(dict(site.jobs)["encode"][0])
+    assert config.run_id == "llm"
+
+
+def test_it_goes_on_at_the_stage_that_failed(site):
+    site.fails = {"evaluate"}
+    assert site.run() == (1, ["train", "evaluate"])
+    assert "evaluate failed; the same command goes on from here" in site.said.getvalue()
+    site.fails = set()
+    assert site.run() == (0, ["evaluate", "report"])
+    assert site.run() == (0, [])
+    assert "stage 1 of 3, train: done before" in site.said.getvalue()
+
+
+def test_with_another_config_everything_is_done_anew(site):
+    site.run()
+    assert site.run("trainer.epochs=3") == (0, ["train", "evaluate", "report"])
+
+
+def test_a_dry_run_writes_nothing(site):
+    assert site.run(dry_run=True) == (0, ["train", "evaluate"])
+    assert "would write" in site.said.getvalue()
+    assert not (site.root / "runs").exists()
+
+
+def test_a_broken_record_is_told(site):
+    site.run()
+    (site.root / "runs/default/pipeline.json").write_text(json.dumps({"config": 1}))
+    with pytest.raises(ValueError, match="must be what `msrec launch pipeline` writes"):
+        site.run()
+
+
+def test_what_a_job_on_a_run_may_be_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must be a run folder"):
+        evaluate_work(tmp_path, [])
+    (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path}\n")
+    assert evaluate_work(tmp_path, ["split=valid"]).folder == tmp_path / "jobs/evaluate-valid"
+    with pytest.raises(ValueError, match="'splt=valid' is not known here"):
+        evaluate_work(tmp_path, ["splt=valid"])
+    with pytest.raises(ValueError, match=r"predict needs out=\.\.\.; it is not given"):
+        predict_work(tmp_path, ["data=new"])
+    with pytest.raises(ValueError, match="must be a URL without credentials"):
+        predict_work(tmp_path, ["data=s3://k:s3cr3t@b/new", "out=scores"])
+    work = predict_work(tmp_path, ["data=new", "out=s3://b/scores"])
+    assert work.folder == tmp_path / "jobs/predict-scores"
+    assert work.args == (str(tmp_path), "data=new", "out=s3://b/scores")

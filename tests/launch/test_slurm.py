@@ -1,0 +1,100 @@
+"""Slurm through torchx: what is asked of sbatch, and states as squeue and sacct tell them."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from torchx.runner import get_runner
+from torchx.specs import AppDef, AppState, Resource, Role
+
+from msrec.launch.cluster.schedulers.slurm import MsrecSlurmScheduler
+
+FAKE = """#!/bin/sh
+echo "$@" > {called}
+{body}
+"""
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Put commands of a Slurm in the path: name -> what they print, or a shell's words."""
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    # A machine that has a real Slurm must not be asked.
+    for name in ("squeue", "sacct", "sinfo"):
+        write(tmp_path, name, "exit 1")
+    return lambda name, lines: write(tmp_path, name, f"cat <<'END'\n{lines}\nEND")
+
+
+def write(folder: Path, name: str, body: str) -> None:
+    file = folder / name
+    file.write_text(FAKE.format(called=folder / f"{name}.called", body=body))
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+
+def app():
+    resource = Resource(cpu=2, gpu=0, memMB=2000)
+    roles = [Role(name="train", image="/", entrypoint="bash", num_replicas=2, resource=resource)]
+    return AppDef(name="train", roles=roles)
+
+
+STATES = {
+    "both run": (("RUNNING", "RUNNING"), AppState.RUNNING),
+    "one waits": (("RUNNING", "PENDING"), AppState.RUNNING),
+    "one failed": (("RUNNING", "FAILED"), AppState.FAILED),
+    "done": (("COMPLETED", "COMPLETED"), AppState.SUCCEEDED),
+    "cancelled by somebody": (("CANCELLED by 0", "CANCELLED by 0"), AppState.CANCELLED),
+    "out of memory": (("OUT_OF_MEMORY", "CANCELLED"), AppState.FAILED),
+    "preempted": (("PREEMPTED", "PREEMPTED"), AppState.FAILED),
+    "of a Slurm to come": (("NEVER_HEARD_OF", "NEVER_HEARD_OF"), AppState.UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("command", ["squeue", "sacct"])
+@pytest.mark.parametrize(("states", "expected"), STATES.values(), ids=STATES)
+def test_a_jobs_state_is_that_of_its_nodes(commands, command, states, expected):
+    lines = [f"7+{i}|train-{i}|{state}|node{i}|None" for i, state in enumerate(states)]
+    commands(command, "\n".join(lines))
+    found = MsrecSlurmScheduler("x").describe("7")
+    assert found.state == expected
+    (role,) = found.roles_statuses
+    assert [(r.id, r.hostname) for r in role.replicas] == [(0, "node0"), (1, "node1")]
+    assert found.roles[0].num_replicas == 2
+
+
+def test_why_a_job_waits_is_told(commands):
+    commands("squeue", "7|train-0|PENDING||Resources")
+    assert MsrecSlurmScheduler("x").describe("7").msg == "Resources"
+
+
+def test_a_job_that_nobody_knows_is_none_and_a_slurm_without_accounting_no_error(commands):
+    assert MsrecSlurmScheduler("x").describe("7") is None
+
+
+def test_squeue_is_asked_for_jobs_that_ended_too(commands, tmp_path):
+    commands("squeue", "7|train-0|COMPLETED|n|None")
+    MsrecSlurmScheduler("x").describe("7")
+    called = (tmp_path / "squeue.called").read_text()
+    assert "--states=all" in called
+    assert "--jobs=7" in called
+
+
+def test_what_clusters_ask_for_reaches_sbatch_for_every_node(commands):
+    wanted = {"account": "ads", "qos": "high", "gres": "gpu:8", "exclusive": True}
+    script = str(MsrecSlurmScheduler("x").submit_dryrun(app(), wanted | {"partition": "p"}))
+    groups = [line for line in script.splitlines() if line.startswith("#SBATCH --job-name")]
+    assert len(groups) == 2
+    for group in groups:
+        for option in ("--account=ads", "--qos=high", "--gres=gpu:8", "--partition=p"):
+            assert f" {option}" in group
+        assert group.endswith(" --exclusive") or " --exclusive " in group
+    plain = str(MsrecSlurmScheduler("x").submit_dryrun(app(), {}))
+    assert "--exclusive" not in plain
+    assert "--account" not in plain
+
+
+def test_torchx_takes_ours_and_keeps_its_own_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with get_runner() as runner:
+        assert isinstance(runner._scheduler("slurm"), MsrecSlurmScheduler)
+        assert {"local_cwd", "kubernetes", "aws_batch", "ray"} <= set(runner.scheduler_backends())

@@ -1,0 +1,203 @@
+"""torchx: what each component launches, what it refuses, and one real run on two ranks."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_dataset
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torchx.runner import get_runner
+from torchx.specs import macros
+from torchx.specs.finder import ComponentValidationException
+
+from msrec.launch.cluster.elastic_agent import cause_of
+
+TORCHX = Path(sys.executable).parent / "torchx"
+CONFIG = """
+dataset: {root}/tiny
+run_root: {root}/runs
+embeddings: {{ dim: 8 }}
+trainer: {{ global_batch: 96, epochs: 3, log_every: 5 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("torchx") / "a folder with spaces"
+    tiny_dataset(folder / "tiny")
+    (folder / "conf.yaml").write_text(CONFIG.format(root=folder))
+    return folder / "conf.yaml"
+
+
+def dry_run(component, *args, scheduler="local_cwd"):
+    """(app, the scheduler's request) of `torchx run -s SCHEDULER --dryrun`."""
+    with get_runner() as runner:
+        info = runner.dryrun_component(component, list(args), scheduler)
+    return info._app, info.request
+
+
+def command(app):
+    """The words that bash runs, as a shell splits them once torchx has filled its macros in."""
+    role = macros.Values(img_root="", app_id="id", replica_id="0", rank0_env="X").apply(
+        app.roles[0]
+    )
+    assert role.entrypoint == "bash"
+    flag, line = role.args
+    assert flag == "-c"
+    return shlex.split(line)
+
+
+def job_of(app):
+    words = command(app)
+    return words[words.index("--module") + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("exits", "first"), [((1, -9), 1), ((-6, -9), 1), ((1, -11), 1), ((1, 1), 0)]
+)
+def test_of_ranks_that_failed_together_the_cause_is_told(exits, first):
+    failures = {
+        rank: ProcessFailure(rank, pid=1, exitcode=code, error_file="none")
+        for rank, code in enumerate(exits)
+    }
+    for failure in failures.values():
+        failure.timestamp = 7
+    assert cause_of(failures) == (first, failures[first])
+
+
+@pytest.mark.parametrize("job", ["train", "encode"])
+def test_a_job_runs_its_msrec_command_with_every_override_whole(config, job):
+    overrides = ["run_id=mine", "embeddings.sharding={user_id: row_wise}"]
+    overrides += ["llm.store=it's $HOME", "llm.model=$$ ${app_id} $(id)"]
+    app, _ = dry_run(f"msrec.{job}", "-j", "1x2", "--", f"config={config}", *overrides)
+    assert job_of(app) == ["msrec", job, str(config), *overrides]
+
+
+def test_evaluate_takes_the_run_folder_and_its_options():
+    app, _ = dry_run("msrec.evaluate", "--", "run=runs/a b", "split=valid")
+    assert job_of(app) == ["msrec", "evaluate", "runs/a b", "split=valid"]
+
+
+def test_nodes_and_ranks_reach_torchrun(config):
+    app, _ = dry_run("msrec.train", "-j", "2x4", "--max_restarts", "3", "--", f"config={config}")
+    words = command(app)
+    options = dict(zip(words, words[1:], strict=False))
+    assert app.roles[0].num_replicas == 2
+    assert (options["--nnodes"], options["--nproc-per-node"]) == ("2", "4")
+    assert options["--max-restarts"] == "3"
+
+
+def test_one_node_takes_any_free_port_and_several_meet_at_the_first(config):
+    one, _ = dry_run("msrec.train", "-j", "1x2", "--", f"config={config}")
+    two, _ = dry_run("msrec.train", "-j", "2x2", "--", f"config={config}")
+    assert "localhost:0" in command(one)
+    assert any(word.endswith("=localhost}:29500") for word in command(two))
+
+
+def test_ranks_get_their_threads_and_no_shared_store(config):
+    app, _ = dry_run("msrec.encode", "--threads", "4", "--", f"config={config}")
+    environment = app.roles[0].env
+    assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert environment["OMP_NUM_THREADS"] == "4"
+
+
+def test_predict_takes_the_run_folder_and_its_options():
+    app, _ = dry_run("msrec.predict", "--", "run=runs/a", "data=s3://b/new", "out=scores")
+    assert job_of(app) == ["msrec", "predict", "runs/a", "data=s3://b/new", "out=scores"]
+
+
+def test_plan_is_one_process_with_the_options_of_the_command(config):
+    app, _ = dry_run("msrec.plan", "--", f"config={config}", "trainer.epochs=1", "--nodes=8")
+    assert job_of(app) == ["msrec", "plan", str(config), "trainer.epochs=1", "--nodes=8"]
+    words = command(app)
+    assert words[words.index("--nproc-per-node") + 1] == "1"
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "encode", "predict", "plan"])
+def test_a_job_is_one_role_whose_name_every_scheduler_takes(config, job):
+    first = "run=runs/demo" if job in ("evaluate", "predict") else f"config={config}"
+    app, _ = dry_run(f"msrec.{job}", "--", first)
+    assert re.fullmatch("[a-z0-9]+", app.roles[0].name)
+    assert re.fullmatch("[a-z0-9]+", app.name)
+
+
+def test_slurm_gets_a_task_per_node_with_the_same_command(config):
+    app, request = dry_run(
+        *("msrec.train", "-j", "2x2", "--", f"config={config}"), scheduler="slurm"
+    )
+    assert len(request.replicas) == 2
+    script = str(request)
+    assert "msrec.launch.cluster.elastic_agent" in script
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in script
+
+
+REFUSED = {
+    "no config": ([], "give config=... once after `--`; got nothing."),
+    "two configs": (["config=a", "config=b"], "give config=... once after `--`; got config=a"),
+    "no file": (["config=none.yaml"], "the config file none.yaml must exist; it does not."),
+    "a secret": (["config=CONF", "dataset=s3://k:s3cr3t@app"], "s3://***@app. Give them"),
+    "a secret where only the image has the config": (
+        ["--image", "registry/app:1", "--", "config=/app/c.yaml", "dataset=s3://k:s3cr3t@app"],
+        "s3://***@app. Give them",
+    ),
+    "unknown key": (["config=CONF", "trainer.epoch=3"], "trainer.epoch is not a known key; near"),
+}
+
+
+@pytest.mark.parametrize("job", ["train", "encode"])
+@pytest.mark.parametrize(("args", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_a_mistake_is_refused_before_anything_is_launched(config, job, args, sentence):
+    """torchx prints this exception's text alone."""
+    args = [arg.replace("CONF", str(config)) for arg in args]
+    with pytest.raises(ComponentValidationException) as refused:
+        dry_run(f"msrec.{job}", *(() if "--" in args else ("--",)), *args)
+    assert "s3cr3t" not in str(refused.value)
+    assert sentence in str(refused.value)
+
+
+def test_evaluate_without_a_run_is_refused():
+    with pytest.raises(ComponentValidationException, match="give run=... once after `--`"):
+        dry_run("msrec.evaluate", "--", "split=test")
+
+
+def test_a_config_that_only_the_image_has_is_left_to_the_ranks():
+    app, _ = dry_run("msrec.train", "--image", "registry/app:1", "--", "config=/app/c.yaml")
+    assert job_of(app)[2] == "/app/c.yaml"
+    assert command(app)[0] == "python"
+
+
+def torchx(*args, cwd):
+    if not TORCHX.is_file():
+        pytest.skip("the torchx command is not installed beside this interpreter")
+    return subprocess.run(
+        [TORCHX, *args], cwd=cwd, capture_output=True, text=True, timeout=150, check=False
+    )
+
+
+def test_two_ranks_train_through_torchx(config):
+    done = torchx(
+        *("run", "-s", "local_cwd", "msrec.train", "-j", "1x2", "--"),
+        *(f"config={config}", "trainer.epochs=1", "run_id=through-torchx"),
+        cwd=config.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    run = config.parent / "runs/through-torchx"
+    assert (run / "checkpoints/step-00000021/COMMIT").is_file()
+    assert json.loads((run / "plan.json").read_text())["world_size"] == 2
+    assert "best validation AUC" in done.stderr
+    assert len(list((run / "logs").glob("*/attempt_0/[01]/stderr.log"))) == 2
+
+
+def test_a_mistake_that_only_the_ranks_can_see_ends_with_one_sentence(config):
+    done = torchx(
+        *("run", "-s", "local_cwd", "msrec.train", "-j", "1x1", "--max_restarts", "0", "--"),
+        *(f"config={config}", "dataset=nowhere"),
+        cwd=config.parent,
+    )
+    assert done.returncode == 1
+    assert "error on rank 0: nowhere/dataset.yaml must exist" in done.stderr
+    assert "Traceback" not in done.stderr

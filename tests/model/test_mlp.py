@@ -1,0 +1,95 @@
+"""MLPs, grouped rows and the loss."""
+
+import pytest
+import torch
+from sklearn.metrics import log_loss
+from torch.nn import functional as F
+
+from msrec.model.layers.mlp import MLP, ScenarioLinear, Towers
+from msrec.model.layers.row_groups import group_rows
+from msrec.model.losses import weighted_bce
+
+
+def test_mlp_equals_linear_and_relu_by_hand():
+    mlp, x = MLP(4, [3, 2]), torch.randn(5, 4)
+    first, last = mlp[0], mlp[2]
+    by_hand = F.relu(F.relu(x @ first.weight.T + first.bias) @ last.weight.T + last.bias)
+    torch.testing.assert_close(mlp(x), by_hand)
+
+
+def test_mlp_without_layers_is_the_identity():
+    mlp, x = MLP(4, []), torch.randn(5, 4)
+    assert mlp.out_dim == 4
+    assert mlp(x) is x
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_a_row_of_an_mlp_does_not_depend_on_other_rows(norm):
+    mlp, x = MLP(4, [8, 3], norm=norm).train(), torch.randn(6, 4)
+    torch.testing.assert_close(mlp(x)[2:3], mlp(x[2:3]))
+
+
+@pytest.mark.parametrize(("name", "value"), [("norm", "batch"), ("activation", "step")])
+def test_an_unknown_option_is_named_with_the_known_ones(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*; got '{value}'"):
+        MLP(4, [3], **{name: value})
+
+
+def test_sorting_rows_and_back_changes_nothing():
+    key, x = torch.randint(0, 200, (50,)), torch.randn(50, 3)
+    groups = group_rows(key, 200)
+    assert torch.equal(groups.unsort(groups.sort(x)), x)
+    assert groups.counts == torch.bincount(key, minlength=200).tolist()
+    assert bool((groups.sort(key).diff() >= 0).all())
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_a_scenario_out_of_range_is_an_error_that_names_its_row(bad):
+    with pytest.raises(ValueError, match=rf"scenario must be in \[0, 3\); got {bad} in row 1 "):
+        group_rows(torch.tensor([0, bad, 2]), 3)
+
+
+@pytest.mark.parametrize("num_scenarios", [1, 3, 200])
+def test_each_row_runs_its_own_scenarios_weights(num_scenarios):
+    layer = ScenarioLinear(4, 3, num_scenarios)
+    x, scenario = torch.randn(20, 4), torch.randint(0, num_scenarios, (20,))
+    groups = group_rows(scenario, num_scenarios)
+    by_row = torch.stack(
+        [r @ layer.weight[s] + layer.bias[s] for r, s in zip(x, scenario, strict=True)]
+    )
+    torch.testing.assert_close(groups.unsort(layer(groups.sort(x), groups)), by_row)
+
+
+def test_a_tower_without_rows_gets_zero_gradients_not_none():
+    towers, groups = Towers(4, [3], num_scenarios=3), group_rows(torch.tensor([0, 2, 2]), 3)
+    towers(torch.randn(3, 4), groups).sum().backward()
+    for name, parameter in towers.named_parameters():
+        assert not parameter.grad[1].any(), name
+        assert parameter.grad[2].any(), name
+
+
+def test_a_batch_without_rows_gives_no_logits_and_zero_gradients():
+    towers, groups = Towers(4, [3], num_scenarios=2), group_rows(torch.empty(0).long(), 2)
+    logits = towers(torch.empty(0, 4), groups)
+    logits.sum().backward()
+    assert logits.shape == (0, 1)
+    assert all(not p.grad.any() for p in towers.parameters())
+
+
+def test_the_loss_without_padding_is_scikit_learns_log_loss():
+    logits, label = torch.randn(50, 1).double(), torch.randint(0, 2, (50, 1)).double()
+    expected = log_loss(label.flatten(), logits.sigmoid().flatten())
+    assert weighted_bce(logits, label, torch.ones(50)).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_mean_over_two_ranks_losses_is_the_loss_of_one_rank_with_padding_on_one():
+    logits, label = torch.randn(8, 2), torch.rand(8, 2)
+    weight = torch.tensor([1.0, 1, 1, 1, 1, 0, 0, 0])
+    halves = [weighted_bce(logits[i::2], label[i::2], weight[i::2]) for i in range(2)]
+    torch.testing.assert_close(sum(halves) / 2, weighted_bce(logits, label, weight))
+
+
+def test_padding_rows_do_not_change_a_gradient():
+    logits = torch.randn(4, 1, requires_grad=True)
+    weighted_bce(logits, torch.ones(4, 1), torch.tensor([1.0, 1, 0, 1])).backward()
+    assert (logits.grad.flatten() != 0).tolist() == [True, True, False, True]

@@ -1,0 +1,264 @@
+"""A sweep: what is run, what is kept, what its reports say; and metrics by history."""
+
+from statistics import mean, stdev
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from tiny import tiny_dataset, tiny_store
+
+from msrec.data.io.atomic_files import write_json
+from msrec.launch.config import load_config
+from msrec.launch.evaluation.predictions import Commit, Predictions
+from msrec.launch.evaluation.results import Results, sliced
+from msrec.launch.evaluation.slices import EDGES, bucket_names, slice_rows
+from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
+from msrec.model.metrics.exact import sort_rows
+from msrec.tools.experiment import sweep as tool
+from msrec.tools.experiment.sweep_report import difference, paired, results_frame, write_reports
+from msrec.tools.experiment.training_cells import CELL_FILE, Cell
+
+SWEEP = """
+out: {folder}/out
+seeds: {seeds}
+arms: {arms}
+datasets:
+  tiny:
+    config: {folder}/conf.yaml
+    options: [llm.store={folder}/store]
+    backbones:
+      mlp: ["backbone.dims=[8]"]
+      wide: [backbone.name=mlp, "backbone.dims=[16]"]
+"""
+CONFIG = "dataset: {data}\nembeddings: {{ dim: 4 }}\ntrainer: {{ global_batch: 100, epochs: 1 }}\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    tiny_store(tiny_dataset(folder / "data"), folder / "store")
+    (folder / "conf.yaml").write_text(CONFIG.format(data=folder / "data"))
+    return folder
+
+
+def sweep_file(folder, arms="[bare, both, shuffled]", seeds=2, name="sweep.yaml", text=SWEEP):
+    path = folder / name
+    path.write_text(text.format(folder=folder, arms=arms, seeds=seeds))
+    return path
+
+
+# What is run ---------------------------------------------------------------------------------
+
+
+def test_every_arm_of_a_seed_comes_before_the_next_seed(folder):
+    every = tool.trainings(tool.load_sweep(sweep_file(folder)))
+    assert [(e.seed, e.backbone, e.arm) for e in every[:4]] == [
+        (0, "mlp", "bare"),
+        (0, "mlp", "both"),
+        (0, "mlp", "shuffled"),
+        (0, "wide", "bare"),
+    ]
+    assert len(every) == 2 * 2 * 3
+    config = load_config(every[-1].config, every[-1].options)
+    assert (config.backbone.name, config.backbone.dims, config.seed) == ("mlp", [16], 1)
+    assert (config.meta.user, config.llm.control) == (True, "shuffled")
+
+
+def test_every_known_arm_is_a_config(folder):
+    path = sweep_file(folder, arms=f"[{', '.join(tool.ARMS)}]")
+    levels = {
+        one.arm: set(load_config(one.config, one.options).knowledge_levels)
+        for one in tool.trainings(tool.load_sweep(path))
+    }
+    assert levels == {
+        "bare": set(),
+        "user": {"user"},
+        "scenario": {"scenario"},
+        "item": {"item"},
+        "concat": {"user"},
+        "match": {"user", "item"},
+        **dict.fromkeys(("both", "shuffled", "random", "learned"), {"user", "scenario"}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("arms:", "arm:"), "arm"),
+        (("[bare, both, shuffled]", "[bare, boht]"), "boht"),
+        (
+            ("[bare, both, shuffled]", "[both]"),
+            "reference must be one of the arms both; got 'bare'",
+        ),
+        (("seeds: 2", "seeds: 0"), "seeds: "),
+        (("seeds: 2", "controls: {both: [shuffle]}"), "controls must name arms, bare, .*'shuffle'"),
+        (("      wide:", "      ../wide:"), "should match pattern"),
+    ],
+)
+def test_a_wrong_sweep_is_one_sentence(folder, change, said):
+    path = sweep_file(folder, name="wrong.yaml")
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(ValueError, match=said):
+        tool.load_sweep(path)
+
+
+def test_a_missing_sweep_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.yaml must exist"):
+        tool.load_sweep(tmp_path / "none.yaml")
+
+
+def test_a_sweep_runs_resumes_and_reports(folder, monkeypatch, capsys):
+    encoded = []
+    monkeypatch.setattr(tool, "run_msrec", lambda *args: encoded.append(args))
+    path = sweep_file(folder, arms="[bare, both]", seeds=1)
+    tool.experiment(path, jobs=1, dry_run=True)
+    assert "0 of 4 trainings are done" in capsys.readouterr().out
+    assert encoded == []
+    tool.experiment(path, jobs=1, dry_run=False)
+    [(command, _, *options)] = encoded  # one store, made once
+    assert command == "encode"
+    assert options[-1] == "llm.items=false"
+    out = folder / "out"
+    frame = pl.read_parquet(out / "results.parquet")
+    assert set(frame["kind"]) == {"all", "scenario", "user_history", "item_history"}
+    for (_, kind), rows in frame.group_by("arm", "kind"):
+        if kind != "all":
+            assert (
+                rows.group_by("backbone").agg(pl.col("rows").sum())["rows"].to_list() == [400] * 2
+            )
+    assert "| mlp | both |" in (out / "report.md").read_text()
+    assert "Plotly.react" in (out / "report.html").read_text()
+    tool.experiment(path, jobs=1, dry_run=False)
+    assert "4 of 4 trainings are done" in capsys.readouterr().out
+    assert len(encoded) == 1
+
+
+# What the reports say ------------------------------------------------------------------------
+
+
+def save(one, auc):
+    """A cell that was never trained."""
+    whole = Metrics(rows=10, positives=4, auc=auc, log_loss=0.5, gauc=0.6)
+    metrics = ScenarioMetrics(whole, {"feed": whole})
+    slices = {"user_history": {"1-4": whole, "0": whole}}
+    results = Results(
+        dataset="tiny", split="test", checkpoint="c", rows=10, metrics=metrics, slices=slices
+    )
+    cell = Cell(
+        options=one.options,
+        valid_auc=auc,
+        epochs=1,
+        seconds=30.0,
+        rows_per_s=1.0,
+        parameters=1,
+        table_parameters=1,
+        results=results,
+    )
+    one.folder.mkdir(parents=True, exist_ok=True)
+    write_json(one.folder / CELL_FILE, cell.model_dump(mode="json"))
+
+
+BARE, BOTH, SHUFFLED = (0.80, 0.81, 0.79), (0.82, 0.825, 0.812), (0.801, 0.8, 0.8)
+
+
+@pytest.fixture
+def judged(tmp_path):
+    (tmp_path / "conf.yaml").write_text(CONFIG.format(data="data"))
+    path = sweep_file(tmp_path, seeds=3)
+    sweep = tool.load_sweep(path)
+    every = tool.trainings(sweep)
+    aucs = {"bare": BARE, "both": BOTH, "shuffled": SHUFFLED}
+    for one in every:
+        if one.backbone == "mlp":
+            save(one, aucs[one.arm][one.seed])
+    return sweep, every, path
+
+
+def test_a_paired_difference_is_the_formula_and_scipys_test():
+    found = paired(BOTH, BARE)
+    differences = np.subtract(BOTH, BARE)
+    assert found.mean == pytest.approx(differences.mean())
+    error = stdev(differences) / np.sqrt(3)
+    interval = stats.t.interval(0.95, 2, loc=differences.mean(), scale=error)
+    assert found.half_width == pytest.approx((interval[1] - interval[0]) / 2)
+    assert found.p == pytest.approx(stats.ttest_rel(BOTH, BARE).pvalue)
+
+
+def test_a_test_that_is_undefined_is_not_made_up():
+    assert paired([0.8], [0.7]).p is None
+    assert str(paired([0.8], [0.7])) == "+0.1000"
+    assert paired([0.75, 0.75], [0.5, 0.5]).p is None
+
+
+def test_the_report_holds_means_differences_and_what_is_missing(judged):
+    text = write_reports(*judged)
+    line = next(x for x in text.splitlines() if x.startswith("| mlp | both |"))
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[3] == f"{mean(BOTH):.4f} ± {stdev(BOTH):.4f}"
+    assert cells[6] == str(paired(BOTH, BARE))
+    assert cells[7] == str(paired(BOTH, SHUFFLED))
+    assert "| wide | bare | not run |" in text
+    assert "- both above bare: 1 of 1 backbones, 0 with p < .01" in text
+    assert text.index("| 0 (10 rows)") < text.index("| 1-4 (10 rows)")
+
+
+def test_controls_that_a_sweep_names_are_compared_too(judged):
+    sweep, every, path = judged
+    named = sweep.model_copy(update={"controls": {"shuffled": ["both"]}})
+    text = write_reports(named, every, path)
+    line = next(x for x in text.splitlines() if x.startswith("| mlp | shuffled |"))
+    assert [cell.strip() for cell in line.split("|")][8] == str(paired(SHUFFLED, BOTH))
+    assert "- shuffled above both: 0 of 1 backbones, 0 with p < .01" in text
+
+
+def test_seeds_are_matched_and_a_cell_of_other_options_does_not_count(judged):
+    sweep, every, _ = judged
+    frame = results_frame(every).filter(~((pl.col("arm") == "both") & (pl.col("seed") == 1)))
+    found = difference(frame, "mlp", "both", "bare", "all", "all")
+    assert found.mean == pytest.approx(mean([0.02, 0.022]))
+    changed = sweep.model_copy(
+        update={
+            "datasets": {
+                "tiny": sweep.datasets["tiny"].model_copy(update={"options": ["llm.store=other"]})
+            }
+        }
+    )
+    assert all(one.cell() is None for one in tool.trainings(changed))
+
+
+# By history ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_a_bucket_holds_the_rows_whose_user_or_item_has_so_many_training_rows(folder, column):
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(400)
+
+    test = pq.read_table(folder / "data/test")
+    train = pq.read_table(folder / "data/train", columns=[column])[column].to_numpy()
+    values = {name: test[name].to_numpy()[rows] for name in (column, "label", "scenario", "user")}
+    predictions = Predictions(
+        commit=Commit(rows=400, split="test", checkpoint="c", dataset="tiny"),
+        row_id=rows,
+        scenario=values["scenario"].astype(np.int64),
+        user=values["user"].astype(np.int64),
+        label=values["label"],
+        weight=np.ones(400, np.float32),
+        score=rng.random(400).astype(np.float32),
+        p_click=None,
+    )
+    [groups] = slice_rows(predictions, folder / "data", [f"{column}_history"]).values()
+    p = predictions
+    found = sliced(sort_rows(p.score, p.label, p.user), groups)
+    assert sum(metrics.rows for metrics in found.values()) == 400
+    seen = np.array([np.sum(train == entity) for entity in values[column]])
+    for low, high, name in zip(EDGES, (*EDGES[1:], np.inf), bucket_names(), strict=True):
+        inside = (seen >= low) & (seen < high)
+        assert (name in found) == inside.any()
+        if inside.any():
+            expected = roc_auc_score(values["label"][inside], predictions.score[inside])
+            assert found[name].auc == pytest.approx(expected)
+            assert found[name].rows == inside.sum()

@@ -1,0 +1,79 @@
+"""`msrec zoo` and `msrec bench zoo`: what is said of the models is what they are."""
+
+import io
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from rich.console import Console
+from zoo import make, rows
+
+from msrec.model.backbones import BACKBONES, backbone_options
+from msrec.tools.bench.zoo import bench_zoo, step_times
+from msrec.tools.zoo import ENTRIES, page, zoo
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def told(name=None):
+    console = Console(file=io.StringIO(), width=160)
+    zoo(name, console)
+    return console.file.getvalue()
+
+
+def test_the_table_has_every_model_with_size_and_source():
+    text = told()
+    for entry in ENTRIES:
+        assert f" {entry.name} " in text
+        assert f"{entry.num_parameters:,}" in text
+    assert "llm_feature.kind=experts" in text
+
+
+def test_parameters_are_counted():
+    entry = next(e for e in ENTRIES if e.name == "mlp")
+    assert entry.num_parameters == 128 * 256 + 256 + 256 * 128 + 128 + 128 + 1
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_model_says_in_one_line_what_it_is_when_to_use_it_and_where_it_is_from(entry):
+    assert 10 < len(entry.line) < 100
+    assert entry.sections["When"]
+    assert entry.paper == "No paper" or entry.paper[-5:].strip(")")[-4:].isdigit()
+
+
+def test_one_model_is_told_with_its_options():
+    text = told("star")
+    assert "Sheng et al., CIKM 2021" in text
+    assert all(option in text for option in backbone_options("star"))
+    with pytest.raises(ValueError, match="a model must be one of mlp, dlrm, .*; got 'starr'"):
+        told("starr")
+
+
+def test_the_page_in_docs_is_what_the_code_says():
+    """Written by `msrec zoo --page docs/zoo.md`."""
+    assert (DOCS / "zoo.md").read_text() == page()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_plain_way_of_the_benchmark_gives_the_same_logits_in_training(name):
+    x, scenario = rows()
+    ours = make(name).train()(x, scenario)
+    with mock.patch("torch.compiler.is_exporting", return_value=True):
+        plain = make(name).train()(x, scenario)
+    torch.testing.assert_close(plain, ours, atol=1e-5, rtol=1e-4)
+
+
+def test_running_only_the_own_tower_is_faster_where_there_are_many():
+    ours, plain = step_times("separate", num_scenarios=30, batch=512, repeats=3)
+    assert plain > 2 * ours
+
+
+def test_the_benchmark_prints_a_row_a_model():
+    console = Console(file=io.StringIO(), width=120)
+    bench_zoo(["star", "mlp"], [2, 3], batch=64, repeats=1, console=console)
+    text = console.file.getvalue()
+    assert text.index(" mlp ") < text.index(" star ")
+    assert "2 scenarios" in text
+    with pytest.raises(ValueError, match="got 'mmo'"):
+        bench_zoo(["mmo"], [2], batch=64, repeats=1)

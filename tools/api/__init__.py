@@ -1,0 +1,1 @@
+"""Multi-scenario recommendation on TorchRec with a frozen LLM in the loop."""
