@@ -27,6 +27,8 @@ SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
 Protocol = Literal["scenario-wise", "temporal", "per-user-last"]
 SCHEMA_FILE = "dataset.yaml"
+ID_KEYS = {"user_id": "user_key", "item_id": "item_key"}
+"""Id feature -> the key it holds, in users.parquet or items.parquet."""
 LEAST_ROWS = 1000
 """That a table keeps when it is scaled down, if it has them."""
 
@@ -140,7 +142,7 @@ class Schema(_Part):
         ]
 
     def per_scenario(self) -> "Schema":
-        """The same with a copy of every table for each scenario, see `data.table_ids.own_ids`.
+        """The same with a copy of every table for each scenario, see `ScenarioIds`.
 
         Raises:
             ValueError: a table gets more rows than int32 ids can name.
@@ -155,7 +157,7 @@ class Schema(_Part):
         return self.model_copy(update={"tables": tables})
 
     def scaled(self, scale: float) -> "Schema":
-        """The same with a share of every table's rows, see `data.table_ids.scaled_ids`.
+        """The same with a share of every table's rows, see `FoldedIds`.
 
         Small tables keep `LEAST_ROWS` of their rows.
         """

@@ -8,15 +8,20 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
-from msrec.data.features.vocabulary_alignment import Lineage
+from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.io.paths import AnyPath
 from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.store_settings import store_settings
-from msrec.data.loading.behaviour_history import Interactions
-from msrec.data.loading.id_dropout import UnknownIds
-from msrec.data.loading.loader import Loader
-from msrec.data.schema import Schema, Split
+from msrec.data.loading.behaviour_history import BehaviourHistory
+from msrec.data.loading.collator import Collator
+from msrec.data.loading.global_order import GlobalOrder
+from msrec.data.loading.id_dropout import IdDropout, rare_ids, require_single_valued
+from msrec.data.loading.id_transforms import AlignedIds, IdTransform, RareIds, table_transforms
+from msrec.data.loading.loader import Loader, RankShare
+from msrec.data.loading.raw_reader import RawReader
+from msrec.data.loading.split_reader import SplitReader
+from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.model.backbones import make_backbone
@@ -33,11 +38,11 @@ MATCH_DIM = 16
 """Columns of llm_feature.kind=match where dim is not given."""
 
 
-class Scored(NamedTuple):
-    """A dataset folder whose rows are scored, and how its ids become those of the run's one."""
+class ScoredDataset(NamedTuple):
+    """A dataset folder to score, and how its ids become those of the run's dataset."""
 
     dataset: AnyPath
-    lineage: Lineage | None
+    alignment: VocabularyAlignment | None
 
 
 class Knowledge:
@@ -57,12 +62,11 @@ class Knowledge:
         self.user: EntityKnowledge | None = None
         self.item: EntityKnowledge | None = None
         self.scenario: torch.Tensor | None = None
-        self.history: Interactions | None = None
-        self.unknown: UnknownIds | None = None
+        self.history: BehaviourHistory | None = None
         rare, dropout = config.embeddings.rare, config.embeddings.id_dropout
-        if rare or dropout:
-            where = (config.dataset, schema)
-            self.unknown = UnknownIds(*where, rare, dropout, config.seed, config.faults)
+        require_single_valued(schema, rare, dropout)
+        self.is_rare = rare_ids(config.dataset, schema, rare, config.faults)
+        """Feature -> (rows of its table,), which ids are taken as unknown."""
         if config.history.of:
             if config.embeddings.per_scenario or config.scale != 1:
                 raise ValueError(
@@ -70,7 +74,7 @@ class Knowledge:
                     "history has one table of its own for all scenarios, as large as the data set."
                 )
             whole = (config.history.of, config.history.max_len, config.faults)
-            self.history = Interactions(config.dataset, schema, *whole)
+            self.history = BehaviourHistory(config.dataset, schema, *whole)
         feature = config.llm_feature
         self.feature_of = {"none": (), "match": ()}.get(feature.kind, tuple(feature.of))
         levels = config.knowledge_levels
@@ -105,35 +109,97 @@ def build_loader(
     *,
     shuffle: bool,
     extra: Sequence[str] = (),
-    paths: Sequence[AnyPath] | None = None,
-    raw: bool = False,
-    scored: Scored | None = None,
+    scored: ScoredDataset | None = None,
 ) -> Loader:
-    """The loader for this rank of a split, or of other files, of the run's dataset or another."""
-    dataset, lineage = scored or (config.dataset, None)
-    return Loader(
-        dataset,
-        split,
-        global_batch,
-        rank=process.rank,
-        world_size=process.world_size,
-        seed=config.seed,
-        shuffle=shuffle,
-        window_rows=config.trainer.window_rows,
-        of_user=knowledge.user,
-        of_item=knowledge.item,
-        prefetch=config.trainer.prefetch,
-        per_scenario=config.embeddings.per_scenario,
-        scale=config.scale,
-        history=knowledge.history,
-        unknown=knowledge.unknown,
-        num_labels=1 if not config.history.of and config.objective.aux_weight == 0 else None,
-        extra=extra,
-        faults=config.faults,
-        paths=paths,
-        raw=raw,
-        lineage=lineage,
+    """Builds this rank's loader of a split of the run's dataset, or of another one.
+
+    Args:
+        config: of the run.
+        split: "train", "valid" or "test".
+        process: this rank.
+        knowledge: vectors and histories of the run.
+        global_batch: rows of a step over all ranks.
+        shuffle: whether rows are mixed.
+        extra: float32 columns that `loader.reader` must be able to read, such as `p_click`.
+        scored: another dataset to read.
+    """
+    schema, files = _schemas(config, scored)
+    only_first = not config.history.of and config.objective.aux_weight == 0
+    labels = {"labels": schema.labels[:1] if only_first else schema.labels}
+    schema, files = schema.model_copy(update=labels), files.model_copy(update=labels)
+    dataset = config.dataset if scored is None else scored.dataset
+    reader = SplitReader(dataset, files, split, extra, faults=config.faults)
+    is_train = split == "train" and (scored is None or scored.alignment is None)
+    order = GlobalOrder(
+        reader.group_rows, global_batch, config.seed, shuffle, config.trainer.window_rows
     )
+    return _loader(config, process, knowledge, (reader, order), schema, scored, is_train=is_train)
+
+
+def build_file_loader(
+    config: RunConfig,
+    process: Process,
+    knowledge: Knowledge,
+    global_batch: int,
+    paths: Sequence[AnyPath],
+    *,
+    raw: bool,
+    scored: ScoredDataset,
+) -> Loader:
+    """Builds this rank's loader of Parquet files to score. No label and no timestamp is read.
+
+    Args:
+        config: of the run.
+        process: this rank.
+        knowledge: vectors and histories of the run.
+        global_batch: rows of a step over all ranks.
+        paths: the files.
+        raw: whether they hold raw values, see `RawReader`, or ids of the scored dataset.
+        scored: the dataset whose ids or vocabularies they use.
+    """
+    schema, files = _schemas(config, scored)
+    unlabelled: dict[str, Any] = {"labels": [], "timestamp": None}
+    schema, files = schema.model_copy(update=unlabelled), files.model_copy(update=unlabelled)
+    if raw:
+        reader: SplitReader = RawReader(scored.dataset, files, paths)
+    else:
+        reader = SplitReader(scored.dataset, files, "test", faults=config.faults, paths=paths)
+    window_rows = config.trainer.window_rows
+    order = GlobalOrder(reader.group_rows, global_batch, config.seed, False, window_rows)
+    return _loader(config, process, knowledge, (reader, order), schema, scored, is_train=False)
+
+
+def _schemas(config: RunConfig, scored: ScoredDataset | None) -> tuple[Schema, Schema]:
+    """Returns the schema that the model knows and the schema of the files."""
+    if scored is not None and scored.alignment is not None:
+        return scored.alignment.schema, scored.alignment.files
+    schema = load_schema(config.dataset if scored is None else scored.dataset)
+    return schema, schema
+
+
+def _loader(
+    config: RunConfig,
+    process: Process,
+    knowledge: Knowledge,
+    source: tuple[SplitReader, GlobalOrder],
+    schema: Schema,
+    scored: ScoredDataset | None,
+    *,
+    is_train: bool,
+) -> Loader:
+    alignment = None if scored is None else scored.alignment
+    history = knowledge.history
+    if history is not None and alignment is not None:
+        history = history.for_entities({side: alignment.entities(side) for side in history.of})
+    transforms: list[IdTransform] = [] if alignment is None else [AlignedIds(alignment)]
+    if knowledge.is_rare:
+        transforms.append(RareIds(knowledge.is_rare))
+    if is_train and config.embeddings.id_dropout:
+        transforms.append(IdDropout(config.embeddings.id_dropout, config.seed))
+    transforms += table_transforms(schema, config.scale, config.embeddings.per_scenario)
+    collator = Collator(schema, knowledge.user, knowledge.item, history, is_train)
+    share = RankShare(process.rank, process.world_size)
+    return Loader(*source, collator, transforms, share, config.trainer.prefetch)
 
 
 def eval_batch(config: RunConfig, world_size: int) -> int:

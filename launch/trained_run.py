@@ -8,10 +8,10 @@ from typing import NamedTuple
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from msrec.data.features.vocabulary_alignment import Lineage
+from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Schema, load_schema
-from msrec.launch.build import Knowledge, Scored, build_sharded
+from msrec.launch.build import Knowledge, ScoredDataset, build_sharded
 from msrec.launch.checkpointing.checkpoint import COMMIT, Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.distributed import Process
@@ -34,7 +34,7 @@ class Restored:
     knowledge: Knowledge
     model: DistributedModelParallel
     checkpoint: str
-    scored: Scored
+    scored: ScoredDataset
 
 
 class RunOf(NamedTuple):
@@ -94,21 +94,21 @@ def restore(
             f"{run_dir}/checkpoints must hold a committed checkpoint; it has none."
         )
     schema = load_schema(config.dataset)
-    lineage = None if data is None else _lineage(config, data, process)
+    alignment = None if data is None else _alignment(config, data, process)
     knowledge = Knowledge(config, schema, data)
     model, _ = build_sharded(config, schema, knowledge, process, plan=None)
     load_checkpoint(path, model, None)
     return Restored(
         config=config,
-        schema=schema if lineage is None else lineage.schema,
+        schema=schema if alignment is None else alignment.schema,
         knowledge=knowledge,
         model=model,
         checkpoint=path.name,
-        scored=Scored(data or config.dataset, lineage),
+        scored=ScoredDataset(data or config.dataset, alignment),
     )
 
 
-def _lineage(config: RunConfig, data: AnyPath, process: Process) -> Lineage:
+def _alignment(config: RunConfig, data: AnyPath, process: Process) -> VocabularyAlignment:
     """How the ids of another dataset become those of the run's one.
 
     Raises:
@@ -119,17 +119,17 @@ def _lineage(config: RunConfig, data: AnyPath, process: Process) -> Lineage:
             f"--data needs a run with llm.control=none; this one has {config.llm.control}, which "
             "gives vectors to the users and items of its own dataset alone."
         )
-    lineage = Lineage(config.dataset, data)
+    alignment = VocabularyAlignment(config.dataset, data)
     if process.is_main:
-        for name, count in lineage.new_values.items():
+        for name, count in alignment.new_values.items():
             log.warning("%s: %d values of %s are new to the run: row 0", data, count, name)
-        for name, count in lineage.lost_values.items():
+        for name, count in alignment.lost_values.items():
             log.warning(
                 "%s: %d values of %s that the run knows are not in its vocabulary: rows that held "
                 "them are row 0 there; convert with --grow-from %s to keep them",
                 *(data, count, name, config.dataset),
             )
-    return lineage
+    return alignment
 
 
 def unwrapped(model: nn.Module) -> RankerTrain:

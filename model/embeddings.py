@@ -9,7 +9,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from msrec.data.loading.batch import Past
+from msrec.data.loading.batch import HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, Side, levels
 from msrec.data.schema import Schema, SparseFeature
 
@@ -59,7 +59,7 @@ class Embeddings(nn.Module):
         return (*self.features, *(f"{side}_history" for side in self.history))
 
     def forward(  # noqa: D102
-        self, sparse: KeyedJaggedTensor, past: Past | None = None
+        self, sparse: KeyedJaggedTensor, past: HistoryBags | None = None
     ) -> torch.Tensor:
         vectors: torch.Tensor = self._vectors(self.ebc(sparse), sparse, past)
         return vectors
@@ -79,7 +79,7 @@ class _Vectors(nn.Module):
         self._dim, self._history = dim, history
 
     def forward(
-        self, pooled: KeyedTensor, sparse: KeyedJaggedTensor, past: Past | None
+        self, pooled: KeyedTensor, sparse: KeyedJaggedTensor, past: HistoryBags | None
     ) -> torch.Tensor:
         keys, every = pooled.keys(), pooled.values()
         # One split, whose gradient is one concatenation. That of a slice is as large as all, zero

@@ -80,7 +80,8 @@ class KnowledgeMatch(nn.Module):
     """What the text of a user says about the text of an item: the columns (A v_u) * (B v_i).
 
     Shape:
-        user, item: (U, H) and (I, H') vectors, (B,) index and (U,) has of each, as in `Known`.
+        user, item: (U, H) and (I, H') vectors, (B,) index and (U,) has of each, as in
+            `EntityVectors`.
         returns: (B, dim), float.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from msrec.data.loading.batch import Batch, Known
+from msrec.data.loading.batch import Batch, EntityVectors
 from msrec.model.embeddings import Embeddings
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.interaction import Interaction
@@ -39,7 +39,7 @@ class DenseArch(nn.Module):
         dense: (B, num_dense), float.
         scenario: (B,), int64.
         weight: (B,), float; rows of weight 0 are padding.
-        of_user, of_item: as in `Batch`.
+        user_vectors, item_vectors: as in `Batch`.
         returns: (B, T), logits.
     """
 
@@ -67,14 +67,14 @@ class DenseArch(nn.Module):
         dense: torch.Tensor,
         scenario: torch.Tensor,
         weight: torch.Tensor,
-        of_user: Known,
-        of_item: Known,
+        user_vectors: EntityVectors,
+        item_vectors: EntityVectors,
     ) -> torch.Tensor:
         x = self.input_dropout(self.interaction(vectors, dense))
         if self.learned_users is not None:
-            of_user = of_user._replace(vectors=self.learned_users(of_user.ids))
-        user = (of_user.vectors, of_user.place, of_user.has)
-        item = (of_item.vectors, of_item.place, of_item.has)
+            user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
+        user = (user_vectors.vectors, user_vectors.place, user_vectors.has)
+        item = (item_vectors.vectors, item_vectors.place, item_vectors.has)
         beside = [] if self.user_feature is None else [self.user_feature(*user)]
         beside += [] if self.item_feature is None else [self.item_feature(*item)]
         beside += [] if self.match is None else [self.match(user, item)]
@@ -109,8 +109,8 @@ class Ranker(nn.Module):
             batch.dense,
             batch.scenario,
             batch.weight,
-            batch.of_user,
-            batch.of_item,
+            batch.user_vectors,
+            batch.item_vectors,
         )
         return logits, vectors
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import polars as pl
 
 from msrec.data.convert.row_filter import Faults, refuse
-from msrec.data.schema import Scenario, TextFields
+from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 RESERVED = ("user", "item", "scenario")
 
@@ -29,8 +29,8 @@ class Feature:
 
 
 ID_FEATURES = (
-    Feature("user_id", "user", column="user_key"),
-    Feature("item_id", "item", column="item_key"),
+    Feature("user_id", "user", column=ID_KEYS["user_id"]),
+    Feature("item_id", "item", column=ID_KEYS["item_id"]),
 )
 
 

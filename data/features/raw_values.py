@@ -10,7 +10,7 @@ import pyarrow as pa
 Ids = npt.NDArray[np.int32]
 
 
-class Place(NamedTuple):
+class RowLocation(NamedTuple):
     """Where rows stand: what a sentence about a bad one names."""
 
     where: str
@@ -31,7 +31,7 @@ class Place(NamedTuple):
         )
 
 
-class Lookup:
+class ValueIndex:
     """Value -> its place among distinct ones, counted from `first`; nulls among them have none.
 
     Integers are found by bisection in a sorted array, anything else in a dict.
@@ -53,7 +53,7 @@ class Lookup:
             self.kind = pa.string() if is_text(self.kind) else self.kind
             self._places = dict(zip(values.to_pylist(), places.tolist(), strict=True))
 
-    def rows(self, values: pa.Array, name: str, place: Place, otherwise: int) -> Ids:
+    def rows(self, values: pa.Array, name: str, place: RowLocation, otherwise: int) -> Ids:
         """Places of values, `otherwise` for those that are not known and for nulls."""
         if self._is_integer:
             numbers, null = integer_values(values, name, place)
@@ -72,7 +72,7 @@ class Lookup:
         return np.array([of.get(value, otherwise) for value in values.to_pylist()], dtype=np.int32)
 
 
-def dense_values(values: pa.Array, name: str, place: Place) -> npt.NDArray[np.float32]:
+def dense_values(values: pa.Array, name: str, place: RowLocation) -> npt.NDArray[np.float32]:
     """Finite numbers as float32; anything else is refused."""
     kind = values.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
@@ -85,7 +85,7 @@ def dense_values(values: pa.Array, name: str, place: Place) -> npt.NDArray[np.fl
 
 
 def integer_values(
-    values: pa.Array, name: str, place: Place
+    values: pa.Array, name: str, place: RowLocation
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Values as int64, 0 for nulls, and which are null."""
     null = nulls(values)
@@ -117,7 +117,7 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner))
 
 
-class Fits(NamedTuple):
+class AllowedKinds(NamedTuple):
     """The kinds of values that a column of JSON rows may have; null is one of each."""
 
     text: bool = False
@@ -144,7 +144,7 @@ class Fits(NamedTuple):
 
 
 def first_bad(
-    rows: Sequence[Mapping[str, Any]], name: str, fits: Fits, where: str, first_row: int
+    rows: Sequence[Mapping[str, Any]], name: str, fits: AllowedKinds, where: str, first_row: int
 ) -> str:
     """What is wrong with the first row that has no such value, or none like those before it."""
     for number, row in enumerate(rows, start=first_row):

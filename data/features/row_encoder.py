@@ -1,6 +1,6 @@
 """Raw rows, as an app has them before any conversion, to the columns that a batch is made of.
 
-A raw row has these columns (`RawRows.names`; others are not looked at)::
+A raw row has these columns (`RowEncoder.names`; others are not looked at)::
 
     user_key, item_key   as in users.parquet and items.parquet; new ones are fine
     scenario             its name, or its number
@@ -17,12 +17,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from msrec.data.convert.raw_tables import ID_FEATURES
+from msrec.data.features.columns import Columns
 from msrec.data.features.raw_values import (
-    Fits,
+    AllowedKinds,
     Ids,
-    Lookup,
-    Place,
+    RowLocation,
+    ValueIndex,
     dense_values,
     first_bad,
     integer_values,
@@ -33,17 +33,14 @@ from msrec.data.features.raw_values import (
 from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES, Hashed
 from msrec.data.io.parquet_files import parquet_files, read_parquet
 from msrec.data.io.paths import AnyPath
-from msrec.data.loading.split_reader import Columns
-from msrec.data.schema import Schema, SparseFeature, load_schema
+from msrec.data.schema import ID_KEYS, Schema, SparseFeature, load_schema
 
-KEY_OF = {feature.name: feature.source for feature in ID_FEATURES}
-"""Feature -> the key that it is, where a raw row does not name it."""
 SIDES = ("user", "item")
 NOBODY = -1
 """The index of a user or item that the dataset folder does not know."""
 
 
-class RawRows:
+class RowEncoder:
     """Encodes raw rows by what a dataset folder knows, and refuses what it cannot.
 
     A value becomes a table row by the rule of training: by its feature's vocabulary, where an
@@ -60,7 +57,7 @@ class RawRows:
         ValueError: a feature was hashed by a version that did not say how.
 
     Example:
-        >>> rows = RawRows("data/app")                                  # doctest: +SKIP
+        >>> rows = RowEncoder("data/app")                                  # doctest: +SKIP
         >>> table = rows.table([{"user_key": 7, "item_key": 3, ...}])   # doctest: +SKIP
         >>> columns = rows.encode(table, "request")                     # doctest: +SKIP
     """
@@ -68,20 +65,22 @@ class RawRows:
     def __init__(self, folder: AnyPath) -> None:
         self.schema = load_schema(folder)
         vocabularies = {path.stem: path for path in parquet_files(folder / VOCABULARIES)}
-        self._keys = {side: Lookup(_column(folder / f"{side}s.parquet", side)) for side in SIDES}
+        self._keys = {
+            side: ValueIndex(_column(folder / f"{side}s.parquet", side)) for side in SIDES
+        }
         self._scenarios = {s.name: number for number, s in enumerate(self.schema.scenarios)}
-        self._ids: dict[str, Lookup | Hashed | int] = {}
+        self._ids: dict[str, ValueIndex | Hashed | int] = {}
         for feature in self.schema.sparse:
             rows = self.schema.tables[feature.table]
             if feature.name in vocabularies:
                 column = read_parquet(vocabularies[feature.name], ["value"])["value"]
-                self._ids[feature.name] = Lookup(column.combine_chunks(), first=1)
+                self._ids[feature.name] = ValueIndex(column.combine_chunks(), first=1)
             else:
                 self._ids[feature.name] = _hashed(self.schema, feature, rows) or rows
 
     @property
     def names(self) -> list[str]:
-        """The columns of a raw row; those of `KEY_OF` may be left out."""
+        """The columns of a raw row; those of `ID_KEYS` may be left out."""
         features = [feature.name for feature in self.schema.sparse]
         return ["user_key", "item_key", "scenario", *features, *self.schema.dense]
 
@@ -95,7 +94,7 @@ class RawRows:
         """
         found = {}
         for name in self.names:
-            if name in KEY_OF and rows and name not in rows[0]:
+            if name in ID_KEYS and rows and name not in rows[0]:
                 continue
             fits = self._fits(name)
             try:
@@ -117,7 +116,7 @@ class RawRows:
         Raises:
             ValueError: one is missing.
         """
-        missing = [n for n in self.names if n not in found and n not in KEY_OF]
+        missing = [n for n in self.names if n not in found and n not in ID_KEYS]
         if missing:
             raise ValueError(
                 f"{where} must have the column {', '.join(map(repr, missing))}; found "
@@ -125,7 +124,7 @@ class RawRows:
             )
 
     def encode(self, table: pa.Table, where: str, first_row: int = 0) -> Columns:
-        """Columns of raw rows, in their order, as `SplitFiles.take` gives them of encoded ones.
+        """Columns of raw rows, in their order, as `SplitReader.take` gives them of encoded ones.
 
         Args:
             table: with the columns `names`.
@@ -142,12 +141,12 @@ class RawRows:
             ValueError: a column is missing or of another type, or a value is not what it must be;
                 names the column, the row and what was found.
         """
-        place = Place(where, first_row)
+        place = RowLocation(where, first_row)
         named = set(table.column_names)
         self.require(table.column_names, where)
 
         def column(name: str) -> pa.Array:
-            return table[name if name in named else KEY_OF[name]].combine_chunks()
+            return table[name if name in named else ID_KEYS[name]].combine_chunks()
 
         columns: Columns = {"scenario": self._scenario(column("scenario"), place)}
         for side in SIDES:
@@ -163,24 +162,24 @@ class RawRows:
         zeros = np.zeros(table.num_rows, dtype=np.float32)
         return columns | dict.fromkeys(self.schema.labels, zeros)
 
-    def _fits(self, name: str) -> "Fits":
+    def _fits(self, name: str) -> AllowedKinds:
         """What values a column may have in rows from JSON."""
         if name == "scenario":
-            return Fits(text=True, integers=True)
+            return AllowedKinds(text=True, integers=True)
         if name in self.schema.dense:
-            return Fits(integers=True, floats=True)
-        way: Lookup | Hashed | int
+            return AllowedKinds(integers=True, floats=True)
+        way: ValueIndex | Hashed | int
         if name.removesuffix("_key") in SIDES and name not in self._ids:
             way, feature = self._keys[name.removesuffix("_key")], None
         else:
             way, feature = self._ids[name], next(f for f in self.schema.sparse if f.name == name)
         lists = _may_be_lists(feature) if feature is not None else [False]
         if isinstance(way, Hashed):
-            return Fits(text=True, integers=True, lists=lists)
-        integers = pa.types.is_integer(way.kind) if isinstance(way, Lookup) else True
-        return Fits(text=not integers, integers=integers, lists=lists)
+            return AllowedKinds(text=True, integers=True, lists=lists)
+        integers = pa.types.is_integer(way.kind) if isinstance(way, ValueIndex) else True
+        return AllowedKinds(text=not integers, integers=integers, lists=lists)
 
-    def _scenario(self, values: pa.Array, place: "Place") -> Ids:
+    def _scenario(self, values: pa.Array, place: RowLocation) -> Ids:
         names, must = list(self._scenarios), "the scenario must be one of "
         if is_text(values.type):
             of = self._scenarios
@@ -194,8 +193,8 @@ class RawRows:
         return numbers.astype(np.int32)
 
     def _feature(
-        self, feature: SparseFeature, values: pa.Array, place: "Place"
-    ) -> "Ids | pa.ListArray":
+        self, feature: SparseFeature, values: pa.Array, place: RowLocation
+    ) -> Ids | pa.ListArray:
         name, way = feature.name, self._ids[feature.name]
         has_lists = is_list(values.type)
         if has_lists not in _may_be_lists(feature):
@@ -213,8 +212,8 @@ class RawRows:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids, pa.int32()))
 
-    def _rows(self, way: "Lookup | int", values: pa.Array, name: str, place: "Place") -> Ids:
-        if isinstance(way, Lookup):
+    def _rows(self, way: ValueIndex | int, values: pa.Array, name: str, place: RowLocation) -> Ids:
+        if isinstance(way, ValueIndex):
             return way.rows(values, name, place, UNKNOWN)
         numbers, null = integer_values(values, name, place)
         bad = null | (numbers < 0) | (numbers >= way)
@@ -240,7 +239,7 @@ def _may_be_lists(feature: SparseFeature) -> list[bool]:
     return [False, True] if (feature.hashes or 1) > 1 else [feature.multi]
 
 
-def _hash(way: Hashed, values: pa.Array, name: str, place: Place) -> "Ids | pa.ListArray":
+def _hash(way: Hashed, values: pa.Array, name: str, place: RowLocation) -> Ids | pa.ListArray:
     kind = values.type.value_type if is_list(values.type) else values.type
     if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise ValueError(

@@ -8,17 +8,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from msrec.data.features.columns import Columns, map_ids
 from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
-from msrec.data.loading.id_transforms import changed_ids
-from msrec.data.loading.split_reader import Columns
 from msrec.data.schema import load_schema
 
 ADVICE = "Convert the new data with the features and scenarios of the old."
 
 
-class Lineage:
+class VocabularyAlignment:
     """Changes the ids of rows of `data` to those of `trained`, each by the value it stands for.
 
     A value that `trained` did not know, as a new user's id, becomes row 0 of its table, as such
@@ -86,7 +85,7 @@ class Lineage:
         found = dict(columns)
         if "scenario" in found:
             found["scenario"] = self._scenario[found["scenario"]]
-        return changed_ids(self.schema, found, lambda feature, ids, _: self._ids[feature.name][ids])
+        return map_ids(self.schema, found, lambda feature, ids, _: self._ids[feature.name][ids])
 
     def entities(self, side: Literal["user", "item"]) -> npt.NDArray[np.int64]:
         """The index in `trained` of each user or item of `data`, -1 where it is new."""

@@ -11,7 +11,7 @@ from msrec.data.io.paths import AnyPath
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """A scratch path that becomes `path` when all went well, and is gone when not."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> Path:
     """Write UTF-8 text in one step: a reader sees the old file or the whole new one."""
-    with replacing(path) as scratch:
+    with atomic_path(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
     return path
 
@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> Path:
 def write_bytes(path: AnyPath, data: bytes) -> None:
     """Write a file in one step, here or on a remote file system, whose writes are whole."""
     if isinstance(path, Path):
-        with replacing(path) as scratch:
+        with atomic_path(path) as scratch:
             scratch.write_bytes(data)
     else:
         path.fs.pipe_file(path.path, data)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.io.atomic_files import checksums, replacing, write_json
+from msrec.data.io.atomic_files import atomic_path, checksums, write_json
 from msrec.data.llm.compression import chunks, fit_projection, moments, to_int8
 from msrec.data.llm.store import KEYS, MANIFEST, PROJECTION, SCALES, VECTORS, differences
 
@@ -78,7 +78,7 @@ class StoreWriter:
             "vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         )
         file = self.parts / f"part-{self.rank:03d}-{self._next:05d}.parquet"
-        with replacing(file) as scratch:
+        with atomic_path(file) as scratch:
             pq.write_table(table, scratch, compression="lz4", use_dictionary=False)
         self._next += 1
 
@@ -118,7 +118,7 @@ class StoreWriter:
         if keys["text"].null_count == len(keys):
             keys = keys.drop_columns("text")
         made = self._merge_vectors(files, tables, index)
-        with replacing(self.folder / KEYS) as scratch:
+        with atomic_path(self.folder / KEYS) as scratch:
             pq.write_table(keys, scratch)
         manifest = self.settings | counts | {"tokens": int(keys["tokens"].to_numpy().sum())}
         manifest |= {"truncated": int(keys["truncated"].to_numpy().sum())} | made
@@ -133,7 +133,7 @@ class StoreWriter:
     ) -> dict[str, Any]:
         """Write the vectors; what the manifest says of them."""
         if self.settings["storage"] in DTYPES and self.settings.get("pca") is None:
-            with replacing(self.folder / VECTORS) as scratch:
+            with atomic_path(self.folder / VECTORS) as scratch:
                 vectors = self._gather(scratch, files, tables, index)
                 mean, std = moments(chunks(vectors))
             size = vectors.shape[1]
@@ -165,7 +165,7 @@ class StoreWriter:
         size = raw.shape[1] if dims is None else dims
         names = [VECTORS, *([SCALES] if storage == "int8" else [])]
         with ExitStack() as stack:
-            paths = [stack.enter_context(replacing(self.folder / name)) for name in names]
+            paths = [stack.enter_context(atomic_path(self.folder / name)) for name in names]
             out = _new_array(paths[0], (len(raw), size), storage)
             scales = _new_array(paths[1], (len(raw),), "float32") if storage == "int8" else None
             for at, rows in chunks(raw):
@@ -178,7 +178,7 @@ class StoreWriter:
             if scales is not None:
                 scales.flush()
             mean, std = moments(stored_chunks(out, scales))
-        with replacing(self.folder / PROJECTION) as scratch, scratch.open("wb") as opened:
+        with atomic_path(self.folder / PROJECTION) as scratch, scratch.open("wb") as opened:
             axes = projection.components
             kept = {} if axes is None else {"components": axes}
             np.savez(opened, allow_pickle=False, mean=projection.mean, std=projection.std, **kept)

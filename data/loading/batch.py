@@ -9,7 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 
-class Known(NamedTuple):
+class EntityVectors(NamedTuple):
     """What a knowledge store says of the distinct users (or items) of a batch.
 
     Shape:
@@ -25,7 +25,7 @@ class Known(NamedTuple):
     place: torch.Tensor
 
 
-class Past(NamedTuple):
+class HistoryBags(NamedTuple):
     """Where the histories of a batch's users and items stand; H sides, 0 without histories.
 
     Shape:
@@ -58,7 +58,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         row_id: (B,), int64, the row's position in its split; -1 for padding.
         user: (B,), int64, index into users.parquet.
         item: (B,), int64, index into items.parquet.
-        of_user, of_item: what the stores know of them.
+        user_vectors, item_vectors: what the stores know of them.
         past: where their histories stand.
     """
 
@@ -70,9 +70,9 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     row_id: torch.Tensor
     user: torch.Tensor
     item: torch.Tensor
-    of_user: Known
-    of_item: Known
-    past: Past
+    user_vectors: EntityVectors
+    item_vectors: EntityVectors
+    past: HistoryBags
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """Copy to a device."""
@@ -90,6 +90,6 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         changed: dict[str, Any] = {}
         for field in fields(self):
             part = getattr(self, field.name)
-            whole = isinstance(part, Known | Past)
+            whole = isinstance(part, EntityVectors | HistoryBags)
             changed[field.name] = type(part)(*map(change, part)) if whole else change(part)
         return type(self)(**changed)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.quarantine import BAD, Policy
-from msrec.data.loading.split_reader import SplitFiles
+from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema
 
 Side = Literal["user", "item"]
@@ -24,7 +24,7 @@ class _Bags(NamedTuple):
     has_own: npt.NDArray[np.bool_]
 
 
-class Interactions:
+class BehaviourHistory:
     """Bags of a user's (an item's) training rows.
 
     A row is the id `other * levels + level`: which item (user) it was, and how many of the row's
@@ -57,7 +57,7 @@ class Interactions:
         self._labels = schema.labels
         stamp = [schema.timestamp] if schema.timestamp else []
         only = ["user", "item", *schema.labels, *stamp]
-        files = SplitFiles(dataset, schema, "train", only=only, faults=faults)
+        files = SplitReader(dataset, schema, "train", only=only, faults=faults)
         columns = files.read()
         good = ~columns[BAD] if BAD in columns else None
         level = self.level(columns)

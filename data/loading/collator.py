@@ -1,5 +1,6 @@
 """Columns of a window of batches -> one `Batch` after another, without a copy that is avoidable."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -7,16 +8,16 @@ import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from msrec.data.loading.batch import Batch, Known, Past
-from msrec.data.loading.behaviour_history import OTHER, Interactions, Side
-from msrec.data.loading.split_reader import Columns, Scalars
+from msrec.data.features.columns import Columns, Scalars
+from msrec.data.loading.batch import Batch, EntityVectors, HistoryBags
+from msrec.data.loading.behaviour_history import OTHER, BehaviourHistory, Side
 from msrec.data.schema import Schema
 
 Bags = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 """Ids and lengths of the bags of a key."""
 
 
-class Vectors(Protocol):
+class VectorSource(Protocol):
     """What a batch takes from a level of a knowledge store."""
 
     dim: int
@@ -26,7 +27,7 @@ class Vectors(Protocol):
         ...
 
 
-def known(ids: npt.NDArray[np.int64], vectors: Vectors | None) -> Known:
+def entity_vectors(ids: npt.NDArray[np.int64], vectors: VectorSource | None) -> EntityVectors:
     """The distinct ids of a batch with their vectors; nothing where there are no vectors.
 
     Shape:
@@ -34,10 +35,30 @@ def known(ids: npt.NDArray[np.int64], vectors: Vectors | None) -> Known:
     """
     if vectors is None:
         nothing = torch.zeros(len(ids), dtype=torch.int64)
-        return Known(nothing[:0], torch.zeros(0, 0), torch.zeros(0), nothing)
+        return EntityVectors(nothing[:0], torch.zeros(0, 0), torch.zeros(0), nothing)
     distinct, inverse = np.unique(ids, return_inverse=True)
     found, has = vectors.gather(distinct)
-    return Known(torch.from_numpy(distinct), found, has, torch.from_numpy(inverse))
+    return EntityVectors(torch.from_numpy(distinct), found, has, torch.from_numpy(inverse))
+
+
+@dataclass(frozen=True)
+class Collator:
+    """What batches are made with.
+
+    Args:
+        schema: names features and labels, in order.
+        user_vectors, item_vectors: vectors of the batch's distinct users and items; None leaves
+            them out.
+        history: training rows of the batch's distinct users and items; None leaves them out.
+        is_train: whether the rows are those that `history` holds. A row is then excluded from its
+            own history.
+    """
+
+    schema: Schema
+    user_vectors: VectorSource | None = None
+    item_vectors: VectorSource | None = None
+    history: BehaviourHistory | None = None
+    is_train: bool = False
 
 
 class Window:
@@ -47,33 +68,25 @@ class Window:
         rows: (W, B) row ids, -1 for padding.
         columns: of the W * B rows in that order; a padding row repeats a real one, weight 0.
 
-    A training row does not stand in its own history: with `is_train` it is named as `SIDE_own`.
+    With `is_train`, the key `SIDE_own` names the row itself in its history, to be subtracted.
 
-    Single-valued features stand feature-major per batch, (W, F, B), which is a KeyedJaggedTensor's
-    own order, so that with no multi-valued feature and no history a batch's values are one slice.
+    Single-valued features are stored feature-major per batch, (W, F, B), which is the order of a
+    KeyedJaggedTensor. Without multi-valued features and histories, a batch's values are one slice.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        rows: npt.NDArray[np.int64],
-        columns: Columns,
-        of_user: Vectors | None,
-        of_item: Vectors | None,
-        history: Interactions | None = None,
-        is_train: bool = False,
-    ) -> None:
+    def __init__(self, collator: Collator, rows: npt.NDArray[np.int64], columns: Columns) -> None:
+        schema, history, is_train = collator.schema, collator.history, collator.is_train
         self._schema = schema
         self._history, self._is_train = history, is_train
         self._rows = rows
-        self._of_user, self._of_item = of_user, of_item
+        self._user_vectors, self._item_vectors = collator.user_vectors, collator.item_vectors
         self._shape = rows.shape
         self._scenario = self._grid(columns["scenario"], np.int64)
         self._user = self._grid(columns["user"], np.int64)
         self._item = self._grid(columns["item"], np.int64)
         self._label = self._side_by_side([columns[name] for name in schema.labels])
         self._dense = self._side_by_side([columns[name] for name in schema.dense])
-        self._no_knowledge = known(np.zeros(self._shape[1], np.int64), None)
+        self._no_knowledge = entity_vectors(np.zeros(self._shape[1], np.int64), None)
         self._weight = (rows >= 0).astype(np.float32)
         self._multi = {
             f.name: (columns[f.name].offsets.to_numpy(), columns[f.name].values.to_numpy())
@@ -104,19 +117,19 @@ class Window:
             row_id=torch.from_numpy(self._rows[number]),
             user=torch.from_numpy(user),
             item=torch.from_numpy(item),
-            of_user=self._known(user, self._of_user),
-            of_item=self._known(item, self._of_item),
+            user_vectors=self._known(user, self._user_vectors),
+            item_vectors=self._known(item, self._item_vectors),
             past=past,
         )
 
-    def _known(self, ids: npt.NDArray[np.int64], vectors: Vectors | None) -> Known:
-        return self._no_knowledge if vectors is None else known(ids, vectors)
+    def _known(self, ids: npt.NDArray[np.int64], vectors: VectorSource | None) -> EntityVectors:
+        return self._no_knowledge if vectors is None else entity_vectors(ids, vectors)
 
-    def _past(self, number: int) -> tuple[list[Bags], Past]:
+    def _past(self, number: int) -> tuple[list[Bags], HistoryBags]:
         """Bags behind those of the schema's features, and where a row's own ones stand."""
         _, share = self._shape
         if self._history is None:
-            return [], Past(torch.zeros(0, share, dtype=torch.int64), torch.zeros(0, share))
+            return [], HistoryBags(torch.zeros(0, share, dtype=torch.int64), torch.zeros(0, share))
         history, bags, places, counts = self._history, list[Bags](), [], []
         entities: dict[Side, npt.NDArray[np.int64]] = {
             "user": self._user[number],
@@ -135,7 +148,7 @@ class Window:
             places.append(place)
             counts.append(lengths[place] - own)
         count = torch.from_numpy(np.stack(counts).astype(np.float32))
-        return bags, Past(torch.from_numpy(np.stack(places)), count)
+        return bags, HistoryBags(torch.from_numpy(np.stack(places)), count)
 
     def _sparse(self, number: int, bags: list[Bags]) -> KeyedJaggedTensor:
         _, share = self._shape

@@ -1,21 +1,19 @@
-"""Rows of a dataset folder that break its schema: refused, or left out, counted and kept aside."""
+"""Rows of a dataset folder that break its schema: refused, skipped, or kept in a quarantine."""
 
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.io.atomic_files import replacing
+from msrec.data.io.atomic_files import atomic_path
 from msrec.data.io.paths import AnyPath
 
 Policy = Literal["fail", "skip", "quarantine"]
 BAD = "__bad__"
-"""Column of `SplitFiles.take` that marks the rows to leave out; only with skip and quarantine."""
+"""Column of `SplitReader.take` that marks excluded rows; only with skip and quarantine."""
 QUARANTINE = pa.schema(
     [
         ("file", pa.string()),
@@ -28,7 +26,7 @@ QUARANTINE = pa.schema(
 
 
 class BadRow(NamedTuple):
-    """One reason to leave a row of a file out; `column` is empty where no column could be read."""
+    """A rule that a row of a file breaks; `column` is empty if no column could be read."""
 
     row: int
     column: str
@@ -36,78 +34,68 @@ class BadRow(NamedTuple):
     must: str
 
 
-Groups = dict[tuple[str, int], list[BadRow]]
+BadRows = dict[tuple[str, int], list[BadRow]]
 """(file, number of the row group) -> its bad rows."""
 
 
-class BadRows:
-    """What a reader does with rows that break the schema, and what it met so far.
+class Quarantine:
+    """The policy of a reader for rows that break the schema, and the rows it has found.
 
-    `fail` raises one sentence about the first. `skip` leaves the rows out: their slots stay where
-    they are, so that the global order is what it was, with weight 0. `quarantine` does too, and
-    `write_quarantine` keeps file, row, column and reason.
+    `fail` raises an error on the first one. `skip` excludes the rows: their slots keep their place
+    in the global order, with weight 0. `quarantine` does the same, and `write_quarantine` records
+    file, row, column and reason.
 
-    A row group may be read by several ranks and again in every epoch: it is noted once.
+    A row group may be read by several ranks and again in every epoch: it is recorded once.
     """
 
     def __init__(self, policy: Policy = "fail") -> None:
         self.policy = policy
-        self.groups: Groups = {}
+        self.bad_rows: BadRows = {}
 
     @property
-    def leaves_out(self) -> bool:
-        """Whether bad rows are left out instead of refused."""
+    def excludes(self) -> bool:
+        """Whether bad rows are excluded instead of refused."""
         return self.policy != "fail"
 
-    def note(self, path: AnyPath, group: int, rows: Iterable[BadRow]) -> None:
-        """Remember bad rows of a row group, all of them at once."""
-        self.groups.setdefault((str(path), group), []).extend(rows)
+    def add(self, path: AnyPath, group: int, rows: Iterable[BadRow]) -> None:
+        """Records the bad rows of a row group, all of them at once."""
+        self.bad_rows.setdefault((str(path), group), []).extend(rows)
 
-    def is_noted(self, path: AnyPath, group: int) -> bool:
-        """Whether this row group was looked at before."""
-        return (str(path), group) in self.groups
-
-
-def merged(groups: Iterable[Groups]) -> Groups:
-    """What several ranks met, each row group once."""
-    found: Groups = {}
-    for own in groups:
-        found |= own
-    return found
+    def has(self, path: AnyPath, group: int) -> bool:
+        """Returns whether this row group was recorded before."""
+        return (str(path), group) in self.bad_rows
 
 
-def count_rows(groups: Groups) -> int:
-    """Rows left out."""
-    return sum(len({bad.row for bad in rows}) for rows in groups.values())
+def merge_bad_rows(parts: Iterable[BadRows]) -> BadRows:
+    """Returns the bad rows of several ranks, each row group once."""
+    merged: BadRows = {}
+    for part in parts:
+        merged |= part
+    return merged
 
 
-def count_reasons(groups: Groups) -> dict[str, int]:
-    """Reason -> rows; a row with several reasons counts for each."""
-    found = Counter(
+def count_rows(bad_rows: BadRows) -> int:
+    """Returns the number of excluded rows."""
+    return sum(len({bad.row for bad in rows}) for rows in bad_rows.values())
+
+
+def count_reasons(bad_rows: BadRows) -> dict[str, int]:
+    """Returns reason -> rows; a row with several reasons counts for each."""
+    counts = Counter(
         f"{bad.column}: {bad.must}" if bad.column else bad.must
-        for rows in groups.values()
+        for rows in bad_rows.values()
         for bad in rows
     )
-    return dict(found.most_common())
+    return dict(counts.most_common())
 
 
-def write_quarantine(groups: Groups, path: Path) -> None:
-    """Write one row a reason: file, row, column, found, must."""
+def write_quarantine(bad_rows: BadRows, path: Path) -> None:
+    """Writes one row per reason: file, row, column, found, must."""
     table: dict[str, list[Any]] = {name: [] for name in QUARANTINE.names}
-    for (file, _), rows in sorted(groups.items()):
+    for (file, _), rows in sorted(bad_rows.items()):
         for bad in rows:
             for name, value in zip(QUARANTINE.names, (file, *bad), strict=True):
                 table[name].append(value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as scratch:
+    with atomic_path(path) as scratch:
         pq.write_table(pa.table(table, schema=QUARANTINE), scratch)
-
-
-def without(array: pa.Array, bad: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
-    """The array with something harmless in its bad rows: 0, or an empty list."""
-    if not bad.any():
-        return array
-    harmless = pa.scalar([] if pa.types.is_list(kind) else 0, kind)
-    places = pa.array(np.where(bad, len(array), np.arange(len(array))))
-    extended = pa.concat_arrays([array.cast(kind), pa.array([harmless.as_py()], kind)])
-    return extended.take(places)

@@ -1,4 +1,4 @@
-"""Read and check the Parquet files of a split: row ids -> columns."""
+"""Reads the Parquet files of a split by row id, and checks them against the schema."""
 
 import itertools
 from collections import OrderedDict
@@ -6,31 +6,26 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from msrec.data.features.columns import Columns, Scalars
 from msrec.data.io.parquet_files import parquet_files, parquet_metadata, read_row_group
 from msrec.data.io.paths import AnyPath, first_line, is_remote, to_path
-from msrec.data.loading.quarantine import BAD, BadRow, BadRows, Policy, without
+from msrec.data.loading.column_checks import ColumnChecks, Fault
+from msrec.data.loading.quarantine import BAD, BadRow, Policy, Quarantine
 from msrec.data.schema import Schema, Split
 
 REMOTE_READERS = 8
-"""Row groups that are asked for at the same time."""
-Scalars = npt.NDArray[np.generic]
-Fault = tuple[npt.NDArray[np.bool_], Any, str]
-"""Which rows, what was found in all rows, and what must hold."""
-NO_NULL = "nothing may be null"
-Columns = dict[str, Any]
-"""Name -> `Scalars`, or a `pa.ListArray` of a multi-valued feature: the schema says which."""
+"""Row groups of a remote file system that are requested at the same time."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group: the file it is in, its number and its first row there."""
+    """One row group: its file, its number in the file, and its first row in the file."""
 
     path: AnyPath
     index: int
@@ -38,24 +33,27 @@ class RowGroup:
     num_rows: int
 
 
-class SplitFiles:
-    """The row groups of one split, checked against the schema, decoded on demand.
+class SplitReader:
+    """The rows of a split, decoded on demand.
+
+    Row groups are decoded whole and kept in a least-recently-used cache, because the rows of a
+    window of batches come from few row groups.
 
     Args:
         dataset: the dataset folder.
-        schema: its schema.
+        schema: of the dataset.
         split: "train", "valid" or "test".
-        extra: float32 columns to read beside the schema's, such as `p_click`.
-        only: columns of the schema to read instead of all.
-        cache_groups: decoded row groups kept in memory.
-        faults: what to do with rows that break the schema; `bad_rows` says which were met.
+        extra: float32 columns to read in addition to the schema's, such as `p_click`.
+        only: columns of the schema to read; None reads all.
+        cache_groups: number of decoded row groups to keep in memory.
+        faults: policy for rows that break the schema; `quarantine` holds those that were found.
         paths: files to read instead of the split's.
 
     Raises:
         FileNotFoundError: the split has no files.
-        ValueError: a file is not readable Parquet, or the split has no rows. Besides, unless bad
-            rows are left out: a file lacks a column or has one of another type, or (while reading)
-            a row group cannot be read or a value breaks the schema.
+        ValueError: a file is not readable Parquet, or the split has no rows. With `faults="fail"`
+            also: a file lacks a column or has one of another type, or (while reading) a row group
+            cannot be read or a value breaks the schema.
     """
 
     def __init__(
@@ -71,14 +69,13 @@ class SplitFiles:
     ) -> None:
         self.schema = schema
         self.columns = [*(schema.columns if only is None else only), *extra]
-        self._extra = tuple(extra)
-        self._cache: OrderedDict[int, Columns] = OrderedDict()
-        self._cache_groups = cache_groups
-        self._types = self._wanted_types()
-        self.bad_rows = BadRows(faults)
+        self.quarantine = Quarantine(faults)
         self.metadata: dict[AnyPath, pq.FileMetaData] = {}
         """The footer of each file, read once."""
-        self._drifted: dict[AnyPath, str] = {}
+        self._checks = ColumnChecks(schema, self.columns[: len(self.columns) - len(extra)], extra)
+        self._cache: OrderedDict[int, Columns] = OrderedDict()
+        self._cache_groups = cache_groups
+        self._type_errors: dict[AnyPath, str] = {}
         folder = to_path(dataset) / split
         paths = parquet_files(folder) if paths is None else paths
         if not paths:
@@ -101,27 +98,27 @@ class SplitFiles:
         return tuple(group.num_rows for group in self.groups)
 
     def read(self) -> Columns:
-        """Columns of all rows, in order; none may be a multi-valued feature."""
+        """Returns the columns of all rows, in order; none may be a multi-valued feature."""
         bounds = zip(self.starts, self.starts[1:], strict=False)
         pieces = [self.take(np.arange(start, end)) for start, end in bounds]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def read_good(self) -> Columns:
-        """Columns of all rows but bad ones, in order."""
+        """Returns the columns of all rows except bad ones, in order."""
         columns = self.read()
         bad = columns.pop(BAD, None)
         return columns if bad is None else {name: v[~bad] for name, v in columns.items()}
 
     def take(self, row_ids: npt.NDArray[np.int64]) -> Columns:
-        """Columns of the given rows, in the given order.
+        """Returns the columns of the given rows, in the given order.
 
         Shape:
             row_ids: (n,), int64 in [0, num_rows).
             returns: per column an array of n values, or a list array for a multi-valued feature.
-                Where bad rows are left out, besides `BAD`, (n,) bool; their values are harmless.
+                If bad rows are excluded, also `BAD`, (n,) bool; their values are harmless.
         """
         group_of_row = np.searchsorted(self.starts, row_ids, side="right") - 1
-        # The first and the last row of each group that is asked for.
+        # Only the span from the first to the last wanted row of each group is copied.
         lowest, highest = self.starts[1:].copy(), np.full(len(self.groups), -1)
         np.minimum.at(lowest, group_of_row, row_ids)
         np.maximum.at(highest, group_of_row, row_ids)
@@ -139,10 +136,11 @@ class SplitFiles:
         return {name: _gather([piece[name] for piece in pieces], place) for name in pieces[0]}
 
     def places(self, row_ids: npt.NDArray[np.int64]) -> dict[str, list[int]]:
-        """Where rows are: file, below the data set's folder -> its rows, in the given order.
+        """Returns the file of each row and its row number there, in the given order.
 
         Shape:
             row_ids: (n,), int64 in [0, num_rows).
+            returns: path below the dataset folder -> row numbers in that file.
         """
         found: dict[str, list[int]] = {}
         for row, number in zip(
@@ -161,12 +159,11 @@ class SplitFiles:
             raise ValueError(
                 f"{path} must be a whole Parquet file; {first_line(error)}. Convert it again."
             ) from None
-        try:
-            self._check_types(path, metadata.schema.to_arrow_schema())
-        except ValueError as error:
-            if not self.bad_rows.leaves_out:
-                raise
-            self._drifted[path] = str(error).removeprefix(f"{path}: ").rstrip(".")
+        type_error = self._type_error(path, metadata.schema.to_arrow_schema())
+        if type_error is not None:
+            if not self.quarantine.excludes:
+                raise ValueError(f"{path}: {type_error}")
+            self._type_errors[path] = type_error.rstrip(".")
         self.metadata[path] = metadata
         sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         first_rows = itertools.accumulate(sizes, initial=0)
@@ -176,24 +173,8 @@ class SplitFiles:
             if num_rows
         ]
 
-    def _check_types(self, path: AnyPath, found: pa.Schema) -> None:
-        for name, wanted in self._types.items():
-            if name not in found.names:
-                raise ValueError(
-                    f"{path}: column {name!r} is missing; it has {', '.join(found.names)}."
-                )
-            actual = found.field(name).type
-            if not _same_type(actual, wanted):
-                raise ValueError(f"{path}: column {name!r} must be {wanted}; it is {actual}.")
-
-    def _wanted_types(self) -> dict[str, pa.DataType]:
-        schema = self.schema
-        types = dict.fromkeys(("user", "item", "scenario"), pa.int32())
-        for feature in schema.sparse:
-            types[feature.name] = pa.list_(pa.int32()) if feature.multi else pa.int32()
-        types |= dict.fromkeys([*schema.dense, *schema.labels, *self._extra], pa.float32())
-        types |= {schema.timestamp: pa.int64()} if schema.timestamp else {}
-        return {name: types[name] for name in self.columns}
+    def _type_error(self, path: AnyPath, found: pa.Schema) -> str | None:
+        return self._checks.type_error(found)
 
     def _decoded(self, numbers: list[int]) -> Iterator[Columns]:
         kept = {number: self._cache[number] for number in numbers if number in self._cache}
@@ -201,7 +182,7 @@ class SplitFiles:
         # A request over a network is mostly waiting, which several can do at the same time.
         remote = bool(missing) and is_remote(missing[0].path)
         with ThreadPoolExecutor(REMOTE_READERS) if remote else nullcontext() as pool:
-            fresh = pool.map(self._columns, missing) if pool else map(self._columns, missing)
+            fresh = pool.map(self._decode, missing) if pool else map(self._decode, missing)
             for number in numbers:
                 columns = kept[number] if number in kept else next(fresh)
                 self._cache[number] = columns
@@ -210,170 +191,73 @@ class SplitFiles:
                     self._cache.popitem(last=False)
                 yield columns
 
-    def _columns(self, group: RowGroup) -> Columns:
-        if group.path in self._drifted:
-            return self._nothing(group, self._drifted[group.path])
+    def _decode(self, group: RowGroup) -> Columns:
+        if group.path in self._type_errors:
+            return self._unreadable(group, self._type_errors[group.path])
         try:
             table = read_row_group(group.path, group.index, self.columns, self.metadata[group.path])
         except (pa.ArrowInvalid, OSError) as error:
-            # A network that fails is no fault of the data: its rows are not left out.
+            # A network that fails is no fault of the data: its rows are not excluded.
             network = isinstance(error, ConnectionError | TimeoutError)
-            if network or not self.bad_rows.leaves_out:
+            if network or not self.quarantine.excludes:
                 raise ValueError(
                     f"{group.path}: row group {group.index} could not be read; {first_line(error)}."
                 ) from None
-            return self._nothing(group, first_line(error))
-        found = {
-            name: self._checked(table.column(name).combine_chunks(), name, group)
-            for name in self.columns
-        }
-        columns: Columns = {name: values for name, (values, _) in found.items()}
-        if self.bad_rows.leaves_out:
-            self._note(group, {name: faults for name, (_, faults) in found.items()})
+            return self._unreadable(group, first_line(error))
+        columns: Columns = {}
+        faults: dict[str, list[Fault]] = {}
+        for name in self.columns:
+            array = table.column(name).combine_chunks()
+            columns[name], faults[name] = self._checks.check(array, name)
+            if faults[name] and not self.quarantine.excludes:
+                raise ValueError(_first_bad_row(group, name, faults[name][0]))
+        if self.quarantine.excludes:
+            self._record(group, faults)
             bad = np.zeros(group.num_rows, dtype=np.bool_)
-            for _, faults in found.values():
-                for mask, _, _ in faults:
-                    bad |= mask
+            for fault in itertools.chain(*faults.values()):
+                bad |= fault.bad
             columns[BAD] = bad
         return columns
 
-    def _nothing(self, group: RowGroup, reason: str) -> Columns:
-        """Harmless values for a row group of which nothing can be read."""
+    def _unreadable(self, group: RowGroup, reason: str) -> Columns:
+        """Returns harmless values for a row group that cannot be read, all rows marked bad."""
         must = f"the row group must be readable; {reason}"
         count = group.num_rows
-        if not self.bad_rows.is_noted(group.path, group.index):
+        if not self.quarantine.has(group.path, group.index):
             rows = range(group.first_row, group.first_row + count)
-            self.bad_rows.note(group.path, group.index, (BadRow(r, "", "", must) for r in rows))
+            self.quarantine.add(group.path, group.index, (BadRow(r, "", "", must) for r in rows))
         columns: Columns = {}
-        for name, kind in self._types.items():
+        for name, kind in self._checks.types.items():
             if pa.types.is_list(kind):
                 columns[name] = pa.array([[]] * count, kind)
             else:
                 columns[name] = np.zeros(count, kind.to_pandas_dtype())
         return columns | {BAD: np.ones(count, dtype=np.bool_)}
 
-    def _note(self, group: RowGroup, faults: "dict[str, list[Fault]]") -> None:
-        if self.bad_rows.is_noted(group.path, group.index):
+    def _record(self, group: RowGroup, faults: dict[str, list[Fault]]) -> None:
+        if self.quarantine.has(group.path, group.index):
             return
         rows = [
-            BadRow(group.first_row + int(at), name, str(values[at]), must)
-            for name, found in faults.items()
-            for mask, values, must in found
-            for at in np.flatnonzero(mask)
+            BadRow(group.first_row + int(at), name, str(fault.value_at(int(at))), fault.must)
+            for name, of_column in faults.items()
+            for fault in of_column
+            for at in np.flatnonzero(fault.bad)
         ]
         if rows:
-            self.bad_rows.note(group.path, group.index, rows)
+            self.quarantine.add(group.path, group.index, rows)
 
-    def _checked(
-        self, array: pa.Array, name: str, group: RowGroup
-    ) -> "tuple[Scalars | pa.ListArray, list[Fault]]":
-        """The values of a column, after every check that TorchRec leaves to its callers.
 
-        Returns:
-            The values, harmless ones in bad rows, and for each kind of fault: which rows, what was
-            found there, and what must hold.
-        """
-        faults: list[Fault] = []
-
-        def look(
-            bad: npt.NDArray[np.bool_], values: "Scalars | pa.Array | None", must: str
-        ) -> None:
-            if not bad.any():
-                return
-            if isinstance(values, pa.Array):
-                values = values.to_numpy(zero_copy_only=False)
-            if values is None:
-                values = np.full(len(bad), None)
-            if not self.bad_rows.leaves_out:
-                at = int(np.argmax(bad))
-                raise ValueError(
-                    f"{group.path}: column {name!r}, row {group.first_row + at}: {must}; found "
-                    f"{values[at]}. {int(bad.sum())} such rows in this row group."
-                )
-            faults.append((bad, values, must))
-
-        kind = self._types[name]
-        if pa.types.is_list(kind):
-            if array.null_count or array.values.null_count:
-                look(_null_rows(array), array, NO_NULL)
-            if faults:
-                array = without(array, faults[0][0], kind)
-            if not _are_ids(_flat(array), self._limit(name)):
-                look(self._bad_ids(array, name), array, self._must(name))
-            return without(array, faults[-1][0], kind) if faults else array, faults
-        if array.null_count:
-            missing = array.is_null().to_numpy(zero_copy_only=False)
-            look(missing, None, NO_NULL)
-            array = without(array, missing, kind)
-        values = array.to_numpy()
-        schema = self.schema
-        if name in schema.labels:
-            look(~((values == 0) | (values == 1)), values, "a label must be 0 or 1")
-        elif name in schema.dense or name in self._extra:
-            look(~np.isfinite(values), values, "a dense value must be finite")
-        elif name != schema.timestamp and not _are_ids(values, self._limit(name)):
-            look((values < 0) | (values >= self._limit(name)), values, self._must(name))
-        for bad, _, _ in faults:
-            values = np.where(bad, values.dtype.type(0), values)
-        return values, faults
-
-    def _bad_ids(self, array: pa.ListArray, name: str) -> npt.NDArray[np.bool_]:
-        """Which lists hold an id that the table has not."""
-        offsets = array.offsets.to_numpy()
-        values = _flat(array)
-        bad_id = (values < 0) | (values >= self._limit(name))
-        rows = np.repeat(np.arange(len(array)), np.diff(offsets))
-        bad = np.zeros(len(array), dtype=np.bool_)
-        bad[rows[bad_id]] = True
-        return bad
-
-    def _limit(self, name: str) -> int:
-        schema = self.schema
-        fixed = {
-            "user": schema.num_users,
-            "item": schema.num_items,
-            "scenario": schema.num_scenarios,
-        }
-        return fixed[name] if name in fixed else schema.tables[schema.table_of(name)]
-
-    def _must(self, name: str) -> str:
-        if name == "scenario":
-            return f"the scenario must be one of the schema's, 0 to {self._limit(name) - 1}"
-        return f"an id must be in [0, {self._limit(name)})"
+def _first_bad_row(group: RowGroup, name: str, fault: Fault) -> str:
+    at = int(np.argmax(fault.bad))
+    return (
+        f"{group.path}: column {name!r}, row {group.first_row + at}: {fault.must}; found "
+        f"{fault.value_at(at)}. {int(fault.bad.sum())} such rows in this row group."
+    )
 
 
 def _gather(
-    pieces: "list[Scalars | pa.ListArray]", place: npt.NDArray[np.int64]
-) -> "Scalars | pa.ListArray":
+    pieces: list[Scalars | pa.ListArray], place: npt.NDArray[np.int64]
+) -> Scalars | pa.ListArray:
     if isinstance(pieces[0], np.ndarray):
         return np.take(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], place)
     return pa.concat_arrays(pieces).take(pa.array(place))
-
-
-def _are_ids(values: Scalars, limit: int) -> bool:
-    """Whether all are in [0, limit); as unsigned numbers, negative ones are the largest."""
-    return len(values) == 0 or int(values.view(np.uint32).max()) < limit
-
-
-def _flat(array: pa.ListArray) -> npt.NDArray[np.int32]:
-    """The ids of all lists, one after another."""
-    offsets = array.offsets
-    values: npt.NDArray[np.int32] = array.values.to_numpy()
-    return values[offsets[0].as_py() : offsets[-1].as_py()]
-
-
-def _null_rows(array: pa.ListArray) -> npt.NDArray[np.bool_]:
-    """Which lists are null or hold a null."""
-    bad: npt.NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False).copy()
-    if array.values.null_count:
-        offsets = array.offsets.to_numpy()
-        inside = array.values.is_null().to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
-        bad[np.repeat(np.arange(len(array)), np.diff(offsets))[inside]] = True
-    return bad
-
-
-def _same_type(actual: pa.DataType, wanted: pa.DataType) -> bool:
-    if pa.types.is_list(wanted):
-        is_list = pa.types.is_list(actual) or pa.types.is_large_list(actual)
-        return is_list and bool(actual.value_type == wanted.value_type)
-    return bool(actual == wanted)

@@ -15,7 +15,7 @@ from msrec.launch.evaluation.results import Results, results_of, save_results
 from msrec.launch.evaluation.slices import Slice, check_clock, slice_rows
 from msrec.launch.reporting.mlflow_tracking import board_results
 from msrec.launch.trained_run import load_run_config, restore, run_of
-from msrec.launch.training.skipped_rows import keep_bad_rows
+from msrec.launch.training.skipped_rows import report_bad_rows
 from msrec.model.metrics.exact import Judging
 
 
@@ -64,7 +64,7 @@ def evaluate(
         split: which rows.
         checkpoint: which weights; None takes the one with the best validation.
         by: slices of the rows besides the scenarios.
-        data: another dataset folder, whose ids are matched by value, see `Lineage`.
+        data: another dataset folder, whose ids are matched by value, see `VocabularyAlignment`.
         judging: places of the rankings and the making of intervals.
 
     Returns:
@@ -93,7 +93,7 @@ def evaluate(
     bad = predict(restored.model, loader, schema, process, dataset, restored.checkpoint, split, out)
     if not process.is_main:
         return None
-    keep_bad_rows(bad, loader.files.bad_rows, run_dir if data is None else out, split)
+    report_bad_rows(bad, loader.reader.quarantine, run_dir if data is None else out, split)
     predictions = load_predictions(out)
     slices = slice_rows(predictions, config.dataset, by, config.faults, restored.scored)
     results = results_of(predictions, schema, judging or Judging(), slices)

@@ -18,7 +18,7 @@ from msrec.data.llm.neighbours import neighbours, unit
 from msrec.data.llm.store import KEYS, KnowledgeStore
 from msrec.data.loading.batch import Batch
 from msrec.data.loading.loader import Loader
-from msrec.data.loading.split_reader import SplitFiles
+from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader
 from msrec.launch.distributed import Process
@@ -168,10 +168,10 @@ class Explainer:
             for at in range(len(rows))
         ]
 
-    def _files(self, split: Split) -> SplitFiles:
+    def _files(self, split: Split) -> SplitReader:
         """The users of a split."""
         where = (self.config.dataset, self.schema, split)
-        return SplitFiles(*where, only=["user"], faults=self.config.faults)
+        return SplitReader(*where, only=["user"], faults=self.config.faults)
 
     def _score(self, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
@@ -181,11 +181,11 @@ class Explainer:
     def _average_user(self, batch: Batch) -> Batch:
         """The batch with the mean vector for every user."""
         assert self.over.user_meta is not None
-        known = batch.of_user
+        known = batch.user_vectors
         mean = self.over.user_meta.reducer.get_buffer("mean").to(known.vectors.dtype)
         vectors = mean.expand_as(known.vectors).contiguous()
         average = known._replace(vectors=vectors, has=torch.ones_like(known.has))
-        return dataclasses.replace(batch, of_user=average)
+        return dataclasses.replace(batch, user_vectors=average)
 
     def _distances(self, user: int) -> list[LayerDistance]:
         """Of each layer that is generated for users."""

@@ -14,7 +14,7 @@ from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 from msrec.data.io.parquet_files import parquet_files, parquet_names, read_parquet
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
-from msrec.data.loading.quarantine import Groups, count_reasons, count_rows
+from msrec.data.loading.quarantine import BadRows, count_reasons, count_rows
 from msrec.data.schema import Schema, Split
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import TRUTH, Commit, write_commit
@@ -34,7 +34,7 @@ def predict(
     checkpoint: str,
     split: Split,
     out: Path,
-) -> Groups:
+) -> BadRows:
     """Write this rank's predictions; rank 0 then commits them all.
 
     Rows in = rows out, but for those that the run's `faults` leave out: the marker counts them.
@@ -69,10 +69,10 @@ def predict(
     writer = _write(writer, waiting, out, process)
     writer.close()
     dist.barrier()
-    bad = gather_bad_rows(loader.files.bad_rows)
+    bad = gather_bad_rows(loader.reader.quarantine)
     if process.is_main:
         commit = Commit(
-            rows=loader.files.num_rows,
+            rows=loader.reader.num_rows,
             split=split,
             checkpoint=checkpoint,
             dataset=schema.name,
@@ -102,8 +102,8 @@ def _table(outcome: Outcome, loader: Loader, keys: pa.Array) -> pa.Table:
         "weight": outcome.weight.cpu().numpy()[real],
         "score": torch.sigmoid(outcome.logits[:, 0]).cpu().numpy()[real],
     }
-    if TRUTH in loader.files.columns:
-        columns[TRUTH] = loader.files.take(row_id)[TRUTH]
+    if TRUTH in loader.reader.columns:
+        columns[TRUTH] = loader.reader.take(row_id)[TRUTH]
     return pa.table(columns)
 
 

@@ -38,8 +38,8 @@ from msrec.data.io.parquet_files import (
 from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.loading.loader import Loader
 from msrec.data.loading.quarantine import count_reasons
-from msrec.data.loading.split_reader import RowGroup, SplitFiles
-from msrec.launch.build import build_loader, eval_batch
+from msrec.data.loading.split_reader import RowGroup, SplitReader
+from msrec.launch.build import build_file_loader, eval_batch
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import COMMIT_FILE
 from msrec.launch.trained_run import Restored
@@ -101,8 +101,8 @@ def predict_files(
     Args:
         run: with its model.
         process: this rank.
-        data: files, or folders of them, of raw rows (see `RawRows`), or with the columns that the
-            run's schema names, ids encoded as in the dataset that the run is to score; neither
+        data: files, or folders of them, of raw rows (see `RowEncoder`), or with the columns that
+            the run's schema names, ids encoded as in the dataset that the run is to score; neither
             labels nor a timestamp are needed. Raw ones have a column `user_key` and none `user`.
         out: the folder to write, here or remote.
         keep: columns of the files to write beside `score`; None keeps user, item and scenario, of
@@ -119,36 +119,28 @@ def predict_files(
     paths = [file for path in data for file in named_parquet_files(path)]
     names = parquet_names(paths[0])
     raw = "user" not in names and "user_key" in names
-    if raw and run.scored.lineage is not None:
+    if raw and run.scored.alignment is not None:
         raise ValueError(
             f"{paths[0]} must hold encoded ids, as dataset=... says how; it holds raw values."
         )
     if keep is None:
         keep = RAW_IDENTITY if raw else IDENTITY
     batch = eval_batch(run.config, process.world_size)
-    loader = build_loader(
-        run.config,
-        "test",
-        process,
-        run.knowledge,
-        batch,
-        shuffle=False,
-        paths=paths,
-        raw=raw,
-        scored=run.scored,
+    loader = build_file_loader(
+        run.config, process, run.knowledge, batch, paths, raw=raw, scored=run.scored
     )
-    _check_kept(loader.files, keep)
-    parts = list(_parts(loader.files))
-    _keep_request(out, _request(run, loader.files, keep), process)
+    _check_kept(loader.reader, keep)
+    parts = list(_parts(loader.reader))
+    _keep_request(out, _request(run, loader.reader, keep), process)
     present = {path.name for path in parquet_files(out)}
     dist.barrier()  # all ranks have looked before one writes
     todo = [part for part in parts if part.name not in present]
     _score(run.model, loader, process, todo, out, keep)
-    reasons = count_reasons(gather_bad_rows(loader.files.bad_rows))
+    reasons = count_reasons(gather_bad_rows(loader.reader.quarantine))
     if not process.is_main:
         return None
     found = Predicted(
-        rows=loader.files.num_rows,
+        rows=loader.reader.num_rows,
         parts=len(parts),
         resumed=len(parts) - len(todo),
         unscored=sum(_nulls(parquet_metadata(out / part.name)) for part in parts),
@@ -159,7 +151,7 @@ def predict_files(
     return found
 
 
-def _check_kept(files: SplitFiles, keep: Sequence[str]) -> None:
+def _check_kept(files: SplitReader, keep: Sequence[str]) -> None:
     if SCORE in keep or len(set(keep)) < len(keep):
         raise ValueError(
             f"columns must name columns to keep beside {SCORE}, each once; got {', '.join(keep)}."
@@ -174,7 +166,7 @@ def _check_kept(files: SplitFiles, keep: Sequence[str]) -> None:
             )
 
 
-def _parts(files: SplitFiles) -> Iterator[Part]:
+def _parts(files: SplitReader) -> Iterator[Part]:
     """The row groups of each file, gathered up to `PART_ROWS`."""
     number, start = 0, 0
     for _, of_file in itertools.groupby(files.groups, key=lambda group: group.path):
@@ -188,7 +180,7 @@ def _parts(files: SplitFiles) -> Iterator[Part]:
                 number, start, groups = number + 1, start + rows, []
 
 
-def _request(run: Restored, files: SplitFiles, keep: Sequence[str]) -> dict[str, Any]:
+def _request(run: Restored, files: SplitReader, keep: Sequence[str]) -> dict[str, Any]:
     """What must be the same for parts that are there to be kept."""
     return {
         "run": run.config.run_id,
@@ -244,7 +236,7 @@ def _score(
                 owner = part.number % process.world_size
                 dist.reduce(torch.from_numpy(scores), dst=owner)
                 if process.rank == owner:
-                    _write(out / part.name, part, loader.files, scores, keep)
+                    _write(out / part.name, part, loader.reader, scores, keep)
     dist.barrier()
 
 
@@ -264,7 +256,7 @@ def _fill(
 def _write(
     path: AnyPath,
     part: Part,
-    files: SplitFiles,
+    files: SplitReader,
     scores: npt.NDArray[np.float32],
     keep: Sequence[str],
 ) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.quarantine import Policy
-from msrec.data.loading.split_reader import SplitFiles
+from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, load_schema
-from msrec.launch.build import Scored
+from msrec.launch.build import ScoredDataset
 from msrec.launch.evaluation.predictions import Predictions
 from msrec.model.metrics.exact import Groups
 from msrec.model.metrics.ranking import Array
@@ -43,7 +43,7 @@ def slice_rows(
     trained: AnyPath,
     by: Sequence[Slice],
     faults: Policy = "fail",
-    scored: Scored | None = None,
+    scored: ScoredDataset | None = None,
 ) -> dict[str, Groups]:
     """The groups of each of `by`.
 
@@ -57,11 +57,11 @@ def slice_rows(
     Raises:
         ValueError: days are asked for, and there is no clock.
     """
-    dataset, lineage = scored or (trained, None)
+    dataset, alignment = scored or (trained, None)
     schema = load_schema(dataset)
 
     def column(name: str) -> Any:
-        files = SplitFiles(dataset, schema, predictions.commit.split, only=[name], faults=faults)
+        files = SplitReader(dataset, schema, predictions.commit.split, only=[name], faults=faults)
         return files.read()[name][predictions.row_id]
 
     found: dict[str, Groups] = {}
@@ -72,10 +72,10 @@ def slice_rows(
             continue
         side: Literal["user", "item"] = "user" if name == "user_history" else "item"
         own = load_schema(trained)
-        train = SplitFiles(trained, own, "train", only=[side], faults=faults)
+        train = SplitReader(trained, own, "train", only=[side], faults=faults)
         seen = np.bincount(train.read_good()[side], minlength=own.size_of(side))
-        if lineage is not None:  # by key; who is new has no training rows
-            seen = np.append(seen, 0)[lineage.entities(side)]
+        if alignment is not None:  # by key; who is new has no training rows
+            seen = np.append(seen, 0)[alignment.entities(side)]
         places = np.searchsorted(EDGES, seen[column(side)], side="right") - 1
         found[name] = Groups(bucket_names(), places)
     return found

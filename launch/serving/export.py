@@ -115,8 +115,7 @@ def _write_dataset(dataset: AnyPath, run: Restored, folder: Path) -> None:
     for side in SIDES:
         name = f"{side}s.parquet"
         pq.write_table(read_parquet(dataset / name, [f"{side}_key"]), folder / name)
-    unknown = run.knowledge.unknown
-    rare: dict[str, Any] = dict(unknown.is_rare) if unknown is not None else {}
+    rare: dict[str, Any] = dict(run.knowledge.is_rare)
     np.savez_compressed(folder / RARE, **rare)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from msrec.data.llm.knowledge import EntityKnowledge
-from msrec.data.loading.behaviour_history import Interactions, Side
+from msrec.data.loading.behaviour_history import BehaviourHistory, Side
 from msrec.launch.serving.quantized_tables import Kind, TableSpec
 from msrec.launch.serving.request_rows import SIDES, entity_features
 from msrec.launch.trained_run import Restored, unwrapped
@@ -128,7 +128,9 @@ def _known_rows(
             yield folded_rows(over, side, vectors.to(device), has.to(device)).cpu()
 
 
-def _history_rows(history: Interactions, side: Side, table: Tensor, rows: int) -> Iterator[Tensor]:
+def _history_rows(
+    history: BehaviourHistory, side: Side, table: Tensor, rows: int
+) -> Iterator[Tensor]:
     """Of each user what the model reads of the history of a new row: sum / sqrt(length)."""
     for entities in _chunks(rows):
         ids, lengths = history.bags(side, entities)

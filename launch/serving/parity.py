@@ -37,7 +37,7 @@ def compare(run: Restored, scorer: Scorer, process: Process, split: Split) -> Pa
             continue
         labels.append(outcome.label[:, 0].cpu().numpy()[real])
         ours.append(torch.sigmoid(outcome.logits[:, 0]).cpu().numpy()[real])
-        theirs.append(scorer.score(scorer.maker.rows(loader.files.take(row_id[real]))))
+        theirs.append(scorer.score(scorer.maker.rows(loader.reader.take(row_id[real]))))
     label, run_score, score = map(np.concatenate, (labels, ours, theirs))
     aucs = [_auc(values, label) for values in (run_score, score)]
     if None in aucs:

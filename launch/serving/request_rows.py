@@ -8,13 +8,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from msrec.data.features.columns import Columns
 from msrec.data.loading.behaviour_history import Side
-from msrec.data.loading.id_dropout import as_unknown
-from msrec.data.loading.id_transforms import own_ids, scaled_ids
-from msrec.data.loading.split_reader import Columns
+from msrec.data.loading.id_transforms import RareIds, apply_all, table_transforms
 from msrec.data.schema import Schema
 
 SIDES: tuple[Side, Side] = ("user", "item")
+_NO_ROW_IDS = np.empty(0, dtype=np.int64)
 
 
 def entity_features(histories: Sequence[Side], known: Sequence[Side]) -> dict[str, Side]:
@@ -60,20 +60,16 @@ class RowMaker:
         rare: Mapping[str, npt.NDArray[np.bool_]],
         entities: Mapping[str, Side],
     ) -> None:
-        self._schema, self._scaled = schema, schema.scaled(scale)
-        self._per_scenario, self._rare = per_scenario, rare
+        self._schema = schema
+        self._transforms = [RareIds(rare), *table_transforms(schema, scale, per_scenario)]
         self._entities = entities
 
     def rows(self, columns: Columns) -> Rows:
-        """The rows of columns as `RawRows.encode` and `SplitFiles.take` give them.
+        """The rows of columns as `RowEncoder.encode` and `SplitReader.take` give them.
 
         Row 0 of an entity's table is of those that the dataset folder does not know.
         """
-        columns = as_unknown(columns, self._rare)
-        if self._scaled is not self._schema:
-            columns = scaled_ids(self._schema, self._scaled, columns)
-        if self._per_scenario:
-            columns = own_ids(self._scaled, columns)
+        columns = apply_all(self._transforms, columns, _NO_ROW_IDS, epoch=0)
         ids: list[npt.NDArray[np.int32]] = []
         lengths: list[npt.NDArray[np.int32] | None] = []
         for feature in self._schema.sparse:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.io.atomic_files import replacing
+from msrec.data.io.atomic_files import atomic_path
 from msrec.launch.serving.scorer import Scorer
 
 CHUNK_ROWS = 1 << 16
@@ -41,7 +41,7 @@ def score_file(scorer: Scorer, source: Path, out: Path) -> int:
         raise FileNotFoundError(f"{source} must exist: a file of raw rows; it does not.")
     rows = 0
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as scratch, write(scratch) as writer:
+    with atomic_path(out) as scratch, write(scratch) as writer:
         for table in read(source, scorer):
             columns = scorer.raw.encode(table, str(source), first_row=rows)
             scores = scorer.score(scorer.maker.rows(columns))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from msrec.data.features.row_encoder import RawRows
+from msrec.data.features.row_encoder import RowEncoder
 from msrec.launch.serving.export_folder import COMPILED, PROGRAM, RARE, Manifest, cpu, read_manifest
 from msrec.launch.serving.quantized_tables import Tables
 from msrec.launch.serving.request_rows import (
@@ -45,7 +45,7 @@ class Scorer:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder, compared=compared)
         of = self.manifest
-        self.raw = RawRows(folder)
+        self.raw = RowEncoder(folder)
         with np.load(folder / RARE, allow_pickle=False) as rare:
             entities = entity_features(of.histories, of.known)
             self.maker = RowMaker(self.raw.schema, of.scale, of.per_scenario, dict(rare), entities)

@@ -1,4 +1,4 @@
-"""Rows that a run left out: gathered from all ranks, counted, kept in the run's folder."""
+"""Rows that a run excluded: gathered from all ranks, counted, recorded in the run's folder."""
 
 import logging
 from pathlib import Path
@@ -7,10 +7,10 @@ import torch.distributed as dist
 
 from msrec.data.loading.quarantine import (
     BadRows,
-    Groups,
+    Quarantine,
     count_reasons,
     count_rows,
-    merged,
+    merge_bad_rows,
     write_quarantine,
 )
 from msrec.data.schema import Split
@@ -18,28 +18,30 @@ from msrec.data.schema import Split
 logger = logging.getLogger(__name__)
 
 
-def gather_bad_rows(bad_rows: BadRows) -> Groups:
-    """What all ranks met, each row once; every rank calls this."""
-    if not bad_rows.leaves_out:
+def gather_bad_rows(quarantine: Quarantine) -> BadRows:
+    """Returns the bad rows of all ranks, each once; every rank must call this."""
+    if not quarantine.excludes:
         return {}
-    found: list[Groups] = [{}] * dist.get_world_size()
-    dist.all_gather_object(found, dict(bad_rows.groups))
-    return merged(found)
+    parts: list[BadRows] = [{}] * dist.get_world_size()
+    dist.all_gather_object(parts, dict(quarantine.bad_rows))
+    return merge_bad_rows(parts)
 
 
 def quarantine_file(run_dir: Path, split: Split) -> Path:
-    """Where bad rows of a split are kept."""
+    """Returns the file that records the bad rows of a split."""
     return run_dir / "quarantine" / f"{split}.parquet"
 
 
-def keep_bad_rows(groups: Groups, bad_rows: BadRows, run_dir: Path, split: Split) -> None:
-    """Say what was left out, and with quarantine write it; for one rank."""
-    if not groups:
+def report_bad_rows(bad_rows: BadRows, quarantine: Quarantine, run_dir: Path, split: Split) -> None:
+    """Logs how many rows were excluded and why; writes them if the policy is quarantine."""
+    if not bad_rows:
         return
-    reasons = "; ".join(f"{count:,} {reason}" for reason, count in count_reasons(groups).items())
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in count_reasons(bad_rows).items())
     where = ""
-    if bad_rows.policy == "quarantine":
+    if quarantine.policy == "quarantine":
         path = quarantine_file(run_dir, split)
-        write_quarantine(groups, path)
+        write_quarantine(bad_rows, path)
         where = f"; see {path}"
-    logger.warning("%s: %s rows left out (%s)%s", split, f"{count_rows(groups):,}", reasons, where)
+    logger.warning(
+        "%s: %s rows left out (%s)%s", split, f"{count_rows(bad_rows):,}", reasons, where
+    )

@@ -29,7 +29,7 @@ from msrec.launch.training.metric_accumulator import Unlogged, add_rows, all_red
 from msrec.launch.training.metric_logger import Journal
 from msrec.launch.training.preemption import Preempted, Preemption
 from msrec.launch.training.repeated_failure import begin, forget
-from msrec.launch.training.skipped_rows import gather_bad_rows, keep_bad_rows
+from msrec.launch.training.skipped_rows import gather_bad_rows, report_bad_rows
 from msrec.launch.training.table_trace import TRACE_FILE, trace_tables
 from msrec.launch.training.train_step import train_pipeline
 from msrec.launch.training.warm_start import parts_record, parts_table, warm_start
@@ -299,9 +299,9 @@ class Trainer:
     def _keep_bad_rows(self) -> None:
         splits: dict[Split, Loader] = {"train": self.train, "valid": self.valid}
         for split, loader in splits.items():
-            groups = gather_bad_rows(loader.files.bad_rows)
+            groups = gather_bad_rows(loader.reader.quarantine)
             if self.process.is_main and len(groups) > self._told.get(split, 0):
-                keep_bad_rows(groups, loader.files.bad_rows, self.config.run_dir, split)
+                report_bad_rows(groups, loader.reader.quarantine, self.config.run_dir, split)
                 self._told[split] = len(groups)
 
     def _is_finished(self, progress: Progress) -> bool:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from torchx.runner import get_runner
 from typer.testing import CliRunner
 
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.loader import open_loader
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.dcp_storage import read_tensors
 from msrec.launch.cluster.job_specs import train_work
@@ -39,14 +39,14 @@ def config_of(dataset, root, *overrides):
 
 def spoil(dataset, window=3):
     """Write NaN into a row that rank 1 of two is the only one to read, first in that window."""
-    loader = Loader(dataset, "train", BATCH, window_rows=WINDOW_ROWS, prefetch=0)
+    loader = open_loader(dataset, "train", BATCH, window_rows=WINDOW_ROWS, prefetch=0)
     read = [
-        set(np.searchsorted(loader.files.starts, loader.order.rows(0, w, r, 2), "right").flat)
+        set(np.searchsorted(loader.reader.starts, loader.order.rows(0, w, r, 2), "right").flat)
         for w in range(window + 1)
         for r in range(2)
     ]
     number = min(read[-1].difference(*read[:-1])) - 1
-    group = loader.files.groups[number]
+    group = loader.reader.groups[number]
     table = pq.read_table(group.path)
     prices = table["price"].to_numpy().copy()
     prices[group.first_row] = np.nan

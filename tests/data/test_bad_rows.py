@@ -10,8 +10,8 @@ import torch
 from ranks import run_ranks
 from tiny import replace_column, tiny_dataset, tiny_schema
 
-from msrec.data.loading.behaviour_history import Interactions
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.behaviour_history import BehaviourHistory
+from msrec.data.loading.loader import open_loader
 from msrec.data.loading.quarantine import count_reasons, count_rows
 from msrec.launch.config import load_config, save_config
 from msrec.launch.distributed import Process
@@ -53,7 +53,7 @@ def spoilt(tmp_path):
 
 
 def read(dataset, split="train", **options):
-    loader = Loader(dataset, split, 128, seed=5, **options)
+    loader = open_loader(dataset, split, 128, seed=5, **options)
     return list(loader.batches()), loader
 
 
@@ -72,7 +72,7 @@ def test_bad_rows_keep_their_slots_and_weigh_nothing(tmp_path, spoilt):
         bags = [[bag.tolist() for bag in b.sparse["genres"].to_dense()] for b in (before, after)]
         for at in np.flatnonzero(good.numpy()):
             assert bags[0][at] == bags[1][at]
-    groups = loader.files.bad_rows.groups
+    groups = loader.reader.quarantine.bad_rows
     assert count_rows(groups) == len(BAD)
     reasons = count_reasons(groups)
     for column, _, _, must in SPOILT:
@@ -81,12 +81,12 @@ def test_bad_rows_keep_their_slots_and_weigh_nothing(tmp_path, spoilt):
 
 
 def test_what_is_read_again_is_counted_once(spoilt):
-    loader = Loader(spoilt, "train", 128, faults="skip")
-    loader.files._cache_groups = 1
+    loader = open_loader(spoilt, "train", 128, faults="skip")
+    loader.reader._cache_groups = 1
     for epoch in range(2):
         for _ in loader.batches(epoch):
             pass
-    assert count_rows(loader.files.bad_rows.groups) == len(BAD)
+    assert count_rows(loader.reader.quarantine.bad_rows) == len(BAD)
 
 
 def truncate(path):
@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_left_out_whole(tmp_path, harm, rows, said):
         read(dataset)
     batches, loader = read(dataset, faults="skip")
     assert sum(int(batch.weight.sum()) for batch in batches) == 2000 - rows
-    [(reason, count)] = count_reasons(loader.files.bad_rows.groups).items()
+    [(reason, count)] = count_reasons(loader.reader.quarantine.bad_rows).items()
     assert count == rows
     assert said in reason
 
@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_left_out_whole(tmp_path, harm, rows, said):
 def test_a_file_that_disappears_while_an_epoch_runs(tmp_path):
     for faults, left in (("fail", None), ("skip", 2000 - 666)):
         dataset = tiny_dataset(tmp_path / faults)
-        loader = Loader(dataset, "train", 128, prefetch=0, faults=faults)
+        loader = open_loader(dataset, "train", 128, prefetch=0, faults=faults)
         (dataset / "train/part-00000.parquet").unlink()
         if left is None:
             with pytest.raises(ValueError, match=r"part-00000\.parquet: row group \d+ could not"):
@@ -154,8 +154,8 @@ def test_a_file_without_a_footer_is_refused_for_nobody_knows_its_rows(tmp_path):
 
 def test_a_bad_row_stands_in_no_history(tmp_path, spoilt):
     schema = tiny_schema()
-    whole = Interactions(tiny_dataset(tmp_path / "whole"), schema, ["user"])
-    left = Interactions(spoilt, schema, ["user"], faults="skip")
+    whole = BehaviourHistory(tiny_dataset(tmp_path / "whole"), schema, ["user"])
+    left = BehaviourHistory(spoilt, schema, ["user"], faults="skip")
     users = np.arange(40)
     seen = {"user", "item", "label", "timestamp"}
     gone = len({row for column, row, _, _ in SPOILT if column in seen})

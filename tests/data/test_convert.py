@@ -16,7 +16,7 @@ from msrec.data.convert.sources.movielens import read_movielens
 from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.vocabulary import Hashed
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.loader import open_loader
 from msrec.data.schema import load_schema
 from msrec.tools.convert import convert
 
@@ -512,7 +512,7 @@ def test_a_hashed_feature_has_a_table_of_that_size_and_its_collisions_are_counte
     expected = table.encode(keys.gather(frame["user"]))
     assert frame["user_id"].to_list() == expected.to_list()
     assert not (out / "vocabularies/user_id.parquet").exists()
-    batch = next(Loader(out, "train", 32).batches())
+    batch = next(open_loader(out, "train", 32).batches())
     assert batch.sparse["user_id"].values().max() < int(rows)
 
 

@@ -8,8 +8,11 @@ from ranks import run_ranks
 from test_trainer import config_of, fit
 from tiny import replace_column, tiny_dataset
 
-from msrec.data.loading.behaviour_history import Interactions, levels
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.behaviour_history import BehaviourHistory, levels
+from msrec.data.loading.collator import Collator
+from msrec.data.loading.global_order import GlobalOrder
+from msrec.data.loading.loader import Loader, open_loader
+from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import load_schema
 from msrec.model.embeddings import Embeddings
 from msrec.model.losses import weighted_bce
@@ -52,16 +55,23 @@ def slow_history(train, side, entity, own, max_len, weight):
     return total / np.sqrt(max(len(rows), 1)), len(rows)
 
 
+def history_loader(dataset, split, batch, history, shuffle=True):
+    schema = load_schema(dataset)
+    reader = SplitReader(dataset, schema, split)
+    order = GlobalOrder(reader.group_rows, batch, shuffle=shuffle)
+    return Loader(reader, order, Collator(schema, history=history, is_train=split == "train"))
+
+
 @pytest.mark.parametrize("max_len", [None, 4])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_history_is_the_sum_over_the_other_training_rows(data, split, max_len):
     dataset, train = data
     schema = load_schema(dataset)
-    history = Interactions(dataset, schema, ["user", "item"], max_len)
+    history = BehaviourHistory(dataset, schema, ["user", "item"], max_len)
     torch.manual_seed(0)
     embeddings = Embeddings(schema, DIM, history.of, device="cpu")
     tables = embeddings.ebc.embedding_bags
-    loader = Loader(dataset, split, 96, history=history)
+    loader = history_loader(dataset, split, 96, history)
     checked = 0
     for batch in loader.batches():
         vectors = embeddings(batch.sparse, batch.past)
@@ -85,11 +95,11 @@ def test_a_history_is_the_sum_over_the_other_training_rows(data, split, max_len)
 def test_the_features_before_a_history_are_what_they_were(data):
     dataset, _ = data
     schema = load_schema(dataset)
-    history = Interactions(dataset, schema, ["item"])
+    history = BehaviourHistory(dataset, schema, ["item"])
     with_it, without = (Embeddings(schema, DIM, of, device="cpu") for of in (history.of, ()))
     with_it.load_state_dict(without.state_dict(), strict=False)
-    one = next(Loader(dataset, "train", 96, history=history).batches())
-    two = next(Loader(dataset, "train", 96).batches())
+    one = next(history_loader(dataset, "train", 96, history).batches())
+    two = next(open_loader(dataset, "train", 96).batches())
     expected = without(two.sparse, two.past)
     assert torch.equal(with_it(one.sparse, one.past)[:, : len(schema.sparse)], expected)
 
@@ -102,8 +112,8 @@ def test_a_rows_own_label_does_not_reach_its_score(tmp_path):
     embeddings = Embeddings(schema, DIM, ["user", "item"], device="cpu")
 
     def histories():
-        history = Interactions(dataset, schema, ["user", "item"])
-        batch = next(Loader(dataset, "train", 120, shuffle=False, history=history).batches())
+        history = BehaviourHistory(dataset, schema, ["user", "item"])
+        batch = next(history_loader(dataset, "train", 120, history, shuffle=False).batches())
         assert batch.row_id.tolist() == list(range(120))
         return embeddings(batch.sparse, batch.past)[:, -2:].detach()
 
@@ -121,7 +131,7 @@ def test_a_rows_own_label_does_not_reach_its_score(tmp_path):
 def test_a_user_without_training_rows_has_a_history_of_zeros(data):
     dataset, train = data
     schema = load_schema(dataset).model_copy(update={"num_users": 45})
-    history = Interactions(dataset, schema, ["user"])
+    history = BehaviourHistory(dataset, schema, ["user"])
     values, lengths = history.bags("user", np.array([44, train[0]["user"], 44]))
     assert lengths[[0, 2]].tolist() == [0, 0]
     assert len(values) == lengths[1] > 0

@@ -7,7 +7,7 @@ from tiny import tiny_dataset, tiny_store
 
 from msrec.data.llm.knowledge import EntityKnowledge
 from msrec.data.llm.store import KnowledgeStore
-from msrec.data.loading.collator import known
+from msrec.data.loading.collator import entity_vectors
 
 EVERYONE = np.arange(40)
 
@@ -70,10 +70,10 @@ def test_random_vectors_know_nothing_of_the_store_and_are_already_standard(join)
 
 def test_the_distinct_users_of_a_batch_are_gathered_once_each(join):
     users = np.array([7, 2, 7, 39, 2])
-    of = known(users, join())
+    of = entity_vectors(users, join())
     assert of.ids.tolist() == [2, 7, 39]
     assert of.ids[of.place].tolist() == users.tolist()
     torch.testing.assert_close(of.vectors, join().gather(np.array([2, 7, 39]))[0])
-    nothing = known(users, None)
+    nothing = entity_vectors(users, None)
     assert nothing.vectors.shape == (0, 0)
     assert nothing.place.shape == (5,)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from tiny import replace_column, tiny_dataset
 
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.id_transforms import table_transforms
+from msrec.data.loading.loader import RankShare, open_loader
+from msrec.data.schema import load_schema
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def rows_of(dataset, split="train"):
 
 def test_a_batch_holds_what_its_rows_hold_in_the_files(dataset):
     table = rows_of(dataset)
-    for batch in Loader(dataset, "train", 128, seed=5, window_rows=512).batches(epoch=1):
+    for batch in open_loader(dataset, "train", 128, seed=5, window_rows=512).batches(epoch=1):
         real = batch.row_id >= 0
         expected = table.take(batch.row_id[real].numpy())
         for name, found in [
@@ -47,7 +49,7 @@ def test_a_batch_holds_what_its_rows_hold_in_the_files(dataset):
 def test_an_epoch_on_two_ranks_is_every_row_once_in_batches_of_equal_size(dataset, prefetch):
     seen = []
     for rank in range(2):
-        loader = Loader(dataset, "train", 128, rank=rank, world_size=2, prefetch=prefetch)
+        loader = open_loader(dataset, "train", 128, share=RankShare(rank, 2), prefetch=prefetch)
         batches = list(loader.batches())
         assert {len(batch.row_id) for batch in batches} == {64}
         assert len(batches) == len(loader)
@@ -59,12 +61,11 @@ def test_an_epoch_on_two_ranks_is_every_row_once_in_batches_of_equal_size(datase
 def test_resuming_on_another_world_size_continues_the_same_global_batches(dataset, world_size):
     def global_batches(world_size, start):
         ranks = [
-            Loader(dataset, "train", 96, rank=r, world_size=world_size, window_rows=300).batches(
-                2, start
-            )
+            open_loader(dataset, "train", 96, share=RankShare(r, world_size), window_rows=300)
             for r in range(world_size)
         ]
-        return [torch.cat([b.row_id for b in parts]).tolist() for parts in zip(*ranks, strict=True)]
+        batches = zip(*(rank.batches(2, start) for rank in ranks), strict=True)
+        return [torch.cat([b.row_id for b in parts]).tolist() for parts in batches]
 
     whole = global_batches(1, 0)
     assert global_batches(world_size, 7) == whole[7:]
@@ -73,7 +74,7 @@ def test_resuming_on_another_world_size_continues_the_same_global_batches(datase
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_padded_batch_is_the_same_wherever_the_epoch_was_taken_up(dataset, rank):
     def last(start):
-        loader = Loader(dataset, "train", 96, rank=rank, world_size=2, window_rows=4000)
+        loader = open_loader(dataset, "train", 96, share=RankShare(rank, 2), window_rows=4000)
         return list(loader.batches(1, start))[-1]
 
     whole, resumed = last(0), last(20)
@@ -84,7 +85,7 @@ def test_the_padded_batch_is_the_same_wherever_the_epoch_was_taken_up(dataset, r
 
 
 def test_evaluation_reads_rows_without_shuffling_twice_the_same(dataset):
-    loader = Loader(dataset, "test", 128, shuffle=False)
+    loader = open_loader(dataset, "test", 128, shuffle=False)
     first = [b.row_id.tolist() for b in loader.batches(0)]
     assert first == [b.row_id.tolist() for b in loader.batches(9)]
 
@@ -92,14 +93,14 @@ def test_evaluation_reads_rows_without_shuffling_twice_the_same(dataset):
 def test_leaving_an_epoch_early_stops_the_thread(dataset):
     import threading
 
-    batches = Loader(dataset, "train", 64, prefetch=2).batches()
+    batches = open_loader(dataset, "train", 64, prefetch=2).batches()
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name == "msrec-loader"]
 
 
 def read(dataset):
-    for _ in Loader(dataset, "train", 128).batches():
+    for _ in open_loader(dataset, "train", 128).batches():
         pass
 
 
@@ -186,14 +187,15 @@ def test_a_split_without_files_is_refused(broken):
     for path in (broken / "valid").glob("*.parquet"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="valid must hold"):
-        Loader(broken, "valid", 8)
+        open_loader(broken, "valid", 8)
 
 
 def test_with_tables_per_scenario_an_id_is_moved_by_whole_tables(dataset):
     rows = {"user_id": 41, "item_id": 61, "genres": 7}
-    plain = Loader(dataset, "train", 128).batches()
+    plain = open_loader(dataset, "train", 128).batches()
+    own_tables = table_transforms(load_schema(dataset), scale=1, per_scenario=True)
     for batch, own in zip(
-        plain, Loader(dataset, "train", 128, per_scenario=True).batches(), strict=True
+        plain, open_loader(dataset, "train", 128, transforms=own_tables).batches(), strict=True
     ):
         for name, size in rows.items():
             bags = batch.sparse[name]

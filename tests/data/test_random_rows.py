@@ -11,7 +11,8 @@ from test_trainer import fit
 from tiny import tiny_store
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.id_transforms import table_transforms
+from msrec.data.loading.loader import open_loader
 from msrec.data.schema import SPLITS, load_schema
 from msrec.data.synthetic.random_rows import random_rows
 from msrec.launch.build import Knowledge, build_model
@@ -38,7 +39,9 @@ def test_ids_span_the_tables_and_bags_are_as_long_as_asked(dataset):
     schema = load_schema(dataset)
     assert schema.tables == {table.name: table.rows for table in TABLES}
     assert [f.name for f in schema.sparse if f.table == "item_id"] == ["item_id_0", "item_id_1"]
-    for batch in Loader(dataset, "train", 1000).batches():  # which refuses an id that is too large
+    for batch in open_loader(
+        dataset, "train", 1000
+    ).batches():  # which refuses an id that is too large
         lengths = batch.sparse["words"].lengths().double()
         assert abs(lengths.mean().item() - 6.5) < 4 * (6.5 / len(lengths)) ** 0.5
     assert batch.sparse["item_id_0"].values().max() > 1e9
@@ -69,9 +72,13 @@ def test_a_table_that_no_id_of_four_bytes_spans_is_refused(tmp_path):
 
 
 def test_scaled_tables_are_smaller_and_their_ids_are_folded(dataset):
-    scaled = load_schema(dataset).scaled(1e-5)
+    schema = load_schema(dataset)
+    scaled = schema.scaled(1e-5)
     assert scaled.tables == {"user_id": 10_000, "item_id": 20_000, "words": 1000, "city": 30}
-    loaders = [Loader(dataset, "train", 500, scale=scale) for scale in (1.0, 1e-5)]
+    loaders = [
+        open_loader(dataset, "train", 500, transforms=table_transforms(schema, scale, False))
+        for scale in (1.0, 1e-5)
+    ]
     for whole, small in zip(*(loader.batches() for loader in loaders), strict=True):
         for name in whole.sparse.keys():
             ids, folded = whole.sparse[name].values(), small.sparse[name].values()

@@ -12,9 +12,9 @@ from tiny import tiny_dataset
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables
 from msrec.data.convert.split import SplitChoice
-from msrec.data.features.row_encoder import RawRows
+from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.features.vocabulary import Hashed
-from msrec.data.loading.split_reader import SplitFiles
+from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Scenario, load_schema
 from msrec.data.synthetic.simulated_dataset import synthesize
 
@@ -91,10 +91,10 @@ def from_json(rows, frame):
 @pytest.mark.parametrize("way", ["parquet", "json"])
 def test_raw_rows_get_the_columns_that_the_conversion_wrote(app, way):
     out, frame = app
-    rows = RawRows(out)
+    rows = RowEncoder(out)
     start = 0
     for split in ("train", "valid", "test"):
-        files = SplitFiles(out, load_schema(out), split)
+        files = SplitReader(out, load_schema(out), split)
         wanted = files.take(np.arange(files.num_rows))
         some = frame.slice(start, files.num_rows)
         found = rows.encode(some.to_arrow() if way == "parquet" else from_json(rows, some), "x")
@@ -106,7 +106,7 @@ def test_raw_rows_get_the_columns_that_the_conversion_wrote(app, way):
 
 def test_new_users_and_items_are_known_by_no_index(app):
     out, frame = app
-    rows = RawRows(out)
+    rows = RowEncoder(out)
     new = frame.head(2).with_columns(user_key=pl.lit("nobody"), item_key=pl.lit(7))
     found = rows.encode(new.to_arrow(), "x")
     assert found["user"].tolist() == found["item"].tolist() == [-1, -1]
@@ -115,7 +115,7 @@ def test_new_users_and_items_are_known_by_no_index(app):
 
 def test_the_simulated_app_keeps_vocabularies_that_give_its_rows(tmp_path):
     synthesize(tmp_path / "app", rows=1000, users=60, items=500)
-    rows = RawRows(tmp_path / "app")
+    rows = RowEncoder(tmp_path / "app")
     users, items = (
         pl.read_parquet(tmp_path / "app" / f"{side}s.parquet") for side in ("user", "item")
     )
@@ -151,14 +151,14 @@ GOOD = {
     ],
 )
 def test_a_bad_value_is_told_by_column_and_row(app, change, said):
-    rows = RawRows(app[0])
+    rows = RowEncoder(app[0])
     with pytest.raises(ValueError, match="^request: ") as caught:
         rows.encode(rows.table([GOOD, GOOD | change], "request"), "request")
     assert said in str(caught.value)
 
 
 def test_a_row_that_lacks_a_column_is_told_and_ids_may_come_from_the_keys(app):
-    rows = RawRows(app[0])
+    rows = RowEncoder(app[0])
     same = rows.encode(rows.table([GOOD | {"user_id": "u1", "item_id": 10}]), "x")
     assert rows.encode(rows.table([GOOD]), "x")["user_id"] == same["user_id"] != 0
     short = {name: value for name, value in GOOD.items() if name != "age"}
@@ -182,7 +182,7 @@ def test_a_row_that_lacks_a_column_is_told_and_ids_may_come_from_the_keys(app):
 
 @pytest.mark.parametrize("bad", [-1, 61, None])
 def test_a_table_row_out_of_range_is_refused_where_there_is_no_vocabulary(tmp_path, bad):
-    rows = RawRows(tiny_dataset(tmp_path / "tiny"))
+    rows = RowEncoder(tiny_dataset(tmp_path / "tiny"))
     row = {"user_key": "u1", "item_key": "i1", "scenario": 2, "price": 0.0}
     row |= {"user_id": 40, "item_id": 60, "genres": [6, 1]}
     found = rows.encode(rows.table([row]), "x")
@@ -201,4 +201,4 @@ def test_a_hash_that_an_older_version_did_not_record_is_told(app, tmp_path):
     text = (out / "dataset.yaml").read_text().replace("hashes: 1", "hashes: null")
     (tmp_path / "dataset.yaml").write_text(text)
     with pytest.raises(ValueError, match="how many hashes a value of 'query' has"):
-        RawRows(tmp_path)
+        RowEncoder(tmp_path)

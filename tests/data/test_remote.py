@@ -24,7 +24,7 @@ from msrec.data.llm.prompts import item_prompts, user_prompts
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.templates import load_template
 from msrec.data.loading import split_reader
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.loader import RankShare, open_loader
 from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
 from msrec.tools.experiment.sweep import load_sweep
@@ -75,7 +75,7 @@ def s3(local):
 
 
 def batches(dataset, rank=0, world_size=1):
-    loader = Loader(dataset, "train", 96, rank=rank, world_size=world_size, window_rows=400)
+    loader = open_loader(dataset, "train", 96, share=RankShare(rank, world_size), window_rows=400)
     return [(b.row_id, b.label, b.sparse.values(), b.dense) for b in loader.batches()]
 
 
@@ -137,16 +137,16 @@ def test_row_groups_are_asked_for_at_the_same_time(memory, monkeypatch):
         return read(*args)
 
     monkeypatch.setattr(split_reader, "read_row_group", meet)
-    loader = Loader(memory, "train", 96, window_rows=96, prefetch=0)
-    groups = loader.files.group_rows
-    assert len(loader.files.take(np.array([0, groups[0]]))["user"]) == 2
+    loader = open_loader(memory, "train", 96, window_rows=96, prefetch=0)
+    groups = loader.reader.group_rows
+    assert len(loader.reader.take(np.array([0, groups[0]]))["user"]) == 2
 
 
 @pytest.mark.parametrize(
     "error", [EndpointConnectionError(endpoint_url="http://host"), ConnectionResetError("reset")]
 )
 def test_a_network_that_fails_is_no_bad_row(memory, monkeypatch, error):
-    loader = Loader(memory, "train", 96, prefetch=0, faults="skip")
+    loader = open_loader(memory, "train", 96, prefetch=0, faults="skip")
 
     def fail(*args, **options):
         raise error
@@ -154,7 +154,7 @@ def test_a_network_that_fails_is_no_bad_row(memory, monkeypatch, error):
     monkeypatch.setattr(type(memory.fs), "open", fail)
     with pytest.raises(ValueError, match="row group 0 could not be read; .*(http://host|reset)"):
         next(loader.batches())
-    assert not loader.files.bad_rows.groups
+    assert not loader.reader.quarantine.bad_rows
 
 
 def run(command, **environment):

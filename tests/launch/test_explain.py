@@ -96,7 +96,7 @@ def test_scores_are_those_of_the_predictions_and_of_a_model_without(run, explain
     rows = np.array([row.row_id for row in found.rows])
     batch = explainer._loader.batch_of(rows)
     mean = torch.from_numpy(explainer.knowledge.user.mean)
-    batch.of_user.vectors[:] = mean.to(batch.of_user.vectors.dtype)
+    batch.user_vectors.vectors[:] = mean.to(batch.user_vectors.vectors.dtype)
     torch.testing.assert_close(
         torch.tensor([row.without_user for row in found.rows]), explainer._score(batch)
     )

@@ -13,7 +13,7 @@ from ranks import run_ranks
 from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
 
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.loader import open_loader
 from msrec.launch.distributed import Process
 from msrec.launch.rank_errors import NO_RESTART
 from msrec.launch.training.repeated_failure import FILE, RepeatedFailure
@@ -82,7 +82,7 @@ def test_a_step_that_failed_twice_is_not_tried_again_and_its_rows_are_told(datas
     rows = json.loads((config.run_dir / FILE).read_text())["rows"]
     assert list(rows) == ["28", "29", "30"]
     # The rows named are those that the batch has, by its own word.
-    loader = Loader(dataset, "train", 96, seed=config.seed, window_rows=400, prefetch=0)
+    loader = open_loader(dataset, "train", 96, seed=config.seed, window_rows=400, prefetch=0)
     batches = list(loader.batches(1))
     for step, batch in (("28", batches[6]), ("30", batches[8])):
         found = np.concatenate(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import tiny_dataset
 
-from msrec.data.features.row_encoder import RawRows
+from msrec.data.features.row_encoder import RowEncoder
 from msrec.launch.serving.request_rows import RowMaker
 from msrec.launch.serving.server import Draining, Limits, create_app
 
@@ -38,7 +38,7 @@ class Gated:
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    return RawRows(tiny_dataset(tmp_path_factory.mktemp("server") / "tiny"))
+    return RowEncoder(tiny_dataset(tmp_path_factory.mktemp("server") / "tiny"))
 
 
 @pytest.fixture

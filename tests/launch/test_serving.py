@@ -14,10 +14,11 @@ from tiny import tiny_store
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice
-from msrec.data.features.row_encoder import RawRows
+from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.features.vocabulary import Hashed
-from msrec.data.loading.collator import Window
-from msrec.data.loading.split_reader import SplitFiles
+from msrec.data.loading.collator import Collator, Window
+from msrec.data.loading.id_transforms import RareIds
+from msrec.data.loading.split_reader import SplitReader
 from msrec.launch.config import load_config, save_config
 from msrec.launch.distributed import process_group
 from msrec.launch.evaluation.evaluate import evaluate
@@ -117,14 +118,13 @@ def test_new_users_items_and_values_are_scored_as_the_model_itself_scores_unknow
             age=pl.Series([99, 98, 97, None]),
         )
     )
-    columns = RawRows(app / "data").encode(rows.to_arrow(), "rows")
+    columns = RowEncoder(app / "data").encode(rows.to_arrow(), "rows")
     scores = scorers[name].score(scorers[name].maker.rows(columns))
     with process_group("cpu") as process:
         run = restore(app / "runs" / name, process)
-        if run.knowledge.unknown is not None:
-            columns = run.knowledge.unknown.apply(columns, np.arange(4), 0, is_train=False)
+        columns = RareIds(run.knowledge.is_rare).apply(columns, np.arange(4), 0)
         known = (run.knowledge.user, run.knowledge.item, run.knowledge.history)
-        batch = Window(run.schema, np.arange(4)[np.newaxis], columns, *known).batch(0)
+        batch = Window(Collator(run.schema, *known), np.arange(4)[np.newaxis], columns).batch(0)
         with torch.no_grad():
             logits = run.model.eval()(batch)[1][1][:, 0]
     np.testing.assert_allclose(scores, torch.sigmoid(logits), atol=2e-3)
@@ -191,7 +191,7 @@ def test_products_in_bfloat16_move_scores_a_little(app, scorers):
 
 def test_rows_of_the_benchmark_are_encoded_as_those_they_were_made_of(app, scorers):
     scorer = scorers["bare"]
-    columns = SplitFiles(app / "data", scorer.raw.schema, "test").take(np.arange(50))
+    columns = SplitReader(app / "data", scorer.raw.schema, "test").take(np.arange(50))
     found = scorer.raw.encode(scorer.raw.table(raw_lines(scorer, columns)), "rows")
     for name in ("user", "item", "scenario", "user_id", "age", "tags", "price"):
         given, wanted = (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from msrec.data.loading.batch import Known
+from msrec.data.loading.batch import EntityVectors
 from msrec.model.backbones import make_backbone
 from msrec.model.layers.feature_layout import Fields
 from msrec.model.layers.interaction import Interaction
@@ -83,7 +83,7 @@ def check(over, scenarios):
     item = (torch.randn(I, ITEM_DIM), (torch.arange(I) % 2).float())
     places = torch.randint(U, (B,)), torch.randint(I, (B,))
     known = [
-        Known(torch.arange(len(has)), vectors, has, place)
+        EntityVectors(torch.arange(len(has)), vectors, has, place)
         for (vectors, has), place in zip((user, item), places, strict=True)
     ]
     sums, lengths = torch.randn(B, F + H, D), torch.randint(0, 4, (B, F)).float()

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 from tiny import tiny_dataset, tiny_schema
 
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.loader import RankShare, open_loader
 from msrec.model.distributed.optimizers import optimizers
 from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
 from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
@@ -54,7 +54,7 @@ def plain_vectors(dataset, optimizer, steps):
     model = Plain()
     adam = torch.optim.Adam(model.parameters(), lr=LR, eps=EPS)
     moments = {name: torch.zeros(len(p)) for name, p in model.named_parameters()}
-    batches = list(Loader(dataset, "train", 64, shuffle=False).batches())
+    batches = list(open_loader(dataset, "train", 64, shuffle=False).batches())
     for batch in batches[:steps]:
         loss = loss_of(model(batch.sparse), batch.label)
         model.zero_grad()
@@ -84,7 +84,7 @@ def sharded_vectors(rank, world_size, dataset, optimizer, sharding, steps):
     fuse_optimizer(model.embeddings.ebc, spec, CPU)
     dmp = shard(model, make_plan(model, spec, CPU, world_size), CPU, STD, seed=3)
     optimizer = optimizers(dmp, spec, lr=1.0, weight_decay=0.0)
-    loader = Loader(dataset, "train", 64, rank=rank, world_size=world_size, shuffle=False)
+    loader = open_loader(dataset, "train", 64, share=RankShare(rank, world_size), shuffle=False)
     batches = list(loader.batches())
     for batch in batches[:steps]:
         optimizer.zero_grad()

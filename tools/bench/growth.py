@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.data.io.atomic_files import write_json, write_text
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.loader import open_loader
 from msrec.launch.distributed import Process, process_group, quiet_libraries
 from msrec.tools.bench.harness.processes import ranks
 from msrec.tools.bench.harness.report import OUT, machine
@@ -108,7 +108,7 @@ def by_rows(rows: int) -> float:
         data = shaped(Path(scratch) / "data", movielens_tables(), -(-rows // BATCH), BATCH)
 
         def epoch() -> None:
-            for _ in Loader(data, "train", BATCH, prefetch=0).batches():
+            for _ in open_loader(data, "train", BATCH, prefetch=0).batches():
                 pass
 
         return 1e6 * _fastest(epoch) / rows

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from msrec.data.io.parquet_files import parquet_files
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.loader import open_loader
 from msrec.data.schema import load_schema
 from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.tools.bench.harness.measure import Aim, interleaved, rates
@@ -45,10 +45,10 @@ def bench_loader(dataset: Path | None, batch: int, batches: int, repeats: int) -
     torch.set_num_threads(1)
     on = machine()
     with dataset_or_made(dataset, batches, batch) as folder:
-        columns = Loader(folder, "train", batch, num_labels=1).files.columns
+        columns = open_loader(folder, "train", batch).reader.columns
 
         def ours() -> None:
-            for _ in Loader(folder, "train", batch, num_labels=1, prefetch=0).batches():
+            for _ in open_loader(folder, "train", batch, prefetch=0).batches():
                 pass
 
         def tables() -> list[pa.Table]:
@@ -61,7 +61,7 @@ def bench_loader(dataset: Path | None, batch: int, batches: int, repeats: int) -
         def decoded() -> None:
             tables()
 
-        rows = Loader(folder, "train", batch).files.num_rows
+        rows = open_loader(folder, "train", batch).reader.num_rows
         order = pa.array(np.random.default_rng(0).permutation(rows))
 
         def shuffled() -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from msrec.data.convert.dataset_writer import PartWriter, arrow_schema
 from msrec.data.io.parquet_files import parquet_files, parquet_metadata
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.loader import open_loader
 from msrec.data.schema import load_schema, save_schema
 from msrec.data.synthetic.simulated_dataset import TRUTH, synthesize
 from msrec.launch.distributed import quiet_libraries
@@ -129,7 +129,7 @@ def _write(out: Path, rows: int) -> tuple[float, int]:
 
 def _read(dataset: Path) -> Reading:
     quiet_libraries()
-    loader = Loader(dataset, "train", BATCH)
+    loader = open_loader(dataset, "train", BATCH)
     edges = [len(loader) * quarter // QUARTERS for quarter in range(QUARTERS + 1)]
     marks = [time.perf_counter()]
     rows = 0
@@ -137,7 +137,7 @@ def _read(dataset: Path) -> Reading:
         rows += int(batch.weight.sum())
         if number in edges:
             marks.append(time.perf_counter())
-    assert rows == loader.files.num_rows, "every row is read once"
+    assert rows == loader.reader.num_rows, "every row is read once"
     per_quarter = np.diff(edges) * BATCH / np.diff(marks)
     return Reading(per_quarter.tolist(), peak_rss())
 

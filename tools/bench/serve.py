@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from msrec.data.features.columns import Columns
 from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.parquet_files import read_parquet
-from msrec.data.loading.split_reader import Columns
 from msrec.launch.build import build_loader
 from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.launch.serving.knowledge_tables import trained_tables, unwrapped_over
@@ -70,15 +70,15 @@ def bench_serve(
         run.model.eval()
         torch.set_grad_enabled(False)  # until the command ends
         loader = build_loader(run.config, "test", process, run.knowledge, 1, shuffle=False)
-        pick = np.random.default_rng(0).integers(loader.files.num_rows, size=max(SIZES))
+        pick = np.random.default_rng(0).integers(loader.reader.num_rows, size=max(SIZES))
         found["direct"] = {}
         for size in SIZES:
-            columns = loader.files.take(pick[:size])
+            columns = loader.reader.take(pick[:size])
             lines = raw_lines(scorer, columns)
             batch = loader.batch_of(pick[:size])
             times = timed(_cases(run, scorer, loose, batch, columns, lines), repeats)
             found["direct"][size] = {name: _figures(of) for name, of in times.items()}
-        body = raw_lines(scorer, loader.files.take(pick))
+        body = raw_lines(scorer, loader.reader.take(pick))
         over = unwrapped_over(run)
         if over.user_meta is not None:
             cases = folding_cases(over.user_meta, SIZES)

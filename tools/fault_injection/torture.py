@@ -16,7 +16,7 @@ from rich.table import Table
 
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.loading.global_order import GlobalOrder
-from msrec.data.loading.loader import Loader
+from msrec.data.loading.loader import open_loader
 from msrec.data.loading.quarantine import Policy, count_rows
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.checkpointing.checkpoint import COMMIT, Checkpoints
@@ -176,7 +176,7 @@ def _kill(
     attempts.append(run_ranks(config, worlds[0], root / "ranks", None))
     advance()
     trainer = config.trainer
-    loader = Loader(
+    loader = open_loader(
         config.dataset,
         "train",
         trainer.global_batch,
@@ -283,15 +283,15 @@ def _read_spoilt(
 ) -> Fault:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(str(config.dataset), copy)
-    loader = Loader(copy, "train", config.trainer.global_batch, prefetch=0, faults=policy)
-    where = str(loader.files.groups[0].path)
+    loader = open_loader(copy, "train", config.trainer.global_batch, prefetch=0, faults=policy)
+    where = str(loader.reader.groups[0].path)
     spoil(Path(where))
     wanted = f"refused: {where}" if policy == "fail" else "left out and counted"
     rows = 0
     try:
         for batch in loader.batches():
             rows += int(batch.weight.sum())
-        left = count_rows(loader.files.bad_rows.groups)
+        left = count_rows(loader.reader.quarantine.bad_rows)
         whole = rows + left == loader.order.num_rows and left > 0
         said = f"{left:,} rows left out and counted, {rows:,} trained on"
         said = (

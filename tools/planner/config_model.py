@@ -48,7 +48,7 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
     loader = build_loader(
         config, "train", here, knowledge, config.trainer.global_batch, shuffle=True
     )
-    rows = min(loader.files.num_rows, batch, PROBE_ROWS)
+    rows = min(loader.reader.num_rows, batch, PROBE_ROWS)
     sizes = (max(rows // 2, 1), rows)
     probes = [loader.batch_of(np.arange(size)) for size in sizes]
     tables = _tables(model, probes[-1], config.embeddings.sharding)
@@ -61,8 +61,8 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
         if (part := getattr(model.ranker.over, name)) is not None
     )
     whole = dense_parameters(model)
-    read_row = sum(column.nbytes for column in loader.files.take(np.arange(rows)).values()) / rows
-    held = max(loader.files.group_rows) * -(
+    read_row = sum(column.nbytes for column in loader.reader.take(np.arange(rows)).values()) / rows
+    held = max(loader.reader.group_rows) * -(
         -loader.order.num_lanes * batch // loader.order.global_batch
     )
     trainer = config.trainer
@@ -75,7 +75,7 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
     # Decoded row groups; a window of batches taken from them and laid out anew; batches made ahead.
     windows = 2 * min(loader.order.window_batches, len(loader))
     reading = (
-        read_row * min(held, loader.files.num_rows),
+        read_row * min(held, loader.reader.num_rows),
         read_row * windows + a_row * trainer.prefetch,
     )
     return tables, DenseLoad(fixed, by_rows, reading)
@@ -121,7 +121,12 @@ def _peak(model: RankerTrain, batch: Batch) -> dict[str, int]:
     ):
         vectors = torch.zeros(shape, requires_grad=True)
         logits = over(
-            vectors, batch.dense, batch.scenario, batch.weight, batch.of_user, batch.of_item
+            vectors,
+            batch.dense,
+            batch.scenario,
+            batch.weight,
+            batch.user_vectors,
+            batch.item_vectors,
         )
         loss, _ = model.loss(logits, batch.label, batch.weight, vectors)
         loss.backward()

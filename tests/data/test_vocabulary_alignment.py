@@ -11,7 +11,7 @@ from ranks import run_ranks
 from tiny import replace_column, tiny_dataset, tiny_schema, tiny_store
 
 from msrec.data.features.vocabulary import VOCABULARIES
-from msrec.data.features.vocabulary_alignment import Lineage
+from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.schema import Scenario, load_schema, save_schema
 from msrec.launch.config import load_config, save_config
 from msrec.launch.distributed import Process
@@ -154,7 +154,7 @@ def test_new_values_are_row_zero_and_new_users_have_no_history(root, tmp_path):
     save_values(data, user_id=[f"user_id {at + 1}" for at in range(40)])
     keys = pa.array([f"u{at + 1}" for at in range(40)])
     replace_column(data / "users.parquet", "user_key", keys)
-    lineage = Lineage(root / "old", data)
+    lineage = VocabularyAlignment(root / "old", data)
     assert (lineage.new_values, lineage.lost_values) == ({"user_id": 1}, {"user_id": 1})
     assert lineage.entities("user").tolist() == [*range(1, 40), -1]
     columns = {"scenario": np.zeros(3, int), "user_id": np.array([0, 1, 40])}
@@ -229,7 +229,7 @@ def test_ids_that_do_not_match_are_refused_in_one_sentence(root, tmp_path, spoil
     shutil.copytree(root / "old", data)
     spoil(data)
     with pytest.raises(ValueError, match=sentence) as caught:
-        Lineage(root / "old", data)
+        VocabularyAlignment(root / "old", data)
     assert "\n" not in str(caught.value)
 
 
@@ -238,13 +238,13 @@ def test_hashed_features_match_in_tables_of_one_size(root, tmp_path):
     for folder in folders:
         shutil.copytree(root / "old", folder)
         with_a_hash(folder)
-    lineage = Lineage(*folders)
+    lineage = VocabularyAlignment(*folders)
     columns = {"user_id": np.array([0, 7]), "item_id": np.array([1, 2])}
     columns["genres"] = pa.array([[1], []])
     assert lineage.columns(columns)["user_id"].tolist() == [0, 7]
     broken(folders[1], tables=load_schema(folders[1]).tables | {"user_id": 50})
     with pytest.raises(ValueError, match="'user_id' must have a table of 41 rows.*; it has 50"):
-        Lineage(*folders)
+        VocabularyAlignment(*folders)
 
 
 @pytest.mark.parametrize(
