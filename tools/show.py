@@ -16,7 +16,7 @@ from msrec.launch.checkpointing.checkpoint import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import Index, read_index
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, TITLES, cell, load_results, results_tables
-from msrec.launch.reporting.curves import Log, load_log
+from msrec.launch.training.metric_log import MetricLog, load_metric_log
 from msrec.tools.convert import remarks, summary_table
 
 LEVELS = ("user", "scenario", "item")
@@ -116,7 +116,7 @@ def neighbours_table(store: KnowledgeStore, row: int, count: int = 8) -> Table:
     return table
 
 
-def progress_table(log: Log) -> Table:
+def progress_table(log: MetricLog) -> Table:
     """The validations of a run, in order; the best AUC is marked."""
     table = Table(title="validation")
     table.add_column("step", justify="right")
@@ -178,7 +178,7 @@ def tables_table(schema: Schema) -> Table:
 
 
 def _show_run(folder: Path, console: Console) -> None:
-    log = load_log(folder)
+    log = load_metric_log(folder)
     committed = sorted((folder / "checkpoints").glob("step-*/COMMIT"))
     newest = committed[-1].parent.name if committed else "none"
     console.print(f"{folder}: newest checkpoint {newest}", highlight=False, soft_wrap=True)

@@ -1,10 +1,7 @@
 """How a run is: what its ranks said last, who is behind, how long it will take."""
 
-import socket
-import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -13,63 +10,18 @@ from rich.table import Table
 
 from msrec.launch.cluster.submit import LOCAL, Submitted, read_submitted, scheduler_status
 from msrec.launch.rank_errors import Failure, first_failure
-from msrec.launch.reporting.curves import load_log
 from msrec.launch.reporting.plan_table import size
 from msrec.launch.training.heartbeat import (
-    ENDED,
     FOLDER,
     RankState,
     ranks_of_last_start,
     read_ranks,
     read_stack,
 )
+from msrec.launch.training.metric_log import load_metric_log
+from msrec.launch.training.run_status import Status, status_of, stragglers
 
-SILENT_S = 60.0
-"""A rank that trains and has said nothing for so long is told of."""
-SLOW, SLOW_SHARE = 2.0, 0.1
-"""A rank is slow whose own time of a step is so many times that of the other ranks (the median),
-and more than theirs by this share of the step."""
 STACK_LINES = 12
-
-
-@dataclass(frozen=True)
-class Status:
-    """How a run is.
-
-    Attributes:
-        word: one for all: `waits`, `starts`, `trains`, `done`, `stopped` (by SIGTERM), `failed`,
-            `silent`.
-        reasons: sentences on whatever is not as it should be.
-    """
-
-    word: str
-    reasons: list[str]
-
-    @property
-    def exit_status(self) -> int:
-        """0 where nothing is wrong."""
-        return 0 if self.word in ("trains", "waits", "starts", *ENDED) else 1
-
-
-def status_of(run_dir: Path, now: float | None = None) -> Status:
-    """Read what the ranks said.
-
-    Args:
-        run_dir: of the run.
-        now: seconds since 1970; None is this moment.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_ranks`.
-    """
-    ranks = read_ranks(run_dir)
-    reasons = list(_reasons(run_dir, ranks, time.time() if now is None else now))
-    phases = {rank.phase for rank in ranks}
-    if "failed" in phases:
-        return Status("failed", reasons)
-    for word in ENDED:
-        if phases == {word}:
-            return Status(word, reasons)
-    return Status("silent" if reasons else "trains", reasons)
 
 
 def tell_status(run_dir: Path, console: Console, now: float | None = None) -> Status:
@@ -94,26 +46,6 @@ def tell_status(run_dir: Path, console: Console, now: float | None = None) -> St
             console.print(f"rank {rank.rank} hung here:", highlight=False)
             for line in stack.splitlines()[:STACK_LINES]:
                 console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    return found
-
-
-def stragglers(ranks: Sequence[RankState]) -> list[str]:
-    """A sentence on each rank for which the others wait.
-
-    Steps are in lockstep, so that all ranks take the same time; what a rank spends without waiting
-    for others is its own.
-    """
-    found = []
-    for rank in ranks:
-        others = [each.own_s for each in ranks if each is not rank and each.own_s is not None]
-        if rank.own_s is None or rank.step_s is None or not others:
-            continue
-        usual = statistics.median(others)
-        if rank.own_s > SLOW * usual and rank.own_s - usual > SLOW_SHARE * rank.step_s:
-            found.append(
-                f"rank {rank.rank} on {rank.host} is slow: it takes {rank.own_s:.3g} s a step of "
-                f"its own, the others {usual:.3g} s (median) and wait for it."
-            )
     return found
 
 
@@ -202,7 +134,7 @@ def log_file(run_dir: Path, rank: int, stream: str) -> Path:
 def _headline(run_dir: Path, found: Status, ranks: Sequence[RankState]) -> str:
     step, total = min(rank.step for rank in ranks), ranks[0].total_steps
     line = f"{run_dir}: {found.word}, step {step:,} of {total:,}"
-    log = load_log(run_dir)
+    log = load_metric_log(run_dir)
     for split, names in (("train", ("loss", "auc/all")), ("valid", ("auc/all",))):
         last = {name: values[-1] for name in names if (values := log.curve(split, name)[1])}
         if last:
@@ -225,19 +157,3 @@ def _ranks_table(ranks: Sequence[RankState], now: float) -> Table:
         cells = (f"{rank.step:,}", *speeds, size(rank.memory), f"{max(now - rank.time, 0):.0f}")
         table.add_row(str(rank.rank), rank.host, str(rank.pid), rank.phase, *cells)
     return table
-
-
-def _reasons(run_dir: Path, ranks: Sequence[RankState], now: float) -> Iterator[str]:
-    here = socket.gethostname()
-    for rank in sorted(ranks, key=lambda rank: (rank.step, rank.time)):  # the first to fall silent
-        where = f"rank {rank.rank} on {rank.host}"
-        if rank.phase == "failed":
-            yield f"{where} failed after step {rank.step:,}."
-        elif rank.phase in ENDED:
-            continue
-        elif read_stack(run_dir, rank.rank) is not None:
-            yield f"{where} hung after step {rank.step:,} and was ended; its stack is below."
-        elif rank.host == here and not psutil.pid_exists(rank.pid):
-            yield f"{where} is dead: no process {rank.pid}, no word after step {rank.step:,}."
-        elif now - rank.time > SILENT_S:
-            yield f"{where} has said nothing for {now - rank.time:.0f} s, since step {rank.step:,}."

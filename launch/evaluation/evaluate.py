@@ -13,7 +13,7 @@ from msrec.launch.evaluation.predict import predict, truth_column
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import Results, results_of, save_results
 from msrec.launch.evaluation.slices import Slice, check_clock, slice_rows
-from msrec.launch.reporting.mlflow_tracking import board_results
+from msrec.launch.evaluation.tensorboard import write_tensorboard
 from msrec.launch.trained_run import load_run_config, restore, run_of
 from msrec.launch.training.skipped_rows import report_bad_rows
 from msrec.model.metrics.exact import Judging
@@ -101,7 +101,7 @@ def evaluate(
         results = results.model_copy(update={"data": str(data)})
     saved = save_results(results, out)
     if data is None:
-        board_results(results, run_dir)
+        write_tensorboard(results, run_dir)
     if split == "test" and checkpoint is None and data is None:
         shutil.copyfile(saved, run_dir / saved.name)
     return results

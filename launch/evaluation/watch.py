@@ -11,12 +11,12 @@ import torch.distributed as dist
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
 from msrec.launch.checkpointing.checkpoint import COMMIT, committed
-from msrec.launch.cluster.status import status_of
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import Results
-from msrec.launch.reporting.curves import WATCHED, WATCHED_FILE, load_log
 from msrec.launch.trained_run import CHECKPOINTS
+from msrec.launch.training.metric_log import WATCHED, WATCHED_FILE, load_metric_log
+from msrec.launch.training.run_status import status_of
 from msrec.model.metrics.exact import PLAIN
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def watch(
         FileNotFoundError, ValueError: as `evaluate`.
     """
     name = f"{WATCHED}{split}" + (f" of {data.name}" if data is not None else "")
-    seen = set(load_log(run_dir).steps.get(name, {}))
+    seen = set(load_metric_log(run_dir).steps.get(name, {}))
     count = 0
     while True:
         path, ended = _agreed(run_dir, seen, process)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msrec.launch.reporting.curves import WATCHED, Log, Points
+from msrec.launch.training.metric_log import WATCHED, MetricLog, Points
 
 PALETTE = ("#3b82c4", "#e07b39", "#3aa17e", "#c06bb0", "#c9a227", "#7d8fa9")
 GREY = "#8a8f98"
@@ -28,7 +28,7 @@ def figure(name: str, caption: str, traces: list[dict[str, Any]], x: str, y: str
     return {"name": name, "caption": caption, "data": traces, "layout": layout}
 
 
-def training_figures(logs: Mapping[str, Log]) -> list[Figure]:
+def training_figures(logs: Mapping[str, MetricLog]) -> list[Figure]:
     """Loss and AUC over steps, a colour a run; one that nobody logged is left out."""
     loss, auc = [], []
     for at, (run, log) in enumerate(logs.items()):
@@ -49,7 +49,7 @@ def training_figures(logs: Mapping[str, Log]) -> list[Figure]:
     return [found for found in figures if found["data"]]
 
 
-def scenario_figures(logs: Mapping[str, Log]) -> tuple[list[Figure], int]:
+def scenario_figures(logs: Mapping[str, MetricLog]) -> tuple[list[Figure], int]:
     """Validation AUC over steps, a small figure a scenario; and how many scenarios have none.
 
     No more than the first `MOST_SCENARIOS` are drawn.

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from msrec.data.io.atomic_files import write_json
-from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
-from msrec.launch.reporting.curves import load_log
+from msrec.launch.evaluation.results import RESULTS_FILE, load_results
+from msrec.launch.evaluation.tensorboard import Value, result_values
 from msrec.launch.trained_run import load_run_config
+from msrec.launch.training.metric_log import load_metric_log
 
 TRACKED_FILE = "mlflow.json"
 ARTIFACTS = ("config.yaml", "plan.json", "versions.json", RESULTS_FILE, "report.html")
@@ -19,22 +18,6 @@ BATCH = 1000
 PARAMETERS = 100
 LONGEST = 6000
 """Characters of a parameter's value."""
-Value = tuple[str, float, int]
-"""Name, value, step."""
-
-
-def result_values(results: Results) -> Iterator[Value]:
-    """What an evaluation found, as `evaluated test/auc/scenario=feed`, at its checkpoint's step."""
-    step = int(results.checkpoint.removeprefix("step-"))
-    for name, value in results.metrics.named().items():
-        yield f"evaluated {results.split}/{name}", value, step
-
-
-def board_results(results: Results, run_dir: Path) -> None:
-    """Add an evaluation to the run's TensorBoard."""
-    with SummaryWriter(str(run_dir / "tensorboard")) as board:
-        for name, value, step in result_values(results):
-            board.add_scalar(name, value, step)
 
 
 def track(run_dir: Path, uri: str, experiment: str | None = None) -> str:
@@ -89,7 +72,7 @@ def track(run_dir: Path, uri: str, experiment: str | None = None) -> str:
 
 
 def _values(run_dir: Path) -> Iterator[Value]:
-    log = load_log(run_dir)
+    log = load_metric_log(run_dir)
     for split, steps in log.steps.items():
         for step, metrics in sorted(steps.items()):
             for name, value in metrics.items():

@@ -18,7 +18,7 @@ from msrec.launch.evaluation.explanation_file import (
     UserExplanation,
     load_explanations,
 )
-from msrec.launch.evaluation.predictions import COMMIT_FILE, load_predictions
+from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
 from msrec.launch.evaluation.results import (
     COLUMNS,
     FIRST,
@@ -31,16 +31,6 @@ from msrec.launch.evaluation.results import (
     comparison_rows,
     load_results,
     title_of,
-)
-from msrec.launch.reporting.curves import (
-    LOG_FILE,
-    Log,
-    Points,
-    best_roc,
-    load_log,
-    reliability,
-    roc,
-    score_shares,
 )
 from msrec.launch.reporting.figures import (
     Figure,
@@ -59,6 +49,8 @@ from msrec.launch.reporting.run_section import (
     schema_of,
     slice_tables,
 )
+from msrec.launch.training.metric_log import LOG_FILE, MetricLog, Points, load_metric_log
+from msrec.model.metrics.curves import reliability, roc, score_shares
 
 CONFIG_FILE = "config.yaml"
 MOST_ROWS = 50
@@ -117,7 +109,7 @@ def render(package: str, template: str, *, figures: list[Figure], **content: Any
 
 def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
     """Everything the template shows."""
-    logs = {name: load_log(folder) for name, folder in folders.items()}
+    logs = {name: load_metric_log(folder) for name, folder in folders.items()}
     judged = {n: load_results(f) for n, f in folders.items() if (f / RESULTS_FILE).is_file()}
     pictures, without = _prediction_figures(folders, judged)
     configs = {name: _config(folder) for name, folder in folders.items()}
@@ -289,7 +281,9 @@ def _differences(configs: Mapping[str, dict[str, Any]]) -> list[list[str]]:
     return [["key", *configs], *rows] if rows else []
 
 
-def _notes(logs: Mapping[str, Log], judged: Mapping[str, Results], without: list[str]) -> list[str]:
+def _notes(
+    logs: Mapping[str, MetricLog], judged: Mapping[str, Results], without: list[str]
+) -> list[str]:
     """What the page could not show, in words."""
     notes = [
         f"{name}: not evaluated, so that no table has it." for name in logs if name not in judged
@@ -309,3 +303,9 @@ def _notes(logs: Mapping[str, Log], judged: Mapping[str, Results], without: list
         if log.unreadable:
             notes.append(f"{name}: {log.unreadable} lines of its log cannot be read.")
     return notes
+
+
+def best_roc(predictions: Predictions) -> Points | None:
+    """ROC of the true click probability, where the data knows it."""
+    truth = predictions.p_click
+    return None if truth is None else roc(truth, predictions.label, predictions.weight)

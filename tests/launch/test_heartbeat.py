@@ -16,10 +16,11 @@ from rich.console import Console
 from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
 
-from msrec.launch.cluster.status import status_of, stragglers, tell_status
+from msrec.launch.cluster.status import tell_status
 from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.heartbeat import RankState, read_ranks, read_stack
+from msrec.launch.training.run_status import status_of, stragglers
 from msrec.launch.training.trainer import Trainer
 
 

@@ -14,11 +14,12 @@ from torchx import specs
 
 from msrec.launch.cluster.job_specs import train_work
 from msrec.launch.cluster.profiles import Profile, load_profile
-from msrec.launch.cluster.status import Status, _whose, _with_scheduler
+from msrec.launch.cluster.status import _whose, _with_scheduler
 from msrec.launch.cluster.submit import Submitted, cancel, launch, read_submitted
 from msrec.launch.config import load_config
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.training.heartbeat import RankState
+from msrec.launch.training.run_status import Status
 
 CONFIG = """
 dataset: {root}/tiny

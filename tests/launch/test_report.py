@@ -23,9 +23,10 @@ from msrec.data.schema import (
 )
 from msrec.launch.evaluation.predictions import Commit, write_commit
 from msrec.launch.evaluation.results import evaluate_predictions, load_results, save_results
-from msrec.launch.reporting.curves import Log, load_log, reliability, roc, score_shares
 from msrec.launch.reporting.figures import MOST_SCENARIOS, scenario_figures
 from msrec.launch.reporting.report import write_report
+from msrec.launch.training.metric_log import MetricLog, load_metric_log
+from msrec.model.metrics.curves import reliability, roc, score_shares
 from msrec.model.metrics.exact import exact_metrics
 
 NAMES = ["search", "feed", "friends"]
@@ -160,7 +161,7 @@ def test_the_page_says_where_configs_differ_and_which_versions_ran(page):
 def test_figures_hold_the_logged_values(page, runs):
     figures = json.loads(re.search(r"const figures = (\[.*\]);", page).group(1))
     names = {trace["name"] for figure in figures for trace in figure["data"]}
-    steps, losses = load_log(runs["bare"]).curve("valid", "log_loss/all")
+    steps, losses = load_metric_log(runs["bare"]).curve("valid", "log_loss/all")
     drawn = next(t for t in figures[0]["data"] if t["name"] == "bare, validation")
     assert drawn["x"] == steps
     assert drawn["y"] == pytest.approx(losses, abs=1e-6)
@@ -170,7 +171,7 @@ def test_figures_hold_the_logged_values(page, runs):
 def test_each_scenario_has_its_curve_and_many_scenarios_are_counted(page):
     assert all(f"<h3>{name}</h3>" in page for name in NAMES)
     metrics = {f"auc/scenario={n}": 0.5 for n in range(MOST_SCENARIOS + 3)}
-    log = Log({"valid": {10: metrics}})
+    log = MetricLog({"valid": {10: metrics}})
     figures, left_out = scenario_figures({"bare": log})
     assert (len(figures), left_out) == (MOST_SCENARIOS, 3)
 
@@ -213,7 +214,7 @@ def test_a_resumed_and_cut_log_keeps_the_last_line_of_a_step_and_counts_the_rest
         for value, step in enumerate([10, 20, 20, 30]):
             write_line(file, step, "train", {"loss": value})
         file.write('{"step": 40, "spl')
-    log = load_log(tmp_path)
+    log = load_metric_log(tmp_path)
     assert log.curve("train", "loss") == ([10, 20, 30], [0, 2, 3])
     assert (log.again, log.unreadable) == (1, 1)
 

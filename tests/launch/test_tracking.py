@@ -4,8 +4,9 @@ import pytest
 from test_report import NAMES, make_run
 
 from msrec.launch.evaluation.results import load_results, save_results
-from msrec.launch.reporting.curves import load_log
-from msrec.launch.reporting.mlflow_tracking import board_results, track
+from msrec.launch.evaluation.tensorboard import write_tensorboard
+from msrec.launch.reporting.mlflow_tracking import track
+from msrec.launch.training.metric_log import load_metric_log
 
 mlflow = pytest.importorskip("mlflow.tracking", reason="mlflow-skinny is not installed")
 
@@ -36,7 +37,7 @@ def history(server, name):
 
 def test_mlflow_has_the_curves_the_results_the_config_and_the_files(server, run):
     told = track(run, server.tracking_uri)
-    log, results = load_log(run), load_results(run)
+    log, results = load_metric_log(run), load_results(run)
     for split, metric in (("train", "loss"), ("valid", "auc/all")):
         steps, values = log.curve(split, metric)
         assert history(server, f"{split}/{metric}") == dict(zip(steps, values, strict=True))
@@ -76,7 +77,7 @@ def test_tensorboard_has_the_results(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     results = load_results(run)
-    board_results(results, run)
+    write_tensorboard(results, run)
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     [point] = events.Scalars("evaluated test/auc/all")

@@ -17,7 +17,7 @@ from msrec.launch.config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.watch import watch
-from msrec.launch.reporting.curves import load_log
+from msrec.launch.training.metric_log import load_metric_log
 from msrec.launch.training.trainer import Trainer
 
 SIZES = {"user_id": 41, "item_id": 61, "genres": 7}
@@ -67,7 +67,7 @@ def run(trained_run, tmp_path):
 def test_each_checkpoint_is_a_point_of_the_curve_and_none_is_scored_twice(run):
     steps = [7, 14, 21]
     assert run_ranks(watched, 1, run)[0] == (3, steps)
-    x, y = load_log(run).curve("watched test", "auc/all")
+    x, y = load_metric_log(run).curve("watched test", "auc/all")
     assert x == steps
     for step, auc in zip(steps, y, strict=True):
         checkpoint = run / f"checkpoints/step-{step:08d}"
@@ -77,16 +77,16 @@ def test_each_checkpoint_is_a_point_of_the_curve_and_none_is_scored_twice(run):
 
 def test_two_ranks_find_what_one_finds_and_only_the_first_tells(run):
     (count, told), (_, silent) = run_ranks(watched, 2, run)
-    two = load_log(run).curve("watched test", "auc/all")
+    two = load_metric_log(run).curve("watched test", "auc/all")
     (run / "watched.jsonl").unlink()
     run_ranks(watched, 1, run)
     assert (count, told, silent) == (3, [7, 14, 21], [])
-    assert load_log(run).curve("watched test", "auc/all") == two
+    assert load_metric_log(run).curve("watched test", "auc/all") == two
 
 
 def test_other_data_has_a_curve_of_its_own(run, trained_run):
     run_ranks(watched, 1, run, "valid", trained_run.parent / "tiny")
-    assert len(load_log(run).curve("watched valid of tiny", "auc/all")[0]) == 3
+    assert len(load_metric_log(run).curve("watched valid of tiny", "auc/all")[0]) == 3
 
 
 def test_it_waits_for_a_run_that_trains_and_ends_with_it(run):
