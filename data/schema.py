@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.paths import AnyPath, is_file, to_path
-from msrec.data.io.validation import first_fault, read_yaml
+from msrec.data.io.validation import first_error, read_yaml
 
 SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
@@ -189,7 +189,7 @@ def load_schema(dataset: AnyPath | str) -> Schema:
     try:
         return Schema.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise ValueError(f"{path}: {first_fault(error)}.") from None
+        raise ValueError(f"{path}: {first_error(error)}.") from None
 
 
 def save_schema(schema: Schema, dataset: Path | str) -> Path:

@@ -28,7 +28,7 @@ from msrec.model.backbones import make_backbone
 from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
 from msrec.model.distributed.sharding_plan import load_plan
 from msrec.model.embeddings import Embeddings
-from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import ScenarioMeta, UserMeta
@@ -287,13 +287,13 @@ def _num_tasks(config: RunConfig, schema: Schema) -> int:
     return len(schema.labels) if config.objective.aux_weight > 0 else 1
 
 
-def _fields(config: RunConfig, embeddings: Embeddings, interaction: Interaction) -> Fields:
+def _fields(config: RunConfig, embeddings: Embeddings, interaction: Interaction) -> FeatureLayout:
     """Where the vectors stand in the interaction's output; nowhere if it gives dot products alone.
 
     A backbone that needs a vector then says which names it knows: none.
     """
     names = () if config.interaction.mode == "dot" else embeddings.names
-    return Fields(names, config.embeddings.dim, interaction.dense_dim)
+    return FeatureLayout(names, config.embeddings.dim, interaction.dense_dim)
 
 
 def _features(config: RunConfig, knowledge: Knowledge) -> dict[str, Any]:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Restored:
+class TrainedRun:
     """A run on this rank, and what it is to score.
 
     `schema` is of the dataset to score, in the terms of the run; `checkpoint` names the folder that
@@ -74,7 +74,7 @@ def load_run_config(run_dir: Path) -> RunConfig:
 
 def restore(
     run_dir: Path, process: Process, checkpoint: Path | None = None, data: AnyPath | None = None
-) -> Restored:
+) -> TrainedRun:
     """Build a run's model and load its weights, on every rank.
 
     Args:
@@ -98,7 +98,7 @@ def restore(
     knowledge = Knowledge(config, schema, data)
     model, _ = build_sharded(config, schema, knowledge, process, plan=None)
     load_checkpoint(path, model, None)
-    return Restored(
+    return TrainedRun(
         config=config,
         schema=schema if alignment is None else alignment.schema,
         knowledge=knowledge,

@@ -104,7 +104,7 @@ class FoldedScenario(nn.Module):
         return groups.unsort(x)
 
 
-class Served(nn.Module):
+class ServingModel(nn.Module):
     """From rows of tables to click probabilities.
 
     Shape:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from msrec.data.convert.conversion import Report, write_dataset
 from msrec.data.convert.raw_tables import Published, RawTables
-from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.aliccp import SPLIT_COLUMN, read_aliccp
 from msrec.data.convert.sources.amazon import read_amazon
 from msrec.data.convert.sources.douban import read_douban
@@ -52,14 +52,14 @@ class Source:
 
 
 def _read_movielens(
-    folder: Path, faults: Faults, report: Report, scenario: Literal["age", "genre"] = "age"
+    folder: Path, faults: RowFilter, report: Report, scenario: Literal["age", "genre"] = "age"
 ) -> RawTables:
     return read_movielens(folder, scenario)
 
 
 def _read_tables(
     folder: Path,
-    faults: Faults,
+    faults: RowFilter,
     report: Report,
     scenario_column: str = "scenario",
     label: str = "label",
@@ -124,7 +124,7 @@ def convert(
     console = console or Console()
     found = SOURCES[source]
     choice = _choice(found, protocol, split, seed, fractions, last, split_column)
-    faults, hashed = Faults(bad_rows), _hashed(hash or [])
+    faults, hashed = RowFilter(bad_rows), _hashed(hash or [])
     with _progress(console) as report:
         tables = found.read(Path(raw), faults, report, **options)
         if protocol == "scenario-wise" and tables.unlike_published:

@@ -14,11 +14,11 @@ from rich.table import Table
 from torch import nn
 
 from msrec.model.backbones import BACKBONES, backbone_options, make_backbone
-from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import ScenarioMeta, UserMeta
 
-FIELDS = Fields(("user_id", "item_id", *(f"feature_{i}" for i in range(6))), dim=16)
+FIELDS = FeatureLayout(("user_id", "item_id", *(f"feature_{i}" for i in range(6))), dim=16)
 NUM_SCENARIOS = 3
 SIZES = f"{len(FIELDS.names)} features of {FIELDS.dim} numbers, {NUM_SCENARIOS} scenarios, 1 label"
 """What parameters are counted for; tables apart."""

@@ -18,9 +18,9 @@ from msrec.data.convert.dataset_writer import (
     write_table,
 )
 from msrec.data.convert.raw_tables import Feature, RawTables, check_tables
-from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.split import Parts, SplitChoice, split_rows
-from msrec.data.convert.staging import Stage, stage_interactions
+from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import Tally, duplicates, empty_texts
 from msrec.data.convert.vocabulary_encoding import Encoded, encode_features
 from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocabularies
@@ -37,7 +37,7 @@ def write_dataset(
     choice: SplitChoice | None = None,
     overwrite: bool = False,
     report: Report | None = None,
-    faults: Faults | None = None,
+    faults: RowFilter | None = None,
     grow_from: AnyPath | None = None,
     hashed: Mapping[str, Hashed] | None = None,
 ) -> Schema:
@@ -53,7 +53,7 @@ def write_dataset(
         FileNotFoundError: `grow_from` keeps no vocabularies.
         ValueError: the tables hold what a dataset may not, a split is empty, or `out` is there.
     """
-    choice, faults = choice or SplitChoice(), faults or Faults()
+    choice, faults = choice or SplitChoice(), faults or RowFilter()
     check_tables(raw)
     known = load_vocabularies(grow_from) if grow_from is not None else None
     with new_folder(out, overwrite) as folder:
@@ -77,7 +77,7 @@ def write_dataset(
             "duplicates": duplicates(stage),
             "empty_text": empty_texts(readable),
             "added": {table: number for table, number in stage.added.items() if number},
-            "left_out": faults.left_out,
+            "left_out": faults.excluded,
             "collisions": encoded.collisions,
         }
         schema = schema.model_copy(update={"counts": counts})
@@ -90,7 +90,7 @@ def write_dataset(
 def _write_rows(
     raw: RawTables,
     schema: Schema,
-    stage: Stage,
+    stage: StagedRows,
     parts: Parts,
     encoded: Encoded,
     tally: Tally,

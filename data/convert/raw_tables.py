@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
-from msrec.data.convert.row_filter import Faults, refuse
+from msrec.data.convert.row_filter import RowFilter, refuse
 from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 RESERVED = ("user", "item", "scenario")
@@ -158,7 +158,7 @@ def check_tables(raw: RawTables) -> None:
                 refuse(~finite(values), values, raw.where(table), *FINITE)
 
 
-def checked_chunk(raw: RawTables, chunk: Chunk, faults: Faults) -> pl.DataFrame:
+def checked_chunk(raw: RawTables, chunk: Chunk, faults: RowFilter) -> pl.DataFrame:
     """The rows of a chunk that a dataset may hold; columns as `RawTables.interactions` says.
 
     Raises:

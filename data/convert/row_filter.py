@@ -10,16 +10,16 @@ ROW = "row"
 
 
 @dataclass
-class Faults:
+class RowFilter:
     """The policy for bad rows, and what was met.
 
-    `fail` raises on the first bad row. `skip` leaves bad rows out; `left_out` then says why and how
+    `fail` raises on the first bad row. `skip` leaves bad rows out; `excluded` then says why and how
     many, `examples` the first of each. Rows that a source leaves out by a rule of its own
-    (`leave_out`) are counted there too, whatever the policy.
+    (`exclude`) are counted there too, whatever the policy.
     """
 
     policy: Literal["fail", "skip"] = "fail"
-    left_out: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
     def keep(
@@ -46,7 +46,7 @@ class Faults:
         self._count(f"{where}: column {values.name!r} must {must}", count, sentence)
         return frame.filter(~bad)
 
-    def leave_out(self, frame: pl.DataFrame, out: pl.Series, reason: str) -> pl.DataFrame:
+    def exclude(self, frame: pl.DataFrame, out: pl.Series, reason: str) -> pl.DataFrame:
         """The rows of `frame` where `out` is false; the others are counted under `reason`."""
         out = out.fill_null(value=True)
         count = int(out.sum())
@@ -66,7 +66,7 @@ class Faults:
         self._count(reason, count, sentence)
 
     def _count(self, reason: str, count: int, example: str = "") -> None:
-        self.left_out[reason] = self.left_out.get(reason, 0) + count
+        self.excluded[reason] = self.excluded.get(reason, 0) + count
         if example:
             self.examples.setdefault(reason, example)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.staging import Stage
+from msrec.data.convert.staging import StagedRows
 from msrec.data.schema import SPLITS, Protocol, SplitRecord
 
 TRAIN, VALID, TEST = range(3)
@@ -148,7 +148,7 @@ def _last_of_ties(
     return np.repeat(ends, np.diff(ends, prepend=-1))
 
 
-def given_split(stage: Stage, column: str) -> Parts:
+def given_split(stage: StagedRows, column: str) -> Parts:
     """Read the part from a column of `train`, `valid` and `test`.
 
     Raises:
@@ -170,7 +170,7 @@ def given_split(stage: Stage, column: str) -> Parts:
 
 
 def split_rows(
-    stage: Stage, choice: SplitChoice, where: str, parts: Parts | None = None
+    stage: StagedRows, choice: SplitChoice, where: str, parts: Parts | None = None
 ) -> tuple[Parts, SplitRecord]:
     """Divide the rows of a stage and record how.
 
@@ -209,7 +209,7 @@ def split_rows(
     )
 
 
-def _parts(stage: Stage, choice: SplitChoice, where: str) -> Parts:
+def _parts(stage: StagedRows, choice: SplitChoice, where: str) -> Parts:
     if choice.method == "random":
         return random_split(len(stage), choice.seed, choice.fractions)
     if choice.method == "user_last":
@@ -224,14 +224,14 @@ def _parts(stage: Stage, choice: SplitChoice, where: str) -> Parts:
     return given_split(stage, choice.column)
 
 
-def user_shares(stage: Stage, rows: int = 1 << 22) -> Iterator[npt.NDArray[np.int64]]:
+def user_shares(stage: StagedRows, rows: int = 1 << 22) -> Iterator[npt.NDArray[np.int64]]:
     """Rows in shares of about so many, all rows of a user in one share; ascending in each."""
     count = -(-len(stage) // rows)
     for number in range(count):
         yield np.flatnonzero(stage.user % count == number)
 
 
-def _user_last_parts(stage: Stage, choice: SplitChoice) -> Parts:
+def _user_last_parts(stage: StagedRows, choice: SplitChoice) -> Parts:
     parts = np.empty(len(stage), dtype=np.int8)
     for rows in user_shares(stage):
         clock = rows if stage.timestamp is None else stage.timestamp[rows]

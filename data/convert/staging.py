@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from msrec.data.convert.raw_tables import RawTables, checked_chunk, require_columns
-from msrec.data.convert.row_filter import ROW, Faults
+from msrec.data.convert.row_filter import ROW, RowFilter
 
 T = TypeVar("T", bound=np.generic)
 CHUNK_ROWS = 1 << 20
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stage:
+class StagedRows:
     """Interactions in the order of the raw files, in a scratch folder.
 
     The arrays are memory-mapped, so that a data set may be larger than memory: their pages can be
@@ -69,8 +69,8 @@ class Stage:
 
 
 def stage_interactions(
-    raw: RawTables, folder: Path, faults: Faults, extra: Sequence[str] = ()
-) -> tuple[RawTables, Stage]:
+    raw: RawTables, folder: Path, faults: RowFilter, extra: Sequence[str] = ()
+) -> tuple[RawTables, StagedRows]:
     """Check the interactions chunk by chunk, keep them in `folder`, and find their users and items.
 
     Args:
@@ -102,7 +102,7 @@ def stage_interactions(
     item = _positions(parts, rows, raw.items["item_key"], folder)
     scenario = _array(folder, "scenario", np.int16, rows)
     timestamp = _array(folder, "timestamp", np.int64, rows) if raw.timestamp else None
-    stage = Stage(parts, user, item, scenario, timestamp, added)
+    stage = StagedRows(parts, user, item, scenario, timestamp, added)
     columns = ["scenario", *([raw.timestamp] if raw.timestamp else [])]
     for at, frame in stage.chunks(columns):
         scenario[at] = frame["scenario"].to_numpy()
@@ -111,7 +111,7 @@ def stage_interactions(
     return raw, stage
 
 
-def _parts(raw: RawTables, folder: Path, faults: Faults, extra: Sequence[str]) -> Iterator[Part]:
+def _parts(raw: RawTables, folder: Path, faults: RowFilter, extra: Sequence[str]) -> Iterator[Part]:
     features = [feature.source for feature in raw.interaction_features]
     stamp = [raw.timestamp] if raw.timestamp else []
     columns = ["user_key", "item_key", "scenario", *raw.labels, *stamp, *features, *extra, ROW]
@@ -134,7 +134,7 @@ def _parts(raw: RawTables, folder: Path, faults: Faults, extra: Sequence[str]) -
 
 
 def _known(
-    raw: RawTables, frame: pl.DataFrame, key: str, table: str, where: str, faults: Faults
+    raw: RawTables, frame: pl.DataFrame, key: str, table: str, where: str, faults: RowFilter
 ) -> pl.DataFrame:
     keys, known = frame[key], getattr(raw, table)[key]
     if keys.dtype != known.dtype:

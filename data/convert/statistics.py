@@ -9,9 +9,9 @@ import polars as pl
 
 from msrec.data.convert.raw_tables import Feature, RawTables
 from msrec.data.convert.split import TRAIN, Parts, user_shares
-from msrec.data.convert.staging import Stage
+from msrec.data.convert.staging import StagedRows
 from msrec.data.convert.vocabulary_encoding import Encoded
-from msrec.data.features.hot_rows import heat
+from msrec.data.features.hot_rows import imbalance_by_ranks
 from msrec.data.features.vocabulary import UNKNOWN, Vocabulary
 from msrec.data.schema import SPLITS
 
@@ -45,7 +45,7 @@ class Tally:
 
     def add(
         self,
-        stage: Stage,
+        stage: StagedRows,
         rows: slice,
         parts: Parts,
         label: pl.Series,
@@ -105,7 +105,7 @@ class Tally:
             },
         }
 
-    def _add_time(self, stage: Stage, rows: slice, parts: Parts) -> None:
+    def _add_time(self, stage: StagedRows, rows: slice, parts: Parts) -> None:
         if stage.timestamp is None:
             return
         clock = stage.timestamp[rows]
@@ -122,7 +122,9 @@ class Tally:
         else:
             times = self._of[feature.side][TRAIN].astype(np.int64)
             lookups = _lookups(self._encoded.values[feature.name], times, table.rows)
-        return heat(lookups, table.by_value(lookups) if isinstance(table, Vocabulary) else None)
+        return imbalance_by_ranks(
+            lookups, table.by_value(lookups) if isinstance(table, Vocabulary) else None
+        )
 
     def _distinct(self, seen: Bools) -> dict[str, int]:
         found = {"all": int(np.any(seen, axis=0).sum())}
@@ -145,7 +147,7 @@ class Tally:
         return found
 
 
-def duplicates(stage: Stage) -> int:
+def duplicates(stage: StagedRows) -> int:
     """Rows that repeat the user, item and time of another."""
     found = 0
     for rows in user_shares(stage):

@@ -9,7 +9,7 @@ import polars as pl
 
 from msrec.data.convert.raw_tables import Feature, RawTables
 from msrec.data.convert.split import TRAIN, Parts
-from msrec.data.convert.staging import Stage
+from msrec.data.convert.staging import StagedRows
 from msrec.data.features.vocabulary import Hashed, Vocabulary, distinct_values
 
 
@@ -35,7 +35,7 @@ class Encoded:
 
 def encode_features(
     raw: RawTables,
-    stage: Stage,
+    stage: StagedRows,
     parts: Parts,
     known: Mapping[str, pl.Series] | None = None,
     hashed: Mapping[str, Hashed] | None = None,
@@ -101,7 +101,7 @@ def _add(
     return table
 
 
-def _trained(raw: RawTables, stage: Stage, parts: Parts) -> dict[str, npt.NDArray[np.bool_]]:
+def _trained(raw: RawTables, stage: StagedRows, parts: Parts) -> dict[str, npt.NDArray[np.bool_]]:
     """Which users and items have a training row."""
     found = {}
     for side, of, table in (("user", stage.user, raw.users), ("item", stage.item, raw.items)):
@@ -112,7 +112,7 @@ def _trained(raw: RawTables, stage: Stage, parts: Parts) -> dict[str, npt.NDArra
     return found
 
 
-def _seen_in_training(raw: RawTables, stage: Stage, parts: Parts) -> dict[str, pl.Series]:
+def _seen_in_training(raw: RawTables, stage: StagedRows, parts: Parts) -> dict[str, pl.Series]:
     """Distinct values that training rows hold of the features of side interaction."""
     features = [f for f in raw.interaction_features if f.kind != "dense"]
     found: dict[str, pl.Series] = {}

@@ -24,7 +24,7 @@ def spread(count: int) -> npt.NDArray[np.int64]:
     return np.argsort(np.arange(count, dtype=np.uint64) * _GOLDEN)
 
 
-def hottest_rank(lookups: npt.NDArray[np.int64], ranks: int) -> float:
+def shard_imbalance(lookups: npt.NDArray[np.int64], ranks: int) -> float:
     """Lookups of the busiest rank over the mean of all, 1 at best, if a table is split by rows.
 
     Shape:
@@ -39,7 +39,7 @@ def hottest_rank(lookups: npt.NDArray[np.int64], ranks: int) -> float:
     return float(busiest / max(lookups.sum() / ranks, 1))
 
 
-def heat(
+def imbalance_by_ranks(
     lookups: npt.NDArray[np.int64], by_value: npt.NDArray[np.int64] | None
 ) -> dict[str, list[float]]:
     """For each number of ranks: the hottest rank as rows are stored, and before, by sorted value.
@@ -49,4 +49,4 @@ def heat(
         by_value: the same with rows in the order of their values; None where they have none.
     """
     orders = [lookups] if by_value is None else [lookups, by_value]
-    return {str(n): [round(hottest_rank(order, n), 3) for order in orders] for n in RANKS}
+    return {str(n): [round(shard_imbalance(order, n), 3) for order in orders] for n in RANKS}

@@ -233,7 +233,7 @@ def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
     return found
 
 
-class Seen:
+class SeenIntegers:
     """Table rows of the integers [0, size), of which training shows some as its rows stream by.
 
     Example:

@@ -11,7 +11,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Seven times as fast where PyYAML was built with libyaml."""
 
 
-def first_fault(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
     """`field.name: what must hold`, of the first fault; `file` where it is the whole of it."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "file"

@@ -10,7 +10,7 @@ import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from msrec.data.io.validation import first_fault
+from msrec.data.io.validation import first_error
 
 TEMPLATES_FILE = Path(__file__).with_name("templates.yaml")
 
@@ -101,7 +101,7 @@ def load_template(name: str, file: Path = TEMPLATES_FILE) -> Template:
     try:
         return Template.model_validate(entries[name])
     except ValidationError as error:
-        raise ValueError(f"{file.name}: {name}.{first_fault(error)}.") from None
+        raise ValueError(f"{file.name}: {name}.{first_error(error)}.") from None
 
 
 def template_of(dataset: str, name: str = "auto", file: Path = TEMPLATES_FILE) -> str:

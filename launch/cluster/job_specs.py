@@ -17,7 +17,7 @@ JOBS = "jobs"
 
 
 @dataclass(frozen=True)
-class Work:
+class JobSpec:
     """One job.
 
     Attributes:
@@ -40,17 +40,17 @@ class Work:
             save_config(self.config, self.folder / CONFIG_FILE)
 
 
-def train_work(config: RunConfig) -> Work:
+def train_spec(config: RunConfig) -> JobSpec:
     """Train a run; its folder is the job's."""
     return _of_config("train", config, config.run_dir)
 
 
-def encode_work(config: RunConfig) -> Work:
+def encode_spec(config: RunConfig) -> JobSpec:
     """Encode users and scenarios for a run."""
     return _of_config("encode", config, config.run_dir / JOBS / "encode")
 
 
-def evaluate_work(run_dir: Path, options: Sequence[str]) -> Work:
+def evaluate_spec(run_dir: Path, options: Sequence[str]) -> JobSpec:
     """Evaluate a run.
 
     Raises:
@@ -58,17 +58,17 @@ def evaluate_work(run_dir: Path, options: Sequence[str]) -> Work:
         ValueError: an option is unknown.
     """
     load_run_config(run_dir)
-    return planned_evaluate_work(run_dir, options)
+    return planned_evaluate_spec(run_dir, options)
 
 
-def planned_evaluate_work(run_dir: Path, options: Sequence[str]) -> Work:
+def planned_evaluate_spec(run_dir: Path, options: Sequence[str]) -> JobSpec:
     """The same of a run that is still to be trained."""
     known = read_options(options, EVALUATE)
     name = f"evaluate-{known.get('split', 'test')}"
-    return Work("evaluate", (str(run_dir.absolute()), *options), run_dir / JOBS / name)
+    return JobSpec("evaluate", (str(run_dir.absolute()), *options), run_dir / JOBS / name)
 
 
-def predict_work(run_dir: Path, options: Sequence[str]) -> Work:
+def predict_spec(run_dir: Path, options: Sequence[str]) -> JobSpec:
     """Score files with a run; one folder for each output folder's name.
 
     Raises:
@@ -82,8 +82,8 @@ def predict_work(run_dir: Path, options: Sequence[str]) -> Work:
         if name not in known:
             raise ValueError(f"msrec launch predict needs {name}=...; it is not given.")
     folder = run_dir / JOBS / f"predict-{Path(known['out']).name}"
-    return Work("predict", (str(run_dir.absolute()), *options), folder)
+    return JobSpec("predict", (str(run_dir.absolute()), *options), folder)
 
 
-def _of_config(job: Job, config: RunConfig, folder: Path) -> Work:
-    return Work(job, (str((folder / CONFIG_FILE).absolute()),), folder, config)
+def _of_config(job: Job, config: RunConfig, folder: Path) -> JobSpec:
+    return JobSpec(job, (str((folder / CONFIG_FILE).absolute()),), folder, config)

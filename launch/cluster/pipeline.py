@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from msrec.data.io.atomic_files import write_json
-from msrec.launch.cluster.job_specs import Work, encode_work, planned_evaluate_work, train_work
+from msrec.launch.cluster.job_specs import JobSpec, encode_spec, planned_evaluate_spec, train_spec
 from msrec.launch.cluster.profiles import Profile
 from msrec.launch.cluster.submit import launch
 from msrec.launch.config import RunConfig
@@ -50,7 +50,7 @@ def run_pipeline(
     asked = {"config": config.model_dump(mode="json")}
     seconds = _done(record, asked)
 
-    def submit(work: Work) -> int:
+    def submit(work: JobSpec) -> int:
         return launch(work, profile, j, console, dry_run=dry_run, wait=True)
 
     stages = list(_stages(config, submit))
@@ -76,12 +76,12 @@ def run_pipeline(
 
 
 def _stages(
-    config: RunConfig, submit: Callable[[Work], int]
+    config: RunConfig, submit: Callable[[JobSpec], int]
 ) -> Iterator[tuple[str, Callable[[], int]]]:
     if config.llm.store is not None:
-        yield "encode", lambda: submit(encode_work(config))
-    yield "train", lambda: submit(train_work(config))
-    evaluate = planned_evaluate_work(config.run_dir, [])
+        yield "encode", lambda: submit(encode_spec(config))
+    yield "train", lambda: submit(train_spec(config))
+    evaluate = planned_evaluate_spec(config.run_dir, [])
     yield "evaluate", lambda: submit(evaluate)
     yield "report", lambda: _report(config)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torchx import specs
 from torchx.schedulers import get_scheduler_factories
 
-from msrec.data.io.validation import first_fault, read_yaml
+from msrec.data.io.validation import first_error, read_yaml
 from msrec.launch.cluster.resources import node
 from msrec.launch.config import RunConfig
 
@@ -123,7 +123,7 @@ def load_profile(name: str, file: Path | None = None) -> Profile:
     try:
         profile = Profile.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path}: {name}.{first_fault(error)}.") from None
+        raise ValueError(f"{path}: {name}.{first_error(error)}.") from None
     both = sorted({"cpu", "gpu", "mem_mib"} & profile.model_fields_set)
     if profile.resource and both:
         raise ValueError(f"{path}: {name}.resource must stand without {', '.join(both)}.")

@@ -19,7 +19,7 @@ from torchx.specs import AppDef, AppDryRunInfo, AppState, AppStatus, InvalidRunC
 from torchx.specs.finder import ComponentValidationException
 
 from msrec.data.io.atomic_files import write_text
-from msrec.launch.cluster.job_specs import Job, Work
+from msrec.launch.cluster.job_specs import Job, JobSpec
 from msrec.launch.cluster.profiles import Profile
 from msrec.launch.cluster.torchrun_role import torchrun_app
 
@@ -53,7 +53,7 @@ class Submitted(BaseModel):
     """Of a job that was followed to its end."""
 
 
-def app_of(work: Work, profile: Profile, j: str) -> AppDef:
+def app_of(work: JobSpec, profile: Profile, j: str) -> AppDef:
     """The torchx app.
 
     Raises:
@@ -78,7 +78,7 @@ def app_of(work: Work, profile: Profile, j: str) -> AppDef:
 
 
 def launch(
-    work: Work,
+    work: JobSpec,
     profile: tuple[str, Profile],
     j: str,
     console: Console,

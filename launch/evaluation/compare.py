@@ -17,7 +17,7 @@ from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_p
 from msrec.launch.evaluation.results import UNDEFINED, cell, load_results, title_of
 from msrec.launch.trained_run import run_of
 from msrec.model.metrics.bootstrap import LEAST_USERS, LEVEL, jackknife_error
-from msrec.model.metrics.exact import Groups, Judging, sort_rows
+from msrec.model.metrics.exact import Groups, MetricOptions, sort_rows
 from msrec.model.metrics.user_sums import SUMS, Sums, metric_values
 
 IS_BETTER = {
@@ -75,7 +75,9 @@ def predictions_of(path: Path, split: Split, data: AnyPath | None = None) -> Pat
     return predictions_folder(run, split, checkpoint, data)
 
 
-def compare(first: Path, second: Path, names: tuple[str, str], k: int = Judging().k) -> Comparison:
+def compare(
+    first: Path, second: Path, names: tuple[str, str], k: int = MetricOptions().k
+) -> Comparison:
     """Compare two folders of predictions, row by row the same.
 
     The difference of each metric is taken without each user in turn (the jackknife; above 10,000
@@ -95,7 +97,7 @@ def compare(first: Path, second: Path, names: tuple[str, str], k: int = Judging(
     results = load_results(first), load_results(second)
     scenarios = [list(found.metrics.scenarios) for found in results]
     _check_same(names, one, two, scenarios)
-    judging = Judging(k=k, resamples=0)
+    judging = MetricOptions(k=k, resamples=0)
     groups = Groups(scenarios[0], one.scenario)
     sums = []
     for p in (one, two):

@@ -16,7 +16,7 @@ from msrec.launch.evaluation.slices import Slice, check_clock, slice_rows
 from msrec.launch.evaluation.tensorboard import write_tensorboard
 from msrec.launch.trained_run import load_run_config, restore, run_of
 from msrec.launch.training.skipped_rows import report_bad_rows
-from msrec.model.metrics.exact import Judging
+from msrec.model.metrics.exact import MetricOptions
 
 
 def predictions_folder(
@@ -50,7 +50,7 @@ def evaluate(
     checkpoint: Path | None = None,
     by: Sequence[Slice] = (),
     data: AnyPath | None = None,
-    judging: Judging | None = None,
+    judging: MetricOptions | None = None,
 ) -> Results | None:
     """Predict and judge a split.
 
@@ -96,7 +96,7 @@ def evaluate(
     report_bad_rows(bad, loader.reader.quarantine, run_dir if data is None else out, split)
     predictions = load_predictions(out)
     slices = slice_rows(predictions, config.dataset, by, config.faults, restored.scored)
-    results = results_of(predictions, schema, judging or Judging(), slices)
+    results = results_of(predictions, schema, judging or MetricOptions(), slices)
     if data is not None:
         results = results.model_copy(update={"data": str(data)})
     saved = save_results(results, out)

@@ -42,7 +42,7 @@ from msrec.data.loading.split_reader import RowGroup, SplitReader
 from msrec.launch.build import build_file_loader, eval_batch
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import COMMIT_FILE
-from msrec.launch.trained_run import Restored
+from msrec.launch.trained_run import TrainedRun
 from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
 
@@ -90,7 +90,7 @@ class Predicted:
 
 
 def predict_files(
-    run: Restored,
+    run: TrainedRun,
     process: Process,
     data: Sequence[AnyPath],
     out: AnyPath,
@@ -180,7 +180,7 @@ def _parts(files: SplitReader) -> Iterator[Part]:
                 number, start, groups = number + 1, start + rows, []
 
 
-def _request(run: Restored, files: SplitReader, keep: Sequence[str]) -> dict[str, Any]:
+def _request(run: TrainedRun, files: SplitReader, keep: Sequence[str]) -> dict[str, Any]:
     """What must be the same for parts that are there to be kept."""
     return {
         "run": run.config.run_id,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrec.data.io.atomic_files import write_text
-from msrec.data.io.validation import first_fault
+from msrec.data.io.validation import first_error
 from msrec.data.schema import Split
 
 COMMIT_FILE = "_COMMIT"
@@ -80,7 +80,7 @@ def load_commit(folder: Path) -> Commit:
     try:
         return Commit.model_validate_json(path.read_text())
     except ValidationError as error:
-        raise ValueError(f"{path}: {first_fault(error)}.") from None
+        raise ValueError(f"{path}: {first_error(error)}.") from None
 
 
 def load_predictions(folder: Path | str) -> Predictions:

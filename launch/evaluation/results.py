@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.table import Table
 
 from msrec.data.io.atomic_files import write_text
-from msrec.data.io.validation import first_fault
+from msrec.data.io.validation import first_error
 from msrec.data.schema import Schema
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
 from msrec.model.metrics.definitions import Interval, Metrics, ScenarioMetrics
-from msrec.model.metrics.exact import PLAIN, Groups, Judging, SortedRows, sort_rows
+from msrec.model.metrics.exact import PLAIN, Groups, MetricOptions, SortedRows, sort_rows
 from msrec.model.metrics.ranking import Array
 
 RESULTS_FILE = "results.json"
@@ -56,7 +56,7 @@ class Results(BaseModel):
     split: str
     checkpoint: str
     rows: int
-    k: int = Judging().k
+    k: int = MetricOptions().k
     """Places of NDCG and recall."""
     resamples: int = 0
     """Of the users, for the intervals; 0: none were made."""
@@ -74,7 +74,9 @@ class Results(BaseModel):
         return self.rows > 0 and self.metrics.all.users_ranked is None
 
 
-def evaluate_predictions(folder: Path | str, schema: Schema, judging: Judging = PLAIN) -> Results:
+def evaluate_predictions(
+    folder: Path | str, schema: Schema, judging: MetricOptions = PLAIN
+) -> Results:
     """Exact metrics of a committed folder of predictions, which must be of the schema's dataset.
 
     Raises:
@@ -87,7 +89,7 @@ def evaluate_predictions(folder: Path | str, schema: Schema, judging: Judging = 
 def results_of(
     predictions: Predictions,
     schema: Schema,
-    judging: Judging = PLAIN,
+    judging: MetricOptions = PLAIN,
     slices: Mapping[str, Groups] | None = None,
 ) -> Results:
     """Exact metrics of predictions that are already in memory.
@@ -107,7 +109,9 @@ def results_of(
         )
     scenarios = Groups([scenario.name for scenario in schema.scenarios], p.scenario)
 
-    def judge(score: Array, how: Judging) -> tuple[ScenarioMetrics, dict[str, dict[str, Metrics]]]:
+    def judge(
+        score: Array, how: MetricOptions
+    ) -> tuple[ScenarioMetrics, dict[str, dict[str, Metrics]]]:
         rows = sort_rows(score, p.label, p.user, p.weight, how)
         metrics = ScenarioMetrics(rows.metrics(), rows.metrics_by(scenarios))
         return metrics, {name: sliced(rows, groups) for name, groups in (slices or {}).items()}
@@ -151,7 +155,7 @@ def load_results(folder: Path | str) -> Results:
     try:
         return Results.model_validate_json(path.read_text())
     except ValidationError as error:
-        raise ValueError(f"{path}: {first_fault(error)}.") from None
+        raise ValueError(f"{path}: {first_error(error)}.") from None
 
 
 def cell(value: float | int | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from msrec.launch.serving.request_rows import Rows, joined
+from msrec.launch.serving.request_rows import RequestRows, joined
 
 Scores = npt.NDArray[np.float32]
 
@@ -35,7 +35,7 @@ class Batcher:
 
     def __init__(
         self,
-        score: Callable[[Rows], Scores],
+        score: Callable[[RequestRows], Scores],
         max_batch: int,
         max_wait_s: float,
         max_queue: int,
@@ -44,7 +44,7 @@ class Batcher:
         self.max_batch, self.max_wait_s, self.max_queue = max_batch, max_wait_s, max_queue
         self.waiting_rows = 0
         self._score, self._on_batch = score, on_batch
-        self._queue: deque[tuple[Rows, asyncio.Future[Scores]]] = deque()
+        self._queue: deque[tuple[RequestRows, asyncio.Future[Scores]]] = deque()
         self._arrived = asyncio.Event()
         self._is_stopping = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="msrec-score")
@@ -62,7 +62,7 @@ class Batcher:
             await self._task
         self._pool.shutdown()
 
-    async def score(self, rows: Rows) -> Scores:
+    async def score(self, rows: RequestRows) -> Scores:
         """Scores of a request's rows, once their batch is done.
 
         Raises:
@@ -121,9 +121,9 @@ class Batcher:
             except TimeoutError:
                 return
 
-    def _taken(self) -> tuple[list[Rows], list[asyncio.Future[Scores]]]:
+    def _taken(self) -> tuple[list[RequestRows], list[asyncio.Future[Scores]]]:
         """The requests of the next batch, off the queue."""
-        parts, futures, size = list[Rows](), list[asyncio.Future[Scores]](), 0
+        parts, futures, size = list[RequestRows](), list[asyncio.Future[Scores]](), 0
         while self._queue and (not parts or size + len(self._queue[0][0]) <= self.max_batch):
             rows, future = self._queue.popleft()
             parts.append(rows)
@@ -134,7 +134,7 @@ class Batcher:
             self._on_batch(size)
         return parts, futures
 
-    def _call(self, parts: list[Rows]) -> Scores:
+    def _call(self, parts: list[RequestRows]) -> Scores:
         return self._score(joined(parts))
 
 

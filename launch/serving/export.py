@@ -29,12 +29,12 @@ from msrec.launch.serving.export_folder import (
     cpu,
     versions,
 )
-from msrec.launch.serving.knowledge_tables import Folded, fold, weights
+from msrec.launch.serving.knowledge_tables import FoldedRun, fold, weights
 from msrec.launch.serving.parity import compare
 from msrec.launch.serving.quantized_tables import Kind, file_of, quantised
 from msrec.launch.serving.request_rows import SIDES
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.trained_run import Restored, restore
+from msrec.launch.trained_run import TrainedRun, restore
 
 ROWS = "rows"
 
@@ -106,7 +106,7 @@ def _write_manifest(manifest: Manifest, folder: Path) -> None:
     write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
 
 
-def _write_dataset(dataset: AnyPath, run: Restored, folder: Path) -> None:
+def _write_dataset(dataset: AnyPath, run: TrainedRun, folder: Path) -> None:
     """What raw rows are encoded by."""
     save_schema(run.schema, folder)
     (folder / VOCABULARIES).mkdir()
@@ -119,7 +119,7 @@ def _write_dataset(dataset: AnyPath, run: Restored, folder: Path) -> None:
     np.savez_compressed(folder / RARE, **rare)
 
 
-def _write_tables(run: Restored, folded: Folded, folder: Path) -> None:
+def _write_tables(run: TrainedRun, folded: FoldedRun, folder: Path) -> None:
     (folder / "tables").mkdir()
     for spec, chunks in weights(run, folded):
         shape = (spec.rows, spec.row_bytes)
@@ -134,7 +134,7 @@ def _write_tables(run: Restored, folded: Folded, folder: Path) -> None:
         del file
 
 
-def _write_program(folded: Folded, folder: Path, dense: Dense, compiled: bool) -> None:
+def _write_program(folded: FoldedRun, folder: Path, dense: Dense, compiled: bool) -> None:
     # Else the number of this machine's threads is compiled in, and weights are cast in each call.
     settings = {"cpp.dynamic_threads": True, "freezing": dense == "bfloat16"}
     with warnings.catch_warnings():
@@ -149,7 +149,7 @@ def _write_program(folded: Folded, folder: Path, dense: Dense, compiled: bool) -
                 torch._inductor.aoti_compile_and_package(program, package_path=path)
 
 
-def exported(folded: Folded) -> torch.export.ExportedProgram:
+def exported(folded: FoldedRun) -> torch.export.ExportedProgram:
     """The part over the tables as a program for any number of rows from 2 on."""
     of = {name: spec.dim for spec in folded.specs for name in spec.features}
     widths = sum(of[name] for name in folded.features)

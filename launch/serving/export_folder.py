@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrec.data.io.atomic_files import check_files
-from msrec.data.io.validation import first_fault
+from msrec.data.io.validation import first_error
 from msrec.data.loading.behaviour_history import Side
 from msrec.launch.serving.quantized_tables import TableSpec
 from msrec.launch.versions import installed, is_cpu_build
@@ -109,7 +109,7 @@ def read_manifest(folder: Path, *, compared: bool = True) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(path.read_text())
     except ValidationError as error:
-        raise ValueError(f"{path}: {first_fault(error)}. Export again.") from None
+        raise ValueError(f"{path}: {first_error(error)}. Export again.") from None
     if manifest.version != VERSION:
         raise ValueError(
             f"{path}: version must be {VERSION}; got {manifest.version}. Export again."

@@ -17,15 +17,15 @@ from msrec.data.llm.knowledge import EntityKnowledge
 from msrec.data.loading.behaviour_history import BehaviourHistory, Side
 from msrec.launch.serving.quantized_tables import Kind, TableSpec
 from msrec.launch.serving.request_rows import SIDES, entity_features
-from msrec.launch.trained_run import Restored, unwrapped
+from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.embeddings import table_configs
 from msrec.model.ranker import DenseArch
-from msrec.model.serving_model import Served, folded_rows, widths
+from msrec.model.serving_model import ServingModel, folded_rows, widths
 
 CHUNK_ROWS = 1 << 16
 
 
-class Folded(NamedTuple):
+class FoldedRun(NamedTuple):
     """Tables of a run and the part over them; `known` are the sides whose vectors the model reads.
 
     `features` says in which order the tables are looked up.
@@ -36,10 +36,10 @@ class Folded(NamedTuple):
     histories: list[Side]
     known: list[Side]
     num_dense: int
-    served: Served
+    served: ServingModel
 
 
-def fold(run: Restored, kind: Kind) -> Folded:
+def fold(run: TrainedRun, kind: Kind) -> FoldedRun:
     """Plan the tables of an export, and make the part over them.
 
     Args:
@@ -73,12 +73,12 @@ def fold(run: Restored, kind: Kind) -> Folded:
         )
         specs.append(spec)
     sparse = [feature.name for feature in schema.sparse]
-    served = Served(over, len(sparse), len(histories), dim).eval()
+    served = ServingModel(over, len(sparse), len(histories), dim).eval()
     features = [*sparse, *entity_features(histories, known)]
-    return Folded(specs, features, histories, known, len(schema.dense), served)
+    return FoldedRun(specs, features, histories, known, len(schema.dense), served)
 
 
-def unwrapped_over(run: Restored) -> DenseArch:
+def unwrapped_over(run: TrainedRun) -> DenseArch:
     """The part over the tables."""
     over = unwrapped(run.model).ranker.over
     while not isinstance(over, DenseArch):
@@ -86,7 +86,7 @@ def unwrapped_over(run: Restored) -> DenseArch:
     return over
 
 
-def weights(run: Restored, folded: Folded) -> Iterator[tuple[TableSpec, Iterator[Tensor]]]:
+def weights(run: TrainedRun, folded: FoldedRun) -> Iterator[tuple[TableSpec, Iterator[Tensor]]]:
     """Each table's rows, some at a time, (n, dim), float32, in order."""
     trained = trained_tables(run)
     for spec in folded.specs:
@@ -102,7 +102,7 @@ def weights(run: Restored, folded: Folded) -> Iterator[tuple[TableSpec, Iterator
             yield spec, _history_rows(run.knowledge.history, side, trained[spec.name], spec.rows)
 
 
-def trained_tables(run: Restored) -> dict[str, Tensor]:
+def trained_tables(run: TrainedRun) -> dict[str, Tensor]:
     """Table -> (rows, dim), float32, on one rank."""
     found = {}
     for name, value in unwrapped(run.model).ranker.embeddings.state_dict().items():

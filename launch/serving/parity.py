@@ -9,14 +9,14 @@ from msrec.launch.build import build_loader, eval_batch
 from msrec.launch.distributed import Process
 from msrec.launch.serving.export_folder import Parity
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.trained_run import Restored
+from msrec.launch.trained_run import TrainedRun
 from msrec.model.metrics.exact import exact_metrics
 from msrec.model.ranker import Outcome
 
 LARGEST_AUC_DIFFERENCE = 1e-4
 
 
-def compare(run: Restored, scorer: Scorer, process: Process, split: Split) -> Parity:
+def compare(run: TrainedRun, scorer: Scorer, process: Process, split: Split) -> Parity:
     """Score a split with both.
 
     Raises:

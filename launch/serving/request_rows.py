@@ -22,7 +22,7 @@ def entity_features(histories: Sequence[Side], known: Sequence[Side]) -> dict[st
     return {f"{side}_history": side for side in histories} | {f"{s}_known": s for s in known}
 
 
-class Rows(NamedTuple):
+class RequestRows(NamedTuple):
     """Rows ready to be scored; cheap to put together with those of other requests.
 
     Shape:
@@ -42,8 +42,8 @@ class Rows(NamedTuple):
         return int(self.scenario.shape[0])
 
 
-class RowMaker:
-    """Makes `Rows` of columns, with the ids that the tables of a run have.
+class RequestEncoder:
+    """Makes `RequestRows` of columns, with the ids that the tables of a run have.
 
     Args:
         schema: of the dataset folder.
@@ -64,7 +64,7 @@ class RowMaker:
         self._transforms = [RareIds(rare), *table_transforms(schema, scale, per_scenario)]
         self._entities = entities
 
-    def rows(self, columns: Columns) -> Rows:
+    def rows(self, columns: Columns) -> RequestRows:
         """The rows of columns as `RowEncoder.encode` and `SplitReader.take` give them.
 
         Row 0 of an entity's table is of those that the dataset folder does not know.
@@ -88,16 +88,16 @@ class RowMaker:
         dense = np.empty((len(scenario), len(self._schema.dense)), dtype=np.float32)
         for place, name in enumerate(self._schema.dense):
             dense[:, place] = columns[name]
-        return Rows(ids, lengths, dense, scenario)
+        return RequestRows(ids, lengths, dense, scenario)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def joined(parts: Sequence[RequestRows]) -> RequestRows:
     """The rows of several requests, in their order."""
     if len(parts) == 1:
         return parts[0]
     features = range(len(parts[0].ids))
     lengths = [[of for part in parts if (of := part.lengths[f]) is not None] for f in features]
-    return Rows(
+    return RequestRows(
         [np.concatenate([part.ids[f] for part in parts]) for f in features],
         [np.concatenate(of) if of else None for of in lengths],
         np.concatenate([part.dense for part in parts]),
@@ -105,7 +105,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def part_of(rows: Rows, start: int, end: int) -> Rows:
+def part_of(rows: RequestRows, start: int, end: int) -> RequestRows:
     """Some of the rows, those from `start` to before `end`."""
     ids = []
     for values, lengths in zip(rows.ids, rows.lengths, strict=True):
@@ -115,7 +115,7 @@ def part_of(rows: Rows, start: int, end: int) -> Rows:
             edges = np.concatenate([[0], np.cumsum(lengths)])
             ids.append(values[edges[start] : edges[min(end, len(lengths))]])
     cut = [None if of is None else of[start:end] for of in rows.lengths]
-    return Rows(ids, cut, rows.dense[start:end], rows.scenario[start:end])
+    return RequestRows(ids, cut, rows.dense[start:end], rows.scenario[start:end])
 
 
 class Inputs(NamedTuple):
@@ -128,7 +128,7 @@ class Inputs(NamedTuple):
     scenario: Tensor
 
 
-def inputs_of(rows: Rows, num_features: int) -> Inputs:
+def inputs_of(rows: RequestRows, num_features: int) -> Inputs:
     """Tensors of at least one row.
 
     Shape:

@@ -14,8 +14,8 @@ from msrec.launch.serving.export_folder import COMPILED, PROGRAM, RARE, Manifest
 from msrec.launch.serving.quantized_tables import Tables
 from msrec.launch.serving.request_rows import (
     Inputs,
-    RowMaker,
-    Rows,
+    RequestEncoder,
+    RequestRows,
     entity_features,
     inputs_of,
     part_of,
@@ -48,7 +48,9 @@ class Scorer:
         self.raw = RowEncoder(folder)
         with np.load(folder / RARE, allow_pickle=False) as rare:
             entities = entity_features(of.histories, of.known)
-            self.maker = RowMaker(self.raw.schema, of.scale, of.per_scenario, dict(rare), entities)
+            self.maker = RequestEncoder(
+                self.raw.schema, of.scale, of.per_scenario, dict(rare), entities
+            )
         self._tables = Tables(of.tables, folder, of.features)
         self._num_features = len(self.raw.schema.sparse)
         self.is_compiled = compiled and (folder / COMPILED).is_file()
@@ -64,7 +66,7 @@ class Scorer:
         else:
             self._program = torch.export.load(folder / PROGRAM).module()
 
-    def score(self, rows: Rows) -> npt.NDArray[np.float32]:
+    def score(self, rows: RequestRows) -> npt.NDArray[np.float32]:
         """Click probabilities, (n,), float32.
 
         A row's score does not depend on the rows beside it.

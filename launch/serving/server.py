@@ -18,7 +18,7 @@ from prometheus_client import generate_latest as metrics_text
 from pydantic_core import from_json, to_json
 
 from msrec.launch.serving.batcher import Batcher, QueueFullError
-from msrec.launch.serving.request_rows import Rows
+from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _lines(body: bytes, most: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _rows(scorer: Scorer, rows: list[dict[str, Any]]) -> Rows:
+def _rows(scorer: Scorer, rows: list[dict[str, Any]]) -> RequestRows:
     """The rows of a request with the ids of the tables.
 
     Raises:

@@ -7,7 +7,7 @@ from msrec.model.metrics.streaming import HistogramMetrics
 from msrec.model.ranker import Outcome
 
 
-class Unlogged:
+class MetricAccumulator:
     """Adds up a rank's training rows until they are logged.
 
     A resumed run goes on with what its checkpoint had: so a log line covers the same rows whether

@@ -18,7 +18,7 @@ from msrec.launch.distributed import Process
 logger = logging.getLogger(__name__)
 
 
-class Journal:
+class MetricLogger:
     """Writes a run's course. On other ranks than 0 it only keeps time.
 
     Args:

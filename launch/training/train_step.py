@@ -12,7 +12,7 @@ from msrec.launch.distributed import Process
 from msrec.model.ranker import Outcome
 
 
-class Straight:
+class DirectPipeline:
     """One batch after another, on one CPU rank, where nothing is sent and nothing overlaps.
 
     It computes what TorchRec's pipeline does, without what that does to send ids ahead.
@@ -45,8 +45,8 @@ class Straight:
 
 def train_pipeline(
     model: DistributedModelParallel, optimizer: CombinedOptimizer, process: Process
-) -> Straight | TrainPipelineSparseDist:
+) -> DirectPipeline | TrainPipelineSparseDist:
     """TorchRec's pipeline, and on one CPU rank, which it only slows down, none."""
     if process.world_size == 1 and process.device.type == "cpu":
-        return Straight(model, optimizer)
+        return DirectPipeline(model, optimizer)
     return TrainPipelineSparseDist(model, optimizer, process.device)

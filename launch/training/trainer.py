@@ -25,8 +25,8 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process, seed_step
 from msrec.launch.training.heartbeat import Heartbeat
-from msrec.launch.training.metric_accumulator import Unlogged, add_rows, all_reduce_counts
-from msrec.launch.training.metric_logger import Journal
+from msrec.launch.training.metric_accumulator import MetricAccumulator, add_rows, all_reduce_counts
+from msrec.launch.training.metric_logger import MetricLogger
 from msrec.launch.training.preemption import Preempted, Preemption
 from msrec.launch.training.repeated_failure import begin, forget
 from msrec.launch.training.skipped_rows import gather_bad_rows, report_bad_rows
@@ -111,7 +111,7 @@ class Trainer:
         )
         self.pipeline = train_pipeline(self.model, self.optimizer, process)
         self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)
-        self._unlogged = Unlogged(len(self._names))
+        self._unlogged = MetricAccumulator(len(self._names))
         self._preemption = Preemption()
         self._heartbeat = Heartbeat(
             config.run_dir, process, self._total_steps(), config.trainer.hang_s
@@ -175,7 +175,7 @@ class Trainer:
         rows, seconds = 0, 0.0
         steps = (self._total_steps(), progress.step)
         with (
-            Journal(config.run_dir, self.process, *steps) as journal,
+            MetricLogger(config.run_dir, self.process, *steps) as journal,
             self.checkpoints,
             self._preemption,
             self._heartbeat,
@@ -228,7 +228,7 @@ class Trainer:
         return histogram.compute(self._names)
 
     def _train_until_validation(
-        self, progress: Progress, journal: Journal, losses: list[float]
+        self, progress: Progress, journal: MetricLogger, losses: list[float]
     ) -> None:
         """To the end of the epoch, or to a step in it that is to be validated."""
         trainer = self.config.trainer
@@ -273,7 +273,7 @@ class Trainer:
             known.append(step if is_due else (step // every + 1) * every)
         return min(known, default=None)
 
-    def _validate(self, progress: Progress, journal: Journal) -> None:
+    def _validate(self, progress: Progress, journal: MetricLogger) -> None:
         """Note whether this is the best, save."""
         with journal.aside():
             metrics = self.evaluate(self.valid)  # where SIGTERM may still come
@@ -337,7 +337,7 @@ class Trainer:
             except StopIteration:
                 return
 
-    def _log(self, journal: Journal, progress: Progress) -> list[float]:
+    def _log(self, journal: MetricLogger, progress: Progress) -> list[float]:
         """Write one training line; returns the global batches' losses since the last one."""
         histogram, losses = self._unlogged.reduced()
         self._unlogged.clear()

@@ -26,7 +26,7 @@ from msrec.model.backbones.sarnet import SARNet
 from msrec.model.backbones.separate import Separate
 from msrec.model.backbones.shared_bottom import SharedBottom
 from msrec.model.backbones.star import STAR
-from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.feature_layout import FeatureLayout
 
 BACKBONES: dict[str, type[nn.Module]] = {
     "mlp": MLP,
@@ -63,7 +63,12 @@ def backbone_options(name: str) -> dict[str, inspect.Parameter]:
 
 
 def make_backbone(
-    name: str, fields: Fields, in_dim: int, num_scenarios: int, num_tasks: int = 1, **options: Any
+    name: str,
+    fields: FeatureLayout,
+    in_dim: int,
+    num_scenarios: int,
+    num_tasks: int = 1,
+    **options: Any,
 ) -> nn.Module:
     """Build a backbone; `fields` goes to those that look at single features.
 

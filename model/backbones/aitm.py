@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.mlp import ScenarioLinear, Towers, check_positive, make_activation
-from msrec.model.layers.row_groups import Groups, group_rows
+from msrec.model.layers.row_groups import RowGroups, group_rows
 
 
 class AITM(nn.Module):
@@ -83,7 +83,7 @@ class AITM(nn.Module):
             x, u = x[count:], u[count:]
         return torch.cat(finished)
 
-    def _every(self, x: Tensor, groups: Groups) -> Tensor:
+    def _every(self, x: Tensor, groups: RowGroups) -> Tensor:
         """The same where counts are not known: every u_s for every row, then the row's own."""
         every = [x]
         for s in range(self.num_scenarios):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.layers.mlp import MLP, check_positive
 
 
@@ -43,7 +43,7 @@ class DeepFM(nn.Module):
         num_scenarios: int,
         num_tasks: int = 1,
         *,
-        fields: Fields,
+        fields: FeatureLayout,
         dims: Sequence[int] = (256, 128),
         activation: str = "relu",
         dropout: float = 0.0,

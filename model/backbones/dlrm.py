@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.layers.interaction import PairDots
 from msrec.model.layers.mlp import MLP, check_positive
 
@@ -45,7 +45,7 @@ class DLRM(nn.Module):
         num_scenarios: int,
         num_tasks: int = 1,
         *,
-        fields: Fields,
+        fields: FeatureLayout,
         dims: Sequence[int] = (256, 128),
         activation: str = "relu",
         dropout: float = 0.0,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.mlp import MLP, ScenarioLinear, check_positive, linear_init, make_activation
 from msrec.model.layers.partitioned_norm import PartitionedNorm
-from msrec.model.layers.row_groups import Groups, group_rows
+from msrec.model.layers.row_groups import RowGroups, group_rows
 
 
 class Adapter(nn.Module):
@@ -36,7 +36,9 @@ class Adapter(nn.Module):
         partitioned = norm == "partitioned"
         self.norm = PartitionedNorm(dim, num_scenarios) if partitioned else nn.LayerNorm(dim)
 
-    def forward(self, h: Tensor, instance: Tensor, groups: Groups, weight: Tensor | None) -> Tensor:
+    def forward(
+        self, h: Tensor, instance: Tensor, groups: RowGroups, weight: Tensor | None
+    ) -> Tensor:
         """Add the adapter's change."""
         z = torch.sigmoid(_times(h @ self.down_left, instance) @ self.down_right + self.down_bias)
         change = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from msrec.model.layers.experts import Experts, mix
 from msrec.model.layers.mlp import MLP, check_positive
-from msrec.model.layers.row_groups import Groups, group_rows
+from msrec.model.layers.row_groups import RowGroups, group_rows
 
 
 class MetaUnit(nn.Module):
@@ -29,7 +29,7 @@ class MetaUnit(nn.Module):
         self.weights = nn.ModuleList(nn.Linear(view_dim, dim * dim) for _ in range(num_layers))
         self.biases = nn.ModuleList(nn.Linear(view_dim, dim) for _ in range(num_layers))
 
-    def forward(self, x: Tensor, view: Tensor, groups: Groups) -> Tensor:
+    def forward(self, x: Tensor, view: Tensor, groups: RowGroups) -> Tensor:
         """Run sorted rows through their scenario's layers."""
         for weight, bias in zip(self.weights, self.biases, strict=True):
             matrix = torch.unflatten(weight(view), 1, (self.dim, self.dim))
@@ -117,7 +117,7 @@ class M2M(nn.Module):
         ]
         return groups.unsort(torch.cat(logits, dim=1))
 
-    def _read(self, outputs: Tensor, task: Tensor, view: Tensor, groups: Groups) -> Tensor:
+    def _read(self, outputs: Tensor, task: Tensor, view: Tensor, groups: RowGroups) -> Tensor:
         """L of one task, (B, dim), from the experts' outputs (E, B, dim)."""
         rows = outputs.transpose(0, 1)
         pairs = torch.cat([rows, task.expand_as(rows)], dim=2)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from msrec.model.backbones.epnet import EmbeddingGate
 from msrec.model.backbones.ppnet import PPNet
-from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.feature_layout import FeatureLayout
 
 
 class PEPNet(nn.Module):
@@ -46,7 +46,7 @@ class PEPNet(nn.Module):
         num_scenarios: int,
         num_tasks: int = 1,
         *,
-        fields: Fields,
+        fields: FeatureLayout,
         dims: Sequence[int] = (128, 64),
         id_features: Sequence[str] = ("user_id", "item_id"),
         scenario_dim: int = 16,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from msrec.model.layers.experts import Experts, ScenarioExperts, mix
 from msrec.model.layers.mlp import ScenarioLinear, Towers, check_positive
-from msrec.model.layers.row_groups import Groups, group_rows
+from msrec.model.layers.row_groups import RowGroups, group_rows
 
 
 class ExtractionLevel(nn.Module):
@@ -37,7 +37,7 @@ class ExtractionLevel(nn.Module):
         mixed = num_scenarios * num_specific + num_shared
         self.shared_gate = None if is_last else nn.Linear(in_dim, mixed)
 
-    def own(self, own: Tensor, shared: Tensor, groups: Groups) -> Tensor:
+    def own(self, own: Tensor, shared: Tensor, groups: RowGroups) -> Tensor:
         """The row's own scenario's output, (B, dims[-1]), from its inputs (B, in_dim), sorted."""
         outputs = torch.cat([self.specific.own(own, groups), self.shared(shared)])
         return mix(self.gates(own, groups).softmax(dim=1), outputs)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.layers.dropout import Dropout
-from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.layers.gates import ScenarioGate
 from msrec.model.layers.mlp import ScenarioLinear, check_positive, make_activation
 from msrec.model.layers.row_groups import group_rows
@@ -48,7 +48,7 @@ class PPNet(nn.Module):
         num_scenarios: int,
         num_tasks: int = 1,
         *,
-        fields: Fields,
+        fields: FeatureLayout,
         dims: Sequence[int] = (128, 64),
         id_features: Sequence[str] = ("user_id", "item_id"),
         gate_dim: int = 64,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.mlp import MLP, check_positive, make_activation
 from msrec.model.layers.partitioned_norm import PartitionedNorm
-from msrec.model.layers.row_groups import Groups, group_rows
+from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.star_linear import StarLinear
 
 
@@ -74,7 +74,7 @@ class STAR(nn.Module):
         aux = MLP(scenario_dim + in_dim, aux_dims, activation, dropout)
         self.aux = nn.Sequential(aux, nn.Linear(aux.out_dim, num_tasks))
 
-    def main_logit(self, x: Tensor, groups: Groups, weight: Tensor | None = None) -> Tensor:
+    def main_logit(self, x: Tensor, groups: RowGroups, weight: Tensor | None = None) -> Tensor:
         """Logits of the star layers alone; rows and weights in the order of `groups`."""
         if self.norm is not None:
             x = self.norm(x, groups, weight)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.mlp import check_positive, linear_init, make_activation
-from msrec.model.layers.row_groups import Groups
+from msrec.model.layers.row_groups import RowGroups
 
 
 def mix(gate: Tensor, outputs: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class ScenarioExperts(nn.Module):
         self.activation = make_activation(activation)
         self.dropout = Dropout(dropout)
 
-    def own(self, x: Tensor, groups: Groups) -> Tensor:
+    def own(self, x: Tensor, groups: RowGroups) -> Tensor:
         """Outputs of the row's own scenario's experts.
 
         Shape:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Fields:
+class FeatureLayout:
     """The layout of x: `start` columns of something else, then F vectors of D numbers, then more.
 
     Example:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.layers.mlp import ScenarioLinear, check_positive
-from msrec.model.layers.row_groups import Groups
+from msrec.model.layers.row_groups import RowGroups
 
 
 class Gate(nn.Module):
@@ -43,6 +43,6 @@ class ScenarioGate(nn.Module):
         self.hidden = nn.Linear(in_dim, hidden_dim)
         self.own = ScenarioLinear(hidden_dim, out_dim, num_scenarios)
 
-    def forward(self, prior: Tensor, groups: Groups) -> Tensor:
+    def forward(self, prior: Tensor, groups: RowGroups) -> Tensor:
         """Gate of each sorted row."""
         return 2 * torch.sigmoid(self.own(torch.relu(self.hidden(prior)), groups))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from msrec.model.layers.mlp import check_positive
-from msrec.model.layers.row_groups import Groups, group_rows
+from msrec.model.layers.row_groups import RowGroups, group_rows
 
 CHUNK_ELEMENTS = 2**18
 """Numbers of z ⊗ x in one step of the contracted form: 1 MiB, so that it stays in a CPU's cache."""
@@ -30,7 +30,7 @@ class Codes:
     """
 
     z: Tensor
-    groups: Groups | None
+    groups: RowGroups | None
 
     def enter(self, x: Tensor) -> Tensor:
         """Rows of the batch in the order of the codes."""
@@ -174,7 +174,7 @@ def _outer(z: Tensor, x: Tensor) -> Tensor:
     return (z.unsqueeze(2) * x.unsqueeze(1)).flatten(1)
 
 
-def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Groups) -> Tensor:
+def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
     """Groups of sorted rows, padded to the largest, times their weights in one batched product.
 
     Shape::

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.layers.dropout import Dropout
-from msrec.model.layers.row_groups import Groups
+from msrec.model.layers.row_groups import RowGroups
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -110,7 +110,7 @@ class ScenarioLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_scenarios, out_dim))
         linear_init(self.weight, self.bias, in_dim)
 
-    def forward(self, x: Tensor, groups: Groups) -> Tensor:
+    def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
         """Multiply sorted rows by their scenario's weights."""
         return groups.linear(x, self.weight, self.bias)
 
@@ -145,7 +145,7 @@ class Towers(nn.Module):
         self.activation = make_activation(activation)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, groups: Groups) -> Tensor:
+    def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
         """Run each sorted row through its own scenario's tower."""
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from msrec.model.layers.row_groups import Groups
+from msrec.model.layers.row_groups import RowGroups
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -56,7 +56,7 @@ class PartitionedNorm(nn.Module):
         self.register_buffer("moving_mean", torch.zeros(num_scenarios, dim))
         self.register_buffer("moving_var", torch.ones(num_scenarios, dim))
 
-    def forward(self, x: Tensor, groups: Groups, weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, groups: RowGroups, weight: Tensor | None = None) -> Tensor:
         """Standardise sorted rows."""
         mean, var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
         if self.training:
@@ -67,7 +67,7 @@ class PartitionedNorm(nn.Module):
         return torch.addcmul(groups.own(shift), centred, groups.own(scale))
 
     def _batch_moments(
-        self, x: Tensor, groups: Groups, weight: Tensor | None
+        self, x: Tensor, groups: RowGroups, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance (S, dim) of this step; updates the moving averages."""
         moving_mean, moving_var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
@@ -93,7 +93,7 @@ class PartitionedNorm(nn.Module):
 
     @staticmethod
     def _sums(
-        x: Tensor, used: Tensor, center: Tensor, groups: Groups
+        x: Tensor, used: Tensor, center: Tensor, groups: RowGroups
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Count (S, 1), sum and sum of squares (S, dim) of x - center, over all ranks."""
         distance = (x - groups.own(center)) * used.unsqueeze(1)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Groups:
+class RowGroups:
     """The rows of a batch in key order; made once, used by every layer.
 
     Shape::
@@ -53,7 +53,7 @@ class Groups:
             returns: (B, out) or (B, N, out), rows in key order.
         """
         if x.dim() == 3:
-            many = Groups(self.key.repeat_interleave(x.shape[1]), self.order, self.inverse, [])
+            many = RowGroups(self.key.repeat_interleave(x.shape[1]), self.order, self.inverse, [])
             many.counts.extend(count * x.shape[1] for count in self.counts)
             return torch.unflatten(many.linear(x.flatten(0, 1), weight, bias), 0, x.shape[:2])
         if self.order is None:
@@ -68,7 +68,7 @@ class Groups:
         return every.gather(0, index).squeeze(0)
 
 
-def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> Groups:
+def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> RowGroups:
     """Group rows by key. On CUDA the counts cost one wait for the device.
 
     Shape:
@@ -83,7 +83,7 @@ def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> Groups:
         ([1, 0, 2, 0], [11, 10, 12])
     """
     if torch.compiler.is_exporting():
-        return Groups(key, None, None, [])
+        return RowGroups(key, None, None, [])
     ordered, order = key.sort(stable=True)
     edges = torch.arange(num_groups + 1, dtype=key.dtype, device=key.device)
     bounds: list[int] = torch.searchsorted(ordered, edges).tolist()
@@ -96,4 +96,4 @@ def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> Groups:
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
     counts = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
-    return Groups(ordered, order, inverse, counts)
+    return RowGroups(ordered, order, inverse, counts)

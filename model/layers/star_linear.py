@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.layers.mlp import check_positive, linear_init
-from msrec.model.layers.row_groups import Groups
+from msrec.model.layers.row_groups import RowGroups
 
 
 class StarLinear(nn.Module):
@@ -26,7 +26,7 @@ class StarLinear(nn.Module):
         self.own_bias = nn.Parameter(torch.zeros(num_scenarios, out_dim))
         linear_init(self.shared_weight, self.shared_bias, in_dim)
 
-    def forward(self, x: Tensor, groups: Groups) -> Tensor:
+    def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
         """Multiply sorted rows by their scenario's weights, made once a call."""
         weight = self.shared_weight * self.own_weight
         return groups.linear(x, weight, self.shared_bias + self.own_bias)

@@ -22,7 +22,7 @@ COUNTS = {
 """Field of `Metrics` -> the sum that it is."""
 
 
-class Judging(NamedTuple):
+class MetricOptions(NamedTuple):
     """How rows are judged.
 
     k: places of NDCG and recall.
@@ -42,7 +42,7 @@ class Groups(NamedTuple):
     places: Array
 
 
-PLAIN = Judging(resamples=0)
+PLAIN = MetricOptions(resamples=0)
 """No intervals."""
 
 
@@ -53,7 +53,7 @@ def exact_metrics(
     user: Array,
     names: Sequence[str],
     weight: Array | None = None,
-    judging: Judging = PLAIN,
+    judging: MetricOptions = PLAIN,
 ) -> ScenarioMetrics:
     """All metrics in float64, ties included, of all rows and of each scenario's.
 
@@ -94,7 +94,7 @@ class SortedRows:
     user: NDArray[np.uint32]
     weight: Floats | None
     block_of: Ints
-    judging: Judging
+    judging: MetricOptions
 
     @cached_property
     def bootstrap(self) -> Bootstrap | None:
@@ -144,7 +144,7 @@ def sort_rows(
     label: Array,
     user: Array,
     weight: Array | None = None,
-    judging: Judging = PLAIN,
+    judging: MetricOptions = PLAIN,
 ) -> SortedRows:
     """Check rows and sort them by score.
 

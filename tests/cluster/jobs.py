@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from msrec.data.loading.loader import open_loader
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.dcp_storage import read_tensors
-from msrec.launch.cluster.job_specs import train_work
+from msrec.launch.cluster.job_specs import train_spec
 from msrec.launch.cluster.profiles import load_profile
 from msrec.launch.cluster.submit import app_of
 from msrec.launch.config import load_config, save_config
@@ -64,7 +64,7 @@ def saved(config, name="submitted.yaml"):
 
 def commands(config, profile="local", j="2x1"):
     """What each node of a job runs, and its environment: as the scheduler would start it."""
-    work = train_work(config)
+    work = train_spec(config)
     work.prepare()
     job = app_of(work, load_profile(profile), j)
     with get_runner() as runner:

@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from msrec.data.features.hot_rows import hottest_rank, spread
-from msrec.data.features.vocabulary import UNKNOWN, Hashed, Seen, Vocabulary
+from msrec.data.features.hot_rows import shard_imbalance, spread
+from msrec.data.features.vocabulary import UNKNOWN, Hashed, SeenIntegers, Vocabulary
 
 
 def count_unknown(encoded):
@@ -52,7 +52,7 @@ def test_an_empty_vocabulary_knows_nothing(values):
 
 def test_seen_rows_do_not_depend_on_the_chunks():
     stream = np.random.default_rng(1).integers(0, 300, 5000)
-    whole, pieces = Seen(400), Seen(400)
+    whole, pieces = SeenIntegers(400), SeenIntegers(400)
     whole.update(stream)
     for chunk in np.array_split(stream, 37):
         pieces.update(chunk)
@@ -85,10 +85,10 @@ def test_no_rank_of_a_table_split_by_rows_is_hot():
     lookups = np.bincount(vocabulary.encode(values), times).astype(np.int64)
     np.testing.assert_array_equal(vocabulary.by_value(lookups)[1:], times)
     for ranks in (2, 8, 64):
-        before = hottest_rank(vocabulary.by_value(lookups), ranks)
+        before = shard_imbalance(vocabulary.by_value(lookups), ranks)
         assert before > 1.5
-        assert hottest_rank(lookups, ranks) < 1.1
-    assert hottest_rank(np.array([5, 1, 1, 1, 0]), 2) == pytest.approx(7 / 4)
+        assert shard_imbalance(lookups, ranks) < 1.1
+    assert shard_imbalance(np.array([5, 1, 1, 1, 0]), 2) == pytest.approx(7 / 4)
 
 
 def test_a_vocabulary_does_not_grow_by_values_of_another_type():

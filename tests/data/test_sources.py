@@ -10,7 +10,7 @@ from raw_files import replace
 from rich.console import Console
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.split import SplitChoice
 from msrec.data.llm.prompts import user_prompts
 from msrec.data.llm.templates import load_template
@@ -368,7 +368,7 @@ def test_amazon_without_reviews_or_a_category_is_refused(tmp_path):
         converted(tmp_path, "amazon 2018", categories=["Beauty", "Books"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="must hold review files such as reviews_Beauty"):
-        SOURCES["amazon"].read(tmp_path / "empty", Faults(), None)
+        SOURCES["amazon"].read(tmp_path / "empty", RowFilter(), None)
 
 
 def test_amazon_without_meta_files_has_no_titles_and_says_so(tmp_path):
@@ -417,7 +417,7 @@ def contents(folder):
 def test_users_in_many_shares_are_split_and_counted_as_in_one(tmp_path, monkeypatch):
     raw = make(tmp_path, "kuaisar")
     choice = SplitChoice.of("per-user-last")
-    one = write_dataset(SOURCES["kuaisar"].read(raw, Faults(), None), tmp_path / "one", choice)
+    one = write_dataset(SOURCES["kuaisar"].read(raw, RowFilter(), None), tmp_path / "one", choice)
     shares = "msrec.data.convert.split.user_shares"
     from msrec.data.convert.split import user_shares
 
@@ -425,7 +425,7 @@ def test_users_in_many_shares_are_split_and_counted_as_in_one(tmp_path, monkeypa
     monkeypatch.setattr(
         "msrec.data.convert.statistics.user_shares", lambda stage: user_shares(stage, rows=10)
     )
-    two = write_dataset(SOURCES["kuaisar"].read(raw, Faults(), None), tmp_path / "two", choice)
+    two = write_dataset(SOURCES["kuaisar"].read(raw, RowFilter(), None), tmp_path / "two", choice)
     assert one == two
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from msrec.data.convert.raw_tables import ID_FEATURES, RawTables
-from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.split import (
     TEST,
     TRAIN,
@@ -114,7 +114,7 @@ def stage_of(tmp_path):
             timestamp=timestamp,
             files={"interactions": "log.parquet"},
         )
-        return stage_interactions(raw, tmp_path, Faults(), list(columns))[1]
+        return stage_interactions(raw, tmp_path, RowFilter(), list(columns))[1]
 
     return make
 

@@ -19,7 +19,7 @@ from msrec.launch.evaluation.evaluate import evaluate, predictions_folder
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.training.trainer import Trainer
-from msrec.model.metrics.exact import Judging
+from msrec.model.metrics.exact import MetricOptions
 
 SIZES = {"user_id": 40, "item_id": 60, "genres": 6}
 
@@ -74,7 +74,7 @@ def trained(rank, world_size, config):
 
 
 def judged(rank, world_size, run, *args, **options):
-    judging = Judging(resamples=100)
+    judging = MetricOptions(resamples=100)
     return evaluate(run, process_of(rank, world_size), *args, judging=judging, **options)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from tiny import tiny_dataset
 from torchx import specs
 
-from msrec.launch.cluster.job_specs import train_work
+from msrec.launch.cluster.job_specs import train_spec
 from msrec.launch.cluster.profiles import Profile, load_profile
 from msrec.launch.cluster.status import _whose, _with_scheduler
 from msrec.launch.cluster.submit import Submitted, cancel, launch, read_submitted
@@ -38,7 +38,7 @@ def config(tmp_path_factory):
 
 
 def work(config):
-    return train_work(load_config(config, ["run_id=x"]))
+    return train_spec(load_config(config, ["run_id=x"]))
 
 
 def msrec(config, *args):

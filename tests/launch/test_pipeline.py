@@ -8,7 +8,7 @@ from rich.console import Console
 from tiny import tiny_dataset
 
 from msrec.launch.cluster import pipeline
-from msrec.launch.cluster.job_specs import evaluate_work, predict_work
+from msrec.launch.cluster.job_specs import evaluate_spec, predict_spec
 from msrec.launch.cluster.profiles import Profile
 from msrec.launch.config import load_config
 
@@ -90,15 +90,15 @@ def test_a_broken_record_is_told(site):
 
 def test_what_a_job_on_a_run_may_be_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be a run folder"):
-        evaluate_work(tmp_path, [])
+        evaluate_spec(tmp_path, [])
     (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path}\n")
-    assert evaluate_work(tmp_path, ["split=valid"]).folder == tmp_path / "jobs/evaluate-valid"
+    assert evaluate_spec(tmp_path, ["split=valid"]).folder == tmp_path / "jobs/evaluate-valid"
     with pytest.raises(ValueError, match="'splt=valid' is not known here"):
-        evaluate_work(tmp_path, ["splt=valid"])
+        evaluate_spec(tmp_path, ["splt=valid"])
     with pytest.raises(ValueError, match=r"predict needs out=\.\.\.; it is not given"):
-        predict_work(tmp_path, ["data=new"])
+        predict_spec(tmp_path, ["data=new"])
     with pytest.raises(ValueError, match="must be a URL without credentials"):
-        predict_work(tmp_path, ["data=s3://k:s3cr3t@b/new", "out=scores"])
-    work = predict_work(tmp_path, ["data=new", "out=s3://b/scores"])
+        predict_spec(tmp_path, ["data=s3://k:s3cr3t@b/new", "out=scores"])
+    work = predict_spec(tmp_path, ["data=new", "out=s3://b/scores"])
     assert work.folder == tmp_path / "jobs/predict-scores"
     assert work.args == (str(tmp_path), "data=new", "out=s3://b/scores")

@@ -17,7 +17,7 @@ from msrec.launch.evaluation.results import (
     results_tables,
     save_results,
 )
-from msrec.model.metrics.exact import Judging, exact_metrics
+from msrec.model.metrics.exact import MetricOptions, exact_metrics
 
 SCHEMA = Schema(
     name="app",
@@ -92,7 +92,7 @@ def test_it_does_not_matter_how_many_ranks_wrote_which_rows(tmp_path, as_text):
     order = rng.permutation(900)
     cuts = [order[:100], order[100:350], order[350:]]
     parts = [{name: values[rows] for name, values in table.items()} for rows in cuts]
-    judging = Judging(resamples=50)
+    judging = MetricOptions(resamples=50)
     one = evaluate_predictions(whole, SCHEMA, judging)
     assert set(one.metrics.scenarios["feed"].intervals) >= {"auc", "gauc", "ndcg"}
     assert evaluate_predictions(write(tmp_path / "three", parts), SCHEMA, judging) == one
@@ -120,7 +120,7 @@ def test_results_of_an_older_version_are_read_and_say_what_they_lack(tmp_path):
 
 def test_intervals_stand_below_their_metric(tmp_path):
     table = columns(rows=600) | {"user": np.arange(600) % 60}
-    results = evaluate_predictions(write(tmp_path, [table]), SCHEMA, Judging(resamples=50))
+    results = evaluate_predictions(write(tmp_path, [table]), SCHEMA, MetricOptions(resamples=50))
     low, high = results.metrics.scenarios["feed"].intervals["auc"]
     assert f"{low:.4f}–{high:.4f}" in shown(*results_tables(results))
     assert load_results(save_results(results, tmp_path).parent) == results

@@ -13,7 +13,7 @@ import pytest
 from tiny import tiny_dataset
 
 from msrec.data.features.row_encoder import RowEncoder
-from msrec.launch.serving.request_rows import RowMaker
+from msrec.launch.serving.request_rows import RequestEncoder
 from msrec.launch.serving.server import Draining, Limits, create_app
 
 
@@ -22,7 +22,7 @@ class Gated:
 
     def __init__(self, raw):
         self.raw, self.manifest = raw, SimpleNamespace(run="runs/tiny")
-        self.maker = RowMaker(raw.schema, 1.0, False, {}, {})
+        self.maker = RequestEncoder(raw.schema, 1.0, False, {}, {})
         self.gate, self.began, self.sizes = threading.Event(), threading.Event(), []
         self.fails = False
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from msrec.model.metrics.bootstrap import LEAST_USERS, Bootstrap
-from msrec.model.metrics.exact import Groups, Judging, exact_metrics, sort_rows
+from msrec.model.metrics.exact import MetricOptions, RowGroups, exact_metrics, sort_rows
 from msrec.model.metrics.user_sums import metric_values
 from msrec.tools.bench.intervals import clicks, coverage, simulated
 
@@ -62,7 +62,7 @@ def test_rankings_change_with_a_users_weight_as_differences_say(name, reference,
 
 def test_intervals_of_rankings_agree_with_a_true_bootstrap():
     score, label, user = scored(users=150)
-    judging = Judging(resamples=300)
+    judging = MetricOptions(resamples=300)
     rows = sort_rows(score, label, user, judging=judging)
     found = rows.metrics().intervals
     draws = Bootstrap.draw(150, 300, 0).counts
@@ -85,7 +85,7 @@ def test_intervals_hold_the_true_value_as_often_as_they_say():
 def test_rows_of_a_user_are_not_taken_for_independent():
     """Each row eight times over, under the same user: nothing new is known."""
     score, label, user = scored(users=100)
-    judging = Judging(resamples=200)
+    judging = MetricOptions(resamples=200)
     once = sort_rows(score, label, user, judging=judging).metrics().intervals["log_loss"]
     often = [np.repeat(column, 8) for column in (score, label, user)]
     assert sort_rows(*often, judging=judging).metrics().intervals["log_loss"] == pytest.approx(once)
@@ -93,7 +93,7 @@ def test_rows_of_a_user_are_not_taken_for_independent():
 
 def test_many_users_in_random_groups_have_the_same_intervals(monkeypatch):
     score, label, user = scored(users=3_000)
-    judging = Judging(resamples=1000)
+    judging = MetricOptions(resamples=1000)
     alone = sort_rows(score, label, user, judging=judging).metrics().intervals
     monkeypatch.setattr("msrec.model.metrics.bootstrap.MAX_BLOCKS", 1000)
     grouped = sort_rows(score, label, user, judging=judging)
@@ -108,14 +108,14 @@ def test_a_calibrated_model_may_have_no_calibration_error():
     user, _, logit = clicks(rng, 400)
     score = 1 / (1 + np.exp(-logit))
     label = rng.random(len(user)) < score
-    found = sort_rows(score, label, user, judging=Judging(resamples=200)).metrics()
+    found = sort_rows(score, label, user, judging=MetricOptions(resamples=200)).metrics()
     assert found.calibration_error > 0
     assert found.intervals["calibration_error"][0] == 0
 
 
 def test_few_users_or_one_class_have_no_interval():
     score, label, user = scored(users=60)
-    judging = Judging(resamples=200)
+    judging = MetricOptions(resamples=200)
     few = user < LEAST_USERS - 1
     scenario = np.where(few, 0, 1)
     label = label & (few | (user > 58))  # of scenario 1 one user clicks
@@ -129,7 +129,7 @@ def test_few_users_or_one_class_have_no_interval():
 def test_the_same_seed_gives_the_same_and_another_one_does_not():
     columns = scored(users=50)
     one, again, other = (
-        sort_rows(*columns, judging=Judging(resamples=100, seed=seed)).metrics().intervals
+        sort_rows(*columns, judging=MetricOptions(resamples=100, seed=seed)).metrics().intervals
         for seed in (0, 0, 1)
     )
     assert one == again
@@ -139,8 +139,8 @@ def test_the_same_seed_gives_the_same_and_another_one_does_not():
 def test_a_group_is_judged_as_if_it_were_alone():
     score, label, user = scored(users=60)
     scenario = np.random.default_rng(3).integers(0, 2, len(user))
-    rows = sort_rows(score, label, user, judging=Judging(resamples=0))
-    found = rows.metrics_by(Groups(["a", "b"], scenario))
+    rows = sort_rows(score, label, user, judging=MetricOptions(resamples=0))
+    found = rows.metrics_by(RowGroups(["a", "b"], scenario))
     for at, name in enumerate("ab"):
         mine = scenario == at
         assert found[name] == sort_rows(score[mine], label[mine], user[mine]).metrics()

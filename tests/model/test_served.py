@@ -5,12 +5,12 @@ import torch
 
 from msrec.data.loading.batch import EntityVectors
 from msrec.model.backbones import make_backbone
-from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts
-from msrec.model.serving_model import FoldedScenario, Served, folded_rows, widths
+from msrec.model.serving_model import FoldedScenario, ServingModel, folded_rows, widths
 
 B, F, H, D, U, I = 30, 3, 2, 4, 7, 5  # noqa: E741 - rows, features, histories, sizes
 USER_DIM, ITEM_DIM = 9, 6
@@ -49,7 +49,7 @@ def trained(scenarios, parts, width=5, fusion="add", residual=True):
         ),
     }
     metas = {name: make() for name, make in made.items() if name in parts}
-    fields = Fields(tuple("abcde"), D, interaction.dense_dim)
+    fields = FeatureLayout(tuple("abcde"), D, interaction.dense_dim)
     backbone = make_backbone("mmoe", fields, size, scenarios, 2)
     return moved(DenseArch(interaction, backbone, KnowledgeParts(**metas, **beside)))
 
@@ -98,7 +98,7 @@ def check(over, scenarios):
         assert [part.shape[1] for part in rows] == [
             widths(over, side).total for side in ("user", "item")
         ]
-        found = Served(over, F, H, D)(
+        found = ServingModel(over, F, H, D)(
             torch.cat([sums.flatten(1), *rows], dim=1), lengths, dense, scenario
         )
     assert logits[:, 0].std() > 0.1
@@ -118,4 +118,4 @@ def test_learned_vectors_of_one_data_sets_users_are_not_served():
     over = trained(3, ("user_meta",))
     over.learned_users = torch.nn.Embedding(U, USER_DIM)
     with pytest.raises(ValueError, match="llm.control must not be learned"):
-        Served(over, F, H, D)
+        ServingModel(over, F, H, D)

@@ -5,11 +5,11 @@ import importlib
 import torch
 
 from msrec.model.backbones import make_backbone
-from msrec.model.layers.feature_layout import Fields
+from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.meta import ScenarioMeta, UserMeta
 
 S, B, T, H = 4, 40, 2, 9
-FIELDS = Fields(("user_id", "item_id", "genre"), dim=2, start=2)
+FIELDS = FeatureLayout(("user_id", "item_id", "genre"), dim=2, start=2)
 IN = 9
 """A bottom output of two, three vectors of two, and one more column, as an LLM feature would be."""
 

@@ -22,7 +22,7 @@ def bench_cold(repeats: int) -> None:
     """
     on = machine()
     python = [sys.executable]
-    msrec = [*python, "-m", "msrec.tools"]
+    msrec = [*python, "-m", "msrec"]
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         data = shaped(root / "data", movielens_tables(), 2, 4096)

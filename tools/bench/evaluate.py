@@ -17,7 +17,7 @@ from msrec.data.io.atomic_files import write_json
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
 from msrec.launch.evaluation.results import results_of
-from msrec.model.metrics.exact import Judging
+from msrec.model.metrics.exact import MetricOptions
 from msrec.model.metrics.user_sums import EPS
 from msrec.tools.bench.harness.own_process import in_own_process, peak_rss
 
@@ -61,8 +61,8 @@ def bench_evaluate(
     runs: dict[str, list[Measured]] = {}
     for _ in range(repeats):  # in turn, so that a busy moment hits all of them
         for name, job in (
-            ("msrec", (_judge, folder, schema, Judging(resamples=resamples))),
-            ("msrec, no intervals", (_judge, folder, schema, Judging(resamples=0))),
+            ("msrec", (_judge, folder, schema, MetricOptions(resamples=resamples))),
+            ("msrec, no intervals", (_judge, folder, schema, MetricOptions(resamples=0))),
             ("scikit-learn", (_by_scikit_learn, folder, scenarios, 0)),
             ("scikit-learn, with GAUC", (_by_scikit_learn, folder, scenarios, users)),
             ("polars", (_by_polars, folder, False)),
@@ -120,7 +120,7 @@ def _write(out: Path, rows: int, users: int, scenarios: int) -> Schema:
     )
 
 
-def _judge(folder: Path, schema: Schema, judging: Judging) -> Measured:
+def _judge(folder: Path, schema: Schema, judging: MetricOptions) -> Measured:
     started = time.perf_counter()
     predictions = load_predictions(folder)
     read, cpu = time.perf_counter(), time.process_time()

@@ -10,7 +10,7 @@ from rich.progress import track
 from rich.table import Table
 
 from msrec.model.metrics.definitions import Metrics
-from msrec.model.metrics.exact import Judging, SortedRows, sort_rows
+from msrec.model.metrics.exact import MetricOptions, SortedRows, sort_rows
 
 POPULATION = 200_000
 """Users whose metrics stand for the truth."""
@@ -48,7 +48,7 @@ def coverage(
     hits: dict[str, int] = {}
     shown = track(range(samples), f"{users:,} users", console=console, disable=console is None)
     for seed in shown:
-        found = simulated(rng, users, Judging(resamples=resamples, seed=seed)).metrics()
+        found = simulated(rng, users, MetricOptions(resamples=resamples, seed=seed)).metrics()
         for name in (field.name for field in fields(Metrics)):
             value = getattr(truth, name)
             if isinstance(value, float):
@@ -57,12 +57,14 @@ def coverage(
     return {name: count / samples for name, count in hits.items()}
 
 
-def simulated(rng: np.random.Generator, users: int, judging: Judging | None = None) -> SortedRows:
+def simulated(
+    rng: np.random.Generator, users: int, judging: MetricOptions | None = None
+) -> SortedRows:
     """Rows of users who differ in how much they do, in clicks, and in how wrong the model is."""
     user, label, logit = clicks(rng, users)
     wrong = rng.normal(0, 0.7, users)[user] + rng.normal(0, 0.5, len(user))
     score = (1 / (1 + np.exp(-logit - wrong))).astype(np.float32)
-    return sort_rows(score, label, user, judging=judging or Judging(resamples=0))
+    return sort_rows(score, label, user, judging=judging or MetricOptions(resamples=0))
 
 
 def clicks(

@@ -84,7 +84,7 @@ def bench_job(dataset: Path | None, batch: int, batches: int, repeats: int) -> N
 
 def _msrec(ranks: int, *command: str) -> None:
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    words = [sys.executable, *launcher, "-m", "msrec.tools", *command]
+    words = [sys.executable, *launcher, "-m", "msrec", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     if done.returncode:

@@ -28,7 +28,7 @@ from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.launch.serving.knowledge_tables import trained_tables, unwrapped_over
 from msrec.launch.serving.request_rows import inputs_of
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.trained_run import Restored, restore, unwrapped
+from msrec.launch.trained_run import TrainedRun, restore, unwrapped
 from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
 from msrec.tools.bench.folding import folding_cases
@@ -101,7 +101,7 @@ def bench_serve(
 
 
 def _cases(
-    run: Restored, scorer: Scorer, loose: Scorer, batch: Any, columns: Columns, lines: list[Any]
+    run: TrainedRun, scorer: Scorer, loose: Scorer, batch: Any, columns: Columns, lines: list[Any]
 ) -> dict[str, Callable[[], object]]:
     """What is timed: the whole ways, then the parts of the export's."""
     plain, rows = _plain(run), scorer.maker.rows(columns)
@@ -121,7 +121,7 @@ def _cases(
     }
 
 
-def _plain(run: Restored) -> Ranker:
+def _plain(run: TrainedRun) -> Ranker:
     """The run's model as one writes it for one process."""
     config, inside = run.config, unwrapped(run.model).ranker.embeddings
     tables = run.schema.scaled(config.scale)
@@ -182,7 +182,7 @@ def _server(export: Path) -> Iterator[int]:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "msrec.tools", "serve", str(export)]
+    command = [sys.executable, "-m", "msrec", "serve", str(export)]
     options = ["--port", str(port), "--max-queue", str(QUEUE_ROWS)]
     process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
     try:

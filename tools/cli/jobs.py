@@ -38,7 +38,7 @@ from msrec.launch.trained_run import load_run_config, restore
 from msrec.launch.training.preemption import STOPPED
 from msrec.launch.training.trainer import Trainer
 from msrec.launch.versions import installed_versions
-from msrec.model.metrics.exact import Judging
+from msrec.model.metrics.exact import MetricOptions
 
 console = wide_console()
 SCENARIO = "scenario"
@@ -101,7 +101,7 @@ def evaluate_job(
     split: str,
     by: str,
     data: str | None,
-    judging: Judging,
+    judging: MetricOptions,
 ) -> None:
     """Evaluate a run or a checkpoint and print its tables.
 

@@ -8,7 +8,7 @@ import typer
 from msrec.tools.cli.arguments import Config, Overrides
 
 if TYPE_CHECKING:
-    from msrec.launch.cluster.job_specs import Work
+    from msrec.launch.cluster.job_specs import JobSpec
 
 launch_app = typer.Typer(help="Jobs on several ranks, here or on a cluster.", no_args_is_help=True)
 
@@ -37,10 +37,10 @@ def _submits(job: Literal["train", "encode"], about: str) -> None:
         dry_run: DryRun = False,
         wait: Wait = False,
     ) -> None:
-        from msrec.launch.cluster.job_specs import encode_work, train_work
+        from msrec.launch.cluster.job_specs import encode_spec, train_spec
         from msrec.launch.config import load_config
 
-        work_of = train_work if job == "train" else encode_work
+        work_of = train_spec if job == "train" else encode_spec
         _submit(work_of(load_config(config, overrides or [])), on, j, profiles, dry_run, wait)
 
     launch_app.command(job, help=about)(command)
@@ -66,9 +66,9 @@ def evaluate(
     wait: Wait = False,
 ) -> None:
     """Score a split with a run's best checkpoint, and judge the scores."""
-    from msrec.launch.cluster.job_specs import evaluate_work
+    from msrec.launch.cluster.job_specs import evaluate_spec
 
-    _submit(evaluate_work(run, options or []), on, j, profiles, dry_run, wait)
+    _submit(evaluate_spec(run, options or []), on, j, profiles, dry_run, wait)
 
 
 @launch_app.command()
@@ -84,9 +84,9 @@ def predict(
     wait: Wait = False,
 ) -> None:
     """Score the rows of any Parquet files with a run."""
-    from msrec.launch.cluster.job_specs import predict_work
+    from msrec.launch.cluster.job_specs import predict_spec
 
-    _submit(predict_work(run, options), on, j, profiles, dry_run, wait)
+    _submit(predict_spec(run, options), on, j, profiles, dry_run, wait)
 
 
 @launch_app.command()
@@ -109,7 +109,7 @@ def pipeline(
 
 
 def _submit(
-    work: "Work", on: str, j: str, profiles: Path | None, dry_run: bool, wait: bool
+    work: "JobSpec", on: str, j: str, profiles: Path | None, dry_run: bool, wait: bool
 ) -> None:
     from msrec.launch.cluster.profiles import load_profile
     from msrec.launch.cluster.submit import launch

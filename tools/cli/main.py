@@ -85,13 +85,13 @@ def evaluate(
 
     On several ranks: torchx run -s local_cwd msrec.evaluate -j 1x2 -- run=runs/first split=test
     """
-    from msrec.model.metrics.exact import Judging
+    from msrec.model.metrics.exact import MetricOptions
     from msrec.tools.cli.jobs import evaluate_job, watch_job
 
     if watch:
         watch_job(run, split, data, every)
         return
-    evaluate_job(run, overrides or [], split, by, data, Judging(k, resamples, seed))
+    evaluate_job(run, overrides or [], split, by, data, MetricOptions(k, resamples, seed))
 
 
 @app.command()

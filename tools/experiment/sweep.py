@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from msrec.data.io.paths import refuse_secrets
-from msrec.data.io.validation import first_fault, read_yaml
+from msrec.data.io.validation import first_error, read_yaml
 from msrec.data.schema import Split
 from msrec.launch.config import RunConfig, load_config
 from msrec.tools.experiment.training_cells import (
@@ -125,7 +125,7 @@ def load_sweep(path: Path) -> Sweep:
     try:
         sweep = Sweep.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(f"{path}: {first_fault(error)}.") from None
+        raise ValueError(f"{path}: {first_error(error)}.") from None
     if isinstance(sweep.arms, list):
         for name in sweep.arms:
             if name not in ARMS:

@@ -54,7 +54,7 @@ def run_msrec(*args: object) -> None:
     Raises:
         ValueError: it failed; with the last line it said.
     """
-    command = [sys.executable, "-m", "msrec.tools", *map(str, args)]
+    command = [sys.executable, "-m", "msrec", *map(str, args)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["nothing was said"]

@@ -13,7 +13,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 
-from msrec.data.io.validation import first_fault, read_yaml
+from msrec.data.io.validation import first_error, read_yaml
 
 HARDWARE_FILE = Path(__file__).with_name("hardware.yaml")
 GB_S = 1e6
@@ -98,4 +98,4 @@ def load_hardware(name: str, file: Path | None = None) -> Hardware:
     try:
         return Hardware.model_validate(entries[name])
     except ValidationError as error:
-        raise ValueError(f"{path}: {name}.{first_fault(error)}.") from None
+        raise ValueError(f"{path}: {name}.{first_error(error)}.") from None

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.data.io.atomic_files import write_text
-from msrec.data.io.validation import first_fault, read_yaml
+from msrec.data.io.validation import first_error, read_yaml
 from msrec.launch.config import RunConfig, load_config, with_overrides
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
@@ -221,7 +221,7 @@ def changed(request: Request, change: str, hardware_file: Path | None) -> Reques
                     for each in request.tables
                 ]
             except ValidationError as error:
-                raise ValueError(f"{part}: {first_fault(error)}.") from None
+                raise ValueError(f"{part}: {first_error(error)}.") from None
             request = dataclasses.replace(request, tables=tables)
     return request
 

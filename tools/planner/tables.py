@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.data.io.validation import first_fault, read_yaml
+from msrec.data.io.validation import first_error, read_yaml
 from msrec.model.distributed.sharding import TableSpec, fuse_optimizer
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -76,7 +76,7 @@ def read_tables_file(path: Path) -> list[TableLoad]:
         try:
             tables += [TableLoad.model_validate(each) for each in _alike(entry)]
         except ValidationError as error:
-            raise ValueError(f"{path}: table {name}: {first_fault(error)}.") from None
+            raise ValueError(f"{path}: table {name}: {first_error(error)}.") from None
     names = [table.name for table in tables]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not tables:

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, Published, RawTables
-from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.text_files import (
     INTEGER,
     TEXT,
@@ -45,7 +45,7 @@ COMMON = ("common_id", "num_features", "features")
 
 
 def read_aliccp(
-    folder: Path, faults: Faults, report: Report | None = None, label: str = "click"
+    folder: Path, faults: RowFilter, report: Report | None = None, label: str = "click"
 ) -> RawTables:
     """Read sample_skeleton_{train,test}.csv and common_features_{train,test}.csv.
 
@@ -115,7 +115,7 @@ def _field(name: str) -> pl.Expr:
     return pl.col("features").str.extract(rf"(?:^|\x01){name}\x02(\d+)\x03").cast(pl.Int64)
 
 
-def _common(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
+def _common(path: Path, faults: RowFilter, report: Report | None) -> pl.DataFrame:
     """Columns common_id, user_key and the user's fields."""
     columns = [Column("common_id", TEXT), Column("features", TEXT)]
     frames = []
@@ -134,7 +134,11 @@ def _common(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
 
 
 def _interactions(
-    folder: Path, keys: dict[str, pl.DataFrame], label: str, faults: Faults, report: Report | None
+    folder: Path,
+    keys: dict[str, pl.DataFrame],
+    label: str,
+    faults: RowFilter,
+    report: Report | None,
 ) -> Iterator[Chunk]:
     columns = [Column("click", INTEGER), Column("purchase", INTEGER)]
     columns += [Column("common_id", TEXT), Column("features", TEXT)]
@@ -150,9 +154,9 @@ def _interactions(
                 **{name: _field(name) for name in ROW_FIELDS},
             ).join(known, on="common_id", how="left", maintain_order="left")
             bought = (rows["purchase"] == 1) & (rows["click"] == 0)
-            rows = faults.leave_out(rows, bought, f"{path}: bought without a click")
+            rows = faults.exclude(rows, bought, f"{path}: bought without a click")
             lost = f"{path}: a row whose common features are not in common_features_{part}.csv"
-            rows = faults.leave_out(rows, rows["user_key"].is_null(), lost)
+            rows = faults.exclude(rows, rows["user_key"].is_null(), lost)
             for column, field in (("item_key", ITEM_FIELD), ("scenario", SCENARIO_FIELD)):
                 text = rows["features"].str.head(60)
                 args = (text, str(path), f"have field {field}", "Mend the row.")

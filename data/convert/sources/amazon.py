@@ -16,7 +16,7 @@ from msrec.data.convert.raw_tables import (
     RawTables,
     star_labels,
 )
-from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.text_files import (
     INTEGER,
     NUMBER,
@@ -81,7 +81,7 @@ FORMATS = (
 
 def read_amazon(
     folder: Path,
-    faults: Faults,
+    faults: RowFilter,
     report: Report | None = None,
     categories: Sequence[str] = (),
     above: float = 3.0,
@@ -177,7 +177,7 @@ def _meta(folder: Path, form: Format, category: str) -> Path | None:
 
 
 def _interactions(
-    reviews: dict[str, Path], form: Format, above: float, faults: Faults, report: Report | None
+    reviews: dict[str, Path], form: Format, above: float, faults: RowFilter, report: Report | None
 ) -> Iterator[Chunk]:
     columns = [Column(form.user, TEXT), Column(form.item, TEXT)]
     columns += [Column(form.rating, NUMBER), Column(form.time, INTEGER)]
@@ -203,7 +203,7 @@ def _interactions(
 
 
 def _items(
-    paths: Sequence[Path], form: Format, faults: Faults, report: Report | None
+    paths: Sequence[Path], form: Format, faults: RowFilter, report: Report | None
 ) -> pl.DataFrame:
     schema = dict.fromkeys(("item_key", "title", "brand", "category"), pl.String())
     frames = [pl.DataFrame(schema=schema)]
@@ -229,7 +229,7 @@ def _text(name: str) -> pl.Expr:
 
 
 def _json_meta(
-    path: Path, form: Format, faults: Faults, report: Report | None
+    path: Path, form: Format, faults: RowFilter, report: Report | None
 ) -> Iterator[pl.DataFrame]:
     columns = [Column(form.item, TEXT), Column("title", TEXT, optional=True)]
     columns += [
@@ -240,7 +240,7 @@ def _json_meta(
 
 
 def _literal_meta(
-    path: Path, form: Format, faults: Faults, report: Report | None
+    path: Path, form: Format, faults: RowFilter, report: Report | None
 ) -> Iterator[pl.DataFrame]:
     """The meta files of 2014 are Python literals, not JSON; a literal can run no code."""
     kinds = {form.item: pl.String, "title": pl.String, form.brand: pl.String}

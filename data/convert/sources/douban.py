@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, Published, RawTables
-from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.text_files import (
     NUMBER,
     TEXT,
@@ -44,7 +44,7 @@ FEATURES = (
 SECONDS_A_DAY = 86_400
 
 
-def read_douban(folder: Path, faults: Faults, report: Report | None = None) -> RawTables:
+def read_douban(folder: Path, faults: RowFilter, report: Report | None = None) -> RawTables:
     """Read the three review files, users_cleaned and movies_cleaned .txt.
 
     The label is a rating above 3 of 5; a review without a rating has no label and is left out and
@@ -91,7 +91,7 @@ def read_douban(folder: Path, faults: Faults, report: Report | None = None) -> R
 
 
 def _interactions(
-    reviews: dict[str, Path], faults: Faults, report: Report | None
+    reviews: dict[str, Path], faults: RowFilter, report: Report | None
 ) -> Iterator[Chunk]:
     for number, (domain, path) in enumerate(reviews.items()):
         columns = [
@@ -102,7 +102,7 @@ def _interactions(
         columns.append(Column("time", TEXT))
         for frame in read_csv(path, columns, faults, report, separator="\t"):
             reason = f"{path}: a review without a rating"
-            rated = faults.leave_out(frame, frame["rating"].is_null(), reason)
+            rated = faults.exclude(frame, frame["rating"].is_null(), reason)
             known = rated["rating"].is_between(1, 5)
             args = (rated["rating"], str(path), "be from 1 to 5", "Correct it.")
             rated = faults.keep(rated, ~known, *args)
@@ -123,7 +123,7 @@ def _interactions(
             )
 
 
-def _users(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
+def _users(path: Path, faults: RowFilter, report: Report | None) -> pl.DataFrame:
     texts = [Column(name, TEXT, optional=True) for name in ("living_place", "join_time")]
     frames = read_csv(path, [Column("UID"), *texts], faults, report, separator="\t")
     frame = first_of_each(pl.concat(frames), "UID", path, faults)
@@ -132,7 +132,7 @@ def _users(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
     return frame.select("living_place", user_key="UID", join_month=month)
 
 
-def _movies(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
+def _movies(path: Path, faults: RowFilter, report: Report | None) -> pl.DataFrame:
     texts = [Column(name, TEXT, optional=True) for name in MOVIE_TEXTS]
     frames = read_csv(path, [Column("UID"), *texts], faults, report, separator="\t")
     frame = first_of_each(pl.concat(frames), "UID", path, faults)

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, Published, RawTables
-from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.text_files import TEXT, Column, Report, first_of_each, read_csv
 from msrec.data.schema import Scenario, TextFields
 
@@ -50,7 +50,7 @@ FEATURES = (
 
 def read_kuairand(
     folder: Path,
-    faults: Faults,
+    faults: RowFilter,
     report: Report | None = None,
     tabs: Sequence[int] = PUBLISHED_TABS,
     label: str = "is_click",
@@ -143,12 +143,12 @@ def _unlike(version: str, tabs: Sequence[int], label: str) -> str:
 
 
 def _interactions(
-    logs: Sequence[Path], tabs: list[int], label: str, faults: Faults, report: Report | None
+    logs: Sequence[Path], tabs: list[int], label: str, faults: RowFilter, report: Report | None
 ) -> Iterator[Chunk]:
     columns = [Column(name) for name in ("user_id", "video_id", "time_ms", label, "tab")]
     for path in logs:
         for frame in read_csv(path, columns, faults, report):
-            kept = faults.leave_out(frame, ~frame["tab"].is_in(tabs), "rows of other tabs")
+            kept = faults.exclude(frame, ~frame["tab"].is_in(tabs), "rows of other tabs")
             yield Chunk(
                 str(path),
                 kept.select(
@@ -162,7 +162,7 @@ def _interactions(
             )
 
 
-def _users(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
+def _users(path: Path, faults: RowFilter, report: Report | None) -> pl.DataFrame:
     columns = [Column("user_id")]
     columns += [Column(name, TEXT, optional=True) for name in USER_TEXTS]
     columns += [Column(name, optional=True) for name in USER_NUMBERS]
@@ -170,7 +170,7 @@ def _users(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
     return first_of_each(frame, "user_id", path, faults).rename({"user_id": "user_key"})
 
 
-def _items(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
+def _items(path: Path, faults: RowFilter, report: Report | None) -> pl.DataFrame:
     columns = [Column("video_id"), Column("video_duration", optional=True)]
     columns += [Column(name, TEXT, optional=True) for name in (*ITEM_TEXTS, "tag")]
     columns += [Column(name, optional=True) for name in ITEM_NUMBERS]

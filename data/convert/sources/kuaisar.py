@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, Published, RawTables
-from msrec.data.convert.row_filter import Faults
+from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.text_files import TEXT, Column, Report, first_of_each, read_csv
 from msrec.data.schema import Scenario, TextFields
 
@@ -51,7 +51,7 @@ FEATURES = (
 )
 
 
-def read_kuaisar(folder: Path, faults: Faults, report: Report | None = None) -> RawTables:
+def read_kuaisar(folder: Path, faults: RowFilter, report: Report | None = None) -> RawTables:
     """Read rec_inter, src_inter, user_features and item_features .csv.
 
     The label is `click` of a recommendation and `click_cnt` above 0 of a search result. The words
@@ -94,7 +94,7 @@ def read_kuaisar(folder: Path, faults: Faults, report: Report | None = None) -> 
 
 
 def _interactions(
-    recommended: Path, searched: Path, faults: Faults, report: Report | None
+    recommended: Path, searched: Path, faults: RowFilter, report: Report | None
 ) -> Iterator[Chunk]:
     keys = [Column("user_id"), Column("item_id")]
     columns = [*keys, Column("timestamp"), Column("click")]
@@ -135,13 +135,13 @@ def _interactions(
 _KEYS = (pl.col("user_id").alias("user_key"), pl.col("item_id").alias("item_key"))
 
 
-def _users(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
+def _users(path: Path, faults: RowFilter, report: Report | None) -> pl.DataFrame:
     columns = [Column("user_id"), *(Column(name, optional=True) for name in USER_FEATURES)]
     frame = pl.concat(read_csv(path, columns, faults, report))
     return first_of_each(frame, "user_id", path, faults).rename({"user_id": "user_key"})
 
 
-def _items(path: Path, faults: Faults, report: Report | None) -> pl.DataFrame:
+def _items(path: Path, faults: RowFilter, report: Report | None) -> pl.DataFrame:
     texts = ("item_type", "upload_type")
     names = [f"{level}_level_category_name_en" for level in LEVELS]
     columns = [Column("item_id")]

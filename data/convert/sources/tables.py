@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, require_columns
 from msrec.data.convert.row_filter import refuse
 from msrec.data.convert.sources.guess import guess_features, guess_text
-from msrec.data.io.validation import first_fault, read_yaml
+from msrec.data.io.validation import first_error, read_yaml
 from msrec.data.schema import Scenario, TextFields
 
 MAPPING_FILE = "tables.yaml"
@@ -116,7 +116,7 @@ def _mapping(path: Path, must_exist: bool) -> TablesMapping:
     except ValidationError as error:
         given = error.errors()[0]["input"]
         raise ValueError(
-            f"{path}: {first_fault(error)}; got {given!r}. Known fields: "
+            f"{path}: {first_error(error)}; got {given!r}. Known fields: "
             f"{', '.join(TablesMapping.model_fields)}."
         ) from None
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import polars as pl
 
-from msrec.data.convert.row_filter import ROW, Faults, refuse
+from msrec.data.convert.row_filter import ROW, RowFilter, refuse
 
 Report = Callable[[str, int, int], None]
 """(stage, done, total), called as the work goes on; bytes of a file here."""
@@ -41,7 +41,7 @@ class Column:
 def read_csv(
     path: Path,
     columns: Sequence[Column],
-    faults: Faults,
+    faults: RowFilter,
     report: Report | None = None,
     separator: str = ",",
     quote: str | None = '"',
@@ -79,7 +79,7 @@ def read_csv(
 
 
 def read_json_lines(
-    path: Path, columns: Sequence[Column], faults: Faults, report: Report | None = None
+    path: Path, columns: Sequence[Column], faults: RowFilter, report: Report | None = None
 ) -> Iterator[pl.DataFrame]:
     """Frames with `columns` (other keys are not kept) and `row`, in the order of the file.
 
@@ -113,7 +113,7 @@ def read_lines(path: Path, report: Report | None = None) -> Iterator[tuple[int, 
         row += len(lines)
 
 
-def first_of_each(frame: pl.DataFrame, key: str, path: Path, faults: Faults) -> pl.DataFrame:
+def first_of_each(frame: pl.DataFrame, key: str, path: Path, faults: RowFilter) -> pl.DataFrame:
     """The rows that are the first of their key; the others are left out and counted.
 
     Raises:
@@ -121,7 +121,7 @@ def first_of_each(frame: pl.DataFrame, key: str, path: Path, faults: Faults) -> 
     """
     refuse(frame[key].is_null(), frame[key], str(path), "have no null", "Give the row a key.")
     reason = f"{path}: a row whose {key} is there already"
-    return faults.leave_out(frame, ~frame[key].is_first_distinct(), reason)
+    return faults.exclude(frame, ~frame[key].is_first_distinct(), reason)
 
 
 def _blocks(path: Path, quote: bytes | None, report: Report | None) -> Iterator[bytes]:
@@ -196,7 +196,7 @@ def _csv_frame(
     separator: str,
     quote: str | None,
     first_row: int,
-    faults: Faults,
+    faults: RowFilter,
 ) -> tuple[pl.DataFrame, int]:
     """The wanted columns as strings, and how many rows the block has."""
     wanted = [column.name for column in columns]
@@ -246,7 +246,7 @@ def _dialect(separator: str, quote: str | None) -> dict[str, Any]:
 
 
 def _json_frame(
-    path: Path, block: bytes, columns: Sequence[Column], first_row: int, faults: Faults
+    path: Path, block: bytes, columns: Sequence[Column], first_row: int, faults: RowFilter
 ) -> tuple[pl.DataFrame, int]:
     kinds = {c.name: TEXTS if c.kind == TEXTS else pl.String() for c in columns}
     try:
@@ -292,7 +292,7 @@ def _numbered(frame: pl.DataFrame, first_row: int) -> pl.DataFrame:
 
 
 def _typed(
-    frame: pl.DataFrame, columns: Sequence[Column], where: str, faults: Faults
+    frame: pl.DataFrame, columns: Sequence[Column], where: str, faults: RowFilter
 ) -> pl.DataFrame:
     """Strings to the columns' types; a row with a value of another type is bad."""
     for column in columns:

@@ -16,13 +16,13 @@ from msrec.tools.bench.harness import own_process
 from msrec.tools.bench.harness.measure import Took
 from msrec.tools.planner.verify import resident
 
-Work = Callable[..., Iterator[Any]]
+JobSpec = Callable[..., Iterator[Any]]
 """A generator function of module level; sets up, then each `next` does a round and gives its
 result."""
 
 
 @contextmanager
-def ranks(world_size: int, work: Work, *args: Any) -> Iterator[Callable[[], list[Any]]]:
+def ranks(world_size: int, work: JobSpec, *args: Any) -> Iterator[Callable[[], list[Any]]]:
     """So many processes that have joined as ranks of `torch.distributed`, one thread each.
 
     Args:
@@ -78,12 +78,12 @@ def slowest(results: Sequence[Took]) -> Took:
     return max(clock for clock, _ in results), sum(processor for _, processor in results)
 
 
-def peak_memory(work: Work, *args: Any) -> int:
+def peak_memory(work: JobSpec, *args: Any) -> int:
     """Bytes that `work`, set-up and one round, takes at its peak, besides code and libraries."""
     return own_process.in_own_process(_peak, work, args)
 
 
-def _peak(work: Work, args: tuple[Any, ...]) -> int:
+def _peak(work: JobSpec, args: tuple[Any, ...]) -> int:
     torch.set_num_threads(1)
     quiet_libraries()
     before = resident()["RssAnon"]
@@ -94,7 +94,7 @@ def _peak(work: Work, args: tuple[Any, ...]) -> int:
 
 
 def _rank(
-    pipe: Connection, rank: int, world_size: int, port: int, work: Work, args: tuple[Any, ...]
+    pipe: Connection, rank: int, world_size: int, port: int, work: JobSpec, args: tuple[Any, ...]
 ) -> None:
     os.environ |= {
         "RANK": str(rank),
