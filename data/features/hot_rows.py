@@ -31,7 +31,7 @@ def shard_imbalance(lookups: npt.NDArray[np.int64], ranks: int) -> float:
         lookups: (rows,), int64, how often each row is looked up.
 
     Example:
-        >>> hottest_rank(np.array([6, 2, 1, 1]), ranks=2)
+        >>> shard_imbalance(np.array([6, 2, 1, 1]), ranks=2)
         1.6
     """
     block = -(-len(lookups) // ranks)

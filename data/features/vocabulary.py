@@ -237,7 +237,7 @@ class SeenIntegers:
     """Table rows of the integers [0, size), of which training shows some as its rows stream by.
 
     Example:
-        >>> seen = Seen(size=4)
+        >>> seen = SeenIntegers(size=4)
         >>> seen.update(np.array([2, 0, 2]))
         >>> seen.encode(np.array([2, 0, 3])).tolist(), seen.rows
         ([2, 1, 0], 5)

@@ -76,7 +76,7 @@ def make_backbone(
         ValueError: an option is out of its range; names the backbone.
 
     Example:
-        >>> fields = Fields(("user_id", "item_id"), dim=4)
+        >>> fields = FeatureLayout(("user_id", "item_id"), dim=4)
         >>> type(make_backbone("mmoe", fields, in_dim=8, num_scenarios=3, num_experts=2)).__name__
         'MMoE'
     """

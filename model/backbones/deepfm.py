@@ -31,7 +31,7 @@ class DeepFM(nn.Module):
 
     Example:
         >>> import torch
-        >>> fields = Fields(("user_id", "item_id"), dim=4)
+        >>> fields = FeatureLayout(("user_id", "item_id"), dim=4)
         >>> model = DeepFM(in_dim=8, num_scenarios=3, fields=fields, dims=[4])
         >>> model(torch.zeros(5, 8), torch.zeros(5)).shape
         torch.Size([5, 1])

@@ -33,7 +33,7 @@ class DLRM(nn.Module):
         Naumov et al., arXiv 1906.00091. Pairs below the diagonal, no self product, as TorchRec's.
 
     Example:
-        >>> fields = Fields(("user_id", "item_id"), dim=4, start=4)
+        >>> fields = FeatureLayout(("user_id", "item_id"), dim=4, start=4)
         >>> model = DLRM(in_dim=12, num_scenarios=3, fields=fields, dims=[4])
         >>> model(torch.zeros(5, 12), torch.zeros(5)).shape
         torch.Size([5, 1])

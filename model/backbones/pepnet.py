@@ -34,7 +34,7 @@ class PEPNet(nn.Module):
 
     Example:
         >>> import torch
-        >>> fields = Fields(("user_id", "item_id"), dim=4)
+        >>> fields = FeatureLayout(("user_id", "item_id"), dim=4)
         >>> model = PEPNet(in_dim=8, num_scenarios=3, fields=fields, dims=[4])
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])

@@ -36,7 +36,7 @@ class PPNet(nn.Module):
         the paper; Scenario-Wise-Rec scales its output and starts from the gate's input, not x.
 
     Example:
-        >>> fields = Fields(("user_id", "item_id"), dim=4)
+        >>> fields = FeatureLayout(("user_id", "item_id"), dim=4)
         >>> model = PPNet(in_dim=8, num_scenarios=3, fields=fields, dims=[4])
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])

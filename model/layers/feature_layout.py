@@ -12,7 +12,7 @@ class FeatureLayout:
     """The layout of x: `start` columns of something else, then F vectors of D numbers, then more.
 
     Example:
-        >>> fields = Fields(("user_id", "item_id"), dim=2, start=1)
+        >>> fields = FeatureLayout(("user_id", "item_id"), dim=2, start=1)
         >>> x = torch.tensor([[9.0, 1.0, 2.0, 3.0, 4.0]])
         >>> fields.vectors(x).tolist(), fields.of(x, ["item_id"]).tolist()
         ([[[1.0, 2.0], [3.0, 4.0]]], [[3.0, 4.0]])

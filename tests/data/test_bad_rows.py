@@ -191,7 +191,7 @@ def test_a_run_counts_what_it_left_out_and_keeps_it_aside(tmp_path, spoilt, rank
     losses, results = run_ranks(run, ranks, config)[0]
     assert np.isfinite(losses).all()
     assert results.rows == results.metrics.all.rows == 398
-    assert results.excluded == {
+    assert results.left_out == {
         "label: a label must be 0 or 1": 2,
         "price: a dense value must be finite": 1,
     }

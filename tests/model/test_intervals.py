@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from msrec.model.metrics.bootstrap import LEAST_USERS, Bootstrap
-from msrec.model.metrics.exact import MetricOptions, RowGroups, exact_metrics, sort_rows
+from msrec.model.metrics.exact import Groups, MetricOptions, exact_metrics, sort_rows
 from msrec.model.metrics.user_sums import metric_values
 from msrec.tools.bench.intervals import clicks, coverage, simulated
 
@@ -140,7 +140,7 @@ def test_a_group_is_judged_as_if_it_were_alone():
     score, label, user = scored(users=60)
     scenario = np.random.default_rng(3).integers(0, 2, len(user))
     rows = sort_rows(score, label, user, judging=MetricOptions(resamples=0))
-    found = rows.metrics_by(RowGroups(["a", "b"], scenario))
+    found = rows.metrics_by(Groups(["a", "b"], scenario))
     for at, name in enumerate("ab"):
         mine = scenario == at
         assert found[name] == sort_rows(score[mine], label[mine], user[mine]).metrics()
