@@ -1,30 +1,53 @@
-# Two commands on a fresh machine (Python 3.11, make, a C++ compiler): `make demo` and `make test`.
+# `make` lists the targets. Those that need .venv make it from requirements/ first (1 to 2 minutes).
 PYTHON ?= python3.11
 VENV ?= .venv
-# gpu.txt where an NVIDIA driver is there, else cpu.txt; override with `make demo MACHINE=cpu`.
+# gpu.txt where an NVIDIA driver is present, else cpu.txt; override with `make demo MACHINE=cpu`.
 MACHINE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 READY = $(VENV)/ready-$(MACHINE)
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
-.PHONY: demo test test-cluster check benchmark install
+.DEFAULT_GOAL := help
+.PHONY: help install demo format lint types test test-fast test-cluster docs check benchmark
 
-demo: $(READY) ## synthetic app, frozen LLM, two ranks: bare against LLM4MSR
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY) ## make .venv (1 to 2 min)
+
+demo: $(READY) ## simulated app, frozen LLM, two ranks: bare against LLM4MSR (2 to 4 min)
 	$(VENV)/bin/msrec demo
 
-test: $(READY) ## every test
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n logical --maxprocesses 8 --dist loadfile
+format: $(READY) ## format the code (1 s)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
 
-test-cluster: $(READY) ## two hosts and a two-node Slurm in network namespaces; needs root
+lint: $(READY) ## check format and style (1 s)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/hadolint Dockerfile
+
+types: $(READY) ## type-check the package (30 s)
+	.ci/types
+
+test: $(READY) ## all tests but those on a cluster (6 min on 2 cores)
+	$(PYTEST) -n logical --maxprocesses 8 --dist loadfile
+
+test-fast: $(READY) ## tests without training, servers and subprocesses (under 1 min)
+	$(PYTEST) -n logical --maxprocesses 8 --dist loadfile -m "not slow"
+
+test-cluster: $(READY) ## two hosts and a two-node Slurm in network namespaces; needs root (3 min)
 	PYTEST=$(VENV)/bin/pytest OMP_NUM_THREADS=1 tests/cluster/run
 
-check: ## what CI runs: format, lint, types, wheel, tests, tests on a cluster
+docs: $(READY) ## build the documentation site in build/site (10 s)
+	.ci/docs
+
+check: ## everything that CI runs (12 min)
 	.ci/run
 
-benchmark: $(READY) ## docs/benchmark.md, from RAW=folder; takes a night, resumes
-	$(VENV)/bin/msrec bench table $(RAW) --trials 3 --seeds 3 --jobs 2 --page docs/benchmark.md
+benchmark: $(READY) ## docs/results/benchmark.md from RAW=folder (a night; resumes)
+	$(VENV)/bin/msrec bench table $(RAW) --trials 3 --seeds 3 --jobs 2 --page docs/results/benchmark.md
 
-install: $(READY)
-
-$(READY): requirements/base.txt requirements/$(MACHINE).txt requirements/dev.txt pyproject.toml
+$(READY): requirements/base.txt requirements/$(MACHINE).txt requirements/dev.txt pyproject.toml hatch_build.py
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/pip install --disable-pip-version-check --quiet -r requirements/$(MACHINE).txt -r requirements/dev.txt -e .
 	$(VENV)/bin/pip check

@@ -1,1 +1,409 @@
-"""Multi-scenario recommendation on TorchRec with a frozen LLM in the loop."""
+"""Multi-scenario recommendation on TorchRec with a frozen LLM in the loop.
+
+This module is the Python API. The commands of the CLI call the same functions::
+
+    import msrec
+
+    msrec.convert("tables", "raw", "data/app")
+    bare = msrec.train("conf.yaml", ["run_id=bare"])
+    star = msrec.train("conf.yaml", ["run_id=star", "backbone.name=star"])
+    for run in (bare, star):
+        print(msrec.evaluate(run.folder).metrics.all.auc)
+    print(msrec.compare(bare.folder, star.folder))
+
+Heavy libraries are imported by the first function that needs them, not by `import msrec`. Under
+torchrun every rank calls the same function; only rank 0 gets the result where a function may
+return None.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from msrec.data.loading.batch import Batch
+    from msrec.data.schema import Schema, Split
+    from msrec.launch.config import RunConfig
+    from msrec.launch.encoding.encode import EncodeResult
+    from msrec.launch.evaluation.compare import Comparison
+    from msrec.launch.evaluation.explanation_file import ScenarioExplanation, UserExplanation
+    from msrec.launch.evaluation.predict_files import Predicted
+    from msrec.launch.evaluation.results import Results
+    from msrec.launch.training.metric_log import MetricLog
+
+__all__ = [
+    "Dataset",
+    "Explanation",
+    "Run",
+    "Training",
+    "compare",
+    "convert",
+    "encode",
+    "evaluate",
+    "explain",
+    "load_config",
+    "load_dataset",
+    "open_run",
+    "plan",
+    "predict",
+    "report",
+    "synthetic",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("msrec")
+    raise AttributeError(f"module 'msrec' has no attribute {name!r}")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset folder.
+
+    Attributes:
+        folder: on this machine, or a URL such as `s3://bucket/app`.
+        schema: what `dataset.yaml` says: scenarios, features, tables, labels, counts.
+    """
+
+    folder: str
+    schema: "Schema"
+
+    def batches(
+        self,
+        split: "Split",
+        rows: int,
+        *,
+        epoch: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> "Iterator[Batch]":
+        """Yields the batches of an epoch, in the order that training on one rank reads them.
+
+        Args:
+            split: "train", "valid" or "test".
+            rows: of a batch; the last one is padded with rows of weight 0.
+            epoch: number of the epoch, from 0.
+            seed: of the shuffle.
+            shuffle: False keeps the order of the files.
+        """
+        from msrec.data.loading.loader import open_loader
+
+        loader = open_loader(self.folder, split, rows, seed=seed, shuffle=shuffle)
+        return loader.batches(epoch)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: a config, checkpoints, logs, and results where it was evaluated."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> "RunConfig":
+        """The config that the run was trained with."""
+        from msrec.launch.trained_run import load_run_config
+
+        return load_run_config(self.folder)
+
+    @property
+    def log(self) -> "MetricLog":
+        """Metrics logged so far; `log.curve("valid", "auc/all")` gives steps and values."""
+        from msrec.launch.training.metric_log import load_metric_log
+
+        return load_metric_log(self.folder)
+
+    def results(self, split: "Split" = "test") -> "Results":
+        """Returns the results of the last evaluation of a split.
+
+        Raises:
+            FileNotFoundError: the run was not evaluated on it.
+        """
+        from msrec.launch.evaluation.evaluate import predictions_folder
+        from msrec.launch.evaluation.results import load_results
+
+        return load_results(predictions_folder(self.folder, split))
+
+
+@dataclass(frozen=True)
+class Training(Run):
+    """A run after training.
+
+    Attributes:
+        steps: steps trained so far, those of earlier calls included.
+        best_auc: validation AUC of the best checkpoint; None if there was no validation.
+        best_step: step of that checkpoint.
+        rows_per_s: training rows per second of this call, without validation; 0 if it had no step.
+        preempted: whether SIGTERM ended the call; the same call continues.
+    """
+
+    steps: int
+    best_auc: float | None
+    best_step: int | None
+    rows_per_s: float
+    preempted: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the LLM's knowledge does in a run."""
+
+    users: list["UserExplanation"]
+    scenarios: "ScenarioExplanation | None"
+
+
+def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Dataset:
+    """Converts a raw data set to a dataset folder.
+
+    Args:
+        source: "tables" for your own Parquet files, or a public data set: "amazon", "movielens",
+            "kuairand", "kuaisar", "douban", "aliccp".
+        raw: folder of the raw files.
+        out: folder to write.
+        options: as the options of `msrec convert SOURCE`, with underscores.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file, row or option is wrong; names file, column and row.
+    """
+    from rich.console import Console
+
+    from msrec.tools.convert import convert as convert_source
+
+    convert_source(source, Path(raw), Path(out), console=Console(quiet=True), **options)
+    return load_dataset(out)
+
+
+def synthetic(out: str | Path, **options: Any) -> Dataset:
+    """Simulates a short-video app whose best possible AUC is known.
+
+    Args:
+        out: folder to write.
+        options: rows, users, items, seed, cold_fraction, overwrite.
+    """
+    from msrec.data.synthetic.simulated_dataset import synthesize
+
+    synthesize(Path(out), **options)
+    return load_dataset(out)
+
+
+def load_dataset(folder: str | Path) -> Dataset:
+    """Opens a dataset folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: `dataset.yaml` is not valid; names the field.
+    """
+    from msrec.data.schema import load_schema
+
+    return Dataset(str(folder), load_schema(str(folder)))
+
+
+def load_config(config: str | Path, overrides: Sequence[str] = ()) -> "RunConfig":
+    """Reads a run's YAML file and applies `key.sub=value` overrides.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: a key is unknown (the nearest known ones are named) or a value is invalid.
+    """
+    from msrec.launch.config import load_config as load
+
+    return load(config, overrides)
+
+
+def encode(config: str | Path, overrides: Sequence[str] = ()) -> "EncodeResult":
+    """Encodes users and scenarios (and items, with `llm.items`) into the knowledge store.
+
+    Resumes after a kill.
+
+    Args:
+        config: a run's YAML file; `llm.store` names the folder to write.
+        overrides: `key.sub=value`.
+    """
+    from msrec.launch.encoding.job import encode_config
+
+    return encode_config(load_config(config, overrides))
+
+
+def train(config: str | Path, overrides: Sequence[str] = ()) -> Training:
+    """Trains a run, or continues it: the same run_id resumes from its newest checkpoint.
+
+    Args:
+        config: a run's YAML file.
+        overrides: `key.sub=value`.
+
+    Raises:
+        FileNotFoundError, ValueError: the config, the data, the knowledge store or a checkpoint is
+            missing or does not fit.
+    """
+    from msrec.launch.distributed import process_group
+    from msrec.launch.training.trainer import train_run
+
+    resolved = load_config(config, overrides)
+    with process_group() as process:
+        result = train_run(resolved, process)
+    progress = result.progress
+    return Training(
+        folder=resolved.run_dir,
+        steps=progress.step,
+        best_auc=progress.best_auc,
+        best_step=progress.best_step,
+        rows_per_s=result.rows_per_s if result.losses else 0.0,
+        preempted=result.preempted,
+    )
+
+
+def open_run(folder: str | Path) -> Run:
+    """Opens a run folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    run = Run(Path(folder))
+    _ = run.config
+    return run
+
+
+def evaluate(
+    run: str | Path,
+    split: "Split" = "test",
+    *,
+    by: Sequence[str] = (),
+    data: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    k: int = 10,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> "Results | None":
+    """Scores a split with a run's best checkpoint and computes exact metrics.
+
+    Args:
+        run: a run folder, or a checkpoint in one.
+        split: "train", "valid" or "test".
+        by: slices in addition to scenarios: "day", "user_history", "item_history".
+        data: another dataset folder; its ids are matched by value.
+        checkpoint: other weights than those with the best validation.
+        k: number of places of NDCG and recall.
+        resamples: bootstrap resamples of the users for 95 % intervals; 0 computes none.
+        seed: of the resamples.
+
+    Returns:
+        The results, which are also saved in the run folder; None on other ranks than 0.
+    """
+    from msrec.data.io.paths import to_path
+    from msrec.launch.distributed import process_group
+    from msrec.launch.evaluation.evaluate import evaluate as evaluate_run
+    from msrec.launch.evaluation.slices import check_slices
+    from msrec.model.metrics.exact import MetricOptions
+
+    scored = None if data is None else to_path(str(data))
+    path = None if checkpoint is None else Path(checkpoint)
+    slices, options = check_slices(by), MetricOptions(k, resamples, seed)
+    with process_group() as process:
+        return evaluate_run(Path(run), process, split, path, slices, scored, options)
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    split: "Split" = "test",
+    *,
+    data: str | Path | None = None,
+    k: int = 10,
+) -> "Comparison":
+    """Compares two evaluated runs on the same rows: paired differences over users.
+
+    Args:
+        first: the reference: an evaluated run, a checkpoint, or a folder of predictions.
+        second: another one.
+        split: "train", "valid" or "test".
+        data: the dataset folder on which both were evaluated, if not their own.
+        k: number of places of NDCG and recall.
+
+    Raises:
+        FileNotFoundError: one was not evaluated.
+        ValueError: they did not score the same rows.
+    """
+    from msrec.data.io.paths import to_path
+    from msrec.launch.evaluation.compare import compare_runs
+
+    scored = None if data is None else to_path(str(data))
+    return compare_runs(Path(first), Path(second), split, scored, k)
+
+
+def predict(
+    run: str | Path,
+    data: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    columns: Sequence[str] | None = None,
+    checkpoint: str | Path | None = None,
+    dataset: str | Path | None = None,
+) -> "Predicted | None":
+    """Scores the rows of Parquet files: as many rows out as in, in order. Resumes after a kill.
+
+    Args:
+        run: a run folder.
+        data: Parquet files or folders, of raw values or of ids as in the run's dataset.
+        out: folder to write.
+        columns: to keep in addition to the score; None keeps user, item and scenario.
+        checkpoint: other weights than those with the best validation.
+        dataset: the dataset folder whose ids the files have, if not the run's.
+
+    Returns:
+        Counts of what was scored; None on other ranks than 0.
+    """
+    from msrec.data.io.paths import to_path
+    from msrec.launch.distributed import process_group
+    from msrec.launch.evaluation.predict_files import predict_files
+    from msrec.launch.trained_run import restore
+
+    files = [data] if isinstance(data, str | Path) else data
+    paths = [to_path(str(file)) for file in files]
+    target = to_path(str(out))
+    weights = None if checkpoint is None else Path(checkpoint)
+    scored = None if dataset is None else to_path(str(dataset))
+    with process_group() as process:
+        opened = restore(Path(run), process, weights, scored)
+        kept = None if columns is None else list(columns)
+        return predict_files(opened, process, paths, target, kept)
+
+
+def explain(
+    run: str | Path,
+    users: Sequence[str] = (),
+    *,
+    scenarios: bool = False,
+    split: "Split" = "test",
+) -> Explanation:
+    """Explains the effect of the LLM's knowledge in a run, for users and between scenarios.
+
+    The explanations are also saved in the run folder, where `report` finds them.
+
+    Args:
+        run: a run folder, trained with meta networks.
+        users: raw keys.
+        scenarios: whether to compare the scenarios.
+        split: the rows of the users that are scored.
+    """
+    from msrec.launch.evaluation.explain import explain_run
+
+    found, compared = explain_run(Path(run), users, scenarios, split)
+    return Explanation(found, compared)
+
+
+def report(out: str | Path, runs: "dict[str, str | Path]") -> Path:
+    """Writes one self-contained HTML page over evaluated runs; the first is the reference.
+
+    Args:
+        out: the file to write.
+        runs: name on the page -> run folder.
+    """
+    from msrec.launch.reporting.report import write_report
+
+    return write_report(out, runs)
