@@ -4,6 +4,7 @@ import json
 import mmap
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,7 @@ from msrec.tools.bench.harness.measure import (
     timed,
 )
 from msrec.tools.bench.harness.shapes import dataset_or_random
+from msrec.tools.cli.bench import BENCHES
 
 ROUNDS = [Seconds(1.0, 0.5), Seconds(2.0, 1.0), Seconds(3.0, 1.5)]
 
@@ -115,6 +117,13 @@ def test_a_report_names_machine_and_command(bench):
     assert on["versions"]["torch"] == torch.__version__
     assert written["findings"][0]["reached"] is True
     assert written["more"] == 1
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_the_listed_help_of_a_bench_is_the_first_line_of_its_own(name):
+    module, line = BENCHES[name]
+    function = getattr(import_module(f"msrec.tools.bench.{module}"), f"bench_{name}")
+    assert function.__doc__.splitlines()[0] == line
 
 
 @pytest.mark.parametrize(

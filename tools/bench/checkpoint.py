@@ -36,7 +36,7 @@ def bench_checkpoint(
     ] = Path("runs/checkpoint"),
     repeats: Repeats = 3,
 ) -> None:
-    """Saving a checkpoint, the time it blocks training, and loading it.
+    """Saving and loading a checkpoint, and the time training waits.
 
     Saving blocks training only until the state is copied; a thread then writes and commits it.
     """
@@ -91,7 +91,7 @@ def _sharded_table(rows: int, process: Process) -> tuple[nn.Module, CombinedOpti
 
 
 class _Tables(nn.Module):
-    """One large table and a dense layer, which hold the bytes of a checkpoint."""
+    """Large table and dense layer that make up the bytes of a checkpoint."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ def bench_encode(
     batch: Annotated[int, typer.Option(min=1, help="prompts of a batch of the plain loop")] = 8,
     repeats: Repeats = 3,
 ) -> None:
-    """Encoding prompts with the LLM, against a plain loop over padded batches.
+    """Encoding prompts, against a plain loop over padded batches.
 
     msrec computes the common beginning of the prompts once. The plain loop takes prompts in their
     order, pads each batch to its longest prompt and runs the same model; both pool by the mean.

@@ -70,7 +70,7 @@ def bench_evaluate(
     on = prepare()
     shutil.rmtree(out, ignore_errors=True)
     folder = out / "predictions"
-    schema = _write(folder, int(rows), int(users), scenarios)
+    schema = _write_predictions(folder, int(rows), int(users), scenarios)
     os.environ["POLARS_MAX_THREADS"] = "1"  # read when a process imports polars
     ways = {
         "msrec": partial(measure_msrec, folder, schema, MetricOptions(resamples=resamples)),
@@ -102,7 +102,7 @@ def bench_evaluate(
     report("evaluate", title, findings, on, {"resamples": resamples, "measured": details})
 
 
-def _write(out: Path, rows: int, users: int, scenarios: int) -> Schema:
+def _write_predictions(out: Path, rows: int, users: int, scenarios: int) -> Schema:
     """Writes predictions in parts, as ranks do; users differ in activity and click rate."""
     out.mkdir(parents=True)
     rng = np.random.default_rng(0)

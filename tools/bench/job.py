@@ -21,7 +21,7 @@ OPTIONS = ["backbone.name=mmoe", "embeddings.dim=16", "trainer.epochs=1"]
 def bench_job(
     dataset: Dataset = None, batch: Batch = 4096, batches: Batches = 195, repeats: Repeats = 1
 ) -> None:
-    """One epoch of an MMoE from files to metrics on two ranks, against one rank.
+    """An epoch of an MMoE from files to metrics on two ranks, against one rank.
 
     Runs `msrec train` and `msrec evaluate` as commands, with one thread per rank.
     """

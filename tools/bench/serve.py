@@ -1,6 +1,5 @@
 """`msrec bench serve`: latency of an export, against its run, and a server under load."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +21,7 @@ from msrec.launch.trained_run import TrainedRun, restore, unwrapped
 from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
 from msrec.tools.bench.harness.http_load import apply_load, latency_quantiles, running_server
-from msrec.tools.bench.harness.measure import Finding, Seconds, compare_times, interleaved
+from msrec.tools.bench.harness.measure import Case, Seconds, compare_times, interleaved
 from msrec.tools.bench.harness.report import console, prepare, report, text_table
 
 SIZES = (1, 64, 512)
@@ -30,21 +29,21 @@ SIZES = (1, 64, 512)
 LOADS = ((1, 1), (16, 1), (16, 64), (4, 512), (32, 512))
 """Concurrent clients, and rows of each of their requests."""
 WARM_UP_CALLS = 2
+TORCHREC, PLAIN = "run: TorchRec, eager, float", "run: nn.EmbeddingBag, eager, float"
 EXPORT = "export"
-RUNS = ("run: TorchRec, eager, float", "run: nn.EmbeddingBag, eager, float")
-Rounds = dict[str, list[Seconds]]
 
 
 def bench_serve(
     run: Annotated[Path, typer.Argument(help="run folder")],
     export: Annotated[
-        Path | None, typer.Option(help="folder that `msrec export` made [default: RUN/export]")
+        Path | None,
+        typer.Option(help="folder that `msrec export` made", show_default="RUN/export"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=3, help="calls of each case and size")] = 200,
     seconds: Annotated[float, typer.Option(min=0.1, help="seconds of each load over HTTP")] = 5,
     out: Annotated[Path, typer.Option(help="JSON file to write")] = Path("runs/serve.json"),
 ) -> None:
-    """Latency of an export, against its run's own model; then a server under load.
+    """Latency of an export, against its run; then a server under load.
 
     The direct calls take turns in one process with one thread. The loads go over HTTP to a server
     on the same machine.
@@ -63,10 +62,10 @@ def bench_serve(
         load = [apply_load(port, clients, lines[:rows], seconds) for clients, rows in LOADS]
     title = "over HTTP on this machine, which clients and server share"
     console.print(text_table(title, [_load_row(figures) for figures in load]))
-    findings: list[Finding] = [
+    findings = [
         compare_times(f"{size} rows: export, against {name}", of_size[EXPORT], of_size[name])
         for size, of_size in rounds.items()
-        for name in RUNS
+        for name in (TORCHREC, PLAIN)
     ]
     manifest = scorer.manifest.model_dump(mode="json", exclude={"crc32"})
     more = {"export": manifest, "direct": direct, "load": load}
@@ -75,44 +74,35 @@ def bench_serve(
 
 def _direct_calls(
     run_dir: Path, scorer: Scorer, repeats: int
-) -> tuple[dict[int, Rounds], list[dict[str, Any]]]:
-    """Returns the rounds of all cases for each size, and raw rows for requests."""
+) -> tuple[dict[int, dict[str, list[Seconds]]], list[dict[str, Any]]]:
+    """Returns the times of all cases for each size, and raw rows for requests."""
     uncompiled = Scorer(scorer.folder, compiled=False)
-    with process_group("cpu") as process, torch.no_grad():
+    with process_group("cpu") as process:
         run = restore(run_dir, process)
         run.model.eval()
         loader = build_loader(run.config, "test", process, run.knowledge, 1, shuffle=False)
         pick = np.random.default_rng(0).integers(loader.reader.num_rows, size=max(SIZES))
         rounds = {}
-        for size in SIZES:
-            batch, columns = loader.batch_of(pick[:size]), loader.reader.take(pick[:size])
-            cases = {
-                **_run_cases(run, batch),
-                "export, not compiled": _score(uncompiled, columns),
-                **_export_cases(scorer, columns),
-            }
-            rounds[size] = interleaved(cases, repeats, WARM_UP_CALLS)
+        with torch.no_grad():
+            for size in SIZES:
+                batch, columns = loader.batch_of(pick[:size]), loader.reader.take(pick[:size])
+                cases = _cases(run, scorer, uncompiled, batch, columns)
+                rounds[size] = interleaved(cases, repeats, WARM_UP_CALLS)
         return rounds, raw_lines(scorer, loader.reader.take(pick))
 
 
-def _run_cases(run: TrainedRun, batch: Batch) -> dict[str, Callable[[], object]]:
-    plain = _plain_model(run)
-    models = (lambda: run.model(batch), lambda: plain(batch))
-    return dict(zip(RUNS, models, strict=True))
-
-
-def _score(scorer: Scorer, columns: Columns) -> Callable[[], object]:
-    rows = scorer.maker.rows(columns)
-    return lambda: scorer.score(rows)
-
-
-def _export_cases(scorer: Scorer, columns: Columns) -> dict[str, Callable[[], object]]:
-    """The export as a whole, its parts, and the step from JSON to ids before it."""
+def _cases(
+    run: TrainedRun, scorer: Scorer, uncompiled: Scorer, batch: Batch, columns: Columns
+) -> dict[str, Case]:
+    """The models as a whole, then the parts of the export."""
+    plain, lines = _plain_model(run), raw_lines(scorer, columns)
     rows, num_sparse = scorer.maker.rows(columns), len(scorer.raw.schema.sparse)
     inputs = inputs_of(rows, num_sparse)
     pooled = scorer.pooled(inputs)
-    lines = raw_lines(scorer, columns)
     return {
+        TORCHREC: lambda: run.model(batch),
+        PLAIN: lambda: plain(batch),
+        "export, not compiled": lambda: uncompiled.score(rows),
         EXPORT: lambda: scorer.score(rows),
         "  of it inputs": lambda: inputs_of(rows, num_sparse),
         "  of it tables": lambda: scorer.pooled(inputs),

@@ -96,7 +96,7 @@ def _cases(schema: Schema, dim: int, training: Training, steps: int) -> dict[str
 
 
 class PlainTables(nn.ModuleList):
-    """One nn.EmbeddingBag per feature."""
+    """List of one nn.EmbeddingBag per feature."""
 
     def forward(self, bags: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
         """Returns the mean vectors (B, dim) of each feature, given its (values, offsets)."""

@@ -58,9 +58,8 @@ def _random_store(folder: Path, keys: int, dtype: type) -> KnowledgeStore:
     path.unlink(missing_ok=True)
     vectors = np.lib.format.open_memmap(path, "w+", dtype, (keys, VECTOR_DIM))
     rng = np.random.default_rng(0)
-    block: np.ndarray = (rng.standard_normal((min(keys, BLOCK_ROWS), VECTOR_DIM)) * 30).astype(
-        dtype
-    )
+    normal = rng.standard_normal((min(keys, BLOCK_ROWS), VECTOR_DIM))
+    block: np.ndarray = (30 * normal).astype(dtype)
     for start in range(0, keys, len(block)):
         vectors[start : start + len(block)] = block[: keys - start]
     scales = np.ones(keys, np.float32) if dtype is np.int8 else None

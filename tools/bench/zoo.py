@@ -8,13 +8,7 @@ import typer
 from torch.nn import functional
 
 from msrec.model.backbones import BACKBONES, make_backbone
-from msrec.tools.bench.harness.measure import (
-    Case,
-    Seconds,
-    compare_all,
-    interleaved,
-    timed,
-)
+from msrec.tools.bench.harness.measure import Case, Seconds, compare_all, interleaved, timed
 from msrec.tools.bench.harness.options import Batch, Repeats
 from msrec.tools.bench.harness.report import console, prepare, report
 from msrec.tools.cli.convert import comma_list
@@ -26,7 +20,8 @@ LONG_STEP_S = 2.0
 
 def bench_zoo(
     model: Annotated[
-        list[str] | None, typer.Option(help="only this model; may be repeated [default: all]")
+        list[str] | None,
+        typer.Option(help="only this model; may be repeated", show_default="all"),
     ] = None,
     scenarios: Annotated[
         str, typer.Option(help="numbers of scenarios, separated by commas")

@@ -14,23 +14,14 @@ BENCHES = {
     "tables": ("tables", "FBGEMM's lookup and update of table rows, against a stream copy."),
     "meta": ("meta", "A training step with meta networks, against the bare model."),
     "ranks": ("ranks", "Training on two ranks, against one rank with the same global batch."),
-    "job": ("job", "One epoch of an MMoE from files to metrics on two ranks, against one rank."),
+    "job": ("job", "An epoch of an MMoE from files to metrics on two ranks, against one rank."),
     "zoo": ("zoo", "A training step of each model, against every row through every tower."),
-    "encode": (
-        "encode",
-        "Encoding prompts with the LLM, against a plain loop over padded batches.",
-    ),
+    "encode": ("encode", "Encoding prompts, against a plain loop over padded batches."),
     "store": ("store", "Gathering the vectors of a batch from a store, against a stream copy."),
-    "checkpoint": (
-        "checkpoint",
-        "Saving a checkpoint, the time it blocks training, and loading it.",
-    ),
+    "checkpoint": ("checkpoint", "Saving and loading a checkpoint, and the time training waits."),
     "planner": ("planner", "Sharding plans for five sets of tables, against TorchRec's planner."),
     "evaluate": ("evaluate", "Metrics of many predictions, against scikit-learn and polars."),
-    "serve": (
-        "serve",
-        "Latency of an export, against its run's own model; then a server under load.",
-    ),
+    "serve": ("serve", "Latency of an export, against its run; then a server under load."),
 }
 """Name of a bench -> its module in `msrec.tools.bench`, and one line of help.
 
@@ -77,10 +68,12 @@ def bench_table(
         Path, typer.Option(help="folder for data and trainings; a second call resumes there")
     ] = Path("runs/benchmark"),
     benchmark: Annotated[
-        list[str] | None, typer.Option(help="only this data set; may be repeated [default: all]")
+        list[str] | None,
+        typer.Option(help="only this data set; may be repeated", show_default="all"),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="only this model; may be repeated [default: all]")
+        list[str] | None,
+        typer.Option(help="only this model; may be repeated", show_default="all"),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="trainings to tune each model with")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="trainings to judge each model with")] = 3,

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,9 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
 
 def peak_rss() -> int:
     """Returns the peak memory of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # getrusage would include the memory of the parent, from which the process was forked.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def peak_memory(rounds: Rounds, *args: Any) -> int:
