@@ -49,7 +49,7 @@ PARTITIONERS: dict[str, Callable[[], object]] = {
 
 def bench_planner(
     seconds: Annotated[
-        int, typer.Option(min=10, help="limit for all of TorchRec's pairs on a set together")
+        int, typer.Option(min=10, help="limit of TorchRec's defaults on a set, and of all pairs")
     ] = 600,
 ) -> None:
     """Sharding plans for five sets of tables, against TorchRec's planner.

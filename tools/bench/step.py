@@ -115,10 +115,11 @@ class Model(nn.Module):
     def __init__(self, tables: nn.Module, schema: Schema, dim: int) -> None:
         super().__init__()
         self.tables = tables
-        num_dense = len(schema.dense)
-        bottom = nn.Sequential(nn.Linear(num_dense, BOTTOM_DIM), nn.ReLU())
-        self.bottom = bottom if num_dense else None
-        sizes = [len(schema.sparse) * dim + (BOTTOM_DIM if num_dense else 0), *MLP_DIMS]
+        self.bottom, in_dim = None, len(schema.sparse) * dim
+        if schema.dense:
+            self.bottom = nn.Sequential(nn.Linear(len(schema.dense), BOTTOM_DIM), nn.ReLU())
+            in_dim += BOTTOM_DIM
+        sizes = [in_dim, *MLP_DIMS]
         layers: list[nn.Module] = []
         for in_dim, out_dim in itertools.pairwise(sizes):
             layers += [nn.Linear(in_dim, out_dim), nn.ReLU()]

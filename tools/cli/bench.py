@@ -44,8 +44,10 @@ class LazyGroup(TyperGroup):
 def _load(name: str) -> Any:
     module, _ = BENCHES[name]
     function = getattr(import_module(f"msrec.tools.bench.{module}"), f"bench_{name}")
+    paragraphs = function.__doc__.partition("Raises:")[0].split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(name, help=function.__doc__.partition("Raises:")[0])(function)
+    app.command(name, help=text)(function)
     return typer.main.get_command(app)
 
 
