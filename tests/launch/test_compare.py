@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from scipy.stats import ttest_rel
+from simulated_clicks import clicks
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.compare import (
@@ -20,7 +21,6 @@ from msrec.launch.evaluation.compare import (
 from msrec.launch.evaluation.predictions import Commit, write_commit
 from msrec.launch.evaluation.results import evaluate_predictions, save_results
 from msrec.model.metrics.exact import sort_rows
-from msrec.tools.bench.intervals import clicks
 
 NAMES = ("search", "feed", "friends")
 SCHEMA = Schema(

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from simulated_clicks import clicks, coverage, simulated
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from msrec.model.metrics.bootstrap import LEAST_USERS, Bootstrap
 from msrec.model.metrics.exact import Groups, MetricOptions, exact_metrics, sort_rows
 from msrec.model.metrics.user_sums import metric_values
-from msrec.tools.bench.intervals import clicks, coverage, simulated
 
 
 def scored(users=80, seed=0, digits=None):

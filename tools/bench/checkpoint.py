@@ -1,28 +1,97 @@
-"""How long a checkpoint holds training up, how long it is written, and how long it is read."""
+"""`msrec bench checkpoint`: how long saving blocks training, takes to commit, and to load."""
 
 import shutil
-import time
 from pathlib import Path
-from statistics import median
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.table import Table
+import typer
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.launch.checkpointing.checkpoint import Checkpoints, load_checkpoint
-from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.launch.distributed import Process, process_group
 from msrec.model.distributed.optimizers import optimizers
 from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.tools.bench.harness.measure import (
+    Seconds,
+    compare_rates,
+    compare_times,
+    interleaved,
+    now,
+)
+from msrec.tools.bench.harness.options import Repeats
+from msrec.tools.bench.harness.report import prepare, report
 
 DIM = 64
 
 
+def bench_checkpoint(
+    gib: Annotated[float, typer.Option(min=0.01, help="GiB of weights over all ranks")] = 1.0,
+    out: Annotated[
+        Path, typer.Option(help="folder for the checkpoints; emptied before and after")
+    ] = Path("runs/checkpoint"),
+    repeats: Repeats = 3,
+) -> None:
+    """Saving and loading a checkpoint, and the time training waits.
+
+    Saving blocks training only until the state is copied; a thread then writes and commits it.
+    """
+    on = prepare(threads=None)
+    with process_group("cpu") as process:
+        model, optimizer = _sharded_table(int(gib * 2**30) // (4 * DIM), process)
+        if process.is_main:
+            shutil.rmtree(out, ignore_errors=True)
+        dist.barrier()
+        blocked, paths = list[Seconds](), list[Path]()
+        with Checkpoints(out) as checkpoints:
+
+            def save() -> None:
+                step = len(paths) + 1
+                state = {"step": step, "best_step": step}
+                start = now()
+                paths.append(checkpoints.save(model, optimizer, state))
+                blocked.append(now() - start)
+                checkpoints.wait()
+
+            def load() -> None:
+                load_checkpoint(paths[-1], model, optimizer)
+
+            rounds = interleaved({"save": save, "load": load}, repeats, warm_up=0)
+        if not process.is_main:
+            return
+        gigabytes = sum(file.stat().st_size for file in paths[-1].iterdir()) / 1e9
+        shutil.rmtree(out)
+    findings = [
+        compare_times("training blocked, against the whole save", blocked, rounds["save"]),
+        compare_rates(
+            "saved and committed, against checked and loaded",
+            rounds["save"],
+            rounds["load"],
+            gigabytes,
+            "GB/s",
+        ),
+    ]
+    title = f"checkpoints of {gigabytes:.2f} GB on {process.world_size} ranks"
+    report("checkpoint", title, findings, on)
+
+
+def _sharded_table(rows: int, process: Process) -> tuple[nn.Module, CombinedOptimizer]:
+    model, device = _Tables(rows), process.device
+    spec = TableSpec("rowwise_adagrad", 0.1, 1, {"table": "row_wise"})
+    fuse_optimizer(model.ebc, spec, device)
+    plan = make_plan(model, spec, device, process.local_world_size)
+    sharded = shard(model, plan, device, 0.1, 0)
+    optimizer = optimizers(sharded, spec, lr=0.1, weight_decay=0.0)
+    optimizer.init_state(set())
+    return sharded, optimizer
+
+
 class _Tables(nn.Module):
-    """One large table and a dense layer: what a checkpoint is made of, by size."""
+    """Large table and dense layer that make up the bytes of a checkpoint."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -35,54 +104,3 @@ class _Tables(nn.Module):
         )
         self.ebc = EmbeddingBagCollection(tables=[table], device=torch.device("meta"))
         self.dense = nn.Linear(DIM, DIM)
-
-
-def bench_checkpoint(gib: float, out: Path, repeats: int) -> None:
-    """Save and load a table split by rows over the ranks of this job.
-
-    Args:
-        gib: GiB of weights over all ranks; the optimizer's state is a row's number more.
-        out: folder for the checkpoints; emptied first and after.
-        repeats: saves, of which the median is told.
-
-    Raises:
-        ValueError: the table does not fit.
-        OSError: the disk is full.
-    """
-    quiet_libraries()
-    rows = int(gib * 2**30) // (4 * DIM)
-    with process_group("cpu") as process:
-        model, device = _Tables(rows), process.device
-        spec = TableSpec("rowwise_adagrad", 0.1, 1, {"table": "row_wise"})
-        fuse_optimizer(model.ebc, spec, device)
-        dmp = shard(model, make_plan(model, spec, device, process.local_world_size), device, 0.1, 0)
-        optimizer = optimizers(dmp, spec, lr=0.1, weight_decay=0.0)
-        optimizer.init_state(set())
-        if process.is_main:
-            shutil.rmtree(out, ignore_errors=True)
-        dist.barrier()
-        blocked, written = [], []
-        with Checkpoints(out) as checkpoints:
-            for step in range(1, repeats + 1):
-                started = time.perf_counter()
-                path = checkpoints.save(dmp, optimizer, {"step": step, "best_step": step})
-                blocked.append(time.perf_counter() - started)
-                checkpoints.wait()
-                written.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        load_checkpoint(path, dmp, optimizer)
-        loaded = time.perf_counter() - started
-        if process.is_main:
-            size = sum(file.stat().st_size for file in path.iterdir()) / 1e9
-            table = Table("", "seconds", "s a GB", "GB/s")
-            for name, seconds in (
-                ("training held up", median(blocked)),
-                ("written and committed", median(written)),
-                ("checked and loaded", loaded),
-            ):
-                table.add_row(
-                    name, f"{seconds:.2f}", f"{seconds / size:.3f}", f"{size / seconds:.1f}"
-                )
-            Console().print(f"{size:.2f} GB on {process.world_size} ranks", highlight=False)
-            Console().print(table)
-            shutil.rmtree(out)

@@ -1,4 +1,4 @@
-"""The whole job: one epoch from files on disk to metrics, on one rank and on two."""
+"""`msrec bench job`: the whole job, from files on disk to metrics, on one rank and on two."""
 
 import json
 import os
@@ -8,78 +8,56 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.schema import load_schema
-from msrec.tools.bench.harness.measure import Finding, interleaved, rates, sizes
-from msrec.tools.bench.harness.own_process import in_own_process
-from msrec.tools.bench.harness.report import machine, report
-from msrec.tools.bench.loader import dataset_or_made
-from msrec.tools.bench.public import LIBRARY, has_rechub, rechub_rows_per_s
+from msrec.tools.bench.harness.measure import compare_rates, interleaved
+from msrec.tools.bench.harness.options import Batch, Batches, Dataset, Repeats
+from msrec.tools.bench.harness.report import prepare, report
+from msrec.tools.bench.harness.shapes import dataset_or_random
 
 OPTIONS = ["backbone.name=mmoe", "embeddings.dim=16", "trainer.epochs=1"]
-PUBLIC_BATCHES = 50
-"""Steps of the public library, which takes long."""
 
 
-def bench_job(dataset: Path | None, batch: int, batches: int, repeats: int) -> None:
-    """`msrec train` of an MMoE for one epoch, then `msrec evaluate`, as a person runs them.
+def bench_job(
+    dataset: Dataset = None, batch: Batch = 4096, batches: Batches = 195, repeats: Repeats = 1
+) -> None:
+    """An epoch of an MMoE from files to metrics on two ranks, against one rank.
 
-    Beside training alone by a public library, where that is installed.
-
-    Args:
-        dataset: a folder; None makes random rows.
-        batch: rows of a global batch.
-        batches: of the rows that are made.
-        repeats: rounds.
+    Runs `msrec train` and `msrec evaluate` as commands, with one thread per rank.
     """
-    on = machine()
+    on = prepare()
     with (
-        dataset_or_made(dataset, batches, batch) as folder,
+        dataset_or_random(dataset, batches, batch) as folder,
         tempfile.TemporaryDirectory() as scratch,
     ):
         name, rows = load_schema(folder).name, num_rows(folder / "train")
-        inside: dict[int, list[float]] = {1: [], 2: []}
-        runs = iter(range(1_000_000))
+        config = Path(scratch) / "conf.yaml"
+        config.write_text(f"dataset: {folder}\nrun_root: {scratch}\n")
+        training_rows_per_s: dict[int, list[float]] = {1: [], 2: []}
 
         def job(ranks: int) -> None:
-            run = Path(scratch) / f"r{next(runs)}"
-            config = Path(scratch) / "conf.yaml"
-            config.write_text(f"dataset: {folder}\nrun_root: {scratch}\n")
+            run = Path(scratch) / f"{ranks}-ranks-{len(training_rows_per_s[ranks])}"
             options = [*OPTIONS, f"trainer.global_batch={batch}", f"run_id={run.name}"]
             _msrec(ranks, "train", str(config), *options)
             _msrec(ranks, "evaluate", str(run))
-            inside[ranks].append(_rows_per_s(run))
+            training_rows_per_s[ranks].append(_rows_per_s(run))
 
-        cases = {ranks: (lambda ranks=ranks: job(ranks)) for ranks in (1, 2)}
-        took = interleaved({f"{n}": case for n, case in cases.items()}, repeats, warm_up=0)
-        public = []
-        if has_rechub():
-            given = (folder, OPTIONS, batch, PUBLIC_BATCHES)
-            public = [in_own_process(rechub_rows_per_s, *given) for _ in range(repeats)]
-    findings: list[Finding] = [
-        sizes(
-            f"{name}: training alone, {ranks} rank{'s' * (ranks > 1)}, against {LIBRARY}",
-            median(inside[ranks]),
-            median(public),
-            "rows/s",
-        )
-        for ranks in (1, 2)
-        if public
-    ]
-    findings.append(
-        rates(f"{name}: disk to metrics, 2 ranks against 1", took["2"], took["1"], rows)
+        cases = {"1": lambda: job(1), "2": lambda: job(2)}
+        rounds = interleaved(cases, repeats, warm_up=0)
+    seconds = {ranks: [time.clock for time in times] for ranks, times in rounds.items()}
+    finding = compare_rates(
+        f"{name}: disk to metrics, 2 ranks against 1", rounds["2"], rounds["1"], rows
     )
-    seconds = {ranks: [clock for clock, _ in took[str(ranks)]] for ranks in (1, 2)}
-    title = f"MMoE, 16-wide embeddings, {rows:,} rows, train and evaluate: " + ", ".join(
-        f"{median(s):.1f} s on {r} rank{'s' * (r > 1)}" for r, s in seconds.items()
+    title = (
+        f"MMoE, 16-wide embeddings, {rows:,} rows, train and evaluate: "
+        f"{median(seconds['1']):.1f} s on 1 rank, {median(seconds['2']):.1f} s on 2 ranks"
     )
-    inside_median = {ranks: median(speeds) for ranks, speeds in inside.items()}
-    more = {"seconds": seconds, "rows": rows, "training_rows_per_s": inside_median}
-    report("job", title, findings, on, more)
-    if not public:
-        Console().print(f"pip install {LIBRARY} to see training beside it.", highlight=False)
+    more = {
+        "seconds": seconds,
+        "rows": rows,
+        "training_rows_per_s": {ranks: median(s) for ranks, s in training_rows_per_s.items()},
+    }
+    report("job", title, [finding], on, more)
 
 
 def _msrec(ranks: int, *command: str) -> None:
@@ -92,7 +70,7 @@ def _msrec(ranks: int, *command: str) -> None:
 
 
 def _rows_per_s(run: Path) -> float:
-    """Of the training's own log lines."""
+    """Returns the median speed that the training logged."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds: list[float] = [
         line["metrics"]["rows_per_s"] for line in lines if line["split"] == "train"

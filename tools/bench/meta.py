@@ -1,8 +1,8 @@
-"""What the meta networks add to a bare step, and the form of them that makes no matrices."""
+"""`msrec bench meta`: cost of the meta networks, and of a generated layer without matrices."""
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,81 +14,119 @@ from torch.utils.flop_counter import FlopCounterMode
 from msrec.data.llm.store import VERSION
 from msrec.data.llm.store_settings import store_settings
 from msrec.data.llm.store_writer import StoreWriter
-from msrec.data.loading.batch import Batch
 from msrec.data.schema import load_schema
 from msrec.launch.config import LLMConfig
-from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.launch.distributed import process_group
 from msrec.model.layers.generated_linear import GeneratedLinear, make_codes
-from msrec.tools.bench.harness.measure import Case, Took, interleaved, rates, sizes, times
+from msrec.tools.bench.harness.measure import (
+    Case,
+    Finding,
+    Seconds,
+    compare_all,
+    compare_times,
+    compare_values,
+    interleaved,
+)
+from msrec.tools.bench.harness.options import Batch, Repeats, Steps
 from msrec.tools.bench.harness.processes import peak_memory
-from msrec.tools.bench.harness.report import machine, report
-from msrec.tools.bench.harness.shapes import movielens_tables, shaped
-from msrec.tools.bench.harness.training import Training
-from msrec.tools.bench.step import IN_MEMORY, SKIP
+from msrec.tools.bench.harness.report import prepare, report
+from msrec.tools.bench.harness.shapes import movielens_tables, write_random
+from msrec.tools.bench.harness.training import IN_MEMORY, Training
 
-DIM = 576
+VECTOR_DIM = 576
+"""Size of the knowledge vectors, as of SmolLM2-135M."""
 WIDTH, RANK = 64, 16
 BARE = ["backbone.name=mmoe", "backbone.expert_dims=[64]", "backbone.tower_dims=[64]"]
-FORMS = ("contracted", "per row")
-MIB = 1 << 20
 META = [f"meta.width={WIDTH}", "meta.user=true", "meta.scenario=true"]
+FORMS = ("contracted", "W per row")
+MIB = 1 << 20
 
 
-def bench_meta(batch: int, steps: int, repeats: int) -> None:
-    """Steps with and without the meta networks; one generated layer in two forms.
+def bench_meta(batch: Batch = 4096, steps: Steps = 10, repeats: Repeats = 7) -> None:
+    """A training step with meta networks, against the bare model.
 
-    Args:
-        batch: rows of a step.
-        steps: of a round.
-        repeats: rounds.
+    Also runs one generated layer in its contracted form, against a weight matrix per row.
     """
-    quiet_libraries()
-    torch.set_num_threads(1)
-    on = machine()
-    with tempfile.TemporaryDirectory() as scratch, process_group("cpu") as process:
-        root = Path(scratch)
-        data = shaped(root / "data", movielens_tables(), IN_MEMORY, batch)
-        store = made_up_store(data, root / "store")
-        arms = {"meta": [*BARE, *META, f"llm.store={store}"], "bare": BARE}
-        arms = {n: [*o, f"run_id={n}", f"trainer.global_batch={batch}"] for n, o in arms.items()}
-        rounds: dict[str, Case] = {}
-        operations = []
-        for name, options in arms.items():
-            training = Training(data, root, options, process)
-            batches = training.batches(IN_MEMORY)
-            rounds[name] = _steps(training, batches, steps)
-            with FlopCounterMode(display=False) as counter:
-                training.run(lambda batches=batches: iter(batches[:2]), 2)  # type: ignore[misc]
-            operations.append(counter.get_total_flops() / 2e9)
-        took = interleaved(rounds, repeats)
-        forms = interleaved({name: _layer(name, batch) for name in FORMS}, repeats)
-        memory = [peak_memory(some_steps, data, root, options) / MIB for options in arms.values()]
-        of_forms = [peak_memory(one_layer, name, batch) / MIB for name in FORMS]
-    findings = [
-        times(
-            "user + scenario on: a step",
-            took["meta"],
-            took["bare"],
-            aim=("at most", 1.3),
-            limit="the operations forbid less than their own ratio, next line",
-            calls=steps,
-        ),
-        sizes("user + scenario on: operations", operations[0], operations[1], "GFLOP a step"),
-        sizes("user + scenario on: memory", memory[0], memory[1], "MiB", ("at most", 1.2)),
-        rates(
-            "contracted against W per row",
-            forms["contracted"],
-            forms["per row"],
-            batch,
-            aim=("at least", 2.5),
-        ),
-        sizes("contracted: memory", of_forms[0], of_forms[1], "MiB", ("at most", RANK / WIDTH)),
-    ]
+    on = prepare()
+    with tempfile.TemporaryDirectory() as scratch:
+        findings = _compare_training(Path(scratch), batch, steps, repeats)
+    findings += _compare_forms(batch, repeats)
     report("meta", f"meta networks of width {WIDTH}, {batch:,} rows, 3 scenarios", findings, on)
 
 
-def made_up_store(dataset: Path, store: Path) -> Path:
-    """A knowledge store of normal numbers for all users and scenarios."""
+def _compare_training(root: Path, batch: int, steps: int, repeats: int) -> list[Finding]:
+    data = write_random(root / "data", movielens_tables(), IN_MEMORY, batch)
+    store = write_random_store(data, root / "store")
+    arms = {"meta": [*BARE, *META, f"llm.store={store}"], "bare": BARE}
+    cases: dict[str, Case] = {}
+    gflop, mib = dict[str, float](), dict[str, float]()
+    with process_group("cpu") as process:
+        for name, arm in arms.items():
+            options = [*arm, f"run_id={name}", f"trainer.global_batch={batch}"]
+            training = Training(data, root, options, process)
+            cases[name] = training.in_memory(steps)
+            gflop[name] = _gflop_per_step(training)
+            mib[name] = peak_memory(few_steps, data, root, options) / MIB
+        rounds = interleaved(cases, repeats)
+    what = "user + scenario on"
+    return [
+        compare_times(f"{what}: a step", rounds["meta"], rounds["bare"], steps, ("at most", 1.3)),
+        compare_values(f"{what}: operations", gflop["meta"], gflop["bare"], "GFLOP a step"),
+        compare_values(f"{what}: memory", mib["meta"], mib["bare"], "MiB", ("at most", 1.2)),
+    ]
+
+
+def _gflop_per_step(training: Training) -> float:
+    batches = training.batches(2)
+    with FlopCounterMode(display=False) as counter:
+        training.run(lambda: iter(batches), len(batches))
+    return float(counter.get_total_flops()) / len(batches) / 1e9
+
+
+def few_steps(dataset: Path, run_root: Path, options: list[str]) -> Iterator[Seconds]:
+    """Trains four steps once, for `peak_memory`."""
+    with process_group("cpu") as process:
+        training = Training(dataset, run_root, options, process)
+        batches = training.batches(2)
+        yield training.run(lambda: itertools.cycle(batches), 4)
+
+
+def _compare_forms(batch: int, repeats: int) -> list[Finding]:
+    rounds = interleaved({form: _layer(form, batch) for form in FORMS}, repeats)
+    contracted, per_row = (peak_memory(one_layer, form, batch) / MIB for form in FORMS)
+    return [
+        *compare_all("contracted", rounds, batch, aims={"W per row": ("at least", 2.5)}),
+        compare_values("contracted: memory", contracted, per_row, "MiB", ("at most", RANK / WIDTH)),
+    ]
+
+
+def one_layer(form: str, batch: int) -> Iterator[None]:
+    """Runs a layer forward and backward once, for `peak_memory`."""
+    _layer(form, batch)()
+    yield None
+
+
+def _layer(form: str, batch: int) -> Case:
+    """Returns forward and backward of a generated layer with another vector in each row."""
+    torch.manual_seed(0)
+    linear = GeneratedLinear(WIDTH, WIDTH, RANK)
+    x = torch.randn(batch, WIDTH, requires_grad=True)
+    z = torch.randn(batch, RANK + 1, requires_grad=True)
+    key = torch.arange(batch)
+
+    def contracted() -> None:
+        torch.autograd.backward(linear(x, make_codes(z, key, "contracted")).sum())
+
+    def per_row() -> None:
+        weight = (z @ linear.weight.flatten(1)).view(batch, WIDTH, WIDTH)
+        y = torch.bmm(x.unsqueeze(1), weight).squeeze(1) + z @ linear.bias
+        torch.autograd.backward(y.sum())
+
+    return contracted if form == "contracted" else per_row
+
+
+def write_random_store(dataset: Path, store: Path) -> Path:
+    """Writes a knowledge store of normal numbers for all users and scenarios."""
     settings = store_settings(dataset, **LLMConfig().encoding)
     settings |= {"version": VERSION, "model_sha256": "0" * 64}
     keys: dict[str, list[Any]] = {
@@ -105,43 +143,6 @@ def made_up_store(dataset: Path, store: Path) -> Path:
             "truncated": [False] * len(names),
             "has_history": [True] * len(names),
         }
-        writer.write(rows, rng.normal(size=(len(names), DIM)).astype(np.float32))
+        writer.write(rows, rng.normal(size=(len(names), VECTOR_DIM)).astype(np.float32))
         writer.finish({"keys": len(names), "no_history": 0, "left_out": 0})
     return store
-
-
-def some_steps(dataset: Path, folder: Path, options: list[str]) -> Iterator[Took]:
-    """Some steps, for their memory."""
-    with process_group("cpu") as process:
-        training = Training(dataset, folder, options, process)
-        batches = training.batches(2)
-        yield training.run(lambda: itertools.cycle(batches), 4)
-
-
-def one_layer(name: str, batch: int) -> Iterator[None]:
-    """A layer's forward and backward, for their memory."""
-    _layer(name, batch)()
-    yield None
-
-
-def _steps(training: Training, batches: list[Batch], steps: int) -> Callable[[], Took]:
-    return lambda: training.run(lambda: itertools.cycle(batches), steps + SKIP, SKIP)
-
-
-def _layer(name: str, batch: int) -> Callable[[], None]:
-    """Forward and backward of a generated layer with a vector of its own for each row."""
-    torch.manual_seed(0)
-    linear = GeneratedLinear(WIDTH, WIDTH, RANK)
-    x = torch.randn(batch, WIDTH, requires_grad=True)
-    z = torch.randn(batch, RANK + 1, requires_grad=True)
-    key = torch.arange(batch)
-
-    def contracted() -> None:
-        torch.autograd.backward(linear(x, make_codes(z, key, "contracted")).sum())
-
-    def per_row() -> None:
-        weight = (z @ linear.weight.flatten(1)).view(batch, WIDTH, WIDTH)
-        y = torch.bmm(x.unsqueeze(1), weight).squeeze(1) + z @ linear.bias
-        torch.autograd.backward(y.sum())
-
-    return {"contracted": contracted, "per row": per_row}[name]

@@ -1,14 +1,14 @@
-"""Our plans beside the best of TorchRec's own proposers and partitioners, by its own rating."""
+"""`msrec bench planner`: our plans, against TorchRec's proposers and partitioners."""
 
 import math
 import time
 import warnings
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+import typer
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.distributed.planner.partitioners import (
@@ -25,9 +25,10 @@ from torchrec.distributed.planner.proposers import (
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
-from msrec.launch.distributed import quiet_libraries
+from msrec.tools.bench.harness.measure import Finding, compare_times, compare_values, now
+from msrec.tools.bench.harness.report import console, prepare, report
 from msrec.tools.planner.hardware import Hardware, load_hardware
-from msrec.tools.planner.plan import Request, make_plan
+from msrec.tools.planner.plan import Plan, Request, make_plan
 from msrec.tools.planner.sharding_options import SPAN
 from msrec.tools.planner.tables import TableLoad, meta_collection
 
@@ -46,8 +47,73 @@ PARTITIONERS: dict[str, Callable[[], object]] = {
 }
 
 
-class _Rated(NoopPerfModel):  # type: ignore[misc]  # TorchRec is untyped
-    """TorchRec's rating, which keeps the best that it gave."""
+def bench_planner(
+    seconds: Annotated[
+        int, typer.Option(min=10, help="limit of TorchRec's defaults on a set, and of all pairs")
+    ] = 600,
+) -> None:
+    """Sharding plans for five sets of tables, against TorchRec's planner.
+
+    A pair is one of TorchRec's proposers and one of its partitioners. Plans are compared by the
+    step time that TorchRec's own performance model estimates.
+    """
+    on, findings = prepare(threads=None), list[Finding]()
+    warnings.filterwarnings("ignore", module="torchrec")
+    hardware = load_hardware("h100")
+    for name, tables in table_sets().items():
+        findings += _compare(f"{name} ({len(tables)})", tables, hardware, seconds)
+    title = f"estimated step on {NODES} x {PER_NODE} h100, {BATCH} rows a rank"
+    report("planner", title, findings, on)
+
+
+def _compare(name: str, tables: list[TableLoad], hardware: Hardware, seconds: int) -> list[Finding]:
+    console.print(f"{name} ...")
+    start = now()
+    plan = _our_plan(tables, hardware)
+    ours = now() - start
+    start = now()
+    default_ms = _torchrec_step_ms("defaults", tables, hardware, seconds)
+    defaults = now() - start
+    best_ms, pair = _best_of_torchrec(tables, hardware, seconds)
+    step_ms = plan.step_ms if plan.fits else math.inf
+    return [
+        compare_values(f"{name}: step, against TorchRec's defaults", step_ms, default_ms, "ms"),
+        compare_values(f"{name}: step, against {pair}", step_ms, best_ms, "ms"),
+        compare_times(f"{name}: planning, against TorchRec's defaults", [ours], [defaults]),
+    ]
+
+
+def _our_plan(tables: list[TableLoad], hardware: Hardware) -> Plan:
+    request = Request(
+        tables=tables,
+        batch=BATCH,
+        hardware=("h100", hardware),
+        nodes=NODES,
+        per_node=PER_NODE,
+        shardings=tuple(SPAN),
+        headroom=HEADROOM,
+    )
+    return make_plan(request)
+
+
+def _best_of_torchrec(
+    tables: list[TableLoad], hardware: Hardware, seconds: int
+) -> tuple[float, str]:
+    """Returns the smallest step time of all pairs, and the pair."""
+    pairs = [(p, q) for p in PROPOSERS for q in PARTITIONERS]
+    ratings = []
+    end = time.perf_counter() + seconds
+    for number, (proposer, partitioner) in enumerate(pairs):
+        # A pair that ends early leaves its time to the later ones.
+        left = max(int((end - time.perf_counter()) / (len(pairs) - number)), 1)
+        parts = {"proposer": PROPOSERS[proposer](), "partitioner": PARTITIONERS[partitioner]()}
+        pair = f"{proposer} + {partitioner}"
+        ratings.append((_torchrec_step_ms(pair, tables, hardware, left, **parts), pair))
+    return min(ratings)
+
+
+class _RecordingPerfModel(NoopPerfModel):  # type: ignore[misc]  # TorchRec is untyped
+    """TorchRec's performance model, which records the smallest rating it gave."""
 
     best = math.inf
 
@@ -57,8 +123,40 @@ class _Rated(NoopPerfModel):  # type: ignore[misc]  # TorchRec is untyped
         return rating
 
 
+def _torchrec_step_ms(
+    name: str, tables: list[TableLoad], hardware: Hardware, seconds: int, **parts: object
+) -> float:
+    """Returns the smallest step time that TorchRec's planner considers, and prints it.
+
+    Infinite if it finds no plan. The planner has its defaults except for `parts`.
+    """
+    topology = hardware.topology(NODES * PER_NODE, PER_NODE)
+    perf_model = _RecordingPerfModel(topology)
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=BATCH,
+        performance_model=perf_model,
+        storage_reservation=FixedPercentageStorageReservation(HEADROOM),
+        constraints={
+            table.name: ParameterConstraints(pooling_factors=[table.pooling] * table.features)
+            for table in tables
+        },
+        timeout_seconds=seconds,
+        debug=False,
+        **parts,
+    )
+    module = torch.nn.ModuleDict({"ebc": meta_collection(tables, "rowwise_adagrad")})
+    failure = ""
+    try:
+        planner.plan(module, [EmbeddingBagCollectionSharder()])
+    except (PlannerError, RuntimeError) as error:
+        failure = f": {str(error).strip().splitlines()[0]:.60}"
+    console.print(f"  {name}: {perf_model.best:.3f} ms{failure}")
+    return perf_model.best
+
+
 def table_sets(seed: int = 0) -> dict[str, list[TableLoad]]:
-    """Five sets of tables."""
+    """Returns five sets of tables of different sizes, by name."""
     rng = np.random.default_rng(seed)
 
     def tables(rows: list[float], dims: list[int], pooling: list[float]) -> list[TableLoad]:
@@ -82,100 +180,3 @@ def table_sets(seed: int = 0) -> dict[str, list[TableLoad]]:
             list(mixed), [int(d) for d in rng.choice([16, 64, 128, 512], 40)], lengths(40)
         ),
     }
-
-
-def bench_planner(seconds: int) -> None:
-    """Plan each set, by us and by each pair of TorchRec's proposer and partitioner.
-
-    Args:
-        seconds: for all pairs of a set together.
-    """
-    quiet_libraries()
-    warnings.filterwarnings("ignore", module="torchrec")
-    console = Console(width=130)
-    hardware = load_hardware("h100")
-    table = Table(title=f"estimated ms of a step on {NODES} x {PER_NODE} h100, {BATCH} rows a rank")
-    for head in ("tables", "ours", "took, s", "its defaults", "took, s", "best of TorchRec"):
-        table.add_column(head, justify="left" if head == "tables" else "right")
-    for head in ("by", "took, s", "ours / theirs"):
-        table.add_column(head, justify="left" if head == "by" else "right")
-    for name, tables in table_sets().items():
-        console.print(f"{name} ...", highlight=False)
-        started = time.perf_counter()
-        plan = make_plan(
-            Request(
-                tables=tables,
-                batch=BATCH,
-                hardware=("h100", hardware),
-                nodes=NODES,
-                per_node=PER_NODE,
-                shardings=tuple(SPAN),
-                headroom=HEADROOM,
-            )
-        )
-        ours = time.perf_counter() - started
-        started = time.perf_counter()
-        defaults, said = _by_torchrec(tables, hardware, seconds)
-        default_s = time.perf_counter() - started
-        console.print(f"  TorchRec's defaults: {defaults:.3f}{said}", highlight=False)
-        started = time.perf_counter()
-        best, by, told = _best_of_torchrec(tables, hardware, seconds)
-        theirs = time.perf_counter() - started
-        table.add_row(
-            f"{name} ({len(tables)})",
-            f"{plan.step_ms:.3f}" if plan.fits else "does not fit",
-            f"{ours:.2f}",
-            f"{defaults:.3f}",
-            f"{default_s:.1f}",
-            f"{best:.3f}",
-            by,
-            f"{theirs:.0f}",
-            f"{plan.step_ms / best:.3f}",
-        )
-        for line in told:
-            console.print(f"  {line}", highlight=False)
-    console.print(table)
-
-
-def _best_of_torchrec(
-    tables: list[TableLoad], hardware: Hardware, seconds: int
-) -> tuple[float, str, list[str]]:
-    """The smallest rating, by which pair, and a line about each pair."""
-    pairs = [(p, q) for p in PROPOSERS for q in PARTITIONERS]
-    found, told = [], []
-    end = time.perf_counter() + seconds
-    for number, (proposer, partitioner) in enumerate(pairs):
-        # What one pair leaves is for those that come after it.
-        left = max(int((end - time.perf_counter()) / (len(pairs) - number)), 1)
-        parts = {"proposer": PROPOSERS[proposer](), "partitioner": PARTITIONERS[partitioner]()}
-        rating, said = _by_torchrec(tables, hardware, left, **parts)
-        told.append(f"{proposer} + {partitioner}: {rating:.3f}{said}")
-        found.append((rating, f"{proposer} + {partitioner}"))
-    best, by = min(found)
-    return best, by, told
-
-
-def _by_torchrec(
-    tables: list[TableLoad], hardware: Hardware, seconds: int, **parts: object
-) -> tuple[float, str]:
-    """The smallest rating its planner meets, with its defaults but for `parts`; what failed."""
-    topology = hardware.topology(NODES * PER_NODE, PER_NODE)
-    rated = _Rated(topology)
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=BATCH,
-        performance_model=rated,
-        storage_reservation=FixedPercentageStorageReservation(HEADROOM),
-        constraints={
-            t.name: ParameterConstraints(pooling_factors=[t.pooling] * t.features) for t in tables
-        },
-        timeout_seconds=seconds,
-        debug=False,
-        **parts,
-    )
-    module = torch.nn.ModuleDict({"ebc": meta_collection(tables, "rowwise_adagrad")})
-    try:
-        planner.plan(module, [EmbeddingBagCollectionSharder()])
-    except (PlannerError, RuntimeError) as error:
-        return rated.best, f": {str(error).strip().splitlines()[0]:.60}"
-    return rated.best, ""

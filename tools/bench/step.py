@@ -1,228 +1,205 @@
-"""A bare training step, against hand-written loops of plain PyTorch and of TorchRec."""
+"""`msrec bench step`: a training step, against hand-written loops of plain PyTorch and TorchRec."""
 
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import nn
 from torch.nn import functional
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.optimizers import in_backward_optimizer_filter
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from msrec.data.loading.batch import Batch
+from msrec.data.loading.batch import Batch as LoadedBatch
 from msrec.data.schema import Schema, load_schema
-from msrec.launch.distributed import Process, process_group, quiet_libraries
+from msrec.launch.distributed import process_group
 from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, sharders
-from msrec.tools.bench.harness.measure import Aim, Case, Finding, Took, interleaved, rates, timed
-from msrec.tools.bench.harness.report import machine, report
-from msrec.tools.bench.harness.shapes import large_tables, movielens_tables, shaped
-from msrec.tools.bench.harness.training import Training
+from msrec.tools.bench.harness.measure import (
+    Aim,
+    Case,
+    Finding,
+    Seconds,
+    compare_all,
+    interleaved,
+    timed,
+)
+from msrec.tools.bench.harness.options import Batch, Dataset, Repeats, Steps
+from msrec.tools.bench.harness.report import prepare, report
+from msrec.tools.bench.harness.shapes import (
+    LARGE_DIM,
+    MOVIELENS_DIM,
+    large_tables,
+    movielens_tables,
+    write_random,
+)
+from msrec.tools.bench.harness.training import IN_MEMORY, WARM_UP_STEPS, Training
+from msrec.tools.cli.convert import comma_list
 
-BOTTOM, DIMS = 64, (128, 64)
-IN_MEMORY = 12
-"""Distinct batches, one after another."""
-SKIP = 5
-"""Steps of a round that do not count."""
-SPARSE_FROM = 100_000
-"""Rows of a table from which on a gradient as large as the table is slower than a sparse one."""
-SMALL_AIM: Aim = ("at least", 1.0)
-LARGE_AIM: Aim = ("at least", 2.0)
+BOTTOM_DIM, MLP_DIMS = 64, (128, 64)
+MIN_SPARSE_ROWS = 100_000
+"""Rows of a table from which a sparse gradient is faster than a dense one as large as the table."""
+PLAIN = "nn.EmbeddingBag, Adam"
+PLAIN_SPARSE = "nn.EmbeddingBag, sparse SGD"
+AIMS: dict[str, Aim] = {PLAIN: ("at least", 1.0), PLAIN_SPARSE: ("at least", 2.0)}
 OPTIONS = [
-    *("backbone.name=mlp", f"backbone.dims={list(DIMS)}", "backbone.dropout=0.0"),
-    f"interaction.bottom_dims=[{BOTTOM}]",
+    *("backbone.name=mlp", f"backbone.dims={list(MLP_DIMS)}", "backbone.dropout=0.0"),
+    f"interaction.bottom_dims=[{BOTTOM_DIM}]",
 ]
 
 
-class Over(nn.Module):
-    """What stands over the looked-up vectors: a layer for dense features, an MLP."""
+def bench_step(
+    shapes: Annotated[
+        str, typer.Option(help="movielens, or large: 8 tables of 1e6 x 64, 20 ids a bag (5 GB)")
+    ] = "movielens",
+    dataset: Dataset = None,
+    batch: Batch = 4096,
+    steps: Steps = 20,
+    repeats: Repeats = 15,
+) -> None:
+    """A training step, against hand-written loops of plain PyTorch and TorchRec.
 
-    def __init__(self, num_sparse: int, dim: int, num_dense: int) -> None:
-        super().__init__()
-        self.bottom = nn.Sequential(nn.Linear(num_dense, BOTTOM), nn.ReLU()) if num_dense else None
-        sizes = [num_sparse * dim + BOTTOM * bool(num_dense), *DIMS]
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(sizes):
-            layers += [nn.Linear(a, b), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+    All train the same MLP on batches in memory. Large tables get a tenth of the steps. Several
+    shapes are separated by commas. A dataset is measured in addition to them.
+    """
+    on, findings = prepare(), list[Finding]()
+    with tempfile.TemporaryDirectory() as scratch, process_group("cpu") as process:
+        folders = {}
+        for shape in comma_list("shapes", shapes, str):
+            tables = large_tables() if shape == "large" else movielens_tables()
+            folders[shape] = write_random(Path(scratch) / shape, tables, IN_MEMORY, batch)
+        if dataset is not None:
+            folders["dataset"] = dataset
+        for name, folder in folders.items():
+            is_large = name == "large"
+            dim, count = (LARGE_DIM, max(steps // 10, 2)) if is_large else (MOVIELENS_DIM, steps)
+            options = [*OPTIONS, f"embeddings.dim={dim}", f"trainer.global_batch={batch}"]
+            training = Training(folder, Path(scratch) / "runs", options, process)
+            rounds = interleaved(_cases(load_schema(folder), dim, training, count), repeats)
+            findings += compare_all(name, rounds, count * batch, aims=AIMS)
+    report("step", f"training steps of {batch:,} rows", findings, on)
 
-    def forward(self, vectors: list[torch.Tensor], dense: torch.Tensor) -> torch.Tensor:
-        """Logits (B,)."""
-        beside = [self.bottom(dense)] if self.bottom is not None else []
-        logits: torch.Tensor = self.mlp(torch.cat([*beside, *vectors], dim=1)).squeeze(1)
-        return logits
+
+def _cases(schema: Schema, dim: int, training: Training, steps: int) -> dict[str, Case]:
+    batches = training.batches()
+    cases = {"msrec": training.in_memory(steps)}
+    if max(schema.tables.values()) >= MIN_SPARSE_ROWS:
+        return cases | {PLAIN_SPARSE: plain_loop(schema, dim, batches, sparse=True).case(steps)}
+    plain = plain_loop(schema, dim, batches, sparse=False)
+    torchrec = torchrec_loop(schema, dim, batches)
+    return cases | {PLAIN: plain.case(steps), "TorchRec DMP": torchrec.case(steps)}
 
 
-class Plain(nn.Module):
-    """What one would write by hand: an nn.EmbeddingBag per feature.
+class PlainTables(nn.ModuleList):
+    """List of one nn.EmbeddingBag per feature."""
+
+    def forward(self, bags: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+        """Returns the mean vectors (B, dim) of each feature, given its (values, offsets)."""
+        return [table(*bag) for table, bag in zip(self, bags, strict=True)]
+
+
+class Model(nn.Module):
+    """Hand-written reference: tables, a linear layer for dense features, and an MLP over both.
 
     Shape:
-        ids: for each feature (values, offsets), int64.
+        sparse: input of `tables`, which returns a list of (B, dim) or a KeyedTensor.
+        dense: (B, num_dense), float.
         returns: (B,), logits.
     """
 
-    def __init__(self, schema: Schema, dim: int, sparse: bool) -> None:
+    def __init__(self, tables: nn.Module, schema: Schema, dim: int) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(
-            nn.EmbeddingBag(schema.tables[f.table], dim, mode="mean", sparse=sparse)
-            for f in schema.sparse
-        )
-        self.over = Over(len(schema.sparse), dim, len(schema.dense))
+        self.tables = tables
+        self.bottom, in_dim = None, len(schema.sparse) * dim
+        if schema.dense:
+            self.bottom = nn.Sequential(nn.Linear(len(schema.dense), BOTTOM_DIM), nn.ReLU())
+            in_dim += BOTTOM_DIM
+        sizes = [in_dim, *MLP_DIMS]
+        layers: list[nn.Module] = []
+        for in_dim, out_dim in itertools.pairwise(sizes):
+            layers += [nn.Linear(in_dim, out_dim), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
-    def forward(
-        self, ids: Sequence[tuple[torch.Tensor, torch.Tensor]], dense: torch.Tensor
-    ) -> torch.Tensor:
-        """Look up, concatenate, score."""
-        vectors = [table(*i) for table, i in zip(self.tables, ids, strict=True)]
-        logits: torch.Tensor = self.over(vectors, dense)
+    def forward(self, sparse: Any, dense: torch.Tensor) -> torch.Tensor:
+        """Looks up, concatenates and scores."""
+        vectors = self.tables(sparse)
+        parts = vectors if isinstance(vectors, list) else [vectors.values()]
+        if self.bottom is not None:
+            parts = [self.bottom(dense), *parts]
+        logits: torch.Tensor = self.mlp(torch.cat(parts, dim=1)).squeeze(1)
         return logits
 
 
-class Rec(nn.Module):
-    """The same on TorchRec's EmbeddingBagCollection."""
+@dataclass
+class Loop:
+    """Hand-written training loop over (sparse, dense, label) in memory."""
 
-    def __init__(self, schema: Schema, dim: int) -> None:
-        super().__init__()
-        tables = [
-            EmbeddingBagConfig(
-                name=f.table,
-                embedding_dim=dim,
-                num_embeddings=schema.tables[f.table],
-                feature_names=[f.name],
-            )
-            for f in schema.sparse
-        ]
-        self.ebc = EmbeddingBagCollection(tables=tables, device=torch.device("cpu"))
-        self.over = Over(len(schema.sparse), dim, len(schema.dense))
-        self.names = [f.name for f in schema.sparse]
+    model: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    inputs: Sequence[tuple[Any, torch.Tensor, torch.Tensor]]
 
-    def forward(self, sparse: KeyedJaggedTensor, dense: torch.Tensor) -> torch.Tensor:
-        """Look up, concatenate, score."""
-        logits: torch.Tensor = self.over([self.ebc(sparse).values()], dense)
-        return logits
+    def case(self, steps: int) -> Case:
+        """Returns a case that times `steps` steps after the warm-up."""
 
+        def run() -> Seconds:
+            self.train(WARM_UP_STEPS)
+            return timed(lambda: self.train(steps))
 
-def bench_step(
-    shapes: Sequence[str], batch: int, steps: int, repeats: int, dataset: Path | None
-) -> None:
-    """Measure on each shape.
+        return run
 
-    Args:
-        shapes: of "movielens" and "large".
-        batch: rows of a step.
-        steps: of a round on small tables; a tenth on large ones.
-        repeats: rounds.
-        dataset: a folder, measured besides with tables of 16.
-    """
-    quiet_libraries()
-    torch.set_num_threads(1)
-    on, findings = machine(), list[Finding]()
-    with tempfile.TemporaryDirectory() as scratch, process_group("cpu") as process:
-        for shape in shapes:
-            is_large = shape == "large"
-            tables = large_tables() if is_large else movielens_tables()
-            data = shaped(Path(scratch) / shape, tables, IN_MEMORY, batch)
-            places = (data, Path(scratch) / "runs")
-            count = max(steps // 10, 2) if is_large else steps
-            findings += _compared(shape, places, tables[0].dim, batch, count, repeats, process)
-        if dataset is not None:
-            places = (dataset, Path(scratch) / "runs")
-            findings += _compared("dataset", places, 16, batch, steps, repeats, process)
-    report("step", f"bare training steps of {batch:,} rows", findings, on)
+    def train(self, steps: int) -> None:
+        """Trains on the first inputs, again and again."""
+        for sparse, dense, label in itertools.islice(itertools.cycle(self.inputs), steps):
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            logits = self.model(sparse, dense)
+            loss = functional.binary_cross_entropy_with_logits(logits, label)
+            torch.autograd.backward(loss)
+            for optimizer in self.optimizers:
+                optimizer.step()
 
 
-def _compared(
-    shape: str,
-    places: tuple[Path, Path],
-    dim: int,
-    batch: int,
-    steps: int,
-    repeats: int,
-    process: Process,
-) -> list[Finding]:
-    schema = load_schema(places[0])
-    options = [*OPTIONS, f"embeddings.dim={dim}", f"trainer.global_batch={batch}"]
-    training = Training(*places, options, process)
-    batches = training.batches(IN_MEMORY)
-    is_large = max(schema.tables.values()) >= SPARSE_FROM
-    plain = "nn.EmbeddingBag, sparse SGD" if is_large else "nn.EmbeddingBag, Adam"
-    cases: dict[str, Case] = {
-        "msrec": lambda: training.run(lambda: itertools.cycle(batches), steps + SKIP, SKIP),
-        plain: _loop(*_plain(schema, dim, batches, is_large), steps),
-    }
-    if not is_large:
-        cases["TorchRec DMP"] = _loop(*_torchrec(schema, dim, batches), steps)
-    took = interleaved(cases, repeats)
-    ours, rows = took.pop("msrec"), steps * batch
-    aims = {plain: LARGE_AIM if is_large else SMALL_AIM}
-    return [
-        rates(f"{shape}: against {name}", ours, other, rows, aim=aims.get(name))
-        for name, other in took.items()
-    ]
-
-
-Step = Callable[[Any], torch.Tensor]
-"""One batch as a loop has it in memory -> its loss."""
-
-
-def _loop(
-    inputs: Sequence[Any], loss: Step, optimizers: Sequence[torch.optim.Optimizer], steps: int
-) -> Case:
-    """Steps over batches in memory."""
-
-    def run() -> Took:
-        def work(count: int) -> None:
-            for batch in itertools.islice(itertools.cycle(inputs), count):
-                for optimizer in optimizers:
-                    optimizer.zero_grad()
-                torch.autograd.backward(loss(batch))
-                for optimizer in optimizers:
-                    optimizer.step()
-
-        work(SKIP)
-        return timed(lambda: work(steps))
-
-    return run
-
-
-def _plain(
-    schema: Schema, dim: int, batches: Sequence[Batch], sparse: bool
-) -> tuple[list[Any], Step, list[torch.optim.Optimizer]]:
-    model = Plain(schema, dim, sparse)
+def plain_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch], sparse: bool) -> Loop:
+    """Returns a loop of plain PyTorch: Adam, or SGD with sparse gradients for the tables."""
+    sizes = [schema.tables[feature.table] for feature in schema.sparse]
+    tables = PlainTables(nn.EmbeddingBag(n, dim, mode="mean", sparse=sparse) for n in sizes)
+    model = Model(tables, schema, dim)
     inputs = []
     for batch in batches:
-        bags = [batch.sparse[feature.name] for feature in schema.sparse]
-        ids = [(bag.values().long(), bag.offsets()[:-1].long()) for bag in bags]
-        inputs.append((ids, batch.dense, batch.label[:, 0]))
-
-    def loss(batch: Any) -> torch.Tensor:
-        ids, dense, label = batch
-        return functional.binary_cross_entropy_with_logits(model(ids, dense), label)
-
+        features = [batch.sparse[feature.name] for feature in schema.sparse]
+        bags = [(ids.values().long(), ids.offsets()[:-1].long()) for ids in features]
+        inputs.append((bags, batch.dense, batch.label[:, 0]))
     if not sparse:
-        return inputs, loss, [torch.optim.Adam(model.parameters())]
-    tables = torch.optim.SGD(model.tables.parameters(), lr=0.01)
-    return inputs, loss, [tables, torch.optim.Adam(model.over.parameters())]
+        return Loop(model, [torch.optim.Adam(model.parameters())], inputs)
+    dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+    sgd = torch.optim.SGD(tables.parameters(), lr=0.01)
+    return Loop(model, [sgd, torch.optim.Adam(dense)], inputs)
 
 
-def _torchrec(
-    schema: Schema, dim: int, batches: Sequence[Batch]
-) -> tuple[list[Any], Step, list[torch.optim.Optimizer]]:
-    model, device = Rec(schema, dim), torch.device("cpu")
-    spec = TableSpec("rowwise_adagrad", 0.02, SPARSE_FROM, {})
-    fuse_optimizer(model.ebc, spec, device)
+def torchrec_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch]) -> Loop:
+    """Returns a loop of TorchRec's DistributedModelParallel with fused rowwise Adagrad."""
+    configs = [
+        EmbeddingBagConfig(
+            name=feature.table,
+            embedding_dim=dim,
+            num_embeddings=schema.tables[feature.table],
+            feature_names=[feature.name],
+        )
+        for feature in schema.sparse
+    ]
+    device = torch.device("cpu")
+    ebc = EmbeddingBagCollection(tables=configs, device=device)
+    model = Model(ebc, schema, dim)
+    spec = TableSpec("rowwise_adagrad", 0.02, MIN_SPARSE_ROWS, {})
+    fuse_optimizer(ebc, spec, device)
     plan = make_plan(model, spec, device, local_world_size=1)
     dmp = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     dense = in_backward_optimizer_filter(dmp.named_parameters())
     adam = torch.optim.Adam([parameter for _, parameter in dense])
-
-    def loss(batch: Batch) -> torch.Tensor:
-        logits = dmp(batch.sparse, batch.dense)
-        return functional.binary_cross_entropy_with_logits(logits, batch.label[:, 0])
-
-    return list(batches), loss, [dmp.fused_optimizer, adam]
+    inputs = [(batch.sparse, batch.dense, batch.label[:, 0]) for batch in batches]
+    return Loop(dmp, [dmp.fused_optimizer, adam], inputs)

@@ -1,46 +1,61 @@
-"""Run cases in turn, several times, and say how they compare: medians, spread, ratios."""
+"""Runs cases in turn and compares them: medians, spread and ratios."""
 
 import resource
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median, quantiles
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Aim = tuple[Literal["at least", "at most"], float]
-"""What a ratio should be."""
-Took = tuple[float, float]
-"""Seconds of the clock, and of processor time of this process and of those that it waited for.
-
-Other programs on the machine lengthen the first, and hardly the second.
-"""
-Case = Callable[[], Took | None]
-"""One round of a case. One that is not all to be timed returns what it took itself."""
+"""Bound that a ratio should keep."""
 
 
-def timed(work: Callable[[], object]) -> Took:
-    """Seconds that one call takes."""
-    started, processor = now()
-    work()
-    ended, processor_ended = now()
-    return ended - started, processor_ended - processor
+class Seconds(NamedTuple):
+    """Time that some code takes.
+
+    `clock` is wall time. `processor` is the CPU time of this process and of the child processes
+    that it waited for; other programs on the machine hardly change it.
+    """
+
+    clock: float
+    processor: float
+
+    def __sub__(self, earlier: "Seconds") -> "Seconds":
+        return Seconds(self.clock - earlier.clock, self.processor - earlier.processor)
 
 
-def now() -> Took:
-    """The clock, and the processor time so far."""
+Case = Callable[[], object]
+"""One round of a case. If it returns `Seconds`, it timed itself; otherwise the call is timed."""
+
+
+def now() -> Seconds:
+    """Returns the clock and the CPU time so far."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.perf_counter(), time.process_time() + children.ru_utime + children.ru_stime
+    processor = time.process_time() + children.ru_utime + children.ru_stime
+    return Seconds(time.perf_counter(), processor)
 
 
-def interleaved(cases: Mapping[str, Case], repeats: int, warm_up: int = 1) -> dict[str, list[Took]]:
-    """Every case once a round, so that what a machine does to one it does to all.
+def timed(case: Case) -> Seconds:
+    """Returns the time of one call, by the case's own timing if it has one."""
+    start = now()
+    result = case()
+    end = now()
+    return result if isinstance(result, Seconds) else end - start
 
-    A round begins one case later than the one before, so that none always follows the same one.
+
+def interleaved(
+    cases: Mapping[str, Case], repeats: int, warm_up: int = 1
+) -> dict[str, list[Seconds]]:
+    """Runs every case once per round, so that a slow moment of the machine affects all of them.
+
+    Each round begins one case later than the round before, so that no case always follows the
+    same one.
 
     Args:
-        cases: by name.
+        cases: cases by name.
         repeats: rounds that count.
-        warm_up: rounds before them that do not.
+        warm_up: rounds before them that do not count.
 
     Raises:
         ValueError: `repeats` is below 1.
@@ -54,19 +69,136 @@ def interleaved(cases: Mapping[str, Case], repeats: int, warm_up: int = 1) -> di
     if repeats < 1:
         raise ValueError(f"a bench must run at least one round; got repeats={repeats}.")
     names = list(cases)
-    took: dict[str, list[Took]] = {name: [] for name in names}
+    rounds: dict[str, list[Seconds]] = {name: [] for name in names}
     for number in range(-warm_up, repeats):
         first = max(number, 0) % len(names)
         for name in names[first:] + names[:first]:
-            inside: list[Took | None] = []
-            outside = timed(lambda name=name, inside=inside: inside.append(cases[name]()))  # type: ignore[misc]
+            seconds = timed(cases[name])
             if number >= 0:
-                took[name].append(inside[0] or outside)
-    return took
+                rounds[name].append(seconds)
+    return rounds
 
 
-def spread(values: list[float]) -> float:
-    """The middle half of the values, as a share of their median; 0 of one value.
+@dataclass(frozen=True)
+class Finding:
+    """Our figure compared with a reference.
+
+    Units:
+        ours, reference: `unit`, medians over the rounds. ratio, rounds: ours / reference.
+    """
+
+    what: str
+    unit: str
+    ours: float
+    reference: float
+    rounds: list[float]
+    processor_ratio: float | None = None
+    """The same ratio in CPU time; None if it was not measured."""
+    aim: Aim | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Median of `rounds`, not the ratio of the medians: the speed of a machine drifts."""
+        return median(self.rounds)
+
+    @property
+    def is_reached(self) -> bool | None:
+        """Whether the ratio by the clock keeps its aim; None without an aim."""
+        if self.aim is None:
+            return None
+        kind, bound = self.aim
+        return self.ratio >= bound if kind == "at least" else self.ratio <= bound
+
+
+def compare_rates(
+    what: str,
+    ours: Sequence[Seconds],
+    reference: Sequence[Seconds],
+    amount: float | tuple[float, float],
+    unit: str = "rows/s",
+    aim: Aim | None = None,
+) -> Finding:
+    """Compares speeds; a larger ratio is better.
+
+    Args:
+        what: name of the comparison.
+        ours: our rounds.
+        reference: the reference's rounds, in the same order.
+        amount: work done in one round, by both or as (ours, reference).
+        unit: unit of the amount per second.
+        aim: bound for the ratio.
+
+    Example:
+        >>> speed = compare_rates("x", [Seconds(1, 1)], [Seconds(2, 2)], amount=10)
+        >>> speed.ours, speed.reference, speed.ratio
+        (10.0, 5.0, 2.0)
+    """
+    own, other = amount if isinstance(amount, tuple) else (amount, amount)
+    pairs = list(zip(ours, reference, strict=True))
+    is_measured = all(a.processor > 0 and b.processor > 0 for a, b in pairs)
+    by_processor = [own / a.processor / (other / b.processor) for a, b in pairs if is_measured]
+    return Finding(
+        what,
+        unit,
+        ours=median(own / seconds.clock for seconds in ours),
+        reference=median(other / seconds.clock for seconds in reference),
+        rounds=[own / a.clock / (other / b.clock) for a, b in pairs],
+        processor_ratio=median(by_processor) if is_measured else None,
+        aim=aim,
+    )
+
+
+def compare_times(
+    what: str,
+    ours: Sequence[Seconds],
+    reference: Sequence[Seconds],
+    calls: int = 1,
+    aim: Aim | None = None,
+) -> Finding:
+    """Compares times in ms per call, where a round has `calls` calls; a smaller ratio is better.
+
+    Example:
+        >>> compare_times("x", [Seconds(1, 1)], [Seconds(2, 2)]).ratio
+        0.5
+    """
+    own_ms = 1e3 * median(seconds.clock for seconds in ours) / calls
+    other_ms = 1e3 * median(seconds.clock for seconds in reference) / calls
+    speed = compare_rates(what, reference, ours, calls, unit="ms", aim=aim)
+    return replace(speed, ours=own_ms, reference=other_ms)
+
+
+def compare_values(
+    what: str, ours: float, reference: float, unit: str, aim: Aim | None = None
+) -> Finding:
+    """Compares exact figures that need one round only, such as bytes."""
+    return Finding(what, unit, ours, reference, [ours / reference], aim=aim)
+
+
+def compare_all(
+    what: str,
+    rounds: Mapping[str, Sequence[Seconds]],
+    amount: float,
+    unit: str = "rows/s",
+    aims: Mapping[str, Aim] | None = None,
+) -> list[Finding]:
+    """Compares the speed of the first case with that of every other case.
+
+    Args:
+        what: beginning of the comparisons' names.
+        rounds: as `interleaved` returns them.
+        amount: work done in one round.
+        unit: unit of the amount per second.
+        aims: bounds for the ratios, by the name of the other case.
+    """
+    (_, ours), *references = rounds.items()
+    return [
+        compare_rates(f"{what}: against {name}", ours, times, amount, unit, (aims or {}).get(name))
+        for name, times in references
+    ]
+
+
+def spread(values: Sequence[float]) -> float:
+    """Returns the interquartile range as a share of the median; 0 for a single value.
 
     Example:
         >>> spread([9.0, 10.0, 10.0, 11.0])
@@ -76,118 +208,3 @@ def spread(values: list[float]) -> float:
         return 0.0
     low, _, high = quantiles(values, n=4, method="inclusive")
     return (high - low) / median(values)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """We beside a reference.
-
-    Units:
-        ours, reference: of `unit`, medians over the rounds. ratio, rounds: ours / reference.
-    """
-
-    what: str
-    unit: str
-    ours: float
-    reference: float
-    ratio: float
-    """The median of the rounds' own ratios, not the ratio of the medians: machines drift."""
-    rounds: list[float]
-    spread: float
-    """Of `rounds`."""
-    processor_ratio: float | None
-    """The same in processor time."""
-    aim: Aim | None
-    limit: str
-    """What the ratio approaches, and what forbids more."""
-
-    @property
-    def is_reached(self) -> bool | None:
-        """Whether the ratio is as it should be, by the clock."""
-        if self.aim is None:
-            return None
-        how, bound = self.aim
-        return self.ratio >= bound if how == "at least" else self.ratio <= bound
-
-
-def rates(
-    what: str,
-    ours: list[Took],
-    reference: list[Took],
-    work: float | tuple[float, float],
-    unit: str = "rows/s",
-    aim: Aim | None = None,
-    limit: str = "",
-) -> Finding:
-    """Compare speeds; a larger ratio is better.
-
-    Args:
-        what: is compared.
-        ours: its rounds.
-        reference: of the same rounds.
-        work: that a round does, of both or (ours, reference).
-        unit: of work a second.
-        aim: of the ratio.
-        limit: what the ratio approaches.
-
-    Example:
-        >>> found = rates("x", [(1.0, 1.0)], [(2.0, 2.0)], work=10)
-        >>> found.ours, found.reference, found.ratio
-        (10.0, 5.0, 2.0)
-    """
-    done, of_reference = work if isinstance(work, tuple) else (work, work)
-    by_clock, by_processor = (
-        [done / a[at] / (of_reference / b[at]) for a, b in zip(ours, reference, strict=True)]
-        if all(pair[at] > 0 for pair in (*ours, *reference))
-        else []
-        for at in (0, 1)
-    )
-    return Finding(
-        what,
-        unit,
-        median(done / clock for clock, _ in ours),
-        median(of_reference / clock for clock, _ in reference),
-        median(by_clock),
-        by_clock,
-        spread(by_clock),
-        median(by_processor) if by_processor else None,
-        aim,
-        limit,
-    )
-
-
-def times(
-    what: str,
-    ours: list[Took],
-    reference: list[Took],
-    aim: Aim | None = None,
-    limit: str = "",
-    calls: int = 1,
-) -> Finding:
-    """Compare times, in ms a call; a smaller ratio is better.
-
-    Example:
-        >>> times("x", [(1.0, 1.0)], [(2.0, 2.0)]).ratio
-        0.5
-    """
-    found = rates(what, reference, ours, calls)
-    return Finding(
-        what,
-        "ms",
-        1e3 * median(clock for clock, _ in ours) / calls,
-        1e3 * median(clock for clock, _ in reference) / calls,
-        found.ratio,
-        found.rounds,
-        found.spread,
-        found.processor_ratio,
-        aim,
-        limit,
-    )
-
-
-def sizes(
-    what: str, ours: float, reference: float, unit: str, aim: Aim | None = None, limit: str = ""
-) -> Finding:
-    """Compare figures that one round tells exactly, such as bytes."""
-    ratio = ours / reference
-    return Finding(what, unit, ours, reference, ratio, [ratio], 0.0, None, aim, limit)

@@ -1,101 +1,118 @@
-"""Work in processes of its own: ranks that wait for rounds, and the memory of one piece of work."""
+"""Worker processes of benches. Imports torch only where it is needed, for the sake of memory."""
 
 import multiprocessing
 import os
 import socket
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
+from msrec.tools.bench.harness.measure import Seconds
 
-from msrec.launch.distributed import process_group, quiet_libraries
-from msrec.tools.bench.harness import own_process
-from msrec.tools.bench.harness.measure import Took
-from msrec.tools.planner.verify import resident
+T = TypeVar("T")
+START_METHOD = "spawn"
+"""A fork would inherit the locks of polars' threads."""
+Rounds = Callable[..., Iterator[Any]]
+"""Module-level generator function: sets up, then runs one round per `next` and yields a result."""
+_rounds_of_rank: Iterator[Any]
+"""In a process of `ranks`: its rounds."""
 
-JobSpec = Callable[..., Iterator[Any]]
-"""A generator function of module level; sets up, then each `next` does a round and gives its
-result."""
+
+def in_own_process(function: Callable[..., T], *args: Any) -> T:
+    """Returns the result of a module-level function that runs in a fresh process.
+
+    Raises:
+        BrokenProcessPool: the process ended before it answered, for example out of memory.
+    """
+    with _new_process() as process:
+        return process.submit(function, *args).result()
+
+
+def peak_rss() -> int:
+    """Returns the peak memory of this process in bytes."""
+    # getrusage would include the memory of the parent, from which the process was forked.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def peak_memory(rounds: Rounds, *args: Any) -> int:
+    """Returns the peak bytes that set-up and one round allocate, without code and libraries."""
+    return in_own_process(_peak_of_one_round, rounds, args)
 
 
 @contextmanager
-def ranks(world_size: int, work: JobSpec, *args: Any) -> Iterator[Callable[[], list[Any]]]:
-    """So many processes that have joined as ranks of `torch.distributed`, one thread each.
+def ranks(world_size: int, rounds: Rounds, *args: Any) -> Iterator[Callable[[], list[Any]]]:
+    """Starts processes that join one `torch.distributed` group, with one thread each.
 
     Args:
-        world_size: how many.
-        work: of each rank.
-        args: of `work`.
+        world_size: number of ranks.
+        rounds: called as `rounds(process, *args)` on each rank.
+        args: further arguments of `rounds`.
 
     Yields:
-        What runs a round on all ranks at once and returns their results by rank.
-
-    Raises:
-        RuntimeError: a rank ended.
+        A function that runs one round on all ranks at once and returns their results by rank. It
+        raises BrokenProcessPool if a rank fails, whose error is printed.
     """
-    context: Any = multiprocessing.get_context(own_process.START)
-    port = _free_port()
-    pipes, processes = list[Connection](), []
-    for rank in range(world_size):
-        ours, theirs = context.Pipe()
-        given = (theirs, rank, world_size, port, work, args)
-        processes.append(context.Process(target=_rank, args=given, daemon=True))
-        processes[-1].start()
-        theirs.close()
-        pipes.append(ours)
+    port = free_port()
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(_new_process(_join_ranks, rank, world_size, port, rounds, args))
+            for rank in range(world_size)
+        ]
 
-    def answers() -> list[Any]:
-        try:
-            return [pipe.recv() for pipe in pipes]
-        except EOFError:
-            raise RuntimeError(
-                f"one of {world_size} ranks ended; its error stands above."
-            ) from None
+        def run_round() -> list[Any]:
+            results = [process.submit(_run_round) for process in processes]
+            return [result.result() for result in results]
 
-    def run() -> list[Any]:
-        for pipe in pipes:
-            pipe.send(True)
-        return answers()
-
-    try:
-        answers()  # that they are ready
-        yield run
-    finally:
-        for pipe in pipes:
-            with suppress(OSError):  # of a rank that ended
-                pipe.send(False)
-            pipe.close()
-        for process in processes:
-            process.join(5)
-            process.kill()
+        yield run_round
 
 
-def slowest(results: Sequence[Took]) -> Took:
-    """The time of the last rank, the processor time of all."""
-    return max(clock for clock, _ in results), sum(processor for _, processor in results)
+def slowest(seconds: Sequence[Seconds]) -> Seconds:
+    """Returns the clock time of the slowest rank and the CPU time of all ranks together."""
+    return Seconds(max(s.clock for s in seconds), sum(s.processor for s in seconds))
 
 
-def peak_memory(work: JobSpec, *args: Any) -> int:
-    """Bytes that `work`, set-up and one round, takes at its peak, besides code and libraries."""
-    return own_process.in_own_process(_peak, work, args)
+def free_port() -> int:
+    """Returns a port of this machine that nothing listens on."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-def _peak(work: JobSpec, args: tuple[Any, ...]) -> int:
+def _new_process(initializer: Callable[..., None] | None = None, *args: Any) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context(START_METHOD)
+    return ProcessPoolExecutor(1, context, initializer, args)
+
+
+def _one_thread() -> None:
+    import torch
+
+    from msrec.launch.distributed import quiet_libraries
+
     torch.set_num_threads(1)
     quiet_libraries()
+
+
+def _peak_of_one_round(rounds: Rounds, args: tuple[Any, ...]) -> int:
+    from msrec.tools.planner.verify import resident
+
+    _one_thread()
     before = resident()["RssAnon"]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    next(work(*args))
-    now = resident()
-    return now["VmHWM"] - now["RssFile"] - now["RssShmem"] - before
+    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak, VmHWM
+    next(rounds(*args))
+    after = resident()
+    return after["VmHWM"] - after["RssFile"] - after["RssShmem"] - before
 
 
-def _rank(
-    pipe: Connection, rank: int, world_size: int, port: int, work: JobSpec, args: tuple[Any, ...]
+def _join_ranks(
+    rank: int, world_size: int, port: int, rounds: Rounds, args: tuple[Any, ...]
 ) -> None:
+    from msrec.launch.distributed import process_group
+
+    global _rounds_of_rank
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -104,16 +121,19 @@ def _rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    torch.set_num_threads(1)
-    quiet_libraries()
-    with process_group("cpu") as process:
-        rounds = work(process, *args)
-        pipe.send(None)
-        while pipe.recv():
-            pipe.send(next(rounds))
+    _one_thread()
+
+    def in_group() -> Iterator[Any]:
+        with process_group("cpu") as process:
+            yield from rounds(process, *args)
+
+    _rounds_of_rank = in_group()
 
 
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _run_round() -> Any:
+    try:
+        return next(_rounds_of_rank)
+    except BaseException:
+        # The other ranks wait for this one; their collectives fail when its process ends.
+        traceback.print_exc()
+        os._exit(1)

@@ -1,11 +1,10 @@
-"""What a bench found: one table for people, one JSON file, and the machine it was measured on."""
+"""Reports findings: a table for people, and a JSON file with the machine and the command."""
 
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,36 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.data.io.atomic_files import write_json
-from msrec.tools.bench.harness.measure import Finding
+from msrec.launch.distributed import quiet_libraries
+from msrec.launch.versions import installed
+from msrec.tools.bench.harness.measure import Finding, spread
 
 OUT = Path("runs/bench")
-"""Gets NAME.json."""
-BUSY = 0.5
-"""Load beside us, a core, from which on the machine is told to be busy."""
+"""Folder of the JSON files."""
+BUSY_LOAD_PER_CORE = 0.5
+"""Load from which the table calls the machine busy."""
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow", "polars")
+
+console = Console(width=120, highlight=False)
+
+
+def prepare(threads: int | None = 1) -> dict[str, Any]:
+    """Silences the libraries and describes the machine; to be called before the first round.
+
+    Args:
+        threads: torch threads of this process; None leaves them as they are.
+    """
+    quiet_libraries()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return machine()
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on: processor, threads, versions, how busy the machine was, the command.
+    """Returns everything that the figures depend on: processor, load, versions and the command.
 
     Units:
-        load: programs that wanted to run, means of the last 1, 5 and 15 minutes.
+        load: mean number of processes that were ready to run in the last 1, 5 and 15 minutes.
     """
     return {
         "processor": _processor(),
@@ -35,7 +50,7 @@ def machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "load": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed(name) for name in PACKAGES},
         "command": " ".join(["msrec", *sys.argv[1:]]),
     }
 
@@ -46,65 +61,77 @@ def report(
     findings: Sequence[Finding],
     on: dict[str, Any],
     more: dict[str, Any] | None = None,
-    console: Console | None = None,
+    file: Path | None = None,
 ) -> None:
-    """Print the table and write `runs/bench/NAME.json`.
+    """Prints a table of the findings and writes them to a JSON file.
 
     Args:
-        name: of the bench.
-        title: of the table.
-        findings: a line each.
-        on: `machine()`, asked before the first round.
-        more: kept in the file besides.
-        console: where to print.
+        name: name of the bench.
+        title: title of the table.
+        findings: one row each.
+        on: the machine, as `prepare` returned it.
+        more: further entries of the file.
+        file: file to write [default: runs/bench/NAME.json].
     """
-    console = console or Console(width=120)
-    table = Table(title=title, caption=_caption(on, findings))
-    for column in ("", "ours", "reference", "unit", "ratio", "in processor time", "aim", ""):
-        table.add_column(column, justify="left" if column in ("", "unit", "aim") else "right")
-    for found in findings:
-        ratio = f"{found.ratio:.2f}" + (f" ±{found.spread / 2:.0%}" if found.spread else "")
-        processor = "" if found.processor_ratio is None else f"{found.processor_ratio:.2f}"
-        figures = (_figure(found.ours), _figure(found.reference), found.unit)
-        aim = "" if found.aim is None else f"{found.aim[0]} {found.aim[1]:g}"
-        told = {None: "", True: "reached", False: "[bold]missed[/]"}[found.is_reached]
-        table.add_row(found.what, *figures, ratio, processor, aim, told)
+    table = text_table(title, [_row(finding) for finding in findings])
+    table.caption = _caption(on, max(len(finding.rounds) for finding in findings))
     console.print(table)
-    for found in findings:
-        if found.limit:
-            console.print(f"{found.what}: {found.limit}", highlight=False)
-    lines = [asdict(found) | {"reached": found.is_reached} for found in findings]
-    OUT.mkdir(parents=True, exist_ok=True)
-    write_json(
-        OUT / f"{name}.json", {"bench": name, "machine": on, "findings": lines} | (more or {})
-    )
+    file = file or OUT / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [_line(finding) for finding in findings]
+    write_json(file, {"bench": name, "machine": on, "findings": lines} | (more or {}))
+    console.print(f"wrote {file}")
 
 
-def _caption(on: dict[str, Any], findings: Sequence[Finding]) -> str:
-    rounds = max((len(found.rounds) for found in findings), default=0)
-    busy = on["load"][0] > BUSY * on["cores"]
-    state = f"BUSY, load {on['load'][0]}" if busy else f"quiet, load {on['load'][0]}"
-    return (
-        f"{on['processor']}, {on['cores']} cores ({state}), {on['torch_threads']} torch threads; "
-        f"medians of {rounds} rounds in turn, ± half of the middle half"
-    )
+def text_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """Returns a table with one column per key; the first column is left-aligned."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column, justify="right" if table.columns else "left")
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def _row(finding: Finding) -> dict[str, str]:
+    deviation = spread(finding.rounds) / 2
+    by_cpu = finding.processor_ratio
+    state = {None: "", True: "reached", False: "[bold]missed[/]"}[finding.is_reached]
+    return {
+        "": finding.what,
+        "ours": _figure(finding.ours),
+        "reference": _figure(finding.reference),
+        "unit": finding.unit,
+        "ratio": f"{finding.ratio:.2f}" + (f" ±{deviation:.0%}" if deviation else ""),
+        "by CPU time": "" if by_cpu is None else f"{by_cpu:.2f}",
+        "aim": "" if finding.aim is None else f"{finding.aim[0]} {finding.aim[1]:g}: {state}",
+    }
+
+
+def _line(finding: Finding) -> dict[str, Any]:
+    return asdict(finding) | {
+        "ratio": finding.ratio,
+        "spread": spread(finding.rounds),
+        "reached": finding.is_reached,
+    }
 
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _caption(on: dict[str, Any], rounds: int) -> str:
+    is_busy = on["load"][0] > BUSY_LOAD_PER_CORE * on["cores"]
+    return (
+        f"{on['processor']}, {on['cores']} cores ({'BUSY' if is_busy else 'quiet'}, load "
+        f"{on['load'][0]}), {on['torch_threads']} torch threads; medians of {rounds} interleaved "
+        "rounds, ± half the interquartile range"
+    )
+
+
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
+    """Returns the processor's name; on other systems than Linux its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return None

@@ -1,4 +1,4 @@
-"""A training whose batches come from where a bench says, again and again, without validation."""
+"""Training with batches from a source that the bench chooses, and without validation."""
 
 import io
 import itertools
@@ -13,49 +13,60 @@ from msrec.launch.config import load_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.repeated_failure import forget
 from msrec.launch.training.trainer import Progress, Trainer
-from msrec.tools.bench.harness.measure import Took, now
+from msrec.tools.bench.harness.measure import Seconds, now
 
+IN_MEMORY = 12
+"""Distinct batches of a training on batches in memory."""
+WARM_UP_STEPS = 5
+"""Steps at the beginning of a round that do not count."""
 Source = Callable[[], Iterator[Batch]]
 
 
-class _Enough(Exception):
-    """All steps are done."""
+class _AllStepsDone(Exception):
+    """Ends `Trainer.fit` after the last step."""
 
 
 class Training:
-    """`msrec train` as it is, with its metrics, schedule and log, but for the batches' source.
+    """`msrec train` with its metrics, schedule and log, but with another source of batches.
 
     Args:
-        dataset: folder.
-        folder: for what a run writes.
+        dataset: dataset folder.
+        run_root: folder for the files of the run.
         options: overrides of the config.
         process: this rank.
     """
 
     def __init__(
-        self, dataset: Path, folder: Path, options: Sequence[str], process: Process
+        self, dataset: Path, run_root: Path, options: Sequence[str], process: Process
     ) -> None:
-        places = [f"dataset={dataset}", f"run_root={folder}"]
-        self.config = load_config(None, [*places, *options])
+        folders = [f"dataset={dataset}", f"run_root={run_root}"]
+        self.config = load_config(None, [*folders, *options])
         self._process = process
         self._trainer = Trainer(self.config, process)
 
     def parquet(self) -> Iterator[Batch]:
-        """Batches as a training gets them: decoded and made by the loader's thread."""
+        """Yields batches as in a real training: read and assembled by the loader's thread."""
         knowledge, size = self._trainer.knowledge, self.config.trainer.global_batch
         loader = build_loader(self.config, "train", self._process, knowledge, size, shuffle=True)
         return loader.batches()
 
-    def batches(self, count: int) -> list[Batch]:
-        """The first batches of the training split."""
+    def batches(self, count: int = IN_MEMORY) -> list[Batch]:
+        """Returns the first batches of the training split."""
         return list(itertools.islice(self.parquet(), count))
 
-    def run(self, source: Source, steps: int, skip: int = 0) -> Took:
-        """Train; what all steps but the first `skip` took.
+    def in_memory(self, steps: int) -> Callable[[], Seconds]:
+        """Returns a case that times `steps` steps on batches in memory, after a warm-up."""
+        batches = self.batches()
+        return lambda: self.run(
+            lambda: itertools.cycle(batches), WARM_UP_STEPS + steps, WARM_UP_STEPS
+        )
+
+    def run(self, source: Source, steps: int, skip: int = 0) -> Seconds:
+        """Trains and returns the time of all steps but the first `skip`.
 
         With `skip` 0 the wait for the first batch counts too.
         """
-        marks: list[Took] = []
+        marks: list[Seconds] = []
 
         def marked() -> Iterator[Batch]:
             if skip == 0:
@@ -67,14 +78,14 @@ class Training:
             marks.append(now())
 
         def stop(epoch: int = 0, start: int = 0) -> NoReturn:
-            raise _Enough
+            raise _AllStepsDone
 
         trainer = self._trainer
         trainer.train.batches = lambda epoch=0, start=0: marked()  # type: ignore[method-assign]
         trainer.valid.batches = stop  # type: ignore[method-assign]
         forget(self.config.run_dir)  # each call ends as a failure would
         # Validation and its checkpoint would follow the last step.
-        with redirect_stderr(io.StringIO()), suppress(_Enough):
+        with redirect_stderr(io.StringIO()), suppress(_AllStepsDone):
             trainer.fit(Progress())
-        (started, processor), (ended, processor_ended) = marks
-        return ended - started, processor_ended - processor
+        started, ended = marks
+        return ended - started
