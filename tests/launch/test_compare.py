@@ -9,16 +9,15 @@ from scipy.stats import ttest_rel
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.compare import (
-    IS_BETTER,
+    DIRECTION,
     compare,
     differences,
-    differences_table,
+    find_predictions,
     holm,
-    predictions_of,
-    verdict,
 )
 from msrec.launch.evaluation.predictions import Commit, write_commit
 from msrec.launch.evaluation.results import evaluate_predictions, save_results
+from msrec.launch.reporting.difference_table import differences_table, verdict
 from msrec.model.metrics.exact import sort_rows
 from msrec.tools.bench.intervals import clicks
 
@@ -95,14 +94,14 @@ def test_users_with_one_row_each_give_the_paired_t_test_of_their_losses():
 
 def test_models_of_one_kind_are_told_apart_as_often_as_chance_does():
     found = [paired(*two_models(users=60, seed=seed)) for seed in range(300)]
-    for metric in IS_BETTER:
+    for metric in DIRECTION:
         share = np.mean([one[metric].p < 0.05 for one in found])
         assert 0.015 <= share <= 0.095, (metric, share)
 
 
 def test_a_better_model_is_found_in_every_metric():
     found = paired(*two_models(users=800, noise=(1.5, 0.3)))
-    for metric, sign in IS_BETTER.items():
+    for metric, sign in DIRECTION.items():
         assert sign * found[metric].difference > 0, metric
         assert found[metric].p < 0.01, metric
 
@@ -219,8 +218,8 @@ def test_fewer_rows_are_refused(tmp_path, rows):
 
 def test_a_run_that_was_not_evaluated_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be a run folder; it has no config.yaml"):
-        predictions_of(tmp_path, "test")
+        find_predictions(tmp_path, "test")
     (tmp_path / "config.yaml").write_text("dataset: a\n")
-    folder = predictions_of(tmp_path, "test")
+    folder = find_predictions(tmp_path, "test")
     with pytest.raises(FileNotFoundError, match="_COMMIT must exist.*msrec evaluate"):
         compare(folder, folder, ("a", "b"))

@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from msrec.launch.evaluation.drift import measure_drift, tell_drift
+from msrec.launch.evaluation.drift import measure_drift
+from msrec.launch.reporting.drift_table import print_drift
 
 
 def write(path, **columns):
@@ -73,11 +74,11 @@ def test_columns_of_other_types_are_told_and_keys_left_out(tmp_path):
 def test_the_exit_status_and_the_json(tmp_path, capsys):
     before = write(tmp_path / "a.parquet", city=["x"] * 50 + ["y"] * 50)
     now = write(tmp_path / "b.parquet", city=["x"] * 90 + ["y"] * 10)
-    assert tell_drift(before, now, None, as_json=True) == 0
+    assert print_drift(before, now, None, as_json=True) == 0
     [told] = json.loads(capsys.readouterr().out)
     assert (told["column"], told["shift"]) == ("city", "large")
-    assert tell_drift(before, now, told["psi"] - 0.01, as_json=False) == 1
-    assert tell_drift(before, now, told["psi"] + 0.01, as_json=False) == 0
+    assert print_drift(before, now, told["psi"] - 0.01, as_json=False) == 1
+    assert print_drift(before, now, told["psi"] + 0.01, as_json=False) == 0
 
 
 def test_what_cannot_be_compared_is_one_sentence(tmp_path):

@@ -20,7 +20,12 @@ from msrec.launch.distributed import Process
 from msrec.launch.evaluation import explain as module
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.explain import Explainer
-from msrec.launch.evaluation.explanation_file import load_explanations, save_explanation, user_file
+from msrec.launch.evaluation.explanation_file import (
+    VARIANTS,
+    load_explanations,
+    save_explanation,
+    user_file,
+)
 from msrec.launch.reporting.report import write_report
 from msrec.launch.training.trainer import Trainer
 from msrec.tools import explain as command
@@ -94,13 +99,13 @@ def test_scores_are_those_of_the_predictions_and_of_a_model_without(run, explain
         assert row.label == own[row.row_id]["label"]
     # Slowly: a store whose vectors are all the mean, a buffer whose rows are all the mean.
     rows = np.array([row.row_id for row in found.rows])
-    batch = explainer._loader.batch_of(rows)
+    batch = explainer.loader.batch_of(rows)
     mean = torch.from_numpy(explainer.knowledge.user.mean)
     batch.user_vectors.vectors[:] = mean.to(batch.user_vectors.vectors.dtype)
     torch.testing.assert_close(
         torch.tensor([row.without_user for row in found.rows]), explainer._score(batch)
     )
-    meta = explainer.over.scenario_meta
+    meta = explainer.dense_arch.scenario_meta
     kept = meta.knowledge.clone()
     meta.knowledge[:] = kept.mean(dim=0)
     without_both = explainer._score(batch)
@@ -108,7 +113,7 @@ def test_scores_are_those_of_the_predictions_and_of_a_model_without(run, explain
     torch.testing.assert_close(torch.tensor([row.without_both for row in found.rows]), without_both)
     again = explainer.user("u7")
     assert [row.score for row in again.rows] == [row.score for row in found.rows]
-    assert found.log_losses().keys() == module.WAYS.keys()
+    assert found.log_losses().keys() == VARIANTS.keys()
     p = np.array([row.score for row in found.rows])
     label = np.array([row.label for row in found.rows])
     loss = -np.mean(label * np.log(p) + (1 - label) * np.log(1 - p))
@@ -124,7 +129,7 @@ def generated(layer, code):
 
 @in_rank
 def test_distances_are_those_of_layers_made_one_by_one(run, explainer):
-    meta = explainer.over.user_meta
+    meta = explainer.dense_arch.user_meta
     vectors, has = explainer.knowledge.user.gather(np.arange(40))
     codes = meta.reducer(vectors, has)
     found = explainer.user("u3")
@@ -150,7 +155,7 @@ def test_scenarios_are_compared_by_their_states_and_their_layers(run, explainer)
     np.testing.assert_allclose(
         found.states_centred, cosines(states - states.mean(axis=0)), atol=1e-5
     )
-    meta = explainer.over.scenario_meta
+    meta = explainer.dense_arch.scenario_meta
     codes = meta.reducer(meta.knowledge)
     assert list(found.layers) == ["layer 1", "layer 2", "head"]
     for layer, name in zip([*meta.layers, meta.head], found.layers, strict=True):
@@ -196,7 +201,7 @@ def test_the_terminal_and_the_page_show_it(run, tmp_path):
     for said in (
         "prompt of u7",
         "prompt of shop",
-        "nearest users by vector",
+        "Nearest users by vector",
         "away from the average",
         "LLM states",
     ):

@@ -144,10 +144,10 @@ def test_what_does_not_fit_is_one_sentence(run, new_rows, tmp_path):
     out = tmp_path / "out"
     assert "must be a Parquet file or a folder" in refusal(run, [tmp_path / "nowhere"], out)
     assert "city are not among user, item" in refusal(run, [new_rows], out, ["user", "city"])
-    assert "beside score, each once; got score" in refusal(run, [new_rows], out, ["score"])
+    assert "besides score, each once; got score" in refusal(run, [new_rows], out, ["score"])
     assert not out.exists()
     run_ranks(predicted, 1, run, [new_rows], out, ["user"])
-    assert "_request.json says otherwise" in refusal(run, [new_rows], out, ["item"])
+    assert "_request.json has others" in refusal(run, [new_rows], out, ["item"])
     assert "it has other Parquet files" in refusal(run, [new_rows], new_rows)
 
 

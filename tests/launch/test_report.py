@@ -23,7 +23,7 @@ from msrec.data.schema import (
 )
 from msrec.launch.evaluation.predictions import Commit, write_commit
 from msrec.launch.evaluation.results import evaluate_predictions, load_results, save_results
-from msrec.launch.reporting.figures import MOST_SCENARIOS, scenario_figures
+from msrec.launch.reporting.figures import MAX_SCENARIOS, scenario_figures
 from msrec.launch.reporting.report import write_report
 from msrec.launch.training.metric_log import MetricLog, load_metric_log
 from msrec.model.metrics.curves import reliability, roc, score_shares
@@ -162,7 +162,8 @@ def test_figures_hold_the_logged_values(page, runs):
     figures = json.loads(re.search(r"const figures = (\[.*\]);", page).group(1))
     names = {trace["name"] for figure in figures for trace in figure["data"]}
     steps, losses = load_metric_log(runs["bare"]).curve("valid", "log_loss/all")
-    drawn = next(t for t in figures[0]["data"] if t["name"] == "bare, validation")
+    traces = (trace for figure in figures for trace in figure["data"])
+    drawn = next(trace for trace in traces if trace["name"] == "bare, validation")  # the loss
     assert drawn["x"] == steps
     assert drawn["y"] == pytest.approx(losses, abs=1e-6)
     assert {"best possible", "perfect", "bare", "LLM4MSR"} <= names
@@ -170,10 +171,10 @@ def test_figures_hold_the_logged_values(page, runs):
 
 def test_each_scenario_has_its_curve_and_many_scenarios_are_counted(page):
     assert all(f"<h3>{name}</h3>" in page for name in NAMES)
-    metrics = {f"auc/scenario={n}": 0.5 for n in range(MOST_SCENARIOS + 3)}
+    metrics = {f"auc/scenario={n}": 0.5 for n in range(MAX_SCENARIOS + 3)}
     log = MetricLog({"valid": {10: metrics}})
     figures, left_out = scenario_figures({"bare": log})
-    assert (len(figures), left_out) == (MOST_SCENARIOS, 3)
+    assert (len(figures), left_out) == (MAX_SCENARIOS, 3)
 
 
 def test_names_from_outside_cannot_become_markup(runs, tmp_path):

@@ -10,13 +10,8 @@ from rich.console import Console
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
-from msrec.launch.evaluation.results import (
-    comparison_table,
-    evaluate_predictions,
-    load_results,
-    results_tables,
-    save_results,
-)
+from msrec.launch.evaluation.results import evaluate_predictions, load_results, save_results
+from msrec.launch.reporting.result_tables import comparison_table, results_tables
 from msrec.model.metrics.exact import MetricOptions, exact_metrics
 
 SCHEMA = Schema(

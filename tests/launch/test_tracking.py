@@ -3,8 +3,8 @@
 import pytest
 from test_report import NAMES, make_run
 
+from msrec.launch.evaluation.evaluate import write_tensorboard
 from msrec.launch.evaluation.results import load_results, save_results
-from msrec.launch.evaluation.tensorboard import write_tensorboard
 from msrec.launch.reporting.mlflow_tracking import track
 from msrec.launch.training.metric_log import load_metric_log
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from msrec.data.io.atomic_files import write_json
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
-from msrec.launch.evaluation.results import results_of
+from msrec.launch.evaluation.results import compute_results
 from msrec.model.metrics.exact import MetricOptions
 from msrec.model.metrics.user_sums import EPS
 from msrec.tools.bench.harness.own_process import in_own_process, peak_rss
@@ -124,7 +124,7 @@ def _judge(folder: Path, schema: Schema, judging: MetricOptions) -> Measured:
     started = time.perf_counter()
     predictions = load_predictions(folder)
     read, cpu = time.perf_counter(), time.process_time()
-    results_of(predictions, schema, judging)
+    compute_results(predictions, schema, judging)
     judged, spent = time.perf_counter() - read, time.process_time() - cpu
     return Measured(read - started, judged, spent, peak_rss())
 

@@ -1,0 +1,218 @@
+"""Shows results: tables of one run, and of several runs side by side."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from msrec.launch.evaluation.results import Results
+from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
+
+UNDEFINED = "undefined"
+MAIN_METRICS = ("rows", "auc", "log_loss", "ne", "gauc", "calibration")
+MORE_METRICS = ("rig", "calibration_error", "average_precision", "gauc_by_user", "ndcg", "recall")
+COUNTS = ("positives", "users", "users_left_out", "users_ranked")
+ALL_COLUMNS = (*MAIN_METRICS, *MORE_METRICS, *COUNTS)
+TITLES = {
+    "auc": "AUC",
+    "log_loss": "log loss",
+    "ne": "NE",
+    "rig": "RIG",
+    "calibration_error": "calibration error",
+    "average_precision": "PR-AUC",
+    "gauc": "GAUC",
+    "gauc_by_user": "GAUC, users equal",
+    "users": "users with both labels",
+    "users_left_out": "users with one",
+    "ndcg": "NDCG@{k}",
+    "recall": "recall@{k}",
+    "users_ranked": "users with a positive",
+}
+OLD_NOTE = "evaluated by an older msrec: evaluate again for intervals, PR-AUC, NDCG and recall"
+Rows = list[list[str]]
+"""A table as text, its head first."""
+
+
+def format_value(value: float | int | None) -> str:
+    """Returns a metric or a count as text.
+
+    Example:
+        >>> format_value(1234567), format_value(0.80951), format_value(None)
+        ('1,234,567', '0.8095', 'undefined')
+    """
+    if value is None or math.isnan(value):
+        return UNDEFINED
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def format_metric(metrics: Metrics, name: str, one_line: bool = False) -> str:
+    """Returns a metric with its interval, if it has one, on the next line or on the same line.
+
+    Example:
+        >>> metrics = Metrics(9, 3, auc=0.75, intervals={"auc": (0.71, 0.788)})
+        >>> format_metric(metrics, "auc", one_line=True), format_metric(metrics, "positives")
+        ('0.7500 (0.7100–0.7880)', '3')
+    """
+    value = format_value(getattr(metrics, name))
+    if name not in metrics.intervals:
+        return value
+    low, high = metrics.intervals[name]
+    interval = f"{low:.4f}{'–' if low >= 0 else ' to '}{high:.4f}"
+    return f"{value} ({interval})" if one_line else f"{value}\n{interval}"
+
+
+def metric_title(name: str, k: int) -> str:
+    """Returns the heading of a metric's column."""
+    return TITLES.get(name, name).format(k=k)
+
+
+def metric_groups(metrics: ScenarioMetrics) -> list[tuple[str, Metrics]]:
+    """Returns the metrics of all rows and of each scenario, with the names of the groups."""
+    return [("all", metrics.all), *metrics.scenarios.items()]
+
+
+def results_tables(results: Results) -> list[Table]:
+    """Returns two tables, for short lines: one row for all rows and one for each scenario.
+
+    Counts of users are only in `results.json`.
+    """
+    title = f"{results.data or results.dataset}, {results.split}, checkpoint {results.checkpoint}"
+    groups = metric_groups(results.metrics)
+    best = dict(metric_groups(results.best_possible)) if results.best_possible else None
+    tables = [_metrics_table(title, "scenario", MAIN_METRICS, groups, results.k, best)]
+    if not results.is_old:
+        tables.append(_metrics_table(None, "scenario", MORE_METRICS, groups, results.k))
+    notes = [OLD_NOTE] if results.is_old else []
+    if results.left_out:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in results.left_out.items())
+        notes.append(f"excluded rows: {reasons}")
+    if results.resamples:
+        notes.append(
+            f"95 % intervals over users: percentile bootstrap, {results.resamples:,} resamples, "
+            f"seed {results.seed}"
+        )
+    tables[-1].caption = "\n".join(notes) or None
+    return tables
+
+
+def slice_table(results: Results, name: str, meaning: str) -> Table:
+    """Returns a table of the main metrics with one row for each group of a slice."""
+    groups, best = list(results.slices[name].items()), results.best_slices.get(name)
+    return _metrics_table(f"by {name}: {meaning}", name, MAIN_METRICS, groups, results.k, best)
+
+
+def _metrics_table(
+    title: str | None,
+    first_column: str,
+    columns: Sequence[str],
+    groups: Sequence[tuple[str, Metrics]],
+    k: int,
+    best: Mapping[str, Metrics] | None = None,
+) -> Table:
+    table = Table(title=title)
+    table.add_column(first_column)
+    for column in columns:
+        table.add_column(metric_title(column, k), justify="right")
+    if best is not None:
+        table.add_column("best possible AUC", justify="right")
+    for name, metrics in groups:
+        cells = [format_metric(metrics, column) for column in columns]
+        if best is not None:
+            cells.append(format_value(best[name].auc))
+        table.add_row(name, *cells, end_section=name == "all")
+    return table
+
+
+def comparison_rows(
+    runs: Mapping[str, Results],
+    *,
+    metric: str = "auc",
+    best: bool = False,
+    intervals: bool = False,
+) -> Rows:
+    """Returns one metric of several runs: a column for each run, a row for each scenario.
+
+    Args:
+        runs: name -> results. Two runs get a column with their difference.
+        metric: field of `Metrics`.
+        best: adds the best possible value, if the first run knows it.
+        intervals: adds the intervals of the metric.
+
+    Raises:
+        ValueError: the runs differ in dataset, split, rows or scenarios, so that their numbers
+            cannot be compared.
+    """
+    _check_comparable(runs)
+    results = list(runs.values())
+    of_runs = [dict(metric_groups(run.metrics)) for run in results]
+    truth = results[0].best_possible if best else None
+    head = ["scenario", *runs]
+    head += ["difference"] if len(runs) == 2 else []
+    head += ["best possible"] if truth else []
+    rows = [[*head, "rows"]]
+    for group, first in of_runs[0].items():
+        values = [getattr(run[group], metric) for run in of_runs]
+        if intervals:
+            cells = [format_metric(run[group], metric, one_line=True) for run in of_runs]
+        else:
+            cells = [format_value(value) for value in values]
+        if len(runs) == 2:
+            cells.append(UNDEFINED if None in values else f"{values[1] - values[0]:+.4f}")
+        if truth:
+            cells.append(format_value(getattr(dict(metric_groups(truth))[group], metric)))
+        rows.append([group, *cells, format_value(first.rows)])
+    return rows
+
+
+def slice_comparison_rows(runs: Mapping[str, Results], name: str) -> Rows:
+    """Returns AUC and log loss of several runs for each group of a slice, with intervals."""
+    slices = {run: results.slices[name] for run, results in runs.items() if name in results.slices}
+    groups = dict.fromkeys(group for by_group in slices.values() for group in by_group)
+    head = [name, "rows", *(f"{run}, {title}" for run in slices for title in ("AUC", "log loss"))]
+    rows = [head]
+    for group in groups:
+        metrics = [by_group.get(group) for by_group in slices.values()]
+        count = next((found.rows for found in metrics if found is not None), 0)
+        rows.append([group, format_value(count)])
+        for found in metrics:
+            for metric in ("auc", "log_loss"):
+                rows[-1].append(
+                    "" if found is None else format_metric(found, metric, one_line=True)
+                )
+    return rows
+
+
+def comparison_table(
+    runs: Mapping[str, Results], *, metric: str = "auc", best: bool = False
+) -> Table:
+    """Returns the table of `comparison_rows` for the terminal."""
+    head, *rows = comparison_rows(runs, metric=metric, best=best)
+    first = next(iter(runs.values()))
+    table = Table(title=f"{metric_title(metric, first.k)}: {first.dataset}, {first.split}")
+    for column in head:
+        table.add_column(column, justify="left" if column == "scenario" else "right")
+    for row in rows:
+        table.add_row(*row, end_section=row[0] == "all")
+    return table
+
+
+def _check_comparable(runs: Mapping[str, Results]) -> None:
+    if not runs:
+        raise ValueError("a comparison must have at least one run; got none.")
+    facts = {
+        name: {
+            "dataset": run.dataset,
+            "split": run.split,
+            "rows": run.rows,
+            "scenarios": list(run.metrics.scenarios),
+        }
+        for name, run in runs.items()
+    }
+    (first_name, first), *others = facts.items()
+    for name, other in others:
+        for fact, value in first.items():
+            if other[fact] != value:
+                raise ValueError(
+                    f"runs to compare must agree in {fact}; {first_name!r} has {value}, "
+                    f"{name!r} has {other[fact]}. Evaluate both on the same split."
+                )
