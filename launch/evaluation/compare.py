@@ -32,7 +32,7 @@ ZERO = 1e-12
 
 
 class Difference(StrictModel):
-    """One metric of two runs on the same rows; undefined values are None.
+    """Difference of two runs in one metric on the same rows; undefined values are None.
 
     `p` belongs to the two-sided t-test of a difference of 0. `p_holm` is the same value, corrected
     for the number of scenarios; the group of all rows has none.

@@ -172,21 +172,18 @@ def _read_part(path: Path) -> pa.Table:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"{path} must be a whole Parquet file; {reason}.") from None
     for name in table.column_names:
-        _check_type(path, name, table.schema.field(name).type)
-        _check_values(path, name, table)
+        _check_column(path, name, table)
     return table
 
 
-def _check_type(path: Path, name: str, dtype: pa.DataType) -> None:
-    if name in INTEGERS and not pa.types.is_integer(dtype):
-        raise ValueError(f"{path}: {name} must be an integer column; found {dtype}.")
-    if name in (*FLOATS, TRUTH) and not pa.types.is_floating(dtype):
-        raise ValueError(f"{path}: {name} must be a float column; found {dtype}.")
-
-
-def _check_values(path: Path, name: str, table: pa.Table) -> None:
+def _check_column(path: Path, name: str, table: pa.Table) -> None:
     column = table[name]
-    bad = column.is_null(nan_is_null=pa.types.is_floating(column.type))
+    is_float = pa.types.is_floating(column.type)
+    if name in INTEGERS and not pa.types.is_integer(column.type):
+        raise ValueError(f"{path}: {name} must be an integer column; found {column.type}.")
+    if name in (*FLOATS, TRUTH) and not is_float:
+        raise ValueError(f"{path}: {name} must be a float column; found {column.type}.")
+    bad = column.is_null(nan_is_null=is_float)
     if pc.any(bad).as_py():
         row = pc.index(bad, True).as_py()
         value = "NaN" if column[row].is_valid else "null"

@@ -6,7 +6,7 @@ from msrec.launch.evaluation.explanation_file import (
     UserExplanation,
 )
 from msrec.launch.reporting.figures import cosine_figure
-from msrec.launch.reporting.page import Block, Code, DataTable, Details, Figures, Section, Text
+from msrec.launch.reporting.page import Block, DataTable, Details, Figures, Section, Text
 from msrec.launch.reporting.result_tables import format_value
 
 MAX_ROWS = 50
@@ -23,9 +23,9 @@ def scenario_section(run: str, explanation: ScenarioExplanation) -> Section:
     blocks: list[Block] = [Figures(figures)]
     texts = zip(explanation.names, explanation.prompts, explanation.texts, strict=True)
     for name, prompt, answer in texts:
-        content: list[Text | Code] = [Code(prompt, wrap=True)]
+        content = [Text(prompt, "wrapped")]
         if answer is not None:
-            content += [Text("LLM answer:"), Code(answer or "(empty)", wrap=True)]
+            content += [Text("LLM answer:"), Text(answer or "(empty)", "wrapped")]
         blocks.append(Details(f"Prompt of {name}", content))
     return Section(f"Scenario similarity in {run}", blocks)
 
@@ -35,9 +35,9 @@ def user_section(run: str, user: UserExplanation) -> Section:
     blocks: list[Block] = [Text(" ".join(user_facts(user)))]
     if user.nearest:
         blocks.append(Text(nearest_users(user)))
-    blocks.append(Details("Prompt", [Code(user.prompt, wrap=True)]))
+    blocks.append(Details("Prompt", [Text(user.prompt, "wrapped")]))
     if user.text is not None:
-        answer = Code(user.text or "(empty)", wrap=True)
+        answer = Text(user.text or "(empty)", "wrapped")
         blocks.append(Details("LLM answer", [answer], is_open=True))
     if user.rows:
         head = ["item", "scenario", "label", *(VARIANTS[name] for name in user.variants)]

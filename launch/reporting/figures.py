@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from msrec.launch.training.metric_log import WATCHED, MetricLog, Points
+from msrec.model.metrics.ranking import Floats
 
 PALETTE = ("#3b82c4", "#e07b39", "#3aa17e", "#c06bb0", "#c9a227", "#7d8fa9")
 GREY = "#8a8f98"
@@ -48,23 +49,22 @@ def figure(name: str, caption: str, traces: list[Trace], x: str, y: str) -> Figu
 
 def training_figures(logs: Mapping[str, MetricLog]) -> list[Figure]:
     """Returns loss and AUC over steps, a colour for each run; without figures that have no data."""
-    loss, auc = [], []
-    for number, (run, log) in enumerate(logs.items()):
-        colour = _colour(number)
-        train, valid = f"{run}, training", f"{run}, validation"
-        loss += _line(train, log.curve("train", "loss"), colour, "dot", width=1.3)
-        loss += _line(valid, log.curve("valid", "log_loss/all"), colour, markers=True)
-        auc += _line(train, log.curve("train", "auc/all"), colour, "dot", width=1.3)
-        auc += _line(valid, log.curve("valid", "auc/all"), colour, markers=True)
-        for split in (split for split in log.steps if split.startswith(WATCHED)):
-            name = f"{run}, {split}"
-            loss += _line(name, log.curve(split, "log_loss/all"), colour, "dash", markers=True)
-            auc += _line(name, log.curve(split, "auc/all"), colour, "dash", markers=True)
-    figures = [
-        figure("Loss", "Log loss over training steps; lower is better.", loss, "step", "log loss"),
-        figure("AUC", "AUC of all rows over training steps.", auc, "step", "AUC"),
-    ]
-    return [each for each in figures if each["data"]]
+    figures = []
+    for name, caption, axis, trained, metric in (
+        ("Loss", "Log loss by step; lower is better.", "log loss", "loss", "log_loss/all"),
+        ("AUC", "AUC of all rows by step.", "AUC", "auc/all", "auc/all"),
+    ):
+        traces: list[Trace] = []
+        for number, (run, log) in enumerate(logs.items()):
+            colour, curve = _colour(number), log.curve("train", trained)
+            traces += _line(f"{run}, training", curve, colour, "dot", width=1.3)
+            traces += _line(f"{run}, validation", log.curve("valid", metric), colour, markers=True)
+            for split in (split for split in log.steps if split.startswith(WATCHED)):
+                curve = log.curve(split, metric)
+                traces += _line(f"{run}, {split}", curve, colour, "dash", markers=True)
+        if traces:
+            figures.append(figure(name, caption, traces, "step", axis))
+    return figures
 
 
 def scenario_figures(logs: Mapping[str, MetricLog]) -> tuple[list[Figure], int]:
@@ -90,7 +90,7 @@ def calibration_figure(points: Mapping[str, Points]) -> Figure:
     traces = _line("perfect", ([0.0, top], [0.0, top]), GREY, "dash", width=1.2)
     for number, (run, curve) in enumerate(points.items()):
         traces += _line(run, curve, _colour(number), markers=True)
-    caption = "Each point is a tenth of the rows, sorted by score. The dashed line is ideal."
+    caption = "Each point is a tenth of the rows by score; the dashed line is ideal."
     return figure("Calibration", caption, traces, "mean score", "share of clicks")
 
 
@@ -110,19 +110,13 @@ def roc_figure(points: Mapping[str, Points], best: Points | None) -> Figure:
     return figure("ROC", caption, traces, "false positive rate", "true positive rate")
 
 
-def score_figure(run: str, edges: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Figure:
-    """Returns the distribution of the scores of a run.
-
-    Args:
-        run: name of the run.
-        edges: edges of the bins, one more than shares.
-        shares: label -> share of its rows in each bin.
-    """
-    middles = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+def score_figure(run: str, edges: Floats, shares: Mapping[str, Floats]) -> Figure:
+    """Returns the distribution of the scores of a run, from `score_shares`."""
+    middles = ((edges[:-1] + edges[1:]) / 2).tolist()
     traces: list[Trace] = []
     for number, (label, values) in enumerate(shares.items()):
-        traces += _line(label, (middles, list(values)), _colour(number))
-    caption = "Distribution of the scores of rows with a positive and with a negative label."
+        traces += _line(label, (middles, values.tolist()), _colour(number))
+    caption = "Distribution of the scores of positive and of negative rows."
     return figure(f"Scores of {run}", caption, traces, "score", "share of rows")
 
 
@@ -177,7 +171,9 @@ def difference_figure(
     forest_plot = figure(name, caption, traces, f"AUC - {reference}", "")
     models = list(dict.fromkeys(model for model, *_ in points))
     rows = [f"{model}, {arm}" for model in models for arm in arms]
-    forest_plot["layout"]["height"] = 110 + 22 * len(points)
+    forest_plot["layout"] |= {"height": 140 + 22 * len(points)}
+    forest_plot["layout"]["margin"] |= {"t": 36}
+    forest_plot["layout"]["legend"] |= {"y": 1, "yanchor": "bottom"}
     forest_plot["layout"]["xaxis"] |= {"zeroline": True}
     forest_plot["layout"]["yaxis"] |= {"categoryorder": "array", "categoryarray": rows[::-1]}
     return forest_plot

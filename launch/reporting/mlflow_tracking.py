@@ -1,4 +1,4 @@
-"""Sends the values of a run to MLflow: those of its own files."""
+"""Sends the config, curves and results of a run to MLflow."""
 
 import json
 from collections.abc import Iterator

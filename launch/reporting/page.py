@@ -1,8 +1,7 @@
 """Builds one self-contained HTML page from text, tables and figures; it opens without a network."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
@@ -11,97 +10,68 @@ from plotly.offline import get_plotlyjs
 
 from msrec.launch.reporting.figures import Figure
 
-Rows = Sequence[Sequence[str]]
+Rows = list[list[str]]
 """A table as text, its head first."""
 
 
-@dataclass(frozen=True)
-class Text:
-    """A paragraph."""
+class Text(NamedTuple):
+    """A paragraph, or code in a fixed-width font, whose long lines scroll or are `wrapped`."""
 
-    kind: ClassVar[str] = "text"
     text: str
-    muted: bool = False
+    style: Literal["plain", "muted", "code", "wrapped"] = "plain"
 
 
-@dataclass(frozen=True)
-class Markdown:
-    """Text in Markdown; its HTML is not escaped, so it must come from this program."""
+class Markdown(NamedTuple):
+    """Text in Markdown; it is not escaped, so it must come from this program."""
 
-    kind: ClassVar[str] = "markdown"
     source: str
 
     @property
     def html(self) -> Markup:
-        """The text as HTML, with scrolling tables."""
+        """The text as HTML, with tables that scroll."""
         html = MarkdownIt("commonmark").enable("table").render(self.source)
         html = html.replace("<table>", '<div class="table"><table>')
         return Markup(html.replace("</table>", "</table></div>"))
 
 
-@dataclass(frozen=True)
-class Bullets:
-    """A list of sentences."""
-
-    kind: ClassVar[str] = "bullets"
-    items: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Code:
-    """Text in a fixed-width font; `wrap` breaks long lines, which scroll otherwise."""
-
-    kind: ClassVar[str] = "code"
-    text: str
-    wrap: bool = False
-
-
-@dataclass(frozen=True)
-class DataTable:
-    """A table that sorts by a click on a column's head; a row named `all` stays on top, in bold.
+class DataTable(NamedTuple):
+    """A table that sorts by a click on a head; a row named `all` stays on top, in bold.
 
     Columns are aligned to the right, for numbers, or to the left if `is_text`.
     """
 
-    kind: ClassVar[str] = "table"
     rows: Rows
     caption: str = ""
     is_text: bool = False
 
 
-@dataclass(frozen=True)
-class Details:
+class Details(NamedTuple):
     """Content under a line that opens and closes it."""
 
-    kind: ClassVar[str] = "details"
     summary: str
-    content: Sequence["Text | Code | DataTable"]
+    content: Sequence[Text | DataTable]
     is_open: bool = False
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Figures in a grid of one (`wide`) or two (`pair`) columns, or as many as fit (`small`)."""
+class Figures(NamedTuple):
+    """Figures in one column (`wide`), two columns (`pair`) or as many as fit (`small`)."""
 
-    kind: ClassVar[str] = "figures"
     figures: Sequence[Figure]
-    layout: str = "pair"
+    layout: Literal["wide", "pair", "small"] = "pair"
     title: str = ""
 
 
-Block = Text | Markdown | Bullets | Code | DataTable | Details | Figures
+Block = Text | Markdown | DataTable | Details | Figures
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """Blocks under a heading; a section without blocks is not shown."""
 
     heading: str
     blocks: Sequence[Block]
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """A value in large type, with a label above and a remark below."""
 
     value: str
@@ -109,26 +79,29 @@ class Tile:
     label: str = ""
 
 
-@dataclass(frozen=True)
-class Page:
-    """Content of a page; `title` names its browser tab."""
+def render_page(
+    title: str,
+    heading: str,
+    sections: Sequence[Section],
+    subtitle: str = "",
+    tiles: Sequence[Tile] = (),
+) -> str:
+    """Returns a page as one HTML file that holds its styles, scripts and figures.
 
-    title: str
-    heading: str
-    subtitle: str = ""
-    tiles: Sequence[Tile] = ()
-    sections: Sequence[Section] = ()
-
-
-def render_page(page: Page) -> str:
-    """Returns the page as one HTML file that holds its styles, scripts and figures."""
-    sections = [section for section in page.sections if section.blocks]
+    Args:
+        title: title of the browser tab.
+        heading: title on the page.
+        sections: content of the page.
+        subtitle: a line below the heading.
+        tiles: values below the heading.
+    """
+    sections = [section for section in sections if section.blocks]
+    blocks = [block for section in sections for block in section.blocks]
+    grids = [block for block in blocks if isinstance(block, Figures)]
     figures = [
         {"data": figure["data"], "layout": figure["layout"]}
-        for section in sections
-        for block in section.blocks
-        if isinstance(block, Figures)
-        for figure in block.figures
+        for grid in grids
+        for figure in grid.figures
     ]
     environment = Environment(
         loader=PackageLoader("msrec.launch.reporting", package_path=""),
@@ -137,7 +110,13 @@ def render_page(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("page.html")
-    return template.render(
-        page=page, sections=sections, figures=figures, plotly=Markup(get_plotlyjs())
+    environment.filters["kind"] = lambda block: type(block).__name__
+    return environment.get_template("page.html").render(
+        title=title,
+        heading=heading,
+        sections=sections,
+        subtitle=subtitle,
+        tiles=tiles,
+        figures=figures,
+        plotly=Markup(get_plotlyjs()),
     )

@@ -19,26 +19,20 @@ from msrec.launch.reporting.figures import (
 )
 from msrec.launch.reporting.page import (
     Block,
-    Bullets,
     DataTable,
     Details,
     Figures,
-    Page,
     Section,
+    Text,
     Tile,
     render_page,
 )
 from msrec.launch.reporting.result_tables import (
-    ALL_COLUMNS,
-    MAIN_METRICS,
     OLD_NOTE,
     TITLES,
-    Rows,
+    all_metrics_rows,
     comparison_rows,
-    format_metric,
     format_value,
-    metric_groups,
-    metric_title,
     slice_comparison_rows,
 )
 from msrec.launch.reporting.setup_section import CONFIG_FILE, setup_section
@@ -78,36 +72,40 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
             f"{', '.join(RUN_FILES)}."
         )
     path = Path(path)
-    html = render_page(_page(folders))
+    html = _report(folders)
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_text(path, html)
 
 
-def _page(folders: Mapping[str, Path]) -> Page:
+def _report(folders: Mapping[str, Path]) -> str:
     logs = {name: load_metric_log(folder) for name, folder in folders.items()}
     results = {n: load_results(f) for n, f in folders.items() if (f / RESULTS_FILE).is_file()}
-    score_figures, unscored = _score_figures(folders, results)
-    training, hidden_scenarios = _training_blocks(logs)
+    scores, unscored = _score_figures(folders, results)
+    curves, (by_scenario, hidden) = training_figures(logs), scenario_figures(logs)
     notes = [*_result_notes(logs, results, unscored), *_log_notes(logs)]
-    if hidden_scenarios:
-        notes.append(
-            f"The curves of {hidden_scenarios} more scenarios are not drawn; see {LOG_FILE}."
-        )
+    if hidden:
+        notes.append(f"The curves of {hidden} more scenarios are not drawn; see {LOG_FILE}.")
+    sections = [
+        Section("Notes", [Text(note) for note in notes]),
+        Section("Results by scenario", _scenario_blocks(results)),
+        Section("Results by slice", _slice_blocks(results)),
+        Section("Scores", [Figures(scores)] if scores else []),
+    ]
+    training = [Figures(curves)] if curves else []
+    training += [Figures(by_scenario, "small", title="By scenario")] if by_scenario else []
+    sections.append(Section("Training", training))
+    explained = {name: load_explanations(folder) for name, folder in folders.items()}
+    sections += [scenario_section(n, s) for n, (_, s) in explained.items() if s is not None]
+    sections += [
+        user_section(name, user) for name, (users, _) in explained.items() for user in users
+    ]
     first = next(iter(results.values()), None)
-    return Page(
+    return render_page(
         title=f"msrec report: {', '.join(folders)}",
         heading=(" and " if len(folders) == 2 else ", ").join(folders),
         subtitle=f"{first.dataset}, {first.split} split, {first.rows:,} rows" if first else "",
         tiles=_tiles(results),
-        sections=[
-            Section("Notes", [Bullets(notes)] if notes else []),
-            Section("Results by scenario", _scenario_blocks(results)),
-            Section("Results by slice", _slice_blocks(results)),
-            Section("Scores", [Figures(score_figures)] if score_figures else []),
-            Section("Training", training),
-            *_explanation_sections(folders),
-            setup_section(folders),
-        ],
+        sections=[*sections, setup_section(folders)],
     )
 
 
@@ -139,16 +137,8 @@ def _scenario_blocks(results: Mapping[str, Results]) -> list[Block]:
         for name in ("auc", "log_loss")
     ]
     for name, result in results.items():
-        blocks.append(Details(f"All metrics of {name}", [DataTable(_all_metrics(result))]))
+        blocks.append(Details(f"All metrics of {name}", [DataTable(all_metrics_rows(result))]))
     return blocks
-
-
-def _all_metrics(result: Results) -> Rows:
-    columns = MAIN_METRICS if result.is_old else ALL_COLUMNS
-    rows = [["scenario", *(metric_title(column, result.k) for column in columns)]]
-    for name, metrics in metric_groups(result.metrics):
-        rows.append([name, *(format_metric(metrics, column, one_line=True) for column in columns)])
-    return rows
 
 
 def _slice_blocks(results: Mapping[str, Results]) -> list[Block]:
@@ -178,34 +168,10 @@ def _score_figures(
         roc_curves[name] = roc(p.score, p.label, p.weight)
         if best is None and p.p_click is not None:
             best = roc(p.p_click, p.label, p.weight)
-        edges, by_label = score_shares(p.score, p.label)
-        shares = {label: values.tolist() for label, values in by_label.items()}
-        distributions.append(score_figure(name, edges.tolist(), shares))
+        distributions.append(score_figure(name, *score_shares(p.score, p.label)))
     if not calibration:
         return [], missing
     return [calibration_figure(calibration), roc_figure(roc_curves, best), *distributions], missing
-
-
-def _training_blocks(logs: Mapping[str, MetricLog]) -> tuple[list[Block], int]:
-    """Returns the training curves, and the number of scenarios that are not drawn."""
-    blocks: list[Block] = []
-    if curves := training_figures(logs):
-        blocks.append(Figures(curves))
-    by_scenario, hidden = scenario_figures(logs)
-    if by_scenario:
-        blocks.append(Figures(by_scenario, "small", title="By scenario"))
-    return blocks, hidden
-
-
-def _explanation_sections(folders: Mapping[str, Path]) -> list[Section]:
-    explained = {name: load_explanations(folder) for name, folder in folders.items()}
-    scenarios = [
-        scenario_section(name, scenarios)
-        for name, (_, scenarios) in explained.items()
-        if scenarios is not None
-    ]
-    users = [user_section(name, user) for name, (users, _) in explained.items() for user in users]
-    return scenarios + users
 
 
 def _result_notes(

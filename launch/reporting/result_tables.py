@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from msrec.launch.evaluation.results import Results
+from msrec.launch.reporting.page import Rows
 from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
 
 UNDEFINED = "undefined"
@@ -29,8 +30,6 @@ TITLES = {
     "users_ranked": "users with a positive",
 }
 OLD_NOTE = "evaluated by an older msrec: evaluate again for intervals, PR-AUC, NDCG and recall"
-Rows = list[list[str]]
-"""A table as text, its head first."""
 
 
 def format_value(value: float | int | None) -> str:
@@ -77,7 +76,7 @@ def results_tables(results: Results) -> list[Table]:
     Counts of users are only in `results.json`.
     """
     title = f"{results.data or results.dataset}, {results.split}, checkpoint {results.checkpoint}"
-    groups = metric_groups(results.metrics)
+    groups = dict(metric_groups(results.metrics))
     best = dict(metric_groups(results.best_possible)) if results.best_possible else None
     tables = [_metrics_table(title, "scenario", MAIN_METRICS, groups, results.k, best)]
     if not results.is_old:
@@ -97,7 +96,7 @@ def results_tables(results: Results) -> list[Table]:
 
 def slice_table(results: Results, name: str, meaning: str) -> Table:
     """Returns a table of the main metrics with one row for each group of a slice."""
-    groups, best = list(results.slices[name].items()), results.best_slices.get(name)
+    groups, best = results.slices[name], results.best_slices.get(name)
     return _metrics_table(f"by {name}: {meaning}", name, MAIN_METRICS, groups, results.k, best)
 
 
@@ -105,22 +104,38 @@ def _metrics_table(
     title: str | None,
     first_column: str,
     columns: Sequence[str],
-    groups: Sequence[tuple[str, Metrics]],
+    groups: Mapping[str, Metrics],
     k: int,
     best: Mapping[str, Metrics] | None = None,
 ) -> Table:
-    table = Table(title=title)
-    table.add_column(first_column)
-    for column in columns:
-        table.add_column(metric_title(column, k), justify="right")
+    rows = [[first_column, *(metric_title(column, k) for column in columns)]]
+    rows += [
+        [name, *(format_metric(m, column) for column in columns)] for name, m in groups.items()
+    ]
     if best is not None:
-        table.add_column("best possible AUC", justify="right")
-    for name, metrics in groups:
-        cells = [format_metric(metrics, column) for column in columns]
-        if best is not None:
-            cells.append(format_value(best[name].auc))
-        table.add_row(name, *cells, end_section=name == "all")
+        rows[0].append("best possible AUC")
+        for row in rows[1:]:
+            row.append(format_value(best[row[0]].auc))
+    return _table(rows, title)
+
+
+def _table(rows: Rows, title: str | None) -> Table:
+    """Returns a table for the terminal; all columns but the first are numbers."""
+    table = Table(title=title)
+    for number, head in enumerate(rows[0]):
+        table.add_column(head, justify="right" if number else "left")
+    for row in rows[1:]:
+        table.add_row(*row, end_section=row[0] == "all")
     return table
+
+
+def all_metrics_rows(results: Results) -> Rows:
+    """Returns every metric and count, for all rows and for each scenario, with intervals."""
+    columns = MAIN_METRICS if results.is_old else ALL_COLUMNS
+    rows = [["scenario", *(metric_title(column, results.k) for column in columns)]]
+    for name, metrics in metric_groups(results.metrics):
+        rows.append([name, *(format_metric(metrics, column, one_line=True) for column in columns)])
+    return rows
 
 
 def comparison_rows(
@@ -186,33 +201,24 @@ def comparison_table(
     runs: Mapping[str, Results], *, metric: str = "auc", best: bool = False
 ) -> Table:
     """Returns the table of `comparison_rows` for the terminal."""
-    head, *rows = comparison_rows(runs, metric=metric, best=best)
     first = next(iter(runs.values()))
-    table = Table(title=f"{metric_title(metric, first.k)}: {first.dataset}, {first.split}")
-    for column in head:
-        table.add_column(column, justify="left" if column == "scenario" else "right")
-    for row in rows:
-        table.add_row(*row, end_section=row[0] == "all")
-    return table
+    title = f"{metric_title(metric, first.k)}: {first.dataset}, {first.split}"
+    return _table(comparison_rows(runs, metric=metric, best=best), title)
 
 
 def _check_comparable(runs: Mapping[str, Results]) -> None:
     if not runs:
         raise ValueError("a comparison must have at least one run; got none.")
-    facts = {
-        name: {
-            "dataset": run.dataset,
-            "split": run.split,
-            "rows": run.rows,
-            "scenarios": list(run.metrics.scenarios),
-        }
-        for name, run in runs.items()
-    }
-    (first_name, first), *others = facts.items()
-    for name, other in others:
-        for fact, value in first.items():
-            if other[fact] != value:
+    first_name, first = next(iter(runs.items()))
+    for name, run in runs.items():
+        for fact, expected, value in (
+            ("dataset", first.dataset, run.dataset),
+            ("split", first.split, run.split),
+            ("rows", first.rows, run.rows),
+            ("scenarios", list(first.metrics.scenarios), list(run.metrics.scenarios)),
+        ):
+            if value != expected:
                 raise ValueError(
-                    f"runs to compare must agree in {fact}; {first_name!r} has {value}, "
-                    f"{name!r} has {other[fact]}. Evaluate both on the same split."
+                    f"runs to compare must agree in {fact}; {first_name!r} has {expected}, "
+                    f"{name!r} has {value}. Evaluate both on the same split."
                 )

@@ -11,8 +11,7 @@ from msrec.data.llm.store import KnowledgeStore
 from msrec.data.schema import SPLITS, Schema, load_schema
 from msrec.launch.config import RunConfig
 from msrec.launch.evaluation.coverage import coverage
-from msrec.launch.reporting.page import Block, Code, DataTable, Details, Section, Text
-from msrec.launch.reporting.result_tables import Rows
+from msrec.launch.reporting.page import Block, DataTable, Details, Rows, Section, Text
 
 CONFIG_FILE, PLAN_FILE, VERSIONS_FILE = "config.yaml", "plan.json", "versions.json"
 
@@ -23,20 +22,18 @@ def setup_section(folders: Mapping[str, Path]) -> Section:
     Args:
         folders: name of the run -> run folder.
     """
-    texts = {name: _read(folder / CONFIG_FILE) for name, folder in folders.items()}
-    values = {name: yaml.safe_load(text) or {} for name, text in texts.items()}
+    values = {n: yaml.safe_load(_read(f / CONFIG_FILE)) or {} for n, f in folders.items()}
     configs = {n: RunConfig.model_validate(v) for n, v in values.items() if "dataset" in v}
     blocks = [*_data_blocks(configs), *_knowledge_blocks(configs)]
     for name, folder in folders.items():
         if rows := _plan_rows(_read(folder / PLAN_FILE)):
-            table = DataTable(rows, is_text=True)
-            blocks.append(Details(f"Sharding plan of {name}", [table]))
+            blocks.append(Details(f"Sharding plan of {name}", [DataTable(rows, is_text=True)]))
     if rows := _differences(values):
         blocks.append(DataTable(rows, "Config differences", is_text=True))
     for name, config in values.items():
         if config:
             text = yaml.safe_dump(config, sort_keys=False)
-            blocks.append(Details(f"Config of {name}", [Code(text)]))
+            blocks.append(Details(f"Config of {name}", [Text(text, "code")]))
     for name, folder in folders.items():
         if versions := json.loads(_read(folder / VERSIONS_FILE) or "{}"):
             rows = [["package", "version"], *map(list, versions.items())]

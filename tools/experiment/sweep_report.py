@@ -12,7 +12,7 @@ from scipy import stats
 
 from msrec.launch.evaluation.slices import EDGES, HISTORIES
 from msrec.launch.reporting.figures import Figure, difference_figure
-from msrec.launch.reporting.page import Figures, Markdown, Page, Section, render_page
+from msrec.launch.reporting.page import Figures, Markdown, Section, render_page
 from msrec.model.metrics.definitions import VALUES, Metrics, ScenarioMetrics
 from msrec.tools.experiment.published import spread
 from msrec.tools.experiment.sweep import Arm, Sweep
@@ -269,4 +269,4 @@ def _html(sweep: Sweep, frame: pl.DataFrame, text: str) -> str:
     heading, _, body = text.partition("\n")
     title = heading.removeprefix("# ")
     section = Section("", [Markdown(body), Figures(figures, "wide")])
-    return render_page(Page(f"msrec experiment: {title}", heading=title, sections=[section]))
+    return render_page(f"msrec experiment: {title}", title, [section])

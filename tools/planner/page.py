@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from msrec.launch.reporting.figures import GREY, PALETTE, Figure, figure
-from msrec.launch.reporting.page import DataTable, Figures, Page, Section, Text, Tile, render_page
+from msrec.launch.reporting.page import DataTable, Figures, Section, Text, Tile, render_page
 from msrec.launch.reporting.plan_table import ranges, size
 from msrec.tools.planner.plan import GIB, PARTS, TABLE_LINES, Plan, TablePlan
 from msrec.tools.planner.plan_text import class_name, reasons, verdict
@@ -36,18 +36,16 @@ def plan_page(plan: Plan, compared: Mapping[str, Plan]) -> str:
     note = f"Times are estimates by TorchRec's formulas with the bandwidths of {sources}."
     table = DataTable([TABLE_HEAD, *map(_row, plan.by_cost)])
     return render_page(
-        Page(
-            title=f"msrec plan: {cluster}",
-            heading=f"{len(plan.tables)} tables on {cluster}",
-            subtitle=f"{plan.specification.about}; {plan.batch:,} rows of a step on each rank; "
-            f"plan {plan.hash[:12]}",
-            tiles=_tiles(plan),
-            sections=[
-                Section("In words", [Text(line) for line in (*verdict(plan), *reasons(plan))]),
-                Section("By rank", [Figures(figures, "wide")]),
-                Section("By table", [table, Text(note, muted=True)]),
-            ],
-        )
+        title=f"msrec plan: {cluster}",
+        heading=f"{len(plan.tables)} tables on {cluster}",
+        subtitle=f"{plan.specification.about}; {plan.batch:,} rows of a step on each rank; "
+        f"plan {plan.hash[:12]}",
+        tiles=_tiles(plan),
+        sections=[
+            Section("In words", [Text(line) for line in (*verdict(plan), *reasons(plan))]),
+            Section("By rank", [Figures(figures, "wide")]),
+            Section("By table", [table, Text(note, "muted")]),
+        ],
     )
 
 
