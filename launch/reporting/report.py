@@ -184,7 +184,7 @@ def _result_notes(
     notes += [f"{name}: {OLD_NOTE}." for name, result in results.items() if result.is_old]
     intervals = {(r.resamples, r.seed) for r in results.values() if r.resamples}
     notes += [
-        f"Intervals: 95 % over users, percentile bootstrap, {resamples:,} resamples, seed {seed}."
+        f"95 % intervals over users: percentile bootstrap, {resamples:,} resamples, seed {seed}."
         for resamples, seed in sorted(intervals)
     ]
     notes += [f"{name}: no predictions, so no calibration and ROC." for name in unscored]

@@ -179,21 +179,20 @@ def comparison_rows(
     return rows
 
 
-def slice_comparison_rows(runs: Mapping[str, Results], name: str) -> Rows:
+def slice_comparison_rows(runs: Mapping[str, Results], slice_name: str) -> Rows:
     """Returns AUC and log loss of several runs for each group of a slice, with intervals."""
-    slices = {run: results.slices[name] for run, results in runs.items() if name in results.slices}
+    slices = {run: r.slices[slice_name] for run, r in runs.items() if slice_name in r.slices}
     groups = dict.fromkeys(group for by_group in slices.values() for group in by_group)
-    head = [name, "rows", *(f"{run}, {title}" for run in slices for title in ("AUC", "log loss"))]
-    rows = [head]
+    heads = [f"{run}, {title}" for run in slices for title in ("AUC", "log loss")]
+    rows = [[slice_name, "rows", *heads]]
     for group in groups:
-        metrics = [by_group.get(group) for by_group in slices.values()]
-        count = next((found.rows for found in metrics if found is not None), 0)
-        rows.append([group, format_value(count)])
-        for found in metrics:
-            for metric in ("auc", "log_loss"):
-                rows[-1].append(
-                    "" if found is None else format_metric(found, metric, one_line=True)
-                )
+        of_runs = [by_group.get(group) for by_group in slices.values()]
+        count = next(metrics.rows for metrics in of_runs if metrics)
+        cells = [group, format_value(count)]
+        for metrics in of_runs:
+            for name in ("auc", "log_loss"):
+                cells.append(format_metric(metrics, name, one_line=True) if metrics else "")
+        rows.append(cells)
     return rows
 
 
