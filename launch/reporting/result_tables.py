@@ -65,9 +65,8 @@ def metric_title(name: str, k: int) -> str:
     return TITLES.get(name, name).format(k=k)
 
 
-def metric_groups(metrics: ScenarioMetrics) -> list[tuple[str, Metrics]]:
-    """Returns the metrics of all rows and of each scenario, with the names of the groups."""
-    return [("all", metrics.all), *metrics.scenarios.items()]
+def _by_group(metrics: ScenarioMetrics) -> dict[str, Metrics]:
+    return {"all": metrics.all} | metrics.scenarios
 
 
 def results_tables(results: Results) -> list[Table]:
@@ -76,8 +75,8 @@ def results_tables(results: Results) -> list[Table]:
     Counts of users are only in `results.json`.
     """
     title = f"{results.data or results.dataset}, {results.split}, checkpoint {results.checkpoint}"
-    groups = dict(metric_groups(results.metrics))
-    best = dict(metric_groups(results.best_possible)) if results.best_possible else None
+    groups = _by_group(results.metrics)
+    best = _by_group(results.best_possible) if results.best_possible else None
     tables = [_metrics_table(title, "scenario", MAIN_METRICS, groups, results.k, best)]
     if not results.is_old:
         tables.append(_metrics_table(None, "scenario", MORE_METRICS, groups, results.k))
@@ -133,7 +132,7 @@ def all_metrics_rows(results: Results) -> Rows:
     """Returns every metric and count, for all rows and for each scenario, with intervals."""
     columns = MAIN_METRICS if results.is_old else ALL_COLUMNS
     rows = [["scenario", *(metric_title(column, results.k) for column in columns)]]
-    for name, metrics in metric_groups(results.metrics):
+    for name, metrics in _by_group(results.metrics).items():
         rows.append([name, *(format_metric(metrics, column, one_line=True) for column in columns)])
     return rows
 
@@ -159,8 +158,8 @@ def comparison_rows(
     """
     _check_comparable(runs)
     results = list(runs.values())
-    of_runs = [dict(metric_groups(run.metrics)) for run in results]
-    truth = results[0].best_possible if best else None
+    of_runs = [_by_group(run.metrics) for run in results]
+    truth = _by_group(results[0].best_possible) if best and results[0].best_possible else None
     head = ["scenario", *runs]
     head += ["difference"] if len(runs) == 2 else []
     head += ["best possible"] if truth else []
@@ -174,7 +173,7 @@ def comparison_rows(
         if len(runs) == 2:
             cells.append(UNDEFINED if None in values else f"{values[1] - values[0]:+.4f}")
         if truth:
-            cells.append(format_value(getattr(dict(metric_groups(truth))[group], metric)))
+            cells.append(format_value(getattr(truth[group], metric)))
         rows.append([group, *cells, format_value(first.rows)])
     return rows
 

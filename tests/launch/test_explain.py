@@ -1,4 +1,4 @@
-"""`msrec explain`: each number against the slow way to get it, and what a page shows of them."""
+"""Tests of `msrec explain`: each number against a slow computation; terminal and page."""
 
 import io
 from contextlib import nullcontext
@@ -54,7 +54,7 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
 def in_rank(check):
-    """Run a test in a forked rank, where a process group is; a failed assert comes back."""
+    """Runs a test in a forked rank with a process group; a failed assert is passed on."""
 
     @wraps(check)
     def test(run):
@@ -64,8 +64,8 @@ def in_rank(check):
     return test
 
 
-def told(run, users, scenario=False):
-    """What the command prints."""
+def printed(run, users, scenario=False):
+    """Returns the output of the command."""
 
     def work(rank, world_size):
         command.process_group = lambda device: nullcontext(ALONE)
@@ -78,7 +78,7 @@ def told(run, users, scenario=False):
 
 @pytest.fixture(autouse=True)
 def no_llm(monkeypatch):
-    """Prompts need a tokenizer; what they hold is tested with `msrec encode --show`."""
+    """Replaces the prompts, which need a tokenizer; `msrec encode --show` tests them."""
 
     def prompts(config, level):
         names = {"user": [f"u{i}" for i in range(40)], "scenario": ["search", "feed", "shop"]}
@@ -88,7 +88,7 @@ def no_llm(monkeypatch):
 
 
 @in_rank
-def test_scores_are_those_of_the_predictions_and_of_a_model_without(run, explainer):
+def test_scores_equal_the_predictions_and_those_of_a_model_without_knowledge(run, explainer):
     found = explainer.user("u7")
     predictions = pq.read_table(run / "predictions/test/part-00000.parquet").to_pylist()
     own = {row["row_id"]: row for row in predictions if row["user"] == "u7"}
@@ -128,19 +128,19 @@ def generated(layer, code):
 
 
 @in_rank
-def test_distances_are_those_of_layers_made_one_by_one(run, explainer):
+def test_distances_equal_those_of_layers_generated_one_by_one(run, explainer):
     meta = explainer.dense_arch.user_meta
     vectors, has = explainer.knowledge.user.gather(np.arange(40))
     codes = meta.reducer(vectors, has)
     found = explainer.user("u3")
     assert [layer.layer for layer in found.layers] == ["layer 1", "layer 2"]
-    for layer, told in zip(meta.layers, found.layers, strict=True):
+    for layer, reported in zip(meta.layers, found.layers, strict=True):
         every = np.stack([generated(layer, code) for code in codes])
         average = every.mean(axis=0)
         distances = np.linalg.norm(every - average, axis=1)
         expected = distances[3] / np.linalg.norm(average)
-        assert told.distance == pytest.approx(expected, rel=1e-4)
-        assert told.rank == pytest.approx((distances < distances[3]).mean())
+        assert reported.distance == pytest.approx(expected, rel=1e-4)
+        assert reported.rank == pytest.approx((distances < distances[3]).mean())
 
 
 @in_rank
@@ -179,33 +179,33 @@ def test_a_user_without_a_vector_has_no_neighbours(run, explainer):
 
 
 @pytest.mark.parametrize(
-    ("name", "users", "said"),
+    ("name", "users", "message"),
     [
         ("knowing", ["nobody"], "must hold the user 'nobody'; it is not among 40 users"),
         ("bare", ["u1"], "must have meta.user=true or meta.scenario=true"),
         ("knowing", [], "must be asked something"),
     ],
 )
-def test_what_cannot_be_explained_is_said(run, name, users, said):
-    with pytest.raises(AssertionError, match=said):
-        told(run.parent / name, users)
+def test_requests_that_cannot_be_explained_are_refused(run, name, users, message):
+    with pytest.raises(AssertionError, match=message):
+        printed(run.parent / name, users)
 
 
-def test_a_folder_that_is_no_run_is_said(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(AssertionError, match="must be a run folder"):
-        told(tmp_path, ["u1"])
+        printed(tmp_path, ["u1"])
 
 
-def test_the_terminal_and_the_page_show_it(run, tmp_path):
-    text = told(run, ["u7"], scenario=True)
-    for said in (
+def test_the_terminal_and_the_page_show_an_explanation(run, tmp_path):
+    text = printed(run, ["u7"], scenario=True)
+    for message in (
         "prompt of u7",
         "prompt of shop",
         "Nearest users by vector",
         "away from the average",
         "LLM states",
     ):
-        assert said in text
+        assert message in text
     users, scenarios = load_explanations(run)
     assert [user.user for user in users] == ["u7"]
     page = write_report(tmp_path / "page.html", {"knowing": run}).read_text()
