@@ -1,4 +1,4 @@
-"""What a dataset, a knowledge store, a run or a checkpoint holds, for people."""
+"""Prints the contents of a dataset, a knowledge store, a run or a checkpoint."""
 
 from pathlib import Path
 
@@ -15,13 +15,15 @@ from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.checkpointing.checkpoint import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import Index, read_index
 from msrec.launch.evaluation.coverage import coverage
-from msrec.launch.evaluation.results import RESULTS_FILE, TITLES, cell, load_results, results_tables
+from msrec.launch.evaluation.results import RESULTS_FILE, load_results
+from msrec.launch.reporting.result_tables import TITLES, format_value, results_tables
 from msrec.launch.training.metric_log import MetricLog, load_metric_log
 from msrec.tools.convert import remarks, summary_table
 
 LEVELS = ("user", "scenario", "item")
 SHOWN_RANKS = 8
-"""Of `data.balance.RANKS`, for a table of what rows each rank would hold."""
+"""Number of ranks, one of `data.balance.RANKS`, for the balance of a split by rows."""
+HIDDEN_MANIFEST_KEYS = ("mean", "std", "bytes", "crc32")
 
 
 def show(
@@ -30,16 +32,16 @@ def show(
     dataset: AnyPath | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print what the folder is; its own files say which of the four.
+    """Prints the contents of a folder; its files decide what kind it is.
 
     Args:
         folder: dataset, knowledge store (or one of its levels), run or checkpoint.
-        key: with a store: the neighbours of this user, scenario or item.
-        dataset: with a store: how much of this data set it knows.
-        console: where to print.
+        key: for a store: prints the neighbours of this user, scenario or item.
+        dataset: for a store: prints how much of this dataset it covers.
+        console: the console to print to.
 
     Raises:
-        FileNotFoundError: it is none of them.
+        FileNotFoundError: the folder is none of them.
         ValueError: a file in it is broken, or no level has the key.
     """
     console = console or Console()
@@ -60,79 +62,6 @@ def show(
         )
 
 
-def store_table(store: KnowledgeStore) -> Table:
-    """The manifest, without the long lists of means and deviations."""
-    table = Table(title=f"{store.path}: {len(store):,} vectors", show_header=False)
-    for name, value in store.manifest.items():
-        if name not in ("mean", "std", "bytes", "crc32"):
-            shown = f"{value:,}" if type(value) is int else str(value)
-            table.add_row(name, shown[:12] if name.endswith("sha256") else shown)
-    return table
-
-
-def _show_store(
-    stores: list[KnowledgeStore], key: str | None, dataset: AnyPath | None, console: Console
-) -> None:
-    found = False
-    for store in stores:
-        console.print(store_table(store))
-        console.print(norm_line(store), highlight=False)
-        if dataset is not None:
-            told = ", ".join(coverage(store, dataset))
-            console.print(f"{dataset}: {told} have a vector", highlight=False)
-        if key is not None and (row := row_of(store, key)) is not None:
-            console.print(neighbours_table(store, row))
-            found = True
-    if key is not None and not found:
-        levels = ", ".join(str(store.manifest["level"]) for store in stores)
-        raise ValueError(f"a level ({levels}) must have the key {key!r}; none has.")
-
-
-def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
-    """Norms of the vectors as stored, and of them standardised, over some keys."""
-    rows = np.linspace(0, len(store) - 1, min(len(store), sample)).astype(np.int64)
-    vectors = take(store, rows).float().numpy()
-    parts = []
-    for name, norms in (
-        ("as stored", np.linalg.norm(vectors, axis=1)),
-        ("standardised", np.linalg.norm(standardised(store, vectors), axis=1)),
-    ):
-        low, mid, high = np.quantile(norms, (0.05, 0.5, 0.95))
-        parts.append(f"{name} {mid:.1f} ({low:.1f} to {high:.1f})")
-    return f"norm, median (5 % to 95 %): {'; '.join(parts)}"
-
-
-def neighbours_table(store: KnowledgeStore, row: int, count: int = 8) -> Table:
-    """The keys whose standardised vectors are nearest by cosine, and the farthest."""
-    order, likeness = neighbours(store, row)
-    table = Table(title=f"{store.keys[row]}: nearest by standardised vector")
-    table.add_column("key")
-    table.add_column("cosine", justify="right")
-    for at, cosine in zip(order[:count], likeness, strict=False):
-        table.add_row(str(store.keys[at]), f"{cosine:.3f}")
-    if len(order) > count:
-        table.add_section()
-        table.add_row(f"{store.keys[order[-1]]} (farthest)", f"{likeness[-1]:.3f}")
-    return table
-
-
-def progress_table(log: MetricLog) -> Table:
-    """The validations of a run, in order; the best AUC is marked."""
-    table = Table(title="validation")
-    table.add_column("step", justify="right")
-    names = [n for n in log.metrics("valid") if n == "log_loss/all" or n.startswith("auc/")]
-    for name in names:
-        metric, _, rows = name.partition("/")
-        head = f"{TITLES[metric]} {rows.removeprefix('scenario=')}"
-        table.add_column(head, justify="right", overflow="fold")
-    steps = log.steps["valid"]
-    best = max(steps, key=lambda step: steps[step].get("auc/all", 0.0))
-    for step, metrics in sorted(steps.items()):
-        values = [cell(metrics.get(name)) for name in names]
-        table.add_row(f"{step:,}", *values, style="bold" if step == best else "")
-    return table
-
-
 def _show_dataset(schema: Schema, console: Console) -> None:
     if "rows" in schema.counts:
         console.print(summary_table(schema))
@@ -146,7 +75,7 @@ def _show_dataset(schema: Schema, console: Console) -> None:
 
 
 def tables_table(schema: Schema) -> Table:
-    """Embedding tables: rows, unknown ids, collisions, and how even a split by rows would be."""
+    """Returns the embedding tables: rows, unknown ids, collisions, balance of a split by rows."""
     table = Table(title=f"{schema.name}: embedding tables")
     for head in ("table", "features"):
         table.add_column(head, overflow="fold")
@@ -154,26 +83,82 @@ def tables_table(schema: Schema) -> Table:
     unknown_head = f"unknown: {', '.join(SPLITS)}"
     for head in ("rows", unknown_head, "values that share all rows", hottest, "as stored"):
         table.add_column(head, justify="right")
-    counts = schema.counts
+    unknown, collisions, ranks = (
+        schema.counts.get(name, {}) for name in ("unknown", "collisions", "hottest_rank")
+    )
     for name, rows in schema.tables.items():
         features = [f.name for f in schema.sparse if f.table == name]
-        unknown = [
-            sum(counts.get("unknown", {}).get(f, {}).get(split, 0) for f in features)
-            for split in SPLITS
-        ]
-        shared = [c for f in features if (c := counts.get("collisions", {}).get(f))]
-        heats = [
-            h[str(SHOWN_RANKS)] for f in features if (h := counts.get("hottest_rank", {}).get(f))
-        ]
-        stored, by_value = (max((h[i] for h in heats if len(h) > i), default=None) for i in (0, 1))
+        by_split = [sum(unknown.get(f, {}).get(split, 0) for f in features) for split in SPLITS]
+        shared = [collisions[f] for f in features if collisions.get(f)]
+        # For each feature: the load of the hottest rank as stored and, in newer datasets, by value.
+        loads = [ranks[f][str(SHOWN_RANKS)] for f in features if ranks.get(f)]
+        stored, by_value = (
+            max((load[kind] for load in loads if len(load) > kind), default=None) for kind in (0, 1)
+        )
         table.add_row(
             name,
             ", ".join(features),
             f"{rows:,}",
-            "  ".join(f"{n:,}" for n in unknown),
+            "  ".join(f"{count:,}" for count in by_split),
             ", ".join(f"{c['shared']:,} of {c['values']:,}" for c in shared) or "-",
-            *("-" if h is None else f"{h:.2f}" for h in (by_value, stored)),
+            *("-" if load is None else f"{load:.2f}" for load in (by_value, stored)),
         )
+    return table
+
+
+def _show_store(
+    stores: list[KnowledgeStore], key: str | None, dataset: AnyPath | None, console: Console
+) -> None:
+    has_key = False
+    for store in stores:
+        console.print(store_table(store))
+        console.print(norm_line(store), highlight=False)
+        if dataset is not None:
+            covered = ", ".join(coverage(store, dataset))
+            console.print(f"{dataset}: {covered} have a vector", highlight=False)
+        if key is not None and (row := row_of(store, key)) is not None:
+            console.print(neighbours_table(store, row))
+            has_key = True
+    if key is not None and not has_key:
+        levels = ", ".join(str(store.manifest["level"]) for store in stores)
+        raise ValueError(f"a level ({levels}) must have the key {key!r}; none has.")
+
+
+def store_table(store: KnowledgeStore) -> Table:
+    """Returns the manifest without its long lists."""
+    table = Table(title=f"{store.path}: {len(store):,} vectors", show_header=False)
+    for name, value in store.manifest.items():
+        if name not in HIDDEN_MANIFEST_KEYS:
+            text = f"{value:,}" if type(value) is int else str(value)
+            table.add_row(name, text[:12] if name.endswith("sha256") else text)
+    return table
+
+
+def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
+    """Returns the norms of a sample of the vectors, as stored and standardised, as text."""
+    rows = np.linspace(0, len(store) - 1, min(len(store), sample)).astype(np.int64)
+    vectors = take(store, rows).float().numpy()
+    parts = []
+    for name, norms in (
+        ("as stored", np.linalg.norm(vectors, axis=1)),
+        ("standardised", np.linalg.norm(standardised(store, vectors), axis=1)),
+    ):
+        low, median, high = np.quantile(norms, (0.05, 0.5, 0.95))
+        parts.append(f"{name} {median:.1f} ({low:.1f} to {high:.1f})")
+    return f"norm, median (5 % to 95 %): {'; '.join(parts)}"
+
+
+def neighbours_table(store: KnowledgeStore, row: int, count: int = 8) -> Table:
+    """Returns the keys with the nearest standardised vectors by cosine, and the farthest one."""
+    order, cosines = neighbours(store, row)
+    table = Table(title=f"{store.keys[row]}: nearest by standardised vector")
+    table.add_column("key")
+    table.add_column("cosine", justify="right")
+    for other, cosine in zip(order[:count], cosines, strict=False):
+        table.add_row(str(store.keys[other]), f"{cosine:.3f}")
+    if len(order) > count:
+        table.add_section()
+        table.add_row(f"{store.keys[order[-1]]} (farthest)", f"{cosines[-1]:.3f}")
     return table
 
 
@@ -189,35 +174,54 @@ def _show_run(folder: Path, console: Console) -> None:
             console.print(table)
 
 
+def progress_table(log: MetricLog) -> Table:
+    """Returns the validations of a run by step, the one with the best AUC in bold."""
+    table = Table(title="validation")
+    table.add_column("step", justify="right")
+    names = [n for n in log.metrics("valid") if n == "log_loss/all" or n.startswith("auc/")]
+    for name in names:
+        metric, _, rows = name.partition("/")
+        head = f"{TITLES[metric]} {rows.removeprefix('scenario=')}"
+        table.add_column(head, justify="right", overflow="fold")
+    steps = log.steps["valid"]
+    best = max(steps, key=lambda step: steps[step].get("auc/all", 0.0))
+    for step, metrics in sorted(steps.items()):
+        values = [format_value(metrics.get(name)) for name in names]
+        table.add_row(f"{step:,}", *values, style="bold" if step == best else "")
+    return table
+
+
 def _show_checkpoint(folder: Path, console: Console) -> None:
-    """State, tensors, and whether its files are still those that were written."""
+    """Prints the state and the tensors, after a check that no file has changed."""
     commit = read_commit(folder)
     check_files(folder, commit.crc32, "The checkpoint is damaged: delete its folder.")
     console.print(checkpoint_table(folder, read_index(folder)))
     for name, value in commit.state.items():
         if name != "unlogged":
             console.print(f"{name}: {value}", highlight=False)
+    num_files = len(commit.crc32)
     console.print(
-        f"{len(commit.crc32)} files, all with the CRC-32 they were written with", highlight=False
+        f"{num_files} files, all with the CRC-32 of when they were written", highlight=False
     )
 
 
 def checkpoint_table(folder: Path, index: Index) -> Table:
-    """The weights one by one; optimizer state and metrics as sums."""
+    """Returns each weight of the model; optimizer state and metrics only in total."""
     table = Table(title=f"{folder.name}: tensors")
     for head in ("tensor", "dtype", "shape", "pieces", "bytes"):
-        left = head in ("tensor", "dtype")
-        table.add_column(head, justify="left" if left else "right", overflow="fold")
-    sums: dict[str, list[int]] = {}
-    for name, told in index.items():
+        is_text = head in ("tensor", "dtype")
+        table.add_column(head, justify="left" if is_text else "right", overflow="fold")
+    sizes: dict[str, list[int]] = {}
+    for name, tensor in index.items():
         kind, _, rest = name.partition(".")
-        size = sum(chunk["bytes"] for chunk in told["chunks"])
+        num_bytes = sum(chunk["bytes"] for chunk in tensor["chunks"])
         if kind == "model":
-            shape = " x ".join(f"{length:,}" for length in told["size"]) or "1"
-            table.add_row(rest, told["dtype"], shape, str(len(told["chunks"])), f"{size:,}")
+            shape = " x ".join(f"{length:,}" for length in tensor["size"]) or "1"
+            pieces = str(len(tensor["chunks"]))
+            table.add_row(rest, tensor["dtype"], shape, pieces, f"{num_bytes:,}")
         else:
-            sums.setdefault(kind, []).append(size)
-    for kind, sizes in sums.items():
+            sizes.setdefault(kind, []).append(num_bytes)
+    for kind, of_kind in sizes.items():
         title = {"optim": "optimizer state", "metrics": "metrics"}.get(kind, kind)
-        table.add_row(f"{title}: {len(sizes)} tensors", "", "", "", f"{sum(sizes):,}")
+        table.add_row(f"{title}: {len(of_kind)} tensors", "", "", "", f"{sum(of_kind):,}")
     return table

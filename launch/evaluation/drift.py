@@ -1,46 +1,42 @@
-"""How far rows have moved from those of before: the population stability index of each column."""
+"""Measures how far the columns of new rows have moved: the population stability index (PSI)."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from rich.table import Table
 from scipy.stats import chi2
 
 from msrec.data.io.parquet_files import named_parquet_files, scan_parquet
 from msrec.data.io.paths import AnyPath
-from msrec.launch.console import wide_console
 from msrec.launch.evaluation.predictions import TRUTH
 
-MOST_VALUES = 20
-"""Values of a categorical column with a bin of their own; all others share one."""
-QUANTILES = 10
-"""Bins of a continuous column, with equal shares of the reference."""
+MAX_VALUE_BINS = 20
+"""The most frequent values of a categorical column have a bin each; all others share one."""
+QUANTILE_BINS = 10
+"""Bins of a continuous column, each with the same share of the reference."""
 SMALL, LARGE = 0.1, 0.25
-"""The customary bounds of a small and of a large shift (Siddiqi, Credit Risk Scorecards, 2006)."""
-LEVEL = 0.95
-NOT_COMPARED = ("row_id", "timestamp", "weight", TRUTH)
+"""Customary bounds of a small and of a large shift (Siddiqi, Credit Risk Scorecards, 2006)."""
+NOISE_QUANTILE = 0.95
+IGNORED_COLUMNS = ("row_id", "timestamp", "weight", TRUTH)
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How a column moved.
+    """Drift of one column.
 
     Attributes:
-        column: its name.
-        kind: `values`, by value, or `numbers`, by quantiles of the reference.
-        bins: that were compared.
-        psi: sum over bins of (q - p) ln(q / p); shares p of the reference and q now, with half a
-            row added to each bin, so that an empty one has no infinite weight.
-        noise: the psi below which 95 % of columns stay that did not move at all, given so many
-            rows: (1/n + 1/m) times the quantile of chi-square (Yurdakul and Naranjo, Journal of
-            Risk Model Validation 14(4), 2020). It counts rows as independent.
-        unseen: share of the rows (values of a list) now that the reference has not at all; None
-            for numbers.
-        empty: share of null or NaN (of empty lists), in the reference and now.
+        column: name of the column.
+        kind: `values` if binned by value, `numbers` if binned by quantiles of the reference.
+        bins: number of bins compared.
+        psi: sum over bins of (q - p) ln(q / p), with the shares p of the reference and q of the new
+            rows. Half a row is added to each bin, so that an empty bin stays finite.
+        noise: PSI that 95 % of columns without any drift stay below, with this many rows:
+            (1/n + 1/m) times the quantile of chi-square (Yurdakul and Naranjo, Journal of Risk
+            Model Validation 14(4), 2020). Rows are taken as independent.
+        unseen: share of the new rows (for lists, of their values) whose value the reference does
+            not have; None for numbers.
+        empty: shares of null or NaN (for lists, of empty lists) in the reference and the new rows.
     """
 
     column: str
@@ -53,121 +49,90 @@ class Drift:
 
     @property
     def verdict(self) -> str:
-        """`none` where it could be noise, else by the customary bounds."""
+        """`none` if the PSI may be noise, else `small`, `moderate` or `large`."""
         if self.psi <= self.noise:
             return "none"
         return "small" if self.psi < SMALL else "moderate" if self.psi < LARGE else "large"
 
 
 def measure_drift(reference: AnyPath, current: AnyPath) -> tuple[list[Drift], list[str]]:
-    """The drift of every column that both have, the largest first.
+    """Measures the drift of every column that both sets of rows have.
 
     Args:
-        reference: a Parquet file or a folder of some: the rows of before, such as app/train.
-        current: the rows of now, such as new/test, or predictions with their scores.
+        reference: a Parquet file or folder with earlier rows, such as app/train.
+        current: the same for new rows, such as new/test, or predictions with their scores.
 
     Returns:
-        The drifts, and a sentence on each column that cannot be compared.
+        The drifts, largest first, and a sentence about each column that cannot be compared.
 
     Raises:
         FileNotFoundError: there are no files.
-        ValueError: no column of one type is in both, or there are no rows.
+        ValueError: the rows share no column of the same type, or one side has no rows.
     """
     before, now = _scan(reference), _scan(current)
-    types, types_now = before.collect_schema(), now.collect_schema()
-    both = [name for name in types if name in types_now and name not in NOT_COMPARED]
-    shared = [name for name in both if types[name] == types_now[name]]
-    if not shared:
+    types, new_types = before.collect_schema(), now.collect_schema()
+    common = [name for name in types if name in new_types and name not in IGNORED_COLUMNS]
+    comparable = [name for name in common if types[name] == new_types[name]]
+    if not comparable:
         raise ValueError(
             f"{reference} and {current} must share columns of one type; they have "
-            f"{_named(types)} and {_named(types_now)}."
+            f"{_names_and_types(types)} and {_names_and_types(new_types)}."
         )
-    left_out = [
-        f"{name} is not compared: it is {types[name]} before and {types_now[name]} now"
-        for name in both
-        if name not in shared
+    skipped = [
+        f"{name} is not compared: it is {types[name]} before and {new_types[name]} now"
+        for name in common
+        if name not in comparable
     ]
-    found = []
-    for name in shared:
+    drifts = []
+    for name in comparable:
         pair = tuple(rows.select(name).collect(engine="streaming")[name] for rows in (before, now))
-        for rows, where in zip(pair, (reference, current), strict=True):
+        for rows, path in zip(pair, (reference, current), strict=True):
             if rows.is_empty():
-                raise ValueError(f"{where} must have rows; it has none.")
-        found.append((_of_numbers if types[name].is_float() else _of_values)(*pair))
-    return sorted(found, key=lambda drift: -drift.psi), left_out
-
-
-def _named(types: pl.Schema) -> str:
-    return ", ".join(f"{name} {kind}" for name, kind in types.items())
-
-
-def tell_drift(
-    reference: AnyPath, current: AnyPath, fail_above: float | None, *, as_json: bool
-) -> int:
-    """Print the drift of every column.
-
-    Returns:
-        The exit status: 1 where a column's psi is above `fail_above`.
-    """
-    found, left_out = measure_drift(reference, current)
-    if as_json:
-        print(json.dumps([asdict(drift) | {"shift": drift.verdict} for drift in found], indent=1))
-    else:
-        console = wide_console()
-        console.print(_table(found, f"{reference} -> {current}"))
-        for sentence in left_out:
-            console.print(sentence, highlight=False)
-    return int(fail_above is not None and found[0].psi > fail_above)
-
-
-def _table(found: Sequence[Drift], title: str) -> Table:
-    table = Table(title=title)
-    for head in ("column", "psi", "noise", "shift", "bins", "unseen", "empty before", "empty now"):
-        table.add_column(head, justify="left" if head in ("column", "shift") else "right")
-    for drift in found:
-        unseen = "" if drift.unseen is None else f"{drift.unseen:.2%}"
-        numbers = (f"{drift.psi:.4f}", f"{drift.noise:.4f}", drift.verdict, str(drift.bins))
-        table.add_row(drift.column, *numbers, unseen, *(f"{share:.2%}" for share in drift.empty))
-    return table
+                raise ValueError(f"{path} must have rows; it has none.")
+        drifts.append((_drift_of_numbers if types[name].is_float() else _drift_of_values)(*pair))
+    return sorted(drifts, key=lambda drift: -drift.psi), skipped
 
 
 def _scan(path: AnyPath) -> pl.LazyFrame:
     return scan_parquet(named_parquet_files(path))
 
 
-def _of_numbers(before: pl.Series, now: pl.Series) -> Drift:
+def _names_and_types(types: pl.Schema) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in types.items())
+
+
+def _drift_of_numbers(before: pl.Series, now: pl.Series) -> Drift:
     clean = [rows.fill_nan(None).drop_nulls().to_numpy() for rows in (before, now)]
-    edges = np.unique(np.quantile(clean[0], np.arange(1, QUANTILES) / QUANTILES))
-    bins = [
-        np.bincount(np.searchsorted(edges, kept, "right"), minlength=len(edges) + 1)
-        for kept in clean
+    edges = np.unique(np.quantile(clean[0], np.arange(1, QUANTILE_BINS) / QUANTILE_BINS))
+    counts = [
+        np.bincount(np.searchsorted(edges, numbers, "right"), minlength=len(edges) + 1)
+        for numbers in clean
     ]
-    empty = [len(rows) - len(kept) for kept, rows in zip(clean, (before, now), strict=True)]
-    return _compared(before, now, "numbers", bins, empty, unseen=None)
+    empty = [len(rows) - len(kept) for rows, kept in zip((before, now), clean, strict=True)]
+    return _drift_of_bins(before, now, "numbers", counts, empty, unseen=None)
 
 
-def _of_values(before: pl.Series, now: pl.Series) -> Drift:
-    is_list = before.dtype.base_type() is pl.List
-    if is_list:
+def _drift_of_values(before: pl.Series, now: pl.Series) -> Drift:
+    if before.dtype.base_type() is pl.List:
         flat = [rows.explode(keep_nulls=False, empty_as_null=False) for rows in (before, now)]
         empty = [int((rows.list.len().fill_null(0) == 0).sum()) for rows in (before, now)]
     else:
         flat, empty = [before, now], [rows.null_count() for rows in (before, now)]
     flat = [values.drop_nulls() for values in flat]
-    counted = flat[0].value_counts(sort=True, name="rows")
-    most = counted[before.name].head(MOST_VALUES)
-    bins = []
+    reference_counts = flat[0].value_counts(sort=True, name="rows")
+    frequent = reference_counts[before.name].head(MAX_VALUE_BINS)
+    counts = []
     for values in flat:
-        own = values.value_counts(name="rows").filter(pl.col(before.name).is_in(most.implode()))
-        rows = dict(own.iter_rows())
-        of_most = [rows.get(value, 0) for value in most]
-        bins.append(np.array([*of_most, len(values) - sum(of_most)]))
-    known = flat[1].is_in(counted[before.name].implode())
+        own_counts = values.value_counts(name="rows")
+        rows = dict(own_counts.filter(pl.col(before.name).is_in(frequent.implode())).iter_rows())
+        in_bins = [rows.get(value, 0) for value in frequent]
+        counts.append(np.array([*in_bins, len(values) - sum(in_bins)]))
+    known = flat[1].is_in(reference_counts[before.name].implode())
     unseen = 1 - float(known.mean() or 0.0) if len(known) else 0.0  # type: ignore[arg-type]
-    return _compared(before, now, "values", bins, empty, unseen)
+    return _drift_of_bins(before, now, "values", counts, empty, unseen)
 
 
-def _compared(
+def _drift_of_bins(
     before: pl.Series,
     now: pl.Series,
     kind: str,
@@ -175,17 +140,19 @@ def _compared(
     empty: list[int],
     unseen: float | None,
 ) -> Drift:
-    """The drift of rows counted in bins; empty ones are a bin too, if there are any."""
-    counts = np.stack([np.append(own, none) for own, none in zip(bins, empty, strict=True)])
+    """Returns the drift from the rows in each bin; empty values are one more bin, if any."""
+    counts = np.stack([np.append(*pair) for pair in zip(bins, empty, strict=True)])
     counts = counts[:, counts.sum(axis=0) > 0]
-    number = counts.shape[1]
+    num_bins = counts.shape[1]
     total = counts.sum(axis=1, keepdims=True)
-    p, q = (counts + 0.5) / (total + 0.5 * number)
-    noise = float((1 / total).sum() * chi2.ppf(LEVEL, number - 1)) if number > 1 else 0.0
+    p, q = (counts + 0.5) / (total + 0.5 * num_bins)
+    noise = 0.0
+    if num_bins > 1:
+        noise = float((1 / total).sum() * chi2.ppf(NOISE_QUANTILE, num_bins - 1))
     return Drift(
         column=before.name,
         kind=kind,
-        bins=number,
+        bins=num_bins,
         psi=float(((q - p) * np.log(q / p)).sum()),
         noise=noise,
         unseen=unseen,

@@ -1,9 +1,11 @@
-"""Evaluate a run: score a split with its best checkpoint, then exact metrics of what was scored."""
+"""Evaluates a run: scores a split with its best checkpoint and computes exact metrics."""
 
 import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
@@ -11,9 +13,8 @@ from msrec.launch.build import build_loader, eval_batch
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import predict, truth_column
 from msrec.launch.evaluation.predictions import load_predictions
-from msrec.launch.evaluation.results import Results, results_of, save_results
-from msrec.launch.evaluation.slices import Slice, check_clock, slice_rows
-from msrec.launch.evaluation.tensorboard import write_tensorboard
+from msrec.launch.evaluation.results import Results, compute_results, save_results
+from msrec.launch.evaluation.slices import Slice, check_timestamps, slice_rows
 from msrec.launch.trained_run import load_run_config, restore, run_of
 from msrec.launch.training.skipped_rows import report_bad_rows
 from msrec.model.metrics.exact import MetricOptions
@@ -22,13 +23,13 @@ from msrec.model.metrics.exact import MetricOptions
 def predictions_folder(
     run: Path, split: Split, checkpoint: Path | None = None, data: AnyPath | None = None
 ) -> Path:
-    """Where predictions of a run are kept, each kind apart from all others.
+    """Returns the folder for predictions of a run; no two kinds of predictions share one.
 
     Args:
         run: a run folder.
-        split: which rows.
-        checkpoint: which weights, where others than those with the best validation are asked for.
-        data: another dataset folder than the run's own.
+        split: the split that is scored.
+        checkpoint: the checkpoint, if it is not the one with the best validation.
+        data: the dataset folder, if it is not the run's own.
 
     Example:
         >>> predictions_folder(Path("runs/a"), "test", data=Path("/data/monday"))
@@ -50,22 +51,22 @@ def evaluate(
     checkpoint: Path | None = None,
     by: Sequence[Slice] = (),
     data: AnyPath | None = None,
-    judging: MetricOptions | None = None,
+    metric_options: MetricOptions | None = None,
 ) -> Results | None:
-    """Predict and judge a split.
+    """Scores a split and computes its metrics.
 
-    Writes predictions with `results.json` in it, see `predictions_folder`; TensorBoard gets the
-    same numbers. The results of the run's
-    best checkpoint on its own test split stand in the run folder too.
+    Writes the predictions and their `results.json` to `predictions_folder`, and the metrics to
+    TensorBoard unless `data` is given. The results of the best checkpoint on the run's own test
+    split are copied to the run folder.
 
     Args:
         run: a run folder, or a checkpoint in one.
         process: this rank.
-        split: which rows.
-        checkpoint: which weights; None takes the one with the best validation.
+        split: the split to score.
+        checkpoint: the checkpoint to use; None means the one with the best validation.
         by: slices of the rows besides the scenarios.
         data: another dataset folder, whose ids are matched by value, see `VocabularyAlignment`.
-        judging: places of the rankings and the making of intervals.
+        metric_options: cutoff of the rankings and resamples for intervals.
 
     Returns:
         The results on rank 0, None on the others.
@@ -76,27 +77,28 @@ def evaluate(
     """
     run_dir, named = run_of(run)
     checkpoint = checkpoint or named
-    check_clock(data or load_run_config(run_dir).dataset, by)
-    restored = restore(run_dir, process, checkpoint, data)
-    config, schema, dataset = restored.config, restored.schema, restored.scored.dataset
+    check_timestamps(data or load_run_config(run_dir).dataset, by)
+    trained = restore(run_dir, process, checkpoint, data)
+    config, scored = trained.config, trained.scored
     loader = build_loader(
         config,
         split,
         process,
-        restored.knowledge,
+        trained.knowledge,
         eval_batch(config, process.world_size),
         shuffle=False,
-        extra=truth_column(dataset, split),
-        scored=restored.scored,
+        extra=truth_column(scored.dataset, split),
+        scored=scored,
     )
     out = predictions_folder(run_dir, split, checkpoint, data)
-    bad = predict(restored.model, loader, schema, process, dataset, restored.checkpoint, split, out)
+    excluded = predict(trained, loader, process, split, out)
     if not process.is_main:
         return None
-    report_bad_rows(bad, loader.reader.quarantine, run_dir if data is None else out, split)
+    report_bad_rows(excluded, loader.reader.quarantine, run_dir if data is None else out, split)
     predictions = load_predictions(out)
-    slices = slice_rows(predictions, config.dataset, by, config.faults, restored.scored)
-    results = results_of(predictions, schema, judging or MetricOptions(), slices)
+    slices = slice_rows(predictions, config.dataset, by, config.faults, scored)
+    options = metric_options or MetricOptions()
+    results = compute_results(predictions, trained.schema, options, slices)
     if data is not None:
         results = results.model_copy(update={"data": str(data)})
     saved = save_results(results, out)
@@ -105,3 +107,10 @@ def evaluate(
     if split == "test" and checkpoint is None and data is None:
         shutil.copyfile(saved, run_dir / saved.name)
     return results
+
+
+def write_tensorboard(results: Results, run_dir: Path) -> None:
+    """Adds the metrics of an evaluation to the run's TensorBoard."""
+    with SummaryWriter(str(run_dir / "tensorboard")) as board:
+        for name, value, step in results.logged_values():
+            board.add_scalar(name, value, step)

@@ -1,14 +1,13 @@
-"""Score rows of any Parquet files with a run: rows in = rows out, in order, a part at a time.
+"""Scores the rows of any Parquet files with a run: every row in, every row out, in the same order.
 
-The folder that is written::
+The output folder::
 
-    _request.json         what was asked: run, checkpoint, files, columns; a resumed job must ask
-                          the same
-    part-00000.parquet    the kept columns and `score` of some consecutive rows, in order
+    _request.json         run, checkpoint, files and columns; a resumed job must have the same
+    part-00000.parquet    the kept columns and `score` of consecutive rows, in order
     _COMMIT               written last: rows, parts, rows without a score
 
-A part holds whole row groups of one file, whatever the number of ranks, so that a job that was
-killed goes on with the parts that are not there, on these ranks or others.
+A part holds whole row groups of one file and does not depend on the number of ranks. A job that was
+killed therefore resumes with the missing parts, on the same number of ranks or on another.
 """
 
 import io
@@ -41,45 +40,46 @@ from msrec.data.loading.quarantine import count_reasons
 from msrec.data.loading.split_reader import RowGroup, SplitReader
 from msrec.launch.build import build_file_loader, eval_batch
 from msrec.launch.distributed import Process
+from msrec.launch.evaluation.predict import click_scores
 from msrec.launch.evaluation.predictions import COMMIT_FILE
 from msrec.launch.trained_run import TrainedRun
 from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
 
 PART_ROWS = 1 << 20
-"""A part has so many rows or more, where its file has."""
+"""Fewest rows of a part, except the last part of a file."""
 REQUEST_FILE = "_request.json"
 SCORE = "score"
-IDENTITY = ("user", "item", "scenario")
-RAW_IDENTITY = ("user_key", "item_key", "scenario")
-"""The columns that are kept where nobody chooses; what names user and item in raw rows."""
+ENCODED_COLUMNS = ("user", "item", "scenario")
+RAW_COLUMNS = ("user_key", "item_key", "scenario")
+"""Columns kept by default, for files of encoded ids and of raw values."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """Consecutive row groups of one file."""
+class OutputPart:
+    """Consecutive row groups of one file; `rows` is their range among the rows of all files."""
 
     number: int
     groups: tuple[RowGroup, ...]
     rows: range
-    """Among the rows of all files."""
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the Parquet file."""
         return f"part-{self.number:05d}.parquet"
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What a job wrote.
+class PredictionSummary:
+    """Counts of what a job wrote.
 
     Attributes:
-        rows: in all parts.
-        parts: of which `resumed` were there before.
-        unscored: rows whose score is null, because they break the schema and the run's `faults`
-            leave such rows out.
-        reasons: why, and how many of those that this start met.
+        rows: rows in all parts.
+        parts: number of parts, including the resumed ones.
+        resumed: parts that an earlier start had written.
+        unscored: rows without a score, because they break the schema and the run's `faults` policy
+            excludes them.
+        reasons: reason -> rows of this start that were excluded for it.
     """
 
     rows: int
@@ -88,6 +88,16 @@ class Predicted:
     unscored: int
     reasons: dict[str, int]
 
+    def sentence(self, out: AnyPath) -> str:
+        """Returns the summary for the terminal."""
+        line = f"{out}: {self.rows:,} rows in {self.parts:,} parts"
+        if self.resumed:
+            line += f", {self.resumed:,} of them from an earlier start"
+        if self.unscored:
+            why = "; ".join(f"{rows:,} {reason}" for reason, rows in self.reasons.items())
+            line += f"; {self.unscored:,} rows have no score{f' ({why})' if why else ''}"
+        return line
+
 
 def predict_files(
     run: TrainedRun,
@@ -95,68 +105,69 @@ def predict_files(
     data: Sequence[AnyPath],
     out: AnyPath,
     keep: Sequence[str] | None = None,
-) -> Predicted | None:
-    """Score the rows of files, on every rank.
+) -> PredictionSummary | None:
+    """Scores the rows of Parquet files. Every rank must call this.
 
     Args:
-        run: with its model.
+        run: the run and its model.
         process: this rank.
-        data: files, or folders of them, of raw rows (see `RowEncoder`), or with the columns that
-            the run's schema names, ids encoded as in the dataset that the run is to score; neither
-            labels nor a timestamp are needed. Raw ones have a column `user_key` and none `user`.
-        out: the folder to write, here or remote.
-        keep: columns of the files to write beside `score`; None keeps user, item and scenario, of
-            raw rows their keys.
+        data: files, or folders of files. They hold either raw rows (see `RowEncoder`), or the
+            columns that the run's schema names, with the ids of the dataset to score. Files with a
+            column `user_key` and no column `user` are raw. Labels and timestamps are not needed.
+        out: the output folder, local or remote.
+        keep: columns of the files to write with `score`; None means user, item and scenario, or
+            their keys for raw rows.
 
     Returns:
-        On rank 0 what was written, None on the others.
+        A summary on rank 0, None on the others.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file is not what the schema says, a kept column is not in a file, or `out`
-            holds the predictions of something else.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file does not fit the schema, a kept column is missing, or `out` holds
+            predictions of another request.
     """
     paths = [file for path in data for file in named_parquet_files(path)]
     names = parquet_names(paths[0])
     raw = "user" not in names and "user_key" in names
     if raw and run.scored.alignment is not None:
         raise ValueError(
-            f"{paths[0]} must hold encoded ids, as dataset=... says how; it holds raw values."
+            f"{paths[0]} must hold encoded ids, because dataset=... is given; it holds raw values."
         )
     if keep is None:
-        keep = RAW_IDENTITY if raw else IDENTITY
+        keep = RAW_COLUMNS if raw else ENCODED_COLUMNS
     batch = eval_batch(run.config, process.world_size)
     loader = build_file_loader(
         run.config, process, run.knowledge, batch, paths, raw=raw, scored=run.scored
     )
-    _check_kept(loader.reader, keep)
-    parts = list(_parts(loader.reader))
-    _keep_request(out, _request(run, loader.reader, keep), process)
+    reader = loader.reader
+    _check_kept_columns(reader, keep)
+    parts = list(_plan_parts(reader))
+    _save_request(out, _request(run, reader, keep), process)
     present = {path.name for path in parquet_files(out)}
-    dist.barrier()  # all ranks have looked before one writes
-    todo = [part for part in parts if part.name not in present]
-    _score(run.model, loader, process, todo, out, keep)
-    reasons = count_reasons(gather_bad_rows(loader.reader.quarantine))
+    dist.barrier()  # no rank writes a part before all ranks have listed the folder
+    missing = [part for part in parts if part.name not in present]
+    _score_parts(run.model, loader, process, missing, out, keep)
+    reasons = count_reasons(gather_bad_rows(reader.quarantine))
     if not process.is_main:
         return None
-    found = Predicted(
-        rows=loader.reader.num_rows,
+    summary = PredictionSummary(
+        rows=reader.num_rows,
         parts=len(parts),
-        resumed=len(parts) - len(todo),
-        unscored=sum(_nulls(parquet_metadata(out / part.name)) for part in parts),
+        resumed=len(parts) - len(missing),
+        unscored=sum(_null_scores(parquet_metadata(out / part.name)) for part in parts),
         reasons=reasons,
     )
-    commit = {"rows": found.rows, "parts": found.parts, "unscored": found.unscored}
+    commit = {"rows": summary.rows, "parts": summary.parts, "unscored": summary.unscored}
     write_json(out / COMMIT_FILE, commit)
-    return found
+    return summary
 
 
-def _check_kept(files: SplitReader, keep: Sequence[str]) -> None:
+def _check_kept_columns(reader: SplitReader, keep: Sequence[str]) -> None:
     if SCORE in keep or len(set(keep)) < len(keep):
         raise ValueError(
-            f"columns must name columns to keep beside {SCORE}, each once; got {', '.join(keep)}."
+            f"columns must name columns to keep besides {SCORE}, each once; got {', '.join(keep)}."
         )
-    for path, metadata in files.metadata.items():
+    for path, metadata in reader.metadata.items():
         names = metadata.schema.to_arrow_schema().names
         missing = [name for name in keep if name not in names]
         if missing:
@@ -166,56 +177,58 @@ def _check_kept(files: SplitReader, keep: Sequence[str]) -> None:
             )
 
 
-def _parts(files: SplitReader) -> Iterator[Part]:
-    """The row groups of each file, gathered up to `PART_ROWS`."""
+def _plan_parts(reader: SplitReader) -> Iterator[OutputPart]:
+    """Gathers the row groups of each file until they have `PART_ROWS` rows."""
     number, start = 0, 0
-    for _, of_file in itertools.groupby(files.groups, key=lambda group: group.path):
+    for _, file_groups in itertools.groupby(reader.groups, key=lambda group: group.path):
         groups: list[RowGroup] = []
-        pending = list(of_file)
-        for group in pending:
+        remaining = list(file_groups)
+        for group in remaining:
             groups.append(group)
             rows = sum(each.num_rows for each in groups)
-            if rows >= PART_ROWS or group is pending[-1]:
-                yield Part(number, tuple(groups), range(start, start + rows))
+            if rows >= PART_ROWS or group is remaining[-1]:
+                yield OutputPart(number, tuple(groups), range(start, start + rows))
                 number, start, groups = number + 1, start + rows, []
 
 
-def _request(run: TrainedRun, files: SplitReader, keep: Sequence[str]) -> dict[str, Any]:
-    """What must be the same for parts that are there to be kept."""
+def _request(run: TrainedRun, reader: SplitReader, keep: Sequence[str]) -> dict[str, Any]:
+    """Returns the facts that a resumed job must share with the job that started."""
     return {
         "run": run.config.run_id,
         "checkpoint": run.checkpoint,
         "dataset": run.schema.name,
         "columns": list(keep),
-        "row_groups": [[str(group.path), group.index, group.num_rows] for group in files.groups],
+        "row_groups": [[str(group.path), group.index, group.num_rows] for group in reader.groups],
     }
 
 
-def _keep_request(out: AnyPath, request: dict[str, Any], process: Process) -> None:
+def _save_request(out: AnyPath, request: dict[str, Any], process: Process) -> None:
+    """Writes the request, or checks that the folder has the same one."""
     file = out / REQUEST_FILE
     if is_file(file):
         if json.loads(file.read_text()) != request:
             raise ValueError(
-                f"{out} must hold predictions of this run, these files and these columns to go on; "
-                f"{file.name} says otherwise. Choose another folder."
+                f"{out} must hold predictions of this run, these files and these columns, to "
+                f"resume; {file.name} has others. Choose another folder."
             )
     elif parquet_files(out):
         raise ValueError(f"{out} must be empty or hold predictions; it has other Parquet files.")
-    dist.barrier()  # all ranks have looked
+    dist.barrier()  # rank 0 writes after all ranks have checked
     if process.is_main:
         out.mkdir(parents=True, exist_ok=True)
         write_json(file, request)
     dist.barrier()
 
 
-def _score(
+def _score_parts(
     model: torch.nn.Module,
     loader: Loader,
     process: Process,
-    parts: Sequence[Part],
+    parts: Sequence[OutputPart],
     out: AnyPath,
     keep: Sequence[str],
 ) -> None:
+    """Scores each part on all ranks; the ranks take turns in writing the parts."""
     batch = loader.order.global_batch
     steps = [
         (part, range(start, min(start + batch, part.rows.stop)))
@@ -236,55 +249,46 @@ def _score(
                 owner = part.number % process.world_size
                 dist.reduce(torch.from_numpy(scores), dst=owner)
                 if process.rank == owner:
-                    _write(out / part.name, part, loader.reader, scores, keep)
+                    _write_part(out / part.name, part, loader.reader, scores, keep)
     dist.barrier()
 
 
 def _fill(
-    scores: npt.NDArray[np.float32], outcome: Outcome, rows: range, part: Part, process: Process
+    scores: npt.NDArray[np.float32],
+    outcome: Outcome,
+    rows: range,
+    part: OutputPart,
+    process: Process,
 ) -> None:
-    """This rank's rows of a batch; NaN for one that was left out, which is no row any more."""
+    """Fills in the scores of this rank's rows of a batch; NaN for excluded rows."""
     share = len(outcome.row_id)
     start = rows.start + process.rank * share
-    own = outcome.row_id[: max(0, min(share, rows.stop - start))]
-    found = torch.sigmoid(outcome.logits[: len(own), 0]).cpu()
-    found = torch.where(own.cpu() >= 0, found, torch.nan)
+    row_id = outcome.row_id[: max(0, min(share, rows.stop - start))].cpu()
+    own = click_scores(outcome)[: len(row_id)].cpu()
     at = start - part.rows.start
-    scores[at : at + len(own)] = found.numpy()
+    scores[at : at + len(row_id)] = torch.where(row_id >= 0, own, torch.nan).numpy()
 
 
-def _write(
+def _write_part(
     path: AnyPath,
-    part: Part,
-    files: SplitReader,
+    part: OutputPart,
+    reader: SplitReader,
     scores: npt.NDArray[np.float32],
     keep: Sequence[str],
 ) -> None:
-    file = part.groups[0].path
-    metadata = files.metadata[file]
-    groups = [read_row_group(file, group.index, list(keep), metadata) for group in part.groups]
+    table = pa.table({})
     if keep:
+        file = part.groups[0].path
+        metadata = reader.metadata[file]
+        groups = [read_row_group(file, group.index, list(keep), metadata) for group in part.groups]
         table = pa.concat_tables(groups).select(list(keep))
-    else:
-        table = pa.table({})
-    table = table.append_column(SCORE, pa.array(scores, from_pandas=True))
+    table = table.append_column(SCORE, pa.array(scores, from_pandas=True))  # NaN becomes null
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_bytes(path, buffer.getvalue())
 
 
-def _nulls(metadata: pq.FileMetaData) -> int:
-    """Of the last column, `score`."""
+def _null_scores(metadata: pq.FileMetaData) -> int:
+    """Returns the number of nulls in the last column, `score`."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     return sum(group.column(metadata.num_columns - 1).statistics.null_count for group in groups)
-
-
-def told(found: Predicted, out: AnyPath) -> str:
-    """A sentence for the terminal."""
-    line = f"{out}: {found.rows:,} rows in {found.parts:,} parts"
-    if found.resumed:
-        line += f", {found.resumed:,} of them from an earlier start"
-    if found.unscored:
-        why = "; ".join(f"{rows:,} {reason}" for reason, rows in found.reasons.items())
-        line += f"; {found.unscored:,} rows have no score{f' ({why})' if why else ''}"
-    return line

@@ -1,6 +1,6 @@
-"""Groups of rows besides scenarios: by day, and by how much training knows of the user or item."""
+"""Groups rows by day, and by the number of training rows of their user or item."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,23 +12,23 @@ from msrec.data.schema import Schema, load_schema
 from msrec.launch.build import ScoredDataset
 from msrec.launch.evaluation.predictions import Predictions
 from msrec.model.metrics.exact import Groups
-from msrec.model.metrics.ranking import Array
 
 Slice = Literal["day", "user_history", "item_history"]
 HISTORIES: tuple[Slice, ...] = ("user_history", "item_history")
 SLICES: tuple[Slice, ...] = ("day", *HISTORIES)
-MEANING: dict[str, str] = {
+SLICE_TITLES: dict[str, str] = {
     "day": "day (UTC)",
     "user_history": "training rows of the row's user",
     "item_history": "training rows of the row's item",
 }
 EDGES = (0, 1, 5, 20, 50, 100, 200, 500)
-"""Lowest number of training rows of each bucket; the last one is open."""
-PER_DAY = {"s": 86_400, "ms": 86_400_000}
+"""Lowest number of training rows of each bucket; the last bucket has no upper bound."""
+TICKS_PER_DAY = {"s": 86_400, "ms": 86_400_000}
+"""Unit of the timestamps -> timestamps per day."""
 
 
 def bucket_names() -> list[str]:
-    """The buckets' names.
+    """Returns the names of the buckets of training rows.
 
     Example:
         >>> bucket_names()[:4], bucket_names()[-1]
@@ -45,17 +45,17 @@ def slice_rows(
     faults: Policy = "fail",
     scored: ScoredDataset | None = None,
 ) -> dict[str, Groups]:
-    """The groups of each of `by`.
+    """Groups the predicted rows by each slice.
 
     Args:
-        predictions: whose rows are sliced.
-        trained: the dataset folder whose training rows count.
-        by: slices.
-        faults: what to do with rows that break the schema.
-        scored: the dataset folder that was scored; None is `trained`.
+        predictions: the rows to group.
+        trained: folder of the dataset whose training rows are counted.
+        by: the slices.
+        faults: policy for rows that break the schema.
+        scored: the dataset that was scored; None means `trained`.
 
     Raises:
-        ValueError: days are asked for, and there is no clock.
+        ValueError: `by` has day, but the dataset has no timestamps.
     """
     dataset, alignment = scored or (trained, None)
     schema = load_schema(dataset)
@@ -64,44 +64,43 @@ def slice_rows(
         files = SplitReader(dataset, schema, predictions.commit.split, only=[name], faults=faults)
         return files.read()[name][predictions.row_id]
 
-    found: dict[str, Groups] = {}
+    groups: dict[str, Groups] = {}
     for name in by:
         if name == "day":
-            check_clock(dataset, by)
-            found[name] = _days(schema, column)
+            check_timestamps(dataset, by)
+            groups[name] = _group_by_day(schema, column)
             continue
         side: Literal["user", "item"] = "user" if name == "user_history" else "item"
         own = load_schema(trained)
         train = SplitReader(trained, own, "train", only=[side], faults=faults)
-        seen = np.bincount(train.read_good()[side], minlength=own.size_of(side))
-        if alignment is not None:  # by key; who is new has no training rows
-            seen = np.append(seen, 0)[alignment.entities(side)]
-        places = np.searchsorted(EDGES, seen[column(side)], side="right") - 1
-        found[name] = Groups(bucket_names(), places)
-    return found
+        training_rows = np.bincount(train.read_good()[side], minlength=own.size_of(side))
+        if alignment is not None:  # users and items that are new to the run have no training rows
+            training_rows = np.append(training_rows, 0)[alignment.entities(side)]
+        buckets = np.searchsorted(EDGES, training_rows[column(side)], side="right") - 1
+        groups[name] = Groups(bucket_names(), buckets)
+    return groups
 
 
-def check_clock(dataset: AnyPath, by: Sequence[Slice]) -> None:
-    """Refuse slices by day where nobody knows the day, before anything is scored.
+def check_timestamps(dataset: AnyPath, by: Sequence[Slice]) -> None:
+    """Refuses slices by day of a dataset without timestamps, before any row is scored.
 
     Raises:
-        ValueError: the dataset has no clock.
+        ValueError: `by` has day, but the dataset has no timestamps or no unit for them.
     """
     if "day" not in by:
         return
     schema = load_schema(dataset)
     if schema.timestamp is None or schema.timestamp_unit is None:
-        lacks = "timestamp" if schema.timestamp is None else "timestamp_unit (s or ms since 1970)"
+        missing = "timestamp" if schema.timestamp is None else "timestamp_unit (s or ms since 1970)"
         raise ValueError(
-            f"{dataset} must say when a row was, for slices by day; its dataset.yaml has no "
-            f"{lacks}. Name it there, or leave day out "
-            "of --by."
+            f"{dataset} must have timestamps for slices by day; its dataset.yaml has no {missing}. "
+            "Add it there, or leave day out of --by."
         )
 
 
-def _days(schema: Schema, column: Any) -> Groups:
+def _group_by_day(schema: Schema, column: Callable[[str], Any]) -> Groups:
     assert schema.timestamp is not None
     assert schema.timestamp_unit is not None
-    times: Array = column(schema.timestamp)
-    days, places = np.unique(times // PER_DAY[schema.timestamp_unit], return_inverse=True)
+    numbers = column(schema.timestamp) // TICKS_PER_DAY[schema.timestamp_unit]
+    days, places = np.unique(numbers, return_inverse=True)
     return Groups(days.astype("datetime64[D]").astype(str).tolist(), places)

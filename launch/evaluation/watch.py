@@ -1,4 +1,4 @@
-"""Score each new checkpoint of a run that trains, and add it to the run's curves."""
+"""Evaluates new checkpoints during training and adds them to the run's curves."""
 
 import json
 import logging
@@ -28,73 +28,79 @@ def watch(
     split: Split,
     data: AnyPath | None,
     every_s: float,
-    tell: Callable[[int, Results], None],
+    on_results: Callable[[int, Results], None],
 ) -> int:
-    """Evaluate every checkpoint that is committed and not in the curve, until the run has ended.
+    """Evaluates every committed checkpoint that is not in the curve yet, until the run has ended.
 
-    Appends a line a checkpoint to `watched.jsonl` in the run's folder, of the form of
-    `metrics.jsonl`. A checkpoint that training removes before it is read is told and passed over:
-    `trainer.keep` keeps more.
+    Appends one line per checkpoint to `watched.jsonl` in the run folder, in the format of
+    `metrics.jsonl`. If training deletes a checkpoint before it is evaluated, it is skipped with a
+    warning; a higher `trainer.keep` prevents that.
 
     Args:
         run_dir: a run folder.
-        process: this rank; all ranks watch together.
-        split: whose rows.
-        data: another dataset folder; None is the run's own.
-        every_s: seconds between two looks.
-        tell: called on rank 0 with the step and what was found.
+        process: this rank; all ranks must call this function.
+        split: the split to score.
+        data: another dataset folder; None means the run's own.
+        every_s: seconds between two checks for new checkpoints.
+        on_results: called on rank 0 with the step and the results of each checkpoint.
 
     Returns:
-        Checkpoints evaluated.
+        The number of checkpoints evaluated.
 
     Raises:
-        FileNotFoundError, ValueError: as `evaluate`.
+        FileNotFoundError, ValueError: see `evaluate`.
     """
-    name = f"{WATCHED}{split}" + (f" of {data.name}" if data is not None else "")
-    seen = set(load_metric_log(run_dir).steps.get(name, {}))
+    curve = f"{WATCHED}{split}" + (f" of {data.name}" if data is not None else "")
+    seen = set(load_metric_log(run_dir).steps.get(curve, {}))
     count = 0
     while True:
-        path, ended = _agreed(run_dir, seen, process)
-        if path is None and ended:
+        path, has_ended = _next_checkpoint(run_dir, seen, process)
+        if path is None and has_ended:
             return count
         if path is None:
             time.sleep(every_s)
             continue
-        step = int(path.name.removeprefix("step-"))
+        step = _step_of(path)
         seen.add(step)
         try:
-            found = evaluate(run_dir, process, split, path, data=data, judging=PLAIN)
+            results = evaluate(run_dir, process, split, path, data=data, metric_options=PLAIN)
         except (FileNotFoundError, ValueError):
-            if (path / COMMIT).exists():  # which training removes first
+            if (path / COMMIT).exists():  # training deletes this file first
                 raise
-            logger.warning("%s was removed before it was read; trainer.keep keeps more.", path)
+            logger.warning(
+                "%s was deleted before it was evaluated; trainer.keep sets how many are kept.", path
+            )
             continue
         count += 1
-        if found is not None:
-            _append(run_dir, name, step, found)
-            tell(step, found)
+        if results is not None:
+            _append(run_dir, curve, step, results)
+            on_results(step, results)
 
 
-def _agreed(run_dir: Path, seen: set[int], process: Process) -> tuple[Path | None, bool]:
-    """The oldest checkpoint that was not seen; whether no other will come, as rank 0 sees it."""
-    told: list[tuple[Path | None, bool]] = [(None, False)]
+def _next_checkpoint(run_dir: Path, seen: set[int], process: Process) -> tuple[Path | None, bool]:
+    """Returns the oldest new checkpoint and whether the run has ended, both as rank 0 sees them."""
+    answer: list[tuple[Path | None, bool]] = [(None, False)]
     if process.is_main:
-        ended = _has_ended(run_dir)  # before the look: what comes later comes into the next one
+        # In this order: a run that ends after this line may still write a checkpoint.
+        has_ended = _has_ended(run_dir)
         paths = committed(run_dir / CHECKPOINTS)
-        new = (path for path in paths if int(path.name.removeprefix("step-")) not in seen)
-        told = [(next(new, None), ended)]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+        answer = [(next((path for path in paths if _step_of(path) not in seen), None), has_ended)]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _has_ended(run_dir: Path) -> bool:
     try:
         return status_of(run_dir).word != "trains"
     except FileNotFoundError:
-        return True  # no rank ever said anything
+        return True  # no rank has ever reported its status
 
 
-def _append(run_dir: Path, split: str, step: int, found: Results) -> None:
-    record = {"time": time.time(), "step": step, "split": split, "metrics": found.metrics.named()}
+def _append(run_dir: Path, curve: str, step: int, results: Results) -> None:
+    record = {"time": time.time(), "step": step, "split": curve, "metrics": results.metrics.named()}
     with (run_dir / WATCHED_FILE).open("a") as file:
         file.write(json.dumps(record) + "\n")

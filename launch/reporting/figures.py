@@ -1,18 +1,37 @@
-"""Plotly figures of a report, as plain dicts; colours that follow the theme are set in the page."""
+"""Plotly figures of a report, as plain dicts; the page adds the colours of its theme."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from msrec.launch.training.metric_log import WATCHED, MetricLog, Points
+from msrec.model.metrics.ranking import Floats
 
 PALETTE = ("#3b82c4", "#e07b39", "#3aa17e", "#c06bb0", "#c9a227", "#7d8fa9")
 GREY = "#8a8f98"
-MOST_SCENARIOS = 12
-Figure = dict[str, Any]
+MAX_SCENARIOS = 12
+"""Most scenarios with a curve each, or with numbers in a heat map."""
+Trace = dict[str, Any]
 
 
-def figure(name: str, caption: str, traces: list[dict[str, Any]], x: str, y: str) -> Figure:
-    """A figure with named axes; `caption` says in words what is to be seen."""
+class Figure(TypedDict):
+    """A figure of a page; `data` and `layout` are Plotly's."""
+
+    name: str
+    caption: str
+    data: list[Trace]
+    layout: dict[str, Any]
+
+
+def figure(name: str, caption: str, traces: list[Trace], x: str, y: str) -> Figure:
+    """Returns a figure of traces.
+
+    Args:
+        name: title of the figure.
+        caption: a sentence on what the figure shows.
+        traces: Plotly's traces.
+        x: title of the horizontal axis.
+        y: title of the vertical axis.
+    """
     layout = {
         "height": 340,
         "margin": {"l": 56, "r": 12, "t": 8, "b": 44},
@@ -29,83 +48,82 @@ def figure(name: str, caption: str, traces: list[dict[str, Any]], x: str, y: str
 
 
 def training_figures(logs: Mapping[str, MetricLog]) -> list[Figure]:
-    """Loss and AUC over steps, a colour a run; one that nobody logged is left out."""
-    loss, auc = [], []
-    for at, (run, log) in enumerate(logs.items()):
-        colour = PALETTE[at % len(PALETTE)]
-        train, valid = f"{run}, training", f"{run}, validation"
-        loss += _line(train, log.curve("train", "loss"), colour, "dot", width=1.3)
-        loss += _line(valid, log.curve("valid", "log_loss/all"), colour, markers=True)
-        auc += _line(train, log.curve("train", "auc/all"), colour, "dot", width=1.3)
-        auc += _line(valid, log.curve("valid", "auc/all"), colour, markers=True)
-        for split in (split for split in log.steps if split.startswith(WATCHED)):
-            watched = f"{run}, {split}"
-            loss += _line(watched, log.curve(split, "log_loss/all"), colour, "dash", markers=True)
-            auc += _line(watched, log.curve(split, "auc/all"), colour, "dash", markers=True)
-    figures = [
-        figure("Loss", "Log loss over training steps; lower is better.", loss, "step", "log loss"),
-        figure("AUC", "AUC of all rows over training steps.", auc, "step", "AUC"),
-    ]
-    return [found for found in figures if found["data"]]
+    """Returns loss and AUC over steps, a colour for each run; without figures that have no data."""
+    figures = []
+    for name, caption, axis, trained, metric in (
+        ("Loss", "Log loss by step; lower is better.", "log loss", "loss", "log_loss/all"),
+        ("AUC", "AUC of all rows by step.", "AUC", "auc/all", "auc/all"),
+    ):
+        traces: list[Trace] = []
+        for number, (run, log) in enumerate(logs.items()):
+            colour, curve = _colour(number), log.curve("train", trained)
+            traces += _line(f"{run}, training", curve, colour, "dot", width=1.3)
+            traces += _line(f"{run}, validation", log.curve("valid", metric), colour, markers=True)
+            for split in (split for split in log.steps if split.startswith(WATCHED)):
+                curve = log.curve(split, metric)
+                traces += _line(f"{run}, {split}", curve, colour, "dash", markers=True)
+        if traces:
+            figures.append(figure(name, caption, traces, "step", axis))
+    return figures
 
 
 def scenario_figures(logs: Mapping[str, MetricLog]) -> tuple[list[Figure], int]:
-    """Validation AUC over steps, a small figure a scenario; and how many scenarios have none.
+    """Returns validation AUC over steps for each of the first `MAX_SCENARIOS` scenarios.
 
-    No more than the first `MOST_SCENARIOS` are drawn.
+    Also returns the number of scenarios without a figure.
     """
-    start = "auc/scenario="
-    found = dict.fromkeys(m for log in logs.values() for m in log.metrics("valid"))
-    metrics = [metric for metric in found if metric.startswith(start)]
+    prefix = "auc/scenario="
+    logged = dict.fromkeys(metric for log in logs.values() for metric in log.metrics("valid"))
+    metrics = [metric for metric in logged if metric.startswith(prefix)]
     figures = []
-    for metric in metrics[:MOST_SCENARIOS]:
-        traces: list[dict[str, Any]] = []
-        for at, (run, log) in enumerate(logs.items()):
-            colour = PALETTE[at % len(PALETTE)]
-            traces += _line(run, log.curve("valid", metric), colour, markers=True)
-        figures.append(figure(metric.removeprefix(start), "", traces, "step", "validation AUC"))
+    for metric in metrics[:MAX_SCENARIOS]:
+        traces: list[Trace] = []
+        for number, (run, log) in enumerate(logs.items()):
+            traces += _line(run, log.curve("valid", metric), _colour(number), markers=True)
+        figures.append(figure(metric.removeprefix(prefix), "", traces, "step", "validation AUC"))
     return figures, len(metrics) - len(figures)
 
 
 def calibration_figure(points: Mapping[str, Points]) -> Figure:
-    """Share of clicks against mean score, a point for each tenth of the rows."""
+    """Returns the share of clicks against the mean score, a point for each tenth of the rows."""
     top = max((max(x + y) for x, y in points.values() if x), default=1.0) * 1.04
     traces = _line("perfect", ([0.0, top], [0.0, top]), GREY, "dash", width=1.2)
-    for at, (run, found) in enumerate(points.items()):
-        traces += _line(run, found, PALETTE[at % len(PALETTE)], markers=True)
-    caption = "Each point is a tenth of the rows, by score; on the dashed line, scores are right."
+    for number, (run, curve) in enumerate(points.items()):
+        traces += _line(run, curve, _colour(number), markers=True)
+    caption = "Each point is a tenth of the rows by score; the dashed line is ideal."
     return figure("Calibration", caption, traces, "mean score", "share of clicks")
 
 
 def roc_figure(points: Mapping[str, Points], best: Points | None) -> Figure:
-    """True against false positive rate, with that of the true probability where it is known."""
+    """Returns the true against the false positive rate.
+
+    Args:
+        points: run -> false and true positive rates.
+        best: rates of the true click probability, if it is known.
+    """
     traces = _line("chance", ([0.0, 1.0], [0.0, 1.0]), GREY, "dash", width=1.2)
     if best is not None:
         traces += _line("best possible", best, GREY, width=1.6)
-    for at, (run, found) in enumerate(points.items()):
-        traces += _line(run, found, PALETTE[at % len(PALETTE)])
-    caption = "Share of clicks found against share of non-clicks taken along."
+    for number, (run, curve) in enumerate(points.items()):
+        traces += _line(run, curve, _colour(number))
+    caption = "Share of clicks against share of non-clicks above each score threshold."
     return figure("ROC", caption, traces, "false positive rate", "true positive rate")
 
 
-def score_figure(run: str, edges: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Figure:
-    """How scores are spread: shares of the rows of each kind, by score.
-
-    Args:
-        run: its name.
-        edges: of the bins, one more than shares.
-        shares: kind of rows -> share of them in each bin.
-    """
-    middles = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
-    traces: list[dict[str, Any]] = []
-    for at, (name, values) in enumerate(shares.items()):
-        traces += _line(name, (middles, list(values)), PALETTE[at % len(PALETTE)])
-    caption = "Share of the rows with a positive and with a negative label, by score."
+def score_figure(run: str, edges: Floats, shares: Mapping[str, Floats]) -> Figure:
+    """Returns the distribution of the scores of a run, from `score_shares`."""
+    middles = ((edges[:-1] + edges[1:]) / 2).tolist()
+    traces: list[Trace] = []
+    for number, (label, values) in enumerate(shares.items()):
+        traces += _line(label, (middles, values.tolist()), _colour(number))
+    caption = "Distribution of the scores of positive and of negative rows."
     return figure(f"Scores of {run}", caption, traces, "score", "share of rows")
 
 
-def cosine_figure(name: str, caption: str, names: Sequence[str], cosines: Any) -> Figure:
-    """How alike some things are: a heat map of (S, S) cosines, the first row on top."""
+def cosine_figure(
+    name: str, caption: str, names: Sequence[str], cosines: Sequence[Sequence[float]]
+) -> Figure:
+    """Returns a heat map of (S, S) cosines, the first row at the top."""
     trace = {
         "type": "heatmap",
         "x": list(names),
@@ -117,28 +135,27 @@ def cosine_figure(name: str, caption: str, names: Sequence[str], cosines: Any) -
         "reversescale": True,
         "showscale": True,
     }
-    if len(names) <= MOST_SCENARIOS:
+    if len(names) <= MAX_SCENARIOS:
         trace |= {"texttemplate": "%{z:.2f}"}
-    drawn = figure(name, caption, [trace], "", "")
-    drawn["layout"]["yaxis"] |= {"autorange": "reversed"}
-    return drawn
+    heat_map = figure(name, caption, [trace], "", "")
+    heat_map["layout"]["yaxis"] |= {"autorange": "reversed"}
+    return heat_map
 
 
 def difference_figure(
     name: str, reference: str, points: Sequence[tuple[str, str, float, float]]
 ) -> Figure:
-    """Mean difference of AUC and its interval, a row a model and arm, a colour an arm.
+    """Returns the mean AUC difference and its interval: a row per model and arm, a colour per arm.
 
     Args:
-        name: of the figure.
-        reference: what the differences are to.
+        name: title of the figure.
+        reference: the arm whose AUC is subtracted.
         points: (model, arm, mean, half the interval's width).
     """
     arms = list(dict.fromkeys(arm for _, arm, _, _ in points))
     traces = []
-    for at, arm in enumerate(arms):
-        colour = PALETTE[at % len(PALETTE)]
-        of_arm = [(model, mean, half) for model, one, mean, half in points if one == arm]
+    for number, arm in enumerate(arms):
+        of_arm = [(model, mean, half) for model, other, mean, half in points if other == arm]
         traces.append(
             {
                 "type": "scatter",
@@ -147,17 +164,23 @@ def difference_figure(
                 "x": [round(mean, 6) for _, mean, _ in of_arm],
                 "y": [f"{model}, {arm}" for model, _, _ in of_arm],
                 "error_x": {"type": "data", "array": [round(half, 6) for *_, half in of_arm]},
-                "marker": {"color": colour, "size": 9},
+                "marker": {"color": _colour(number), "size": 9},
             }
         )
-    caption = f"AUC less that of {reference}: mean over seeds and its 95 % interval."
-    drawn = figure(name, caption, traces, f"AUC - {reference}", "")
+    caption = f"AUC minus the AUC of {reference}: mean over seeds with its 95 % interval."
+    forest_plot = figure(name, caption, traces, f"AUC - {reference}", "")
     models = list(dict.fromkeys(model for model, *_ in points))
     rows = [f"{model}, {arm}" for model in models for arm in arms]
-    drawn["layout"]["height"] = 110 + 22 * len(points)
-    drawn["layout"]["xaxis"] |= {"zeroline": True}
-    drawn["layout"]["yaxis"] |= {"categoryorder": "array", "categoryarray": rows[::-1]}
-    return drawn
+    forest_plot["layout"] |= {"height": 140 + 22 * len(points)}
+    forest_plot["layout"]["margin"] |= {"t": 36}
+    forest_plot["layout"]["legend"] |= {"y": 1, "yanchor": "bottom"}
+    forest_plot["layout"]["xaxis"] |= {"zeroline": True}
+    forest_plot["layout"]["yaxis"] |= {"categoryorder": "array", "categoryarray": rows[::-1]}
+    return forest_plot
+
+
+def _colour(number: int) -> str:
+    return PALETTE[number % len(PALETTE)]
 
 
 def _line(
@@ -167,11 +190,18 @@ def _line(
     dash: str = "solid",
     width: float = 2.2,
     markers: bool = False,
-) -> list[dict[str, Any]]:
-    """One trace, or none where there is nothing to draw."""
+) -> list[Trace]:
+    """Returns one trace, or none without points."""
     x, y = points
     if not x:
         return []
-    trace = {"type": "scatter", "name": name, "x": [round(v, 6) for v in x]}
-    trace |= {"y": [round(v, 6) for v in y], "mode": "lines+markers" if markers else "lines"}
-    return [trace | {"line": {"color": colour, "dash": dash, "width": width}}]
+    return [
+        {
+            "type": "scatter",
+            "name": name,
+            "x": [round(value, 6) for value in x],
+            "y": [round(value, 6) for value in y],
+            "mode": "lines+markers" if markers else "lines",
+            "line": {"color": colour, "dash": dash, "width": width},
+        }
+    ]

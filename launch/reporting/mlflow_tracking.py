@@ -1,4 +1,4 @@
-"""A run's numbers in MLflow and TensorBoard: the same that its own files hold."""
+"""Sends the config, curves and results of a run to MLflow."""
 
 import json
 from collections.abc import Iterator
@@ -6,30 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from msrec.data.io.atomic_files import write_json
-from msrec.launch.evaluation.results import RESULTS_FILE, load_results
-from msrec.launch.evaluation.tensorboard import Value, result_values
+from msrec.launch.evaluation.results import RESULTS_FILE, LoggedValue, load_results
 from msrec.launch.trained_run import load_run_config
 from msrec.launch.training.metric_log import load_metric_log
 
 TRACKED_FILE = "mlflow.json"
 ARTIFACTS = ("config.yaml", "plan.json", "versions.json", RESULTS_FILE, "report.html")
-BATCH = 1000
-"""Metrics of one request, MLflow's limit; it takes 100 parameters."""
-PARAMETERS = 100
-LONGEST = 6000
-"""Characters of a parameter's value."""
+METRICS_PER_REQUEST, PARAMETERS_PER_REQUEST = 1000, 100
+"""Limits of MLflow."""
+MAX_PARAMETER_CHARS = 6000
 
 
 def track(run_dir: Path, uri: str, experiment: str | None = None) -> str:
-    """Bring a run to MLflow; called again, it adds what is new to the same MLflow run.
+    """Sends a run to MLflow. A later call adds what is new to the same MLflow run.
 
-    Training does not wait for a server, nor fail with one: `metrics.jsonl` is written first, and
-    `mlflow.json` in the run's folder keeps which of its values the server has.
+    Training does not wait for a server and does not fail with it: it only writes `metrics.jsonl`.
+    `mlflow.json` in the run folder records which values the server has.
 
     Args:
         run_dir: a run folder.
-        uri: of the tracking server, or of a database, as MLflow takes it.
-        experiment: MLflow's name for a group of runs; None takes that of the dataset.
+        uri: a tracking server or a database, as MLflow takes it.
+        experiment: MLflow's name for a group of runs; None means the name of the dataset.
 
     Returns:
         A sentence on what was sent.
@@ -47,49 +44,53 @@ def track(run_dir: Path, uri: str, experiment: str | None = None) -> str:
     values = list(_values(run_dir))
     try:
         client = MlflowClient(tracking_uri=uri)
-        known = _known(run_dir, uri)
-        if known is None:
-            name = experiment or config.dataset.name
-            found = client.get_experiment_by_name(name)
-            number = found.experiment_id if found else client.create_experiment(name)
-            run = client.create_run(number, run_name=config.run_id)
-            known = {"uri": uri, "run": run.info.run_id, "sent": {}}
-            write_json(run_dir / TRACKED_FILE, known)
-            _send_parameters(client, known["run"], config.model_dump(mode="json"))
-        new = [value for value in values if value[2] > known["sent"].get(value[0], -1)]
-        for start in range(0, len(new), BATCH):
-            _send(client, known["run"], new[start : start + BATCH])
+        state = _load_state(run_dir, uri)
+        if state is None:
+            run_id = _create_run(client, experiment or config.dataset.name, config.run_id)
+            state = {"uri": uri, "run": run_id, "sent": {}}
+            write_json(run_dir / TRACKED_FILE, state)
+            _send_parameters(client, run_id, config.model_dump(mode="json"))
+        new = [value for value in values if value[2] > state["sent"].get(value[0], -1)]
+        _send_metrics(client, state["run"], new)
         for name in ARTIFACTS:
             if (run_dir / name).is_file():
-                client.log_artifact(known["run"], str(run_dir / name))
+                client.log_artifact(state["run"], str(run_dir / name))
     except MlflowException as error:
         raise ValueError(f"MLflow at {uri} must take the run; {error.message}") from None
-    # A resumed run logs some steps again; its numbers are the same.
+    # A resumed run logs some steps again, with the same values.
     for name, _, step in values:
-        known["sent"][name] = max(step, known["sent"].get(name, -1))
-    write_json(run_dir / TRACKED_FILE, known)
-    return f"{run_dir}: {len(new):,} of {len(values):,} values sent to run {known['run']} at {uri}"
+        state["sent"][name] = max(step, state["sent"].get(name, -1))
+    write_json(run_dir / TRACKED_FILE, state)
+    return f"{run_dir}: {len(new):,} of {len(values):,} values sent to run {state['run']} at {uri}"
 
 
-def _values(run_dir: Path) -> Iterator[Value]:
+def _values(run_dir: Path) -> Iterator[LoggedValue]:
     log = load_metric_log(run_dir)
     for split, steps in log.steps.items():
         for step, metrics in sorted(steps.items()):
             for name, value in metrics.items():
                 yield f"{split}/{name}", value, step
     for file in sorted(run_dir.glob(f"predictions/*/{RESULTS_FILE}")):
-        yield from result_values(load_results(file.parent))
+        yield from load_results(file.parent).logged_values()
 
 
-def _known(run_dir: Path, uri: str) -> dict[str, Any] | None:
+def _load_state(run_dir: Path, uri: str) -> dict[str, Any] | None:
+    """Returns the MLflow run of an earlier call and what it has; None on another server."""
     file = run_dir / TRACKED_FILE
     if not file.is_file():
         return None
-    known: dict[str, Any] = json.loads(file.read_text())
-    return known if known["uri"] == uri else None
+    state: dict[str, Any] = json.loads(file.read_text())
+    return state if state["uri"] == uri else None
 
 
-def _send(client: Any, run: str, values: list[Value]) -> None:
+def _create_run(client: Any, experiment: str, run_name: str) -> str:
+    known = client.get_experiment_by_name(experiment)
+    number = known.experiment_id if known else client.create_experiment(experiment)
+    run_id: str = client.create_run(number, run_name=run_name).info.run_id
+    return run_id
+
+
+def _send_metrics(client: Any, run_id: str, values: list[LoggedValue]) -> None:
     from mlflow.entities import Metric
 
     # MLflow's names have no equals sign.
@@ -97,20 +98,21 @@ def _send(client: Any, run: str, values: list[Value]) -> None:
         Metric(name.replace("=", "."), value, timestamp=step, step=step)
         for name, value, step in values
     ]
-    client.log_batch(run, metrics=metrics)
+    for start in range(0, len(metrics), METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
 
 
-def _send_parameters(client: Any, run: str, config: dict[str, Any]) -> None:
+def _send_parameters(client: Any, run_id: str, config: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
-    flat = [Param(name, str(value)[:LONGEST]) for name, value in _flat(config)]
-    for start in range(0, len(flat), PARAMETERS):
-        client.log_batch(run, params=flat[start : start + PARAMETERS])
+    flat = [Param(name, str(value)[:MAX_PARAMETER_CHARS]) for name, value in _flattened(config)]
+    for start in range(0, len(flat), PARAMETERS_PER_REQUEST):
+        client.log_batch(run_id, params=flat[start : start + PARAMETERS_PER_REQUEST])
 
 
-def _flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{name}.")
+            yield from _flattened(value, f"{prefix}{name}.")
         else:
-            yield above + name, value
+            yield prefix + name, value

@@ -1,4 +1,4 @@
-"""A sharding plan and a model's size as a table for people."""
+"""Shows a sharding plan and the size of a model as a table."""
 
 from collections.abc import Mapping
 
@@ -11,16 +11,16 @@ FLOAT_BYTES = 4
 
 
 def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
-    """One row per embedding table: how it is cut, on which ranks, how large it is there.
+    """Returns a table with the sharding, ranks and size of each embedding table.
 
     Args:
-        plan: of the model's tables.
-        model: before sharding.
-        world_size: ranks the plan is for.
+        plan: sharding of the model's tables.
+        model: the model before sharding.
+        world_size: number of ranks of the plan.
 
     Units:
-        size: of the float32 weights, without optimizer state; over all ranks, then on the fullest
-            rank.
+        size: float32 weights without optimizer state, over all ranks.
+        per rank: the same on the rank with the most.
     """
     table = Table(title=f"plan for {world_size} rank{'s' if world_size > 1 else ''}")
     for column in ("table", "sharding", "ranks"):
@@ -28,17 +28,17 @@ def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
     for column in ("rows", "dim", "size", "per rank"):
         table.add_column(column, justify="right")
     total, on_rank = 0, [0] * world_size
+    sizes = table_sizes(model)
     for module in plan.plan.values():
         for name, sharding in module.items():
-            rows, dim = table_sizes(model)[name]
-            ranks = list(sharding.ranks or range(world_size))
+            rows, dim = sizes[name]
             by_rank = _bytes_by_rank(sharding, rows * dim * FLOAT_BYTES, world_size)
             on_rank = [a + b for a, b in zip(on_rank, by_rank, strict=True)]
             total += sum(by_rank)
             table.add_row(
                 name,
                 sharding.sharding_type,
-                ranges(ranks),
+                ranges(list(sharding.ranks or range(world_size))),
                 f"{rows:,}",
                 f"{dim}",
                 size(sum(by_rank)),
@@ -53,7 +53,7 @@ def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
 
 
 def table_sizes(model: nn.Module) -> Mapping[str, tuple[int, int]]:
-    """Table -> (rows, dim) of every embedding collection in the model."""
+    """Returns table -> (rows, dim) of every embedding collection in the model."""
     return {
         config.name: (config.num_embeddings, config.embedding_dim)
         for module in model.modules()
@@ -63,12 +63,12 @@ def table_sizes(model: nn.Module) -> Mapping[str, tuple[int, int]]:
 
 
 def dense_parameters(model: nn.Module) -> int:
-    """Number of weights outside of the embedding tables."""
+    """Returns the number of weights outside the embedding tables."""
     return sum(p.numel() for name, p in model.named_parameters() if ".embedding_bags." not in name)
 
 
 def size(num_bytes: float) -> str:
-    """Bytes as people read them.
+    """Returns a number of bytes with its unit.
 
     Example:
         >>> [size(n) for n in (512, 3 << 20, 5 << 29)]
@@ -81,19 +81,24 @@ def size(num_bytes: float) -> str:
 
 
 def _bytes_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
-    """Bytes of a table on each rank; a replicated table is whole everywhere."""
+    """Returns the bytes of a table on each rank; a replicated table is whole on every rank."""
     shards = getattr(getattr(sharding, "sharding_spec", None), "shards", None)
     if not shards:
         return [whole] * world_size
-    found = [0] * world_size
+    by_rank = [0] * world_size
     for shard in shards:
         rows, dim = shard.shard_sizes
-        found[shard.placement.rank()] += rows * dim * FLOAT_BYTES
-    return found
+        by_rank[shard.placement.rank()] += rows * dim * FLOAT_BYTES
+    return by_rank
 
 
 def ranges(ranks: list[int]) -> str:
-    """Ranks as people read them: consecutive ones as a range."""
+    """Returns ranks as text, three or more consecutive ones as a range.
+
+    Example:
+        >>> ranges([0, 1, 2, 3]), ranges([2, 5])
+        ('0-3', '2, 5')
+    """
     first, last = min(ranks), max(ranks)
     if len(ranks) > 2 and sorted(ranks) == list(range(first, last + 1)):
         return f"{first}-{last}"

@@ -1,78 +1,62 @@
-"""One HTML page about some runs: what was run, its curves, tables and pictures; opens offline."""
+"""Writes one HTML page about some runs: results, score distributions, curves and setup."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from msrec.data.io.atomic_files import write_text
-from msrec.launch.config import RunConfig
-from msrec.launch.evaluation.explanation_file import (
-    WAYS,
-    ScenarioExplanation,
-    UserExplanation,
-    load_explanations,
-)
-from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
-from msrec.launch.evaluation.results import (
-    COLUMNS,
-    FIRST,
-    OLD,
-    RESULTS_FILE,
-    TITLES,
-    Results,
-    cell,
-    cell_of,
-    comparison_rows,
-    load_results,
-    title_of,
-)
+from msrec.launch.evaluation.explanation_file import load_explanations
+from msrec.launch.evaluation.predictions import COMMIT_FILE, load_predictions
+from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
+from msrec.launch.evaluation.slices import SLICE_TITLES
+from msrec.launch.reporting.explanation_sections import scenario_section, user_section
 from msrec.launch.reporting.figures import (
     Figure,
     calibration_figure,
-    cosine_figure,
     roc_figure,
     scenario_figures,
     score_figure,
     training_figures,
 )
-from msrec.launch.reporting.run_section import (
-    about_data,
-    data_rows,
-    knowledge_lines,
-    plan_rows,
-    schema_of,
-    slice_tables,
+from msrec.launch.reporting.page import (
+    Block,
+    DataTable,
+    Details,
+    Figures,
+    Section,
+    Text,
+    Tile,
+    render_page,
 )
+from msrec.launch.reporting.result_tables import (
+    OLD_NOTE,
+    TITLES,
+    all_metrics_rows,
+    comparison_rows,
+    format_value,
+    slice_comparison_rows,
+)
+from msrec.launch.reporting.setup_section import CONFIG_FILE, setup_section
 from msrec.launch.training.metric_log import LOG_FILE, MetricLog, Points, load_metric_log
 from msrec.model.metrics.curves import reliability, roc, score_shares
 
-CONFIG_FILE = "config.yaml"
-MOST_ROWS = 50
-"""Rows of an explained user that a page shows."""
 RUN_FILES = (CONFIG_FILE, LOG_FILE, RESULTS_FILE)
-"""What a run folder may hold for a report."""
+"""A run folder must have one of these files for a report."""
 
 
 def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
-    """Write one page that compares runs, in the given order; the first is the reference.
+    """Writes one page that compares runs in the given order; the first run is the reference.
 
-    What a run folder does not have (no log, not evaluated, no predictions) is left out, and the
-    page says so.
+    Parts that a run folder does not have (training log, results, predictions) are left out, and
+    the page notes it.
 
     Args:
         path: the HTML file to write.
         runs: name on the page -> run folder.
 
     Raises:
-        FileNotFoundError: a run folder is not there.
-        ValueError: there is no run, no run has anything to show, the runs were judged on other
-            rows, or a file is broken.
+        FileNotFoundError: a run folder does not exist.
+        ValueError: there is no run, no run has anything to show, the runs were evaluated on
+            different rows, or a file is broken.
     """
     folders = {name: Path(folder) for name, folder in runs.items()}
     if not folders:
@@ -80,7 +64,7 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
     for name, folder in folders.items():
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{folder} must be the run folder of {name!r}; it is not there."
+                f"{folder} must be the run folder of {name!r}; it does not exist."
             )
     if not any((f / name).is_file() for f in folders.values() for name in RUN_FILES):
         raise ValueError(
@@ -88,213 +72,127 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
             f"{', '.join(RUN_FILES)}."
         )
     path = Path(path)
-    page = render("msrec.launch.reporting", "report.html", **_content(folders))
+    html = _report(folders)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_text(path, page)
+    return write_text(path, html)
 
 
-def render(package: str, template: str, *, figures: list[Figure], **content: Any) -> str:
-    """A page by a template of a package over `page.html`: one file, all scripts inside."""
-    for at, one in enumerate(figures):
-        one["id"] = f"figure-{at}"
-    drawn = [{key: one[key] for key in ("id", "data", "layout")} for one in figures]
-    places = [PackageLoader(name, package_path="") for name in (package, "msrec.launch.reporting")]
-    environment = Environment(
-        loader=ChoiceLoader(places), autoescape=True, undefined=StrictUndefined
-    )
-    plotly = Markup(get_plotlyjs())
-    shown = environment.get_template(template)
-    return shown.render(figures=figures, drawn=drawn, plotly=plotly, **content)
-
-
-def _content(folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Everything the template shows."""
+def _report(folders: Mapping[str, Path]) -> str:
     logs = {name: load_metric_log(folder) for name, folder in folders.items()}
-    judged = {n: load_results(f) for n, f in folders.items() if (f / RESULTS_FILE).is_file()}
-    pictures, without = _prediction_figures(folders, judged)
-    configs = {name: _config(folder) for name, folder in folders.items()}
-    curves = training_figures(logs)
-    scenarios, not_drawn = scenario_figures(logs)
+    results = {n: load_results(f) for n, f in folders.items() if (f / RESULTS_FILE).is_file()}
+    scores, unscored = _score_figures(folders, results)
+    curves, (by_scenario, hidden) = training_figures(logs), scenario_figures(logs)
+    notes = [*_result_notes(logs, results, unscored), *_log_notes(logs)]
+    if hidden:
+        notes.append(f"The curves of {hidden} more scenarios are not drawn; see {LOG_FILE}.")
+    sections = [
+        Section("Notes", [Text(note) for note in notes]),
+        Section("Results by scenario", _scenario_blocks(results)),
+        Section("Results by slice", _slice_blocks(results)),
+        Section("Scores", [Figures(scores)] if scores else []),
+    ]
+    training = [Figures(curves)] if curves else []
+    training += [Figures(by_scenario, "small", title="By scenario")] if by_scenario else []
+    sections.append(Section("Training", training))
     explained = {name: load_explanations(folder) for name, folder in folders.items()}
-    alike = {n: _alike(found) for n, (_, found) in explained.items() if found is not None}
-    figures = [*curves, *scenarios, *pictures, *(one for many in alike.values() for one in many)]
-    notes = _notes(logs, judged, without)
-    if not_drawn:
-        notes.append(f"The curves of {not_drawn} more scenarios are not drawn; see metrics.jsonl.")
-    best = any(result.best_possible for result in judged.values())
-    tables = ("auc", "log_loss") if judged else ()
-    return {
-        "runs": list(folders),
-        "results": next(iter(judged.values()), None),
-        "headline": _headline(judged),
-        "comparisons": [
-            (TITLES[metric], comparison_rows(judged, metric=metric, best=best, intervals=True))
-            for metric in tables
-        ],
-        "details": {name: _details(result) for name, result in judged.items()},
-        "curves": curves,
-        "scenarios": scenarios,
-        "pictures": pictures,
-        "alike": alike,
-        "prompts": {
-            n: list(zip(found.names, found.prompts, found.texts, strict=True))
-            for n, (_, found) in explained.items()
-            if found is not None
-        },
-        "users": {n: [_told(user) for user in users] for n, (users, _) in explained.items()},
-        "figures": figures,
-        "slices": slice_tables(judged),
-        "data": _data(configs),
-        "knowledge": {n: lines for n, c in configs.items() if (lines := _knowledge(c))},
-        "plans": {n: rows for n, folder in folders.items() if (rows := plan_rows(folder))},
-        "differences": _differences(configs),
-        "configs": {n: yaml.safe_dump(c, sort_keys=False) for n, c in configs.items() if c},
-        "versions": {name: _versions(folder) for name, folder in folders.items()},
-        "notes": notes,
-    }
+    sections += [scenario_section(n, s) for n, (_, s) in explained.items() if s is not None]
+    sections += [
+        user_section(name, user) for name, (users, _) in explained.items() for user in users
+    ]
+    first = next(iter(results.values()), None)
+    return render_page(
+        title=f"msrec report: {', '.join(folders)}",
+        heading=(" and " if len(folders) == 2 else ", ").join(folders),
+        subtitle=f"{first.dataset}, {first.split} split, {first.rows:,} rows" if first else "",
+        tiles=_tiles(results),
+        sections=[*sections, setup_section(folders)],
+    )
 
 
-def _data(configs: Mapping[str, dict[str, Any]]) -> list[tuple[str, list[list[str]]]]:
-    """A sentence and a table for each dataset that a run was trained on and that is here."""
-    schemas = {}
-    for config in configs.values():
-        if "dataset" in config and (schema := schema_of(RunConfig.model_validate(config))):
-            schemas[config["dataset"]] = schema
-    return [(about_data(schema), data_rows(schema)) for schema in schemas.values()]
-
-
-def _knowledge(config: dict[str, Any]) -> list[str]:
-    return knowledge_lines(RunConfig.model_validate(config)) if "dataset" in config else []
-
-
-def _prediction_figures(
-    folders: Mapping[str, Path], judged: Mapping[str, Results]
-) -> tuple[list[Figure], list[str]]:
-    """Calibration and ROC of the runs whose predictions are still there, and the other runs."""
-    said: dict[str, Points] = {}
-    ranked: dict[str, Points] = {}
-    best: Points | None = None
-    spread: list[Figure] = []
-    without = []
-    for name, result in judged.items():
-        folder = folders[name] / "predictions" / result.split
-        if not (folder / COMMIT_FILE).is_file():
-            without.append(name)
-            continue
-        found = load_predictions(folder)
-        said[name] = reliability(found.score, found.label, found.weight)
-        ranked[name] = roc(found.score, found.label, found.weight)
-        best = best or best_roc(found)
-        edges, shares = score_shares(found.score, found.label)
-        spread.append(
-            score_figure(name, edges.tolist(), {n: v.tolist() for n, v in shares.items()})
-        )
-    drawn = [calibration_figure(said), roc_figure(ranked, best), *spread] if said else []
-    return drawn, without
-
-
-def _headline(judged: Mapping[str, Results]) -> list[tuple[str, str, str]]:
-    """Name, AUC and a remark for each run, and for the best possible."""
-    first, *_ = [*judged.values(), None]
-    if first is None:
+def _tiles(results: Mapping[str, Results]) -> list[Tile]:
+    """Returns the AUC of each run and the best possible AUC."""
+    if not results:
         return []
-    reference, name_of_first = first.metrics.all.auc, next(iter(judged))
+    reference, first = next(iter(results.items()))
+    first_auc = first.metrics.all.auc
     tiles = []
-    for name, result in judged.items():
+    for name, result in results.items():
         auc = result.metrics.all.auc
         remark = "reference"
-        if result is not first and auc is not None and reference is not None:
-            remark = f"{auc - reference:+.4f} against {name_of_first}"
-        tiles.append((name, cell(auc), remark))
+        if name != reference and auc is not None and first_auc is not None:
+            remark = f"{auc - first_auc:+.4f} against {reference}"
+        tiles.append(Tile(format_value(auc), remark, label=f"{name}, AUC"))
     if first.best_possible is not None:
-        auc = first.best_possible.all.auc
-        tiles.append(("best possible", cell(auc), "the true click probability"))
+        best = format_value(first.best_possible.all.auc)
+        tiles.append(Tile(best, "by the true click probability", label="best possible, AUC"))
     return tiles
 
 
-def _details(result: Results) -> list[list[str]]:
-    """All metrics of a run, its head first."""
-    groups = [("all", result.metrics.all), *result.metrics.scenarios.items()]
-    columns = FIRST if result.is_old else COLUMNS
-    head = ["scenario", *(title_of(column, result.k) for column in columns)]
+def _scenario_blocks(results: Mapping[str, Results]) -> list[Block]:
+    if not results:
+        return []
+    best = any(result.best_possible for result in results.values())
+    blocks: list[Block] = [
+        DataTable(comparison_rows(results, metric=name, best=best, intervals=True), TITLES[name])
+        for name in ("auc", "log_loss")
+    ]
+    for name, result in results.items():
+        blocks.append(Details(f"All metrics of {name}", [DataTable(all_metrics_rows(result))]))
+    return blocks
+
+
+def _slice_blocks(results: Mapping[str, Results]) -> list[Block]:
+    names = dict.fromkeys(name for result in results.values() for name in result.slices)
     return [
-        head,
-        *([n, *(cell_of(m, column, is_line=True) for column in columns)] for n, m in groups),
+        DataTable(slice_comparison_rows(results, name), f"By {SLICE_TITLES[name]}")
+        for name in names
     ]
 
 
-def _alike(found: ScenarioExplanation) -> list[Figure]:
-    """Heat maps: LLM states beside generated layers, as they are and less their mean."""
-    return [
-        cosine_figure(name, "Cosine between scenarios.", found.names, cosines)
-        for name, cosines in found.matrices()
-    ]
+def _score_figures(
+    folders: Mapping[str, Path], results: Mapping[str, Results]
+) -> tuple[list[Figure], list[str]]:
+    """Returns calibration, ROC and score distributions, and the runs without predictions."""
+    calibration: dict[str, Points] = {}
+    roc_curves: dict[str, Points] = {}
+    best: Points | None = None
+    distributions: list[Figure] = []
+    missing = []
+    for name, result in results.items():
+        folder = folders[name] / "predictions" / result.split
+        if not (folder / COMMIT_FILE).is_file():
+            missing.append(name)
+            continue
+        p = load_predictions(folder)
+        calibration[name] = reliability(p.score, p.label, p.weight)
+        roc_curves[name] = roc(p.score, p.label, p.weight)
+        if best is None and p.p_click is not None:
+            best = roc(p.p_click, p.label, p.weight)
+        distributions.append(score_figure(name, *score_shares(p.score, p.label)))
+    if not calibration:
+        return [], missing
+    return [calibration_figure(calibration), roc_figure(roc_curves, best), *distributions], missing
 
 
-def _told(user: UserExplanation) -> dict[str, Any]:
-    """What the template shows of a user."""
-    rows = [["item", "scenario", "label", *(WAYS[way] for way in user.ways)]]
-    rows += [
-        [
-            row.item,
-            row.scenario,
-            f"{row.label:.0f}",
-            *(cell(getattr(row, way)) for way in user.ways),
-        ]
-        for row in user.rows[:MOST_ROWS]
-    ]
-    losses = ", ".join(f"{WAYS[way]} {loss:.4f}" for way, loss in user.log_losses().items())
-    return {
-        "user": user,
-        "rows": rows if user.rows else [],
-        "losses": losses,
-        "nearest": ", ".join(f"{n.key} ({n.cosine:.3f})" for n in user.nearest),
-    }
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
-
-
-def _versions(folder: Path) -> dict[str, str]:
-    path = folder / "versions.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _flat(config: Mapping[str, Any], start: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{start}{key}.")
-        else:
-            flat[start + key] = "none" if value is None else str(value)
-    return flat
-
-
-def _differences(configs: Mapping[str, dict[str, Any]]) -> list[list[str]]:
-    """Config keys whose values differ between runs, a column a run, the head first; or nothing."""
-    flat = [_flat(config) for config in configs.values()]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    rows = [[key, *(one.get(key, "not set") for one in flat)] for key in keys]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
-    return [["key", *configs], *rows] if rows else []
-
-
-def _notes(
-    logs: Mapping[str, MetricLog], judged: Mapping[str, Results], without: list[str]
+def _result_notes(
+    logs: Mapping[str, MetricLog], results: Mapping[str, Results], unscored: list[str]
 ) -> list[str]:
-    """What the page could not show, in words."""
+    """Returns sentences on missing results and on the intervals."""
     notes = [
-        f"{name}: not evaluated, so that no table has it." for name in logs if name not in judged
+        f"{name}: not evaluated, so it is in no table." for name in logs if name not in results
     ]
-    notes += [f"{name}: {OLD}." for name, result in judged.items() if result.is_old]
-    made = {(r.resamples, r.seed) for r in judged.values() if r.resamples}
+    notes += [f"{name}: {OLD_NOTE}." for name, result in results.items() if result.is_old]
+    intervals = {(r.resamples, r.seed) for r in results.values() if r.resamples}
     notes += [
-        f"Intervals of 95 % over users: percentile bootstrap, {resamples:,} resamples, seed {seed}."
-        for resamples, seed in sorted(made)
+        f"95 % intervals over users: percentile bootstrap, {resamples:,} resamples, seed {seed}."
+        for resamples, seed in sorted(intervals)
     ]
-    notes += [f"{name}: no predictions, so no calibration and ROC." for name in without]
+    notes += [f"{name}: no predictions, so no calibration and ROC." for name in unscored]
+    return notes
+
+
+def _log_notes(logs: Mapping[str, MetricLog]) -> list[str]:
+    notes = []
     for name, log in logs.items():
         if not log.steps:
             notes.append(f"{name}: no training log, so no curves.")
@@ -303,9 +201,3 @@ def _notes(
         if log.unreadable:
             notes.append(f"{name}: {log.unreadable} lines of its log cannot be read.")
     return notes
-
-
-def best_roc(predictions: Predictions) -> Points | None:
-    """ROC of the true click probability, where the data knows it."""
-    truth = predictions.p_click
-    return None if truth is None else roc(truth, predictions.label, predictions.weight)

@@ -75,7 +75,7 @@ def trained(rank, world_size, config):
 
 def judged(rank, world_size, run, *args, **options):
     judging = MetricOptions(resamples=100)
-    return evaluate(run, process_of(rank, world_size), *args, judging=judging, **options)
+    return evaluate(run, process_of(rank, world_size), *args, metric_options=judging, **options)
 
 
 def judged_by(rank, world_size, run, checkpoint, data):
@@ -265,7 +265,7 @@ def test_what_a_run_cannot_tell_of_other_data_is_one_sentence(root, tmp_path, op
 def test_a_day_without_a_clock_is_refused_before_anything_is_scored(root, tmp_path):
     shutil.copytree(root / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run/predictions")
-    with pytest.raises(AssertionError, match="must say when a row was.*timestamp_unit"):
+    with pytest.raises(AssertionError, match="must have timestamps.*timestamp_unit"):
         run_ranks(judged, 1, tmp_path / "run", "test", None, ["day"])
     assert not (tmp_path / "run/predictions").exists()
 

@@ -1,4 +1,4 @@
-"""Comparing two runs: clustered DeLong by its formula, error rates, refusals, the verdict."""
+"""Tests of the comparison of two runs: formulas, error rates, refusals, the verdict."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,16 +10,15 @@ from simulated_clicks import clicks
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.compare import (
-    IS_BETTER,
+    DIRECTION,
     compare,
     differences,
-    differences_table,
+    find_predictions,
     holm,
-    predictions_of,
-    verdict,
 )
 from msrec.launch.evaluation.predictions import Commit, write_commit
 from msrec.launch.evaluation.results import evaluate_predictions, save_results
+from msrec.launch.reporting.difference_table import differences_table, verdict
 from msrec.model.metrics.exact import sort_rows
 
 NAMES = ("search", "feed", "friends")
@@ -37,7 +36,7 @@ SCHEMA = Schema(
 
 
 def two_models(users=150, seed=0, noise=(0.8, 0.8)):
-    """Labels, users, and the scores of two models that err apart, each by so much a user."""
+    """Labels, users and scores of two models with independent errors of the given size."""
     rng = np.random.default_rng(seed)
     user, label, logit = clicks(rng, users)
     scores = []
@@ -93,16 +92,16 @@ def test_users_with_one_row_each_give_the_paired_t_test_of_their_losses():
     assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-6)
 
 
-def test_models_of_one_kind_are_told_apart_as_often_as_chance_does():
+def test_equal_models_differ_significantly_as_rarely_as_by_chance():
     found = [paired(*two_models(users=60, seed=seed)) for seed in range(300)]
-    for metric in IS_BETTER:
+    for metric in DIRECTION:
         share = np.mean([one[metric].p < 0.05 for one in found])
         assert 0.015 <= share <= 0.095, (metric, share)
 
 
 def test_a_better_model_is_found_in_every_metric():
     found = paired(*two_models(users=800, noise=(1.5, 0.3)))
-    for metric, sign in IS_BETTER.items():
+    for metric, sign in DIRECTION.items():
         assert sign * found[metric].difference > 0, metric
         assert found[metric].p < 0.01, metric
 
@@ -113,14 +112,14 @@ def test_a_model_and_itself_do_not_differ():
         assert (one.difference, one.p, one.interval) == (0, 1, (0, 0)), metric
 
 
-def test_holm_corrects_for_the_tests_that_there_are():
+def test_holm_corrects_for_the_number_of_defined_tests():
     ps = [0.001, 0.04, None, 0.03, 0.2]
     assert holm(ps) == pytest.approx([0.004, 0.09, None, 0.09, 0.2])
     assert holm([]) == []
     assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
-def write(folder, score, label, user, scenario, judge=True, **commit):
+def write(folder, score, label, user, scenario, with_results=True, **commit):
     folder.mkdir(parents=True)
     rows = len(label)
     table = {"row_id": np.arange(rows), "scenario": scenario.astype(np.int32), "user": user}
@@ -128,7 +127,7 @@ def write(folder, score, label, user, scenario, judge=True, **commit):
     pq.write_table(pa.table(table | {"score": score}), folder / "part-0.parquet")
     facts = {"split": "test", "checkpoint": "step-7", "dataset": "app"} | commit
     write_commit(folder, Commit(rows=rows, **facts))
-    if judge:
+    if with_results:
         save_results(
             evaluate_predictions(folder, SCHEMA.model_copy(update={"name": facts["dataset"]})),
             folder,
@@ -149,15 +148,15 @@ def folders(tmp_path, rows, **changes):
     return one, write(tmp_path / "two", second, **(rows | changes))
 
 
-def test_the_verdict_is_one_sentence_that_says_where_and_how_sure(tmp_path, rows):
+def test_the_verdict_is_one_sentence_with_place_and_certainty(tmp_path, rows):
     found = compare(*folders(tmp_path, rows), ("bare", "llm"))
     whole = found.metrics["auc"]["all"]
-    said = verdict(found)
-    assert said.startswith("llm is better than bare in AUC on app, test: +0.")
-    assert f"95 % interval {whole.interval[0]:+.4f} to {whole.interval[1]:+.4f}" in said
-    assert "with Holm's correction for 3: better in search, feed" in said
-    assert said.count(".  ") == 0
-    assert said.endswith(".")
+    text = verdict(found)
+    assert text.startswith("llm is better than bare in AUC on app, test: +0.")
+    assert f"95 % interval {whole.interval[0]:+.4f} to {whole.interval[1]:+.4f}" in text
+    assert "with Holm's correction for 3: better in search, feed" in text
+    assert text.count(".  ") == 0
+    assert text.endswith(".")
     turned = verdict(compare(tmp_path / "two", tmp_path / "one", ("llm", "bare")), "log_loss")
     assert turned.startswith("bare is worse than llm in log loss on app, test: +0.")
 
@@ -170,7 +169,7 @@ def test_p_values_of_scenarios_are_corrected_and_all_is_not(tmp_path, rows):
         assert [one.p_holm for one in parts] == holm([one.p for one in parts])
 
 
-def test_where_a_metric_is_undefined_nothing_is_decided(tmp_path, rows):
+def test_an_undefined_metric_stays_undecided(tmp_path, rows):
     rows["label"] = rows["label"] & (rows["scenario"] != 1)
     found = compare(*folders(tmp_path, rows), ("a", "b"))
     feed = found.metrics["auc"]["feed"]
@@ -184,7 +183,7 @@ def test_where_a_metric_is_undefined_nothing_is_decided(tmp_path, rows):
     assert "Holm's correction for 2: better in search" in verdict(found)
 
 
-def test_a_comparison_survives_its_json(tmp_path, rows):
+def test_a_comparison_round_trips_through_json(tmp_path, rows):
     found = compare(*folders(tmp_path, rows), ("a", "b"))
     assert type(found).model_validate_json(found.model_dump_json()) == found
 
@@ -217,10 +216,10 @@ def test_fewer_rows_are_refused(tmp_path, rows):
         compare(one, two, ("a", "b"))
 
 
-def test_a_run_that_was_not_evaluated_is_named(tmp_path):
+def test_a_run_without_evaluation_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be a run folder; it has no config.yaml"):
-        predictions_of(tmp_path, "test")
+        find_predictions(tmp_path, "test")
     (tmp_path / "config.yaml").write_text("dataset: a\n")
-    folder = predictions_of(tmp_path, "test")
+    folder = find_predictions(tmp_path, "test")
     with pytest.raises(FileNotFoundError, match="_COMMIT must exist.*msrec evaluate"):
         compare(folder, folder, ("a", "b"))

@@ -1,4 +1,4 @@
-"""msrec drift: the index by its formula, its noise by simulation, and what is refused."""
+"""Tests of drift: PSI against its formula, noise by simulation, refusals."""
 
 import json
 
@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from msrec.launch.evaluation.drift import measure_drift, tell_drift
+from msrec.launch.evaluation.drift import measure_drift
+from msrec.launch.reporting.drift_table import print_drift
 
 
 def write(path, **columns):
@@ -40,7 +41,7 @@ def test_numbers_by_quantiles_of_the_reference(tmp_path):
     assert found.verdict == "moderate"
 
 
-def test_rows_that_did_not_move_stay_below_the_noise_19_times_of_20(tmp_path):
+def test_rows_without_drift_stay_below_the_noise_in_95_percent(tmp_path):
     rng = np.random.default_rng(1)
     columns = {f"x{i}": rng.normal(size=4000) for i in range(300)}
     columns |= {f"v{i}": rng.integers(0, 8, size=4000) for i in range(300)}
@@ -52,7 +53,7 @@ def test_rows_that_did_not_move_stay_below_the_noise_19_times_of_20(tmp_path):
     assert 0.02 < above < 0.08
 
 
-def test_empty_values_are_a_bin_of_their_own(tmp_path):
+def test_empty_values_have_a_separate_bin(tmp_path):
     before = write(tmp_path / "a.parquet", x=[1.0, 2.0, 3.0, None], tags=[[1], [1, 2], [], [3]])
     now = write(tmp_path / "b.parquet", x=[None, float("nan"), 1.0, 2.0], tags=[[], [], [], [9]])
     found = drifts(before, now)
@@ -62,7 +63,7 @@ def test_empty_values_are_a_bin_of_their_own(tmp_path):
     assert found["tags"].psi > 0.25
 
 
-def test_columns_of_other_types_are_told_and_keys_left_out(tmp_path):
+def test_columns_of_different_types_are_reported_and_ids_ignored(tmp_path):
     before = write(tmp_path / "a.parquet", score=[0.1, 0.2], user=[1, 2], row_id=[0, 1])
     now = write(tmp_path / "b.parquet", score=[0.9, 0.8], user=["a", "b"], row_id=[7, 8])
     found, left_out = measure_drift(before, now)
@@ -73,14 +74,14 @@ def test_columns_of_other_types_are_told_and_keys_left_out(tmp_path):
 def test_the_exit_status_and_the_json(tmp_path, capsys):
     before = write(tmp_path / "a.parquet", city=["x"] * 50 + ["y"] * 50)
     now = write(tmp_path / "b.parquet", city=["x"] * 90 + ["y"] * 10)
-    assert tell_drift(before, now, None, as_json=True) == 0
-    [told] = json.loads(capsys.readouterr().out)
-    assert (told["column"], told["shift"]) == ("city", "large")
-    assert tell_drift(before, now, told["psi"] - 0.01, as_json=False) == 1
-    assert tell_drift(before, now, told["psi"] + 0.01, as_json=False) == 0
+    assert print_drift(before, now, None, as_json=True) == 0
+    [entry] = json.loads(capsys.readouterr().out)
+    assert (entry["column"], entry["shift"]) == ("city", "large")
+    assert print_drift(before, now, entry["psi"] - 0.01, as_json=False) == 1
+    assert print_drift(before, now, entry["psi"] + 0.01, as_json=False) == 0
 
 
-def test_what_cannot_be_compared_is_one_sentence(tmp_path):
+def test_rows_that_cannot_be_compared_give_a_clear_error(tmp_path):
     a = write(tmp_path / "a.parquet", x=[1.0])
     with pytest.raises(FileNotFoundError, match="must be a Parquet file or a folder of some"):
         measure_drift(a, tmp_path / "none")

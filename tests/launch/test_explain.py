@@ -1,4 +1,4 @@
-"""`msrec explain`: each number against the slow way to get it, and what a page shows of them."""
+"""Tests of `msrec explain`: each number against a slow computation; terminal and page."""
 
 import io
 from contextlib import nullcontext
@@ -20,7 +20,12 @@ from msrec.launch.distributed import Process
 from msrec.launch.evaluation import explain as module
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.explain import Explainer
-from msrec.launch.evaluation.explanation_file import load_explanations, save_explanation, user_file
+from msrec.launch.evaluation.explanation_file import (
+    VARIANTS,
+    load_explanations,
+    save_explanation,
+    user_file,
+)
 from msrec.launch.reporting.report import write_report
 from msrec.launch.training.trainer import Trainer
 from msrec.tools import explain as command
@@ -49,7 +54,7 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
 def in_rank(check):
-    """Run a test in a forked rank, where a process group is; a failed assert comes back."""
+    """Runs a test in a forked rank with a process group; a failed assert is passed on."""
 
     @wraps(check)
     def test(run):
@@ -59,8 +64,8 @@ def in_rank(check):
     return test
 
 
-def told(run, users, scenario=False):
-    """What the command prints."""
+def printed(run, users, scenario=False):
+    """Returns the output of the command."""
 
     def work(rank, world_size):
         command.process_group = lambda device: nullcontext(ALONE)
@@ -73,7 +78,7 @@ def told(run, users, scenario=False):
 
 @pytest.fixture(autouse=True)
 def no_llm(monkeypatch):
-    """Prompts need a tokenizer; what they hold is tested with `msrec encode --show`."""
+    """Replaces the prompts, which need a tokenizer; `msrec encode --show` tests them."""
 
     def prompts(config, level):
         names = {"user": [f"u{i}" for i in range(40)], "scenario": ["search", "feed", "shop"]}
@@ -83,7 +88,7 @@ def no_llm(monkeypatch):
 
 
 @in_rank
-def test_scores_are_those_of_the_predictions_and_of_a_model_without(run, explainer):
+def test_scores_equal_the_predictions_and_those_of_a_model_without_knowledge(run, explainer):
     found = explainer.user("u7")
     predictions = pq.read_table(run / "predictions/test/part-00000.parquet").to_pylist()
     own = {row["row_id"]: row for row in predictions if row["user"] == "u7"}
@@ -94,13 +99,13 @@ def test_scores_are_those_of_the_predictions_and_of_a_model_without(run, explain
         assert row.label == own[row.row_id]["label"]
     # Slowly: a store whose vectors are all the mean, a buffer whose rows are all the mean.
     rows = np.array([row.row_id for row in found.rows])
-    batch = explainer._loader.batch_of(rows)
+    batch = explainer.loader.batch_of(rows)
     mean = torch.from_numpy(explainer.knowledge.user.mean)
     batch.user_vectors.vectors[:] = mean.to(batch.user_vectors.vectors.dtype)
     torch.testing.assert_close(
         torch.tensor([row.without_user for row in found.rows]), explainer._score(batch)
     )
-    meta = explainer.over.scenario_meta
+    meta = explainer.dense_arch.scenario_meta
     kept = meta.knowledge.clone()
     meta.knowledge[:] = kept.mean(dim=0)
     without_both = explainer._score(batch)
@@ -108,7 +113,7 @@ def test_scores_are_those_of_the_predictions_and_of_a_model_without(run, explain
     torch.testing.assert_close(torch.tensor([row.without_both for row in found.rows]), without_both)
     again = explainer.user("u7")
     assert [row.score for row in again.rows] == [row.score for row in found.rows]
-    assert found.log_losses().keys() == module.WAYS.keys()
+    assert found.log_losses().keys() == VARIANTS.keys()
     p = np.array([row.score for row in found.rows])
     label = np.array([row.label for row in found.rows])
     loss = -np.mean(label * np.log(p) + (1 - label) * np.log(1 - p))
@@ -123,19 +128,19 @@ def generated(layer, code):
 
 
 @in_rank
-def test_distances_are_those_of_layers_made_one_by_one(run, explainer):
-    meta = explainer.over.user_meta
+def test_distances_equal_those_of_layers_generated_one_by_one(run, explainer):
+    meta = explainer.dense_arch.user_meta
     vectors, has = explainer.knowledge.user.gather(np.arange(40))
     codes = meta.reducer(vectors, has)
     found = explainer.user("u3")
     assert [layer.layer for layer in found.layers] == ["layer 1", "layer 2"]
-    for layer, told in zip(meta.layers, found.layers, strict=True):
+    for layer, reported in zip(meta.layers, found.layers, strict=True):
         every = np.stack([generated(layer, code) for code in codes])
         average = every.mean(axis=0)
         distances = np.linalg.norm(every - average, axis=1)
         expected = distances[3] / np.linalg.norm(average)
-        assert told.distance == pytest.approx(expected, rel=1e-4)
-        assert told.rank == pytest.approx((distances < distances[3]).mean())
+        assert reported.distance == pytest.approx(expected, rel=1e-4)
+        assert reported.rank == pytest.approx((distances < distances[3]).mean())
 
 
 @in_rank
@@ -150,7 +155,7 @@ def test_scenarios_are_compared_by_their_states_and_their_layers(run, explainer)
     np.testing.assert_allclose(
         found.states_centred, cosines(states - states.mean(axis=0)), atol=1e-5
     )
-    meta = explainer.over.scenario_meta
+    meta = explainer.dense_arch.scenario_meta
     codes = meta.reducer(meta.knowledge)
     assert list(found.layers) == ["layer 1", "layer 2", "head"]
     for layer, name in zip([*meta.layers, meta.head], found.layers, strict=True):
@@ -174,33 +179,33 @@ def test_a_user_without_a_vector_has_no_neighbours(run, explainer):
 
 
 @pytest.mark.parametrize(
-    ("name", "users", "said"),
+    ("name", "users", "message"),
     [
         ("knowing", ["nobody"], "must hold the user 'nobody'; it is not among 40 users"),
         ("bare", ["u1"], "must have meta.user=true or meta.scenario=true"),
         ("knowing", [], "must be asked something"),
     ],
 )
-def test_what_cannot_be_explained_is_said(run, name, users, said):
-    with pytest.raises(AssertionError, match=said):
-        told(run.parent / name, users)
+def test_requests_that_cannot_be_explained_are_refused(run, name, users, message):
+    with pytest.raises(AssertionError, match=message):
+        printed(run.parent / name, users)
 
 
-def test_a_folder_that_is_no_run_is_said(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(AssertionError, match="must be a run folder"):
-        told(tmp_path, ["u1"])
+        printed(tmp_path, ["u1"])
 
 
-def test_the_terminal_and_the_page_show_it(run, tmp_path):
-    text = told(run, ["u7"], scenario=True)
-    for said in (
+def test_the_terminal_and_the_page_show_an_explanation(run, tmp_path):
+    text = printed(run, ["u7"], scenario=True)
+    for message in (
         "prompt of u7",
         "prompt of shop",
-        "nearest users by vector",
+        "Nearest users by vector",
         "away from the average",
         "LLM states",
     ):
-        assert said in text
+        assert message in text
     users, scenarios = load_explanations(run)
     assert [user.user for user in users] == ["u7"]
     page = write_report(tmp_path / "page.html", {"knowing": run}).read_text()

@@ -1,4 +1,4 @@
-"""The HTML pages in headless Chromium: offline, drawn, sorted, readable at any size and colour."""
+"""Tests of the HTML pages in headless Chromium: offline, drawn, sortable, readable."""
 
 import re
 import shutil
@@ -49,17 +49,17 @@ def plan(tmp_path_factory):
 
 
 def opened(browser, path, width=1280, scheme="light"):
-    """The page in a browser without a network; what it asked for and complained of."""
+    """Opens a page without a network; also returns its requests and errors."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     context.set_offline(True)
     page = context.new_page()
-    asked, said = [], []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda line: said.append(line.text) if line.type == "error" else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
+    requests, errors = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(path.as_uri())
     page.wait_for_load_state("load")
-    return SimpleNamespace(page=page, asked=asked, said=said)
+    return SimpleNamespace(page=page, requests=requests, errors=errors)
 
 
 @pytest.mark.parametrize("which", ["report", "plan"])
@@ -67,8 +67,8 @@ def opened(browser, path, width=1280, scheme="light"):
 def test_a_page_opens_offline_and_is_readable(browser, request, which, width, scheme):
     path = request.getfixturevalue(which)
     found = opened(browser, path, width, scheme)
-    assert found.said == []
-    assert {url for url in found.asked if not url.startswith("data:")} == {path.as_uri()}
+    assert found.errors == []
+    assert {url for url in found.requests if not url.startswith("data:")} == {path.as_uri()}
     page = found.page
     plots = page.locator(".plot")
     assert plots.count() > 0
@@ -87,7 +87,7 @@ def test_a_page_opens_offline_and_is_readable(browser, request, which, width, sc
 
 
 def contrast(page, selector):
-    """Of a text against what lies behind it, by WCAG 2."""
+    """Contrast of a text to its background, by WCAG 2."""
     text, behind = page.locator(selector).first.evaluate(
         """element => {
           const clear = color => color === "rgba(0, 0, 0, 0)";
@@ -109,7 +109,7 @@ def luminance(color):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_a_click_on_a_head_sorts_a_table_and_another_turns_it_round(browser, report):
+def test_a_click_on_a_head_sorts_a_table_and_a_second_click_reverses_it(browser, report):
     page = opened(browser, report).page
     page.locator("summary", has_text="All metrics of bare").click()
     table = page.locator("details[open] table").first

@@ -1,4 +1,4 @@
-"""msrec predict: the scores of evaluate in the order of the files, resumed, and what is refused."""
+"""Tests of `msrec predict`: scores, order of rows, resuming, refusals."""
 
 import numpy as np
 import polars as pl
@@ -65,7 +65,7 @@ def expected(run):
 
 @pytest.fixture
 def new_rows(tmp_path):
-    """The rows of the test split without labels and clock, with a name, in two files."""
+    """The rows of the test split in two files, without labels and timestamps, with a name."""
     table = tiny_rows(400, seed=2).drop_columns(["label", "timestamp"])
     table = table.append_column("request", pa.array([f"r{i}" for i in range(400)]))
     folder = tmp_path / "new"
@@ -76,7 +76,7 @@ def new_rows(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_rows_come_out_as_they_went_in_with_the_scores_of_evaluate(
+def test_rows_keep_their_order_and_have_the_scores_of_evaluate(
     run, expected, new_rows, tmp_path, ranks
 ):
     found = run_ranks(predicted, ranks, run, [new_rows], tmp_path / "out", ["request", "user"])[0]
@@ -88,7 +88,7 @@ def test_rows_come_out_as_they_went_in_with_the_scores_of_evaluate(
     np.testing.assert_allclose(table[SCORE].to_numpy(), expected, atol=1e-6)
 
 
-def test_a_killed_job_goes_on_with_the_parts_that_are_not_there(run, expected, new_rows, tmp_path):
+def test_a_killed_job_resumes_with_the_missing_parts(run, expected, new_rows, tmp_path):
     out = tmp_path / "out"
     run_ranks(predicted, 1, run, [new_rows], out)
     (out / "_COMMIT").unlink()
@@ -140,20 +140,20 @@ def refusal(run, data, out, keep=None):
     return str(error.value)
 
 
-def test_what_does_not_fit_is_one_sentence(run, new_rows, tmp_path):
+def test_requests_that_do_not_fit_give_a_clear_error(run, new_rows, tmp_path):
     out = tmp_path / "out"
     assert "must be a Parquet file or a folder" in refusal(run, [tmp_path / "nowhere"], out)
     assert "city are not among user, item" in refusal(run, [new_rows], out, ["user", "city"])
-    assert "beside score, each once; got score" in refusal(run, [new_rows], out, ["score"])
+    assert "besides score, each once; got score" in refusal(run, [new_rows], out, ["score"])
     assert not out.exists()
     run_ranks(predicted, 1, run, [new_rows], out, ["user"])
-    assert "_request.json says otherwise" in refusal(run, [new_rows], out, ["item"])
+    assert "_request.json has others" in refusal(run, [new_rows], out, ["item"])
     assert "it has other Parquet files" in refusal(run, [new_rows], new_rows)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_raw_rows_have_the_scores_of_their_encoded_forms(run, expected, tmp_path, ranks):
-    """User i of `tiny_dataset` has the key ui and the table row i + 1, whose value is ui."""
+def test_raw_rows_have_the_scores_of_their_encoded_rows(run, expected, tmp_path, ranks):
+    """User i of `tiny_dataset` has the key ui; its embedding is row i + 1, of the value ui."""
     table = tiny_rows(400, seed=2)
     users, items = ([f"{n[0]}{i}" for i in table[n].to_pylist()] for n in ("user", "item"))
     genres = [[f"g{g}" for g in genres] for genres in table["genres"].to_pylist()]
@@ -174,6 +174,6 @@ def test_raw_rows_have_the_scores_of_their_encoded_forms(run, expected, tmp_path
     np.testing.assert_allclose(scored[SCORE].to_numpy()[:400], expected, atol=1e-6)
     raw["price"][7] = float("nan")
     pq.write_table(pa.table(raw), tmp_path / "raw.parquet")
-    said = refusal(run, [tmp_path / "raw.parquet"], tmp_path / "bad")
-    assert "raw.parquet: column 'price'" in said
-    assert "row 7" in said
+    message = refusal(run, [tmp_path / "raw.parquet"], tmp_path / "bad")
+    assert "raw.parquet: column 'price'" in message
+    assert "row 7" in message

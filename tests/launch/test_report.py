@@ -1,4 +1,4 @@
-"""The report is one page that opens offline, and says what the runs' files say."""
+"""Tests of the report: one offline page with the values of the runs' files."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from msrec.data.schema import (
 )
 from msrec.launch.evaluation.predictions import Commit, write_commit
 from msrec.launch.evaluation.results import evaluate_predictions, load_results, save_results
-from msrec.launch.reporting.figures import MOST_SCENARIOS, scenario_figures
+from msrec.launch.reporting.figures import MAX_SCENARIOS, scenario_figures
 from msrec.launch.reporting.report import write_report
 from msrec.launch.training.metric_log import MetricLog, load_metric_log
 from msrec.model.metrics.curves import reliability, roc, score_shares
@@ -45,7 +45,7 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 def make_run(folder, noise, meta, rows=3_000, seed=0):
-    """A run folder as training and evaluation leave it; less noise is a better model."""
+    """Writes a run folder as training and evaluation do; less noise is a better model."""
     rng = np.random.default_rng(seed)
     logit = rng.normal(-1.2, 1.4, rows)
     truth = (1 / (1 + np.exp(-logit))).astype(np.float32)
@@ -130,7 +130,7 @@ class Reader(HTMLParser):
             self.rows[-1].append(data)
 
 
-def test_the_page_is_whole_and_loads_nothing(page):
+def test_the_page_is_well_formed_and_loads_nothing(page):
     reader = Reader(page)
     assert reader.addresses == ["data:,"]
     styles = "".join(re.findall(r"<style>.*?</style>", page, re.DOTALL))
@@ -151,7 +151,7 @@ def test_the_table_has_each_scenario_with_difference_and_best_possible(page, run
         assert expected in rows
 
 
-def test_the_page_says_where_configs_differ_and_which_versions_ran(page):
+def test_the_page_shows_config_differences_and_versions(page):
     rows = Reader(page).rows
     assert ["meta.user", "False", "True"] in rows
     assert "meta.rank" not in [row[0] for row in rows]
@@ -162,7 +162,8 @@ def test_figures_hold_the_logged_values(page, runs):
     figures = json.loads(re.search(r"const figures = (\[.*\]);", page).group(1))
     names = {trace["name"] for figure in figures for trace in figure["data"]}
     steps, losses = load_metric_log(runs["bare"]).curve("valid", "log_loss/all")
-    drawn = next(t for t in figures[0]["data"] if t["name"] == "bare, validation")
+    traces = (trace for figure in figures for trace in figure["data"])
+    drawn = next(trace for trace in traces if trace["name"] == "bare, validation")  # the loss
     assert drawn["x"] == steps
     assert drawn["y"] == pytest.approx(losses, abs=1e-6)
     assert {"best possible", "perfect", "bare", "LLM4MSR"} <= names
@@ -170,10 +171,10 @@ def test_figures_hold_the_logged_values(page, runs):
 
 def test_each_scenario_has_its_curve_and_many_scenarios_are_counted(page):
     assert all(f"<h3>{name}</h3>" in page for name in NAMES)
-    metrics = {f"auc/scenario={n}": 0.5 for n in range(MOST_SCENARIOS + 3)}
+    metrics = {f"auc/scenario={n}": 0.5 for n in range(MAX_SCENARIOS + 3)}
     log = MetricLog({"valid": {10: metrics}})
     figures, left_out = scenario_figures({"bare": log})
-    assert (len(figures), left_out) == (MOST_SCENARIOS, 3)
+    assert (len(figures), left_out) == (MAX_SCENARIOS, 3)
 
 
 def test_names_from_outside_cannot_become_markup(runs, tmp_path):
@@ -183,7 +184,7 @@ def test_names_from_outside_cannot_become_markup(runs, tmp_path):
     assert name in "".join(Reader(page).text)
 
 
-def test_a_run_with_only_a_config_gives_a_page_that_says_what_is_missing(tmp_path):
+def test_a_page_notes_what_a_run_does_not_have(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new/config.yaml").write_text("seed: 0\n")
     text = "".join(
@@ -193,7 +194,7 @@ def test_a_run_with_only_a_config_gives_a_page_that_says_what_is_missing(tmp_pat
     assert "new: no training log" in text
 
 
-def test_runs_judged_on_other_rows_are_refused(runs, tmp_path):
+def test_runs_evaluated_on_different_rows_are_refused(runs, tmp_path):
     other = make_run(tmp_path / "other", noise=1.0, meta=False, rows=500)
     with pytest.raises(ValueError, match="must agree in rows"):
         write_report(tmp_path / "report.html", {"bare": runs["bare"], "other": other})
@@ -204,7 +205,7 @@ def test_a_missing_run_folder_is_named(tmp_path):
         write_report(tmp_path / "report.html", {"bare": tmp_path / "nothing"})
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must be a run folder; it has none of config.yaml"):
         write_report(tmp_path / "report.html", {"bare": tmp_path})
 
@@ -239,8 +240,8 @@ def test_reliability_equals_scikit_learn_quantile_bins():
     np.testing.assert_allclose(ours, (said, seen), atol=1e-3)
 
 
-def test_a_page_says_what_a_run_was_made_of(tmp_path):
-    """Data, knowledge, plan and slices of a run whose dataset and store are here."""
+def test_a_page_shows_the_setup_of_a_run(tmp_path):
+    """Data, knowledge, plan and slices of a run with a local dataset and store."""
     data = tiny_dataset(tmp_path / "tiny", rows=200)
     counts = {
         "rows": {split: {"all": 10, "search": 4} for split in ("train", "valid", "test")},

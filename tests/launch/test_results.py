@@ -1,4 +1,4 @@
-"""Predictions are checked as a whole; results say what they are and where nothing is defined."""
+"""Tests of predictions and results: whole folders, metrics, tables, undefined values."""
 
 import json
 
@@ -10,13 +10,8 @@ from rich.console import Console
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
-from msrec.launch.evaluation.results import (
-    comparison_table,
-    evaluate_predictions,
-    load_results,
-    results_tables,
-    save_results,
-)
+from msrec.launch.evaluation.results import evaluate_predictions, load_results, save_results
+from msrec.launch.reporting.result_tables import comparison_table, results_tables
 from msrec.model.metrics.exact import MetricOptions, exact_metrics
 
 SCHEMA = Schema(
@@ -48,7 +43,7 @@ def columns(rows=200, seed=0):
 
 
 def write(folder, parts, rows=None, **commit):
-    """Write each dict of columns as a part, then the marker."""
+    """Writes each dict of columns as a part, then the marker."""
     folder.mkdir(parents=True, exist_ok=True)
     for rank, part in enumerate(parts):
         pq.write_table(pa.table(part), folder / f"part-{rank}.parquet")
@@ -59,7 +54,7 @@ def write(folder, parts, rows=None, **commit):
 
 
 def halves(table):
-    """Rank 0 and rank 1 of two, each every second row."""
+    """Returns the rows of rank 0 and of rank 1: every second row each."""
     return [{name: values[rank::2] for name, values in table.items()} for rank in (0, 1)]
 
 
@@ -82,8 +77,8 @@ def test_parts_of_two_ranks_give_the_metrics_of_all_rows(tmp_path):
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_it_does_not_matter_how_many_ranks_wrote_which_rows(tmp_path, as_text):
-    """To the last bit, intervals too."""
+def test_results_do_not_depend_on_the_ranks_that_wrote_the_rows(tmp_path, as_text):
+    """Bit for bit, intervals included."""
     table, rng = columns(rows=900), np.random.default_rng(5)
     table["user"] = rng.integers(0, 40, 900)
     if as_text:
@@ -105,7 +100,7 @@ def test_a_scenario_that_the_schema_does_not_know_is_refused(tmp_path):
         evaluate_predictions(write(tmp_path, [table]), SCHEMA)
 
 
-def test_results_of_an_older_version_are_read_and_say_what_they_lack(tmp_path):
+def test_results_of_an_older_version_are_read_with_a_note(tmp_path):
     older = ("rows", "positives", "auc", "log_loss", "ne", "calibration", "gauc")
     whole = dict.fromkeys(older, 0.5) | {"rows": 10, "positives": 4}
     old = {"dataset": "app", "split": "test", "checkpoint": "step-7", "rows": 10}
@@ -118,7 +113,7 @@ def test_results_of_an_older_version_are_read_and_say_what_they_lack(tmp_path):
     assert "undefined" not in text
 
 
-def test_intervals_stand_below_their_metric(tmp_path):
+def test_intervals_are_shown_below_their_metric(tmp_path):
     table = columns(rows=600) | {"user": np.arange(600) % 60}
     results = evaluate_predictions(write(tmp_path, [table]), SCHEMA, MetricOptions(resamples=50))
     low, high = results.metrics.scenarios["feed"].intervals["auc"]
@@ -136,7 +131,7 @@ def test_string_user_keys_give_the_same_gauc_as_integers(tmp_path):
     assert one.metrics == two.metrics
 
 
-def test_results_survive_the_file(tmp_path):
+def test_results_round_trip_through_the_file(tmp_path):
     results = evaluate_predictions(write(tmp_path / "p", [columns()]), SCHEMA)
     path = save_results(results, tmp_path)
     assert load_results(tmp_path) == results
@@ -191,7 +186,7 @@ def test_predictions_without_the_marker_are_not_read(tmp_path):
         load_predictions(tmp_path)
 
 
-def test_a_lost_part_is_noticed(tmp_path):
+def test_a_lost_part_is_reported(tmp_path):
     write(tmp_path, halves(columns()))
     (tmp_path / "part-1.parquet").unlink()
     with pytest.raises(ValueError, match="says 200 rows; found 100, the first missing row_id is 1"):

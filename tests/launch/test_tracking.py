@@ -1,10 +1,10 @@
-"""MLflow and TensorBoard get the numbers of the run's own files."""
+"""Tests of tracking: MLflow and TensorBoard get the values of the run's files."""
 
 import pytest
 from test_report import NAMES, make_run
 
+from msrec.launch.evaluation.evaluate import write_tensorboard
 from msrec.launch.evaluation.results import load_results, save_results
-from msrec.launch.evaluation.tensorboard import write_tensorboard
 from msrec.launch.reporting.mlflow_tracking import track
 from msrec.launch.training.metric_log import load_metric_log
 
@@ -13,7 +13,7 @@ mlflow = pytest.importorskip("mlflow.tracking", reason="mlflow-skinny is not ins
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A client of a store in a folder; it takes what a server takes."""
+    """A client of a store in a folder, which accepts what a server accepts."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     return mlflow.MlflowClient(tracking_uri=str(tmp_path / "mlruns"))
 
@@ -36,7 +36,7 @@ def history(server, name):
 
 
 def test_mlflow_has_the_curves_the_results_the_config_and_the_files(server, run):
-    told = track(run, server.tracking_uri)
+    sentence = track(run, server.tracking_uri)
     log, results = load_metric_log(run), load_results(run)
     for split, metric in (("train", "loss"), ("valid", "auc/all")):
         steps, values = log.curve(split, metric)
@@ -50,10 +50,10 @@ def test_mlflow_has_the_curves_the_results_the_config_and_the_files(server, run)
     artifacts = {file.path for file in server.list_artifacts(found.info.run_id)}
     assert artifacts == {"config.yaml", "versions.json", "results.json"}
     count = sum(len(metrics) for steps in log.steps.values() for metrics in steps.values())
-    assert f"{count + len(results.metrics.named()):,} of" in told
+    assert f"{count + len(results.metrics.named()):,} of" in sentence
 
 
-def test_again_only_what_is_new_goes_to_the_same_run(server, run):
+def test_a_second_call_sends_only_new_values_to_the_same_run(server, run):
     track(run, server.tracking_uri)
     assert ": 0 of " in track(run, server.tracking_uri)
     with (run / "metrics.jsonl").open("a") as file:
@@ -63,7 +63,7 @@ def test_again_only_what_is_new_goes_to_the_same_run(server, run):
     assert len(history(server, "train/loss")) == 19
 
 
-def test_another_experiment_and_what_cannot_be_reached(server, run, tmp_path, monkeypatch):
+def test_another_experiment_and_refusals(server, run, tmp_path, monkeypatch):
     track(run, server.tracking_uri, "ads")
     assert the_run(server, "ads").info.run_name == "mine"
     with pytest.raises(FileNotFoundError, match="must be a run folder"):

@@ -1,4 +1,4 @@
-"""evaluate --watch: every checkpoint of a run once, its curve, and how it ends."""
+"""Tests of `evaluate --watch`: each checkpoint once, the curve, the end."""
 
 import json
 import shutil
@@ -34,10 +34,10 @@ def trained(rank, world_size, config):
 
 
 def watched(rank, world_size, run_dir, split="test", data=None):
-    told = []
+    reported = []
     process = process_of(rank, world_size)
-    count = watch(run_dir, process, split, data, 0.05, lambda step, _: told.append(step))
-    return count, told
+    count = watch(run_dir, process, split, data, 0.05, lambda step, _: reported.append(step))
+    return count, reported
 
 
 def evaluated(rank, world_size, run_dir, checkpoint):
@@ -75,28 +75,28 @@ def test_each_checkpoint_is_a_point_of_the_curve_and_none_is_scored_twice(run):
     assert run_ranks(watched, 1, run)[0] == (0, [])
 
 
-def test_two_ranks_find_what_one_finds_and_only_the_first_tells(run):
-    (count, told), (_, silent) = run_ranks(watched, 2, run)
+def test_two_ranks_find_what_one_finds_and_only_the_first_reports(run):
+    (count, reported), (_, silent) = run_ranks(watched, 2, run)
     two = load_metric_log(run).curve("watched test", "auc/all")
     (run / "watched.jsonl").unlink()
     run_ranks(watched, 1, run)
-    assert (count, told, silent) == (3, [7, 14, 21], [])
+    assert (count, reported, silent) == (3, [7, 14, 21], [])
     assert load_metric_log(run).curve("watched test", "auc/all") == two
 
 
-def test_other_data_has_a_curve_of_its_own(run, trained_run):
+def test_other_data_has_a_separate_curve(run, trained_run):
     run_ranks(watched, 1, run, "valid", trained_run.parent / "tiny")
     assert len(load_metric_log(run).curve("watched valid of tiny", "auc/all")[0]) == 3
 
 
-def test_it_waits_for_a_run_that_trains_and_ends_with_it(run):
-    """The ranks file says `trains` of a living process; that process's end is the run's end."""
+def test_it_waits_while_the_run_trains_and_ends_with_it(run):
+    """The status file names a live process that trains; the run ends with that process."""
     shutil.rmtree(run / "checkpoints/step-00000021")
     file = run / "ranks/0.json"
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(4)"])
     state = json.loads(file.read_text()) | {"phase": "trains", "pid": sleeper.pid}
     file.write_text(json.dumps(state))
     threading.Thread(target=sleeper.wait).start()  # or it would stay on as a zombie
-    count, told = run_ranks(watched, 1, run)[0]
-    assert (count, told) == (2, [7, 14])
+    count, reported = run_ranks(watched, 1, run)[0]
+    assert (count, reported) == (2, [7, 14])
     assert sleeper.returncode is not None, "it must not end before the run"

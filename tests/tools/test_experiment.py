@@ -13,7 +13,7 @@ from tiny import tiny_dataset, tiny_store
 from msrec.data.io.atomic_files import write_json
 from msrec.launch.config import load_config
 from msrec.launch.evaluation.predictions import Commit, Predictions
-from msrec.launch.evaluation.results import Results, sliced
+from msrec.launch.evaluation.results import Results, slice_metrics
 from msrec.launch.evaluation.slices import EDGES, bucket_names, slice_rows
 from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import sort_rows
@@ -252,7 +252,7 @@ def test_a_bucket_holds_the_rows_whose_user_or_item_has_so_many_training_rows(fo
     )
     [groups] = slice_rows(predictions, folder / "data", [f"{column}_history"]).values()
     p = predictions
-    found = sliced(sort_rows(p.score, p.label, p.user), groups)
+    found = slice_metrics(sort_rows(p.score, p.label, p.user), groups)
     assert sum(metrics.rows for metrics in found.values()) == 400
     seen = np.array([np.sum(train == entity) for entity in values[column]])
     for low, high, name in zip(EDGES, (*EDGES[1:], np.inf), bucket_names(), strict=True):

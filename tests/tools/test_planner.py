@@ -242,7 +242,7 @@ def test_the_page_has_every_table_and_draws_what_the_plan_says(tmp_path):
     text = page.read_text()
     assert "<script src" not in text
     for table in TABLES:
-        assert f"<td>{table.name}</td>" in text
+        assert f">{table.name}</th>" in text
     drawn = json.loads(re.search(r"const figures = (\[.*?\]);\n", text, re.DOTALL)[1])
     names = [trace["name"] for trace in drawn[1]["data"]]
     assert sorted(names) == sorted(table.name for table in TABLES)

@@ -17,7 +17,7 @@ import typer
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
-from msrec.launch.evaluation.results import results_of
+from msrec.launch.evaluation.results import compute_results
 from msrec.model.metrics.exact import MetricOptions
 from msrec.model.metrics.user_sums import EPS
 from msrec.tools.bench.harness.measure import (
@@ -145,7 +145,7 @@ def _measure(read: Callable[[], T], compute: Callable[[T], object]) -> Measured:
 
 def measure_msrec(folder: Path, schema: Schema, options: MetricOptions) -> Measured:
     """Computes all metrics and their intervals, as `msrec evaluate` does."""
-    return _measure(lambda: load_predictions(folder), lambda p: results_of(p, schema, options))
+    return _measure(lambda: load_predictions(folder), lambda p: compute_results(p, schema, options))
 
 
 def measure_polars(folder: Path, by_user: bool) -> Measured:

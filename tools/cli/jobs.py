@@ -19,19 +19,15 @@ from msrec.launch.cluster.job_options import EVALUATE, PREDICT, read_options
 from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import end_with_launcher, process_group, quiet_libraries
-from msrec.launch.evaluation.compare import (
-    IS_BETTER,
-    compare,
-    differences_table,
-    predictions_of,
-    verdict,
-)
+from msrec.launch.evaluation.compare import DIRECTION, compare, find_predictions
 from msrec.launch.evaluation.evaluate import evaluate
-from msrec.launch.evaluation.predict_files import predict_files, told
-from msrec.launch.evaluation.results import Results, results_tables, slice_table
-from msrec.launch.evaluation.slices import MEANING, SLICES, Slice
+from msrec.launch.evaluation.predict_files import predict_files
+from msrec.launch.evaluation.results import Results
+from msrec.launch.evaluation.slices import SLICE_TITLES, SLICES, Slice
 from msrec.launch.evaluation.watch import watch
+from msrec.launch.reporting.difference_table import differences_table, verdict
 from msrec.launch.reporting.plan_table import plan_table
+from msrec.launch.reporting.result_tables import results_tables, slice_table
 from msrec.launch.serving.export_folder import Dense
 from msrec.launch.serving.quantized_tables import Kind
 from msrec.launch.trained_run import load_run_config, restore
@@ -128,7 +124,7 @@ def evaluate_job(
             for table in results_tables(results):
                 console.print(table)
             for name in results.slices:
-                console.print(slice_table(results, name, MEANING[name]))
+                console.print(slice_table(results, name, SLICE_TITLES[name]))
 
 
 def watch_job(run_dir: Path, split: Split, data: str | None, every_s: float) -> None:
@@ -181,10 +177,10 @@ def compare_job(
         FileNotFoundError: a run was not evaluated.
         ValueError: the metric cannot be compared, or the runs did not score the same rows.
     """
-    if metric not in IS_BETTER:
-        raise ValueError(f"metric must be one of {', '.join(IS_BETTER)}; got {metric!r}.")
+    if metric not in DIRECTION:
+        raise ValueError(f"metric must be one of {', '.join(DIRECTION)}; got {metric!r}.")
     scored = to_path(data) if data else None
-    first, second = (predictions_of(run, split, scored) for run in runs)
+    first, second = (find_predictions(run, split, scored) for run in runs)
     names = (runs[0].name, runs[1].name)
     if names[0] == names[1]:
         names = (str(runs[0]), str(runs[1]))
@@ -216,9 +212,9 @@ def predict_job(
     with process_group() as process:
         _log_to_terminal(process.is_main)
         run = restore(run_dir, process, checkpoint, None if dataset is None else to_path(dataset))
-        found = predict_files(run, process, data, out, keep)
-        if found is not None:
-            console.print(told(found, out), highlight=False, soft_wrap=True)
+        summary = predict_files(run, process, data, out, keep)
+        if summary is not None:
+            console.print(summary.sentence(out), highlight=False, soft_wrap=True)
 
 
 def export_job(

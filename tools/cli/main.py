@@ -243,9 +243,9 @@ def drift(
     json_: Annotated[bool, typer.Option("--json", help="instead of the table")] = False,
 ) -> None:
     """How far features and scores have moved: the population stability index of each column."""
-    from msrec.launch.evaluation.drift import tell_drift
+    from msrec.launch.reporting.drift_table import print_drift
 
-    raise typer.Exit(tell_drift(reference, current, fail_above, as_json=json_))
+    raise typer.Exit(print_drift(reference, current, fail_above, as_json=json_))
 
 
 @app.command()

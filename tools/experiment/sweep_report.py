@@ -8,13 +8,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import polars as pl
-from markdown_it import MarkdownIt
-from markupsafe import Markup
 from scipy import stats
 
 from msrec.launch.evaluation.slices import EDGES, HISTORIES
 from msrec.launch.reporting.figures import Figure, difference_figure
-from msrec.launch.reporting.report import render
+from msrec.launch.reporting.page import Figures, Markdown, Section, render_page
 from msrec.model.metrics.definitions import VALUES, Metrics, ScenarioMetrics
 from msrec.tools.experiment.published import spread
 from msrec.tools.experiment.sweep import Arm, Sweep
@@ -268,10 +266,7 @@ def _html(sweep: Sweep, frame: pl.DataFrame, text: str) -> str:
                     points.append((backbone, arm, found.mean, found.half_width or 0.0))
         if points:
             figures.append(difference_figure(dataset, sweep.reference, points))
-    html = MarkdownIt("commonmark").enable("table").render(text)
-    html = html.replace("<table>", '<div class="table"><table>').replace(
-        "</table>", "</table></div>"
-    )
-    body = Markup(html)  # our own text
-    title = text.splitlines()[0].removeprefix("# ")
-    return render("msrec.tools.experiment", "sweep.html", figures=figures, title=title, body=body)
+    heading, _, body = text.partition("\n")
+    title = heading.removeprefix("# ")
+    section = Section("", [Markdown(body), Figures(figures, "wide")])
+    return render_page(f"msrec experiment: {title}", title, [section])

@@ -7,13 +7,17 @@ import numpy as np
 import numpy.typing as npt
 
 from msrec.launch.reporting.figures import GREY, PALETTE, Figure, figure
+from msrec.launch.reporting.page import DataTable, Figures, Section, Text, Tile, render_page
 from msrec.launch.reporting.plan_table import ranges, size
-from msrec.launch.reporting.report import render
 from msrec.tools.planner.plan import GIB, PARTS, TABLE_LINES, Plan, TablePlan
 from msrec.tools.planner.plan_text import class_name, reasons, verdict
 
 NAMED = len(PALETTE) - 1
 """Tables with a colour of their own; the others share one."""
+TABLE_HEAD = [
+    *("table", "sharding", "kernel", "ranks", "rows", "dim", "size", "ms a shard"),
+    "next best way: step then",
+]
 Floats = npt.NDArray[np.float64]
 
 
@@ -27,40 +31,48 @@ def plan_page(plan: Plan, compared: Mapping[str, Plan]) -> str:
     figures = [_memory(plan), _time(plan), _critical(plan)]
     if compared:
         figures += _beside({"as asked": plan} | dict(compared))
-    return render(
-        "msrec.tools.planner",
-        "plan.html",
-        figures=figures,
-        plan=plan,
-        verdict=[*verdict(plan), *reasons(plan)],
+    cluster = f"{plan.nodes} x {plan.per_node} {plan.hardware}"
+    sources = "; ".join(plan.specification.sources)
+    note = f"Times are estimates by TorchRec's formulas with the bandwidths of {sources}."
+    table = DataTable([TABLE_HEAD, *map(_row, plan.by_cost)])
+    return render_page(
+        title=f"msrec plan: {cluster}",
+        heading=f"{len(plan.tables)} tables on {cluster}",
+        subtitle=f"{plan.specification.about}; {plan.batch:,} rows of a step on each rank; "
+        f"plan {plan.hash[:12]}",
         tiles=_tiles(plan),
-        rows=[_row(table) for table in plan.by_cost],
+        sections=[
+            Section("In words", [Text(line) for line in (*verdict(plan), *reasons(plan))]),
+            Section("By rank", [Figures(figures, "wide")]),
+            Section("By table", [table, Text(note, "muted")]),
+        ],
     )
 
 
-def _tiles(plan: Plan) -> list[tuple[str, str]]:
+def _tiles(plan: Plan) -> list[Tile]:
     full = plan.ranks[plan.fullest].total_memory
     return [
-        ("yes" if plan.fits else "no", "does it fit?"),
-        (f"{plan.nodes} x {plan.per_node}", plan.hardware),
-        (size(full), f"fullest rank, of {size(plan.capacity)}"),
-        (f"{plan.step_ms:.2f} ms", "the tables' part of a step, estimated"),
-        (f"{plan.imbalance:.2f}", "busiest rank over the mean"),
+        Tile("yes" if plan.fits else "no", "does it fit?"),
+        Tile(f"{plan.nodes} x {plan.per_node}", plan.hardware),
+        Tile(size(full), f"fullest rank, of {size(plan.capacity)}"),
+        Tile(f"{plan.step_ms:.2f} ms", "the tables' part of a step, estimated"),
+        Tile(f"{plan.imbalance:.2f}", "busiest rank over the mean"),
     ]
 
 
-def _row(table: TablePlan) -> dict[str, str]:
-    return {
-        "table": table.name,
-        "sharding": table.way,
-        "kernel": table.kernel,
-        "ranks": ranges(table.ranks),
-        "rows": f"{table.rows:,}",
-        "dim": str(table.dim),
-        "size": size(table.weights + table.host),
-        "ms": f"{table.total_ms:.3f}",
-        "next": f"{table.next_way}: {table.step_then}" if table.next_way else "none",
-    }
+def _row(table: TablePlan) -> list[str]:
+    """The cells under `TABLE_HEAD`."""
+    return [
+        table.name,
+        table.way,
+        table.kernel,
+        ranges(table.ranks),
+        f"{table.rows:,}",
+        str(table.dim),
+        size(table.weights + table.host),
+        f"{table.total_ms:.3f}",
+        f"{table.next_way}: {table.step_then}" if table.next_way else "none",
+    ]
 
 
 def _memory(plan: Plan) -> Figure:

@@ -1,0 +1,80 @@
+"""Shows a comparison of two runs: a table and a sentence that may be quoted."""
+
+from collections.abc import Mapping
+
+from rich.table import Table
+
+from msrec.launch.evaluation.compare import ALL, Comparison, Difference
+from msrec.launch.reporting.result_tables import UNDEFINED, format_value, metric_title
+from msrec.model.metrics.bootstrap import LEAST_USERS
+
+MAX_NAMED = 5
+"""Most scenarios that the verdict lists by name; a longer list is given as a number."""
+NOTE = "Paired over users. Holds for these two trained models; another seed gives another model."
+
+
+def verdict(comparison: Comparison, metric: str = "auc") -> str:
+    """Returns one sentence that may be quoted."""
+    scenarios = dict(comparison.metrics[metric])
+    whole = scenarios.pop(ALL)
+    title, (first, second) = metric_title(metric, comparison.k), comparison.names
+    where = f"in {title} on {comparison.dataset}, {comparison.split}"
+    if whole.p is None or whole.difference is None or whole.interval is None:
+        return (
+            f"{second} and {first} cannot be compared {where}: it is undefined, or there are fewer "
+            f"than {LEAST_USERS} users."
+        )
+    outcome = whole.outcome(metric)
+    if outcome == "undecided":
+        head = f"{second} and {first} do not differ measurably {where}"
+    else:
+        head = f"{second} is {outcome} than {first} {where}"
+    low, high = whole.interval
+    return (
+        f"{head}: {whole.difference:+.4f} over {whole.rows:,} rows of {whole.users:,} users "
+        f"(95 % interval {low:+.4f} to {high:+.4f}, p {_p_value(whole.p)}); "
+        f"{_by_scenario(scenarios, metric)}."
+    )
+
+
+def _by_scenario(scenarios: Mapping[str, Difference], metric: str) -> str:
+    outcomes: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+    for name, difference in scenarios.items():
+        outcomes[difference.outcome(metric)].append(name)
+    lists = ", ".join(
+        f"{outcome} in {_names(names)}" for outcome, names in outcomes.items() if names
+    )
+    tests = sum(difference.p is not None for difference in scenarios.values())
+    return f"by scenario, with Holm's correction for {tests}: {lists}"
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} scenarios"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
+
+
+def differences_table(comparison: Comparison, metric: str = "auc") -> Table:
+    """Returns a table with one row for all rows and one for each scenario."""
+    title = metric_title(metric, comparison.k)
+    table = Table(title=f"{title}: {comparison.dataset}, {comparison.split}", caption=NOTE)
+    table.add_column("scenario")
+    for head in (*comparison.names, "difference", "95 % interval", "p", "p, Holm", "rows", "users"):
+        table.add_column(head, justify="right")
+    table.add_column(comparison.names[1])
+    for name, part in comparison.metrics[metric].items():
+        cells = [
+            format_value(part.first),
+            format_value(part.second),
+            UNDEFINED if part.difference is None else f"{part.difference:+.4f}",
+            UNDEFINED if part.interval is None else "{:+.4f} to {:+.4f}".format(*part.interval),
+            UNDEFINED if part.p is None else _p_value(part.p).removeprefix("= "),
+            "" if part.p_holm is None else _p_value(part.p_holm).removeprefix("= "),
+            format_value(part.rows),
+            format_value(part.users),
+            part.outcome(metric),
+        ]
+        table.add_row(name, *cells, end_section=name == ALL)
+    return table

@@ -1,0 +1,78 @@
+"""Builds the report's sections on explained users and scenarios, as `msrec explain` saved them."""
+
+from msrec.launch.evaluation.explanation_file import (
+    VARIANTS,
+    ScenarioExplanation,
+    UserExplanation,
+)
+from msrec.launch.reporting.figures import cosine_figure
+from msrec.launch.reporting.page import Block, DataTable, Details, Figures, Section, Text
+from msrec.launch.reporting.result_tables import format_value
+
+MAX_ROWS = 50
+"""Rows of an explained user that a page shows."""
+
+
+def scenario_section(run: str, explanation: ScenarioExplanation) -> Section:
+    """Returns heat maps of the similarity between scenarios, and the prompts of the LLM."""
+    caption = "Cosine similarity between scenarios."
+    figures = [
+        cosine_figure(title, caption, explanation.names, cosines)
+        for title, cosines in explanation.matrices()
+    ]
+    blocks: list[Block] = [Figures(figures)]
+    texts = zip(explanation.names, explanation.prompts, explanation.texts, strict=True)
+    for name, prompt, answer in texts:
+        content = [Text(prompt, "wrapped")]
+        if answer is not None:
+            content += [Text("LLM answer:"), Text(answer or "(empty)", "wrapped")]
+        blocks.append(Details(f"Prompt of {name}", content))
+    return Section(f"Scenario similarity in {run}", blocks)
+
+
+def user_section(run: str, user: UserExplanation) -> Section:
+    """Returns the prompt, the neighbours, the layers and the scored rows of one user."""
+    blocks: list[Block] = [Text(" ".join(user_facts(user)))]
+    if user.nearest:
+        blocks.append(Text(nearest_users(user)))
+    blocks.append(Details("Prompt", [Text(user.prompt, "wrapped")]))
+    if user.text is not None:
+        answer = Text(user.text or "(empty)", "wrapped")
+        blocks.append(Details("LLM answer", [answer], is_open=True))
+    if user.rows:
+        head = ["item", "scenario", "label", *(VARIANTS[name] for name in user.variants)]
+        rows = [
+            [row.item, row.scenario, f"{row.label:.0f}"]
+            + [format_value(getattr(row, name)) for name in user.variants]
+            for row in user.rows[:MAX_ROWS]
+        ]
+        caption = f"{user.split} rows, {len(rows)} of {len(user.rows)}"
+        blocks += [DataTable([head, *rows], caption), Text(f"{log_losses(user)}.")]
+    else:
+        blocks.append(Text(f"No rows in the {user.split} split."))
+    return Section(f"User {user.user} in {run}", blocks)
+
+
+def user_facts(user: UserExplanation) -> list[str]:
+    """Returns sentences on the training rows, the vector and the generated layers of a user."""
+    facts = [f"{user.training_rows:,} training rows."]
+    if not user.has_vector:
+        facts.append("No vector: the mean vector is used instead.")
+    facts += [
+        f"User {layer.layer} is {layer.distance:.1%} away from the average user's; "
+        f"{layer.rank:.0%} of the users are closer to it."
+        for layer in user.layers
+    ]
+    return facts
+
+
+def nearest_users(user: UserExplanation) -> str:
+    """Returns the nearest users with their cosines as text."""
+    nearest = ", ".join(f"{other.key} ({other.cosine:.3f})" for other in user.nearest)
+    return f"Nearest users by vector (cosine): {nearest}"
+
+
+def log_losses(user: UserExplanation) -> str:
+    """Returns the log loss of all rows of a user, with and without knowledge, as text."""
+    losses = ", ".join(f"{VARIANTS[name]} {loss:.4f}" for name, loss in user.log_losses().items())
+    return f"Log loss of the {len(user.rows)} rows: {losses}"
