@@ -78,6 +78,26 @@ def find_predictions(path: Path, split: Split, data: AnyPath | None = None) -> P
     return predictions_folder(run, split, checkpoint, data)
 
 
+def compare_runs(
+    first: Path,
+    second: Path,
+    split: Split,
+    data: AnyPath | None = None,
+    k: int = MetricOptions().k,
+) -> Comparison:
+    """Compares the predictions of two runs, checkpoints or folders of predictions.
+
+    Raises:
+        FileNotFoundError: one was not evaluated.
+        ValueError: they did not score the same rows.
+    """
+    folders = [find_predictions(path, split, data) for path in (first, second)]
+    names = (first.name, second.name)
+    if names[0] == names[1]:
+        names = (str(first), str(second))
+    return compare(*folders, names, k)
+
+
 def compare(
     first: Path, second: Path, names: tuple[str, str], k: int = MetricOptions().k
 ) -> Comparison:

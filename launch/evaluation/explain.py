@@ -1,7 +1,7 @@
 """Explains the effect of knowledge in a trained run, on one user's rows and between scenarios."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,15 +21,19 @@ from msrec.data.loading.loader import Loader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Split
 from msrec.launch.build import build_loader
-from msrec.launch.distributed import Process
+from msrec.launch.distributed import Process, process_group, quiet_libraries
 from msrec.launch.encoding.run_prompts import prompts_by_key
 from msrec.launch.evaluation.explanation_file import (
+    FOLDER,
+    SCENARIOS_FILE,
     LayerDistance,
     Matrix,
     Neighbour,
     RowScore,
     ScenarioExplanation,
     UserExplanation,
+    save_explanation,
+    user_file,
 )
 from msrec.launch.evaluation.predict import click_scores
 from msrec.launch.trained_run import load_run_config, restore, unwrapped
@@ -41,6 +45,34 @@ SAMPLED_USERS = 2_000
 """Users whose generated layers are compared with the layers of the explained user."""
 NEAREST = 8
 """Number of neighbours of a user."""
+
+
+def explain_run(
+    run_dir: Path, users: Sequence[str], *, scenarios: bool, split: Split = "test"
+) -> tuple[list[UserExplanation], ScenarioExplanation | None]:
+    """Explains users and scenarios, and saves the explanations in the run folder.
+
+    Args:
+        run_dir: a run folder.
+        users: raw keys.
+        scenarios: whether to compare the scenarios.
+        split: the split whose rows are scored.
+
+    Raises:
+        FileNotFoundError, ValueError: see `Explainer`; or neither users nor scenarios are given.
+    """
+    if not users and not scenarios:
+        raise ValueError("explain must be asked something: --user KEY, --scenario, or both.")
+    quiet_libraries()
+    with process_group("cpu") as process:
+        explainer = Explainer(run_dir, process, split)
+        explained = [explainer.user(key) for key in users]
+        compared = explainer.scenarios() if scenarios else None
+    for user in explained:
+        save_explanation(user, user_file(run_dir, user.user))
+    if compared is not None:
+        save_explanation(compared, run_dir / FOLDER / SCENARIOS_FILE)
+    return explained, compared
 
 
 class Explainer:

@@ -1,7 +1,7 @@
 """Groups rows by day, and by the number of training rows of their user or item."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from msrec.model.metrics.exact import Groups
 Slice = Literal["day", "user_history", "item_history"]
 HISTORIES: tuple[Slice, ...] = ("user_history", "item_history")
 SLICES: tuple[Slice, ...] = ("day", *HISTORIES)
+SCENARIO = "scenario"
 SLICE_TITLES: dict[str, str] = {
     "day": "day (UTC)",
     "user_history": "training rows of the row's user",
@@ -36,6 +37,20 @@ def bucket_names() -> list[str]:
     """
     names = [f"{low}-{high - 1}" for low, high in zip(EDGES, EDGES[1:], strict=False)]
     return ["0", *names[1:], f"{EDGES[-1]}+"]
+
+
+def check_slices(names: Sequence[str]) -> list[Slice]:
+    """Returns the names as slices; "scenario" is accepted and left out, since it is always shown.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    for name in names:
+        if name not in (SCENARIO, *SLICES):
+            raise ValueError(
+                f"by must name some of {', '.join((SCENARIO, *SLICES))}; got {name!r}."
+            )
+    return [cast(Slice, name) for name in names if name in SLICES]
 
 
 def slice_rows(

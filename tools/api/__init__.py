@@ -9,7 +9,7 @@ This module is the Python API. The commands of the CLI call the same functions::
     star = msrec.train("conf.yaml", ["run_id=star", "backbone.name=star"])
     for run in (bare, star):
         print(msrec.evaluate(run.folder).metrics.all.auc)
-    print(msrec.compare(bare.folder, star.folder))
+    print(msrec.verdict(msrec.compare(bare.folder, star.folder)))
 
 Heavy libraries are imported by the first function that needs them, not by `import msrec`. Under
 torchrun every rank calls the same function; only rank 0 gets the result where a function may
@@ -51,6 +51,7 @@ __all__ = [
     "report",
     "synthetic",
     "train",
+    "verdict",
 ]
 
 
@@ -336,6 +337,19 @@ def compare(
     return compare_runs(Path(first), Path(second), split, scored, k)
 
 
+def verdict(comparison: "Comparison", metric: str = "auc") -> str:
+    """Returns the result of a comparison in one sentence that may be quoted.
+
+    Args:
+        comparison: of two runs.
+        metric: "auc", "log_loss", "ne", "rig", "average_precision", "gauc", "gauc_by_user", "ndcg"
+            or "recall".
+    """
+    from msrec.launch.reporting.difference_table import verdict as sentence
+
+    return sentence(comparison, metric)
+
+
 def predict(
     run: str | Path,
     data: str | Path | Sequence[str | Path],
@@ -393,7 +407,7 @@ def explain(
     """
     from msrec.launch.evaluation.explain import explain_run
 
-    found, compared = explain_run(Path(run), users, scenarios, split)
+    found, compared = explain_run(Path(run), users, scenarios=scenarios, split=split)
     return Explanation(found, compared)
 
 

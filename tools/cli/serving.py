@@ -5,41 +5,68 @@ from typing import Annotated, Literal
 
 import typer
 
-Export = Annotated[Path, typer.Argument(help="folder that `msrec export` made")]
+from msrec.tools.cli.arguments import Overwrite, Run, Split
+
+Export = Annotated[Path, typer.Argument(help="Folder that `msrec export` wrote.")]
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="run folder, such as runs/demo")],
-    out: Annotated[Path | None, typer.Option(help="folder to make [default: RUN/export]")] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="whose weights [default: the best validation's]")
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="RUN/export")
     ] = None,
-    split: Annotated[
-        Literal["train", "valid", "test"], typer.Option(help="rows to compare with the run on")
-    ] = "test",
-    tables: Annotated[Literal["int8", "float16"], typer.Option(help="rows of the tables")] = "int8",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint to export.", show_default="the best validation's"),
+    ] = None,
+    split: Split = "test",
+    tables: Annotated[
+        Literal["int8", "float16"], typer.Option(help="Precision of the embedding tables.")
+    ] = "int8",
     dense: Annotated[
         Literal["float32", "bfloat16"],
-        typer.Option(help="matrix products over the tables; bfloat16 for CPUs that have it"),
+        typer.Option(
+            help="Precision of the matrix products; bfloat16 is for CPUs that have instructions "
+            "for it."
+        ),
     ] = "float32",
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="by AOTInductor, where there is g++")
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Compile the program by AOTInductor; needs g++."
+        ),
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """A folder that serves a run: int8 tables, an exported program, checked against the run."""
-    from msrec.tools.cli.jobs import export_job
+    """Write a folder that serves a run: int8 tables and a program, checked against the run.
 
-    where = (run, out or run / "export", checkpoint, split)
-    export_job(*where, tables, dense, compiled=compiled, overwrite=overwrite)
+    The rows of --split are scored by both, and the differences are printed.
+    """
+    from msrec.launch.distributed import process_group
+    from msrec.launch.serving.export import export as export_run
+    from msrec.tools.cli.terminal import log_to_terminal, say
+
+    log_to_terminal()
+    folder = out or run / "export"
+    options = {"compiled": compiled, "overwrite": overwrite}
+    with process_group("cpu") as process:
+        made = export_run(run, folder, process, checkpoint, split, tables, dense, **options)
+    parity = made.parity
+    assert parity is not None
+    say(
+        f"AUC of {parity.rows:,} {split} rows: run {parity.auc_run:.6f}, export "
+        f"{parity.auc_export:.6f} ({parity.auc_difference:+.6f}); scores differ by at most "
+        f"{parity.largest_difference:.2g}, {parity.mean_difference:.2g} on average"
+    )
+    say(f"wrote {folder}")
 
 
 def score(
     folder: Export,
-    file: Annotated[Path, typer.Argument(help="raw rows, .parquet or .jsonl")],
-    out: Annotated[Path, typer.Option(help="file to write, .parquet or .jsonl")],
+    file: Annotated[Path, typer.Argument(help="Raw rows, .parquet or .jsonl.")],
+    out: Annotated[Path, typer.Option(help="File to write, .parquet or .jsonl.")],
 ) -> None:
-    """Score a file of raw rows with an export; rows in = rows out."""
+    """Score a file of raw rows with an export: as many rows out as in, in order."""
     from msrec.launch.serving.score_file import score_file
     from msrec.launch.serving.scorer import Scorer
 
@@ -49,17 +76,27 @@ def score(
 
 def serve(
     folder: Export,
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    max_batch: Annotated[int, typer.Option(min=1, help="rows that wait for no others")] = 512,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="the first request's, for others")] = 1,
-    max_queue: Annotated[int, typer.Option(min=1, help="rows that may wait; then 503")] = 8192,
-    threads: Annotated[int, typer.Option(min=1, help="of the program")] = 1,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Most rows that are scored by one call.")
+    ] = 512,
+    max_wait_ms: Annotated[
+        float,
+        typer.Option(min=0, help="Longest time in ms that a request waits for others to join."),
+    ] = 1,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Most rows that wait; more are refused with status 503.")
+    ] = 8192,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the program.")] = 1,
     drain_s: Annotated[
-        float, typer.Option(min=0, help="after SIGTERM, seconds for balancers to turn away")
+        float,
+        typer.Option(
+            min=0, help="Seconds after SIGTERM in which load balancers can turn away from us."
+        ),
     ] = 2,
 ) -> None:
-    """Serve an export over HTTP: /score, /health, /ready, /metrics; needs the extra `serve`."""
+    """Serve an export over HTTP: /score, /health, /ready, /metrics. Needs the extra `serve`."""
     from msrec.launch.serving.scorer import Scorer
 
     try:

@@ -1,0 +1,278 @@
+"""`msrec evaluate`, `compare`, `predict`, `drift`, `explain` and `report`."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from msrec.data.io.paths import to_path
+from msrec.tools.cli.arguments import Run, Split
+
+if TYPE_CHECKING:
+    from msrec.launch.evaluation.results import Results
+
+PlacesK = Annotated[int, typer.Option(min=1, help="Number of places of NDCG@k and recall@k.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Another dataset folder to score; ids are matched by value.",
+        show_default="the run's own",
+    ),
+]
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in its checkpoints/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The options as key=value, for torchx: split=valid, checkpoint=FOLDER, data=, by=."
+        ),
+    ] = None,
+    data: DataOption = None,
+    split: Split = "test",
+    by: Annotated[
+        str,
+        typer.Option(
+            help="Slices of rows, with commas: day, user_history, item_history. Scenarios are "
+            "always shown."
+        ),
+    ] = "",
+    k: PlacesK = 10,
+    resamples: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Bootstrap resamples of the users for 95 % intervals; 0 computes none."
+        ),
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Evaluate new checkpoints during training, until it ends."),
+    ] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, help="Polling interval of --watch in seconds.")
+    ] = 10.0,
+) -> None:
+    """Score a split with a run's best checkpoint and compute exact metrics with intervals.
+
+    On several ranks: torchx run -s local_cwd msrec.evaluate -j 1x2 -- run=runs/first split=test
+    """
+    import msrec
+    from msrec.launch.evaluation.slices import SLICE_TITLES
+    from msrec.launch.reporting.result_tables import results_tables, slice_table
+    from msrec.tools.cli.job_options import EVALUATE, check_split, read_options
+    from msrec.tools.cli.terminal import console, log_to_terminal
+
+    log_to_terminal()
+    if watch:
+        _watch(run, split, data, every)
+        return
+    options = read_options(overrides or [], EVALUATE)
+    results = msrec.evaluate(
+        run,
+        check_split(options.get("split", split)),
+        by=[name for name in options.get("by", by).split(",") if name],
+        data=options.get("data", data) or None,
+        checkpoint=options.get("checkpoint"),
+        k=k,
+        resamples=resamples,
+        seed=seed,
+    )
+    if results is not None:
+        for table in results_tables(results):
+            console.print(table)
+        for name in results.slices:
+            console.print(slice_table(results, name, SLICE_TITLES[name]))
+
+
+def _watch(run: Path, split: Split, data: str | None, every_s: float) -> None:
+    from msrec.launch.distributed import process_group
+    from msrec.launch.evaluation.watch import watch
+    from msrec.launch.trained_run import load_run_config
+    from msrec.tools.cli.terminal import say
+
+    def print_metrics(step: int, results: "Results") -> None:
+        metrics = results.metrics.all
+        say(
+            f"step {step:,}: {split} AUC {metrics.auc or math.nan:.4f}, log loss "
+            f"{metrics.log_loss or math.nan:.4f}"
+        )
+
+    load_run_config(run)
+    with process_group() as process:
+        scored = to_path(data) if data else None
+        count = watch(run, process, split, scored, every_s, print_metrics)
+    say(f"{run} has ended; {count} checkpoints evaluated")
+
+
+def compare(
+    first: Annotated[
+        Path, typer.Argument(help="Evaluated run, checkpoint or predictions folder: the reference.")
+    ],
+    second: Annotated[Path, typer.Argument(help="Another one that scored the same rows.")],
+    split: Split = "test",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Dataset folder on which both were evaluated with --data.",
+            show_default="their own",
+        ),
+    ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="Metric of the table and the verdict: auc, log_loss, ne, rig, average_precision, "
+            "gauc, gauc_by_user, ndcg or recall."
+        ),
+    ] = "auc",
+    k: PlacesK = 10,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print all metrics as JSON instead of a table.")
+    ] = False,
+) -> None:
+    """Test whether the second run is better: paired differences over users, with a verdict."""
+    import msrec
+    from msrec.launch.evaluation.compare import DIRECTION
+    from msrec.launch.reporting.difference_table import differences_table
+    from msrec.tools.cli.terminal import console, say
+
+    if metric not in DIRECTION:
+        raise ValueError(f"metric must be one of {', '.join(DIRECTION)}; got {metric!r}.")
+    comparison = msrec.compare(first, second, split, data=data, k=k)
+    if json:
+        console.print_json(comparison.model_dump_json())
+        return
+    console.print(differences_table(comparison, metric))
+    say(msrec.verdict(comparison, metric))
+
+
+def predict(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The options as key=value, for torchx: data=A,B out=DIR columns=A,B "
+            "checkpoint=FOLDER dataset=FOLDER."
+        ),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Parquet file or folder to score, also s3://...; may be repeated. Raw values, or "
+            "ids as in the run's dataset; labels are not needed.",
+            parser=to_path,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write, also s3://...", parser=to_path)
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns to keep in addition to the score, with commas.",
+            show_default="user,item,scenario",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Dataset folder whose ids the files have; ids are matched by value.",
+            show_default="the run's own",
+        ),
+    ] = None,
+) -> None:
+    """Score the rows of Parquet files: as many rows out as in, in order; resumes after a kill.
+
+    On several ranks: msrec launch predict runs/demo data=new out=scores -j 1x2
+    """
+    import msrec
+    from msrec.tools.cli.job_options import PREDICT, read_options
+    from msrec.tools.cli.terminal import log_to_terminal, say
+
+    log_to_terminal()
+    options = read_options(overrides or [], PREDICT)
+    files = [*map(str, data or []), *filter(None, options.get("data", "").split(","))]
+    target = options.get("out", out)
+    if not files or target is None:
+        raise ValueError("msrec predict needs data=FILES, the Parquet files to score, and out=DIR.")
+    names = options.get("columns", columns)
+    summary = msrec.predict(
+        run,
+        files,
+        str(target),
+        columns=None if names is None else [name for name in names.split(",") if name],
+        checkpoint=options.get("checkpoint"),
+        dataset=options.get("dataset", dataset),
+    )
+    if summary is not None:
+        say(summary.sentence(to_path(str(target))))
+
+
+def drift(
+    reference: Annotated[
+        Path,
+        typer.Argument(
+            help="Earlier rows: a Parquet file, or a folder such as data/app/train.", parser=to_path
+        ),
+    ],
+    current: Annotated[
+        Path,
+        typer.Argument(
+            help="Current rows: data/new/test, or a folder of predictions.", parser=to_path
+        ),
+    ],
+    fail_above: Annotated[
+        float | None, typer.Option(min=0, help="Exit with 1 if the PSI of a column is above this.")
+    ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of a table.")
+    ] = False,
+) -> None:
+    """Measure how far features and scores have moved: population stability index per column."""
+    from msrec.launch.reporting.drift_table import print_drift
+
+    raise typer.Exit(print_drift(reference, current, fail_above, as_json=json_))
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder, trained with meta networks.")],
+    user: Annotated[
+        list[str] | None, typer.Option(help="Raw key of a user; may be repeated.")
+    ] = None,
+    scenario: Annotated[
+        bool, typer.Option("--scenario", help="Compare the scenarios with each other.")
+    ] = False,
+    split: Split = "test",
+    rows: Annotated[
+        int, typer.Option(min=1, help="Number of rows to print per user; all are saved.")
+    ] = 20,
+) -> None:
+    """Explain scores: prompt, nearest users, scores without knowledge, generated layers."""
+    from msrec.tools.cli.terminal import console
+    from msrec.tools.explain import explain as print_explanations
+
+    print_explanations(run, user or [], scenario, split, rows, console)
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run folders; NAME=FOLDER gives a run another name. The first is the reference."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page over evaluated runs."""
+    import msrec
+    from msrec.tools.cli.terminal import say
+
+    msrec.report(out, dict(map(_named, runs)))
+    say(f"wrote {out}")
+
+
+def _named(run: str) -> tuple[str, Path]:
+    name, equals, folder = run.partition("=")
+    return (name, Path(folder)) if equals else (Path(run).name, Path(run))

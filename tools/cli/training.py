@@ -1,0 +1,109 @@
+"""`msrec train`, `msrec encode` and `msrec track`."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from msrec.tools.cli.arguments import Config, Overrides, Run
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check all inputs, print the sharding plan, and train nothing."
+        ),
+    ] = False,
+) -> None:
+    """Train a run, or continue it: the same run_id resumes from its newest checkpoint.
+
+    On several ranks: torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml run_id=mine
+    """
+    import msrec
+    from msrec.launch.training.preemption import STOPPED
+    from msrec.tools.cli.terminal import log_to_terminal, say
+
+    log_to_terminal()
+    if dry_run:
+        _print_plan(config, overrides)
+        return
+    result = msrec.train(config, overrides or [])
+    if result.preempted:
+        say(
+            f"{result.folder}: stopped by SIGTERM after step {result.steps}, which is saved; the "
+            "same command continues"
+        )
+        # torchrun starts a rank again that fails, so that here the agent reports the stop.
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            sys.exit(STOPPED)
+        return
+    speed = f" at {result.rows_per_s:,.0f} rows/s" if result.rows_per_s else ""
+    say(
+        f"{result.folder}: best validation AUC {result.best_auc:.4f} at step {result.best_step} "
+        f"of {result.steps}{speed}"
+    )
+
+
+def _print_plan(config: Config, overrides: Overrides) -> None:
+    from msrec.data.schema import load_schema
+    from msrec.launch.build import Knowledge, build_loader, plan_model
+    from msrec.launch.config import load_config
+    from msrec.launch.distributed import process_group
+    from msrec.launch.reporting.plan_table import plan_table
+    from msrec.tools.cli.terminal import console, is_main, say
+
+    run = load_config(config, overrides or [])
+    with process_group() as process:
+        schema = load_schema(run.dataset)
+        knowledge = Knowledge(run, schema)
+        batch = run.trainer.global_batch
+        loader = build_loader(run, "train", process, knowledge, batch, shuffle=True)
+        model, plan = plan_model(run, schema, knowledge, process, run.plan)
+        if is_main():
+            console.print(plan_table(plan, model, process.world_size))
+        say(
+            f"{loader.order.num_rows:,} training rows, {len(loader):,} steps of {batch:,} rows an "
+            "epoch"
+        )
+
+
+def encode(
+    config: Config,
+    overrides: Overrides = None,
+    show: Annotated[
+        str | None,
+        typer.Option(
+            help="Print one prompt and stop: user=KEY, scenario=NAME or item=KEY.",
+            metavar="LEVEL=KEY",
+        ),
+    ] = None,
+) -> None:
+    """Encode users and scenarios with the frozen LLM into the knowledge store; resumes."""
+    from msrec.tools.cli.jobs import encode_job
+
+    encode_job(config, overrides or [], show)
+
+
+def track(
+    run: Run,
+    mlflow: Annotated[
+        str,
+        typer.Option(
+            help="MLflow tracking server or database: http://host:5000, sqlite:///mlflow.db."
+        ),
+    ],
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow experiment that gets the run.", show_default="name of the dataset"
+        ),
+    ] = None,
+) -> None:
+    """Send a run's config, curves and results to MLflow; a second call sends what is new."""
+    from msrec.launch.reporting.mlflow_tracking import track as send
+
+    typer.echo(send(run, mlflow, experiment))
