@@ -1,17 +1,17 @@
-"""A sharding plan and a model's size as a table for people."""
+"""Tables for people that show a sharding plan and the memory of its embedding tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 from torch import nn
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ParameterSharding, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 FLOAT_BYTES = 4
 
 
 def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
-    """One row per embedding table: how it is cut, on which ranks, how large it is there.
+    """Returns a table with one row per embedding table: sharding type, ranks, size.
 
     Args:
         plan: of the model's tables.
@@ -27,33 +27,33 @@ def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
         table.add_column(column)
     for column in ("rows", "dim", "size", "per rank"):
         table.add_column(column, justify="right")
+    sizes = table_sizes(model)
     total, on_rank = 0, [0] * world_size
     for module in plan.plan.values():
         for name, sharding in module.items():
-            rows, dim = table_sizes(model)[name]
-            ranks = list(sharding.ranks or range(world_size))
+            rows, dim = sizes[name]
             by_rank = _bytes_by_rank(sharding, rows * dim * FLOAT_BYTES, world_size)
             on_rank = [a + b for a, b in zip(on_rank, by_rank, strict=True)]
             total += sum(by_rank)
             table.add_row(
                 name,
                 sharding.sharding_type,
-                ranges(ranks),
+                format_ranks(sharding.ranks or range(world_size)),
                 f"{rows:,}",
                 f"{dim}",
-                size(sum(by_rank)),
-                size(max(by_rank)),
+                format_bytes(sum(by_rank)),
+                format_bytes(max(by_rank)),
             )
     table.add_section()
-    table.add_row("all tables", "", "", "", "", size(total), size(max(on_rank)))
+    table.add_row("all tables", "", "", "", "", format_bytes(total), format_bytes(max(on_rank)))
     dense = dense_parameters(model)
-    note = "on every rank"
-    table.add_row("dense parameters", note, "", f"{dense:,}", "", "", size(dense * FLOAT_BYTES))
+    dense_size = format_bytes(dense * FLOAT_BYTES)
+    table.add_row("dense parameters", "on every rank", "", f"{dense:,}", "", "", dense_size)
     return table
 
 
 def table_sizes(model: nn.Module) -> Mapping[str, tuple[int, int]]:
-    """Table -> (rows, dim) of every embedding collection in the model."""
+    """Returns table -> (rows, dim) of every embedding collection in the model."""
     return {
         config.name: (config.num_embeddings, config.embedding_dim)
         for module in model.modules()
@@ -63,15 +63,15 @@ def table_sizes(model: nn.Module) -> Mapping[str, tuple[int, int]]:
 
 
 def dense_parameters(model: nn.Module) -> int:
-    """Number of weights outside of the embedding tables."""
+    """Returns the number of weights outside the embedding tables."""
     return sum(p.numel() for name, p in model.named_parameters() if ".embedding_bags." not in name)
 
 
-def size(num_bytes: float) -> str:
-    """Bytes as people read them.
+def format_bytes(num_bytes: float) -> str:
+    """Returns a number of bytes with the unit that suits it.
 
     Example:
-        >>> [size(n) for n in (512, 3 << 20, 5 << 29)]
+        >>> [format_bytes(n) for n in (512, 3 << 20, 5 << 29)]
         ['0.5 KiB', '3.0 MiB', '2.5 GiB']
     """
     unit, power = ("GiB", 30) if num_bytes >= 1 << 30 else ("MiB", 20)
@@ -80,21 +80,26 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / (1 << power):,.1f} {unit}"
 
 
-def _bytes_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
-    """Bytes of a table on each rank; a replicated table is whole everywhere."""
-    shards = getattr(getattr(sharding, "sharding_spec", None), "shards", None)
-    if not shards:
-        return [whole] * world_size
-    found = [0] * world_size
-    for shard in shards:
-        rows, dim = shard.shard_sizes
-        found[shard.placement.rank()] += rows * dim * FLOAT_BYTES
-    return found
+def format_ranks(ranks: Sequence[int]) -> str:
+    """Returns the ranks as a list, or as a range if they are consecutive.
 
-
-def ranges(ranks: list[int]) -> str:
-    """Ranks as people read them: consecutive ones as a range."""
+    Example:
+        >>> format_ranks([0, 1, 2, 3]), format_ranks([0, 2])
+        ('0-3', '0, 2')
+    """
     first, last = min(ranks), max(ranks)
     if len(ranks) > 2 and sorted(ranks) == list(range(first, last + 1)):
         return f"{first}-{last}"
     return ", ".join(map(str, ranks))
+
+
+def _bytes_by_rank(sharding: ParameterSharding, whole: int, world_size: int) -> list[int]:
+    """Returns the bytes of a table on each rank; a replicated table is whole everywhere."""
+    shards = getattr(sharding.sharding_spec, "shards", None)
+    if not shards:
+        return [whole] * world_size
+    by_rank = [0] * world_size
+    for shard in shards:
+        rows, dim = shard.shard_sizes
+        by_rank[shard.placement.rank()] += rows * dim * FLOAT_BYTES
+    return by_rank

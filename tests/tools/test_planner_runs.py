@@ -20,13 +20,13 @@ from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.table_trace import trace_tables
 from msrec.launch.training.trainer import Trainer
+from msrec.tools.planner.command.measured_runs import recalibrated, report_run, request_of_run
+from msrec.tools.planner.command.plan_options import PlanOptions
+from msrec.tools.planner.command.verify import verify, verify_request
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.measured_runs import recalibrated, request_of_run, tell_run
-from msrec.tools.planner.peak_memory import LiveBytes
-from msrec.tools.planner.plan import make_plan
-from msrec.tools.planner.plan_command import verify_plan
+from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.tables import TableLoad
-from msrec.tools.planner.verify import verify
 
 TABLES = [
     TableLoad(name="user_id", rows=700_000, dim=32),
@@ -61,17 +61,17 @@ def told(function, *args):
 
 def test_live_bytes_are_those_of_tensors_that_somebody_holds():
     weight = torch.ones(100, 50, requires_grad=True)
-    with LiveBytes([weight]) as memory:
+    with TensorMemoryCounter([weight]) as memory:
         x = torch.ones(10, 100)
         hidden = (x @ weight).relu()
-        assert memory.live == 4 * (10 * 100 + 10 * 50)  # the product is gone
-        assert memory.peak == memory.live + 4 * 10 * 50
+        assert memory.current == 4 * (10 * 100 + 10 * 50)  # the product is gone
+        assert memory.peak == memory.current + 4 * 10 * 50
         view = hidden.view(-1)
         del hidden
-        assert memory.live == 4 * (10 * 100 + 10 * 50)
+        assert memory.current == 4 * (10 * 100 + 10 * 50)
         view.sum().backward()
         del view
-        assert memory.live == 4 * (10 * 100 + 100 * 50)  # x and the gradient
+        assert memory.current == 4 * (10 * 100 + 100 * 50)  # x and the gradient
 
 
 def test_a_dense_parts_peak_holds_its_activations_and_their_gradients():
@@ -79,7 +79,9 @@ def test_a_dense_parts_peak_holds_its_activations_and_their_gradients():
     for parameter in layers.parameters():
         parameter.grad = torch.zeros_like(parameter)
     rows = 1000
-    with LiveBytes([p.grad for p in layers.parameters()] + list(layers.parameters())) as memory:
+    with TensorMemoryCounter(
+        [p.grad for p in layers.parameters()] + list(layers.parameters())
+    ) as memory:
         layers(torch.ones(rows, 64)).sum().backward()
     activation = 4 * rows * 64
     # At the top: the input and the outputs of the first three, one gradient arriving, one made.
@@ -93,7 +95,7 @@ def test_estimated_memory_is_that_of_real_steps_and_a_wrong_estimate_is_told(dat
     file = tmp_path / "conf.yaml"
     save_config(config, file)
     asked = asked_of(file)
-    held, said = told(verify_plan, asked, 2)
+    held, said = told(verify_request, asked, 2)
     assert held, said
     assert "The estimates are within 15% of the peaks of 6 real steps" in said
     assert not (tmp_path / "default").exists()
@@ -111,7 +113,7 @@ def test_an_estimate_that_is_off_is_told(dataset, tmp_path, monkeypatch):
         for rank in range(nprocs):
             (Path(args[-1]) / f"{rank}.json").write_text(json.dumps({"peak": peaks[rank]}))
 
-    monkeypatch.setattr("msrec.tools.planner.verify.spawn", ran)
+    monkeypatch.setattr("msrec.tools.planner.command.verify.spawn", ran)
     held, said = told(verify, plan, config)
     assert not held
     assert "not within 15% of the peaks of 6 real steps: off by 20.0% at most" in said
@@ -128,7 +130,7 @@ def test_what_has_no_room_here_is_not_run(dataset, tmp_path):
         verify(plan.model_copy(update={"ranks": [huge, huge]}), config, Console(quiet=True))
     listed = dataclasses.replace(asked_of(tmp_path / "conf.yaml"), config=None)
     with pytest.raises(ValueError, match="--verify needs a run's config"):
-        verify_plan(listed, 2)
+        verify_request(listed, 2)
 
 
 def test_every_rank_times_its_tables_and_leaves_their_values(dataset, tmp_path):
@@ -166,7 +168,7 @@ def test_every_rank_times_its_tables_and_leaves_their_values(dataset, tmp_path):
 
 def test_the_plan_of_a_run_is_told_as_it_is(traced, tmp_path):
     page = tmp_path / "plan.html"
-    plan, said = told(tell_run, traced, None, 8, None, False, None, page)
+    plan, said = told(report_run, PlanOptions(from_=traced, page=page))
     saved = json.loads((traced / "plan.json").read_text())
     assert plan.modules == saved["modules"]
     assert (plan.world_size, plan.per_node, plan.hardware, plan.batch) == (2, 2, "cpu", 256)
@@ -178,7 +180,7 @@ def test_the_plan_of_a_run_is_told_as_it_is(traced, tmp_path):
 
 def test_traced_times_stand_beside_the_estimates_and_recalibrate_them(traced, tmp_path):
     file = tmp_path / "hardware.yaml"
-    plan, said = told(tell_run, traced, None, 8, None, True, file, None)
+    plan, said = told(report_run, PlanOptions(measured=traced, recalibrate=file))
     ranks = json.loads((traced / "table_times.json").read_text())["ranks"]
     slowest = max((rank["tables"]["item_id"] for rank in ranks), key=lambda t: sum(t.values()))
     rows = [line for line in said.splitlines() if "item_id" in line and "row_wise" in line]
@@ -191,7 +193,7 @@ def test_traced_times_stand_beside_the_estimates_and_recalibrate_them(traced, tm
     again = load_hardware("cpu", file)
     assert again.memory_gb_s == pytest.approx(plan.specification.memory_gb_s * estimated / compute)
     assert again.sources[-1] == f"measured by the run {traced}"
-    second, _ = told(tell_run, traced, "cpu", 8, file, True, None, None)
+    second, _ = told(report_run, PlanOptions(measured=traced, gpu="cpu", hardware=file))
     found = sum(r.ms["fwd_compute"] + r.ms["bwd_compute"] for r in second.ranks)
     assert found == pytest.approx(compute, rel=0.01)
 
@@ -209,6 +211,6 @@ def test_a_run_that_traced_nothing_says_how_to(dataset, tmp_path):
     run_ranks(fit, 1, config)
     save_config(config, config.run_dir / "config.yaml")
     with pytest.raises(FileNotFoundError, match="with trainer.trace=20"):
-        told(tell_run, config.run_dir, None, 8, None, True, None, None)
+        told(report_run, PlanOptions(measured=config.run_dir))
     with pytest.raises(FileNotFoundError, match=r"other/config.yaml must exist"):
-        told(tell_run, tmp_path / "other", None, 8, None, False, None, None)
+        told(report_run, PlanOptions(from_=tmp_path / "other"))

@@ -27,7 +27,8 @@ from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
 from msrec.launch.distributed import quiet_libraries
 from msrec.tools.planner.hardware import Hardware, load_hardware
-from msrec.tools.planner.plan import Request, make_plan
+from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.request import PlanRequest
 from msrec.tools.planner.sharding_options import SPAN
 from msrec.tools.planner.tables import TableLoad, meta_collection
 
@@ -103,10 +104,11 @@ def bench_planner(seconds: int) -> None:
         console.print(f"{name} ...", highlight=False)
         started = time.perf_counter()
         plan = make_plan(
-            Request(
+            PlanRequest(
                 tables=tables,
                 batch=BATCH,
-                hardware=("h100", hardware),
+                hardware_name="h100",
+                hardware=hardware,
                 nodes=NODES,
                 per_node=PER_NODE,
                 shardings=tuple(SPAN),

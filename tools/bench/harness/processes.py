@@ -14,7 +14,7 @@ import torch
 from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.tools.bench.harness import own_process
 from msrec.tools.bench.harness.measure import Took
-from msrec.tools.planner.verify import resident
+from msrec.tools.planner.command.verify import resident_memory
 
 JobSpec = Callable[..., Iterator[Any]]
 """A generator function of module level; sets up, then each `next` does a round and gives its
@@ -86,10 +86,10 @@ def peak_memory(work: JobSpec, *args: Any) -> int:
 def _peak(work: JobSpec, args: tuple[Any, ...]) -> int:
     torch.set_num_threads(1)
     quiet_libraries()
-    before = resident()["RssAnon"]
+    before = resident_memory()["RssAnon"]
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     next(work(*args))
-    now = resident()
+    now = resident_memory()
     return now["VmHWM"] - now["RssFile"] - now["RssShmem"] - before
 
 
