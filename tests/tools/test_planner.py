@@ -1,4 +1,4 @@
-"""Plans: TorchRec's own estimates, never more than fits, nearly the best; train with them."""
+"""Plans: estimates equal TorchRec's, memory is respected, and `msrec train` takes them."""
 
 import io
 import itertools
@@ -34,7 +34,7 @@ from msrec.tools.planner.placement import Cluster
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
 from msrec.tools.planner.run_memory import tables_and_dense
-from msrec.tools.planner.sharding_options import SPAN, ShardCost, TableOption
+from msrec.tools.planner.sharding_options import SPAN, ShardCost, ShardingOption
 from msrec.tools.planner.solver import solve
 from msrec.tools.planner.tables import TableLoad, meta_collection, read_tables_file
 
@@ -84,17 +84,17 @@ def test_costs_and_bytes_of_a_shard_are_those_of_torchrecs_planner(sharding):
         perf, storage = option.shards[0].perf, option.shards[0].storage
         for part in ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms"):
             assert getattr(ours.cost, part) == pytest.approx(getattr(perf, part))
-        told = ours.weights + ours.state + ours.inputs + ours.outputs
+        counted = ours.weights + ours.state + ours.inputs + ours.outputs
         # Of columns, each shard keeps a number a row, of which theirs counts a share. A replicated
         # table trains with a dense optimizer, which theirs does not count.
         if sharding != "data_parallel":
             rel = 1e-2 if sharding == "column_wise" else 1e-3
-            assert told == pytest.approx(storage.hbm, rel=rel, abs=64)
+            assert counted == pytest.approx(storage.hbm, rel=rel, abs=64)
         compared += 1
     assert compared >= (1 if sharding == "column_wise" else 3)
 
 
-def test_the_step_is_what_torchrec_rates_the_same_placement():
+def test_the_step_time_is_torchrecs_rating_of_the_same_placement():
     plan = make_plan(request(shardings=("table_wise", "row_wise", "table_row_wise")))
     topology = H100.topology(8, 4)
     chosen = {t.name: t for t in plan.tables}
@@ -117,14 +117,14 @@ def test_the_step_is_what_torchrec_rates_the_same_placement():
 
 
 def made_up(rng, tables, memory):
-    """Ways of tables with random costs: on one rank, over all, over a node."""
+    """Options of tables with random costs: on one rank, over all ranks, over a node."""
     options = {}
     for number in range(tables):
         cost, size = rng.uniform(1, 10), int(rng.uniform(0.1, 0.6) * memory)
         spans = (("table_wise", 1.0), ("row_wise", 0.35), ("table_row_wise", 0.6))
         parts = {"table_wise": 1, "row_wise": 4, "table_row_wise": 2}
         options[f"t{number}"] = [
-            TableOption(
+            ShardingOption(
                 table=f"t{number}",
                 sharding=sharding,
                 kernel="fused",
@@ -143,7 +143,7 @@ def made_up(rng, tables, memory):
 
 
 def best_of_all(options, cluster):
-    """The shortest step of all ways and ranks that fit, by trying each."""
+    """Shortest step of all options and ranks that fit, found by trying each."""
     best = np.inf
     nodes = cluster.ranks // cluster.ranks_per_node
     for ways in itertools.product(*options.values()):
@@ -168,7 +168,7 @@ def best_of_all(options, cluster):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_small_plan_is_nearly_the_best_of_all_there_are(seed):
+def test_a_small_plan_is_within_5_percent_of_the_best(seed):
     memory = 1_000_000
     cluster = Cluster(ranks=4, ranks_per_node=2, memory=memory, host=0)
     options = made_up(np.random.default_rng(seed), tables=4, memory=memory)
@@ -178,7 +178,7 @@ def test_a_small_plan_is_nearly_the_best_of_all_there_are(seed):
     assert found.step_ms <= best_of_all(options, cluster) * 1.05
 
 
-def test_no_rank_gets_more_than_it_has_where_that_can_be():
+def test_no_rank_exceeds_its_memory_if_a_plan_can_fit():
     rng = np.random.default_rng(0)
     for _ in range(20):
         memory = 1_000_000
@@ -211,7 +211,7 @@ def test_shards_cover_each_table_once_and_plans_survive_json():
     assert plan_to_dict(plan_from_dict(saved), 8, 4)["modules"] == plan.modules
 
 
-def test_the_hash_is_the_same_in_every_process_and_another_for_another_question():
+def test_the_hash_is_the_same_in_every_process_and_differs_between_requests():
     code = (
         "from test_planner import request; from msrec.tools.planner.make_plan import make_plan; "
         "print(make_plan(request()).hash)"
@@ -232,7 +232,7 @@ def test_the_hash_is_the_same_in_every_process_and_another_for_another_question(
 # Does it fit ---------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_told_with_its_bytes_and_tables(tmp_path):
+def test_a_plan_that_does_not_fit_names_bytes_and_tables(tmp_path):
     console = Console(width=200, record=True, file=io.StringIO())
     out = tmp_path / "plan.json"
     plan = plan_tables(request(budget=200 << 20, nodes=1, per_node=2), out, console=console)
@@ -241,12 +241,12 @@ def test_what_does_not_fit_is_told_with_its_bytes_and_tables(tmp_path):
     full = plan.ranks[plan.fullest_rank]
     over = full.total_memory - plan.capacity
     assert over > 0
-    told = console.export_text()
-    assert "It does not fit: rank" in told
-    assert "Largest there: history" in told
+    printed = console.export_text()
+    assert "It does not fit: rank" in printed
+    assert "Largest there: history" in printed
 
 
-def test_the_page_has_every_table_and_draws_what_the_plan_says(tmp_path):
+def test_the_page_has_every_table_and_draws_the_plans_figures(tmp_path):
     page = tmp_path / "plan.html"
     plan = plan_tables(request(), None, page, compare=["batch=64"], console=quiet)
     text = page.read_text()
@@ -263,7 +263,7 @@ def test_the_page_has_every_table_and_draws_what_the_plan_says(tmp_path):
     assert ends == pytest.approx(plan.step_ms)
 
 
-def test_the_fewest_nodes_have_room_and_one_less_has_not():
+def test_the_fewest_nodes_have_room_and_one_less_does_not():
     asked = request(budget=500 << 20, per_node=2)
     found = fewest_nodes(asked)
     assert found.fits
@@ -271,7 +271,7 @@ def test_the_fewest_nodes_have_room_and_one_less_has_not():
     assert not make_plan(request(budget=500 << 20, per_node=2, nodes=found.nodes - 1)).fits
 
 
-def test_tables_go_to_host_memory_where_the_accelerator_is_short():
+def test_tables_go_to_host_memory_if_the_accelerator_is_too_small():
     short = request(budget=500 << 20, nodes=1, per_node=2)
     assert not make_plan(short).fits
     cached = make_plan(request(budget=500 << 20, nodes=1, per_node=2, load_factors=(0.2,)))
@@ -281,7 +281,7 @@ def test_tables_go_to_host_memory_where_the_accelerator_is_short():
     assert all(t.kernel == "fused_uvm_caching" and t.host > 0 for t in moved)
 
 
-def test_a_table_keeps_to_the_way_that_it_asks_for():
+def test_a_table_gets_the_sharding_and_kernel_that_it_names():
     asked = [
         TABLES[0].model_copy(update={"kernel": "fused_uvm_caching"}),
         TABLES[1].model_copy(update={"kernel": "fused_uvm", "sharding": "row_wise"}),
@@ -325,7 +325,7 @@ def test_what_if_changes_one_table_all_of_them_or_the_machine():
         ("shop.dim=8", "a change must name one of the tables; got 'shop'."),
     ],
 )
-def test_a_change_that_cannot_be_is_one_sentence(change, sentence):
+def test_an_invalid_change_is_refused_in_one_sentence(change, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
         with_changes(request(), change, None)
     assert type(refused.value) is ValueError
@@ -360,13 +360,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("text", "sentence"), MISTAKES.values(), ids=MISTAKES)
-def test_a_list_that_is_wrong_is_refused_by_table(tmp_path, text, sentence):
+def test_an_invalid_list_is_refused_and_names_the_table(tmp_path, text, sentence):
     (tmp_path / "tables.yaml").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         read_tables_file(tmp_path / "tables.yaml")
 
 
-def test_accelerators_and_ways_are_known_or_refused(tmp_path):
+def test_unknown_accelerators_and_changes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"got 'h1000', similar names are h100"):
         load_hardware("h1000")
     (tmp_path / "mine.yaml").write_text("mine: {memory_gib: 10}")
@@ -431,7 +431,7 @@ def test_a_run_trains_with_its_plan_as_without(dataset, tmp_path):
             run_ranks(fit, 2, other)
 
 
-def test_tables_that_train_with_a_dense_optimizer_take_no_plan_of_a_fused_one(dataset, tmp_path):
+def test_a_run_with_a_dense_optimizer_refuses_a_plan_with_fused_kernels(dataset, tmp_path):
     adam = ("embeddings.optimizer=adam", *BOTH)
     file = tmp_path / "conf.yaml"
     config = config_of(dataset, tmp_path / "runs", *adam)
@@ -471,15 +471,14 @@ def test_the_dense_part_is_counted_parameter_by_parameter_and_by_rows(dataset, t
     kept = (large["activations"] - small["activations"]) / 1000
     # Vectors, x, the hidden layer before and after ReLU; their gradients, not all at once.
     assert 4 * (24 + width + 2 * 32) <= kept <= 4 * (24 + 2 * width + 3 * 32 + 8)
-    with_meta, told = tables_and_dense(
+    with_meta, dense = tables_and_dense(
         load_config(None, [f"dataset={dataset}", f"llm.store={dataset.parent / 'store'}", *BOTH]), 9
     )
-    assert told.fixed["networks that read the LLM"] > 0
+    assert dense.fixed["networks that read the LLM"] > 0
     assert len(with_meta) == 3
 
 
-def test_torchrec_itself_finds_no_plan_where_we_say_there_is_none():
-    """And its planner finds one where we say there is one, with the same ways allowed."""
+def test_torchrecs_planner_agrees_whether_a_plan_fits():
     from torchrec.distributed.planner import EmbeddingShardingPlanner
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 
@@ -534,7 +533,7 @@ def test_what_if_changes_the_config_and_the_dense_part_with_it(dataset, tmp_path
         with_changes(asked, "dim=16", None)
 
 
-def test_weights_that_are_generated_are_a_line_of_their_own(dataset, tmp_path):
+def test_generated_weights_are_counted_separately(dataset, tmp_path):
     form = ("meta.user=true", "meta.form=distinct", "meta.rank=3", "meta.width=5")
     config = config_of(dataset, tmp_path, *form, "interaction.bottom_dims=[]")
     _, dense = tables_and_dense(config, 1024)
@@ -545,7 +544,7 @@ def test_weights_that_are_generated_are_a_line_of_their_own(dataset, tmp_path):
     assert dense.at(1024)["generated meta weights"] == 0
 
 
-def test_options_of_alike_tables_are_estimated_once(monkeypatch):
+def test_options_of_equal_tables_are_estimated_once(monkeypatch):
     tables = [TableLoad(name=f"t{i}", rows=1000 + i % 2, dim=16) for i in range(50)]
     estimator = Estimator(tables, H100.topology(8, 4), 512, "adam")
     estimated = []

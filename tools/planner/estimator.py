@@ -11,14 +11,15 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.enumerators import get_partition_by_type
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
-from torchrec.distributed.planner.types import Shard, ShardingOption, Topology
+from torchrec.distributed.planner.types import Shard, Topology
+from torchrec.distributed.planner.types import ShardingOption as TorchRecOption
 from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
 from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 from torchrec.distributed.types import CacheParams
 
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
 from msrec.model.distributed.sharding import TableOptimizer
-from msrec.tools.planner.sharding_options import ShardCost, TableOption
+from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
 from msrec.tools.planner.tables import VALUE_BYTES, Kernel, Sharding, TableLoad, meta_collection
 
 ID_BYTES = 8
@@ -51,11 +52,11 @@ class Estimator:
         self._constraints: dict[str, ParameterConstraints] = {}
         # One estimator for all tables: every new one logs the whole topology.
         self._perf = EmbeddingPerfEstimator(topology, self._constraints)
-        self._estimated: dict[tuple[object, ...], TableOption | None] = {}
+        self._estimated: dict[tuple[object, ...], ShardingOption | None] = {}
 
     def options(
         self, shardings: Sequence[Sharding], load_factors: Sequence[float] = ()
-    ) -> dict[str, list[TableOption]]:
+    ) -> dict[str, list[ShardingOption]]:
         """Returns table -> its sharding options.
 
         Args:
@@ -66,7 +67,7 @@ class Estimator:
 
     def _options(
         self, table: TableLoad, shardings: Sequence[Sharding], load_factors: Sequence[float]
-    ) -> Iterator[TableOption]:
+    ) -> Iterator[ShardingOption]:
         for kernel, load_factor in _kernels(table, load_factors):
             for sharding in shardings if table.sharding is None else [table.sharding]:
                 # A replicated table has TorchRec's dense kernel and no other.
@@ -82,7 +83,7 @@ class Estimator:
         sharding: Sharding,
         kernel: Kernel = "fused",
         load_factor: float | None = None,
-    ) -> TableOption | None:
+    ) -> ShardingOption | None:
         """Returns one sharding option; None if the table has too few rows or columns for it."""
         key = (
             *(table.rows, table.dim, table.pooling, table.features, table.precision),
@@ -95,7 +96,7 @@ class Estimator:
 
     def _estimate(
         self, table: TableLoad, sharding: Sharding, kernel: Kernel, load_factor: float | None
-    ) -> TableOption | None:
+    ) -> ShardingOption | None:
         world, local = self._topology.world_size, self._topology.local_world_size
         if sharding == "table_row_wise" and world == local:
             return None  # the same as row_wise
@@ -105,7 +106,7 @@ class Estimator:
         sizes, offsets = calculate_shard_sizes_and_offsets(weight, world, local, sharding)
         if sharding == "column_wise" and len(sizes) < 2:
             return None  # the same as table_wise
-        option = ShardingOption(
+        option = TorchRecOption(
             name=table.name,
             tensor=weight,
             module=("", self._collection),
@@ -123,7 +124,7 @@ class Estimator:
         perf = option.shards[0].perf
         assert perf is not None, "the estimator sets it"
         rows, columns = sizes[0]
-        return TableOption(
+        return ShardingOption(
             table=table.name,
             sharding=sharding,
             kernel=option.compute_kernel,
@@ -136,7 +137,7 @@ class Estimator:
         )
 
     def _stored_bytes(
-        self, rows: int, columns: int, table: TableLoad, option: ShardingOption
+        self, rows: int, columns: int, table: TableLoad, option: TorchRecOption
     ) -> dict[str, int]:
         """Returns the bytes of a shard's weights and optimizer state, and of its host memory."""
         weights = rows * columns * VALUE_BYTES[table.precision]
@@ -165,7 +166,7 @@ class Estimator:
         """
         world, local = self._topology.world_size, self._topology.local_world_size
         row_shards = {"row_wise": world, "table_row_wise": local, "data_parallel": world}
-        ids = self._batch * world * table.lookups
+        ids = self._batch * world * (table.pooling * table.features)
         batches = 1 if sharding == "data_parallel" else world
         outputs = self._batch * batches * table.features * columns * FLOAT_BYTES
         return {"inputs": int(ID_BYTES * ids / row_shards.get(sharding, 1)), "outputs": outputs}

@@ -73,11 +73,7 @@ class Hardware(StrictModel):
 
 
 def load_hardware(name: str, file: Path | None = None) -> Hardware:
-    """Reads an accelerator by name.
-
-    Args:
-        name: key of the entry, such as h100.
-        file: YAML file of accelerators; None reads `HARDWARE_FILE`.
+    """Reads an accelerator, such as h100, from a YAML file of accelerators or `HARDWARE_FILE`.
 
     Raises:
         FileNotFoundError: the file does not exist.

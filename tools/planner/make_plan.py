@@ -8,8 +8,8 @@ from msrec.model.distributed.sharding_plan import plan_hash, shard_entry, table_
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.placement import Placement, placement_on, step_ms_with
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, RankLoad, TablePlan
-from msrec.tools.planner.request import PlanRequest
-from msrec.tools.planner.sharding_options import COST_PARTS, TableOption
+from msrec.tools.planner.request import RUN_MODULE, PlanRequest
+from msrec.tools.planner.sharding_options import COST_PARTS, ShardingOption
 from msrec.tools.planner.solver import solve, total_cost_ms
 from msrec.tools.planner.tables import TableLoad
 
@@ -78,12 +78,13 @@ def _estimator(request: PlanRequest) -> Estimator:
 
 
 def _plan(
-    request: PlanRequest, options: Mapping[str, Sequence[TableOption]], placement: Placement
+    request: PlanRequest, options: Mapping[str, Sequence[ShardingOption]], placement: Placement
 ) -> Plan:
     tables = sorted(request.tables, key=lambda table: table.name)
+    module = "ebc" if request.config is None else RUN_MODULE
     plan = Plan(
         world_size=request.world_size,
-        modules={request.module: {t.name: _entry(t, placement, request) for t in tables}},
+        modules={module: {t.name: _entry(t, placement, request) for t in tables}},
         hash="",
         hardware=request.hardware_name,
         specification=request.hardware,
@@ -100,7 +101,7 @@ def _plan(
 
 
 def _table_plan(
-    table: TableLoad, options: Sequence[TableOption], placement: Placement, request: PlanRequest
+    table: TableLoad, options: Sequence[ShardingOption], placement: Placement, request: PlanRequest
 ) -> TablePlan:
     option, ranks = placement.options[table.name], placement.ranks[table.name]
     next_best, next_step_ms = _next_best(option, options, placement, request)
@@ -123,11 +124,11 @@ def _table_plan(
 
 
 def _next_best(
-    option: TableOption,
-    options: Sequence[TableOption],
+    option: ShardingOption,
+    options: Sequence[ShardingOption],
     placement: Placement,
     request: PlanRequest,
-) -> tuple[TableOption | None, float | None]:
+) -> tuple[ShardingOption | None, float | None]:
     """Returns the next best option of a table and the step time with it; None if without room."""
     cluster = request.cluster
     others = [other for other in options if other != option]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from msrec.tools.planner.sharding_options import TableOption
+from msrec.tools.planner.sharding_options import ShardingOption
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,7 +25,7 @@ class Cluster:
     memory: int
     host: int
 
-    def ranks_of(self, option: TableOption) -> int:
+    def ranks_of(self, option: ShardingOption) -> int:
         """Returns the number of ranks that a table, or a column shard, is divided over."""
         return {"rank": 1, "node": self.ranks_per_node, "all": self.ranks}[option.span]
 
@@ -42,7 +42,7 @@ class Placement:
         excess: bytes by which ranks exceed their memory, summed over ranks; 0 if everything fits.
     """
 
-    options: dict[str, TableOption]
+    options: dict[str, ShardingOption]
     ranks: dict[str, list[int]]
     ms: Floats
     memory: Floats
@@ -61,7 +61,7 @@ class Placement:
 
 
 def assign_shards(
-    options: Mapping[str, TableOption],
+    options: Mapping[str, ShardingOption],
     cluster: Cluster,
     order_noise: Mapping[str, float] | None = None,
 ) -> Placement:
@@ -97,7 +97,7 @@ def assign_shards(
 
 
 def placement_on(
-    options: Mapping[str, TableOption], ranks: Mapping[str, list[int]], cluster: Cluster
+    options: Mapping[str, ShardingOption], ranks: Mapping[str, list[int]], cluster: Cluster
 ) -> Placement:
     """Returns the placement with the given options and ranks of shards."""
     loads = np.zeros((3, cluster.ranks))
@@ -107,7 +107,7 @@ def placement_on(
     return _placement(options, ranks, loads, cluster)
 
 
-def step_ms_with(placement: Placement, option: TableOption, cluster: Cluster) -> float | None:
+def step_ms_with(placement: Placement, option: ShardingOption, cluster: Cluster) -> float | None:
     """Returns the step time if one table had another option; None if that has no room.
 
     All other tables stay where they are. The table's shards go to the least busy ranks, as in
@@ -130,7 +130,7 @@ def step_ms_with(placement: Placement, option: TableOption, cluster: Cluster) ->
 
 
 def _placement(
-    options: Mapping[str, TableOption],
+    options: Mapping[str, ShardingOption],
     ranks: Mapping[str, list[int]],
     loads: Floats,
     cluster: Cluster,
@@ -147,13 +147,13 @@ class _Loads:
     heap entry whose milliseconds are out of date is dropped when it comes up.
     """
 
-    def __init__(self, count: int, on_all: Sequence[TableOption]) -> None:
+    def __init__(self, count: int, on_all: Sequence[ShardingOption]) -> None:
         self.ms = [sum(option.cost.total for option in on_all)] * count
         self.memory = [sum(option.memory for option in on_all)] * count
         self.host = [sum(option.host for option in on_all)] * count
         self._heap = [(ms, index) for index, ms in enumerate(self.ms)]
 
-    def least_busy(self, option: TableOption, cluster: Cluster) -> int:
+    def least_busy(self, option: ShardingOption, cluster: Cluster) -> int:
         """Returns the least busy one that has room; if none has, the one with the most room."""
         max_memory, max_host = cluster.memory - option.memory, cluster.host - option.host
         full: list[tuple[float, int]] = []
@@ -171,7 +171,7 @@ class _Loads:
             chosen = min(range(len(self.ms)), key=lambda i: self.memory[i] + self.host[i])
         return chosen
 
-    def add(self, index: int, option: TableOption) -> None:
+    def add(self, index: int, option: ShardingOption) -> None:
         """Adds a shard."""
         self.ms[index] += option.cost.total
         self.memory[index] += option.memory

@@ -141,13 +141,13 @@ class Plan(StrictModel):
         return sorted(self.tables, key=lambda table: (-table.total_ms, table.name))
 
     @property
-    def groups(self) -> list[list[TablePlan]]:
-        """Groups of tables that differ in name and ranks only, the costliest group first."""
+    def groups(self) -> dict[str, list[TablePlan]]:
+        """Name -> tables that differ in name and ranks only, the costliest group first."""
         groups: dict[tuple[object, ...], list[TablePlan]] = {}
         for table in self.by_cost:
-            key = (
-                *(table.rows, table.dim, table.option, table.kernel),
-                *(table.total_ms, table.next_way),
-            )
-            groups.setdefault(key, []).append(table)
-        return list(groups.values())
+            size, cost = (table.rows, table.dim), (table.total_ms, table.next_way)
+            groups.setdefault((size, table.option, table.kernel, cost), []).append(table)
+        return {
+            group[0].name + (f" and {len(group) - 1} like it" if len(group) > 1 else ""): group
+            for group in groups.values()
+        }

@@ -83,11 +83,6 @@ class PlanRequest:
     config: RunConfig | None = None
 
     @property
-    def module(self) -> str:
-        """Dotted name of the embedding collection in the model."""
-        return "ebc" if self.config is None else RUN_MODULE
-
-    @property
     def world_size(self) -> int:
         """Number of ranks."""
         return self.nodes * self.per_node

@@ -1,7 +1,7 @@
 """Embedding tables of a run's config, and the memory that its dense part takes on every rank."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
@@ -138,23 +138,20 @@ def _peak_bytes(model: RankerTrain, batch: Batch) -> dict[str, int]:
     return {"activations": memory.peak - weights, "generated meta weights": weights}
 
 
-@contextmanager
-def _generated_sizes(model: RankerTrain, sizes: set[int]) -> Iterator[None]:
-    """Fills `sizes` with the bytes of generated weights while the layer that has them runs."""
+def _generated_sizes(model: RankerTrain, sizes: set[int]) -> ExitStack:
+    """Returns a context in which `sizes` has the bytes of the weights of the layer that runs."""
 
     def enter(layer: GeneratedLinear, args: tuple[Any, ...]) -> None:
         codes = args[1]
         if codes.groups is not None:  # otherwise the weights are never made
             sizes.add(len(codes.z) * layer.in_dim * layer.out_dim * FLOAT_BYTES)
 
-    layers = [module for module in model.modules() if isinstance(module, GeneratedLinear)]
-    hooks = [layer.register_forward_pre_hook(enter) for layer in layers]
-    hooks += [layer.register_forward_hook(lambda *_: sizes.clear()) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hooks = ExitStack()
+    for layer in model.modules():
+        if isinstance(layer, GeneratedLinear):
+            hooks.enter_context(layer.register_forward_pre_hook(enter))
+            hooks.enter_context(layer.register_forward_hook(lambda *_: sizes.clear()))
+    return hooks
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

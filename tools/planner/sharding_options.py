@@ -35,7 +35,7 @@ class ShardCost:
 
 
 @dataclass(frozen=True)
-class TableOption:
+class ShardingOption:
     """Sharding option of one table. All figures are those of its largest shard.
 
     Attributes:

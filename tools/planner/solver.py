@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from msrec.tools.planner.placement import Cluster, Placement, assign_shards
-from msrec.tools.planner.sharding_options import TableOption
+from msrec.tools.planner.sharding_options import ShardingOption
 
 MEMORY_SHARES = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.001, 1e-4)
 """Limits of large tables: those that take more than this share of a rank's memory."""
@@ -38,7 +38,7 @@ ORDER_NOISE = 0.3
 CRITICAL_TABLES = 12
 """Costliest tables of the critical rank that local search tries."""
 
-Options = Mapping[str, Sequence[TableOption]]
+Options = Mapping[str, Sequence[ShardingOption]]
 
 
 def solve(options: Options, cluster: Cluster, effort: int = EFFORT) -> Placement:
@@ -66,7 +66,7 @@ def solve(options: Options, cluster: Cluster, effort: int = EFFORT) -> Placement
     return best
 
 
-def total_cost_ms(option: TableOption, cluster: Cluster) -> float:
+def total_cost_ms(option: ShardingOption, cluster: Cluster) -> float:
     """Returns the milliseconds of all shards of a table together."""
     return option.cost.total * (option.column_shards * cluster.ranks_of(option))
 
@@ -83,7 +83,7 @@ class _Search:
         self.placements_left = max_placements
         self.order_noise: dict[str, float] = {}
 
-    def place(self, options: Mapping[str, TableOption]) -> Placement:
+    def place(self, options: Mapping[str, ShardingOption]) -> Placement:
         """Makes a placement and counts it."""
         self.placements_left -= 1
         return assign_shards(options, self._cluster, self.order_noise)
@@ -105,7 +105,7 @@ class _Search:
                     return placement
         return None
 
-    def _critical_options(self, best: Placement) -> list[TableOption]:
+    def _critical_options(self, best: Placement) -> list[ShardingOption]:
         """Returns the options of the costliest tables on the critical rank.
 
         While something does not fit: of all tables on the rank with the most excess, by memory.
@@ -118,7 +118,7 @@ class _Search:
         return sorted(on_rank, key=lambda o: -o.cost.total)[:CRITICAL_TABLES]
 
 
-def _starts(options: Options, cluster: Cluster) -> Iterator[dict[str, TableOption]]:
+def _starts(options: Options, cluster: Cluster) -> Iterator[dict[str, ShardingOption]]:
     """Yields the choices that the search starts with.
 
     First the cheapest option of each table, then one kind of option (sharding type and kernel) for

@@ -46,11 +46,6 @@ class TableLoad(StrictModel):
         """Bytes of the weights."""
         return self.rows * self.dim * VALUE_BYTES[self.precision]
 
-    @property
-    def lookups(self) -> float:
-        """Ids per row of the batch, over all features."""
-        return self.pooling * self.features
-
 
 class _Count(BaseModel):
     count: int = Field(ge=1)

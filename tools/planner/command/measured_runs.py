@@ -32,11 +32,7 @@ RankTimes = dict[str, Any]
 
 
 def report_run(options: PlanOptions, console: Console | None = None) -> Plan:
-    """Prints the plan of a run; with --measured, also its traced times against the estimates.
-
-    Args:
-        options: with `from_` or `measured`, the run folder.
-        console: to print on.
+    """Prints the plan of a run (--from), and its traced times against the estimates (--measured).
 
     Raises:
         FileNotFoundError: the folder has no config, plan or traced times.
@@ -72,7 +68,7 @@ def request_of_run(
         run_dir: run folder with config.yaml and plan.json; the run's dataset must exist.
         gpu: name of the accelerator; None takes `cpu`, or `h100` for a run on GPUs.
         per_node: ranks per node, if plan.json does not have it.
-        hardware_file: YAML file to look up `gpu` in; None looks in ours.
+        hardware_file: YAML file with `gpu`; None is the file of msrec.
 
     Raises:
         FileNotFoundError: the run has no config or plan.
@@ -103,12 +99,7 @@ def request_of_run(
 
 
 def print_measured(run_dir: Path, plan: Plan, console: Console) -> dict[str, float]:
-    """Prints a run's traced times and the estimates of its plan.
-
-    Args:
-        run_dir: folder of a run that trained with `trainer.trace`.
-        plan: of the run.
-        console: to print on.
+    """Prints a run's traced times against the estimates of its plan.
 
     Returns:
         "compute" and "comms" -> measured over estimated milliseconds, of all ranks together.
@@ -123,15 +114,20 @@ def print_measured(run_dir: Path, plan: Plan, console: Console) -> dict[str, flo
             "writes it if it is started again with that option."
         )
     traced: list[RankTimes] = json.loads(file.read_text())["ranks"]
-    ranks = [_by_part(rank) for rank in traced]
     console.print(_tables_table(plan, traced))
     console.print(_ranks_table(plan, traced))
+    measured = {
+        "compute": sum(
+            sum(times[part] for times in rank["tables"].values() for part in COMPUTE)
+            for rank in traced
+        ),
+        "comms": sum(rank[part] for rank in traced for part in COMMS),
+    }
     ratios = {}
     for name, parts in (("compute", COMPUTE), ("comms", COMMS)):
-        measured = sum(rank[part] for rank in ranks for part in parts)
         estimated = sum(load.ms[part] for load in plan.ranks for part in parts)
-        if measured and estimated:
-            ratios[name] = measured / estimated
+        if measured[name] and estimated:
+            ratios[name] = measured[name] / estimated
             print_sentence(f"Measured {name} is {ratios[name]:.2f} times the estimate.", console)
     return ratios
 
@@ -163,12 +159,6 @@ def _write_hardware(path: Path, name: str, hardware: Hardware, console: Console)
     print_sentence(f"wrote {path}: plan with --hardware {path} --gpu {name}", console)
 
 
-def _by_part(rank: RankTimes) -> dict[str, float]:
-    """Returns a rank's milliseconds by part of the step, summed over its tables."""
-    compute = {part: sum(times[part] for times in rank["tables"].values()) for part in COMPUTE}
-    return compute | {part: rank[part] for part in COMMS}
-
-
 def _tables_table(plan: Plan, traced: list[RankTimes]) -> Table:
     """Returns a table of lookup and update times, of each table on the rank where it is slowest."""
     table = Table(title="ms of each table: estimated, and measured on its slowest rank")
@@ -178,19 +168,16 @@ def _tables_table(plan: Plan, traced: list[RankTimes]) -> Table:
         table.add_column(head, justify="right")
     untraced = []
     for each in plan.by_cost:
-        times_of = {
-            r: rank["tables"][each.name]
-            for r, rank in enumerate(traced)
-            if each.name in rank["tables"]
-        }
-        if not times_of:
+        with_table = [rank for rank in range(len(traced)) if each.name in traced[rank]["tables"]]
+        if not with_table:
             untraced.append(each.name)
             continue
-        rank, times = max(times_of.items(), key=lambda pair: sum(pair[1].values()))
-        cells = [f"{ms:.3f}" for part in COMPUTE for ms in (each.ms[part], times[part])]
+        times = {rank: traced[rank]["tables"][each.name] for rank in with_table}
+        slowest = max(with_table, key=lambda rank: sum(times[rank].values()))
+        cells = [f"{ms:.3f}" for p in COMPUTE for ms in (each.ms[p], times[slowest][p])]
         estimate = sum(each.ms[part] for part in COMPUTE)
-        ratio = f"{sum(times.values()) / estimate:.2f}" if estimate else ""
-        table.add_row(each.name, each.option, str(rank), *cells, ratio)
+        ratio = f"{sum(times[slowest].values()) / estimate:.2f}" if estimate else ""
+        table.add_row(each.name, each.option, str(slowest), *cells, ratio)
     if untraced:
         table.caption = f"not traced (no fused kernel): {', '.join(untraced)}"
     return table
@@ -204,7 +191,8 @@ def _ranks_table(plan: Plan, traced: list[RankTimes]) -> Table:
         table.add_column("measured", justify="right")
     table.add_column("ids sent", justify="right")
     for number, (load, rank) in enumerate(zip(plan.ranks, traced, strict=True)):
-        measured = _by_part(rank)
+        of_tables = {p: sum(times[p] for times in rank["tables"].values()) for p in COMPUTE}
+        measured = rank | of_tables
         cells = [f"{ms:.2f}" for part in COST_PARTS for ms in (load.ms[part], measured[part])]
         table.add_row(str(number), *cells, f"{rank['ids']:.2f}")
     return table

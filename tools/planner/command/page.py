@@ -11,12 +11,7 @@ from msrec.data.io.atomic_files import write_text
 from msrec.launch.reporting.figures import GREY, PALETTE, Figure, figure
 from msrec.launch.reporting.plan_table import format_bytes, format_ranks
 from msrec.launch.reporting.report import render
-from msrec.tools.planner.command.plan_text import (
-    group_name,
-    placement_reasons,
-    print_sentence,
-    summary,
-)
+from msrec.tools.planner.command.plan_text import placement_reasons, print_sentence, summary
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, TablePlan
 from msrec.tools.planner.sharding_options import COST_PARTS
 
@@ -28,49 +23,18 @@ Trace = dict[str, Any]
 
 
 def write_page(path: Path, plan: Plan, compared: Mapping[str, Plan], console: Console) -> None:
-    """Writes the page and prints its path.
-
-    Args:
-        path: HTML file to write.
-        plan: as asked.
-        compared: name -> other plans, compared with this one.
-        console: to print on.
-    """
+    """Writes the page of a plan, which may be compared with others (name -> plan)."""
     figures = [_memory(plan), _time(plan), _critical_path(plan)]
     if compared:
         figures += _comparison({"as asked": plan} | dict(compared))
     content = {
         "plan": plan,
-        "summary": [*summary(plan), *placement_reasons(plan)],
-        "tiles": _tiles(plan),
-        "rows": [_row(table) for table in plan.by_cost],
+        "sentences": [*summary(plan), *placement_reasons(plan)],
+        "format_bytes": format_bytes,
+        "format_ranks": format_ranks,
     }
     write_text(path, render("msrec.tools.planner.command", "plan.html", figures=figures, **content))
     print_sentence(f"wrote {path}", console)
-
-
-def _tiles(plan: Plan) -> list[tuple[str, str]]:
-    return [
-        ("yes" if plan.fits else "no", "does it fit?"),
-        (f"{plan.nodes} x {plan.per_node}", plan.hardware),
-        (format_bytes(plan.peak_memory), f"fullest rank, of {format_bytes(plan.capacity)}"),
-        (f"{plan.step_ms:.2f} ms", "tables' part of a step, estimated"),
-        (f"{plan.imbalance:.2f}", "critical rank over the mean"),
-    ]
-
-
-def _row(table: TablePlan) -> dict[str, str]:
-    return {
-        "table": table.name,
-        "sharding": table.option,
-        "kernel": table.kernel,
-        "ranks": format_ranks(table.ranks),
-        "rows": f"{table.rows:,}",
-        "dim": str(table.dim),
-        "size": format_bytes(table.size),
-        "ms": f"{table.total_ms:.3f}",
-        "next": f"{table.next_way}: {table.next_step}" if table.next_way else "none",
-    }
 
 
 def _memory(plan: Plan) -> Figure:
@@ -113,7 +77,7 @@ def _critical_path(plan: Plan) -> Figure:
         starts = starts + ms
     caption = f"Step of the critical rank, {rank}, as if nothing overlapped (estimates)."
     drawn = figure("Critical path", caption, traces, "ms", "")
-    drawn["layout"] |= {"barmode": "overlay"}
+    drawn["layout"]["barmode"] = "overlay"
     drawn["layout"]["yaxis"]["autorange"] = "reversed"
     return drawn
 
@@ -138,23 +102,22 @@ def _comparison(plans: Mapping[str, Plan]) -> list[Figure]:
     ]
 
 
-def _coloured_groups(plan: Plan) -> list[tuple[str, str, Sequence[TablePlan]]]:
+def _coloured_groups(plan: Plan) -> list[tuple[str, str, list[TablePlan]]]:
     """Returns name, colour and tables of each group, the same in every figure.
 
     The groups of equal tables that take the most time or the most memory over all ranks have a
     colour each; the other tables share one.
     """
 
-    def by_total(value: Callable[[TablePlan], float]) -> list[list[TablePlan]]:
-        return sorted(plan.groups, key=lambda g: -sum(value(t) * len(t.ranks) for t in g))
+    def by_total(value: Callable[[TablePlan], float]) -> list[tuple[str, list[TablePlan]]]:
+        groups = plan.groups.items()
+        return sorted(groups, key=lambda item: -sum(value(t) * len(t.ranks) for t in item[1]))
 
     by_time, by_size = by_total(lambda t: t.total_ms), by_total(lambda t: t.shard_bytes)
-    both = [group for pair in zip(by_time, by_size, strict=True) for group in pair]
-    named = list({group[0].name: group for group in both}.values())[:COLOURED_GROUPS]
-    groups: list[tuple[str, str, Sequence[TablePlan]]] = [
-        (group_name(group), PALETTE[at], group) for at, group in enumerate(named)
-    ]
-    shown = {table.name for group in named for table in group}
+    both = dict(item for pair in zip(by_time, by_size, strict=True) for item in pair)
+    coloured = list(both.items())[:COLOURED_GROUPS]
+    groups = [(name, PALETTE[at], tables) for at, (name, tables) in enumerate(coloured)]
+    shown = {table.name for _, _, tables in groups for table in tables}
     rest = [table for table in plan.tables if table.name not in shown]
     if rest:
         groups.append((f"{len(rest)} others", PALETTE[COLOURED_GROUPS], rest))

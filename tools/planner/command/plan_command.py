@@ -78,7 +78,7 @@ def plan_tables(
         min_gpus: whether to take the fewest nodes (of `request.per_node` ranks) that have room.
         compare: changes, such as dim=128 or gpu=h200, whose plans are compared with this one.
         hardware_file: YAML file to look up a changed `gpu` in.
-        console: to print on.
+        console: to print on; None makes one.
 
     Raises:
         ValueError: a change is invalid, or no number of nodes has room.

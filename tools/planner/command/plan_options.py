@@ -24,7 +24,7 @@ class PlanOptions:
         str | None,
         typer.Option(
             help="accelerator: a100-40, a100-80, h100, h200, b200, l40s, cpu, or one from "
-            "--hardware [default: h100]"
+            "--hardware; default: h100"
         ),
     ] = None
     hardware: Annotated[
@@ -35,15 +35,15 @@ class PlanOptions:
     ] = None
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="rows of a step on one rank [default: the config's, else 4096]"),
+        typer.Option(min=1, help="rows of a step on one rank; default: the config's, else 4096"),
     ] = None
     optimizer: Annotated[
         Literal["rowwise_adagrad", "adam"] | None,
-        typer.Option(help="optimizer of the tables [default: the config's, else rowwise_adagrad]"),
+        typer.Option(help="optimizer of the tables; default: the config's, else rowwise_adagrad"),
     ] = None
     sharding: Annotated[
         list[str] | None,
-        typer.Option(help="sharding type to allow; may be repeated [default: all]"),
+        typer.Option(help="sharding type to allow; may be repeated; default: all"),
     ] = None
     cached: Annotated[
         list[float] | None,
@@ -53,7 +53,7 @@ class PlanOptions:
         ),
     ] = None
     budget_gib: Annotated[
-        float | None, typer.Option(help="GiB of each GPU to use at most [default: all]")
+        float | None, typer.Option(help="GiB of each GPU to use at most; default: all")
     ] = None
     dense_parameters: Annotated[
         int, typer.Option(min=0, help="dense parameters, trained with Adam, for a list of tables")

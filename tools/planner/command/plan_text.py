@@ -1,6 +1,6 @@
-"""A plan as text for the terminal: tables of tables, memory and ranks, and a summary in words."""
+"""A plan as text for the terminal: what is placed where, whether it fits, what takes the time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import get_args
 
 import numpy as np
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.launch.reporting.plan_table import format_bytes, format_ranks
-from msrec.tools.planner.plan import Plan, TablePlan
+from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.sharding_options import COST_PARTS
 from msrec.tools.planner.tables import Sharding
 
@@ -17,12 +17,12 @@ MAX_GROUPS = 40
 MAX_RANKS = 16
 EXPLAINED_TABLES = 4
 """Tables whose placement is explained in words."""
-NAMED_IN_MISFIT = 3
-"""Largest tables named where a rank's memory is too small."""
+NAMED_TABLES = 3
+"""Largest tables that are named if a plan does not fit."""
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Prints the tables and the summary of a plan."""
+    """Prints a plan as tables and in words."""
     console.print(tables_table(plan))
     console.print(memory_table(plan))
     console.print(ranks_table(plan))
@@ -46,31 +46,20 @@ def tables_table(plan: Plan) -> Table:
         table.add_column(head, overflow="fold")
     for head in ("rows", "dim", "size", "ms per shard", "next best option", "step with it"):
         table.add_column(head, justify="left" if head == "next best option" else "right")
-    groups = plan.groups
-    for group in groups[:MAX_GROUPS]:
+    groups = list(plan.groups.items())
+    for name, group in groups[:MAX_GROUPS]:
         first = group[0]
         table.add_row(
-            group_name(group),
-            first.option,
-            format_ranks(sorted({rank for each in group for rank in each.ranks})),
-            f"{first.rows:,}",
-            str(first.dim),
-            format_bytes(sum(each.size for each in group)),
-            f"{first.total_ms:.3f}",
-            first.next_way or "none",
-            first.next_step,
+            *(name, first.option, format_ranks(sorted({r for each in group for r in each.ranks}))),
+            *(f"{first.rows:,}", f"{first.dim}", format_bytes(sum(each.size for each in group))),
+            *(f"{first.total_ms:.3f}", first.next_way or "none", first.next_step),
         )
-    rest = [each for group in groups[MAX_GROUPS:] for each in group]
+    rest = [each for _, group in groups[MAX_GROUPS:] for each in group]
     if rest:
         rows, size = sum(each.rows for each in rest), sum(each.size for each in rest)
         table.add_section()
         table.add_row(f"{len(rest)} more", "", "", f"{rows:,}", "", format_bytes(size))
     return table
-
-
-def group_name(group: Sequence[TablePlan]) -> str:
-    """Returns the name of a group of equal tables."""
-    return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} like it"
 
 
 def memory_table(plan: Plan) -> Table:
@@ -91,23 +80,18 @@ def memory_table(plan: Plan) -> Table:
     add("usable", plan.capacity, [plan.capacity])
     hosts = [rank.host for rank in plan.ranks]
     if any(hosts):
+        available = plan.specification.host_memory
         add("host memory", max(hosts), hosts)
-        add(
-            "host memory available",
-            plan.specification.host_memory,
-            [plan.specification.host_memory],
-        )
+        add("host memory available", available, [available])
     return table
 
 
 def ranks_table(plan: Plan) -> Table:
     """Returns a table of estimated milliseconds by rank; of many ranks, the busiest and idlest."""
-    order = sorted(range(plan.world_size), key=lambda r: -plan.ranks[r].total_ms)
-    title = "ms of a step, by rank"
-    if len(order) <= MAX_RANKS:
-        shown = sorted(order)
-    else:
-        shown = [*order[: MAX_RANKS // 2], *order[-3:]]
+    shown, title = list(range(plan.world_size)), "ms of a step, by rank"
+    if plan.world_size > MAX_RANKS:
+        shown.sort(key=lambda r: -plan.ranks[r].total_ms)
+        shown = [*shown[: MAX_RANKS // 2], *shown[-3:]]
         title += " (busiest and idlest)"
     table = Table(title=title)
     has_host = any(load.host for load in plan.ranks)
@@ -116,9 +100,9 @@ def ranks_table(plan: Plan) -> Table:
         table.add_column(head, justify="right")
     for rank in shown:
         load = plan.ranks[rank]
-        parts = [f"{load.ms[part]:.2f}" for part in COST_PARTS]
+        ms = [f"{value:.2f}" for value in (*(load.ms[part] for part in COST_PARTS), load.total_ms)]
         sizes = [load.total_memory, load.host] if has_host else [load.total_memory]
-        table.add_row(str(rank), *parts, f"{load.total_ms:.2f}", *map(format_bytes, sizes))
+        table.add_row(f"{rank}", *ms, *map(format_bytes, sizes))
     return table
 
 
@@ -168,7 +152,7 @@ def summary(plan: Plan) -> Iterator[str]:
 
 def placement_reasons(plan: Plan) -> Iterator[str]:
     """Yields a sentence on each of the largest and costliest tables: placement and alternative."""
-    costliest = [group[0] for group in plan.groups]
+    costliest = [group[0] for group in plan.groups.values()]
     largest = sorted(costliest, key=lambda table: -table.size)
     pairs = zip(largest, costliest, strict=True)
     by_name = {table.name: table for pair in pairs for table in pair}
@@ -180,21 +164,24 @@ def placement_reasons(plan: Plan) -> Iterator[str]:
         elif table.next_step_ms is None:
             yield f"{placed}; {table.next_way} would not fit."
         else:
-            more = table.next_step_ms - plan.step_ms
-            longer = f"{more:.2f} ms longer" if more >= 0.005 else "no longer"
-            yield f"{placed}; with {table.next_way}, the next best, the step would be {longer}."
+            more = round(table.next_step_ms - plan.step_ms, 2)
+            change = f"{abs(more):.2f} ms {'longer' if more > 0 else 'shorter'}"
+            yield (
+                f"{placed}; with {table.next_way}, the next best, the step would be "
+                f"{change if more else 'as long'}."
+            )
 
 
 def _misfit(plan: Plan) -> Iterator[str]:
-    rank, needed = plan.fullest_rank, plan.peak_memory
+    rank, excess = plan.fullest_rank, plan.peak_memory - plan.capacity
     on_rank = [(t, t.shard_bytes * t.ranks.count(rank)) for t in plan.tables if rank in t.ranks]
-    largest = sorted(on_rank, key=lambda pair: -pair[1])[:NAMED_IN_MISFIT]
+    largest = sorted(on_rank, key=lambda pair: -pair[1])[:NAMED_TABLES]
     names = ", ".join(f"{table.name} ({format_bytes(size)})" for table, size in largest)
-    if needed > plan.capacity:
+    if excess > 0:
         yield (
-            f"It does not fit: rank {rank} needs {format_bytes(needed)} and has "
-            f"{format_bytes(plan.capacity)}, {format_bytes(needed - plan.capacity)} too little. "
-            f"Largest there: {names}."
+            f"It does not fit: rank {rank} needs {format_bytes(plan.peak_memory)} and has "
+            f"{format_bytes(plan.capacity)}, {format_bytes(excess)} too little. Largest there: "
+            f"{names}."
         )
     host_excess = max(load.host for load in plan.ranks) - plan.specification.host_memory
     if host_excess > 0:

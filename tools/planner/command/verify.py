@@ -41,15 +41,7 @@ memory is memory in use."""
 
 
 def verify_request(request: PlanRequest, ranks: int, console: Console | None = None) -> bool:
-    """Plans a request for CPU ranks of this machine and verifies that plan.
-
-    Args:
-        request: with a run's config.
-        ranks: number of CPU ranks.
-        console: to print on.
-
-    Returns:
-        Whether the estimates hold, see `verify`.
+    """Plans a request for CPU ranks of this machine and verifies that plan, see `verify`.
 
     Raises:
         ValueError: the request has no config, or this machine has too little memory.
@@ -73,15 +65,10 @@ def verify_request(request: PlanRequest, ranks: int, console: Console | None = N
 
 
 def verify(plan: Plan, config: RunConfig, console: Console) -> bool:
-    """Trains `STEPS` steps by a plan and prints the estimated and measured peak of each rank.
+    """Trains `STEPS` steps on CPU ranks and prints estimated and measured peaks.
 
     Measured is anonymous resident memory: its peak during the steps, minus the memory of the
     process before the run was built (interpreter and libraries). The run leaves no files.
-
-    Args:
-        plan: for CPU ranks of one node.
-        config: of the run that the plan is for.
-        console: to print on.
 
     Returns:
         Whether the estimate of every rank is within `TOLERANCE` of the measured peak.
