@@ -4,7 +4,7 @@ Times come from TorchRec's own estimators. Many tables of a large model differ i
 and all full shards of a table are equal, so one shard of each distinct table is estimated.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -63,19 +63,17 @@ class Estimator:
             shardings: sharding types allowed for tables that do not name their own.
             load_factors: shares of rows to cache, if tables may be in host memory.
         """
-        return {t.name: list(self._options(t, shardings, load_factors)) for t in self._tables}
-
-    def _options(
-        self, table: TableLoad, shardings: Sequence[Sharding], load_factors: Sequence[float]
-    ) -> Iterator[ShardingOption]:
-        for kernel, load_factor in _kernels(table, load_factors):
-            for sharding in shardings if table.sharding is None else [table.sharding]:
+        options: dict[str, list[ShardingOption]] = {}
+        for table in self._tables:
+            estimated = [
+                self.option(table, sharding, kernel, load_factor)
+                for kernel, load_factor in _kernels(table, load_factors)
+                for sharding in ([table.sharding] if table.sharding else shardings)
                 # A replicated table has TorchRec's dense kernel and no other.
-                if sharding == "data_parallel" and (kernel != "fused" or table.kernel is not None):
-                    continue
-                option = self.option(table, sharding, kernel, load_factor)
-                if option is not None:
-                    yield option
+                if sharding != "data_parallel" or (kernel == "fused" and table.kernel is None)
+            ]
+            options[table.name] = [option for option in estimated if option is not None]
+        return options
 
     def option(
         self,
@@ -85,10 +83,8 @@ class Estimator:
         load_factor: float | None = None,
     ) -> ShardingOption | None:
         """Returns one sharding option; None if the table has too few rows or columns for it."""
-        key = (
-            *(table.rows, table.dim, table.pooling, table.features, table.precision),
-            *(sharding, kernel, load_factor),
-        )
+        size = (table.rows, table.dim, table.precision)
+        key = (size, table.pooling, table.features, sharding, kernel, load_factor)
         if key not in self._estimated:
             self._estimated[key] = self._estimate(table, sharding, kernel, load_factor)
         option = self._estimated[key]

@@ -129,7 +129,7 @@ def _next_best(
     placement: Placement,
     request: PlanRequest,
 ) -> tuple[ShardingOption | None, float | None]:
-    """Returns the next best option of a table and the step time with it; None if without room."""
+    """Returns the next best option of a table and the step time with it, None if it has no room."""
     cluster = request.cluster
     others = [other for other in options if other != option]
     others.sort(key=lambda other: total_cost_ms(other, cluster))

@@ -1,7 +1,7 @@
 """Search for the sharding options and ranks that give the shortest step that fits in memory.
 
-Minimised is the step time of the critical rank: the largest sum, over ranks, of the estimated costs
-of the rank's shards. As long as something does not fit, the excess memory is minimised first.
+The search minimises the step time of the critical rank, which is the rank with the largest sum of
+estimated shard costs. As long as something does not fit, it minimises the excess memory first.
 
 1. Starts: every small table gets one option and every large table another one, for all pairs of
    options and several limits between small and large. The best of these placements is kept.
@@ -42,7 +42,7 @@ Options = Mapping[str, Sequence[ShardingOption]]
 
 
 def solve(options: Options, cluster: Cluster, effort: int = EFFORT) -> Placement:
-    """Returns the best placement found; its `excess` says whether it fits.
+    """Returns the best placement found; it fits if its `excess` is 0.
 
     Args:
         options: table -> its sharding options, one or more.
@@ -108,7 +108,8 @@ class _Search:
     def _critical_options(self, best: Placement) -> list[ShardingOption]:
         """Returns the options of the costliest tables on the critical rank.
 
-        While something does not fit: of all tables on the rank with the most excess, by memory.
+        As long as something does not fit, that is the rank with the most excess memory, and all of
+        its tables are returned, the largest first.
         """
         excess = (best.memory - self._cluster.memory) + (best.host - self._cluster.host)
         rank = int(np.argmax(excess if best.excess else best.ms))
@@ -126,7 +127,7 @@ def _starts(options: Options, cluster: Cluster) -> Iterator[dict[str, ShardingOp
     """
     by_kind, cheapest = {}, {}
     for table, of_table in options.items():
-        # By falling cost: of several options of one kind, the dict keeps the last, the cheapest.
+        # Sorted by falling cost, because a dict keeps the last, cheapest option of each kind.
         falling = sorted(of_table, key=lambda o: total_cost_ms(o, cluster))[::-1]
         by_kind[table] = {(o.sharding, o.kernel): o for o in falling}
         cheapest[table] = falling[-1]

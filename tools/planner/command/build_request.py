@@ -83,12 +83,7 @@ def _is_config(source: Path) -> bool:
 
 
 def config_fields(config: RunConfig, rows: int) -> dict[str, Any]:
-    """Returns the fields of a `PlanRequest` that come from a run's config.
-
-    Args:
-        config: of the run.
-        rows: of a step on one rank, approximately.
-    """
+    """Returns the fields of a `PlanRequest` from a run's config, for `rows` on each rank."""
     # Imported here, because it needs the model, which a list of tables does not.
     from msrec.tools.planner.run_memory import tables_and_dense
 

@@ -48,9 +48,11 @@ def report_run(options: PlanOptions, console: Console | None = None) -> Plan:
     compared = {}
     if options.measured:
         ratios = print_measured(run_dir, plan, console)
-        if options.recalibrate is not None:
+        if (file := options.recalibrate) is not None:
+            name = request.hardware_name
             hardware = recalibrated(request.hardware, ratios, f"measured by the run {run_dir}")
-            _write_hardware(options.recalibrate, request.hardware_name, hardware, console)
+            write_text(file, yaml.safe_dump({name: hardware.model_dump(mode="json")}))
+            print_sentence(f"wrote {file}: plan with --hardware {file} --gpu {name}", console)
             again = dataclasses.replace(request, hardware=hardware)
             compared["recalibrated"] = plan_as_placed(again, entries)
             console.print(comparison_table({"as estimated": plan} | compared))
@@ -136,11 +138,7 @@ def recalibrated(hardware: Hardware, ratios: Mapping[str, float], source: str) -
     """Returns the accelerator with the bandwidths that a run measured.
 
     An estimate is bytes over a bandwidth, so r times the estimated time is 1 / r of the bandwidth.
-
-    Args:
-        hardware: that the estimates were made with.
-        ratios: measured over estimated time, from `print_measured`.
-        source: where the new figures come from.
+    `ratios` are those of `print_measured`; `source` says where the new figures come from.
     """
     compute, comms = ratios.get("compute", 1.0), ratios.get("comms", 1.0)
     return hardware.model_copy(
@@ -154,11 +152,6 @@ def recalibrated(hardware: Hardware, ratios: Mapping[str, float], source: str) -
     )
 
 
-def _write_hardware(path: Path, name: str, hardware: Hardware, console: Console) -> None:
-    write_text(path, yaml.safe_dump({name: hardware.model_dump(mode="json")}))
-    print_sentence(f"wrote {path}: plan with --hardware {path} --gpu {name}", console)
-
-
 def _tables_table(plan: Plan, traced: list[RankTimes]) -> Table:
     """Returns a table of lookup and update times, of each table on the rank where it is slowest."""
     table = Table(title="ms of each table: estimated, and measured on its slowest rank")
@@ -168,15 +161,15 @@ def _tables_table(plan: Plan, traced: list[RankTimes]) -> Table:
         table.add_column(head, justify="right")
     untraced = []
     for each in plan.by_cost:
-        with_table = [rank for rank in range(len(traced)) if each.name in traced[rank]["tables"]]
-        if not with_table:
+        by_rank = [(r, rank["tables"].get(each.name)) for r, rank in enumerate(traced)]
+        on_ranks = [(r, times) for r, times in by_rank if times is not None]
+        if not on_ranks:
             untraced.append(each.name)
             continue
-        times = {rank: traced[rank]["tables"][each.name] for rank in with_table}
-        slowest = max(with_table, key=lambda rank: sum(times[rank].values()))
-        cells = [f"{ms:.3f}" for p in COMPUTE for ms in (each.ms[p], times[slowest][p])]
+        slowest, times = max(on_ranks, key=lambda pair: sum(pair[1].values()))
+        cells = [f"{ms:.3f}" for part in COMPUTE for ms in (each.ms[part], times[part])]
         estimate = sum(each.ms[part] for part in COMPUTE)
-        ratio = f"{sum(times[slowest].values()) / estimate:.2f}" if estimate else ""
+        ratio = f"{sum(times.values()) / estimate:.2f}" if estimate else ""
         table.add_row(each.name, each.option, str(slowest), *cells, ratio)
     if untraced:
         table.caption = f"not traced (no fused kernel): {', '.join(untraced)}"

@@ -145,8 +145,8 @@ def summary(plan: Plan) -> Iterator[str]:
     yield (
         f"The tables take {plan.step_ms:.2f} ms of a step (estimate, as if nothing overlapped). "
         f"The critical rank is {plan.critical_rank}, with {plan.imbalance:.2f} times the mean. The "
-        f"bottleneck is its {part.replace('_', ' ')} ({share:.0%}), most of all that of table "
-        f"{costliest.name}."
+        f"bottleneck is its {part.replace('_', ' ')} ({share:.0%}), to which table {costliest.name} "
+        "contributes most."
     )
 
 

@@ -67,8 +67,8 @@ def verify_request(request: PlanRequest, ranks: int, console: Console | None = N
 def verify(plan: Plan, config: RunConfig, console: Console) -> bool:
     """Trains `STEPS` steps on CPU ranks and prints estimated and measured peaks.
 
-    Measured is anonymous resident memory: its peak during the steps, minus the memory of the
-    process before the run was built (interpreter and libraries). The run leaves no files.
+    The measurement is the peak of anonymous resident memory during the steps, minus the memory of
+    the process before the run was built (interpreter and libraries). The run leaves no files.
 
     Returns:
         Whether the estimate of every rank is within `TOLERANCE` of the measured peak.
