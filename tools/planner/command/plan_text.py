@@ -144,9 +144,9 @@ def summary(plan: Plan) -> Iterator[str]:
     costliest = max(on_it, key=lambda table: table.ms[part])
     yield (
         f"The tables take {plan.step_ms:.2f} ms of a step (estimate, as if nothing overlapped). "
-        f"The critical rank is {plan.critical_rank}, with {plan.imbalance:.2f} times the mean. The "
-        f"bottleneck is its {part.replace('_', ' ')} ({share:.0%}), to which table {costliest.name} "
-        "contributes most."
+        f"The critical rank is {plan.critical_rank}, with {plan.imbalance:.2f} times the mean. "
+        f"The bottleneck is its {part.replace('_', ' ')} ({share:.0%}), to which table "
+        f"{costliest.name} contributes most."
     )
 
 
