@@ -10,7 +10,7 @@ from rich.table import Table
 
 from msrec.launch.cluster.submit import LOCAL, Submitted, read_submitted, scheduler_status
 from msrec.launch.rank_errors import Failure, first_failure
-from msrec.launch.reporting.plan_table import size
+from msrec.launch.reporting.plan_table import format_bytes
 from msrec.launch.training.heartbeat import (
     FOLDER,
     RankState,
@@ -154,6 +154,7 @@ def _ranks_table(ranks: Sequence[RankState], now: float) -> Table:
         table.add_column(head, justify="left" if head in ("host", "it") else "right")
     for rank in ranks:
         speeds = ["" if s is None else f"{s:.3f}" for s in (rank.step_s, rank.own_s)]
-        cells = (f"{rank.step:,}", *speeds, size(rank.memory), f"{max(now - rank.time, 0):.0f}")
+        age_s = max(now - rank.time, 0)
+        cells = (f"{rank.step:,}", *speeds, format_bytes(rank.memory), f"{age_s:.0f}")
         table.add_row(str(rank.rank), rank.host, str(rank.pid), rank.phase, *cells)
     return table

@@ -91,7 +91,7 @@ def compare_runs(
         FileNotFoundError: one was not evaluated.
         ValueError: they did not score the same rows.
     """
-    folders = [find_predictions(path, split, data) for path in (first, second)]
+    folders = (find_predictions(path, split, data) for path in (first, second))
     names = (first.name, second.name)
     if names[0] == names[1]:
         names = (str(first), str(second))

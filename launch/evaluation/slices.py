@@ -1,7 +1,7 @@
 """Groups rows by day, and by the number of training rows of their user or item."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def check_slices(names: Sequence[str]) -> list[Slice]:
             raise ValueError(
                 f"by must name some of {', '.join((SCENARIO, *SLICES))}; got {name!r}."
             )
-    return [cast(Slice, name) for name in names if name in SLICES]
+    return [slice_ for slice_ in SLICES if slice_ in names]
 
 
 def slice_rows(

@@ -38,17 +38,19 @@ def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
             table.add_row(
                 name,
                 sharding.sharding_type,
-                ranges(list(sharding.ranks or range(world_size))),
+                format_ranks(list(sharding.ranks or range(world_size))),
                 f"{rows:,}",
                 f"{dim}",
-                size(sum(by_rank)),
-                size(max(by_rank)),
+                format_bytes(sum(by_rank)),
+                format_bytes(max(by_rank)),
             )
     table.add_section()
-    table.add_row("all tables", "", "", "", "", size(total), size(max(on_rank)))
+    table.add_row("all tables", "", "", "", "", format_bytes(total), format_bytes(max(on_rank)))
     dense = dense_parameters(model)
     note = "on every rank"
-    table.add_row("dense parameters", note, "", f"{dense:,}", "", "", size(dense * FLOAT_BYTES))
+    table.add_row(
+        "dense parameters", note, "", f"{dense:,}", "", "", format_bytes(dense * FLOAT_BYTES)
+    )
     return table
 
 
@@ -67,11 +69,11 @@ def dense_parameters(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if ".embedding_bags." not in name)
 
 
-def size(num_bytes: float) -> str:
+def format_bytes(num_bytes: float) -> str:
     """Returns a number of bytes with its unit.
 
     Example:
-        >>> [size(n) for n in (512, 3 << 20, 5 << 29)]
+        >>> [format_bytes(n) for n in (512, 3 << 20, 5 << 29)]
         ['0.5 KiB', '3.0 MiB', '2.5 GiB']
     """
     unit, power = ("GiB", 30) if num_bytes >= 1 << 30 else ("MiB", 20)
@@ -92,11 +94,11 @@ def _bytes_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
     return by_rank
 
 
-def ranges(ranks: list[int]) -> str:
+def format_ranks(ranks: list[int]) -> str:
     """Returns ranks as text, three or more consecutive ones as a range.
 
     Example:
-        >>> ranges([0, 1, 2, 3]), ranges([2, 5])
+        >>> format_ranks([0, 1, 2, 3]), format_ranks([2, 5])
         ('0-3', '2, 5')
     """
     first, last = min(ranks), max(ranks)

@@ -34,16 +34,14 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    from msrec.tools.planner.plan_command import plan_tables, request_of
+    from msrec.tools.planner.command.build_request import request_from_options
+    from msrec.tools.planner.command.plan_command import plan_tables
+    from msrec.tools.planner.command.plan_options import PlanOptions
 
     folder = tmp_path_factory.mktemp("plan")
     (folder / "tables.csv").write_text("name,rows,dim\na,1000000,64\nb,20000000,64\n")
-    request = request_of(
-        *(folder / "tables.csv", []),
-        **{"gpu": "h100", "hardware_file": None, "nodes": 1, "per_node": 2, "batch": 4096},
-        **{"optimizer": None, "shardings": [], "load_factors": [], "budget_gib": None},
-        dense_parameters=0,
-    )
+    options = PlanOptions(folder / "tables.csv", gpu="h100", gpus_per_node=2, batch=4096)
+    request = request_from_options(options)
     plan_tables(request, folder / "plan.json", folder / "plan.html")
     return folder / "plan.html"
 

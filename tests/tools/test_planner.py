@@ -1,4 +1,4 @@
-"""Plans: TorchRec's own estimates, never more than fits, nearly the best; train with them."""
+"""Plans: estimates equal TorchRec's, memory is respected, and `msrec train` takes them."""
 
 import io
 import itertools
@@ -24,15 +24,21 @@ from torchrec.distributed.planner.types import PlannerError
 
 from msrec.launch.config import load_config
 from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
-from msrec.tools.planner.config_model import tables_and_dense
+from msrec.tools.planner.command.build_request import request_from_options, with_changes
+from msrec.tools.planner.command.plan_command import fewest_nodes, plan_tables
+from msrec.tools.planner.command.plan_options import PlanOptions
+from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.plan import Plan, Request, make_plan
-from msrec.tools.planner.plan_command import changed, fewest_nodes, plan_tables, request_of
-from msrec.tools.planner.sharding_options import SPAN, Cost, Estimator, Option, options_of
-from msrec.tools.planner.solver import Space, solve
+from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.placement import Cluster
+from msrec.tools.planner.plan import Plan
+from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.run_memory import tables_and_dense
+from msrec.tools.planner.sharding_options import SPAN, ShardCost, ShardingOption
+from msrec.tools.planner.solver import solve
 from msrec.tools.planner.tables import TableLoad, meta_collection, read_tables_file
 
-H100 = ("h100", load_hardware("h100"))
+H100 = load_hardware("h100")
 TABLES = [
     TableLoad(name="user", rows=4_000_003, dim=64),
     TableLoad(name="item", rows=300_000, dim=128, features=2),
@@ -43,13 +49,16 @@ quiet = Console(quiet=True)
 
 
 def request(**changes):
-    values = {"tables": TABLES, "batch": 512, "hardware": H100, "nodes": 2, "per_node": 4}
-    return Request(**(values | changes))
+    values = {
+        **{"tables": TABLES, "batch": 512, "nodes": 2, "per_node": 4},
+        **{"hardware_name": "h100", "hardware": H100},
+    }
+    return PlanRequest(**(values | changes))
 
 
 @pytest.mark.parametrize("sharding", SPAN)
 def test_costs_and_bytes_of_a_shard_are_those_of_torchrecs_planner(sharding):
-    topology = H100[1].topology(8, 4)
+    topology = H100.topology(8, 4)
     collection = meta_collection(TABLES, "rowwise_adagrad")
     kernel = "dense" if sharding == "data_parallel" else "fused"
     constraints = {
@@ -63,11 +72,11 @@ def test_costs_and_bytes_of_a_shard_are_those_of_torchrecs_planner(sharding):
     theirs = EmbeddingEnumerator(topology, 512, constraints).enumerate(
         torch.nn.ModuleDict({"ebc": collection}), [EmbeddingBagCollectionSharder()]
     )
-    estimator = Estimator(topology, 512, "rowwise_adagrad")
+    estimator = Estimator(TABLES, topology, 512, "rowwise_adagrad")
     compared = 0
     for option in theirs:
         table = next(t for t in TABLES if t.name == option.name)
-        ours = estimator.option(table, collection, sharding)
+        ours = estimator.option(table, sharding)
         if ours is None:
             assert sharding == "column_wise"
             assert len(option.shards) == 1
@@ -75,19 +84,19 @@ def test_costs_and_bytes_of_a_shard_are_those_of_torchrecs_planner(sharding):
         perf, storage = option.shards[0].perf, option.shards[0].storage
         for part in ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms"):
             assert getattr(ours.cost, part) == pytest.approx(getattr(perf, part))
-        told = ours.weights + ours.state + ours.inputs + ours.outputs
+        counted = ours.weights + ours.state + ours.inputs + ours.outputs
         # Of columns, each shard keeps a number a row, of which theirs counts a share. A replicated
         # table trains with a dense optimizer, which theirs does not count.
         if sharding != "data_parallel":
             rel = 1e-2 if sharding == "column_wise" else 1e-3
-            assert told == pytest.approx(storage.hbm, rel=rel, abs=64)
+            assert counted == pytest.approx(storage.hbm, rel=rel, abs=64)
         compared += 1
     assert compared >= (1 if sharding == "column_wise" else 3)
 
 
-def test_the_step_is_what_torchrec_rates_the_same_placement():
+def test_the_step_time_is_torchrecs_rating_of_the_same_placement():
     plan = make_plan(request(shardings=("table_wise", "row_wise", "table_row_wise")))
-    topology = H100[1].topology(8, 4)
+    topology = H100.topology(8, 4)
     chosen = {t.name: t for t in plan.tables}
     constraints = {
         table.name: ParameterConstraints(
@@ -108,20 +117,20 @@ def test_the_step_is_what_torchrec_rates_the_same_placement():
 
 
 def made_up(rng, tables, memory):
-    """Ways of tables with random costs: on one rank, over all, over a node."""
+    """Options of tables with random costs: on one rank, over all ranks, over a node."""
     options = {}
     for number in range(tables):
         cost, size = rng.uniform(1, 10), int(rng.uniform(0.1, 0.6) * memory)
         spans = (("table_wise", 1.0), ("row_wise", 0.35), ("table_row_wise", 0.6))
         parts = {"table_wise": 1, "row_wise": 4, "table_row_wise": 2}
         options[f"t{number}"] = [
-            Option(
+            ShardingOption(
                 table=f"t{number}",
                 sharding=sharding,
                 kernel="fused",
-                pieces=1,
+                column_shards=1,
                 shape=(1, 1),
-                cost=Cost(fwd_compute=cost * share * rng.uniform(0.8, 1.2)),
+                cost=ShardCost(fwd_compute=cost * share * rng.uniform(0.8, 1.2)),
                 weights=size // parts[sharding],
                 state=0,
                 host=0,
@@ -133,51 +142,52 @@ def made_up(rng, tables, memory):
     return options
 
 
-def best_of_all(options, space):
-    """The shortest step of all ways and ranks that fit, by trying each."""
+def best_of_all(options, cluster):
+    """Shortest step of all options and ranks that fit, found by trying each."""
     best = np.inf
-    nodes = space.ranks // space.ranks_a_node
+    nodes = cluster.ranks // cluster.ranks_per_node
     for ways in itertools.product(*options.values()):
         places = [
-            {"rank": range(space.ranks), "node": range(nodes), "all": [0]}[way.span] for way in ways
+            {"rank": range(cluster.ranks), "node": range(nodes), "all": [0]}[way.span]
+            for way in ways
         ]
         for at in itertools.product(*places):
-            ms, memory = np.zeros(space.ranks), np.zeros(space.ranks)
+            ms, memory = np.zeros(cluster.ranks), np.zeros(cluster.ranks)
             for way, where in zip(ways, at, strict=True):
-                first = where * space.ranks_a_node
+                first = where * cluster.ranks_per_node
                 ranks = {
                     "rank": [where],
-                    "node": list(range(first, first + space.ranks_a_node)),
-                    "all": list(range(space.ranks)),
+                    "node": list(range(first, first + cluster.ranks_per_node)),
+                    "all": list(range(cluster.ranks)),
                 }[way.span]
                 ms[ranks] += way.cost.total
                 memory[ranks] += way.memory
-            if memory.max() <= space.memory:
+            if memory.max() <= cluster.memory:
                 best = min(best, ms.max())
     return best
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_small_plan_is_nearly_the_best_of_all_there_are(seed):
+def test_a_small_plan_is_within_5_percent_of_the_best(seed):
     memory = 1_000_000
-    space = Space(ranks=4, ranks_a_node=2, memory=memory, host=0)
+    cluster = Cluster(ranks=4, ranks_per_node=2, memory=memory, host=0)
     options = made_up(np.random.default_rng(seed), tables=4, memory=memory)
-    found = solve(options, space)
-    assert not found.missing
-    assert best_of_all(options, space) <= found.step_ms * (1 + 1e-9)
-    assert found.step_ms <= best_of_all(options, space) * 1.05
+    found = solve(options, cluster)
+    assert not found.excess
+    assert best_of_all(options, cluster) <= found.step_ms * (1 + 1e-9)
+    assert found.step_ms <= best_of_all(options, cluster) * 1.05
 
 
-def test_no_rank_gets_more_than_it_has_where_that_can_be():
+def test_no_rank_exceeds_its_memory_if_a_plan_can_fit():
     rng = np.random.default_rng(0)
     for _ in range(20):
         memory = 1_000_000
-        space = Space(ranks=8, ranks_a_node=4, memory=memory, host=0)
-        found = solve(made_up(rng, tables=12, memory=memory), space, effort=5000)
-        assert not found.missing
+        cluster = Cluster(ranks=8, ranks_per_node=4, memory=memory, host=0)
+        found = solve(made_up(rng, tables=12, memory=memory), cluster, effort=5000)
+        assert not found.excess
         assert found.memory.max() <= memory
         memory, ms = np.zeros(8), np.zeros(8)
-        for table, way in found.chosen.items():
+        for table, way in found.options.items():
             memory[found.ranks[table]] += way.memory
             ms[found.ranks[table]] += way.cost.total
         np.testing.assert_allclose(found.memory, memory)
@@ -201,9 +211,9 @@ def test_shards_cover_each_table_once_and_plans_survive_json():
     assert plan_to_dict(plan_from_dict(saved), 8, 4)["modules"] == plan.modules
 
 
-def test_the_hash_is_the_same_in_every_process_and_another_for_another_question():
+def test_the_hash_is_the_same_in_every_process_and_differs_between_requests():
     code = (
-        "from test_planner import request; from msrec.tools.planner.plan import make_plan; "
+        "from test_planner import request; from msrec.tools.planner.make_plan import make_plan; "
         "print(make_plan(request()).hash)"
     )
     words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {sys.path[0]!r}); {code}"]
@@ -222,21 +232,21 @@ def test_the_hash_is_the_same_in_every_process_and_another_for_another_question(
 # Does it fit ---------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_told_with_its_bytes_and_tables(tmp_path):
+def test_a_plan_that_does_not_fit_names_bytes_and_tables(tmp_path):
     console = Console(width=200, record=True, file=io.StringIO())
     out = tmp_path / "plan.json"
     plan = plan_tables(request(budget=200 << 20, nodes=1, per_node=2), out, console=console)
     assert not plan.fits
     assert not out.exists()
-    full = plan.ranks[plan.fullest]
+    full = plan.ranks[plan.fullest_rank]
     over = full.total_memory - plan.capacity
     assert over > 0
-    told = console.export_text()
-    assert "It does not fit: rank" in told
-    assert "Largest there: history" in told
+    printed = console.export_text()
+    assert "It does not fit: rank" in printed
+    assert "Largest there: history" in printed
 
 
-def test_the_page_has_every_table_and_draws_what_the_plan_says(tmp_path):
+def test_the_page_has_every_table_and_draws_the_plans_figures(tmp_path):
     page = tmp_path / "plan.html"
     plan = plan_tables(request(), None, page, compare=["batch=64"], console=quiet)
     text = page.read_text()
@@ -253,7 +263,7 @@ def test_the_page_has_every_table_and_draws_what_the_plan_says(tmp_path):
     assert ends == pytest.approx(plan.step_ms)
 
 
-def test_the_fewest_nodes_have_room_and_one_less_has_not():
+def test_the_fewest_nodes_have_room_and_one_less_does_not():
     asked = request(budget=500 << 20, per_node=2)
     found = fewest_nodes(asked)
     assert found.fits
@@ -261,7 +271,7 @@ def test_the_fewest_nodes_have_room_and_one_less_has_not():
     assert not make_plan(request(budget=500 << 20, per_node=2, nodes=found.nodes - 1)).fits
 
 
-def test_tables_go_to_host_memory_where_the_accelerator_is_short():
+def test_tables_go_to_host_memory_if_the_accelerator_is_too_small():
     short = request(budget=500 << 20, nodes=1, per_node=2)
     assert not make_plan(short).fits
     cached = make_plan(request(budget=500 << 20, nodes=1, per_node=2, load_factors=(0.2,)))
@@ -271,7 +281,7 @@ def test_tables_go_to_host_memory_where_the_accelerator_is_short():
     assert all(t.kernel == "fused_uvm_caching" and t.host > 0 for t in moved)
 
 
-def test_a_table_keeps_to_the_way_that_it_asks_for():
+def test_a_table_gets_the_sharding_and_kernel_that_it_names():
     asked = [
         TABLES[0].model_copy(update={"kernel": "fused_uvm_caching"}),
         TABLES[1].model_copy(update={"kernel": "fused_uvm", "sharding": "row_wise"}),
@@ -287,17 +297,19 @@ def test_a_table_keeps_to_the_way_that_it_asks_for():
     assert by_name["item"].weights == 0
     assert by_name["item"].host >= asked[1].num_bytes
     small = [TABLES[3].model_copy(update={"rows": 5, "sharding": "row_wise", "kernel": "fused"})]
-    with pytest.raises(ValueError, match="'city' must have a way .* of row_wise with kernel fused"):
+    with pytest.raises(
+        ValueError, match="'city' must have a sharding option; row_wise with kernel fused"
+    ):
         make_plan(request(tables=small))
 
 
 def test_what_if_changes_one_table_all_of_them_or_the_machine():
     asked = request()
-    assert {t.dim for t in changed(asked, "dim=32", None).tables} == {32}
-    one = changed(asked, "item.dim=32,batch=64,gpu=l40s", None)
+    assert {t.dim for t in with_changes(asked, "dim=32", None).tables} == {32}
+    one = with_changes(asked, "item.dim=32,batch=64,gpu=l40s", None)
     assert [t.dim for t in one.tables] == [64, 32, 512, 16]
-    assert (one.batch, one.hardware[0]) == (64, "l40s")
-    halved = changed(asked, "precision=fp16", None)
+    assert (one.batch, one.hardware_name) == (64, "l40s")
+    halved = with_changes(asked, "precision=fp16", None)
     weights = [sum(t.weights for t in make_plan(r).tables) for r in (asked, halved)]
     assert weights[1] == pytest.approx(weights[0] / 2, rel=0.01)
 
@@ -313,9 +325,9 @@ def test_what_if_changes_one_table_all_of_them_or_the_machine():
         ("shop.dim=8", "a change must name one of the tables; got 'shop'."),
     ],
 )
-def test_a_change_that_cannot_be_is_one_sentence(change, sentence):
+def test_an_invalid_change_is_refused_in_one_sentence(change, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
-        changed(request(), change, None)
+        with_changes(request(), change, None)
     assert type(refused.value) is ValueError
 
 
@@ -342,20 +354,20 @@ MISTAKES = {
     "no dim": ("- {name: a, rows: 5}", "table a: dim: Field required"),
     "twice": ("- {name: a, rows: 5, dim: 8}\n" * 2, "different names; found twice: a"),
     "another key": ("- {name: a, rows: 5, dim: 8, dims: 3}", "table a: dims: Extra inputs"),
-    "none": ("tables: []", "must hold tables of different names; found no table"),
+    "none": ("tables: []", "must hold at least one table; found no table"),
     "no list": ("tables: 7", "must hold a list of tables"),
 }
 
 
 @pytest.mark.parametrize(("text", "sentence"), MISTAKES.values(), ids=MISTAKES)
-def test_a_list_that_is_wrong_is_refused_by_table(tmp_path, text, sentence):
+def test_an_invalid_list_is_refused_and_names_the_table(tmp_path, text, sentence):
     (tmp_path / "tables.yaml").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         read_tables_file(tmp_path / "tables.yaml")
 
 
-def test_accelerators_and_ways_are_known_or_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"got 'h1000', near it are h100"):
+def test_unknown_accelerators_and_changes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"got 'h1000', similar names are h100"):
         load_hardware("h1000")
     (tmp_path / "mine.yaml").write_text("mine: {memory_gib: 10}")
     with pytest.raises(ValueError, match=r"mine\.memory_gb_s: Field required"):
@@ -363,8 +375,8 @@ def test_accelerators_and_ways_are_known_or_refused(tmp_path):
     for name in ("a100-40", "a100-80", "h100", "h200", "b200", "l40s", "cpu"):
         assert load_hardware(name).sources
     with pytest.raises(ValueError, match="a change must be one of rows="):
-        changed(request(), "colour=red", None)
-    with pytest.raises(ValueError, match="table 'city' must have a way to be placed"):
+        with_changes(request(), "colour=red", None)
+    with pytest.raises(ValueError, match="table 'city' must have a sharding option"):
         make_plan(request(nodes=256, shardings=("row_wise",)))
 
 
@@ -379,19 +391,8 @@ def dataset(tmp_path_factory):
 
 
 def asked_of(config_file, *overrides, **changes):
-    values = {
-        "gpu": "cpu",
-        "hardware_file": None,
-        "nodes": 1,
-        "per_node": 2,
-        "batch": None,
-        "optimizer": None,
-        "shardings": [],
-        "load_factors": [],
-        "budget_gib": None,
-        "dense_parameters": 0,
-    }
-    return request_of(config_file, overrides, **(values | changes))
+    options = {"gpu": "cpu", "gpus_per_node": 2} | changes
+    return request_from_options(PlanOptions(config_file, list(overrides), **options))
 
 
 def plan_of(config_file, out, *overrides, **changes):
@@ -402,7 +403,7 @@ def test_a_run_trains_with_its_plan_as_without(dataset, tmp_path):
     config = config_of(dataset, tmp_path / "runs", *BOTH)
     file = tmp_path / "conf.yaml"
     file.write_text(json.dumps(config.model_dump(mode="json")))
-    plan = plan_of(file, tmp_path / "plan.json", shardings=["row_wise"])
+    plan = plan_of(file, tmp_path / "plan.json", sharding=["row_wise"])
     assert {t.sharding for t in plan.tables} == {"row_wise"}
     assert plan.batch == 48
     planned = config_of(dataset, tmp_path / "2", *BOTH, f"plan={tmp_path / 'plan.json'}")
@@ -410,7 +411,7 @@ def test_a_run_trains_with_its_plan_as_without(dataset, tmp_path):
     one = run_ranks(fit, 1, config_of(dataset, tmp_path / "1", *BOTH))[0][0]
     np.testing.assert_allclose(two, one, atol=1e-4)
     for name, changes, sentence in (
-        ("3 ranks", {"per_node": 3}, "is a plan for 3 ranks; this job has 2"),
+        ("3 ranks", {"gpus_per_node": 3}, "is a plan for 3 ranks; this job has 2"),
         ("h100", {"gpu": "h100"}, "is a plan for cuda; this job runs on cpu"),
     ):
         plan_of(file, tmp_path / "other.json", **changes)
@@ -430,7 +431,7 @@ def test_a_run_trains_with_its_plan_as_without(dataset, tmp_path):
             run_ranks(fit, 2, other)
 
 
-def test_tables_that_train_with_a_dense_optimizer_take_no_plan_of_a_fused_one(dataset, tmp_path):
+def test_a_run_with_a_dense_optimizer_refuses_a_plan_with_fused_kernels(dataset, tmp_path):
     adam = ("embeddings.optimizer=adam", *BOTH)
     file = tmp_path / "conf.yaml"
     config = config_of(dataset, tmp_path / "runs", *adam)
@@ -440,7 +441,7 @@ def test_tables_that_train_with_a_dense_optimizer_take_no_plan_of_a_fused_one(da
     planned = config_of(dataset, tmp_path / "2", *adam, f"plan={tmp_path / 'plan.json'}")
     two = run_ranks(fit, 2, planned)[0][0]
     np.testing.assert_allclose(two, run_ranks(fit, 2, config)[0][0], atol=1e-6)
-    plan_of(file, tmp_path / "fused.json", shardings=["table_wise"])
+    plan_of(file, tmp_path / "fused.json", sharding=["table_wise"])
     fused = config_of(dataset, tmp_path / "3", *adam, f"plan={tmp_path / 'fused.json'}")
     with pytest.raises(AssertionError, match="every table must be data_parallel .* has fused"):
         run_ranks(fit, 2, fused)
@@ -470,25 +471,25 @@ def test_the_dense_part_is_counted_parameter_by_parameter_and_by_rows(dataset, t
     kept = (large["activations"] - small["activations"]) / 1000
     # Vectors, x, the hidden layer before and after ReLU; their gradients, not all at once.
     assert 4 * (24 + width + 2 * 32) <= kept <= 4 * (24 + 2 * width + 3 * 32 + 8)
-    with_meta, told = tables_and_dense(
+    with_meta, dense = tables_and_dense(
         load_config(None, [f"dataset={dataset}", f"llm.store={dataset.parent / 'store'}", *BOTH]), 9
     )
-    assert told.fixed["networks that read the LLM"] > 0
+    assert dense.fixed["networks that read the LLM"] > 0
     assert len(with_meta) == 3
 
 
-def test_torchrec_itself_finds_no_plan_where_we_say_there_is_none():
-    """And its planner finds one where we say there is one, with the same ways allowed."""
+def test_torchrecs_planner_agrees_whether_a_plan_fits():
     from torchrec.distributed.planner import EmbeddingShardingPlanner
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 
     tables = [TableLoad(name="big", rows=40_000_000, dim=64), TABLES[3]]
     for gib, fits in ((9.0, True), (4.0, False)):
-        hardware = H100[1].model_copy(update={"memory_gib": gib})
+        hardware = H100.model_copy(update={"memory_gib": gib})
         ours = make_plan(
             request(
                 tables=tables,
-                hardware=("small", hardware),
+                hardware_name="small",
+                hardware=hardware,
                 nodes=1,
                 per_node=2,
                 shardings=("table_wise", "row_wise"),
@@ -519,20 +520,20 @@ def test_what_if_changes_the_config_and_the_dense_part_with_it(dataset, tmp_path
     config = config_of(dataset, tmp_path, *BOTH, "trainer.global_batch=960")
     file.write_text(json.dumps(config.model_dump(mode="json")))
     asked = asked_of(file)
-    assert (asked.share, asked.tables[0].dim) == (480, 8)
-    wide = changed(asked, "embeddings.dim=16,meta.rank=3", None)
+    assert (asked.rows_per_rank, asked.tables[0].dim) == (480, 8)
+    wide = with_changes(asked, "embeddings.dim=16,meta.rank=3", None)
     expected = load_config(file, ["embeddings.dim=16", "meta.rank=3"])
     assert wide.config == expected
     assert (wide.tables, wide.dense) == tables_and_dense(expected, 480)
     assert wide.dense.at(480)["dense parameters"] > asked.dense.at(480)["dense parameters"]
-    more = changed(asked, "nodes=2", None)
-    assert more.share == 240
+    more = with_changes(asked, "nodes=2", None)
+    assert more.rows_per_rank == 240
     assert make_plan(more).ranks[0].memory["activations"] == asked.dense.at(240)["activations"]
-    with pytest.raises(ValueError, match=r"have one width, embeddings.dim=\.\.\."):
-        changed(asked, "dim=16", None)
+    with pytest.raises(ValueError, match=r"have the same dim; use embeddings.dim=\.\.\."):
+        with_changes(asked, "dim=16", None)
 
 
-def test_weights_that_are_generated_are_a_line_of_their_own(dataset, tmp_path):
+def test_generated_weights_are_counted_separately(dataset, tmp_path):
     form = ("meta.user=true", "meta.form=distinct", "meta.rank=3", "meta.width=5")
     config = config_of(dataset, tmp_path, *form, "interaction.bottom_dims=[]")
     _, dense = tables_and_dense(config, 1024)
@@ -543,9 +544,9 @@ def test_weights_that_are_generated_are_a_line_of_their_own(dataset, tmp_path):
     assert dense.at(1024)["generated meta weights"] == 0
 
 
-def test_options_of_alike_tables_are_estimated_once(monkeypatch):
+def test_options_of_equal_tables_are_estimated_once(monkeypatch):
     tables = [TableLoad(name=f"t{i}", rows=1000 + i % 2, dim=16) for i in range(50)]
-    estimator = Estimator(H100[1].topology(8, 4), 512, "adam")
+    estimator = Estimator(tables, H100.topology(8, 4), 512, "adam")
     estimated = []
     inner = estimator._estimate
 
@@ -554,6 +555,6 @@ def test_options_of_alike_tables_are_estimated_once(monkeypatch):
         return inner(table, *rest)
 
     monkeypatch.setattr(estimator, "_estimate", count)
-    found = options_of(tables, meta_collection(tables, "adam"), estimator, ["table_wise"])
+    found = estimator.options(["table_wise"])
     assert len(estimated) == 2
     assert [found[f"t{i}"][0].table for i in range(50)] == [f"t{i}" for i in range(50)]

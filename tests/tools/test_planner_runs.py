@@ -1,4 +1,4 @@
-"""A plan beside a real run: the memory of its steps, the plan it used, the times it traced."""
+"""Plans against real runs: memory of the steps, the plan that a run used, and traced times."""
 
 import dataclasses
 import io
@@ -20,13 +20,13 @@ from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.table_trace import trace_tables
 from msrec.launch.training.trainer import Trainer
+from msrec.tools.planner.command.measured_runs import recalibrated, report_run, request_of_run
+from msrec.tools.planner.command.plan_options import PlanOptions
+from msrec.tools.planner.command.verify import verify, verify_request
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.measured_runs import recalibrated, request_of_run, tell_run
-from msrec.tools.planner.peak_memory import LiveBytes
-from msrec.tools.planner.plan import make_plan
-from msrec.tools.planner.plan_command import verify_plan
+from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.tables import TableLoad
-from msrec.tools.planner.verify import verify
 
 TABLES = [
     TableLoad(name="user_id", rows=700_000, dim=32),
@@ -54,52 +54,54 @@ def traced(dataset, tmp_path_factory):
     return config.run_dir
 
 
-def told(function, *args):
+def printed_by(function, *args):
     console = Console(file=io.StringIO(), width=140)
     return function(*args, console), console.file.getvalue()
 
 
-def test_live_bytes_are_those_of_tensors_that_somebody_holds():
+def test_counted_bytes_are_those_of_tensors_in_use():
     weight = torch.ones(100, 50, requires_grad=True)
-    with LiveBytes([weight]) as memory:
+    with TensorMemoryCounter([weight]) as memory:
         x = torch.ones(10, 100)
         hidden = (x @ weight).relu()
-        assert memory.live == 4 * (10 * 100 + 10 * 50)  # the product is gone
-        assert memory.peak == memory.live + 4 * 10 * 50
+        assert memory.current == 4 * (10 * 100 + 10 * 50)  # the product is gone
+        assert memory.peak == memory.current + 4 * 10 * 50
         view = hidden.view(-1)
         del hidden
-        assert memory.live == 4 * (10 * 100 + 10 * 50)
+        assert memory.current == 4 * (10 * 100 + 10 * 50)
         view.sum().backward()
         del view
-        assert memory.live == 4 * (10 * 100 + 100 * 50)  # x and the gradient
+        assert memory.current == 4 * (10 * 100 + 100 * 50)  # x and the gradient
 
 
-def test_a_dense_parts_peak_holds_its_activations_and_their_gradients():
+def test_the_peak_of_a_dense_part_has_activations_and_their_gradients():
     layers = nn.Sequential(*[nn.Linear(64, 64) for _ in range(4)])
     for parameter in layers.parameters():
         parameter.grad = torch.zeros_like(parameter)
     rows = 1000
-    with LiveBytes([p.grad for p in layers.parameters()] + list(layers.parameters())) as memory:
+    with TensorMemoryCounter(
+        [p.grad for p in layers.parameters()] + list(layers.parameters())
+    ) as memory:
         layers(torch.ones(rows, 64)).sum().backward()
     activation = 4 * rows * 64
     # At the top: the input and the outputs of the first three, one gradient arriving, one made.
     assert 5 * activation < memory.peak < 7 * activation
 
 
-def test_estimated_memory_is_that_of_real_steps_and_a_wrong_estimate_is_told(dataset, tmp_path):
+def test_estimated_memory_is_that_of_real_steps(dataset, tmp_path):
     whole = ("embeddings.dim=32", "trainer.global_batch=2048")
     halves = "embeddings.sharding={user_id: row_wise, item_id: row_wise}"
     config = config_of(dataset, tmp_path, *whole, halves)
     file = tmp_path / "conf.yaml"
     save_config(config, file)
     asked = asked_of(file)
-    held, said = told(verify_plan, asked, 2)
-    assert held, said
-    assert "The estimates are within 15% of the peaks of 6 real steps" in said
+    holds, printed = printed_by(verify_request, asked, 2)
+    assert holds, printed
+    assert "The estimates are within 15% of the peaks of 6 real steps" in printed
     assert not (tmp_path / "default").exists()
 
 
-def test_an_estimate_that_is_off_is_told(dataset, tmp_path, monkeypatch):
+def test_a_wrong_estimate_is_reported(dataset, tmp_path, monkeypatch):
     config = config_of(dataset, tmp_path)
     save_config(config, tmp_path / "conf.yaml")
     plan = make_plan(asked_of(tmp_path / "conf.yaml"))
@@ -111,15 +113,15 @@ def test_an_estimate_that_is_off_is_told(dataset, tmp_path, monkeypatch):
         for rank in range(nprocs):
             (Path(args[-1]) / f"{rank}.json").write_text(json.dumps({"peak": peaks[rank]}))
 
-    monkeypatch.setattr("msrec.tools.planner.verify.spawn", ran)
-    held, said = told(verify, plan, config)
-    assert not held
-    assert "not within 15% of the peaks of 6 real steps: off by 20.0% at most" in said
-    assert "+10.0%" in said
-    assert "-20.0%" in said
+    monkeypatch.setattr("msrec.tools.planner.command.verify.spawn", ran)
+    holds, printed = printed_by(verify, plan, config)
+    assert not holds
+    assert "not within 15% of the peaks of 6 real steps: off by 20.0% at most" in printed
+    assert "+10.0%" in printed
+    assert "-20.0%" in printed
 
 
-def test_what_has_no_room_here_is_not_run(dataset, tmp_path):
+def test_verify_refuses_a_plan_without_room_on_this_machine(dataset, tmp_path):
     config = config_of(dataset, tmp_path)
     save_config(config, tmp_path / "conf.yaml")
     plan = make_plan(asked_of(tmp_path / "conf.yaml"))
@@ -128,7 +130,7 @@ def test_what_has_no_room_here_is_not_run(dataset, tmp_path):
         verify(plan.model_copy(update={"ranks": [huge, huge]}), config, Console(quiet=True))
     listed = dataclasses.replace(asked_of(tmp_path / "conf.yaml"), config=None)
     with pytest.raises(ValueError, match="--verify needs a run's config"):
-        verify_plan(listed, 2)
+        verify_request(listed, 2)
 
 
 def test_every_rank_times_its_tables_and_leaves_their_values(dataset, tmp_path):
@@ -164,34 +166,34 @@ def test_every_rank_times_its_tables_and_leaves_their_values(dataset, tmp_path):
         assert rank["ids"] > 0
 
 
-def test_the_plan_of_a_run_is_told_as_it_is(traced, tmp_path):
+def test_the_plan_of_a_run_is_printed_unchanged(traced, tmp_path):
     page = tmp_path / "plan.html"
-    plan, said = told(tell_run, traced, None, 8, None, False, None, page)
+    plan, printed = printed_by(report_run, PlanOptions(from_=traced, page=page))
     saved = json.loads((traced / "plan.json").read_text())
     assert plan.modules == saved["modules"]
     assert (plan.world_size, plan.per_node, plan.hardware, plan.batch) == (2, 2, "cpu", 256)
-    assert "measured" not in said
+    assert "measured" not in printed
     assert "user_id" in page.read_text()
     with pytest.raises(ValueError, match="trains on cpu; h100 is for cuda"):
         request_of_run(traced, "h100", 8, None)
 
 
-def test_traced_times_stand_beside_the_estimates_and_recalibrate_them(traced, tmp_path):
+def test_traced_times_are_compared_and_recalibrate_the_estimates(traced, tmp_path):
     file = tmp_path / "hardware.yaml"
-    plan, said = told(tell_run, traced, None, 8, None, True, file, None)
+    plan, printed = printed_by(report_run, PlanOptions(measured=traced, recalibrate=file))
     ranks = json.loads((traced / "table_times.json").read_text())["ranks"]
     slowest = max((rank["tables"]["item_id"] for rank in ranks), key=lambda t: sum(t.values()))
-    rows = [line for line in said.splitlines() if "item_id" in line and "row_wise" in line]
+    rows = [line for line in printed.splitlines() if "item_id" in line and "row_wise" in line]
     assert f"{slowest['fwd_compute']:.3f}" in rows[-1]
     assert f"{slowest['bwd_compute']:.3f}" in rows[-1]
     compute = sum(sum(t.values()) for rank in ranks for t in rank["tables"].values())
     estimated = sum(r.ms["fwd_compute"] + r.ms["bwd_compute"] for r in plan.ranks)
-    ratio = float(re.search(r"Measured compute is ([\d.]+) times the estimate", said)[1])
+    ratio = float(re.search(r"Measured compute is ([\d.]+) times the estimate", printed)[1])
     assert ratio == pytest.approx(compute / estimated, abs=0.006)
     again = load_hardware("cpu", file)
     assert again.memory_gb_s == pytest.approx(plan.specification.memory_gb_s * estimated / compute)
     assert again.sources[-1] == f"measured by the run {traced}"
-    second, _ = told(tell_run, traced, "cpu", 8, file, True, None, None)
+    second, _ = printed_by(report_run, PlanOptions(measured=traced, gpu="cpu", hardware=file))
     found = sum(r.ms["fwd_compute"] + r.ms["bwd_compute"] for r in second.ranks)
     assert found == pytest.approx(compute, rel=0.01)
 
@@ -204,11 +206,11 @@ def test_bandwidths_follow_the_times():
     assert yaml.safe_load(yaml.safe_dump(found.model_dump(mode="json")))["sources"][-1] == "here"
 
 
-def test_a_run_that_traced_nothing_says_how_to(dataset, tmp_path):
+def test_a_run_without_traced_times_is_refused_with_the_way_out(dataset, tmp_path):
     config = config_of(dataset, tmp_path, *TRACED, "trainer.trace=0")
     run_ranks(fit, 1, config)
     save_config(config, config.run_dir / "config.yaml")
     with pytest.raises(FileNotFoundError, match="with trainer.trace=20"):
-        told(tell_run, config.run_dir, None, 8, None, True, None, None)
+        printed_by(report_run, PlanOptions(measured=config.run_dir))
     with pytest.raises(FileNotFoundError, match=r"other/config.yaml must exist"):
-        told(tell_run, tmp_path / "other", None, 8, None, False, None, None)
+        printed_by(report_run, PlanOptions(from_=tmp_path / "other"))

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msrec.data.loading.batch import Batch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from msrec.launch.encoding.encode import EncodeResult
     from msrec.launch.evaluation.compare import Comparison
     from msrec.launch.evaluation.explanation_file import ScenarioExplanation, UserExplanation
-    from msrec.launch.evaluation.predict_files import Predicted
+    from msrec.launch.evaluation.predict_files import PredictionSummary
     from msrec.launch.evaluation.results import Results
     from msrec.launch.training.metric_log import MetricLog
 
@@ -358,7 +358,7 @@ def predict(
     columns: Sequence[str] | None = None,
     checkpoint: str | Path | None = None,
     dataset: str | Path | None = None,
-) -> "Predicted | None":
+) -> "PredictionSummary | None":
     """Scores the rows of Parquet files: as many rows out as in, in order. Resumes after a kill.
 
     Args:

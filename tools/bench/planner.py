@@ -28,7 +28,9 @@ from torchrec.distributed.planner.types import PlannerError, ShardingOption
 from msrec.tools.bench.harness.measure import Finding, compare_times, compare_values, now
 from msrec.tools.bench.harness.report import console, prepare, report
 from msrec.tools.planner.hardware import Hardware, load_hardware
-from msrec.tools.planner.plan import Plan, Request, make_plan
+from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.plan import Plan
+from msrec.tools.planner.request import PlanRequest
 from msrec.tools.planner.sharding_options import SPAN
 from msrec.tools.planner.tables import TableLoad, meta_collection
 
@@ -84,10 +86,11 @@ def _compare(name: str, tables: list[TableLoad], hardware: Hardware, seconds: in
 
 
 def _our_plan(tables: list[TableLoad], hardware: Hardware) -> Plan:
-    request = Request(
+    request = PlanRequest(
         tables=tables,
         batch=BATCH,
-        hardware=("h100", hardware),
+        hardware_name="h100",
+        hardware=hardware,
         nodes=NODES,
         per_node=PER_NODE,
         shardings=tuple(SPAN),

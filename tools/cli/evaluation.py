@@ -226,9 +226,7 @@ def drift(
     fail_above: Annotated[
         float | None, typer.Option(min=0, help="Exit with 1 if the PSI of a column is above this.")
     ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of a table.")
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure how far features and scores have moved: population stability index per column."""
     from msrec.launch.reporting.drift_table import print_drift

@@ -13,6 +13,7 @@ from msrec.tools.cli.arguments import Config, Overrides
 from msrec.tools.cli.bench import bench_app
 from msrec.tools.cli.convert import convert_app
 from msrec.tools.cli.launch import launch_app
+from msrec.tools.cli.plan import plan
 from msrec.tools.cli.serving import export, score, serve
 
 app = typer.Typer(
@@ -339,108 +340,7 @@ def torture(
     raise typer.Exit(0 if run(dataset, out, kills, comma_list("ranks", ranks, int), seed) else 1)
 
 
-@app.command()
-def plan(
-    source: Annotated[
-        Path | None, typer.Argument(help="a run's YAML file, or a list of tables: YAML or CSV")
-    ] = None,
-    overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1)] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="ranks of a node")] = 8,
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            help="a100-40, a100-80, h100, h200, b200, l40s, cpu, or of --hardware [default: h100]"
-        ),
-    ] = None,
-    hardware: Annotated[
-        Path | None, typer.Option(help="YAML of other accelerators, as tools/planner/hardware.yaml")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="rows of a step on one rank [default: the config's]")
-    ] = None,
-    optimizer: Annotated[
-        Literal["rowwise_adagrad", "adam"] | None, typer.Option(help="of the tables")
-    ] = None,
-    sharding: Annotated[
-        list[str] | None, typer.Option(help="allowed ways; may be repeated [default: all]")
-    ] = None,
-    cached: Annotated[
-        list[float] | None,
-        typer.Option(help="tables may lie in host memory, this share of them cached"),
-    ] = None,
-    budget_gib: Annotated[float | None, typer.Option(help="the most of a GPU")] = None,
-    dense_parameters: Annotated[
-        int, typer.Option(min=0, help="beside a list of tables, with Adam")
-    ] = 0,
-    min_gpus: Annotated[
-        bool, typer.Option("--min-gpus", help="find the fewest nodes that have room")
-    ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="what if: dim=128, item_id.precision=fp16, gpu=h200, nodes=2"),
-    ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="show each --set beside the plan as asked")
-    ] = False,
-    verify: Annotated[
-        int | None,
-        typer.Option(min=1, help="run steps on so many CPU ranks here: estimated against real"),
-    ] = None,
-    from_: Annotated[
-        Path | None, typer.Option("--from", help="instead of planning: the plan that a run used")
-    ] = None,
-    measured: Annotated[
-        Path | None,
-        typer.Option(help="a run's plan, and the times it traced (trainer.trace=20) beside it"),
-    ] = None,
-    recalibrate: Annotated[
-        Path | None,
-        typer.Option(help="with --measured: write the measured bandwidths, for --hardware"),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="for train plan=FILE")] = Path("plan.json"),
-    page: Annotated[
-        Path | None, typer.Option(help="also write a page with pictures, which opens offline")
-    ] = None,
-) -> None:
-    """Where each table goes, whether it fits, what a step costs; no GPU, no memory for tables."""
-    from msrec.tools.planner.plan_command import changed, plan_tables, request_of, verify_plan
-
-    if run := measured or from_:
-        from msrec.tools.planner.measured_runs import tell_run
-
-        tell_run(run, gpu, gpus_per_node, hardware, measured is not None, recalibrate, page)
-        return
-    if source is None:
-        raise ValueError("msrec plan needs a run's config or a list of tables, or --from RUN.")
-    request = request_of(
-        source,
-        overrides or [],
-        gpu=gpu or "h100",
-        hardware_file=hardware,
-        nodes=nodes,
-        per_node=gpus_per_node,
-        batch=batch,
-        optimizer=optimizer,
-        shardings=sharding or [],
-        load_factors=cached or [],
-        budget_gib=budget_gib,
-        dense_parameters=dense_parameters,
-    )
-    if not compare:
-        for change in set_ or []:
-            request = changed(request, change, hardware)
-    if verify is not None:
-        raise typer.Exit(0 if verify_plan(request, verify) else 1)
-    found = plan_tables(
-        request,
-        out,
-        page,
-        min_gpus=min_gpus,
-        compare=(set_ or []) if compare else [],
-        hardware_file=hardware,
-    )
-    raise typer.Exit(0 if found.fits else 1)
+app.command()(plan)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The most bytes that tensors take at one time, by watching what is made and let go."""
+"""Peak memory of tensors while code runs, counted as operators make and release them."""
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -9,18 +9,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages that operators made and nobody has let go of yet.
+class TensorMemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors that operators have made and that are still in use.
 
-    Buffers inside of an operator are not seen, nor are tensors that were there before: give these
-    as `known`, since an operator that works in place returns them too.
+    Buffers inside an operator are not seen. Tensors that existed before must be given as `known`:
+    an in-place operator returns them, and they would be counted as new.
 
     Attributes:
-        live: bytes now.
-        peak: the most there were.
+        current: bytes in use now.
+        peak: most bytes in use at one time.
 
     Example:
-        >>> with LiveBytes() as memory:
+        >>> with TensorMemoryCounter() as memory:
         ...     total = sum(torch.ones(256).exp().sum() for _ in range(9))
         >>> 2 * 1024 <= memory.peak < 3 * 1024
         True
@@ -28,7 +28,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
+        self.current = self.peak = 0
         self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
         self._counted: set[int] = set()
 
@@ -39,22 +39,22 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operator and count what it made."""
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        """Runs an operator and counts the tensors that it returns."""
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
             if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return made
+                self._add(tensor.untyped_storage())
+        return results
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         address, size = storage.data_ptr(), storage.nbytes()
         if not size or address in self._known or address in self._counted:
             return
         self._counted.add(address)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._let_go, address, size)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+        weakref.finalize(storage, self._remove, address, size)
 
-    def _let_go(self, address: int, size: int) -> None:
+    def _remove(self, address: int, size: int) -> None:
         self._counted.discard(address)
-        self.live -= size
+        self.current -= size

@@ -1,4 +1,4 @@
-"""Tables to plan for: from a run's config, or from a list of somebody else's model."""
+"""Embedding tables to plan for, and how to read a list of them from a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,33 +6,31 @@ from typing import Any, Literal
 
 import polars as pl
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.data.io.validation import first_error, read_yaml
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer
+from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.model.distributed.sharding import TableOptimizer, TableSpec, fuse_optimizer
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
-"""On the accelerator, in host memory, in host memory with a cache on the accelerator."""
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
+"""Table on the accelerator, in host memory, or in host memory with a cache on the accelerator."""
+VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
-class TableLoad(BaseModel):
-    """One embedding table and what a row of the batch asks of it.
+class TableLoad(StrictModel):
+    """Embedding table, with its lookups per row of a batch.
 
     Attributes:
-        rows, dim: of the table.
-        pooling: ids per row and feature, a mean; 1 for an id, the mean length of a list.
-        features: how many features look the table up, each with `pooling` ids.
-        sharding: the only way it may be placed; None leaves that open.
-        kernel: the only place it may live in; None leaves that open.
+        rows, dim: size of the table.
+        pooling: mean number of ids per row and feature; 1 for an id, the mean length of a list.
+        features: number of features that look up this table, each with `pooling` ids.
+        sharding: the only sharding type allowed; None allows all.
+        kernel: the only compute kernel allowed; None allows all.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     rows: int = Field(gt=0)
@@ -45,13 +43,8 @@ class TableLoad(BaseModel):
 
     @property
     def num_bytes(self) -> int:
-        """Of the weights."""
-        return self.rows * self.dim * BYTES[self.precision]
-
-    @property
-    def lookups(self) -> float:
-        """Ids per row of the batch."""
-        return self.pooling * self.features
+        """Bytes of the weights."""
+        return self.rows * self.dim * VALUE_BYTES[self.precision]
 
 
 class _Count(BaseModel):
@@ -59,39 +52,43 @@ class _Count(BaseModel):
 
 
 def read_tables_file(path: Path) -> list[TableLoad]:
-    """Tables from YAML (a list, or `tables:` with one) or CSV with the same columns.
+    """Reads tables from YAML (a list, or `tables:` with one) or CSV with the same columns.
 
-    An entry with `count: 50` is 50 tables that are alike, numbered from 1.
+    An entry with `count: 50` makes 50 equal tables, numbered from 1.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a table is wrong or there twice; names the file and the table.
+        FileNotFoundError: the file does not exist.
+        ValueError: a table is invalid or listed twice; names the file and the table.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the list of tables {path} must exist; it does not.")
     entries = _csv_entries(path) if path.suffix == ".csv" else _yaml_entries(path)
-    tables: list[TableLoad] = []
+    tables: dict[str, TableLoad] = {}
     for number, entry in enumerate(entries, start=1):
         name = entry.get("name", number) if isinstance(entry, dict) else number
         try:
-            tables += [TableLoad.model_validate(each) for each in _alike(entry)]
+            expanded = [TableLoad.model_validate(fields) for fields in _expanded(entry)]
         except ValidationError as error:
             raise ValueError(f"{path}: table {name}: {first_error(error)}.") from None
-    names = [table.name for table in tables]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not tables:
-        found = f"found twice: {twice[0]}" if twice else "found no table"
-        raise ValueError(f"{path} must hold tables of different names; {found}.")
-    return tables
+        for table in expanded:
+            if table.name in tables:
+                raise ValueError(
+                    f"{path} must hold tables of different names; found twice: {table.name}."
+                )
+            tables[table.name] = table
+    if not tables:
+        raise ValueError(f"{path} must hold at least one table; found no table.")
+    return list(tables.values())
 
 
-def _alike(entry: Any) -> list[Any]:
-    """The tables of an entry, `count` of them that differ in their name alone."""
+def _expanded(entry: Any) -> list[Any]:
+    """Returns the tables of an entry, `count` of them with numbered names."""
     if not isinstance(entry, dict) or "count" not in entry:
         return [entry]
     count = _Count.model_validate({"count": entry["count"]}).count
-    one = {key: value for key, value in entry.items() if key != "count"}
-    return [one | {"name": f"{one.get('name', '')}_{number}"} for number in range(1, count + 1)]
+    fields = {key: value for key, value in entry.items() if key != "count"}
+    name = fields.get("name", "")
+    return [fields | {"name": f"{name}_{number}"} for number in range(1, count + 1)]
 
 
 def _csv_entries(path: Path) -> list[dict[str, Any]]:
@@ -110,8 +107,13 @@ def _yaml_entries(path: Path) -> list[Any]:
     return entries
 
 
-def meta_collection(tables: Sequence[TableLoad], optimizer: str) -> EmbeddingBagCollection:
-    """The tables without their memory, with the optimizer that the estimators count."""
+def meta_collection(
+    tables: Sequence[TableLoad], optimizer: TableOptimizer
+) -> EmbeddingBagCollection:
+    """Returns the tables as a TorchRec module on the meta device, which takes no memory.
+
+    Their fused optimizer is attached, because TorchRec's estimators count its state.
+    """
     collection = EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
@@ -120,12 +122,12 @@ def meta_collection(tables: Sequence[TableLoad], optimizer: str) -> EmbeddingBag
                 num_embeddings=table.rows,
                 feature_names=[f"{table.name}.{number}" for number in range(table.features)],
                 pooling=PoolingType.SUM,
-                data_type=_TYPES[table.precision],
+                data_type=_DATA_TYPES[table.precision],
             )
             for table in tables
         ],
         device=torch.device("meta"),
     )
-    spec = TableSpec(optimizer, lr=0.1, row_wise_from=1, sharding={})  # type: ignore[arg-type]
+    spec = TableSpec(optimizer, lr=0.1, row_wise_from=1, sharding={})
     fuse_optimizer(collection, spec, torch.device("cuda"))
     return collection

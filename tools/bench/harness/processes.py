@@ -97,13 +97,13 @@ def _one_thread() -> None:
 
 
 def _peak_of_one_round(rounds: Rounds, args: tuple[Any, ...]) -> int:
-    from msrec.tools.planner.verify import resident
+    from msrec.tools.planner.command.verify import resident_memory
 
     _one_thread()
-    before = resident()["RssAnon"]
+    before = resident_memory()["RssAnon"]
     Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak, VmHWM
     next(rounds(*args))
-    after = resident()
+    after = resident_memory()
     return after["VmHWM"] - after["RssFile"] - after["RssShmem"] - before
 
 

@@ -1,0 +1,161 @@
+"""Builds the request for a plan from command-line options, a run's config and changes (--set)."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from msrec.data.io.validation import first_error, read_yaml
+from msrec.launch.config import RunConfig, load_config, with_overrides
+from msrec.launch.reporting.plan_table import FLOAT_BYTES
+from msrec.model.distributed.sharding import TableOptimizer
+from msrec.tools.planner.command.plan_options import PlanOptions
+from msrec.tools.planner.hardware import load_hardware
+from msrec.tools.planner.request import DenseMemory, PlanRequest, adam_memory
+from msrec.tools.planner.sharding_options import SPAN
+from msrec.tools.planner.tables import TableLoad, read_tables_file
+
+LIST_BATCH = 4096
+"""Rows of a step on one rank, for a list of tables without --batch."""
+TABLE_CHANGES = ("rows", "dim", "pooling", "precision", "sharding", "kernel")
+CHANGES = (*TABLE_CHANGES, "batch", "gpu", "nodes", "per_node", "optimizer")
+
+
+def request_from_options(options: PlanOptions) -> PlanRequest:
+    """Returns the request that the command line asks for, without its changes (--set).
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file or an option is invalid.
+    """
+    for sharding in options.sharding or []:
+        if sharding not in SPAN:
+            raise ValueError(f"a sharding must be one of {', '.join(SPAN)}; got {sharding!r}.")
+    for share in options.cached or []:
+        if not 0 < share < 1:
+            raise ValueError(f"a cached share must be between 0 and 1; got {share}.")
+    gpu = options.gpu or "h100"
+    fields: dict[str, Any] = {
+        "hardware_name": gpu,
+        "hardware": load_hardware(gpu, options.hardware),
+        "nodes": options.nodes,
+        "per_node": options.gpus_per_node,
+        "shardings": options.sharding or None,
+        "load_factors": options.cached or (),
+        "budget": None if options.budget_gib is None else int(options.budget_gib * 2**30),
+    }
+    fields |= _source_fields(options)
+    if options.batch is not None:
+        fields["batch"] = options.batch
+    if options.optimizer is not None:
+        fields["optimizer"] = options.optimizer
+    return PlanRequest(**fields)
+
+
+def _source_fields(options: PlanOptions) -> dict[str, Any]:
+    """Returns the fields that come from the run's config or the list of tables."""
+    source, overrides = options.source, options.overrides or []
+    if source is None:
+        raise ValueError("msrec plan needs a run's config, a list of tables, or --from RUN.")
+    if _is_config(source):
+        config = load_config(source, overrides)
+        ranks = options.nodes * options.gpus_per_node
+        return config_fields(config, max(config.trainer.global_batch // ranks, 1))
+    if overrides:
+        raise ValueError(f"{source} is a list of tables, which takes no overrides; use --set.")
+    parameters = options.dense_parameters
+    dense = {"dense parameters": parameters * FLOAT_BYTES} | adam_memory(parameters)
+    return {
+        "tables": read_tables_file(source),
+        "batch": LIST_BATCH,
+        "dense": DenseMemory(dense if parameters else {}),
+    }
+
+
+def _is_config(source: Path) -> bool:
+    if source.suffix == ".csv" or not source.is_file():
+        return False
+    tree = read_yaml(source)
+    return isinstance(tree, dict) and "tables" not in tree
+
+
+def config_fields(config: RunConfig, rows: int) -> dict[str, Any]:
+    """Returns the fields of a `PlanRequest` from a run's config, for `rows` on each rank."""
+    # Imported here, because it needs the model, which a list of tables does not.
+    from msrec.tools.planner.run_memory import tables_and_dense
+
+    tables, dense = tables_and_dense(config, rows)
+    return {
+        "tables": tables,
+        "batch": None,
+        "optimizer": config.embeddings.optimizer,
+        "dense": dense,
+        "config": config,
+    }
+
+
+def with_changes(request: PlanRequest, changes: str, hardware_file: Path | None) -> PlanRequest:
+    """Returns a request with one change, or with several separated by commas.
+
+    Args:
+        request: to change.
+        changes: `dim=128` changes all tables, `item_id.dim=128` one table, `gpu=h200` the
+            accelerator, and `embeddings.dim=128` the config of a run.
+        hardware_file: YAML file with the `gpu`; None is the file of msrec.
+
+    Raises:
+        ValueError: a change has an unknown name or an invalid value.
+    """
+    for change in changes.split(","):
+        request = dataclasses.replace(request, **_changed_fields(request, change, hardware_file))
+    return request
+
+
+def _changed_fields(
+    request: PlanRequest, change: str, hardware_file: Path | None
+) -> dict[str, Any]:
+    key, equals, text = change.partition("=")
+    table, _, name = key.rpartition(".")
+    config = request.config if key.partition(".")[0] in RunConfig.model_fields else None
+    if not equals or (name not in CHANGES and config is None):
+        known = ", ".join(f"{c}=..." for c in CHANGES)
+        if request.config is not None:
+            known += ", or a value of the config, embeddings.dim=..."
+        raise ValueError(f"a change must be one of {known}; got {change!r}.")
+    if config is not None:
+        return config_fields(with_overrides(config, [change]), request.rows_per_rank)
+    value = yaml.safe_load(text)
+    if name in TABLE_CHANGES:
+        return {"tables": _changed_tables(request, change, table, name, value)}
+    if name == "gpu":
+        return {"hardware_name": str(value), "hardware": load_hardware(str(value), hardware_file)}
+    if name == "optimizer" and value not in get_args(TableOptimizer):
+        known = ", ".join(get_args(TableOptimizer))
+        raise ValueError(f"{change}: the optimizer must be one of {known}.")
+    if name != "optimizer" and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{change}: {name} must be a whole number of 1 or more.")
+    return {name: value}
+
+
+def _changed_tables(
+    request: PlanRequest, change: str, table: str, name: str, value: Any
+) -> Sequence[TableLoad]:
+    """Returns the tables with a field changed: of the named table, or of all if it is ""."""
+    if name == "dim" and request.config is not None:
+        raise ValueError(
+            f"{change}: all tables of a config have the same dim; use embeddings.dim=..."
+        )
+    if table and table not in {each.name for each in request.tables}:
+        raise ValueError(f"a change must name one of the tables; got {table!r}.")
+    try:
+        return [
+            TableLoad.model_validate(each.model_dump() | {name: value})
+            if table in ("", each.name)
+            else each
+            for each in request.tables
+        ]
+    except ValidationError as error:
+        raise ValueError(f"{change}: {first_error(error)}.") from None

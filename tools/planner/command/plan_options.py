@@ -1,0 +1,101 @@
+"""Options of `msrec plan`, declared once with their help texts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Arguments and options of `msrec plan`; the command's signature is made from them."""
+
+    source: Annotated[
+        Path | None, typer.Argument(help="a run's YAML file, or a list of tables: YAML or CSV")
+    ] = None
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key.sub=value, such as [b]backbone.name=mmoe meta.user=true[/]"),
+    ] = None
+    nodes: Annotated[int, typer.Option(min=1, help="number of nodes")] = 1
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="ranks per node")] = 8
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="accelerator: a100-40, a100-80, h100, h200, b200, l40s, cpu, or one from "
+            "--hardware; default: h100"
+        ),
+    ] = None
+    hardware: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of accelerators, in the format of tools/planner/hardware.yaml"
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="rows of a step on one rank; default: the config's, else 4096"),
+    ] = None
+    optimizer: Annotated[
+        Literal["rowwise_adagrad", "adam"] | None,
+        typer.Option(help="optimizer of the tables; default: the config's, else rowwise_adagrad"),
+    ] = None
+    sharding: Annotated[
+        list[str] | None,
+        typer.Option(help="sharding type to allow; may be repeated; default: all"),
+    ] = None
+    cached: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="allow tables in host memory, with this share of their rows cached on the GPU; "
+            "may be repeated"
+        ),
+    ] = None
+    budget_gib: Annotated[
+        float | None, typer.Option(help="GiB of each GPU to use at most; default: all")
+    ] = None
+    dense_parameters: Annotated[
+        int, typer.Option(min=0, help="dense parameters, trained with Adam, for a list of tables")
+    ] = 0
+    min_gpus: Annotated[
+        bool, typer.Option("--min-gpus", help="find the fewest nodes with room for the tables")
+    ] = False
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="plan with a change: dim=128, item_id.precision=fp16, gpu=h200, nodes=2; "
+            "may be repeated",
+        ),
+    ] = None
+    compare: Annotated[
+        bool, typer.Option("--compare", help="compare the plan with one plan for each --set")
+    ] = False
+    verify: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="train a few steps on this many CPU ranks here, and compare estimated and "
+            "measured memory",
+        ),
+    ] = None
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="run folder: show the plan that the run used")
+    ] = None
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            help="run folder: compare its plan with the times that it traced (trainer.trace=20)"
+        ),
+    ] = None
+    recalibrate: Annotated[
+        Path | None,
+        typer.Option(help="with --measured: file for the measured bandwidths, for --hardware"),
+    ] = None
+    out: Annotated[Path, typer.Option(help="plan to write, for msrec train plan=FILE")] = Path(
+        "plan.json"
+    )
+    page: Annotated[
+        Path | None, typer.Option(help="HTML page to write, with charts; needs no network")
+    ] = None

@@ -1,0 +1,172 @@
+"""Makes plans: by a search for the best one, or from the sharding plan that a run used."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msrec.model.distributed.sharding_plan import plan_hash, shard_entry, table_entry
+from msrec.tools.planner.estimator import Estimator
+from msrec.tools.planner.placement import Placement, placement_on, step_ms_with
+from msrec.tools.planner.plan import TABLE_MEMORY, Plan, RankLoad, TablePlan
+from msrec.tools.planner.request import RUN_MODULE, PlanRequest
+from msrec.tools.planner.sharding_options import COST_PARTS, ShardingOption
+from msrec.tools.planner.solver import solve, total_cost_ms
+from msrec.tools.planner.tables import TableLoad
+
+ALTERNATIVES = 2
+"""Other options of a table, the cheapest ones, from which its next best option is taken."""
+
+
+def make_plan(request: PlanRequest) -> Plan:
+    """Places the tables and returns the estimated load of each rank and table.
+
+    A plan that does not fit is returned too (see `Plan.fits`), to show which memory is short.
+
+    Raises:
+        ValueError: a table has no allowed sharding option.
+    """
+    options = _estimator(request).options(request.allowed_shardings, request.load_factors)
+    for table in request.tables:
+        if not options[table.name]:
+            allowed = [table.sharding] if table.sharding else request.allowed_shardings
+            kernel = "" if table.kernel is None else f" with kernel {table.kernel}"
+            raise ValueError(
+                f"table {table.name!r} must have a sharding option; {', '.join(allowed)}{kernel} "
+                f"cannot place its {table.rows:,} rows of {table.dim} on {request.nodes} x "
+                f"{request.per_node} ranks. Allow table_wise and kernel fused."
+            )
+    return _plan(request, options, solve(options, request.cluster))
+
+
+def plan_as_placed(request: PlanRequest, entries: Mapping[str, Any]) -> Plan:
+    """Returns the estimates for a sharding plan that exists already.
+
+    Args:
+        request: that the plan was made for.
+        entries: table -> its entry in the plan's file.
+
+    Raises:
+        ValueError: the request has other tables, or a table's sharding has no estimate.
+    """
+    names = {table.name for table in request.tables}
+    if names != set(entries):
+        different = ", ".join(sorted(names ^ set(entries))[:3])
+        raise ValueError(
+            f"the plan must have the tables of the model; only one of the two has {different}."
+        )
+    estimator = _estimator(request)
+    chosen, ranks = {}, {}
+    for table in request.tables:
+        entry = entries[table.name]
+        kernel: Any = entry["compute_kernel"].replace("dense", "fused")
+        factor = entry.get("load_factor")
+        option = estimator.option(table, entry["sharding_type"], kernel, factor)
+        if option is None:  # fewer rows than ranks: some shards are empty
+            raise ValueError(
+                f"table {table.name!r} must have a sharding with an estimate; it is planned "
+                f"{entry['sharding_type']}, with {table.rows:,} rows on {request.world_size} ranks."
+            )
+        chosen[table.name] = option
+        ranks[table.name] = list(entry["ranks"]) or list(range(request.world_size))
+    options = estimator.options(request.allowed_shardings, request.load_factors)
+    return _plan(request, options, placement_on(chosen, ranks, request.cluster))
+
+
+def _estimator(request: PlanRequest) -> Estimator:
+    topology = request.hardware.topology(request.world_size, request.per_node)
+    return Estimator(request.tables, topology, request.rows_per_rank, request.optimizer)
+
+
+def _plan(
+    request: PlanRequest, options: Mapping[str, Sequence[ShardingOption]], placement: Placement
+) -> Plan:
+    tables = sorted(request.tables, key=lambda table: table.name)
+    module = "ebc" if request.config is None else RUN_MODULE
+    plan = Plan(
+        world_size=request.world_size,
+        modules={module: {t.name: _entry(t, placement, request) for t in tables}},
+        hash="",
+        hardware=request.hardware_name,
+        specification=request.hardware,
+        nodes=request.nodes,
+        per_node=request.per_node,
+        batch=request.rows_per_rank,
+        optimizer=request.optimizer,
+        capacity=request.capacity,
+        tables=[_table_plan(t, options[t.name], placement, request) for t in tables],
+        ranks=_rank_loads(placement, request),
+        fits=not placement.excess,
+    )
+    return plan.model_copy(update={"hash": plan_hash(plan.model_dump(mode="json"))})
+
+
+def _table_plan(
+    table: TableLoad, options: Sequence[ShardingOption], placement: Placement, request: PlanRequest
+) -> TablePlan:
+    option, ranks = placement.options[table.name], placement.ranks[table.name]
+    next_best, next_step_ms = _next_best(option, options, placement, request)
+    copies = request.world_size if option.sharding == "data_parallel" else 1
+    return TablePlan(
+        name=table.name,
+        rows=table.rows,
+        dim=table.dim,
+        sharding=option.sharding,
+        kernel=option.kernel,
+        load_factor=option.load_factor,
+        ranks=ranks,
+        weights=option.weights * len(ranks) if option.host else table.num_bytes * copies,
+        state=option.state * len(ranks),
+        host=option.host * len(ranks),
+        ms={part: getattr(option.cost, part) for part in COST_PARTS},
+        next_way=None if next_best is None else next_best.label,
+        next_step_ms=next_step_ms,
+    )
+
+
+def _next_best(
+    option: ShardingOption,
+    options: Sequence[ShardingOption],
+    placement: Placement,
+    request: PlanRequest,
+) -> tuple[ShardingOption | None, float | None]:
+    """Returns the next best option of a table and the step time with it, None if it has no room."""
+    cluster = request.cluster
+    others = [other for other in options if other != option]
+    others.sort(key=lambda other: total_cost_ms(other, cluster))
+    steps = [(step_ms_with(placement, other, cluster), other) for other in others[:ALTERNATIVES]]
+    if not steps:
+        return None, None
+    step_ms, next_best = min(steps, key=lambda pair: math.inf if pair[0] is None else pair[0])
+    return next_best, step_ms
+
+
+def _rank_loads(placement: Placement, request: PlanRequest) -> list[RankLoad]:
+    ranks = range(request.world_size)
+    without_tables = dict.fromkeys(TABLE_MEMORY, 0) | request.fixed_memory
+    memory = [dict(without_tables) for _ in ranks]
+    host = [request.fixed_host for _ in ranks]
+    ms = [dict.fromkeys(COST_PARTS, 0.0) for _ in ranks]
+    for table, option in placement.options.items():
+        sizes = (option.weights, option.state, option.inputs, 2 * option.outputs)
+        for rank in placement.ranks[table]:
+            for use, size in zip(TABLE_MEMORY, sizes, strict=True):
+                memory[rank][use] += size
+            host[rank] += option.host
+            for part in COST_PARTS:
+                ms[rank][part] += getattr(option.cost, part)
+    return [RankLoad(memory=m, host=h, ms=t) for m, h, t in zip(memory, host, ms, strict=True)]
+
+
+def _entry(table: TableLoad, placement: Placement, request: PlanRequest) -> dict[str, Any]:
+    """Returns a table's entry in the format of `msrec.model.distributed.sharding_plan`."""
+    option, ranks = placement.options[table.name], placement.ranks[table.name]
+    rows, columns = option.shape
+    shards = []
+    for number, rank in enumerate(ranks if option.sharding != "data_parallel" else []):
+        row, column = (0, number * columns) if option.span == "rank" else (number * rows, 0)
+        row = min(row, table.rows)  # the last shards of a table may be empty
+        sizes = [min(rows, table.rows - row), min(columns, table.dim - column)]
+        is_gpu = request.hardware.device == "cuda"
+        device = f"cuda:{rank % request.per_node}" if is_gpu else "cpu"
+        shards.append(shard_entry([row, column], sizes, f"rank:{rank}/{device}"))
+    return table_entry(option.sharding, option.kernel, ranks, option.load_factor, shards)

@@ -1,0 +1,133 @@
+"""Request for a plan: tables, memory of the dense part, ranks and limits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, get_args
+
+from msrec.launch.config import RunConfig
+from msrec.launch.reporting.plan_table import FLOAT_BYTES
+from msrec.model.distributed.sharding import TableOptimizer, TableSharding
+from msrec.tools.planner.hardware import Hardware
+from msrec.tools.planner.placement import Cluster
+from msrec.tools.planner.sharding_options import SPAN
+from msrec.tools.planner.tables import Sharding, TableLoad
+
+RUN_MODULE = "ranker.embeddings.ebc"
+"""Dotted name of the embedding collection in the model of a run."""
+
+
+class LinearBytes(NamedTuple):
+    """Bytes that grow with the rows of a rank's batch."""
+
+    at_zero: float = 0.0
+    per_row: float = 0.0
+
+    def at(self, rows: int) -> float:
+        """Returns the bytes for a batch of `rows`."""
+        return self.at_zero + self.per_row * rows
+
+
+@dataclass(frozen=True)
+class DenseMemory:
+    """Bytes on every rank besides the tables, by use.
+
+    Attributes:
+        fixed: use -> bytes that do not depend on the batch.
+        by_rows: use -> bytes that grow with the rows of a rank's batch.
+        reading: bytes of rows that are read and shuffled, in host memory.
+    """
+
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    by_rows: Mapping[str, LinearBytes] = field(default_factory=dict)
+    reading: LinearBytes = LinearBytes()
+
+    def at(self, rows: int) -> dict[str, int]:
+        """Returns use -> bytes for a batch of `rows`, without `reading`."""
+        growing = {use: int(max(line.at(rows), 0)) for use, line in self.by_rows.items()}
+        return {**self.fixed, **growing}
+
+
+def adam_memory(parameters: int) -> dict[str, int]:
+    """Returns the bytes that training with Adam takes in addition to dense parameters, by use."""
+    size = parameters * FLOAT_BYTES
+    return {"their gradients": size, "Adam's state": 2 * size}
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """Tables to place, the ranks to place them on, and limits.
+
+    Attributes:
+        batch: rows of a step on one rank; None divides the config's global batch among the ranks.
+        shardings: allowed sharding types; None allows those that `msrec train` supports if there is
+            a config, else all.
+        load_factors: shares of a table's rows to cache, if tables may be in host memory.
+        dense: memory on every rank besides the tables.
+        budget: most bytes of an accelerator to use; None is all of it.
+        headroom: share of the memory left to the allocator and to what no estimate covers.
+        config: of a run; None for a list of tables.
+    """
+
+    tables: Sequence[TableLoad]
+    batch: int | None
+    hardware_name: str
+    hardware: Hardware
+    nodes: int
+    per_node: int
+    optimizer: TableOptimizer = "rowwise_adagrad"
+    shardings: Sequence[Sharding] | None = None
+    load_factors: Sequence[float] = ()
+    dense: DenseMemory = DenseMemory()
+    budget: int | None = None
+    headroom: float = 0.05
+    config: RunConfig | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.per_node
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Rows of a step on one rank."""
+        if self.batch is not None:
+            return self.batch
+        assert self.config is not None, "a list of tables comes with a batch"
+        return max(self.config.trainer.global_batch // self.world_size, 1)
+
+    @property
+    def allowed_shardings(self) -> Sequence[Sharding]:
+        """Sharding types allowed for tables that do not name their own."""
+        if self.shardings is not None:
+            return self.shardings
+        if self.config is None:
+            return tuple(SPAN)
+        is_replicated = self.optimizer == "adam" and self.hardware.device == "cpu"
+        return ("data_parallel",) if is_replicated else get_args(TableSharding)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of an accelerator that may be used."""
+        memory = self.hardware.memory
+        return int(min(memory, self.budget or memory) * (1 - self.headroom))
+
+    @property
+    def fixed_memory(self) -> dict[str, int]:
+        """Bytes of an accelerator that do not depend on the placement, by use."""
+        memory = self.dense.at(self.rows_per_rank)
+        if self.hardware.device == "cpu":
+            memory["rows being read"] = int(self.dense.reading.at(self.rows_per_rank))
+        return memory
+
+    @property
+    def fixed_host(self) -> int:
+        """Bytes of host memory that do not depend on the placement; 0 on CPU."""
+        on_cpu = self.hardware.device == "cpu"
+        return 0 if on_cpu else int(self.dense.reading.at(self.rows_per_rank))
+
+    @property
+    def cluster(self) -> Cluster:
+        """Ranks, with the memory that is left for tables."""
+        memory = self.capacity - sum(self.fixed_memory.values())
+        host = self.hardware.host_memory - self.fixed_host
+        return Cluster(self.world_size, self.per_node, memory, host)
