@@ -91,11 +91,11 @@ def compare_runs(
         FileNotFoundError: one was not evaluated.
         ValueError: they did not score the same rows.
     """
-    folders = (find_predictions(path, split, data) for path in (first, second))
+    one, other = (find_predictions(path, split, data) for path in (first, second))
     names = (first.name, second.name)
     if names[0] == names[1]:
         names = (str(first), str(second))
-    return compare(*folders, names, k)
+    return compare(one, other, names, k)
 
 
 def compare(

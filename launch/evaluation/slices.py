@@ -50,7 +50,8 @@ def check_slices(names: Sequence[str]) -> list[Slice]:
             raise ValueError(
                 f"by must name some of {', '.join((SCENARIO, *SLICES))}; got {name!r}."
             )
-    return [slice_ for slice_ in SLICES if slice_ in names]
+    slices: dict[str, Slice] = {name: name for name in SLICES}
+    return [slices[name] for name in names if name in slices]
 
 
 def slice_rows(
