@@ -10,13 +10,13 @@ from raw_files import replace
 from rich.console import Console
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.row_filter import RowFilter
+from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
 from msrec.data.llm.prompts import user_prompts
 from msrec.data.llm.templates import load_template
 from msrec.data.schema import load_schema
-from msrec.tools.cli.convert import ABOUT, OWN, SHARED
-from msrec.tools.convert import SOURCES, convert
+from msrec.tools.cli.convert import ABOUT, OWN, SHARED, SPLIT
+from msrec.tools.convert import SOURCES, convert, split_choice
 
 AMAZON_YEARS = (2014, 2018, 2023)
 MAKERS = {
@@ -34,14 +34,16 @@ def make(tmp_path, name):
 
 
 def converted(tmp_path, name, **options):
-    """(dataset folder, its schema, what was told)."""
+    """(dataset folder, its schema, the report); `options` are those of the command."""
     raw = tmp_path / "raw"
     if not raw.exists():
         make(tmp_path, name)
     console = Console(file=io.StringIO(), width=200)
     source = name.partition(" ")[0]
     out = tmp_path / "out"
-    schema = convert(source, raw, out, console=console, overwrite=True, **options)
+    split = {name: options.pop(name) for name in SPLIT if name in options}
+    choice = split_choice(source, **split)
+    schema = convert(source, raw, out, choice=choice, console=console, overwrite=True, **options)
     return out, schema, console.file.getvalue()
 
 
@@ -351,7 +353,11 @@ def test_bad_rows_can_be_left_out_and_are_counted_with_the_first_named(
     ("name", "file", "message"),
     [
         ("kuaisar", "item_features.csv", "item_features.csv must exist: KuaiSAR is"),
-        ("kuairand", "data/user_features_1k.csv", "user_features_1k.csv must exist beside log_st"),
+        (
+            "kuairand",
+            "data/user_features_1k.csv",
+            "user_features_1k.csv must exist: KuaiRand-1k with log_st",
+        ),
         ("douban", "movies_cleaned.txt", "movies_cleaned.txt must exist: Douban is"),
         ("aliccp", "common_features_test.csv", "common_features_test.csv must exist: Ali-CCP is"),
     ],
@@ -368,7 +374,7 @@ def test_amazon_without_reviews_or_a_category_is_refused(tmp_path):
         converted(tmp_path, "amazon 2018", categories=["Beauty", "Books"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="must hold review files such as reviews_Beauty"):
-        SOURCES["amazon"].read(tmp_path / "empty", RowFilter(), None)
+        SOURCES["amazon"].read(tmp_path / "empty", TextReader())
 
 
 def test_amazon_without_meta_files_has_no_titles_and_says_so(tmp_path):
@@ -400,7 +406,7 @@ def test_kuairand_refuses_two_versions_unknown_tabs_and_labels(tmp_path):
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_dataset_does_not_depend_on_the_size_of_blocks_and_chunks(tmp_path, name, monkeypatch):
     whole = contents(converted(tmp_path, name)[0])
-    monkeypatch.setattr("msrec.data.convert.sources.text_files.BLOCK_BYTES", 150)
+    monkeypatch.setattr("msrec.data.convert.sources.text_blocks.BLOCK_BYTES", 150)
     monkeypatch.setattr("msrec.data.convert.staging.CHUNK_ROWS", 3)
     monkeypatch.setattr("msrec.data.convert.staging.LOOKUP_ROWS", 7)
     assert contents(converted(tmp_path, name)[0]) == whole
@@ -417,7 +423,7 @@ def contents(folder):
 def test_users_in_many_shares_are_split_and_counted_as_in_one(tmp_path, monkeypatch):
     raw = make(tmp_path, "kuaisar")
     choice = SplitChoice.of("per-user-last")
-    one = write_dataset(SOURCES["kuaisar"].read(raw, RowFilter(), None), tmp_path / "one", choice)
+    one = write_dataset(SOURCES["kuaisar"].read(raw, TextReader()), tmp_path / "one", choice)
     shares = "msrec.data.convert.split.user_shares"
     from msrec.data.convert.split import user_shares
 
@@ -425,7 +431,7 @@ def test_users_in_many_shares_are_split_and_counted_as_in_one(tmp_path, monkeypa
     monkeypatch.setattr(
         "msrec.data.convert.statistics.user_shares", lambda stage: user_shares(stage, rows=10)
     )
-    two = write_dataset(SOURCES["kuaisar"].read(raw, RowFilter(), None), tmp_path / "two", choice)
+    two = write_dataset(SOURCES["kuaisar"].read(raw, TextReader()), tmp_path / "two", choice)
     assert one == two
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
@@ -437,14 +443,15 @@ def test_the_commands_are_the_sources_and_their_options_are_those_of_the_convert
     import inspect
 
     from msrec.data.schema import Protocol
-    from msrec.tools.convert import convert
 
     assert list(ABOUT) == list(SOURCES)
-    shared = set(inspect.signature(convert).parameters) - {"source", "console", "options"}
-    assert set(SHARED) == shared
-    for source, found in SOURCES.items():
-        own = set(inspect.signature(found.read).parameters) - {"folder", "faults", "report"}
-        assert set(OWN.get(source, {})) == own, source
+    split = set(inspect.signature(split_choice).parameters) - {"source"}
+    assert set(SPLIT) == split
+    others = {"source", "choice", "console", "options"}
+    assert set(SHARED) == set(inspect.signature(convert).parameters) - others | split
+    for name, source in SOURCES.items():
+        own = set(inspect.signature(source.read).parameters) - {"folder", "reader"}
+        assert set(OWN.get(name, {})) == own, name
     annotation = SHARED["protocol"][0].__origin__
     assert set(annotation.__args__[0].__args__) == set(Protocol.__args__)
 
@@ -466,7 +473,7 @@ def test_lists_are_read_from_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_a_bad_json_line_far_into_the_file_is_named_by_its_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("msrec.data.convert.sources.text_files.BLOCK_BYTES", 700)
+    monkeypatch.setattr("msrec.data.convert.sources.text_blocks.BLOCK_BYTES", 700)
     raw = make(tmp_path, "amazon 2023")
     lines = (raw / "Beauty.jsonl").read_text().splitlines()
     lines[23] = lines[23][:-1]
