@@ -15,6 +15,21 @@ Side = Literal["user", "item"]
 SIDES: tuple[Side, ...] = ("user", "item")
 RESERVED = ("user", "item", "scenario")
 FINITE = ("be finite", "Fill it yourself or leave the column out.")
+_TYPE_RULES: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
+    "scenario": (lambda kind: kind.is_integer(), "be an integer"),
+    "label": (
+        lambda kind: kind.is_numeric() or kind == pl.Boolean,
+        "be a number, 0 or 1, to be a label",
+    ),
+    "timestamp": (lambda kind: kind.is_integer(), "be an integer (such as Unix seconds)"),
+    "sparse": (
+        lambda kind: not (kind == pl.List or kind.is_float()),
+        "hold strings or integers to be a sparse feature",
+    ),
+    "multi": (lambda kind: kind == pl.List, "hold lists to be a multi feature"),
+    "dense": (lambda kind: kind.is_numeric(), "be a number to be a dense feature"),
+}
+"""Role of a column -> condition on its type, and the condition in words."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,7 @@ def check_tables(raw: RawTables) -> None:
         check_rows(frame, key, is_first, location, "hold each key once", "Remove the duplicates.")
         for feature in features:
             column = feature.raw_column
-            _check_feature_type(frame[column], feature.kind, location)
+            _check_type(frame[column], feature.kind, location)
             if feature.kind == "dense":
                 check_rows(frame, column, _is_finite(column), location, *FINITE)
 
@@ -181,19 +196,13 @@ def checked_rows(raw: RawTables, chunk: Chunk, row_filter: RowFilter) -> pl.Data
             not finite.
     """
     location, frame = chunk
-    features = raw.interaction_features
-    columns = ["user_key", "item_key", "scenario", *raw.copied_columns]
-    require_columns(frame.columns, [*columns, *(f.raw_column for f in features)], location)
-    _check_type(frame["scenario"], frame["scenario"].dtype.is_integer(), "be an integer", location)
-    for label in raw.labels:
-        is_number = frame[label].dtype.is_numeric() or frame[label].dtype == pl.Boolean
-        _check_type(frame[label], is_number, "be a number, 0 or 1, to be a label", location)
+    roles = {"scenario": "scenario", **dict.fromkeys(raw.labels, "label")}
     if raw.timestamp:
-        is_integer = frame[raw.timestamp].dtype.is_integer()
-        must = "be an integer (such as Unix seconds)"
-        _check_type(frame[raw.timestamp], is_integer, must, location)
-    for feature in features:
-        _check_feature_type(frame[feature.raw_column], feature.kind, location)
+        roles[raw.timestamp] = "timestamp"
+    roles |= {feature.raw_column: feature.kind for feature in raw.interaction_features}
+    require_columns(frame.columns, ["user_key", "item_key", *roles], location)
+    for column, role in roles.items():
+        _check_type(frame[column], role, location)
     for column, good, must, advice in _row_rules(raw):
         frame = row_filter.keep(frame, column, good, location, must, advice)
     return frame
@@ -240,20 +249,9 @@ def _is_finite(column: str) -> pl.Expr:
     return pl.col(column).cast(pl.Float32).is_finite()
 
 
-def _check_feature_type(values: pl.Series, kind: str, location: str) -> None:
-    is_list = values.dtype.base_type() is pl.List
-    if kind == "dense":
-        is_right, must = values.dtype.is_numeric(), "be a number"
-    elif kind == "multi":
-        is_right, must = is_list, "hold lists"
-    else:
-        is_right = not (is_list or values.dtype.is_float())
-        must = "hold strings or integers"
-    _check_type(values, is_right, f"{must} to be a {kind} feature", location)
-
-
-def _check_type(values: pl.Series, is_right: bool, must: str, location: str) -> None:
-    if not is_right:
+def _check_type(values: pl.Series, role: str, location: str) -> None:
+    is_right, must = _TYPE_RULES[role]
+    if not is_right(values.dtype):
         raise ValueError(
             f"{location}: column {values.name!r} must {must}; found type {values.dtype}. Convert "
             "it or name another column."

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import polars as pl
@@ -23,7 +24,7 @@ class RowFilter:
     Example:
         >>> users, is_age = pl.DataFrame({"age": [3, -1]}), pl.col("age") >= 0
         >>> row_filter = RowFilter("skip")
-        >>> row_filter.keep(users, "age", is_age, "u.csv", "be at least 0", "Correct it.").height
+        >>> row_filter.keep(users, "age", is_age, "u.csv", "be at least 0").height
         1
         >>> list(row_filter.examples.values())
         ["u.csv: column 'age' must be at least 0; found -1 in row 1 (1 such row of 2). Correct it."]
@@ -34,7 +35,13 @@ class RowFilter:
     examples: dict[str, str] = field(default_factory=dict)
 
     def keep(
-        self, frame: pl.DataFrame, column: str, good: pl.Expr, location: str, must: str, advice: str
+        self,
+        frame: pl.DataFrame,
+        column: str,
+        good: pl.Expr,
+        location: Path | str,
+        must: str,
+        advice: str = "Correct it.",
     ) -> pl.DataFrame:
         """Returns the rows of `frame` where `good` is true; null counts as false.
 
@@ -98,7 +105,12 @@ class RowFilter:
 
 
 def check_rows(
-    frame: pl.DataFrame, column: str, good: pl.Expr, location: str, must: str, advice: str
+    frame: pl.DataFrame,
+    column: str,
+    good: pl.Expr,
+    location: Path | str,
+    must: str,
+    advice: str = "Correct it.",
 ) -> None:
     """Refuses a frame with a row where `good` is false or null; see `RowFilter.keep`.
 

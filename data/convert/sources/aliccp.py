@@ -8,12 +8,7 @@ import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, PublishedCounts, RawTables
 from msrec.data.convert.sources.text_blocks import CsvFormat
-from msrec.data.convert.sources.text_reader import (
-    TEXT,
-    Column,
-    TextReader,
-    required_files,
-)
+from msrec.data.convert.sources.text_reader import TextReader, required_files
 from msrec.data.schema import Scenario
 
 SITE = "https://tianchi.aliyun.com/dataset/408"
@@ -110,13 +105,13 @@ def _field(name: str) -> pl.Expr:
 
 def _common_features(path: Path, reader: TextReader) -> pl.DataFrame:
     """Returns common_id, user_key and the fields of the user."""
-    columns = [Column("common_id", TEXT), Column("features", TEXT)]
+    columns = {"common_id": str, "features": str}
     fields = {"user_key": _field(USER_FIELD), **{name: _field(name) for name in USER_FIELDS}}
     has_user, must = pl.col("user_key").is_not_null(), f"name a user (field {USER_FIELD})"
     frames = []
     for frame in reader.csv(path, columns, COMMON):
         rows = frame.with_columns(**fields)
-        rows = reader.row_filter.keep(rows, "features", has_user, str(path), must, "Correct it.")
+        rows = reader.row_filter.keep(rows, "features", has_user, path, must)
         frames.append(rows.drop("row", "features"))
     return reader.table(frames, path, "common_id", "common_id")
 
@@ -125,14 +120,13 @@ def _interactions(
     skeletons: list[Path], common: list[pl.DataFrame], label: str, reader: TextReader
 ) -> Iterator[Chunk]:
     exclude, keep = reader.row_filter.exclude, reader.row_filter.keep
-    columns = [Column("click"), Column("purchase")]
-    columns += [Column("common_id", TEXT), Column("features", TEXT)]
+    columns = {"click": int, "purchase": int, "common_id": str, "features": str}
     fields = {"item_key": _field(ITEM_FIELD), "scenario": _field(SCENARIO_FIELD) - 1}
     fields |= {name: _field(name) for name in ROW_FIELDS}
     unclicked = (pl.col("purchase") == 1) & (pl.col("click") == 0)
     rng = np.random.default_rng(SPLIT_SEED)
     for part, path, users in zip(("train", "test"), skeletons, common, strict=True):
-        location, keys = str(path), users.select("common_id", "user_key")
+        keys = users.select("common_id", "user_key")
         lost = f"{path}: a row whose common features are not in common_features_{part}.csv"
         for frame in reader.csv(path, columns, SKELETON):
             rows = frame.with_columns(pl.col(label).alias("label"), **fields)
@@ -141,11 +135,11 @@ def _interactions(
             rows = exclude(rows, pl.col("user_key").is_null(), lost)
             for column, name in (("item_key", ITEM_FIELD), ("scenario", SCENARIO_FIELD)):
                 has_field, must = pl.col(column).is_not_null(), f"have field {name}"
-                rows = keep(rows, "features", has_field, location, must, "Correct the row.")
+                rows = keep(rows, "features", has_field, path, must)
             if part == "train":
                 split = pl.lit("train")
             else:
                 is_test = pl.Series(rng.random(rows.height) < 0.5)
                 split = pl.when(is_test).then(pl.lit("test")).otherwise(pl.lit("valid"))
             rows = rows.drop("common_id", "features", "click", "purchase")
-            yield Chunk(location, rows.with_columns(split.alias(SPLIT_COLUMN)))
+            yield Chunk(str(path), rows.with_columns(split.alias(SPLIT_COLUMN)))

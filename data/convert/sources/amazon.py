@@ -17,14 +17,7 @@ from msrec.data.convert.raw_tables import (
     RawTables,
     star_labels,
 )
-from msrec.data.convert.sources.text_blocks import TEXTS
-from msrec.data.convert.sources.text_reader import (
-    NUMBER,
-    TEXT,
-    Column,
-    TextReader,
-    optional_columns,
-)
+from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.schema import Scenario, TextFields
 
 PUBLISHED_CATEGORIES = ("Beauty", "Clothing_Shoes_and_Jewelry", "Health_and_Personal_Care")
@@ -187,16 +180,13 @@ def _meta_file(folder: Path, release: Release, category: str) -> Path | None:
 def _interactions(
     reviews: Sequence[Path], release: Release, above: float, reader: TextReader
 ) -> Iterator[Chunk]:
-    columns = [Column(release.user, TEXT), Column(release.item, TEXT)]
-    columns += [Column(release.rating, NUMBER), Column(release.time)]
+    columns = {release.user: str, release.item: str, release.rating: float, release.time: int}
     rating = pl.col(release.rating)
-    is_rating, must = rating.is_between(1, 5), "be from 1 to 5"
     labels = {n: (rating > stars).cast(pl.Int64) for n, stars in star_labels(above).items()}
     for scenario, path in enumerate(reviews):
         for frame in reader.json_lines(path, columns):
-            frame = reader.row_filter.keep(
-                frame, release.rating, is_rating, str(path), must, "Correct it."
-            )
+            is_rating, must = rating.is_between(1, 5), "be from 1 to 5"
+            frame = reader.row_filter.keep(frame, release.rating, is_rating, path, must)
             rows = frame.select(
                 "row",
                 user_key=release.user,
@@ -234,10 +224,10 @@ def _stripped(column: str) -> pl.Expr:
 def _meta_rows(path: Path, release: Release, reader: TextReader) -> Iterator[pl.DataFrame]:
     texts = (release.item, "title", release.brand)
     if release is not RELEASE_2014:
-        columns = [Column(release.item, TEXT), *optional_columns(texts[1:], TEXT)]
-        yield from reader.json_lines(path, [*columns, *optional_columns([release.category], TEXTS)])
+        columns = {**dict.fromkeys(texts, str | None), release.category: list[str] | None}
+        yield from reader.json_lines(path, {**columns, release.item: str})
         return
-    schema = {**dict.fromkeys(texts, pl.String()), release.category: TEXTS}
+    schema = {**dict.fromkeys(texts, pl.String()), release.category: pl.List(pl.String)}
     advice = "Correct the line or take it out."
     for first_row, lines in reader.lines(path):
         rows = [_literal_row(line, texts, release.category) for line in lines]
@@ -246,7 +236,7 @@ def _meta_rows(path: Path, release: Release, reader: TextReader) -> Iterator[pl.
         reader.row_filter.reject(rule, bad, len(lines), advice)
         frame = pl.DataFrame([row for row in rows if row], schema=schema, orient="row")
         has_key = pl.col(release.item).is_not_null()
-        yield reader.row_filter.keep(frame, release.item, has_key, str(path), "be there", advice)
+        yield reader.row_filter.keep(frame, release.item, has_key, path, "be there", advice)
 
 
 def _literal_row(line: str, texts: Sequence[str], category: str) -> list[Any] | None:

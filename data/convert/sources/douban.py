@@ -7,14 +7,7 @@ import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, PublishedCounts, RawTables
 from msrec.data.convert.sources.text_blocks import CsvFormat
-from msrec.data.convert.sources.text_reader import (
-    NUMBER,
-    TEXT,
-    Column,
-    TextReader,
-    optional_columns,
-    required_files,
-)
+from msrec.data.convert.sources.text_reader import TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
 
 SITE = "Kaggle (fengzhujoey/douban-datasetratingreviewside-information)"
@@ -96,16 +89,14 @@ def _interactions(reviews: Sequence[Path], reader: TextReader) -> Iterator[Chunk
     exclude, keep = reader.row_filter.exclude, reader.row_filter.keep
     is_rating = pl.col("rating").is_between(1, 5)
     day = pl.col("time").str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False)
-    is_day, must_be_day = day.is_not_null(), "begin with a date such as 2014-05-31"
+    is_day = day.is_not_null()
     for scenario, (domain, path) in enumerate(zip(DOMAINS, reviews, strict=True)):
-        location = str(path)
-        columns = [Column("user_id"), Column(f"{domain}_id"), Column("time", TEXT)]
-        columns += optional_columns(["rating"], NUMBER)
+        columns = {"user_id": int, f"{domain}_id": int, "rating": float | None, "time": str}
         for frame in reader.csv(path, columns, TABS):
             is_unrated, reason = pl.col("rating").is_null(), f"{path}: a review without a rating"
             frame = exclude(frame, is_unrated, reason)
-            frame = keep(frame, "rating", is_rating, location, "be from 1 to 5", "Correct it.")
-            frame = keep(frame, "time", is_day, location, must_be_day, "Correct it.")
+            frame = keep(frame, "rating", is_rating, path, "be from 1 to 5")
+            frame = keep(frame, "time", is_day, path, "begin with a date such as 2014-05-31")
             rows = frame.select(
                 "row",
                 user_key="user_id",
@@ -114,17 +105,17 @@ def _interactions(reviews: Sequence[Path], reader: TextReader) -> Iterator[Chunk
                 scenario=pl.lit(scenario),
                 label=(pl.col("rating") > 3).cast(pl.Int64),
             )
-            yield Chunk(location, rows)
+            yield Chunk(str(path), rows)
 
 
 def _users(path: Path, reader: TextReader) -> pl.DataFrame:
     # The user_id of a review is the UID of users_cleaned.txt.
-    columns = [Column("UID"), *optional_columns(("living_place", "join_time"), TEXT)]
+    columns = {"UID": int, "living_place": str | None, "join_time": str | None}
     users = reader.table(reader.csv(path, columns, TABS), path, "UID", "user_key")
     return users.select("user_key", "living_place", join_month=pl.col("join_time").str.slice(0, 7))
 
 
 def _movies(path: Path, reader: TextReader) -> pl.DataFrame:
-    columns = [Column("UID"), *optional_columns(MOVIE_TEXTS, TEXT)]
+    columns = {"UID": int, **dict.fromkeys(MOVIE_TEXTS, str | None)}
     movies = reader.table(reader.csv(path, columns, TABS), path, "UID", "item_key")
     return movies.with_columns(item_key=pl.format("movie {}", "item_key"))

@@ -6,13 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, PublishedCounts, RawTables
-from msrec.data.convert.sources.text_reader import (
-    TEXT,
-    Column,
-    TextReader,
-    optional_columns,
-    required_files,
-)
+from msrec.data.convert.sources.text_reader import TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
 
 SITE = "https://kuairand.com"
@@ -148,7 +142,7 @@ def _difference(version: str, tabs: Sequence[int], label: str) -> str:
 def _interactions(
     logs: Sequence[Path], tabs: list[int], label: str, reader: TextReader
 ) -> Iterator[Chunk]:
-    columns = [Column(name) for name in ("user_id", "video_id", "time_ms", label, "tab")]
+    columns = dict.fromkeys(("user_id", "video_id", "time_ms", label, "tab"), int)
     is_other = ~pl.col("tab").is_in(tabs)
     for path in logs:
         for frame in reader.csv(path, columns):
@@ -163,14 +157,14 @@ def _interactions(
 
 
 def _users(path: Path, reader: TextReader) -> pl.DataFrame:
-    columns = [Column("user_id"), *optional_columns(USER_TEXTS, TEXT)]
-    columns += optional_columns(USER_NUMBERS)
+    columns = {"user_id": int, **dict.fromkeys(USER_TEXTS, str | None)}
+    columns |= dict.fromkeys(USER_NUMBERS, int | None)
     return reader.table(reader.csv(path, columns), path, "user_id", "user_key")
 
 
 def _items(path: Path, reader: TextReader) -> pl.DataFrame:
-    columns = [Column("video_id"), *optional_columns((*ITEM_TEXTS, "tag"), TEXT)]
-    columns += optional_columns(("video_duration", *ITEM_NUMBERS))
+    columns = {"video_id": int, **dict.fromkeys((*ITEM_TEXTS, "tag"), str | None)}
+    columns |= dict.fromkeys(("video_duration", *ITEM_NUMBERS), int | None)
     seconds = pl.col("video_duration") // 1000
     tags = pl.col("tag").str.extract_all(r"\d+")
     frames = (

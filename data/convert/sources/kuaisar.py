@@ -6,13 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, PublishedCounts, RawTables
-from msrec.data.convert.sources.text_reader import (
-    TEXT,
-    Column,
-    TextReader,
-    optional_columns,
-    required_files,
-)
+from msrec.data.convert.sources.text_reader import TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
 
 FILES = ("rec_inter.csv", "src_inter.csv", "user_features.csv", "item_features.csv")
@@ -92,24 +86,24 @@ def read_kuaisar(folder: Path, reader: TextReader) -> RawTables:
 
 
 def _interactions(recommended: Path, searched: Path, reader: TextReader) -> Iterator[Chunk]:
-    keys = [Column("user_id"), Column("item_id")]
-    shared = {"user_key": "user_id", "item_key": "item_id"}
-    for frame in reader.csv(recommended, [*keys, Column("timestamp"), Column("click")]):
+    keys = {"user_key": "user_id", "item_key": "item_id"}
+    columns = dict.fromkeys(("user_id", "item_id", "timestamp", "click"), int)
+    for frame in reader.csv(recommended, columns):
         rows = frame.select(
             *("row", "timestamp"),
-            **shared,
+            **keys,
             scenario=pl.lit(RECOMMENDATION),
             label="click",
             search_source=pl.lit(None, pl.String),
             keyword=pl.lit(None, pl.List(pl.Int64)),
         )
         yield Chunk(str(recommended), rows)
-    columns = [*keys, Column("search_session_timestamp"), Column("click_cnt")]
-    columns += optional_columns(("search_source", "keyword"), TEXT)
-    for frame in reader.csv(searched, columns):
+    numbers = ("user_id", "item_id", "search_session_timestamp", "click_cnt")
+    texts = dict.fromkeys(("search_source", "keyword"), str | None)
+    for frame in reader.csv(searched, dict.fromkeys(numbers, int) | texts):
         rows = frame.select(
             *("row", "search_source"),
-            **shared,
+            **keys,
             timestamp="search_session_timestamp",
             scenario=pl.lit(SEARCH),
             label=(pl.col("click_cnt") > 0).cast(pl.Int64),
@@ -119,14 +113,15 @@ def _interactions(recommended: Path, searched: Path, reader: TextReader) -> Iter
 
 
 def _users(path: Path, reader: TextReader) -> pl.DataFrame:
-    columns = [Column("user_id"), *optional_columns(USER_FEATURES)]
+    columns = {"user_id": int, **dict.fromkeys(USER_FEATURES, int | None)}
     return reader.table(reader.csv(path, columns), path, "user_id", "user_key")
 
 
 def _items(path: Path, reader: TextReader) -> pl.DataFrame:
     names = [f"{level}_level_category_name_en" for level in LEVELS]
-    columns = [Column("item_id"), *optional_columns(ITEM_NUMBERS)]
-    columns += optional_columns((*ITEM_TEXTS, *names), TEXT)
+    numbers = dict.fromkeys(ITEM_NUMBERS, int | None)
+    texts = dict.fromkeys((*ITEM_TEXTS, *names), str | None)
+    columns = {"item_id": int, **numbers, **texts}
     # The site says that author 0 is an unknown one.
     author = pl.when(pl.col("author_id") != 0).then(pl.col("author_id"))
     category = pl.concat_str(names, separator=", ", ignore_nulls=True).cast(pl.Categorical)

@@ -15,7 +15,7 @@ from msrec.data.convert.raw_tables import (
 )
 from msrec.data.convert.row_filter import check_rows
 from msrec.data.convert.sources.text_blocks import CsvFormat
-from msrec.data.convert.sources.text_reader import TEXT, Column, TextReader, required_files
+from msrec.data.convert.sources.text_reader import Columns, TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
 
 FILES = ("ratings.dat", "users.dat", "movies.dat")
@@ -105,7 +105,7 @@ def read_movielens(
     by_age = scenario == "age"
     ratings, users_file, movies = required_files(folder, "MovieLens-1M", FILES, SITE)
     users, items = _users(users_file, reader), _items(movies, reader)
-    groups = _groups(users, items, scenario, str(users_file if by_age else movies))
+    groups = _groups(users, items, scenario, users_file if by_age else movies)
     return RawTables(
         name="ml1m" if by_age else "ml1m-genre",
         description="MovieLens-1M: films rated by viewers; liked means more than 3 of 5 stars.",
@@ -145,7 +145,9 @@ def split_title(raw: str) -> tuple[str, int | None]:
     return title, int(year[1]) if year else None
 
 
-def _groups(users: pl.DataFrame, items: pl.DataFrame, scenario: str, location: str) -> pl.DataFrame:
+def _groups(
+    users: pl.DataFrame, items: pl.DataFrame, scenario: str, location: Path
+) -> pl.DataFrame:
     """Returns the scenario of each user, by age, or of each item, by its first genre."""
     numbers = {v: i for i, (_, values) in enumerate(RULES[scenario].values()) for v in values}
     if scenario == "age":
@@ -153,18 +155,16 @@ def _groups(users: pl.DataFrame, items: pl.DataFrame, scenario: str, location: s
     else:
         table = items.select("item_key", genre=pl.col("genres").list.first())
     is_known = pl.col(scenario).is_in(list(numbers))
-    check_rows(table, scenario, is_known, location, f"be a MovieLens {scenario}", "Correct it.")
+    check_rows(table, scenario, is_known, location, f"be a MovieLens {scenario}")
     number = pl.col(scenario).replace_strict(numbers, return_dtype=pl.Int32)
     return table.select(pl.first(), scenario=number)
 
 
 def _interactions(path: Path, groups: pl.DataFrame, reader: TextReader) -> pl.DataFrame:
-    columns = [Column(name) for name in ("user_key", "item_key", "rating", "timestamp")]
+    columns = dict.fromkeys(("user_key", "item_key", "rating", "timestamp"), int)
     rows = _read(path, columns, reader)
     is_rating = pl.col("rating").is_between(1, 5)
-    rows = reader.row_filter.keep(
-        rows, "rating", is_rating, str(path), "be from 1 to 5", "Correct it."
-    )
+    rows = reader.row_filter.keep(rows, "rating", is_rating, path, "be from 1 to 5")
     labels = {n: (pl.col("rating") > s).cast(pl.Float32) for n, s in star_labels(3).items()}
     rows = rows.join(groups, on=groups.columns[0], how="left", maintain_order="left")
     # A null scenario means an unknown key, which the conversion refuses by name.
@@ -172,24 +172,23 @@ def _interactions(path: Path, groups: pl.DataFrame, reader: TextReader) -> pl.Da
 
 
 def _users(path: Path, reader: TextReader) -> pl.DataFrame:
-    columns = [Column("user_key"), Column("gender", TEXT), Column("age"), Column("occupation")]
-    users = _read(path, [*columns, Column("zip_code", TEXT)], reader)
+    columns = {"user_key": int, "gender": str, "age": int, "occupation": int, "zip_code": str}
+    users = _read(path, columns, reader)
     for column, names in (("age", AGES), ("occupation", dict(enumerate(OCCUPATIONS)))):
         is_known, must = pl.col(column).is_in(list(names)), "be a MovieLens code"
-        users = reader.row_filter.keep(users, column, is_known, str(path), must, "Correct it.")
+        users = reader.row_filter.keep(users, column, is_known, path, must)
         name = pl.col(column).replace_strict(names, return_dtype=pl.String)
         users = users.with_columns(name.alias(f"{column}_name"))
     return users
 
 
 def _items(path: Path, reader: TextReader) -> pl.DataFrame:
-    items = _read(path, [Column("item_key"), Column("title", TEXT), Column("genres", TEXT)], reader)
+    items = _read(path, {"item_key": int, "title": str, "genres": str}, reader)
     schema = {"title": pl.String, "year": pl.Int64}
     titles = pl.DataFrame([split_title(t) for t in items["title"]], schema=schema, orient="row")
     return items.with_columns(*titles, genres=pl.col("genres").str.split("|"))
 
 
-def _read(path: Path, columns: list[Column], reader: TextReader) -> pl.DataFrame:
-    header = [column.name for column in columns]
-    form = CsvFormat(separator="::", quote=None, header=header, encoding="latin-1")
+def _read(path: Path, columns: Columns, reader: TextReader) -> pl.DataFrame:
+    form = CsvFormat(separator="::", quote=None, header=list(columns), encoding="latin-1")
     return pl.concat(reader.csv(path, columns, form))

@@ -4,10 +4,10 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +22,6 @@ QUOTED_LINES = 100_000
 """Most lines of a quoted field; a quote that is open for longer is taken as never closed."""
 ONE_BYTE_SEPARATOR = "\x1f"
 """Replaces a separator of several characters, which pyarrow cannot read."""
-TEXTS = pl.List(pl.String)
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,6 @@ class CsvFormat:
     quote: str | None = '"'
     header: Sequence[str] | None = None
     encoding: str = "utf-8"
-
-
-class ParsedBlock(NamedTuple):
-    """Rows of a block: the good ones as strings with their numbers in `row`, and the bad ones."""
-
-    frame: pl.DataFrame
-    num_rows: int
-    problems: list[str]
-    """For each bad row, its number and what is wrong with it."""
 
 
 def read_blocks(path: Path, quote: str | None, progress: Progress | None) -> Iterator[bytes]:
@@ -107,10 +97,11 @@ def read_header(line: bytes, form: CsvFormat) -> list[str]:
 
 def parse_csv(
     block: bytes, header: Sequence[str], columns: Sequence[str], form: CsvFormat, first_row: int
-) -> ParsedBlock:
-    """Returns some columns of a CSV block; an empty field is null.
+) -> tuple[pl.DataFrame, list[str]]:
+    """Returns some columns of a CSV block as strings, and what is wrong with each bad row.
 
-    A row with too few or too many fields is bad. Blank lines are no rows.
+    Empty fields are null. A row with too few or too many fields is bad. Blank lines are not rows.
+    The column `row` has the numbers of the good rows, which begin at `first_row`.
     """
     if form.encoding != "utf-8":
         block = block.decode(form.encoding).encode()
@@ -146,8 +137,8 @@ def parse_csv(
     rows = np.arange(first_row, first_row + table.num_rows + len(bad))
     problems = [f"found {row.actual_columns} in row {rows[row.number - 1]}" for row in bad]
     good_rows = np.delete(rows, [row.number - 1 for row in bad])
-    frame = pl.DataFrame({name: _decoded(table[name]) for name in columns} | {ROW: good_rows})
-    return ParsedBlock(frame, len(rows), problems)
+    strings = {name: _decoded(table[name]) for name in columns}
+    return pl.DataFrame({**strings, ROW: good_rows}), problems
 
 
 def _decoded(values: pa.ChunkedArray) -> pl.Series:
@@ -160,29 +151,30 @@ def _decoded(values: pa.ChunkedArray) -> pl.Series:
     return pl.Series(pl.from_arrow(strings))
 
 
-def parse_json(block: bytes, schema: Mapping[str, pl.DataType], first_row: int) -> ParsedBlock:
-    """Returns some keys of a block of JSON lines; a key that a line lacks is null.
+def parse_json(
+    block: bytes, keys: Sequence[str], lists: Sequence[str], first_row: int
+) -> tuple[pl.DataFrame, list[str]]:
+    """Returns some keys of a block of JSON lines, and what is wrong with each bad line.
 
-    Args:
-        block: lines of the file.
-        schema: keys, each read as a string or a list of strings.
-        first_row: number of the first row; blank lines are no rows.
+    Values are strings, or lists of strings under the keys in `lists`. A key that a line lacks is
+    null. Rows are numbered as by `parse_csv`.
     """
+    schema = {key: pl.List(pl.String) if key in lists else pl.String() for key in keys}
     try:
         frame = pl.read_ndjson(block, schema=schema)
         rows = pl.int_range(first_row, first_row + pl.len(), dtype=pl.Int64)
-        return ParsedBlock(frame.with_columns(rows.alias(ROW)), frame.height, [])
+        return frame.with_columns(rows.alias(ROW)), []
     except pl.exceptions.PolarsError:
         pass  # some line is bad: examine each one
     lines = dict(enumerate(split_lines(block), first_row))
-    problems = {row: problem for row, line in lines.items() if (problem := _problem(line, schema))}
+    problems = {row: problem for row, line in lines.items() if (problem := _problem(line, lists))}
     good = [row for row in lines if row not in problems]
     frame = pl.read_ndjson(b"\n".join(lines[row] for row in good), schema=schema)
     frame = frame.with_columns(pl.Series(ROW, good, dtype=pl.Int64))
-    return ParsedBlock(frame, len(lines), [f"row {row} {text}" for row, text in problems.items()])
+    return frame, [f"row {row} {problem}" for row, problem in problems.items()]
 
 
-def _problem(line: bytes, schema: Mapping[str, pl.DataType]) -> str:
+def _problem(line: bytes, lists: Sequence[str]) -> str:
     """Returns what is wrong with a JSON line; empty if nothing is."""
     try:
         value = json.loads(line)
@@ -190,7 +182,7 @@ def _problem(line: bytes, schema: Mapping[str, pl.DataType]) -> str:
         return f"is not JSON: {error}"
     if not isinstance(value, dict):
         return f"is a {type(value).__name__}"
-    for name, kind in schema.items():
-        if kind == TEXTS and not isinstance(value.get(name), list | None):
-            return f"holds {value[name]!r} under {name!r}, which must be a list"
+    for key in lists:
+        if not isinstance(value.get(key), list | None):
+            return f"holds {value[key]!r} under {key!r}, which must be a list"
     return ""

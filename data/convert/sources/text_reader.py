@@ -1,17 +1,17 @@
 """Reader of raw CSV and JSON-lines files of any size, as frames of checked columns."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
 
 import polars as pl
 
 from msrec.data.convert.raw_tables import Progress, require_columns
 from msrec.data.convert.row_filter import ROW, RowFilter, check_rows
 from msrec.data.convert.sources.text_blocks import (
-    TEXTS,
     CsvFormat,
-    ParsedBlock,
     parse_csv,
     parse_json,
     read_blocks,
@@ -19,23 +19,10 @@ from msrec.data.convert.sources.text_blocks import (
     split_lines,
 )
 
-INTEGER, NUMBER, TEXT = pl.Int64(), pl.Float64(), pl.String()
+Columns = Mapping[str, Any]
+"""Columns to read: name -> int, float, str or list[str]; `int | None` if values may be empty."""
 COMMAS = CsvFormat()
-REQUIREMENTS = {INTEGER: "be a whole number", NUMBER: "be a finite number", TEXT: "be there"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column to read: its name in the file, its type, and whether values may be empty."""
-
-    name: str
-    kind: pl.DataType = INTEGER
-    optional: bool = False
-
-
-def optional_columns(names: Iterable[str], kind: pl.DataType = INTEGER) -> list[Column]:
-    """Returns columns of one type whose values may be empty."""
-    return [Column(name, kind, optional=True) for name in names]
+REQUIREMENTS = {int: "be a whole number", float: "be a finite number", str: "be there"}
 
 
 @dataclass(frozen=True)
@@ -51,39 +38,38 @@ class TextReader:
     row_filter: RowFilter = field(default_factory=RowFilter)
     progress: Progress | None = None
 
-    def csv(
-        self, path: Path, columns: Sequence[Column], form: CsvFormat = COMMAS
-    ) -> Iterator[pl.DataFrame]:
+    def csv(self, path: Path, columns: Columns, form: CsvFormat = COMMAS) -> Iterator[pl.DataFrame]:
         """Yields the rows of a CSV file in order. Empty fields are null.
 
         Raises:
             ValueError: a column is missing.
         """
-        names = [column.name for column in columns]
         header = form.header
         first_row = 0
         for block in read_blocks(path, form.quote, self.progress):
             if header is None:
                 line, _, block = block.partition(b"\n")
                 header = read_header(line, form)
-            require_columns(header, names, str(path), "Take the file as it is published.")
-            parsed = parse_csv(block, header, names, form, first_row)
-            yield self._checked(parsed, columns, path, f"each row must have {len(header)} fields")
-            first_row += parsed.num_rows
+            require_columns(header, list(columns), str(path), "Take the file as it is published.")
+            frame, problems = parse_csv(block, header, list(columns), form, first_row)
+            first_row += frame.height + len(problems)
+            rule = f"{path}: each row must have {len(header)} fields"
+            yield self._checked(frame, problems, rule, columns, path)
         if first_row == 0 and header is form.header:
             raise ValueError(f"{path} must hold rows; it is empty. Copy it again.")
 
-    def json_lines(self, path: Path, columns: Sequence[Column]) -> Iterator[pl.DataFrame]:
+    def json_lines(self, path: Path, columns: Columns) -> Iterator[pl.DataFrame]:
         """Yields the rows of a file with a JSON object on each line, in order.
 
         A key that a line lacks is null. `row` counts the lines that are not blank.
         """
-        schema = {c.name: TEXTS if c.kind == TEXTS else pl.String() for c in columns}
+        lists = [name for name, kind in columns.items() if _base(kind) == list[str]]
         first_row = 0
         for block in read_blocks(path, None, self.progress):
-            parsed = parse_json(block, schema, first_row)
-            yield self._checked(parsed, columns, path, "each line must be one JSON object")
-            first_row += parsed.num_rows
+            frame, problems = parse_json(block, list(columns), lists, first_row)
+            first_row += frame.height + len(problems)
+            rule = f"{path}: each line must be one JSON object"
+            yield self._checked(frame, problems, rule, columns, path)
 
     def lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         """Yields some lines that are not blank, with the row number of the first."""
@@ -104,27 +90,32 @@ class TextReader:
             ValueError: a key is null.
         """
         frame = pl.concat(frames)
-        is_key = pl.col(key).is_not_null()
-        check_rows(frame, key, is_key, str(location), "have no null", "Give the row a key.")
+        is_key, advice = pl.col(key).is_not_null(), "Give the row a key."
+        check_rows(frame, key, is_key, location, "have no null", advice)
         is_repeated = ~pl.col(key).is_first_distinct()
         reason = f"{location}: a row whose {key} is there already"
         return self.row_filter.exclude(frame, is_repeated, reason).rename({key: renamed})
 
     def _checked(
-        self, parsed: ParsedBlock, columns: Sequence[Column], path: Path, rule: str
+        self,
+        frame: pl.DataFrame,
+        problems: Sequence[str],
+        rule: str,
+        columns: Columns,
+        path: Path,
     ) -> pl.DataFrame:
         """Casts strings to the types of the columns; a row whose value does not cast is bad."""
         advice = "Correct it or take the row out."
-        self.row_filter.reject(f"{path}: {rule}", parsed.problems, parsed.num_rows, advice)
-        typed = {column.name: f"{column.name} as {column.kind}" for column in columns}
-        casts = [_cast(parsed.frame[c.name], c.kind).alias(typed[c.name]) for c in columns]
-        frame = parsed.frame.with_columns(casts)
-        for column in columns:
-            is_good = pl.col(typed[column.name]).is_not_null()
-            if column.optional:
-                is_good |= pl.col(column.name).is_null()
-            must = REQUIREMENTS.get(column.kind, "be a list")
-            frame = self.row_filter.keep(frame, column.name, is_good, str(path), must, advice)
+        self.row_filter.reject(rule, problems, frame.height + len(problems), advice)
+        typed = {name: f"{name} as {kind}" for name, kind in columns.items()}
+        casts = [_cast(frame[name], columns[name]).alias(typed[name]) for name in columns]
+        frame = frame.with_columns(casts)
+        for name, kind in columns.items():
+            is_good = pl.col(typed[name]).is_not_null()
+            if kind != _base(kind):
+                is_good |= pl.col(name).is_null()
+            must = REQUIREMENTS.get(_base(kind), "be a list")
+            frame = self.row_filter.keep(frame, name, is_good, path, must, advice)
         return frame.select(ROW, **typed)
 
 
@@ -142,12 +133,17 @@ def required_files(folder: Path, data_set: str, names: Sequence[str], site: str)
     return [folder / name for name in names]
 
 
-def _cast(values: pl.Series, kind: pl.DataType) -> pl.Series:
+def _base(kind: Any) -> Any:
+    """Returns the type of values that are not empty: int for `int | None`."""
+    return get_args(kind)[0] if NoneType in get_args(kind) else kind
+
+
+def _cast(values: pl.Series, kind: Any) -> pl.Series:
     """Casts strings to numbers, with null for a string that is none."""
-    if kind == NUMBER:
+    if _base(kind) is float:
         number = values.cast(pl.Float64, strict=False)
         return number.set(~number.is_finite(), None)
-    if kind == INTEGER:
+    if _base(kind) is int:
         whole = values.cast(pl.Int64, strict=False)
         if whole.null_count() == values.null_count():
             return whole
