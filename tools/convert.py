@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.progress import Progress as ProgressBars
+from rich.progress import TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from msrec.data.convert.conversion import write_dataset
@@ -292,13 +285,7 @@ def _print_report(schema: Schema, out: Path | str, console: Console) -> None:
 
 @contextmanager
 def _progress_bars(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description:<16}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (*ProgressBars.get_default_columns(), TimeElapsedColumn())
     with ProgressBars(*columns, console=console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 

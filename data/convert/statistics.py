@@ -1,6 +1,6 @@
 """Counts of a conversion, collected chunk by chunk: rows, positives, unknown ids, duplicates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,8 +83,8 @@ class ConversionCounts:
         """Returns the counts under their names in `Schema.counts`."""
         flaws = {feature.name: self._flaws_by_split(feature) for feature in self._features}
         return {
-            "rows": self._by_split(self._rows),
-            "positives": self._by_split(self._positives),
+            "rows": counts_by_split(self._rows, self._scenarios),
+            "positives": counts_by_split(self._positives, self._scenarios),
             **{
                 f"{side}s": {"all": int(np.any(seen, axis=0).sum())}
                 | dict(zip(self._scenarios, seen.sum(axis=1).tolist(), strict=True))
@@ -111,12 +111,6 @@ class ConversionCounts:
                 earlier = self._time.get(split, [first, last])
                 self._time[split] = [min(first, earlier[0]), max(last, earlier[1])]
 
-    def _by_split(self, table: Ints) -> dict[str, dict[str, int]]:
-        return {
-            split: {"all": sum(row)} | dict(zip(self._scenarios, row, strict=True))
-            for split, row in zip(SPLITS, table.tolist(), strict=True)
-        }
-
     def _flaws_by_split(self, feature: Feature) -> list[dict[str, int]]:
         """Returns the rows whose value is missing, and the unknown ids, where there are any."""
         if feature.side == "interaction":
@@ -139,6 +133,14 @@ class ConversionCounts:
             lookups = _lookups(self._encoded.values[feature.name], times, vocabulary.rows)
         by_value = vocabulary.by_value(lookups) if isinstance(vocabulary, Vocabulary) else None
         return imbalance_by_ranks(lookups, by_value)
+
+
+def counts_by_split(table: Ints, scenarios: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Returns counts (splits, scenarios) by name, with the sum of each split as "all"."""
+    return {
+        split: {"all": sum(row)} | dict(zip(scenarios, row, strict=True))
+        for split, row in zip(SPLITS, table.tolist(), strict=True)
+    }
 
 
 def num_duplicates(stage: StagedRows) -> int:

@@ -18,6 +18,7 @@ SCENARIOS = (
         description="Videos that friends of the user liked or shared; seen for company as well.",
     ),
 )
+SCENARIO_NAMES = [scenario.name for scenario in SCENARIOS]
 
 FAMILIES = {
     "food": {

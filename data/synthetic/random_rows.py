@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from msrec.data.convert.dataset_writer import PartWriter, arrow_schema, new_folder, write_table
+from msrec.data.convert.statistics import counts_by_split
 from msrec.data.schema import (
     SPLITS,
     Scenario,
@@ -92,26 +93,29 @@ def random_rows(
         if (side := _side(table.name)) is not None
         for name in _feature_names(table)
     }
-    counts: dict[str, dict[str, dict[str, int]]] = {"rows": {}, "positives": {}}
-    names = [scenario.name for scenario in schema.scenarios]
+    num_rows, num_positives = np.zeros((2, len(SPLITS), scenarios), dtype=np.int64)
     target = arrow_schema(schema)
     with new_folder(out, overwrite) as folder:
-        for split, share in zip(SPLITS, SHARES, strict=True):
+        for code, (split, share) in enumerate(zip(SPLITS, SHARES, strict=True)):
             columns = _columns(rng, max(int(rows * share), 2), effects, scenarios)
-            for kind, chosen in (("rows", slice(None)), ("positives", columns["click"])):
-                number = np.bincount(columns["scenario"][chosen], minlength=scenarios).tolist()
-                counts[kind][split] = {"all": sum(number)} | dict(zip(names, number, strict=True))
+            scenario, click = columns["scenario"], columns["click"]
+            num_rows[code] = np.bincount(scenario, minlength=scenarios)
+            num_positives[code] = np.bincount(scenario[click], minlength=scenarios)
             for table in tables:
                 for name in _feature_names(table):
                     columns[name] = _feature(rng, table, own_ids.get(name), columns)
             arrays = [_arrow(columns[field.name], field.type) for field in target]
             with PartWriter(folder / split, target) as writer:
                 writer.append(pa.Table.from_arrays(arrays, schema=target))
-        write_table(pl.DataFrame({"user_key": np.arange(users)}), folder / "users.parquet")
+        user_table = pl.DataFrame({"user_key": np.arange(users)})
         titles = [f"item {number}" for number in range(items)]
-        described = pl.DataFrame({"item_key": np.arange(items), "title": titles})
-        write_table(described, folder / "items.parquet")
-        schema = schema.model_copy(update={"counts": counts})
+        item_table = pl.DataFrame({"item_key": np.arange(items), "title": titles})
+        write_table(user_table, folder / "users.parquet")
+        write_table(item_table, folder / "items.parquet")
+        names = [scenario.name for scenario in schema.scenarios]
+        counts = {"rows": num_rows, "positives": num_positives}
+        by_split = {kind: counts_by_split(table, names) for kind, table in counts.items()}
+        schema = schema.model_copy(update={"counts": by_split})
         save_schema(schema, folder)
     return schema
 

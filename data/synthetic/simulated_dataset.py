@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from msrec.data.convert.dataset_writer import PartWriter, arrow_schema, new_folder, write_table
 from msrec.data.convert.raw_tables import Progress
+from msrec.data.convert.statistics import counts_by_split
 from msrec.data.features.hot_rows import imbalance_by_ranks
 from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES, SeenIntegers
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, TextFields, save_schema
@@ -140,8 +141,8 @@ class _StreamedCounts:
     def to_dict(self) -> dict[str, Any]:
         """Returns the counts under their names in `Schema.counts`."""
         return {
-            "rows": _by_split(self._rows),
-            "positives": _by_split(self._positives),
+            "rows": counts_by_split(self._rows, catalogue.SCENARIO_NAMES),
+            "positives": counts_by_split(self._positives, catalogue.SCENARIO_NAMES),
             "unknown": self._unknown,
             "hottest_rank": {
                 name: imbalance_by_ranks(self._lookups[name], seen.by_value(self._lookups[name]))
@@ -153,18 +154,9 @@ class _StreamedCounts:
 
     def _best_auc(self) -> dict[str, float | None]:
         groups = {"all": self._truth.sum(axis=(0, 1))}
-        for scenario, truth in zip(catalogue.SCENARIOS, self._truth, strict=True):
-            groups[scenario.name] = truth.sum(axis=0)
+        groups |= dict(zip(catalogue.SCENARIO_NAMES, self._truth.sum(axis=1), strict=True))
         groups["warm users"], groups["cold users"] = self._truth.sum(axis=0)
         return {name: binned_auc(*counts) for name, counts in groups.items()}
-
-
-def _by_split(table: npt.NDArray[np.int64]) -> dict[str, dict[str, int]]:
-    names = [scenario.name for scenario in catalogue.SCENARIOS]
-    return {
-        split: {"all": sum(row)} | dict(zip(names, row, strict=True))
-        for split, row in zip(SPLITS, table.tolist(), strict=True)
-    }
 
 
 def _values(chunk: Rows, app: App) -> dict[str, npt.NDArray[np.int64]]:
