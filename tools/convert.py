@@ -150,20 +150,11 @@ def _hashed(option: str) -> tuple[str, Hashed]:
     return name, Hashed(int(rows), int(hashes or 1))
 
 
-def make_synthetic(
-    out: Path | str,
-    rows: int = 200_000,
-    users: int = 600,
-    items: int = 2_000,
-    seed: int = 0,
-    cold_fraction: float = 0.25,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> Schema:
-    """Simulates the short-video app and writes it as a dataset folder."""
+def make_synthetic(out: Path | str, console: Console | None = None, **options: Any) -> Schema:
+    """Writes the simulated app as a dataset folder; `options` are those of `synthesize`."""
     console = console or Console()
     with _progress_bars(console) as progress:
-        schema = synthesize(out, rows, users, items, seed, cold_fraction, overwrite, progress)
+        schema = synthesize(out, progress=progress, **options)
     _print_report(schema, out, console)
     return schema
 

@@ -21,7 +21,7 @@ from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.split import SplitChoice, SplitCodes, split_rows
 from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
-from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features, encode_values
+from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
 from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocabularies
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, save_schema
@@ -97,28 +97,29 @@ def _write_rows(
     folder: Path,
     progress: Progress | None,
 ) -> ConversionCounts:
+    """Writes the interactions of all splits chunk by chunk, and counts them."""
     counts = ConversionCounts(raw, encoded)
     target = arrow_schema(schema)
-    own = [feature.raw_column for feature in raw.interaction_features]
+    features = [feature.raw_column for feature in raw.interaction_features]
     with ExitStack() as stack:
         writers = [stack.enter_context(PartWriter(folder / split, target)) for split in SPLITS]
-        for rows, frame in stage.chunks([*raw.copied_columns, *own]):
+        for rows, frame in stage.chunks([*raw.copied_columns, *features]):
             columns = {name: frame[name] for name in raw.copied_columns}
             for name in ("user", "item", "scenario"):
                 columns[name] = pl.Series(getattr(stage, name)[rows])
-            flaws = {}
+            is_missing = {}
             for feature in raw.features:
                 if feature.side == "interaction":
                     values = frame[feature.raw_column]
-                    columns[feature.name] = encode_values(encoded, feature.name, values)
-                    flaws[feature.name] = (values.is_null().to_numpy(), columns[feature.name])
+                    is_missing[feature.name] = values.is_null().to_numpy()
+                    columns[feature.name] = encoded.encode(feature.name, values)
                 else:
                     values = encoded.values[feature.name]
                     columns[feature.name] = values.gather(columns[feature.side])
-            counts.add(stage, rows, codes[rows], frame[raw.labels[0]], flaws)
+            counts.add(codes[rows], columns, is_missing)
             for code, writer in enumerate(writers):
-                of_split = pl.Series(np.flatnonzero(codes[rows] == code))
-                arrays = [arrow_column(columns[f.name].gather(of_split), f.type) for f in target]
+                chosen = pl.Series(np.flatnonzero(codes[rows] == code))
+                arrays = [arrow_column(columns[f.name].gather(chosen), f.type) for f in target]
                 writer.append(pa.Table.from_arrays(arrays, schema=target))
             if progress:
                 progress("writing", rows.stop, len(stage))

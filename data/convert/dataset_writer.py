@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import polars as pl
@@ -69,14 +68,9 @@ class PartWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         """Writes the waiting rows, except after an error, and closes the file."""
-        if kind is None and self._waiting.num_rows:
+        if error is None and self._waiting.num_rows:
             self._write(self._waiting)
         self._close_file()
 

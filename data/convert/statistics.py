@@ -22,62 +22,54 @@ Bools = npt.NDArray[np.bool_]
 class ConversionCounts:
     """Counts for `Schema.counts` that need each row once.
 
-    Missing and unknown values of users and items are counted once for each row that has the user or
-    item.
+    A flaw is a missing value or an id that training has not seen. Flaws of users and items count
+    once for each row of the user or item.
     """
 
     def __init__(self, raw: RawTables, encoded: EncodedFeatures) -> None:
+        self._raw, self._encoded = raw, encoded
         self._scenarios = [scenario.name for scenario in raw.scenarios]
         self._features = [feature for feature in raw.features if feature.kind != "dense"]
-        self._encoded = encoded
-        per_split = (len(SPLITS), len(self._scenarios))
-        self._rows, self._positives = np.zeros(per_split, np.int64), np.zeros(per_split, np.int64)
+        shape = (len(SPLITS), len(self._scenarios))
+        self._rows, self._positives = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         self._time: dict[str, list[int]] = {}
         sizes = {side: raw.table(side).height for side in SIDES}
-        # How often each user (item) has a row in a split, and whether it has one in a scenario.
-        self._rows_of = {side: np.zeros((len(SPLITS), n), np.int32) for side, n in sizes.items()}
-        self._seen = {side: np.zeros((per_split[1], n), dtype=bool) for side, n in sizes.items()}
-        own = [f.name for f in self._features if f.side == "interaction"]
-        self._flaws = {name: np.zeros((2, len(SPLITS)), np.int64) for name in own}
-        self._lookups = {name: np.zeros(encoded.table_rows[name], np.int64) for name in own}
+        # Rows of each user (item) by split, and whether the user (item) is in a scenario.
+        self._rows_of = {side: np.zeros((shape[0], n), np.int32) for side, n in sizes.items()}
+        self._seen = {side: np.zeros((shape[1], n), dtype=bool) for side, n in sizes.items()}
+        names = [feature.name for feature in self._features if feature.side == "interaction"]
+        self._flaws = {name: np.zeros((2, len(SPLITS)), np.int64) for name in names}
+        self._lookups = {name: np.zeros(encoded.table_rows[name], np.int64) for name in names}
 
     def add(
-        self,
-        stage: StagedRows,
-        rows: slice,
-        codes: SplitCodes,
-        label: pl.Series,
-        encoded: Mapping[str, tuple[Bools, pl.Series]],
+        self, codes: SplitCodes, columns: Mapping[str, pl.Series], is_missing: Mapping[str, Bools]
     ) -> None:
         """Counts some rows.
 
         Args:
-            stage: the stage of the rows.
-            rows: their numbers.
             codes: their splits.
-            label: their first label.
-            encoded: for each feature of side interaction, whether it is missing, and its table
-                rows.
+            columns: their users, items, scenarios, labels, timestamps and encoded features.
+            is_missing: for each feature of side interaction, whether the raw value is null.
         """
-        scenario = stage.scenario[rows].astype(np.int64)
+        scenario = columns["scenario"].cast(pl.Int64).to_numpy()
+        label = columns[self._raw.labels[0]].to_numpy()
         cell = codes.astype(np.int64) * len(self._scenarios) + scenario
-        for total, weights in ((self._rows, None), (self._positives, label.to_numpy())):
+        for total, weights in ((self._rows, None), (self._positives, label)):
             counts = np.bincount(cell, weights, minlength=total.size)
             total += counts.astype(np.int64).reshape(total.shape)
         for side in SIDES:
-            positions = stage.positions(side)[rows]
+            positions = columns[side].to_numpy()
             self._seen[side][scenario, positions] = True
             for split in range(len(SPLITS)):
                 present, counts = np.unique(positions[codes == split], return_counts=True)
                 self._rows_of[side][split, present] += counts.astype(np.int32)
-        if stage.timestamp is not None:
-            self._add_time(stage.timestamp[rows], codes)
+        if self._raw.timestamp:
+            self._add_time(columns[self._raw.timestamp].to_numpy(), codes)
         for name, total in self._flaws.items():
-            is_missing, values = encoded[name]
-            for which, flaws in enumerate(_flaws(is_missing, values)):
-                total[which] += np.bincount(codes, flaws, minlength=len(SPLITS)).astype(np.int64)
+            for number, flaws in enumerate(_flaws(is_missing[name], columns[name])):
+                total[number] += np.bincount(codes, flaws, minlength=len(SPLITS)).astype(np.int64)
             times = (codes == TRAIN).astype(np.int64)
-            self._lookups[name] += _lookups(values, times, len(self._lookups[name]))
+            self._lookups[name] += _lookups(columns[name], times, len(self._lookups[name]))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the counts under their names in `Schema.counts`."""
@@ -112,7 +104,7 @@ class ConversionCounts:
                 self._time[split] = [min(first, earlier[0]), max(last, earlier[1])]
 
     def _flaws_by_split(self, feature: Feature) -> list[dict[str, int]]:
-        """Returns the rows whose value is missing, and the unknown ids, where there are any."""
+        """Returns the rows whose value is missing, and the unknown ids, for splits with any."""
         if feature.side == "interaction":
             totals = self._flaws[feature.name]
         else:

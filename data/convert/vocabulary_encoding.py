@@ -32,6 +32,11 @@ class EncodedFeatures:
         """Number of rows of each embedding table."""
         return {name: vocabulary.rows for name, vocabulary in self.vocabularies.items()}
 
+    def encode(self, feature: str, values: pl.Series) -> pl.Series:
+        """Returns the table rows of raw values, or float32 numbers if the feature is dense."""
+        vocabulary = self.vocabularies.get(feature)
+        return values.cast(pl.Float32) if vocabulary is None else vocabulary.encode(values)
+
 
 def encode_features(
     raw: RawTables,
@@ -77,14 +82,8 @@ def encode_features(
         if feature.side != "interaction":
             values = raw.table(feature.side)[feature.raw_column]
             encoded.missing[feature.name] = values.is_null().to_numpy()
-            encoded.values[feature.name] = encode_values(encoded, feature.name, values)
+            encoded.values[feature.name] = encoded.encode(feature.name, values)
     return encoded
-
-
-def encode_values(encoded: EncodedFeatures, feature: str, values: pl.Series) -> pl.Series:
-    """Returns the table rows of raw values, or float32 numbers if the feature is dense."""
-    vocabulary = encoded.vocabularies.get(feature)
-    return values.cast(pl.Float32) if vocabulary is None else vocabulary.encode(values)
 
 
 def _trained(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, pl.Series]:

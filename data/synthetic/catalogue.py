@@ -10,8 +10,7 @@ SCENARIOS = (
         description="Videos shown after the user typed a query; the user knows what they want.",
     ),
     Scenario(
-        name="feed",
-        description="The endless feed of recommended videos that opens with the app.",
+        name="feed", description="The endless feed of recommended videos that opens with the app."
     ),
     Scenario(
         name="friends",

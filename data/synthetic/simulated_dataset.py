@@ -209,9 +209,7 @@ def _schema(app: App, stream: _StreamedCounts) -> Schema:
             user_attributes=["age_band", "city_tier"],
         ),
         split=SplitRecord(
-            method="time",
-            fractions=list(SHARES),
-            train_until=int(last_training_row.timestamp[0]),
+            method="time", fractions=list(SHARES), train_until=int(last_training_row.timestamp[0])
         ),
         num_users=app.users,
         num_items=app.items,

@@ -124,9 +124,7 @@ OWN: dict[str, dict[str, Option]] = {
         ),
         "above": _option(float, 3.0, "a review is positive if its stars (1 to 5) exceed this"),
     },
-    "aliccp": {
-        "label": _option(Literal["click", "purchase"], "click", "what to predict"),
-    },
+    "aliccp": {"label": _option(Literal["click", "purchase"], "click", "what to predict")},
     "tables": {
         "scenario_column": _option(str, "scenario", "column of the interactions with the scenario"),
         "label": _option(str, "label", "column of the interactions to predict, 0 or 1"),

@@ -40,8 +40,7 @@ FEATURES = (
     *(Feature(f"f{field}", "interaction", column=field) for field in ROW_FIELDS),
 )
 SKELETON = CsvFormat(
-    quote=None,
-    header=("sample_id", "click", "purchase", "common_id", "num_features", "features"),
+    quote=None, header=("sample_id", "click", "purchase", "common_id", "num_features", "features")
 )
 COMMON = CsvFormat(quote=None, header=("common_id", "num_features", "features"))
 
@@ -84,11 +83,7 @@ def read_aliccp(folder: Path, reader: TextReader, label: str = "click") -> RawTa
             for code in SCENARIOS
         ],
         features=FEATURES,
-        files={
-            "interactions": str(folder),
-            "users": str(train),
-            "items": str(skeletons[0]),
-        },
+        files={"interactions": str(folder), "users": str(train), "items": str(skeletons[0])},
         unknown_keys="add",
         published=PUBLISHED,
         differs_from_published="" if label == "click" else "the published label is click",

@@ -49,10 +49,7 @@ FEATURES = (
 
 
 def read_kuairand(
-    folder: Path,
-    reader: TextReader,
-    tabs: Sequence[int] = PUBLISHED_TABS,
-    label: str = "is_click",
+    folder: Path, reader: TextReader, tabs: Sequence[int] = PUBLISHED_TABS, label: str = "is_click"
 ) -> RawTables:
     """Reads the standard logs, the user features and the basic video features of one version.
 

@@ -20,15 +20,7 @@ from msrec.data.schema import Scenario, TextFields
 
 FILES = ("ratings.dat", "users.dat", "movies.dat")
 SITE = "https://grouplens.org/datasets/movielens/1m"
-AGES = {
-    1: "under 18",
-    18: "18-24",
-    25: "25-34",
-    35: "35-44",
-    45: "45-49",
-    50: "50-55",
-    56: "56+",
-}
+AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
 OCCUPATIONS = (
     "other|academic/educator|artist|clerical/admin|college/grad student|customer service|"
     "doctor/health care|executive/managerial|farmer|homemaker|K-12 student|lawyer|programmer|"

@@ -97,12 +97,7 @@ class TextReader:
         return self.row_filter.exclude(frame, is_repeated, reason).rename({key: renamed})
 
     def _checked(
-        self,
-        frame: pl.DataFrame,
-        problems: Sequence[str],
-        rule: str,
-        columns: Columns,
-        path: Path,
+        self, frame: pl.DataFrame, problems: Sequence[str], rule: str, columns: Columns, path: Path
     ) -> pl.DataFrame:
         """Casts strings to the types of the columns; a row whose value does not cast is bad."""
         advice = "Correct it or take the row out."
