@@ -71,8 +71,8 @@ def test_movielens_files_become_labels_scenarios_and_texts(movielens):
 def test_the_genre_scenario_is_the_group_of_the_first_genre(movielens):
     raw = read_movielens(movielens, TextReader(), "genre")
     names = [s.name for s in raw.scenarios]
-    found = dict(raw.interactions.select("item_key", "scenario").unique().rows())
-    assert {key: names[s] for key, s in found.items()} == {
+    scenarios = dict(raw.interactions.select("item_key", "scenario").unique().rows())
+    assert {key: names[s] for key, s in scenarios.items()} == {
         1: "adventure_family",
         2: "drama",
         7: "thriller_crime_horror",
@@ -86,20 +86,10 @@ def test_the_genre_scenario_is_the_group_of_the_first_genre(movielens):
         ("ratings.dat", "1::1::1::1000", "1::1::6::1000", "'rating' must be from 1 to 5; found 6"),
         ("ratings.dat", "1::1::1::1000", "1::1::1", "must have 4 fields; found 3 in row 0"),
         ("ratings.dat", "1::1::1::1000", "9::1::1::1000", "'user_key' must hold only keys of"),
-        (
-            "ratings.dat",
-            "1::1::1::1000",
-            "1::1::1::1000::5",
-            "must have 4 fields; found 5 in row 0",
-        ),
+        ("ratings.dat", "1::1::1::1000", "1::1::1::1000::5", "have 4 fields; found 5 in row 0"),
         ("users.dat", "::25::", "::26::", "users.dat: column 'age' .* found 26 in row 2"),
         ("users.dat", "3::M::25", "2::M::25", "'user_key' must hold each key once; .* row 2"),
-        (
-            "movies.dat",
-            "7::",
-            "seven::",
-            "movies.dat: column 'item_key' must be a whole number; .* row 2",
-        ),
+        ("movies.dat", "7::", "seven::", "movies.dat: column 'item_key' .* whole number; .* row 2"),
     ],
 )
 def test_a_bad_movielens_row_is_named(movielens, tmp_path, file, old, new, message):
@@ -311,17 +301,17 @@ def test_further_labels_are_thresholds_of_a_column(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("column", "changes", "said"),
+    ("column", "changes", "message"),
     [
         ("stars", {}, "must have the column 'stars'"),
         ("device", {}, "'device' must hold numbers, because tables.yaml makes labels of it"),
         ("rating", {"rating": [None, *[1] * 599]}, "'rating' must have no null, as a label is"),
     ],
 )
-def test_a_column_that_makes_no_labels_is_refused(tmp_path, column, changes, said):
+def test_a_column_that_makes_no_labels_is_refused(tmp_path, column, changes, message):
     folder = make_tables(tmp_path / "raw", **changes)
     (folder / "tables.yaml").write_text(f"more_labels: {{{column}: [1]}}")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_tables(folder)
 
 
@@ -528,11 +518,11 @@ def test_a_hashed_feature_has_a_table_of_that_size_and_its_collisions_are_counte
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [("user_id", "must look like user_id=100000"), ("balance=10", "only a sparse feature can be")],
 )
-def test_a_hash_that_cannot_be_is_told(tmp_path, option, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_hash_that_cannot_be_is_refused(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
         convert("tables", make_tables(tmp_path / "raw"), tmp_path / "out", hash=[option])
 
 

@@ -1,4 +1,4 @@
-"""The published data sets, from small raw files in exactly their schemas to dataset folders."""
+"""Conversion of the published data sets, from small raw files in exactly their schemas."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def converted(tmp_path, name, **options):
 
 
 def rows_of(dataset):
-    """All interactions with the raw keys beside the positions."""
+    """All interactions with the raw keys in addition to the positions."""
     rows = pl.concat(
         [pl.read_parquet(dataset / s / "*.parquet") for s in ("train", "valid", "test")]
     )
@@ -67,7 +67,7 @@ def total(counts, name="all"):
 
 
 def test_kuaisar_becomes_two_scenarios_with_clicks_and_queries(tmp_path):
-    out, schema, told = converted(tmp_path, "kuaisar")
+    out, schema, report = converted(tmp_path, "kuaisar")
     assert [s.name for s in schema.scenarios] == ["recommendation", "search"]
     assert (total(schema.counts["rows"], "recommendation"), total(schema.counts["rows"])) == (
         48,
@@ -83,16 +83,16 @@ def test_kuaisar_becomes_two_scenarios_with_clicks_and_queries(tmp_path):
     items = pl.read_parquet(out / "items.parquet")
     assert items["category"].to_list() == ["Food, Noodles"] * 9 + [""]
     assert "author_id" in schema.counts["missing"]  # author 0 is nobody, and item 10 has no row
-    assert "items that only interactions name, added without features: 1" in told
-    assert "KuaiSAR-small" in told
-    assert "2023-05-22 07:53 to 2023-05-22 07:53" in told
+    assert "items that only interactions name, added without features: 1" in report
+    assert "KuaiSAR-small" in report
+    assert "2023-05-22 07:53 to 2023-05-22 07:53" in report
 
 
 def test_kuairand_tabs_are_scenarios_and_other_tabs_are_counted(tmp_path):
-    out, schema, told = converted(tmp_path, "kuairand")
+    out, schema, report = converted(tmp_path, "kuairand")
     assert [s.name for s in schema.scenarios] == [f"tab {t}" for t in (0, 1, 2, 4, 6)]
     assert schema.counts["left_out"] == {"rows of other tabs": 120 - total(schema.counts["rows"])}
-    assert "left out: 34: rows of other tabs" in told
+    assert "left out: 34: rows of other tabs" in report
     rows = rows_of(out)
     number = rows["user_key"] * 30 + rows["item_key"]
     tabs = pl.Series([0, 1, 2, 4, 6]).gather(rows["scenario"])
@@ -117,7 +117,7 @@ def test_kuairand_takes_other_tabs_and_labels(tmp_path):
 
 @pytest.mark.parametrize("year", AMAZON_YEARS)
 def test_amazon_categories_are_scenarios_in_all_three_releases(tmp_path, year):
-    out, schema, told = converted(tmp_path, f"amazon {year}")
+    out, schema, report = converted(tmp_path, f"amazon {year}")
     assert [s.name for s in schema.scenarios] == ["Beauty", "Toys_and_Games"]
     assert schema.counts["users"] == {"all": 6, "Beauty": 6, "Toys_and_Games": 6}
     rows = rows_of(out)
@@ -132,12 +132,12 @@ def test_amazon_categories_are_scenarios_in_all_three_releases(tmp_path, year):
     assert items["title"].to_list() == [f"It's Beauty {n}" for n in range(4)] + [""]
     assert items["category"].to_list() == ["Beauty > Skin Care"] * 4 + [""]
     assert schema.counts["added"] == {"users": 6, "items": 1}
-    assert f"release of {year}" in told
-    assert "a row whose item_key is there already" in told  # both meta files have A0 to A3
+    assert f"release of {year}" in report
+    assert "a row whose item_key is there already" in report  # both meta files have A0 to A3
 
 
 def test_douban_ratings_of_books_music_and_films(tmp_path):
-    out, schema, told = converted(tmp_path, "douban")
+    out, schema, report = converted(tmp_path, "douban")
     assert [s.name for s in schema.scenarios] == ["book", "music", "movie"]
     assert total(schema.counts["rows"]) == 90 - 3
     assert {why.rpartition(": ")[2] for why in schema.counts["left_out"]} == {
@@ -157,7 +157,7 @@ def test_douban_ratings_of_books_music_and_films(tmp_path):
         "music",
     }
     assert schema.counts["added"] == {"users": 1, "items": 12}
-    assert "1,278,401" in told
+    assert "1,278,401" in report
 
 
 def test_aliccp_joins_the_common_features_and_halves_the_test_part(tmp_path):
@@ -167,9 +167,9 @@ def test_aliccp_joins_the_common_features_and_halves_the_test_part(tmp_path):
     assert len(rows["train"]) == 60
     assert len(rows["valid"]) + len(rows["test"]) == 60
     assert min(len(rows["valid"]), len(rows["test"])) > 15
-    found = rows_of(out)
-    assert sorted(found["user_key"].unique()) == [100, 101, 102]
-    train = found.head(60)
+    all_rows = rows_of(out)
+    assert sorted(all_rows["user_key"].unique()) == [100, 101, 102]
+    train = all_rows.head(60)
     assert train["item_key"].to_list() == [n % 11 for n in range(60)]
     assert train["user_key"].to_list() == [100 + n % 6 // 2 for n in range(60)]
     assert train["scenario"].to_list() == [n % 3 for n in range(60)]
@@ -341,12 +341,12 @@ def test_bad_rows_can_be_left_out_and_are_counted_with_the_first_named(
 ):
     _, whole, _ = converted(tmp_path, name)
     replace(tmp_path / "raw" / file, old, new)
-    _, schema, told = converted(tmp_path, name, bad_rows="skip")
+    _, schema, report = converted(tmp_path, name, bad_rows="skip")
     assert total(schema.counts["rows"]) == total(whole.counts["rows"]) - 1
     new_reasons = set(schema.counts["left_out"]) - set(whole.counts["left_out"])
     assert [schema.counts["left_out"][why] for why in new_reasons] == [1]
-    assert "left out, first: " in told
-    assert "in row" in told or "row 0" in told
+    assert "left out, first: " in report
+    assert "in row" in report or "row 0" in report
 
 
 @pytest.mark.parametrize(
@@ -381,8 +381,8 @@ def test_amazon_without_meta_files_has_no_titles_and_says_so(tmp_path):
     raw = make(tmp_path, "amazon 2014")
     for path in raw.glob("meta_*"):
         path.unlink()
-    _, schema, told = converted(tmp_path, "amazon 2014", categories=["Toys_and_Games"])
-    assert "no meta file, so no titles: Toys_and_Games" in told
+    _, schema, report = converted(tmp_path, "amazon 2014", categories=["Toys_and_Games"])
+    assert "no meta file, so no titles: Toys_and_Games" in report
     assert schema.counts["added"] == {"users": 6, "items": 5}
 
 

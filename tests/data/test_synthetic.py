@@ -1,4 +1,4 @@
-"""The simulated app: what is known about it is true, and chunks do not matter."""
+"""The simulated app: its recorded facts are true, and the size of chunks does not matter."""
 
 import hashlib
 from pathlib import Path
@@ -55,8 +55,8 @@ def test_clicks_happen_as_often_as_the_known_probability_says():
     tenth = np.minimum((log.p_click * 10).astype(int), 9)
     count = np.bincount(tenth, minlength=10)
     expected = np.bincount(tenth, weights=log.p_click) / count
-    found = np.bincount(tenth, weights=log.click) / count
-    assert (np.abs(found - expected) < 4.5 * np.sqrt(expected * (1 - expected) / count)).all()
+    rate = np.bincount(tenth, weights=log.click) / count
+    assert (np.abs(rate - expected) < 4.5 * np.sqrt(expected * (1 - expected) / count)).all()
 
 
 def test_the_recorded_best_auc_is_that_of_the_known_probability(dataset):
