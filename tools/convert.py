@@ -202,22 +202,23 @@ def summary_table(schema: Schema) -> Table:
     return table
 
 
-def published_table(schema: Schema, published: Sequence[PublishedCounts]) -> Table:
+def published_table(schema: Schema, published: PublishedCounts) -> Table:
     """Returns the counts next to those of the published data set that is nearest in rows."""
     counts = schema.counts
     names = [scenario.name for scenario in schema.scenarios]
     rows = {name: sum(counts["rows"][split][name] for split in SPLITS) for name in names}
-    nearest = min(published, key=lambda p: abs(p.rows - sum(rows.values())))
-    table = Table(title=f"next to {nearest.name}")
+    total = sum(rows.values())
+    sizes = {title: sum(n for n, _, _ in of.values()) for title, of in published.items()}
+    nearest = min(published, key=lambda title: abs(sizes[title] - total))
+    table = Table(title=f"next to {nearest}")
     for column in ("scenario", "", "here", "published", "difference"):
         table.add_column(column, justify="left" if column in ("scenario", "") else "right")
     converted = {"rows": rows, "users": counts["users"], "items": counts["items"]}
-    for name, figures in nearest.scenarios.items():
+    for name, figures in published[nearest].items():
         for (kind, here_by_name), there in zip(converted.items(), figures, strict=True):
-            if there is not None:
-                here = here_by_name.get(name, 0)
-                difference = "equal" if here == there else f"{here - there:+,}"
-                table.add_row(name, kind, f"{here:,}", f"{there:,}", difference)
+            here = here_by_name.get(name, 0)
+            difference = "equal" if here == there else f"{here - there:+,}"
+            table.add_row(name, kind, f"{here:,}", f"{there:,}", difference)
     return table
 
 

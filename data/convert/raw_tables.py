@@ -6,13 +6,15 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
-from msrec.data.convert.row_filter import RowFilter, check_rows
+from msrec.data.convert.row_filter import STRICT, RowFilter
 from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 Progress = Callable[[str, int, int], None]
 """Function of (stage, done, total) that is called as the work goes on."""
 Side = Literal["user", "item"]
 SIDES: tuple[Side, ...] = ("user", "item")
+PublishedCounts = dict[str, dict[str, tuple[int, int, int]]]
+"""Counts that papers and sites give: title -> scenario -> (rows, users, items)."""
 RESERVED = ("user", "item", "scenario")
 FINITE = ("be finite", "Fill it yourself or leave the column out.")
 _TYPE_RULES: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
@@ -65,22 +67,6 @@ class Chunk(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PublishedCounts:
-    """Counts that a paper or site gives for a data set, to compare a conversion with.
-
-    `scenarios` has (rows, users, items) of each scenario; None if a count is not published.
-    """
-
-    name: str
-    scenarios: dict[str, tuple[int, int | None, int | None]]
-
-    @property
-    def rows(self) -> int:
-        """Rows of all scenarios."""
-        return sum(rows for rows, _, _ in self.scenarios.values())
-
-
-@dataclass(frozen=True)
 class RawTables:
     """A data set before splitting and encoding.
 
@@ -108,7 +94,7 @@ class RawTables:
     unknown_keys: Literal["refuse", "add"] = "refuse"
     """Treatment of users and items that only interactions name: refuse them, or add (and count)
     rows that have nothing but the key."""
-    published: tuple[PublishedCounts, ...] = ()
+    published: PublishedCounts = field(default_factory=dict)
     differs_from_published: str = ""
     """How the scenarios differ from those of the scenario-wise protocol; empty if they do not."""
 
@@ -177,14 +163,16 @@ def check_tables(raw: RawTables) -> None:
         needed = [key, *raw.text_columns(side), *(f.raw_column for f in features)]
         require_columns(frame.columns, needed, location)
         is_key = pl.col(key).is_not_null()
-        check_rows(frame, key, is_key, location, "have no null", "Remove the row or give it a key.")
+        STRICT.keep(
+            frame, key, is_key, location, "have no null", "Remove the row or give it a key."
+        )
         is_first = pl.col(key).is_first_distinct()
-        check_rows(frame, key, is_first, location, "hold each key once", "Remove the duplicates.")
+        STRICT.keep(frame, key, is_first, location, "hold each key once", "Remove the duplicates.")
         for feature in features:
             column = feature.raw_column
             _check_type(frame[column], feature.kind, location)
             if feature.kind == "dense":
-                check_rows(frame, column, _is_finite(column), location, *FINITE)
+                STRICT.keep(frame, column, _is_finite(column), location, *FINITE)
 
 
 def checked_rows(raw: RawTables, chunk: Chunk, row_filter: RowFilter) -> pl.DataFrame:

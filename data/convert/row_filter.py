@@ -104,17 +104,5 @@ class RowFilter:
         self.excluded[reason] = self.excluded.get(reason, 0) + count
 
 
-def check_rows(
-    frame: pl.DataFrame,
-    column: str,
-    good: pl.Expr,
-    location: Path | str,
-    must: str,
-    advice: str = "Correct it.",
-) -> None:
-    """Refuses a frame with a row where `good` is false or null; see `RowFilter.keep`.
-
-    Raises:
-        ValueError: a row is bad.
-    """
-    RowFilter("fail").keep(frame, column, good, location, must, advice)
+STRICT = RowFilter("fail")
+"""Refuses every bad row."""

@@ -23,6 +23,7 @@ from msrec.data.schema import (
 
 SHARES = (0.8, 0.1, 0.1)
 """Shares of train, valid and test."""
+NUM_SCENARIOS = 3
 SKEW = 3.0
 """An id is rows * u^SKEW for a uniform u: a tenth of the ids gets about half of the lookups."""
 DENSE = ["dense_0", "dense_1"]
@@ -55,7 +56,6 @@ def random_rows(
     rows: int = 20_000,
     users: int = 500,
     items: int = 500,
-    scenarios: int = 3,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Schema:
@@ -71,7 +71,6 @@ def random_rows(
         rows: number of rows in all splits.
         users: number of users.
         items: number of items.
-        scenarios: number of scenarios.
         seed: seed of the random numbers.
         overwrite: replace an older dataset folder.
 
@@ -85,7 +84,7 @@ def random_rows(
                 f"{table.rows}. Scale it."
             )
     rng = np.random.default_rng(seed)
-    schema = _schema(tables, users, items, scenarios, seed)
+    schema = _schema(tables, users, items, seed)
     effects = {"user": rng.normal(size=users), "item": rng.normal(size=items)}
     own_ids = {
         name: _ids(rng, table.rows, len(effects[side]))
@@ -93,14 +92,14 @@ def random_rows(
         if (side := _side(table.name)) is not None
         for name in _feature_names(table)
     }
-    num_rows, num_positives = np.zeros((2, len(SPLITS), scenarios), dtype=np.int64)
+    num_rows, num_positives = np.zeros((2, len(SPLITS), NUM_SCENARIOS), dtype=np.int64)
     target = arrow_schema(schema)
     with new_folder(out, overwrite) as folder:
         for code, (split, share) in enumerate(zip(SPLITS, SHARES, strict=True)):
-            columns = _columns(rng, max(int(rows * share), 2), effects, scenarios)
+            columns = _columns(rng, max(int(rows * share), 2), effects)
             scenario, click = columns["scenario"], columns["click"]
-            num_rows[code] = np.bincount(scenario, minlength=scenarios)
-            num_positives[code] = np.bincount(scenario[click], minlength=scenarios)
+            num_rows[code] = np.bincount(scenario, minlength=NUM_SCENARIOS)
+            num_positives[code] = np.bincount(scenario[click], minlength=NUM_SCENARIOS)
             for table in tables:
                 for name in _feature_names(table):
                     columns[name] = _feature(rng, table, own_ids.get(name), columns)
@@ -132,14 +131,12 @@ def _feature_names(table: TableShape) -> list[str]:
     return [f"{table.name}_{number}" for number in range(table.features)]
 
 
-def _columns(
-    rng: np.random.Generator, num_rows: int, effects: dict[str, Any], num_scenarios: int
-) -> dict[str, Any]:
+def _columns(rng: np.random.Generator, num_rows: int, effects: dict[str, Any]) -> dict[str, Any]:
     """Returns the columns of a split that do not depend on the tables."""
     columns: dict[str, Any] = {
         side: rng.integers(0, len(effects[side]), num_rows) for side in ("user", "item")
     }
-    columns["scenario"] = rng.integers(0, num_scenarios, num_rows)
+    columns["scenario"] = rng.integers(0, NUM_SCENARIOS, num_rows)
     columns |= {name: rng.normal(size=num_rows) for name in DENSE}
     odds = sum(effects[side][columns[side]] for side in effects)
     columns["click"] = rng.random(num_rows) < 1 / (1 + np.exp(1 - odds))
@@ -175,15 +172,13 @@ def _arrow(values: Any, kind: pa.DataType) -> pa.Array:
     return pa.array(values.astype(kind.to_pandas_dtype(), copy=False))
 
 
-def _schema(
-    tables: Sequence[TableShape], users: int, items: int, scenarios: int, seed: int
-) -> Schema:
+def _schema(tables: Sequence[TableShape], users: int, items: int, seed: int) -> Schema:
     return Schema(
         name="random",
         description="An app of which only the sizes of its tables are known; its rows are random.",
         scenarios=[
-            Scenario(name=f"scenario {number}", description=f"scenario {number} of {scenarios}")
-            for number in range(1, scenarios + 1)
+            Scenario(name=f"scenario {n}", description=f"scenario {n} of {NUM_SCENARIOS}")
+            for n in range(1, NUM_SCENARIOS + 1)
         ],
         tables={table.name: table.rows for table in tables},
         sparse=[

@@ -89,15 +89,16 @@ class _StreamedCounts:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        sizes = {
-            "user_id": app.users,
-            "item_id": app.items,
-            "category": app.num_categories,
-            "creator": int(app.creator.max()) + 1,
-            "age_band": len(catalogue.AGE_BANDS),
-            "city_tier": len(catalogue.CITY_TIERS),
+        # Side, value of each user or item, and number of values.
+        self._features = {
+            "user_id": ("user", np.arange(app.users), app.users),
+            "item_id": ("item", np.arange(app.items), app.items),
+            "category": ("item", app.category, app.num_categories),
+            "creator": ("item", app.creator, int(app.creator.max()) + 1),
+            "age_band": ("user", app.age, len(catalogue.AGE_BANDS)),
+            "city_tier": ("user", app.city, len(catalogue.CITY_TIERS)),
         }
-        self.seen = {name: SeenIntegers(size) for name, size in sizes.items()}
+        self.seen = {name: SeenIntegers(size) for name, (_, _, size) in self._features.items()}
         num_scenarios = len(catalogue.SCENARIOS)
         self._rows = np.zeros((len(SPLITS), num_scenarios), dtype=np.int64)
         self._positives = np.zeros_like(self._rows)
@@ -118,7 +119,8 @@ class _StreamedCounts:
         if split == "test":
             self._count_truth(chunk)
         encoded = {}
-        for name, values in _values(chunk, self.app).items():
+        for name, (side, value_of, _) in self._features.items():
+            values = value_of[chunk.user if side == "user" else chunk.item]
             if split == "train":
                 self.seen[name].update(values)
             encoded[name] = self.seen[name].encode(values)
@@ -157,17 +159,6 @@ class _StreamedCounts:
         groups |= dict(zip(catalogue.SCENARIO_NAMES, self._truth.sum(axis=1), strict=True))
         groups["warm users"], groups["cold users"] = self._truth.sum(axis=0)
         return {name: binned_auc(*counts) for name, counts in groups.items()}
-
-
-def _values(chunk: Rows, app: App) -> dict[str, npt.NDArray[np.int64]]:
-    return {
-        "user_id": chunk.user,
-        "item_id": chunk.item,
-        "category": app.category[chunk.item],
-        "creator": app.creator[chunk.item],
-        "age_band": app.age[chunk.user],
-        "city_tier": app.city[chunk.user],
-    }
 
 
 def _table(

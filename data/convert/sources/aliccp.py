@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, PublishedCounts, RawTables
+from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, RawTables
 from msrec.data.convert.sources.text_blocks import CsvFormat
 from msrec.data.convert.sources.text_reader import TextReader, required_files
 from msrec.data.schema import Scenario
@@ -24,16 +24,13 @@ ROW_FIELDS = ("206", "207", "216", "508", "509", "702", "853")
 """Category, shop and brand of the item; crosses of the user with category, shop, brand, intent."""
 SPLIT_SEED = 2022
 SPLIT_COLUMN = "split"
-PUBLISHED = (
-    PublishedCounts(
-        "Ali-CCP, Scenario-Wise-Rec, arXiv 2412.17374",
-        {
-            "position 1": (32_236_951, 89_283, 465_870),
-            "position 2": (639_897, 2_561, 188_610),
-            "position 3": (52_439_671, 150_471, 467_122),
-        },
-    ),
-)
+PUBLISHED = {
+    "Ali-CCP, Scenario-Wise-Rec, arXiv 2412.17374": {
+        "position 1": (32_236_951, 89_283, 465_870),
+        "position 2": (639_897, 2_561, 188_610),
+        "position 3": (52_439_671, 150_471, 467_122),
+    },
+}
 FEATURES = (
     *ID_FEATURES,
     *(Feature(f"f{field}", "user", column=field) for field in USER_FIELDS),

@@ -13,7 +13,6 @@ from msrec.data.convert.raw_tables import (
     ID_FEATURES,
     Chunk,
     Feature,
-    PublishedCounts,
     RawTables,
     star_labels,
 )
@@ -21,16 +20,13 @@ from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.schema import Scenario, TextFields
 
 PUBLISHED_CATEGORIES = ("Beauty", "Clothing_Shoes_and_Jewelry", "Health_and_Personal_Care")
-PUBLISHED = (
-    PublishedCounts(
-        "Amazon 2014 5-core, Scenario-Wise-Rec, arXiv 2412.17374",
-        {
-            "Beauty": (198_502, 22_363, 12_101),
-            "Clothing_Shoes_and_Jewelry": (278_677, 39_387, 23_033),
-            "Health_and_Personal_Care": (346_355, 38_609, 18_534),
-        },
-    ),
-)
+PUBLISHED = {
+    "Amazon 2014 5-core, Scenario-Wise-Rec, arXiv 2412.17374": {
+        "Beauty": (198_502, 22_363, 12_101),
+        "Clothing_Shoes_and_Jewelry": (278_677, 39_387, 23_033),
+        "Health_and_Personal_Care": (346_355, 38_609, 18_534),
+    },
+}
 FEATURES = (*ID_FEATURES, Feature("brand", "item"), Feature("category", "item"))
 SITE = (
     "https://jmcauley.ucsd.edu/data/amazon, https://nijianmo.github.io/amazon or "
@@ -145,7 +141,7 @@ def read_amazon(
         files=dict.fromkeys(("interactions", "users", "items"), str(folder)),
         notes=tuple(notes),
         unknown_keys="add",
-        published=PUBLISHED if is_published else (),
+        published=PUBLISHED if is_published else {},
         differs_from_published="" if is_published else difference,
     )
 

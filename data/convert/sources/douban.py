@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, PublishedCounts, RawTables
+from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, RawTables
 from msrec.data.convert.sources.text_blocks import CsvFormat
 from msrec.data.convert.sources.text_reader import TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
@@ -24,16 +24,13 @@ DOMAINS = {
     "music": "Records that people have heard and rated.",
     "movie": "Films that people have seen and rated.",
 }
-PUBLISHED = (
-    PublishedCounts(
-        "Douban, Scenario-Wise-Rec, arXiv 2412.17374",
-        {
-            "book": (227_251, 2_212, 95_872),
-            "music": (179_847, 1_820, 79_878),
-            "movie": (1_278_401, 2_712, 34_893),
-        },
-    ),
-)
+PUBLISHED = {
+    "Douban, Scenario-Wise-Rec, arXiv 2412.17374": {
+        "book": (227_251, 2_212, 95_872),
+        "music": (179_847, 1_820, 79_878),
+        "movie": (1_278_401, 2_712, 34_893),
+    },
+}
 MOVIE_TEXTS = ("name", "director", "country", "language", "tag")
 FEATURES = (
     *ID_FEATURES,

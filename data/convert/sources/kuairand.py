@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, PublishedCounts, RawTables
+from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, RawTables
 from msrec.data.convert.sources.text_reader import TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
 
@@ -14,18 +14,15 @@ VERSIONS = ("1k", "pure", "27k")
 NUM_TABS = 15
 PUBLISHED_TABS = (0, 1, 2, 4, 6)
 LABELS = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view")
-PUBLISHED = (
-    PublishedCounts(
-        "KuaiRand-1K, Scenario-Wise-Rec, arXiv 2412.17374",
-        {
-            "tab 0": (2_407_352, 961, 1_596_491),
-            "tab 1": (7_760_237, 991, 2_741_383),
-            "tab 2": (895_385, 171, 332_210),
-            "tab 4": (402_366, 832, 547_908),
-            "tab 6": (183_403, 832, 43_106),
-        },
-    ),
-)
+PUBLISHED = {
+    "KuaiRand-1K, Scenario-Wise-Rec, arXiv 2412.17374": {
+        "tab 0": (2_407_352, 961, 1_596_491),
+        "tab 1": (7_760_237, 991, 2_741_383),
+        "tab 2": (895_385, 171, 332_210),
+        "tab 4": (402_366, 832, 547_908),
+        "tab 6": (183_403, 832, 43_106),
+    },
+}
 USER_TEXTS = (
     "user_active_degree",
     "follow_user_num_range",
@@ -106,7 +103,7 @@ def read_kuairand(
         files={"interactions": str(data), "users": str(users), "items": str(items)},
         notes=(f"logs: {', '.join(path.name for path in logs)}",),
         unknown_keys="add",
-        published=PUBLISHED if version == "1k" else (),
+        published=PUBLISHED if version == "1k" else {},
         differs_from_published=_difference(version, tabs, label),
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, PublishedCounts, RawTables
+from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, RawTables
 from msrec.data.convert.sources.text_reader import TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
 
@@ -18,22 +18,16 @@ SCENARIOS = [
     Scenario(name="search", description="Results of what the user typed into the search box."),
 ]
 RECOMMENDATION, SEARCH = range(2)
-PUBLISHED = (
-    PublishedCounts(
-        "KuaiSAR, kuaisar.github.io",
-        {
-            "recommendation": (14_605_716, 25_877, 4_046_367),
-            "search": (5_059_169, 25_877, 3_026_189),
-        },
-    ),
-    PublishedCounts(
-        "KuaiSAR-small, kuaisar.github.io",
-        {
-            "recommendation": (7_493_101, 25_877, 2_281_034),
-            "search": (3_171_231, 25_877, 2_012_476),
-        },
-    ),
-)
+PUBLISHED = {
+    "KuaiSAR, kuaisar.github.io": {
+        "recommendation": (14_605_716, 25_877, 4_046_367),
+        "search": (5_059_169, 25_877, 3_026_189),
+    },
+    "KuaiSAR-small, kuaisar.github.io": {
+        "recommendation": (7_493_101, 25_877, 2_281_034),
+        "search": (3_171_231, 25_877, 2_012_476),
+    },
+}
 LEVELS = ("first", "second", "third", "fourth")
 USER_FEATURES = ("search_active_level", "rec_active_level", "onehot_feat1", "onehot_feat2")
 ITEM_TEXTS = ("item_type", "upload_type")

@@ -9,11 +9,10 @@ import polars as pl
 from msrec.data.convert.raw_tables import (
     ID_FEATURES,
     Feature,
-    PublishedCounts,
     RawTables,
     star_labels,
 )
-from msrec.data.convert.row_filter import check_rows
+from msrec.data.convert.row_filter import STRICT
 from msrec.data.convert.sources.text_blocks import CsvFormat
 from msrec.data.convert.sources.text_reader import Columns, TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
@@ -53,16 +52,13 @@ GENRE_SCENARIOS: Rules = {
     ),
 }
 RULES = {"age": AGE_SCENARIOS, "genre": GENRE_SCENARIOS}
-PUBLISHED = (
-    PublishedCounts(
-        "MovieLens-1M, Scenario-Wise-Rec, arXiv 2412.17374",
-        {
-            "age<25": (210_747, 1_325, 3_429),
-            "age25-34": (395_556, 2_096, 3_508),
-            "age35+": (393_906, 2_619, 3_595),
-        },
-    ),
-)
+PUBLISHED = {
+    "MovieLens-1M, Scenario-Wise-Rec, arXiv 2412.17374": {
+        "age<25": (210_747, 1_325, 3_429),
+        "age25-34": (395_556, 2_096, 3_508),
+        "age35+": (393_906, 2_619, 3_595),
+    },
+}
 FEATURES = (
     *ID_FEATURES,
     Feature("gender", "user"),
@@ -115,7 +111,7 @@ def read_movielens(
             user_attributes=["gender", "age_name", "occupation_name"],
         ),
         files={"interactions": str(ratings), "users": str(users_file), "items": str(movies)},
-        published=PUBLISHED if by_age else (),
+        published=PUBLISHED if by_age else {},
         differs_from_published="" if by_age else "the published ones are age groups",
     )
 
@@ -147,7 +143,7 @@ def _groups(
     else:
         table = items.select("item_key", genre=pl.col("genres").list.first())
     is_known = pl.col(scenario).is_in(list(numbers))
-    check_rows(table, scenario, is_known, location, f"be a MovieLens {scenario}")
+    STRICT.keep(table, scenario, is_known, location, f"be a MovieLens {scenario}")
     number = pl.col(scenario).replace_strict(numbers, return_dtype=pl.Int32)
     return table.select(pl.first(), scenario=number)
 

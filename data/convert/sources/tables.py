@@ -7,7 +7,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, Side, require_columns
-from msrec.data.convert.row_filter import check_rows
+from msrec.data.convert.row_filter import STRICT
 from msrec.data.convert.sources.guess import guess_features, guess_text
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
 from msrec.data.schema import Scenario, TextFields
@@ -157,7 +157,7 @@ def _with_more_labels(
                 f"labels of it; found {rows[column].dtype}. Convert it or name another."
             )
         is_known, must = pl.col(column).is_not_null(), "have no null, as a label is made of it"
-        check_rows(rows, column, is_known, location, must, "Remove the row.")
+        STRICT.keep(rows, column, is_known, location, must, "Remove the row.")
         for threshold in thresholds:
             labels[f"{column}>{threshold:g}"] = (pl.col(column) > threshold).cast(pl.Float32)
     return rows.with_columns(**labels), list(labels)
@@ -172,12 +172,12 @@ def _with_scenarios(
     for frame in (rows.select(column), names):
         checked, advice = frame.columns[0], "Name the scenario or drop the row."
         is_known, must = pl.col(checked).is_not_null(), "be a known scenario, not null"
-        check_rows(frame, checked, is_known, location, must, advice)
+        STRICT.keep(frame, checked, is_known, location, must, advice)
     if declared.scenarios:
         is_declared = pl.col(name_column).is_in(list(declared.scenarios))
         must = f"be a scenario of {MAPPING_FILE} ({', '.join(declared.scenarios)})"
         advice = "Declare it there or drop the rows."
-        check_rows(names, name_column, is_declared, location, must, advice)
+        STRICT.keep(names, name_column, is_declared, location, must, advice)
     pairs = pl.DataFrame({"code": rows[column], "name": names[name_column]}).unique().sort("code")
     if pairs["code"].n_unique() != len(pairs) or pairs["name"].n_unique() != len(pairs):
         raise ValueError(

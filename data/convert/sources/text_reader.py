@@ -9,7 +9,7 @@ from typing import Any, get_args
 import polars as pl
 
 from msrec.data.convert.raw_tables import Progress, require_columns
-from msrec.data.convert.row_filter import ROW, RowFilter, check_rows
+from msrec.data.convert.row_filter import ROW, STRICT, RowFilter
 from msrec.data.convert.sources.text_blocks import (
     CsvFormat,
     parse_csv,
@@ -91,7 +91,7 @@ class TextReader:
         """
         frame = pl.concat(frames)
         is_key, advice = pl.col(key).is_not_null(), "Give the row a key."
-        check_rows(frame, key, is_key, location, "have no null", advice)
+        STRICT.keep(frame, key, is_key, location, "have no null", advice)
         is_repeated = ~pl.col(key).is_first_distinct()
         reason = f"{location}: a row whose {key} is there already"
         return self.row_filter.exclude(frame, is_repeated, reason).rename({key: renamed})
