@@ -89,9 +89,9 @@ def _interactions(reviews: Sequence[Path], reader: TextReader) -> Iterator[Chunk
     is_day = day.is_not_null()
     for scenario, (domain, path) in enumerate(zip(DOMAINS, reviews, strict=True)):
         columns = {"user_id": int, f"{domain}_id": int, "rating": float | None, "time": str}
+        unrated = f"{path}: a review without a rating"
         for frame in reader.csv(path, columns, TABS):
-            is_unrated, reason = pl.col("rating").is_null(), f"{path}: a review without a rating"
-            frame = exclude(frame, is_unrated, reason)
+            frame = exclude(frame, pl.col("rating").is_null(), unrated)
             frame = keep(frame, "rating", is_rating, path, "be from 1 to 5")
             frame = keep(frame, "time", is_day, path, "begin with a date such as 2014-05-31")
             rows = frame.select(
