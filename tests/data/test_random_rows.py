@@ -1,4 +1,4 @@
-"""Random rows for any tables, and tables scaled down: what a billion-row model is tried with."""
+"""Random rows for any tables, and tables scaled down, as for trying a billion-row model."""
 
 from pathlib import Path
 
