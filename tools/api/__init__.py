@@ -175,8 +175,11 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     from rich.console import Console
 
     from msrec.tools.convert import convert as convert_source
+    from msrec.tools.convert import split_choice
 
-    convert_source(source, Path(raw), Path(out), console=Console(quiet=True), **options)
+    names = ("protocol", "split", "seed", "fractions", "last", "split_column")
+    choice = split_choice(source, **{name: options.pop(name) for name in names if name in options})
+    convert_source(source, raw, out, choice=choice, console=Console(quiet=True), **options)
     return load_dataset(out)
 
 
