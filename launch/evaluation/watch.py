@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
-from msrec.launch.checkpointing.checkpoint import COMMIT, committed
+from msrec.launch.checkpointing.commit import COMMIT, committed
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import Results

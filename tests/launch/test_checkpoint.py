@@ -20,8 +20,10 @@ from tiny import tiny_dataset, tiny_store
 from torch._C._distributed_c10d import HashStore
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
-from msrec.launch.checkpointing.checkpoint import COMMIT, Checkpoints, load_checkpoint, read_state
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.commit import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import INDEX, read_index
+from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config import load_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.trainer import HISTOGRAM, Trainer
@@ -254,7 +256,7 @@ def test_a_marker_that_is_no_json_is_told(tmp_path):
     run_ranks(save_some, 1, tmp_path, [1])
     (tmp_path / "step-00000001" / COMMIT).write_text("{")
     with pytest.raises(ValueError, match="COMMIT must be JSON with the trainer's state"):
-        read_state(tmp_path / "step-00000001")
+        read_commit(tmp_path / "step-00000001")
 
 
 def test_nothing_in_a_checkpoint_can_run_code(tmp_path):

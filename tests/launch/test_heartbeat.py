@@ -39,7 +39,7 @@ def told(run_dir, now=None):
 
 def fit(rank, world_size, config, at_step=None, do=None):
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
-    original = trainer._outcomes
+    original = trainer.pipeline.outcomes
 
     def outcomes(batches, before_step=None):
         for step, outcome in enumerate(original(batches, before_step), start=1):
@@ -47,7 +47,7 @@ def fit(rank, world_size, config, at_step=None, do=None):
                 do()
             yield outcome
 
-    trainer._outcomes = outcomes
+    trainer.pipeline.outcomes = outcomes
     trainer.fit()
 
 

@@ -33,7 +33,7 @@ def dataset(tmp_path_factory):
 def fit(rank, world_size, config, asked=None, in_valid=False):
     """Train; rank 1 (or the only one) is asked to stop at its `asked`-th outcome."""
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
-    original, seen = trainer._outcomes, [0]
+    original, seen = trainer.pipeline.outcomes, [0]
 
     def outcomes(batches, before_step=None):
         for outcome in original(batches, before_step):
@@ -43,7 +43,7 @@ def fit(rank, world_size, config, asked=None, in_valid=False):
                     os.kill(os.getpid(), signal.SIGTERM)
             yield outcome
 
-    trainer._outcomes = outcomes
+    trainer.pipeline.outcomes = outcomes
     result = trainer.fit()
     return result.preempted, vars(result.progress), result.losses, weights(trainer)
 

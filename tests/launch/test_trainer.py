@@ -391,7 +391,7 @@ def predicted(rank, world_size, config):
     trainer.model.eval()
     found = [
         torch.stack([outcome.scenario, outcome.logits[:, 0]], dim=1)
-        for outcome in trainer._outcomes(trainer.valid.batches())
+        for outcome in trainer.pipeline.outcomes(trainer.valid.batches())
     ]
     return torch.cat(found).numpy()
 
@@ -447,7 +447,7 @@ def test_the_meta_networks_have_a_learning_rate_of_their_own(dataset, tmp_path):
         ("optimizer.frozen.head=[0, 1]", "optimizer.frozen.head"),
         (
             "optimizer.frozen={tables: [0, null], meta: [0, null], backbone: [0, null]}",
-            "a part must learn at some time",
+            "at least one parameter group must learn at some time",
         ),
     ],
 )
