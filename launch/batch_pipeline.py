@@ -23,7 +23,7 @@ class BatchPipeline:
     Args:
         model: the sharded model.
         process: this rank.
-        optimizer: None for a pipeline that only scores.
+        optimizer: None for a pipeline that only scores, one sequence of batches.
     """
 
     def __init__(

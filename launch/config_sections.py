@@ -240,7 +240,7 @@ class TrainerConfig(ConfigSection):
     epochs: int = Field(10, ge=1)
     """Maximum number of epochs."""
     max_steps: int | None = Field(None, ge=1)
-    """Maximum number of steps; null is no limit besides `epochs`."""
+    """Maximum number of steps; null leaves only the limit of `epochs`."""
     validate_every_steps: int | None = Field(None, ge=1)
     """Steps between validations within an epoch; null validates only after each epoch. Each
     validation makes the loader read one window of training rows again."""

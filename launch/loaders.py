@@ -71,14 +71,8 @@ def build_file_loader(
 ) -> Loader:
     """Builds this rank's loader of Parquet files to score. No label and no timestamp is read.
 
-    Args:
-        config: of the run.
-        process: this rank.
-        knowledge: vectors, histories and rare ids of the run.
-        global_batch: rows of a step over all ranks.
-        paths: the files.
-        raw: whether they hold raw values, see `RawReader`, or ids of the scored dataset.
-        scored: the dataset whose ids or vocabularies they use.
+    The files hold ids of the dataset `scored` or, with `raw`, raw values for its vocabularies, see
+    `RawReader`. The other arguments are those of `build_loader`.
     """
     unlabelled: dict[str, Any] = {"labels": [], "timestamp": None}
     schema, files = (each.model_copy(update=unlabelled) for each in _schemas(config, scored))

@@ -67,7 +67,7 @@ def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
     if missing or extra:
         raise ValueError(
             f"{path} is a checkpoint of another model: it lacks {_first_names(missing)} and has "
-            f"{_first_names(extra)} besides. Use the config in its run folder."
+            f"also {_first_names(extra)}. Use the config in its run folder."
         )
     for name, tensor in model_state.items():
         if saved[name] != tuple(tensor.size()):

@@ -234,7 +234,7 @@ def _read_rank(file: Path) -> RankState:
         step, validates = content.split()
         return state.model_copy(update={"step": int(step), "validates": validates == "1"})
     except ValueError:
-        raise ValueError(f"{file} must be what a rank writes of itself; it is not.") from None
+        raise ValueError(f"{file} must be the state that a rank writes; it is not.") from None
 
 
 def read_stack(run_dir: Path, rank: int) -> str | None:

@@ -47,6 +47,11 @@ class FailedStep(BaseModel):
     times: int = 1
     rows: Mapping[str, Mapping[str, list[int]]] = {}
 
+    @property
+    def position(self) -> tuple[int, bool]:
+        """Step and kind of the failure."""
+        return self.step, self.validates
+
 
 def check_last_start(run_dir: Path, train: Loader) -> float:
     """Checks how the start before this one ended; every rank calls this.
@@ -83,18 +88,15 @@ def _check(run_dir: Path, train: Loader) -> None:
     if failed is None:
         forget_failures(run_dir)
         return
-    if recorded is not None and recorded.start == failed.start:
-        failed = recorded  # an earlier call has counted it
-    else:
-        is_same = recorded is not None and (
-            (recorded.step, recorded.validates) == (failed.step, failed.validates)
-        )
-        times = recorded.times + 1 if recorded is not None and is_same else 1
+    if recorded is None or recorded.start != failed.start:  # not counted yet
+        before = 0
+        if recorded is not None and recorded.position == failed.position:
+            before = recorded.times
         rows = {} if failed.validates else _rows_in_flight(train, failed.step)
-        failed = failed.model_copy(update={"rows": rows, "times": times})
-        write_text(run_dir / FAILED_STEP_FILE, failed.model_dump_json(indent=1))
-    if failed.times >= MAX_FAILURES:
-        raise ValueError(_message(run_dir, failed, len(train)))
+        recorded = failed.model_copy(update={"rows": rows, "times": before + 1})
+        write_text(run_dir / FAILED_STEP_FILE, recorded.model_dump_json(indent=1))
+    if recorded.times >= MAX_FAILURES:
+        raise ValueError(_message(run_dir, recorded, len(train)))
 
 
 def _failed_step(ranks: list[RankState]) -> FailedStep | None:
@@ -130,8 +132,9 @@ def _message(run_dir: Path, failed: FailedStep, epoch_steps: int) -> str:
             for file, numbers in list(files.items())[:MAX_SHOWN]
         )
         rows = (
-            f" {FAILED_STEP_FILE} lists the {sum(map(len, files.values())):,} rows of its batch "
-            f"and those of the next batches, which the ranks held too: {examples}."
+            f" Its batch has {sum(map(len, files.values())):,} rows: {examples}. "
+            f"{FAILED_STEP_FILE} lists all of them, and those of the next batches, which the ranks "
+            "already held."
         )
     return (
         f"{run_dir} must get past {where}, where its last {failed.times} starts failed; it is not "
@@ -147,4 +150,4 @@ def _read(file: Path) -> FailedStep | None:
     try:
         return FailedStep.model_validate_json(file.read_text())
     except ValueError:
-        raise ValueError(f"{file} must be what a run writes of its failures; delete it.") from None
+        raise ValueError(f"{file} must be the record of a failed step; it is not. Delete it.") from None

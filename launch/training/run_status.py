@@ -90,6 +90,6 @@ def _problems(run_dir: Path, ranks: Sequence[RankState], now: float) -> Iterator
         elif read_stack(run_dir, rank.rank) is not None:
             yield f"{name} hung after step {rank.step:,} and was ended; its stack is below."
         elif rank.host == here and not psutil.pid_exists(rank.pid):
-            yield f"{name} is dead: no process {rank.pid}, no word after step {rank.step:,}."
+            yield f"{name} is dead: no process {rank.pid}, no report after step {rank.step:,}."
         elif silent_s > SILENT_S:
-            yield f"{name} has said nothing for {silent_s:.0f} s, since step {rank.step:,}."
+            yield f"{name} has not reported for {silent_s:.0f} s, since step {rank.step:,}."

@@ -1,8 +1,8 @@
 """Measures each table's lookup and update on each rank, with its shards and the ids of a batch."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,6 @@ from msrec.data.loading.batch import Batch
 
 TRACE_FILE = "table_times.json"
 MS_PER_S = 1000.0
-KernelInputs = tuple[torch.Tensor, torch.Tensor]
-"""Ids and offsets, int64, as a kernel gets them."""
-
-
-@dataclass(frozen=True)
-class KernelTable:
-    """A table of a kernel: its name, its number of features, and its columns on this rank."""
-
-    name: str
-    num_features: int
-    num_columns: int
 
 
 def write_table_times(model: nn.Module, batch: Batch, repeats: int, run_dir: Path) -> None:
@@ -60,9 +49,14 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
     """
     collection = next(m for m in model.modules() if isinstance(m, ShardedEmbeddingBagCollection))
     device = batch.label.device
+    context = collection.create_context()
+    ids = collection.input_dist(context, batch.sparse).wait().wait()
+    kernels = dict(_kernels(collection))
+    with _recorded_inputs(kernels) as inputs:
+        vectors = collection.compute(context, ids)
 
-    def distributed_ms(part: Callable[..., Any], prepare: Callable[[], Any] = tuple) -> float:
-        """Fastest time of `part`, which all ranks start together with what `prepare` made."""
+    def fastest_ms(part: Callable[..., Any], prepare: Callable[[], Any] = tuple) -> float:
+        """All ranks start `part` together, when `prepare` has made its arguments."""
         seconds = []
         for _ in range(repeats):
             arguments = prepare()
@@ -72,30 +66,20 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
             seconds.append(_now(device) - started)
         return MS_PER_S * min(seconds)
 
-    context = collection.create_context()
-    ids = collection.input_dist(context, batch.sparse).wait().wait()
-    kernels = list(_kernels(collection))
-    vectors, inputs = _compute_with_inputs(collection, context, ids, [k for k, _ in kernels])
-    ids_ms = distributed_ms(
-        lambda: collection.input_dist(collection.create_context(), batch.sparse).wait().wait()
-    )
-    forward_ms = distributed_ms(lambda: collection.output_dist(context, vectors).wait())
+    def send_ids() -> None:
+        collection.input_dist(collection.create_context(), batch.sparse).wait().wait()
 
-    def looked_up() -> tuple[torch.Tensor]:
+    def look_up() -> tuple[torch.Tensor]:
         return (collection.output_dist(context, collection.compute(context, ids)).wait().values(),)
 
-    backward_ms = distributed_ms(lambda out: out.backward(torch.zeros_like(out)), looked_up)
-    tables: dict[str, dict[str, float]] = {}
-    for kernel, kernel_tables in kernels:
-        of_tables, update_ms = _kernel_times(kernel, kernel_tables, inputs[kernel], repeats, device)
-        tables |= of_tables
+    times: dict[str, Any] = {"tables": {}, "ids": fastest_ms(send_ids)}
+    times["fwd_comms"] = fastest_ms(lambda: collection.output_dist(context, vectors).wait())
+    backward_ms = fastest_ms(lambda out: out.backward(torch.zeros_like(out)), look_up)
+    for kernel, tables in kernels.items():
+        of_tables, update_ms = _kernel_times(kernel, tables, *inputs[kernel], repeats)
+        times["tables"] |= of_tables
         backward_ms -= update_ms
-    times = {
-        "tables": tables,
-        "ids": ids_ms,
-        "fwd_comms": forward_ms,
-        "bwd_comms": max(backward_ms, 0.0),
-    }
+    times["bwd_comms"] = max(backward_ms, 0.0)
     of_ranks: list[dict[str, Any]] = [{}] * dist.get_world_size()
     dist.all_gather_object(of_ranks, times)
     return of_ranks
@@ -103,68 +87,64 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
 
 def _kernels(
     collection: ShardedEmbeddingBagCollection,
-) -> Iterator[tuple[nn.Module, list[KernelTable]]]:
-    """Yields each kernel with its tables, in the order of its ids."""
+) -> Iterator[tuple[nn.Module, list[tuple[str, int, int]]]]:
+    """Yields each kernel and its tables as (name, features, columns), in the order of its ids."""
     for lookup in collection._lookups:
         for group in getattr(lookup, "module", lookup)._emb_modules:
             tables = group._config.embedding_tables
-            yield (
-                group.emb_module,
-                [KernelTable(t.name, len(t.feature_names), t.local_cols) for t in tables],
-            )
+            yield group.emb_module, [(t.name, len(t.feature_names), t.local_cols) for t in tables]
 
 
-def _compute_with_inputs(
-    collection: ShardedEmbeddingBagCollection, context: Any, ids: Any, kernels: list[nn.Module]
-) -> tuple[Any, dict[nn.Module, KernelInputs]]:
-    """Returns the vectors of the ids, and the inputs that each kernel got."""
-    inputs: dict[nn.Module, KernelInputs] = {}
+@contextmanager
+def _recorded_inputs(
+    kernels: Iterable[nn.Module],
+) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
+    """Fills the dict with the ids and offsets, int64, with which each kernel is called inside."""
+    inputs: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def keep(kernel: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(kernel: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = dict(zip(("indices", "offsets"), args, strict=False)) | kwargs
         inputs[kernel] = (named["indices"].long(), named["offsets"].long())
 
-    hooks = [kernel.register_forward_pre_hook(keep, with_kwargs=True) for kernel in kernels]
-    vectors = collection.compute(context, ids)
+    hooks = [kernel.register_forward_pre_hook(record, with_kwargs=True) for kernel in kernels]
+    yield inputs
     for hook in hooks:
         hook.remove()
-    return vectors, inputs
 
 
 def _kernel_times(
     kernel: nn.Module,
-    tables: list[KernelTable],
-    inputs: KernelInputs,
+    tables: list[tuple[str, int, int]],
+    ids: torch.Tensor,
+    offsets: torch.Tensor,
     repeats: int,
-    device: torch.device,
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """Returns the times of each table, and of the update of all tables together."""
+    """Returns the times of each table, and the time of the update of all tables together."""
 
     def times_ms(ids: torch.Tensor, offsets: torch.Tensor) -> tuple[float, float]:
         forward, backward = [], []
         for _ in range(repeats):
-            started = _now(device)
+            started = _now(ids.device)
             out = kernel(indices=ids, offsets=offsets)
-            looked_up = _now(device)
+            looked_up = _now(ids.device)
             out.backward(torch.zeros_like(out))
-            backward.append(_now(device) - looked_up)
+            backward.append(_now(ids.device) - looked_up)
             forward.append(looked_up - started)
         return MS_PER_S * min(forward), MS_PER_S * min(backward)
 
-    ids, offsets = inputs
-    rows = (len(offsets) - 1) // sum(table.num_features for table in tables)
-    width = sum(table.num_features * table.num_columns for table in tables)
+    rows = (len(offsets) - 1) // sum(features for _, features, _ in tables)
+    width = sum(features * columns for _, features, columns in tables)
     idle_forward, idle_backward = times_ms(ids[:0], torch.zeros_like(offsets))
     _, update_ms = times_ms(ids, offsets)
     times = {}
     first = 0
-    for table in tables:
-        # The offsets go feature by feature, `rows` of each, so a table's ids are one range.
-        start, end = offsets[first * rows], offsets[(first + table.num_features) * rows]
-        first += table.num_features
+    for name, features, columns in tables:
+        # Offsets are in the order of the features, `rows` of each: a table's ids are one range.
+        start, end = offsets[first * rows], offsets[(first + features) * rows]
+        first += features
         forward, backward = times_ms(ids[start:end], offsets.clamp(start, end) - start)
-        share = table.num_features * table.num_columns / width
-        times[table.name] = {
+        share = features * columns / width
+        times[name] = {
             "fwd_compute": max(forward - idle_forward, 0.0) + share * idle_forward,
             "bwd_compute": max(backward - idle_backward, 0.0) + share * idle_backward,
         }

@@ -180,12 +180,12 @@ def test_a_silent_rank_and_a_dead_one_are_told_apart(tmp_path):
     assert status_of(tmp_path, now=1059.0).word == "trains"
     late = status_of(tmp_path, now=1100.0)
     assert late.word == "silent"
-    assert late.reasons == ["rank 0 on elsewhere has said nothing for 100 s, since step 30."]
+    assert late.reasons == ["rank 0 on elsewhere has not reported for 100 s, since step 30."]
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     word_of(tmp_path, host=socket.gethostname(), pid=gone.pid)
     (reason,) = status_of(tmp_path, now=1001.0).reasons
-    assert f"is dead: no process {gone.pid}, no word after step 30" in reason
+    assert f"is dead: no process {gone.pid}, no report after step 30" in reason
 
 
 def test_the_command_tells_it_and_its_exit_status_says_whether_all_is_well(tmp_path):
@@ -205,5 +205,5 @@ def test_a_run_that_did_not_begin_and_a_spoiled_file_are_one_sentence(tmp_path):
         status_of(tmp_path)
     word_of(tmp_path)
     (tmp_path / "ranks/0.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"ranks/0.json must be what a rank writes of itself"):
+    with pytest.raises(ValueError, match=r"ranks/0.json must be the state that a rank writes"):
         status_of(tmp_path)

@@ -135,4 +135,4 @@ def test_a_spoilt_file_is_one_sentence_on_every_rank(dataset, tmp_path):
     told = [rank[0] for rank in run_ranks(fit, 2, config)]
     assert told[0] == told[1]
     file = config.run_dir / FAILED_STEP_FILE
-    assert f"{file} must be what a run writes of its failures" in told[0]
+    assert f"{file} must be the record of a failed step" in told[0]
