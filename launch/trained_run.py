@@ -13,7 +13,7 @@ from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.build_model import build_sharded
 from msrec.launch.checkpointing.checkpoint import Checkpoints
-from msrec.launch.checkpointing.commit import COMMIT
+from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.distributed import Process
@@ -22,7 +22,6 @@ from msrec.launch.loaders import ScoredDataset
 from msrec.model.ranker import RankerTrain
 
 CONFIG_FILE = "config.yaml"
-CHECKPOINTS = "checkpoints"
 logger = logging.getLogger(__name__)
 
 

@@ -8,6 +8,8 @@ import torch.distributed as dist
 
 from msrec.data.io.atomic_files import check_files
 
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints in a run folder."""
 COMMIT = "COMMIT"
 
 

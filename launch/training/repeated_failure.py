@@ -150,4 +150,4 @@ def _read(file: Path) -> FailedStep | None:
     try:
         return FailedStep.model_validate_json(file.read_text())
     except ValueError:
-        raise ValueError(f"{file} must be the record of a failed step; it is not. Delete it.") from None
+        raise ValueError(f"{file} must be the record of a failed step; delete it.") from None

@@ -12,6 +12,7 @@ from msrec.data.schema import Split, load_schema
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.build_model import build_sharded, table_spec
 from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process, seed_step
@@ -79,7 +80,7 @@ class Trainer:
             rates.frozen_steps(epoch_steps),
         )
         self.pipeline = BatchPipeline(self.model, process, self.optimizer)
-        self.checkpoints = Checkpoints(config.run_dir / "checkpoints", trainer.keep)
+        self.checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, trainer.keep)
         all_steps = trainer.epochs * epoch_steps
         self._total_steps = min(all_steps, trainer.max_steps or all_steps)
         self._unlogged = MetricAccumulator(len(self._scenarios))
@@ -189,7 +190,7 @@ class Trainer:
             progress.batch += 1
             self._check_finite(outcome.loss, progress)
             self._unlogged.add(outcome)
-            # A validation follows the last step, and a checkpoint the validation.
+            # After the last step comes a validation, and the checkpoint comes after that.
             is_last = progress.batch == len(self.train) or progress.step == last_step
             if progress.step % trainer.log_every == 0 or is_last:
                 losses += self._log(metric_logger, progress)
@@ -198,7 +199,7 @@ class Trainer:
                     self._save(progress)
             self._heartbeat.beat("trains", progress.step)
             self._preemption.check()
-        # A run that was stopped before its validation may resume here with nothing left to train.
+        # A checkpoint's values are left if no step is left to train before the validation.
         if not self._unlogged.is_empty():
             losses += self._log(metric_logger, progress)
 

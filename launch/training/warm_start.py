@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from msrec.data.io.atomic_files import write_json
 from msrec.launch.checkpointing.checkpoint import Checkpoints
-from msrec.launch.checkpointing.commit import COMMIT, verify_checkpoint
+from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import JsonReader
 from msrec.launch.checkpointing.loading import saved_shapes
 
@@ -75,7 +75,7 @@ def load_weights(source: Path, model: nn.Module, strict: bool) -> list[TensorRep
     """
     path: Path | None = source
     if not (source / COMMIT).is_file():
-        path = Checkpoints(source / "checkpoints").best()
+        path = Checkpoints(source / CHECKPOINTS).best()
     if path is None:
         raise FileNotFoundError(
             f"init_from={source} must be a run folder with a committed checkpoint, or such a "
