@@ -356,14 +356,8 @@ def test_show_prints_the_content_of_a_checkpoint_and_checks_its_files(tmp_path):
     console = Console(file=io.StringIO(), width=160)
     show(tmp_path / "step-00000003", console=console)
     text = console.file.getvalue()
-    for shown in (
-        "weight",
-        "64 x 256",
-        "optimizer state: 3 tensors",
-        "step: 3",
-        "all with the CRC",
-    ):
-        assert shown in text
+    for part in ("weight", "64 x 256", "optimizer state: 3 tensors", "step: 3", "all with the CRC"):
+        assert part in text
     (tmp_path / "step-00000003" / INDEX).write_text("{}")
     with pytest.raises(ValueError, match="must have the CRC-32"):
         show(tmp_path / "step-00000003", console=console)
