@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 from torch.distributed.run import parse_args, run
 
-from msrec.launch.rank_errors import NO_RESTART, told
+from msrec.launch.rank_errors import NO_RESTART, error_text
 
 
 class Agent(LocalElasticAgent):
@@ -28,7 +28,7 @@ class Agent(LocalElasticAgent):
             self._remaining_restarts = 0
         elif result.failures and self._remaining_restarts > 0:
             rank, failure = cause_of(result.failures)
-            said = str(told(failure.message)).splitlines()[-1]
+            said = str(error_text(failure.message)).splitlines()[-1]
             left = f"{self._remaining_restarts} such starts are left"
             print(f"rank {rank} failed, all ranks start again ({left}): {said}", file=sys.stderr)
         return result
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rank, failure = error.get_first_failure()
         # torchx reads the failure from this process's own error file.
         get_error_handler().dump_error_file(failure.error_file, failure.exitcode)
-        print(f"error on rank {rank}: {told(failure.message)}", file=sys.stderr)
+        print(f"error on rank {rank}: {error_text(failure.message)}", file=sys.stderr)
         sys.exit(1)
 
 

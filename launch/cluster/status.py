@@ -12,7 +12,7 @@ from msrec.launch.cluster.submit import LOCAL, Submitted, read_submitted, schedu
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.reporting.plan_table import format_bytes
 from msrec.launch.training.heartbeat import (
-    FOLDER,
+    RANKS_FOLDER,
     RankState,
     ranks_of_last_start,
     read_ranks,
@@ -81,7 +81,7 @@ def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) ->
     on = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
     say(f"{on}: {submitted.handle} {word}")
     failure = _tell_failure(run_dir, submitted.time, console)
-    since = [file.stat().st_mtime for file in (run_dir / FOLDER).glob("*.json")]
+    since = [file.stat().st_mtime for file in (run_dir / RANKS_FOLDER).glob("*.json")]
     if max(since, default=0.0) >= submitted.time:
         return None
     if word == "succeeded":

@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 
 from msrec.data.loading.batch import Batch
+from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process, quiet_libraries
-from msrec.launch.training.repeated_failure import forget
+from msrec.launch.training.repeated_failure import forget_failures
 from msrec.launch.training.trainer import Trainer
 from msrec.model.ranker import Outcome
 
@@ -40,32 +41,34 @@ class Attempt:
     rows: dict[int, Rows]
 
 
-class TracedTrainer(Trainer):
-    """Keeps the row ids of each training step in a file, and counts the steps.
+class TracedPipeline(BatchPipeline):
+    """Records the row ids of each training step in a file, and counts the steps.
 
     Args:
-        config, process: of the trainer.
-        trace: gets one array a step: the step, then the rows.
-        counter: shared with whoever kills this.
+        trainer: whose batches it runs.
+        step: the step from which this start continues.
+        trace: gets one array per step: the step, then the rows.
+        counter: shared with the process that kills this one.
     """
 
     def __init__(
-        self, config: RunConfig, process: Process, trace: Path, counter: "Synchronized[int]"
+        self, trainer: Trainer, step: int, trace: Path, counter: "Synchronized[int]"
     ) -> None:
-        super().__init__(config, process)
+        super().__init__(trainer.model, trainer.process, trainer.optimizer)
+        self._step, self._is_main = step, trainer.process.is_main
         self._trace, self._counter = trace.open("ab", buffering=0), counter
-        self.steps_traced = 0
 
-    def _outcomes(
+    def outcomes(
         self, batches: Iterator[Batch], before_step: Callable[[], None] | None = None
     ) -> Iterator[Outcome]:
-        for outcome in super()._outcomes(batches, before_step):
+        """Yields the outcomes; records those of training steps."""
+        for outcome in super().outcomes(batches, before_step):
             if before_step is not None:
-                self.steps_traced += 1
+                self._step += 1
                 rows = outcome.row_id.cpu().numpy()
-                np.save(self._trace, np.concatenate([[self.steps_traced], rows]))
-                if self.process.is_main:
-                    self._counter.value = self.steps_traced
+                np.save(self._trace, np.concatenate([[self._step], rows]))
+                if self._is_main:
+                    self._counter.value = self._step
             yield outcome
 
 
@@ -88,7 +91,7 @@ def run_ranks(
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    forget(config.run_dir)  # two kills may hit the same step
+    forget_failures(config.run_dir)  # two kills may hit the same step
     # A server that has imported everything and started no thread: a rank is there in an instant.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["msrec.tools.fault_injection.killed_ranks"])
@@ -147,9 +150,9 @@ def _rank(
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world_size)
     process = Process(rank, world_size, world_size, torch.device("cpu"))
     trace = folder / f"trace-{rank}.npy"
-    trainer = TracedTrainer(config, process, trace, counter)
+    trainer = Trainer(config, process)
     progress = trainer.resume()
-    trainer.steps_traced = progress.step
+    trainer.pipeline = TracedPipeline(trainer, progress.step, trace, counter)
     with trace.open("ab", buffering=0) as file:
         np.save(file, np.array([progress.step]))
     trainer.fit(progress)

@@ -19,7 +19,8 @@ from msrec.data.loading.global_order import GlobalOrder
 from msrec.data.loading.loader import open_loader
 from msrec.data.loading.quarantine import Policy, count_rows
 from msrec.data.schema import Schema, load_schema
-from msrec.launch.checkpointing.checkpoint import COMMIT, Checkpoints
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.commit import COMMIT
 from msrec.launch.checkpointing.dcp_storage import INDEX, read_tensors
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.distributed import quiet_libraries
