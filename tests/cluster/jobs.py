@@ -13,8 +13,8 @@ from msrec.data.loading.loader import open_loader
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.dcp_storage import read_tensors
 from msrec.launch.cluster.job_specs import train_spec
-from msrec.launch.cluster.profiles import load_profile
-from msrec.launch.cluster.submit import app_of
+from msrec.launch.cluster.profiles import Target, load_profile
+from msrec.launch.cluster.submit import torchx_app
 from msrec.launch.config import load_config, save_config
 from msrec.tools.cli.main import app
 
@@ -64,9 +64,9 @@ def saved(config, name="submitted.yaml"):
 
 def commands(config, profile="local", j="2x1"):
     """What each node of a job runs, and its environment: as the scheduler would start it."""
-    work = train_spec(config)
-    work.prepare()
-    job = app_of(work, load_profile(profile), j)
+    spec = train_spec(config)
+    spec.prepare()
+    job = torchx_app(spec, Target(profile, load_profile(profile), j))
     with get_runner() as runner:
         request = runner.dryrun(job, "local_cwd", {}).request
     return [(replica.args, dict(replica.env)) for replica in request.role_params["train"]]

@@ -16,7 +16,7 @@ from rich.console import Console
 from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
 
-from msrec.launch.cluster.status import tell_status
+from msrec.launch.cluster.status import print_status
 from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.heartbeat import RankState, read_ranks, read_stack
@@ -33,7 +33,7 @@ def dataset(tmp_path_factory):
 
 def told(run_dir, now=None):
     console = Console(file=io.StringIO(), width=150)
-    status = tell_status(run_dir, console, now)
+    status = print_status(run_dir, console, now)
     return status, console.file.getvalue()
 
 

@@ -13,9 +13,9 @@ from tiny import tiny_dataset
 from torchx import specs
 
 from msrec.launch.cluster.job_specs import train_spec
-from msrec.launch.cluster.profiles import Profile, load_profile
-from msrec.launch.cluster.status import _whose, _with_scheduler
-from msrec.launch.cluster.submit import Submitted, cancel, launch, read_submitted
+from msrec.launch.cluster.profiles import Profile, Target, load_profile
+from msrec.launch.cluster.status import _rank_of, _with_job_state
+from msrec.launch.cluster.submit import Submitted, cancel, read_submitted, submit
 from msrec.launch.config import load_config
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.training.heartbeat import RankState
@@ -37,7 +37,7 @@ def config(tmp_path_factory):
     return folder / "conf.yaml"
 
 
-def work(config):
+def spec(config):
     return train_spec(load_config(config, ["run_id=x"]))
 
 
@@ -134,16 +134,17 @@ def test_a_dry_run_shows_what_would_be_submitted_and_writes_nothing(config, prof
 @pytest.mark.parametrize("name", ["kubernetes", "aws_batch", "ray"])
 def test_a_scheduler_whose_library_is_missing_says_what_to_install(config, monkeypatch, name):
     monkeypatch.setattr("msrec.launch.cluster.submit.find_spec", lambda library: None)
-    profile = (name, load_profile(name))
+    target = Target(name, load_profile(name), "1x1")
     with pytest.raises(ValueError, match=f'--on {name} needs the library .*"msrec\\[{name}\\]"'):
-        launch(work(config), profile, "1x1", Console(), dry_run=True)
+        submit(spec(config), target, Console(), dry_run=True)
 
 
 def test_a_site_has_profiles_of_its_own(tmp_path):
     file = tmp_path / "site.yaml"
     file.write_text("big: {scheduler: slurm, gpu: 8, cpu: 96, cfg: {partition: h100}}\n")
     big = load_profile("big", file)
-    assert (big.node.gpu, big.node.cpu, big.cfg) == (8, 96, {"partition": "h100"})
+    node = big.launch_options("1x1").resource
+    assert (node.gpu, node.cpu, big.cfg) == (8, 96, {"partition": "h100"})
     assert load_profile("local", file).scheduler == "local_cwd"
     file.write_text("big: {scheduler: slurm, gpus: 8}\n")
     with pytest.raises(ValueError, match=r"site.yaml: big.gpus"):
@@ -162,7 +163,7 @@ PROFILES = {
     ),
     "two sizes": (
         "scheduler: slurm, resource: msrec_cpu8, gpu: 8",
-        "x.resource must stand without gpu",
+        "x.resource must be given without gpu",
     ),
     "no list": ("scheduler: slurm, cfg: [partition]", "x.cfg: .*dictionary"),
 }
@@ -182,7 +183,8 @@ def test_a_profile_may_name_its_nodes_size(tmp_path):
     file = tmp_path / "site.yaml"
     for name in ("msrec_h100x8", "aws_p5.48xlarge"):
         file.write_text(f"x: {{scheduler: slurm, resource: {name}}}\n")
-        assert load_profile("x", file).node == specs.named_resources[name]
+        node = load_profile("x", file).launch_options("1x1").resource
+        assert node == specs.named_resources[name]
 
 
 OPTIONS = {
@@ -198,7 +200,7 @@ def test_a_mistake_in_a_profiles_options_is_one_sentence(config, cfg, sentence):
     pytest.importorskip("kubernetes")
     profile = Profile(scheduler="kubernetes", image="registry/msrec:1", cfg=cfg)
     with pytest.raises(ValueError, match=sentence) as refused:
-        launch(work(config), ("x", profile), "1x1", Console(), dry_run=True)
+        submit(spec(config), Target("x", profile, "1x1"), Console(), dry_run=True)
     assert type(refused.value) is ValueError
     assert "\n" not in str(refused.value)
 
@@ -241,7 +243,7 @@ KNOWS_BETTER = [
 
 @pytest.mark.parametrize(("said", "scheduler", "word", "exit_status"), KNOWS_BETTER)
 def test_a_scheduler_knows_of_ranks_that_were_killed(said, scheduler, word, exit_status):
-    found = _with_scheduler(Status(said, []), scheduler)
+    found = _with_job_state(Status(said, []), scheduler)
     assert (found.word, found.exit_status) == (word, exit_status)
 
 
@@ -272,8 +274,8 @@ def test_errors_of_the_same_second_are_told_apart_by_their_files_and_named_by_ra
         (tmp_path / f"ranks/{rank + 4}.json").write_text(state.model_dump_json())
     found = first_failure(tmp_path / "logs", since=0.0)
     assert found.message == "the reason"
-    assert _whose(tmp_path, found) == " is of rank 5 on n2, its"
-    assert _whose(tmp_path, Failure("", tmp_path)) == ", its rank's"
+    assert _rank_of(tmp_path, found) == " is of rank 5 on n2, its output"
+    assert _rank_of(tmp_path, Failure("", tmp_path)) == ", its rank's output"
 
 
 def test_only_what_was_launched_and_runs_is_cancelled(tmp_path):

@@ -14,7 +14,7 @@ from torchx.runner import get_runner
 from torchx.specs import macros
 from torchx.specs.finder import ComponentValidationException
 
-from msrec.launch.cluster.elastic_agent import cause_of
+from msrec.launch.cluster.elastic_agent import first_failed_rank
 
 TORCHX = Path(sys.executable).parent / "torchx"
 CONFIG = """
@@ -66,7 +66,7 @@ def test_of_ranks_that_failed_together_the_cause_is_told(exits, first):
     }
     for failure in failures.values():
         failure.timestamp = 7
-    assert cause_of(failures) == (first, failures[first])
+    assert first_failed_rank(failures) == (first, failures[first])
 
 
 @pytest.mark.parametrize("job", ["train", "encode"])
