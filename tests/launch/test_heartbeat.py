@@ -2,6 +2,7 @@
 
 import faulthandler  # noqa: F401 - for the ranks of the test that hangs
 import io
+import itertools
 import os
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from msrec.launch.distributed import Process
 from msrec.launch.training.heartbeat import RankState, read_ranks, read_stack
 from msrec.launch.training.run_status import status_of, stragglers
 from msrec.launch.training.trainer import Trainer
+from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +41,13 @@ def told(run_dir, now=None):
 
 def fit(rank, world_size, config, at_step=None, do=None):
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
-    original = trainer._outcomes
+    steps = itertools.count(1)
 
-    def outcomes(batches, before_step=None):
-        for step, outcome in enumerate(original(batches, before_step), start=1):
-            if before_step is not None and step == at_step and rank == 1:
-                do()
-            yield outcome
+    def act(outcome, is_training):
+        if is_training and next(steps) == at_step and rank == 1:
+            do()
 
-    trainer._outcomes = outcomes
+    observe_outcomes(trainer, act)
     trainer.fit()
 
 

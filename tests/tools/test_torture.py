@@ -11,7 +11,7 @@ from msrec.tools.fault_injection.torture import (
     Fault,
     KilledRun,
     RowCounts,
-    count_rows_of,
+    count_final_rows,
     killed_runs_table,
     torture,
 )
@@ -35,26 +35,26 @@ def attempt(expected, started, last):
 
 def test_a_run_that_was_killed_and_resumed_lost_nothing(expected):
     attempts = [attempt(expected, 0, 3), attempt(expected, 2, 4), attempt(expected, 2, 6)]
-    assert count_rows_of(attempts, expected, 10) == (0, 0, 0)
+    assert count_final_rows(attempts, expected, 10) == (0, 0, 0)
 
 
 def test_a_step_that_no_attempt_made_is_lost(expected):
     """Resumed from a checkpoint of step 3, but the one before was killed after step 2."""
     attempts = [attempt(expected, 0, 2), attempt(expected, 3, 6)]
-    assert count_rows_of(attempts, expected, 10) == ((expected[3] >= 0).sum(), 0, 0)
+    assert count_final_rows(attempts, expected, 10) == ((expected[3] >= 0).sum(), 0, 0)
 
 
 def test_a_batch_that_was_read_twice_shows_as_twice_lost_and_moved(expected):
     again = attempt(expected, 0, 6)
     again.rows[2] = expected[1]
-    lost, twice, moved = count_rows_of([again], expected, 10)
+    lost, twice, moved = count_final_rows([again], expected, 10)
     assert (lost, twice, moved) == (4, 4, 4)
 
 
 def test_an_order_that_was_drawn_anew_shows_as_moved(expected):
     other = attempt(expected, 0, 6)
     other.rows[1], other.rows[2] = other.rows[2], other.rows[1]
-    assert count_rows_of([other], expected, 10) == (0, 0, 8)
+    assert count_final_rows([other], expected, 10) == (0, 0, 8)
 
 
 def test_a_difference_is_told_and_a_fault_is_well_only_as_wanted():
