@@ -1,4 +1,4 @@
-"""`msrec launch`: what is submitted, what is told of it, and how it ends."""
+"""`msrec launch`: submission, status and end of a job, and mistakes of a user."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def msrec(config, *args):
     )
 
 
-def test_a_local_job_is_followed_to_its_end_and_leaves_what_was_submitted(config):
+def test_a_local_job_is_followed_to_its_end_and_leaves_a_record_of_its_submission(config):
     done = msrec(config, "train", "conf.yaml", "run_id=whole", "--on", "local", "-j", "1x2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best validation AUC" in done.stdout
@@ -88,7 +88,7 @@ def test_a_job_that_fails_ends_with_the_sentence_of_its_first_rank(config):
     assert "Traceback" not in status.stdout
 
 
-def test_a_job_that_is_cancelled_saves_where_it_stands_and_goes_on(config):
+def test_a_cancelled_job_saves_a_checkpoint_and_resumes(config):
     run = config.parent / "runs/cancelled"
     options = ("run_id=cancelled", "trainer.epochs=500", "trainer.patience=500")
     job = subprocess.Popen(
@@ -101,11 +101,11 @@ def test_a_job_that_is_cancelled_saves_where_it_stands_and_goes_on(config):
     end = time.monotonic() + 60
     while not (run / "metrics.jsonl").is_file() and time.monotonic() < end:
         time.sleep(0.1)
-    told = msrec(config, "cancel", str(run))
-    assert told.returncode == 0, told.stderr
-    said, _ = job.communicate(timeout=30)
+    cancelled = msrec(config, "cancel", str(run))
+    assert cancelled.returncode == 0, cancelled.stderr
+    output, _ = job.communicate(timeout=30)
     assert job.returncode == 128 + signal.SIGTERM
-    assert "Traceback" not in said, said
+    assert "Traceback" not in output, output
     status = msrec(config, "status", str(run))
     assert "stopped, step" in status.stdout
     step = int(status.stdout.split("stopped, step ")[1].split(" of")[0].replace(",", ""))
@@ -139,7 +139,7 @@ def test_a_scheduler_whose_library_is_missing_says_what_to_install(config, monke
         submit(spec(config), target, Console(), dry_run=True)
 
 
-def test_a_site_has_profiles_of_its_own(tmp_path):
+def test_a_site_may_add_profiles(tmp_path):
     file = tmp_path / "site.yaml"
     file.write_text("big: {scheduler: slurm, gpu: 8, cpu: 96, cfg: {partition: h100}}\n")
     big = load_profile("big", file)
@@ -231,7 +231,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_submitted(config, args, senten
     assert not (config.parent / "runs/refused").exists()
 
 
-KNOWS_BETTER = [
+CORRECTIONS = [
     ("trains", "pending", "waits", 0),
     ("trains", "failed", "failed", 1),
     ("silent", "cancelled", "failed", 1),
@@ -241,10 +241,10 @@ KNOWS_BETTER = [
 ]
 
 
-@pytest.mark.parametrize(("said", "scheduler", "word", "exit_status"), KNOWS_BETTER)
-def test_a_scheduler_knows_of_ranks_that_were_killed(said, scheduler, word, exit_status):
-    found = _with_job_state(Status(said, []), scheduler)
-    assert (found.word, found.exit_status) == (word, exit_status)
+@pytest.mark.parametrize(("reported", "job_state", "word", "exit_status"), CORRECTIONS)
+def test_the_scheduler_knows_of_ranks_that_were_killed(reported, job_state, word, exit_status):
+    status = _with_job_state(Status(reported, []), job_state)
+    assert (status.word, status.exit_status) == (word, exit_status)
 
 
 def error(folder, rank, stamp, text):
@@ -254,17 +254,17 @@ def error(folder, rank, stamp, text):
     file.write_text(json.dumps({"message": message}))
 
 
-def test_the_first_error_is_told_and_none_of_an_earlier_submission(tmp_path):
+def test_the_first_error_is_found_and_none_of_an_earlier_submission(tmp_path):
     error(tmp_path, 0, 20, "a collective gave up")
     error(tmp_path, 1, 10, "the reason")
-    found = first_failure(tmp_path, since=0.0)
-    assert found.message == "the reason"
-    assert found.folder.name == "1"
+    failure = first_failure(tmp_path, since=0.0)
+    assert failure.message == "the reason"
+    assert failure.folder.name == "1"
     assert first_failure(tmp_path, since=time.time() + 60) is None
 
 
-def test_errors_of_the_same_second_are_told_apart_by_their_files_and_named_by_rank(tmp_path):
-    """Stamps are whole seconds; of two nodes, what a rank did to another comes in the same one."""
+def test_errors_of_the_same_second_are_ordered_by_their_files_and_named_by_rank(tmp_path):
+    """Stamps are whole seconds, and the effect on a rank of another node has the same stamp."""
     for rank, written, text in ((0, 10.7, "a collective gave up"), (1, 10.2, "the reason")):
         error(tmp_path / "logs", rank, 10, text)
         folder = tmp_path / f"logs/x_1/attempt_0/{rank}"
@@ -272,13 +272,13 @@ def test_errors_of_the_same_second_are_told_apart_by_their_files_and_named_by_ra
         state = RankState(rank=rank + 4, host="n2", pid=1, time=1, phase="failed", logs=str(folder))
         (tmp_path / "ranks").mkdir(exist_ok=True)
         (tmp_path / f"ranks/{rank + 4}.json").write_text(state.model_dump_json())
-    found = first_failure(tmp_path / "logs", since=0.0)
-    assert found.message == "the reason"
-    assert _rank_of(tmp_path, found) == " is of rank 5 on n2, its output"
+    failure = first_failure(tmp_path / "logs", since=0.0)
+    assert failure.message == "the reason"
+    assert _rank_of(tmp_path, failure) == " is of rank 5 on n2, its output"
     assert _rank_of(tmp_path, Failure("", tmp_path)) == ", its rank's output"
 
 
-def test_only_what_was_launched_and_runs_is_cancelled(tmp_path):
+def test_only_a_running_job_of_msrec_launch_is_cancelled(tmp_path):
     with pytest.raises(ValueError, match="must have been submitted by `msrec launch`; it was not"):
         cancel(tmp_path)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
