@@ -9,7 +9,7 @@ from torchx.schedulers import get_scheduler_factories
 from torchx.specs import runopts
 
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
-from msrec.launch.cluster.resources import got_near, node_resource
+from msrec.launch.cluster.resources import closest_names, node_resource
 from msrec.launch.cluster.torchrun_role import RENDEZVOUS_PORT, LaunchOptions
 from msrec.launch.config import RunConfig
 
@@ -29,6 +29,7 @@ class Profile(StrictModel):
     cpu: int = Field(2, ge=1)
     gpu: int = Field(0, ge=0)
     mem_mib: int = Field(8192, ge=1)
+    """Memory of a node in MiB."""
     resource: str | None = None
     """A named resource, which replaces cpu, gpu and mem_mib; see resources.py."""
     python: str = ""
@@ -78,8 +79,10 @@ class Profile(StrictModel):
         known = [name for name, _ in options]
         for name in self.cfg:
             if name not in known:
-                near = got_near(name, known)
-                raise ValueError(f"cfg must hold options of {self.scheduler}; {near}.")
+                raise ValueError(
+                    f"cfg must hold options of {self.scheduler}; got {name!r}, near it are "
+                    f"{closest_names(name, known)}."
+                )
 
     def refuse_relative_paths(self, config: RunConfig) -> None:
         """Refuses relative paths in a config if the job starts in another folder.
@@ -127,8 +130,8 @@ def load_profile(name: str, file: Path | None = None) -> Profile:
         entries |= {str(key): (path, entry) for key, entry in values.items()}
     if name not in entries:
         raise ValueError(
-            f"--on must name a profile; {got_near(name, entries)}. Put other profiles into a file "
-            "for --profiles."
+            f"--on must name a profile; got {name!r}, near it are {closest_names(name, entries)}. "
+            "Put other profiles into a file for --profiles."
         )
     path, entry = entries[name]
     try:

@@ -50,11 +50,11 @@ def node_resource(cpu: int, gpu: int, mem_mib: int, name: str | None) -> Resourc
         installed = sorted(entry_points(group="torchx.named_resources").names)
         known = [*installed, *GENERIC_RESOURCES, *AWS_RESOURCES]
         if name not in known:
-            raise ValueError(f"a named resource must be known; {got_near(name, known)}.")
+            near = closest_names(name, known)
+            raise ValueError(f"a named resource must be known; got {name!r}, near it are {near}.")
     return resource(cpu=cpu, gpu=gpu, memMB=mem_mib, h=name)
 
 
-def got_near(name: str, known: Collection[str]) -> str:
-    """Returns the end of a sentence that refuses a name: the name, and the known ones near it."""
-    near = difflib.get_close_matches(name, known) or known
-    return f"got {name!r}, near it are {', '.join(near)}"
+def closest_names(name: str, known: Collection[str]) -> str:
+    """Returns the known names closest to an unknown one, or all if none is close."""
+    return ", ".join(difflib.get_close_matches(name, known) or known)

@@ -164,18 +164,7 @@ def _headline(run_dir: Path, status: Status, ranks: Sequence[RankState]) -> str:
 
 def _ranks_table(ranks: Sequence[RankState], now: float) -> Table:
     table = Table()
-    heads = (
-        "rank",
-        "host",
-        "pid",
-        "phase",
-        "step",
-        "s/step",
-        "own s/step",
-        "memory",
-        "reported, s ago",
-    )
-    for head in heads:
+    for head in RANK_COLUMNS:
         table.add_column(head, justify="left" if head in ("host", "phase") else "right")
     for rank in ranks:
         seconds = ["" if s is None else f"{s:.3f}" for s in (rank.step_s, rank.own_s)]

@@ -31,7 +31,7 @@ class LaunchOptions:
         resource: cores, GPUs and memory of one node.
         max_restarts: how often the agents start the ranks again after a crash.
         max_retries: how often the scheduler starts the whole job again.
-        port: of the rendezvous, when there are several nodes.
+        port: port of the rendezvous, if there are several nodes.
         python: interpreter; empty means this one for local images and `python` in containers.
         threads: threads per rank. One by default, because two on busy cores make steps stall.
 
