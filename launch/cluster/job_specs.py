@@ -19,7 +19,7 @@ PREDICT_OPTIONS = frozenset({"data", "out", "columns", "checkpoint", "dataset"})
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One job.
+    """A job: an msrec command, its arguments and its folder.
 
     Attributes:
         job: the msrec command.

@@ -32,7 +32,7 @@ def run_pipeline(
     Args:
         config: config of the run; encoding is a stage if `llm.store` is given.
         target: profile, nodes and ranks of every job.
-        console: where to print.
+        console: console for messages.
         dry_run: print what each stage would submit and stop.
 
     Returns:

@@ -60,7 +60,7 @@ def submit(
     Args:
         spec: the job.
         target: profile, nodes and ranks.
-        console: where to print.
+        console: console for messages and the output of a local job.
         dry_run: print what would be submitted and stop.
         wait: follow jobs of other schedulers to their end too.
 

@@ -99,7 +99,7 @@ def test_a_cancelled_job_saves_and_stops_and_the_same_command_resumes_it(
     assert asked < commit.stat().st_mtime < asked + 10
     assert f": stopped, step {step} of {STEPS}" in status.stdout
     assert step < STEPS
-    job = submit(launch, config, "--wait")  # whose exit status is 0 where the job succeeded
+    job = submit(launch, config, "--wait")  # exit status 0: the job succeeded
     assert slurm.restarts(job) == 0
     assert {rank.first_step for rank in read_ranks(config.run_dir)} == {step}
     assert_same_end(config, undisturbed)

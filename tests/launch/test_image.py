@@ -62,7 +62,7 @@ def test_the_image_holds_all_code_and_neither_data_sets_nor_tests():
 
 def hadolint(file):
     if not HADOLINT.is_file():
-        pytest.skip("hadolint is not installed beside this interpreter")
+        pytest.skip("hadolint is not installed next to this interpreter")
     return subprocess.run([HADOLINT, file], capture_output=True, text=True, check=False)
 
 

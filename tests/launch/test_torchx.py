@@ -172,7 +172,7 @@ def test_a_config_that_only_the_image_has_is_left_to_the_ranks():
 
 def torchx(*args, cwd):
     if not TORCHX.is_file():
-        pytest.skip("the torchx command is not installed beside this interpreter")
+        pytest.skip("the torchx command is not installed next to this interpreter")
     return subprocess.run(
         [TORCHX, *args], cwd=cwd, capture_output=True, text=True, timeout=150, check=False
     )

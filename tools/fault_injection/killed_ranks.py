@@ -39,7 +39,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of all ranks.
+    """A start of all ranks, up to its end or the kill.
 
     Attributes:
         started: step of the checkpoint that was loaded; 0 if there was none.

@@ -36,7 +36,7 @@ class RowCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class KilledRun:
-    """A run that was killed and resumed again and again, compared with one that never was.
+    """Results of a run that was killed and resumed many times, and of an undisturbed run.
 
     Attributes:
         name: numbers of ranks.
@@ -100,8 +100,7 @@ def torture(dataset: Path, out: Path, kills: int, ranks: Sequence[int], seed: in
 
 def killed_runs_table(runs: Sequence[KilledRun]) -> Table:
     """Returns a table with a line per run."""
-    table = Table(title="killed (SIGKILL) and resumed", title_justify="left")
-    table.add_column("run")
+    table = Table("run", title="killed (SIGKILL) and resumed", title_justify="left")
     heads = ("kills", "resumes", "repeated steps", "rows lost", "rows twice", "rows moved")
     for head in (*heads, "largest difference of the final state"):
         table.add_column(head, justify="right")
@@ -127,11 +126,7 @@ def faults_table(faults: Sequence[Fault]) -> Table:
 def _config(dataset: Path, out: Path, choice: Sequence[int], ranks: Sequence[int]) -> RunConfig:
     """Returns a small model with its largest table split by rows, for sixty steps per epoch.
 
-    Args:
-        dataset: the dataset folder.
-        out: folder for the runs.
-        choice: numbers of ranks of this run.
-        ranks: numbers of ranks of any run; the batch is a multiple of all of them.
+    The run uses the numbers of ranks in `choice`; its batch is a multiple of all `ranks`.
     """
     tables = load_schema(dataset).tables
     root = out / "-".join(["ranks", *map(str, choice)])
