@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 from torch.distributed.run import parse_args, run
 
-from msrec.launch.rank_errors import NO_RESTART, told
+from msrec.launch.rank_errors import NO_RESTART, error_text
 
 
 class Agent(LocalElasticAgent):
@@ -33,7 +33,7 @@ class Agent(LocalElasticAgent):
             self._remaining_restarts = 0
         elif result.failures and self._remaining_restarts > 0:
             rank, failure = first_failed_rank(result.failures)
-            message = str(told(failure.message)).splitlines()[-1]
+            message = str(error_text(failure.message)).splitlines()[-1]
             left = f"{self._remaining_restarts} such starts are left"
             print(f"rank {rank} failed, all ranks start again ({left}): {message}", file=sys.stderr)
         return result
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rank, failure = error.get_first_failure()
         # torchx reads the failure from the error file of this process.
         get_error_handler().dump_error_file(failure.error_file, failure.exitcode)
-        print(f"error on rank {rank}: {told(failure.message)}", file=sys.stderr)
+        print(f"error on rank {rank}: {error_text(failure.message)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -13,7 +13,7 @@ from msrec.launch.cluster.submit import LOCAL, Submitted, read_submitted
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.reporting.plan_table import size
 from msrec.launch.training.heartbeat import (
-    FOLDER,
+    RANKS_FOLDER,
     RankState,
     ranks_of_last_start,
     read_ranks,
@@ -104,7 +104,7 @@ def _with_job_state(status: Status, state: str) -> Status:
 
 
 def _has_rank_since(run_dir: Path, since: float) -> bool:
-    return any(file.stat().st_mtime >= since for file in (run_dir / FOLDER).glob("*.json"))
+    return any(file.stat().st_mtime >= since for file in (run_dir / RANKS_FOLDER).glob("*.json"))
 
 
 def _status_without_ranks(submitted: Submitted, state: str, failure: Failure | None) -> Status:

@@ -20,7 +20,7 @@ from msrec.data.loading.batch import Batch
 from msrec.data.loading.loader import Loader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Split
-from msrec.launch.build import build_loader
+from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.encoding.run_prompts import prompts_by_key
 from msrec.launch.evaluation.explanation_file import (
@@ -31,10 +31,11 @@ from msrec.launch.evaluation.explanation_file import (
     ScenarioExplanation,
     UserExplanation,
 )
-from msrec.launch.trained_run import load_run_config, restore, unwrapped
+from msrec.launch.loaders import build_loader
+from msrec.launch.trained_run import load_run_config, open_run, unwrapped
 from msrec.model.layers.generated_linear import GeneratedLinear
 from msrec.model.meta import ScenarioMeta, UserMeta
-from msrec.model.ranker import DenseArch, Outcome
+from msrec.model.ranker import DenseArch
 
 SAMPLE = 2_000
 """Users whose generated layers a user's one is compared with."""
@@ -56,10 +57,11 @@ class Explainer:
                 f"{run_dir} must have meta.user=true or meta.scenario=true, so that there is "
                 "knowledge to explain; it has neither."
             )
-        run = restore(run_dir, process)
+        run = open_run(run_dir, process, config=config)
         self.config, self.schema, self.knowledge = config, run.schema, run.knowledge
         self.split: Split = split
         self.model = run.model.eval()
+        self._pipeline = BatchPipeline(self.model, process)
         self.over: DenseArch = unwrapped(self.model).ranker.over
         self._loader: Loader = build_loader(
             self.config, split, process, self.knowledge, 1, shuffle=False
@@ -174,9 +176,7 @@ class Explainer:
         return SplitReader(*where, only=["user"], faults=self.config.faults)
 
     def _score(self, batch: Batch) -> torch.Tensor:
-        with torch.no_grad():
-            _, outcome = self.model(batch)
-        return torch.sigmoid(Outcome(*outcome).logits[:, 0])
+        return torch.sigmoid(self._pipeline.progress(iter([batch])).logits[:, 0])
 
     def _average_user(self, batch: Batch) -> Batch:
         """The batch with the mean vector for every user."""

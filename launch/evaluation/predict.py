@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from rich.progress import track
-from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
 from msrec.data.io.parquet_files import parquet_files, parquet_names, read_parquet
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
 from msrec.data.loading.quarantine import BadRows, count_reasons, count_rows
 from msrec.data.schema import Schema, Split
+from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import TRUTH, Commit, write_commit
 from msrec.launch.training.skipped_rows import gather_bad_rows
@@ -55,17 +55,18 @@ def predict(
     writer: pq.ParquetWriter | None = None
     waiting: list[pa.Table] = []
     model.eval()
-    pipeline = EvalPipelineSparseDist(model, None, process.device)
-    batches = loader.batches()
-    steps = track(
-        range(len(loader)), f"predict {split}", disable=not process.is_main, transient=True
+    outcomes = track(
+        BatchPipeline(model, process).outcomes(loader.batches()),
+        f"predict {split}",
+        total=len(loader),
+        disable=not process.is_main,
+        transient=True,
     )
-    with torch.no_grad():
-        for _ in steps:
-            waiting.append(_table(Outcome(*pipeline.progress(batches)), loader, keys))
-            if sum(map(len, waiting)) >= PART_ROWS:
-                writer = _write(writer, waiting, out, process)
-                waiting = []
+    for outcome in outcomes:
+        waiting.append(_table(outcome, loader, keys))
+        if sum(map(len, waiting)) >= PART_ROWS:
+            writer = _write(writer, waiting, out, process)
+            waiting = []
     writer = _write(writer, waiting, out, process)
     writer.close()
     dist.barrier()

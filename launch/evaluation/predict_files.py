@@ -25,7 +25,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from rich.progress import track
-from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
 from msrec.data.io.atomic_files import write_bytes, write_json
 from msrec.data.io.parquet_files import (
@@ -39,9 +38,10 @@ from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.loading.loader import Loader
 from msrec.data.loading.quarantine import count_reasons
 from msrec.data.loading.split_reader import RowGroup, SplitReader
-from msrec.launch.build import build_file_loader, eval_batch
+from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import COMMIT_FILE
+from msrec.launch.loaders import build_file_loader, eval_batch
 from msrec.launch.trained_run import TrainedRun
 from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
@@ -223,20 +223,19 @@ def _score(
         for start in range(part.rows.start, part.rows.stop, batch)
     ]
     model.eval()
-    pipeline = EvalPipelineSparseDist(model, None, process.device)
     batches = loader.in_order([rows for _, rows in steps])
+    outcomes = BatchPipeline(model, process).outcomes(batches)
     scores = np.empty(0, np.float32)
     shown = track(steps, "predict", disable=not process.is_main, transient=True)
-    with torch.no_grad():
-        for part, rows in shown:
-            if rows.start == part.rows.start:
-                scores = np.zeros(len(part.rows), np.float32)
-            _fill(scores, Outcome(*pipeline.progress(batches)), rows, part, process)
-            if rows.stop == part.rows.stop:
-                owner = part.number % process.world_size
-                dist.reduce(torch.from_numpy(scores), dst=owner)
-                if process.rank == owner:
-                    _write(out / part.name, part, loader.reader, scores, keep)
+    for (part, rows), outcome in zip(shown, outcomes, strict=True):
+        if rows.start == part.rows.start:
+            scores = np.zeros(len(part.rows), np.float32)
+        _fill(scores, outcome, rows, part, process)
+        if rows.stop == part.rows.stop:
+            owner = part.number % process.world_size
+            dist.reduce(torch.from_numpy(scores), dst=owner)
+            if process.rank == owner:
+                _write(out / part.name, part, loader.reader, scores, keep)
     dist.barrier()
 
 

@@ -9,8 +9,8 @@ from msrec.data.io.paths import AnyPath
 from msrec.data.loading.quarantine import Policy
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, load_schema
-from msrec.launch.build import ScoredDataset
 from msrec.launch.evaluation.predictions import Predictions
+from msrec.launch.loaders import ScoredDataset
 from msrec.model.metrics.exact import Groups
 from msrec.model.metrics.ranking import Array
 

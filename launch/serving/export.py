@@ -34,7 +34,7 @@ from msrec.launch.serving.parity import compare
 from msrec.launch.serving.quantized_tables import Kind, file_of, quantised
 from msrec.launch.serving.request_rows import SIDES
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.trained_run import TrainedRun, restore
+from msrec.launch.trained_run import TrainedRun, open_run
 
 ROWS = "rows"
 
@@ -71,7 +71,7 @@ def export(
     if process.world_size != 1:
         raise ValueError(f"an export must be made by one rank; there are {process.world_size}.")
     with new_folder(out, overwrite, marker=MANIFEST) as folder:
-        run = restore(run_dir, process, checkpoint)
+        run = open_run(run_dir, process, checkpoint)
         run.model.eval()
         folded = fold(run, kind)
         _write_dataset(run.config.dataset, run, folder)

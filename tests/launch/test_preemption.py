@@ -1,4 +1,4 @@
-"""SIGTERM: all ranks stop after the same step, which is saved; the next start goes on from it."""
+"""SIGTERM: all ranks stop after the same step and save it; the next start continues from it."""
 
 import itertools
 import os
@@ -129,16 +129,16 @@ def test_a_job_stops_within_seconds_says_so_and_goes_on(dataset, tmp_path, launc
             *("--module", "msrec"),
         ]
     log = config.run_dir / "metrics.jsonl"
-    with (tmp_path / "said").open("w") as said:
-        job = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    with (tmp_path / "output").open("w") as output:
+        job = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         end = time.monotonic() + 60
         while not (log.is_file() and log.stat().st_size) and time.monotonic() < end:
             time.sleep(0.05)
         asked = time.monotonic()
         job.send_signal(signal.SIGTERM)
         assert job.wait(30) == STOPPED
-    assert time.monotonic() - asked < 15  # beside other tests; 5 s alone, as tests/cluster asks
-    text = (tmp_path / "said").read_text()
+    assert time.monotonic() - asked < 15  # with other tests running; 5 s alone, as in tests/cluster
+    text = (tmp_path / "output").read_text()
     assert "stopped by SIGTERM" in text
     assert "Traceback" not in text
     newest = Checkpoints(config.run_dir / "checkpoints", 2).newest()
@@ -163,8 +163,8 @@ def test_ranks_whose_launcher_is_killed_save_where_they_stand_and_end(dataset, t
         *("--module", "msrec", "train", str(tmp_path / "conf.yaml")),
     ]
     checkpoints = Checkpoints(config.run_dir / "checkpoints", 2)
-    with (tmp_path / "said").open("w") as said:
-        job = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    with (tmp_path / "output").open("w") as output:
+        job = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         wait_for(checkpoints.newest)
         job.kill()
         job.wait(10)

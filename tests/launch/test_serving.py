@@ -32,7 +32,7 @@ from msrec.launch.serving.request_rows import inputs_of, part_of
 from msrec.launch.serving.request_rows import joined as put_together
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.trained_run import restore
+from msrec.launch.trained_run import open_run
 from msrec.tools.bench.serve import raw_lines
 
 RUNS = {
@@ -121,7 +121,7 @@ def test_new_users_items_and_values_are_scored_as_the_model_itself_scores_unknow
     columns = RowEncoder(app / "data").encode(rows.to_arrow(), "rows")
     scores = scorers[name].score(scorers[name].maker.rows(columns))
     with process_group("cpu") as process:
-        run = restore(app / "runs" / name, process)
+        run = open_run(app / "runs" / name, process)
         columns = RareIds(run.knowledge.is_rare).apply(columns, np.arange(4), 0)
         known = (run.knowledge.user, run.knowledge.item, run.knowledge.history)
         batch = Window(Collator(run.schema, *known), np.arange(4)[np.newaxis], columns).batch(0)

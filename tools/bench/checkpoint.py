@@ -13,7 +13,8 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.launch.checkpointing.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.model.distributed.optimizers import optimizers
 from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard

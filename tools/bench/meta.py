@@ -16,7 +16,7 @@ from msrec.data.llm.store_settings import store_settings
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.loading.batch import Batch
 from msrec.data.schema import load_schema
-from msrec.launch.config import LLMConfig
+from msrec.launch.config_sections import LLMConfig
 from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.model.layers.generated_linear import GeneratedLinear, make_codes
 from msrec.tools.bench.harness.measure import Case, Took, interleaved, rates, sizes, times

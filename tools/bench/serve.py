@@ -23,12 +23,12 @@ from msrec.data.features.columns import Columns
 from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.parquet_files import read_parquet
-from msrec.launch.build import build_loader
 from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.launch.loaders import build_loader
 from msrec.launch.serving.knowledge_tables import trained_tables, unwrapped_over
 from msrec.launch.serving.request_rows import inputs_of
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.trained_run import TrainedRun, restore, unwrapped
+from msrec.launch.trained_run import TrainedRun, open_run, unwrapped
 from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
 from msrec.tools.bench.folding import folding_cases
@@ -66,7 +66,7 @@ def bench_serve(
     scorer, loose = Scorer(export), Scorer(export, compiled=False)
     found: dict[str, Any] = {"export": scorer.manifest.model_dump(mode="json", exclude={"crc32"})}
     with process_group("cpu") as process:
-        run = restore(run_dir, process)
+        run = open_run(run_dir, process)
         run.model.eval()
         torch.set_grad_enabled(False)  # until the command ends
         loader = build_loader(run.config, "test", process, run.knowledge, 1, shuffle=False)

@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.schema import Split, load_schema
-from msrec.launch.build import Knowledge, build_loader, plan_model
+from msrec.launch.build_model import plan_model
 from msrec.launch.cluster.job_specs import EVALUATE_OPTIONS, PREDICT_OPTIONS, read_options
 from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.console import wide_console
@@ -31,10 +31,12 @@ from msrec.launch.evaluation.predict_files import predict_files, told
 from msrec.launch.evaluation.results import Results, results_tables, slice_table
 from msrec.launch.evaluation.slices import MEANING, SLICES, Slice
 from msrec.launch.evaluation.watch import watch
+from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.plan_table import plan_table
 from msrec.launch.serving.export_folder import Dense
 from msrec.launch.serving.quantized_tables import Kind
-from msrec.launch.trained_run import load_run_config, restore
+from msrec.launch.trained_run import load_run_config, open_run
 from msrec.launch.training.preemption import STOPPED
 from msrec.launch.training.trainer import Trainer
 from msrec.launch.versions import installed_versions
@@ -82,7 +84,7 @@ def dry_run_job(config_file: Path, overrides: Sequence[str]) -> None:
     with process_group() as process:
         _log_to_terminal(process.is_main)
         schema = load_schema(config.dataset)
-        knowledge = Knowledge(config, schema)
+        knowledge = KnowledgeInputs(config, schema)
         batch = config.trainer.global_batch
         loader = build_loader(config, "train", process, knowledge, batch, shuffle=True)
         model, plan = plan_model(config, schema, knowledge, process, config.plan)
@@ -215,7 +217,7 @@ def predict_job(
     checkpoint = Path(options["checkpoint"]) if "checkpoint" in options else None
     with process_group() as process:
         _log_to_terminal(process.is_main)
-        run = restore(run_dir, process, checkpoint, None if dataset is None else to_path(dataset))
+        run = open_run(run_dir, process, checkpoint, None if dataset is None else to_path(dataset))
         found = predict_files(run, process, data, out, keep)
         if found is not None:
             console.print(told(found, out), highlight=False, soft_wrap=True)

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from msrec.data.loading.loader import open_loader
 from msrec.data.loading.quarantine import Policy, count_rows
-from msrec.launch.checkpointing.checkpoint import COMMIT, Checkpoints
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.commit import COMMIT
 from msrec.launch.checkpointing.dcp_storage import INDEX
 from msrec.launch.config import RunConfig
 from msrec.tools.fault_injection.killed_ranks import run_attempt

@@ -22,7 +22,7 @@ from msrec.data.io.parquet_files import num_rows
 from msrec.data.loading.batch import Batch
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process, quiet_libraries
-from msrec.launch.training.repeated_failure import forget
+from msrec.launch.training.repeated_failure import forget_failures
 from msrec.launch.training.trainer import Trainer
 from msrec.model.ranker import Outcome
 
@@ -55,7 +55,7 @@ def observe_outcomes(trainer: Trainer, observe: Callable[[Outcome, bool], None])
 
     A training step is observed before the trainer counts it in its progress.
     """
-    outcomes = trainer._outcomes
+    outcomes = trainer.pipeline.outcomes
 
     def observed_outcomes(
         batches: Iterator[Batch], before_step: Callable[[], None] | None = None
@@ -64,7 +64,7 @@ def observe_outcomes(trainer: Trainer, observe: Callable[[Outcome, bool], None])
             observe(outcome, before_step is not None)
             yield outcome
 
-    trainer._outcomes = observed_outcomes  # type: ignore[method-assign]
+    trainer.pipeline.outcomes = observed_outcomes  # type: ignore[method-assign]
 
 
 def run_attempt(
@@ -83,7 +83,7 @@ def run_attempt(
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    forget(config.run_dir)  # two kills may hit the same step
+    forget_failures(config.run_dir)  # two kills may hit the same step
     global_batch, epochs = config.trainer.global_batch, config.trainer.epochs
     steps = epochs * math.ceil(num_rows(config.dataset / "train") / global_batch)
     trace = np.lib.format.open_memmap(folder / TRACE, "w+", np.int64, (steps + 1, global_batch))
