@@ -15,7 +15,7 @@ from msrec.data.io.atomic_files import write_json
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.schema import Split, load_schema
 from msrec.launch.build_model import plan_model
-from msrec.launch.cluster.job_options import EVALUATE, PREDICT, read_options
+from msrec.launch.cluster.job_specs import EVALUATE_OPTIONS, PREDICT_OPTIONS, read_options
 from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import end_with_launcher, process_group, quiet_libraries
@@ -111,7 +111,7 @@ def evaluate_job(
         data: another dataset folder than the run's own.
         judging: places of the rankings and the making of intervals.
     """
-    options = read_options(overrides, EVALUATE)
+    options = read_options(overrides, EVALUATE_OPTIONS)
     slices = _slices(options.get("by", by))
     wanted, folder = options.get("split", split), options.get("data", data)
     if wanted not in get_args(Split):
@@ -203,7 +203,7 @@ def predict_job(
     dataset: str | None,
 ) -> None:
     """Score the rows of Parquet files; options are given either way."""
-    options = read_options(overrides, PREDICT)
+    options = read_options(overrides, PREDICT_OPTIONS)
     data = [*data, *map(to_path, filter(None, options.get("data", "").split(",")))]
     out = to_path(options["out"]) if "out" in options else out
     if not data or out is None:
