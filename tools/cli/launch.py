@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from msrec.launch.cluster.job_specs import JobSpec
     from msrec.launch.cluster.profiles import Target
 
-launch_app = typer.Typer(help="Jobs on several ranks, here or on a cluster.", no_args_is_help=True)
+launch_app = typer.Typer(
+    name="launch", help="Jobs on several ranks, here or on a cluster.", no_args_is_help=True
+)
 
 On = Annotated[
     str, typer.Option("--on", help="profile: local, slurm, kubernetes, aws_batch, ray or your own")
