@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from msrec.data.io.paths import local_path, to_path
+from msrec.tools.bench.harness.options import comma_list
 
 convert_app = typer.Typer(
     name="convert", help="Convert raw data to a dataset folder.", no_args_is_help=True
