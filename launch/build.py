@@ -16,8 +16,14 @@ from msrec.data.llm.store_settings import store_settings
 from msrec.data.loading.behaviour_history import BehaviourHistory
 from msrec.data.loading.collator import Collator
 from msrec.data.loading.global_order import GlobalOrder
-from msrec.data.loading.id_dropout import IdDropout, rare_ids, require_single_valued
-from msrec.data.loading.id_transforms import AlignedIds, IdTransform, RareIds, table_transforms
+from msrec.data.loading.id_transforms import (
+    IdDropout,
+    IdTransform,
+    RareIds,
+    rare_ids,
+    require_single_valued,
+    table_transforms,
+)
 from msrec.data.loading.loader import Loader, RankShare
 from msrec.data.loading.raw_reader import RawReader
 from msrec.data.loading.split_reader import SplitReader
@@ -191,7 +197,7 @@ def _loader(
     history = knowledge.history
     if history is not None and alignment is not None:
         history = history.for_entities({side: alignment.entities(side) for side in history.of})
-    transforms: list[IdTransform] = [] if alignment is None else [AlignedIds(alignment)]
+    transforms: list[IdTransform] = [] if alignment is None else [alignment]
     if knowledge.is_rare:
         transforms.append(RareIds(knowledge.is_rare))
     if is_train and config.embeddings.id_dropout:

@@ -11,7 +11,7 @@ from msrec.data.convert.raw_tables import Feature, RawTables
 from msrec.data.convert.split import TRAIN, Parts, user_shares
 from msrec.data.convert.staging import StagedRows
 from msrec.data.convert.vocabulary_encoding import Encoded
-from msrec.data.features.hot_rows import imbalance_by_ranks
+from msrec.data.features.shard_balance import imbalance_by_ranks
 from msrec.data.features.vocabulary import UNKNOWN, Vocabulary
 from msrec.data.schema import SPLITS
 

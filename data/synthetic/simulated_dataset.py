@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from msrec.data.convert.conversion import Report
 from msrec.data.convert.dataset_writer import PartWriter, arrow_schema, new_folder, write_table
-from msrec.data.features.hot_rows import imbalance_by_ranks
-from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES, SeenIntegers
+from msrec.data.features.shard_balance import imbalance_by_ranks
+from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES, IntegerVocabulary
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, TextFields, save_schema
 from msrec.data.synthetic import catalogue
 from msrec.data.synthetic.posterior import reachable
@@ -111,7 +111,7 @@ class _Tally:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.seen = {name: SeenIntegers(size(app)) for name, size in _SIZES.items()}
+        self.seen = {name: IntegerVocabulary(size(app)) for name, size in _SIZES.items()}
         scenarios = len(catalogue.SCENARIOS)
         self.rows = np.zeros((len(SPLITS), scenarios), dtype=np.int64)
         self.positives = np.zeros_like(self.rows)
