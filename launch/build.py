@@ -8,6 +8,7 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
+from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.io.paths import AnyPath
 from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
@@ -25,7 +26,6 @@ from msrec.data.loading.id_transforms import (
     table_transforms,
 )
 from msrec.data.loading.loader import Loader, RankShare
-from msrec.data.loading.raw_reader import RawReader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.config import RunConfig
@@ -134,7 +134,7 @@ def build_loader(
     labels = {"labels": schema.labels[:1] if only_first else schema.labels}
     schema, files = schema.model_copy(update=labels), files.model_copy(update=labels)
     dataset = config.dataset if scored is None else scored.dataset
-    reader = SplitReader(dataset, files, split, extra, faults=config.faults)
+    reader = SplitReader(dataset, files, split, [*files.columns, *extra], config.faults)
     is_train = split == "train" and (scored is None or scored.alignment is None)
     order = GlobalOrder(
         reader.group_rows, global_batch, config.seed, shuffle, config.trainer.window_rows
@@ -160,16 +160,20 @@ def build_file_loader(
         knowledge: vectors and histories of the run.
         global_batch: rows of a step over all ranks.
         paths: the files.
-        raw: whether they hold raw values, see `RawReader`, or ids of the scored dataset.
+        raw: whether they hold raw values, see `RowEncoder`, or ids of the scored dataset.
         scored: the dataset whose ids or vocabularies they use.
     """
     schema, files = _schemas(config, scored)
     unlabelled: dict[str, Any] = {"labels": [], "timestamp": None}
     schema, files = schema.model_copy(update=unlabelled), files.model_copy(update=unlabelled)
-    if raw:
-        reader: SplitReader = RawReader(scored.dataset, files, paths)
-    else:
-        reader = SplitReader(scored.dataset, files, "test", faults=config.faults, paths=paths)
+    reader = SplitReader(
+        scored.dataset,
+        files,
+        "test",
+        faults="fail" if raw else config.faults,
+        paths=paths,
+        encoder=RowEncoder(scored.dataset) if raw else None,
+    )
     window_rows = config.trainer.window_rows
     order = GlobalOrder(reader.group_rows, global_batch, config.seed, False, window_rows)
     return _loader(config, process, knowledge, (reader, order), schema, scored, is_train=False)

@@ -47,12 +47,12 @@ class AllowedTypes(NamedTuple):
 
     def accept(self, kind: pa.DataType) -> bool:
         """Returns whether a column may have this type."""
-        if pa.types.is_null(kind):
-            return True
-        if is_list(kind):
-            return True in self.lists and self._replace(lists=(False,)).accept(kind.value_type)
-        return False in self.lists and (
-            (self.text and is_text(kind))
+        if not pa.types.is_null(kind) and is_list(kind) not in self.lists:
+            return False
+        kind = kind.value_type if is_list(kind) else kind
+        return bool(
+            pa.types.is_null(kind)
+            or (self.text and is_text(kind))
             or (self.integers and pa.types.is_integer(kind))
             or (self.floats and pa.types.is_floating(kind))
             or kind == self.other
@@ -105,7 +105,7 @@ def integers_below(
     refuse_large_integers(values, name, location)
     numbers = values.cast(pa.int64()).fill_null(-1).to_numpy()
     location.refuse((numbers < 0) | (numbers >= size), values, name, must)
-    return numbers.astype(np.int32)
+    return np.asarray(numbers, dtype=np.int32)
 
 
 def finite_floats(values: pa.Array, name: str, location: RowLocation) -> npt.NDArray[np.float32]:

@@ -84,7 +84,7 @@ class ValueIndex:
 
     @cached_property
     def _by_value(self) -> dict[object, int]:
-        by_value = {value: position for position, value in enumerate(self._known.to_pylist())}
+        by_value = dict(zip(self._known.to_pylist(), range(len(self._known)), strict=True))
         by_value.pop(None, None)
         return by_value
 

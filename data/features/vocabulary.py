@@ -212,8 +212,9 @@ class Hashed(TableEncoder):
         size = 8 * self.hashes
         digests = b"".join(hashlib.blake2b(t.encode(), digest_size=size).digest() for t in texts)
         numbers = np.frombuffer(digests, dtype="<u8").reshape(len(texts), self.hashes)
-        rows: Ids = (numbers % np.uint64(self.rows - 1)).astype(np.int32) + np.int32(1)
-        return rows[distinct.indices.to_numpy()]
+        rows_of_distinct = (numbers % np.uint64(self.rows - 1)).astype(np.int32) + np.int32(1)
+        rows: Ids = rows_of_distinct[distinct.indices.to_numpy()]
+        return rows
 
 
 def save_vocabularies(tables: Mapping[str, TableEncoder], dataset: Path) -> None:

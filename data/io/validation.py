@@ -1,9 +1,9 @@
-"""What is wrong with a file, as a sentence for the person who wrote it."""
+"""Checks of files that people write: strict models, plain YAML, and a sentence for a fault."""
 
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrec.data.io.paths import AnyPath
 
@@ -11,18 +11,24 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Seven times as fast where PyYAML was built with libyaml."""
 
 
+class StrictModel(BaseModel):
+    """Frozen pydantic model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 def first_error(error: ValidationError) -> str:
-    """`field.name: what must hold`, of the first fault; `file` where it is the whole of it."""
+    """Returns `field.name: what must hold` for the first fault; `file` if it is not in a field."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "file"
     return f"{where}: {first['msg'].removeprefix('Value error, ').rstrip('.')}"
 
 
 def read_yaml(path: AnyPath) -> Any:
-    """Plain values; a tag that names a Python object is refused like any other mistake.
+    """Returns the plain values of a YAML file; a tag that names a Python object is refused.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
         ValueError: it is not YAML.
     """
     try:

@@ -66,7 +66,7 @@ def rare_ids(
     """
     if not min_rows:
         return {}
-    columns = SplitReader(dataset, schema, "train", only=list(min_rows), faults=faults).read_good()
+    columns = SplitReader(dataset, schema, "train", list(min_rows), faults).read_good()
     return {
         name: np.bincount(columns[name], minlength=schema.tables[schema.table_of(name)]) < least
         for name, least in min_rows.items()

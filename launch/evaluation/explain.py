@@ -171,7 +171,7 @@ class Explainer:
     def _files(self, split: Split) -> SplitReader:
         """The users of a split."""
         where = (self.config.dataset, self.schema, split)
-        return SplitReader(*where, only=["user"], faults=self.config.faults)
+        return SplitReader(*where, columns=["user"], faults=self.config.faults)
 
     def _score(self, batch: Batch) -> torch.Tensor:
         with torch.no_grad():

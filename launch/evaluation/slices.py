@@ -61,7 +61,9 @@ def slice_rows(
     schema = load_schema(dataset)
 
     def column(name: str) -> Any:
-        files = SplitReader(dataset, schema, predictions.commit.split, only=[name], faults=faults)
+        files = SplitReader(
+            dataset, schema, predictions.commit.split, columns=[name], faults=faults
+        )
         return files.read()[name][predictions.row_id]
 
     found: dict[str, Groups] = {}
@@ -72,7 +74,7 @@ def slice_rows(
             continue
         side: Literal["user", "item"] = "user" if name == "user_history" else "item"
         own = load_schema(trained)
-        train = SplitReader(trained, own, "train", only=[side], faults=faults)
+        train = SplitReader(trained, own, "train", columns=[side], faults=faults)
         seen = np.bincount(train.read_good()[side], minlength=own.size_of(side))
         if alignment is not None:  # by key; who is new has no training rows
             seen = np.append(seen, 0)[alignment.entities(side)]

@@ -114,7 +114,7 @@ def _rows_in_hand(train: Loader, step: int) -> dict[str, dict[str, list[int]]]:
     for ahead in range(min(IN_HAND, len(train) - batch)):
         window, place = divmod(batch + ahead, train.order.window_batches)
         rows = train.order.rows(epoch, window)[place]
-        found[str(step + ahead)] = train.reader.places(np.sort(rows[rows >= 0]))
+        found[str(step + ahead)] = train.reader.file_rows(np.sort(rows[rows >= 0]))
     return found
 
 
