@@ -45,6 +45,11 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
+def nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
+    """Returns which values are null."""
+    return np.asarray(values.is_null().to_numpy(zero_copy_only=False))
+
+
 def flattened(values: pa.Array) -> tuple[pa.Array, Lengths | None]:
     """Returns the values of all lists, and the length of each list; None if there are no lists.
 

@@ -1,26 +1,33 @@
 """Checks of raw columns: types, null values and ranges, with row and column in every error."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from msrec.data.features.columns import Lengths, is_list
+from msrec.data.features.columns import Ids, Lengths, flattened, is_list
 from msrec.data.features.value_index import is_text
 
 
-class RowLocation(NamedTuple):
-    """Location of the rows of a column, for error messages."""
+class RawColumn(NamedTuple):
+    """A column of raw rows, and its location for error messages."""
 
+    name: str
+    values: pa.Array
     where: str
     """File or request."""
     first_row: int
     lengths: Lengths | None = None
     """Values per row; None if every row has one."""
 
-    def refuse(self, bad: npt.NDArray[np.bool_], values: pa.Array, name: str, must: str) -> None:
+    def flattened(self) -> Self:
+        """Returns the column with the values of all lists one after another."""
+        values, lengths = flattened(self.values)
+        return self._replace(values=values, lengths=lengths)
+
+    def refuse(self, bad: npt.NDArray[np.bool_], must: str) -> None:
         """Raises an error about the first bad value, if there is one."""
         if not bad.any():
             return
@@ -29,9 +36,29 @@ class RowLocation(NamedTuple):
             row = int(np.searchsorted(np.cumsum(self.lengths), at, side="right"))
         count = int(bad.sum())
         raise ValueError(
-            f"{self.where}: column {name!r}, row {self.first_row + row}: {must}; found "
-            f"{values[at].as_py()!r}. {count} such value{'s' if count > 1 else ''}."
+            f"{self.where}: column {self.name!r}, row {self.first_row + row}: {must}; found "
+            f"{self.values[at].as_py()!r}. {count} such value{'s' if count > 1 else ''}."
         )
+
+    def refuse_large_integers(self) -> None:
+        """Refuses integers of type uint64 that do not fit int64."""
+        if pa.types.is_uint64(self.values.type):
+            is_large = self.values.fill_null(0).to_numpy() >= np.uint64(2**63)
+            self.refuse(is_large, "an integer must fit int64")
+
+    def integers_below(self, size: int, must: str) -> Ids:
+        """Returns the values as int32; refuses nulls and integers that are not in [0, size)."""
+        self.refuse_large_integers()
+        numbers = self.values.cast(pa.int64()).fill_null(-1).to_numpy()
+        self.refuse((numbers < 0) | (numbers >= size), must)
+        return np.asarray(numbers, dtype=np.int32)
+
+    def finite_floats(self) -> npt.NDArray[np.float32]:
+        """Returns the values as float32; refuses nulls, NaN and numbers beyond float32."""
+        with np.errstate(over="ignore"):
+            numbers = self.values.to_numpy(zero_copy_only=False).astype(np.float32)
+        self.refuse(~np.isfinite(numbers), "a dense value must be finite")
+        return np.asarray(numbers)
 
 
 class AllowedTypes(NamedTuple):
@@ -65,15 +92,21 @@ class AllowedTypes(NamedTuple):
         return f"a list, each {names}" if True in self.lists else names
 
 
+def types_like(kind: pa.DataType) -> AllowedTypes:
+    """Returns the types whose values can be compared with values of the given type."""
+    if pa.types.is_integer(kind):
+        return AllowedTypes(integers=True)
+    return AllowedTypes(text=True) if is_text(kind) else AllowedTypes(other=kind)
+
+
 def first_bad_row(
-    rows: Sequence[Mapping[str, Any]], name: str, allowed: AllowedTypes, location: RowLocation
+    rows: Sequence[Mapping[str, Any]], name: str, allowed: AllowedTypes, where: str, first_row: int
 ) -> str:
     """Returns a sentence on the first JSON row whose value is missing or of another type.
 
     Rows may also differ from each other, such as an integer in one and a string in another.
     """
-    where = location.where
-    for number, row in enumerate(rows, start=location.first_row):
+    for number, row in enumerate(rows, start=first_row):
         if name not in row:
             return f"{where}: row {number} must have the column {name!r}; it has {', '.join(row)}."
         try:
@@ -84,33 +117,3 @@ def first_bad_row(
             value = row[name]
             return f"{where}: column {name!r}, row {number}: must be {allowed}; found {value!r}."
     return f"{where}: column {name!r} must be {allowed}, of one kind in all rows."
-
-
-def nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
-    """Returns which values are null."""
-    return np.asarray(values.is_null().to_numpy(zero_copy_only=False))
-
-
-def refuse_large_integers(values: pa.Array, name: str, location: RowLocation) -> None:
-    """Refuses integers of type uint64 that are not int64."""
-    if pa.types.is_uint64(values.type):
-        too_large = values.fill_null(0).to_numpy() >= np.uint64(2**63)
-        location.refuse(too_large, values, name, "an integer must fit int64")
-
-
-def integers_below(
-    size: int, values: pa.Array, name: str, location: RowLocation, must: str
-) -> npt.NDArray[np.int32]:
-    """Returns the values as int32; refuses nulls and integers that are not in [0, size)."""
-    refuse_large_integers(values, name, location)
-    numbers = values.cast(pa.int64()).fill_null(-1).to_numpy()
-    location.refuse((numbers < 0) | (numbers >= size), values, name, must)
-    return np.asarray(numbers, dtype=np.int32)
-
-
-def finite_floats(values: pa.Array, name: str, location: RowLocation) -> npt.NDArray[np.float32]:
-    """Returns the values as float32; refuses nulls, NaN and numbers beyond float32."""
-    with np.errstate(over="ignore"):
-        numbers = values.to_numpy(zero_copy_only=False).astype(np.float32)
-    location.refuse(~np.isfinite(numbers), values, name, "a dense value must be finite")
-    return np.asarray(numbers)

@@ -17,16 +17,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from msrec.data.features.columns import Bags, Columns, Ids, flattened
-from msrec.data.features.raw_values import (
-    AllowedTypes,
-    RowLocation,
-    finite_floats,
-    first_bad_row,
-    integers_below,
-    nulls,
-    refuse_large_integers,
-)
+from msrec.data.features.columns import Bags, Columns, Ids, nulls
+from msrec.data.features.raw_values import AllowedTypes, RawColumn, first_bad_row, types_like
 from msrec.data.features.value_index import ValueIndex, is_text
 from msrec.data.features.vocabulary import VOCABULARIES, Hashed, Vocabulary
 from msrec.data.io.parquet_files import read_parquet
@@ -69,7 +61,7 @@ class RowEncoder:
         self._tables = {f.name: _table_of(self.schema, f, folder) for f in self.schema.sparse}
         self._allowed = {
             "scenario": AllowedTypes(text=True, integers=True),
-            **{key: _types_of(index) for key, index in self._indices.items()},
+            **{key: types_like(index.type) for key, index in self._indices.items()},
             **{f.name: _allowed_types(self._tables[f.name], f) for f in self.schema.sparse},
             **dict.fromkeys(self.schema.dense, AllowedTypes(integers=True, floats=True)),
         }
@@ -87,7 +79,6 @@ class RowEncoder:
         Raises:
             ValueError: a column is missing or a value has another type; names row and column.
         """
-        location = RowLocation(where, first_row)
         columns = {}
         for name in self.names:
             if name in ID_KEYS and rows and name not in rows[0]:
@@ -96,10 +87,11 @@ class RowEncoder:
             try:
                 # Without a type: with one, Arrow would cut 3.7 down to 3 for an integer column.
                 columns[name] = pa.array([row[name] for row in rows])
+                is_allowed = allowed.accept(columns[name].type)
             except (KeyError, TypeError, ValueError, OverflowError):
-                raise ValueError(first_bad_row(rows, name, allowed, location)) from None
-            if not allowed.accept(columns[name].type):
-                raise ValueError(first_bad_row(rows, name, allowed, location))
+                is_allowed = False
+            if not is_allowed:
+                raise ValueError(first_bad_row(rows, name, allowed, where, first_row))
         return pa.table(columns)
 
     def require(self, names: Sequence[str], where: str) -> None:
@@ -136,49 +128,49 @@ class RowEncoder:
             ValueError: a column is missing or has another type, or a value is not allowed; names
                 the column, the row and the value.
         """
-        location = RowLocation(where, first_row)
         self.require(table.column_names, where)
         present = set(table.column_names)
-        raw: dict[str, pa.Array] = {}
+        raw: dict[str, RawColumn] = {}
         for name in self.names:
-            raw[name] = table[name if name in present else ID_KEYS[name]].combine_chunks()
-            kind, allowed = raw[name].type, self._allowed[name]
-            if not allowed.accept(kind):
-                raise ValueError(f"{where}: column {name!r} must be {allowed}; it is {kind}.")
-        columns: Columns = {"scenario": self._scenario(raw["scenario"], location)}
+            values = table[name if name in present else ID_KEYS[name]].combine_chunks()
+            raw[name] = RawColumn(name, values, where, first_row)
+            if not self._allowed[name].accept(values.type):
+                must = f"must be {self._allowed[name]}; it is {values.type}"
+                raise ValueError(f"{where}: column {name!r} {must}.")
+        columns: Columns = {"scenario": self._scenario(raw["scenario"])}
         for side, key in zip(SIDES, KEYS, strict=True):
-            location.refuse(nulls(raw[key]), raw[key], key, "a key may not be null")
-            refuse_large_integers(raw[key], key, location)
-            columns[side] = self._indices[key].positions(raw[key]).astype(np.int64)
+            raw[key].refuse(nulls(raw[key].values), "a key may not be null")
+            raw[key].refuse_large_integers()
+            columns[side] = self._indices[key].positions(raw[key].values).astype(np.int64)
         for name in self._tables:
-            columns[name] = self._feature(name, raw[name], location)
+            columns[name] = self._feature(raw[name])
         for name in self.schema.dense:
-            columns[name] = finite_floats(raw[name], name, location)
+            columns[name] = raw[name].finite_floats()
         zeros = np.zeros(table.num_rows, dtype=np.float32)
         return columns | dict.fromkeys(self.schema.labels, zeros)
 
-    def _scenario(self, values: pa.Array, location: RowLocation) -> Ids:
+    def _scenario(self, column: RawColumn) -> Ids:
         names = [scenario.name for scenario in self.schema.scenarios]
         must = "the scenario must be one of "
-        if is_text(values.type):
-            numbers = self._scenarios.positions(values)
-            location.refuse(numbers < 0, values, "scenario", must + ", ".join(names))
+        if is_text(column.values.type):
+            numbers = self._scenarios.positions(column.values)
+            column.refuse(numbers < 0, must + ", ".join(names))
             return numbers
         must += ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-        return integers_below(len(names), values, "scenario", location, must)
+        return column.integers_below(len(names), must)
 
-    def _feature(self, name: str, values: pa.Array, location: RowLocation) -> Ids | pa.ListArray:
-        table = self._tables[name]
-        if pa.types.is_null(values.type) and self._allowed[name].lists == (True,):
-            values = pa.nulls(len(values), pa.list_(pa.null()))
-        flat, lengths = flattened(values)
-        location = location._replace(lengths=lengths)
+    def _feature(self, column: RawColumn) -> Ids | pa.ListArray:
+        table = self._tables[column.name]
+        if pa.types.is_null(column.values.type) and self._allowed[column.name].lists == (True,):
+            empty = pa.nulls(len(column.values), pa.list_(pa.null()))
+            column = column._replace(values=empty)
+        column = column.flattened()
         if isinstance(table, int):
             must = f"a table row must be in [0, {table})"
-            return Bags(integers_below(table, flat, name, location, must), lengths).column()
+            return Bags(column.integers_below(table, must), column.lengths).column()
         if isinstance(table, Vocabulary):
-            refuse_large_integers(flat, name, location)
-        return table.bags(flat, lengths).column()
+            column.refuse_large_integers()
+        return table.bags(column.values, column.lengths).column()
 
 
 def _table_of(schema: Schema, feature: SparseFeature, folder: AnyPath) -> Vocabulary | Hashed | int:
@@ -203,18 +195,10 @@ def _column(path: AnyPath, name: str) -> pa.Array:
     return read_parquet(path, [name])[name].combine_chunks()
 
 
-def _types_of(index: ValueIndex) -> AllowedTypes:
-    if pa.types.is_integer(index.type):
-        return AllowedTypes(integers=True)
-    return AllowedTypes(text=True) if is_text(index.type) else AllowedTypes(other=index.type)
-
-
 def _allowed_types(table: Vocabulary | Hashed | int, feature: SparseFeature) -> AllowedTypes:
     if isinstance(table, Hashed):
         # With several hashes a single value is a list of rows, too: raw values may be either.
         lists = (False, True) if table.hashes > 1 else (feature.multi,)
         return AllowedTypes(text=True, integers=True, lists=lists)
-    of_values = (
-        _types_of(table.index) if isinstance(table, Vocabulary) else AllowedTypes(integers=True)
-    )
-    return of_values._replace(lists=(feature.multi,))
+    kind = table.index.type if isinstance(table, Vocabulary) else pa.int64()
+    return types_like(kind)._replace(lists=(feature.multi,))

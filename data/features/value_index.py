@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from msrec.data.features.columns import Ids
+from msrec.data.features.columns import Ids, nulls
 
 MANY = 8
 """Hashing all n known values costs about as much as looking up n / 8 values one by one."""
@@ -51,16 +51,16 @@ class ValueIndex:
         # Arrow hashes all known values in each call. That is the fastest way for many values; a
         # request of a few rows looks them up in a structure that is built once.
         if len(values) * MANY >= len(self._known):
-            found = pc.index_in(values, value_set=self._known, skip_nulls=True)
-            return np.asarray(found.fill_null(-1).to_numpy())
+            positions = pc.index_in(values, value_set=self._known, skip_nulls=True)
+            return np.asarray(positions.fill_null(-1).to_numpy())
         if pa.types.is_integer(self.type):
-            known, positions = self._sorted
+            known, position_of = self._sorted
             numbers = values.fill_null(0).to_numpy() if values.null_count else values.to_numpy()
             at = np.searchsorted(known, numbers)
             is_known = known[at] == numbers
             if values.null_count:
-                is_known &= values.is_valid().to_numpy(zero_copy_only=False)
-            return np.where(is_known, positions[at], np.int32(-1))
+                is_known &= ~nulls(values)
+            return np.where(is_known, position_of[at], np.int32(-1))
         find = self._by_value.get
         return np.array([find(value, -1) for value in values.to_pylist()], dtype=np.int32)
 
@@ -75,10 +75,9 @@ class ValueIndex:
 
         The last entry matches no value; a search for one beyond all others ends there.
         """
-        is_valid = self._known.is_valid().to_numpy(zero_copy_only=False)
         numbers = self._known.drop_null().to_numpy()
         order = np.argsort(numbers, kind="stable")
-        positions = np.flatnonzero(is_valid)[order]
+        positions = np.flatnonzero(~nulls(self._known))[order]
         last = np.iinfo(np.int64).max
         return np.append(numbers[order], last), np.append(positions, -1).astype(np.int32)
 

@@ -12,8 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from msrec.data.features.columns import Lengths, Scalars, flattened, is_list
-from msrec.data.features.raw_values import nulls
+from msrec.data.features.columns import Lengths, Scalars, flattened, is_list, nulls
 from msrec.data.schema import Schema
 
 Mask = npt.NDArray[np.bool_]

@@ -13,10 +13,10 @@ same number of rows from every lane::
 
 Some batches in a row are a window; within a lane, the rows of a window are permuted. So
 
-- a batch mixes rows of `lanes` distant places of the dataset;
-- reading is sequential: a lane moves along its arc, and a row is used within a window of its place;
+- a batch mixes rows of `lanes` distant parts of the dataset;
+- reading is sequential: each lane moves along its arc by one window after another;
 - a rank reads only the lanes of its own slots, hence few row groups at a time;
-- over epochs, row groups meet in other batches, because order and offset of the ring change.
+- each epoch mixes other rows, because order and offset of the ring change.
 """
 
 import math

@@ -4,6 +4,7 @@ A loader applies them in order to the columns of some rows. Each is a class with
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,19 +36,19 @@ class IdTransform(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class RareIds:
     """Replaces rare ids of single-valued features by row 0, in every split.
 
     A vector that was learned from a few rows is noise.
     """
 
-    def __init__(self, is_rare: IsRare) -> None:
-        self._is_rare = is_rare
+    is_rare: IsRare
 
     def apply(self, columns: Columns, rows: Rows, epoch: int) -> Columns:
         """Returns the columns with rare ids as row 0."""
         changed = dict(columns)
-        for name, is_rare in self._is_rare.items():
+        for name, is_rare in self.is_rare.items():
             ids = changed[name]
             changed[name] = np.where(is_rare[ids], ids.dtype.type(UNKNOWN), ids)
         return changed
@@ -73,6 +74,7 @@ def rare_ids(
     }
 
 
+@dataclass(frozen=True)
 class IdDropout:
     """Replaces the ids of random training rows by row 0.
 
@@ -87,15 +89,15 @@ class IdDropout:
         DropoutNet (Volkovs et al., NIPS 2017).
     """
 
-    def __init__(self, shares: Mapping[str, float], seed: int) -> None:
-        self._shares, self._seed = dict(shares), seed
+    shares: Mapping[str, float]
+    seed: int
 
     def apply(self, columns: Columns, rows: Rows, epoch: int) -> Columns:
         """Returns the columns with dropped ids as row 0."""
         changed = dict(columns)
-        for number, (name, share) in enumerate(self._shares.items()):
+        for number, (name, share) in enumerate(self.shares.items()):
             ids = changed[name]
-            key = (self._seed * 1_000_003 + epoch) * 1_000_003 + number
+            key = (self.seed * 1_000_003 + epoch) * 1_000_003 + number
             changed[name] = np.where(_uniform(rows, key) < share, ids.dtype.type(UNKNOWN), ids)
         return changed
 
@@ -115,6 +117,7 @@ def require_single_valued(schema: Schema, *options: Mapping[str, object]) -> Non
             )
 
 
+@dataclass(frozen=True)
 class ScaledIds:
     """Maps ids to smaller tables: several ids share a row, row 0 (unknown) stays.
 
@@ -123,22 +126,23 @@ class ScaledIds:
         scaled: the same schema with smaller tables, see `Schema.scaled`.
     """
 
-    def __init__(self, schema: Schema, scaled: Schema) -> None:
-        self._schema, self._scaled = schema, scaled
+    schema: Schema
+    scaled: Schema
 
     def apply(self, columns: Columns, rows: Rows, epoch: int) -> Columns:
         """Returns the columns with ids modulo the rows of the smaller tables."""
 
         def scale(feature: SparseFeature, ids: Ids, row: Any) -> Ids:
-            size = np.int32(self._scaled.tables[feature.table])
-            if size == self._schema.tables[feature.table]:
+            size = np.int32(self.scaled.tables[feature.table])
+            if size == self.schema.tables[feature.table]:
                 return ids
             known: Ids = 1 + (ids - 1) % (size - 1)
             return np.where(ids == UNKNOWN, np.int32(UNKNOWN), known)
 
-        return map_ids(self._schema, columns, scale)
+        return map_ids(self.schema, columns, scale)
 
 
+@dataclass(frozen=True)
 class ScenarioIds:
     """Maps ids to the scenario's copy of each table: id + scenario * rows of the table.
 
@@ -146,19 +150,18 @@ class ScenarioIds:
         schema: its tables have the size of one copy.
     """
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    schema: Schema
 
     def apply(self, columns: Columns, rows: Rows, epoch: int) -> Columns:
         """Returns the columns with ids of the scenario's copies."""
         scenario = columns["scenario"].astype(np.int32)
 
         def shift(feature: SparseFeature, ids: Ids, row: Any) -> Ids:
-            offset: Ids = scenario * np.int32(self._schema.tables[feature.table])
+            offset: Ids = scenario * np.int32(self.schema.tables[feature.table])
             of_ids: Ids = offset[row]
             return ids + of_ids
 
-        return map_ids(self._schema, columns, shift)
+        return map_ids(self.schema, columns, shift)
 
 
 def table_transforms(schema: Schema, scale: float, per_scenario: bool) -> list[IdTransform]:

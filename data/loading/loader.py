@@ -124,17 +124,7 @@ def open_loader(
 ) -> Loader:
     """Opens a split of a dataset folder, without knowledge vectors and histories.
 
-    Args:
-        dataset: the dataset folder.
-        split: "train", "valid" or "test".
-        global_batch: rows of a batch over all ranks.
-        seed: of the shuffle.
-        shuffle: whether rows are mixed; False keeps the order of the files.
-        window_rows: rows that are permuted together.
-        transforms: changes of ids, applied in order.
-        share: this rank.
-        prefetch: number of batches made ahead.
-        faults: policy for rows that break the schema.
+    Arguments are those of `SplitReader`, `GlobalOrder` and `Loader`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_schema`, `SplitReader` and `GlobalOrder.rows`.

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,16 +15,6 @@ from msrec.data.io.paths import AnyPath
 Policy = Literal["fail", "skip", "quarantine"]
 BAD = "__bad__"
 """Column of `SplitReader.take` that marks excluded rows; only with skip and quarantine."""
-QUARANTINE = pa.schema(
-    [
-        ("file", pa.string()),
-        ("row", pa.int64()),
-        ("column", pa.string()),
-        ("found", pa.string()),
-        ("must", pa.string()),
-    ]
-)
-"""Columns of a quarantine file."""
 
 
 class BadRow(NamedTuple):
@@ -39,6 +30,7 @@ BadRows = dict[tuple[str, int], list[BadRow]]
 """(file, number of the row group) -> its bad rows."""
 
 
+@dataclass
 class Quarantine:
     """The policy of a reader for rows that break the schema, and the rows it has found.
 
@@ -47,9 +39,8 @@ class Quarantine:
     file, row, column and reason.
     """
 
-    def __init__(self, policy: Policy = "fail") -> None:
-        self.policy = policy
-        self.bad_rows: BadRows = {}
+    policy: Policy = "fail"
+    bad_rows: BadRows = field(default_factory=dict)
 
     @property
     def excludes(self) -> bool:
@@ -96,6 +87,8 @@ def write_quarantine(bad_rows: BadRows, path: Path) -> None:
         for (file, _), rows in sorted(bad_rows.items())
         for bad in rows
     ]
+    names = ("file", *BadRow._fields)
+    schema = pa.schema([(name, pa.int64() if name == "row" else pa.string()) for name in names])
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as scratch:
-        pq.write_table(pa.Table.from_pylist(records, schema=QUARANTINE), scratch)
+        pq.write_table(pa.Table.from_pylist(records, schema=schema), scratch)

@@ -101,9 +101,8 @@ class SplitReader:
 
     def read(self) -> Columns:
         """Returns the columns of all rows, in order; none may be a multi-valued feature."""
-        bounds = zip(self.starts, self.starts[1:], strict=False)
-        pieces = [self.take(np.arange(start, end)) for start, end in bounds]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        groups = list(self._decoded(list(range(len(self.groups)))))
+        return {name: np.concatenate([columns[name] for columns in groups]) for name in groups[0]}
 
     def read_good(self) -> Columns:
         """Returns the columns of all rows except bad ones, in order."""
@@ -119,9 +118,9 @@ class SplitReader:
             returns: per column an array of n values, or a list array for a multi-valued feature.
                 If bad rows are excluded, also `BAD`, (n,) bool; their values are harmless.
         """
-        # A window needs an arc of most of its row groups, not all of it. So each group is cut to
-        # the span from the first to the last wanted row; the spans are joined, and the rows are
-        # taken from there at once: position = row id + shift of its group.
+        # A window often needs only a part of a row group. So each group is cut to the span from its
+        # first to its last row in `row_ids`, the spans are joined, and all rows are taken from the
+        # joined columns at once: position = row id + shift of the row's group.
         #
         #     groups   |....[===]....|[=====]......|....[==]|
         #     joined   [===][=====][==]
@@ -228,8 +227,12 @@ class SplitReader:
             columns[name], of_column = self._checks.check(table[name].combine_chunks(), name)
             faults += [(name, fault) for fault in of_column]
         if not self.quarantine.excludes:
-            if faults:
-                raise ValueError(_first_bad_row(group, *faults[0]))
+            for bad in _bad_rows(group, faults):
+                count = int(faults[0][1].bad.sum())
+                raise ValueError(
+                    f"{group.path}: column {bad.column!r}, row {bad.row}: {bad.must}; found "
+                    f"{bad.found}. {count} such rows in this row group."
+                )
             return columns
         self.quarantine.add(group.path, group.index, _bad_rows(group, faults))
         columns[BAD] = np.zeros(group.num_rows, dtype=np.bool_)
@@ -256,14 +259,6 @@ def _bad_rows(group: RowGroup, faults: list[tuple[str, Fault]]) -> Iterator[BadR
     for name, fault in faults:
         for at in np.flatnonzero(fault.bad).tolist():
             yield BadRow(group.first_row + at, name, str(fault.value_at(at)), fault.must)
-
-
-def _first_bad_row(group: RowGroup, name: str, fault: Fault) -> str:
-    at = int(np.argmax(fault.bad))
-    return (
-        f"{group.path}: column {name!r}, row {group.first_row + at}: {fault.must}; found "
-        f"{fault.value_at(at)}. {int(fault.bad.sum())} such rows in this row group."
-    )
 
 
 def _gathered(

@@ -12,9 +12,10 @@ import pyarrow as pa
 from msrec.data.convert.conversion import Report
 from msrec.data.convert.dataset_writer import PartWriter, arrow_schema, new_folder, write_table
 from msrec.data.features.shard_balance import imbalance_by_ranks
-from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES, IntegerVocabulary
+from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, TextFields, save_schema
 from msrec.data.synthetic import catalogue
+from msrec.data.synthetic.integer_vocabulary import IntegerVocabulary
 from msrec.data.synthetic.posterior import reachable
 from msrec.data.synthetic.simulator import SHARES, App, Rows
 

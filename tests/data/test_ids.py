@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from msrec.data.features.shard_balance import shard_imbalance, spread
-from msrec.data.features.vocabulary import UNKNOWN, Hashed, IntegerVocabulary, Vocabulary
+from msrec.data.features.vocabulary import UNKNOWN, Hashed, Vocabulary
+from msrec.data.synthetic.integer_vocabulary import IntegerVocabulary
 
 
 def count_unknown(encoded):
