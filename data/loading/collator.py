@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from msrec.data.features.columns import Columns
+from msrec.data.features.columns import Columns, Scalars
 from msrec.data.loading.batch import Batch, EntityVectors, HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, BehaviourHistory, Side
 from msrec.data.schema import Schema
@@ -136,7 +136,8 @@ class Window:
         if self._history is None:
             return [], HistoryBags(torch.zeros(0, size, dtype=torch.int64), torch.zeros(0, size))
         history = self._history
-        keys, bag, num_others = list[tuple[Ints, Ints]](), [], []
+        keys: list[tuple[Ints, Ints]] = []
+        bag, num_others = [], []
         entities: dict[Side, npt.NDArray[np.int64]] = {
             "user": self._user[number],
             "item": self._item[number],
@@ -163,7 +164,8 @@ class Window:
         if not self._multi and not history_bags:
             values, lengths = single.reshape(-1), np.ones(single.size, dtype=np.int32)
         else:
-            bags, singles, ones = list[tuple[Ints, Ints]](), iter(single), np.ones(size, np.int32)
+            bags: list[tuple[Ints, Ints]] = []
+            singles, ones = iter(single), np.ones(size, dtype=np.int32)
             for feature in self._collator.schema.sparse:
                 if feature.multi:
                     offsets, ids = self._multi[feature.name]
@@ -180,9 +182,9 @@ class Window:
 
 def _stacked(
     columns: Columns, names: Sequence[str], shape: tuple[int, ...], axis: int, dtype: type
-) -> npt.NDArray[np.generic]:
+) -> Scalars:
     """Returns columns in one array: that of shape (W, B) with a new axis for the columns."""
-    stacked = np.empty(np.insert(shape, axis, len(names)), dtype)
-    for number, name in enumerate(names):
-        np.moveaxis(stacked, axis, 0)[number] = columns[name].reshape(shape)
+    stacked: Scalars = np.empty((*shape[:axis], len(names), *shape[axis:]), dtype)
+    for layer, name in zip(np.moveaxis(stacked, axis, 0), names, strict=True):
+        layer[...] = columns[name].reshape(shape)
     return stacked

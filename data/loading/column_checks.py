@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from msrec.data.features.columns import Lengths, Scalars, flattened, is_list, nulls
+from msrec.data.features.columns import Scalars, flattened, is_list, nulls
 from msrec.data.schema import Schema
 
 Mask = npt.NDArray[np.bool_]
@@ -69,18 +69,18 @@ class ColumnChecks:
 
         Bad rows get harmless values: 0, or an empty list.
         """
-        faults = []
-        flat, lengths = flattened(array)
+        faults, has_lists = [], is_list(array.type)
+        flat = array.flatten() if has_lists else array
         if array.null_count or flat.null_count:
-            bad = nulls(array) | _rows_with(nulls(flat), lengths)
+            bad = nulls(array) | _rows_with(nulls(flat), array)
             faults.append(Fault(bad, array, "nothing may be null"))
             array = harmless(array, bad, self.types[name])
-            flat, lengths = flattened(array)
+            flat = array.flatten() if has_lists else array
         is_bad, must = self._broken_rule(flat.to_numpy(), name)
         if is_bad is not None and is_bad.any():
-            faults.append(Fault(_rows_with(is_bad, lengths), array, must))
+            faults.append(Fault(_rows_with(is_bad, array), array, must))
             array = harmless(array, faults[-1].bad, self.types[name])
-        return array if lengths is not None else array.to_numpy(), faults
+        return array if has_lists else array.to_numpy(), faults
 
     def _broken_rule(self, values: Scalars, name: str) -> tuple[Mask | None, str]:
         """Returns which values break the rule of a column, and the rule."""
@@ -105,8 +105,9 @@ def harmless(array: pa.Array, bad: Mask, kind: pa.DataType) -> pa.Array:
     return pc.if_else(pa.array(bad), value, array.cast(kind))
 
 
-def _rows_with(is_bad: Mask, lengths: Lengths | None) -> Mask:
-    """Returns which rows have a bad value."""
+def _rows_with(is_bad: Mask, array: pa.Array) -> Mask:
+    """Returns which rows of a column have a bad value."""
+    _, lengths = flattened(array)
     if lengths is None:
         return is_bad
     bad = np.zeros(len(lengths), dtype=np.bool_)

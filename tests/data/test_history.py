@@ -1,4 +1,4 @@
-"""Histories: each row's other training rows, summed row by row; and labels that are not judged."""
+"""Histories equal a slow sum over each row's other training rows; auxiliary labels."""
 
 import numpy as np
 import pyarrow.parquet as pq

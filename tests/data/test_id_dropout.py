@@ -1,4 +1,4 @@
-"""Ids taken as unknown: which, how many, and the same ones on any number of ranks."""
+"""Rare ids and id dropout: the right rows, the right share, the same on any number of ranks."""
 
 import numpy as np
 import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""Vocabularies: every value is its row, every other value is row 0 and counted."""
+"""Vocabularies and hashes: every known value has its row, every other value has row 0."""
 
 import numpy as np
 import polars as pl

@@ -1,4 +1,4 @@
-"""Raw rows to columns: the rows that a conversion gave, and a sentence for each that it refuses."""
+"""Raw rows are encoded as the conversion encoded them, and bad ones are refused with a reason."""
 
 import json
 
@@ -205,14 +205,14 @@ GOOD = {
         ({"words": 3.5}, "column 'words', row 1: must be a list, each a string or an integer"),
     ],
 )
-def test_a_bad_value_is_told_by_column_and_row(app, change, said):
+def test_an_error_about_a_bad_value_names_column_and_row(app, change, said):
     rows = RowEncoder(app[0])
     with pytest.raises(ValueError, match="^request: ") as caught:
         rows.encode(rows.table([GOOD, GOOD | change], "request"), "request")
     assert said in str(caught.value)
 
 
-def test_a_row_that_lacks_a_column_is_told_and_ids_may_come_from_the_keys(app):
+def test_a_missing_column_is_refused_and_ids_may_come_from_the_keys(app):
     rows = RowEncoder(app[0])
     same = rows.encode(rows.table([GOOD | {"user_id": "u1", "item_id": 10}]), "x")
     assert rows.encode(rows.table([GOOD]), "x")["user_id"] == same["user_id"] != 0
@@ -249,7 +249,7 @@ def test_a_table_row_out_of_range_is_refused_where_there_is_no_vocabulary(tmp_pa
         rows.encode(rows.table([row, row | {"genres": [1, 7]}]), "x")
 
 
-def test_a_hash_that_an_older_version_did_not_record_is_told(app, tmp_path):
+def test_a_hash_that_an_older_version_did_not_record_is_refused(app, tmp_path):
     out, _ = app
     for name in ("users.parquet", "items.parquet"):
         pq.write_table(pq.read_table(out / name), tmp_path / name)

@@ -1,4 +1,4 @@
-"""Another dataset scored by a run: ids go by value, nothing of the run's own is overwritten."""
+"""A run scores another dataset: ids are matched by value, files of the run stay as they are."""
 
 import shutil
 
@@ -254,7 +254,9 @@ def test_hashed_features_match_in_tables_of_one_size(root, tmp_path):
         ("llm.control=shuffled", "needs a run with llm.control=none; this one has shuffled"),
     ],
 )
-def test_what_a_run_cannot_tell_of_other_data_is_one_sentence(root, tmp_path, option, sentence):
+def test_a_run_that_cannot_score_other_data_says_why_in_one_sentence(
+    root, tmp_path, option, sentence
+):
     run = tmp_path / "run"
     shutil.copytree(root / "run", run)
     save_config(load_config(run / "config.yaml", [option]), run / "config.yaml")
