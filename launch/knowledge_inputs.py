@@ -7,7 +7,7 @@ from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.store_settings import store_settings
 from msrec.data.loading.behaviour_history import BehaviourHistory
-from msrec.data.loading.id_dropout import rare_ids, require_single_valued
+from msrec.data.loading.id_transforms import rare_ids, require_single_valued
 from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 

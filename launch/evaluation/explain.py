@@ -174,7 +174,7 @@ class Explainer:
     def _reader(self, split: Split) -> SplitReader:
         """Returns a reader of the users of a split."""
         dataset, faults = self.config.dataset, self.config.faults
-        return SplitReader(dataset, self.schema, split, only=["user"], faults=faults)
+        return SplitReader(dataset, self.schema, split, columns=["user"], faults=faults)
 
     def _row_scores(self, user: int) -> list[RowScore]:
         rows = np.flatnonzero(self._reader(self.split).read()["user"] == user)
