@@ -170,7 +170,7 @@ def test_other_labels_need_other_labels(tmp_path):
 def test_a_history_and_own_tables_of_scenarios_exclude_each_other(tmp_path):
     dataset = tiny_dataset(tmp_path / "tiny")
     config = config_of(dataset, tmp_path, "history.of=[user]", "embeddings.per_scenario=true")
-    with pytest.raises(AssertionError, match="one table of its own for all scenarios"):
+    with pytest.raises(AssertionError, match="one full-sized table for all scenarios"):
         run_ranks(fit, 1, config)
 
 
