@@ -11,8 +11,7 @@ from torchrec.distributed.types import ShardingPlan
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.io.paths import AnyPath
 from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
-from msrec.data.llm.store import KnowledgeStore
-from msrec.data.llm.store_settings import store_settings
+from msrec.data.llm.store import KnowledgeStore, VectorSettings, store_settings
 from msrec.data.loading.behaviour_history import BehaviourHistory
 from msrec.data.loading.collator import Collator
 from msrec.data.loading.global_order import GlobalOrder
@@ -85,7 +84,7 @@ class Knowledge:
                 "meta.user, meta.item, meta.scenario and llm_feature need llm.store=FOLDER, which "
                 "`msrec encode` writes."
             )
-        expected = store_settings(config.dataset, **config.llm.encoding)
+        expected = store_settings(config.dataset, VectorSettings(**config.llm.encoding))
         stores = {}
         for level in levels:
             stores[level] = KnowledgeStore.open(config.llm.store / level)

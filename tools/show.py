@@ -8,7 +8,7 @@ from rich.table import Table
 
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.paths import AnyPath, is_file
-from msrec.data.llm.knowledge import take
+from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
@@ -91,7 +91,7 @@ def _show_store(
 def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
     """Norms of the vectors as stored, and of them standardised, over some keys."""
     rows = np.linspace(0, len(store) - 1, min(len(store), sample)).astype(np.int64)
-    vectors = take(store, rows).float().numpy()
+    vectors = read_vectors(store, rows).float().numpy()
     parts = []
     for name, norms in (
         ("as stored", np.linalg.norm(vectors, axis=1)),

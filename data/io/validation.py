@@ -3,12 +3,18 @@
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrec.data.io.paths import AnyPath
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Seven times as fast where PyYAML was built with libyaml."""
+
+
+class StrictModel(BaseModel):
+    """Frozen pydantic model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def first_error(error: ValidationError) -> str:

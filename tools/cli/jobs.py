@@ -18,7 +18,7 @@ from msrec.launch.build import Knowledge, build_loader, plan_model
 from msrec.launch.cluster.job_options import EVALUATE, PREDICT, read_options
 from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.console import wide_console
-from msrec.launch.distributed import end_with_launcher, process_group, quiet_libraries
+from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.launch.evaluation.compare import (
     IS_BETTER,
     compare,
@@ -252,56 +252,41 @@ def export_job(
 
 
 def encode_job(config_file: Path, overrides: Sequence[str], show: str | None) -> None:
-    """Encode all levels into `llm.store`, or print one prompt."""
-    # Here, for transformers takes a second to import, which no other job needs.
-    from msrec.launch.encoding.encode import LEVELS, encode
+    """Encodes the levels of a config into `llm.store`, or prints the prompt that `show` names."""
+    # Imported here: transformers takes a second to import, and no other job needs it.
+    from msrec.launch.encoding.job import encode_config, environment_rank
     from msrec.launch.encoding.progress import EncodeProgress, speed_line
 
     config = load_config(config_file, overrides)
-    llm = config.llm
     if show is not None:
         console.print(_prompt(config, show), markup=False, highlight=False)
         return
-    if llm.store is None:
-        raise ValueError(f"{config_file}: llm.store must name a folder; it is not given.")
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    end_with_launcher()
+    rank, _ = environment_rank()
     _log_to_terminal(rank == 0)
     with EncodeProgress(is_shown=rank == 0) as progress:
-        result = encode(
-            config.dataset,
-            llm.store,
-            **llm.encoding,
-            batch_tokens=llm.batch_tokens,
-            trust_remote_code=llm.trust_remote_code,
-            previous=llm.previous,
-            levels=LEVELS if llm.items else LEVELS[:2],
-            rank=rank,
-            world_size=world_size,
-            on_progress=progress.update,
-        )
-    for level, of_level in result.levels.items():
-        told = ", ".join(f"{name} {count:,}" for name, count in of_level.items())
-        console.print(f"rank {rank} {level}: {told}", highlight=False)
+        result = encode_config(config, progress.update)
+    for level, counts in result.levels.items():
+        line = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        console.print(f"rank {rank} {level}: {line}", highlight=False)
     if result.speed is not None:
         console.print(f"rank {rank}: {speed_line(result.speed)}", highlight=False)
     if rank == 0:
-        console.print(f"store: {llm.store}", soft_wrap=True)
+        console.print(f"store: {config.llm.store}", soft_wrap=True)
 
 
 def _prompt(config: RunConfig, show: str) -> str:
-    """One prompt by `user=KEY`, `scenario=NAME` or `item=KEY`."""
+    """Returns the prompt of `user=KEY`, `scenario=NAME` or `item=KEY`."""
     from msrec.launch.encoding.encode import LEVELS
     from msrec.launch.encoding.run_prompts import prompts_by_key
 
-    level, _, wanted = show.partition("=")
+    level, _, key = show.partition("=")
     if level not in LEVELS:
         raise ValueError(f"--show must be user=KEY, scenario=NAME or item=KEY; got {show!r}.")
     prompts = prompts_by_key(config, level)
-    if wanted in prompts:
-        return prompts[wanted]
+    if key in prompts:
+        return prompts[key]
     raise ValueError(
-        f"{config.dataset} must hold the {level} {wanted!r}; it is not among {len(prompts)}."
+        f"{config.dataset} must hold the {level} {key!r}; it is not among {len(prompts)}."
     )
 
 
