@@ -1,6 +1,6 @@
 """Smaller vectors: standardised, projected on principal components, rounded to 8 bits."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 CHUNK_ROWS = 65_536
 SAMPLE_ROWS = 20_000
 """Vectors that the principal components are computed from."""
@@ -18,35 +19,25 @@ MAX_INT8 = 127
 def float_chunks(
     vectors: npt.NDArray[Any], scales: Floats | None = None, chunk_rows: int = CHUNK_ROWS
 ) -> Iterator[tuple[slice, Floats]]:
-    """Yields slices of rows with their vectors as float32, times their scales if there are any.
-
-    Only a chunk is in memory, so a memory-mapped matrix may be of any size.
-    """
+    """Yields slices of rows and their vectors, float32; a mapped matrix may exceed the memory."""
     for start in range(0, len(vectors), chunk_rows):
         at = slice(start, min(start + chunk_rows, len(vectors)))
         rows = vectors[at].astype(np.float32)
         yield at, rows if scales is None else rows * scales[at, None]
 
 
-def moments(
-    chunks: Iterable[tuple[slice, Floats]],
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Returns mean and standard deviation (H,), float64, of all chunks in one pass.
-
-    Chan's update merges the moments of a chunk into those so far. Unlike sums of squares, it does
-    not lose digits where the mean is large compared with the deviation.
-    """
+def moments(chunks: Iterator[tuple[slice, Floats]]) -> tuple[Doubles, Doubles]:
+    """Returns mean and standard deviation (H,), float64, of all chunks in one pass."""
+    # Chan's update merges the moments of a chunk into those so far. Unlike sums of squares, it
+    # does not lose digits where the mean is large compared with the deviation.
     count, mean, squares = 0, np.zeros(1), np.zeros(1)
     for _, rows in chunks:
         chunk = rows.astype(np.float64)
         chunk_mean = chunk.mean(axis=0)
         total = count + len(chunk)
         shift = chunk_mean - mean
-        squares = (
-            squares
-            + ((chunk - chunk_mean) ** 2).sum(axis=0)
-            + shift**2 * count * len(chunk) / total
-        )
+        squares = squares + ((chunk - chunk_mean) ** 2).sum(axis=0)
+        squares = squares + shift**2 * count * len(chunk) / total
         mean = mean + shift * len(chunk) / total
         count = total
     return mean, np.sqrt(squares / count)

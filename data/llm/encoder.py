@@ -173,7 +173,7 @@ class FrozenEncoder:
             input_ids=ids, attention_mask=mask, use_cache=cache is not None, **past
         ).last_hidden_state
         if self.pooling == "mean":
-            # The sum over real tokens as a product: states of padding are finite, times 0.
+            # A product with the mask adds up the real tokens; padding has finite states, times 0.
             total = torch.bmm(is_real[:, None].to(states.dtype).float(), states.float())[:, 0]
             if prefix is not None:
                 total = total + prefix.states.float().sum(0)
@@ -267,7 +267,7 @@ def _keep_layers(model: nn.Module, layer: Layer) -> None:
 
 
 def _repeated_cache(prefix: Prefix, num_rows: int) -> DynamicCache:
-    """Returns a cache for a batch; keys and values are views, so that no row copies them."""
+    """Returns a cache for a batch, in which every row begins with the prefix."""
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(prefix.cache):
         shape = (num_rows, *keys.shape[1:])

@@ -76,20 +76,10 @@ def user_histories(
     world_size: int,
     budget: HistoryBudget | None = None,
 ) -> tuple[pl.DataFrame, int]:
-    """Returns the histories of users `rank`, `rank + world_size`, and so on.
+    """Returns the histories of a rank's users, and how many lost items to the budget.
 
-    Args:
-        folder: the dataset folder.
-        schema: of the dataset.
-        template: texts, and the most items of a history.
-        texts: (items,), string, null for an item to leave out.
-        rank: of this process.
-        world_size: number of ranks.
-        budget: limit on the tokens, besides the template's limits on the items.
-
-    Returns:
-        Columns user (int64) and history, for users with an item to show; and the number of users
-        whose history lost items to the budget.
+    `texts` are those of all items, null for an item to leave out. The histories have the columns
+    user (int64) and history; users without an item to show are left out.
     """
     rows = _training_rows(folder, schema, rank, world_size)
     _check_range(rows, "user", schema.num_users, folder)

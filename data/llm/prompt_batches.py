@@ -12,10 +12,9 @@ MIN_PREFIX_TOKENS = 8
 
 
 class EncodedBatch(NamedTuple):
-    """Encoded prompts of one batch.
+    """Encoded prompts of one batch, with their positions in the input.
 
-    `positions` are those of the prompts in the input; `shared_tokens` is the number of tokens of
-    each prompt that came from the shared prefix.
+    `shared_tokens` is the number of tokens of each prompt that came from the shared prefix.
     """
 
     positions: list[int]
@@ -30,12 +29,8 @@ def encoded_batches(
     """Encodes token ids in batches of similar length, longest first.
 
     Prompts of a level begin with the same introduction. A causal model computes the same keys and
-    values for it in every prompt, so one pass over it serves all of them.
-
-    Args:
-        encoder: the model.
-        rows: token ids of each prompt.
-        batch_tokens: most tokens of a padded batch, without the shared prefix.
+    values for it in every prompt, so one pass over it serves all of them. A padded batch has at
+    most `batch_tokens` tokens besides that prefix.
     """
     shared = shared_prefix(encoder, rows)
     prefix = encoder.prefix(shared) if shared else None
@@ -55,10 +50,8 @@ def common_prefix(rows: Sequence[list[int]]) -> list[int]:
     """Returns the common prefix of all rows, at least one token shorter than the shortest row.
 
     Example:
-        >>> common_prefix([[5, 6, 7, 8], [5, 6, 9]])
-        [5, 6]
-        >>> common_prefix([[5, 6], [5, 6, 9]])
-        [5]
+        >>> common_prefix([[5, 6, 7, 8], [5, 6, 9]]), common_prefix([[5, 6], [5, 6, 9]])
+        ([5, 6], [5])
     """
     if not rows:
         return []

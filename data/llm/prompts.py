@@ -3,7 +3,6 @@
 A user's prompt shows training rows only; see `history_text`.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -18,6 +17,7 @@ from msrec.data.llm.history_text import (
     user_histories,
 )
 from msrec.data.llm.templates import Template, fill
+from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import Schema, load_schema
 
 
@@ -45,19 +45,20 @@ class Prompts:
         return list(zip(self.frame["key"].to_list(), self.frame["text"].to_list(), strict=True))
 
 
-@dataclass(frozen=True)
-class TokenBudget:
-    """Limit on the tokens of a user's prompt.
-
-    Args:
-        max_tokens: most tokens of a whole prompt.
-        prompt_lengths: prompts -> tokens of each in the model's chat form, uncut.
-        text_lengths: texts -> tokens of each alone.
-    """
-
-    max_tokens: int
-    prompt_lengths: Callable[[Sequence[str]], list[int]]
-    text_lengths: Callable[[Sequence[str]], list[int]]
+def level_prompts(
+    level: str,
+    dataset: AnyPath | str,
+    template: Template,
+    tokens: PromptTokenizer | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Prompts:
+    """Returns the prompts of level user, scenario or item; only users need `tokens`."""
+    if level == "user":
+        return user_prompts(dataset, template, tokens, rank=rank, world_size=world_size)
+    make = scenario_prompts if level == "scenario" else item_prompts
+    return make(dataset, template, rank=rank, world_size=world_size)
 
 
 def scenario_prompts(
@@ -85,35 +86,36 @@ def scenario_prompts(
 def user_prompts(
     dataset: AnyPath | str,
     template: Template,
+    tokens: PromptTokenizer | None = None,
     *,
     rank: int = 0,
     world_size: int = 1,
-    budget: TokenBudget | None = None,
 ) -> Prompts:
     """Returns the prompts of users.
 
-    With a budget, a history has as many items as there is room for, and `counts` has
-    `history_cut`, the users whose history lost items.
+    With the model's tokenizer, a history has as many items as fit into its `max_tokens`, and
+    `counts` has `history_cut`, the users whose history lost items. Without one, only the template
+    limits a history.
 
     Raises:
         FileNotFoundError: the dataset, its users, items or training rows do not exist.
         ValueError: a column is missing, an index is out of range, a user key is null or repeated,
-            or the budget leaves no room for a single item.
+            or `max_tokens` leaves no room for a single item.
     """
     folder = to_path(dataset)
     schema = load_schema(folder)
     users = _share(_read_users(folder, schema, template), rank, world_size)
     items, counts = item_texts(folder, schema, template)
     args = (folder, schema, template, items["text"], rank, world_size)
-    if budget is None:
+    if tokens is None:
         histories, _ = user_histories(*args)
     else:
-        rest = _history_budget(schema, template, users, items["text"], budget)
+        rest = _history_budget(schema, template, users, items["text"], tokens)
         histories, counts["history_cut"] = user_histories(*args, rest)
         if counts["history_cut"] and histories.is_empty():
-            shortest = budget.max_tokens - int(rest.user_tokens["available"].max())  # type: ignore[arg-type]
+            shortest = tokens.max_tokens - int(rest.user_tokens["available"].max())  # type: ignore[arg-type]
             raise ValueError(
-                f"llm.max_tokens must have room for an item of history; got {budget.max_tokens}, "
+                f"llm.max_tokens must have room for an item of history; got {tokens.max_tokens}, "
                 f"and the rest of a prompt has {shortest} tokens or more. Raise it."
             )
     joined = users.join(
@@ -176,7 +178,11 @@ def _user_text(schema: Schema, template: Template, history: pl.Expr) -> pl.Expr:
 
 
 def _history_budget(
-    schema: Schema, template: Template, users: pl.DataFrame, texts: pl.Series, budget: TokenBudget
+    schema: Schema,
+    template: Template,
+    users: pl.DataFrame,
+    texts: pl.Series,
+    tokens: PromptTokenizer,
 ) -> HistoryBudget:
     """Returns the tokens that the rest of the prompts leaves for histories.
 
@@ -188,20 +194,22 @@ def _history_budget(
     # Without their history, prompts differ in the attributes only.
     attributes = users.select("attributes").unique()
     empty = attributes.select(_user_text(schema, template, pl.lit("-"))).to_series().to_list()
-    available = budget.max_tokens - pl.Series(budget.prompt_lengths(empty), dtype=pl.Int64)
+    lengths = pl.Series(tokens.prompt_lengths(empty, template.system), dtype=pl.Int64)
     user_tokens = users.select(
         user=pl.col("index").cast(pl.Int32),
-        available=users["attributes"].replace_strict(attributes["attributes"], available),
+        available=users["attributes"].replace_strict(
+            attributes["attributes"], tokens.max_tokens - lengths
+        ),
     )
     # A tokenizer may join the separator to the text after it, so both forms are counted.
-    separator_tokens = max(budget.text_lengths([ITEM_SEPARATOR, f"{ITEM_SEPARATOR}a"]))
+    separator_tokens = max(tokens.count([ITEM_SEPARATOR, f"{ITEM_SEPARATOR}a"]))
     distinct = texts.drop_nulls().unique()
-    lengths = pl.Series(budget.text_lengths(distinct.to_list()), dtype=pl.Int64)
+    lengths = pl.Series(tokens.count(distinct.to_list()), dtype=pl.Int64)
     item_tokens = texts.replace_strict(distinct, lengths + separator_tokens, default=0)
     line = template.history.replace("{items}", "")
     words = template.words_of(schema.labels[0])
     lines = [line.format(scenario=s.name, word=word) for s in schema.scenarios for word in words]
-    line_tokens = max(budget.text_lengths(lines)) + 1  # 1 for the line break
+    line_tokens = max(tokens.count(lines)) + 1  # 1 for the line break
     return HistoryBudget(user_tokens, item_tokens, line_tokens)
 
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.io.paths import AnyPath
+from msrec.data.llm.compression import float_chunks
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.schema import load_schema
 
@@ -34,8 +35,6 @@ SCALES, PROJECTION = "scales.npy", "projection.npz"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 has no hashes of prompts."""
-CHECKED_ROWS = 65_536
-"""Vectors that are checked at a time."""
 
 Pooling = Literal["last", "mean", "generate"]
 Layer = Literal["last", "middle"] | int
@@ -196,12 +195,10 @@ class KnowledgeStore:
             )
 
     def _check_finite(self) -> None:
-        if self.vectors.dtype == np.int8:
-            return  # every int8 is finite
-        for start in range(0, len(self), CHECKED_ROWS):
-            is_bad = ~np.isfinite(self.vectors[start : start + CHECKED_ROWS]).all(axis=1)
+        for at, rows in float_chunks(self.vectors):
+            is_bad = ~np.isfinite(rows).all(axis=1)
             if is_bad.any():
-                row = start + int(is_bad.argmax())
+                row = at.start + int(is_bad.argmax())
                 raise ValueError(
                     f"{self.path / VECTORS}: every value must be finite; row {row} "
                     f"(key {self.keys[row]!r}) is not: delete the folder and encode again."

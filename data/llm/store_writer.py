@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,10 @@ SUMMED_COUNTS = ("keys", "no_history", "left_out", "history_cut", "reused")
 
 
 class StoreWriter:
-    """Writer of one rank's share of a level.
+    """Writer of one rank's share of a level; `settings` go into the manifest.
 
-    Any number of runs may write into a folder, one after another or at once, and with any number
-    of ranks: each skips the keys that a part holds. The last rank to finish merges the parts.
-
-    Args:
-        folder: of the level.
-        settings: of the store; they go into the manifest.
-        rank: of this process.
-        world_size: number of ranks.
+    Vectors are saved in parts. A run can therefore be killed at any time, and the next one, with
+    any number of ranks, skips the keys that the parts hold. The last rank to finish merges them.
 
     Raises:
         ValueError: the folder was begun with other settings.
@@ -62,20 +56,12 @@ class StoreWriter:
         self._next_part = int(own_parts[-1].stem.rpartition("-")[2]) + 1 if own_parts else 0
 
     def done_index(self) -> np.ndarray:
-        """Returns the column `index` of all parts, of every rank: int64, sorted, distinct.
-
-        Raises:
-            ValueError: a part cannot be read.
-        """
+        """Returns the column `index` of the parts of all ranks: int64, sorted, distinct."""
         indices = [_read_part(file, ["index"])["index"].to_numpy() for file in self._part_files()]
         return np.unique(np.concatenate(indices)) if indices else np.empty(0, np.int64)
 
     def write(self, rows: dict[str, list[Any]], vectors: np.ndarray) -> None:
-        """Writes a part.
-
-        Args:
-            rows: the columns `COLUMNS`; prompt and text may be left out.
-            vectors: (rows, H), float.
+        """Writes a part: vectors (n, H) and their `COLUMNS`, of which prompt and text may lack.
 
         Raises:
             ValueError: a vector has a value that is not finite; names the key.
@@ -100,13 +86,9 @@ class StoreWriter:
         self._next_part += 1
 
     def finish(self, counts: dict[str, int]) -> bool:
-        """Marks this rank's share as done and merges the level if all shares are.
+        """Marks this rank's share as done, with its counts; merges the level if all shares are.
 
-        Args:
-            counts: of this share; `keys` is the number of its prompts.
-
-        Returns:
-            Whether the level is complete.
+        Returns whether the level is complete.
         """
         done = self.parts / f"done-{self.rank:03d}-of-{self.world_size:03d}.json"
         with _locked(self.folder / ".lock"):
@@ -126,7 +108,10 @@ class StoreWriter:
         return sorted(self.parts.glob("part-*.parquet"))
 
     def _merge(self, shares: list[dict[str, int]]) -> None:
-        """Writes keys, vectors and, last, the manifest, in the order of `index`."""
+        """Writes all files of the finished level, in the order of `index`; the manifest last.
+
+        A kill before the manifest leaves the parts, from which the next run merges again.
+        """
         files = self._part_files()
         tables = [_read_part(file, COLUMNS) for file in files]
         keys = pa.concat_tables(tables).sort_by("index") if tables else pa.table({"index": []})
@@ -142,9 +127,9 @@ class StoreWriter:
             )
         if keys["text"].null_count == len(keys):
             keys = keys.drop_columns("text")
-        vector_fields = self._merge_vectors(files, tables, index)
-        with atomic_path(self.folder / KEYS) as scratch:
-            pq.write_table(keys, scratch)
+        rows = [np.searchsorted(index, table["index"].to_numpy()) for table in tables]
+        vector_fields = self._merge_vectors(files, rows)
+        pq.write_table(keys, self.folder / KEYS)
         manifest = self.settings | shares[0] | sums
         manifest |= {name: int(keys[name].to_numpy().sum()) for name in ("tokens", "truncated")}
         manifest |= vector_fields
@@ -154,36 +139,25 @@ class StoreWriter:
         write_json(self.folder / MANIFEST, manifest)
         shutil.rmtree(self.parts)
 
-    def _merge_vectors(
-        self, files: list[Path], tables: list[pa.Table], index: np.ndarray
-    ) -> dict[str, Any]:
+    def _merge_vectors(self, files: list[Path], rows: list[np.ndarray]) -> dict[str, Any]:
         """Writes the vectors and returns the manifest's fields about them."""
         if self.settings["storage"] != "int8" and self.settings.get("pca") is None:
-            with atomic_path(self.folder / VECTORS) as scratch:
-                vectors = self._gather(scratch, files, tables, index)
-                mean, std = moments(float_chunks(vectors))
-            return {
-                "hidden_dim": vectors.shape[1],
-                "mean": mean.tolist(),
-                "std": std.tolist(),
-            }
-        # The projection needs all vectors at once: they go to a file, not into memory.
+            vectors = self._gather(self.folder / VECTORS, files, rows)
+            return {"hidden_dim": vectors.shape[1]} | _moment_fields(vectors, None)
+        # A projection is fitted to all vectors: they go to a file first, not into memory.
         raw = self.folder / RAW_VECTORS
         try:
-            return self._write_projected(self._gather(raw, files, tables, index))
+            return self._write_projected(self._gather(raw, files, rows))
         finally:
             raw.unlink(missing_ok=True)
 
-    def _gather(
-        self, path: Path, files: list[Path], tables: list[pa.Table], index: np.ndarray
-    ) -> np.ndarray:
-        """Writes the vectors of all parts, in order, to one memory-mapped file."""
+    def _gather(self, path: Path, files: list[Path], rows: list[np.ndarray]) -> np.ndarray:
+        """Writes the vectors of each part to their rows of one memory-mapped file."""
         width = pq.read_schema(files[0]).field("vector").type.list_size
-        vectors = _new_array(path, (len(index), width), _part_dtype(self.settings))
-        for file, table in zip(files, tables, strict=True):
+        vectors = _new_array(path, (sum(map(len, rows)), width), _part_dtype(self.settings))
+        for file, at in zip(files, rows, strict=True):
             part = _read_part(file, ["vector"])["vector"].combine_chunks()
-            rows = np.searchsorted(index, table["index"].to_numpy())
-            vectors[rows] = part.values.to_numpy().reshape(-1, width)
+            vectors[at] = part.values.to_numpy().reshape(-1, width)
         vectors.flush()
         return vectors
 
@@ -192,53 +166,43 @@ class StoreWriter:
         storage, dims = self.settings["storage"], self.settings.get("pca")
         projection = fit_projection(raw, dims)
         size = raw.shape[1] if dims is None else dims
-        with ExitStack() as stack:
-            scratch = stack.enter_context(atomic_path(self.folder / VECTORS))
-            vectors = _new_array(scratch, (len(raw), size), storage)
-            scales = None
-            if storage == "int8":
-                scratch = stack.enter_context(atomic_path(self.folder / SCALES))
-                scales = _new_array(scratch, (len(raw),), "float32")
-            for at, rows in float_chunks(raw):
-                if scales is None:
-                    vectors[at] = projection(rows)
-                else:
-                    vectors[at], scales[at] = to_int8(projection(rows))
-            vectors.flush()
-            if scales is not None:
-                scales.flush()
-            # Moments are those of the stored vectors, after rounding.
-            mean, std = moments(float_chunks(vectors, scales))
-        with atomic_path(self.folder / PROJECTION) as scratch, scratch.open("wb") as file:
-            axes = projection.components
-            optional = {} if axes is None else {"components": axes}
-            np.savez(file, allow_pickle=False, mean=projection.mean, std=projection.std, **optional)
-        return {
-            "hidden_dim": size,
-            "raw_dim": raw.shape[1],
-            "explained": projection.explained,
-            "mean": mean.tolist(),
-            "std": std.tolist(),
-        }
+        vectors, scales = _new_array(self.folder / VECTORS, (len(raw), size), storage), None
+        if storage == "int8":
+            scales = _new_array(self.folder / SCALES, (len(raw),), "float32")
+        for at, rows in float_chunks(raw):
+            if scales is None:
+                vectors[at] = projection(rows)
+            else:
+                vectors[at], scales[at] = to_int8(projection(rows))
+        vectors.flush()
+        if scales is not None:
+            scales.flush()
+        arrays = {"mean": projection.mean, "std": projection.std}
+        if projection.components is not None:
+            arrays["components"] = projection.components
+        np.savez(self.folder / PROJECTION, allow_pickle=False, **arrays)
+        fields = {"hidden_dim": size, "raw_dim": raw.shape[1], "explained": projection.explained}
+        return fields | _moment_fields(vectors, scales)
+
+
+def _moment_fields(vectors: np.ndarray, scales: np.ndarray | None) -> dict[str, list[float]]:
+    """Returns mean and std of the vectors as they are stored, after rounding."""
+    mean, std = moments(float_chunks(vectors, scales))
+    return {"mean": mean.tolist(), "std": std.tolist()}
 
 
 def _part_dtype(settings: dict[str, Any]) -> str:
-    """Returns the type of parts: float16 for an int8 store, whose scales need all vectors."""
+    """Returns the type of parts: an int8 store has float16 until all vectors are there."""
     return "float16" if settings["storage"] == "int8" else str(settings["storage"])
 
 
 def _new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
-    """Creates a memory-mapped .npy file whose disk space is allocated at once.
-
-    A full disk then raises an error here. In a sparse file it would kill the process with SIGBUS
-    at a later write to the map.
-    """
+    """Creates a memory-mapped .npy file whose disk space is allocated."""
+    # A full disk is then an error here. In a sparse file, a later write to the map would kill the
+    # process with SIGBUS.
     item_type = np.dtype(dtype)
-    header = {
-        "descr": np.lib.format.dtype_to_descr(item_type),
-        "fortran_order": False,
-        "shape": shape,
-    }
+    descr = np.lib.format.dtype_to_descr(item_type)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         size = int(np.prod(shape)) * item_type.itemsize

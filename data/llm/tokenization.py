@@ -55,9 +55,8 @@ class PromptTokenizer:
         """Returns the tokens of each text alone."""
         if not texts:
             return []
-        return [
-            len(row) for row in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        ]
+        encoded = self.tokenizer(list(texts), add_special_tokens=False)
+        return [len(row) for row in encoded["input_ids"]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids that a model generated."""
@@ -70,10 +69,8 @@ class PromptTokenizer:
     def _token_ids(self, texts: Sequence[str], system: str) -> list[list[int]]:
         chats = [self._chat(text, system) for text in texts]
         # A chat template writes the special tokens itself.
-        ids: list[list[int]] = self.tokenizer(chats, add_special_tokens=not self._has_chat)[
-            "input_ids"
-        ]
-        return ids
+        encoded = self.tokenizer(chats, add_special_tokens=not self._has_chat)
+        return list(encoded["input_ids"])
 
     def _chat(self, text: str, system: str) -> str:
         """Returns the prompt as a conversation that the model has to answer next."""

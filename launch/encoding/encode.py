@@ -15,7 +15,7 @@ from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.model_weights import load_tokenizer, model_folder, weights_sha256
 from msrec.data.llm.prompt_batches import encoded_batches
-from msrec.data.llm.prompts import Prompts
+from msrec.data.llm.prompts import Prompts, level_prompts
 from msrec.data.llm.store import (
     KEYS,
     VERSION,
@@ -27,7 +27,6 @@ from msrec.data.llm.store import (
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.llm.templates import Template, load_template
 from msrec.data.llm.tokenization import PromptTokenizer
-from msrec.launch.encoding.run_prompts import level_prompts
 from msrec.launch.encoding.speed import OnProgress, Speed, SpeedCounter
 
 Level = Literal["scenario", "user", "item"]
@@ -35,8 +34,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 WINDOW_PROMPTS = 8192
 """Prompts that are tokenised, and sorted by length, together."""
-REUSE_SETTINGS = ("model_sha256", "template_sha256", "pooling", "layer", "dtype", "max_tokens")
-REUSE_SETTINGS += ("answer_tokens", "storage", "pca", "level", "version")
+STATE_SETTINGS = ("model_sha256", "template_sha256", "pooling", "layer", "dtype", "max_tokens")
+REUSE_SETTINGS = (*STATE_SETTINGS, "answer_tokens", "storage", "pca", "level", "version")
 """Settings that must be equal for a vector of an earlier store to be reused."""
 
 
@@ -107,39 +106,46 @@ def encode(
     settings = store_settings(to_path(dataset), vectors)
     settings |= {"version": VERSION, "model_sha256": weights_sha256(folder)}
     share = {"rank": options.rank, "world_size": options.world_size}
-    writers = {
-        level: StoreWriter(Path(store) / level, settings | {"level": level}, **share)
+    writers = [
+        StoreWriter(Path(store) / level, settings | {"level": level}, **share)
         for level in options.levels
-    }
-    results = {level: _counts_of(w) for level, w in writers.items() if w.is_complete}
-    if len(results) == len(writers):
-        return EncodeResult({**results}, None)
+    ]
+    results = {w.folder.name: _counts_of(w) for w in writers if w.is_complete}
+    open_writers = [writer for writer in writers if not writer.is_complete]
+    if not open_writers:
+        return EncodeResult(results, None)
     template = load_template(settings["template"])
     tokenizer = load_tokenizer(folder, options.trust_remote_code)
     tokens = PromptTokenizer(tokenizer, vectors.max_tokens)
-    jobs = [
-        _LevelJob(writer, level_prompts(level, dataset, template, tokens, **share), options)
-        for level, writer in writers.items()
-        if not writer.is_complete
-    ]
+    jobs = []
+    for writer in open_writers:
+        prompts = level_prompts(writer.folder.name, dataset, template, tokens, **share)
+        jobs.append(_LevelJob(writer, prompts, options))
     counter = SpeedCounter(sum(len(job.prompts) for job in jobs), on_progress)
     counter.add(sum(len(job.prompts) - job.remaining.height for job in jobs), 0)
-    encoder = None
-    if any(job.remaining.height for job in jobs):
-        encoder = FrozenEncoder.load(
-            folder,
-            pooling=vectors.pooling,
-            layer=vectors.layer,
-            dtype=vectors.dtype,
-            trust_remote_code=options.trust_remote_code,
-            max_tokens=vectors.max_tokens,
-            answer_tokens=vectors.answer_tokens,
-            device=options.device or _default_device(),
-        )
+    needs_model = any(job.remaining.height for job in jobs)
+    encoder = _load_encoder(folder, vectors, options) if needs_model else None
     for job in jobs:
         results[job.level] = job.run(encoder, template, counter)
     speed = counter.speed(encoder, vectors.dtype) if encoder else None
     return EncodeResult({level: results[level] for level in options.levels}, speed)
+
+
+def _load_encoder(folder: Path, vectors: VectorSettings, options: EncodeOptions) -> FrozenEncoder:
+    device = options.device
+    if device is None:
+        has_cuda = torch.cuda.is_available()
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if has_cuda else "cpu"
+    return FrozenEncoder.load(
+        folder,
+        pooling=vectors.pooling,
+        layer=vectors.layer,
+        dtype=vectors.dtype,
+        trust_remote_code=options.trust_remote_code,
+        max_tokens=vectors.max_tokens,
+        answer_tokens=vectors.answer_tokens,
+        device=device,
+    )
 
 
 class _LevelJob:
@@ -150,8 +156,8 @@ class _LevelJob:
 
     def __init__(self, writer: StoreWriter, prompts: Prompts, options: EncodeOptions) -> None:
         self.writer, self.prompts, self.options = writer, prompts, options
-        self.level = str(writer.settings["level"])
-        hashes = [prompt_hash(text) for text in prompts.frame["text"].to_list()]
+        self.level = writer.folder.name
+        hashes = [_prompt_hash(text) for text in prompts.frame["text"].to_list()]
         frame = prompts.frame.with_columns(prompt=pl.Series(hashes, dtype=pl.String))
         done = pl.Series(writer.done_index(), dtype=pl.Int64)
         self.remaining = frame.filter(~pl.col("index").is_in(done.implode()))
@@ -190,18 +196,16 @@ class _LevelJob:
     ) -> dict[str, int]:
         """Encodes the remaining prompts, finishes the share, and returns its counts."""
         counts = {"encoded": self.remaining.height, "reused": self.num_reused}
-        counts |= {"truncated": 0, "tokens": 0}
+        counts |= {"truncated": 0, "tokens": 0}  # of the prompts encoded below
         keep_end = f"\n{template.user_question}" if self.level == "user" else ""
         for window in self.remaining.iter_slices(WINDOW_PROMPTS):
             assert encoder is not None
             rows, is_cut = encoder.tokens.tokenize(
                 window["text"].to_list(), system=template.system, keep_end=keep_end
             )
-            columns = window.select("index", "key", "has_history", "prompt")
-            columns = columns.with_columns(
-                tokens=pl.Series([len(row) for row in rows]), truncated=pl.Series(is_cut)
-            )
-            self._encode_window(encoder, rows, columns.to_dict(as_series=False), counter)
+            columns = window.drop("text").to_dict(as_series=False)
+            columns |= {"tokens": [len(row) for row in rows], "truncated": is_cut}
+            self._encode_window(encoder, rows, columns, counter)
             counts["truncated"] += sum(is_cut)
             counts["tokens"] += sum(map(len, rows))
         is_merged = self.writer.finish(self.prompts.counts | {"reused": self.num_reused})
@@ -225,17 +229,18 @@ class _LevelJob:
             vectors.append(batch.encoded.vectors)
             answers += batch.encoded.texts or []
             if batch.is_last or time.monotonic() - saved_at >= self.options.save_every_s:
-                part = {name: [values[p] for p in unsaved] for name, values in columns.items()}
+                part = {name: [column[p] for p in unsaved] for name, column in columns.items()}
                 if answers:
                     part["text"] = answers
                 self.writer.write(part, np.concatenate(vectors))
                 unsaved, vectors, answers, saved_at = [], [], [], time.monotonic()
-            num_done, num_tokens = len(batch.positions), sum(len(rows[p]) for p in batch.positions)
-            counter.add(num_done, num_tokens, batch.shared_tokens * num_done)
+            num_prompts = len(batch.positions)
+            num_tokens = sum(len(rows[position]) for position in batch.positions)
+            counter.add(num_prompts, num_tokens, batch.shared_tokens * num_prompts)
             started = time.perf_counter()
 
 
-def prompt_hash(text: str) -> str:
+def _prompt_hash(text: str) -> str:
     """Returns a hash by which a later encoding sees whether a prompt has changed."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -245,9 +250,3 @@ def _counts_of(writer: StoreWriter) -> dict[str, int]:
     manifest = KnowledgeStore.open(writer.folder, verify=False).manifest
     counts = {name: int(manifest[name]) for name in ("keys", "no_history", "left_out")}
     return counts | {"encoded": 0, "merged": 1}
-
-
-def _default_device() -> str:
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return "cpu"

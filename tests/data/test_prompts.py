@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 from llm_data import ITEMS, rows_frame, write_dataset
 
-from msrec.data.llm.prompts import TokenBudget, item_prompts, scenario_prompts, user_prompts
+from msrec.data.llm.prompts import item_prompts, scenario_prompts, user_prompts
 from msrec.data.llm.templates import TEMPLATES_FILE, Template, load_template, template_of
+from msrec.data.llm.tokenization import PromptTokenizer
 
 TRAIN = [
     (0, 0, 0, 1.0, 10),
@@ -182,13 +183,13 @@ def test_any_change_of_a_template_changes_its_hash():
     assert template(positives=9).sha256 != template().sha256
 
 
-def letters(texts):
+def letters(texts, **_):
     """A tokenizer of one token a letter."""
-    return [len(text) for text in texts]
+    return {"input_ids": [list(text) for text in texts]}
 
 
-def budget(most):
-    return TokenBudget(most, letters, letters)
+def prompts_within(max_tokens, folder):
+    return user_prompts(folder, template(system=""), PromptTokenizer(letters, max_tokens))
 
 
 def longest(prompts):
@@ -200,9 +201,9 @@ def test_a_budget_is_kept_by_every_prompt_and_used_as_far_as_it_goes(tmp_path):
     folder = write_dataset(tmp_path, rows, ages=["20", "a very long age", "40"])
     free = user_prompts(folder, template())
     for most in range(longest(free) - 60, longest(free) + 5, 7):
-        prompts = user_prompts(folder, template(), budget=budget(most))
+        prompts = prompts_within(most, folder)
         assert longest(prompts) <= most
-    wide = user_prompts(folder, template(), budget=budget(longest(free) + 80))
+    wide = prompts_within(longest(free) + 80, folder)
     assert wide.frame.equals(free.frame)
     assert wide.counts["history_cut"] == 0
 
@@ -211,7 +212,7 @@ def test_a_budget_keeps_the_newest_items_of_each_scenario_and_counts_who_lost_so
     rows = [(0, item, item % 2, 1.0, 10 + item) for item in range(5)] + [(1, 0, 0, 1.0, 1)]
     folder = write_dataset(tmp_path, rows)
     most = longest(user_prompts(folder, template(positives=2)))
-    prompts = user_prompts(folder, template(), budget=budget(most + 12))
+    prompts = prompts_within(most + 12, folder)
     assert "search, clicked: Iron Pan (pans)." in texts(prompts)["ann"]
     assert "feed, clicked: Gold Ring (rings)." in texts(prompts)["ann"]
     assert "Red Shoes" not in texts(prompts)["ann"]
@@ -221,7 +222,7 @@ def test_a_budget_keeps_the_newest_items_of_each_scenario_and_counts_who_lost_so
 def test_a_budget_without_room_for_an_item_is_refused(tmp_path):
     folder = write_dataset(tmp_path, TRAIN)
     with pytest.raises(ValueError, match="room for an item of history; got 10, .* has 2.. tokens"):
-        user_prompts(folder, template(), budget=budget(10))
+        prompts_within(10, folder)
 
 
 def test_prompts_of_users_begin_alike(tmp_path):

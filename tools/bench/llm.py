@@ -16,12 +16,12 @@ from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.model_weights import load_tokenizer, model_folder
 from msrec.data.llm.prompt_batches import encoded_batches, shared_prefix
+from msrec.data.llm.prompts import user_prompts
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
-from msrec.launch.encoding.run_prompts import level_prompts
 
 DIM = 576
 COPY_BYTES = 1 << 28
@@ -41,7 +41,7 @@ def bench_encode(
     folder = model_folder(run.llm.model)
     tokenizer = load_tokenizer(folder, run.llm.trust_remote_code)
     tokens = PromptTokenizer(tokenizer, run.llm.max_tokens)
-    found = level_prompts("user", run.dataset, template, tokens).frame["text"]
+    found = user_prompts(run.dataset, template, tokens).frame["text"]
     texts = found.sample(min(prompts, len(found)), seed=0).to_list()
     rows, _ = tokens.tokenize(texts, system=template.system, keep_end=f"\n{template.user_question}")
     encoder = FrozenEncoder.load(folder, dtype=run.llm.dtype, max_tokens=run.llm.max_tokens)
