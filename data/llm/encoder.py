@@ -163,7 +163,7 @@ class FrozenEncoder:
         is_real = torch.arange(ids.shape[1], device=self.device)[None] < lengths[:, None]
         mask = is_real.long()
         cache = None
-        if prefix is not None:
+        if prefix is not None:  # its keys and values are in the cache: only the rest is run
             mask = torch.cat([mask.new_ones(len(rows), skip), mask], dim=1)
             cache = _repeated_cache(prefix, len(rows))
         elif self.pooling == "generate":
@@ -173,8 +173,8 @@ class FrozenEncoder:
             input_ids=ids, attention_mask=mask, use_cache=cache is not None, **past
         ).last_hidden_state
         if self.pooling == "mean":
-            # A product with the mask adds up the real tokens; padding has finite states, times 0.
-            total = torch.bmm(is_real[:, None].to(states.dtype).float(), states.float())[:, 0]
+            # The product with the mask sums the real tokens: padding has finite states, times 0.
+            total = torch.bmm(is_real[:, None].float(), states.float())[:, 0]
             if prefix is not None:
                 total = total + prefix.states.float().sum(0)
             return Encoded(_numpy(total / (lengths + skip)[:, None]))
@@ -211,6 +211,8 @@ class FrozenEncoder:
             is_open &= ~torch.isin(token, end_ids)
             if step + 1 == self.answer_tokens or not is_open.any():
                 break
+            # In shorter rows, masked padding is between prompt and answer in the cache. Positions
+            # leave it out.
             mask = torch.cat([mask, is_open[:, None].long()], dim=1)
             state = self.model(
                 input_ids=token[:, None],

@@ -19,7 +19,7 @@ Control = Literal["none", "shuffled", "random", "learned"]
 
 
 class EntityKnowledge:
-    """User knowledge or item knowledge: vectors addressed by the dataset's index.
+    """User knowledge or item knowledge: vectors by index; an entity is a user or an item.
 
     Args:
         dataset: the dataset folder; its users.parquet (items.parquet) has the keys.

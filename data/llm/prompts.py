@@ -192,25 +192,26 @@ def _history_budget(
     prompt that is too long in spite of it.
     """
     # Without their history, prompts differ in the attributes only.
-    attributes = users.select("attributes").unique()
-    empty = attributes.select(_user_text(schema, template, pl.lit("-"))).to_series().to_list()
+    rest = users.select("attributes").unique()
+    empty = rest.select(_user_text(schema, template, pl.lit("-"))).to_series().to_list()
     lengths = pl.Series(tokens.prompt_lengths(empty, template.system), dtype=pl.Int64)
-    user_tokens = users.select(
-        user=pl.col("index").cast(pl.Int32),
-        available=users["attributes"].replace_strict(
-            attributes["attributes"], tokens.max_tokens - lengths
-        ),
+    rest = rest.with_columns(available=tokens.max_tokens - lengths)
+    user_tokens = users.join(rest, on="attributes", how="left", maintain_order="left").select(
+        "available", user=pl.col("index").cast(pl.Int32)
     )
     # A tokenizer may join the separator to the text after it, so both forms are counted.
     separator_tokens = max(tokens.count([ITEM_SEPARATOR, f"{ITEM_SEPARATOR}a"]))
     distinct = texts.drop_nulls().unique()
     lengths = pl.Series(tokens.count(distinct.to_list()), dtype=pl.Int64)
-    item_tokens = texts.replace_strict(distinct, lengths + separator_tokens, default=0)
+    costs = pl.DataFrame({"text": distinct, "tokens": lengths + separator_tokens})
+    item_tokens = pl.DataFrame({"text": texts}).join(
+        costs, on="text", how="left", maintain_order="left"
+    )
     line = template.history.replace("{items}", "")
     words = template.words_of(schema.labels[0])
     lines = [line.format(scenario=s.name, word=word) for s in schema.scenarios for word in words]
     line_tokens = max(tokens.count(lines)) + 1  # 1 for the line break
-    return HistoryBudget(user_tokens, item_tokens, line_tokens)
+    return HistoryBudget(user_tokens, item_tokens["tokens"], line_tokens)
 
 
 def _read_users(folder: AnyPath, schema: Schema, template: Template) -> pl.DataFrame:
