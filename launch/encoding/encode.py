@@ -34,8 +34,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 WINDOW_PROMPTS = 8192
 """Prompts that are tokenised, and sorted by length, together."""
-STATE_SETTINGS = ("model_sha256", "template_sha256", "pooling", "layer", "dtype", "max_tokens")
-REUSE_SETTINGS = (*STATE_SETTINGS, "answer_tokens", "storage", "pca", "level", "version")
+_STATE_SETTINGS = ("model_sha256", "template_sha256", "pooling", "layer", "dtype", "max_tokens")
+REUSE_SETTINGS = (*_STATE_SETTINGS, "answer_tokens", "storage", "pca", "level", "version")
 """Settings that must be equal for a vector of an earlier store to be reused."""
 
 
@@ -149,7 +149,7 @@ def _load_encoder(folder: Path, vectors: VectorSettings, options: EncodeOptions)
 
 
 class _LevelJob:
-    """One level's share: all its prompts, and those that have no vector yet.
+    """A rank's share of a level: its prompts, and those that have no vector yet.
 
     With an earlier store, its vectors of unchanged prompts are copied into parts at once.
     """

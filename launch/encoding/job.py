@@ -24,7 +24,7 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
     """
     llm = config.llm
     if llm.store is None:
-        raise ValueError("llm.store must name a folder for the knowledge store; it is not given.")
+        raise ValueError("llm.store must name a folder; it is not given.")
     end_with_launcher()
     rank, world_size = environment_rank()
     options = EncodeOptions(
