@@ -24,15 +24,16 @@ from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
+from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
 from msrec.model.distributed.sharding_plan import load_plan
 from msrec.model.embeddings import Embeddings
-from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
+from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta
-from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain, RankLoss
+from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
 
 MATCH_DIM = 16
 """Columns of llm_feature.kind=match where dim is not given."""
@@ -224,13 +225,9 @@ def build_model(config: RunConfig, schema: Schema, knowledge: Knowledge) -> Rank
     )
     features = _features(config, knowledge)
     in_dim = interaction.out_dim + sum(part.out_dim for part in features.values())
-    backbone = make_backbone(
-        **config.backbone.model_dump(),
-        fields=_fields(config, embeddings, interaction),
-        in_dim=in_dim,
-        num_scenarios=schema.num_scenarios,
-        num_tasks=num_tasks,
-    )
+    layout = _feature_layout(config, embeddings, interaction)
+    shape = BackboneShape(in_dim, schema.num_scenarios, num_tasks, layout)
+    backbone = make_backbone(shape=shape, **config.backbone.model_dump())
     over = DenseArch(
         interaction,
         backbone,
@@ -256,7 +253,7 @@ def plan_model(
     spec = table_spec(config)
     is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
     if plan is None:
-        return model, make_plan(model, spec, process.device, process.local_world_size)
+        return model, plan_sharding(model, spec, process.device, process.local_world_size)
     ranks = (process.world_size, process.local_world_size)
     sharding = load_plan(plan, model, *ranks, process.device.type)
     kernels = {part.compute_kernel for tables in sharding.plan.values() for part in tables.values()}
@@ -287,10 +284,12 @@ def _num_tasks(config: RunConfig, schema: Schema) -> int:
     return len(schema.labels) if config.objective.aux_weight > 0 else 1
 
 
-def _fields(config: RunConfig, embeddings: Embeddings, interaction: Interaction) -> FeatureLayout:
-    """Where the vectors stand in the interaction's output; nowhere if it gives dot products alone.
+def _feature_layout(
+    config: RunConfig, embeddings: Embeddings, interaction: Interaction
+) -> FeatureLayout:
+    """Returns the layout of the interaction's output, without vectors if it is dot products only.
 
-    A backbone that needs a vector then says which names it knows: none.
+    A backbone that needs a vector then reports that none is known.
     """
     names = () if config.interaction.mode == "dot" else embeddings.names
     return FeatureLayout(names, config.embeddings.dim, interaction.dense_dim)
@@ -317,8 +316,7 @@ def _features(config: RunConfig, knowledge: Knowledge) -> dict[str, Any]:
 def _meta(config: RunConfig, in_dim: int, of: EntityKnowledge | None) -> UserMeta | None:
     if of is None:
         return None
-    mean, std = of.moments
-    return UserMeta(in_dim, of.dim, mean, std, **config.meta.user_options)
+    return UserMeta(in_dim, *of.moments, config.meta.options, config.meta.residual)
 
 
 def _learned_users(
@@ -334,15 +332,11 @@ def _scenario_meta(
 ) -> ScenarioMeta | None:
     if knowledge.scenario is None:
         return None
-    return ScenarioMeta(
-        in_dim=in_dim,
-        knowledge=knowledge.scenario,
-        num_tasks=num_tasks,
-        **config.meta.scenario_options,
-    )
+    meta = config.meta
+    return ScenarioMeta(in_dim, knowledge.scenario, num_tasks, meta.options, meta.fusion)
 
 
-def table_spec(config: RunConfig) -> TableSpec:
+def table_spec(config: RunConfig) -> TableOptions:
     """How this run's tables are sharded and trained."""
     tables = config.embeddings
-    return TableSpec(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
+    return TableOptions(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)

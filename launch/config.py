@@ -1,5 +1,6 @@
 """What a run is made of: a frozen `RunConfig`, from a short YAML file and overrides."""
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from msrec.data.io.paths import AnyPath, local_path, refuse_secrets, to_path
 from msrec.data.io.validation import read_yaml
 from msrec.data.loading.quarantine import Policy
 from msrec.model.backbones import BACKBONES, backbone_options
-from msrec.model.meta import Fusion
+from msrec.model.meta import Fusion, MetaOptions
 
 Part = Literal["tables", "meta", "backbone"]
 """What is trained apart: the tables, all that reads the LLM's vectors, everything else."""
@@ -107,14 +108,10 @@ class MetaConfig(_Part):
     """How the scenario's logits join the backbone's: a sum, or a gate from 0 to 2."""
 
     @property
-    def user_options(self) -> dict[str, Any]:
-        """What `UserMeta` is built with."""
-        return self.model_dump(exclude={"user", "item", "scenario", "fusion"})
-
-    @property
-    def scenario_options(self) -> dict[str, Any]:
-        """What `ScenarioMeta` is built with."""
-        return self.model_dump(exclude={"user", "item", "scenario", "residual"})
+    def options(self) -> MetaOptions:
+        """Returns the options that `UserMeta` and `ScenarioMeta` share."""
+        names = {field.name for field in dataclasses.fields(MetaOptions)}
+        return MetaOptions(**self.model_dump(include=names))
 
 
 class LLMFeatureConfig(_Part):

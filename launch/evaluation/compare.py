@@ -16,9 +16,9 @@ from msrec.launch.evaluation.evaluate import predictions_folder
 from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
 from msrec.launch.evaluation.results import UNDEFINED, cell, load_results, title_of
 from msrec.launch.trained_run import run_of
-from msrec.model.metrics.bootstrap import LEAST_USERS, LEVEL, jackknife_error
-from msrec.model.metrics.exact import Groups, MetricOptions, sort_rows
-from msrec.model.metrics.user_sums import SUMS, Sums, metric_values
+from msrec.model.metrics.bootstrap import CONFIDENCE, MIN_USERS, jackknife_error
+from msrec.model.metrics.exact import Grouping, MetricOptions, sort_rows
+from msrec.model.metrics.user_sums import SUMS, UserSums, metric_values
 
 IS_BETTER = {
     **dict.fromkeys(("auc", "average_precision", "rig", "gauc", "gauc_by_user"), 1),
@@ -98,7 +98,7 @@ def compare(
     scenarios = [list(found.metrics.scenarios) for found in results]
     _check_same(names, one, two, scenarios)
     judging = MetricOptions(k=k, resamples=0)
-    groups = Groups(scenarios[0], one.scenario)
+    groups = Grouping(scenarios[0], one.scenario)
     sums = []
     for p in (one, two):
         rows = sort_rows(p.score, p.label, p.user, p.weight, judging)
@@ -122,7 +122,7 @@ def compare(
     )
 
 
-def differences(first: Sums, second: Sums) -> dict[str, Difference]:
+def differences(first: UserSums, second: UserSums) -> dict[str, Difference]:
     """Each metric's difference over one group of rows, from the sums of both runs."""
     totals = [sums.table.sum(axis=0) for sums in (first, second)]
     values = [metric_values(total, total) for total in totals]
@@ -143,7 +143,7 @@ def differences(first: Sums, second: Sums) -> dict[str, Difference]:
             "second": two if np.isfinite(two) else None,
         }
         apart = without[1][metric] - without[0][metric]
-        if num >= LEAST_USERS and np.isfinite(one) and np.isfinite(apart).all():
+        if num >= MIN_USERS and np.isfinite(one) and np.isfinite(apart).all():
             facts |= _tested(two - one, jackknife_error(apart), num - 1)
         elif np.isfinite(two - one):
             facts["difference"] = two - one
@@ -152,7 +152,7 @@ def differences(first: Sums, second: Sums) -> dict[str, Difference]:
 
 
 def _tested(difference: float, error: float, freedom: int) -> dict[str, Any]:
-    half = float(stdtrit(freedom, 0.5 + LEVEL / 2)) * error
+    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * error
     is_zero = abs(difference) <= 1e-12 and error <= 1e-12  # scores that rank alike
     p = 1.0 if is_zero else float(2 * stdtr(freedom, -abs(difference) / error)) if error else 0.0
     return {
@@ -186,14 +186,14 @@ def verdict(found: Comparison, metric: str = "auc") -> str:
     if whole.p is None or whole.difference is None or whole.interval is None:
         return (
             f"{second} and {first} cannot be compared in {title} on {where}: it is undefined, or "
-            f"there are fewer than {LEAST_USERS} users."
+            f"there are fewer than {MIN_USERS} users."
         )
     low, high = whole.interval
     told = (
         f"{whole.difference:+.4f} over {whole.rows:,} rows of {whole.users:,} users "
         f"(95 % interval {low:+.4f} to {high:+.4f}, p {_p(whole.p)})"
     )
-    is_sure = whole.p < 1 - LEVEL
+    is_sure = whole.p < 1 - CONFIDENCE
     better = IS_BETTER[metric] * whole.difference > 0
     head = (
         f"{second} is {'better' if better else 'worse'} than {first} in {title} on {where}"
@@ -215,7 +215,7 @@ def _by_scenario(scenarios: Mapping[str, Difference], metric: str) -> str:
 
 def _kind(part: Difference, metric: str) -> str:
     p = part.p if part.p_holm is None else part.p_holm
-    if p is None or part.difference is None or p >= 1 - LEVEL:
+    if p is None or part.difference is None or p >= 1 - CONFIDENCE:
         return "undecided"
     return "better" if IS_BETTER[metric] * part.difference > 0 else "worse"
 

@@ -11,9 +11,8 @@ from msrec.data.io.atomic_files import write_text
 from msrec.data.io.validation import first_error
 from msrec.data.schema import Schema
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
-from msrec.model.metrics.definitions import Interval, Metrics, ScenarioMetrics
-from msrec.model.metrics.exact import PLAIN, Groups, MetricOptions, SortedRows, sort_rows
-from msrec.model.metrics.ranking import Array
+from msrec.model.metrics.definitions import Array, Interval, Metrics, ScenarioMetrics
+from msrec.model.metrics.exact import NO_INTERVALS, Grouping, MetricOptions, SortedRows, sort_rows
 
 RESULTS_FILE = "results.json"
 UNDEFINED = "undefined"
@@ -75,7 +74,7 @@ class Results(BaseModel):
 
 
 def evaluate_predictions(
-    folder: Path | str, schema: Schema, judging: MetricOptions = PLAIN
+    folder: Path | str, schema: Schema, judging: MetricOptions = NO_INTERVALS
 ) -> Results:
     """Exact metrics of a committed folder of predictions, which must be of the schema's dataset.
 
@@ -89,8 +88,8 @@ def evaluate_predictions(
 def results_of(
     predictions: Predictions,
     schema: Schema,
-    judging: MetricOptions = PLAIN,
-    slices: Mapping[str, Groups] | None = None,
+    judging: MetricOptions = NO_INTERVALS,
+    slices: Mapping[str, Grouping] | None = None,
 ) -> Results:
     """Exact metrics of predictions that are already in memory.
 
@@ -107,7 +106,7 @@ def results_of(
             f"predictions must be of the dataset {schema.name!r}; these were made on "
             f"{commit.dataset!r}. Name the dataset that the run was trained on."
         )
-    scenarios = Groups([scenario.name for scenario in schema.scenarios], p.scenario)
+    scenarios = Grouping([scenario.name for scenario in schema.scenarios], p.scenario)
 
     def judge(
         score: Array, how: MetricOptions
@@ -132,7 +131,7 @@ def results_of(
     )
 
 
-def sliced(rows: SortedRows, groups: Groups) -> dict[str, Metrics]:
+def sliced(rows: SortedRows, groups: Grouping) -> dict[str, Metrics]:
     """Metrics of each group that has rows."""
     return {name: found for name, found in rows.metrics_by(groups).items() if found.rows}
 

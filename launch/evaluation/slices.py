@@ -11,8 +11,8 @@ from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.build import ScoredDataset
 from msrec.launch.evaluation.predictions import Predictions
-from msrec.model.metrics.exact import Groups
-from msrec.model.metrics.ranking import Array
+from msrec.model.metrics.definitions import Array
+from msrec.model.metrics.exact import Grouping
 
 Slice = Literal["day", "user_history", "item_history"]
 HISTORIES: tuple[Slice, ...] = ("user_history", "item_history")
@@ -44,7 +44,7 @@ def slice_rows(
     by: Sequence[Slice],
     faults: Policy = "fail",
     scored: ScoredDataset | None = None,
-) -> dict[str, Groups]:
+) -> dict[str, Grouping]:
     """The groups of each of `by`.
 
     Args:
@@ -64,7 +64,7 @@ def slice_rows(
         files = SplitReader(dataset, schema, predictions.commit.split, only=[name], faults=faults)
         return files.read()[name][predictions.row_id]
 
-    found: dict[str, Groups] = {}
+    found: dict[str, Grouping] = {}
     for name in by:
         if name == "day":
             check_clock(dataset, by)
@@ -77,7 +77,7 @@ def slice_rows(
         if alignment is not None:  # by key; who is new has no training rows
             seen = np.append(seen, 0)[alignment.entities(side)]
         places = np.searchsorted(EDGES, seen[column(side)], side="right") - 1
-        found[name] = Groups(bucket_names(), places)
+        found[name] = Grouping(bucket_names(), places)
     return found
 
 
@@ -99,9 +99,9 @@ def check_clock(dataset: AnyPath, by: Sequence[Slice]) -> None:
         )
 
 
-def _days(schema: Schema, column: Any) -> Groups:
+def _days(schema: Schema, column: Any) -> Grouping:
     assert schema.timestamp is not None
     assert schema.timestamp_unit is not None
     times: Array = column(schema.timestamp)
     days, places = np.unique(times // PER_DAY[schema.timestamp_unit], return_inverse=True)
-    return Groups(days.astype("datetime64[D]").astype(str).tolist(), places)
+    return Grouping(days.astype("datetime64[D]").astype(str).tolist(), places)

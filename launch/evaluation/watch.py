@@ -17,7 +17,7 @@ from msrec.launch.evaluation.results import Results
 from msrec.launch.trained_run import CHECKPOINTS
 from msrec.launch.training.metric_log import WATCHED, WATCHED_FILE, load_metric_log
 from msrec.launch.training.run_status import status_of
-from msrec.model.metrics.exact import PLAIN
+from msrec.model.metrics.exact import NO_INTERVALS
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def watch(
         step = int(path.name.removeprefix("step-"))
         seen.add(step)
         try:
-            found = evaluate(run_dir, process, split, path, data=data, judging=PLAIN)
+            found = evaluate(run_dir, process, split, path, data=data, judging=NO_INTERVALS)
         except (FileNotFoundError, ValueError):
             if (path / COMMIT).exists():  # which training removes first
                 raise

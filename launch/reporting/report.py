@@ -50,7 +50,7 @@ from msrec.launch.reporting.run_section import (
     slice_tables,
 )
 from msrec.launch.training.metric_log import LOG_FILE, MetricLog, Points, load_metric_log
-from msrec.model.metrics.curves import reliability, roc, score_shares
+from msrec.model.metrics.curves import reliability_curve, roc_curve, score_distribution
 
 CONFIG_FILE = "config.yaml"
 MOST_ROWS = 50
@@ -182,10 +182,10 @@ def _prediction_figures(
             without.append(name)
             continue
         found = load_predictions(folder)
-        said[name] = reliability(found.score, found.label, found.weight)
-        ranked[name] = roc(found.score, found.label, found.weight)
+        said[name] = reliability_curve(found.score, found.label, found.weight)
+        ranked[name] = roc_curve(found.score, found.label, found.weight)
         best = best or best_roc(found)
-        edges, shares = score_shares(found.score, found.label)
+        edges, shares = score_distribution(found.score, found.label)
         spread.append(
             score_figure(name, edges.tolist(), {n: v.tolist() for n, v in shares.items()})
         )
@@ -308,4 +308,4 @@ def _notes(
 def best_roc(predictions: Predictions) -> Points | None:
     """ROC of the true click probability, where the data knows it."""
     truth = predictions.p_click
-    return None if truth is None else roc(truth, predictions.label, predictions.weight)
+    return None if truth is None else roc_curve(truth, predictions.label, predictions.weight)

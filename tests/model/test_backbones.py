@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ranks import run_ranks
-from zoo import FIELDS, IN, B, T, Whole, formula, make, rows, whole_rows
+from zoo import B, T, Whole, formula, make, rows, shape, whole_rows
 
 from msrec.model.backbones import BACKBONES, make_backbone
 from msrec.model.losses import weighted_bce
@@ -77,7 +77,7 @@ def test_rows_of_one_scenario_never_touch_anothers_private_parameters(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_with_two_hundred_scenarios_most_of_them_empty_every_gradient_is_there(name):
     torch.manual_seed(0)
-    model = make_backbone(name, FIELDS, IN, 200, T, **formula(name).OPTIONS)
+    model = make_backbone(name, shape(200), **formula(name).OPTIONS)
     x, scenario = rows(scenarios=(7, 150))
     model(x, scenario).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -141,4 +141,4 @@ def test_a_bad_size_is_refused_with_the_name_of_the_backbone():
     with pytest.raises(ValueError, match="backbone mmoe: num_experts must be at least 1; got 0"):
         make("mmoe", num_experts=0)
     with pytest.raises(ValueError, match="num_scenarios must be at least 1; got 0"):
-        make_backbone("shared_bottom", FIELDS, IN, 0)
+        make_backbone("shared_bottom", shape(0))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from msrec.model.metrics.bootstrap import LEAST_USERS, Bootstrap
-from msrec.model.metrics.exact import Groups, MetricOptions, exact_metrics, sort_rows
+from msrec.model.metrics.bootstrap import MIN_USERS, Bootstrap
+from msrec.model.metrics.exact import Grouping, MetricOptions, exact_metrics, sort_rows
 from msrec.model.metrics.user_sums import metric_values
 from msrec.tools.bench.intervals import clicks, coverage, simulated
 
@@ -63,7 +63,7 @@ def test_rankings_change_with_a_users_weight_as_differences_say(name, reference,
 def test_intervals_of_rankings_agree_with_a_true_bootstrap():
     score, label, user = scored(users=150)
     judging = MetricOptions(resamples=300)
-    rows = sort_rows(score, label, user, judging=judging)
+    rows = sort_rows(score, label, user, options=judging)
     found = rows.metrics().intervals
     draws = Bootstrap.draw(150, 300, 0).counts
     for name, reference in (("auc", roc_auc_score), ("average_precision", average_precision_score)):
@@ -86,17 +86,17 @@ def test_rows_of_a_user_are_not_taken_for_independent():
     """Each row eight times over, under the same user: nothing new is known."""
     score, label, user = scored(users=100)
     judging = MetricOptions(resamples=200)
-    once = sort_rows(score, label, user, judging=judging).metrics().intervals["log_loss"]
+    once = sort_rows(score, label, user, options=judging).metrics().intervals["log_loss"]
     often = [np.repeat(column, 8) for column in (score, label, user)]
-    assert sort_rows(*often, judging=judging).metrics().intervals["log_loss"] == pytest.approx(once)
+    assert sort_rows(*often, options=judging).metrics().intervals["log_loss"] == pytest.approx(once)
 
 
 def test_many_users_in_random_groups_have_the_same_intervals(monkeypatch):
     score, label, user = scored(users=3_000)
     judging = MetricOptions(resamples=1000)
-    alone = sort_rows(score, label, user, judging=judging).metrics().intervals
+    alone = sort_rows(score, label, user, options=judging).metrics().intervals
     monkeypatch.setattr("msrec.model.metrics.bootstrap.MAX_BLOCKS", 1000)
-    grouped = sort_rows(score, label, user, judging=judging)
+    grouped = sort_rows(score, label, user, options=judging)
     assert grouped.block_of.max() == 999
     for name, (low, high) in grouped.metrics().intervals.items():
         width = alone[name][1] - alone[name][0]
@@ -108,7 +108,7 @@ def test_a_calibrated_model_may_have_no_calibration_error():
     user, _, logit = clicks(rng, 400)
     score = 1 / (1 + np.exp(-logit))
     label = rng.random(len(user)) < score
-    found = sort_rows(score, label, user, judging=MetricOptions(resamples=200)).metrics()
+    found = sort_rows(score, label, user, options=MetricOptions(resamples=200)).metrics()
     assert found.calibration_error > 0
     assert found.intervals["calibration_error"][0] == 0
 
@@ -116,10 +116,10 @@ def test_a_calibrated_model_may_have_no_calibration_error():
 def test_few_users_or_one_class_have_no_interval():
     score, label, user = scored(users=60)
     judging = MetricOptions(resamples=200)
-    few = user < LEAST_USERS - 1
+    few = user < MIN_USERS - 1
     scenario = np.where(few, 0, 1)
     label = label & (few | (user > 58))  # of scenario 1 one user clicks
-    found = exact_metrics(score, label, scenario, user, ["few", "one user"], judging=judging)
+    found = exact_metrics(score, label, scenario, user, ["few", "one user"], options=judging)
     assert found.scenarios["few"].intervals == {}
     intervals = found.scenarios["one user"].intervals
     assert "auc" not in intervals
@@ -129,7 +129,7 @@ def test_few_users_or_one_class_have_no_interval():
 def test_the_same_seed_gives_the_same_and_another_one_does_not():
     columns = scored(users=50)
     one, again, other = (
-        sort_rows(*columns, judging=MetricOptions(resamples=100, seed=seed)).metrics().intervals
+        sort_rows(*columns, options=MetricOptions(resamples=100, seed=seed)).metrics().intervals
         for seed in (0, 0, 1)
     )
     assert one == again
@@ -139,8 +139,8 @@ def test_the_same_seed_gives_the_same_and_another_one_does_not():
 def test_a_group_is_judged_as_if_it_were_alone():
     score, label, user = scored(users=60)
     scenario = np.random.default_rng(3).integers(0, 2, len(user))
-    rows = sort_rows(score, label, user, judging=MetricOptions(resamples=0))
-    found = rows.metrics_by(Groups(["a", "b"], scenario))
+    rows = sort_rows(score, label, user, options=MetricOptions(resamples=0))
+    found = rows.metrics_by(Grouping(["a", "b"], scenario))
     for at, name in enumerate("ab"):
         mine = scenario == at
         assert found[name] == sort_rows(score[mine], label[mine], user[mine]).metrics()

@@ -101,7 +101,7 @@ def recall_over_orders(score, label, k):
 def test_ndcg_equals_scikit_learn_user_by_user_also_with_ties(digits):
     score, label, scenario, user, _ = sample(rows=3_000, users=150, digits=digits)
     for k in (1, 5, 100):
-        ours = exact_metrics(score, label, scenario, user, NAMES, judging=MetricOptions(k, 0)).all
+        ours = exact_metrics(score, label, scenario, user, NAMES, options=MetricOptions(k, 0)).all
         each = [
             ndcg_score([label[user == one]], [score[user == one]], k=k)
             for one in np.unique(user)
@@ -113,14 +113,14 @@ def test_ndcg_equals_scikit_learn_user_by_user_also_with_ties(digits):
 def test_recall_of_tied_rows_is_the_mean_over_their_orders():
     score = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.1], np.float32)
     label, zeros = np.array([0, 1, 0, 1, 0, 1]), np.zeros(6, int)
-    ours = exact_metrics(score, label, zeros, zeros, ["feed"], judging=MetricOptions(3, 0)).all
+    ours = exact_metrics(score, label, zeros, zeros, ["feed"], options=MetricOptions(3, 0)).all
     assert ours.recall == pytest.approx(2 * (2 / 4) / 3)
     assert ours.recall == pytest.approx(recall_over_orders(score, label, 3), abs=0.02)
 
 
 def test_metrics_equal_torchmetrics():
     score, label, scenario, user, _ = sample(rows=4_000, users=200)
-    ours = exact_metrics(score, label, scenario, user, NAMES, judging=MetricOptions(5, 0)).all
+    ours = exact_metrics(score, label, scenario, user, NAMES, options=MetricOptions(5, 0)).all
     said, truth = torch.from_numpy(score.astype(np.float64)), torch.from_numpy(label).long()
     place = {"indexes": torch.from_numpy(user)}
     options = {"empty_target_action": "skip", "top_k": 5}

@@ -5,8 +5,9 @@ import torch
 from sklearn.metrics import log_loss
 from torch.nn import functional as F
 
-from msrec.model.layers.mlp import MLP, ScenarioLinear, Towers
+from msrec.model.layers.mlp import MLP, Hidden
 from msrec.model.layers.row_groups import group_rows
+from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
 from msrec.model.losses import weighted_bce
 
 
@@ -29,10 +30,13 @@ def test_a_row_of_an_mlp_does_not_depend_on_other_rows(norm):
     torch.testing.assert_close(mlp(x)[2:3], mlp(x[2:3]))
 
 
-@pytest.mark.parametrize(("name", "value"), [("norm", "batch"), ("activation", "step")])
-def test_an_unknown_option_is_named_with_the_known_ones(name, value):
+@pytest.mark.parametrize(
+    ("name", "value", "options"),
+    [("norm", "batch", {"norm": "batch"}), ("activation", "step", {"hidden": Hidden("step")})],
+)
+def test_an_unknown_option_is_named_with_the_known_ones(name, value, options):
     with pytest.raises(ValueError, match=f"{name} must be .*; got '{value}'"):
-        MLP(4, [3], **{name: value})
+        MLP(4, [3], **options)
 
 
 def test_sorting_rows_and_back_changes_nothing():

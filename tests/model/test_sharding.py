@@ -10,7 +10,7 @@ from tiny import tiny_dataset, tiny_schema
 
 from msrec.data.loading.loader import RankShare, open_loader
 from msrec.model.distributed.optimizers import optimizers
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
 from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
 from msrec.model.embeddings import Embeddings, fill_rows
 
@@ -20,7 +20,7 @@ DIM, STD, LR, EPS = 8, 0.1, 0.05, 1e-8
 
 def spec_of(optimizer, sharding="table_wise"):
     tables = dict.fromkeys(tiny_schema().tables, sharding)
-    return TableSpec(optimizer, lr=LR, row_wise_from=10**6, sharding=tables, eps=EPS)
+    return TableOptions(optimizer, lr=LR, row_wise_from=10**6, sharding=tables, eps=EPS)
 
 
 class Plain(torch.nn.Module):
@@ -82,7 +82,7 @@ def sharded_vectors(rank, world_size, dataset, optimizer, sharding, steps):
 
     model, spec = Wrapped(), spec_of(optimizer, sharding)
     fuse_optimizer(model.embeddings.ebc, spec, CPU)
-    dmp = shard(model, make_plan(model, spec, CPU, world_size), CPU, STD, seed=3)
+    dmp = shard(model, plan_sharding(model, spec, CPU, world_size), CPU, STD, seed=3)
     optimizer = optimizers(dmp, spec, lr=1.0, weight_decay=0.0)
     loader = open_loader(dataset, "train", 64, share=RankShare(rank, world_size), shuffle=False)
     batches = list(loader.batches())
@@ -129,9 +129,9 @@ def test_initial_rows_do_not_depend_on_how_a_table_is_cut():
 
 def plan_of(rank, world_size):
     model = torch.nn.Sequential(Embeddings(tiny_schema(), DIM))
-    spec = TableSpec("rowwise_adagrad", LR, row_wise_from=50, sharding={"genre": "row_wise"})
+    spec = TableOptions("rowwise_adagrad", LR, row_wise_from=50, sharding={"genre": "row_wise"})
     fuse_optimizer(model[0].ebc, spec, CPU)
-    plan = make_plan(model, spec, CPU, dist.get_world_size())
+    plan = plan_sharding(model, spec, CPU, dist.get_world_size())
     saved = plan_to_dict(plan, world_size, world_size)
     assert (
         plan_to_dict(plan_from_dict(json.loads(json.dumps(saved))), world_size, world_size) == saved
@@ -149,6 +149,6 @@ def test_a_plan_shards_by_size_and_by_word_and_round_trips_through_json():
 
 def test_a_sharding_for_an_unknown_table_is_refused():
     model = torch.nn.Sequential(Embeddings(tiny_schema(), DIM))
-    spec = TableSpec("rowwise_adagrad", LR, 50, {"movies": "row_wise"})
+    spec = TableOptions("rowwise_adagrad", LR, 50, {"movies": "row_wise"})
     with pytest.raises(ValueError, match="names table 'movies'; the tables are user_id"):
-        make_plan(model, spec, CPU, 1)
+        plan_sharding(model, spec, CPU, 1)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from ranks import run_ranks
-from zoo import IN, B, S, formula, make, rows
+from zoo import IN, B, S, formula, make, rows, shape
 
-from msrec.model.backbones.star import STAR
+from msrec.model.backbones.modulated.star import STAR
 from msrec.model.layers.row_groups import group_rows
 
 
@@ -22,7 +22,7 @@ def test_stars_main_logit_takes_both_signs_because_its_last_layer_is_linear():
 
 
 def test_a_fresh_star_treats_all_scenarios_alike_but_for_the_scenario_embedding():
-    model, (x, _) = STAR(IN, S), rows()
+    model, (x, _) = STAR(shape(num_tasks=1)), rows()
     model.eval().scenario_embedding.weight.data.zero_()
     logits = [model(x, torch.full((B,), s)) for s in range(S)]
     torch.testing.assert_close(logits[0], logits[3])
@@ -46,7 +46,8 @@ def test_in_training_star_uses_the_moments_of_each_scenarios_real_rows():
 
 
 def test_stars_moving_averages_follow_batch_norm_of_each_scenario_and_only_in_training():
-    model, (x, scenario) = STAR(IN, S, **formula("star").OPTIONS), rows(scenarios=(0, 1, 2, 3))
+    model = STAR(shape(num_tasks=1), **formula("star").OPTIONS)
+    x, scenario = rows(scenarios=(0, 1, 2, 3))
     for _ in range(3):
         model(x, scenario)
     model.eval()(x + 5, scenario)
@@ -113,4 +114,4 @@ def test_star_on_two_ranks_gives_the_logits_gradients_and_averages_of_one():
 
 def test_an_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="'partitioned' or 'none'; got 'batch'"):
-        STAR(IN, S, norm="batch")
+        STAR(shape(), norm="batch")

@@ -16,7 +16,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from msrec.launch.checkpointing.checkpoint import Checkpoints, load_checkpoint
 from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.model.distributed.optimizers import optimizers
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
 
 DIM = 64
 
@@ -53,9 +53,10 @@ def bench_checkpoint(gib: float, out: Path, repeats: int) -> None:
     rows = int(gib * 2**30) // (4 * DIM)
     with process_group("cpu") as process:
         model, device = _Tables(rows), process.device
-        spec = TableSpec("rowwise_adagrad", 0.1, 1, {"table": "row_wise"})
+        spec = TableOptions("rowwise_adagrad", 0.1, 1, {"table": "row_wise"})
         fuse_optimizer(model.ebc, spec, device)
-        dmp = shard(model, make_plan(model, spec, device, process.local_world_size), device, 0.1, 0)
+        plan = plan_sharding(model, spec, device, process.local_world_size)
+        dmp = shard(model, plan, device, 0.1, 0)
         optimizer = optimizers(dmp, spec, lr=0.1, weight_decay=0.0)
         optimizer.init_state(set())
         if process.is_main:

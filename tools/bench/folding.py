@@ -60,4 +60,4 @@ def _from_layers(
     for number, (weight, bias) in enumerate(made):
         y = torch.bmm(h.unsqueeze(1), weight[users].float()).squeeze(1) + bias[users]
         h = meta.update(h, y, number)
-    return meta.leave(x, h)
+    return meta.output(x, h)

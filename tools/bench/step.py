@@ -18,7 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from msrec.data.loading.batch import Batch
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.distributed import Process, process_group, quiet_libraries
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, sharders
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, sharders
 from msrec.tools.bench.harness.measure import Aim, Case, Finding, Took, interleaved, rates, timed
 from msrec.tools.bench.harness.report import machine, report
 from msrec.tools.bench.harness.shapes import large_tables, movielens_tables, shaped
@@ -214,9 +214,9 @@ def _torchrec(
     schema: Schema, dim: int, batches: Sequence[Batch]
 ) -> tuple[list[Any], Step, list[torch.optim.Optimizer]]:
     model, device = Rec(schema, dim), torch.device("cpu")
-    spec = TableSpec("rowwise_adagrad", 0.02, SPARSE_FROM, {})
+    spec = TableOptions("rowwise_adagrad", 0.02, SPARSE_FROM, {})
     fuse_optimizer(model.ebc, spec, device)
-    plan = make_plan(model, spec, device, local_world_size=1)
+    plan = plan_sharding(model, spec, device, local_world_size=1)
     dmp = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     dense = in_backward_optimizer_filter(dmp.named_parameters())
     adam = torch.optim.Adam([parameter for _, parameter in dense])

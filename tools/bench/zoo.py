@@ -11,8 +11,9 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional
 
+from msrec.model.backbone import BackboneShape
 from msrec.model.backbones import BACKBONES, make_backbone
-from msrec.tools.zoo import FIELDS
+from msrec.tools.zoo import LAYOUT
 
 LONG_S = 2.0
 """A step that takes longer is timed once."""
@@ -47,7 +48,7 @@ def bench_zoo(
     names = [name for name in BACKBONES if not models or name in models]
     console = console or Console()
     torch.set_num_threads(1)
-    table = Table(title=f"ms a step of {batch:,} rows, {FIELDS.end} wide, one thread (x plain)")
+    table = Table(title=f"ms a step of {batch:,} rows, {LAYOUT.end} wide, one thread (x plain)")
     for column in ("model", *(f"{count} scenarios" for count in scenarios)):
         table.add_column(column, justify="left" if column == "model" else "right")
     with Progress(console=console, transient=True) as progress:
@@ -65,8 +66,8 @@ def bench_zoo(
 def step_times(name: str, num_scenarios: int, batch: int, repeats: int) -> tuple[float, float]:
     """Seconds of the fastest step, ours and plain."""
     torch.manual_seed(0)
-    model = make_backbone(name, FIELDS, in_dim=FIELDS.end, num_scenarios=num_scenarios)
-    x = torch.randn(batch, FIELDS.end)
+    model = make_backbone(name, BackboneShape(LAYOUT.end, num_scenarios, layout=LAYOUT))
+    x = torch.randn(batch, LAYOUT.end)
     scenario = torch.randint(num_scenarios, (batch,))
     label = torch.randint(2, (batch, 1)).float()
     best = [float("inf"), float("inf")]

@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.io.validation import first_error, read_yaml
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
@@ -126,6 +126,6 @@ def meta_collection(tables: Sequence[TableLoad], optimizer: str) -> EmbeddingBag
         ],
         device=torch.device("meta"),
     )
-    spec = TableSpec(optimizer, lr=0.1, row_wise_from=1, sharding={})  # type: ignore[arg-type]
+    spec = TableOptions(optimizer, lr=0.1, row_wise_from=1, sharding={})  # type: ignore[arg-type]
     fuse_optimizer(collection, spec, torch.device("cuda"))
     return collection

@@ -1,5 +1,5 @@
 import torch
-from zoo import FIELDS
+from zoo import LAYOUT
 
 from slow import dense, layers
 
@@ -9,8 +9,8 @@ PRIVATE = ()
 
 def slow(model, x, s):
     """The tests' x: a bottom output of size D, F vectors, and one column more."""
-    dim = FIELDS.dim
-    vectors = [x[i * dim : (i + 1) * dim] for i in range(len(FIELDS.names) + 1)]
+    dim = LAYOUT.dim
+    vectors = [x[i * dim : (i + 1) * dim] for i in range(len(LAYOUT.names) + 1)]
     dots = [vectors[i] @ vectors[j] for i in range(len(vectors)) for j in range(i)]
-    top = torch.cat([vectors[0], torch.stack(dots), x[(len(FIELDS.names) + 1) * dim :]])
+    top = torch.cat([vectors[0], torch.stack(dots), x[(len(LAYOUT.names) + 1) * dim :]])
     return dense(model.head, layers(model.mlp, top))

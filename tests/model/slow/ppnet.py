@@ -1,5 +1,5 @@
 import torch
-from zoo import FIELDS
+from zoo import LAYOUT
 
 from slow import dense
 
@@ -8,8 +8,8 @@ PRIVATE = ("layers.", ".own.")
 
 
 def slow(model, x, s):
-    vectors = x[FIELDS.start : FIELDS.start + len(FIELDS.names) * FIELDS.dim].chunk(3)
-    user, item = (vectors[FIELDS.names.index(name)] for name in ("user_id", "item_id"))
+    vectors = x[LAYOUT.start : LAYOUT.start + len(LAYOUT.names) * LAYOUT.dim].chunk(3)
+    user, item = (vectors[LAYOUT.names.index(name)] for name in ("user_id", "item_id"))
     prior, h = torch.cat([user, item, x.detach()]), x
     for i, (gate, layer) in enumerate(zip(model.gates, model.layers, strict=True)):
         hidden = torch.relu(dense(gate.hidden, prior))

@@ -4,13 +4,18 @@ import pytest
 import torch
 
 from msrec.data.loading.batch import EntityVectors
+from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
-from msrec.model.meta import ScenarioMeta, UserMeta
+from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts
-from msrec.model.serving_model import FoldedScenario, ServingModel, folded_rows, widths
+from msrec.model.serving_model import (
+    ServingModel,
+    ServingScenarioMeta,
+    knowledge_rows,
+    knowledge_widths,
+)
 
 B, F, H, D, U, I = 30, 3, 2, 4, 7, 5  # noqa: E741 - rows, features, histories, sizes
 USER_DIM, ITEM_DIM = 9, 6
@@ -40,17 +45,15 @@ def trained(scenarios, parts, width=5, fusion="add", residual=True):
     }
     beside = {name: make() for name, make in made.items() if name in parts}
     size = interaction.out_dim + sum(part.out_dim for part in beside.values())
-    options = {"rank": 4, "width": width, "num_layers": 2}
+    options = MetaOptions(rank=4, width=width, num_layers=2)
     made = {
-        "user_meta": lambda: UserMeta(size, USER_DIM, *user, residual=residual, **options),
-        "item_meta": lambda: UserMeta(size, ITEM_DIM, *item, **options),
-        "scenario_meta": lambda: ScenarioMeta(
-            size, torch.randn(scenarios, 8), 2, fusion=fusion, **options
-        ),
+        "user_meta": lambda: UserMeta(size, *user, options, residual),
+        "item_meta": lambda: UserMeta(size, *item, options),
+        "scenario_meta": lambda: ScenarioMeta(size, torch.randn(scenarios, 8), 2, options, fusion),
     }
     metas = {name: make() for name, make in made.items() if name in parts}
-    fields = FeatureLayout(tuple("abcde"), D, interaction.dense_dim)
-    backbone = make_backbone("mmoe", fields, size, scenarios, 2)
+    layout = FeatureLayout(tuple("abcde"), D, interaction.dense_dim)
+    backbone = make_backbone("mmoe", BackboneShape(size, scenarios, 2, layout))
     return moved(DenseArch(interaction, backbone, KnowledgeParts(**metas, **beside)))
 
 
@@ -92,11 +95,11 @@ def check(over, scenarios):
     with torch.no_grad():
         logits = over(vectors, dense, scenario, torch.ones(B), *known)
         rows = [
-            folded_rows(over, side, *of)[place]
+            knowledge_rows(over, side, *of)[place]
             for side, of, place in zip(("user", "item"), (user, item), places, strict=True)
         ]
         assert [part.shape[1] for part in rows] == [
-            widths(over, side).total for side in ("user", "item")
+            knowledge_widths(over, side).total for side in ("user", "item")
         ]
         found = ServingModel(over, F, H, D)(
             torch.cat([sums.flatten(1), *rows], dim=1), lengths, dense, scenario
@@ -107,10 +110,11 @@ def check(over, scenarios):
 
 def test_few_scenarios_keep_their_layers_and_many_their_codes():
     few, many = (
-        FoldedScenario(ScenarioMeta(6, torch.randn(count, 8), rank=4, width=3)) for count in (5, 6)
+        ServingScenarioMeta(ScenarioMeta(6, torch.randn(count, 8), 1, MetaOptions(4, 3)))
+        for count in (5, 6)
     )
-    assert few.is_made
-    assert not many.is_made
+    assert few.has_layers
+    assert not many.has_layers
     assert {len(weight) for weight in few.weights} == {5}
 
 

@@ -1,0 +1,1 @@
+"""Backbones that mix experts by gates."""

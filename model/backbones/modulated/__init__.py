@@ -1,0 +1,1 @@
+"""Backbones with weights, inputs or neurons that depend on the scenario."""
