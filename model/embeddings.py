@@ -48,7 +48,7 @@ class Embeddings(nn.Module):
         self, schema: Schema, dim: int, history: Sequence[Side] = (), device: str = "meta"
     ) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.history = dim, tuple(history)
         self.names = (*(f.name for f in schema.sparse), *(f"{side}_history" for side in history))
         """Name of each vector of a row."""
         self._vectors = _Vectors(schema.sparse, dim, history)

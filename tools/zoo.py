@@ -110,7 +110,7 @@ def page() -> str:
         "",
         "Written by `msrec zoo --page docs/zoo.md` from the docstrings; `msrec zoo` prints the "
         "table, `msrec zoo NAME` one model. A test compares every model with a row-by-row version "
-        "of its formula (`tests/model/slow/NAME.py`).",
+        "of its formula (`tests/model/slow/`).",
         "",
         "x is the vector of a row: its embeddings, with the output of `interaction` for its dense "
         "features. s is its scenario and e_s the embedding of the scenario. A model computes "

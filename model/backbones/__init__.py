@@ -5,27 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 from msrec.model.backbone import Backbone, BackboneShape
-from msrec.model.backbones.experts.hinet import HiNet
-from msrec.model.backbones.experts.m3oe import M3oE
-from msrec.model.backbones.experts.mmoe import MMoE
-from msrec.model.backbones.experts.omoe import OMoE
-from msrec.model.backbones.experts.ple import PLE
-from msrec.model.backbones.experts.sarnet import SARNet
-from msrec.model.backbones.modulated.adaptdhm import AdaptDHM
-from msrec.model.backbones.modulated.adasparse import AdaSparse
-from msrec.model.backbones.modulated.epnet import EPNet
-from msrec.model.backbones.modulated.hamur import HAMUR
-from msrec.model.backbones.modulated.m2m import M2M
-from msrec.model.backbones.modulated.pepnet import PEPNet
-from msrec.model.backbones.modulated.ppnet import PPNet
-from msrec.model.backbones.modulated.star import STAR
-from msrec.model.backbones.plain.dcnv2 import DCNv2
-from msrec.model.backbones.plain.deepfm import DeepFM
-from msrec.model.backbones.plain.dlrm import DLRM
-from msrec.model.backbones.plain.mlp import MLP
-from msrec.model.backbones.towers.aitm import AITM
-from msrec.model.backbones.towers.separate import Separate
-from msrec.model.backbones.towers.shared_bottom import SharedBottom
+from msrec.model.backbones.adasparse import AdaSparse
+from msrec.model.backbones.aitm import AITM
+from msrec.model.backbones.baselines import MLP, Separate, SharedBottom
+from msrec.model.backbones.feature_interaction import DLRM, DCNv2, DeepFM
+from msrec.model.backbones.hamur import HAMUR
+from msrec.model.backbones.hinet import HiNet
+from msrec.model.backbones.m2m import M2M
+from msrec.model.backbones.m3oe import M3oE
+from msrec.model.backbones.mmoe import MMoE, OMoE
+from msrec.model.backbones.pepnet import EPNet, PEPNet, PPNet
+from msrec.model.backbones.ple import PLE
+from msrec.model.backbones.sarnet import SARNet
+from msrec.model.backbones.star import STAR, AdaptDHM
 from msrec.model.layers.mlp import Hidden
 
 BACKBONES: dict[str, type[Backbone]] = {

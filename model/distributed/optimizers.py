@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -82,7 +82,7 @@ class Schedule:
         frozen: Mapping[ModelPart, tuple[int, int | None]] | None = None,
     ) -> None:
         self._groups = [
-            ("tables" if key == FUSED else key, group, float(group["lr"]))
+            (cast(ModelPart, "tables" if key == FUSED else key), group, float(group["lr"]))
             for key, of_part in optimizer.optimizers
             for group in of_part.param_groups
         ]
@@ -111,13 +111,12 @@ class Schedule:
             return float(0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * done)))
         return 1.0
 
-    def is_frozen(self, part: ModelPart, step: int) -> bool:
-        """Whether a part has rate 0 at a step."""
-        first, end = self._frozen.get(part, (0, 0))
-        return step >= first and (end is None or step < end)
-
     def apply(self, step: int) -> None:
         """Sets the rates for a step; the fused kernels read them at the next `zero_grad`."""
         factor = self.factor(step)
         for part, group, base in self._groups:
-            group["lr"] = 0.0 if self.is_frozen(part, step) else base * factor
+            group["lr"] = 0.0 if self._is_frozen(part, step) else base * factor
+
+    def _is_frozen(self, part: ModelPart, step: int) -> bool:
+        first, end = self._frozen.get(part, (0, 0))
+        return step >= first and (end is None or step < end)

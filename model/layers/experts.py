@@ -43,8 +43,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the outputs of all experts."""
-        wide: Tensor = self.finish(self.first(x))
-        h = wide.unflatten(1, (self.num_experts, -1)).transpose(0, 1)
+        wide = self.finish(self.first(x))
+        h: Tensor = torch.unflatten(wide, 1, (self.num_experts, -1)).transpose(0, 1)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             h = self.finish(torch.baddbmm(bias, h, weight))
         return h
@@ -102,6 +102,7 @@ class ScenarioExperts(nn.Module):
             returns: (S * E, B, dims[-1]), float.
         """
         weight, bias = self.weights[0], self.biases[0]
+        h: Tensor
         if x.dim() == 2:
             wide = x @ weight.permute(2, 0, 1, 3).flatten(1) + bias.flatten()
             h = torch.unflatten(wide, 1, (-1, self.dims[0])).transpose(0, 1)

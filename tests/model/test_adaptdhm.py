@@ -1,7 +1,7 @@
 """AdaptDHM's centres: what the invariants of all backbones do not say."""
 
 import torch
-from slow.adaptdhm import moved
+from slow.star import moved
 from zoo import make, rows
 
 

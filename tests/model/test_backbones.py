@@ -16,7 +16,7 @@ def row_by_row(name, model, x, scenario):
     return torch.stack([slow(model, r, int(s)) for r, s in zip(x, scenario, strict=True)])
 
 
-CASES = [(n, v) for n in BACKBONES for v in [{}, *getattr(formula(n), "VARIANTS", [])]]
+CASES = [(n, v) for n in BACKBONES for v in [{}, *formula(n).variants]]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -51,10 +51,7 @@ def test_a_row_scores_the_same_alone_and_in_any_batch(name):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_in_training_too_a_row_does_not_depend_on_others_where_the_formula_allows(name):
-    alone = getattr(formula(name), "ALONE", {})
-    if alone is None:
-        pytest.skip(f"the formula of {name} couples the rows of a batch in training")
-    x, scenario = rows()
+    alone, (x, scenario) = formula(name).alone, rows()
     whole = make(name, **alone).train()(x, scenario)
     part = make(name, **alone).train()(x[:8], scenario[:8])
     torch.testing.assert_close(part, whole[:8], atol=1e-6, rtol=1e-5)
@@ -64,7 +61,7 @@ def test_in_training_too_a_row_does_not_depend_on_others_where_the_formula_allow
 def test_rows_of_one_scenario_never_touch_anothers_private_parameters(name):
     model, (x, _) = make(name), rows()
     model(x, torch.full((B,), 2)).sum().backward()
-    private = formula(name).PRIVATE
+    private = formula(name).private
     names = [key for key, _ in model.named_parameters()]
     assert all(any(part in key for key in names) for part in private)
     for key, parameter in model.named_parameters():
@@ -77,7 +74,7 @@ def test_rows_of_one_scenario_never_touch_anothers_private_parameters(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_with_two_hundred_scenarios_most_of_them_empty_every_gradient_is_there(name):
     torch.manual_seed(0)
-    model = make_backbone(name, shape(200), **formula(name).OPTIONS)
+    model = make_backbone(name, shape(200), **formula(name).options)
     x, scenario = rows(scenarios=(7, 150))
     model(x, scenario).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -5,7 +5,7 @@ import torch
 from ranks import run_ranks
 from zoo import IN, B, S, formula, make, rows, shape
 
-from msrec.model.backbones.modulated.star import STAR
+from msrec.model.backbones.star import STAR
 from msrec.model.layers.row_groups import group_rows
 
 
@@ -46,7 +46,7 @@ def test_in_training_star_uses_the_moments_of_each_scenarios_real_rows():
 
 
 def test_stars_moving_averages_follow_batch_norm_of_each_scenario_and_only_in_training():
-    model = STAR(shape(num_tasks=1), **formula("star").OPTIONS)
+    model = STAR(shape(num_tasks=1), **formula("star").options)
     x, scenario = rows(scenarios=(0, 1, 2, 3))
     for _ in range(3):
         model(x, scenario)

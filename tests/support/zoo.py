@@ -1,7 +1,9 @@
 """Small backbones away from their initial values, and rows for them."""
 
 import importlib
+import pkgutil
 
+import slow
 import torch
 
 from msrec.model.backbone import BackboneShape, FeatureLayout
@@ -20,14 +22,16 @@ def shape(num_scenarios=S, num_tasks=T):
 
 
 def formula(name):
-    """The module with the backbone's slow version."""
-    return importlib.import_module(f"slow.{name}")
+    """The slow version of a backbone."""
+    for module in pkgutil.iter_modules(slow.__path__):
+        importlib.import_module(f"slow.{module.name}")
+    return slow.FORMULAS[name]
 
 
 def make(name, seed=0, num_tasks=T, **options):
     """A backbone whose parameters and buffers are not at their initial values."""
     torch.manual_seed(seed)
-    options = {**formula(name).OPTIONS, **options}
+    options = {**formula(name).options, **options}
     return stir(make_backbone(name, shape(num_tasks=num_tasks), **options))
 
 

@@ -43,7 +43,7 @@ class Adapter(nn.Module):
     ) -> Tensor:
         """Adds the change by the adapter."""
         z = torch.sigmoid(_times(h @ self.down_left, instance) @ self.down_right + self.down_bias)
-        change = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias
+        change: Tensor = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias
         if isinstance(self.norm, PartitionedNorm):
             change = self.norm(change, groups, weight)
         else:

@@ -1,1 +1,0 @@
-"""Backbones that mix experts by gates."""

@@ -1,1 +1,0 @@
-"""Backbones with weights, inputs or neurons that depend on the scenario."""

@@ -1,1 +1,0 @@
-"""Backbones that ignore the scenario."""

@@ -1,1 +1,0 @@
-"""Backbones with a separate MLP per scenario."""
