@@ -71,11 +71,7 @@ class Separate(Backbone):
     """
 
     def __init__(
-        self,
-        shape: BackboneShape,
-        *,
-        dims: Sequence[int] = (256, 128),
-        hidden: Hidden = RELU,
+        self, shape: BackboneShape, *, dims: Sequence[int] = (256, 128), hidden: Hidden = RELU
     ) -> None:
         super().__init__(shape)
         self.towers = Towers(shape.in_dim, dims, shape.num_scenarios, shape.num_tasks, hidden)
@@ -100,8 +96,7 @@ class SharedBottom(Backbone):
 
     Example:
         >>> import torch
-        >>> shape = BackboneShape(in_dim=8, num_scenarios=3)
-        >>> model = SharedBottom(shape, bottom_dims=[4], tower_dims=[2])
+        >>> model = SharedBottom(BackboneShape(in_dim=8, num_scenarios=3), bottom_dims=[4])
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])
     """

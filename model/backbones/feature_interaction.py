@@ -34,11 +34,7 @@ class DLRM(Backbone):
     """
 
     def __init__(
-        self,
-        shape: BackboneShape,
-        *,
-        dims: Sequence[int] = (256, 128),
-        hidden: Hidden = RELU,
+        self, shape: BackboneShape, *, dims: Sequence[int] = (256, 128), hidden: Hidden = RELU
     ) -> None:
         super().__init__(shape)
         layout = shape.layout
@@ -142,11 +138,7 @@ class DeepFM(Backbone):
     """
 
     def __init__(
-        self,
-        shape: BackboneShape,
-        *,
-        dims: Sequence[int] = (256, 128),
-        hidden: Hidden = RELU,
+        self, shape: BackboneShape, *, dims: Sequence[int] = (256, 128), hidden: Hidden = RELU
     ) -> None:
         super().__init__(shape)
         check_positive(vectors=len(shape.layout.names))

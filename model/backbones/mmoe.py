@@ -25,8 +25,7 @@ class OMoE(Backbone):
 
     Example:
         >>> import torch
-        >>> shape = BackboneShape(in_dim=8, num_scenarios=3)
-        >>> model = OMoE(shape, num_experts=2, expert_dims=[4])
+        >>> model = OMoE(BackboneShape(in_dim=8, num_scenarios=3), num_experts=2)
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])
     """
@@ -69,8 +68,7 @@ class MMoE(Backbone):
 
     Example:
         >>> import torch
-        >>> shape = BackboneShape(in_dim=8, num_scenarios=3)
-        >>> model = MMoE(shape, num_experts=2, expert_dims=[4])
+        >>> model = MMoE(BackboneShape(in_dim=8, num_scenarios=3), num_experts=2)
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])
     """

@@ -78,8 +78,7 @@ class PLE(Backbone):
         paper's belong to a task; no batch norm, which Scenario-Wise-Rec has.
 
     Example:
-        >>> shape = BackboneShape(in_dim=8, num_scenarios=3)
-        >>> model = PLE(shape, num_levels=2, expert_dims=[4])
+        >>> model = PLE(BackboneShape(in_dim=8, num_scenarios=3), num_levels=2)
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])
     """

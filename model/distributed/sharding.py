@@ -23,6 +23,7 @@ from torchrec.distributed.planner.types import (
     HardwareConfig,
     KernelConfig,
     PlannerError,
+    Topology,
     TopologyFactory,
     TrainerConfig,
 )
@@ -122,14 +123,7 @@ def plan_sharding(
             f"embeddings.sharding names table {unknown[0]!r}; the tables are {', '.join(rows_of)}."
         )
     planner = EmbeddingShardingPlanner(
-        topology=TopologyFactory.create_topology(
-            TrainerConfig(world_size=dist.get_world_size(), local_world_size=local_world_size),
-            HardwareConfig(
-                hbm_cap_bytes=_device_memory(device),
-                ddr_cap_bytes=psutil.virtual_memory().total // local_world_size,
-            ),
-            KernelConfig(compute_device=device.type),
-        ),
+        topology=_topology(device, local_world_size),
         # Dense weights and activations are small compared with the tables, so a fixed share is
         # enough; TorchRec's default is a heuristic that warns about its own result.
         storage_reservation=FixedPercentageStorageReservation(percentage=DENSE_MEMORY_SHARE),
@@ -165,11 +159,17 @@ def _constraint(
     )
 
 
-def _device_memory(device: torch.device) -> int:
-    """Returns the bytes of a rank's GPU; 0 on CPU."""
-    if device.type != "cuda":
-        return 0
-    return int(torch.cuda.get_device_properties(device).total_memory)
+def _topology(device: torch.device, local_world_size: int) -> Topology:
+    """Returns the ranks and their memory, as the planner needs them."""
+    gpu_bytes = 0
+    if device.type == "cuda":
+        gpu_bytes = int(torch.cuda.get_device_properties(device).total_memory)
+    host_bytes = psutil.virtual_memory().total // local_world_size
+    return TopologyFactory.create_topology(
+        TrainerConfig(world_size=dist.get_world_size(), local_world_size=local_world_size),
+        HardwareConfig(hbm_cap_bytes=gpu_bytes, ddr_cap_bytes=host_bytes),
+        KernelConfig(compute_device=device.type),
+    )
 
 
 def shard(

@@ -86,14 +86,9 @@ def rank_contributions(
         rows = slice(start, stop)
         scores, labels = score[rows], label[rows]
         ends = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)
-        sizes = np.diff(ends, prepend=-1)
         # Weights of the classes in each tie, and up to and including it.
-        if weight is None:
-            tie_positive = segment_sums(labels, ends)
-            tie_negative = sizes - tie_positive
-        else:
-            tie_positive = segment_sums(weight[rows] * labels, ends)
-            tie_negative = segment_sums(weight[rows] * ~labels, ends)
+        weights = None if weight is None else weight[rows]
+        tie_positive, tie_negative = _class_weights(labels, weights, ends)
         positive = positive_before + np.cumsum(tie_positive)
         negative = negative_before + np.cumsum(tie_negative)
         wins_of_positive = 2 * negative - tie_negative
@@ -109,7 +104,7 @@ def rank_contributions(
         bins = np.minimum(bins.astype(np.int64), num_bins - 1)
         positive_before, negative_before = positive[-1], negative[-1]
         own_before, others_before = own[-1], others[-1]
-        tie = np.repeat(np.arange(len(ends)), sizes)
+        tie = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
         yield RankContributions(
             rows=rows,
             wins=np.where(labels, wins_of_positive[tie], wins_of_negative[tie]),
@@ -174,9 +169,8 @@ def _rankings_of_chunk(
     last_ties = np.searchsorted(ends, last_rows)
     first_ties = np.append(0, last_ties[:-1] + 1)
     owner = np.repeat(np.arange(len(last_rows)), np.diff(last_ties, prepend=-1))
-    clicks = segment_sums(label, ends)
-    positive = clicks if weight is None else segment_sums(weight * label, ends)
-    negative = sizes - clicks if weight is None else segment_sums(weight * ~label, ends)
+    clicks = _segment_sums(label, ends)
+    positive, negative = _class_weights(label, weight, ends)
     below = np.cumsum(negative) - negative
     below = below - below[first_ties][owner]
     area = np.add.reduceat(positive * (2 * below + negative), first_ties)
@@ -201,7 +195,15 @@ def _rankings_of_chunk(
         )
 
 
-def segment_sums(values: Array, ends: Ints) -> Array:
+def _class_weights(label: Bools, weight: Floats | None, ends: Ints) -> tuple[Array, Array]:
+    """Returns the weights of positives and negatives in each tie; ties end at the rows `ends`."""
+    if weight is None:
+        positive = _segment_sums(label, ends)
+        return positive, np.diff(ends, prepend=-1) - positive
+    return _segment_sums(weight * label, ends), _segment_sums(weight * ~label, ends)
+
+
+def _segment_sums(values: Array, ends: Ints) -> Array:
     """Returns the sums of values (N,) over consecutive segments that end at the rows `ends`."""
     kind = np.int64 if values.dtype == np.bool_ else np.float64
     return np.diff(np.cumsum(values, dtype=kind)[ends], prepend=0)

@@ -1,4 +1,4 @@
-"""Meta networks: both forms against slow references, step 0, gradients, every combination."""
+"""Meta networks: both forms against slow formulas, step 0, gradients."""
 
 import math
 
@@ -178,12 +178,12 @@ def test_a_dimension_that_never_varies_is_left_out():
     assert torch.equal(reducer(h), reducer(other))
 
 
-def test_one_scenario_alone_is_fine():
+def test_a_single_scenario_gives_finite_logits():
     meta = stir(ScenarioMeta(IN, torch.randn(1, H), 1, MetaOptions(rank=R, width=5)))
     assert meta(torch.randn(4, IN), torch.zeros(4).long()).isfinite().all()
 
 
-def test_vectors_as_they_are_when_not_standardized():
+def test_vectors_are_unchanged_when_not_standardized():
     for meta in (user_meta(standardize=False), scenario_meta(standardize=False)):
         assert not meta.reducer.mean.any()
         assert (meta.reducer.scale == 1).all()
@@ -221,7 +221,7 @@ def test_the_generator_gets_gradients_after_the_first_step(width):
                 assert all(part.any() for part in parameter.grad), name  # every M_r, c_r
 
 
-def test_what_does_not_fit_is_refused_in_one_sentence():
+def test_invalid_inputs_are_refused():
     x, knowledge, index, has = user_rows()
     with pytest.raises(ValueError, match=r"knowledge must be \(U, 9\).*got \(7, 8\)"):
         user_meta()(x, knowledge[:, :8], index, has)

@@ -1,4 +1,4 @@
-"""What is served equals what was trained: knowledge folded a user, histories and scenarios too."""
+"""Scores of the serving model against those of the trained one."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def moments(size):
 
 
 def moved(model):
-    """Away from the initial values, of which some are zeros."""
+    """Moves parameters away from their initial values, because some are zeros."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -34,7 +34,7 @@ def moved(model):
 
 
 def trained(scenarios, parts, width=5, fusion="add", residual=True):
-    """The part over the tables of a model with some of its ways to read knowledge."""
+    """The dense part of a model with some of the modules that read LLM vectors."""
     torch.manual_seed(0)
     interaction = Interaction(F + H, D, num_dense=2, bottom_dims=[3], mode="concat")
     user, item = moments(USER_DIM), moments(ITEM_DIM)
@@ -43,8 +43,8 @@ def trained(scenarios, parts, width=5, fusion="add", residual=True):
         "item_feature": lambda: KnowledgeFeature(*item, kind="concat", dim=3),
         "match": lambda: KnowledgeMatch(user, item, 4, dropout=0.0),
     }
-    beside = {name: make() for name, make in made.items() if name in parts}
-    size = interaction.out_dim + sum(part.out_dim for part in beside.values())
+    features = {name: make() for name, make in made.items() if name in parts}
+    size = interaction.out_dim + sum(part.out_dim for part in features.values())
     options = MetaOptions(rank=4, width=width, num_layers=2)
     made = {
         "user_meta": lambda: UserMeta(size, *user, options, residual),
@@ -54,7 +54,7 @@ def trained(scenarios, parts, width=5, fusion="add", residual=True):
     metas = {name: make() for name, make in made.items() if name in parts}
     layout = FeatureLayout(tuple("abcde"), D, interaction.dense_dim)
     backbone = make_backbone("mmoe", BackboneShape(size, scenarios, 2, layout))
-    return moved(DenseArch(interaction, backbone, KnowledgeParts(**metas, **beside)))
+    return moved(DenseArch(interaction, backbone, KnowledgeParts(**metas, **features)))
 
 
 @pytest.mark.parametrize("scenarios", [3, 8])  # up to rank + 1, each one's layers are made
@@ -68,16 +68,16 @@ def trained(scenarios, parts, width=5, fusion="add", residual=True):
         ("user_meta", "scenario_meta", "item_feature", "match"),
     ],
 )
-def test_folded_rows_give_the_scores_of_the_vectors(scenarios, parts):
+def test_precomputed_rows_give_the_scores_of_the_vectors(scenarios, parts):
     over = trained(scenarios, parts)
     check(over, scenarios)
 
 
-def test_layers_on_all_of_x_are_folded_alike():
+def test_precomputed_rows_of_layers_on_all_of_x():
     check(trained(3, ("user_meta", "scenario_meta"), width=None), 3)
 
 
-def test_another_fusion_and_layers_without_residual_are_folded_alike():
+def test_precomputed_rows_with_another_fusion_and_without_residual():
     check(trained(3, ("user_meta", "scenario_meta"), fusion="gate", residual=False), 3)
 
 
@@ -118,7 +118,7 @@ def test_few_scenarios_keep_their_layers_and_many_their_codes():
     assert {len(weight) for weight in few.weights} == {5}
 
 
-def test_learned_vectors_of_one_data_sets_users_are_not_served():
+def test_learned_vectors_cannot_be_served():
     over = trained(3, ("user_meta",))
     over.learned_users = torch.nn.Embedding(U, USER_DIM)
     with pytest.raises(ValueError, match="llm.control must not be learned"):

@@ -1,10 +1,12 @@
-"""MLPs, grouped rows and the loss."""
+"""Layers: MLPs, grouped rows, interaction, dropout; and the loss."""
 
 import pytest
 import torch
 from sklearn.metrics import log_loss
 from torch.nn import functional as F
 
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.interaction import MODES, Interaction
 from msrec.model.layers.mlp import MLP, Hidden
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
@@ -97,3 +99,91 @@ def test_padding_rows_do_not_change_a_gradient():
     logits = torch.randn(4, 1, requires_grad=True)
     weighted_bce(logits, torch.ones(4, 1), torch.tensor([1.0, 1, 0, 1])).backward()
     assert (logits.grad.flatten() != 0).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("num_dense", [0, 2])
+def test_dot_equals_dlrms_formula_pair_by_pair(num_dense):
+    join = Interaction(3, 4, num_dense, [5, 4], mode="dot")
+    emb, dense = torch.randn(6, 3, 4), torch.randn(6, num_dense)
+    for row in range(6):
+        bottom = [join.bottom(dense[row])] if num_dense else []
+        vectors = [*bottom, *emb[row]]
+        dots = [vectors[i] @ vectors[j] for i in range(len(vectors)) for j in range(i)]
+        expected = torch.cat([*bottom, torch.stack(dots)])
+        torch.testing.assert_close(join(emb, dense)[row], expected)
+
+
+@pytest.mark.parametrize("num_dense", [0, 2])
+def test_concat_is_bottom_then_embeddings_in_order(num_dense):
+    join = Interaction(3, 4, num_dense, [5])
+    emb, dense = torch.randn(6, 3, 4), torch.randn(6, num_dense)
+    parts = [join.bottom(dense)] if num_dense else []
+    assert torch.equal(join(emb, dense), torch.cat([*parts, *emb.unbind(1)], dim=1))
+
+
+def test_concat_dot_is_concat_followed_by_the_dots():
+    join = Interaction(3, 4, 2, [4], mode="concat_dot")
+    dot = Interaction(3, 4, 2, [4], mode="dot")
+    dot.load_state_dict(join.state_dict())
+    emb, dense = torch.randn(6, 3, 4), torch.randn(6, 2)
+    both, dots = join(emb, dense), dot(emb, dense)
+    assert torch.equal(both[:, :4], dots[:, :4])
+    assert torch.equal(both[:, 4:16], emb.flatten(1))
+    assert torch.equal(both[:, 16:], dots[:, 4:])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_dense", [0, 3])
+def test_out_dim_is_the_width_that_comes_out(mode, num_dense):
+    join = Interaction(5, 4, num_dense, [8, 4], mode=mode)
+    assert join(torch.randn(2, 5, 4), torch.randn(2, num_dense)).shape == (2, join.out_dim)
+
+
+def test_dense_features_without_a_bottom_pass_as_they_are():
+    dense = torch.randn(2, 3)
+    assert torch.equal(Interaction(1, 4, 3)(torch.randn(2, 1, 4), dense)[:, :3], dense)
+
+
+def test_a_dot_with_a_bottom_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"must end with the embedding size 4 .* got \[8\]"):
+        Interaction(3, 4, 2, [8], mode="dot")
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="concat, dot, concat_dot; got 'sum'"):
+        Interaction(3, 4, mode="sum")
+
+
+@pytest.mark.parametrize("p", [0.01, 0.2, 0.5, 0.9])
+def test_a_share_p_is_zeroed_and_the_rest_scaled_so_that_the_mean_stays(p):
+    torch.manual_seed(0)
+    y = Dropout(p)(torch.ones(1000, 1000))
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=0.002)
+    assert y.max().item() == pytest.approx(1 / (1 - p), rel=1e-2)
+    assert y.mean().item() == pytest.approx(1, abs=0.01)
+    # Neighbours are dropped independently of each other.
+    both = ((y[:, 1:] == 0) & (y[:, :-1] == 0)).float().mean().item()
+    assert both == pytest.approx(p * p, abs=0.002)
+
+
+def test_the_same_seed_draws_the_same_mask_and_the_next_draw_another():
+    x, dropout = torch.ones(100, 100), Dropout(0.3)
+    torch.manual_seed(7)
+    first, second = dropout(x), dropout(x)
+    torch.manual_seed(7)
+    assert torch.equal(dropout(x), first)
+    assert not torch.equal(first, second)
+
+
+def test_the_gradient_is_the_mask():
+    x = torch.randn(50, 20, requires_grad=True)
+    y = Dropout(0.4)(x)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad * x.detach(), y.detach())
+
+
+def test_evaluation_changes_nothing_and_a_wrong_rate_is_refused():
+    x = torch.randn(5)
+    assert Dropout(0.5).eval()(x) is x
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\); got 1"):
+        Dropout(1)
