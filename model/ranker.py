@@ -99,10 +99,10 @@ class Ranker(nn.Module):
         returns: logits (B, T) and the embeddings (B, F, D).
     """
 
-    def __init__(self, embeddings: Embeddings, over: DenseArch) -> None:
+    def __init__(self, embeddings: Embeddings, dense_arch: DenseArch) -> None:
         super().__init__()
         self.embeddings = embeddings
-        self.over = over
+        self.over = dense_arch  # its name in checkpoints
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
         vectors = self.embeddings(batch.sparse, batch.past)

@@ -1,4 +1,4 @@
-"""Each backbone against the slow version of its formula, and the invariants all of them keep."""
+"""Backbones against the slow versions of their formulas, and invariants that hold for all."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_a_row_scores_the_same_alone_and_in_any_batch(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_in_training_too_a_row_does_not_depend_on_others_where_the_formula_allows(name):
+def test_in_training_a_row_does_not_depend_on_others_if_the_formula_allows(name):
     alone, (x, scenario) = formula(name).alone, rows()
     whole = make(name, **alone).train()(x, scenario)
     part = make(name, **alone).train()(x[:8], scenario[:8])
@@ -72,7 +72,7 @@ def test_rows_of_one_scenario_never_touch_anothers_private_parameters(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_with_two_hundred_scenarios_most_of_them_empty_every_gradient_is_there(name):
+def test_every_parameter_has_a_gradient_with_200_mostly_empty_scenarios(name):
     torch.manual_seed(0)
     model = make_backbone(name, shape(200), **formula(name).options)
     x, scenario = rows(scenarios=(7, 150))
@@ -95,7 +95,7 @@ def test_an_exported_program_gives_the_same_logits_for_any_number_of_rows(name, 
 
 def steps(rank, world_size, name):
     """Logits of this rank's rows, and gradients and buffers after one step of each variant."""
-    found = []
+    results = []
     for meta in METAS:
         whole = Whole(name, meta).train()
         x, scenario, weight, knowledge, index, has = whole_rows()
@@ -110,8 +110,8 @@ def steps(rank, world_size, name):
             for grad in grads:
                 torch.distributed.all_reduce(grad)
                 grad /= world_size
-        found.append([t.detach().numpy() for t in (logits, *whole.buffers(), *grads)])
-    return found
+        results.append([t.detach().numpy() for t in (logits, *whole.buffers(), *grads)])
+    return results
 
 
 @pytest.mark.parametrize("name", BACKBONES)
