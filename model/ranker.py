@@ -106,14 +106,8 @@ class Ranker(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
         vectors = self.embeddings(batch.sparse, batch.past)
-        logits = self.over(
-            vectors,
-            batch.dense,
-            batch.scenario,
-            batch.weight,
-            batch.user_vectors,
-            batch.item_vectors,
-        )
+        knowledge = (batch.user_vectors, batch.item_vectors)
+        logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *knowledge)
         return logits, vectors
 
 
@@ -143,13 +137,5 @@ class RankerTrain(nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # noqa: D102
         logits, vectors = self.ranker(batch)
         total, click = self.loss(logits, batch.label, batch.weight, vectors)
-        outcome = Outcome(
-            click,
-            logits.detach(),
-            batch.label,
-            batch.weight,
-            batch.scenario,
-            batch.row_id,
-            batch.user,
-        )
-        return total, tuple(outcome)
+        rows = (batch.label, batch.weight, batch.scenario, batch.row_id, batch.user)
+        return total, (click, logits.detach(), *rows)

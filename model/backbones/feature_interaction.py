@@ -27,6 +27,7 @@ class DLRM(Backbone):
         Naumov et al., arXiv 1906.00091. Pairs below the diagonal, no self product, as TorchRec's.
 
     Example:
+        >>> from msrec.model.backbone import FeatureLayout
         >>> layout = FeatureLayout(("user_id", "item_id"), dim=4, start=4)
         >>> model = DLRM(BackboneShape(in_dim=12, num_scenarios=3, layout=layout), dims=[4])
         >>> model(torch.zeros(5, 12), torch.tensor([0, 1, 2, 0, 1])).shape
@@ -131,6 +132,7 @@ class DeepFM(Backbone):
         by (sum^2 - sum of squares) / 2.
 
     Example:
+        >>> from msrec.model.backbone import FeatureLayout
         >>> layout = FeatureLayout(("user_id", "item_id"), dim=4)
         >>> model = DeepFM(BackboneShape(in_dim=8, num_scenarios=3, layout=layout), dims=[4])
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape

@@ -132,6 +132,7 @@ class PPNet(Backbone):
         not from x.
 
     Example:
+        >>> from msrec.model.backbone import FeatureLayout
         >>> layout = FeatureLayout(("user_id", "item_id"), dim=4)
         >>> model = PPNet(BackboneShape(in_dim=8, num_scenarios=3, layout=layout), dims=[4])
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
@@ -192,6 +193,7 @@ class PEPNet(Backbone):
         per task.
 
     Example:
+        >>> from msrec.model.backbone import FeatureLayout
         >>> layout = FeatureLayout(("user_id", "item_id"), dim=4)
         >>> model = PEPNet(BackboneShape(in_dim=8, num_scenarios=3, layout=layout), dims=[4])
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
