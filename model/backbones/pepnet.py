@@ -185,8 +185,8 @@ class PEPNet(Backbone):
         ValueError: an id feature has no vector in x.
 
     When:
-        Both: scenarios that differ in which features count, and informative user and item ids. The
-        usual choice for a large app with enough rows.
+        Scenarios that differ in which features count, with informative user and item ids. The usual
+        choice for a large app with enough rows.
 
     Source:
         Chang et al., KDD 2023 (arXiv 2302.01115). One tower per scenario, where the paper has one
