@@ -136,7 +136,7 @@ def load_plan(
     if per_node != local_world_size:
         raise ValueError(
             f"{path} is a plan for nodes of {per_node} ranks; this job has {local_world_size} on a "
-            f"node, so that shards would be on other nodes than planned. Plan again, or start "
+            "node, so that shards would be on other nodes than planned. Plan again, or start "
             f"{per_node} ranks on each node."
         )
     if saved.get("hash", plan_hash(saved)) != plan_hash(saved):
