@@ -15,8 +15,7 @@ from msrec.data.loading.loader import Loader, open_loader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import load_schema
 from msrec.model.embeddings import Embeddings
-from msrec.model.losses import weighted_bce
-from msrec.model.ranker import RankLoss
+from msrec.model.losses import RankLoss, weighted_bce
 
 DIM = 3
 
