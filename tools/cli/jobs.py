@@ -28,8 +28,7 @@ from msrec.launch.evaluation.watch import watch
 from msrec.launch.reporting.difference_table import differences_table, verdict
 from msrec.launch.reporting.plan_table import plan_table
 from msrec.launch.reporting.result_tables import results_tables, slice_table
-from msrec.launch.serving.export_folder import Dense
-from msrec.launch.serving.quantized_tables import Kind
+from msrec.launch.serving.export_folder import DenseDtype, TableDtype
 from msrec.launch.trained_run import load_run_config, restore
 from msrec.launch.training.preemption import STOPPED
 from msrec.launch.training.trainer import Trainer
@@ -222,8 +221,8 @@ def export_job(
     out: Path,
     checkpoint: Path | None,
     split: Split,
-    tables: Kind,
-    dense: Dense,
+    tables: TableDtype,
+    dense: DenseDtype,
     *,
     compiled: bool,
     overwrite: bool,

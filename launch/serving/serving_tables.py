@@ -1,0 +1,120 @@
+"""Embedding tables of an export: those of the run, and one row per user and item for the rest.
+
+The sum over a user's history and the numbers that the model computes from the user's LLM vector
+depend on the user alone. An export computes them once and keeps them as rows of tables; likewise
+for items.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from msrec.data.llm.knowledge import EntityKnowledge
+from msrec.data.loading.behaviour_history import BehaviourHistory, Side
+from msrec.data.schema import Schema
+from msrec.launch.serving.export_folder import TableDtype, TableSpec
+from msrec.launch.trained_run import TrainedRun, unwrapped
+from msrec.model.embeddings import table_configs
+from msrec.model.ranker import DenseArch
+from msrec.model.serving_model import folded_rows, widths
+
+CHUNK_ROWS = 1 << 16
+SIDES: tuple[Side, Side] = ("user", "item")
+
+
+class ServingTable(NamedTuple):
+    """Table of an export, and its rows in chunks: (n, dim), float32, in order."""
+
+    spec: TableSpec
+    chunks: Iterable[Tensor]
+
+
+def serving_tables(run: TrainedRun, dtype: TableDtype) -> Iterator[ServingTable]:
+    """Yields all tables of an export.
+
+    Args:
+        run: a run on one rank.
+        dtype: dtype of the trained tables and histories. LLM knowledge is float16, as the LLM's
+            vectors are.
+    """
+    config, trained, dense = run.config, trained_tables(run), dense_arch(run)
+    dim = config.embeddings.dim
+    schema = run.schema.scaled(config.scale)
+    schema = schema.per_scenario() if config.embeddings.per_scenario else schema
+    for table in table_configs(schema, dim):
+        rows, features = table.num_embeddings, table.feature_names
+        spec = TableSpec(name=table.name, rows=rows, dim=dim, kind=dtype, features=features)
+        yield ServingTable(spec, torch.split(trained[table.name], CHUNK_ROWS))
+    for side in config.history.of:
+        spec = _entity_spec(run.schema, side, f"{side}_history", dim, dtype)
+        assert run.knowledge.history is not None
+        chunks = _history_rows(run.knowledge.history, side, trained[spec.name], spec.rows)
+        yield ServingTable(spec, chunks)
+    for side in knowledge_sides(dense):
+        spec = _entity_spec(run.schema, side, f"{side}_known", widths(dense, side).total, "float16")
+        knowledge = run.knowledge.user if side == "user" else run.knowledge.item
+        assert knowledge is not None
+        yield ServingTable(spec, _knowledge_rows(dense, side, knowledge, spec.rows))
+
+
+def _entity_spec(schema: Schema, side: Side, name: str, dim: int, dtype: TableDtype) -> TableSpec:
+    """Returns a table with one row per user (item) and one for unknown users (items)."""
+    rows = schema.size_of(side) + 1
+    return TableSpec(name=name, rows=rows, dim=dim, kind=dtype, features=[name])
+
+
+def dense_arch(run: TrainedRun) -> DenseArch:
+    """Returns the dense part of a run's model, without distributed wrappers."""
+    module = unwrapped(run.model).ranker.over
+    while not isinstance(module, DenseArch):
+        module = module.module
+    return module
+
+
+def knowledge_sides(dense: DenseArch) -> list[Side]:
+    """Returns the sides whose LLM vectors a model reads."""
+    return [side for side in SIDES if widths(dense, side).total]
+
+
+def trained_tables(run: TrainedRun) -> dict[str, Tensor]:
+    """Returns table -> (rows, dim), float32, of a run on one rank."""
+    tables = {}
+    for name, value in unwrapped(run.model).ranker.embeddings.state_dict().items():
+        shards = [value]
+        if hasattr(value, "local_shards"):
+            shards = [shard.tensor for shard in value.local_shards()]
+        weight = torch.cat([shard.detach() for shard in shards])
+        tables[name.split(".")[-2]] = weight.cpu().float()
+    return tables
+
+
+def _entity_chunks(rows: int) -> Iterator[np.ndarray]:
+    """Yields the users of a table's rows. Row 0 is for unknown users, whose index is -1."""
+    for start in range(0, rows, CHUNK_ROWS):
+        yield np.arange(start, min(start + CHUNK_ROWS, rows), dtype=np.int64) - 1
+
+
+def _history_rows(
+    history: BehaviourHistory, side: Side, table: Tensor, rows: int
+) -> Iterator[Tensor]:
+    """Yields what the model reads of each user's history for a new row: sum / sqrt(length)."""
+    for entities in _entity_chunks(rows):
+        ids, lengths = history.bags(side, entities)
+        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)[:-1]]))
+        bags = torch.from_numpy(ids.astype(np.int64))
+        total = functional.embedding_bag(bags, table, offsets, mode="sum")
+        yield total / torch.from_numpy(lengths).clamp(min=1).sqrt().unsqueeze(1)
+
+
+def _knowledge_rows(
+    dense: DenseArch, side: Side, knowledge: EntityKnowledge, rows: int
+) -> Iterator[Tensor]:
+    device = next(dense.parameters()).device
+    for entities in _entity_chunks(rows):
+        vectors, has = knowledge.gather(entities)
+        with torch.no_grad():
+            yield folded_rows(dense, side, vectors.to(device), has.to(device)).cpu()
