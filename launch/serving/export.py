@@ -28,7 +28,12 @@ from msrec.launch.serving.export_folder import (
 from msrec.launch.serving.parity import compare_with_run
 from msrec.launch.serving.quantized_tables import write_table
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.serving.serving_tables import SIDES, dense_arch, knowledge_sides, serving_tables
+from msrec.launch.serving.serving_tables import (
+    SIDES,
+    knowledge_sides,
+    serving_tables,
+    unwrapped_dense_arch,
+)
 from msrec.launch.trained_run import TrainedRun, restore
 from msrec.model.serving_model import ServingModel
 
@@ -69,7 +74,10 @@ def export(
         run.model.eval()
         model = _serving_model(run)
         _write_encoding(run, folder)
-        specs = [write_table(folder, spec, chunks) for spec, chunks in serving_tables(run, tables)]
+        specs = []
+        for spec, chunks in serving_tables(run, tables):
+            write_table(folder, spec, chunks)
+            specs.append(spec)
         manifest = _new_manifest(run_dir, run, model, specs, dense)
         write_program(model, manifest, len(run.schema.dense), folder, compiled)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -82,9 +90,10 @@ def export(
 
 
 def _serving_model(run: TrainedRun) -> ServingModel:
-    config, num_features = run.config, len(run.schema.sparse)
-    dense = copy.deepcopy(dense_arch(run)).cpu().eval()
-    return ServingModel(dense, num_features, len(config.history.of), config.embeddings.dim).eval()
+    dense_arch = copy.deepcopy(unwrapped_dense_arch(run)).cpu().eval()
+    num_features, num_histories = len(run.schema.sparse), len(run.config.history.of)
+    model = ServingModel(dense_arch, num_features, num_histories, run.config.embeddings.dim)
+    return model.eval()
 
 
 def _new_manifest(
@@ -94,7 +103,7 @@ def _new_manifest(
     specs: list[TableSpec],
     dense: DenseDtype,
 ) -> Manifest:
-    histories, known = list(run.config.history.of), knowledge_sides(dense_arch(run))
+    histories, known = list(run.config.history.of), knowledge_sides(unwrapped_dense_arch(run))
     features = [feature.name for feature in run.schema.sparse]
     features += [f"{side}_history" for side in histories] + [f"{side}_known" for side in known]
     return Manifest(

@@ -1,6 +1,6 @@
-"""Layout of an export folder, and its manifest, which is checked before any other file is read.
+"""Manifest of an export folder, which is checked before any other file is read.
 
-An export::
+The folder::
 
     export.json             manifest: settings, versions, checksums, comparison with the run
     dataset.yaml            schema: scenarios and features

@@ -19,10 +19,7 @@ from torch import Tensor
 
 from msrec.launch.serving.export_folder import INT8_SCALE_BYTES, TableDtype, TableSpec
 
-FBGEMM_TYPES: dict[TableDtype, SparseType] = {
-    "int8": SparseType.INT8,
-    "float16": SparseType.FP16,
-}
+FBGEMM_TYPES = {"int8": SparseType.INT8, "float16": SparseType.FP16}
 
 
 def table_path(folder: Path, table: str) -> Path:
@@ -43,15 +40,14 @@ def quantize_rows(weight: Tensor, dtype: TableDtype) -> npt.NDArray[np.uint8]:
     if dtype == "float16":
         halves: npt.NDArray[np.uint8] = weight.half().contiguous().numpy().view(np.uint8)
         return halves
-    quantized = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(
-        weight.contiguous(), 8
-    )
-    scale_first: npt.NDArray[np.uint8] = quantized.roll(INT8_SCALE_BYTES, dims=1).numpy()
+    quantize = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf
+    scale_last = quantize(weight.contiguous(), 8)
+    scale_first: npt.NDArray[np.uint8] = scale_last.roll(INT8_SCALE_BYTES, dims=1).numpy()
     return scale_first
 
 
-def write_table(folder: Path, spec: TableSpec, chunks: Iterable[Tensor]) -> TableSpec:
-    """Writes the file of a table from its rows, chunks of (n, dim), float32; returns `spec`."""
+def write_table(folder: Path, spec: TableSpec, chunks: Iterable[Tensor]) -> None:
+    """Writes the file of a table from its rows: chunks of (n, dim), float32, in order."""
     path, shape = table_path(folder, spec.name), (spec.rows, spec.row_bytes)
     path.parent.mkdir(exist_ok=True)
     file = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
@@ -61,7 +57,6 @@ def write_table(folder: Path, spec: TableSpec, chunks: Iterable[Tensor]) -> Tabl
         start += len(rows)
     assert start == spec.rows
     file.flush()
-    return spec
 
 
 class QuantizedTables:
@@ -100,8 +95,7 @@ class QuantizedTables:
             returns: (B, sum of the features' dims), float32.
 
         Raises:
-            RuntimeError: an id is out of range. `RowEncoder` refuses such ids, this is a second
-                check.
+            RuntimeError: an id is out of range; `RowEncoder` refuses such ids before.
         """
         return torch.as_tensor(self._tables(ids, offsets))
 

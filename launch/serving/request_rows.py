@@ -1,4 +1,4 @@
-"""Rows of requests with the ids of an export's tables: encoding, joining, cutting, tensors."""
+"""Rows of requests, encoded with the ids of an export's tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -64,8 +64,8 @@ class RequestRows(NamedTuple):
         ids, lengths = [], []
         for feature in range(len(requests[0].ids)):
             ids.append(np.concatenate([request.ids[feature] for request in requests]))
-            counts = [c for request in requests if (c := request.lengths[feature]) is not None]
-            lengths.append(np.concatenate(counts) if counts else None)
+            parts = [part for request in requests if (part := request.lengths[feature]) is not None]
+            lengths.append(np.concatenate(parts) if parts else None)
         dense = np.concatenate([request.dense for request in requests])
         scenario = np.concatenate([request.scenario for request in requests])
         return cls(ids, lengths, dense, scenario)

@@ -20,7 +20,7 @@ from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.scorer import Scorer
 
 RETRY_AFTER_S = 1
-BATCH_ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SECONDS_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 SWITCH_INTERVAL_S = 1e-4
 WHERE = "request"
@@ -31,20 +31,19 @@ class _Metrics:
     """Metrics of one app for Prometheus."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        own: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("msrec_requests", "requests to /score", ["status"], **own)
-        self.rows = Counter("msrec_rows", "rows scored", **own)
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "msrec_requests", "requests to /score", ["status"], registry=registry
+        )
+        self.rows = Counter("msrec_rows", "rows scored", registry=registry)
+        help_seconds = "seconds from the arrival of a request to its answer"
         self.seconds = Histogram(
-            "msrec_request_seconds",
-            "seconds from the arrival of a request to its answer",
-            buckets=SECONDS_BUCKETS,
-            **own,
+            "msrec_request_seconds", help_seconds, buckets=SECONDS_BUCKETS, registry=registry
         )
         self.batch_rows = Histogram(
-            "msrec_batch_rows", "rows of a batch", buckets=BATCH_ROWS_BUCKETS, **own
+            "msrec_batch_rows", "rows of a batch", buckets=ROWS_BUCKETS, registry=registry
         )
-        self.waiting = Gauge("msrec_waiting_rows", "rows that wait for a batch", **own)
+        self.waiting = Gauge("msrec_waiting_rows", "rows that wait for a batch", registry=registry)
 
 
 class _Service:
@@ -158,14 +157,11 @@ class DrainingServer(uvicorn.Server):
 def serve(
     scorer: Scorer, host: str, port: int, limits: Limits, threads: int, drain_s: float
 ) -> None:
-    """Answers requests until SIGTERM or SIGINT, then for `drain_s` seconds more.
-
-    Requests that arrived by then are still answered.
-    """
+    """Answers requests until SIGTERM or SIGINT, and those of the next `drain_s` seconds."""
     torch.set_num_threads(threads)
     # The scoring thread needs the interpreter for microseconds between calls that release it. By
     # default it would wait 5 ms each time while the event loop parses a request.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     app = create_app(scorer, limits)
-    options = {"log_level": "warning", "access_log": False}
-    DrainingServer(app, drain_s, host=host, port=port, **options).run()
+    options = {"host": host, "port": port, "log_level": "warning", "access_log": False}
+    DrainingServer(app, drain_s, **options).run()

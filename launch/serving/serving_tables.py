@@ -6,7 +6,6 @@ for items.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,39 +25,34 @@ CHUNK_ROWS = 1 << 16
 SIDES: tuple[Side, Side] = ("user", "item")
 
 
-class ServingTable(NamedTuple):
-    """Table of an export, and its rows in chunks: (n, dim), float32, in order."""
-
-    spec: TableSpec
-    chunks: Iterable[Tensor]
-
-
-def serving_tables(run: TrainedRun, dtype: TableDtype) -> Iterator[ServingTable]:
-    """Yields all tables of an export.
+def serving_tables(
+    run: TrainedRun, dtype: TableDtype
+) -> Iterator[tuple[TableSpec, Iterable[Tensor]]]:
+    """Yields each table of an export with its rows: chunks of (n, dim), float32, in order.
 
     Args:
         run: a run on one rank.
         dtype: dtype of the trained tables and histories. LLM knowledge is float16, as the LLM's
             vectors are.
     """
-    config, trained, dense = run.config, trained_tables(run), dense_arch(run)
-    dim = config.embeddings.dim
+    config, trained = run.config, trained_tables(run)
+    dense_arch, dim = unwrapped_dense_arch(run), config.embeddings.dim
     schema = run.schema.scaled(config.scale)
     schema = schema.per_scenario() if config.embeddings.per_scenario else schema
     for table in table_configs(schema, dim):
         rows, features = table.num_embeddings, table.feature_names
         spec = TableSpec(name=table.name, rows=rows, dim=dim, kind=dtype, features=features)
-        yield ServingTable(spec, torch.split(trained[table.name], CHUNK_ROWS))
+        yield spec, torch.split(trained[table.name], CHUNK_ROWS)
     for side in config.history.of:
         spec = _entity_spec(run.schema, side, f"{side}_history", dim, dtype)
         assert run.knowledge.history is not None
-        chunks = _history_rows(run.knowledge.history, side, trained[spec.name], spec.rows)
-        yield ServingTable(spec, chunks)
-    for side in knowledge_sides(dense):
-        spec = _entity_spec(run.schema, side, f"{side}_known", widths(dense, side).total, "float16")
+        yield spec, _history_rows(run.knowledge.history, side, trained[spec.name], spec.rows)
+    for side in knowledge_sides(dense_arch):
+        width = widths(dense_arch, side).total
+        spec = _entity_spec(run.schema, side, f"{side}_known", width, "float16")
         knowledge = run.knowledge.user if side == "user" else run.knowledge.item
         assert knowledge is not None
-        yield ServingTable(spec, _knowledge_rows(dense, side, knowledge, spec.rows))
+        yield spec, _knowledge_rows(dense_arch, side, knowledge, spec.rows)
 
 
 def _entity_spec(schema: Schema, side: Side, name: str, dim: int, dtype: TableDtype) -> TableSpec:
@@ -67,7 +61,7 @@ def _entity_spec(schema: Schema, side: Side, name: str, dim: int, dtype: TableDt
     return TableSpec(name=name, rows=rows, dim=dim, kind=dtype, features=[name])
 
 
-def dense_arch(run: TrainedRun) -> DenseArch:
+def unwrapped_dense_arch(run: TrainedRun) -> DenseArch:
     """Returns the dense part of a run's model, without distributed wrappers."""
     module = unwrapped(run.model).ranker.over
     while not isinstance(module, DenseArch):
@@ -75,9 +69,9 @@ def dense_arch(run: TrainedRun) -> DenseArch:
     return module
 
 
-def knowledge_sides(dense: DenseArch) -> list[Side]:
+def knowledge_sides(dense_arch: DenseArch) -> list[Side]:
     """Returns the sides whose LLM vectors a model reads."""
-    return [side for side in SIDES if widths(dense, side).total]
+    return [side for side in SIDES if widths(dense_arch, side).total]
 
 
 def trained_tables(run: TrainedRun) -> dict[str, Tensor]:
@@ -111,10 +105,10 @@ def _history_rows(
 
 
 def _knowledge_rows(
-    dense: DenseArch, side: Side, knowledge: EntityKnowledge, rows: int
+    dense_arch: DenseArch, side: Side, knowledge: EntityKnowledge, rows: int
 ) -> Iterator[Tensor]:
-    device = next(dense.parameters()).device
+    device = next(dense_arch.parameters()).device
     for entities in _entity_chunks(rows):
         vectors, has = knowledge.gather(entities)
         with torch.no_grad():
-            yield folded_rows(dense, side, vectors.to(device), has.to(device)).cpu()
+            yield folded_rows(dense_arch, side, vectors.to(device), has.to(device)).cpu()

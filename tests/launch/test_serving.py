@@ -25,7 +25,7 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.serving import export as export_module
 from msrec.launch.serving import parity
-from msrec.launch.serving.bfloat16_products import use_bfloat16_products
+from msrec.launch.serving.dense_program import use_bfloat16_products
 from msrec.launch.serving.export import export
 from msrec.launch.serving.export_folder import TableSpec
 from msrec.launch.serving.quantized_tables import QuantizedTables, quantize_rows, table_path

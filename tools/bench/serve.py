@@ -15,7 +15,7 @@ from msrec.data.loading.batch import Batch
 from msrec.launch.build import build_loader
 from msrec.launch.distributed import process_group
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.serving.serving_tables import dense_arch, trained_tables
+from msrec.launch.serving.serving_tables import trained_tables, unwrapped_dense_arch
 from msrec.launch.trained_run import TrainedRun, restore, unwrapped
 from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
@@ -118,7 +118,7 @@ def _plain_model(run: TrainedRun) -> Ranker:
     embeddings = Embeddings(tables, trained.dim, trained.history, device="cpu")
     for name, weight in trained_tables(run).items():
         embeddings.ebc.embedding_bags[name].weight.copy_(weight)
-    return Ranker(embeddings, dense_arch(run)).eval()
+    return Ranker(embeddings, unwrapped_dense_arch(run)).eval()
 
 
 def raw_lines(scorer: Scorer, columns: Columns) -> list[dict[str, Any]]:
