@@ -1,4 +1,4 @@
-"""This process's place among the ranks: process group, device, seed."""
+"""This process among the ranks: process group, device, seed."""
 
 import ctypes
 import logging
@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-TIMEOUT_S = 600
+COLLECTIVE_TIMEOUT_S = 600
 PR_SET_PDEATHSIG = 1
-"""Of prctl(2), Linux."""
+"""Option of prctl(2), Linux."""
 
 
 @dataclass(frozen=True)
@@ -34,61 +34,62 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes and logs."""
+        """Whether this is rank 0, which writes and logs."""
         return self.rank == 0
 
 
 @contextmanager
 def process_group(device: str | None = None) -> Iterator[Process]:
-    """Join the ranks that torchrun started, or be the only one.
+    """Joins the ranks that torchrun started, or makes a group of one rank.
 
-    NCCL where CUDA is there (with gloo beside it for CPU tensors), gloo elsewhere.
+    The backend is NCCL on CUDA, with gloo for CPU tensors, and gloo elsewhere.
 
     Args:
-        device: "cpu" or "cuda"; None takes CUDA where it is there.
+        device: "cpu" or "cuda"; None takes CUDA if it is available.
     """
     end_with_launcher()
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
+    own_device = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
-        torch.cuda.set_device(place)
-    # torchrun's own store, or one in this process's memory: a single rank opens no port.
+        torch.cuda.set_device(own_device)
+    # Under torchrun, its store. Otherwise a store in memory: a single rank opens no port.
     store = None if "RANK" in os.environ else HashStore()
     dist.init_process_group(
         "cuda:nccl,cpu:gloo" if kind == "cuda" else "gloo",
         store=store,
         rank=rank if store else -1,
         world_size=world_size if store else -1,
-        timeout=timedelta(seconds=TIMEOUT_S),
+        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
     )
     try:
-        yield Process(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), place)
+        yield Process(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), own_device)
     finally:
         dist.destroy_process_group()
 
 
 def end_with_launcher() -> None:
-    """Under torchrun: get SIGTERM when the launcher is killed, instead of going on as an orphan.
+    """Requests SIGTERM for this rank when its launcher dies, so that it does not run on alone.
 
-    A rank that trains then saves where it stands. Only Linux can do this.
+    A training rank then saves a checkpoint. Works under torchrun on Linux only.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed dropout for one step of one rank, so that a resumed run draws the same."""
+    """Seeds dropout for one step of one rank, so that a resumed run draws the same masks."""
     value = ((seed * 1_000_003 + step) * 8191 + rank) % (1 << 63)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.manual_seed(value)
-    else:  # manual_seed keeps a stack for each kind of device, should it come into use: 0.3 ms
+    else:
+        # manual_seed would also queue the seed for every kind of device, which takes 0.3 ms.
         torch.default_generator.manual_seed(value)
 
 
 def quiet_libraries() -> None:
-    """Silence what TorchRec's calls into torch say at every start; no user can mend it."""
-    for said in ("`broadcast_buffers` is deprecated", "Please use DTensor instead"):
-        warnings.filterwarnings("ignore", said, FutureWarning)
+    """Silences the warnings of TorchRec's calls into torch, about which a user can do nothing."""
+    for message in ("`broadcast_buffers` is deprecated", "Please use DTensor instead"):
+        warnings.filterwarnings("ignore", message, FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

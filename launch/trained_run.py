@@ -1,4 +1,4 @@
-"""A run as it was trained: its config, its data set and its model with a checkpoint's weights."""
+"""Opens a trained run: its config, its dataset and its model with the weights of a checkpoint."""
 
 import logging
 from dataclasses import dataclass
@@ -11,91 +11,100 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Schema, load_schema
-from msrec.launch.build import Knowledge, ScoredDataset, build_sharded
-from msrec.launch.checkpointing.checkpoint import COMMIT, Checkpoints, load_checkpoint
+from msrec.launch.build_model import build_sharded
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT
+from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.distributed import Process
+from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.launch.loaders import ScoredDataset
 from msrec.model.ranker import RankerTrain
 
-CHECKPOINTS = "checkpoints"
-log = logging.getLogger(__name__)
+CONFIG_FILE = "config.yaml"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run on this rank, and what it is to score.
+    """A run on this rank, and the dataset that it scores.
 
-    `schema` is of the dataset to score, in the terms of the run; `checkpoint` names the folder that
-    its weights are of.
+    `schema` describes the dataset to score with the ids of the run; `checkpoint` is the name of the
+    folder with the weights.
     """
 
     config: RunConfig
     schema: Schema
-    knowledge: Knowledge
+    knowledge: KnowledgeInputs
     model: DistributedModelParallel
     checkpoint: str
     scored: ScoredDataset
 
 
-class RunOf(NamedTuple):
-    """A run folder, and one of its checkpoints where that was named."""
+class RunPath(NamedTuple):
+    """A run folder, and a checkpoint in it if the path named one."""
 
     folder: Path
     checkpoint: Path | None
 
 
-def run_of(path: Path) -> RunOf:
-    """The run of a run folder or of a checkpoint, RUN/checkpoints/step-N.
+def find_run(path: Path) -> RunPath:
+    """Returns the run folder of a path: a run folder, or a checkpoint RUN/checkpoints/step-N.
 
     Raises:
-        FileNotFoundError: it is neither.
+        FileNotFoundError: the path is neither.
     """
-    if (path / "config.yaml").is_file():
-        return RunOf(path, None)
+    if (path / CONFIG_FILE).is_file():
+        return RunPath(path, None)
     if (path / COMMIT).is_file() and path.resolve().parent.name == CHECKPOINTS:
-        return RunOf(path.resolve().parent.parent, path)
+        return RunPath(path.resolve().parent.parent, path)
     raise FileNotFoundError(
-        f"{path} must be a run folder; it has no config.yaml. Nor is it a committed checkpoint in "
+        f"{path} must be a run folder; it has no {CONFIG_FILE} and is no committed checkpoint in "
         f"the {CHECKPOINTS}/ of one."
     )
 
 
 def load_run_config(run_dir: Path) -> RunConfig:
-    """The config that a run folder keeps.
+    """Reads the config that a run folder keeps.
 
     Raises:
         FileNotFoundError: the folder holds no run.
     """
-    path = run_dir / "config.yaml"
+    path = run_dir / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{run_dir} must be a run folder; it has no config.yaml.")
+        raise FileNotFoundError(f"{run_dir} must be a run folder; it has no {CONFIG_FILE}.")
     return load_config(path)
 
 
-def restore(
-    run_dir: Path, process: Process, checkpoint: Path | None = None, data: AnyPath | None = None
+def open_run(
+    run_dir: Path,
+    process: Process,
+    checkpoint: Path | None = None,
+    data: AnyPath | None = None,
+    config: RunConfig | None = None,
 ) -> TrainedRun:
-    """Build a run's model and load its weights, on every rank.
+    """Builds a run's model and loads its weights; every rank calls this.
 
     Args:
         run_dir: a run folder.
         process: this rank.
-        checkpoint: which weights; None takes the one with the best validation.
+        checkpoint: the weights to load; None takes the checkpoint with the best validation.
         data: another dataset folder to score; None is the run's own.
+        config: the run's config if the caller has read it already.
 
     Raises:
         FileNotFoundError: there is no run, or no committed checkpoint.
         ValueError: the checkpoint, the store or the data do not fit the config.
     """
-    config = load_run_config(run_dir)
+    config = config or load_run_config(run_dir)
     path = checkpoint or Checkpoints(run_dir / CHECKPOINTS).best()
     if path is None:
         raise FileNotFoundError(
-            f"{run_dir}/checkpoints must hold a committed checkpoint; it has none."
+            f"{run_dir / CHECKPOINTS} must hold a committed checkpoint; it has none."
         )
     schema = load_schema(config.dataset)
     alignment = None if data is None else _alignment(config, data, process)
-    knowledge = Knowledge(config, schema, data)
+    knowledge = KnowledgeInputs(config, schema, data)
     model, _ = build_sharded(config, schema, knowledge, process, plan=None)
     load_checkpoint(path, model, None)
     return TrainedRun(
@@ -109,31 +118,31 @@ def restore(
 
 
 def _alignment(config: RunConfig, data: AnyPath, process: Process) -> VocabularyAlignment:
-    """How the ids of another dataset become those of the run's one.
+    """Matches the ids of another dataset to those of the run's dataset; logs the differences.
 
     Raises:
-        ValueError: they cannot, or the run has made-up vectors of its own users.
+        ValueError: they cannot be matched, or the run's vectors exist for its own users only.
     """
     if config.llm.control != "none":
         raise ValueError(
-            f"--data needs a run with llm.control=none; this one has {config.llm.control}, which "
-            "gives vectors to the users and items of its own dataset alone."
+            f"--data needs a run with llm.control=none; this one has {config.llm.control}, whose "
+            "vectors exist only for the users and items of its own dataset."
         )
     alignment = VocabularyAlignment(config.dataset, data)
     if process.is_main:
         for name, count in alignment.new_values.items():
-            log.warning("%s: %d values of %s are new to the run: row 0", data, count, name)
+            logger.warning("%s: %d values of %s are new to the run: row 0", data, count, name)
         for name, count in alignment.lost_values.items():
-            log.warning(
-                "%s: %d values of %s that the run knows are not in its vocabulary: rows that held "
-                "them are row 0 there; convert with --grow-from %s to keep them",
+            logger.warning(
+                "%s: its vocabulary lacks %d values of %s that the run knows; their rows have row "
+                "0 there. Convert with --grow-from %s to keep them.",
                 *(data, count, name, config.dataset),
             )
     return alignment
 
 
 def unwrapped(model: nn.Module) -> RankerTrain:
-    """The model without what distributes it; its tables stay sharded."""
+    """Returns the model inside its distributed wrappers; its tables stay sharded."""
     while not isinstance(model, RankerTrain):
         model = model.module  # type: ignore[assignment]
     return model

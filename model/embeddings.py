@@ -91,9 +91,9 @@ class _Vectors(nn.Module):
             for name, place in self._features
         ]
         if past is not None and self._history:
-            size = past.others.clamp(min=1).sqrt()
+            size = past.num_others.clamp(min=1).sqrt()
             vectors += [
-                (part[f"{side}_history"][past.place[at]] - part[f"{side}_own"])
+                (part[f"{side}_history"][past.bag[at]] - part[f"{side}_own"])
                 / size[at].unsqueeze(1)
                 for at, side in enumerate(self._history)
             ]

@@ -73,8 +73,8 @@ class DenseArch(nn.Module):
         x = self.input_dropout(self.interaction(vectors, dense))
         if self.learned_users is not None:
             user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
-        user = (user_vectors.vectors, user_vectors.place, user_vectors.has)
-        item = (item_vectors.vectors, item_vectors.place, item_vectors.has)
+        user = (user_vectors.vectors, user_vectors.inverse, user_vectors.has)
+        item = (item_vectors.vectors, item_vectors.inverse, item_vectors.has)
         beside = [] if self.user_feature is None else [self.user_feature(*user)]
         beside += [] if self.item_feature is None else [self.item_feature(*item)]
         beside += [] if self.match is None else [self.match(user, item)]

@@ -12,7 +12,7 @@ from msrec.data.llm.knowledge import take
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
-from msrec.launch.checkpointing.checkpoint import COMMIT, read_commit
+from msrec.launch.checkpointing.commit import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import Index, read_index
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, load_results

@@ -1,10 +1,9 @@
-"""The files of a dataset folder: Parquet parts, row groups, and a folder that appears whole."""
+"""Files of a dataset folder: Parquet parts of a split, and a folder that appears as a whole."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import polars as pl
@@ -19,7 +18,7 @@ _LIST = pa.list_(pa.field("element", pa.int32(), nullable=False))
 
 
 def arrow_schema(schema: Schema, extra: tuple[str, ...] = ()) -> pa.Schema:
-    """The columns of an interactions file, none of them nullable; `extra` ones are float32."""
+    """Returns the columns of an interactions file; `extra` ones are float32. None is nullable."""
     types = {name: pa.int32() for name in ("user", "item", "scenario")}
     types |= {f.name: _LIST if f.multi else pa.int32() for f in schema.sparse}
     types |= {name: pa.float32() for name in (*schema.dense, *schema.labels, *extra)}
@@ -30,7 +29,7 @@ def arrow_schema(schema: Schema, extra: tuple[str, ...] = ()) -> pa.Schema:
 
 
 def arrow_column(values: pl.Series, kind: pa.DataType) -> pa.Array:
-    """One column in the type of the file; lists become list<int32> with 32-bit offsets."""
+    """Returns a column in the type of the file; lists become list<int32> with 32-bit offsets."""
     array = values.rechunk().to_arrow()
     if not pa.types.is_list(kind):
         return array.cast(kind)
@@ -38,10 +37,10 @@ def arrow_column(values: pl.Series, kind: pa.DataType) -> pa.Array:
 
 
 class PartWriter:
-    """Writes a stream of tables as part-00000.parquet, part-00001.parquet, ... of a split.
+    """Writes the rows of a split as part-00000.parquet, part-00001.parquet, ...
 
-    Row groups have `row_group_rows` rows and files `file_rows` (the last ones fewer), wherever the
-    incoming tables were cut, so that the same rows give the same bytes.
+    Row groups have `row_group_rows` rows and files have `file_rows`; the last ones may have fewer.
+    The same rows give the same bytes, however they are divided into tables.
     """
 
     def __init__(
@@ -53,68 +52,49 @@ class PartWriter:
     ) -> None:
         assert file_rows % row_group_rows == 0, "a file must hold whole row groups"
         folder.mkdir(parents=True, exist_ok=True)
-        self.rows = 0
         self._folder, self._schema = folder, schema
         self._row_group_rows, self._file_rows = row_group_rows, file_rows
-        self._waiting: list[pa.Table] = []
-        self._num_waiting = 0
+        self._num_written = 0
+        self._waiting = schema.empty_table()
         self._file: Any = None
 
     def append(self, table: pa.Table) -> None:
-        """Add rows; whole row groups are written at once, the rest waits for more."""
-        self._waiting.append(table)
-        self._num_waiting += table.num_rows
-        if self._num_waiting >= self._row_group_rows:
-            ready = pa.concat_tables(self._waiting)
-            whole = ready.num_rows - ready.num_rows % self._row_group_rows
-            for start in range(0, whole, self._row_group_rows):
-                self._write(ready.slice(start, self._row_group_rows))
-            self._waiting, self._num_waiting = [ready.slice(whole)], ready.num_rows - whole
-
-    def close(self) -> None:
-        """Write what waits and finish the file."""
-        if self._num_waiting:
-            self._write(pa.concat_tables(self._waiting))
-        self._waiting, self._num_waiting = [], 0
-        self._finish_file()
+        """Adds rows. Whole row groups are written at once; the other rows wait for more."""
+        self._waiting = pa.concat_tables([self._waiting, table])
+        while self._waiting.num_rows >= self._row_group_rows:
+            self._write(self._waiting.slice(0, self._row_group_rows))
+            self._waiting = self._waiting.slice(self._row_group_rows)
 
     def __enter__(self) -> Self:
-        """Use the writer as a context, which closes it."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close; after an error only the open file, since the folder is thrown away."""
-        if kind is None:
-            self.close()
-        else:
-            self._finish_file()
+    def __exit__(self, error: object, *_: object) -> None:
+        """Writes the waiting rows, except after an error, and closes the file."""
+        if error is None and self._waiting.num_rows:
+            self._write(self._waiting)
+        self._close_file()
 
     def _write(self, table: pa.Table) -> None:
         if self._file is None:
-            name = f"part-{self.rows // self._file_rows:05d}.parquet"
+            name = f"part-{self._num_written // self._file_rows:05d}.parquet"
             self._file = pq.ParquetWriter(
                 self._folder / name, self._schema, compression="lz4", write_statistics=True
             )
         self._file.write_table(table.combine_chunks(), row_group_size=self._row_group_rows)
-        self.rows += table.num_rows
-        if self.rows % self._file_rows == 0:
-            self._finish_file()
+        self._num_written += table.num_rows
+        if self._num_written % self._file_rows == 0:
+            self._close_file()
 
-    def _finish_file(self) -> None:
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 def write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Write users.parquet or items.parquet: plain strings and integers that any reader takes."""
-    large = [frame[column].rechunk().to_arrow() for column in frame.columns]
-    arrays = [a.cast(pa.int64() if pa.types.is_integer(a.type) else pa.string()) for a in large]
+    """Writes users.parquet or items.parquet, as int64 and plain strings that any reader knows."""
+    columns = [frame[column].rechunk().to_arrow() for column in frame.columns]
+    arrays = [a.cast(pa.int64() if pa.types.is_integer(a.type) else pa.string()) for a in columns]
     pq.write_table(pa.table(arrays, names=frame.columns), path, compression="lz4")
 
 
@@ -122,24 +102,24 @@ def write_table(frame: pl.DataFrame, path: Path) -> None:
 def new_folder(
     out: Path | str, overwrite: bool = False, marker: str = SCHEMA_FILE
 ) -> Iterator[Path]:
-    """A scratch folder beside `out` that takes its name when the block ends well.
+    """Yields a scratch folder that is renamed to `out` when the block ends without an error.
 
-    What a killed run left in the scratch folder is removed by the next one. With `overwrite` the
-    old folder stays until the new one is complete.
+    A killed run may leave the scratch folder; the next run removes it. With `overwrite`, the old
+    folder stays until the new one is complete.
 
     Args:
         out: the folder to make.
-        overwrite: replace an older one.
-        marker: the file by which one of this kind is known; nothing else is replaced.
+        overwrite: replace an older folder.
+        marker: a file that an older folder must have to be replaced.
 
     Raises:
-        ValueError: `out` is there already, or is not such a folder that could be replaced.
+        ValueError: `out` exists, and is not to be overwritten or lacks the marker.
     """
     out = Path(out)
     if out.exists() and not overwrite:
         raise ValueError(
             f"{out} must not exist yet, so that nothing is lost; it does. Choose another folder or "
-            "pass overwrite."
+            "overwrite it."
         )
     if out.exists() and not (out / marker).is_file():
         raise ValueError(

@@ -1,30 +1,52 @@
-"""What every source hands to the writer: raw tables, checked row by row."""
+"""Raw tables that each source hands to the conversion, and the checks on them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import polars as pl
 
-from msrec.data.convert.row_filter import RowFilter, refuse
+from msrec.data.convert.row_filter import STRICT, RowFilter
 from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
+Progress = Callable[[str, int, int], None]
+"""Function of (stage, done, total) that is called as the work goes on."""
+Side = Literal["user", "item"]
+SIDES: tuple[Side, ...] = ("user", "item")
+PublishedCounts = dict[str, dict[str, tuple[int, int, int]]]
+"""Counts that papers and sites give: title -> scenario -> (rows, users, items)."""
 RESERVED = ("user", "item", "scenario")
+FINITE = ("be finite", "Fill it yourself or leave the column out.")
+_TYPE_RULES: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
+    "scenario": (lambda kind: kind.is_integer(), "be an integer"),
+    "label": (
+        lambda kind: kind.is_numeric() or kind == pl.Boolean,
+        "be a number, 0 or 1, to be a label",
+    ),
+    "timestamp": (lambda kind: kind.is_integer(), "be an integer (such as Unix seconds)"),
+    "sparse": (
+        lambda kind: not (kind == pl.List or kind.is_float()),
+        "hold strings or integers to be a sparse feature",
+    ),
+    "multi": (lambda kind: kind == pl.List, "hold lists to be a multi feature"),
+    "dense": (lambda kind: kind.is_numeric(), "be a number to be a dense feature"),
+}
+"""Role of a column -> condition on its type, and the condition in words."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A column that becomes a feature; `multi` columns hold lists, `dense` ones numbers."""
+    """A raw column that becomes a feature; `multi` columns hold lists, `dense` ones numbers."""
 
     name: str
     side: Literal["user", "item", "interaction"]
     kind: Literal["sparse", "multi", "dense"] = "sparse"
     column: str = ""
-    """Name in the raw frame, where it is not `name`."""
+    """Name in the raw table; empty if it is `name`."""
 
     @property
-    def source(self) -> str:
-        """Name of the column in the raw frame."""
+    def raw_column(self) -> str:
+        """Name of the column in the raw table."""
         return self.column or self.name
 
 
@@ -35,36 +57,23 @@ ID_FEATURES = (
 
 
 class Chunk(NamedTuple):
-    """Some interactions and their file; column `row`, where there, is the row in it."""
+    """Some interactions and the file they come from.
 
-    where: str
+    A column `row`, if there is one, has the number of each row in that file.
+    """
+
+    location: str
     frame: pl.DataFrame
 
 
 @dataclass(frozen=True)
-class Published:
-    """Counts that a paper or a site gives for a data set, to hold a conversion against.
-
-    `scenarios` has (rows, users, items) of a scenario, None where none is given.
-    """
-
-    name: str
-    scenarios: dict[str, tuple[int, int | None, int | None]]
-
-    @property
-    def rows(self) -> int:
-        """Rows of all scenarios."""
-        return sum(rows for rows, _, _ in self.scenarios.values())
-
-
-@dataclass(frozen=True)
 class RawTables:
-    """One data set before splitting and encoding.
+    """A data set before splitting and encoding.
 
-    `interactions` has `user_key`, `item_key`, `scenario` (position in `scenarios`), the labels,
-    the timestamp where there is one, and the features of side interaction; a frame, or chunks that
-    are read once, in order. `users` has `user_key`, `items` has `item_key`, each once, beside their
-    features and the text columns.
+    `interactions` has `user_key`, `item_key`, `scenario` (position in `scenarios`), the labels, the
+    timestamp if there is one, and the features of side interaction. It is a frame, or chunks that
+    are read once, in order. `users` has `user_key` and `items` has `item_key`, each key once, with
+    their features and text columns.
     """
 
     name: str
@@ -79,183 +88,159 @@ class RawTables:
     timestamp_unit: Literal["s", "ms"] | None = None
     text: TextFields = TextFields()
     files: dict[str, str] = field(default_factory=dict)
-    """Where interactions, users and items came from; for error messages."""
+    """Files of `interactions`, `users` and `items`, for error messages."""
     notes: tuple[str, ...] = ()
-    """What the source decided by itself, for the person who converts."""
+    """Decisions that the source made by itself, to be shown to the user."""
     unknown_keys: Literal["refuse", "add"] = "refuse"
-    """A user or item that interactions name and no table has: refuse it, or add it with nothing but
-    its key (and count it)."""
-    published: tuple[Published, ...] = ()
-    unlike_published: str = ""
-    """What sets these scenarios apart from those of the scenario-wise protocol; empty: nothing."""
+    """Treatment of users and items that only interactions name: refuse them, or add (and count)
+    rows that have nothing but the key."""
+    published: PublishedCounts = field(default_factory=dict)
+    differs_from_published: str = ""
+    """How the scenarios differ from those of the scenario-wise protocol; empty if they do not."""
 
-    def where(self, table: str) -> str:
-        """The file a table came from."""
-        return self.files.get(table, table)
+    def table(self, side: Side) -> pl.DataFrame:
+        """Returns the users or the items."""
+        return self.users if side == "user" else self.items
 
-    def frame(self, side: Literal["user", "item"]) -> tuple[str, pl.DataFrame]:
-        """Table name and frame of a feature's side."""
-        return ("users", self.users) if side == "user" else ("items", self.items)
+    def location(self, side: Literal["user", "item", "interaction"]) -> str:
+        """Returns the file that a table comes from."""
+        return self.files.get(f"{side}s", f"{side}s")
+
+    def text_columns(self, side: Side) -> list[str]:
+        """Returns the columns of a table that prompts may read, each once."""
+        if side == "user":
+            return self.text.user_attributes
+        title = [self.text.item_title] if self.text.item_title else []
+        return list(dict.fromkeys([*title, *self.text.item_attributes]))
 
     def chunks(self) -> Iterator[Chunk]:
-        """The interactions, piece by piece."""
+        """Yields the interactions in order."""
         if isinstance(self.interactions, pl.DataFrame):
-            yield Chunk(self.where("interactions"), self.interactions)
+            yield Chunk(self.location("interaction"), self.interactions)
         else:
             yield from self.interactions
 
     @property
     def interaction_features(self) -> list[Feature]:
-        """Features whose column stands in the interactions."""
+        """Features that are columns of the interactions."""
         return [feature for feature in self.features if feature.side == "interaction"]
+
+    @property
+    def copied_columns(self) -> list[str]:
+        """Columns of the interactions that are written as they are: labels and timestamp."""
+        return [*self.labels, *([self.timestamp] if self.timestamp else [])]
 
 
 def star_labels(above: float) -> dict[str, float]:
-    """Labels of ratings from 1 to 5 and what each is above: the judged one, then the other stars.
+    """Returns the labels of ratings from 1 to 5, each with the rating that it must exceed.
+
+    The first label is the one that models are judged by.
 
     Example:
         >>> star_labels(3)
         {'label': 3, 'rating>1': 1, 'rating>2': 2, 'rating>4': 4}
     """
-    return {
-        "label": above,
-        **{f"rating>{stars}": stars for stars in (1, 2, 3, 4) if stars != above},
-    }
+    others = {f"rating>{stars}": stars for stars in (1, 2, 3, 4) if stars != above}
+    return {"label": above, **others}
 
 
 def check_tables(raw: RawTables) -> None:
-    """Refuse users and items that the dataset folder may not hold.
+    """Refuses users and items that a dataset folder cannot hold.
 
     Raises:
-        ValueError: a missing column, a wrong type, a key that is null or there twice, or a dense
-            value that is not finite; names file, column and row (from 0).
+        ValueError: a column is missing or has a wrong type, a key is null or a duplicate, or a
+            dense value is not finite. The message names file, column and row (from 0).
     """
-    text = raw.text
-    wanted = {
-        "users": ["user_key", *text.user_attributes],
-        "items": ["item_key", *([text.item_title] if text.item_title else [])],
-    }
-    wanted["items"] += text.item_attributes
     for feature in raw.features:
         if feature.name in RESERVED:
-            where = raw.where("interactions" if feature.side == "interaction" else "users")
             raise ValueError(
                 f"feature names must not be {', '.join(RESERVED)}, which the dataset folder uses "
-                f"itself; found {feature.name!r} in {where}."
+                f"itself; found {feature.name!r} in {raw.location(feature.side)}. Rename it."
             )
-        if feature.side != "interaction":
-            wanted[raw.frame(feature.side)[0]].append(feature.source)
-    for table, key in (("users", "user_key"), ("items", "item_key")):
-        frame, where = getattr(raw, table), raw.where(table)
-        require_columns(frame, wanted[table], where)
-        _check_keys(frame[key], where)
-    for feature in raw.features:
-        if feature.side != "interaction":
-            table, frame = raw.frame(feature.side)
-            values = frame[feature.source]
-            _check_type(values, feature.kind, raw.where(table))
+    for side in SIDES:
+        frame, location, key = raw.table(side), raw.location(side), f"{side}_key"
+        features = [feature for feature in raw.features if feature.side == side]
+        needed = [key, *raw.text_columns(side), *(f.raw_column for f in features)]
+        require_columns(frame.columns, needed, location)
+        is_key = pl.col(key).is_not_null()
+        STRICT.keep(
+            frame, key, is_key, location, "have no null", "Remove the row or give it a key."
+        )
+        is_first = pl.col(key).is_first_distinct()
+        STRICT.keep(frame, key, is_first, location, "hold each key once", "Remove the duplicates.")
+        for feature in features:
+            column = feature.raw_column
+            _check_type(frame[column], feature.kind, location)
             if feature.kind == "dense":
-                refuse(~finite(values), values, raw.where(table), *FINITE)
+                STRICT.keep(frame, column, _is_finite(column), location, *FINITE)
 
 
-def checked_chunk(raw: RawTables, chunk: Chunk, faults: RowFilter) -> pl.DataFrame:
-    """The rows of a chunk that a dataset may hold; columns as `RawTables.interactions` says.
+def checked_rows(raw: RawTables, chunk: Chunk, row_filter: RowFilter) -> pl.DataFrame:
+    """Returns the rows of a chunk that a dataset may hold.
 
     Raises:
-        ValueError: a column is missing or has a wrong type; and under the policy `fail` a label
-            other than 0 or 1, an unknown scenario, a null key or time, or a dense value that is not
-            finite.
+        ValueError: a column is missing or has a wrong type. Under the policy `fail` also: a label
+            is not 0 or 1, a scenario is unknown, a key or timestamp is null, or a dense value is
+            not finite.
     """
-    where, frame = chunk
-    stamp = [raw.timestamp] if raw.timestamp else []
-    features = raw.interaction_features
-    wanted = ["user_key", "item_key", "scenario", *raw.labels, *stamp]
-    require_columns(frame, [*wanted, *(f.source for f in features)], where)
-    _check_scenario_type(frame["scenario"], where)
-    for key in ("user_key", "item_key"):
-        values = frame[key]
-        frame = faults.keep(frame, values.is_null(), values, where, "have no null", "Name it.")
-    names = ", ".join(f"{i} {s.name}" for i, s in enumerate(raw.scenarios))
-    values = frame["scenario"]
-    known = values.is_between(0, len(raw.scenarios) - 1)
-    must = f"be a known scenario ({names})"
-    frame = faults.keep(frame, ~known, values, where, must, "Declare it or drop it.")
-    for label in raw.labels:
-        values = frame[label]
-        _check_label_type(values, where)
-        known = values.cast(pl.Float32).is_in([0.0, 1.0])
-        frame = faults.keep(frame, ~known, values, where, "be 0 or 1", "Correct it.")
+    location, frame = chunk
+    roles = {"scenario": "scenario", **dict.fromkeys(raw.labels, "label")}
     if raw.timestamp:
-        values = frame[raw.timestamp]
-        _check_timestamp_type(values, where)
-        advice = "Remove the row or give it a time."
-        frame = faults.keep(frame, values.is_null(), values, where, "have no null", advice)
-    for feature in features:
-        values = frame[feature.source]
-        _check_type(values, feature.kind, where)
-        if feature.kind == "dense":
-            frame = faults.keep(frame, ~finite(values), values, where, *FINITE)
+        roles[raw.timestamp] = "timestamp"
+    roles |= {feature.raw_column: feature.kind for feature in raw.interaction_features}
+    require_columns(frame.columns, ["user_key", "item_key", *roles], location)
+    for column, role in roles.items():
+        _check_type(frame[column], role, location)
+    for column, good, must, advice in _row_rules(raw):
+        frame = row_filter.keep(frame, column, good, location, must, advice)
     return frame
 
 
-FINITE = ("be finite", "Fill it yourself or leave the column out.")
-
-
-def finite(values: pl.Series) -> pl.Series:
-    """Where a number is neither null, NaN nor infinite once it is float32."""
-    return values.cast(pl.Float32).is_finite().fill_null(value=False)
-
-
-def require_columns(frame: pl.DataFrame, columns: list[str], where: str) -> None:
-    """Refuse a frame that lacks a column.
+def require_columns(
+    columns: Sequence[str],
+    required: Sequence[str],
+    location: str,
+    advice: str = "Add it or name another.",
+) -> None:
+    """Refuses a table that lacks a column.
 
     Raises:
         ValueError: names the file and the missing columns.
     """
-    missing = [column for column in columns if column not in frame.columns]
+    missing = [column for column in required if column not in columns]
     if missing:
         raise ValueError(
-            f"{where} must have the column {', '.join(repr(m) for m in missing)}; found "
-            f"{', '.join(frame.columns)}. Add it or name another."
+            f"{location} must have the column {', '.join(map(repr, missing))}; found "
+            f"{', '.join(columns)}. {advice}"
         )
 
 
-def _check_keys(keys: pl.Series, where: str) -> None:
-    refuse(keys.is_null(), keys, where, "have no null", "Remove the row or give it a key.")
-    refuse(~keys.is_first_distinct(), keys, where, "hold each key once", "Remove the duplicates.")
+def _row_rules(raw: RawTables) -> Iterator[tuple[str, pl.Expr, str, str]]:
+    """Yields (column, condition, condition in words, advice) for the interactions."""
+    for key in ("user_key", "item_key"):
+        yield key, pl.col(key).is_not_null(), "have no null", "Give the row a key."
+    names = ", ".join(f"{i} {scenario.name}" for i, scenario in enumerate(raw.scenarios))
+    is_known = pl.col("scenario").is_between(0, len(raw.scenarios) - 1)
+    yield "scenario", is_known, f"be a known scenario ({names})", "Declare it or drop the row."
+    for label in raw.labels:
+        is_binary = pl.col(label).cast(pl.Float32).is_in([0.0, 1.0])
+        yield label, is_binary, "be 0 or 1", "Correct it."
+    if raw.timestamp:
+        is_known = pl.col(raw.timestamp).is_not_null()
+        yield raw.timestamp, is_known, "have no null", "Remove the row or give it a time."
+    for feature in raw.interaction_features:
+        if feature.kind == "dense":
+            yield feature.raw_column, _is_finite(feature.raw_column), *FINITE
 
 
-def _check_scenario_type(scenario: pl.Series, where: str) -> None:
-    if not scenario.dtype.is_integer():
-        raise ValueError(f"{where}: column 'scenario' must be an integer; found {scenario.dtype}.")
+def _is_finite(column: str) -> pl.Expr:
+    return pl.col(column).cast(pl.Float32).is_finite()
 
 
-def _check_label_type(label: pl.Series, where: str) -> None:
-    if not (label.dtype.is_numeric() or label.dtype == pl.Boolean):
+def _check_type(values: pl.Series, role: str, location: str) -> None:
+    is_right, must = _TYPE_RULES[role]
+    if not is_right(values.dtype):
         raise ValueError(
-            f"{where}: column {label.name!r} must be a number, 0 or 1, to be a label; found type "
-            f"{label.dtype}. Convert it or name another label column."
-        )
-
-
-def _check_timestamp_type(stamp: pl.Series, where: str) -> None:
-    if not stamp.dtype.is_integer():
-        raise ValueError(
-            f"{where}: column {stamp.name!r} must be an integer (say, Unix seconds); found type "
-            f"{stamp.dtype}. Convert it first."
-        )
-
-
-def _check_type(values: pl.Series, kind: str, where: str) -> None:
-    found = f"{where}: column {values.name!r}"
-    is_list = values.dtype.base_type() is pl.List
-    if kind == "dense":
-        if not values.dtype.is_numeric():
-            raise ValueError(
-                f"{found} must be a number to be a dense feature; found type {values.dtype}."
-            )
-    elif is_list != (kind == "multi") or values.dtype.is_float():
-        wanted = "lists" if kind == "multi" else "strings or integers"
-        raise ValueError(
-            f"{found} must hold {wanted} to be a {kind} feature; found type {values.dtype}."
+            f"{location}: column {values.name!r} must {must}; found type {values.dtype}. Convert "
+            "it or name another column."
         )

@@ -1,21 +1,33 @@
-"""What happens to a bad row: refuse it by name, or leave it out and count it."""
+"""Policy for bad rows of raw data: refuse the first one, or leave them out and count them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
 ROW = "row"
-"""Column of a raw frame with each row's number in its file, from 0, header not counted."""
+"""Column of a raw frame with each row's number in its file, from 0, the header not counted."""
+SHOWN_CHARS = 80
+"""Length to which an error message cuts a bad value."""
 
 
 @dataclass
 class RowFilter:
-    """The policy for bad rows, and what was met.
+    """Applies the policy for bad rows, and counts the rows that are left out.
 
-    `fail` raises on the first bad row. `skip` leaves bad rows out; `excluded` then says why and how
-    many, `examples` the first of each. Rows that a source leaves out by a rule of its own
-    (`exclude`) are counted there too, whatever the policy.
+    The policy `fail` raises an error about the first bad row; `skip` leaves bad rows out.
+    `excluded` counts all rows that were left out, by reason; `examples` has a sentence about the
+    first bad row of each reason.
+
+    Example:
+        >>> users, is_age = pl.DataFrame({"age": [3, -1]}), pl.col("age") >= 0
+        >>> row_filter = RowFilter("skip")
+        >>> row_filter.keep(users, "age", is_age, "u.csv", "be at least 0").height
+        1
+        >>> list(row_filter.examples.values())
+        ["u.csv: column 'age' must be at least 0; found -1 in row 1 (1 such row of 2). Correct it."]
     """
 
     policy: Literal["fail", "skip"] = "fail"
@@ -25,83 +37,72 @@ class RowFilter:
     def keep(
         self,
         frame: pl.DataFrame,
-        bad: pl.Series,
-        values: pl.Series,
-        where: str,
+        column: str,
+        good: pl.Expr,
+        location: Path | str,
         must: str,
-        advice: str,
+        advice: str = "Correct it.",
     ) -> pl.DataFrame:
-        """The rows of `frame` where `bad` is false; null counts as bad.
+        """Returns the rows of `frame` where `good` is true; null counts as false.
+
+        Args:
+            frame: raw rows.
+            column: the checked column; its first bad value is part of the message.
+            good: condition on columns of `frame`.
+            location: file of the rows.
+            must: the condition in words, such as "be 0 or 1".
+            advice: what to do, as a sentence.
 
         Raises:
             ValueError: a row is bad and the policy is `fail`.
         """
-        bad = bad.fill_null(value=True)
-        count = int(bad.sum())
-        if not count:
+        bad = frame.select(~good.fill_null(value=False)).to_series()
+        if not bad.any():
             return frame
-        sentence = bad_row(bad, values, where, must, advice, frame.get_column(ROW, default=None))
-        if self.policy == "fail":
-            raise ValueError(sentence)
-        self._count(f"{where}: column {values.name!r} must {must}", count, sentence)
+        first = int(bad.arg_max() or 0)
+        row = frame[ROW][first] if ROW in frame.columns else first
+        value = repr(frame[column][first])
+        shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}..."
+        rule = f"{location}: column {column!r} must {must}"
+        self._reject(rule, f"found {shown} in row {row}", int(bad.sum()), frame.height, advice)
         return frame.filter(~bad)
 
-    def exclude(self, frame: pl.DataFrame, out: pl.Series, reason: str) -> pl.DataFrame:
-        """The rows of `frame` where `out` is false; the others are counted under `reason`."""
-        out = out.fill_null(value=True)
-        count = int(out.sum())
-        if not count:
-            return frame
-        self._count(reason, count)
-        return frame.filter(~out)
+    def exclude(self, frame: pl.DataFrame, excluded: pl.Expr, reason: str) -> pl.DataFrame:
+        """Returns the rows where `excluded` is false; counts the others under `reason`.
 
-    def unreadable(self, count: int, reason: str, sentence: str) -> None:
-        """Rows of which no frame could be made.
+        This is for rows that a source leaves out by a rule, whatever the policy for bad rows.
+        """
+        kept = frame.filter(~excluded.fill_null(value=True))
+        if kept.height < frame.height:
+            self._count(reason, frame.height - kept.height)
+        return kept
+
+    def reject(self, rule: str, problems: Sequence[str], num_rows: int, advice: str) -> None:
+        """Applies the policy to rows that cannot be parsed.
+
+        Args:
+            rule: what each row of the file must be, with the name of the file.
+            problems: one for each bad row, in their order; may be empty.
+            num_rows: number of rows that were parsed, good or bad.
+            advice: what to do, as a sentence.
 
         Raises:
-            ValueError: the policy is `fail`.
+            ValueError: a row is bad and the policy is `fail`.
         """
+        if problems:
+            self._reject(rule, problems[0], len(problems), num_rows, advice)
+
+    def _reject(self, rule: str, problem: str, count: int, num_rows: int, advice: str) -> None:
+        such = f"{count} such row{'s' if count > 1 else ''} of {num_rows}"
+        sentence = f"{rule}; {problem} ({such}). {advice}"
         if self.policy == "fail":
             raise ValueError(sentence)
-        self._count(reason, count, sentence)
+        self._count(rule, count)
+        self.examples.setdefault(rule, sentence)
 
-    def _count(self, reason: str, count: int, example: str = "") -> None:
+    def _count(self, reason: str, count: int) -> None:
         self.excluded[reason] = self.excluded.get(reason, 0) + count
-        if example:
-            self.examples.setdefault(reason, example)
 
 
-def bad_row(
-    bad: pl.Series,
-    values: pl.Series,
-    where: str,
-    must: str,
-    advice: str,
-    rows: pl.Series | None = None,
-) -> str:
-    """One sentence about the first row where `bad` is true.
-
-    Example:
-        >>> bad = pl.Series([False, True])
-        >>> bad_row(bad, pl.Series("age", [3, -1]), "users.csv", "be at least 0", "Mend it.")
-        "users.csv: column 'age' must be at least 0; found -1 in row 1 (1 such row of 2). Mend it."
-    """
-    at = int(bad.arg_max() or 0)
-    row = at if rows is None else rows[at]
-    count = int(bad.sum())
-    such = f"{count} such row{'s' if count > 1 else ''} of {len(values)}"
-    return (
-        f"{where}: column {values.name!r} must {must}; found {values[at]!r} in row {row} "
-        f"({such}). {advice}"
-    )
-
-
-def refuse(bad: pl.Series, values: pl.Series, where: str, must: str, advice: str) -> None:
-    """Raise one sentence about the first row where `bad` is true or null, if there is one.
-
-    Raises:
-        ValueError: a row is bad.
-    """
-    mask = bad.fill_null(value=True)
-    if mask.any():
-        raise ValueError(bad_row(mask, values, where, must, advice))
+STRICT = RowFilter("fail")
+"""Refuses every bad row."""

@@ -1,4 +1,4 @@
-"""The interactions of a raw data set on disk: checked once, then read as often as needed."""
+"""Interactions of a raw data set on disk: checked once, then read as often as needed."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -10,31 +10,36 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.raw_tables import RawTables, checked_chunk, require_columns
+from msrec.data.convert.raw_tables import (
+    SIDES,
+    Chunk,
+    RawTables,
+    Side,
+    checked_rows,
+    require_columns,
+)
 from msrec.data.convert.row_filter import ROW, RowFilter
 
 T = TypeVar("T", bound=np.generic)
 CHUNK_ROWS = 1 << 20
 LOOKUP_ROWS = 1 << 22
-"""Keys looked up at a time: each lookup builds a hash table of all users or items anew."""
+"""Keys looked up at a time; each lookup builds a hash table of all users or items."""
 
 
-class Part(NamedTuple):
-    """One file of the stage: rows `start` to `start + rows`, which came from file `where`."""
+class StagedFile(NamedTuple):
+    """A file of the stage with the rows [start, stop), which came from the file `location`."""
 
     path: Path
-    where: str
+    location: str
     start: int
-    rows: int
+    stop: int
 
 
 @dataclass(frozen=True)
 class StagedRows:
     """Interactions in the order of the raw files, in a scratch folder.
 
-    The arrays are memory-mapped, so that a data set may be larger than memory: their pages can be
-    dropped, and what is computed from them is computed a chunk, or one share of the users, at a
-    time.
+    The arrays are memory-mapped, so that a data set may be larger than memory.
 
     Shape:
         user: (rows,), int32, row in `RawTables.users`.
@@ -43,138 +48,143 @@ class StagedRows:
         timestamp: (rows,), int64, or None.
     """
 
-    parts: list[Part]
+    files: list[StagedFile]
     user: npt.NDArray[np.int32]
     item: npt.NDArray[np.int32]
     scenario: npt.NDArray[np.int16]
     timestamp: npt.NDArray[np.int64] | None
     added: dict[str, int]
-    """Users and items that only interactions name."""
+    """Number of `users` and `items` that only interactions name."""
 
     def __len__(self) -> int:
-        """Number of rows."""
         return len(self.user)
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[tuple[slice, pl.DataFrame]]:
-        """Which rows, and some columns of the raw interactions for them."""
-        for part in self.parts:
-            rows = slice(part.start, part.start + part.rows)
-            yield rows, pl.read_parquet(part.path, columns=list(dict.fromkeys(columns)))
+    def positions(self, side: Side) -> npt.NDArray[np.int32]:
+        """Returns the row of each interaction in the table of a side, (rows,)."""
+        return self.user if side == "user" else self.item
 
-    def place(self, row: int) -> str:
-        """File and row in it of a row of the stage, for a sentence about it."""
-        part = next(p for p in self.parts if row < p.start + p.rows)
-        found = pl.read_parquet(part.path, columns=[ROW])[ROW][row - part.start]
-        return f"{part.where}: row {found}"
+    def chunks(self, columns: Sequence[str]) -> Iterator[tuple[slice, pl.DataFrame]]:
+        """Yields rows of the stage, and some columns of the raw interactions for them."""
+        for file in self.files:
+            frame = pl.read_parquet(file.path, columns=list(dict.fromkeys(columns)))
+            yield slice(file.start, file.stop), frame
+
+    def location(self, row: int) -> str:
+        """Returns the raw file of a row of the stage, and its number in that file."""
+        file = next(file for file in self.files if row < file.stop)
+        raw_row = pl.read_parquet(file.path, columns=[ROW])[ROW][row - file.start]
+        return f"{file.location}: row {raw_row}"
 
 
 def stage_interactions(
-    raw: RawTables, folder: Path, faults: RowFilter, extra: Sequence[str] = ()
+    raw: RawTables, folder: Path, row_filter: RowFilter, extra_columns: Sequence[str] = ()
 ) -> tuple[RawTables, StagedRows]:
-    """Check the interactions chunk by chunk, keep them in `folder`, and find their users and items.
+    """Checks the interactions in chunks, writes them to `folder`, and looks up users and items.
 
     Args:
-        raw: its chunks are read, once.
+        raw: its chunks are read once.
         folder: an empty scratch folder; must outlive the stage.
-        faults: decides what happens to a bad row.
-        extra: columns of the interactions to keep beside those of the schema.
+        row_filter: decides what happens to a bad row.
+        extra_columns: columns of the interactions to keep in addition to those of the schema.
 
     Returns:
-        `raw` without interactions and with the users and items that only interactions name, where
-        it asks for them; and the stage.
+        `raw` without interactions, and with the users and items that only interactions name if its
+        `unknown_keys` is "add"; and the stage.
 
     Raises:
-        ValueError: a row is bad (see `checked_chunk`), no row is left, or a key has another type
-            than in its table.
+        ValueError: a row is bad (see `checked_rows`), no row is left, or the type of a key differs
+            from that in its table.
     """
-    parts = list(_parts(raw, folder, faults, extra))
-    rows = sum(part.rows for part in parts)
-    if not rows:
+    files = list(_write_chunks(raw, folder, row_filter, extra_columns))
+    if not files or not files[-1].stop:
         raise ValueError(
-            f"{raw.where('interactions')} must hold interactions; none of its rows is left."
+            f"{raw.location('interaction')} must hold interactions; none of its rows is left."
         )
-    known = {table: len(getattr(raw, table)) for table in ("users", "items")}
+    num_rows = files[-1].stop
+    known = {side: raw.table(side).height for side in SIDES}
     if raw.unknown_keys == "add":
-        raw = _with_named_keys(raw, [part.path for part in parts])
+        raw = _with_named_keys(raw, [file.path for file in files])
     raw = dataclasses.replace(raw, interactions=())
-    added = {table: len(getattr(raw, table)) - rows for table, rows in known.items()}
-    user = _positions(parts, rows, raw.users["user_key"], folder)
-    item = _positions(parts, rows, raw.items["item_key"], folder)
-    scenario = _array(folder, "scenario", np.int16, rows)
-    timestamp = _array(folder, "timestamp", np.int64, rows) if raw.timestamp else None
-    stage = StagedRows(parts, user, item, scenario, timestamp, added)
-    columns = ["scenario", *([raw.timestamp] if raw.timestamp else [])]
-    for at, frame in stage.chunks(columns):
-        scenario[at] = frame["scenario"].to_numpy()
-        if timestamp is not None:
-            timestamp[at] = frame[columns[1]].to_numpy()
+    stage = StagedRows(
+        files,
+        user=_look_up(files, raw.users["user_key"], folder),
+        item=_look_up(files, raw.items["item_key"], folder),
+        scenario=_array(folder, "scenario", np.int16, num_rows),
+        timestamp=_array(folder, "timestamp", np.int64, num_rows) if raw.timestamp else None,
+        added={f"{side}s": raw.table(side).height - known[side] for side in SIDES},
+    )
+    for rows, frame in stage.chunks(["scenario", *([raw.timestamp] if raw.timestamp else [])]):
+        stage.scenario[rows] = frame["scenario"].to_numpy()
+        if raw.timestamp and stage.timestamp is not None:
+            stage.timestamp[rows] = frame[raw.timestamp].to_numpy()
     return raw, stage
 
 
-def _parts(raw: RawTables, folder: Path, faults: RowFilter, extra: Sequence[str]) -> Iterator[Part]:
-    features = [feature.source for feature in raw.interaction_features]
-    stamp = [raw.timestamp] if raw.timestamp else []
-    columns = ["user_key", "item_key", "scenario", *raw.labels, *stamp, *features, *extra, ROW]
+def _write_chunks(
+    raw: RawTables, folder: Path, row_filter: RowFilter, extra_columns: Sequence[str]
+) -> Iterator[StagedFile]:
+    features = [feature.raw_column for feature in raw.interaction_features]
+    columns = ["user_key", "item_key", "scenario", *raw.copied_columns, *features]
+    columns = list(dict.fromkeys([*columns, *extra_columns, ROW]))
+    types: dict[Any, Any] = {"scenario": pl.Int16} | dict.fromkeys(raw.labels, pl.Float32)
+    if raw.timestamp:
+        types[raw.timestamp] = pl.Int64
     start = number = 0
-    for chunk in raw.chunks():
-        frame = chunk.frame
+    for location, frame in raw.chunks():
         if ROW not in frame.columns:
             frame = frame.with_row_index(ROW)
-        require_columns(frame, list(extra), chunk.where)
-        frame = checked_chunk(raw, chunk._replace(frame=frame), faults)
-        for key, table in (("user_key", "users"), ("item_key", "items")):
-            frame = _known(raw, frame, key, table, chunk.where, faults)
-        types: dict[str, Any] = {"scenario": pl.Int16} | dict.fromkeys(stamp, pl.Int64)
-        types |= dict.fromkeys(raw.labels, pl.Float32)
-        for piece in frame.select(list(dict.fromkeys(columns))).cast(types).iter_slices(CHUNK_ROWS):  # type: ignore[arg-type]
+        require_columns(frame.columns, extra_columns, location)
+        frame = checked_rows(raw, Chunk(location, frame), row_filter)
+        for side in SIDES:
+            frame = _with_known_keys(raw, frame, side, location, row_filter)
+        for piece in frame.select(columns).cast(types).iter_slices(CHUNK_ROWS):
             path = folder / f"rows-{number:06d}.parquet"
             piece.write_parquet(path, compression="lz4", statistics=False)
-            yield Part(path, chunk.where, start, piece.height)
+            yield StagedFile(path, location, start, start + piece.height)
             start, number = start + piece.height, number + 1
 
 
-def _known(
-    raw: RawTables, frame: pl.DataFrame, key: str, table: str, where: str, faults: RowFilter
+def _with_known_keys(
+    raw: RawTables, frame: pl.DataFrame, side: Side, location: str, row_filter: RowFilter
 ) -> pl.DataFrame:
-    keys, known = frame[key], getattr(raw, table)[key]
-    if keys.dtype != known.dtype:
+    key = f"{side}_key"
+    known = raw.table(side)[key]
+    if frame[key].dtype != known.dtype:
         raise ValueError(
-            f"{where}: column {key!r} must have the type it has in {raw.where(table)}, "
-            f"{known.dtype}; found {keys.dtype}."
+            f"{location}: column {key!r} must have the type it has in {raw.location(side)}, "
+            f"{known.dtype}; found {frame[key].dtype}. Convert one of them."
         )
     if raw.unknown_keys == "add":
         return frame
-    must = f"hold only keys of {raw.where(table)}"
-    advice = f"Add them to {table} or drop the rows."
-    return faults.keep(frame, ~keys.is_in(known.implode()), keys, where, must, advice)
+    is_known, must = pl.col(key).is_in(known.implode()), f"hold only keys of {raw.location(side)}"
+    advice = f"Add them to {side}s or drop the rows."
+    return row_filter.keep(frame, key, is_known, location, must, advice)
 
 
 def _with_named_keys(raw: RawTables, paths: list[Path]) -> RawTables:
-    """Tables with a row for every key that interactions name; a new one has nothing but its key."""
+    """Adds a row for each key that only interactions name; it has nothing but the key."""
     grown: dict[str, Any] = {}
-    for table, key in (("users", "user_key"), ("items", "item_key")):
-        known: pl.DataFrame = getattr(raw, table)
+    for side in SIDES:
+        key, table = f"{side}_key", raw.table(side)
         named = pl.scan_parquet(paths).select(pl.col(key).unique()).collect(engine="streaming")
-        new = named.join(known.select(key), on=key, how="anti").sort(key)
-        grown[table] = pl.concat([known, new], how="diagonal")
+        new = named.join(table.select(key), on=key, how="anti").sort(key)
+        grown[f"{side}s"] = pl.concat([table, new], how="diagonal")
     return dataclasses.replace(raw, **grown)
 
 
-def _positions(
-    parts: list[Part], rows: int, table: pl.Series, folder: Path
-) -> npt.NDArray[np.int32]:
-    """Each row's position in the table of its key."""
-    found = _array(folder, table.name, np.int32, rows)
-    numbers = pl.Series(np.arange(len(table), dtype=np.int32))
-    waiting: list[Part] = []
-    for part in parts:
-        waiting.append(part)
-        start, end = waiting[0].start, part.start + part.rows
-        if end - start >= LOOKUP_ROWS or part is parts[-1]:
-            keys = pl.read_parquet([p.path for p in waiting], columns=[table.name])[table.name]
-            found[start:end] = keys.replace_strict(table, numbers, return_dtype=pl.Int32)
+def _look_up(files: list[StagedFile], keys: pl.Series, folder: Path) -> npt.NDArray[np.int32]:
+    """Returns the position of each row's key among `keys`."""
+    positions = _array(folder, keys.name, np.int32, files[-1].stop)
+    numbers = pl.Series(np.arange(len(keys), dtype=np.int32))
+    waiting: list[StagedFile] = []
+    for file in files:
+        waiting.append(file)
+        start, stop = waiting[0].start, file.stop
+        if stop - start >= LOOKUP_ROWS or file is files[-1]:
+            rows = pl.read_parquet([f.path for f in waiting], columns=[keys.name])[keys.name]
+            positions[start:stop] = rows.replace_strict(keys, numbers, return_dtype=pl.Int32)
             waiting = []
-    return found
+    return positions
 
 
 def _array(folder: Path, name: str, kind: type[T], rows: int) -> npt.NDArray[T]:

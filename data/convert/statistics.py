@@ -1,192 +1,163 @@
-"""What a conversion counted, gathered chunk by chunk: rows, positives, unknown ids, duplicates."""
+"""Counts of a conversion, collected chunk by chunk: rows, positives, unknown ids, duplicates."""
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.raw_tables import Feature, RawTables
-from msrec.data.convert.split import TRAIN, Parts, user_shares
+from msrec.data.convert.raw_tables import SIDES, Feature, RawTables
+from msrec.data.convert.split import TRAIN, SplitCodes, user_shares
 from msrec.data.convert.staging import StagedRows
-from msrec.data.convert.vocabulary_encoding import Encoded
-from msrec.data.features.hot_rows import imbalance_by_ranks
+from msrec.data.convert.vocabulary_encoding import EncodedFeatures
+from msrec.data.features.shard_balance import imbalance_by_ranks
 from msrec.data.features.vocabulary import UNKNOWN, Vocabulary
 from msrec.data.schema import SPLITS
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-Flaws = dict[str, dict[str, int]]
-"""Feature -> split -> how many; without zeros."""
-SIDES: tuple[Literal["user", "item"], ...] = ("user", "item")
 
 
-class Tally:
-    """Counts of `Schema.counts` that need each row once.
+class ConversionCounts:
+    """Counts for `Schema.counts` that need each row once.
 
-    What is wrong with a value of a user or an item is counted by how many rows each has.
+    A flaw is a missing value or an id that training has not seen. Flaws of users and items count
+    once for each row of the user or item.
     """
 
-    def __init__(self, raw: RawTables, encoded: Encoded) -> None:
-        self._names = [scenario.name for scenario in raw.scenarios]
+    def __init__(self, raw: RawTables, encoded: EncodedFeatures) -> None:
+        self._raw, self._encoded = raw, encoded
+        self._scenarios = [scenario.name for scenario in raw.scenarios]
         self._features = [feature for feature in raw.features if feature.kind != "dense"]
-        self._encoded = encoded
-        splits, scenarios = len(SPLITS), len(self._names)
-        self._rows = np.zeros((splits, scenarios), np.int64)
-        self._positives = np.zeros((splits, scenarios), np.int64)
-        sizes = {side: len(raw.frame(side)[1]) for side in SIDES}
-        self._of = {side: np.zeros((splits, n), np.int32) for side, n in sizes.items()}
-        self._seen = {side: np.zeros((scenarios, n), dtype=bool) for side, n in sizes.items()}
+        shape = (len(SPLITS), len(self._scenarios))
+        self._rows, self._positives = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         self._time: dict[str, list[int]] = {}
-        own = [f.name for f in self._features if f.side == "interaction"]
-        self._flaws = {name: np.zeros((2, splits), np.int64) for name in own}
-        self._lookups = {name: np.zeros(encoded.table_rows[name], np.int64) for name in own}
+        sizes = {side: raw.table(side).height for side in SIDES}
+        # Rows of each user (item) by split, and whether the user (item) is in a scenario.
+        self._rows_of = {side: np.zeros((shape[0], n), np.int32) for side, n in sizes.items()}
+        self._seen = {side: np.zeros((shape[1], n), dtype=bool) for side, n in sizes.items()}
+        names = [feature.name for feature in self._features if feature.side == "interaction"]
+        self._flaws = {name: np.zeros((2, len(SPLITS)), np.int64) for name in names}
+        self._lookups = {name: np.zeros(encoded.table_rows[name], np.int64) for name in names}
 
     def add(
-        self,
-        stage: StagedRows,
-        rows: slice,
-        parts: Parts,
-        label: pl.Series,
-        interaction: dict[str, tuple[Bools, pl.Series]],
+        self, codes: SplitCodes, columns: Mapping[str, pl.Series], is_missing: Mapping[str, Bools]
     ) -> None:
-        """Count some rows.
+        """Counts some rows.
 
         Args:
-            stage: where the rows are.
-            rows: which.
-            parts: their splits.
-            label: their first label.
-            interaction: for each feature of side interaction where it is missing, and its table
-                rows.
+            codes: their splits.
+            columns: their users, items, scenarios, labels, timestamps and encoded features.
+            is_missing: for each feature of side interaction, whether the raw value is null.
         """
-        scenario = stage.scenario[rows].astype(np.int64)
-        cell = parts.astype(np.int64) * len(self._names) + scenario
-        self._rows += np.bincount(cell, minlength=self._rows.size).reshape(self._rows.shape)
-        positive = np.bincount(cell, label.to_numpy(), minlength=self._rows.size)
-        self._positives += positive.astype(np.int64).reshape(self._rows.shape)
+        scenario = columns["scenario"].cast(pl.Int64).to_numpy()
+        label = columns[self._raw.labels[0]].to_numpy()
+        cell = codes.astype(np.int64) * len(self._scenarios) + scenario
+        for total, weights in ((self._rows, None), (self._positives, label)):
+            counts = np.bincount(cell, weights, minlength=total.size)
+            total += counts.astype(np.int64).reshape(total.shape)
         for side in SIDES:
-            of = (stage.user if side == "user" else stage.item)[rows]
-            self._seen[side][scenario, of] = True
-            for part in range(len(SPLITS)):
-                found, counts = np.unique(of[parts == part], return_counts=True)
-                self._of[side][part, found] += counts.astype(np.int32)
-        self._add_time(stage, rows, parts)
-        for feature in self._features:
-            if feature.side == "interaction":
-                for total, flaw in zip(
-                    self._flaws[feature.name],
-                    _flaws(feature, *interaction[feature.name]),
-                    strict=True,
-                ):
-                    total += np.bincount(parts, flaw, minlength=len(SPLITS)).astype(np.int64)
-                values = interaction[feature.name][1]
-                lookups = self._lookups[feature.name]
-                lookups += _lookups(values, (parts == TRAIN).astype(np.int64), len(lookups))
+            positions = columns[side].to_numpy()
+            self._seen[side][scenario, positions] = True
+            for split in range(len(SPLITS)):
+                present, counts = np.unique(positions[codes == split], return_counts=True)
+                self._rows_of[side][split, present] += counts.astype(np.int32)
+        if self._raw.timestamp:
+            self._add_time(columns[self._raw.timestamp].to_numpy(), codes)
+        for name, total in self._flaws.items():
+            for number, flaws in enumerate(_flaws(is_missing[name], columns[name])):
+                total[number] += np.bincount(codes, flaws, minlength=len(SPLITS)).astype(np.int64)
+            times = (codes == TRAIN).astype(np.int64)
+            self._lookups[name] += _lookups(columns[name], times, len(self._lookups[name]))
 
-    def counts(self) -> dict[str, Any]:
-        """What was counted, as `Schema.counts` holds it."""
-        missing, unknown = self._flaw_counts()
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the counts under their names in `Schema.counts`."""
+        flaws = {feature.name: self._flaws_by_split(feature) for feature in self._features}
         return {
-            "rows": _named(self._rows, self._names),
-            "positives": _named(self._positives, self._names),
-            **{f"{side}s": self._distinct(seen) for side, seen in self._seen.items()},
+            "rows": counts_by_split(self._rows, self._scenarios),
+            "positives": counts_by_split(self._positives, self._scenarios),
+            **{
+                f"{side}s": {"all": int(np.any(seen, axis=0).sum())}
+                | dict(zip(self._scenarios, seen.sum(axis=1).tolist(), strict=True))
+                for side, seen in self._seen.items()
+            },
             "time": self._time,
-            "unknown": unknown,
-            "missing": missing,
-            "hottest_rank": {f.name: self._heat(f) for f in self._features},
+            "unknown": {name: unknown for name, (_, unknown) in flaws.items() if unknown},
+            "missing": {name: missing for name, (missing, _) in flaws.items() if missing},
+            "hottest_rank": {f.name: self._hottest_rank(f) for f in self._features},
             **{
                 f"{side}s_without_training": {
-                    split: int(((of[part] > 0) & (of[TRAIN] == 0)).sum())
-                    for part, split in enumerate(SPLITS)
+                    split: int(((rows[code] > 0) & (rows[TRAIN] == 0)).sum())
+                    for code, split in enumerate(SPLITS)
                 }
-                for side, of in self._of.items()
+                for side, rows in self._rows_of.items()
             },
         }
 
-    def _add_time(self, stage: StagedRows, rows: slice, parts: Parts) -> None:
-        if stage.timestamp is None:
-            return
-        clock = stage.timestamp[rows]
-        for part, split in enumerate(SPLITS):
-            own = clock[parts == part]
-            if len(own):
-                first, last = self._time.get(split, [int(own[0]), int(own[0])])
-                self._time[split] = [min(first, int(own.min())), max(last, int(own.max()))]
+    def _add_time(self, clock: Ints, codes: SplitCodes) -> None:
+        for code, split in enumerate(SPLITS):
+            times = clock[codes == code]
+            if len(times):
+                first, last = int(times.min()), int(times.max())
+                earlier = self._time.get(split, [first, last])
+                self._time[split] = [min(first, earlier[0]), max(last, earlier[1])]
 
-    def _heat(self, feature: Feature) -> dict[str, list[float]]:
-        table = self._encoded.vocabularies[feature.name]
+    def _flaws_by_split(self, feature: Feature) -> list[dict[str, int]]:
+        """Returns the rows whose value is missing, and the unknown ids, for splits with any."""
+        if feature.side == "interaction":
+            totals = self._flaws[feature.name]
+        else:
+            is_missing = self._encoded.missing[feature.name]
+            flaws = _flaws(is_missing, self._encoded.values[feature.name])
+            totals = flaws @ self._rows_of[feature.side].T.astype(np.int64)
+        return [
+            {split: n for split, n in zip(SPLITS, total, strict=True) if n}
+            for total in totals.tolist()
+        ]
+
+    def _hottest_rank(self, feature: Feature) -> dict[str, list[float]]:
+        vocabulary = self._encoded.vocabularies[feature.name]
         if feature.side == "interaction":
             lookups = self._lookups[feature.name]
         else:
-            times = self._of[feature.side][TRAIN].astype(np.int64)
-            lookups = _lookups(self._encoded.values[feature.name], times, table.rows)
-        return imbalance_by_ranks(
-            lookups, table.by_value(lookups) if isinstance(table, Vocabulary) else None
-        )
-
-    def _distinct(self, seen: Bools) -> dict[str, int]:
-        found = {"all": int(np.any(seen, axis=0).sum())}
-        return found | {n: int(s.sum()) for n, s in zip(self._names, seen, strict=True)}
-
-    def _flaw_counts(self) -> tuple[Flaws, Flaws]:
-        """Rows per feature and split that miss it, and ids that training never saw."""
-        found: tuple[Flaws, Flaws] = ({}, {})
-        for feature in self._features:
-            if feature.side == "interaction":
-                totals = self._flaws[feature.name]
-            else:
-                absent = self._encoded.missing[feature.name]
-                values = self._encoded.values[feature.name]
-                totals = _flaws(feature, absent, values) @ self._of[feature.side].T.astype(np.int64)
-            for which, total in zip(found, totals, strict=True):
-                splits = {s: int(n) for s, n in zip(SPLITS, total, strict=True) if n}
-                if splits:
-                    which[feature.name] = splits
-        return found
+            times = self._rows_of[feature.side][TRAIN].astype(np.int64)
+            lookups = _lookups(self._encoded.values[feature.name], times, vocabulary.rows)
+        by_value = vocabulary.by_value(lookups) if isinstance(vocabulary, Vocabulary) else None
+        return imbalance_by_ranks(lookups, by_value)
 
 
-def duplicates(stage: StagedRows) -> int:
-    """Rows that repeat the user, item and time of another."""
-    found = 0
-    for rows in user_shares(stage):
-        columns = {"user": stage.user[rows], "item": stage.item[rows]}
-        if stage.timestamp is not None:
-            columns["timestamp"] = stage.timestamp[rows]  # type: ignore[assignment]
-        found += len(rows) - pl.DataFrame(columns).n_unique()
-    return found
-
-
-def empty_texts(readable: Iterable[tuple[str, pl.DataFrame]]) -> dict[str, int]:
-    """Empty cells of the text columns of users and items, where there are any."""
-    found = {
-        f"{side}s.{column}": int((frame[column] == "").sum())
-        for side, frame in readable
-        for column in frame.columns[1:]
+def counts_by_split(table: Ints, scenarios: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Returns counts (splits, scenarios) by name, with the sum of each split as "all"."""
+    return {
+        split: {"all": sum(row)} | dict(zip(scenarios, row, strict=True))
+        for split, row in zip(SPLITS, table.tolist(), strict=True)
     }
-    return {name: number for name, number in found.items() if number}
 
 
-def _flaws(feature: Feature, absent: Bools, values: pl.Series) -> Ints:
-    """(2, values): 1 where the value is missing, and how many of its ids are the unknown row."""
-    missing = absent.astype(np.int64)
+def num_duplicates(stage: StagedRows) -> int:
+    """Counts the rows that repeat the user, item and time of another."""
+    duplicates = 0
+    for rows in user_shares(stage):
+        columns: dict[str, npt.NDArray[Any]] = {"user": stage.user[rows], "item": stage.item[rows]}
+        if stage.timestamp is not None:
+            columns["timestamp"] = stage.timestamp[rows]
+        duplicates += len(rows) - pl.DataFrame(columns).n_unique()
+    return duplicates
+
+
+def _flaws(is_missing: Bools, values: pl.Series) -> Ints:
+    """(2, values): 1 if a value is missing, and the number of its ids that are unknown."""
+    missing = is_missing.astype(np.int64)
     if values.dtype.base_type() is pl.List:
-        zeros = values.list.eval(pl.element() == UNKNOWN).list.sum()
-        return np.stack([missing, zeros.fill_null(0).cast(pl.Int64).to_numpy()])
+        unknown = values.list.eval(pl.element() == UNKNOWN).list.sum().fill_null(0)
+        return np.stack([missing, unknown.cast(pl.Int64).to_numpy()])
     return np.stack([missing, (values == UNKNOWN).cast(pl.Int64).to_numpy() - missing])
 
 
-def _lookups(values: pl.Series, times: Ints, size: int) -> Ints:
-    """(size,): lookups of each table row, where value i is looked up `times[i]` times."""
+def _lookups(values: pl.Series, times: Ints, num_rows: int) -> Ints:
+    """(num_rows,): lookups of each table row, if value i is looked up `times[i]` times."""
     if values.dtype.base_type() is pl.List:
         times = np.repeat(times, values.list.len().fill_null(0).to_numpy())
         values = values.explode(keep_nulls=False, empty_as_null=False)
-    return np.bincount(values.to_numpy(), times, minlength=size).astype(np.int64)
-
-
-def _named(table: Ints, names: list[str]) -> dict[str, dict[str, int]]:
-    return {
-        split: {"all": int(row.sum())} | {n: int(x) for n, x in zip(names, row, strict=True)}
-        for split, row in zip(SPLITS, table, strict=True)
-    }
+    return np.bincount(values.to_numpy(), times, minlength=num_rows).astype(np.int64)

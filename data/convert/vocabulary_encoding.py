@@ -1,127 +1,114 @@
-"""Raw values to table rows: vocabularies of what training holds, for every feature."""
+"""Vocabularies of the training rows, and the features of users and items as table rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.raw_tables import Feature, RawTables
-from msrec.data.convert.split import TRAIN, Parts
+from msrec.data.convert.raw_tables import SIDES, RawTables
+from msrec.data.convert.split import TRAIN, SplitCodes
 from msrec.data.convert.staging import StagedRows
 from msrec.data.features.vocabulary import Hashed, Vocabulary, distinct_values
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Features of users and items as table rows, one value each; how others get theirs.
+class EncodedFeatures:
+    """Encoded features of users and items, and the vocabularies of all features.
 
-    `values` and `missing` (null in the raw data) are of the features of side user and item;
-    `vocabularies` (or hashes) are of all sparse and multi features, `collisions` of those that are
-    hashed.
+    `values` and `missing` (true for a raw null) have an entry for each user or item, by feature.
+    `vocabularies` has the vocabulary or hash of each sparse or multi feature; `collisions` has the
+    counts of those that are hashed.
     """
 
-    values: dict[str, pl.Series]
-    missing: dict[str, npt.NDArray[np.bool_]]
-    vocabularies: dict[str, Vocabulary | Hashed]
-    collisions: dict[str, dict[str, int]]
+    values: dict[str, pl.Series] = field(default_factory=dict)
+    missing: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    vocabularies: dict[str, Vocabulary | Hashed] = field(default_factory=dict)
+    collisions: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def table_rows(self) -> dict[str, int]:
-        """The size of each feature's table."""
+        """Number of rows of each embedding table."""
         return {name: vocabulary.rows for name, vocabulary in self.vocabularies.items()}
+
+    def encode(self, feature: str, values: pl.Series) -> pl.Series:
+        """Returns the table rows of raw values, or float32 numbers if the feature is dense."""
+        vocabulary = self.vocabularies.get(feature)
+        return values.cast(pl.Float32) if vocabulary is None else vocabulary.encode(values)
 
 
 def encode_features(
     raw: RawTables,
     stage: StagedRows,
-    parts: Parts,
+    codes: SplitCodes,
     known: Mapping[str, pl.Series] | None = None,
     hashed: Mapping[str, Hashed] | None = None,
-) -> Encoded:
-    """Fit a vocabulary to what the training rows hold of each feature, and encode users and items.
+) -> EncodedFeatures:
+    """Fits the vocabularies to the training rows, and encodes users and items.
 
     Args:
         raw: the tables.
         stage: their rows.
-        parts: the split of each row.
+        codes: the split of each row.
         known: feature -> values that keep their rows, see `Vocabulary.fit`.
         hashed: features that get a hashed table instead of a vocabulary.
 
     Raises:
         ValueError: a feature has more values than int32 ids can name, or of another type than the
-            known ones.
+            known ones; or a hashed feature is not sparse.
     """
     known, hashed = known or {}, hashed or {}
-    _check_hashed(raw, hashed)
-    trained = _trained(raw, stage, parts)
-    seen = _seen_in_training(raw, stage, parts)
-    encoded = Encoded({}, {}, {}, {})
-    for feature in raw.features:
-        if feature.side == "interaction":
-            if feature.kind != "dense":
-                _add(encoded, feature, seen[feature.name], known, hashed)
-            continue
-        values = raw.frame(feature.side)[1][feature.source]
-        encoded.missing[feature.name] = values.is_null().to_numpy()
-        if feature.kind == "dense":
-            encoded.values[feature.name] = values.cast(pl.Float32)
-            continue
-        of_training = values.filter(pl.Series(trained[feature.side]))
-        vocabulary = _add(encoded, feature, of_training, known, hashed)
-        encoded.values[feature.name] = vocabulary.encode(values)
-    return encoded
-
-
-def _check_hashed(raw: RawTables, hashed: Mapping[str, Hashed]) -> None:
-    names = [feature.name for feature in raw.features if feature.kind != "dense"]
+    features = [feature for feature in raw.features if feature.kind != "dense"]
+    names = [feature.name for feature in features]
     for name in hashed:
         if name not in names:
             raise ValueError(
                 f"only a sparse feature can be hashed ({', '.join(names)}); got {name!r}."
             )
+    trained = _trained(raw, stage, codes)
+    training_values = _training_values(raw, stage, codes)
+    encoded = EncodedFeatures()
+    for feature in features:
+        if feature.side == "interaction":
+            values = training_values[feature.name]
+        else:
+            values = raw.table(feature.side)[feature.raw_column].filter(trained[feature.side])
+        vocabulary = hashed.get(feature.name) or Vocabulary.fit(values, known.get(feature.name))
+        if isinstance(vocabulary, Hashed):
+            encoded.collisions[feature.name] = vocabulary.collisions(values)
+        encoded.vocabularies[feature.name] = vocabulary
+    for feature in raw.features:
+        if feature.side != "interaction":
+            values = raw.table(feature.side)[feature.raw_column]
+            encoded.missing[feature.name] = values.is_null().to_numpy()
+            encoded.values[feature.name] = encoded.encode(feature.name, values)
+    return encoded
 
 
-def _add(
-    encoded: Encoded,
-    feature: Feature,
-    values: pl.Series,
-    known: Mapping[str, pl.Series],
-    hashed: Mapping[str, Hashed],
-) -> Vocabulary | Hashed:
-    """Decide how a feature gets its rows, by what training holds of it."""
-    table: Vocabulary | Hashed
-    if feature.name in hashed:
-        table = hashed[feature.name]
-        encoded.collisions[feature.name] = table.collisions(values)
-    else:
-        table = Vocabulary.fit(values, known.get(feature.name))
-    encoded.vocabularies[feature.name] = table
-    return table
+def _trained(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, pl.Series]:
+    """Returns for each user and item whether it has a training row."""
+    trained: dict[str, pl.Series] = {}
+    for side in SIDES:
+        is_trained = np.zeros(raw.table(side).height, dtype=bool)
+        for file in stage.files:
+            rows = slice(file.start, file.stop)
+            is_trained[stage.positions(side)[rows][codes[rows] == TRAIN]] = True
+        trained[side] = pl.Series(is_trained)
+    return trained
 
 
-def _trained(raw: RawTables, stage: StagedRows, parts: Parts) -> dict[str, npt.NDArray[np.bool_]]:
-    """Which users and items have a training row."""
-    found = {}
-    for side, of, table in (("user", stage.user, raw.users), ("item", stage.item, raw.items)):
-        found[side] = np.zeros(len(table), dtype=bool)
-        for part in stage.parts:
-            rows = slice(part.start, part.start + part.rows)
-            found[side][of[rows][parts[rows] == TRAIN]] = True
-    return found
-
-
-def _seen_in_training(raw: RawTables, stage: StagedRows, parts: Parts) -> dict[str, pl.Series]:
-    """Distinct values that training rows hold of the features of side interaction."""
-    features = [f for f in raw.interaction_features if f.kind != "dense"]
-    found: dict[str, pl.Series] = {}
+def _training_values(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, pl.Series]:
+    """Returns the distinct values of sparse and multi features of the interactions in training."""
+    features = [feature for feature in raw.interaction_features if feature.kind != "dense"]
+    seen: dict[str, pl.Series] = {}
     if not features:
-        return found
-    for rows, frame in stage.chunks([f.source for f in features]):
-        train = pl.Series(parts[rows] == TRAIN)
+        return seen
+    for rows, frame in stage.chunks([feature.raw_column for feature in features]):
+        is_training = pl.Series(codes[rows] == TRAIN)
         for feature in features:
-            new = distinct_values(frame[feature.source].filter(train))
-            old = found.get(feature.name)
-            found[feature.name] = new if old is None else pl.concat([old, new]).unique()
-    return found
+            values = distinct_values(frame[feature.raw_column].filter(is_training))
+            if feature.name in seen:
+                values = pl.concat([seen[feature.name], values]).unique()
+            seen[feature.name] = values
+    return seen

@@ -1,4 +1,4 @@
-"""Words of the simulated app: scenarios, categories, titles, creators, user attributes."""
+"""Names and texts of the simulated app: scenarios, categories, titles, creators, attributes."""
 
 import numpy as np
 
@@ -10,14 +10,14 @@ SCENARIOS = (
         description="Videos shown after the user typed a query; the user knows what they want.",
     ),
     Scenario(
-        name="feed",
-        description="The endless feed of recommended videos that opens with the app.",
+        name="feed", description="The endless feed of recommended videos that opens with the app."
     ),
     Scenario(
         name="friends",
         description="Videos that friends of the user liked or shared; seen for company as well.",
     ),
 )
+SCENARIO_NAMES = [scenario.name for scenario in SCENARIOS]
 
 FAMILIES = {
     "food": {
@@ -72,7 +72,7 @@ CITY_TIERS = ("large city", "medium-sized city", "small town", "countryside")
 
 
 def title(category: int, subject: int, frame: int) -> str:
-    """A readable title; `subject` and `frame` are any numbers.
+    """Returns a readable title; `subject` and `frame` are any numbers from 0.
 
     Example:
         >>> title(CATEGORIES.index("baking"), subject=1, frame=4)
@@ -84,7 +84,7 @@ def title(category: int, subject: int, frame: int) -> str:
 
 
 def creator_name(number: int, category: int) -> str:
-    """Name of a category's creator number 0, 1, ...
+    """Returns the name of creator 0, 1, ... of a category.
 
     Example:
         >>> creator_name(3, CATEGORIES.index("coffee")), creator_name(13, 3)

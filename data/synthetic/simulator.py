@@ -1,7 +1,6 @@
-"""A simulated short-video app: users, videos, and what happens in rows [start, stop)."""
+"""A simulated short-video app: its users, videos and rows of interactions."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,25 +14,26 @@ START_S = 1_767_225_600  # 2026-01-01, UTC
 SPAN_S = 28 * 24 * 3600
 SHARES = (0.8, 0.1, 0.1)
 COLD_ROWS = (3, 8)
-"""A cold user's training rows: at least, at most."""
+"""Fewest and most training rows of a cold user."""
 
 SCENARIO_SHARE = (0.25, 0.5, 0.25)
 STRENGTH = np.array([1.3, 1.1, 0.85])
-"""How much interest matters in search, feed, friends."""
+"""Weight of a user's interest in search, feed and friends."""
 BIAS = np.array([-0.7, -1.3, -0.9])
 BY_INTEREST = np.array([0.5, 0.35, 0.15])
-"""Share of the videos a scenario picks by the user's interests; the others by popularity."""
+"""Share of the videos that a scenario picks by the user's interests; others by popularity."""
 FAMILY_SHARE, OWN_SHARE, DEVIATION = 0.9, 0.6, 0.3
-"""Standard deviations of a taste: of its family, of its category, of a scenario's departure."""
+"""Standard deviations of a taste: by family, by category, and its deviation in a scenario."""
 CITY_EFFECT = np.array([0.1, 0.0, -0.05, -0.15])
+HOUR_EFFECT = 0.15 * np.sin(2 * np.pi * (np.arange(24) - 14) / 24)
 TENDENCY = 0.25
 DRAWS = 8
-"""Uniform numbers a row may use; a multiple of 4, the numbers in one step of Philox."""
+"""Uniform numbers for each row; a multiple of 4, the numbers in one step of Philox."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows [start, stop) of the log, an array per column."""
+    """Rows of the log, with an array for each column."""
 
     user: Ints
     item: Ints
@@ -44,165 +44,123 @@ class Rows:
     click: npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
 class App:
-    """The app, fixed by its sizes and seed.
+    """Simulated app, which its sizes and seed determine.
 
     A click has probability `sigmoid(bias[s] + strength[s] * interest[u, s, category] + quality +
-    tendency[u] + hour)`. A user's interests follow five families of categories, are the same in all
-    scenarios but for a small deviation, and lean a little on the age band.
+    tendency[u] + hour)`. A user's interests follow five families of categories, differ a little
+    between scenarios, and depend a little on the age band.
 
-    Cold users have 3 to 8 rows before the test period, spread evenly over training, and are as
-    active as anyone after it. Memory grows with users and items, not with rows.
+    Cold users have 3 to 8 training rows, spread evenly over time, and are as active as other users
+    afterwards. Memory grows with users and items, not with rows.
+
+    Shape:
+        is_cold: (users,), bool.
+        age, city: (users,), int64, positions in AGE_BANDS and CITY_TIERS.
+        interest: (users, scenarios, categories), float32.
+        tendency: (users,), float64, readiness of each user to click.
+        category, creator: (items,), int64; no category is empty.
+        log_duration: (items,), float64, standardised logarithm of the length of the video.
+        quality: (items,), float64, effect of the video, its creator and its length.
 
     Raises:
         ValueError: a size is out of range, or training has too few rows for the cold users.
     """
 
-    rows: int
-    users: int = 600
-    items: int = 2_000
-    seed: int = 0
-    cold_fraction: float = 0.25
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that leave a part of the app empty."""
-        for name, least in (("rows", 100), ("users", 2), ("items", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"synthetic {name} must be at least {least}; got {getattr(self, name)}."
-                )
-        if self.cold_fraction < 0 or round(self.users * self.cold_fraction) >= self.users:
+    def __init__(
+        self,
+        rows: int,
+        users: int = 600,
+        items: int = 2_000,
+        seed: int = 0,
+        cold_fraction: float = 0.25,
+    ) -> None:
+        sizes = (("rows", rows, 100), ("users", users, 2), ("items", items, 1), ("seed", seed, 0))
+        for name, value, least in sizes:
+            if value < least:
+                raise ValueError(f"synthetic {name} must be at least {least}; got {value}.")
+        num_cold = round(users * cold_fraction)
+        if cold_fraction < 0 or num_cold >= users:
             raise ValueError(
-                f"synthetic cold_fraction must be from 0 to below 1 and leave a user that is not "
-                f"cold; got {self.cold_fraction} of {self.users} users."
+                "synthetic cold_fraction must be from 0 to below 1 and leave a user who is not "
+                f"cold; got {cold_fraction} of {users} users. The usual is 0.25."
             )
-        needed = len(self.cold_visits)
-        if 2 * needed > self.bounds[0]:
-            raise ValueError(
-                f"synthetic rows must leave half of training to other users; {self.users} users "
-                f"with cold_fraction {self.cold_fraction} need {needed} of {self.bounds[0]} "
-                f"training rows. Take {4 * needed} rows or more, or fewer users."
-            )
+        self.rows, self.users, self.items, self.seed = rows, users, items, seed
+        cuts = (round(rows * SHARES[0]), round(rows * (SHARES[0] + SHARES[1])))
+        # First row of valid and of test: rows of the same second are in one split.
+        first, second = (-(-(cut * SPAN_S // rows) * rows // SPAN_S) for cut in cuts)
+        self.bounds = (first, second)
+        self._make_cold_users(num_cold)
+        self._make_items()
+        self._make_users()
 
-    @cached_property
-    def bounds(self) -> tuple[int, int]:
-        """First row of valid and of test; no second is on both sides of either."""
-        cuts = (round(self.rows * SHARES[0]), round(self.rows * (SHARES[0] + SHARES[1])))
-        first, second = (-(-(cut * SPAN_S // self.rows) * self.rows // SPAN_S) for cut in cuts)
-        return first, second
-
-    @cached_property
-    def is_cold(self) -> npt.NDArray[np.bool_]:
-        """(users,), the cold users."""
-        order = self._rng(0).permutation(self.users)
-        cold = np.zeros(self.users, dtype=np.bool_)
-        cold[order[: round(self.users * self.cold_fraction)]] = True
-        return cold
-
-    @cached_property
-    def cold_visits(self) -> Ints:
-        """The user of each training row that belongs to a cold user, in order of time."""
+    def _make_cold_users(self, num_cold: int) -> None:
+        self.is_cold = np.zeros(self.users, dtype=np.bool_)
+        self.is_cold[self._rng(0).permutation(self.users)[:num_cold]] = True
         rng = self._rng(1)
-        cold = np.flatnonzero(self.is_cold)
-        visits = np.repeat(cold, rng.integers(COLD_ROWS[0], COLD_ROWS[1] + 1, len(cold)))
-        return rng.permutation(visits)
+        visits = rng.integers(COLD_ROWS[0], COLD_ROWS[1] + 1, num_cold)
+        # Users of the training rows of cold users, and the numbers of these rows.
+        self._cold_visits = rng.permutation(np.repeat(np.flatnonzero(self.is_cold), visits))
+        needed, first = len(self._cold_visits), self.bounds[0]
+        if 2 * needed > first:
+            raise ValueError(
+                f"synthetic rows must leave half of training to other users; the {num_cold} cold "
+                f"ones of {self.users} users need {needed} of {first} training rows. Take "
+                f"{4 * needed} rows or more, or fewer users."
+            )
+        self._cold_rows = (2 * np.arange(needed) + 1) * first // max(2 * needed, 1)
 
-    @cached_property
-    def _cold_at(self) -> Ints:
-        visits = len(self.cold_visits)
-        return (2 * np.arange(visits) + 1) * self.bounds[0] // max(2 * visits, 1)
-
-    @cached_property
-    def num_categories(self) -> int:
-        """Categories that have a video."""
-        return min(len(catalogue.CATEGORIES), self.items)
-
-    @cached_property
-    def age(self) -> Ints:
-        """(users,), position in AGE_BANDS."""
-        return self._rng(2).choice(5, self.users, p=[0.1, 0.25, 0.3, 0.2, 0.15])
-
-    @cached_property
-    def city(self) -> Ints:
-        """(users,), position in CITY_TIERS."""
-        return self._rng(3).choice(4, self.users, p=[0.4, 0.3, 0.2, 0.1])
-
-    @cached_property
-    def _taste(self) -> Floats:
-        """(users, categories), what a user likes in any scenario."""
-        rng, shape = self._rng(4), self.lean.shape
-        rng.normal(size=shape)  # those of `lean`
-        family = rng.normal(size=(self.users, shape[1])) + self.lean[self.age]
-        own = rng.normal(size=(self.users, self.num_categories))
-        of_family = family[:, catalogue.FAMILY_OF[: self.num_categories]]
-        taste: Floats = FAMILY_SHARE * of_family + OWN_SHARE * own
-        return taste
-
-    @cached_property
-    def lean(self) -> Floats:
-        """(age bands, families), what an age band likes more than others."""
-        shape = (len(catalogue.AGE_BANDS), len(catalogue.FAMILIES))
-        return 0.3 * self._rng(4).normal(size=shape)
-
-    @cached_property
-    def interest(self) -> npt.NDArray[np.float32]:
-        """(users, scenarios, categories), taste with the scenario's deviation."""
-        shape = (self.users, len(STRENGTH), self.num_categories)
-        away = DEVIATION * self._rng(5).normal(size=shape)
-        return (self._taste[:, None, :] + away).astype(np.float32)
-
-    @cached_property
-    def tendency(self) -> Floats:
-        """(users,), how easily a user clicks at all."""
-        of_city = CITY_EFFECT[self.city]
-        tendency: Floats = of_city + TENDENCY * self._rng(6).normal(size=self.users)
-        return tendency
-
-    @cached_property
-    def category(self) -> Ints:
-        """(items,), each category in turn, so that none is empty."""
-        return np.arange(self.items) % self.num_categories
-
-    @cached_property
-    def creator(self) -> Ints:
-        """(items,), a creator makes about ten videos of one category."""
-        per_category = self.creators_per_category
-        return self.category * per_category + self._rng(7).integers(0, per_category, self.items)
-
-    @cached_property
-    def creators_per_category(self) -> int:
-        """Creators of a category; those of category c are c * this, c * this + 1, ..."""
-        return max(1, self.items // (10 * self.num_categories))
-
-    @cached_property
-    def duration_s(self) -> Floats:
-        """(items,), length of the video in seconds."""
-        return np.exp(self._rng(8).normal(3.5, 0.6, self.items))
-
-    @cached_property
-    def quality(self) -> Floats:
-        """(items,), what video, creator and length add to the logit."""
+    def _make_items(self) -> None:
+        self.num_categories = min(len(catalogue.CATEGORIES), self.items)
+        self.category = np.arange(self.items) % self.num_categories
+        # A creator makes about ten videos of one category.
+        self.creators_per_category = max(1, self.items // (10 * self.num_categories))
+        number = self._rng(7).integers(0, self.creators_per_category, self.items)
+        self.creator = self.category * self.creators_per_category + number
+        log = np.log(np.exp(self._rng(8).normal(3.5, 0.6, self.items)))
+        spread = float(log.std())
+        self.log_duration = (log - log.mean()) / (spread if spread > 0 else 1.0)
         rng = self._rng(9)
         of_creator = 0.3 * rng.normal(size=int(self.creator.max()) + 1)[self.creator]
-        quality: Floats = of_creator + 0.4 * rng.normal(size=self.items) - 0.15 * self.log_duration
-        return quality
+        own = 0.4 * rng.normal(size=self.items)
+        self.quality = of_creator + own - 0.15 * self.log_duration
+        popularity = np.exp(0.4 * self._rng(11).normal(size=self.num_categories))
+        self._category_popularity = popularity.cumsum()
+        # Videos in the order of their categories, the first video of each, and popularities.
+        self._by_category = np.argsort(self.category, kind="stable")
+        self._edges = np.append(0, np.bincount(self.category).cumsum())
+        popularity = np.exp(0.8 * self._rng(12).normal(size=self.items))
+        self._video_popularity = np.append(0.0, popularity.cumsum())
 
-    @cached_property
-    def log_duration(self) -> Floats:
-        """(items,), standardised logarithm of the length."""
-        log = np.log(self.duration_s)
-        spread = float(log.std())
-        standard: Floats = (log - log.mean()) / (spread if spread > 0 else 1.0)
-        return standard
+    def _make_users(self) -> None:
+        num_families, users = len(catalogue.FAMILIES), self.users
+        self.age = self._rng(2).choice(5, users, p=[0.1, 0.25, 0.3, 0.2, 0.15])
+        self.city = self._rng(3).choice(4, users, p=[0.4, 0.3, 0.2, 0.1])
+        rng = self._rng(4)
+        of_age = 0.3 * rng.normal(size=(len(catalogue.AGE_BANDS), num_families))
+        family = rng.normal(size=(users, num_families)) + of_age[self.age]
+        own = rng.normal(size=(users, self.num_categories))
+        of_family = family[:, catalogue.FAMILY_OF[: self.num_categories]]
+        taste = FAMILY_SHARE * of_family + OWN_SHARE * own
+        shape = (users, len(STRENGTH), self.num_categories)
+        deviation = DEVIATION * self._rng(5).normal(size=shape)
+        self.interest = (taste[:, None, :] + deviation).astype(np.float32)
+        self.tendency = CITY_EFFECT[self.city] + TENDENCY * self._rng(6).normal(size=users)
+        # Cumulated probability that interest picks each category, (users, categories).
+        running = np.exp(taste).cumsum(axis=1)
+        self._liked = (running / running[:, -1:]).astype(np.float32)
+        activity = np.exp(0.4 * self._rng(10).normal(size=users))
+        self._activity = activity.cumsum()
+        self._warm = np.flatnonzero(~self.is_cold)
+        self._warm_activity = activity[self._warm].cumsum()
 
     def generate(self, start: int, stop: int) -> Rows:
-        """Rows [start, stop); the same row is the same, whatever the chunk it comes in."""
-        draw = self._draws(start, stop)
+        """Returns rows [start, stop); a row does not depend on the others that are generated."""
+        draws = self._draws(start, stop)
         row = np.arange(start, stop)
-        user = self._who(row, draw[:, 0])
-        scenario = np.searchsorted(np.cumsum(SCENARIO_SHARE), draw[:, 1], side="right")
-        item = self._what(user, scenario, draw)
+        user = self._pick_users(row, draws[:, 0])
+        scenario = np.searchsorted(np.cumsum(SCENARIO_SHARE), draws[:, 1], side="right")
+        item = self._pick_items(user, scenario, draws)
         timestamp = START_S + row * SPAN_S // self.rows
         hour = timestamp // 3600 % 24
         category = self.category[item]
@@ -214,82 +172,44 @@ class App:
             + HOUR_EFFECT[hour]
         )
         p_click = (1 / (1 + np.exp(-logit))).astype(np.float32)
-        click = (draw[:, 5] < p_click).astype(np.float32)
+        click = (draws[:, 5] < p_click).astype(np.float32)
         return Rows(user, item, scenario, timestamp, hour, p_click, click)
-
-    def rows_of_cold(self, users: Ints) -> Rows:
-        """Training rows of some cold users, in order of time."""
-        wanted = self._cold_at[np.isin(self.cold_visits, users)]
-        single = [self.generate(row, row + 1) for row in wanted.tolist()]
-        return Rows(
-            *(
-                np.concatenate([getattr(row, name) for row in single])
-                for name in Rows.__dataclass_fields__
-            )
-        )
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed, stream]))
 
     def _draws(self, start: int, stop: int) -> Floats:
-        """(stop - start, DRAWS), uniform numbers that depend on seed and row alone."""
+        """Uniform numbers that depend on seed and row only, (stop - start, DRAWS)."""
         bits = np.random.Philox(key=[self.seed, 2**32])
         bits.advance(start * DRAWS // 4)
         return np.random.Generator(bits).random((stop - start, DRAWS))
 
-    def _who(self, row: Ints, draw: Floats) -> Ints:
-        """Anyone after training; in training warm users, and cold ones at their few rows."""
-        warm = np.flatnonzero(~self.is_cold)
+    def _pick_users(self, row: Ints, draw: Floats) -> Ints:
+        """Any user after training; in training warm users, and cold ones in their few rows."""
         user = np.where(
             row < self.bounds[0],
-            warm[_pick(self._active[warm].cumsum(), draw)],
-            _pick(self._active.cumsum(), draw),
+            self._warm[_pick(self._warm_activity, draw)],
+            _pick(self._activity, draw),
         )
-        first, last = np.searchsorted(self._cold_at, [row[0], row[-1] + 1])
-        user[self._cold_at[first:last] - row[0]] = self.cold_visits[first:last]
+        first, last = np.searchsorted(self._cold_rows, [row[0], row[-1] + 1])
+        user[self._cold_rows[first:last] - row[0]] = self._cold_visits[first:last]
         return user
 
-    @cached_property
-    def _active(self) -> Floats:
-        return np.exp(0.4 * self._rng(10).normal(size=self.users))
-
-    def _what(self, user: Ints, scenario: Ints, draw: Floats) -> Ints:
-        """First a category, by interest or by popularity, then a video of it by popularity."""
-        by_interest = draw[:, 2] < BY_INTEREST[scenario]
-        popular = _pick(self.category_weight.cumsum(), draw[:, 3])
-        liked = (self._liked[user] < draw[:, 3:4]).sum(axis=1).clip(max=self.num_categories - 1)
+    def _pick_items(self, user: Ints, scenario: Ints, draws: Floats) -> Ints:
+        """First a category, by interest or by popularity, then one of its videos by popularity."""
+        by_interest = draws[:, 2] < BY_INTEREST[scenario]
+        popular = _pick(self._category_popularity, draws[:, 3])
+        liked = (self._liked[user] < draws[:, 3:4]).sum(axis=1).clip(max=self.num_categories - 1)
         category = np.where(by_interest, liked, popular)
-        order, edge, weight = self._shelves
-        low, high = edge[category], edge[category + 1]
-        below = np.append(0.0, weight.cumsum())
-        at = below[low] + draw[:, 4] * (below[high] - below[low])
-        place = np.searchsorted(below, at, side="right") - 1
-        item: Ints = order[np.clip(place, low, high - 1)]
+        low, high = self._edges[category], self._edges[category + 1]
+        below = self._video_popularity
+        target = below[low] + draws[:, 4] * (below[high] - below[low])
+        position = np.searchsorted(below, target, side="right") - 1
+        item: Ints = self._by_category[np.clip(position, low, high - 1)]
         return item
-
-    @cached_property
-    def _liked(self) -> npt.NDArray[np.float32]:
-        """(users, categories), cumulated chance that interest picks a category."""
-        running = np.exp(self._taste).cumsum(axis=1)
-        return np.asarray(running / running[:, -1:], dtype=np.float32)
-
-    @cached_property
-    def category_weight(self) -> Floats:
-        """(categories,), how popular each is."""
-        return np.exp(0.4 * self._rng(11).normal(size=self.num_categories))
-
-    @cached_property
-    def _shelves(self) -> tuple[Ints, Ints, Floats]:
-        """Videos ordered by category, where each category begins, and their popularity."""
-        order = np.argsort(self.category, kind="stable")
-        edge = np.append(0, np.bincount(self.category).cumsum())
-        return order, edge, np.exp(0.8 * self._rng(12).normal(size=self.items))
-
-
-HOUR_EFFECT = 0.15 * np.sin(2 * np.pi * (np.arange(24) - 14) / 24)
 
 
 def _pick(cumulated: Floats, draw: Floats) -> Ints:
-    """Positions with chances in proportion to weights, given their running sum."""
-    place: Ints = np.searchsorted(cumulated, draw * cumulated[-1], side="right")
-    return place.clip(max=len(cumulated) - 1)
+    """Draws positions in proportion to weights, given the running sum of the weights."""
+    position: Ints = np.searchsorted(cumulated, draw * cumulated[-1], side="right")
+    return position.clip(max=len(cumulated) - 1)

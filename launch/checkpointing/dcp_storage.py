@@ -1,7 +1,8 @@
-"""DCP's checkpoint files with their index as JSON, so that reading one runs nobody's code.
+"""Storage of checkpoint tensors by DCP, with a JSON index, so that reading one runs no code.
 
-torch keeps the index in a pickle, and what is no tensor in another; both could run code when read.
-Here the index is `index.json`, only tensors are kept, and torch reads those with `weights_only`.
+torch keeps its index, and all values that are not tensors, in pickles, which can run code when they
+are read. Here the index is `index.json`, only tensors are saved, and torch reads those with
+`weights_only`.
 """
 
 import json
@@ -35,15 +36,15 @@ Index = dict[str, dict[str, Any]]
 
 
 class JsonWriter(FileSystemWriter):
-    """Writes the index as JSON, last.
+    """Writes tensors as DCP does, and the index as JSON, last.
 
     Raises:
-        TypeError: the state dict holds something that is no tensor.
+        TypeError: the state dict holds a value that is not a tensor.
     """
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Called on the coordinator when all ranks wrote their files."""
-        stored = {found.index: found.storage_data for ranks in results for found in ranks}
+        """Writes the index; called on the coordinator when all ranks have written their files."""
+        stored = {result.index: result.storage_data for of_rank in results for result in of_rank}
         index: Index = {}
         for name, tensor in metadata.state_dict_metadata.items():
             if not isinstance(tensor, TensorStorageMetadata):
@@ -52,7 +53,7 @@ class JsonWriter(FileSystemWriter):
                 "dtype": str(tensor.properties.dtype).removeprefix("torch."),
                 "size": list(tensor.size),
                 "chunks": [
-                    _chunk(chunk, stored[MetadataIndex(name, chunk.offsets)])
+                    _chunk_entry(chunk, stored[MetadataIndex(name, chunk.offsets)])
                     for chunk in tensor.chunks
                 ],
             }
@@ -60,41 +61,41 @@ class JsonWriter(FileSystemWriter):
 
 
 class JsonReader(FileSystemReader):
-    """Reads what `JsonWriter` wrote."""
+    """Reads the files of `JsonWriter`."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index as DCP wants it.
+        """Returns the index as DCP's metadata.
 
         Raises:
             ValueError: `index.json` is not such an index.
         """
         tensors: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
         stored = {}
-        for name, told in read_index(Path(self.path)).items():
-            properties = TensorProperties(dtype=getattr(torch, told["dtype"]))
+        for name, entry in read_index(Path(self.path)).items():
             chunks = []
-            for chunk in told["chunks"]:
+            for chunk in entry["chunks"]:
                 offsets, sizes = torch.Size(chunk["offsets"]), torch.Size(chunk["sizes"])
                 chunks.append(ChunkStorageMetadata(offsets, sizes))
-                place = _StorageInfo(chunk["file"], chunk["start"], chunk["bytes"])
-                stored[MetadataIndex(name, offsets)] = place
-            tensors[name] = TensorStorageMetadata(properties, torch.Size(told["size"]), chunks)
+                location = _StorageInfo(chunk["file"], chunk["start"], chunk["bytes"])
+                stored[MetadataIndex(name, offsets)] = location
+            properties = TensorProperties(dtype=getattr(torch, entry["dtype"]))
+            tensors[name] = TensorStorageMetadata(properties, torch.Size(entry["size"]), chunks)
         return Metadata(tensors, storage_data=stored, storage_meta=StorageMeta())
 
 
 def read_index(folder: Path) -> Index:
-    """The tensors of a checkpoint folder.
+    """Reads the index of a checkpoint folder.
 
     Raises:
-        ValueError: it has no readable index.
+        ValueError: the folder has no readable index.
     """
     path = folder / INDEX
     try:
         index: Index = json.loads(path.read_text())
-        for told in index.values():
-            if not isinstance(getattr(torch, told["dtype"]), torch.dtype):
-                raise TypeError(f"{told['dtype']!r} is no dtype")
-            for chunk in told["chunks"]:
+        for entry in index.values():
+            if not isinstance(getattr(torch, entry["dtype"]), torch.dtype):
+                raise TypeError(f"{entry['dtype']!r} is no dtype")
+            for chunk in entry["chunks"]:
                 if Path(chunk["file"]).name != chunk["file"]:
                     raise ValueError(f"{chunk['file']!r} is not a file of this folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -103,27 +104,27 @@ def read_index(folder: Path) -> Index:
 
 
 def read_tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint whose names begin so, whole, on this process alone.
+    """Reads whole tensors whose names start with `prefix`, in this process alone.
 
     Raises:
-        ValueError: it has no readable index.
+        ValueError: the folder has no readable index.
     """
-    found = {
-        name: torch.empty(told["size"], dtype=getattr(torch, told["dtype"]))
-        for name, told in read_index(folder).items()
+    tensors = {
+        name: torch.empty(entry["size"], dtype=getattr(torch, entry["dtype"]))
+        for name, entry in read_index(folder).items()
         if name.startswith(prefix)
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        load(dict(found), storage_reader=JsonReader(folder), no_dist=True)
-    return found
+        load(dict(tensors), storage_reader=JsonReader(folder), no_dist=True)
+    return tensors
 
 
-def _chunk(chunk: ChunkStorageMetadata, place: _StorageInfo) -> dict[str, Any]:
+def _chunk_entry(chunk: ChunkStorageMetadata, location: _StorageInfo) -> dict[str, Any]:
     return {
         "offsets": list(chunk.offsets),
         "sizes": list(chunk.sizes),
-        "file": place.relative_path,
-        "start": place.offset,
-        "bytes": place.length,
+        "file": location.relative_path,
+        "start": location.offset,
+        "bytes": location.length,
     }

@@ -14,7 +14,7 @@ from msrec.data.schema import Split
 from msrec.launch.evaluation.evaluate import predictions_folder
 from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
 from msrec.launch.evaluation.results import load_results
-from msrec.launch.trained_run import run_of
+from msrec.launch.trained_run import find_run
 from msrec.model.metrics.bootstrap import LEAST_USERS, LEVEL, jackknife_error
 from msrec.model.metrics.exact import Groups, MetricOptions, sort_rows
 from msrec.model.metrics.user_sums import SUMS, Sums, metric_values
@@ -74,7 +74,7 @@ def find_predictions(path: Path, split: Split, data: AnyPath | None = None) -> P
     """
     if (path / COMMIT_FILE).is_file():
         return path
-    run, checkpoint = run_of(path)
+    run, checkpoint = find_run(path)
     return predictions_folder(run, split, checkpoint, data)
 
 

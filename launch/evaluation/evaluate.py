@@ -9,13 +9,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
-from msrec.launch.build import build_loader, eval_batch
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import predict, truth_column
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import Results, compute_results, save_results
 from msrec.launch.evaluation.slices import Slice, check_timestamps, slice_rows
-from msrec.launch.trained_run import load_run_config, restore, run_of
+from msrec.launch.loaders import build_loader, eval_batch
+from msrec.launch.trained_run import find_run, load_run_config, open_run
 from msrec.launch.training.skipped_rows import report_bad_rows
 from msrec.model.metrics.exact import MetricOptions
 
@@ -75,10 +75,11 @@ def evaluate(
         FileNotFoundError: there is no run, no committed checkpoint or no such split.
         ValueError: the checkpoint, the store or the data do not fit the config.
     """
-    run_dir, named = run_of(run)
+    run_dir, named = find_run(run)
     checkpoint = checkpoint or named
-    check_timestamps(data or load_run_config(run_dir).dataset, by)
-    trained = restore(run_dir, process, checkpoint, data)
+    config = load_run_config(run_dir)
+    check_timestamps(data or config.dataset, by)
+    trained = open_run(run_dir, process, checkpoint, data, config)
     config, scored = trained.config, trained.scored
     loader = build_loader(
         config,

@@ -20,7 +20,7 @@ from msrec.data.loading.batch import Batch
 from msrec.data.loading.loader import Loader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Split
-from msrec.launch.build import build_loader
+from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process, process_group, quiet_libraries
 from msrec.launch.encoding.run_prompts import prompts_by_key
 from msrec.launch.evaluation.explanation_file import (
@@ -36,10 +36,11 @@ from msrec.launch.evaluation.explanation_file import (
     user_file,
 )
 from msrec.launch.evaluation.predict import click_scores
-from msrec.launch.trained_run import load_run_config, restore, unwrapped
+from msrec.launch.loaders import build_loader
+from msrec.launch.trained_run import load_run_config, open_run, unwrapped
 from msrec.model.layers.generated_linear import GeneratedLinear
 from msrec.model.meta import ScenarioMeta, UserMeta
-from msrec.model.ranker import DenseArch, Outcome
+from msrec.model.ranker import DenseArch
 
 SAMPLED_USERS = 2_000
 """Users whose generated layers are compared with the layers of the explained user."""
@@ -90,10 +91,11 @@ class Explainer:
                 f"{run_dir} must have meta.user=true or meta.scenario=true, so that there is "
                 "knowledge to explain; it has neither."
             )
-        run = restore(run_dir, process)
+        run = open_run(run_dir, process, config=config)
         self.config, self.schema, self.knowledge = config, run.schema, run.knowledge
         self.split: Split = split
         self.model = run.model.eval()
+        self._pipeline = BatchPipeline(self.model, process)
         self.dense_arch: DenseArch = unwrapped(self.model).ranker.over
         self.loader: Loader = build_loader(
             self.config, split, process, self.knowledge, 1, shuffle=False
@@ -172,7 +174,7 @@ class Explainer:
     def _reader(self, split: Split) -> SplitReader:
         """Returns a reader of the users of a split."""
         dataset, faults = self.config.dataset, self.config.faults
-        return SplitReader(dataset, self.schema, split, only=["user"], faults=faults)
+        return SplitReader(dataset, self.schema, split, columns=["user"], faults=faults)
 
     def _row_scores(self, user: int) -> list[RowScore]:
         rows = np.flatnonzero(self._reader(self.split).read()["user"] == user)
@@ -202,9 +204,7 @@ class Explainer:
         ]
 
     def _score(self, batch: Batch) -> torch.Tensor:
-        with torch.no_grad():
-            _, outcome = self.model(batch)
-        return click_scores(Outcome(*outcome))
+        return click_scores(self._pipeline.progress(iter([batch])))
 
     def _with_average_user(self, batch: Batch) -> Batch:
         """Returns the batch with the mean vector for every user."""

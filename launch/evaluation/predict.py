@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from rich.progress import track
-from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
 
 from msrec.data.io.parquet_files import parquet_files, parquet_names, read_parquet
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
 from msrec.data.loading.quarantine import BadRows, count_reasons, count_rows
 from msrec.data.schema import Split
+from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import TRUTH, Commit, write_commit
 from msrec.launch.trained_run import TrainedRun
@@ -81,14 +81,14 @@ def _scored_tables(
     keys = read_parquet(run.scored.dataset / "users.parquet", ["user_key"])["user_key"]
     keys = keys.combine_chunks()
     run.model.eval()
-    pipeline = EvalPipelineSparseDist(run.model, None, process.device)
-    batches = loader.batches()
-    steps = track(
-        range(len(loader)), f"predict {split}", disable=not process.is_main, transient=True
+    outcomes = track(
+        BatchPipeline(run.model, process).outcomes(loader.batches()),
+        f"predict {split}",
+        total=len(loader),
+        disable=not process.is_main,
+        transient=True,
     )
-    for _ in steps:
-        with torch.no_grad():
-            outcome = Outcome(*pipeline.progress(batches))
+    for outcome in outcomes:
         yield _table(outcome, loader, keys)
 
 

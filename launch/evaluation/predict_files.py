@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from rich.progress import track
-from torchrec.distributed.train_pipeline import EvalPipelineSparseDist
+from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from msrec.data.io.atomic_files import write_bytes, write_json
 from msrec.data.io.parquet_files import (
@@ -38,10 +38,11 @@ from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.loading.loader import Loader
 from msrec.data.loading.quarantine import count_reasons
 from msrec.data.loading.split_reader import RowGroup, SplitReader
-from msrec.launch.build import build_file_loader, eval_batch
+from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import click_scores
 from msrec.launch.evaluation.predictions import COMMIT_FILE
+from msrec.launch.loaders import build_file_loader, eval_batch
 from msrec.launch.trained_run import TrainedRun
 from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
@@ -221,7 +222,7 @@ def _save_request(out: AnyPath, request: dict[str, Any], process: Process) -> No
 
 
 def _score_parts(
-    model: torch.nn.Module,
+    model: DistributedModelParallel,
     loader: Loader,
     process: Process,
     parts: Sequence[OutputPart],
@@ -236,20 +237,18 @@ def _score_parts(
         for start in range(part.rows.start, part.rows.stop, batch)
     ]
     model.eval()
-    pipeline = EvalPipelineSparseDist(model, None, process.device)
-    batches = loader.in_order([rows for _, rows in steps])
+    outcomes = BatchPipeline(model, process).outcomes(loader.in_order([rows for _, rows in steps]))
     scores = np.empty(0, np.float32)
     shown = track(steps, "predict", disable=not process.is_main, transient=True)
-    with torch.no_grad():
-        for part, rows in shown:
-            if rows.start == part.rows.start:
-                scores = np.zeros(len(part.rows), np.float32)
-            _fill(scores, Outcome(*pipeline.progress(batches)), rows, part, process)
-            if rows.stop == part.rows.stop:
-                owner = part.number % process.world_size
-                dist.reduce(torch.from_numpy(scores), dst=owner)
-                if process.rank == owner:
-                    _write_part(out / part.name, part, loader.reader, scores, keep)
+    for (part, rows), outcome in zip(shown, outcomes, strict=True):
+        if rows.start == part.rows.start:
+            scores = np.zeros(len(part.rows), np.float32)
+        _fill(scores, outcome, rows, part, process)
+        if rows.stop == part.rows.stop:
+            owner = part.number % process.world_size
+            dist.reduce(torch.from_numpy(scores), dst=owner)
+            if process.rank == owner:
+                _write_part(out / part.name, part, loader.reader, scores, keep)
     dist.barrier()
 
 

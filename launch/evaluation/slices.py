@@ -9,8 +9,8 @@ from msrec.data.io.paths import AnyPath
 from msrec.data.loading.quarantine import Policy
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, load_schema
-from msrec.launch.build import ScoredDataset
 from msrec.launch.evaluation.predictions import Predictions
+from msrec.launch.loaders import ScoredDataset
 from msrec.model.metrics.exact import Groups
 
 Slice = Literal["day", "user_history", "item_history"]
@@ -77,7 +77,9 @@ def slice_rows(
     schema = load_schema(dataset)
 
     def column(name: str) -> Any:
-        files = SplitReader(dataset, schema, predictions.commit.split, only=[name], faults=faults)
+        files = SplitReader(
+            dataset, schema, predictions.commit.split, columns=[name], faults=faults
+        )
         return files.read()[name][predictions.row_id]
 
     groups: dict[str, Groups] = {}
@@ -88,7 +90,7 @@ def slice_rows(
             continue
         side: Literal["user", "item"] = "user" if name == "user_history" else "item"
         own = load_schema(trained)
-        train = SplitReader(trained, own, "train", only=[side], faults=faults)
+        train = SplitReader(trained, own, "train", columns=[side], faults=faults)
         training_rows = np.bincount(train.read_good()[side], minlength=own.size_of(side))
         if alignment is not None:  # users and items that are new to the run have no training rows
             training_rows = np.append(training_rows, 0)[alignment.entities(side)]

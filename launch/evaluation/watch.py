@@ -10,11 +10,10 @@ import torch.distributed as dist
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
-from msrec.launch.checkpointing.checkpoint import COMMIT, committed
+from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, committed
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import Results
-from msrec.launch.trained_run import CHECKPOINTS
 from msrec.launch.training.metric_log import WATCHED, WATCHED_FILE, load_metric_log
 from msrec.launch.training.run_status import status_of
 from msrec.model.metrics.exact import PLAIN

@@ -19,9 +19,9 @@ from msrec.launch.serving.export_folder import (
     MANIFEST_FILE,
     RARE_IDS_FILE,
     DenseDtype,
+    ExportTable,
     Manifest,
     TableDtype,
-    TableSpec,
     cpu_kind,
     package_versions,
 )
@@ -34,7 +34,7 @@ from msrec.launch.serving.serving_tables import (
     serving_tables,
     unwrapped_dense_arch,
 )
-from msrec.launch.trained_run import TrainedRun, restore
+from msrec.launch.trained_run import TrainedRun, open_run
 from msrec.model.serving_model import ServingModel
 
 
@@ -70,15 +70,15 @@ def export(
     if process.world_size != 1:
         raise ValueError(f"an export must be made by one rank; there are {process.world_size}.")
     with new_folder(out, overwrite, marker=MANIFEST_FILE) as folder:
-        run = restore(run_dir, process, checkpoint)
+        run = open_run(run_dir, process, checkpoint)
         run.model.eval()
         model = _serving_model(run)
         _write_encoding(run, folder)
-        specs = []
-        for spec, chunks in serving_tables(run, tables):
-            write_table(folder, spec, chunks)
-            specs.append(spec)
-        manifest = _new_manifest(run_dir, run, model, specs, dense)
+        written = []
+        for table, chunks in serving_tables(run, tables):
+            write_table(folder, table, chunks)
+            written.append(table)
+        manifest = _new_manifest(run_dir, run, model, written, dense)
         write_program(model, manifest, len(run.schema.dense), folder, compiled)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         manifest = manifest.model_copy(update={"crc32": checksums(folder, paths)})
@@ -100,7 +100,7 @@ def _new_manifest(
     run_dir: Path,
     run: TrainedRun,
     model: ServingModel,
-    specs: list[TableSpec],
+    tables: list[ExportTable],
     dense: DenseDtype,
 ) -> Manifest:
     histories, known = list(run.config.history.of), knowledge_sides(unwrapped_dense_arch(run))
@@ -115,7 +115,7 @@ def _new_manifest(
         dense=dense,
         scale=run.config.scale,
         per_scenario=run.config.embeddings.per_scenario,
-        tables=specs,
+        tables=tables,
         features=features,
         histories=histories,
         known=known,

@@ -34,7 +34,7 @@ TableDtype = Literal["int8", "float16"]
 DenseDtype = Literal["float32", "bfloat16"]
 
 
-class TableSpec(StrictModel):
+class ExportTable(StrictModel):
     """Embedding table of an export, and the features that look it up."""
 
     name: str
@@ -78,7 +78,7 @@ class Manifest(StrictModel):
     """Dtype of the larger matrix products."""
     scale: float
     per_scenario: bool
-    tables: list[TableSpec]
+    tables: list[ExportTable]
     features: list[str]
     """In the order of lookup: features of the schema, then histories, then LLM knowledge."""
     histories: list[Side]
@@ -92,8 +92,8 @@ class Manifest(StrictModel):
     @property
     def pooled_width(self) -> int:
         """Columns of the first input of the program: the vectors of all features."""
-        dim_of = {feature: spec.dim for spec in self.tables for feature in spec.features}
-        return sum(dim_of[feature] for feature in self.features)
+        dim_of = {name: table.dim for table in self.tables for name in table.features}
+        return sum(dim_of[name] for name in self.features)
 
 
 def package_versions() -> dict[str, str | None]:

@@ -5,9 +5,9 @@ import torch
 from rich.progress import track
 
 from msrec.data.schema import Split
-from msrec.launch.build import build_loader, eval_batch
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import click_scores
+from msrec.launch.loaders import build_loader, eval_batch
 from msrec.launch.serving.export_folder import Parity
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import TrainedRun

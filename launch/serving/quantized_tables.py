@@ -17,7 +17,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
 )
 from torch import Tensor
 
-from msrec.launch.serving.export_folder import INT8_SCALE_BYTES, TableDtype, TableSpec
+from msrec.launch.serving.export_folder import INT8_SCALE_BYTES, ExportTable, TableDtype
 
 FBGEMM_TYPES = {"int8": SparseType.INT8, "float16": SparseType.FP16}
 
@@ -46,16 +46,16 @@ def quantize_rows(weight: Tensor, dtype: TableDtype) -> npt.NDArray[np.uint8]:
     return scale_first
 
 
-def write_table(folder: Path, spec: TableSpec, chunks: Iterable[Tensor]) -> None:
+def write_table(folder: Path, table: ExportTable, chunks: Iterable[Tensor]) -> None:
     """Writes the file of a table from its rows: chunks of (n, dim), float32, in order."""
-    path, shape = table_path(folder, spec.name), (spec.rows, spec.row_bytes)
+    path, shape = table_path(folder, table.name), (table.rows, table.row_bytes)
     path.parent.mkdir(exist_ok=True)
     file = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     start = 0
     for rows in chunks:
-        file[start : start + len(rows)] = quantize_rows(rows, spec.kind)
+        file[start : start + len(rows)] = quantize_rows(rows, table.kind)
         start += len(rows)
-    assert start == spec.rows
+    assert start == table.rows
     file.flush()
 
 
@@ -63,7 +63,7 @@ class QuantizedTables:
     """All tables of an export in memory, looked up by one call.
 
     Args:
-        specs: the tables.
+        tables: the tables.
         folder: the export that holds their files.
         features: the features in the order of lookup.
 
@@ -71,10 +71,12 @@ class QuantizedTables:
         ValueError: the size of a file does not fit its table.
     """
 
-    def __init__(self, specs: Sequence[TableSpec], folder: Path, features: Sequence[str]) -> None:
-        table_of = {name: number for number, spec in enumerate(specs) for name in spec.features}
+    def __init__(
+        self, tables: Sequence[ExportTable], folder: Path, features: Sequence[str]
+    ) -> None:
+        table_of = {name: i for i, table in enumerate(tables) for name in table.features}
         self._tables = IntNBitTableBatchedEmbeddingBagsCodegen(
-            [(s.name, s.rows, s.dim, FBGEMM_TYPES[s.kind], EmbeddingLocation.HOST) for s in specs],
+            [(t.name, t.rows, t.dim, FBGEMM_TYPES[t.kind], EmbeddingLocation.HOST) for t in tables],
             feature_table_map=[table_of[name] for name in features],
             pooling_mode=PoolingMode.SUM,
             device="cpu",
@@ -83,8 +85,8 @@ class QuantizedTables:
         )
         self._tables.initialize_weights()
         weights = self._tables.split_embedding_weights(split_scale_shifts=False)
-        for spec, (weight, _) in zip(specs, weights, strict=True):
-            weight.copy_(torch.from_numpy(_map_file(table_path(folder, spec.name), spec)))
+        for table, (weight, _) in zip(tables, weights, strict=True):
+            weight.copy_(torch.from_numpy(_map_file(folder, table)))
 
     def lookup(self, ids: Tensor, offsets: Tensor) -> Tensor:
         """Returns the sum of the rows of each bag.
@@ -100,10 +102,10 @@ class QuantizedTables:
         return torch.as_tensor(self._tables(ids, offsets))
 
 
-def _map_file(path: Path, spec: TableSpec) -> npt.NDArray[np.uint8]:
+def _map_file(folder: Path, table: ExportTable) -> npt.NDArray[np.uint8]:
+    path, shape = table_path(folder, table.name), (table.rows, table.row_bytes)
     # Mode "c" keeps changes private to this process. torch warns of read-only arrays.
     rows = np.load(path, mmap_mode="c", allow_pickle=False)
-    shape = (spec.rows, spec.row_bytes)
     if rows.shape != shape or rows.dtype != np.uint8:
         raise ValueError(
             f"{path} must hold {shape} bytes, as export.json says; it holds {rows.shape} of "

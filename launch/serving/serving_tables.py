@@ -15,7 +15,7 @@ from torch.nn import functional
 from msrec.data.llm.knowledge import EntityKnowledge
 from msrec.data.loading.behaviour_history import BehaviourHistory, Side
 from msrec.data.schema import Schema
-from msrec.launch.serving.export_folder import TableDtype, TableSpec
+from msrec.launch.serving.export_folder import ExportTable, TableDtype
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.embeddings import table_configs
 from msrec.model.ranker import DenseArch
@@ -27,7 +27,7 @@ SIDES: tuple[Side, Side] = ("user", "item")
 
 def serving_tables(
     run: TrainedRun, dtype: TableDtype
-) -> Iterator[tuple[TableSpec, Iterable[Tensor]]]:
+) -> Iterator[tuple[ExportTable, Iterable[Tensor]]]:
     """Yields each table of an export with its rows: chunks of (n, dim), float32, in order.
 
     Args:
@@ -39,26 +39,29 @@ def serving_tables(
     dense_arch, dim = unwrapped_dense_arch(run), config.embeddings.dim
     schema = run.schema.scaled(config.scale)
     schema = schema.per_scenario() if config.embeddings.per_scenario else schema
-    for table in table_configs(schema, dim):
-        rows, features = table.num_embeddings, table.feature_names
-        spec = TableSpec(name=table.name, rows=rows, dim=dim, kind=dtype, features=features)
-        yield spec, torch.split(trained[table.name], CHUNK_ROWS)
+    for trained_table in table_configs(schema, dim):
+        name, features = trained_table.name, trained_table.feature_names
+        rows = trained_table.num_embeddings
+        table = ExportTable(name=name, rows=rows, dim=dim, kind=dtype, features=features)
+        yield table, torch.split(trained[name], CHUNK_ROWS)
     for side in config.history.of:
-        spec = _entity_spec(run.schema, side, f"{side}_history", dim, dtype)
+        table = _entity_table(run.schema, side, f"{side}_history", dim, dtype)
         assert run.knowledge.history is not None
-        yield spec, _history_rows(run.knowledge.history, side, trained[spec.name], spec.rows)
+        yield table, _history_rows(run.knowledge.history, side, trained[table.name], table.rows)
     for side in knowledge_sides(dense_arch):
         width = widths(dense_arch, side).total
-        spec = _entity_spec(run.schema, side, f"{side}_known", width, "float16")
+        table = _entity_table(run.schema, side, f"{side}_known", width, "float16")
         knowledge = run.knowledge.user if side == "user" else run.knowledge.item
         assert knowledge is not None
-        yield spec, _knowledge_rows(dense_arch, side, knowledge, spec.rows)
+        yield table, _knowledge_rows(dense_arch, side, knowledge, table.rows)
 
 
-def _entity_spec(schema: Schema, side: Side, name: str, dim: int, dtype: TableDtype) -> TableSpec:
-    """Returns a table with one row per user (item) and one for unknown users (items)."""
+def _entity_table(
+    schema: Schema, side: Side, name: str, dim: int, dtype: TableDtype
+) -> ExportTable:
+    """Returns a table with a row for unknown users (items), and one per user (item)."""
     rows = schema.size_of(side) + 1
-    return TableSpec(name=name, rows=rows, dim=dim, kind=dtype, features=[name])
+    return ExportTable(name=name, rows=rows, dim=dim, kind=dtype, features=[name])
 
 
 def unwrapped_dense_arch(run: TrainedRun) -> DenseArch:

@@ -1,4 +1,4 @@
-"""What was trained on since the last log line: metrics and losses that a checkpoint keeps too."""
+"""Metrics and losses of the training steps since the last log line."""
 
 import torch
 import torch.distributed as dist
@@ -8,48 +8,50 @@ from msrec.model.ranker import Outcome
 
 
 class MetricAccumulator:
-    """Adds up a rank's training rows until they are logged.
+    """Accumulates this rank's outcomes between two log lines.
 
-    A resumed run goes on with what its checkpoint had: so a log line covers the same rows whether
-    the run was killed or not.
+    A checkpoint keeps the accumulated values and a resumed run starts with them. So a log line
+    covers the same rows whether or not the run was interrupted.
 
     Args:
-        num_scenarios: of the data set.
+        num_scenarios: of the dataset.
     """
 
     def __init__(self, num_scenarios: int) -> None:
         self._histogram = HistogramMetrics(num_scenarios)
         self._losses: list[torch.Tensor] = []
-        self._before: list[float] = []
+        self._resumed_losses: list[float] = []
 
     def add(self, outcome: Outcome) -> None:
-        """Add a step."""
+        """Adds a step."""
         add_rows(self._histogram, outcome)
         self._losses.append(outcome.loss)
 
     def is_empty(self) -> bool:
         """Whether there is nothing to log."""
-        return not self._losses and not self._before
+        return not self._losses and not self._resumed_losses
 
     def reduced(self) -> tuple[HistogramMetrics, list[float]]:
-        """The rows of all ranks, and the mean loss of each global batch; the same on every rank."""
+        """Returns the metrics and the mean loss of each step over all ranks, the same on each."""
         merged = HistogramMetrics(len(self._histogram.counts), self._histogram.bins)
         merged.merge(self._histogram.counts)
         all_reduce_counts(merged)
         if not self._losses:
-            return merged, list(self._before)
+            return merged, list(self._resumed_losses)
         losses = torch.stack(self._losses).double()
         dist.all_reduce(losses)
         losses /= dist.get_world_size()
-        return merged, self._before + [float(loss) for loss in losses]
+        return merged, self._resumed_losses + losses.tolist()
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drops all values; called after a log line."""
         self._histogram.reset()
-        self._losses, self._before = [], []
+        self._losses, self._resumed_losses = [], []
 
     def restore(self, counts: torch.Tensor, losses: list[float]) -> None:
-        """Take what `reduced` gave when a checkpoint was saved, on any number of ranks.
+        """Loads what `reduced` returned when a checkpoint was saved, on any number of ranks.
+
+        Rank 0 takes the rows of all ranks, since `reduced` adds up the ranks.
 
         Shape:
             counts: as `HistogramMetrics.counts`.
@@ -57,11 +59,11 @@ class MetricAccumulator:
         self.clear()
         if dist.get_rank() == 0:
             self._histogram.merge(counts.numpy())
-        self._before = list(losses)
+        self._resumed_losses = list(losses)
 
 
 def add_rows(histogram: HistogramMetrics, outcome: Outcome) -> None:
-    """Add the rows of a batch."""
+    """Adds the rows of a batch."""
     histogram.update(
         outcome.logits[:, 0].cpu().numpy(),
         outcome.label[:, 0].cpu().numpy(),
@@ -71,7 +73,7 @@ def add_rows(histogram: HistogramMetrics, outcome: Outcome) -> None:
 
 
 def all_reduce_counts(histogram: HistogramMetrics) -> None:
-    """Sum over ranks, in place."""
+    """Adds up the counts of all ranks, in place."""
     counts = torch.from_numpy(histogram.counts)
     dist.all_reduce(counts)
     histogram.counts[:] = counts.numpy()

@@ -7,19 +7,19 @@ from typing import Any
 
 LOG_FILE = "metrics.jsonl"
 WATCHED_FILE = "watched.jsonl"
-"""What `msrec evaluate --watch` found, a line a checkpoint, in the same form."""
+"""Results of `msrec evaluate --watch`, one line per checkpoint in the same form."""
 WATCHED = "watched "
-"""How its splits begin."""
+"""Prefix of the split names in `WATCHED_FILE`."""
 Points = tuple[list[float], list[float]]
-"""x and y."""
+"""x and y values of a curve."""
 
 
 @dataclass(frozen=True)
 class MetricLog:
-    """A run's `metrics.jsonl`: split -> step -> metrics.
+    """Logged metrics of a run: split -> step -> metrics.
 
-    A resumed run logs some steps again: the last line of a step stands, `again` counts the others.
-    `unreadable` counts lines cut short by a kill.
+    A resumed run logs some steps again. Then the last line of a step counts, and `again` is the
+    number of replaced lines. `unreadable` is the number of lines that a kill cut short.
     """
 
     steps: dict[str, dict[int, dict[str, float]]]
@@ -27,24 +27,24 @@ class MetricLog:
     unreadable: int = 0
 
     def curve(self, split: str, metric: str) -> Points:
-        """Steps and values of a metric, in the order of the steps; empty where none was logged."""
-        found = sorted(
+        """Returns steps and values of a metric, by step; empty if none was logged."""
+        points = sorted(
             (step, metrics[metric])
             for step, metrics in self.steps.get(split, {}).items()
             if metric in metrics
         )
-        return [float(step) for step, _ in found], [value for _, value in found]
+        return [float(step) for step, _ in points], [value for _, value in points]
 
     def metrics(self, split: str) -> list[str]:
-        """Every metric logged for a split, in the order of its first appearance."""
+        """Returns every metric logged for a split, in the order of its first appearance."""
         return list(dict.fromkeys(m for line in self.steps.get(split, {}).values() for m in line))
 
 
 def load_metric_log(run: Path) -> MetricLog:
-    """Read `metrics.jsonl` and `watched.jsonl`; a run without them has an empty log."""
-    paths = [path for name in (LOG_FILE, WATCHED_FILE) if (path := run / name).is_file()]
+    """Reads `metrics.jsonl` and `watched.jsonl`; a run without them has an empty log."""
     steps: dict[str, dict[int, dict[str, float]]] = {}
     again = unreadable = 0
+    paths = [path for name in (LOG_FILE, WATCHED_FILE) if (path := run / name).is_file()]
     for line in (line for path in paths for line in path.read_text().splitlines()):
         try:
             record: dict[str, Any] = json.loads(line)

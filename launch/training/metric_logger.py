@@ -1,4 +1,4 @@
-"""What a run tells while it trains: one progress line, metrics.jsonl, TensorBoard; rank 0 only."""
+"""Logs the metrics of a run to metrics.jsonl, TensorBoard and a progress line, on rank 0."""
 
 import json
 import logging
@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -14,34 +13,35 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from msrec.launch.distributed import Process
+from msrec.launch.training.metric_log import LOG_FILE
 
 logger = logging.getLogger(__name__)
 
 
 class MetricLogger:
-    """Writes a run's course. On other ranks than 0 it only keeps time.
+    """Logs metrics and the training speed; a context. Ranks other than 0 only measure time.
 
     Args:
-        run_dir: gets `tensorboard/` and `metrics.jsonl` (one JSON object a line: time, step, epoch,
-            split, metrics).
+        run_dir: gets `tensorboard/` and `metrics.jsonl` (one JSON object per line: time, step,
+            epoch, split, metrics).
         process: this rank.
         total_steps: steps of the whole run, for the time left.
-        step: the step a resumed run starts from.
+        first_step: the step from which this start continues.
     """
 
-    def __init__(self, run_dir: Path, process: Process, total_steps: int, step: int) -> None:
+    def __init__(self, run_dir: Path, process: Process, total_steps: int, first_step: int) -> None:
         self._run_dir = run_dir
         self._is_main = process.is_main
-        self._total_steps, self._first_step = total_steps, step
-        self.seconds_aside = 0.0
-        """Time spent inside `aside()`: evaluation and checkpoints."""
+        self._total_steps, self._first_step = total_steps, first_step
+        self.paused_s = 0.0
+        """Seconds spent inside `paused`."""
         self._started = self._last_time = time.perf_counter()
-        self._last_aside = 0.0
+        self._last_paused_s = 0.0
 
     def __enter__(self) -> Self:
         if self._is_main:
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            self._file = (self._run_dir / "metrics.jsonl").open("a")
+            self._file = (self._run_dir / LOG_FILE).open("a")
             self._board = SummaryWriter(str(self._run_dir / "tensorboard"))
             self._console = Console(stderr=True)
             self._bar = Progress(
@@ -58,66 +58,55 @@ class MetricLogger:
             )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._is_main:
-            self._bar.stop()
-            for stream in (self._board, self._file):
-                try:
-                    stream.close()
-                except OSError as failure:
-                    if error is None:
-                        raise
-                    # The error that ended the run is the one to tell; this one came of it.
-                    logger.warning("%s: %s", self._run_dir, failure)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not self._is_main:
+            return
+        self._bar.stop()
+        for stream in (self._board, self._file):
+            try:
+                stream.close()
+            except OSError as failure:
+                if error is None:
+                    raise
+                # The error that ended the run is the one to raise; this one followed from it.
+                logger.warning("%s: %s", self._run_dir, failure)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Time that is not training, left out of rows/s."""
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside, of validations and checkpoints, out of the training speed."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds_aside += time.perf_counter() - started
+            self.paused_s += time.perf_counter() - started
 
-    def train_line(self, step: int, epoch: int, rows: int, metrics: Mapping[str, float]) -> None:
-        """Log `rows` trained since the last line."""
+    def log_training(self, step: int, epoch: int, rows: int, metrics: Mapping[str, float]) -> None:
+        """Logs metrics of the `rows` trained since the last call, and their number per second."""
         now = time.perf_counter()
-        seconds = now - self._last_time - (self.seconds_aside - self._last_aside)
-        self._last_time, self._last_aside = now, self.seconds_aside
-        rate = rows / seconds
-        self.write("train", step, epoch, {"rows_per_s": rate, **metrics})
+        seconds = now - self._last_time - (self.paused_s - self._last_paused_s)
+        self._last_time, self._last_paused_s = now, self.paused_s
+        self.log("train", step, epoch, {"rows_per_s": rows / seconds, **metrics})
 
-    def write(self, split: str, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Append one JSON line, the same values to TensorBoard, and one line to the terminal."""
+    def log(self, split: str, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Appends a JSON line, writes the same values to TensorBoard, and prints a line."""
         if not self._is_main:
             return
-        record = {
-            "time": time.time(),
-            "step": step,
-            "epoch": epoch,
-            "split": split,
-            "metrics": metrics,
-        }
-        self._file.write(json.dumps(record) + "\n")
+        record = {"time": time.time(), "step": step, "epoch": epoch}
+        self._file.write(json.dumps(record | {"split": split, "metrics": metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
-        self._show(split, step, epoch, metrics)
+        self._print(split, step, epoch, metrics)
 
-    def _show(self, split: str, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+    def _print(self, split: str, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         auc = f"AUC {metrics['auc/all']:.4f}" if "auc/all" in metrics else "AUC undefined"
         if split == "train":
             line = f"{metrics['rows_per_s']:,.0f} rows/s  loss {metrics['loss']:.4f}  {auc}"
             self._bar.update(self._task, completed=step, line=line)
-            if self._console.is_terminal:
+            if self._console.is_terminal:  # the progress bar shows it
                 return
-            left = (self._total_steps - step) / max(step - self._first_step, 1)
-            seconds = left * (time.perf_counter() - self._started)
+            share_left = (self._total_steps - step) / max(step - self._first_step, 1)
+            seconds = share_left * (time.perf_counter() - self._started)
             line += f"  up to {seconds / 60:.1f} min left"
         else:
             per_scenario = "  ".join(
@@ -126,7 +115,5 @@ class MetricLogger:
                 if name.startswith("auc/scenario=")
             )
             line = f"{auc}  ({per_scenario})  log loss {metrics['log_loss/all']:.4f}"
-        self._console.print(
-            f"[dim]epoch {epoch} step {step}/{self._total_steps}[/] {split:5} {line}",
-            soft_wrap=True,
-        )
+        position = f"[dim]epoch {epoch} step {step}/{self._total_steps}[/]"
+        self._console.print(f"{position} {split:5} {line}", soft_wrap=True)

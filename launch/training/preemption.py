@@ -1,14 +1,14 @@
-"""SIGTERM means: stop soon. All ranks agree on the step after which they do."""
+"""SIGTERM handling: all ranks agree on the step after which they stop."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
 STOPPED = 128 + signal.SIGTERM
-"""Exit status of a job that stopped because it was asked to."""
+"""Exit status of a job that was stopped by SIGTERM."""
 
 
 class Preempted(Exception):
@@ -18,52 +18,47 @@ class Preempted(Exception):
 class Preemption:
     """Raises `Preempted` on all ranks at the same call of `check`, soon after one got SIGTERM.
 
-    A scheduler may send the signal to some ranks only, and never at the same step. Each call of
-    `check` begins to add up who was asked, and reads the sum that the call before began, so that
-    nobody waits for it. Use it as a context, in the main thread; the handler that was there before
-    is put back at its end.
+    Use it as a context, in the main thread. At its end the earlier signal handler is restored.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._sum = torch.zeros(1, dtype=torch.int32)
+        self._requested = False
+        self._num_requested = torch.zeros(1, dtype=torch.int32)
         self._pending: Any = None
-        self._before: Any = None
+        self._earlier_handler: Any = None
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._earlier_handler = signal.signal(signal.SIGTERM, self._request)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-        self._before = None
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        signal.signal(signal.SIGTERM, self._earlier_handler)
+        self._earlier_handler = None
         if self._pending is not None and (error is None or isinstance(error, Preempted)):
             self._pending.wait()
 
     def check(self) -> None:
-        """Call it equally often on all ranks, once a step.
+        """Stops if a rank was asked to; call it equally often on all ranks, once per step.
 
         Raises:
-            Preempted: on all ranks, two calls at the latest after one was asked.
+            Preempted: on all ranks, at most two calls after one rank got SIGTERM.
         """
-        if self._before is None:
-            return  # nobody would hear of it
+        if self._earlier_handler is None:
+            return  # outside the context no signal is caught
         if dist.get_world_size() == 1:
-            if self._asked:
+            if self._requested:
                 raise Preempted
             return
+        # A scheduler may send the signal to some ranks only, and never at the same step. So ranks
+        # add up their requests. Each call starts a sum and reads the one that the call before
+        # started, which is complete by now: nobody waits for it.
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
-            if int(self._sum) > 0:
+            if int(self._num_requested) > 0:
                 raise Preempted
-        self._sum.fill_(int(self._asked))
-        self._pending = dist.all_reduce(self._sum, async_op=True)
+        self._num_requested.fill_(int(self._requested))
+        self._pending = dist.all_reduce(self._num_requested, async_op=True)
 
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
-        self._asked = True
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        self._requested = True

@@ -1,25 +1,25 @@
-"""A run that failed twice at the same step is not started a third time; which step, which rows."""
+"""Refuses to start a run whose last starts failed at the same step; records the step's rows."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.loading.loader import Loader
 from msrec.launch.rank_errors import NO_RESTART
 from msrec.launch.training.heartbeat import ENDED, RankState, ranks_of_last_start
+from msrec.model.distributed.collectives import from_rank_0
 
-FILE = "failed_step.json"
-MOST = 2
-"""Starts that may fail at the same step, one after the other."""
-IN_HAND = 3
-"""Batches that the pipeline holds while a step runs: its own, and the two after it."""
-SHOWN = 3
+FAILED_STEP_FILE = "failed_step.json"
+MAX_FAILURES = 2
+"""Consecutive starts that may fail at the same step."""
+BATCHES_IN_FLIGHT = 3
+"""Batches that the pipeline holds while a step runs: the step's own, and the two after it."""
+MAX_SHOWN = 3
+"""Files, and rows of each, that the error message names."""
 
 
 class RepeatedFailure(ValueError):
@@ -29,13 +29,14 @@ class RepeatedFailure(ValueError):
 
 
 class FailedStep(BaseModel):
-    """Where the last start failed that did not reach its end.
+    """The step at which the last start failed.
 
     Attributes:
-        start: which one, see `RankState.start`.
-        step: the one that it was at, from 1; with `validates`, the last one before the validation.
-        times: starts, one after the other, that failed there.
-        rows: step -> file -> rows of the file, of the batches that the ranks had in hand.
+        start: of the ranks, see `RankState.start`.
+        step: number of the step, from 1; with `validates`, the last one before the validation.
+        validates: whether it failed in a validation.
+        times: consecutive starts that failed there.
+        rows: step -> file -> row numbers in the file, for each batch in flight.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,100 +47,100 @@ class FailedStep(BaseModel):
     times: int = 1
     rows: Mapping[str, Mapping[str, list[int]]] = {}
 
+    @property
+    def position(self) -> tuple[int, bool]:
+        """Step and kind of the failure."""
+        return self.step, self.validates
 
-def begin(run_dir: Path, train: Loader) -> float:
-    """Look at how the start before this one ended; every rank calls this.
 
-    What counts is the step, whether a rank raised an error, hung or was killed; a start that
-    was asked to stop or came to its end does not count.
+def check_last_start(run_dir: Path, train: Loader) -> float:
+    """Checks how the start before this one ended; every rank calls this.
+
+    A start failed if a rank raised an error, hung or was killed. A start that was stopped by
+    SIGTERM or reached its end did not fail.
 
     Returns:
-        A number for this start, the same on all ranks.
+        Seconds since 1970, which identify this start; the same on all ranks.
 
     Raises:
-        RepeatedFailure: the last two starts failed at the same step; all ranks raise it.
-        ValueError: a file in the run's folder is not what a rank or this module writes.
+        RepeatedFailure: the last two starts failed at the same step, or a file of the run folder is
+            not what a rank or this module writes; raised on all ranks.
     """
-    told: list[str | float] = [0.0]
-    if dist.get_rank() == 0:
+
+    def checked() -> float:
         try:
-            told = [_refusal(run_dir, train) or time.time()]
+            _check(run_dir, train)
         except ValueError as error:
-            told = [str(error)]
-    dist.broadcast_object_list(told, src=0)
-    if isinstance(told[0], str):
-        raise RepeatedFailure(told[0])
-    return told[0]
+            raise RepeatedFailure(str(error)) from None
+        return time.time()
+
+    return from_rank_0(checked)
 
 
-def forget(run_dir: Path) -> None:
-    """The failures so far were no fault of the run."""
-    (run_dir / FILE).unlink(missing_ok=True)
+def forget_failures(run_dir: Path) -> None:
+    """Deletes the record of failures."""
+    (run_dir / FAILED_STEP_FILE).unlink(missing_ok=True)
 
 
-def _refusal(run_dir: Path, train: Loader) -> str | None:
-    before = _read(run_dir / FILE)
-    found = _failed(ranks_of_last_start(run_dir))
-    if found is None:
-        forget(run_dir)
-        return None
-    if before is not None and before.start == found.start:
-        found = before  # this one was counted when it was found
-    else:
-        same = before is not None and _place(before) == _place(found)
-        rows = {} if found.validates else _rows_in_hand(train, found.step)
-        times = before.times + 1 if before is not None and same else 1
-        found = found.model_copy(update={"rows": rows, "times": times})
-        write_text(run_dir / FILE, found.model_dump_json(indent=1))
-    return None if found.times < MOST else _sentence(run_dir, found, len(train))
+def _check(run_dir: Path, train: Loader) -> None:
+    recorded = _read(run_dir / FAILED_STEP_FILE)
+    failed = _failed_step(ranks_of_last_start(run_dir))
+    if failed is None:
+        forget_failures(run_dir)
+        return
+    if recorded is None or recorded.start != failed.start:  # not counted yet
+        before = 0
+        if recorded is not None and recorded.position == failed.position:
+            before = recorded.times
+        rows = {} if failed.validates else _rows_in_flight(train, failed.step)
+        recorded = failed.model_copy(update={"rows": rows, "times": before + 1})
+        write_text(run_dir / FAILED_STEP_FILE, recorded.model_dump_json(indent=1))
+    if recorded.times >= MAX_FAILURES:
+        raise ValueError(_message(run_dir, recorded, len(train)))
 
 
-def _failed(ranks: list[RankState]) -> FailedStep | None:
-    """Where a start failed; None where it did not, or where there is none."""
+def _failed_step(ranks: list[RankState]) -> FailedStep | None:
+    """Returns where a start failed; None if it did not, or if there was none."""
     if not ranks or any(rank.phase in ENDED for rank in ranks):
         return None
-    # All ranks need each other in every step: the one that is behind is where it stopped.
-    behind = min(ranks, key=lambda rank: (rank.step, rank.validates))
-    step = behind.step if behind.validates else behind.step + 1
-    return FailedStep(start=behind.start, step=step, validates=behind.validates)
+    # Every step needs all ranks, so the run stopped where the last rank is.
+    last = min(ranks, key=lambda rank: (rank.step, rank.validates))
+    step = last.step if last.validates else last.step + 1
+    return FailedStep(start=last.start, step=step, validates=last.validates)
 
 
-def _place(failed: FailedStep) -> tuple[int, bool]:
-    return failed.step, failed.validates
-
-
-def _rows_in_hand(train: Loader, step: int) -> dict[str, dict[str, list[int]]]:
+def _rows_in_flight(train: Loader, step: int) -> dict[str, dict[str, list[int]]]:
     epoch, batch = divmod(step - 1, len(train))
-    found = {}
-    for ahead in range(min(IN_HAND, len(train) - batch)):
-        window, place = divmod(batch + ahead, train.order.window_batches)
-        rows = train.order.rows(epoch, window)[place]
-        found[str(step + ahead)] = train.reader.places(np.sort(rows[rows >= 0]))
-    return found
+    rows_of_step = {}
+    for ahead in range(min(BATCHES_IN_FLIGHT, len(train) - batch)):
+        window, number = divmod(batch + ahead, train.order.window_batches)
+        rows = train.order.rows(epoch, window)[number]
+        rows_of_step[str(step + ahead)] = train.reader.file_rows(np.sort(rows[rows >= 0]))
+    return rows_of_step
 
 
-def _sentence(run_dir: Path, failed: FailedStep, steps_an_epoch: int) -> str:
+def _message(run_dir: Path, failed: FailedStep, epoch_steps: int) -> str:
     if failed.validates:
-        where = f"the validation after step {failed.step:,}"
-        rows = ""
+        where, rows = f"the validation after step {failed.step:,}", ""
     else:
-        epoch, batch = divmod(failed.step - 1, steps_an_epoch)
+        epoch, batch = divmod(failed.step - 1, epoch_steps)
         where = f"step {failed.step:,} (batch {batch} of epoch {epoch})"
         files = failed.rows.get(str(failed.step), {})
-        count = sum(map(len, files.values()))
-        some = "; ".join(
-            f"{file} rows {', '.join(map(str, rows[:SHOWN]))}{', ...' * (len(rows) > SHOWN)}"
-            for file, rows in list(files.items())[:SHOWN]
+        examples = "; ".join(
+            f"{file} rows {', '.join(map(str, numbers[:MAX_SHOWN]))}"
+            + ", ..." * (len(numbers) > MAX_SHOWN)
+            for file, numbers in list(files.items())[:MAX_SHOWN]
         )
         rows = (
-            f" The {count:,} rows of its batch are in {FILE}, beside those of the batches that "
-            f"were in hand: {some}."
+            f" Its batch has {sum(map(len, files.values())):,} rows: {examples}. "
+            f"{FAILED_STEP_FILE} lists all of them, and those of the next batches, which the ranks "
+            "already held."
         )
     return (
         f"{run_dir} must get past {where}, where its last {failed.times} starts failed; it is not "
-        f"started again.{rows} `msrec launch status {run_dir}` tells the error. When its cause is "
-        f"gone (other data, faults=skip, a lower rate, more memory), delete {run_dir / FILE} to go "
-        "on."
+        f"started again.{rows} `msrec launch status {run_dir}` shows the error. When its cause is "
+        f"gone (other data, faults=skip, a lower rate, more memory), delete "
+        f"{run_dir / FAILED_STEP_FILE} to go on."
     )
 
 
@@ -147,6 +148,6 @@ def _read(file: Path) -> FailedStep | None:
     if not file.is_file():
         return None
     try:
-        return FailedStep.model_validate(json.loads(file.read_text()))
-    except (ValidationError, ValueError):
-        raise ValueError(f"{file} must be what a run writes of its failures; delete it.") from None
+        return FailedStep.model_validate_json(file.read_text())
+    except ValueError:
+        raise ValueError(f"{file} must be the record of a failed step; delete it.") from None

@@ -1,4 +1,4 @@
-"""State of a run, from the heartbeats of its ranks: running, finished, failed or silent."""
+"""Status of a run from the heartbeats of its ranks: training, ended, failed or silent."""
 
 import socket
 import statistics
@@ -12,20 +12,19 @@ import psutil
 from msrec.launch.training.heartbeat import ENDED, RankState, read_ranks, read_stack
 
 SILENT_S = 60.0
-"""A rank that trains and has said nothing for so long is told of."""
-SLOW, SLOW_SHARE = 2.0, 0.1
-"""A rank is slow whose own time of a step is so many times that of the other ranks (the median),
-and more than theirs by this share of the step."""
+"""Seconds without a report after which a rank counts as silent."""
+SLOW_FACTOR, SLOW_STEP_SHARE = 2.0, 0.1
+"""A rank is slow if its own time per step is more than `SLOW_FACTOR` times the median of the other
+ranks, and exceeds it by more than `SLOW_STEP_SHARE` of the step."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a run is.
+    """Status of a run.
 
     Attributes:
-        word: one for all: `waits`, `starts`, `trains`, `done`, `stopped` (by SIGTERM), `failed`,
-            `silent`.
-        reasons: sentences on whatever is not as it should be.
+        word: `waits`, `starts`, `trains`, `done`, `stopped` (by SIGTERM), `failed` or `silent`.
+        reasons: one sentence per problem.
     """
 
     word: str
@@ -33,22 +32,22 @@ class Status:
 
     @property
     def exit_status(self) -> int:
-        """0 where nothing is wrong."""
+        """0 if nothing is wrong, 1 otherwise."""
         return 0 if self.word in ("trains", "waits", "starts", *ENDED) else 1
 
 
 def status_of(run_dir: Path, now: float | None = None) -> Status:
-    """Read what the ranks said.
+    """Returns the status of a run from the last states of its ranks.
 
     Args:
         run_dir: of the run.
-        now: seconds since 1970; None is this moment.
+        now: seconds since 1970; None is the current time.
 
     Raises:
         FileNotFoundError, ValueError: as `read_ranks`.
     """
     ranks = read_ranks(run_dir)
-    reasons = list(_reasons(run_dir, ranks, time.time() if now is None else now))
+    reasons = list(_problems(run_dir, ranks, time.time() if now is None else now))
     phases = {rank.phase for rank in ranks}
     if "failed" in phases:
         return Status("failed", reasons)
@@ -59,36 +58,38 @@ def status_of(run_dir: Path, now: float | None = None) -> Status:
 
 
 def stragglers(ranks: Sequence[RankState]) -> list[str]:
-    """A sentence on each rank for which the others wait.
+    """Returns a sentence for each slow rank.
 
-    Steps are in lockstep, so that all ranks take the same time; what a rank spends without waiting
-    for others is its own.
+    All ranks take the same time for a step, because each waits for the others. So ranks are
+    compared by their own time, without that wait.
     """
-    found = []
+    sentences = []
     for rank in ranks:
-        others = [each.own_s for each in ranks if each is not rank and each.own_s is not None]
+        others = [other.own_s for other in ranks if other is not rank and other.own_s is not None]
         if rank.own_s is None or rank.step_s is None or not others:
             continue
-        usual = statistics.median(others)
-        if rank.own_s > SLOW * usual and rank.own_s - usual > SLOW_SHARE * rank.step_s:
-            found.append(
-                f"rank {rank.rank} on {rank.host} is slow: it takes {rank.own_s:.3g} s a step of "
-                f"its own, the others {usual:.3g} s (median) and wait for it."
+        median = statistics.median(others)
+        excess = rank.own_s - median
+        if rank.own_s > SLOW_FACTOR * median and excess > SLOW_STEP_SHARE * rank.step_s:
+            sentences.append(
+                f"rank {rank.rank} on {rank.host} is slow: its own work takes {rank.own_s:.3g} s "
+                f"per step, that of the other ranks, which wait for it, {median:.3g} s (median)."
             )
-    return found
+    return sentences
 
 
-def _reasons(run_dir: Path, ranks: Sequence[RankState], now: float) -> Iterator[str]:
+def _problems(run_dir: Path, ranks: Sequence[RankState], now: float) -> Iterator[str]:
     here = socket.gethostname()
-    for rank in sorted(ranks, key=lambda rank: (rank.step, rank.time)):  # the first to fall silent
-        where = f"rank {rank.rank} on {rank.host}"
+    for rank in sorted(ranks, key=lambda rank: (rank.step, rank.time)):  # first silent, first shown
+        name = f"rank {rank.rank} on {rank.host}"
+        silent_s = now - rank.time
         if rank.phase == "failed":
-            yield f"{where} failed after step {rank.step:,}."
+            yield f"{name} failed after step {rank.step:,}."
         elif rank.phase in ENDED:
             continue
         elif read_stack(run_dir, rank.rank) is not None:
-            yield f"{where} hung after step {rank.step:,} and was ended; its stack is below."
+            yield f"{name} hung after step {rank.step:,} and was ended; its stack is below."
         elif rank.host == here and not psutil.pid_exists(rank.pid):
-            yield f"{where} is dead: no process {rank.pid}, no word after step {rank.step:,}."
-        elif now - rank.time > SILENT_S:
-            yield f"{where} has said nothing for {now - rank.time:.0f} s, since step {rank.step:,}."
+            yield f"{name} is dead: no process {rank.pid}, no report after step {rank.step:,}."
+        elif silent_s > SILENT_S:
+            yield f"{name} has not reported for {silent_s:.0f} s, since step {rank.step:,}."

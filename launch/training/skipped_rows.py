@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from msrec.data.loading.loader import Loader
 from msrec.data.loading.quarantine import (
     BadRows,
     Quarantine,
@@ -14,6 +15,7 @@ from msrec.data.loading.quarantine import (
     write_quarantine,
 )
 from msrec.data.schema import Split
+from msrec.launch.distributed import Process
 
 logger = logging.getLogger(__name__)
 
@@ -45,3 +47,20 @@ def report_bad_rows(bad_rows: BadRows, quarantine: Quarantine, run_dir: Path, sp
     logger.warning(
         "%s: %s rows left out (%s)%s", split, f"{count_rows(bad_rows):,}", reasons, where
     )
+
+
+class BadRowReporter:
+    """Reports the bad rows of a run's splits whenever the ranks have found new ones."""
+
+    def __init__(self, run_dir: Path, process: Process, loaders: dict[Split, Loader]) -> None:
+        self._run_dir, self._process, self._loaders = run_dir, process, loaders
+        self._num_reported: dict[Split, int] = dict.fromkeys(loaders, 0)
+
+    def report(self) -> None:
+        """Gathers and reports the bad rows so far; every rank must call this."""
+        for split, loader in self._loaders.items():
+            quarantine = loader.reader.quarantine
+            bad_rows = gather_bad_rows(quarantine)
+            if self._process.is_main and len(bad_rows) > self._num_reported[split]:
+                report_bad_rows(bad_rows, quarantine, self._run_dir, split)
+                self._num_reported[split] = len(bad_rows)

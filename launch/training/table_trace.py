@@ -1,7 +1,9 @@
-"""Time each table's lookup and update on each rank, with its shards and the ids of a batch."""
+"""Measures each table's lookup and update on each rank, with its shards and the ids of a batch."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,144 +11,148 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
+from msrec.data.io.atomic_files import write_json
 from msrec.data.loading.batch import Batch
 
 TRACE_FILE = "table_times.json"
-MS = 1000.0
-Times = dict[str, dict[str, float]]
+MS_PER_S = 1000.0
+
+
+def write_table_times(model: nn.Module, batch: Batch, repeats: int, run_dir: Path) -> None:
+    """Writes the times of `trace_tables` to `table_times.json`; every rank calls this."""
+    ranks = trace_tables(model, batch, repeats)
+    if dist.get_rank() == 0:
+        times = {"device": batch.label.device.type, "batch": len(batch.label), "ranks": ranks}
+        write_json(run_dir / TRACE_FILE, times)
 
 
 def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str, Any]]:
-    """Times of one step's parts, on every rank; call it on all of them.
+    """Measures the parts of one step on every rank; every rank calls this.
 
-    A table is timed alone: its group's kernel runs with the ids of that table and without those of
-    the others. What the kernel takes with no ids at all, to write vectors of zeros, is divided
-    among its tables by the width of what they write. The gradient is zero, which leaves the values
-    as they are; Adam's moments fade, so trace when nothing is to be trained or saved any more.
+    A kernel looks up a group of tables. A table is measured alone: the kernel runs with the ids of
+    that table and no others. The time that the kernel takes without any ids, to write zeros, is
+    divided among its tables by the width of their output. The gradient is zero and leaves the
+    values unchanged. But Adam's moments decay, so call this after the last save.
 
     Args:
         model: sharded, with one collection of tables.
-        batch: of this rank, as large as a training step's.
-        repeats: of which the fastest counts: a slower one was disturbed.
+        batch: of this rank, as large as in training.
+        repeats: the fastest of these counts, since any slower one was disturbed.
 
     Returns:
         For each rank, in milliseconds::
 
             tables       table -> {fwd_compute, bwd_compute} of the rank's shards
             fwd_comms    sending the vectors of all tables
-            bwd_comms    all of the way back but for the updates
+            bwd_comms    the whole backward pass except the updates
             ids          sending the ids
     """
     collection = next(m for m in model.modules() if isinstance(m, ShardedEmbeddingBagCollection))
     device = batch.label.device
-
-    def timed(work: Callable[..., Any], prepare: Callable[[], tuple[Any, ...]] = tuple) -> float:
-        """Milliseconds of the fastest, all ranks beginning together when they are prepared."""
-        taken = []
-        for _ in range(repeats):
-            given = prepare()
-            dist.barrier()
-            _wait_for(device)
-            started = time.perf_counter()
-            work(*given)
-            _wait_for(device)
-            taken.append(time.perf_counter() - started)
-        return MS * min(taken)
-
     context = collection.create_context()
     ids = collection.input_dist(context, batch.sparse).wait().wait()
-    inputs: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-    kernels = list(_kernels(collection))
-    hooks = [
-        kernel.register_forward_pre_hook(_keeper(inputs, kernel), with_kwargs=True)
-        for kernel, _ in kernels
-    ]
-    vectors = collection.compute(context, ids)
-    for hook in hooks:
-        hook.remove()
-    found: dict[str, Any] = {"tables": {}}
-    found["ids"] = timed(
-        lambda: collection.input_dist(collection.create_context(), batch.sparse).wait().wait()
-    )
-    found["fwd_comms"] = timed(lambda: collection.output_dist(context, vectors).wait())
+    kernels = dict(_kernels(collection))
+    with _recorded_inputs(kernels) as inputs:
+        vectors = collection.compute(context, ids)
 
-    def sent() -> tuple[torch.Tensor]:
+    def fastest_ms(part: Callable[..., Any], prepare: Callable[[], Any] = tuple) -> float:
+        """All ranks start `part` together, when `prepare` has made its arguments."""
+        seconds = []
+        for _ in range(repeats):
+            arguments = prepare()
+            dist.barrier()
+            started = _now(device)
+            part(*arguments)
+            seconds.append(_now(device) - started)
+        return MS_PER_S * min(seconds)
+
+    def send_ids() -> None:
+        collection.input_dist(collection.create_context(), batch.sparse).wait().wait()
+
+    def look_up() -> tuple[torch.Tensor]:
         return (collection.output_dist(context, collection.compute(context, ids)).wait().values(),)
 
-    back = timed(lambda out: out.backward(torch.zeros_like(out)), sent)
-    updates = 0.0
-    for kernel, features in kernels:
-        of_tables, update = _alone(kernel, features, *inputs[kernel], repeats, device)
-        found["tables"] |= of_tables
-        updates += update
-    found["bwd_comms"] = max(back - updates, 0.0)
-    everybody: list[dict[str, Any]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(everybody, found)
-    return everybody
+    times: dict[str, Any] = {"tables": {}, "ids": fastest_ms(send_ids)}
+    times["fwd_comms"] = fastest_ms(lambda: collection.output_dist(context, vectors).wait())
+    backward_ms = fastest_ms(lambda out: out.backward(torch.zeros_like(out)), look_up)
+    for kernel, tables in kernels.items():
+        of_tables, update_ms = _kernel_times(kernel, tables, *inputs[kernel], repeats)
+        times["tables"] |= of_tables
+        backward_ms -= update_ms
+    times["bwd_comms"] = max(backward_ms, 0.0)
+    of_ranks: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, times)
+    return of_ranks
 
 
 def _kernels(
     collection: ShardedEmbeddingBagCollection,
 ) -> Iterator[tuple[nn.Module, list[tuple[str, int, int]]]]:
-    """Each group's kernel with its tables, their numbers of features and columns, in its order."""
+    """Yields each kernel and its tables as (name, features, columns), in the order of its ids."""
     for lookup in collection._lookups:
         for group in getattr(lookup, "module", lookup)._emb_modules:
             tables = group._config.embedding_tables
             yield group.emb_module, [(t.name, len(t.feature_names), t.local_cols) for t in tables]
 
 
-def _keeper(
-    inputs: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]], kernel: nn.Module
-) -> Callable[..., None]:
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+@contextmanager
+def _recorded_inputs(
+    kernels: Iterable[nn.Module],
+) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
+    """Fills the dict with the ids and offsets, int64, with which each kernel is called inside."""
+    inputs: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def record(kernel: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = dict(zip(("indices", "offsets"), args, strict=False)) | kwargs
         inputs[kernel] = (named["indices"].long(), named["offsets"].long())
 
-    return keep
+    hooks = [kernel.register_forward_pre_hook(record, with_kwargs=True) for kernel in kernels]
+    yield inputs
+    for hook in hooks:
+        hook.remove()
 
 
-def _alone(
+def _kernel_times(
     kernel: nn.Module,
     tables: list[tuple[str, int, int]],
-    indices: torch.Tensor,
+    ids: torch.Tensor,
     offsets: torch.Tensor,
     repeats: int,
-    device: torch.device,
-) -> tuple[Times, float]:
-    """Each table's times, and the update of all of them together."""
+) -> tuple[dict[str, dict[str, float]], float]:
+    """Returns the times of each table, and the time of the update of all tables together."""
 
-    def times(ids: torch.Tensor, ends: torch.Tensor) -> tuple[float, float]:
+    def times_ms(ids: torch.Tensor, offsets: torch.Tensor) -> tuple[float, float]:
         forward, backward = [], []
         for _ in range(repeats):
-            _wait_for(device)
-            started = time.perf_counter()
-            out = kernel(indices=ids, offsets=ends)
-            _wait_for(device)
-            looked_up = time.perf_counter()
+            started = _now(ids.device)
+            out = kernel(indices=ids, offsets=offsets)
+            looked_up = _now(ids.device)
             out.backward(torch.zeros_like(out))
-            _wait_for(device)
+            backward.append(_now(ids.device) - looked_up)
             forward.append(looked_up - started)
-            backward.append(time.perf_counter() - looked_up)
-        return MS * min(forward), MS * min(backward)
+        return MS_PER_S * min(forward), MS_PER_S * min(backward)
 
     rows = (len(offsets) - 1) // sum(features for _, features, _ in tables)
     width = sum(features * columns for _, features, columns in tables)
-    nothing = times(indices[:0], torch.zeros_like(offsets))
-    _, together = times(indices, offsets)
-    found: Times = {}
+    idle_forward, idle_backward = times_ms(ids[:0], torch.zeros_like(offsets))
+    _, update_ms = times_ms(ids, offsets)
+    times = {}
     first = 0
     for name, features, columns in tables:
-        share = features * columns / width
+        # Offsets are in the order of the features, `rows` of each: a table's ids are one range.
         start, end = offsets[first * rows], offsets[(first + features) * rows]
         first += features
-        forward, backward = times(indices[start:end], offsets.clamp(start, end) - start)
-        found[name] = {
-            "fwd_compute": max(forward - nothing[0], 0.0) + share * nothing[0],
-            "bwd_compute": max(backward - nothing[1], 0.0) + share * nothing[1],
+        forward, backward = times_ms(ids[start:end], offsets.clamp(start, end) - start)
+        share = features * columns / width
+        times[name] = {
+            "fwd_compute": max(forward - idle_forward, 0.0) + share * idle_forward,
+            "bwd_compute": max(backward - idle_backward, 0.0) + share * idle_backward,
         }
-    return found, together
+    return times, update_ms
 
 
-def _wait_for(device: torch.device) -> None:
+def _now(device: torch.device) -> float:
+    """Returns the time in seconds when the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

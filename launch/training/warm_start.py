@@ -1,10 +1,12 @@
-"""`init_from`: begin a run with another one's weights as far as they fit, and say what was done."""
+"""Starts a run with the weights of another run, as far as they fit, and reports each tensor."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.distributed._shard.metadata import ShardMetadata
@@ -13,153 +15,163 @@ from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetada
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from msrec.launch.checkpointing.checkpoint import COMMIT, Checkpoints, verify_checkpoint
-from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
+from msrec.data.io.atomic_files import write_json
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, verify_checkpoint
+from msrec.launch.checkpointing.dcp_storage import JsonReader
+from msrec.launch.checkpointing.loading import saved_shapes
 
 Action = Literal["taken", "grown", "left", "new", "unused"]
 MEANING: dict[Action, str] = {
     "taken": "as it was saved",
-    "grown": "its rows as they were saved, those behind them as initialised",
+    "grown": "first rows as they were saved, the rows after them as initialised",
     "left": "as initialised: the saved one has another shape",
     "new": "as initialised: the checkpoint has none",
     "unused": "only in the checkpoint",
 }
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Part:
-    """What became of one tensor; a shape is None where there is none."""
+class TensorReport:
+    """Use of one tensor; a shape is None on the side that does not have the tensor."""
 
     name: str
     action: Action
-    saved: tuple[int, ...] | None
-    here: tuple[int, ...] | None
+    saved: Shape | None
+    here: Shape | None
 
 
-def warm_start(source: Path, model: nn.Module, strict: bool) -> list[Part]:
-    """Load weights by name; optimizer state begins anew. Every rank calls this.
+def warm_start(source: Path, model: nn.Module, strict: bool, run_dir: Path) -> None:
+    """Loads weights, prints a table of them and writes `init_from.json`; every rank calls this.
 
-    A table that has more rows here than in the checkpoint gets the saved rows in its first ones: a
+    Args and errors are those of `load_weights`.
+    """
+    reports = load_weights(source, model, strict)
+    if dist.get_rank() == 0:
+        Console(stderr=True).print(_table(source, reports))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        record = {"init_from": str(source), "tensors": [asdict(report) for report in reports]}
+        write_json(run_dir / "init_from.json", record)
+
+
+def load_weights(source: Path, model: nn.Module, strict: bool) -> list[TensorReport]:
+    """Loads weights by name; the optimizer state starts anew. Every rank calls this.
+
+    If a table has more rows here than in the checkpoint, its first rows are the saved ones: a
     vocabulary that grew keeps the rows of its old values.
 
     Args:
-        source: a run folder, whose best checkpoint is taken, or a checkpoint.
+        source: a run folder (for its best checkpoint) or a checkpoint.
         model: the sharded model, initialised.
-        strict: refuse unless every tensor of both is there and fits.
+        strict: refuse unless model and checkpoint have the same tensors in the same shapes.
 
     Returns:
-        Every tensor of the model and of the checkpoint.
+        A report of every tensor of the model and of the checkpoint.
 
     Raises:
         FileNotFoundError: there is no committed checkpoint.
         ValueError: it is damaged; or with `strict`, something does not fit.
     """
-    path = source
+    path: Path | None = source
     if not (source / COMMIT).is_file():
-        best = Checkpoints(source / "checkpoints").best()
-        if best is None:
-            raise FileNotFoundError(
-                f"init_from={source} must be a run folder with a committed checkpoint, or such a "
-                "checkpoint; it is neither."
-            )
-        path = best
+        path = Checkpoints(source / CHECKPOINTS).best()
+    if path is None:
+        raise FileNotFoundError(
+            f"init_from={source} must be a run folder with a committed checkpoint, or such a "
+            "checkpoint; it is neither."
+        )
     verify_checkpoint(path)
-    here: dict[str, Any] = model.state_dict()
-    index = {name: told for name, told in read_index(path).items() if name.startswith("model.")}
-    saved = {name.removeprefix("model."): tuple(told["size"]) for name, told in index.items()}
-    parts = [_part(name, saved.get(name), tuple(tensor.size())) for name, tensor in here.items()]
-    parts += [Part(n, "unused", size, None) for n, size in saved.items() if n not in here]
+    state: dict[str, Any] = model.state_dict()
+    shapes = saved_shapes(path)
+    reports = [_report(n, shapes.get(n), tuple(tensor.size())) for n, tensor in state.items()]
+    reports += [TensorReport(n, "unused", s, None) for n, s in shapes.items() if n not in state]
     if strict:
-        _refuse(path, [part for part in parts if part.action != "taken"])
-    wanted = {part.name: here[part.name] for part in parts if part.action == "taken"}
+        _require_all_taken(path, reports)
+    taken = {report.name: state[report.name] for report in reports if report.action == "taken"}
     grown = {
-        part.name: _first_rows(here[part.name], part.saved)
-        for part in parts
-        if part.action == "grown" and part.saved is not None
+        report.name: _empty_rows(state[report.name], shapes[report.name])
+        for report in reports
+        if report.action == "grown"
     }
-    if wanted or grown:
-        load({"model": wanted | grown}, storage_reader=JsonReader(path))
+    if taken or grown:
+        load({"model": taken | grown}, storage_reader=JsonReader(path))
     for name, rows in grown.items():
-        _copy_first_rows(rows, here[name])
-    model.load_state_dict(here)
-    return parts
+        _copy_first_rows(rows, state[name])
+    model.load_state_dict(state)
+    return reports
 
 
-def parts_table(source: Path, parts: list[Part]) -> Table:
-    """What a person reads: how many tensors of each kind, and all that were not simply taken."""
+def _report(name: str, saved: Shape | None, here: Shape) -> TensorReport:
+    if saved is None:
+        return TensorReport(name, "new", None, here)
+    if saved == here:
+        return TensorReport(name, "taken", saved, here)
+    is_table = ".embedding_bags." in name
+    grew = is_table and saved[1:] == here[1:] and saved[0] < here[0]
+    return TensorReport(name, "grown" if grew else "left", saved, here)
+
+
+def _table(source: Path, reports: list[TensorReport]) -> Table:
+    """Returns a table with one row per tensor, but one row for all that were taken."""
     table = Table(title=f"init_from {source}", title_justify="left")
     for head in ("tensor", "saved", "here", ""):
         table.add_column(head, overflow="fold")
-    taken = [part for part in parts if part.action == "taken"]
-    table.add_row(f"{len(taken)} tensors", "", "", f"taken: {MEANING['taken']}")
-    for part in parts:
-        if part.action != "taken":
-            shapes = ["" if s is None else "x".join(map(str, s)) for s in (part.saved, part.here)]
-            table.add_row(part.name, *shapes, f"{part.action}: {MEANING[part.action]}")
+    num_taken = sum(report.action == "taken" for report in reports)
+    table.add_row(f"{num_taken} tensors", "", "", f"taken: {MEANING['taken']}")
+    for report in reports:
+        if report.action != "taken":
+            shapes = ["x".join(map(str, shape or ())) for shape in (report.saved, report.here)]
+            table.add_row(report.name, *shapes, f"{report.action}: {MEANING[report.action]}")
     return table
 
 
-def parts_record(source: Path, parts: list[Part]) -> dict[str, Any]:
-    """The same for the run's folder."""
-    return {"init_from": str(source), "tensors": [asdict(part) for part in parts]}
-
-
-def _part(name: str, saved: tuple[int, ...] | None, here: tuple[int, ...]) -> Part:
-    if saved is None:
-        return Part(name, "new", None, here)
-    if saved == here:
-        return Part(name, "taken", saved, here)
-    is_table = ".embedding_bags." in name
-    grew = is_table and saved[1:] == here[1:] and saved[0] < here[0]
-    return Part(name, "grown" if grew else "left", saved, here)
-
-
-def _refuse(path: Path, parts: list[Part]) -> None:
-    if not parts:
+def _require_all_taken(path: Path, reports: list[TensorReport]) -> None:
+    others = [report for report in reports if report.action != "taken"]
+    if not others:
         return
-    told = "; ".join(
-        f"{action} {', '.join(part.name for part in parts if part.action == action)}"
+    by_action = "; ".join(
+        f"{action} {', '.join(names)}"
         for action in MEANING
-        if any(part.action == action for part in parts)
+        if (names := [report.name for report in others if report.action == action])
     )
     raise ValueError(
         f"{path} must hold every tensor of this model and no other, in the same shapes; "
-        f"{len(parts)} differ: {told}. To take what fits, say strict=false."
+        f"{len(others)} differ: {by_action}. To take what fits, say strict=false."
     )
 
 
-def _first_rows(tensor: Any, saved: tuple[int, ...]) -> Any:
-    """Room for the saved rows, spread over the ranks as the rows of `tensor` are."""
+def _empty_rows(tensor: Any, saved: Shape) -> Any:
+    """Returns an empty tensor of the saved shape, with its rows on the ranks of `tensor`'s rows.
+
+    DCP fills it, each rank reading only its rows. So no rank ever holds a whole table.
+    """
     if not isinstance(tensor, ShardedTensor):
         return torch.empty(saved, dtype=tensor.dtype, device=tensor.device)
     whole = tensor.metadata()
+    cut = [_first_rows(shard, saved[0]) for shard in whole.shards_metadata]
     metadata = ShardedTensorMetadata(
-        shards_metadata=[m for m in map(_cut(saved[0]), whole.shards_metadata) if m is not None],
+        shards_metadata=[shard for shard in cut if shard is not None],
         size=torch.Size(saved),
         tensor_properties=whole.tensor_properties,
     )
-    shards = []
-    for shard in tensor.local_shards():
-        cut = _cut(saved[0])(shard.metadata)
-        if cut is not None:
-            shards.append(Shard(shard.tensor.new_empty(cut.shard_sizes), cut))
+    shards = [
+        Shard(shard.tensor.new_empty(own.shard_sizes), own)
+        for shard in tensor.local_shards()
+        if (own := _first_rows(shard.metadata, saved[0])) is not None
+    ]
     return ShardedTensor._init_from_local_shards_and_global_metadata(
         shards, metadata, process_group=tensor._process_group
     )
 
 
-def _cut(rows: int) -> Any:
-    """Of a shard's place -> that of its part below `rows`, None where there is none."""
-
-    def cut(metadata: ShardMetadata) -> ShardMetadata | None:
-        first, size = metadata.shard_offsets[0], metadata.shard_sizes[0]
-        left = min(first + size, rows) - first
-        if left <= 0:
-            return None
-        sizes = [left, *metadata.shard_sizes[1:]]
-        return ShardMetadata(list(metadata.shard_offsets), sizes, metadata.placement)
-
-    return cut
+def _first_rows(shard: ShardMetadata, num_rows: int) -> ShardMetadata | None:
+    """Returns the part of a shard within the first rows of the table; None if it is empty."""
+    rows = min(shard.shard_sizes[0], num_rows - shard.shard_offsets[0])
+    if rows <= 0:
+        return None
+    sizes = [rows, *shard.shard_sizes[1:]]
+    return ShardMetadata(list(shard.shard_offsets), sizes, shard.placement)
 
 
 def _copy_first_rows(rows: Any, tensor: Any) -> None:

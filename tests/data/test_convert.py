@@ -14,6 +14,7 @@ from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.dataset_writer import PartWriter, new_folder
 from msrec.data.convert.sources.movielens import read_movielens
 from msrec.data.convert.sources.tables import read_tables
+from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.vocabulary import Hashed
 from msrec.data.loading.loader import open_loader
@@ -56,10 +57,10 @@ def movielens(tmp_path):
 
 
 def test_movielens_files_become_labels_scenarios_and_texts(movielens):
-    raw = read_movielens(movielens)
+    raw = read_movielens(movielens, TextReader())
     first = raw.interactions.row(3, named=True)
     values = {"user_key": 1, "item_key": 1, "timestamp": 1003, "label": 1.0, "scenario": 0}
-    values |= {"rating>1": 1.0, "rating>2": 1.0, "rating>4": 0.0}
+    values |= {"rating>1": 1.0, "rating>2": 1.0, "rating>4": 0.0, "row": 3}
     assert first == values
     assert raw.interactions["scenario"].unique().to_list() == [0, 1, 2]
     assert raw.users["occupation_name"].to_list() == ["K-12 student", "self-employed", "scientist"]
@@ -68,10 +69,10 @@ def test_movielens_files_become_labels_scenarios_and_texts(movielens):
 
 
 def test_the_genre_scenario_is_the_group_of_the_first_genre(movielens):
-    raw = read_movielens(movielens, "genre")
+    raw = read_movielens(movielens, TextReader(), "genre")
     names = [s.name for s in raw.scenarios]
-    found = dict(raw.interactions.select("item_key", "scenario").unique().rows())
-    assert {key: names[s] for key, s in found.items()} == {
+    scenarios = dict(raw.interactions.select("item_key", "scenario").unique().rows())
+    assert {key: names[s] for key, s in scenarios.items()} == {
         1: "adventure_family",
         2: "drama",
         7: "thriller_crime_horror",
@@ -83,26 +84,26 @@ def test_the_genre_scenario_is_the_group_of_the_first_genre(movielens):
     [
         ("ratings.dat", "1::1::1::1000", "1::1::x::1000", "ratings.dat: column 'rating' .* row 0"),
         ("ratings.dat", "1::1::1::1000", "1::1::6::1000", "'rating' must be from 1 to 5; found 6"),
-        ("ratings.dat", "1::1::1::1000", "1::1::1", "must be 4 fields between '::' .* row 0"),
+        ("ratings.dat", "1::1::1::1000", "1::1::1", "must have 4 fields; found 3 in row 0"),
         ("ratings.dat", "1::1::1::1000", "9::1::1::1000", "'user_key' must hold only keys of"),
-        ("ratings.dat", "1::1::1::1000", "1::1::1::1000::5", "must be 4 fields between .* row 0"),
+        ("ratings.dat", "1::1::1::1000", "1::1::1::1000::5", "have 4 fields; found 5 in row 0"),
         ("users.dat", "::25::", "::26::", "users.dat: column 'age' .* found 26 in row 2"),
         ("users.dat", "3::M::25", "2::M::25", "'user_key' must hold each key once; .* row 2"),
-        ("movies.dat", "7::", "seven::", "movies.dat: each row must be .* row 2"),
+        ("movies.dat", "7::", "seven::", "movies.dat: column 'item_key' .* whole number; .* row 2"),
     ],
 )
 def test_a_bad_movielens_row_is_named(movielens, tmp_path, file, old, new, message):
     path = movielens / file
     path.write_text(path.read_text("latin-1").replace(old, new, 1), "latin-1")
     with pytest.raises(ValueError, match=message):
-        write_dataset(read_movielens(movielens), tmp_path / "out")
+        write_dataset(read_movielens(movielens, TextReader()), tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_missing_movielens_file_is_named(movielens):
     (movielens / "movies.dat").unlink()
     with pytest.raises(FileNotFoundError, match="movies.dat must exist"):
-        read_movielens(movielens)
+        read_movielens(movielens, TextReader())
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +284,7 @@ def test_a_rating_or_a_label_is_no_feature_unless_refused_by_name(tmp_path):
     names = [f.name for f in read_tables(folder).features]
     assert names == ["user_id", "item_id", "city", "balance", "tags", "brand"]
     (folder / "tables.yaml").write_text("interaction: {rating: sparse}")
-    with pytest.raises(ValueError, match="must not tell the label; found 'rating'"):
+    with pytest.raises(ValueError, match="must not give the label away; found 'rating'"):
         read_tables(folder)
 
 
@@ -300,17 +301,17 @@ def test_further_labels_are_thresholds_of_a_column(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("column", "changes", "said"),
+    ("column", "changes", "message"),
     [
         ("stars", {}, "must have the column 'stars'"),
         ("device", {}, "'device' must hold numbers, because tables.yaml makes labels of it"),
         ("rating", {"rating": [None, *[1] * 599]}, "'rating' must have no null, as a label is"),
     ],
 )
-def test_a_column_that_makes_no_labels_is_refused(tmp_path, column, changes, said):
+def test_a_column_that_makes_no_labels_is_refused(tmp_path, column, changes, message):
     folder = make_tables(tmp_path / "raw", **changes)
     (folder / "tables.yaml").write_text(f"more_labels: {{{column}: [1]}}")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_tables(folder)
 
 
@@ -517,11 +518,11 @@ def test_a_hashed_feature_has_a_table_of_that_size_and_its_collisions_are_counte
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [("user_id", "must look like user_id=100000"), ("balance=10", "only a sparse feature can be")],
 )
-def test_a_hash_that_cannot_be_is_told(tmp_path, option, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_hash_that_cannot_be_is_refused(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
         convert("tables", make_tables(tmp_path / "raw"), tmp_path / "out", hash=[option])
 
 

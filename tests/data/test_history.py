@@ -1,4 +1,4 @@
-"""Histories: each row's other training rows, summed row by row; and labels that are not judged."""
+"""Histories equal a slow sum over each row's other training rows; auxiliary labels."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -87,7 +87,7 @@ def test_a_history_is_the_sum_over_the_other_training_rows(data, split, max_len)
                 expected, count = slow_history(train, side, entity, own, max_len, weight)
                 found = vectors[row, len(schema.sparse) + at].detach().numpy()
                 np.testing.assert_allclose(found, expected, atol=1e-5)
-                assert batch.past.others[at, row] == count
+                assert batch.past.num_others[at, row] == count
                 checked += 1
     assert checked > 30
 

@@ -1,4 +1,4 @@
-"""Ids taken as unknown: which, how many, and the same ones on any number of ranks."""
+"""Rare ids and id dropout: the right rows, the right share, the same on any number of ranks."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -6,13 +6,13 @@ import pytest
 import torch
 from tiny import tiny_dataset
 
-from msrec.data.loading.id_dropout import IdDropout, rare_ids, require_single_valued
-from msrec.data.loading.id_transforms import RareIds
+from msrec.data.loading.id_transforms import IdDropout, RareIds, rare_ids, require_single_valued
 from msrec.data.loading.loader import RankShare, open_loader
 from msrec.data.schema import load_schema
-from msrec.launch.build import Knowledge, build_loader
 from msrec.launch.config import load_config
 from msrec.launch.distributed import Process
+from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.launch.loaders import build_loader
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def run_ids(dataset, split):
     dropout = "embeddings.id_dropout={user_id: 0.3, item_id: 0.1}"
     config = load_config(None, [f"dataset={dataset}", dropout])
     process = Process(0, 1, 1, torch.device("cpu"))
-    knowledge = Knowledge(config, load_schema(dataset))
+    knowledge = KnowledgeInputs(config, load_schema(dataset))
     loader = build_loader(config, split, process, knowledge, 96, shuffle=True)
     found = {}
     for batch in loader.batches():

@@ -72,8 +72,8 @@ def test_the_distinct_users_of_a_batch_are_gathered_once_each(join):
     users = np.array([7, 2, 7, 39, 2])
     of = entity_vectors(users, join())
     assert of.ids.tolist() == [2, 7, 39]
-    assert of.ids[of.place].tolist() == users.tolist()
+    assert of.ids[of.inverse].tolist() == users.tolist()
     torch.testing.assert_close(of.vectors, join().gather(np.array([2, 7, 39]))[0])
     nothing = entity_vectors(users, None)
     assert nothing.vectors.shape == (0, 0)
-    assert nothing.place.shape == (5,)
+    assert nothing.inverse.shape == (5,)

@@ -1,4 +1,4 @@
-"""Random rows for any tables, and tables scaled down: what a billion-row model is tried with."""
+"""Random rows for any tables, and tables scaled down, as for trying a billion-row model."""
 
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from msrec.data.loading.id_transforms import table_transforms
 from msrec.data.loading.loader import open_loader
 from msrec.data.schema import SPLITS, load_schema
 from msrec.data.synthetic.random_rows import random_rows
-from msrec.launch.build import Knowledge, build_model
+from msrec.launch.build_model import build_model
 from msrec.launch.config import load_config
+from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.tools.planner.tables import TableLoad, read_tables_file
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -91,13 +92,13 @@ def test_scaled_tables_are_smaller_and_their_ids_are_folded(dataset):
 def test_a_scaled_model_has_the_scaled_tables_and_no_history(dataset):
     schema = load_schema(dataset)
     config = load_config(None, [f"dataset={dataset}", "scale=1e-5", "embeddings.dim=4"])
-    model = build_model(config, schema, Knowledge(config, schema))
+    model = build_model(config, schema, KnowledgeInputs(config, schema))
     bags = next(m for m in model.modules() if isinstance(m, EmbeddingBagCollection))
     rows = {table.name: table.num_embeddings for table in bags.embedding_bag_configs()}
     assert rows == schema.scaled(1e-5).tables
     config = load_config(None, [f"dataset={dataset}", "scale=1e-5", "history.of=[user]"])
     with pytest.raises(ValueError, match="history.of must be empty .* with scale"):
-        Knowledge(config, schema)
+        KnowledgeInputs(config, schema)
 
 
 def test_a_billion_users_train_on_two_ranks_with_a_hundred_thousandth_of_the_rows(tmp_path):

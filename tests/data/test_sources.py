@@ -1,4 +1,4 @@
-"""The published data sets, from small raw files in exactly their schemas to dataset folders."""
+"""Conversion of the published data sets, from small raw files in exactly their schemas."""
 
 import io
 import json
@@ -10,13 +10,13 @@ from raw_files import replace
 from rich.console import Console
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.row_filter import RowFilter
+from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
 from msrec.data.llm.prompts import user_prompts
 from msrec.data.llm.templates import load_template
 from msrec.data.schema import load_schema
-from msrec.tools.cli.convert import ABOUT, OWN, SHARED
-from msrec.tools.convert import SOURCES, convert
+from msrec.tools.cli.convert import ABOUT, OWN, SHARED, SPLIT
+from msrec.tools.convert import SOURCES, convert, split_choice
 
 AMAZON_YEARS = (2014, 2018, 2023)
 MAKERS = {
@@ -34,19 +34,21 @@ def make(tmp_path, name):
 
 
 def converted(tmp_path, name, **options):
-    """(dataset folder, its schema, what was told)."""
+    """(dataset folder, its schema, the report); `options` are those of the command."""
     raw = tmp_path / "raw"
     if not raw.exists():
         make(tmp_path, name)
     console = Console(file=io.StringIO(), width=200)
     source = name.partition(" ")[0]
     out = tmp_path / "out"
-    schema = convert(source, raw, out, console=console, overwrite=True, **options)
+    split = {name: options.pop(name) for name in SPLIT if name in options}
+    choice = split_choice(source, **split)
+    schema = convert(source, raw, out, choice=choice, console=console, overwrite=True, **options)
     return out, schema, console.file.getvalue()
 
 
 def rows_of(dataset):
-    """All interactions with the raw keys beside the positions."""
+    """All interactions with the raw keys in addition to the positions."""
     rows = pl.concat(
         [pl.read_parquet(dataset / s / "*.parquet") for s in ("train", "valid", "test")]
     )
@@ -65,7 +67,7 @@ def total(counts, name="all"):
 
 
 def test_kuaisar_becomes_two_scenarios_with_clicks_and_queries(tmp_path):
-    out, schema, told = converted(tmp_path, "kuaisar")
+    out, schema, report = converted(tmp_path, "kuaisar")
     assert [s.name for s in schema.scenarios] == ["recommendation", "search"]
     assert (total(schema.counts["rows"], "recommendation"), total(schema.counts["rows"])) == (
         48,
@@ -81,16 +83,16 @@ def test_kuaisar_becomes_two_scenarios_with_clicks_and_queries(tmp_path):
     items = pl.read_parquet(out / "items.parquet")
     assert items["category"].to_list() == ["Food, Noodles"] * 9 + [""]
     assert "author_id" in schema.counts["missing"]  # author 0 is nobody, and item 10 has no row
-    assert "items that only interactions name, added without features: 1" in told
-    assert "KuaiSAR-small" in told
-    assert "2023-05-22 07:53 to 2023-05-22 07:53" in told
+    assert "items that only interactions name, added without features: 1" in report
+    assert "KuaiSAR-small" in report
+    assert "2023-05-22 07:53 to 2023-05-22 07:53" in report
 
 
 def test_kuairand_tabs_are_scenarios_and_other_tabs_are_counted(tmp_path):
-    out, schema, told = converted(tmp_path, "kuairand")
+    out, schema, report = converted(tmp_path, "kuairand")
     assert [s.name for s in schema.scenarios] == [f"tab {t}" for t in (0, 1, 2, 4, 6)]
     assert schema.counts["left_out"] == {"rows of other tabs": 120 - total(schema.counts["rows"])}
-    assert "left out: 34: rows of other tabs" in told
+    assert "left out: 34: rows of other tabs" in report
     rows = rows_of(out)
     number = rows["user_key"] * 30 + rows["item_key"]
     tabs = pl.Series([0, 1, 2, 4, 6]).gather(rows["scenario"])
@@ -115,7 +117,7 @@ def test_kuairand_takes_other_tabs_and_labels(tmp_path):
 
 @pytest.mark.parametrize("year", AMAZON_YEARS)
 def test_amazon_categories_are_scenarios_in_all_three_releases(tmp_path, year):
-    out, schema, told = converted(tmp_path, f"amazon {year}")
+    out, schema, report = converted(tmp_path, f"amazon {year}")
     assert [s.name for s in schema.scenarios] == ["Beauty", "Toys_and_Games"]
     assert schema.counts["users"] == {"all": 6, "Beauty": 6, "Toys_and_Games": 6}
     rows = rows_of(out)
@@ -130,12 +132,12 @@ def test_amazon_categories_are_scenarios_in_all_three_releases(tmp_path, year):
     assert items["title"].to_list() == [f"It's Beauty {n}" for n in range(4)] + [""]
     assert items["category"].to_list() == ["Beauty > Skin Care"] * 4 + [""]
     assert schema.counts["added"] == {"users": 6, "items": 1}
-    assert f"release of {year}" in told
-    assert "a row whose item_key is there already" in told  # both meta files have A0 to A3
+    assert f"release of {year}" in report
+    assert "a row whose item_key is there already" in report  # both meta files have A0 to A3
 
 
 def test_douban_ratings_of_books_music_and_films(tmp_path):
-    out, schema, told = converted(tmp_path, "douban")
+    out, schema, report = converted(tmp_path, "douban")
     assert [s.name for s in schema.scenarios] == ["book", "music", "movie"]
     assert total(schema.counts["rows"]) == 90 - 3
     assert {why.rpartition(": ")[2] for why in schema.counts["left_out"]} == {
@@ -155,7 +157,7 @@ def test_douban_ratings_of_books_music_and_films(tmp_path):
         "music",
     }
     assert schema.counts["added"] == {"users": 1, "items": 12}
-    assert "1,278,401" in told
+    assert "1,278,401" in report
 
 
 def test_aliccp_joins_the_common_features_and_halves_the_test_part(tmp_path):
@@ -165,9 +167,9 @@ def test_aliccp_joins_the_common_features_and_halves_the_test_part(tmp_path):
     assert len(rows["train"]) == 60
     assert len(rows["valid"]) + len(rows["test"]) == 60
     assert min(len(rows["valid"]), len(rows["test"])) > 15
-    found = rows_of(out)
-    assert sorted(found["user_key"].unique()) == [100, 101, 102]
-    train = found.head(60)
+    all_rows = rows_of(out)
+    assert sorted(all_rows["user_key"].unique()) == [100, 101, 102]
+    train = all_rows.head(60)
     assert train["item_key"].to_list() == [n % 11 for n in range(60)]
     assert train["user_key"].to_list() == [100 + n % 6 // 2 for n in range(60)]
     assert train["scenario"].to_list() == [n % 3 for n in range(60)]
@@ -339,19 +341,23 @@ def test_bad_rows_can_be_left_out_and_are_counted_with_the_first_named(
 ):
     _, whole, _ = converted(tmp_path, name)
     replace(tmp_path / "raw" / file, old, new)
-    _, schema, told = converted(tmp_path, name, bad_rows="skip")
+    _, schema, report = converted(tmp_path, name, bad_rows="skip")
     assert total(schema.counts["rows"]) == total(whole.counts["rows"]) - 1
     new_reasons = set(schema.counts["left_out"]) - set(whole.counts["left_out"])
     assert [schema.counts["left_out"][why] for why in new_reasons] == [1]
-    assert "left out, first: " in told
-    assert "in row" in told or "row 0" in told
+    assert "left out, first: " in report
+    assert "in row" in report or "row 0" in report
 
 
 @pytest.mark.parametrize(
     ("name", "file", "message"),
     [
         ("kuaisar", "item_features.csv", "item_features.csv must exist: KuaiSAR is"),
-        ("kuairand", "data/user_features_1k.csv", "user_features_1k.csv must exist beside log_st"),
+        (
+            "kuairand",
+            "data/user_features_1k.csv",
+            "user_features_1k.csv must exist: KuaiRand-1k with log_st",
+        ),
         ("douban", "movies_cleaned.txt", "movies_cleaned.txt must exist: Douban is"),
         ("aliccp", "common_features_test.csv", "common_features_test.csv must exist: Ali-CCP is"),
     ],
@@ -368,15 +374,15 @@ def test_amazon_without_reviews_or_a_category_is_refused(tmp_path):
         converted(tmp_path, "amazon 2018", categories=["Beauty", "Books"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="must hold review files such as reviews_Beauty"):
-        SOURCES["amazon"].read(tmp_path / "empty", RowFilter(), None)
+        SOURCES["amazon"].read(tmp_path / "empty", TextReader())
 
 
 def test_amazon_without_meta_files_has_no_titles_and_says_so(tmp_path):
     raw = make(tmp_path, "amazon 2014")
     for path in raw.glob("meta_*"):
         path.unlink()
-    _, schema, told = converted(tmp_path, "amazon 2014", categories=["Toys_and_Games"])
-    assert "no meta file, so no titles: Toys_and_Games" in told
+    _, schema, report = converted(tmp_path, "amazon 2014", categories=["Toys_and_Games"])
+    assert "no meta file, so no titles: Toys_and_Games" in report
     assert schema.counts["added"] == {"users": 6, "items": 5}
 
 
@@ -400,7 +406,7 @@ def test_kuairand_refuses_two_versions_unknown_tabs_and_labels(tmp_path):
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_dataset_does_not_depend_on_the_size_of_blocks_and_chunks(tmp_path, name, monkeypatch):
     whole = contents(converted(tmp_path, name)[0])
-    monkeypatch.setattr("msrec.data.convert.sources.text_files.BLOCK_BYTES", 150)
+    monkeypatch.setattr("msrec.data.convert.sources.text_blocks.BLOCK_BYTES", 150)
     monkeypatch.setattr("msrec.data.convert.staging.CHUNK_ROWS", 3)
     monkeypatch.setattr("msrec.data.convert.staging.LOOKUP_ROWS", 7)
     assert contents(converted(tmp_path, name)[0]) == whole
@@ -417,7 +423,7 @@ def contents(folder):
 def test_users_in_many_shares_are_split_and_counted_as_in_one(tmp_path, monkeypatch):
     raw = make(tmp_path, "kuaisar")
     choice = SplitChoice.of("per-user-last")
-    one = write_dataset(SOURCES["kuaisar"].read(raw, RowFilter(), None), tmp_path / "one", choice)
+    one = write_dataset(SOURCES["kuaisar"].read(raw, TextReader()), tmp_path / "one", choice)
     shares = "msrec.data.convert.split.user_shares"
     from msrec.data.convert.split import user_shares
 
@@ -425,7 +431,7 @@ def test_users_in_many_shares_are_split_and_counted_as_in_one(tmp_path, monkeypa
     monkeypatch.setattr(
         "msrec.data.convert.statistics.user_shares", lambda stage: user_shares(stage, rows=10)
     )
-    two = write_dataset(SOURCES["kuaisar"].read(raw, RowFilter(), None), tmp_path / "two", choice)
+    two = write_dataset(SOURCES["kuaisar"].read(raw, TextReader()), tmp_path / "two", choice)
     assert one == two
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
@@ -437,14 +443,15 @@ def test_the_commands_are_the_sources_and_their_options_are_those_of_the_convert
     import inspect
 
     from msrec.data.schema import Protocol
-    from msrec.tools.convert import convert
 
     assert list(ABOUT) == list(SOURCES)
-    shared = set(inspect.signature(convert).parameters) - {"source", "console", "options"}
-    assert set(SHARED) == shared
-    for source, found in SOURCES.items():
-        own = set(inspect.signature(found.read).parameters) - {"folder", "faults", "report"}
-        assert set(OWN.get(source, {})) == own, source
+    split = set(inspect.signature(split_choice).parameters) - {"source"}
+    assert set(SPLIT) == split
+    others = {"source", "choice", "console", "options"}
+    assert set(SHARED) == set(inspect.signature(convert).parameters) - others | split
+    for name, source in SOURCES.items():
+        own = set(inspect.signature(source.read).parameters) - {"folder", "reader"}
+        assert set(OWN.get(name, {})) == own, name
     annotation = SHARED["protocol"][0].__origin__
     assert set(annotation.__args__[0].__args__) == set(Protocol.__args__)
 
@@ -466,7 +473,7 @@ def test_lists_are_read_from_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_a_bad_json_line_far_into_the_file_is_named_by_its_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("msrec.data.convert.sources.text_files.BLOCK_BYTES", 700)
+    monkeypatch.setattr("msrec.data.convert.sources.text_blocks.BLOCK_BYTES", 700)
     raw = make(tmp_path, "amazon 2023")
     lines = (raw / "Beauty.jsonl").read_text().splitlines()
     lines[23] = lines[23][:-1]

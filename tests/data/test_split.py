@@ -120,16 +120,16 @@ def stage_of(tmp_path):
 
 
 def test_the_record_says_until_when_training_goes(stage_of):
-    parts, record = split_rows(stage_of(), SplitChoice("time"), "log.parquet")
+    codes, record = split_rows(stage_of(), SplitChoice("time"), "log.parquet")
     assert (record.train_until, record.method, record.seed) == (79, "time", None)
-    assert (parts == TRAIN).sum() == 80
+    assert (codes == TRAIN).sum() == 80
 
 
 def test_a_given_split_is_read_from_its_column(stage_of):
     words = ["train", "valid", "test", "train"] * 25
     choice = SplitChoice("given", column="part")
-    parts, record = split_rows(stage_of(part=words), choice, "log.parquet")
-    assert parts[:4].tolist() == [TRAIN, VALID, TEST, TRAIN]
+    codes, record = split_rows(stage_of(part=words), choice, "log.parquet")
+    assert codes[:4].tolist() == [TRAIN, VALID, TEST, TRAIN]
     assert record.method == "given"
 
 

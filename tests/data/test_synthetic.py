@@ -1,4 +1,4 @@
-"""The simulated app: what is known about it is true, and chunks do not matter."""
+"""The simulated app: its recorded facts are true, and the size of chunks does not matter."""
 
 import hashlib
 from pathlib import Path
@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from msrec.data.schema import load_schema
-from msrec.data.synthetic.posterior import _Prior, reachable
 from msrec.data.synthetic.simulated_dataset import binned_auc, synthesize
-from msrec.data.synthetic.simulator import BIAS, BY_INTEREST, HOUR_EFFECT, STRENGTH, App
+from msrec.data.synthetic.simulator import App
 
 ROWS = 120_000
 
@@ -56,8 +55,8 @@ def test_clicks_happen_as_often_as_the_known_probability_says():
     tenth = np.minimum((log.p_click * 10).astype(int), 9)
     count = np.bincount(tenth, minlength=10)
     expected = np.bincount(tenth, weights=log.p_click) / count
-    found = np.bincount(tenth, weights=log.click) / count
-    assert (np.abs(found - expected) < 4.5 * np.sqrt(expected * (1 - expected) / count)).all()
+    rate = np.bincount(tenth, weights=log.click) / count
+    assert (np.abs(rate - expected) < 4.5 * np.sqrt(expected * (1 - expected) / count)).all()
 
 
 def test_the_recorded_best_auc_is_that_of_the_known_probability(dataset):
@@ -113,64 +112,6 @@ def smoothed_log_odds(key, click, train, prior):
     mean = click[train].mean()
     clicked = np.bincount(key[train], weights=click[train], minlength=key.max() + 1) + prior * mean
     return np.log(clicked / (shown - clicked))[key]
-
-
-@pytest.fixture(scope="module")
-def posterior():
-    return reachable(App(rows=200_000, users=300, seed=3))
-
-
-def test_what_training_rows_tell_is_true_on_average(posterior):
-    """Calibrated in every tenth, as a posterior must be, and on both sides of no more than p."""
-    tenth = np.argsort(np.argsort(posterior.posterior)) * 10 // len(posterior.click)
-    for number in range(10):
-        inside = tenth == number
-        error = np.sqrt(0.25 / inside.sum())
-        difference = posterior.click[inside].mean() - posterior.posterior[inside].mean()
-        assert abs(difference) < 4 * error
-
-
-def test_training_rows_tell_more_than_nothing_and_less_than_all(posterior):
-    loss = log_loss(posterior.click, posterior.posterior)
-    assert log_loss(posterior.click, posterior.p_click) < loss - 0.01
-    few, more = (posterior.num_rows < 6, posterior.num_rows >= 6)
-    auc = [roc_auc_score(posterior.click[m], posterior.posterior[m]) for m in (few, more)]
-    assert 0.62 < auc[0] < auc[1] < 0.76
-    rate = np.full(len(posterior.click), posterior.click.mean())
-    assert loss < log_loss(posterior.click, rate) - 0.02
-
-
-def test_the_posterior_of_a_user_is_bayes_rule():
-    """One user, by sums over draws in another order: weights from the prior, then a mean."""
-    app = App(rows=20_000, users=40, items=60, seed=2)
-    found = reachable(app, sample=500, most_users=1)
-    user = int(np.flatnonzero(app.is_cold)[0])
-    train, test = app.generate(0, app.bounds[0]), app.generate(app.bounds[1], app.rows)
-    prior = _Prior(app, 500)
-    taste, tendency = prior.of(user)
-
-    def p_of(rows, at, draw):
-        category, scenario = app.category[rows.item[at]], rows.scenario[at]
-        interest = taste[draw, category] + prior._away[scenario, category, draw]
-        fixed = BIAS[scenario] + app.quality[rows.item[at]] + HOUR_EFFECT[rows.hour[at]]
-        p = 1 / (1 + np.exp(-(fixed + STRENGTH[scenario] * interest + tendency[draw])))
-        liked = np.exp(taste[draw]) / np.exp(taste[draw]).sum()
-        popular = app.category_weight / app.category_weight.sum()
-        share = BY_INTEREST[scenario]
-        return p, share * liked[category] + (1 - share) * popular[category]
-
-    own_train = np.flatnonzero(train.user == user)
-    assert 3 <= len(own_train) <= 8
-    weights = np.ones(500)
-    for draw in range(500):
-        for at in own_train:
-            p, shown = p_of(train, at, draw)
-            weights[draw] *= shown * (p if train.click[at] else 1 - p)
-    for place, at in enumerate(np.flatnonzero(test.user == user)[:5]):
-        pairs = [p_of(test, at, draw) for draw in range(500)]
-        top = sum(w * shown * p for w, (p, shown) in zip(weights, pairs, strict=True))
-        expected = top / sum(w * shown for w, (_, shown) in zip(weights, pairs, strict=True))
-        assert found.posterior[place] == pytest.approx(expected, rel=1e-6)
 
 
 def test_interests_carry_over_between_scenarios():

@@ -1,4 +1,4 @@
-"""Checkpoints: every world size and sharding reads every other's; crashes, damage, ill will."""
+"""Checkpoints: every world size and sharding reads every other's; crashes, damage, attacks."""
 
 import io
 import json
@@ -20,8 +20,10 @@ from tiny import tiny_dataset, tiny_store
 from torch._C._distributed_c10d import HashStore
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
-from msrec.launch.checkpointing.checkpoint import COMMIT, Checkpoints, load_checkpoint, read_state
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.commit import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import INDEX, read_index
+from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config import load_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.trainer import HISTOGRAM, Trainer
@@ -62,15 +64,15 @@ def pieces(value):
     if isinstance(value, dict):
         return {f"{k}.{n}": p for k, below in value.items() for n, p in pieces(below).items()}
     if hasattr(value, "local_shards"):
-        found = [
+        shards = [
             (s.metadata.shard_offsets[0], s.tensor.numpy().copy()) for s in value.local_shards()
         ]
-        return {"": found[0]} if found else {}
+        return {"": shards[0]} if shards else {}
     return {"": (None, value.numpy().copy())} if isinstance(value, torch.Tensor) else {}
 
 
 def state_of(trainer):
-    """All that a checkpoint should bring back."""
+    """The state that a checkpoint must restore."""
     histogram, losses = trainer._unlogged.reduced()
     weights = pieces({"model": trainer.model.state_dict(), "optim": trainer.optimizer.state_dict()})
     return weights, histogram.counts, losses
@@ -78,15 +80,15 @@ def state_of(trainer):
 
 def put_together(ranks):
     """Name -> whole array, from every rank's pieces."""
-    found = {}
+    pieces_of = {}
     for own in ranks:
         for name, (first, rows) in own.items():
-            found.setdefault(name, []).append((first, rows))
+            pieces_of.setdefault(name, []).append((first, rows))
     return {
         name: parts[0][1]
         if parts[0][0] is None
         else np.concatenate([rows for _, rows in sorted(parts, key=lambda part: part[0])])
-        for name, parts in found.items()
+        for name, parts in pieces_of.items()
     }
 
 
@@ -110,11 +112,11 @@ def saved(dataset, tmp_path_factory):
     roots = {}
     for world, sharding in WORLDS:
         root = tmp_path_factory.mktemp(f"{sharding}-{world}")
-        found = run_ranks(train, world, config_of(dataset, root, sharding))
+        ranks = run_ranks(train, world, config_of(dataset, root, sharding))
         checkpoints = root / "default/checkpoints"
         (checkpoints / f"step-{STEPS:08d}" / COMMIT).unlink()
         assert Checkpoints(checkpoints).newest().name == "step-00000006"
-        roots[world, sharding] = (root, [state for state, _ in found])
+        roots[world, sharding] = (root, [state for state, _ in ranks])
     return roots
 
 
@@ -129,20 +131,20 @@ def test_every_world_and_sharding_reads_what_every_other_wrote(dataset, saved, t
     config = config.model_copy(
         update={"trainer": config.trainer.model_copy(update={"checkpoint_every_steps": None})}
     )
-    found = run_ranks(look, to[0], config)
-    wanted, got = (put_together([weights for weights, *_ in ranks]) for ranks in (states, found))
+    loaded = run_ranks(look, to[0], config)
+    wanted, got = (put_together([weights for weights, *_ in ranks]) for ranks in (states, loaded))
     assert wanted.keys() == got.keys()
     for name, value in wanted.items():
         np.testing.assert_array_equal(got[name], value, name)
     assert any("momentum" in name or "exp_avg" in name for name in wanted)
-    for _, counts, losses in found:
+    for _, counts, losses in loaded:
         np.testing.assert_array_equal(counts, states[0][1])
         assert losses == states[0][2]
     assert len(losses) == 1
 
 
 def look(rank, world_size, config):
-    """What is there after loading."""
+    """The state after loading."""
     trainer = trainer_of(rank, world_size, config)
     trainer.resume()
     return state_of(trainer)
@@ -220,7 +222,7 @@ def save_some(rank, world_size, folder, steps):
         for step in steps:
             model.weight.data.fill_(step)
             checkpoints.save(model, optimizer, {"step": step, "best_step": step})
-            model.weight.data.fill_(-1)  # a save is of the moment it was asked for
+            model.weight.data.fill_(-1)  # the save must have the values of its call
 
 
 def load_newest(rank, world_size, folder):
@@ -230,7 +232,7 @@ def load_newest(rank, world_size, folder):
     return state["step"], model.weight.detach().unique().tolist()
 
 
-def test_a_save_is_of_the_moment_it_was_asked_for(tmp_path):
+def test_a_save_has_the_values_at_the_time_of_its_call(tmp_path):
     run_ranks(save_some, 2, tmp_path, [1, 2, 3])
     assert run_ranks(load_newest, 1, tmp_path) == [(3, [3.0])]
     assert [path.name[-1] for path in sorted(tmp_path.iterdir())] == ["1", "2", "3"]
@@ -250,11 +252,11 @@ def test_a_flipped_bit_is_found_and_the_file_named(tmp_path, what, ranks):
     assert "delete its folder; the one before it is step-00000001" in str(caught.value)
 
 
-def test_a_marker_that_is_no_json_is_told(tmp_path):
+def test_a_marker_that_is_no_json_is_an_error(tmp_path):
     run_ranks(save_some, 1, tmp_path, [1])
     (tmp_path / "step-00000001" / COMMIT).write_text("{")
     with pytest.raises(ValueError, match="COMMIT must be JSON with the trainer's state"):
-        read_state(tmp_path / "step-00000001")
+        read_commit(tmp_path / "step-00000001")
 
 
 def test_nothing_in_a_checkpoint_can_run_code(tmp_path):
@@ -283,7 +285,7 @@ def test_nothing_in_a_checkpoint_can_run_code(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda index: index["model.weight"].update(dtype="load"), "'load' is no dtype"),
         (
@@ -292,18 +294,18 @@ def test_nothing_in_a_checkpoint_can_run_code(tmp_path):
         ),
     ],
 )
-def test_an_index_that_names_something_else_is_refused(tmp_path, change, said):
+def test_an_index_that_names_something_else_is_refused(tmp_path, change, message):
     run_ranks(save_some, 1, tmp_path, [1])
     folder = tmp_path / "step-00000001"
     index = read_index(folder)
     change(index)
     (folder / INDEX).write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_index(folder)
 
 
 def save_for_ever(folder, first):
-    """Save 6 MB again and again until somebody kills the process."""
+    """Save 6 MB again and again until the process is killed."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     model, optimizer = plain(rows=2000)
@@ -349,13 +351,13 @@ def test_metrics_are_kept_under_the_name_the_trainer_uses(saved):
     assert index[f"metrics.{HISTOGRAM}"]["dtype"] == "float64"
 
 
-def test_show_tells_what_a_checkpoint_holds_and_whether_it_is_whole(tmp_path):
+def test_show_prints_the_content_of_a_checkpoint_and_checks_its_files(tmp_path):
     run_ranks(save_some, 2, tmp_path, [3])
     console = Console(file=io.StringIO(), width=160)
     show(tmp_path / "step-00000003", console=console)
     text = console.file.getvalue()
-    for said in ("weight", "64 x 256", "optimizer state: 3 tensors", "step: 3", "all with the CRC"):
-        assert said in text
+    for part in ("weight", "64 x 256", "optimizer state: 3 tensors", "step: 3", "all with the CRC"):
+        assert part in text
     (tmp_path / "step-00000003" / INDEX).write_text("{}")
     with pytest.raises(ValueError, match="must have the CRC-32"):
         show(tmp_path / "step-00000003", console=console)

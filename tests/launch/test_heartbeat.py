@@ -1,7 +1,8 @@
-"""What ranks say of themselves, and what is told of a run that hangs, is dead or ends."""
+"""Heartbeats of ranks, and the status of a run that hangs, is dead or ends."""
 
 import faulthandler  # noqa: F401 - for the ranks of the test that hangs
 import io
+import itertools
 import os
 import socket
 import subprocess
@@ -16,12 +17,13 @@ from rich.console import Console
 from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
 
-from msrec.launch.cluster.status import tell_status
+from msrec.launch.cluster.status import print_status
 from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.heartbeat import RankState, read_ranks, read_stack
 from msrec.launch.training.run_status import status_of, stragglers
 from msrec.launch.training.trainer import Trainer
+from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
 
 @pytest.fixture(scope="module")
@@ -31,27 +33,25 @@ def dataset(tmp_path_factory):
     return folder / "tiny"
 
 
-def told(run_dir, now=None):
+def status_and_text(run_dir, now=None):
     console = Console(file=io.StringIO(), width=150)
-    status = tell_status(run_dir, console, now)
+    status = print_status(run_dir, console, now)
     return status, console.file.getvalue()
 
 
 def fit(rank, world_size, config, at_step=None, do=None):
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
-    original = trainer._outcomes
+    steps = itertools.count(1)
 
-    def outcomes(batches, before_step=None):
-        for step, outcome in enumerate(original(batches, before_step), start=1):
-            if before_step is not None and step == at_step and rank == 1:
-                do()
-            yield outcome
+    def act(outcome, is_training):
+        if is_training and next(steps) == at_step and rank == 1:
+            do()
 
-    trainer._outcomes = outcomes
+    observe_outcomes(trainer, act)
     trainer.fit()
 
 
-def test_ranks_say_that_they_are_done(dataset, tmp_path):
+def test_ranks_report_that_they_are_done(dataset, tmp_path):
     config = config_of(dataset, tmp_path, "trainer.epochs=1")
     run_ranks(fit, 2, config)
     ranks = read_ranks(config.run_dir)
@@ -60,7 +60,7 @@ def test_ranks_say_that_they_are_done(dataset, tmp_path):
         assert (rank.phase, rank.step, rank.total_steps) == ("done", 21, 21)
         assert rank.memory > 2**26
         assert read_stack(config.run_dir, rank.rank) is None
-    status, text = told(config.run_dir)
+    status, text = status_and_text(config.run_dir)
     assert (status.word, status.reasons, status.exit_status) == ("done", [], 0)
     assert "done, step 21 of 21; train loss" in text
     assert "rows/s" in text
@@ -92,7 +92,7 @@ def test_a_rank_that_hangs_ends_with_its_stack_and_is_named_first(dataset, tmp_p
     assert "died without a word" in done.stderr
     assert "forget_the_others" in read_stack(config.run_dir, 1)
     assert "forget_the_others" not in read_stack(config.run_dir, 0)
-    status, text = told(config.run_dir)
+    status, text = status_and_text(config.run_dir)
     assert status.word == "silent"
     assert status.exit_status == 1
     assert any("rank 1" in reason and "hung after step" in reason for reason in status.reasons)
@@ -104,11 +104,11 @@ def fail():
     raise ValueError("a fault of rank 1")
 
 
-def test_a_rank_that_fails_says_so(dataset, tmp_path):
+def test_a_rank_that_fails_reports_it(dataset, tmp_path):
     config = config_of(dataset, tmp_path)
     with pytest.raises(AssertionError, match="a fault of rank 1"):
         run_ranks(fit, 2, config, 4, fail, timeout_s=30)
-    status, _ = told(config.run_dir)
+    status, _ = status_and_text(config.run_dir)
     assert status.word == "failed"
     assert any("rank 1" in reason and "failed after step 3" in reason for reason in status.reasons)
 
@@ -134,7 +134,7 @@ def test_the_rank_for_which_all_others_wait_is_named_and_no_other(dataset, tmp_p
     assert slept.own_s > 0.08  # at least what it slept, but for the last word's rounding
     assert waited.own_s < 0.05
     assert waited.step_s > 0.08  # which is why the time of a step does not tell
-    _, text = told(config.run_dir)
+    _, text = status_and_text(config.run_dir)
     (line,) = [line for line in text.splitlines() if "is slow" in line]
     assert line.startswith("rank 1 on ")
 
@@ -159,7 +159,7 @@ def test_slow_is_what_takes_twice_the_others_time_and_a_tenth_of_the_step(own, s
     assert [int(line.split()[1]) for line in stragglers(ranks)] == slow
 
 
-def word_of(folder, **changes):
+def write_state(folder, **changes):
     values = {"rank": 0, "host": "elsewhere", "pid": 1, "time": 1000.0, "phase": "trains"}
     values |= {"step": 30, "total_steps": 90, "step_s": 2.0}
     (folder / "ranks").mkdir(exist_ok=True)
@@ -167,43 +167,43 @@ def word_of(folder, **changes):
     (folder / "ranks" / f"{state.rank}.json").write_text(state.model_dump_json())
 
 
-def test_a_run_that_goes_on_tells_the_time_that_is_left(tmp_path):
-    word_of(tmp_path)
-    word_of(tmp_path, rank=1, step=29, time=999.5)
-    status, text = told(tmp_path, now=1002.0)
+def test_the_status_of_a_training_run_shows_the_time_left(tmp_path):
+    write_state(tmp_path)
+    write_state(tmp_path, rank=1, step=29, time=999.5)
+    status, text = status_and_text(tmp_path, now=1002.0)
     assert (status.word, status.exit_status) == ("trains", 0)
     assert "trains, step 29 of 90; up to 2.0 min left" in text  # 61 steps of 2 s
 
 
-def test_a_silent_rank_and_a_dead_one_are_told_apart(tmp_path):
-    word_of(tmp_path)
+def test_a_silent_rank_and_a_dead_one_have_different_reasons(tmp_path):
+    write_state(tmp_path)
     assert status_of(tmp_path, now=1059.0).word == "trains"
     late = status_of(tmp_path, now=1100.0)
     assert late.word == "silent"
-    assert late.reasons == ["rank 0 on elsewhere has said nothing for 100 s, since step 30."]
+    assert late.reasons == ["rank 0 on elsewhere has not reported for 100 s, since step 30."]
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    word_of(tmp_path, host=socket.gethostname(), pid=gone.pid)
+    write_state(tmp_path, host=socket.gethostname(), pid=gone.pid)
     (reason,) = status_of(tmp_path, now=1001.0).reasons
-    assert f"is dead: no process {gone.pid}, no word after step 30" in reason
+    assert f"is dead: no process {gone.pid}, no report after step 30" in reason
 
 
-def test_the_command_tells_it_and_its_exit_status_says_whether_all_is_well(tmp_path):
+def test_the_command_prints_the_status_and_exits_with_1_after_a_failure(tmp_path):
     command = [sys.executable, "-m", "msrec", "launch", "status", str(tmp_path)]
-    word_of(tmp_path, phase="done")
+    write_state(tmp_path, phase="done")
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert f"{tmp_path}: done, step 30 of 90" in done.stdout
-    word_of(tmp_path, rank=1, phase="failed")
+    write_state(tmp_path, rank=1, phase="failed")
     failed = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert failed.returncode == 1
     assert "rank 1 on elsewhere failed after step 30." in failed.stdout
 
 
-def test_a_run_that_did_not_begin_and_a_spoiled_file_are_one_sentence(tmp_path):
+def test_a_run_that_did_not_start_and_a_spoiled_file_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="no rank began to train"):
         status_of(tmp_path)
-    word_of(tmp_path)
+    write_state(tmp_path)
     (tmp_path / "ranks/0.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"ranks/0.json must be what a rank writes of itself"):
+    with pytest.raises(ValueError, match=r"ranks/0.json must be the state that a rank writes"):
         status_of(tmp_path)

@@ -16,7 +16,7 @@ from msrec.launch.distributed import Process
 from msrec.launch.evaluation import predict_files as module
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import SCORE, predict_files
-from msrec.launch.trained_run import restore
+from msrec.launch.trained_run import open_run
 from msrec.launch.training.trainer import Trainer
 
 
@@ -31,7 +31,7 @@ def trained(rank, world_size, config):
 def predicted(rank, world_size, run_dir, data, out, keep=None, part_rows=100):
     module.PART_ROWS = part_rows
     process = Process(rank, world_size, world_size, torch.device("cpu"))
-    return predict_files(restore(run_dir, process), process, data, out, keep)
+    return predict_files(open_run(run_dir, process), process, data, out, keep)
 
 
 @pytest.fixture(scope="module")

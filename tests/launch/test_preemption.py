@@ -1,5 +1,6 @@
-"""SIGTERM: all ranks stop after the same step, which is saved; the next start goes on from it."""
+"""SIGTERM: all ranks stop after the same step and save it; the next start continues from it."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from msrec.launch.distributed import Process
 from msrec.launch.training.heartbeat import read_ranks
 from msrec.launch.training.preemption import STOPPED, Preempted, Preemption
 from msrec.launch.training.trainer import Trainer
+from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +35,13 @@ def dataset(tmp_path_factory):
 def fit(rank, world_size, config, asked=None, in_valid=False):
     """Train; rank 1 (or the only one) is asked to stop at its `asked`-th outcome."""
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
-    original, seen = trainer._outcomes, [0]
+    numbers = itertools.count(1)
 
-    def outcomes(batches, before_step=None):
-        for outcome in original(batches, before_step):
-            if (before_step is None) == in_valid:
-                seen[0] += 1
-                if seen[0] == asked and rank == world_size - 1:
-                    os.kill(os.getpid(), signal.SIGTERM)
-            yield outcome
+    def ask_to_stop(outcome, is_training):
+        if is_training != in_valid and next(numbers) == asked and rank == world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    trainer._outcomes = outcomes
+    observe_outcomes(trainer, ask_to_stop)
     result = trainer.fit()
     return result.preempted, vars(result.progress), result.losses, weights(trainer)
 
@@ -131,16 +129,16 @@ def test_a_job_stops_within_seconds_says_so_and_goes_on(dataset, tmp_path, launc
             *("--module", "msrec"),
         ]
     log = config.run_dir / "metrics.jsonl"
-    with (tmp_path / "said").open("w") as said:
-        job = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    with (tmp_path / "output").open("w") as output:
+        job = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         end = time.monotonic() + 60
         while not (log.is_file() and log.stat().st_size) and time.monotonic() < end:
             time.sleep(0.05)
         asked = time.monotonic()
         job.send_signal(signal.SIGTERM)
         assert job.wait(30) == STOPPED
-    assert time.monotonic() - asked < 15  # beside other tests; 5 s alone, as tests/cluster asks
-    text = (tmp_path / "said").read_text()
+    assert time.monotonic() - asked < 15  # with other tests running; 5 s alone, as in tests/cluster
+    text = (tmp_path / "output").read_text()
     assert "stopped by SIGTERM" in text
     assert "Traceback" not in text
     newest = Checkpoints(config.run_dir / "checkpoints", 2).newest()
@@ -165,8 +163,8 @@ def test_ranks_whose_launcher_is_killed_save_where_they_stand_and_end(dataset, t
         *("--module", "msrec", "train", str(tmp_path / "conf.yaml")),
     ]
     checkpoints = Checkpoints(config.run_dir / "checkpoints", 2)
-    with (tmp_path / "said").open("w") as said:
-        job = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    with (tmp_path / "output").open("w") as output:
+        job = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         wait_for(checkpoints.newest)
         job.kill()
         job.wait(10)

@@ -1,5 +1,6 @@
 """A run that fails twice at the same step is refused, with its step and rows; others are not."""
 
+import itertools
 import json
 import os
 import shutil
@@ -16,8 +17,9 @@ from tiny import tiny_dataset, tiny_store
 from msrec.data.loading.loader import open_loader
 from msrec.launch.distributed import Process
 from msrec.launch.rank_errors import NO_RESTART
-from msrec.launch.training.repeated_failure import FILE, RepeatedFailure
+from msrec.launch.training.repeated_failure import FAILED_STEP_FILE, RepeatedFailure
 from msrec.launch.training.trainer import Trainer
+from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
 OPTIONS = ("trainer.checkpoint_every_steps=5", "trainer.eval_batch=96")
 
@@ -33,17 +35,15 @@ def fit(rank, world_size, config, at=None, do=None, in_valid=False):
     """Train; the last rank does something in the step after the `at`-th of the run."""
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
     progress = trainer.resume()
-    original, seen = trainer._outcomes, [0]
+    validated = itertools.count(1)
 
-    def outcomes(batches, before_step=None):
-        for outcome in original(batches, before_step):
-            is_here = (before_step is None) == in_valid
-            seen[0] = seen[0] + is_here if in_valid else progress.step
-            if is_here and seen[0] == at and rank == world_size - 1:
+    def act(outcome, is_training):
+        if is_training != in_valid:
+            number = next(validated) if in_valid else progress.step
+            if number == at and rank == world_size - 1:
                 do()
-            yield outcome
 
-    trainer._outcomes = outcomes
+    observe_outcomes(trainer, act)
     try:
         trainer.fit(progress)
     except RepeatedFailure as error:
@@ -71,17 +71,17 @@ def starts(config, *marks, in_valid=False):
 
 
 @pytest.mark.parametrize("do", [fail, die])
-def test_a_step_that_failed_twice_is_not_tried_again_and_its_rows_are_told(dataset, tmp_path, do):
+def test_a_step_that_failed_twice_is_not_tried_again_and_its_rows_are_listed(dataset, tmp_path, do):
     config = config_of(dataset, tmp_path, *OPTIONS)
     starts(config, (27, do), (27, do))
-    (told, status), other = run_ranks(fit, 2, config)
-    assert (told, status) == other
+    (message, status), other = run_ranks(fit, 2, config)
+    assert (message, status) == other
     assert status == NO_RESTART
-    assert "step 28 (batch 6 of epoch 1), where its last 2 starts failed" in told
-    assert f"delete {config.run_dir / FILE} to go on" in told
-    rows = json.loads((config.run_dir / FILE).read_text())["rows"]
+    assert "step 28 (batch 6 of epoch 1), where its last 2 starts failed" in message
+    assert f"delete {config.run_dir / FAILED_STEP_FILE} to go on" in message
+    rows = json.loads((config.run_dir / FAILED_STEP_FILE).read_text())["rows"]
     assert list(rows) == ["28", "29", "30"]
-    # The rows named are those that the batch has, by its own word.
+    # The listed rows are those of the batch.
     loader = open_loader(dataset, "train", 96, seed=config.seed, window_rows=400, prefetch=0)
     batches = list(loader.batches(1))
     for step, batch in (("28", batches[6]), ("30", batches[8])):
@@ -92,23 +92,23 @@ def test_a_step_that_failed_twice_is_not_tried_again_and_its_rows_are_told(datas
             ]
         )
         np.testing.assert_array_equal(np.sort(found), np.sort(batch.row_id[batch.weight > 0]))
-    assert "train/part-00000.parquet rows " in told
-    # As often as it is started; until somebody says that the cause is gone.
-    assert run_ranks(fit, 2, config)[0] == (told, status)
-    (config.run_dir / FILE).unlink()
+    assert "train/part-00000.parquet rows " in message
+    # Every further start is refused, until the file is deleted.
+    assert run_ranks(fit, 2, config)[0] == (message, status)
+    (config.run_dir / FAILED_STEP_FILE).unlink()
     assert run_ranks(fit, 2, config) == [42, 42]
-    assert not (config.run_dir / FILE).exists()
+    assert not (config.run_dir / FAILED_STEP_FILE).exists()
 
 
 def test_failures_at_two_steps_and_those_before_a_run_that_ended_do_not_count(dataset, tmp_path):
     config = config_of(dataset, tmp_path, *OPTIONS)
     starts(config, (7, die), (9, die), (7, die))
-    assert json.loads((config.run_dir / FILE).read_text())["times"] == 1
+    assert json.loads((config.run_dir / FAILED_STEP_FILE).read_text())["times"] == 1
     assert run_ranks(fit, 2, config, 9, stop)[0] in (10, 11, 12)
     starts(config, (13, die))
     assert run_ranks(fit, 2, config) == [42, 42]
     assert run_ranks(fit, 2, config) == [42, 42]
-    assert not (config.run_dir / FILE).exists()
+    assert not (config.run_dir / FAILED_STEP_FILE).exists()
 
 
 def test_preemptions_at_the_same_step_do_not_count(dataset, tmp_path):
@@ -120,18 +120,19 @@ def test_preemptions_at_the_same_step_do_not_count(dataset, tmp_path):
     assert run_ranks(fit, 1, config) == [9]
 
 
-def test_a_validation_that_fails_twice_is_told_as_such(dataset, tmp_path):
+def test_a_validation_that_fails_twice_is_named(dataset, tmp_path):
     config = config_of(dataset, tmp_path, *OPTIONS)
     starts(config, (3, fail), (3, fail), in_valid=True)
-    ((told, _), _) = run_ranks(fit, 2, config)
-    assert "must get past the validation after step 21, where" in told
-    assert "rows" not in told.replace("msrec launch", "")
+    ((message, _), _) = run_ranks(fit, 2, config)
+    assert "must get past the validation after step 21, where" in message
+    assert "rows" not in message.replace("msrec launch", "")
 
 
-def test_a_spoilt_file_is_one_sentence_on_every_rank(dataset, tmp_path):
+def test_a_spoilt_file_is_the_same_error_on_every_rank(dataset, tmp_path):
     config = config_of(dataset, tmp_path)
     config.run_dir.mkdir(parents=True)
-    (config.run_dir / FILE).write_text("{")
-    told = [rank[0] for rank in run_ranks(fit, 2, config)]
-    assert told[0] == told[1]
-    assert f"{config.run_dir / FILE} must be what a run writes of its failures" in told[0]
+    (config.run_dir / FAILED_STEP_FILE).write_text("{")
+    message = [rank[0] for rank in run_ranks(fit, 2, config)]
+    assert message[0] == message[1]
+    file = config.run_dir / FAILED_STEP_FILE
+    assert f"{file} must be the record of a failed step" in message[0]

@@ -27,12 +27,12 @@ from msrec.launch.serving import export as export_module
 from msrec.launch.serving import parity
 from msrec.launch.serving.dense_program import use_bfloat16_products
 from msrec.launch.serving.export import export
-from msrec.launch.serving.export_folder import TableSpec
+from msrec.launch.serving.export_folder import ExportTable
 from msrec.launch.serving.quantized_tables import QuantizedTables, quantize_rows, table_path
 from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.trained_run import restore
+from msrec.launch.trained_run import open_run
 from msrec.tools.bench.serve import raw_lines
 
 RUNS = {
@@ -117,7 +117,7 @@ def test_unknown_users_items_and_values_get_the_scores_of_the_model(app, scorers
     columns = RowEncoder(app / "data").encode(rows.to_arrow(), "rows")
     scores = scorers[name].score(scorers[name].encoder.encode(columns))
     with process_group("cpu") as process:
-        run = restore(app / "runs" / name, process)
+        run = open_run(app / "runs" / name, process)
         columns = RareIds(run.knowledge.is_rare).apply(columns, np.arange(4), 0)
         known = (run.knowledge.user, run.knowledge.item, run.knowledge.history)
         batch = Window(Collator(run.schema, *known), np.arange(4)[np.newaxis], columns).batch(0)
@@ -141,10 +141,10 @@ def test_score_of_a_row_does_not_depend_on_other_rows(app, scorers, name):
 def test_error_of_int8_rows_is_half_a_step_plus_rounding_to_float16(tmp_path):
     torch.manual_seed(0)
     weight = torch.randn(50, 12) * torch.logspace(-3, 1, 50).unsqueeze(1)
-    spec = TableSpec(name="t", rows=50, dim=12, kind="int8", features=["a"])
+    table = ExportTable(name="t", rows=50, dim=12, kind="int8", features=["a"])
     (tmp_path / "tables").mkdir()
     np.save(table_path(tmp_path, "t"), quantize_rows(weight, "int8"))
-    tables = QuantizedTables([spec], tmp_path, ["a"])
+    tables = QuantizedTables([table], tmp_path, ["a"])
     ids = torch.arange(50, dtype=torch.int32)
     rows = tables.lookup(ids, torch.arange(51, dtype=torch.int32))
     low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)

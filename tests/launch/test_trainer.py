@@ -1,4 +1,4 @@
-"""Training: 2 ranks = 1 rank, resume = no resume, early stopping, and what a user may get wrong."""
+"""Training: 2 ranks = 1 rank, resume = no resume, early stopping, and errors of users."""
 
 import json
 import shutil
@@ -88,7 +88,7 @@ def test_tables_trained_with_adam_give_the_same_on_two_ranks(dataset, tmp_path):
 
 
 def fit_partly_then_resume(rank, world_size, config, steps):
-    """Train `steps` steps with a checkpoint there, then build anew and finish."""
+    """Trains `steps` steps, saves, and is killed; then a new trainer finishes the run."""
     partly = config.model_copy(
         update={"trainer": config.trainer.model_copy(update={"checkpoint_every_steps": steps})}
     )
@@ -171,8 +171,8 @@ def test_validating_within_an_epoch_changes_nothing_but_what_is_kept(dataset, tm
     assert losses == plain[0]
     for name, value in plain[2].items():
         np.testing.assert_array_equal(weights[name], value, name)
-    found = validations(tmp_path / "often")
-    assert [line[:2] for line in found] == [
+    lines = validations(tmp_path / "often")
+    assert [line[:2] for line in lines] == [
         (8, 0),
         (16, 0),
         (21, 1),
@@ -181,12 +181,12 @@ def test_validating_within_an_epoch_changes_nothing_but_what_is_kept(dataset, tm
         (40, 1),
         (42, 2),
     ]
-    after_epochs = [line for line in found if line[0] in (21, 42)]
+    after_epochs = [line for line in lines if line[0] in (21, 42)]
     assert after_epochs == validations(tmp_path / "plain")
-    assert progress["best_auc"] == max(auc for _, _, auc in found)
+    assert progress["best_auc"] == max(auc for _, _, auc in lines)
 
 
-def test_a_run_stopped_before_a_validation_within_an_epoch_makes_it_up(dataset, tmp_path):
+def test_a_run_stopped_before_a_validation_within_an_epoch_validates_later(dataset, tmp_path):
     options = ["trainer.validate_every_steps=8", "trainer.patience=9"]
     whole = run_ranks(fit, 1, config_of(dataset, tmp_path / "whole", *options))[0]
     config = config_of(dataset, tmp_path / "stopped", *options)
@@ -198,7 +198,7 @@ def test_a_run_stopped_before_a_validation_within_an_epoch_makes_it_up(dataset, 
 
 
 def stop_at_validation_then_resume(rank, world_size, config, step):
-    """As when SIGTERM comes while the step is validated."""
+    """Stops as if SIGTERM came while the step is validated, then resumes."""
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
     evaluate_it = trainer.evaluate
     progress = trainer.resume()
@@ -252,16 +252,16 @@ def refusal(dataset, root, *overrides, function=fit, ranks=1):
 
 def test_a_checkpoint_of_another_model_is_refused(dataset, tmp_path):
     run_ranks(fit, 1, config_of(dataset, tmp_path, "trainer.epochs=1"))
-    told = refusal(dataset, tmp_path, "backbone.name=mmoe")
-    assert "is a checkpoint of another model: it lacks" in told
-    told = refusal(dataset, tmp_path, "embeddings.dim=4")
-    assert "has shape" in told
+    message = refusal(dataset, tmp_path, "backbone.name=mmoe")
+    assert "is a checkpoint of another model: it lacks" in message
+    message = refusal(dataset, tmp_path, "embeddings.dim=4")
+    assert "has shape" in message
 
 
 def test_a_run_does_not_go_on_with_rows_in_another_order(dataset, tmp_path):
     run_ranks(fit, 1, config_of(dataset, tmp_path, "trainer.epochs=1"))
-    told = refusal(dataset, tmp_path, "trainer.global_batch=48")
-    assert "its global_batch was 96 and is 48 now" in told
+    message = refusal(dataset, tmp_path, "trainer.global_batch=48")
+    assert "its global_batch was 96 and is 48 now" in message
 
 
 def test_a_checkpoint_without_its_marker_is_passed_over(dataset, tmp_path):
@@ -309,9 +309,9 @@ def test_a_full_disk_while_saving_leaves_the_older_checkpoints(
     checkpoints = tmp_path / "default/checkpoints"
     small_disk(checkpoints, int(1.6 * size))
     config = config_of(dataset, tmp_path, "trainer.patience=9")
-    for told in run_ranks(fit_until_the_disk_is_full, ranks, config):
-        assert "no space left on the disk" in told
-        assert "step-00000021, is intact" in told
+    for message in run_ranks(fit_until_the_disk_is_full, ranks, config):
+        assert "no space left on the disk" in message
+        assert "step-00000021, is intact" in message
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000021"]
     kept = shutil.copytree(checkpoints, tmp_path / "kept")
     config = config_of(dataset, tmp_path / "more", "trainer.patience=9")
@@ -325,31 +325,31 @@ def test_a_plan_is_reused_and_refused_for_another_world_size_or_model(dataset, t
     plan = tmp_path / "a/default/plan.json"
     again = run_ranks(fit, 1, config_of(dataset, tmp_path / "b", f"plan={plan}"))[0]
     assert again[0] == first[0]
-    told = refusal(dataset, tmp_path / "c", f"plan={plan}", ranks=2)
-    assert "is a plan for 1 ranks; this job has 2" in told
-    told = refusal(dataset, tmp_path / "d", f"plan={plan}", "embeddings.dim=4")
-    assert "table 'genre' is planned as [7, 8] (rows, dim); this model has [7, 4]" in told
+    message = refusal(dataset, tmp_path / "c", f"plan={plan}", ranks=2)
+    assert "is a plan for 1 ranks; this job has 2" in message
+    message = refusal(dataset, tmp_path / "d", f"plan={plan}", "embeddings.dim=4")
+    assert "table 'genre' is planned as [7, 8] (rows, dim); this model has [7, 4]" in message
 
 
 def test_a_store_made_otherwise_than_the_config_says_is_refused(dataset, tmp_path):
-    told = refusal(dataset, tmp_path, "meta.user=true", "llm.pooling=last")
-    assert "pooling" in told
-    told = refusal(dataset, tmp_path, "meta.user=true", "llm.template=detailed")
-    assert "template" in told
+    message = refusal(dataset, tmp_path, "meta.user=true", "llm.pooling=last")
+    assert "pooling" in message
+    message = refusal(dataset, tmp_path, "meta.user=true", "llm.template=detailed")
+    assert "template" in message
 
 
 def test_meta_networks_without_a_store_are_refused(dataset, tmp_path):
-    told = refusal(dataset, tmp_path, "meta.user=true", "llm.store=null")
-    assert "need llm.store=FOLDER" in told
+    message = refusal(dataset, tmp_path, "meta.user=true", "llm.store=null")
+    assert "need llm.store=FOLDER" in message
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "data")
-    told = refusal(tmp_path / "data", tmp_path, "optimizer.lr=1e30", "llm.store=null")
-    assert "the loss must be finite" in told
+    message = refusal(tmp_path / "data", tmp_path, "optimizer.lr=1e30", "llm.store=null")
+    assert "the loss must be finite" in message
 
 
-def test_one_class_in_validation_is_told(dataset, tmp_path):
+def test_one_class_in_validation_is_an_error(dataset, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
     from tiny import replace_column
@@ -358,8 +358,8 @@ def test_one_class_in_validation_is_told(dataset, tmp_path):
     for path in (tmp_path / "data/valid").glob("*.parquet"):
         size = pq.read_metadata(path).num_rows
         replace_column(path, "label", pa.array(np.zeros(size), pa.float32()))
-    told = refusal(tmp_path / "data", tmp_path, "llm.store=null")
-    assert "must hold both labels" in told
+    message = refusal(tmp_path / "data", tmp_path, "llm.store=null")
+    assert "must hold both labels" in message
 
 
 def test_separate_models_with_their_own_tables_learn_nothing_from_other_scenarios(
@@ -384,16 +384,16 @@ def test_separate_models_with_their_own_tables_learn_nothing_from_other_scenario
 
 
 def predicted(rank, world_size, config):
-    """(scenario, logit) of the validation rows after what `fit` saved."""
+    """(scenario, logit) of the validation rows with the weights that `fit` saved."""
     process = Process(rank, world_size, world_size, torch.device("cpu"))
     trainer = Trainer(config, process)
     trainer.resume()
     trainer.model.eval()
-    found = [
+    pairs = [
         torch.stack([outcome.scenario, outcome.logits[:, 0]], dim=1)
-        for outcome in trainer._outcomes(trainer.valid.batches())
+        for outcome in trainer.pipeline.outcomes(trainer.valid.batches())
     ]
-    return torch.cat(found).numpy()
+    return torch.cat(pairs).numpy()
 
 
 def fit_by_epochs(rank, world_size, config):
@@ -441,16 +441,16 @@ def test_the_meta_networks_have_a_learning_rate_of_their_own(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ("optimizer.frozen.meta=[2, 1]", "meta must be frozen from an epoch to a later one"),
         ("optimizer.frozen.head=[0, 1]", "optimizer.frozen.head"),
         (
             "optimizer.frozen={tables: [0, null], meta: [0, null], backbone: [0, null]}",
-            "a part must learn at some time",
+            "at least one parameter group must learn at some time",
         ),
     ],
 )
-def test_a_wrong_freezing_schedule_is_one_sentence(dataset, tmp_path, option, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_freezing_schedule_is_an_error(dataset, tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
         config_of(dataset, tmp_path, option)

@@ -45,7 +45,7 @@ def begun(rank, world_size, config):
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
     trainer.resume()
     trainer.model.eval()
-    logits = torch.cat([o.logits[:, 0] for o in trainer._outcomes(trainer.valid.batches())])
+    logits = torch.cat([o.logits[:, 0] for o in trainer.pipeline.outcomes(trainer.valid.batches())])
     tables = {}
     for name, value in trainer.model.state_dict().items():
         for shard in value.local_shards() if hasattr(value, "local_shards") else []:
@@ -120,16 +120,16 @@ def refusal(*args):
 
 def test_strict_lists_all_that_differs(dataset, bare, tmp_path):
     options = ["backbone.name=shared_bottom", f"init_from={bare}"]
-    told = refusal(1, config_of(dataset, tmp_path, *options))
-    assert "must hold every tensor of this model and no other" in told
-    assert "new ranker.over.backbone.bottom" in told
-    assert "; unused ranker.over.backbone." in told
-    assert "To take what fits, say strict=false" in told
+    message = refusal(1, config_of(dataset, tmp_path, *options))
+    assert "must hold every tensor of this model and no other" in message
+    assert "new ranker.over.backbone.bottom" in message
+    assert "; unused ranker.over.backbone." in message
+    assert "To take what fits, say strict=false" in message
 
 
-def test_a_place_without_a_checkpoint_is_told(dataset, tmp_path):
-    told = refusal(1, config_of(dataset, tmp_path, f"init_from={tmp_path}"))
-    assert "must be a run folder with a committed checkpoint" in told
+def test_a_folder_without_a_checkpoint_is_an_error(dataset, tmp_path):
+    message = refusal(1, config_of(dataset, tmp_path, f"init_from={tmp_path}"))
+    assert "must be a run folder with a committed checkpoint" in message
 
 
 def test_a_run_that_resumes_does_not_begin_anew(dataset, bare, tmp_path):

@@ -1,4 +1,4 @@
-"""Small raw files in the schemas of the published data sets, every column in its place."""
+"""Small raw files in the schemas of the published data sets."""
 
 import csv
 import gzip
@@ -46,7 +46,7 @@ def write_csv(path, header, rows, **dialect):
 
 
 def replace(path, old, new):
-    """Spoil a file."""
+    """Replaces the first `old` in a file."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
@@ -78,7 +78,7 @@ def kuaisar(folder):
 
 
 def kuairand(folder, version="1k"):
-    """4 users, tabs 0 to 6, two standard logs and a random one, which is not to be read."""
+    """4 users, tabs 0 to 6, two standard logs and a random one, which must not be read."""
     ms, data = 1_650_485_801_301, folder / "data"
     rows = [
         (u, v, 20220421, 400, ms + n, n % 2, 0, 0, 0, 0, 0, n % 3 == 0, 10, 20, 0, 0, 0, 0, n % 7)

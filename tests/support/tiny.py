@@ -103,7 +103,7 @@ def tiny_store(dataset, store, dim=12, seed=0, llm=None, **changes):
     from msrec.data.llm.store import VERSION
     from msrec.data.llm.store_settings import store_settings
     from msrec.data.llm.store_writer import StoreWriter
-    from msrec.launch.config import LLMConfig
+    from msrec.launch.config_sections import LLMConfig
 
     llm = llm or LLMConfig()
     settings = store_settings(dataset, **llm.encoding) | {

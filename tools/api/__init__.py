@@ -175,8 +175,11 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     from rich.console import Console
 
     from msrec.tools.convert import convert as convert_source
+    from msrec.tools.convert import split_choice
 
-    convert_source(source, Path(raw), Path(out), console=Console(quiet=True), **options)
+    names = ("protocol", "split", "seed", "fractions", "last", "split_column")
+    choice = split_choice(source, **{name: options.pop(name) for name in names if name in options})
+    convert_source(source, raw, out, choice=choice, console=Console(quiet=True), **options)
     return load_dataset(out)
 
 
@@ -375,7 +378,7 @@ def predict(
     from msrec.data.io.paths import to_path
     from msrec.launch.distributed import process_group
     from msrec.launch.evaluation.predict_files import predict_files
-    from msrec.launch.trained_run import restore
+    from msrec.launch.trained_run import open_run as open_trained_run
 
     files = [data] if isinstance(data, str | Path) else data
     paths = [to_path(str(file)) for file in files]
@@ -383,7 +386,7 @@ def predict(
     weights = None if checkpoint is None else Path(checkpoint)
     scored = None if dataset is None else to_path(str(dataset))
     with process_group() as process:
-        opened = restore(Path(run), process, weights, scored)
+        opened = open_trained_run(Path(run), process, weights, scored)
         kept = None if columns is None else list(columns)
         return predict_files(opened, process, paths, target, kept)
 

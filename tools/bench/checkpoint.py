@@ -12,7 +12,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.keyed import CombinedOptimizer
 
-from msrec.launch.checkpointing.checkpoint import Checkpoints, load_checkpoint
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.distributed import Process, process_group
 from msrec.model.distributed.optimizers import optimizers
 from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard

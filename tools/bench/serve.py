@@ -12,11 +12,11 @@ from msrec.data.features.columns import Columns
 from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.loading.batch import Batch
-from msrec.launch.build import build_loader
 from msrec.launch.distributed import process_group
+from msrec.launch.loaders import build_loader
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.serving.serving_tables import trained_tables, unwrapped_dense_arch
-from msrec.launch.trained_run import TrainedRun, restore, unwrapped
+from msrec.launch.trained_run import TrainedRun, open_run, unwrapped
 from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
 from msrec.tools.bench.harness.http_load import apply_load, latency_quantiles, running_server
@@ -77,7 +77,7 @@ def _direct_calls(
     """Returns the times of all cases for each size, and raw rows for requests."""
     uncompiled = Scorer(scorer.folder, compiled=False)
     with process_group("cpu") as process:
-        run = restore(run_dir, process)
+        run = open_run(run_dir, process)
         run.model.eval()
         loader = build_loader(run.config, "test", process, run.knowledge, 1, shuffle=False)
         pick = np.random.default_rng(0).integers(loader.reader.num_rows, size=max(SIZES))

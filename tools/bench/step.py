@@ -29,7 +29,7 @@ from msrec.tools.bench.harness.measure import (
     interleaved,
     timed,
 )
-from msrec.tools.bench.harness.options import Batch, Dataset, Repeats, Steps
+from msrec.tools.bench.harness.options import Batch, Dataset, Repeats, Steps, comma_list
 from msrec.tools.bench.harness.report import prepare, report
 from msrec.tools.bench.harness.shapes import (
     LARGE_DIM,
@@ -39,7 +39,6 @@ from msrec.tools.bench.harness.shapes import (
     write_random,
 )
 from msrec.tools.bench.harness.training import IN_MEMORY, WARM_UP_STEPS, Training
-from msrec.tools.cli.convert import comma_list
 
 BOTTOM_DIM, MLP_DIMS = 64, (128, 64)
 MIN_SPARSE_ROWS = 100_000

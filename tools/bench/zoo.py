@@ -9,9 +9,8 @@ from torch.nn import functional
 
 from msrec.model.backbones import BACKBONES, make_backbone
 from msrec.tools.bench.harness.measure import Case, Seconds, compare_all, interleaved, timed
-from msrec.tools.bench.harness.options import Batch, Repeats
+from msrec.tools.bench.harness.options import Batch, Repeats, comma_list
 from msrec.tools.bench.harness.report import console, prepare, report
-from msrec.tools.cli.convert import comma_list
 from msrec.tools.zoo import FIELDS
 
 LONG_STEP_S = 2.0

@@ -1,4 +1,4 @@
-"""`msrec convert ...`: one command a source, all with the same options for the split."""
+"""`msrec convert ...`: a command for each source, all with the same options for the split."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,167 +8,159 @@ from typing import Annotated, Any, Literal
 import typer
 
 from msrec.data.io.paths import local_path, to_path
+from msrec.tools.bench.harness.options import comma_list
 
-convert_app = typer.Typer(help="Published data sets to a dataset folder.", no_args_is_help=True)
+convert_app = typer.Typer(
+    name="convert", help="Convert raw data to a dataset folder.", no_args_is_help=True
+)
 
 ABOUT = {
     "movielens": "MovieLens-1M: ratings.dat, users.dat, movies.dat.",
     "kuaisar": "KuaiSAR, full or small: search and recommendation of one video app.",
     "kuairand": "KuaiRand-1K, Pure or 27K: the tabs of one video app.",
-    "amazon": "Amazon reviews of 2014, 2018 or 2023: a product category is a scenario.",
+    "amazon": "Amazon reviews of 2014, 2018 or 2023: each product category is a scenario.",
     "douban": "Douban: books, music and films.",
     "aliccp": "Ali-CCP: three positions of one shop's app.",
-    "tables": "Plain interactions.parquet, items.parquet, users.parquet.",
+    "tables": "Plain tables: interactions.parquet, items.parquet, users.parquet.",
 }
 
-SHARED: dict[str, tuple[Any, Any]] = {
-    "raw": (
-        Annotated[
-            Path, typer.Argument(help="folder with the files as published", parser=local_path)
-        ],
-        ...,
-    ),
-    "out": (
-        Annotated[Path, typer.Argument(help="dataset folder to make", parser=local_path)],
-        ...,
-    ),
-    "protocol": (
-        Annotated[
-            Literal["scenario-wise", "temporal", "per-user-last"] | None,
-            typer.Option(
-                help="scenario-wise: published scenarios, random 8:1:1 or as given; temporal: "
-                "global time 8:1:1; per-user-last: each user's last row tests"
-            ),
-        ],
+Option = tuple[Any, Any]
+"""Annotation and default of a parameter of a command; `...` if the parameter is required."""
+
+
+def _option(kind: Any, default: Any, text: str, **settings: Any) -> Option:
+    return Annotated[kind, typer.Option(help=text, **settings)], default
+
+
+def _folder(text: str) -> Option:
+    return Annotated[Path, typer.Argument(help=text, parser=local_path)], ...
+
+
+SPLIT: dict[str, Option] = {
+    "protocol": _option(
+        Literal["scenario-wise", "temporal", "per-user-last"] | None,
         None,
+        "split of a known protocol: scenario-wise (published scenarios, random 8:1:1 or as "
+        "published), temporal (global time, 8:1:1) or per-user-last (the last row of each user is "
+        "test, the one before is valid)",
     ),
-    "split": (
-        Annotated[
-            Literal["random", "time", "user_last", "given"] | None,
-            typer.Option(
-                help="instead of a protocol: of all rows, by global time, each user's last rows, "
-                "or by a column [default: random, or as published]"
-            ),
-        ],
+    "split": _option(
+        Literal["random", "time", "user_last", "given"] | None,
         None,
+        "how to split the rows, if not by a protocol: at random, by global time, by the last rows "
+        "of each user, or as given in a column (default: as published, else random)",
     ),
-    "seed": (Annotated[int, typer.Option(help="of a random split")], 0),
-    "fractions": (
-        Annotated[
-            tuple[float, float, float],
-            typer.Option(help="with --split: train, valid and test; they sum to 1"),
-        ],
+    "seed": _option(int, 0, "random seed of a random split"),
+    "fractions": _option(
+        tuple[float, float, float],
         (0.8, 0.1, 0.1),
+        "with --split: shares of train, valid and test, which sum to 1",
     ),
-    "last": (
-        Annotated[
-            int | None,
-            typer.Option(help="with --split user_last: test rows of a user, and as many valid"),
-        ],
+    "last": _option(
+        int | None,
         None,
+        "with --split user_last: number of test rows of each user, and as many valid rows "
+        "(default: by --fractions)",
     ),
-    "split_column": (
-        Annotated[str | None, typer.Option(help="with --split given: says train, valid or test")],
+    "split_column": _option(
+        str | None,
         None,
+        "with --split given: column of the interactions that holds train, valid or test",
     ),
-    "bad_rows": (
-        Annotated[
-            Literal["fail", "skip"],
-            typer.Option(help="refuse the first bad row by name, or leave them out and count"),
-        ],
+}
+"""Options that make the split, under the names of `split_choice`."""
+
+SHARED: dict[str, Option] = {
+    "raw": _folder("folder with the raw files"),
+    "out": _folder("dataset folder to make"),
+    **SPLIT,
+    "bad_rows": _option(
+        Literal["fail", "skip"],
         "fail",
+        "what to do with bad rows: stop with an error about the first one, or leave them out and "
+        "count them",
     ),
-    "grow_from": (
-        Annotated[
-            Path | None,
-            typer.Option(
-                parser=to_path,
-                help="older dataset folder: its values keep their table rows, new ones come "
-                "behind, for training on with init_from",
-            ),
-        ],
+    "grow_from": _option(
+        Path | None,
         None,
+        "older dataset folder whose values keep their table rows; new values get rows after them, "
+        "so that training can go on with init_from",
+        parser=to_path,
     ),
-    "hash": (
-        Annotated[
-            list[str] | None,
-            typer.Option(
-                help="feature with a table of fixed size, as user_id=100000, or user_id=100000x2 "
-                "for two hashes; may be repeated"
-            ),
-        ],
+    "hash": _option(
+        list[str] | None,
         None,
+        "feature that gets a table of a fixed number of rows instead of a vocabulary: "
+        "user_id=100000, or user_id=100000x2 for two hashes; may be repeated",
     ),
     "overwrite": (
-        Annotated[bool, typer.Option("--overwrite", help="replace the dataset folder OUT")],
+        Annotated[bool, typer.Option("--overwrite", help="replace an older dataset folder OUT")],
         False,
     ),
 }
+"""Arguments and options of all sources."""
 
-OWN: dict[str, dict[str, tuple[Any, Any]]] = {
+OWN: dict[str, dict[str, Option]] = {
     "movielens": {
-        "scenario": (
-            Annotated[
-                Literal["age", "genre"],
-                typer.Option(help="age groups 1-18 / 25 / 35+, or genre groups"),
-            ],
+        "scenario": _option(
+            Literal["age", "genre"],
             "age",
+            "what makes a scenario: the age group of the user (below 25, 25-34, 35 and older), or "
+            "the group of the film's first genre",
         )
     },
     "kuairand": {
-        "tabs": (
-            Annotated[str, typer.Option(help="scenarios: tabs from 0 to 14; the rest is left out")],
+        "tabs": _option(
+            str,
             "0,1,2,4,6",
+            "tabs of the app, from 0 to 14, that are the scenarios; rows of other tabs are left "
+            "out",
         ),
-        "label": (
-            Annotated[str, typer.Option(help="is_click, is_like, long_view, ...")],
-            "is_click",
-        ),
+        "label": _option(str, "is_click", "column to predict, such as is_like or long_view"),
     },
     "amazon": {
-        "categories": (
-            Annotated[
-                str, typer.Option(help="scenarios, such as Beauty,Toys_and_Games [default: all]")
-            ],
+        "categories": _option(
+            str,
             "",
+            "product categories that are the scenarios, such as Beauty,Toys_and_Games "
+            "(default: all in the folder)",
         ),
-        "above": (Annotated[float, typer.Option(help="a rating above this is positive")], 3.0),
+        "above": _option(float, 3.0, "a review is positive if its stars (1 to 5) exceed this"),
     },
-    "aliccp": {
-        "label": (Annotated[Literal["click", "purchase"], typer.Option()], "click"),
-    },
+    "aliccp": {"label": _option(Literal["click", "purchase"], "click", "what to predict")},
     "tables": {
-        "scenario_column": (Annotated[str, typer.Option()], "scenario"),
-        "label": (Annotated[str, typer.Option(help="label column")], "label"),
-        "mapping": (
-            Annotated[
-                Path | None,
-                typer.Option(help="names, features and texts [default: RAW/tables.yaml]"),
-            ],
+        "scenario_column": _option(str, "scenario", "column of the interactions with the scenario"),
+        "label": _option(str, "label", "column of the interactions to predict, 0 or 1"),
+        "mapping": _option(
+            Path | None,
             None,
+            "YAML file that names scenarios, features and texts (default: RAW/tables.yaml, if it "
+            "exists)",
         ),
     },
 }
-"""Options of one source only: annotation and default, under the names of its reader."""
+"""Options of one source only, under the names of its reader."""
 
 LISTS: dict[str, Callable[[str], Any]] = {"tabs": int, "categories": str}
 """Options that hold several values, separated by commas."""
 
 
 def _command(source: str) -> Callable[..., None]:
-    """A function that typer can read: its signature is made of the tables above."""
+    """Returns a function whose signature typer can read, made of the tables above."""
 
     def command(**options: Any) -> None:
-        from msrec.tools.convert import convert
+        from msrec.tools.convert import convert, split_choice
 
-        convert(source, **_split_lists(options))
+        options = _split_lists(options)
+        choice = split_choice(source, **{name: options.pop(name) for name in SPLIT})
+        convert(source, choice=choice, **options)
 
     parameters = [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             annotation=annotation,
-            **({} if default is ... else {"default": default}),
+            default=inspect.Parameter.empty if default is ... else default,
         )
         for name, (annotation, default) in {**SHARED, **OWN.get(source, {})}.items()
     ]
@@ -180,19 +172,6 @@ def _command(source: str) -> Callable[..., None]:
 def _split_lists(options: Mapping[str, Any]) -> dict[str, Any]:
     lists = {n: comma_list(n, options[n], kind) for n, kind in LISTS.items() if n in options}
     return {**options, **lists}
-
-
-def comma_list(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """Values between commas.
-
-    Raises:
-        ValueError: one is not of the kind.
-    """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    try:
-        return [kind(word) for word in words]
-    except ValueError:
-        raise ValueError(f"--{name} must be numbers separated by commas; got {text!r}.") from None
 
 
 for _source in ABOUT:

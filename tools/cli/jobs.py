@@ -14,8 +14,8 @@ from rich.logging import RichHandler
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.schema import Split, load_schema
-from msrec.launch.build import Knowledge, build_loader, plan_model
-from msrec.launch.cluster.job_options import EVALUATE, PREDICT, read_options
+from msrec.launch.build_model import plan_model
+from msrec.launch.cluster.job_specs import EVALUATE_OPTIONS, PREDICT_OPTIONS, read_options
 from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import end_with_launcher, process_group, quiet_libraries
@@ -25,11 +25,13 @@ from msrec.launch.evaluation.predict_files import predict_files
 from msrec.launch.evaluation.results import Results
 from msrec.launch.evaluation.slices import SLICE_TITLES, SLICES, Slice
 from msrec.launch.evaluation.watch import watch
+from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.difference_table import differences_table, verdict
 from msrec.launch.reporting.plan_table import plan_table
 from msrec.launch.reporting.result_tables import results_tables, slice_table
 from msrec.launch.serving.export_folder import DenseDtype, TableDtype
-from msrec.launch.trained_run import load_run_config, restore
+from msrec.launch.trained_run import load_run_config, open_run
 from msrec.launch.training.preemption import STOPPED
 from msrec.launch.training.trainer import Trainer
 from msrec.launch.versions import installed_versions
@@ -77,7 +79,7 @@ def dry_run_job(config_file: Path, overrides: Sequence[str]) -> None:
     with process_group() as process:
         _log_to_terminal(process.is_main)
         schema = load_schema(config.dataset)
-        knowledge = Knowledge(config, schema)
+        knowledge = KnowledgeInputs(config, schema)
         batch = config.trainer.global_batch
         loader = build_loader(config, "train", process, knowledge, batch, shuffle=True)
         model, plan = plan_model(config, schema, knowledge, process, config.plan)
@@ -108,7 +110,7 @@ def evaluate_job(
         data: another dataset folder than the run's own.
         judging: places of the rankings and the making of intervals.
     """
-    options = read_options(overrides, EVALUATE)
+    options = read_options(overrides, EVALUATE_OPTIONS)
     slices = _slices(options.get("by", by))
     wanted, folder = options.get("split", split), options.get("data", data)
     if wanted not in get_args(Split):
@@ -200,7 +202,7 @@ def predict_job(
     dataset: str | None,
 ) -> None:
     """Score the rows of Parquet files; options are given either way."""
-    options = read_options(overrides, PREDICT)
+    options = read_options(overrides, PREDICT_OPTIONS)
     data = [*data, *map(to_path, filter(None, options.get("data", "").split(",")))]
     out = to_path(options["out"]) if "out" in options else out
     if not data or out is None:
@@ -210,7 +212,7 @@ def predict_job(
     checkpoint = Path(options["checkpoint"]) if "checkpoint" in options else None
     with process_group() as process:
         _log_to_terminal(process.is_main)
-        run = restore(run_dir, process, checkpoint, None if dataset is None else to_path(dataset))
+        run = open_run(run_dir, process, checkpoint, None if dataset is None else to_path(dataset))
         summary = predict_files(run, process, data, out, keep)
         if summary is not None:
             console.print(summary.sentence(out), highlight=False, soft_wrap=True)

@@ -50,16 +50,18 @@ def train(
 
 def _print_plan(config: Config, overrides: Overrides) -> None:
     from msrec.data.schema import load_schema
-    from msrec.launch.build import Knowledge, build_loader, plan_model
+    from msrec.launch.build_model import plan_model
     from msrec.launch.config import load_config
     from msrec.launch.distributed import process_group
+    from msrec.launch.knowledge_inputs import KnowledgeInputs
+    from msrec.launch.loaders import build_loader
     from msrec.launch.reporting.plan_table import plan_table
     from msrec.tools.cli.terminal import console, is_main, say
 
     run = load_config(config, overrides or [])
     with process_group() as process:
         schema = load_schema(run.dataset)
-        knowledge = Knowledge(run, schema)
+        knowledge = KnowledgeInputs(run, schema)
         batch = run.trainer.global_batch
         loader = build_loader(run, "train", process, knowledge, batch, shuffle=True)
         model, plan = plan_model(run, schema, knowledge, process, run.plan)

@@ -16,6 +16,7 @@ from rich.progress import (
     track,
 )
 
+from msrec.data.convert.split import SplitChoice
 from msrec.data.schema import SCHEMA_FILE, Split
 from msrec.model.backbones import BACKBONES
 from msrec.tools.convert import convert
@@ -57,7 +58,7 @@ BENCHMARKS = (
         "All 1,000,209 ratings, label rating > 3, three age groups, random 8:1:1.",
         raw="ml1m",
         mapping="configs/movielens/tables.yaml",
-        convert={"protocol": "scenario-wise"},
+        convert={"choice": SplitChoice.of("scenario-wise")},
     ),
     Benchmark(
         "movielens_temporal",
@@ -66,7 +67,7 @@ BENCHMARKS = (
         "scenarios (with age groups nothing can be carried over within a user).",
         raw="ml1m",
         mapping="configs/benchmark/movielens_genre.tables.yaml",
-        convert={"protocol": "temporal", "scenario_column": "scenario_alt"},
+        convert={"choice": SplitChoice.of("temporal"), "scenario_column": "scenario_alt"},
     ),
     Benchmark(
         "amazon_arts_office",
@@ -76,7 +77,7 @@ BENCHMARKS = (
         "10 % before validation.",
         raw="amazon_arts_office",
         mapping="configs/benchmark/amazon_arts_office.tables.yaml",
-        convert={"split": "user_last"},
+        convert={"choice": SplitChoice("user_last")},
     ),
     Benchmark(
         "amazon23_3cat",
@@ -86,7 +87,7 @@ BENCHMARKS = (
         "ranking of models.",
         raw="amazon23_3cat",
         mapping="configs/benchmark/amazon23_3cat.tables.yaml",
-        convert={"protocol": "per-user-last"},
+        convert={"choice": SplitChoice.of("per-user-last")},
     ),
 )
 

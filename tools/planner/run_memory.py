@@ -12,9 +12,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from msrec.data.loading.batch import Batch
 from msrec.data.loading.loader import Loader
 from msrec.data.schema import load_schema
-from msrec.launch.build import Knowledge, build_loader, build_model
+from msrec.launch.build_model import build_model
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
+from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
 from msrec.model.layers.generated_linear import GeneratedLinear
 from msrec.model.ranker import RankerTrain
@@ -44,7 +46,7 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
         FileNotFoundError, ValueError: from the dataset, the store or the model.
     """
     schema = load_schema(config.dataset)
-    knowledge = Knowledge(config, schema)
+    knowledge = KnowledgeInputs(config, schema)
     model = build_model(config, schema, knowledge)
     rank, trainer = Process(0, 1, 1, torch.device("cpu")), config.trainer
     loader = build_loader(config, "train", rank, knowledge, trainer.global_batch, shuffle=True)

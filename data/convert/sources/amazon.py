@@ -1,10 +1,11 @@
-"""Amazon reviews of 2014, 2018 or 2023 as they are published: one scenario a product category."""
+"""Amazon reviews of 2014, 2018 or 2023 as published; each product category is a scenario."""
 
 import ast
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import polars as pl
 
@@ -12,252 +13,236 @@ from msrec.data.convert.raw_tables import (
     ID_FEATURES,
     Chunk,
     Feature,
-    Published,
     RawTables,
     star_labels,
 )
-from msrec.data.convert.row_filter import RowFilter
-from msrec.data.convert.sources.text_files import (
-    INTEGER,
-    NUMBER,
-    TEXT,
-    TEXTS,
-    Column,
-    Report,
-    first_of_each,
-    read_json_lines,
-    read_lines,
-)
+from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.schema import Scenario, TextFields
 
 PUBLISHED_CATEGORIES = ("Beauty", "Clothing_Shoes_and_Jewelry", "Health_and_Personal_Care")
-PUBLISHED = (
-    Published(
-        "Amazon 2014 5-core, Scenario-Wise-Rec, arXiv 2412.17374",
-        {
-            "Beauty": (198_502, 22_363, 12_101),
-            "Clothing_Shoes_and_Jewelry": (278_677, 39_387, 23_033),
-            "Health_and_Personal_Care": (346_355, 38_609, 18_534),
-        },
-    ),
-)
+PUBLISHED = {
+    "Amazon 2014 5-core, Scenario-Wise-Rec, arXiv 2412.17374": {
+        "Beauty": (198_502, 22_363, 12_101),
+        "Clothing_Shoes_and_Jewelry": (278_677, 39_387, 23_033),
+        "Health_and_Personal_Care": (346_355, 38_609, 18_534),
+    },
+}
 FEATURES = (*ID_FEATURES, Feature("brand", "item"), Feature("category", "item"))
-SITE = "https://jmcauley.ucsd.edu/data/amazon, https://nijianmo.github.io/amazon or "
-SITE += "https://amazon-reviews-2023.github.io"
+SITE = (
+    "https://jmcauley.ucsd.edu/data/amazon, https://nijianmo.github.io/amazon or "
+    "https://amazon-reviews-2023.github.io"
+)
 
 
 @dataclass(frozen=True)
-class Format:
-    """Names that one release gives to files and fields."""
+class Release:
+    """Names that a release gives to its files and fields."""
 
     year: int
     reviews: str
-    """Pattern of a review file's name; group 1 is the category."""
+    """Pattern of the name of a review file; group 1 is the category."""
     meta: str
     user: str
     item: str
     rating: str
     time: str
-    unit: str
+    time_unit: Literal["s", "ms"]
     brand: str
     category: str
 
 
-FORMATS = (
-    Format(
-        *(2014, r"reviews_(.+?)(?:_5)?\.json(?:\.gz)?", "meta_{}.json"),
-        *("reviewerID", "asin", "overall", "unixReviewTime", "s", "brand", "categories"),
-    ),
-    Format(
-        *(2023, r"(?!meta_)(.+?)\.jsonl(?:\.gz)?", "meta_{}.jsonl"),
-        *("user_id", "parent_asin", "rating", "timestamp", "ms", "store", "categories"),
-    ),
-    Format(
-        *(2018, r"(?!meta_|reviews_)(.+?)(?:_5)?\.json(?:\.gz)?", "meta_{}.json"),
-        *("reviewerID", "asin", "overall", "unixReviewTime", "s", "brand", "category"),
-    ),
+RELEASE_2014 = Release(
+    year=2014,
+    reviews=r"reviews_(.+?)(?:_5)?\.json(?:\.gz)?",
+    meta="meta_{}.json",
+    user="reviewerID",
+    item="asin",
+    rating="overall",
+    time="unixReviewTime",
+    time_unit="s",
+    brand="brand",
+    category="categories",
+)
+RELEASE_2018 = replace(
+    RELEASE_2014,
+    year=2018,
+    reviews=r"(?!meta_|reviews_)(.+?)(?:_5)?\.json(?:\.gz)?",
+    category="category",
+)
+RELEASE_2023 = Release(
+    year=2023,
+    reviews=r"(?!meta_)(.+?)\.jsonl(?:\.gz)?",
+    meta="meta_{}.jsonl",
+    user="user_id",
+    item="parent_asin",
+    rating="rating",
+    time="timestamp",
+    time_unit="ms",
+    brand="store",
+    category="categories",
 )
 
 
 def read_amazon(
-    folder: Path,
-    faults: RowFilter,
-    report: Report | None = None,
-    categories: Sequence[str] = (),
-    above: float = 3.0,
+    folder: Path, reader: TextReader, categories: Sequence[str] = (), above: float = 3.0
 ) -> RawTables:
-    """Read the review files of one release, and the meta file of each category where there is one.
+    """Reads the review files of one release, and the meta file of each category that has one.
 
-    The label is a rating above `above`; the other stars are further labels. Users have no features
-    but their id; items have brand and category path. An item that no meta file describes is kept,
-    with these missing.
+    The first label is a rating above `above`; other thresholds are further labels. Users have no
+    features but their id; items have a brand and a category path. An item without a row in the meta
+    files is kept; its features are missing.
 
     Args:
-        folder: with reviews_Beauty_5.json.gz and meta_Beauty.json.gz (2014), Beauty_5.json.gz and
-            meta_Beauty.json.gz (2018), or Beauty.jsonl.gz and meta_Beauty.jsonl.gz (2023), packed
-            or not.
-        faults: decides what happens to a bad line.
-        report: told the bytes read.
+        folder: with reviews_Beauty_5.json and meta_Beauty.json (2014), Beauty_5.json and
+            meta_Beauty.json (2018), or Beauty.jsonl and meta_Beauty.jsonl (2023); each may be .gz.
+        reader: reads the files.
         categories: names such as Beauty, in the order of the scenarios; empty means all, sorted.
-        above: from which rating on, exclusively, a review is positive.
+        above: the rating that a positive review exceeds.
 
     Raises:
-        FileNotFoundError: no review file is there, or not that of a category.
-        ValueError: files of several releases are there, or a line is bad; names file and row.
+        FileNotFoundError: there is no review file, or none of a category.
+        ValueError: a category has two review files, or a line is bad; names file and row.
 
     Source:
         McAuley et al., SIGIR 2015; Ni et al., EMNLP 2019; Hou et al., arXiv 2403.03952.
     """
-    form, found = _release(folder)
-    missing = [name for name in categories if name not in found]
+    release, files = _release(folder)
+    missing = [name for name in categories if name not in files]
     if missing:
         raise FileNotFoundError(
             f"{folder} must hold a review file for each category; {', '.join(missing)} has none. "
-            f"Found: {', '.join(sorted(found))}."
+            f"Found: {', '.join(sorted(files))}."
         )
-    names = list(categories) or sorted(found)
-    reviews = {name: found[name] for name in names}
-    metas = {name: _meta(folder, form, name) for name in names}
-    without = [name for name, path in metas.items() if path is None]
-    items = _items([path for path in metas.values() if path], form, faults, report)
-    same = {*names} == {*PUBLISHED_CATEGORIES} and form.year == 2014 and above == 3
+    reviews = {name: files[name] for name in categories or sorted(files)}
+    metas = {name: _meta_file(folder, release, name) for name in reviews}
+    untitled = [name for name, path in metas.items() if path is None]
+    notes = [f"release of {release.year}: {', '.join(path.name for path in reviews.values())}"]
+    if untitled:
+        notes.append(f"no meta file, so no titles: {', '.join(untitled)}")
+    is_published = {*reviews} == {*PUBLISHED_CATEGORIES} and release is RELEASE_2014 and above == 3
+    difference = (
+        f"the published ones are {', '.join(PUBLISHED_CATEGORIES)} of 2014, ratings above 3"
+    )
     return RawTables(
-        name=f"amazon-{form.year}",
+        name=f"amazon-{release.year}",
         description="A shop whose customers rate what they bought from one to five stars.",
-        interactions=_interactions(reviews, form, above, faults, report),
+        interactions=_interactions(list(reviews.values()), release, above, reader),
         users=pl.DataFrame(schema={"user_key": pl.String}),
-        items=items,
+        items=_items([path for path in metas.values() if path], release, reader),
         scenarios=[
             Scenario(name=name, description=f"The shop's department {name.replace('_', ' ')}.")
-            for name in names
+            for name in reviews
         ],
         features=FEATURES,
         labels=tuple(star_labels(above)),
         timestamp="timestamp",
-        timestamp_unit="ms" if form.unit == "ms" else "s",
+        timestamp_unit=release.time_unit,
         text=TextFields(item_title="title", item_attributes=["brand", "category"]),
-        files={"interactions": str(folder), "users": str(folder), "items": str(folder)},
-        notes=(
-            f"release of {form.year}: {', '.join(path.name for path in reviews.values())}",
-            *([f"no meta file, so no titles: {', '.join(without)}"] if without else []),
-        ),
+        files=dict.fromkeys(("interactions", "users", "items"), str(folder)),
+        notes=tuple(notes),
         unknown_keys="add",
-        published=PUBLISHED if same else (),
-        unlike_published=""
-        if same
-        else f"the published ones are {', '.join(PUBLISHED_CATEGORIES)} of 2014, ratings above 3",
+        published=PUBLISHED if is_published else {},
+        differs_from_published="" if is_published else difference,
     )
 
 
-def _release(folder: Path) -> tuple[Format, dict[str, Path]]:
-    """The release whose review files are there, and these by category."""
+def _release(folder: Path) -> tuple[Release, dict[str, Path]]:
+    """Returns the first release that has review files in the folder, and these by category."""
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    for form in FORMATS:
-        matches = [(re.fullmatch(form.reviews, name), name) for name in names]
-        found: dict[str, Path] = {}
-        for match, name in matches:
-            if match and match[1] in found:
+    for release in (RELEASE_2014, RELEASE_2023, RELEASE_2018):
+        files: dict[str, Path] = {}
+        for name in names:
+            match = re.fullmatch(release.reviews, name)
+            if match and match[1] in files:
                 raise ValueError(
                     f"{folder} must hold one review file for each category; found "
-                    f"{found[match[1]].name} and {name}. Move one away."
+                    f"{files[match[1]].name} and {name}. Move one away."
                 )
             if match:
-                found[match[1]] = folder / name
-        if found:
-            return form, found
+                files[match[1]] = folder / name
+        if files:
+            return release, files
     raise FileNotFoundError(
         f"{folder} must hold review files such as reviews_Beauty_5.json.gz, Beauty_5.json.gz or "
         f"Beauty.jsonl.gz, from {SITE}; it holds none."
     )
 
 
-def _meta(folder: Path, form: Format, category: str) -> Path | None:
-    name = form.meta.format(category)
+def _meta_file(folder: Path, release: Release, category: str) -> Path | None:
+    name = release.meta.format(category)
     return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 
 
 def _interactions(
-    reviews: dict[str, Path], form: Format, above: float, faults: RowFilter, report: Report | None
+    reviews: Sequence[Path], release: Release, above: float, reader: TextReader
 ) -> Iterator[Chunk]:
-    columns = [Column(form.user, TEXT), Column(form.item, TEXT)]
-    columns += [Column(form.rating, NUMBER), Column(form.time, INTEGER)]
-    for number, path in enumerate(reviews.values()):
-        for frame in read_json_lines(path, columns, faults, report):
-            rating = frame[form.rating]
-            args = (rating, str(path), "be from 1 to 5", "Correct it.")
-            frame = faults.keep(frame, ~rating.is_between(1, 5), *args)
-            yield Chunk(
-                str(path),
-                frame.select(
-                    "row",
-                    user_key=form.user,
-                    item_key=form.item,
-                    timestamp=form.time,
-                    scenario=pl.lit(number),
-                    **{
-                        name: (pl.col(form.rating) > stars).cast(pl.Int64)
-                        for name, stars in star_labels(above).items()
-                    },
-                ),
+    columns = {release.user: str, release.item: str, release.rating: float, release.time: int}
+    rating = pl.col(release.rating)
+    labels = {n: (rating > stars).cast(pl.Int64) for n, stars in star_labels(above).items()}
+    for scenario, path in enumerate(reviews):
+        for frame in reader.json_lines(path, columns):
+            is_rating, must = rating.is_between(1, 5), "be from 1 to 5"
+            frame = reader.row_filter.keep(frame, release.rating, is_rating, path, must)
+            rows = frame.select(
+                "row",
+                user_key=release.user,
+                item_key=release.item,
+                timestamp=release.time,
+                scenario=pl.lit(scenario),
+                **labels,
             )
+            yield Chunk(str(path), rows)
 
 
-def _items(
-    paths: Sequence[Path], form: Format, faults: RowFilter, report: Report | None
-) -> pl.DataFrame:
-    schema = dict.fromkeys(("item_key", "title", "brand", "category"), pl.String())
-    frames = [pl.DataFrame(schema=schema)]
+def _items(paths: Sequence[Path], release: Release, reader: TextReader) -> pl.DataFrame:
+    names = ("item_key", "title", "brand", "category")
+    frames = [pl.DataFrame(schema=dict.fromkeys(names, pl.String()))]
     for path in paths:
-        reader = _literal_meta if form.year == 2014 else _json_meta
-        for frame in reader(path, form, faults, report):
-            path_of = pl.col(form.category).list.join(" > ")
+        for frame in _meta_rows(path, release, reader):
+            category = pl.col(release.category).list.join(" > ")
             frames.append(
                 frame.select(
-                    item_key=form.item,
-                    title=_text("title"),
-                    brand=_text(form.brand),
-                    category=pl.when(path_of != "").then(path_of),
+                    item_key=release.item,
+                    title=_stripped("title"),
+                    brand=_stripped(release.brand),
+                    category=pl.when(category != "").then(category),
                 )
             )
-    where = Path(", ".join(path.name for path in paths))
-    return first_of_each(pl.concat(frames), "item_key", where, faults)
+    location = ", ".join(path.name for path in paths)
+    return reader.table(frames, location, "item_key", "item_key")
 
 
-def _text(name: str) -> pl.Expr:
-    stripped = pl.col(name).str.strip_chars()
+def _stripped(column: str) -> pl.Expr:
+    stripped = pl.col(column).str.strip_chars()
     return pl.when(stripped != "").then(stripped)
 
 
-def _json_meta(
-    path: Path, form: Format, faults: RowFilter, report: Report | None
-) -> Iterator[pl.DataFrame]:
-    columns = [Column(form.item, TEXT), Column("title", TEXT, optional=True)]
-    columns += [
-        Column(form.brand, TEXT, optional=True),
-        Column(form.category, TEXTS, optional=True),
-    ]
-    yield from read_json_lines(path, columns, faults, report)
+def _meta_rows(path: Path, release: Release, reader: TextReader) -> Iterator[pl.DataFrame]:
+    texts = (release.item, "title", release.brand)
+    if release is not RELEASE_2014:
+        columns = {**dict.fromkeys(texts, str | None), release.category: list[str] | None}
+        yield from reader.json_lines(path, {**columns, release.item: str})
+        return
+    schema = {**dict.fromkeys(texts, pl.String()), release.category: pl.List(pl.String)}
+    advice = "Correct the line or take it out."
+    for first_row, lines in reader.lines(path):
+        rows = [_literal_row(line, texts, release.category) for line in lines]
+        bad = [f"row {row} is not" for row, values in enumerate(rows, first_row) if values is None]
+        rule = f"{path}: each line must be one Python dictionary"
+        reader.row_filter.reject(rule, bad, len(lines), advice)
+        frame = pl.DataFrame([row for row in rows if row], schema=schema, orient="row")
+        has_key = pl.col(release.item).is_not_null()
+        yield reader.row_filter.keep(frame, release.item, has_key, path, "be there", advice)
 
 
-def _literal_meta(
-    path: Path, form: Format, faults: RowFilter, report: Report | None
-) -> Iterator[pl.DataFrame]:
-    """The meta files of 2014 are Python literals, not JSON; a literal can run no code."""
-    kinds = {form.item: pl.String, "title": pl.String, form.brand: pl.String}
-    schema = kinds | {form.category: pl.List(pl.String)}
-    for first_row, lines in read_lines(path, report):
-        rows, bad = [], []
-        for row, line in enumerate(lines, first_row):
-            try:
-                value = ast.literal_eval(line)
-                paths = value.get(form.category) or [[]]
-                rows.append([value.get(name) for name in kinds] + [[str(x) for x in paths[0]]])
-            except (ValueError, SyntaxError, AttributeError, TypeError, IndexError):
-                bad.append(row)
-        if bad:
-            must = f"{path}: each line must be one Python dictionary"
-            sentence = f"{must}; row {bad[0]} is not ({len(bad)} such of {len(lines)})."
-            faults.unreadable(len(bad), must, f"{sentence} Mend the line or take it out.")
-        frame = pl.DataFrame(rows, schema=schema, orient="row")
-        args = (frame[form.item], str(path), "be there", "Mend the line or take it out.")
-        yield faults.keep(frame, frame[form.item].is_null(), *args)
+def _literal_row(line: str, texts: Sequence[str], category: str) -> list[Any] | None:
+    """Reads a line of a meta file of 2014, which is a Python literal; None if it is not one.
+
+    A literal cannot run code. The first category path is taken of several.
+    """
+    try:
+        value = ast.literal_eval(line)
+        paths = value.get(category) or [[]]
+        return [*(value.get(name) for name in texts), [str(part) for part in paths[0]]]
+    except (ValueError, SyntaxError, AttributeError, TypeError, IndexError):
+        return None

@@ -1,62 +1,63 @@
-"""Which columns of plain users / items tables are features and texts when nobody has said so."""
+"""Default features and texts of plain users and items tables that tables.yaml does not describe."""
 
 from typing import Literal
 
 import polars as pl
 
-from msrec.data.convert.raw_tables import Feature
+from msrec.data.convert.raw_tables import Feature, Side
 from msrec.data.schema import TextFields
 
 ROWS_A_VALUE = 1.5
-"""A column is categorical where a value has this many rows or more on average."""
+"""A column is categorical if its values have at least so many rows on average."""
 
 
 def guess_features(
-    frame: pl.DataFrame, side: Literal["user", "item"]
+    frame: pl.DataFrame, side: Side
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
-    """Features of a table, by these rules; each column left out is told in a remark.
+    """Returns the table with lists, its features, and a note on each column.
 
-    Strings with `|` are multi-valued (and become lists). Strings and integers with few distinct
-    values are sparse; floats without nulls are dense. Left out: `x_name` and `raw_x` beside `x`
-    (the same, readable), a column that is the first value of a multi-valued one, `scenario*`
-    (already a column of the interactions), `rating*` and `label*`.
+    Strings with `|` are multi-valued and become lists. Strings and integers with few distinct
+    values are sparse; floats without nulls are dense. These columns are left out: `x_name` and
+    `raw_x` if there is `x`, a column that is the first value of a multi-valued one, `scenario*`
+    (a column of the interactions), `rating*` and `label*`.
     """
-    multi = [c for c in frame.columns if _is_multi(frame[c])]
-    lists = frame.with_columns(pl.col(multi).str.split("|"))
-    features, remarks = [], []
-    for column in lists.columns:
+    multi = [column for column in frame.columns if _is_multi(frame[column])]
+    frame = frame.with_columns(pl.col(multi).str.split("|"))
+    features, notes = [], []
+    for column in frame.columns:
         if column == f"{side}_key":
             continue
-        kind, reason = _kind(lists, column, multi)
+        kind, reason = _guess_kind(frame, column, multi)
         if kind is None:
-            remarks.append(f"{side}s.{column}: no feature ({reason})")
+            notes.append(f"{side}s.{column}: no feature ({reason})")
         else:
             features.append(Feature(column, side, kind))
-            remarks.append(f"{side}s.{column}: {kind} feature")
-    return lists, features, remarks
+            notes.append(f"{side}s.{column}: {kind} feature")
+    return frame, features, notes
 
 
 def guess_text(users: pl.DataFrame, items: pl.DataFrame) -> tuple[TextFields, list[str]]:
-    """Texts for prompts: `title`, and the other readable columns, each thing once.
+    """Returns the texts for prompts, and notes: `title` and the other readable columns.
 
-    Readable is a column of strings that is called `x_name` or has letters and is no raw id, not
-    made of other columns (`text`, `raw_x`, the first value of a multi-valued column) and not `x`
-    where `x_name` is there.
+    A column of strings is readable if it is called `x_name`, or has letters and is not a raw id.
+    Columns that are made of others (`text`, `raw_x`, the first value of a multi-valued column) are
+    not readable, and neither is `x` if there is `x_name`.
     """
-    found = TextFields(
+    text = TextFields(
         item_title="title" if "title" in items.columns else None,
-        item_attributes=[c for c in _readable(items) if c != "title"],
-        user_attributes=_readable(users),
+        item_attributes=[c for c in items.columns if c != "title" and _is_readable(items, c)],
+        user_attributes=[c for c in users.columns if _is_readable(users, c)],
     )
-    return found, [
-        f"item text: {', '.join([found.item_title or 'no title', *found.item_attributes])}",
-        f"user text: {', '.join(found.user_attributes) or 'none'}",
+    return text, [
+        f"item text: {', '.join([text.item_title or 'no title', *text.item_attributes])}",
+        f"user text: {', '.join(text.user_attributes) or 'none'}",
     ]
 
 
-def _kind(
+def _guess_kind(
     frame: pl.DataFrame, column: str, multi: list[str]
 ) -> tuple[Literal["sparse", "multi", "dense"] | None, str]:
+    """Returns the kind of a feature, or None and the reason why the column is not one."""
     values = frame[column]
     if column in multi:
         return "multi", ""
@@ -76,7 +77,7 @@ def _kind(
 
 
 def _twin(frame: pl.DataFrame, column: str) -> str | None:
-    """The column that already says what this one says."""
+    """Returns the column that has the same content, if there is one."""
     base = column.removesuffix("_name").removeprefix("raw_")
     if base != column and base in frame.columns:
         return base
@@ -87,12 +88,9 @@ def _twin(frame: pl.DataFrame, column: str) -> str | None:
     return None
 
 
-def _readable(frame: pl.DataFrame) -> list[str]:
-    return [c for c in frame.columns if _is_readable(frame, c)]
-
-
 def _is_readable(frame: pl.DataFrame, column: str) -> bool:
     values = frame[column]
+    is_name = column.endswith("_name")
     if column.startswith(("raw_", "scenario")) or column == "text":
         return False
     if f"{column}_name" in frame.columns:
@@ -101,17 +99,16 @@ def _is_readable(frame: pl.DataFrame, column: str) -> bool:
         return True
     if values.dtype != pl.String or column.endswith(("_key", "_id")):
         return False
-    twin = _twin(frame, column)
-    if twin and not column.endswith("_name"):
-        return False
+    if is_name or _twin(frame, column):
+        return is_name
     words = values.drop_nulls()
     is_raw_id = words.n_unique() == len(words) and not words.str.contains(" ").any()
-    with_letters = int(words.str.contains("[A-Za-z]").sum())
-    return column.endswith("_name") or not is_raw_id and 2 * with_letters >= len(words) > 0
+    num_with_letters = int(words.str.contains("[A-Za-z]").sum())
+    return not is_raw_id and 2 * num_with_letters >= len(words) > 0
 
 
 def _is_multi(values: pl.Series) -> bool:
-    """Whether `|` separates values that come again, rather than being a sign in a sentence."""
+    """Whether `|` separates values that are repeated, and is not a sign in a sentence."""
     if values.dtype != pl.String or not values.str.contains("|", literal=True).any():
         return False
     pieces = values.drop_nulls().str.split("|").explode()

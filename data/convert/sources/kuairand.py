@@ -1,31 +1,28 @@
-"""KuaiRand as it is published: logs of one short-video app under fifteen tabs."""
+"""KuaiRand as published: logs of one short-video app under fifteen tabs."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
-from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, Published, RawTables
-from msrec.data.convert.row_filter import RowFilter
-from msrec.data.convert.sources.text_files import TEXT, Column, Report, first_of_each, read_csv
+from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, RawTables
+from msrec.data.convert.sources.text_reader import TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
 
+SITE = "https://kuairand.com"
 VERSIONS = ("1k", "pure", "27k")
-TABS = 15
+NUM_TABS = 15
 PUBLISHED_TABS = (0, 1, 2, 4, 6)
 LABELS = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view")
-PUBLISHED = (
-    Published(
-        "KuaiRand-1K, Scenario-Wise-Rec, arXiv 2412.17374",
-        {
-            "tab 0": (2_407_352, 961, 1_596_491),
-            "tab 1": (7_760_237, 991, 2_741_383),
-            "tab 2": (895_385, 171, 332_210),
-            "tab 4": (402_366, 832, 547_908),
-            "tab 6": (183_403, 832, 43_106),
-        },
-    ),
-)
+PUBLISHED = {
+    "KuaiRand-1K, Scenario-Wise-Rec, arXiv 2412.17374": {
+        "tab 0": (2_407_352, 961, 1_596_491),
+        "tab 1": (7_760_237, 991, 2_741_383),
+        "tab 2": (895_385, 171, 332_210),
+        "tab 4": (402_366, 832, 547_908),
+        "tab 6": (183_403, 832, 43_106),
+    },
+}
 USER_TEXTS = (
     "user_active_degree",
     "follow_user_num_range",
@@ -49,53 +46,47 @@ FEATURES = (
 
 
 def read_kuairand(
-    folder: Path,
-    faults: RowFilter,
-    report: Report | None = None,
-    tabs: Sequence[int] = PUBLISHED_TABS,
-    label: str = "is_click",
+    folder: Path, reader: TextReader, tabs: Sequence[int] = PUBLISHED_TABS, label: str = "is_click"
 ) -> RawTables:
-    """Read the standard logs, the user features and the basic video features of one version.
+    """Reads the standard logs, the user features and the basic video features of one version.
 
     Scenarios are tabs; rows of other tabs are left out and counted. The logs of randomly exposed
     videos and the statistics per video are not read: the statistics cover the test period.
-    `seconds` is the video's duration, rounded down to a power of two.
+    `seconds` is the length of the video, rounded down to a power of two.
 
     Args:
         folder: that of the download, or its `data`.
-        faults: decides what happens to a bad row.
-        report: told the bytes read.
-        tabs: which, from 0 to 14.
+        reader: reads the files.
+        tabs: numbers from 0 to 14.
         label: the signal to predict.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file does not exist.
         ValueError: a tab or label is unknown, several versions are in the folder, a column is
             missing or a row is bad; names file, column and row.
 
     Source:
-        Gao et al., CIKM 2022 (arXiv 2208.08696); files as kuairand.com describes them.
+        Gao et al., CIKM 2022 (arXiv 2208.08696); files as described on kuairand.com.
     """
-    unknown = sorted(set(tabs) - set(range(TABS)))
+    unknown = sorted(set(tabs) - set(range(NUM_TABS)))
     if unknown or not tabs or len(set(tabs)) < len(tabs):
         raise ValueError(
-            f"tabs must be different numbers from 0 to {TABS - 1}; got {list(tabs)}. Scenario-Wise-"
-            f"Rec's are {','.join(map(str, PUBLISHED_TABS))}."
+            f"tabs must be different numbers from 0 to {NUM_TABS - 1}; got {list(tabs)}. "
+            f"Scenario-Wise-Rec has {','.join(map(str, PUBLISHED_TABS))}."
         )
     if label not in LABELS:
         raise ValueError(f"label must be one of {', '.join(LABELS)}; got {label!r}.")
     data = folder / "data" if (folder / "data").is_dir() else folder
     version, logs = _version(data)
-    users, items = (data / f"{n}_{version}.csv" for n in ("user_features", "video_features_basic"))
-    for path in (users, items):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} must exist beside {logs[0].name}; it does not.")
+    names = [f"user_features_{version}.csv", f"video_features_basic_{version}.csv"]
+    title = f"KuaiRand-{version} with {logs[0].name}"
+    users, items = required_files(data, title, names, SITE)
     return RawTables(
         name=f"kuairand-{version}",
         description="A short-video app; its pages, called tabs, show recommended videos.",
-        interactions=_interactions(logs, list(tabs), label, faults, report),
-        users=_users(users, faults, report),
-        items=_items(items, faults, report),
+        interactions=_interactions(logs, list(tabs), label, reader),
+        users=_users(users, reader),
+        items=_items(items, reader),
         scenarios=[
             Scenario(
                 name=f"tab {tab}", description=f"Page {tab} of the app; its name is not known."
@@ -112,29 +103,29 @@ def read_kuairand(
         files={"interactions": str(data), "users": str(users), "items": str(items)},
         notes=(f"logs: {', '.join(path.name for path in logs)}",),
         unknown_keys="add",
-        published=PUBLISHED if version == "1k" else (),
-        unlike_published=_unlike(version, tabs, label),
+        published=PUBLISHED if version == "1k" else {},
+        differs_from_published=_difference(version, tabs, label),
     )
 
 
 def _version(data: Path) -> tuple[str, list[Path]]:
-    """The version whose logs are there, and these."""
-    found = {v: sorted(data.glob(f"log_standard_*_{v}*.csv")) for v in VERSIONS}
-    found = {v: logs for v, logs in found.items() if logs}
-    if not found:
+    """Returns the version in the folder and its logs."""
+    logs = {v: sorted(data.glob(f"log_standard_*_{v}*.csv")) for v in VERSIONS}
+    versions = [version for version, paths in logs.items() if paths]
+    if not versions:
         raise FileNotFoundError(
-            f"{data} must hold log_standard_4_08_to_4_21_1k.csv and the like (1k, pure or 27k), "
-            "from https://kuairand.com; it holds none."
+            f"{data} must hold logs such as log_standard_4_08_to_4_21_1k.csv (1k, pure or 27k), "
+            f"from {SITE}; it holds none."
         )
-    if len(found) > 1:
+    if len(versions) > 1:
         raise ValueError(
-            f"{data} must hold the logs of one version; it holds {', '.join(found)}. Move the "
+            f"{data} must hold the logs of one version; it holds {', '.join(versions)}. Move the "
             "others away."
         )
-    return next(iter(found.items()))
+    return versions[0], logs[versions[0]]
 
 
-def _unlike(version: str, tabs: Sequence[int], label: str) -> str:
+def _difference(version: str, tabs: Sequence[int], label: str) -> str:
     if version != "1k":
         return f"they are of KuaiRand-{version}, the published ones of KuaiRand-1K"
     if sorted(tabs) != list(PUBLISHED_TABS):
@@ -143,46 +134,40 @@ def _unlike(version: str, tabs: Sequence[int], label: str) -> str:
 
 
 def _interactions(
-    logs: Sequence[Path], tabs: list[int], label: str, faults: RowFilter, report: Report | None
+    logs: Sequence[Path], tabs: list[int], label: str, reader: TextReader
 ) -> Iterator[Chunk]:
-    columns = [Column(name) for name in ("user_id", "video_id", "time_ms", label, "tab")]
+    columns = dict.fromkeys(("user_id", "video_id", "time_ms", label, "tab"), int)
+    is_other = ~pl.col("tab").is_in(tabs)
     for path in logs:
-        for frame in read_csv(path, columns, faults, report):
-            kept = faults.exclude(frame, ~frame["tab"].is_in(tabs), "rows of other tabs")
-            yield Chunk(
-                str(path),
-                kept.select(
-                    "row",
-                    "time_ms",
-                    user_key="user_id",
-                    item_key="video_id",
-                    label=label,
-                    scenario=pl.col("tab").replace_strict(tabs, list(range(len(tabs)))),
-                ),
+        for frame in reader.csv(path, columns):
+            rows = reader.row_filter.exclude(frame, is_other, "rows of other tabs").select(
+                *("row", "time_ms"),
+                user_key="user_id",
+                item_key="video_id",
+                label=label,
+                scenario=pl.col("tab").replace_strict(tabs, list(range(len(tabs)))),
             )
+            yield Chunk(str(path), rows)
 
 
-def _users(path: Path, faults: RowFilter, report: Report | None) -> pl.DataFrame:
-    columns = [Column("user_id")]
-    columns += [Column(name, TEXT, optional=True) for name in USER_TEXTS]
-    columns += [Column(name, optional=True) for name in USER_NUMBERS]
-    frame = pl.concat(read_csv(path, columns, faults, report))
-    return first_of_each(frame, "user_id", path, faults).rename({"user_id": "user_key"})
+def _users(path: Path, reader: TextReader) -> pl.DataFrame:
+    columns = {"user_id": int, **dict.fromkeys(USER_TEXTS, str | None)}
+    columns |= dict.fromkeys(USER_NUMBERS, int | None)
+    return reader.table(reader.csv(path, columns), path, "user_id", "user_key")
 
 
-def _items(path: Path, faults: RowFilter, report: Report | None) -> pl.DataFrame:
-    columns = [Column("video_id"), Column("video_duration", optional=True)]
-    columns += [Column(name, TEXT, optional=True) for name in (*ITEM_TEXTS, "tag")]
-    columns += [Column(name, optional=True) for name in ITEM_NUMBERS]
+def _items(path: Path, reader: TextReader) -> pl.DataFrame:
+    columns = {"video_id": int, **dict.fromkeys((*ITEM_TEXTS, "tag"), str | None)}
+    columns |= dict.fromkeys(("video_duration", *ITEM_NUMBERS), int | None)
     seconds = pl.col("video_duration") // 1000
     tags = pl.col("tag").str.extract_all(r"\d+")
-    frame = pl.concat(
+    frames = (
         frame.with_columns(
             pl.col(ITEM_TEXTS).cast(pl.Categorical),
             seconds=pl.when(seconds > 0).then(2 ** seconds.log(2).floor()).cast(pl.Int64),
             tag=tags.cast(pl.List(pl.Int32)),
             tags=tags.list.eval("tag " + pl.element()).list.join(", ").cast(pl.Categorical),
         ).drop("video_duration")
-        for frame in read_csv(path, columns, faults, report)
+        for frame in reader.csv(path, columns)
     )
-    return first_of_each(frame, "video_id", path, faults).rename({"video_id": "item_key"})
+    return reader.table(frames, path, "video_id", "item_key")

@@ -1,4 +1,4 @@
-"""MovieLens-1M in its original form: ratings.dat, users.dat, movies.dat."""
+"""MovieLens-1M as published: ratings.dat, users.dat, movies.dat."""
 
 import re
 from pathlib import Path
@@ -6,19 +6,20 @@ from typing import Literal
 
 import polars as pl
 
-from msrec.data.convert.raw_tables import ID_FEATURES, Feature, Published, RawTables, star_labels
-from msrec.data.convert.row_filter import refuse
+from msrec.data.convert.raw_tables import (
+    ID_FEATURES,
+    Feature,
+    RawTables,
+    star_labels,
+)
+from msrec.data.convert.row_filter import STRICT
+from msrec.data.convert.sources.text_blocks import CsvFormat
+from msrec.data.convert.sources.text_reader import Columns, TextReader, required_files
 from msrec.data.schema import Scenario, TextFields
 
-AGES = {
-    1: "under 18",
-    18: "18-24",
-    25: "25-34",
-    35: "35-44",
-    45: "45-49",
-    50: "50-55",
-    56: "56+",
-}
+FILES = ("ratings.dat", "users.dat", "movies.dat")
+SITE = "https://grouplens.org/datasets/movielens/1m"
+AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
 OCCUPATIONS = (
     "other|academic/educator|artist|clerical/admin|college/grad student|customer service|"
     "doctor/health care|executive/managerial|farmer|homemaker|K-12 student|lawyer|programmer|"
@@ -26,12 +27,14 @@ OCCUPATIONS = (
     "unemployed|writer"
 ).split("|")
 
-AGE_SCENARIOS = {
+Rules = dict[str, tuple[str, tuple[int | str, ...]]]
+"""Scenario -> its description, and the ages or first genres that belong to it."""
+AGE_SCENARIOS: Rules = {
     "age<25": ("Films rated by viewers younger than 25.", (1, 18)),
     "age25-34": ("Films rated by viewers aged 25 to 34.", (25,)),
     "age35+": ("Films rated by viewers aged 35 and older.", (35, 45, 50, 56)),
 }
-GENRE_SCENARIOS = {
+GENRE_SCENARIOS: Rules = {
     "drama": ("Drama films.", ("Drama",)),
     "comedy": ("Comedy films.", ("Comedy",)),
     "action": ("Action films.", ("Action",)),
@@ -48,16 +51,14 @@ GENRE_SCENARIOS = {
         ("Documentary", "Musical", "Romance", "Sci-Fi", "War", "Western"),
     ),
 }
-PUBLISHED = (
-    Published(
-        "MovieLens-1M, Scenario-Wise-Rec, arXiv 2412.17374",
-        {
-            "age<25": (210_747, 1_325, 3_429),
-            "age25-34": (395_556, 2_096, 3_508),
-            "age35+": (393_906, 2_619, 3_595),
-        },
-    ),
-)
+RULES = {"age": AGE_SCENARIOS, "genre": GENRE_SCENARIOS}
+PUBLISHED = {
+    "MovieLens-1M, Scenario-Wise-Rec, arXiv 2412.17374": {
+        "age<25": (210_747, 1_325, 3_429),
+        "age25-34": (395_556, 2_096, 3_508),
+        "age35+": (393_906, 2_619, 3_595),
+    },
+}
 FEATURES = (
     *ID_FEATURES,
     Feature("gender", "user"),
@@ -72,42 +73,36 @@ _OTHER_TITLE = re.compile(r"\s*\([^()]*\)\s*$")
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Les|La|Le|Das|Der|Die|El|Il|L')$")
 
 
-def read_movielens(folder: Path | str, scenario: Literal["age", "genre"] = "age") -> RawTables:
-    """Read the three files; label = rating above 3, scenario by the user's age or the first genre.
+def read_movielens(
+    folder: Path, reader: TextReader, scenario: Literal["age", "genre"] = "age"
+) -> RawTables:
+    """Reads the three files.
+
+    The first label is a rating above 3. The scenario is a group of the user's age, or of the first
+    genre of the film.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a line that is not of the format; names file, column and row (from 0).
+        FileNotFoundError: a file does not exist.
+        ValueError: a row is bad; names file, column and row (from 0).
 
     Source:
         Harper and Konstan, TiiS 2015; age scenarios as in Scenario-Wise-Rec (arXiv 2412.17374).
     """
     if scenario not in ("age", "genre"):
         raise ValueError(f"movielens scenario must be 'age' or 'genre'; got {scenario!r}.")
-    files = {"interactions": "ratings.dat", "users": "users.dat", "items": "movies.dat"}
-    paths = {table: Path(folder) / name for table, name in files.items()}
-    users, items = _users(paths["users"]), _items(paths["items"])
-    rows = _fields(paths["interactions"], ["user_key", "item_key", "rating", "timestamp"])
-    for column in rows.columns:
-        rows = _integers(rows, column, paths["interactions"])
-    rated = rows["rating"].is_between(1, 5)
-    refuse(~rated, rows["rating"], str(paths["interactions"]), "be from 1 to 5", "Correct it.")
-    rules = AGE_SCENARIOS if scenario == "age" else GENRE_SCENARIOS
-    grouped = _grouped(users, items, scenario, paths)
-    above = star_labels(3)
-    rows = rows.with_columns(
-        **{name: (pl.col("rating") > stars).cast(pl.Float32) for name, stars in above.items()}
-    ).join(grouped, on=grouped.columns[0], how="left", maintain_order="left")
+    by_age = scenario == "age"
+    ratings, users_file, movies = required_files(folder, "MovieLens-1M", FILES, SITE)
+    users, items = _users(users_file, reader), _items(movies, reader)
+    groups = _groups(users, items, scenario, users_file if by_age else movies)
     return RawTables(
-        name="ml1m" if scenario == "age" else "ml1m-genre",
+        name="ml1m" if by_age else "ml1m-genre",
         description="MovieLens-1M: films rated by viewers; liked means more than 3 of 5 stars.",
-        # null only where the key is unknown, which the writer refuses by name
-        interactions=rows.drop("rating").with_columns(pl.col("scenario").fill_null(0)),
+        interactions=_interactions(ratings, groups, reader),
         users=users,
         items=items,
-        scenarios=[Scenario(name=n, description=d) for n, (d, _) in rules.items()],
+        scenarios=[Scenario(name=n, description=text) for n, (text, _) in RULES[scenario].items()],
         features=FEATURES,
-        labels=tuple(above),
+        labels=tuple(star_labels(3)),
         timestamp="timestamp",
         timestamp_unit="s",
         text=TextFields(
@@ -115,14 +110,14 @@ def read_movielens(folder: Path | str, scenario: Literal["age", "genre"] = "age"
             item_attributes=["genres", "year"],
             user_attributes=["gender", "age_name", "occupation_name"],
         ),
-        files={table: str(path) for table, path in paths.items()},
-        published=PUBLISHED if scenario == "age" else (),
-        unlike_published="" if scenario == "age" else "the published ones are age groups",
+        files={"interactions": str(ratings), "users": str(users_file), "items": str(movies)},
+        published=PUBLISHED if by_age else {},
+        differs_from_published="" if by_age else "the published ones are age groups",
     )
 
 
 def split_title(raw: str) -> tuple[str, int | None]:
-    """The readable title and the year.
+    """Returns the readable title and the year; None if there is no year.
 
     Example:
         >>> split_title("Postino, Il (The Postman) (1994)")
@@ -138,75 +133,50 @@ def split_title(raw: str) -> tuple[str, int | None]:
     return title, int(year[1]) if year else None
 
 
-def _grouped(
-    users: pl.DataFrame, items: pl.DataFrame, scenario: str, paths: dict[str, Path]
+def _groups(
+    users: pl.DataFrame, items: pl.DataFrame, scenario: str, location: Path
 ) -> pl.DataFrame:
-    """Key -> scenario; an age or genre that no scenario names is refused."""
+    """Returns the scenario of each user, by age, or of each item, by its first genre."""
+    numbers = {v: i for i, (_, values) in enumerate(RULES[scenario].values()) for v in values}
     if scenario == "age":
-        keys, values, rules = users["user_key"], users["age"], AGE_SCENARIOS
-        where, must = paths["users"], f"be one of {', '.join(map(str, AGES))}"
+        table = users.select("user_key", "age")
     else:
-        keys, rules = items["item_key"], GENRE_SCENARIOS  # type: ignore[assignment]
-        values, where = items["genres"].list.first().alias("genres"), paths["items"]
-        must = "begin with a MovieLens genre"
-    number = {value: i for i, (_, group) in enumerate(rules.values()) for value in group}
-    found = values.replace_strict(
-        list(number), list(number.values()), default=None, return_dtype=pl.Int32
-    )
-    refuse(found.is_null(), values, str(where), must, "Correct it.")
-    return pl.DataFrame([keys, found.alias("scenario")])
+        table = items.select("item_key", genre=pl.col("genres").list.first())
+    is_known = pl.col(scenario).is_in(list(numbers))
+    STRICT.keep(table, scenario, is_known, location, f"be a MovieLens {scenario}")
+    number = pl.col(scenario).replace_strict(numbers, return_dtype=pl.Int32)
+    return table.select(pl.first(), scenario=number)
 
 
-def _users(path: Path) -> pl.DataFrame:
-    users = _fields(path, ["user_key", "gender", "age", "occupation", "zip_code"])
-    for column in ("user_key", "age", "occupation"):
-        users = _integers(users, column, path)
+def _interactions(path: Path, groups: pl.DataFrame, reader: TextReader) -> pl.DataFrame:
+    columns = dict.fromkeys(("user_key", "item_key", "rating", "timestamp"), int)
+    rows = _read(path, columns, reader)
+    is_rating = pl.col("rating").is_between(1, 5)
+    rows = reader.row_filter.keep(rows, "rating", is_rating, path, "be from 1 to 5")
+    labels = {n: (pl.col("rating") > s).cast(pl.Float32) for n, s in star_labels(3).items()}
+    rows = rows.join(groups, on=groups.columns[0], how="left", maintain_order="left")
+    # A null scenario means an unknown key, which the conversion refuses by name.
+    return rows.with_columns(pl.col("scenario").fill_null(0), **labels).drop("rating")
+
+
+def _users(path: Path, reader: TextReader) -> pl.DataFrame:
+    columns = {"user_key": int, "gender": str, "age": int, "occupation": int, "zip_code": str}
+    users = _read(path, columns, reader)
     for column, names in (("age", AGES), ("occupation", dict(enumerate(OCCUPATIONS)))):
-        known = users[column].is_in(list(names))
-        refuse(~known, users[column], str(path), "be a MovieLens code", "Correct it.")
-        users = users.with_columns(
-            pl.col(column)
-            .replace_strict(list(names), list(names.values()), return_dtype=pl.String)
-            .alias(f"{column}_name")
-        )
+        is_known, must = pl.col(column).is_in(list(names)), "be a MovieLens code"
+        users = reader.row_filter.keep(users, column, is_known, path, must)
+        name = pl.col(column).replace_strict(names, return_dtype=pl.String)
+        users = users.with_columns(name.alias(f"{column}_name"))
     return users
 
 
-def _items(path: Path) -> pl.DataFrame:
-    rows = []
-    for number, line in enumerate(_lines(path)):
-        key, _, rest = line.partition("::")
-        title, _, genres = rest.rpartition("::")
-        if not (key.isdecimal() and title and genres):
-            raise ValueError(
-                f"{path}: each row must be number::title::genres; found {line[:80]!r} in row "
-                f"{number}. Take the file of ml-1m.zip unchanged."
-            )
-        rows.append((int(key), *split_title(title), genres.split("|")))
-    schema = {"item_key": pl.Int64, "title": pl.String, "year": pl.Int64}
-    return pl.DataFrame(rows, schema=schema | {"genres": pl.List(pl.String)}, orient="row")
+def _items(path: Path, reader: TextReader) -> pl.DataFrame:
+    items = _read(path, {"item_key": int, "title": str, "genres": str}, reader)
+    schema = {"title": pl.String, "year": pl.Int64}
+    titles = pl.DataFrame([split_title(t) for t in items["title"]], schema=schema, orient="row")
+    return items.with_columns(*titles, genres=pl.col("genres").str.split("|"))
 
 
-def _fields(path: Path, names: list[str]) -> pl.DataFrame:
-    """Columns of strings, each row split at `::`."""
-    lines = pl.Series("line", _lines(path))
-    fields = lines.str.splitn("::", len(names) + 1).struct.unnest()
-    whole = fields[:, -2].is_not_null() & fields[:, -1].is_null()
-    must = f"be {len(names)} fields between '::' ({', '.join(names)})"
-    refuse(~whole, lines, str(path), must, "Take the file of ml-1m.zip unchanged.")
-    return fields[:, :-1].rename(dict(zip(fields.columns, names, strict=False)))
-
-
-def _integers(frame: pl.DataFrame, column: str, path: Path) -> pl.DataFrame:
-    numbers = frame[column].cast(pl.Int64, strict=False)
-    refuse(numbers.is_null(), frame[column], str(path), "be a whole number", "Repair the row.")
-    return frame.with_columns(numbers)
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} must exist: MovieLens-1M is ratings.dat, users.dat and movies.dat, from "
-            "https://grouplens.org/datasets/movielens/1m."
-        )
-    return path.read_text(encoding="latin-1").removesuffix("\n").split("\n")
+def _read(path: Path, columns: Columns, reader: TextReader) -> pl.DataFrame:
+    form = CsvFormat(separator="::", quote=None, header=list(columns), encoding="latin-1")
+    return pl.concat(reader.csv(path, columns, form))

@@ -1,34 +1,32 @@
-"""Plain interactions / items / users Parquet, tables.yaml saying what is what."""
+"""Plain tables: interactions, items and users .parquet, described by tables.yaml."""
 
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, require_columns
-from msrec.data.convert.row_filter import refuse
+from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, Side, require_columns
+from msrec.data.convert.row_filter import STRICT
 from msrec.data.convert.sources.guess import guess_features, guess_text
-from msrec.data.io.validation import first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error, read_yaml
 from msrec.data.schema import Scenario, TextFields
 
 MAPPING_FILE = "tables.yaml"
 TIMESTAMP = "timestamp"
 Kind = Literal["sparse", "multi", "dense", "words"]
-"""Of a feature; `words` makes a multi-valued one of the distinct words of a text."""
+"""Kind of a feature; `words` is a multi-valued feature of the distinct words of a text."""
 
 
-class TablesMapping(BaseModel):
-    """What tables.yaml may say; a field left out is decided by the defaults, and told.
+class TablesMapping(StrictModel):
+    """Content of tables.yaml; defaults stand for what is left out.
 
-    `scenarios` gives descriptions by name; `user`, `item` and `interaction` name features and
-    their kind, as in `user: {age: sparse, balance: dense}`; `title: words` makes the multi-valued
-    feature title_words, and leaves the title as it is for prompts. `more_labels: {rating: [1, 2]}`
-    adds the labels rating>1 and rating>2, for models that learn them too. `timestamp_unit: s` (or
-    ms, since 1970) makes days of interactions' column timestamp.
+    `scenarios` gives descriptions by name. `user`, `item` and `interaction` name features and their
+    kind, as in `user: {age: sparse, balance: dense}`. `title: words` makes the multi-valued feature
+    title_words and leaves the title as it is for prompts. `more_labels: {rating: [1, 2]}` adds the
+    labels rating>1 and rating>2, which models learn too. `timestamp_unit: s` (or ms, since 1970)
+    makes dates of the column timestamp of the interactions.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str | None = None
     description: str | None = None
@@ -47,32 +45,40 @@ def read_tables(
     label: str = "label",
     mapping: Path | str | None = None,
 ) -> RawTables:
-    """Read interactions.parquet (user_id, item_id, scenario, label, ...), items and users.
+    """Reads interactions.parquet (user_id, item_id, scenario, label, ...), users and items.
 
-    The scenario's names come from the column `<scenario_column>_name`, the features from
-    tables.yaml or the defaults of `data/convert/sources/guess.py`. Interaction columns are
-    features only where tables.yaml says so, and never a rating or a label.
+    Scenarios are named by the column `<scenario_column>_name`. Features are named by tables.yaml or
+    the defaults in `data/convert/sources/guess.py`. Columns of the interactions are features only
+    if tables.yaml names them, and never a rating or a label.
+
+    Args:
+        folder: with the three files.
+        scenario_column: column of the interactions.
+        label: column of the interactions with the first label.
+        mapping: the YAML file; `tables.yaml` in the folder if None.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file does not exist.
         ValueError: a file cannot be read, a column is missing, or tables.yaml is wrong.
     """
     folder = Path(folder)
-    paths = {t: folder / f"{t}.parquet" for t in ("interactions", "users", "items")}
-    wanted = _mapping(Path(mapping) if mapping else folder / MAPPING_FILE, mapping is not None)
-    rows = _frame(paths["interactions"], ["user_id", "item_id", scenario_column, label])
-    _refuse_leaks(wanted, label, paths["interactions"])
-    scenarios, number, notes = _scenarios(rows, scenario_column, wanted, paths["interactions"])
-    if wanted.timestamp_unit is not None:
-        require_columns(rows, [TIMESTAMP], f"{paths['interactions']} (its unit is given)")
-    users, user_features, user_notes = _side(paths["users"], "user", wanted.user)
-    items, item_features, item_notes = _side(paths["items"], "item", wanted.item)
-    guessed, text_notes = guess_text(users, items)
-    rows, more = _more_labels(rows, wanted, paths["interactions"])
+    paths = {table: folder / f"{table}.parquet" for table in ("interactions", "users", "items")}
+    declared = _read_mapping(Path(mapping) if mapping else folder / MAPPING_FILE, bool(mapping))
+    location = str(paths["interactions"])
+    rows = _read_parquet(paths["interactions"], ["user_id", "item_id", scenario_column, label])
+    if declared.timestamp_unit is not None:
+        require_columns(rows.columns, [TIMESTAMP], f"{location} (its unit is given)")
+    rows, more_labels = _with_more_labels(rows, declared, location)
+    rows, scenarios, notes = _with_scenarios(rows, scenario_column, declared, location)
+    users, user_features, user_notes = _read_side(paths["users"], "user", declared.user)
+    items, item_features, item_notes = _read_side(paths["items"], "item", declared.item)
+    guessed_text, text_notes = guess_text(users, items)
+    if label != "label":
+        rows = rows.drop("label", strict=False)
     return RawTables(
-        name=wanted.name or folder.resolve().name,
-        description=wanted.description or f"The data set {folder.resolve().name}.",
-        interactions=_renamed(rows, label, number),
+        name=declared.name or folder.resolve().name,
+        description=declared.description or f"The data set {folder.resolve().name}.",
+        interactions=rows.rename({"user_id": "user_key", "item_id": "item_key", label: "label"}),
         users=users,
         items=items,
         scenarios=scenarios,
@@ -80,18 +86,18 @@ def read_tables(
             *ID_FEATURES,
             *user_features,
             *item_features,
-            *_interaction_features(wanted),
+            *_interaction_features(declared, label, location),
         ),
-        labels=("label", *more),
+        labels=("label", *more_labels),
         timestamp=TIMESTAMP if TIMESTAMP in rows.columns else None,
-        timestamp_unit=wanted.timestamp_unit,
-        text=wanted.text or guessed,
+        timestamp_unit=declared.timestamp_unit,
+        text=declared.text or guessed_text,
         files={table: str(path) for table, path in paths.items()},
-        notes=(*notes, *user_notes, *item_notes, *([] if wanted.text else text_notes)),
+        notes=(*notes, *user_notes, *item_notes, *([] if declared.text else text_notes)),
     )
 
 
-def _frame(path: Path, columns: list[str]) -> pl.DataFrame:
+def _read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} must exist: plain tables are interactions, users and items .parquet."
@@ -102,131 +108,115 @@ def _frame(path: Path, columns: list[str]) -> pl.DataFrame:
         raise ValueError(
             f"{path} must be a whole Parquet file; {str(error).splitlines()[0]}. Copy it again."
         ) from None
-    require_columns(frame, columns, str(path))
+    require_columns(frame.columns, columns, str(path))
     return frame
 
 
-def _mapping(path: Path, must_exist: bool) -> TablesMapping:
+def _read_mapping(path: Path, must_exist: bool) -> TablesMapping:
     if not path.is_file():
         if must_exist:
-            raise FileNotFoundError(f"{path} must exist: it is the mapping that was asked for.")
+            raise FileNotFoundError(f"{path} must exist, since it was given as the mapping.")
         return TablesMapping()
     try:
         return TablesMapping.model_validate(read_yaml(path) or {})
     except ValidationError as error:
-        given = error.errors()[0]["input"]
+        value = error.errors()[0]["input"]
         raise ValueError(
-            f"{path}: {first_error(error)}; got {given!r}. Known fields: "
+            f"{path}: {first_error(error)}; got {value!r}. Known fields: "
             f"{', '.join(TablesMapping.model_fields)}."
         ) from None
 
 
-def _interaction_features(wanted: TablesMapping) -> list[Feature]:
-    found = []
-    for name, kind in wanted.interaction.items():
+def _interaction_features(declared: TablesMapping, label: str, location: str) -> list[Feature]:
+    features = []
+    for name, kind in declared.interaction.items():
+        if name == label or name.startswith(("rating", "label")):
+            raise ValueError(
+                f"{MAPPING_FILE}: interaction: a feature must not give the label away; found "
+                f"{name!r} of {location}. Remove it from the mapping."
+            )
         if kind == "words":
             raise ValueError(
                 f"{MAPPING_FILE}: interaction: words are made of columns of users and items only; "
-                f"found {name!r}."
+                f"found {name!r}. Declare it as sparse or multi."
             )
-        found.append(Feature(name, "interaction", kind))
-    return found
+        features.append(Feature(name, "interaction", kind))
+    return features
 
 
-def _refuse_leaks(wanted: TablesMapping, label: str, path: Path) -> None:
-    for name in wanted.interaction:
-        if name == label or name.startswith(("rating", "label")):
-            raise ValueError(
-                f"{MAPPING_FILE}: interaction: a feature must not tell the label; found {name!r} "
-                f"of {path}. Remove it from the mapping."
-            )
-
-
-def _more_labels(
-    rows: pl.DataFrame, wanted: TablesMapping, path: Path
+def _with_more_labels(
+    rows: pl.DataFrame, declared: TablesMapping, location: str
 ) -> tuple[pl.DataFrame, list[str]]:
-    """The rows with a column for each further label, and these columns' names."""
-    require_columns(rows, list(wanted.more_labels), str(path))
-    found = {}
-    for column, thresholds in wanted.more_labels.items():
+    """Adds a column for each further label; returns the names of these columns too."""
+    require_columns(rows.columns, list(declared.more_labels), location)
+    labels = {}
+    for column, thresholds in declared.more_labels.items():
         if not rows[column].dtype.is_numeric():
             raise ValueError(
-                f"{path}: column {column!r} must hold numbers, because {MAPPING_FILE} makes labels "
-                f"of it; found {rows[column].dtype}."
+                f"{location}: column {column!r} must hold numbers, because {MAPPING_FILE} makes "
+                f"labels of it; found {rows[column].dtype}. Convert it or name another."
             )
-        must, advice = "have no null, as a label is made of it", "Remove the row."
-        refuse(rows[column].is_null(), rows[column], str(path), must, advice)
+        is_known, must = pl.col(column).is_not_null(), "have no null, as a label is made of it"
+        STRICT.keep(rows, column, is_known, location, must, "Remove the row.")
         for threshold in thresholds:
-            found[f"{column}>{threshold:g}"] = (pl.col(column) > threshold).cast(pl.Float32)
-    return rows.with_columns(**found), list(found)
+            labels[f"{column}>{threshold:g}"] = (pl.col(column) > threshold).cast(pl.Float32)
+    return rows.with_columns(**labels), list(labels)
 
 
-def _scenarios(
-    rows: pl.DataFrame, column: str, wanted: TablesMapping, path: Path
-) -> tuple[list[Scenario], pl.Series, list[str]]:
-    """Scenarios in the order of their codes, and each row's position among them."""
-    values = rows[column]
-    names = rows[f"{column}_name"] if f"{column}_name" in rows.columns else values
-    names = names.cast(pl.String)
-    for series in (values, names):
-        must = "be a known scenario, not null"
-        refuse(series.is_null(), series, str(path), must, "Name the scenario or drop the row.")
-    if wanted.scenarios:
-        must = f"be a scenario of {MAPPING_FILE} ({', '.join(wanted.scenarios)})"
-        known = names.is_in(list(wanted.scenarios))
-        refuse(~known, names, str(path), must, "Declare it there or drop the rows.")
-    pairs = pl.DataFrame({"code": values, "name": names}).unique().sort("code")
+def _with_scenarios(
+    rows: pl.DataFrame, column: str, declared: TablesMapping, location: str
+) -> tuple[pl.DataFrame, list[Scenario], list[str]]:
+    """Adds the scenario's number; returns the scenarios in the order of their codes, and notes."""
+    name_column = f"{column}_name" if f"{column}_name" in rows.columns else column
+    names = rows.select(pl.col(name_column).cast(pl.String))
+    for frame in (rows.select(column), names):
+        checked, advice = frame.columns[0], "Name the scenario or drop the row."
+        is_known, must = pl.col(checked).is_not_null(), "be a known scenario, not null"
+        STRICT.keep(frame, checked, is_known, location, must, advice)
+    if declared.scenarios:
+        is_declared = pl.col(name_column).is_in(list(declared.scenarios))
+        must = f"be a scenario of {MAPPING_FILE} ({', '.join(declared.scenarios)})"
+        advice = "Declare it there or drop the rows."
+        STRICT.keep(names, name_column, is_declared, location, must, advice)
+    pairs = pl.DataFrame({"code": rows[column], "name": names[name_column]}).unique().sort("code")
     if pairs["code"].n_unique() != len(pairs) or pairs["name"].n_unique() != len(pairs):
         raise ValueError(
-            f"{path}: each value of {column!r} must have one name in '{column}_name'; found "
+            f"{location}: each value of {column!r} must have one name in '{column}_name'; found "
             f"{pairs.rows()[:8]}. Correct the names."
         )
-    found = pairs["name"].to_list()
-    scenarios = [
-        Scenario(name=n, description=wanted.scenarios.get(n, f"Scenario {n.replace('_', ' ')}."))
-        for n in found
-    ]
-    absent = [n for n in wanted.scenarios if n not in found]
+    order = pairs["name"].to_list()
+    default = {name: f"Scenario {name.replace('_', ' ')}." for name in order}
+    texts = default | declared.scenarios
+    scenarios = [Scenario(name=name, description=texts[name]) for name in order]
+    absent = [name for name in declared.scenarios if name not in order]
     notes = [f"scenario {n!r} of {MAPPING_FILE} has no rows and is left out" for n in absent]
-    number = names.replace_strict(found, list(range(len(found))), return_dtype=pl.Int32)
-    return scenarios, number.alias("scenario"), notes
+    numbers = names[name_column].replace_strict(
+        order, list(range(len(order))), return_dtype=pl.Int32
+    )
+    return rows.with_columns(numbers.alias("scenario")), scenarios, notes
 
 
-def _side(
-    path: Path, side: Literal["user", "item"], declared: dict[str, Kind] | None
+def _read_side(
+    path: Path, side: Side, declared: dict[str, Kind] | None
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
-    """The table of a side with `|`-separated columns as lists, its features, and remarks."""
-    frame = _frame(path, [f"{side}_id"]).rename({f"{side}_id": f"{side}_key"})
+    """Returns a table with `|`-separated columns as lists, its features, and notes."""
+    frame = _read_parquet(path, [f"{side}_id"]).rename({f"{side}_id": f"{side}_key"})
     if declared is None:
         return guess_features(frame, side)
-    require_columns(frame, list(declared), str(path))
+    require_columns(frame.columns, list(declared), str(path))
     multi = [n for n, k in declared.items() if k == "multi" and frame[n].dtype == pl.String]
     frame = frame.with_columns(pl.col(multi).str.split("|"))
     features = []
     for name, kind in declared.items():
-        if kind == "words":
-            frame = _with_words(frame, name, path)
-            features.append(Feature(f"{name}_words", side, "multi"))
-        else:
+        if kind != "words":
             features.append(Feature(name, side, kind))
+            continue
+        if frame[name].dtype != pl.String:
+            raise ValueError(
+                f"{path}: column {name!r} must hold strings, because {MAPPING_FILE} makes a "
+                f"feature of its words; found {frame[name].dtype}. Declare another kind."
+            )
+        words = pl.col(name).str.to_lowercase().str.extract_all(r"\w+").list.unique().list.sort()
+        frame = frame.with_columns(words.alias(f"{name}_words"))
+        features.append(Feature(f"{name}_words", side, "multi"))
     return frame, features, []
-
-
-def _with_words(frame: pl.DataFrame, column: str, path: Path) -> pl.DataFrame:
-    """The table with a column of the distinct words of a text, in lower case, sorted."""
-    if frame[column].dtype != pl.String:
-        raise ValueError(
-            f"{path}: column {column!r} must hold strings, because {MAPPING_FILE} wants its words; "
-            f"found {frame[column].dtype}."
-        )
-    words = pl.col(column).str.to_lowercase().str.extract_all(r"\w+")
-    return frame.with_columns(words.list.unique().list.sort().alias(f"{column}_words"))
-
-
-def _renamed(rows: pl.DataFrame, label: str, number: pl.Series) -> pl.DataFrame:
-    """Under the names of RawTables; the label that was chosen is `label`."""
-    if label != "label" and "label" in rows.columns:
-        rows = rows.drop("label")
-    return rows.rename({"user_id": "user_key", "item_id": "item_key", label: "label"}).with_columns(
-        number
-    )

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from msrec.data.loading.batch import Batch
-from msrec.launch.build import build_loader
 from msrec.launch.config import load_config
 from msrec.launch.distributed import Process
-from msrec.launch.training.repeated_failure import forget
-from msrec.launch.training.trainer import Progress, Trainer
+from msrec.launch.loaders import build_loader
+from msrec.launch.training.progress import Progress
+from msrec.launch.training.repeated_failure import forget_failures
+from msrec.launch.training.trainer import Trainer
 from msrec.tools.bench.harness.measure import Seconds, now
 
 IN_MEMORY = 12
@@ -83,7 +84,7 @@ class Training:
         trainer = self._trainer
         trainer.train.batches = lambda epoch=0, start=0: marked()  # type: ignore[method-assign]
         trainer.valid.batches = stop  # type: ignore[method-assign]
-        forget(self.config.run_dir)  # each call ends as a failure would
+        forget_failures(self.config.run_dir)  # each call ends as a failure would
         # Validation and its checkpoint would follow the last step.
         with redirect_stderr(io.StringIO()), suppress(_AllStepsDone):
             trainer.fit(Progress())

@@ -1,0 +1,82 @@
+"""Runs batches through a sharded model: training steps, validation and prediction."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import EvalPipelineSparseDist, TrainPipelineSparseDist
+from torchrec.optim.keyed import CombinedOptimizer
+
+from msrec.data.loading.batch import Batch
+from msrec.launch.distributed import Process
+from msrec.model.ranker import Outcome
+
+
+class BatchPipeline:
+    """Takes batches through forward and, in training mode, backward and update.
+
+    In eval mode (`model.eval()`) it only scores. TorchRec's pipelines send the ids of the next
+    batch while the model computes this one. On one CPU rank there is nothing to send and they only
+    cost time, so the model is called directly; the results are the same.
+
+    Args:
+        model: the sharded model.
+        process: this rank.
+        optimizer: None for a pipeline that only scores, one sequence of batches.
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        process: Process,
+        optimizer: CombinedOptimizer | None = None,
+    ) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._torchrec: TrainPipelineSparseDist | None = None
+        if process.world_size > 1 or process.device.type != "cpu":
+            kind = EvalPipelineSparseDist if optimizer is None else TrainPipelineSparseDist
+            self._torchrec = kind(model, optimizer, process.device)
+
+    def outcomes(
+        self, batches: Iterator[Batch], before_step: Callable[[], None] | None = None
+    ) -> Iterator[Outcome]:
+        """Yields the outcome of each batch; `before_step` is called before each of them."""
+        while True:
+            if before_step is not None:
+                before_step()
+            try:
+                outcome = self.progress(batches)
+            except StopIteration:
+                return
+            yield outcome
+
+    def progress(self, batches: Iterator[Batch]) -> Outcome:
+        """Runs the next batch.
+
+        Raises:
+            StopIteration: no batch is left.
+        """
+        with torch.set_grad_enabled(self._model.training):
+            if self._torchrec is not None:
+                return Outcome(*self._torchrec.progress(batches))
+            return self._run_directly(next(batches))
+
+    def _run_directly(self, batch: Batch) -> Outcome:
+        if not self._model.training:
+            return Outcome(*self._model(batch)[1])
+        assert self._optimizer is not None
+        self._optimizer.zero_grad()
+        loss, outcome = self._model(batch)
+        torch.autograd.backward(loss)
+        self._optimizer.step()
+        return Outcome(*outcome)
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Gives the sharded tables their own forward back, which TorchRec's pipeline replaces."""
+        if self._torchrec is not None:
+            self._torchrec.detach()
+        yield
+        if self._torchrec is not None:
+            self._torchrec.attach()

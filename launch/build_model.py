@@ -1,0 +1,167 @@
+"""Builds the model of a run, plans the sharding of its tables, and shards it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
+
+from msrec.data.llm.knowledge import EntityKnowledge
+from msrec.data.schema import Schema
+from msrec.launch.config import RunConfig
+from msrec.launch.distributed import Process
+from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.model.backbones import make_backbone
+from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.model.distributed.sharding_plan import load_plan
+from msrec.model.embeddings import Embeddings
+from msrec.model.layers.feature_layout import FeatureLayout
+from msrec.model.layers.interaction import Interaction
+from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
+from msrec.model.meta import ScenarioMeta, UserMeta
+from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain, RankLoss
+
+MATCH_DIM = 16
+"""Columns of `llm_feature.kind=match` if `llm_feature.dim` is null."""
+
+
+def build_sharded(
+    config: RunConfig,
+    schema: Schema,
+    knowledge: KnowledgeInputs,
+    process: Process,
+    plan: Path | None,
+) -> tuple[DistributedModelParallel, ShardingPlan]:
+    """Returns the sharded model and its plan, see `plan_model`."""
+    model, sharding = plan_model(config, schema, knowledge, process, plan)
+    std = config.embeddings.init_std
+    return shard(model, sharding, process.device, std, config.seed), sharding
+
+
+def plan_model(
+    config: RunConfig,
+    schema: Schema,
+    knowledge: KnowledgeInputs,
+    process: Process,
+    plan: Path | None,
+) -> tuple[RankerTrain, ShardingPlan]:
+    """Returns the model before sharding and its plan: from a plan file, or by the planner if None.
+
+    Raises:
+        ValueError: the plan does not fit the model, the ranks or the optimizer.
+    """
+    model = build_model(config, schema, knowledge)
+    spec = table_spec(config)
+    is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
+    if plan is None:
+        return model, make_plan(model, spec, process.device, process.local_world_size)
+    ranks = (process.world_size, process.local_world_size)
+    sharding = load_plan(plan, model, *ranks, process.device.type)
+    kernels = {
+        table.compute_kernel for tables in sharding.plan.values() for table in tables.values()
+    }
+    if not is_fused and kernels != {"dense"}:
+        # A fused kernel without a fused optimizer would silently train with SGD.
+        raise ValueError(
+            f"{plan}: with embeddings.optimizer={spec.optimizer} on {process.device.type} every "
+            f"table must be data_parallel (kernel dense); this plan has {', '.join(kernels)}."
+        )
+    return model, sharding
+
+
+def table_spec(config: RunConfig) -> TableSpec:
+    """Returns optimizer and sharding of the tables."""
+    tables = config.embeddings
+    return TableSpec(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
+
+
+def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -> RankerTrain:
+    """Builds the model before sharding: tables on the meta device, the rest seeded by the run."""
+    torch.manual_seed(config.seed)
+    tables = schema.scaled(config.scale)
+    if config.embeddings.per_scenario:
+        tables = tables.per_scenario()
+    dim = config.embeddings.dim
+    embeddings = Embeddings(tables, dim, config.history.of)
+    num_tasks = _num_tasks(config, schema)
+    interaction = Interaction(
+        num_sparse=len(embeddings.names),
+        dim=dim,
+        num_dense=len(schema.dense),
+        bottom_dims=config.interaction.bottom_dims,
+        mode=config.interaction.mode,
+    )
+    features = _llm_features(config, knowledge)
+    in_dim = interaction.out_dim + sum(feature.out_dim for feature in features.values())
+    # The dot mode passes no vector on to the backbone: one that needs a vector raises an error.
+    names = () if config.interaction.mode == "dot" else embeddings.names
+    backbone = make_backbone(
+        **config.backbone.model_dump(),
+        fields=FeatureLayout(names, dim, interaction.dense_dim),
+        in_dim=in_dim,
+        num_scenarios=schema.num_scenarios,
+        num_tasks=num_tasks,
+    )
+    # Modules draw their initial weights from one generator, so their order here is part of a run.
+    parts = KnowledgeParts(
+        user_meta=_user_meta(config, in_dim, knowledge.user) if config.meta.user else None,
+        item_meta=_user_meta(config, in_dim, knowledge.item) if config.meta.item else None,
+        scenario_meta=_scenario_meta(config, in_dim, num_tasks, knowledge.scenario),
+        learned_users=_learned_users(config, schema, knowledge.user),
+        **features,
+    )
+    dense_arch = DenseArch(interaction, backbone, parts, input_dropout=config.interaction.dropout)
+    loss = RankLoss(config.embeddings.l2, config.objective.aux_weight)
+    return RankerTrain(Ranker(embeddings, dense_arch), loss)
+
+
+def _num_tasks(config: RunConfig, schema: Schema) -> int:
+    if config.objective.aux_weight == 0:
+        return 1
+    if len(schema.labels) == 1:
+        raise ValueError(
+            f"objective.aux_weight must be 0 where a dataset has one label; {config.dataset} has "
+            f"only {schema.labels[0]!r}."
+        )
+    return len(schema.labels)
+
+
+def _llm_features(config: RunConfig, knowledge: KnowledgeInputs) -> dict[str, Any]:
+    """Returns the modules of `llm_feature` by their field of `KnowledgeParts`."""
+    options = config.llm_feature
+    moments = {
+        side: entity.moments
+        for side, entity in (("user", knowledge.user), ("item", knowledge.item))
+        if entity is not None
+    }
+    if options.kind == "match":
+        dim = options.dim or MATCH_DIM
+        return {"match": KnowledgeMatch(moments["user"], moments["item"], dim, options.dropout)}
+    arguments = options.model_dump(exclude={"of"})
+    return {
+        f"{side}_feature": KnowledgeFeature(*moments[side], **arguments)
+        for side in knowledge.feature_of
+    }
+
+
+def _user_meta(config: RunConfig, in_dim: int, entity: EntityKnowledge | None) -> UserMeta:
+    assert entity is not None
+    mean, std = entity.moments
+    return UserMeta(in_dim, entity.dim, mean, std, **config.meta.user_options)
+
+
+def _scenario_meta(
+    config: RunConfig, in_dim: int, num_tasks: int, vectors: torch.Tensor | None
+) -> ScenarioMeta | None:
+    if vectors is None:
+        return None
+    return ScenarioMeta(in_dim, vectors, num_tasks, **config.meta.scenario_options)
+
+
+def _learned_users(
+    config: RunConfig, schema: Schema, user: EntityKnowledge | None
+) -> torch.nn.Embedding | None:
+    if config.llm.control != "learned" or user is None:
+        return None
+    return torch.nn.Embedding(schema.num_users, user.dim)

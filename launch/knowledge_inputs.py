@@ -1,0 +1,76 @@
+"""Inputs that a run reads besides rows: vectors of the knowledge store, histories, rare ids."""
+
+import torch
+
+from msrec.data.io.paths import AnyPath
+from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
+from msrec.data.llm.store import KnowledgeStore
+from msrec.data.llm.store_settings import store_settings
+from msrec.data.loading.behaviour_history import BehaviourHistory
+from msrec.data.loading.id_transforms import rare_ids, require_single_valued
+from msrec.data.schema import Schema
+from msrec.launch.config import RunConfig
+
+
+class KnowledgeInputs:
+    """Vectors, histories and rare ids of a run; None for those that the run does not use.
+
+    Args:
+        config: of the run.
+        schema: of the dataset that the run is trained on.
+        scored: another dataset to score; its users and items get the vectors.
+
+    Raises:
+        FileNotFoundError: a level is used and `llm.store` is not given or does not exist.
+        ValueError: the store was made with other settings than those of the config.
+    """
+
+    def __init__(self, config: RunConfig, schema: Schema, scored: AnyPath | None = None) -> None:
+        rare, dropout = config.embeddings.rare, config.embeddings.id_dropout
+        require_single_valued(schema, rare, dropout)
+        self.is_rare = rare_ids(config.dataset, schema, rare, config.faults)
+        """Feature -> (rows of its table,), true for ids that count as unknown."""
+        self.history = _history(config, schema)
+        kind, of = config.llm_feature.kind, config.llm_feature.of
+        self.feature_of = tuple(of) if kind in ("concat", "experts") else ()
+        """Entities whose vectors are features of the backbone."""
+        stores = _open_stores(config)
+        args = (config.llm.missing, config.llm.control, config.seed)
+        scored = scored or config.dataset
+        self.user = self.item = self.scenario = None
+        if "user" in stores:
+            self.user = EntityKnowledge(scored, "user", stores["user"], *args)
+        if "item" in stores:
+            self.item = EntityKnowledge(scored, "item", stores["item"], *args)
+        if "scenario" in stores:
+            self.scenario = torch.from_numpy(scenario_vectors(stores["scenario"], schema))
+
+
+def _history(config: RunConfig, schema: Schema) -> BehaviourHistory | None:
+    if not config.history.of:
+        return None
+    if config.embeddings.per_scenario or config.scale != 1:
+        raise ValueError(
+            "history.of must be empty with embeddings.per_scenario=true and with scale: a history "
+            "has one full-sized table for all scenarios."
+        )
+    return BehaviourHistory(
+        config.dataset, schema, config.history.of, config.history.max_len, config.faults
+    )
+
+
+def _open_stores(config: RunConfig) -> dict[str, KnowledgeStore]:
+    """Opens the levels that the run reads and compares their settings with the config."""
+    if not config.knowledge_levels:
+        return {}
+    if config.llm.store is None:
+        raise FileNotFoundError(
+            "meta.user, meta.item, meta.scenario and llm_feature need llm.store=FOLDER, which "
+            "`msrec encode` writes."
+        )
+    expected = store_settings(config.dataset, **config.llm.encoding)
+    stores = {}
+    for level in config.knowledge_levels:
+        stores[level] = KnowledgeStore.open(config.llm.store / level)
+        stores[level].check(expected)
+    return stores

@@ -1,0 +1,132 @@
+"""Loaders of a run's dataset, of another dataset to score, and of plain Parquet files."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from msrec.data.features.row_encoder import RowEncoder
+from msrec.data.features.vocabulary_alignment import VocabularyAlignment
+from msrec.data.io.paths import AnyPath
+from msrec.data.loading.collator import Collator
+from msrec.data.loading.global_order import GlobalOrder
+from msrec.data.loading.id_transforms import IdDropout, IdTransform, RareIds, table_transforms
+from msrec.data.loading.loader import Loader, RankShare
+from msrec.data.loading.split_reader import SplitReader
+from msrec.data.schema import Schema, Split, load_schema
+from msrec.launch.config import RunConfig
+from msrec.launch.distributed import Process
+from msrec.launch.knowledge_inputs import KnowledgeInputs
+
+
+class ScoredDataset(NamedTuple):
+    """A dataset folder to score, with the alignment of its ids if it is not the run's own."""
+
+    dataset: AnyPath
+    alignment: VocabularyAlignment | None
+
+
+def build_loader(
+    config: RunConfig,
+    split: Split,
+    process: Process,
+    knowledge: KnowledgeInputs,
+    global_batch: int,
+    *,
+    shuffle: bool,
+    extra: Sequence[str] = (),
+    scored: ScoredDataset | None = None,
+) -> Loader:
+    """Builds this rank's loader of a split of the run's dataset, or of another one.
+
+    Args:
+        config: of the run.
+        split: "train", "valid" or "test".
+        process: this rank.
+        knowledge: vectors, histories and rare ids of the run.
+        global_batch: rows of a step over all ranks.
+        shuffle: whether rows are mixed.
+        extra: float32 columns that `loader.reader` must be able to read, such as `p_click`.
+        scored: another dataset to read.
+    """
+    schema, files = _schemas(config, scored)
+    if not config.history.of and config.objective.aux_weight == 0:
+        first_label = {"labels": schema.labels[:1]}
+        schema, files = schema.model_copy(update=first_label), files.model_copy(update=first_label)
+    dataset = config.dataset if scored is None else scored.dataset
+    reader = SplitReader(dataset, files, split, [*files.columns, *extra], config.faults)
+    order = _order(config, reader, global_batch, shuffle)
+    is_train = split == "train" and (scored is None or scored.alignment is None)
+    return _loader(config, process, knowledge, reader, order, schema, scored, is_train)
+
+
+def build_file_loader(
+    config: RunConfig,
+    process: Process,
+    knowledge: KnowledgeInputs,
+    global_batch: int,
+    paths: Sequence[AnyPath],
+    *,
+    raw: bool,
+    scored: ScoredDataset,
+) -> Loader:
+    """Builds this rank's loader of Parquet files to score. No label and no timestamp is read.
+
+    The files hold ids of the dataset `scored` or, with `raw`, raw values for its vocabularies, see
+    `RowEncoder`. The other arguments are those of `build_loader`.
+    """
+    unlabelled: dict[str, Any] = {"labels": [], "timestamp": None}
+    schema, files = (each.model_copy(update=unlabelled) for each in _schemas(config, scored))
+    reader = SplitReader(
+        scored.dataset,
+        files,
+        "test",
+        faults="fail" if raw else config.faults,
+        paths=paths,
+        encoder=RowEncoder(scored.dataset) if raw else None,
+    )
+    order = _order(config, reader, global_batch, shuffle=False)
+    return _loader(config, process, knowledge, reader, order, schema, scored, is_train=False)
+
+
+def eval_batch(config: RunConfig, world_size: int) -> int:
+    """Returns `trainer.eval_batch`, rounded up to a multiple of the number of ranks."""
+    return -(-config.trainer.eval_batch // world_size) * world_size
+
+
+def _schemas(config: RunConfig, scored: ScoredDataset | None) -> tuple[Schema, Schema]:
+    """Returns the schema that the model knows and the schema of the files."""
+    if scored is not None and scored.alignment is not None:
+        return scored.alignment.schema, scored.alignment.files
+    schema = load_schema(config.dataset if scored is None else scored.dataset)
+    return schema, schema
+
+
+def _order(config: RunConfig, reader: SplitReader, global_batch: int, shuffle: bool) -> GlobalOrder:
+    window_rows = config.trainer.window_rows
+    return GlobalOrder(reader.group_rows, global_batch, config.seed, shuffle, window_rows)
+
+
+def _loader(
+    config: RunConfig,
+    process: Process,
+    knowledge: KnowledgeInputs,
+    reader: SplitReader,
+    order: GlobalOrder,
+    schema: Schema,
+    scored: ScoredDataset | None,
+    is_train: bool,
+) -> Loader:
+    alignment = None if scored is None else scored.alignment
+    history = knowledge.history
+    if history is not None and alignment is not None:
+        history = history.for_entities({side: alignment.entities(side) for side in history.of})
+    # From the ids of the files to rows of the tables: each transform reads the ids of the one
+    # before it.
+    transforms: list[IdTransform] = [] if alignment is None else [alignment]
+    if knowledge.is_rare:
+        transforms.append(RareIds(knowledge.is_rare))
+    if is_train and config.embeddings.id_dropout:
+        transforms.append(IdDropout(config.embeddings.id_dropout, config.seed))
+    transforms += table_transforms(schema, config.scale, config.embeddings.per_scenario)
+    collator = Collator(schema, knowledge.user, knowledge.item, history, is_train)
+    share = RankShare(process.rank, process.world_size)
+    return Loader(reader, order, collator, transforms, share, config.trainer.prefetch)
