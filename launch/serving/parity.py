@@ -1,10 +1,10 @@
 """Comparison of an export with its run: both score the same rows."""
 
 import numpy as np
-import torch
 from rich.progress import track
 
 from msrec.data.schema import Split
+from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import click_scores
 from msrec.launch.loaders import build_loader, eval_batch
@@ -12,7 +12,6 @@ from msrec.launch.serving.export_folder import Parity
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import TrainedRun
 from msrec.model.metrics.exact import exact_metrics
-from msrec.model.ranker import Outcome
 
 LARGEST_AUC_DIFFERENCE = 1e-4
 
@@ -58,10 +57,8 @@ def _score_with_both(
         run.config, split, process, run.knowledge, eval_batch(run.config, 1), shuffle=False
     )
     labels, run_scores, export_scores = [], [], []
-    steps = track(loader.batches(), "compare with the run", total=len(loader), transient=True)
-    for batch in steps:
-        with torch.no_grad():
-            outcome = Outcome(*run.model(batch.to(process.device))[1])
+    outcomes = BatchPipeline(run.model, process).outcomes(loader.batches())
+    for outcome in track(outcomes, "compare with the run", total=len(loader), transient=True):
         row_id = outcome.row_id.cpu().numpy()
         real = row_id >= 0  # padding and excluded rows have -1
         if not real.any():
