@@ -19,7 +19,7 @@ from msrec.launch.serving.export_folder import ExportTable, TableDtype
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.embeddings import table_configs
 from msrec.model.ranker import DenseArch
-from msrec.model.serving_model import folded_rows, widths
+from msrec.model.serving_model import knowledge_rows, knowledge_widths
 
 CHUNK_ROWS = 1 << 16
 SIDES: tuple[Side, Side] = ("user", "item")
@@ -47,13 +47,13 @@ def serving_tables(
     for side in config.history.of:
         table = _entity_table(run.schema, side, f"{side}_history", dim, dtype)
         assert run.knowledge.history is not None
-        yield table, _history_rows(run.knowledge.history, side, trained[table.name], table.rows)
+        yield table, _history_chunks(run.knowledge.history, side, trained[table.name], table.rows)
     for side in knowledge_sides(dense_arch):
-        width = widths(dense_arch, side).total
+        width = knowledge_widths(dense_arch, side).total
         table = _entity_table(run.schema, side, f"{side}_known", width, "float16")
         knowledge = run.knowledge.user if side == "user" else run.knowledge.item
         assert knowledge is not None
-        yield table, _knowledge_rows(dense_arch, side, knowledge, table.rows)
+        yield table, _knowledge_chunks(dense_arch, side, knowledge, table.rows)
 
 
 def _entity_table(
@@ -74,7 +74,7 @@ def unwrapped_dense_arch(run: TrainedRun) -> DenseArch:
 
 def knowledge_sides(dense_arch: DenseArch) -> list[Side]:
     """Returns the sides whose LLM vectors a model reads."""
-    return [side for side in SIDES if widths(dense_arch, side).total]
+    return [side for side in SIDES if knowledge_widths(dense_arch, side).total]
 
 
 def trained_tables(run: TrainedRun) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def _entity_chunks(rows: int) -> Iterator[np.ndarray]:
         yield np.arange(start, min(start + CHUNK_ROWS, rows), dtype=np.int64) - 1
 
 
-def _history_rows(
+def _history_chunks(
     history: BehaviourHistory, side: Side, table: Tensor, rows: int
 ) -> Iterator[Tensor]:
     """Yields what the model reads of each user's history for a new row: sum / sqrt(length)."""
@@ -107,11 +107,11 @@ def _history_rows(
         yield total / torch.from_numpy(lengths).clamp(min=1).sqrt().unsqueeze(1)
 
 
-def _knowledge_rows(
+def _knowledge_chunks(
     dense_arch: DenseArch, side: Side, knowledge: EntityKnowledge, rows: int
 ) -> Iterator[Tensor]:
     device = next(dense_arch.parameters()).device
     for entities in _entity_chunks(rows):
         vectors, has = knowledge.gather(entities)
         with torch.no_grad():
-            yield folded_rows(dense_arch, side, vectors.to(device), has.to(device)).cpu()
+            yield knowledge_rows(dense_arch, side, vectors.to(device), has.to(device)).cpu()

@@ -15,8 +15,7 @@ from msrec.data.loading.loader import Loader, open_loader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import load_schema
 from msrec.model.embeddings import Embeddings
-from msrec.model.losses import weighted_bce
-from msrec.model.ranker import RankLoss
+from msrec.model.losses import RankLoss, weighted_bce
 
 DIM = 3
 
@@ -170,7 +169,7 @@ def test_other_labels_need_other_labels(tmp_path):
 def test_a_history_and_own_tables_of_scenarios_exclude_each_other(tmp_path):
     dataset = tiny_dataset(tmp_path / "tiny")
     config = config_of(dataset, tmp_path, "history.of=[user]", "embeddings.per_scenario=true")
-    with pytest.raises(AssertionError, match="one table of its own for all scenarios"):
+    with pytest.raises(AssertionError, match="one full-sized table for all scenarios"):
         run_ranks(fit, 1, config)
 
 

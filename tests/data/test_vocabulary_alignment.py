@@ -286,4 +286,4 @@ def test_days_are_those_of_utc(root, tmp_path):
     predictions = load_predictions(root / "run/predictions/test")
     groups = slice_rows(predictions, data, ["day"])["day"]
     assert groups.names[:3] == ["2024-02-28", "2024-02-29", "2024-03-01"]
-    assert groups.places[:27].tolist() == [0] + [1] * 24 + [2] * 2
+    assert groups.ids[:27].tolist() == [0] + [1] * 24 + [2] * 2

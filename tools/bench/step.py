@@ -19,7 +19,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from msrec.data.loading.batch import Batch as LoadedBatch
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.distributed import process_group
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, sharders
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, sharders
 from msrec.tools.bench.harness.measure import (
     Aim,
     Case,
@@ -194,9 +194,9 @@ def torchrec_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch]) -> L
     device = torch.device("cpu")
     ebc = EmbeddingBagCollection(tables=configs, device=device)
     model = Model(ebc, schema, dim)
-    spec = TableSpec("rowwise_adagrad", 0.02, MIN_SPARSE_ROWS, {})
+    spec = TableOptions("rowwise_adagrad", 0.02, MIN_SPARSE_ROWS, {})
     fuse_optimizer(ebc, spec, device)
-    plan = make_plan(model, spec, device, local_world_size=1)
+    plan = plan_sharding(model, spec, device, local_world_size=1)
     dmp = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     dense = in_backward_optimizer_filter(dmp.named_parameters())
     adam = torch.optim.Adam([parameter for _, parameter in dense])

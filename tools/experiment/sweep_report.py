@@ -13,7 +13,7 @@ from scipy import stats
 from msrec.launch.evaluation.slices import EDGES, HISTORIES
 from msrec.launch.reporting.figures import Figure, difference_figure
 from msrec.launch.reporting.page import Figures, Markdown, Section, render_page
-from msrec.model.metrics.definitions import VALUES, Metrics, ScenarioMetrics
+from msrec.model.metrics.definitions import METRIC_NAMES, Metrics, ScenarioMetrics
 from msrec.tools.experiment.published import spread
 from msrec.tools.experiment.sweep import Arm, Sweep
 
@@ -96,7 +96,7 @@ def results_frame(every: Sequence[Arm]) -> pl.DataFrame:
                 "seconds": cell.seconds,
                 "best_auc": best[kind, group].auc if (kind, group) in best else None,
             }
-            values = {name: getattr(metrics, name) for name in VALUES}
+            values = {name: getattr(metrics, name) for name in METRIC_NAMES}
             rows.append(names | where | values | about)
     if not rows:
         raise ValueError("a report must have at least one judged training; there is none.")
