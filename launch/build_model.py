@@ -14,9 +14,18 @@ from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
+from msrec.model.distributed.sharding import (
+    TableOptions,
+    fill_frozen,
+    freeze,
+    fuse_optimizer,
+    plan_sharding,
+    shard,
+)
 from msrec.model.distributed.sharding_plan import load_plan
 from msrec.model.embeddings import Embeddings
+from msrec.model.frozen_items import FrozenItems, item_table
+from msrec.model.interest import Interest, InterestOptions
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
@@ -37,7 +46,10 @@ def build_sharded(
     """Returns the sharded model and its plan, see `plan_model`."""
     model, sharding = plan_model(config, schema, knowledge, process, plan)
     std = config.embeddings.init_std
-    return shard(model, sharding, process.device, std, config.seed), sharding
+    sharded = shard(model, sharding, process.device, std, config.seed)
+    vectors = {item_table(each.name): each.vectors for each in knowledge.item_sources}
+    fill_frozen(sharded, sharding, vectors)
+    return sharded, sharding
 
 
 def plan_model(
@@ -55,6 +67,8 @@ def plan_model(
     model = build_model(config, schema, knowledge)
     spec = table_spec(config)
     is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
+    if model.ranker.items is not None:
+        freeze(model.ranker.items)
     if plan is None:
         return model, plan_sharding(model, spec, process.device, process.local_world_size)
     ranks = (process.world_size, process.local_world_size)
@@ -94,7 +108,9 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
         mode=config.interaction.mode,
     )
     features = _llm_features(config, knowledge)
+    interest = _interest(config, schema, knowledge, num_tasks)
     in_dim = interaction.out_dim + sum(feature.out_dim for feature in features.values())
+    in_dim += 0 if interest is None else interest.out_dim
     # The dot mode passes no vector on to the backbone: one that needs a vector raises an error.
     names = () if config.interaction.mode == "dot" else embeddings.names
     layout = FeatureLayout(names, dim, interaction.dense_dim)
@@ -106,11 +122,30 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
         item_meta=_user_meta(config, in_dim, knowledge.item) if config.meta.item else None,
         scenario_meta=_scenario_meta(config, in_dim, num_tasks, knowledge.scenario),
         learned_users=_learned_users(config, schema, knowledge.user),
+        interest=interest,
         **features,
     )
     dense_arch = DenseArch(interaction, backbone, parts, input_dropout=config.interaction.dropout)
     loss = RankLoss(config.embeddings.l2, config.objective.aux_weight)
-    return RankerTrain(Ranker(embeddings, dense_arch), loss)
+    items = None
+    if interest is not None:
+        dims = {each.name: each.vectors.shape[1] for each in knowledge.item_sources}
+        items = FrozenItems(schema.num_items, dims)
+    return RankerTrain(Ranker(embeddings, dense_arch, items), loss)
+
+
+def _interest(
+    config: RunConfig, schema: Schema, knowledge: KnowledgeInputs, num_tasks: int
+) -> Interest | None:
+    if not config.interest.enabled:
+        return None
+    return Interest(
+        [each.vectors.shape[1] for each in knowledge.item_sources],
+        config.sequence.max_len,
+        schema.num_scenarios,
+        num_tasks,
+        InterestOptions(**config.interest.model_dump(exclude={"enabled"})),
+    )
 
 
 def _num_tasks(config: RunConfig, schema: Schema) -> int:

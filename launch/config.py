@@ -16,6 +16,7 @@ from msrec.launch.config_sections import (
     EmbeddingsConfig,
     HistoryConfig,
     InteractionConfig,
+    InterestConfig,
     LLMConfig,
     LLMFeatureConfig,
     LocalPath,
@@ -71,6 +72,8 @@ class RunConfig(StrictModel):
     """LLM, prompts and knowledge store."""
     history: HistoryConfig = HistoryConfig()
     """Behaviour histories as features."""
+    interest: InterestConfig = InterestConfig()
+    """Match of item vectors with ordered histories."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Loss."""
     optimizer: OptimizerConfig = OptimizerConfig()

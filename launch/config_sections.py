@@ -175,6 +175,21 @@ class HistoryConfig(StrictModel):
     """Number of newest rows per history; null is all of them."""
 
 
+class InterestConfig(StrictModel):
+    """Interest blocks: vectors of items, matched with the ordered history of the row's user."""
+
+    enabled: bool = False
+    """Match the vectors of `llm.sources` with the history of `sequence.protocol`."""
+    rank: int = Field(16, ge=1)
+    """Size of the layer that the history generates and that reads the item."""
+    projection: bool = True
+    """Learn a linear map of the vectors, which starts as the identity."""
+    generated: bool = True
+    """Include the generated layer."""
+    cross_scenario: bool = True
+    """Read events of other scenarios than the row's."""
+
+
 class ObjectiveConfig(StrictModel):
     """The loss."""
 

@@ -5,9 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from msrec.data.loading.batch import Batch, EntityVectors
+from msrec.data.loading.batch import Batch, EntityVectors, HistoryEvents
 from msrec.model.backbone import Backbone
 from msrec.model.embeddings import Embeddings
+from msrec.model.interest import Histories, Interest
+from msrec.model.frozen_items import FrozenItems
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
@@ -26,6 +28,14 @@ class KnowledgeParts(NamedTuple):
     match: KnowledgeMatch | None = None
     learned_users: nn.Embedding | None = None
     """Control experiment: learned vectors that replace those of the store."""
+    interest: Interest | None = None
+
+
+class InterestInputs(NamedTuple):
+    """Item vectors and histories of a batch; see `Interest` for the shapes."""
+
+    sources: list[tuple[torch.Tensor, torch.Tensor]]
+    histories: Histories
 
 
 class DenseArch(nn.Module):
@@ -59,6 +69,7 @@ class DenseArch(nn.Module):
         self.user_feature, self.item_feature = parts.user_feature, parts.item_feature
         self.match = parts.match
         self.learned_users = parts.learned_users
+        self.interest = parts.interest
 
     def forward(  # noqa: D102
         self,
@@ -68,6 +79,7 @@ class DenseArch(nn.Module):
         weight: torch.Tensor,
         user_vectors: EntityVectors,
         item_vectors: EntityVectors,
+        interest_inputs: InterestInputs | None = None,
     ) -> torch.Tensor:
         if self.learned_users is not None:
             user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
@@ -80,6 +92,11 @@ class DenseArch(nn.Module):
             columns.append(self.item_feature(*item))
         if self.match is not None:
             columns.append(self.match(user, item))
+        interest_logits = None
+        if self.interest is not None:
+            assert interest_inputs is not None
+            matched, interest_logits = self.interest(*interest_inputs, scenario, weight)
+            columns.append(matched)
         x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
         if self.user_meta is not None:
             x = self.user_meta(x, *user)
@@ -89,26 +106,41 @@ class DenseArch(nn.Module):
         if self.scenario_meta is not None:
             change = self.scenario_meta(x, scenario)
             logits = fuse(logits, change, self.scenario_meta.fusion)
-        return logits
+        return logits if interest_logits is None else logits + interest_logits
 
 
 class Ranker(nn.Module):
-    """Embeddings and the dense part over them.
+    """Embeddings, frozen item vectors, and the dense part over them.
 
     Shape:
         returns: logits (B, T) and the embeddings (B, F, D).
     """
 
-    def __init__(self, embeddings: Embeddings, dense_arch: DenseArch) -> None:
+    def __init__(
+        self, embeddings: Embeddings, dense_arch: DenseArch, items: FrozenItems | None = None
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
+        self.items = items
         self.over = dense_arch  # its name in checkpoints
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
         vectors = self.embeddings(batch.sparse, batch.past)
-        knowledge = (batch.user_vectors, batch.item_vectors)
+        inputs = None
+        if self.items is not None:
+            inputs = interest_inputs(self.items(batch.sequence.items), batch.sequence)
+        knowledge = (batch.user_vectors, batch.item_vectors, inputs)
         logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *knowledge)
         return logits, vectors
+
+
+def interest_inputs(vectors: list[torch.Tensor], events: HistoryEvents) -> InterestInputs:
+    """Splits the vectors of a batch's items into those of candidates and of histories."""
+    rows, (bags, places) = len(events.bag), events.scenario.shape
+    end = rows + bags * places
+    sources = [(v[:rows], v[rows:end].unflatten(0, (bags, places))) for v in vectors]
+    mask = events.scenario >= 0
+    return InterestInputs(sources, Histories(mask, events.scenario, events.label, events.bag))
 
 
 class Outcome(NamedTuple):

@@ -19,6 +19,7 @@ from msrec.launch.checkpointing.commit import COMMIT, Commit, committed, read_co
 from msrec.launch.checkpointing.dcp_storage import INDEX, JsonWriter
 from msrec.launch.checkpointing.snapshot import num_bytes, snapshot
 from msrec.model.distributed.collectives import from_rank_0
+from msrec.model.frozen_items import without_frozen
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,10 @@ class Checkpoints:
         if self._group is None:
             self._group = dist.new_group(backend="gloo")
         # Learning rates and other settings come from the config; only tensors are saved.
-        values = {"model": model.state_dict(), "optim": optimizer.state_dict()["state"]}
+        values = {
+            "model": without_frozen(model.state_dict()),
+            "optim": without_frozen(optimizer.state_dict()["state"]),
+        }
         if metrics:
             values["metrics"] = dict(metrics)
         self._copy = snapshot(values, self._group, self._copy)

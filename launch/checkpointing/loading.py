@@ -11,6 +11,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.launch.checkpointing.commit import verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
+from msrec.model.frozen_items import without_frozen
 
 
 def load_checkpoint(
@@ -35,18 +36,19 @@ def load_checkpoint(
         ValueError: it is of another model (names the first differing keys), or damaged.
     """
     state = verify_checkpoint(path).state
-    values: dict[str, Any] = {"model": model.state_dict()}
+    state_dict = model.state_dict()
+    values: dict[str, Any] = {"model": without_frozen(state_dict)}
     if metrics:
         values["metrics"] = dict(metrics)
     if optimizer is not None:
         optimizer.init_state(set())  # otherwise DCP silently skips Adam's moments
         settings = optimizer.state_dict()
-        values["optim"] = settings["state"]
+        values["optim"] = without_frozen(settings["state"])
     _check_keys(path, values["model"])
     load(values, storage_reader=JsonReader(path))
-    model.load_state_dict(values["model"])
+    model.load_state_dict(state_dict | values["model"])
     if optimizer is not None:
-        optimizer.load_state_dict(settings | {"state": values["optim"]})
+        optimizer.load_state_dict(settings | {"state": settings["state"] | values["optim"]})
     return state
 
 

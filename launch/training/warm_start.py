@@ -20,6 +20,7 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import JsonReader
 from msrec.launch.checkpointing.loading import saved_shapes
+from msrec.model.frozen_items import without_frozen
 
 Action = Literal["taken", "grown", "left", "new", "unused"]
 MEANING: dict[Action, str] = {
@@ -84,7 +85,8 @@ def load_weights(source: Path, model: nn.Module, strict: bool) -> list[TensorRep
     verify_checkpoint(path)
     state: dict[str, Any] = model.state_dict()
     shapes = saved_shapes(path)
-    reports = [_report(n, shapes.get(n), tuple(tensor.size())) for n, tensor in state.items()]
+    trained = without_frozen(state)
+    reports = [_report(n, shapes.get(n), tuple(tensor.size())) for n, tensor in trained.items()]
     reports += [TensorReport(n, "unused", s, None) for n, s in shapes.items() if n not in state]
     if strict:
         _require_all_taken(path, reports)

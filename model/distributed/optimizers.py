@@ -15,7 +15,7 @@ ModelPart = Literal["tables", "meta", "backbone"]
 """meta: all that reads LLM vectors; backbone: every other parameter outside the tables."""
 META_MODULES = (
     *("user_meta", "item_meta", "scenario_meta"),
-    *("user_feature", "item_feature", "match", "learned_users"),
+    *("user_feature", "item_feature", "match", "learned_users", "interest"),
 )
 """Modules of `DenseArch` that form the part meta."""
 FUSED = "fused"

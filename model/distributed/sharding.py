@@ -1,6 +1,6 @@
 """Sharding of a model over ranks: table options, planning, DistributedModelParallel."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +32,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from msrec.model.embeddings import fill_rows
+from msrec.model.frozen_items import FrozenItems, item_table
 
 TableOptimizer = Literal["rowwise_adagrad", "adam"]
 TableSharding = Literal["table_wise", "row_wise"]
@@ -98,6 +99,20 @@ def fuse_optimizer(ebc: EmbeddingBagCollection, tables: TableOptions, device: to
     return True
 
 
+def freeze(items: FrozenItems) -> None:
+    """Attaches an optimizer without state to frozen tables; they get no gradient that it could use.
+
+    Must run before sharding, because only a table with an optimizer gets the fused kernel.
+    """
+    apply_optimizer_in_backward(torch.optim.SGD, items.ebc.parameters(), {"lr": 0.0})
+
+
+def frozen_tables(model: nn.Module) -> set[str]:
+    """Returns the names of the tables of frozen item vectors, of a model sharded or not."""
+    modules = (module for module in model.modules() if isinstance(module, FrozenItems))
+    return {item_table(source) for module in modules for source in module.dims}
+
+
 def table_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Returns table -> (rows, vector size) of a model before sharding."""
     return {
@@ -122,13 +137,17 @@ def plan_sharding(
         raise ValueError(
             f"embeddings.sharding names table {unknown[0]!r}; the tables are {', '.join(rows_of)}."
         )
+    frozen = frozen_tables(model)
     planner = EmbeddingShardingPlanner(
         topology=_topology(device, local_world_size),
         # Dense weights and activations are small compared with the tables, so a fixed share is
         # enough; TorchRec's default is a heuristic that warns about its own result.
         storage_reservation=FixedPercentageStorageReservation(percentage=DENSE_MEMORY_SHARE),
         constraints={
-            name: _constraint(name, rows, tables, device) for name, rows in rows_of.items()
+            name: _constraint(
+                name, rows, tables, is_dense=tables.is_dense(device) and name not in frozen
+            )
+            for name, rows in rows_of.items()
         },
         debug=False,
     )
@@ -145,10 +164,10 @@ def plan_sharding(
 
 
 def _constraint(
-    name: str, rows: int, tables: TableOptions, device: torch.device
+    name: str, rows: int, tables: TableOptions, *, is_dense: bool
 ) -> ParameterConstraints:
     """Allows one sharding type and one kernel, so that the planner has nothing to search."""
-    if tables.is_dense(device):
+    if is_dense:
         # The planner allows the dense kernel for replicated tables only.
         return ParameterConstraints(sharding_types=["data_parallel"], compute_kernels=["dense"])
     # One rank has every row: sorting ids by the rank of their row would cost a third of a step.
@@ -195,20 +214,36 @@ def shard(
 
 
 def init_tables(dmp: DistributedModelParallel, plan: ShardingPlan, std: float, seed: int) -> None:
-    """Fills each local shard of each table by global row index, see `fill_rows`."""
+    """Fills each local shard of each trained table by global row index, see `fill_rows`."""
+    frozen = frozen_tables(dmp)
+    for table, rows, first_row in _local_shards(dmp, plan):
+        if table in frozen:
+            continue
+        # In place on CPU: a copy would be as large as the shard.
+        values = rows if rows.device.type == "cpu" else torch.empty(rows.shape)
+        fill_rows(values, table, first_row, std, seed)
+        rows.copy_(values)
+
+
+def fill_frozen(
+    dmp: DistributedModelParallel, plan: ShardingPlan, vectors: Mapping[str, torch.Tensor]
+) -> None:
+    """Fills the local shards of frozen tables: table -> (rows, dim), float16."""
+    for table, rows, first_row in _local_shards(dmp, plan):
+        if table in vectors:
+            rows.copy_(vectors[table][first_row : first_row + len(rows)])
+
+
+def _local_shards(
+    dmp: DistributedModelParallel, plan: ShardingPlan
+) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """Yields table, weights and first row of each local shard; the weights may be written."""
     state = dmp.state_dict()
-    with torch.no_grad():
-        for path, module_plan in plan.plan.items():
-            for table in module_plan:
-                tensor = state[f"{path}.embedding_bags.{table}.weight"]
-                if hasattr(tensor, "local_shards"):
-                    shards = [
-                        (s.tensor, s.metadata.shard_offsets[0]) for s in tensor.local_shards()
-                    ]
-                else:
-                    shards = [(tensor, 0)]
-                for rows, first_row in shards:
-                    # In place on CPU: a copy would be as large as the shard.
-                    values = rows if rows.device.type == "cpu" else torch.empty(rows.shape)
-                    fill_rows(values, table, first_row, std, seed)
-                    rows.copy_(values)
+    for path, module_plan in plan.plan.items():
+        for table in module_plan:
+            tensor = state[f"{path}.embedding_bags.{table}.weight"]
+            if hasattr(tensor, "local_shards"):
+                for shard in tensor.local_shards():
+                    yield table, shard.tensor.detach(), shard.metadata.shard_offsets[0]
+            else:
+                yield table, tensor.detach(), 0
