@@ -1,0 +1,132 @@
+"""Runs a sweep: converts data, encodes users, then tunes, trains and times what is missing."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from msrec.data.schema import SCHEMA_FILE
+from msrec.launch.config import RunConfig, load_config
+from msrec.tools.experiment.cell import Cell, train_cell
+from msrec.tools.experiment.sweep import Sweep
+from msrec.tools.experiment.trainings import Setting, SettingCells, load_cells, settings
+from msrec.tools.experiment.tuning import best_trial, propose, search_space
+from msrec.tools.experiment.workers import run_all
+
+Pending = Sequence[tuple[SettingCells, RunConfig]]
+"""Settings with missing trainings, with their configs before tuning."""
+
+
+def run_sweep(sweep: Sweep, jobs: int, dry_run: bool, console: Console) -> None:
+    """Checks every config, then runs every training that has no cell.
+
+    Args:
+        sweep: the data sets, models, arms and seeds.
+        jobs: trainings at the same time, one thread each.
+        dry_run: only print what is missing.
+        console: prints the progress.
+
+    Raises:
+        FileNotFoundError: a config, raw data or a dataset folder does not exist.
+        ValueError: a config is not valid, optuna is not installed, or trainings failed.
+    """
+    loaded = [(load_cells(s), load_config(s.config, s.options)) for s in settings(sweep)]
+    pending = [(cells, config) for cells, config in loaded if cells.missing]
+    total = len(loaded) * (sweep.trials + sweep.seeds + (sweep.timed_steps > 0))
+    done = total - sum(len(cells.missing) for cells, _ in pending)
+    console.print(f"{done} of {total} trainings are done", highlight=False)
+    if dry_run:
+        for store in _stores(pending):
+            console.print(f"  store: {store}", highlight=False)
+        for cells, _ in pending:
+            line = f"  {cells.setting}: {len(cells.missing)} to run: {' '.join(cells.missing)}"
+            console.print(line, highlight=False, soft_wrap=True)
+    elif pending:
+        if sweep.trials:
+            search_space()  # raises without optuna
+        _convert(sweep, pending)
+        _encode(pending)
+        _train(sweep, [cells.setting for cells, _ in pending], jobs, console)
+
+
+def _convert(sweep: Sweep, pending: Pending) -> None:
+    for cells, config in pending:
+        if not (config.dataset / SCHEMA_FILE).is_file():
+            arguments = sweep.datasets[cells.setting.dataset].convert
+            if not arguments:
+                raise FileNotFoundError(
+                    f"{config.dataset} must be a dataset folder; make it with `msrec convert`."
+                )
+            source, raw, *options = arguments
+            run_msrec("convert", source, sweep.raw / raw, config.dataset, *options)
+
+
+def _encode(pending: Pending) -> None:
+    """Encodes each store once; ends quickly if nothing is missing in it."""
+    for setting, items in _stores(pending).values():
+        items_option = f"llm.items={str(items).lower()}"
+        run_msrec("encode", setting.config, *setting.options, items_option)
+
+
+def _stores(pending: Pending) -> dict[Path, tuple[Setting, bool]]:
+    """Returns knowledge store -> a setting that reads it, and whether any setting reads items."""
+    stores: dict[Path, tuple[Setting, bool]] = {}
+    for cells, config in pending:
+        if config.knowledge_levels and config.llm.store is not None:
+            setting, items = stores.get(config.llm.store, (cells.setting, False))
+            stores[config.llm.store] = setting, items or "item" in config.knowledge_levels
+    return stores
+
+
+def run_msrec(*args: object) -> None:
+    """Runs a command in another process, with its output on the terminal.
+
+    Raises:
+        ValueError: the command failed.
+    """
+    command = [sys.executable, "-m", "msrec", *map(str, args)]
+    if subprocess.run(command, check=False).returncode:
+        raise ValueError(f"`msrec {args[0]} {args[1]} ...` must succeed; see its error above.")
+
+
+def _train(sweep: Sweep, pending: Sequence[Setting], jobs: int, console: Console) -> None:
+    """Tunes, then trains one seed of all settings of a data set before the next seed.
+
+    So a sweep that is cut short has all arms of its first seeds. Speed is measured last, by one
+    training at a time.
+    """
+    failures = run_all("tuning", tune, pending if sweep.trials else [], jobs, console)
+    loaded = [load_cells(setting) for setting in pending]
+    seeds = [
+        cells.setting.training("seed", seed, cells.choice)
+        for dataset in sweep.datasets
+        for seed in range(sweep.seeds)
+        for cells in loaded
+        if cells.setting.dataset == dataset and cells.choice is not None and not cells.seeds[seed]
+    ]
+    failures += run_all("training", train_cell, seeds, jobs, console)
+    if failures:
+        raise ValueError(
+            f"{len(failures)} of the trainings failed; run the command again after fixing the "
+            f"cause. The first: {failures[0]}"
+        )
+    timed = [c.setting.training("speed", 0, c.choice or {}) for c in loaded if None in c.speed]
+    run_all("timing", train_cell, timed, 1, console)
+
+
+def tune(setting: Setting) -> Cell:
+    """Runs the missing trials of a setting in this process; returns the best trial.
+
+    Raises:
+        ValueError: no trial has a finite loss.
+    """
+    trials: list[Cell] = []
+    for number in range(setting.sweep.trials):
+        cell = setting.finished_trial(number)
+        trials.append(cell or train_cell(setting.training("trial", number, propose(trials))))
+    best = best_trial(trials)
+    if best is None:
+        raise ValueError("no trial ended with a finite loss")
+    return best
