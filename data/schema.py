@@ -1,85 +1,79 @@
-"""What a dataset folder holds: features, tables, scenarios, labels, text; load, check, save.
+"""Schema of a dataset folder: scenarios, features, tables, labels and text fields.
 
 A dataset folder::
 
     dataset.yaml                   this schema
-    train/ valid/ test/*.parquet   interactions, ids already encoded
+    train/ valid/ test/*.parquet   interactions with encoded ids
     users.parquet                  row i describes user index i; column `user_key` is the raw id
     items.parquet                  row i describes item index i; column `item_key` is the raw id
 
 Columns of an interactions file: `user` and `item` (int32, indices into users.parquet and
-items.parquet), `scenario` (int32), one column per sparse feature (int32, or list<int32> where
-`multi`), one float32 column per dense feature and per label, and `timestamp` (int64) where the
-schema names it. Nothing is null. Row 0 of a table stands for every id that training never saw.
+items.parquet), `scenario` (int32), one column per sparse feature (int32, or list<int32> if
+`multi`), one float32 column per dense feature and per label, and `timestamp` (int64) if the schema
+names it. There are no nulls. Row 0 of a table is for every id that training never saw.
 """
 
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.paths import AnyPath, is_file, to_path
-from msrec.data.io.validation import first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error, read_yaml
 
 SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
 Protocol = Literal["scenario-wise", "temporal", "per-user-last"]
 SCHEMA_FILE = "dataset.yaml"
 ID_KEYS = {"user_id": "user_key", "item_id": "item_key"}
-"""Id feature -> the key it holds, in users.parquet or items.parquet."""
-LEAST_ROWS = 1000
-"""That a table keeps when it is scaled down, if it has them."""
+"""Id feature -> the key that it holds, in users.parquet or items.parquet."""
+MIN_SCALED_ROWS = 1000
+"""Rows that a table keeps when it is scaled down, if it has them."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Scenario(_Part):
-    """One scenario; its id is its position in `Schema.scenarios`."""
+class Scenario(StrictModel):
+    """A scenario; its id is its position in `Schema.scenarios`."""
 
     name: str
     description: str
 
 
-class SparseFeature(_Part):
-    """A column of table rows: int32, or list<int32> where `multi`. Several may share a table."""
+class SparseFeature(StrictModel):
+    """A column of table rows: int32, or list<int32> if `multi`. Several may share a table."""
 
     name: str
     table: str
     multi: bool = False
     hashes: int | None = None
-    """Rows that a value has, where it is hashed; None where a vocabulary has its row."""
+    """Table rows per value of a hashed feature; None if the feature has a vocabulary."""
 
 
-class TextFields(_Part):
-    """Which columns of items.parquet and users.parquet a prompt may read (strings)."""
+class TextFields(StrictModel):
+    """Columns (strings) of items.parquet and users.parquet that a prompt may read."""
 
     item_title: str | None = None
     item_attributes: list[str] = []
     user_attributes: list[str] = []
 
 
-class SplitRecord(_Part):
-    """How the rows were divided, so that a result can say it.
-
-    `protocol` names the choice where it is a protocol of the field. `train_until` is the largest
-    timestamp of the training split, None where there is no clock.
-    """
+class SplitRecord(StrictModel):
+    """Method by which the rows were split, for reports."""
 
     protocol: Protocol | None = None
+    """Protocol of the literature that the choice follows, if any."""
     method: Literal["random", "time", "user_last", "given"]
     seed: int | None = None
     fractions: list[float] = []
     last: int | None = None
-    """Test rows of a user, with method `user_last` by number."""
+    """Test rows per user, with method `user_last` by number."""
     train_until: int | None = None
+    """Largest timestamp of the training split; None without timestamps."""
 
 
-class Schema(_Part):
-    """All that a loader, a model and a prompt need to know of a dataset."""
+class Schema(StrictModel):
+    """Description of a dataset for loaders, models and prompts."""
 
     name: str
     description: str
@@ -91,24 +85,22 @@ class Schema(_Part):
     labels: list[str] = Field(min_length=1)
     timestamp: str | None = None
     timestamp_unit: Literal["s", "ms"] | None = None
-    """Of the timestamp since 1970; None where it is only an order."""
+    """Unit of the timestamp since 1970; None if timestamps only order the rows."""
     text: TextFields = TextFields()
     split: SplitRecord
     num_users: int
     num_items: int
     counts: dict[str, Any] = {}
-    """What conversion counted: rows per split and scenario, unknown ids, duplicates."""
+    """Counts of the conversion: rows per split and scenario, unknown ids, duplicates."""
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
-        names = [s.name for s in self.scenarios]
-        for what, values in (
-            ("scenario names", names),
-            ("feature names", [f.name for f in self.sparse] + self.dense + self.labels),
-        ):
-            twice = sorted({v for v in values if values.count(v) > 1})
-            if twice:
-                raise ValueError(f"{what} must differ; found twice: {', '.join(twice)}")
+        features = [*(f.name for f in self.sparse), *self.dense, *self.labels]
+        scenarios = [s.name for s in self.scenarios]
+        for what, names in (("scenario names", scenarios), ("feature names", features)):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{what} must differ; found twice: {', '.join(repeated)}")
         for feature in self.sparse:
             if feature.table not in self.tables:
                 raise ValueError(
@@ -126,26 +118,21 @@ class Schema(_Part):
         return len(self.scenarios)
 
     def size_of(self, side: Literal["user", "item"]) -> int:
-        """Number of users or of items."""
+        """Returns the number of users or of items."""
         return self.num_users if side == "user" else self.num_items
 
     @property
     def columns(self) -> list[str]:
-        """The columns of an interactions file that a loader reads."""
-        stamp = [self.timestamp] if self.timestamp else []
-        return [
-            *("user", "item", "scenario"),
-            *(f.name for f in self.sparse),
-            *self.dense,
-            *self.labels,
-            *stamp,
-        ]
+        """Columns of an interactions file that a loader reads."""
+        sparse = [feature.name for feature in self.sparse]
+        timestamp = [self.timestamp] if self.timestamp else []
+        return ["user", "item", "scenario", *sparse, *self.dense, *self.labels, *timestamp]
 
     def per_scenario(self) -> "Schema":
-        """The same with a copy of every table for each scenario, see `ScenarioIds`.
+        """Returns the schema with a copy of every table for each scenario, see `ScenarioIds`.
 
         Raises:
-            ValueError: a table gets more rows than int32 ids can name.
+            ValueError: a table gets more rows than int32 ids.
         """
         tables = {name: rows * self.num_scenarios for name, rows in self.tables.items()}
         for name, rows in tables.items():
@@ -157,28 +144,28 @@ class Schema(_Part):
         return self.model_copy(update={"tables": tables})
 
     def scaled(self, scale: float) -> "Schema":
-        """The same with a share of every table's rows, see `FoldedIds`.
+        """Returns the schema with a share of every table's rows, see `ScaledIds`.
 
-        Small tables keep `LEAST_ROWS` of their rows.
+        Small tables keep up to `MIN_SCALED_ROWS` of their rows.
         """
         if scale == 1:
             return self
         tables = {
-            name: max(round(rows * scale), min(rows, LEAST_ROWS))
+            name: max(round(rows * scale), min(rows, MIN_SCALED_ROWS))
             for name, rows in self.tables.items()
         }
         return self.model_copy(update={"tables": tables})
 
     def table_of(self, feature: str) -> str:
-        """Name of the table that a sparse feature looks up."""
+        """Returns the name of the table that a sparse feature looks up."""
         return next(f.table for f in self.sparse if f.name == feature)
 
 
 def load_schema(dataset: AnyPath | str) -> Schema:
-    """Read and check `dataset.yaml`.
+    """Reads and checks `dataset.yaml`.
 
     Raises:
-        FileNotFoundError: the folder or the file is not there.
+        FileNotFoundError: the folder or the file does not exist.
         ValueError: the file is not a schema; names the file and the field.
     """
     path = to_path(dataset) / SCHEMA_FILE
@@ -193,7 +180,7 @@ def load_schema(dataset: AnyPath | str) -> Schema:
 
 
 def save_schema(schema: Schema, dataset: Path | str) -> Path:
-    """Write `dataset.yaml` last and in one step, so that a half-converted folder has none."""
+    """Writes `dataset.yaml`, in one step; called last, so that a half-converted folder has none."""
     path = Path(dataset) / SCHEMA_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     values = schema.model_dump(mode="json")

@@ -12,15 +12,16 @@ from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
 from msrec.model.distributed.sharding_plan import load_plan
 from msrec.model.embeddings import Embeddings
-from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
+from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta
-from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain, RankLoss
+from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
 
 MATCH_DIM = 16
 """Columns of `llm_feature.kind=match` if `llm_feature.dim` is null."""
@@ -55,7 +56,7 @@ def plan_model(
     spec = table_spec(config)
     is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
     if plan is None:
-        return model, make_plan(model, spec, process.device, process.local_world_size)
+        return model, plan_sharding(model, spec, process.device, process.local_world_size)
     ranks = (process.world_size, process.local_world_size)
     sharding = load_plan(plan, model, *ranks, process.device.type)
     kernels = {
@@ -70,10 +71,10 @@ def plan_model(
     return model, sharding
 
 
-def table_spec(config: RunConfig) -> TableSpec:
+def table_spec(config: RunConfig) -> TableOptions:
     """Returns optimizer and sharding of the tables."""
     tables = config.embeddings
-    return TableSpec(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
+    return TableOptions(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
 
 
 def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -> RankerTrain:
@@ -96,13 +97,9 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     in_dim = interaction.out_dim + sum(feature.out_dim for feature in features.values())
     # The dot mode passes no vector on to the backbone: one that needs a vector raises an error.
     names = () if config.interaction.mode == "dot" else embeddings.names
-    backbone = make_backbone(
-        **config.backbone.model_dump(),
-        fields=FeatureLayout(names, dim, interaction.dense_dim),
-        in_dim=in_dim,
-        num_scenarios=schema.num_scenarios,
-        num_tasks=num_tasks,
-    )
+    layout = FeatureLayout(names, dim, interaction.dense_dim)
+    shape = BackboneShape(in_dim, schema.num_scenarios, num_tasks, layout)
+    backbone = make_backbone(shape=shape, **config.backbone.model_dump())
     # Modules draw their initial weights from one generator, so their order here is part of a run.
     parts = KnowledgeParts(
         user_meta=_user_meta(config, in_dim, knowledge.user) if config.meta.user else None,
@@ -147,8 +144,7 @@ def _llm_features(config: RunConfig, knowledge: KnowledgeInputs) -> dict[str, An
 
 def _user_meta(config: RunConfig, in_dim: int, entity: EntityKnowledge | None) -> UserMeta:
     assert entity is not None
-    mean, std = entity.moments
-    return UserMeta(in_dim, entity.dim, mean, std, **config.meta.user_options)
+    return UserMeta(in_dim, *entity.moments, config.meta.options, config.meta.residual)
 
 
 def _scenario_meta(
@@ -156,7 +152,7 @@ def _scenario_meta(
 ) -> ScenarioMeta | None:
     if vectors is None:
         return None
-    return ScenarioMeta(in_dim, vectors, num_tasks, **config.meta.scenario_options)
+    return ScenarioMeta(in_dim, vectors, num_tasks, config.meta.options, config.meta.fusion)
 
 
 def _learned_users(

@@ -1,5 +1,6 @@
 """Sections of a run's config: one frozen model per section, one docstring per option."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -7,7 +8,7 @@ from pydantic import ConfigDict, Field, PlainValidator, field_validator
 
 from msrec.data.io.paths import local_path
 from msrec.data.io.validation import StrictModel
-from msrec.model.meta import Fusion
+from msrec.model.meta import Fusion, MetaOptions
 
 ParameterGroup = Literal["tables", "meta", "backbone"]
 """Parameters with one optimizer: the embedding tables, every module that reads LLM vectors, the
@@ -97,14 +98,10 @@ class MetaConfig(ConfigSection):
     them into a factor from 0 to 2."""
 
     @property
-    def user_options(self) -> dict[str, Any]:
-        """Keyword arguments of `UserMeta`."""
-        return self.model_dump(exclude={"user", "item", "scenario", "fusion"})
-
-    @property
-    def scenario_options(self) -> dict[str, Any]:
-        """Keyword arguments of `ScenarioMeta`."""
-        return self.model_dump(exclude={"user", "item", "scenario", "residual"})
+    def options(self) -> MetaOptions:
+        """Options that `UserMeta` and `ScenarioMeta` share."""
+        names = {field.name for field in dataclasses.fields(MetaOptions)}
+        return MetaOptions(**self.model_dump(include=names))
 
 
 class LLMFeatureConfig(ConfigSection):

@@ -4,10 +4,9 @@ import torch
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
-from msrec.data.llm.store import KnowledgeStore
-from msrec.data.llm.store_settings import store_settings
+from msrec.data.llm.store import KnowledgeStore, VectorSettings, store_settings
 from msrec.data.loading.behaviour_history import BehaviourHistory
-from msrec.data.loading.id_dropout import rare_ids, require_single_valued
+from msrec.data.loading.id_transforms import rare_ids, require_single_valued
 from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 
@@ -68,7 +67,7 @@ def _open_stores(config: RunConfig) -> dict[str, KnowledgeStore]:
             "meta.user, meta.item, meta.scenario and llm_feature need llm.store=FOLDER, which "
             "`msrec encode` writes."
         )
-    expected = store_settings(config.dataset, **config.llm.encoding)
+    expected = store_settings(config.dataset, VectorSettings(**config.llm.encoding))
     stores = {}
     for level in config.knowledge_levels:
         stores[level] = KnowledgeStore.open(config.llm.store / level)

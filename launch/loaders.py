@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.collator import Collator
 from msrec.data.loading.global_order import GlobalOrder
-from msrec.data.loading.id_dropout import IdDropout
-from msrec.data.loading.id_transforms import AlignedIds, IdTransform, RareIds, table_transforms
+from msrec.data.loading.id_transforms import IdDropout, IdTransform, RareIds, table_transforms
 from msrec.data.loading.loader import Loader, RankShare
-from msrec.data.loading.raw_reader import RawReader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.config import RunConfig
@@ -53,7 +52,7 @@ def build_loader(
         first_label = {"labels": schema.labels[:1]}
         schema, files = schema.model_copy(update=first_label), files.model_copy(update=first_label)
     dataset = config.dataset if scored is None else scored.dataset
-    reader = SplitReader(dataset, files, split, extra, faults=config.faults)
+    reader = SplitReader(dataset, files, split, [*files.columns, *extra], config.faults)
     order = _order(config, reader, global_batch, shuffle)
     is_train = split == "train" and (scored is None or scored.alignment is None)
     return _loader(config, process, knowledge, reader, order, schema, scored, is_train)
@@ -72,14 +71,18 @@ def build_file_loader(
     """Builds this rank's loader of Parquet files to score. No label and no timestamp is read.
 
     The files hold ids of the dataset `scored` or, with `raw`, raw values for its vocabularies, see
-    `RawReader`. The other arguments are those of `build_loader`.
+    `RowEncoder`. The other arguments are those of `build_loader`.
     """
     unlabelled: dict[str, Any] = {"labels": [], "timestamp": None}
     schema, files = (each.model_copy(update=unlabelled) for each in _schemas(config, scored))
-    if raw:
-        reader: SplitReader = RawReader(scored.dataset, files, paths)
-    else:
-        reader = SplitReader(scored.dataset, files, "test", faults=config.faults, paths=paths)
+    reader = SplitReader(
+        scored.dataset,
+        files,
+        "test",
+        faults="fail" if raw else config.faults,
+        paths=paths,
+        encoder=RowEncoder(scored.dataset) if raw else None,
+    )
     order = _order(config, reader, global_batch, shuffle=False)
     return _loader(config, process, knowledge, reader, order, schema, scored, is_train=False)
 
@@ -118,7 +121,7 @@ def _loader(
         history = history.for_entities({side: alignment.entities(side) for side in history.of})
     # From the ids of the files to rows of the tables: each transform reads the ids of the one
     # before it.
-    transforms: list[IdTransform] = [] if alignment is None else [AlignedIds(alignment)]
+    transforms: list[IdTransform] = [] if alignment is None else [alignment]
     if knowledge.is_rare:
         transforms.append(RareIds(knowledge.is_rare))
     if is_train and config.embeddings.id_dropout:

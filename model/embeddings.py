@@ -1,4 +1,4 @@
-"""Sparse features of a batch -> one vector each, through TorchRec's embedding bags."""
+"""Embedding tables: from the sparse features of a batch to one vector per feature."""
 
 import zlib
 from collections.abc import Sequence
@@ -13,50 +13,48 @@ from msrec.data.loading.batch import HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, Side, levels
 from msrec.data.schema import Schema, SparseFeature
 
+INIT_BLOCK_ROWS = 1 << 12
+"""Rows of a table that are initialised from one seed."""
+
 
 class Embeddings(nn.Module):
-    """Look up every sparse feature; a multi-valued one is the mean of its rows.
+    """Embedding of every sparse feature; a multi-valued feature is the mean of its rows.
 
-    Tables pool by SUM and this module divides by the bag's length, because TorchRec's own MEAN
+    Tables pool by SUM and this module divides by the length of the bag, because TorchRec's own MEAN
     corrupts the other tables of a collection when one is sharded row-wise.
 
-    Behind the features stand the histories of a row's user and item, where they are asked for: the
-    sum of a vector for each other training row of the user (item), divided by the square root of
-    their number.
+    Histories of a row's user and item are optional vectors after the features: the sum of one
+    vector for each other training row of the user (item), divided by the square root of their
+    number.
 
     Shape:
         sparse: F keys, B bags each; `Batch.sparse`.
         past: (H, B); `Batch.past`; not read without histories.
-        returns: (B, F + H, D), float32, in the schema's order whatever the sharding plan.
+        returns: (B, F + H, D), float32, in the schema's order for any sharding plan.
 
     Source:
         Histories: SVD++ (Koren, KDD 2008, |N(u)|^-1/2 in front of the sum), here for items too, and
-        with a vector for each level of a row.
+        with one vector for each level of a row.
 
     Args:
-        schema: which features look up which tables.
+        schema: features and the tables that they use.
         dim: vector size D of every table.
-        history: whose histories are looked up.
-        device: "meta" to be sharded later (weights are then made shard by shard), else where the
-            weights live.
+        history: sides ("user", "item") with a history.
+        device: "meta" for tables that will be sharded (weights are then created shard by shard),
+            else the device of the weights.
     """
 
     def __init__(
         self, schema: Schema, dim: int, history: Sequence[Side] = (), device: str = "meta"
     ) -> None:
         super().__init__()
-        self.history = tuple(history)
-        self.features = [feature.name for feature in schema.sparse]
-        self.dim = dim
-        self._vectors = _Vectors(schema.sparse, dim, self.history)
+        self.dim, self.history = dim, tuple(history)
+        self.names = (*(f.name for f in schema.sparse), *(f"{side}_history" for side in history))
+        """Name of each vector of a row."""
+        self._vectors = _Vectors(schema.sparse, dim, history)
         self.ebc = EmbeddingBagCollection(
             tables=table_configs(schema, dim, history), device=torch.device(device)
         )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What each vector of a row is of."""
-        return (*self.features, *(f"{side}_history" for side in self.history))
 
     def forward(  # noqa: D102
         self, sparse: KeyedJaggedTensor, past: HistoryBags | None = None
@@ -66,36 +64,38 @@ class Embeddings(nn.Module):
 
 
 class _Vectors(nn.Module):
-    """Puts what the tables gave, in an order of the plan, into the schema's; means, histories.
+    """Puts pooled vectors, which come in the plan's order, into the schema's; averages and scales.
 
-    A module of its own, so that TorchRec's tracer does not look inside.
+    A separate module, so that TorchRec's tracer does not look inside.
     """
 
     def __init__(
         self, features: Sequence[SparseFeature], dim: int, history: Sequence[Side]
     ) -> None:
         super().__init__()
-        self._features = [(f.name, place if f.multi else None) for place, f in enumerate(features)]
-        self._dim, self._history = dim, history
+        self._features = [(f.name, key if f.multi else None) for key, f in enumerate(features)]
+        self._dim, self._history = dim, tuple(history)
 
     def forward(
         self, pooled: KeyedTensor, sparse: KeyedJaggedTensor, past: HistoryBags | None
     ) -> torch.Tensor:
-        keys, every = pooled.keys(), pooled.values()
-        # One split, whose gradient is one concatenation. That of a slice is as large as all, zero
-        # elsewhere, and there would be as many as features.
-        part = dict(zip(keys, every.unflatten(1, (len(keys), self._dim)).unbind(1), strict=True))
-        lengths = sparse.lengths().view(-1, every.shape[0])
+        keys, columns = pooled.keys(), pooled.values()
+        # One split, because its gradient is one concatenation. The gradient of a slice is as large
+        # as all columns, with zeros elsewhere, and there would be one slice per feature.
+        by_key = dict(
+            zip(keys, columns.unflatten(1, (len(keys), self._dim)).unbind(1), strict=True)
+        )
+        lengths = sparse.lengths().view(-1, columns.shape[0])
         vectors = [
-            part[name] if place is None else part[name] / lengths[place].clamp(min=1).unsqueeze(1)
-            for name, place in self._features
+            by_key[name] if key is None else by_key[name] / lengths[key].clamp(min=1).unsqueeze(1)
+            for name, key in self._features
         ]
         if past is not None and self._history:
-            size = past.others.clamp(min=1).sqrt()
+            norm = past.num_others.clamp(min=1).sqrt()
             vectors += [
-                (part[f"{side}_history"][past.place[at]] - part[f"{side}_own"])
-                / size[at].unsqueeze(1)
-                for at, side in enumerate(self._history)
+                (by_key[f"{side}_history"][past.bag[i]] - by_key[f"{side}_own"])
+                / norm[i].unsqueeze(1)
+                for i, side in enumerate(self._history)
             ]
         return torch.stack(vectors, dim=1)
 
@@ -103,13 +103,13 @@ class _Vectors(nn.Module):
 def table_configs(
     schema: Schema, dim: int, history: Sequence[Side] = ()
 ) -> list[EmbeddingBagConfig]:
-    """TorchRec's description of the tables that some feature uses, in order of first use."""
-    used: dict[str, list[str]] = {}
+    """Returns TorchRec's configs of the tables that features use, in order of first use."""
+    features_of: dict[str, list[str]] = {}
     for feature in schema.sparse:
-        used.setdefault(feature.table, []).append(feature.name)
+        features_of.setdefault(feature.table, []).append(feature.name)
     rows = dict(schema.tables)
     for side in history:
-        used[f"{side}_history"] = [f"{side}_history", f"{side}_own"]
+        features_of[f"{side}_history"] = [f"{side}_history", f"{side}_own"]
         rows[f"{side}_history"] = schema.size_of(OTHER[side]) * levels(schema)
     return [
         EmbeddingBagConfig(
@@ -119,28 +119,26 @@ def table_configs(
             feature_names=features,
             pooling=PoolingType.SUM,
         )
-        for table, features in used.items()
+        for table, features in features_of.items()
     ]
 
 
 def fill_rows(out: torch.Tensor, table: str, first_row: int, std: float, seed: int) -> None:
-    """Fill a shard with N(0, std) values that depend on (seed, table, global row) alone.
+    """Fills a shard with N(0, std) values that depend only on (seed, table, global row).
 
     TorchRec's own initialisation gives every row-wise shard the same values under one seed and
-    other values under another plan; with this, 1 rank and N ranks start from one table.
+    other values under another plan; with this, 1 rank and N ranks start from the same table.
 
     Shape:
-        out: (rows, D), the table's rows from `first_row` on, float; written in place.
+        out: (rows, D), float, the rows of the table from `first_row` on; written in place.
     """
-    block = 1 << 12
     name = zlib.crc32(table.encode())
     last_row = first_row + out.shape[0]
-    for number in range(first_row // block, -(-last_row // block)):
+    for block in range(first_row // INIT_BLOCK_ROWS, -(-last_row // INIT_BLOCK_ROWS)):
         generator = torch.Generator().manual_seed(
-            (((seed << 32) + name) * 1_000_003 + number) % (1 << 63)
+            (((seed << 32) + name) * 1_000_003 + block) % (1 << 63)
         )
-        values = torch.randn(block, out.shape[1], generator=generator) * std
-        start, end = max(first_row, number * block), min(last_row, (number + 1) * block)
-        out[start - first_row : end - first_row] = values[
-            start - number * block : end - number * block
-        ]
+        values = torch.randn(INIT_BLOCK_ROWS, out.shape[1], generator=generator) * std
+        block_row = block * INIT_BLOCK_ROWS
+        start, end = max(first_row, block_row), min(last_row, block_row + INIT_BLOCK_ROWS)
+        out[start - first_row : end - first_row] = values[start - block_row : end - block_row]

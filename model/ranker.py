@@ -1,4 +1,4 @@
-"""The whole model: `Ranker` gives logits (what one serves), `RankerTrain` adds the loss."""
+"""Whole model: `Ranker` computes logits, `RankerTrain` adds the loss."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,17 @@ import torch
 from torch import nn
 
 from msrec.data.loading.batch import Batch, EntityVectors
+from msrec.model.backbone import Backbone
 from msrec.model.embeddings import Embeddings
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
-from msrec.model.losses import weighted_bce
+from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta, fuse
 
 
 class KnowledgeParts(NamedTuple):
-    """The modules that bring knowledge of the LLM into a model; None where a run has none."""
+    """Modules that read LLM vectors; None for those that a run does not use."""
 
     user_meta: UserMeta | None = None
     item_meta: UserMeta | None = None
@@ -24,15 +25,13 @@ class KnowledgeParts(NamedTuple):
     item_feature: KnowledgeFeature | None = None
     match: KnowledgeMatch | None = None
     learned_users: nn.Embedding | None = None
-    """A control: vectors that are learned stand for those of the store."""
+    """Control experiment: learned vectors that replace those of the store."""
 
 
 class DenseArch(nn.Module):
-    """From looked-up vectors to logits: interaction, user meta layers, backbone, scenario meta.
+    """From embeddings to logits: interaction, LLM features, meta layers, backbone, scenario meta.
 
-    LLM features stand beside the interaction's output; items may have meta layers like users.
-
-    Kept apart from the embedding tables, because tables are sharded and this part is replicated.
+    Separate from the embedding tables, because tables are sharded and this part is replicated.
 
     Shape:
         vectors: (B, F, D), float.
@@ -46,7 +45,7 @@ class DenseArch(nn.Module):
     def __init__(
         self,
         interaction: Interaction,
-        backbone: nn.Module,
+        backbone: Backbone,
         parts: KnowledgeParts | None = None,
         input_dropout: float = 0.0,
     ) -> None:
@@ -70,88 +69,50 @@ class DenseArch(nn.Module):
         user_vectors: EntityVectors,
         item_vectors: EntityVectors,
     ) -> torch.Tensor:
-        x = self.input_dropout(self.interaction(vectors, dense))
         if self.learned_users is not None:
             user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
-        user = (user_vectors.vectors, user_vectors.place, user_vectors.has)
-        item = (item_vectors.vectors, item_vectors.place, item_vectors.has)
-        beside = [] if self.user_feature is None else [self.user_feature(*user)]
-        beside += [] if self.item_feature is None else [self.item_feature(*item)]
-        beside += [] if self.match is None else [self.match(user, item)]
-        x = torch.cat([x, *beside], dim=1) if beside else x
+        user = (user_vectors.vectors, user_vectors.inverse, user_vectors.has)
+        item = (item_vectors.vectors, item_vectors.inverse, item_vectors.has)
+        columns = [self.input_dropout(self.interaction(vectors, dense))]
+        if self.user_feature is not None:
+            columns.append(self.user_feature(*user))
+        if self.item_feature is not None:
+            columns.append(self.item_feature(*item))
+        if self.match is not None:
+            columns.append(self.match(user, item))
+        x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
         if self.user_meta is not None:
             x = self.user_meta(x, *user)
         if self.item_meta is not None:
             x = self.item_meta(x, *item)
         logits: torch.Tensor = self.backbone(x, scenario, weight)
         if self.scenario_meta is not None:
-            meta = self.scenario_meta
-            logits = fuse(logits, meta(x, scenario), meta.fusion)
+            change = self.scenario_meta(x, scenario)
+            logits = fuse(logits, change, self.scenario_meta.fusion)
         return logits
 
 
 class Ranker(nn.Module):
-    """Embeddings and everything over them; servable.
+    """Embeddings and the dense part over them.
 
     Shape:
-        returns: logits (B, T) and the looked-up vectors (B, F, D).
+        returns: logits (B, T) and the embeddings (B, F, D).
     """
 
-    def __init__(self, embeddings: Embeddings, over: DenseArch) -> None:
+    def __init__(self, embeddings: Embeddings, dense_arch: DenseArch) -> None:
         super().__init__()
         self.embeddings = embeddings
-        self.over = over
+        self.over = dense_arch  # its name in checkpoints
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
         vectors = self.embeddings(batch.sparse, batch.past)
-        logits = self.over(
-            vectors,
-            batch.dense,
-            batch.scenario,
-            batch.weight,
-            batch.user_vectors,
-            batch.item_vectors,
-        )
+        knowledge = (batch.user_vectors, batch.item_vectors)
+        logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *knowledge)
         return logits, vectors
 
 
-class RankLoss(nn.Module):
-    """Weighted binary cross entropy of the first label, of the others, and L2 on the vectors.
-
-    The total is the first label's entropy, plus `aux_weight` times the mean over the other labels,
-    plus L2; with `aux_weight` 0 the model has one logit and other labels are not looked at.
-
-    L2 stands here because fused optimizers ignore weight decay on CPU. It acts on the rows of the
-    batch only: `l2 * sum(weight * ||vectors||^2) / B`.
-
-    Rows without labels, (B, 0), which are only to be scored, have the loss 0.
-    """
-
-    def __init__(self, l2: float = 0.0, aux_weight: float = 0.0) -> None:
-        super().__init__()
-        self.l2, self.aux_weight = l2, aux_weight
-
-    def forward(  # noqa: D102
-        self,
-        logits: torch.Tensor,
-        label: torch.Tensor,
-        weight: torch.Tensor,
-        vectors: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not label.shape[1]:
-            nothing = logits.new_zeros(())
-            return nothing, nothing
-        click = weighted_bce(logits[:, :1], label[:, :1], weight)
-        total = click
-        if self.aux_weight > 0:
-            total = total + self.aux_weight * weighted_bce(logits[:, 1:], label[:, 1:], weight)
-        if self.l2 > 0:
-            total = total + self.l2 * (vectors.square().sum(dim=(1, 2)) @ weight / len(weight))
-        return total, click.detach()
-
-
 class Outcome(NamedTuple):
-    """What a step leaves for metrics and predictions, one entry a row of the batch."""
+    """Result of a step for metrics and predictions: the click loss, and values per row."""
 
     loss: torch.Tensor
     logits: torch.Tensor
@@ -163,7 +124,7 @@ class Outcome(NamedTuple):
 
 
 class RankerTrain(nn.Module):
-    """What TorchRec's train pipeline runs: the loss to differentiate, and an `Outcome`.
+    """Module for TorchRec's train pipeline: returns the total loss and the fields of an `Outcome`.
 
     The `loss` of the outcome is the cross entropy of the first label alone.
     """
@@ -176,12 +137,5 @@ class RankerTrain(nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # noqa: D102
         logits, vectors = self.ranker(batch)
         total, click = self.loss(logits, batch.label, batch.weight, vectors)
-        return total, (
-            click,
-            logits.detach(),
-            batch.label,
-            batch.weight,
-            batch.scenario,
-            batch.row_id,
-            batch.user,
-        )
+        rows = (batch.label, batch.weight, batch.scenario, batch.row_id, batch.user)
+        return total, (click, logits.detach(), *rows)

@@ -1,8 +1,8 @@
-"""The part of a model over its tables, as it is served: knowledge is a row of a table by then.
+"""Serving form of a model: all that depends on one user, item or scenario is computed in advance.
 
-What a model reads of a user's LLM vector depends on the user alone: the code that generates layers
-and the columns beside x. Both are computed once, when a model is exported, and kept as one row a
-user. So are the layers of each scenario.
+The code that generates a user's meta layers and the user's LLM columns depend on the user alone, so
+an export computes them once and keeps them as one row per user of a table; likewise for items. The
+generated layers of each scenario are kept too.
 """
 
 from typing import Any, NamedTuple
@@ -17,8 +17,8 @@ from msrec.model.meta import ScenarioMeta, fuse
 from msrec.model.ranker import DenseArch
 
 
-class Widths(NamedTuple):
-    """Columns of a user's (item's) folded row: code, columns beside x, factors of the match."""
+class KnowledgeWidths(NamedTuple):
+    """Columns of a user's (item's) precomputed row: code, LLM feature columns, match factors."""
 
     code: int = 0
     columns: int = 0
@@ -26,44 +26,46 @@ class Widths(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Of all three."""
+        """Columns of the whole row."""
         return sum(self)
 
 
-def widths(over: DenseArch, side: Side) -> Widths:
-    """What a model reads of users or of items."""
-    meta, feature = getattr(over, f"{side}_meta"), getattr(over, f"{side}_feature")
-    return Widths(
+def knowledge_widths(dense_arch: DenseArch, side: Side) -> KnowledgeWidths:
+    """Returns the widths of the precomputed rows of users or items; all 0 if none are read."""
+    meta, feature = getattr(dense_arch, f"{side}_meta"), getattr(dense_arch, f"{side}_feature")
+    return KnowledgeWidths(
         0 if meta is None else meta.reducer.linear.out_features,
         0 if feature is None else feature.out_dim,
-        0 if over.match is None else over.match.out_dim,
+        0 if dense_arch.match is None else dense_arch.match.out_dim,
     )
 
 
-def folded_rows(over: DenseArch, side: Side, vectors: Tensor, has: Tensor) -> Tensor:
-    """What a model reads of some users (items), a row each.
+def knowledge_rows(dense_arch: DenseArch, side: Side, vectors: Tensor, has: Tensor) -> Tensor:
+    """Computes the rows of some users (items) from their LLM vectors.
 
     Shape:
-        vectors: (U, H), float; has: (U,), float, 0 where the store has no vector.
-        returns: (U, W), float32, W being `widths(over, side).total`.
+        vectors: (U, knowledge_dim), float.
+        has: (U,), float, 0 where the store has no vector.
+        returns: (U, W), float32, where W is `knowledge_widths(dense_arch, side).total`.
     """
-    meta, feature = getattr(over, f"{side}_meta"), getattr(over, f"{side}_feature")
+    meta, feature = getattr(dense_arch, f"{side}_meta"), getattr(dense_arch, f"{side}_feature")
     parts = [vectors.new_zeros(len(vectors), 0, dtype=torch.float32)]
     if meta is not None:
         parts.append(meta.reducer(vectors, has)[:, 1:])  # column 0 is 1
     if feature is not None:
         parts.append(feature.columns(vectors, has))
-    if over.match is not None:
-        factors = over.match.user_side if side == "user" else over.match.item_side
+    if dense_arch.match is not None:
+        match = dense_arch.match
+        factors = match.user_factors if side == "user" else match.item_factors
         parts.append(factors(vectors, has))
     return torch.cat(parts, dim=1)
 
 
-class FoldedScenario(nn.Module):
-    """`ScenarioMeta` with what its vectors generate made beforehand.
+class ServingScenarioMeta(nn.Module):
+    """`ScenarioMeta` with precomputed layers or codes of the scenarios.
 
-    With up to R + 1 scenarios each one's layers, of which all are run and the row's own is picked:
-    S * in * out products a row. With more the codes alone: (R + 1) * in * out.
+    With up to R + 1 scenarios it keeps the layers of each. An exported model runs all of them for a
+    row: S * in * out products. With more scenarios it keeps the codes: (R + 1) * in * out products.
 
     Shape:
         x: (B, in_dim), float.
@@ -77,25 +79,24 @@ class FoldedScenario(nn.Module):
         z = meta.reducer(meta.get_buffer("knowledge")).detach()
         self.activation, self.fusion = meta.activation, meta.fusion
         self.register_buffer("z", z)
-        self.is_made = z.shape[0] <= z.shape[1]
-        if self.is_made:
-            self.weights = nn.ParameterList(
-                (z @ layer.weight.flatten(1)).view(-1, layer.in_dim, layer.out_dim)
-                for layer in layers
-            )
-            self.biases = nn.ParameterList(z @ layer.bias for layer in layers)
+        self.has_layers = z.shape[0] <= z.shape[1]
+        if self.has_layers:
+            weights, biases = zip(*(layer.generate(z) for layer in layers), strict=True)
+            self.weights, self.biases = nn.ParameterList(weights), nn.ParameterList(biases)
             layers = []
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
-        """Logits that each row's scenario adds."""
-        if not self.is_made:
-            codes = Codes(self.get_buffer("z").index_select(0, scenario), None)
-            for number, layer in enumerate(self.layers):
-                x = layer(x, codes)
-                x = x if number == len(self.layers) - 1 else self.activation(x)
+        """Returns the change of the logits of each row by its scenario."""
+        z = self.get_buffer("z")
+        if not self.has_layers:
+            codes = Codes(z.index_select(0, scenario), None)
+            *hidden, head = self.layers
+            for layer in hidden:
+                x = self.activation(layer(x, codes))
+            x = head(x, codes)
             return x
-        groups = group_rows(scenario, len(self.get_buffer("z")))
+        groups = group_rows(scenario, len(z))
         x = groups.sort(x)
         last = len(self.weights) - 1
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -109,43 +110,49 @@ class ServingModel(nn.Module):
 
     Shape:
         pooled: (B, (F + H) D + W_user + W_item), float: sums of the vectors of each feature, the
-            histories as they are read, and the folded rows of the user and the item.
-        lengths: (B, F), float, ids of each feature.
+            vectors of histories, and the precomputed rows of user and item.
+        lengths: (B, F), float, number of ids of each feature.
         dense: (B, num_dense), float.
         scenario: (B,), int64 in [0, S).
-        returns: (B,), float, of the first label.
+        returns: (B,), float, probability of the first label.
+
+    Raises:
+        ValueError: the model has learned vectors in place of the LLM's.
     """
 
-    def __init__(self, over: DenseArch, num_features: int, num_histories: int, dim: int) -> None:
+    def __init__(
+        self, dense_arch: DenseArch, num_features: int, num_histories: int, dim: int
+    ) -> None:
         super().__init__()
-        if over.learned_users is not None:
+        if dense_arch.learned_users is not None:
             raise ValueError(
                 "llm.control must not be learned for a model to be served: its vectors are of the "
                 "users of one data set."
             )
-        self.interaction, self.backbone = over.interaction, over.backbone
-        self.user_meta, self.item_meta = over.user_meta, over.item_meta
+        self.interaction, self.backbone = dense_arch.interaction, dense_arch.backbone
+        self.user_meta, self.item_meta = dense_arch.user_meta, dense_arch.item_meta
         self.scenario_meta = None
-        if over.scenario_meta is not None:
-            self.scenario_meta = FoldedScenario(over.scenario_meta)
+        if dense_arch.scenario_meta is not None:
+            self.scenario_meta = ServingScenarioMeta(dense_arch.scenario_meta)
         self.num_features, self.dim = num_features, dim
         self.num_vectors = num_features + num_histories
-        self.user, self.item = widths(over, "user"), widths(over, "item")
+        self.user, self.item = (knowledge_widths(dense_arch, side) for side in ("user", "item"))
 
     def forward(self, pooled: Tensor, lengths: Tensor, dense: Tensor, scenario: Tensor) -> Tensor:
-        """Probabilities of a click."""
+        """Returns the probability of a click for each row."""
         sizes = [self.num_vectors * self.dim, *self.user, *self.item]
-        flat, *parts = torch.split(pooled, sizes, dim=1)
-        user, item = Widths(*range(3)), Widths(*range(3, 6))  # where they stand among the parts
+        flat, user_code, user_columns, user_match, item_code, item_columns, item_match = (
+            torch.split(pooled, sizes, dim=1)
+        )
         vectors = torch.unflatten(flat, 1, (self.num_vectors, self.dim))
         features = vectors[:, : self.num_features] / lengths.clamp(min=1).unsqueeze(2)
         vectors = torch.cat([features, vectors[:, self.num_features :]], dim=1)
-        beside = [parts[user.columns], parts[item.columns], parts[user.match] * parts[item.match]]
-        x = torch.cat([self.interaction(vectors, dense), *beside], dim=1)
+        knowledge = [user_columns, item_columns, user_match * item_match]
+        x = torch.cat([self.interaction(vectors, dense), *knowledge], dim=1)
         if self.user_meta is not None:
-            x = self.user_meta.change(x, _codes(parts[user.code]))
+            x = self.user_meta.change(x, _codes(user_code))
         if self.item_meta is not None:
-            x = self.item_meta.change(x, _codes(parts[item.code]))
+            x = self.item_meta.change(x, _codes(item_code))
         logits = self.backbone(x, scenario)
         if self.scenario_meta is not None:
             change = self.scenario_meta(x, scenario)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.paths import AnyPath, is_file
-from msrec.data.llm.knowledge import take
+from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
 from msrec.data.llm.store import MANIFEST, KnowledgeStore
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
@@ -137,7 +137,7 @@ def store_table(store: KnowledgeStore) -> Table:
 def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
     """Returns the norms of a sample of the vectors, as stored and standardised, as text."""
     rows = np.linspace(0, len(store) - 1, min(len(store), sample)).astype(np.int64)
-    vectors = take(store, rows).float().numpy()
+    vectors = read_vectors(store, rows).float().numpy()
     parts = []
     for name, norms in (
         ("as stored", np.linalg.norm(vectors, axis=1)),

@@ -1,4 +1,4 @@
-"""`msrec zoo`: the models, their size, source and options, read from the code itself."""
+"""`msrec zoo`: the models with their size, source and options, read from the code itself."""
 
 import inspect
 import re
@@ -13,70 +13,69 @@ from rich.markdown import Markdown
 from rich.table import Table
 from torch import nn
 
+from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import BACKBONES, backbone_options, make_backbone
-from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import ScenarioMeta, UserMeta
 
-FIELDS = FeatureLayout(("user_id", "item_id", *(f"feature_{i}" for i in range(6))), dim=16)
-NUM_SCENARIOS = 3
-SIZES = f"{len(FIELDS.names)} features of {FIELDS.dim} numbers, {NUM_SCENARIOS} scenarios, 1 label"
-"""What parameters are counted for; tables apart."""
-AROUND: dict[str, tuple[type[nn.Module], str]] = {
-    "llm_feature.kind=concat": (KnowledgeFeature, "the user's LLM vector beside x, as a feature"),
+LAYOUT = FeatureLayout(("user_id", "item_id", *(f"feature_{i}" for i in range(6))), dim=16)
+SHAPE = BackboneShape(LAYOUT.end, num_scenarios=3, layout=LAYOUT)
+SIZES = "8 features of 16 numbers, 3 scenarios, 1 label"
+"""`SHAPE` in words: the sizes for which parameters are counted, without tables."""
+LLM_PARTS: dict[str, tuple[type[nn.Module], str]] = {
+    "llm_feature.kind=concat": (KnowledgeFeature, "the user's LLM vector as a feature in x"),
     "llm_feature.kind=experts": (KnowledgeFeature, "the same through a small mixture of experts"),
     "llm_feature.kind=match": (KnowledgeMatch, "products of the user's LLM vector and the item's"),
-    "meta.user=true": (UserMeta, "LLM4MSR: layers that the user's LLM vector generates, below"),
+    "meta.user=true": (
+        UserMeta,
+        "LLM4MSR: layers generated from the user's LLM vector, below the model",
+    ),
     "meta.scenario=true": (
         ScenarioMeta,
-        "LLM4MSR: a network that the scenario's generates, beside",
+        "LLM4MSR: a network generated from the scenario's LLM vector, in parallel",
     ),
 }
-"""What the LLM adds to any backbone, by the setting that turns it on."""
+"""Parts that add LLM vectors to any backbone, by the setting that turns them on."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a class says of itself."""
+    """Class of a model and what its docstring says."""
 
     name: str
     cls: type[nn.Module]
 
     @cached_property
     def sections(self) -> dict[str, str]:
-        """The docstring in parts: "" (before the first heading), Shape, Source, When, ..."""
+        """Docstring in parts: "" (before the first heading), Shape, Source, When, ..."""
         doc = inspect.cleandoc(self.cls.__doc__ or "")
         parts = re.split(r"^(Shape|Args|Raises|Source|When|Example):+\n", doc, flags=re.MULTILINE)
-        found = {"": parts[0].strip()}
+        sections = {"": parts[0].strip()}
         for head, text in zip(parts[1::2], parts[2::2], strict=True):
-            found[head] = inspect.cleandoc(text).strip()
-        return found
+            sections[head] = inspect.cleandoc(text).strip()
+        return sections
 
     @property
     def line(self) -> str:
-        """The first line of its file: the model in one sentence."""
-        doc = inspect.getmodule(self.cls).__doc__ or ""
-        whole = doc.partition("\n")[0].rstrip(".")
-        name, _, rest = whole.partition(": ")
-        return whole if " " in name else rest
+        """First line of the docstring: the model in one sentence."""
+        return self.sections[""].partition("\n")[0].rstrip(".")
 
     @property
     def paper(self) -> str:
-        """Authors, place and year, and the arXiv number where there is one."""
+        """Authors, place and year, and the arXiv number if there is one."""
         text = _flat(self.sections["Source"])
-        found = re.match(r"[^(;]*?(arXiv [\d.]+\d|\d{4}( \([^)]*arXiv [\d.]+\))?|(?=;))", text)
-        return found[0] if found else text
+        match = re.match(r"[^(;]*?(arXiv [\d.]+\d|\d{4}( \([^)]*arXiv [\d.]+\))?|(?=;))", text)
+        return match[0] if match else text
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """What a run may choose."""
+        """Options of a run's config, by name."""
         return backbone_options(self.name)
 
     @property
     def num_parameters(self) -> int:
-        """At the default options and `SIZES`."""
-        in_dim = FIELDS.end
-        model = make_backbone(self.name, FIELDS, in_dim=in_dim, num_scenarios=NUM_SCENARIOS)
+        """Number of parameters at the default options and `SIZES`."""
+        model = make_backbone(self.name, SHAPE)
         return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -84,18 +83,18 @@ ENTRIES = [Entry(name, cls) for name, cls in BACKBONES.items()]
 
 
 def zoo(name: str | None, console: Console | None = None) -> None:
-    """Print the table of models, or all that is known of one.
+    """Prints the table of models, or everything about one.
 
     Raises:
         ValueError: there is no such model.
     """
     console = console or Console()
     if name is None:
-        console.print(_models())
-        console.print(_around())
+        console.print(_models_table())
+        console.print(_llm_table())
         console.print(
-            "msrec zoo NAME tells the rest; a run takes a model by backbone.name=NAME and its "
-            "options by backbone.OPTION=VALUE. docs/zoo.md has all of it.",
+            "msrec zoo NAME prints all about one model. A run uses it by backbone.name=NAME, with "
+            "options as backbone.OPTION=VALUE. docs/reference/models.md lists all models.",
             highlight=False,
         )
         return
@@ -105,17 +104,17 @@ def zoo(name: str | None, console: Console | None = None) -> None:
 
 
 def page() -> str:
-    """docs/zoo.md."""
+    """Returns the text of docs/reference/models.md."""
     lines = [
         "# The zoo",
         "",
-        "Written by `msrec zoo --page docs/zoo.md` from the docstrings; `msrec zoo` prints the "
-        "table, `msrec zoo NAME` one model. A test holds every model against a row-by-row version "
-        "of its formula (`tests/slow/NAME.py`).",
+        "Written by `msrec zoo --page docs/reference/models.md` from the docstrings; `msrec zoo` prints the "
+        "table, `msrec zoo NAME` one model. A test compares every model with a row-by-row version "
+        "of its formula (`tests/model/slow/`).",
         "",
-        "x is a row's looked-up vectors side by side, with what `interaction` makes of its dense "
-        "features; s is its scenario. A model gives logits, to which the LLM parts at the end of "
-        "this page may add.",
+        "x is the vector of a row: its embeddings, with the output of `interaction` for its dense "
+        "features. s is its scenario and e_s the embedding of the scenario. A model computes "
+        "logits, to which the LLM parts at the end of this page may add.",
         "",
         f"Parameters: dense ones, at the default options, for {SIZES}.",
         "",
@@ -128,22 +127,22 @@ def page() -> str:
     ]
     for entry in ENTRIES:
         lines += ["", *_section(entry)]
-    lines += ["", "## With the LLM", "", "Around any of them:", ""]
-    lines += ["| setting | what it does |", "|---|---|"]
-    lines += [f"| `{setting}` | {what} |" for setting, (_, what) in AROUND.items()]
-    for cls in dict.fromkeys(cls for cls, _ in AROUND.values()):
+    lines += ["", "## With the LLM", "", "Any model can be combined with these parts:", ""]
+    lines += ["| setting | what it adds |", "|---|---|"]
+    lines += [f"| `{setting}` | {text} |" for setting, (_, text) in LLM_PARTS.items()]
+    for cls in dict.fromkeys(cls for cls, _ in LLM_PARTS.values()):
         entry = Entry("", cls)
         lines += ["", f"### {cls.__name__}", "", entry.sections[""], "", _source(entry)]
     return "\n".join(lines) + "\n"
 
 
 def write_page(path: Path) -> None:
-    """Write docs/zoo.md."""
+    """Writes docs/reference/models.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page())
 
 
-def _models() -> Table:
+def _models_table() -> Table:
     table = Table(title="msrec zoo", caption=f"dense parameters for {SIZES}")
     for column in ("model", "in one line", "parameters", "source"):
         table.add_column(
@@ -154,10 +153,10 @@ def _models() -> Table:
     return table
 
 
-def _around() -> Table:
-    table = Table("setting", "what it does", title="with the LLM, around any of them")
-    for setting, (_, what) in AROUND.items():
-        table.add_row(setting, what)
+def _llm_table() -> Table:
+    table = Table("setting", "what it adds", title="LLM parts, for any model")
+    for setting, (_, text) in LLM_PARTS.items():
+        table.add_row(setting, text)
     return table
 
 

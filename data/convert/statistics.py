@@ -11,7 +11,7 @@ from msrec.data.convert.raw_tables import SIDES, Feature, RawTables
 from msrec.data.convert.split import TRAIN, SplitCodes, user_shares
 from msrec.data.convert.staging import StagedRows
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures
-from msrec.data.features.hot_rows import imbalance_by_ranks
+from msrec.data.features.shard_balance import imbalance_by_ranks
 from msrec.data.features.vocabulary import UNKNOWN, Vocabulary
 from msrec.data.schema import SPLITS
 

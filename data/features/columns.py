@@ -1,7 +1,7 @@
-"""Columns of some rows by name, and a function over the ids in them."""
+"""Columns of rows by name, and the ids in them: one per row, or a list per row."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,12 +9,56 @@ import pyarrow as pa
 
 from msrec.data.schema import Schema, SparseFeature
 
+Ids = npt.NDArray[np.int32]
+Lengths = npt.NDArray[np.int64]
 Scalars = npt.NDArray[Any]
 Columns = dict[str, Any]
 """Name -> `Scalars`, or a `pa.ListArray` for a multi-valued feature, as the schema says."""
-Ids = npt.NDArray[np.int32]
 IdMap = Callable[[SparseFeature, Ids, Any], Ids]
 """(feature, ids (n,), index of each id's row) -> ids (n,)."""
+
+
+class Bags(NamedTuple):
+    """Ids of n rows, those of one row after those of another.
+
+    Shape:
+        ids: (sum of lengths,), int32.
+        lengths: (n,), int, number of ids per row; None if every row has exactly one::
+
+            rows [7, 3], [], [5]   ->   ids [7, 3, 5], lengths [2, 0, 1]
+    """
+
+    ids: Ids
+    lengths: Lengths | None = None
+
+    def column(self) -> Ids | pa.ListArray:
+        """Returns the ids as a column of `Columns`."""
+        if self.lengths is None:
+            return self.ids
+        offsets = np.zeros(len(self.lengths) + 1, dtype=np.int32)
+        np.cumsum(self.lengths, out=offsets[1:])
+        return pa.ListArray.from_arrays(offsets, self.ids)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Returns whether values are lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def nulls(values: pa.Array) -> npt.NDArray[np.bool_]:
+    """Returns which values are null."""
+    return np.asarray(values.is_null().to_numpy(zero_copy_only=False))
+
+
+def flattened(values: pa.Array) -> tuple[pa.Array, Lengths | None]:
+    """Returns the values of all lists, and the length of each list; None if there are no lists.
+
+    A null list has length 0.
+    """
+    if not is_list(values.type):
+        return values, None
+    lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return values.flatten(), lengths.astype(np.int64)
 
 
 def map_ids(schema: Schema, columns: Columns, change: IdMap) -> Columns:

@@ -1,14 +1,16 @@
-"""Raw ids to table rows: vocabularies of training values, row 0 for all else; or hashes.
+"""Rows of embedding tables for raw values: by a vocabulary of training values, or by a hash.
 
-A dataset folder keeps its vocabularies, `vocabularies/FEATURE.parquet`: in the column `value`,
-value i has table row i + 1 (a null has none: that row is not used). A later conversion may grow
-them: old values keep their rows, so that a model which begins with an older one's weights
-(`init_from`) has them in the right places.
+A dataset folder keeps its vocabularies in `vocabularies/FEATURE.parquet`. Value i of the column
+`value` has table row i + 1; the row of a null is not used. A later conversion may grow a
+vocabulary. Old values then keep their rows, so that a model that starts from the weights of an
+older one (`init_from`) finds them in the right places.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -17,28 +19,62 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from msrec.data.features.hot_rows import spread
+from msrec.data.features.columns import Bags, Ids, Lengths, flattened, nulls
+from msrec.data.features.shard_balance import spread
+from msrec.data.features.value_index import ValueIndex, is_text
 from msrec.data.io.parquet_files import parquet_files, readable
 from msrec.data.io.paths import AnyPath
 
 UNKNOWN = 0
+"""The table row of missing values and of values that training did not have."""
 VOCABULARIES = "vocabularies"
 MAX_ROWS = 2**31 - 1
 
 
 def distinct_values(values: pl.Series) -> pl.Series:
-    """Each value once, in no order; nulls are left out, lists are taken apart."""
+    """Returns each value once, in no particular order, without nulls; lists are flattened."""
     flat = values.explode() if values.dtype.base_type() is pl.List else values
     return flat.drop_nulls().unique()
 
 
+class TableEncoder(ABC):
+    """Maps the raw values of a feature to rows of its table.
+
+    Conversion encodes polars series, prediction and serving encode Arrow arrays. Both go through
+    `bags`, so that a value has the same table row everywhere.
+    """
+
+    @abstractmethod
+    def bags(self, values: pa.Array, lengths: Lengths | None) -> Bags:
+        """Returns the table rows of values.
+
+        Args:
+            values: values of all rows, or of the lists of all rows, see `flattened`.
+            lengths: values per row; None if there are no lists.
+        """
+
+    def encode(self, values: pl.Series) -> pl.Series:
+        """Returns the table rows of values, or of the values in each list.
+
+        Shape:
+            values: N values or N lists of values.
+            returns: N int32 or N lists of int32. A null list becomes an empty one.
+        """
+        ids, lengths = self.bags(*flattened(values.to_arrow()))
+        if lengths is None:
+            return pl.Series(values.name, ids)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        lists = pa.LargeListArray.from_arrays(offsets, ids)
+        return pl.Series(values.name, pl.from_arrow(lists), dtype=pl.List(pl.Int32))
+
+
 @dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(TableEncoder):
     """The distinct values of one feature; value i has table row i + 1, row 0 is unknown.
 
-    Values are sorted, so that the rows do not depend on the order of the data, and then dealt out
-    by `spread`, so that no rank of a table that is sharded by rows is hot. Those that an older
-    vocabulary knew stand before them, as they did there.
+    Values are sorted, so that rows do not depend on the order of the data, and then permuted by
+    `spread`, so that no shard of a row-wise sharded table gets most of the lookups. Values of an
+    older vocabulary come first, in their old order.
 
     Example:
         >>> vocabulary = Vocabulary.fit(pl.Series(["b", "a", None, "b"]))
@@ -52,14 +88,14 @@ class Vocabulary:
 
     @classmethod
     def fit(cls, values: pl.Series, known: pl.Series | None = None) -> Self:
-        """Collect the distinct values; nulls are left out, lists are taken apart.
+        """Collects the distinct values.
 
         Args:
-            values: of the training split.
+            values: of the training split; nulls are left out, lists are flattened.
             known: values of an older vocabulary, which come first.
 
         Raises:
-            ValueError: more values than int32 rows can name, or of another type than the known.
+            ValueError: there are more values than int32 rows, or their type differs from `known`.
 
         Example:
             >>> old = Vocabulary.fit(pl.Series(["m", "c"]))
@@ -69,18 +105,18 @@ class Vocabulary:
             ['a', 'c', 'b', 'd']
         """
         distinct = distinct_values(values)
-        if known is not None and len(known):
-            if not len(distinct):
-                return cls(known)
-            if known.dtype != distinct.dtype:
-                raise ValueError(
-                    f"a vocabulary must grow by values of its own type; column {values.name!r} was "
-                    f"{known.dtype} and is {distinct.dtype} now. Cast it, or begin anew."
-                )
-            fresh = distinct.filter(~distinct.is_in(known.implode()))
-            distinct = pl.concat([known.alias(distinct.name), _dealt(fresh)])
+        if known is None or not len(known):
+            distinct = _permuted(distinct)
+        elif not len(distinct):
+            distinct = known
+        elif known.dtype != distinct.dtype:
+            raise ValueError(
+                f"a vocabulary must grow by values of its own type; column {values.name!r} was "
+                f"{known.dtype} and is {distinct.dtype} now. Cast it, or start a new vocabulary."
+            )
         else:
-            distinct = _dealt(distinct)
+            added = distinct.filter(~distinct.is_in(known.implode()))
+            distinct = pl.concat([known.alias(distinct.name), _permuted(added)])
         if len(distinct) >= MAX_ROWS:
             raise ValueError(
                 f"a table must have fewer than {MAX_ROWS} rows for int32 ids; column "
@@ -93,48 +129,33 @@ class Vocabulary:
         """Rows of the table, row 0 included."""
         return len(self.values) + 1
 
-    def encode(self, values: pl.Series) -> pl.Series:
-        """Table rows of values, or of the values in each list.
+    @cached_property
+    def index(self) -> ValueIndex:
+        """Positions of the values."""
+        return ValueIndex(self.values.to_arrow())
 
-        Shape:
-            values: N values, or N lists of values.
-            returns: N int32, or N lists of int32, in [0, rows). A null or unseen value is 0 and a
-                null list is empty.
-        """
-        inner = values.dtype.base_type() is pl.List
-        mapped = self._mapped(pl.element() if inner else pl.col("x"))
-        column = pl.col("x").list.eval(mapped).fill_null([]) if inner else mapped
-        wanted = pl.List(pl.Int32) if inner else pl.Int32
-        encoded = values.to_frame("x").select(column.cast(wanted)).to_series()
-        return encoded.alias(values.name)
+    def bags(self, values: pa.Array, lengths: Lengths | None) -> Bags:
+        """Returns the table rows of values, 0 for a null or unknown one; see `TableEncoder`."""
+        return Bags(self.index.positions(values) + np.int32(1), lengths)
 
     def by_value(self, lookups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Lookups (rows,) in the order of the sorted values, those of row 0 first."""
+        """Returns lookups (rows,) in the order of the sorted values, those of row 0 first."""
         return np.concatenate([lookups[:1], lookups[1:][self.values.arg_sort().to_numpy()]])
 
-    def _mapped(self, element: pl.Expr) -> pl.Expr:
-        if self.values.is_empty():
-            return element.is_null().cast(pl.Int32) * UNKNOWN
-        rows = pl.Series(np.arange(1, self.rows, dtype=np.int32))
-        return element.replace_strict(
-            self.values, rows, default=UNKNOWN, return_dtype=pl.Int32
-        ).fill_null(UNKNOWN)
 
-
-def _dealt(values: pl.Series) -> pl.Series:
-    """The values in an order of their own, whatever theirs was; see `spread`."""
+def _permuted(values: pl.Series) -> pl.Series:
     return values.sort().gather(spread(len(values)))
 
 
 @dataclass(frozen=True)
-class Hashed:
-    """A table of fixed size for any number of values, known before or not; row 0 is a missing one.
+class Hashed(TableEncoder):
+    """A table of fixed size for any number of values; row 0 is for missing ones.
 
-    A value has `hashes` rows in [1, rows), drawn by BLAKE2b of its text; of two or more the model
-    takes the mean vector, so that two values are alike only where all of their rows are.
+    A value has `hashes` rows in [1, rows), drawn by BLAKE2b of its text. With several hashes the
+    model averages their vectors, so that two values are alike only if all of their rows are.
 
     Raises:
-        ValueError: `rows` is below 2 or not int32, or `hashes` below 1.
+        ValueError: `rows` is below 2 or exceeds int32, or `hashes` is below 1.
 
     Source:
         Weinberger et al., ICML 2009; several hashes: Svenstrup et al., NIPS 2017, without weights.
@@ -156,69 +177,60 @@ class Hashed:
                 f"{self.rows} rows and {self.hashes} hashes."
             )
 
-    def encode(self, values: pl.Series) -> pl.Series:
-        """Table rows of values, or of the values in each list.
+    def bags(self, values: pa.Array, lengths: Lengths | None) -> Bags:
+        """Returns the table rows of values; see `TableEncoder`.
 
-        Shape:
-            values: N integers or strings, or N lists of them.
-            returns: N int32; or N lists, if `values` are lists or there are several hashes.
+        A null in a list is left out. A null row has row 0, or none if there are several hashes.
         """
-        if values.dtype.base_type() is pl.List:
-            flat = values.explode(keep_nulls=False, empty_as_null=False)
-            lengths = values.list.drop_nulls().list.len().fill_null(0).to_numpy()
-            rows = self._rows(flat.drop_nulls()).reshape(-1)
-            return _lists(rows, lengths * self.hashes, values.name)
-        known = values.drop_nulls()
-        if self.hashes == 1:
-            found = np.zeros(len(values), dtype=np.int32)
-            found[values.is_not_null().to_numpy()] = self._rows(known)[:, 0]
-            return pl.Series(values.name, found)
-        lengths = values.is_not_null().to_numpy() * self.hashes
-        return _lists(self._rows(known).reshape(-1), lengths, values.name)
+        is_valid = ~nulls(values)
+        rows = self._rows(values.drop_null())
+        if lengths is not None:
+            row_of = np.repeat(np.arange(len(lengths)), lengths)
+            counts = np.bincount(row_of[is_valid], minlength=len(lengths))
+        elif self.hashes == 1:
+            ids = np.full(len(values), UNKNOWN, dtype=np.int32)
+            ids[is_valid] = rows[:, 0]
+            return Bags(ids)
+        else:
+            counts = is_valid.astype(np.int64)
+        return Bags(rows.reshape(-1), counts * self.hashes)
 
     def collisions(self, values: pl.Series) -> dict[str, int]:
-        """How many of the distinct values there are, and how many share all rows with another."""
+        """Returns the number of distinct values, and of those that share all rows with another."""
         distinct = distinct_values(values)
-        rows = self._rows(distinct)
+        rows = self._rows(distinct.to_arrow())
         rows.sort(axis=1)
         _, counts = np.unique(rows, axis=0, return_counts=True)
         return {"values": len(distinct), "shared": int(counts[counts > 1].sum())}
 
-    def _rows(self, values: pl.Series) -> npt.NDArray[np.int32]:
-        """(N, hashes); each distinct value is hashed once."""
-        distinct = values.unique()
-        texts = distinct.cast(pl.String).to_list()
+    def _rows(self, values: pa.Array) -> Ids:
+        """Returns (N, hashes) rows; each distinct value is hashed once."""
+        if is_text(values.type):
+            values = values.cast(pa.large_string())
+        distinct = values.dictionary_encode()
+        texts = distinct.dictionary.cast(pa.string()).to_pylist()
         size = 8 * self.hashes
         digests = b"".join(hashlib.blake2b(t.encode(), digest_size=size).digest() for t in texts)
-        drawn = np.frombuffer(digests, dtype="<u8").reshape(len(texts), self.hashes)
-        rows = (drawn % np.uint64(self.rows - 1)).astype(np.int32) + np.int32(1)
-        place = pl.Series(np.arange(len(texts), dtype=np.int64))
-        at = values.replace_strict(distinct, place, return_dtype=pl.Int64) if len(texts) else place
-        found: npt.NDArray[np.int32] = rows[at.to_numpy()]
-        return found
+        numbers = np.frombuffer(digests, dtype="<u8").reshape(len(texts), self.hashes)
+        rows_of_distinct = (numbers % np.uint64(self.rows - 1)).astype(np.int32) + np.int32(1)
+        rows: Ids = rows_of_distinct[distinct.indices.to_numpy()]
+        return rows
 
 
-def _lists(flat: npt.NDArray[np.int32], lengths: npt.NDArray[np.integer], name: str) -> pl.Series:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    array = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
-    return pl.Series(name, pl.from_arrow(array), dtype=pl.List(pl.Int32))
-
-
-def save_vocabularies(tables: Mapping[str, Vocabulary | Hashed], dataset: Path) -> None:
-    """Write each vocabulary under the name of its feature; a hash needs none."""
+def save_vocabularies(tables: Mapping[str, TableEncoder], dataset: Path) -> None:
+    """Writes each vocabulary to a file named after its feature; a hash needs no file."""
     folder = dataset / VOCABULARIES
     folder.mkdir()
-    for name, vocabulary in tables.items():
-        if isinstance(vocabulary, Hashed):
-            continue
-        vocabulary.values.alias("value").to_frame().write_parquet(folder / f"{name}.parquet")
+    for name, table in tables.items():
+        if isinstance(table, Vocabulary):
+            table.values.alias("value").to_frame().write_parquet(folder / f"{name}.parquet")
 
 
 def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
-    """Feature -> the values of a dataset folder's vocabulary, in the order of their rows.
+    """Returns feature -> values of its vocabulary, in the order of their rows.
 
     Raises:
-        FileNotFoundError: the dataset keeps none.
+        FileNotFoundError: the dataset folder has no vocabularies.
     """
     folder = dataset / VOCABULARIES
     if not folder.is_dir():
@@ -226,43 +238,8 @@ def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
             f"{folder} must exist for vocabularies to grow from; convert that data set again with "
             "this version."
         )
-    found = {}
+    vocabularies = {}
     for path in parquet_files(folder):
         with readable(path) as file:
-            found[path.stem] = pl.read_parquet(file)["value"]
-    return found
-
-
-class SeenIntegers:
-    """Table rows of the integers [0, size), of which training shows some as its rows stream by.
-
-    Example:
-        >>> seen = SeenIntegers(size=4)
-        >>> seen.update(np.array([2, 0, 2]))
-        >>> seen.encode(np.array([2, 0, 3])).tolist(), seen.rows
-        ([2, 1, 0], 5)
-    """
-
-    def __init__(self, size: int) -> None:
-        self.rows = size + 1
-        self._row_of = np.empty(size, dtype=np.int32)
-        self._row_of[spread(size)] = np.arange(1, self.rows, dtype=np.int32)
-        self._seen = np.zeros(size, dtype=np.bool_)
-
-    def update(self, values: npt.NDArray[np.integer]) -> None:
-        """Remember that training has these values."""
-        self._seen[values] = True
-
-    def encode(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
-        """Table rows of values, 0 where training has not shown the value."""
-        return np.where(self._seen[values], self._row_of[values], np.int32(UNKNOWN))
-
-    def values(self) -> list[int | None]:
-        """The integer of each row but 0, None where training has not shown it."""
-        found = np.full(self.rows - 1, -1)
-        found[self._row_of[self._seen] - 1] = np.flatnonzero(self._seen)
-        return [None if value < 0 else value for value in found.tolist()]
-
-    def by_value(self, lookups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Lookups (rows,) in the order of the values, those of row 0 first."""
-        return np.concatenate([lookups[:1], lookups[self._row_of]])
+            vocabularies[path.stem] = pl.read_parquet(file)["value"]
+    return vocabularies

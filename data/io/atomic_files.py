@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process is killed."""
+"""Files that exist whole or not at all, even if the process is killed, and their checksums."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from msrec.data.io.paths import AnyPath
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A scratch path that becomes `path` when all went well, and is gone when not."""
+    """Yields a scratch path that becomes `path` on success and is deleted on an error."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield scratch
@@ -22,14 +22,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write UTF-8 text in one step: a reader sees the old file or the whole new one."""
-    with atomic_path(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    """Writes UTF-8 text in one step: a reader sees the old file or the whole new one."""
+    write_bytes(path, text.encode())
     return path
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Write a file in one step, here or on a remote file system, whose writes are whole."""
+    """Writes a file in one step, here or on a remote file system, where writes are atomic."""
     if isinstance(path, Path):
         with atomic_path(path) as scratch:
             scratch.write_bytes(data)
@@ -38,31 +37,31 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
 
 
 def write_json(path: AnyPath, value: object) -> AnyPath:
-    """Write JSON in one step, here or on a remote file system."""
+    """Writes JSON in one step, here or on a remote file system."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
     return path
 
 
 def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """CRC-32 of whole files by their path below `folder`, 8 hexadecimal digits.
+    """Returns path below `folder` -> CRC-32 of the file, 8 hexadecimal digits.
 
-    It finds damage (every single burst of up to 32 bits), not ill will.
+    A CRC finds damage (every single burst of up to 32 bits), not manipulation.
     """
     return {str(path.relative_to(folder)): _crc32(path) for path in paths}
 
 
 def check_files(folder: Path, expected: dict[str, str], advice: str) -> None:
-    """Compare files with their checksums.
+    """Compares files with their checksums.
 
     Raises:
-        ValueError: one is not there or has changed; names it.
+        ValueError: a file is missing or has changed; names it.
     """
     for name, value in expected.items():
         path = folder / name
-        found = _crc32(path) if path.is_file() else "no file"
-        if found != value:
+        actual = _crc32(path) if path.is_file() else "no file"
+        if actual != value:
             raise ValueError(
-                f"{path} must have the CRC-32 {value}, as when it was written; found {found}. "
+                f"{path} must have the CRC-32 {value}, as when it was written; found {actual}. "
                 f"{advice}"
             )
 

@@ -1,4 +1,4 @@
-"""Read Parquet files of this machine and of others alike."""
+"""Reads Parquet files, local or remote."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,30 +14,30 @@ from msrec.data.io.paths import AnyPath, first_line, is_file, is_remote
 
 
 def parquet_files(folder: AnyPath) -> list[AnyPath]:
-    """The Parquet files of a folder, by name; none where there is no such folder."""
+    """Returns the Parquet files of a folder by name; none if the folder does not exist."""
     return sorted(folder.glob("*.parquet"), key=lambda path: path.name)
 
 
 def named_parquet_files(path: AnyPath) -> list[AnyPath]:
-    """A Parquet file that is named, or those of a folder that is.
+    """Returns a Parquet file, or those of a folder.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = [path] if is_file(path) else parquet_files(path)
-    if not found:
+    paths = [path] if is_file(path) else parquet_files(path)
+    if not paths:
         raise FileNotFoundError(f"{path} must be a Parquet file or a folder of some.")
-    return found
+    return paths
 
 
 @contextmanager
 def readable(path: AnyPath) -> Iterator[Any]:
-    """What pyarrow and polars read `path` from.
+    """Yields what pyarrow and polars can read: a local path, or an open remote file.
 
-    Of a remote one an open file without any cache: it gets what is asked for, and no more.
+    A remote file has no cache, so that only the bytes that are needed are transferred.
 
     Raises:
-        OSError: it cannot be opened or read; a ConnectionError where the network is at fault.
+        OSError: the file cannot be opened or read; a ConnectionError if the network failed.
     """
     if isinstance(path, Path):
         yield path
@@ -50,30 +50,29 @@ def readable(path: AnyPath) -> Iterator[Any]:
     except Exception as error:
         if type(error).__module__ == "builtins":
             raise
-        # Those of a provider's library: its requests failed, for good.
+        # An error class of a provider's library: its requests failed after all retries.
         raise ConnectionError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def parquet_metadata(path: AnyPath) -> pq.FileMetaData:
-    """The footer of a Parquet file."""
+    """Reads the footer of a Parquet file."""
     with readable(path) as file:
         return pq.read_metadata(file)
 
 
 def num_rows(folder: AnyPath) -> int:
-    """Rows of all Parquet files of a folder."""
+    """Returns the number of rows of all Parquet files of a folder."""
     return sum(parquet_metadata(path).num_rows for path in parquet_files(folder))
 
 
 def parquet_names(path: AnyPath) -> list[str]:
-    """The columns of a Parquet file."""
-    with readable(path) as file:
-        names: list[str] = pq.read_schema(file).names
-        return names
+    """Returns the column names of a Parquet file."""
+    names: list[str] = parquet_metadata(path).schema.to_arrow_schema().names
+    return names
 
 
 def read_parquet(path: AnyPath, columns: Sequence[str]) -> pa.Table:
-    """Columns of a whole Parquet file."""
+    """Reads columns of a whole Parquet file."""
     with readable(path) as file:
         return pq.read_table(file, columns=list(columns))
 
@@ -81,14 +80,14 @@ def read_parquet(path: AnyPath, columns: Sequence[str]) -> pa.Table:
 def read_row_group(
     path: AnyPath, index: int, columns: list[str], metadata: pq.FileMetaData
 ) -> pa.Table:
-    """Columns of one row group; a remote one comes in as few requests as its columns allow."""
+    """Reads columns of one row group; of a remote file in as few requests as possible."""
     with readable(path) as source:
         file = pq.ParquetFile(source, metadata=metadata, pre_buffer=is_remote(path))
         return file.read_row_group(index, columns=columns, use_threads=False)
 
 
 def scan_parquet(paths: Iterable[AnyPath]) -> pl.LazyFrame:
-    """The files as one lazy frame, read as far as it is needed."""
+    """Returns the files as one lazy frame."""
     paths = list(paths)
     if not is_remote(paths[0]):
         return pl.scan_parquet(paths)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Dataset folders on this machine or elsewhere: `data/app`, `s3://bucket/app`, `gs://bucket/app`.
+"""Paths of dataset folders, local or remote: `data/app`, `s3://bucket/app`, `gs://bucket/app`.
 
-What is remote is an fsspec file system behind `UPath`, which looks like `pathlib.Path`. Endpoint
-and credentials are taken from the environment or the machine, as fsspec and the providers'
-libraries do (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, an instance's role); a URL that carries any is
+A remote path is a `UPath` over an fsspec file system and works like `pathlib.Path`. Endpoint and
+credentials come from the environment or the machine, as in fsspec and the libraries of the
+providers (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, the role of an instance). A URL with credentials is
 refused before anything is written or logged.
 """
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
     AnyPath = Path | UPath
 else:
-    AnyPath = Path  # fsspec takes a fifth of a second to import, which most commands can do without
+    AnyPath = Path  # importing fsspec takes 0.2 s, and most commands do not need it
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _SECRET = re.compile(r"(://)[^/\s@'\"]+@|(://[^\s?'\"]+\?)[^\s'\"]+")
-"""A user or key before the host, or a query, such as a signature: nothing else in a URL is one."""
+"""The parts of a URL that may be secret: user and key before the host, and a query (signatures)."""
 
 
 def to_path(text: str | AnyPath) -> AnyPath:
-    """A path of this machine, or of a file system that fsspec knows.
+    """Returns a local path, or a path of a file system that fsspec knows.
 
     Raises:
-        ValueError: the URL carries credentials, or names a file system that is not installed.
+        ValueError: the URL carries credentials, or its file system is not installed.
 
     Example:
         >>> to_path("data/app"), to_path("memory://app").name
@@ -41,7 +41,8 @@ def to_path(text: str | AnyPath) -> AnyPath:
     from upath import UPath
 
     try:
-        get_filesystem_class(get_protocol(text))  # only looked up: a rank may fork after this
+        # Only the class is looked up: no connection may be open when a rank forks later.
+        get_filesystem_class(get_protocol(text))
     except (ValueError, ImportError) as error:
         raise ValueError(
             f"{text} must name a file system that fsspec has and whose package is installed; "
@@ -51,10 +52,10 @@ def to_path(text: str | AnyPath) -> AnyPath:
 
 
 def local_path(text: str | Path) -> Path:
-    """A path of this machine.
+    """Returns a path of this machine.
 
     Raises:
-        ValueError: it is a URL.
+        ValueError: the text is a URL.
     """
     if isinstance(text, str) and _URL.match(text):
         raise ValueError(
@@ -65,15 +66,15 @@ def local_path(text: str | Path) -> Path:
 
 
 def is_remote(path: AnyPath) -> bool:
-    """Whether reading it means a request over a network, or at least no file of this machine."""
+    """Returns whether a path is not on this machine, so that reading it takes a request."""
     return not isinstance(path, Path)
 
 
 def is_file(path: AnyPath) -> bool:
-    """Whether there is such a file; `UPath.is_file` says no to a network that fails, too.
+    """Returns whether a file exists; unlike `UPath.is_file`, raises an error if the network fails.
 
     Raises:
-        OSError: its file system cannot be reached.
+        OSError: the file system cannot be reached.
     """
     if isinstance(path, Path):
         return path.is_file()
@@ -89,35 +90,35 @@ def is_file(path: AnyPath) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, without secrets and without its stop."""
+    """Returns the first line of an error message, without secrets and without the full stop."""
     return (redacted(str(error)).splitlines() or [""])[0].rstrip(".")
 
 
 def redacted(text: str) -> str:
-    """The text without what a URL in it carries of users, keys and queries.
+    """Returns the text with users, keys and queries of URLs replaced by `***`.
 
     Example:
         >>> redacted("s3://KEY:SECRET@bucket/app and https://host/x?sig=1")
         's3://***@bucket/app and https://host/x?***'
     """
-    return _SECRET.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
+    return _SECRET.sub(lambda match: f"{match[1]}***@" if match[1] else f"{match[2]}***", text)
 
 
-def refuse_secrets(what: str, value: object) -> None:
-    """Refuse a value, or a tree of values, in which a URL carries a user, a key or a query.
+def refuse_secrets(name: str, value: object) -> None:
+    """Refuses URLs with a user, key or query in a value or a tree of values.
 
     Raises:
-        ValueError: one does; the sentence names its key and shows it without them.
+        ValueError: there is such a URL; names its key and shows the URL redacted.
     """
     if isinstance(value, dict):
-        for key, below in value.items():
-            refuse_secrets(str(key), below)
+        for key, child in value.items():
+            refuse_secrets(str(key), child)
     elif isinstance(value, list | tuple):
-        for below in value:
-            refuse_secrets(what, below)
+        for child in value:
+            refuse_secrets(name, child)
     elif isinstance(value, str) and _SECRET.search(value):
         raise ValueError(
-            f"{what} must be a URL without credentials, for configs, logs and reports keep it; got "
-            f"{redacted(value)}. Give them in the environment, such as AWS_ACCESS_KEY_ID or "
+            f"{name} must be a URL without credentials, because configs, logs and reports keep it; "
+            f"got {redacted(value)}. Put them in the environment, such as AWS_ACCESS_KEY_ID or "
             "AWS_PROFILE."
         )

@@ -1,4 +1,4 @@
-"""What is wrong with a file, as a sentence for the person who wrote it."""
+"""Checks of files that people write: strict models, plain YAML, and a sentence for a fault."""
 
 from typing import Any
 
@@ -18,17 +18,17 @@ class StrictModel(BaseModel):
 
 
 def first_error(error: ValidationError) -> str:
-    """`field.name: what must hold`, of the first fault; `file` where it is the whole of it."""
+    """Returns `field.name: what must hold` for the first fault; `file` if it is not in a field."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "file"
     return f"{where}: {first['msg'].removeprefix('Value error, ').rstrip('.')}"
 
 
 def read_yaml(path: AnyPath) -> Any:
-    """Plain values; a tag that names a Python object is refused like any other mistake.
+    """Returns the plain values of a YAML file; a tag that names a Python object is refused.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
         ValueError: it is not YAML.
     """
     try:

@@ -1,4 +1,4 @@
-"""Vectors made smaller: standardised, projected on principal components, rounded to 8 bits."""
+"""Smaller vectors: standardised, projected on principal components, rounded to 8 bits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,43 +8,49 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 CHUNK_ROWS = 65_536
 SAMPLE_ROWS = 20_000
-LEVELS = 127
-"""An int8 vector uses -127 to 127, times one scale a vector."""
+"""Vectors that the principal components are computed from."""
+MAX_INT8 = 127
+"""Largest magnitude of a stored number: the range is symmetric, so -128 is not used."""
 
 
-def chunks(vectors: npt.NDArray[Any], rows: int = CHUNK_ROWS) -> Iterator[tuple[slice, Floats]]:
-    """Vectors as float32, some at a time, so that a memory-mapped matrix may be of any size."""
-    for start in range(0, len(vectors), rows):
-        at = slice(start, min(start + rows, len(vectors)))
-        yield at, vectors[at].astype(np.float32)
+def float_chunks(
+    vectors: npt.NDArray[Any], scales: Floats | None = None, chunk_rows: int = CHUNK_ROWS
+) -> Iterator[tuple[slice, Floats]]:
+    """Yields slices of rows and their vectors, float32; a mapped matrix may exceed the memory."""
+    for start in range(0, len(vectors), chunk_rows):
+        at = slice(start, min(start + chunk_rows, len(vectors)))
+        rows = vectors[at].astype(np.float32)
+        yield at, rows if scales is None else rows * scales[at, None]
 
 
-def moments(parts: Iterator[tuple[slice, Floats]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Mean and standard deviation (H,), float64, by Chan's update: large stores lose no digits."""
-    count, mean, spread = 0, np.zeros(1), np.zeros(1)
-    for _, rows in parts:
+def moments(chunks: Iterator[tuple[slice, Floats]]) -> tuple[Doubles, Doubles]:
+    """Returns mean and standard deviation (H,), float64, of all chunks in one pass."""
+    # Chan's update merges the moments of a chunk into those so far. Unlike sums of squares, it
+    # does not lose digits where the mean is large compared with the deviation.
+    count, mean, squares = 0, np.zeros(1), np.zeros(1)
+    for _, rows in chunks:
         chunk = rows.astype(np.float64)
         chunk_mean = chunk.mean(axis=0)
         total = count + len(chunk)
         shift = chunk_mean - mean
-        spread = (
-            spread + ((chunk - chunk_mean) ** 2).sum(axis=0) + shift**2 * count * len(chunk) / total
-        )
+        squares = squares + ((chunk - chunk_mean) ** 2).sum(axis=0)
+        squares = squares + shift**2 * count * len(chunk) / total
         mean = mean + shift * len(chunk) / total
         count = total
-    return mean, np.sqrt(spread / count)
+    return mean, np.sqrt(squares / count)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """y = ((h - mean) / std) components, where std is not 0.
+    """Linear map y = ((h - mean) / std) components; dimensions whose std is 0 become 0.
 
     Shape:
         mean, std: (H,), float32.
-        components: (H, D), float32, orthonormal columns; None leaves all dimensions.
-        explained: share of the sample's variance that the components keep.
+        components: (H, D), float32, orthonormal columns; None keeps all dimensions.
+        explained: share of the sample's variance that the components keep, in [0, 1].
     """
 
     mean: Floats
@@ -54,20 +60,20 @@ class Projection:
 
     def __call__(self, vectors: Floats) -> Floats:
         """(N, H) -> (N, D)."""
-        known = self.std > 0
-        scale = np.where(known, 1 / np.where(known, self.std, 1), 0).astype(np.float32)
+        varies = self.std > 0
+        scale = np.where(varies, 1 / np.where(varies, self.std, 1), 0).astype(np.float32)
         standard = (vectors - self.mean) * scale
-        made = standard if self.components is None else standard @ self.components
-        return np.asarray(made, dtype=np.float32)
+        projected = standard if self.components is None else standard @ self.components
+        return np.asarray(projected, dtype=np.float32)
 
 
 def fit_projection(vectors: npt.NDArray[Any], dims: int | None, seed: int = 0) -> Projection:
-    """Standardisation by all vectors, and principal components of a sample of them.
+    """Fits mean and std to all vectors, and `dims` principal components to a sample of them.
 
     Raises:
         ValueError: `dims` is not in [1, H].
     """
-    mean, std = (part.astype(np.float32) for part in moments(chunks(vectors)))
+    mean, std = (moment.astype(np.float32) for moment in moments(float_chunks(vectors)))
     if dims is None:
         return Projection(mean, std)
     width = vectors.shape[1]
@@ -78,23 +84,25 @@ def fit_projection(vectors: npt.NDArray[Any], dims: int | None, seed: int = 0) -
         drawn = np.random.default_rng(seed).choice(len(rows), SAMPLE_ROWS, replace=False)
         rows = np.sort(drawn)
     sample = Projection(mean, std)(vectors[rows].astype(np.float32)).astype(np.float64)
-    values, axes = np.linalg.eigh(sample.T @ sample / len(sample))
+    variances, axes = np.linalg.eigh(sample.T @ sample / len(sample))  # smallest first
     kept = axes[:, ::-1][:, :dims]
-    # The sign of an axis is free: the largest entry is positive, so that two runs agree.
+    # Eigenvectors may have either sign. The largest entry is made positive, so that runs agree.
     kept = kept * np.sign(kept[np.abs(kept).argmax(axis=0), np.arange(dims)])
-    total = float(values.sum())
-    explained = float(values[::-1][:dims].sum()) / total if total else 1.0
+    total = float(variances.sum())
+    explained = float(variances[::-1][:dims].sum()) / total if total else 1.0
     return Projection(mean, std, kept.astype(np.float32), explained)
 
 
 def to_int8(vectors: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Rounded vectors (N, D) and their scales (N,): vector = rounded * scale.
+    """Rounds vectors (N, D) to int8 with a scale for each, (N,): vector = rounded * scale.
+
+    A scale for each vector, not one for all, keeps the rounding error relative to its length.
 
     Example:
         >>> rounded, scale = to_int8(np.array([[1.0, -0.5, 0.0]], dtype=np.float32))
         >>> rounded.tolist(), (rounded * scale[:, None]).round(2).tolist()
         ([[127, -64, 0]], [[1.0, -0.5, 0.0]])
     """
-    scale = np.abs(vectors).max(axis=1) / LEVELS
-    safe = np.where(scale > 0, scale, 1)[:, None]
-    return np.rint(vectors / safe).astype(np.int8), scale.astype(np.float32)
+    scale = np.abs(vectors).max(axis=1) / MAX_INT8
+    divisor = np.where(scale > 0, scale, 1)[:, None]
+    return np.rint(vectors / divisor).astype(np.int8), scale.astype(np.float32)

@@ -1,9 +1,9 @@
-"""The frozen language model: token ids to vectors."""
+"""Frozen language model: token ids to vectors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +13,20 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
-from msrec.data.llm.store import Layer
+from msrec.data.llm.store import Layer, Pooling
 from msrec.data.llm.tokenization import PromptTokenizer
 
-Pooling = Literal["last", "mean", "generate"]
-POOLINGS = ("last", "mean", "generate")
+POOLINGS = get_args(Pooling)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What many prompts begin with, computed once: its keys and values, and its states.
+    """Tokens that many prompts begin with, and the model's output for them.
 
     Shape:
-        states: (P, H), of the layer that is read.
-        cache: for each layer keys and values (1, heads, P, head_dim).
+        states: (P, H), hidden states of the chosen layer.
+        cache: keys and values of each layer, (1, heads, P, head_dim).
     """
 
     ids: list[int]
@@ -37,7 +36,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Vectors (B, H), float32, and under `generate` what the model said."""
+    """Vectors (B, H), float32; with `generate` also the model's answers."""
 
     vectors: npt.NDArray[np.float32]
     texts: list[str] | None = None
@@ -46,30 +45,30 @@ class Encoded:
 class FrozenEncoder:
     """Hidden states of one layer, pooled over the tokens of a prompt.
 
-    `mean` and `last` read the prompt's own tokens. `generate` lets the model answer, greedily, for
-    at most `answer_tokens` tokens, and takes the state from which it chose its last one.
+    Pooling `mean` and `last` read the tokens of the prompt. With `generate` the model first answers
+    greedily in at most `answer_tokens` tokens; the vector is the state that chose the last of them.
 
-    Shorter prompts of a batch are padded on the right: under causal attention no real token sees
-    what comes after it, positions stay those of the prompt alone, and pooling reads real tokens
-    only, so a vector does not depend on its batch; nor on how much of it a `Prefix` gives.
+    A vector does not depend on the other prompts of its batch, nor on the length of a `Prefix`:
+    shorter prompts are padded on the right, where a causal model does not look, their positions
+    are those of the prompt alone, and pooling leaves the padding out.
 
     Args:
-        model: a base model, or with `generate` a causal LM.
-        tokenizer: of transformers.
+        model: a base model of transformers; a causal LM for `generate`.
+        tokenizer: its tokenizer.
         pooling: mean, last or generate.
-        layer: `last` (after the final norm), `middle` or the number of layers to run, from 1;
-            with fewer than all, the others are thrown away and the final norm is not applied.
+        layer: `last` (after the final norm), `middle`, or the number of layers to run, from 1.
+            Layers above it are removed, and the final norm with them.
         max_tokens: longer prompts are cut.
-        answer_tokens: with generate.
-        device: where the model runs.
+        answer_tokens: longest answer of `generate`.
+        device: of the model.
 
     Raises:
-        ValueError: an unknown pooling, or a layer that the model has not.
+        ValueError: the pooling is unknown, or the model does not have the layer.
 
     Source:
-        LLM4MSR (Wang et al., CIKM 2024) keeps the last hidden state of a sampled generation:
-        `generate` is that with greedy decoding, so that a vector is repeatable. `mean` probes
-        better on small models, costs a twentieth, and is the default.
+        LLM4MSR (Wang et al., CIKM 2024) keeps the last hidden state of a sampled answer.
+        `generate` does the same with greedy decoding, so that a vector can be reproduced. `mean`
+        gives better probes on small models at a twentieth of the cost, and is the default.
     """
 
     def __init__(
@@ -85,20 +84,20 @@ class FrozenEncoder:
     ) -> None:
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be {', '.join(POOLINGS)}; got {pooling!r}.")
+        if pooling == "generate" and layer != "last":
+            raise ValueError(f"pooling generate reads the last layer; got layer={layer!r}.")
         self.device = torch.device(device)
         self.lm = model.eval().requires_grad_(False).to(self.device)
         self.model: nn.Module = model.base_model if pooling == "generate" else model  # type: ignore[assignment]
         self.tokens = PromptTokenizer(tokenizer, max_tokens)
         self.pooling = pooling
         self.answer_tokens = answer_tokens
-        if pooling == "generate" and layer != "last":
-            raise ValueError(f"pooling generate reads the last layer; got layer={layer!r}.")
         if layer != "last":
             _keep_layers(self.model, layer)
-        pad = getattr(tokenizer, "pad_token_id", None)
-        self.pad_id = 0 if pad is None else int(pad)
+        pad_id = getattr(tokenizer, "pad_token_id", None)
+        self.pad_id = 0 if pad_id is None else int(pad_id)
         self.is_causal = _is_causal(self.model, self.device)
-        """Whether a token sees only those before it, so that a `Prefix` can be shared."""
+        """Whether a token depends only on those before it, so that a `Prefix` can be shared."""
 
     @classmethod
     def load(
@@ -110,103 +109,110 @@ class FrozenEncoder:
         trust_remote_code: bool = False,
         **options: Any,
     ) -> "FrozenEncoder":
-        """Load model and tokenizer from a local folder; the LM head only to generate.
+        """Loads model and tokenizer from a local folder; the LM head only for `generate`.
 
         Raises:
-            ValueError: an unknown dtype, or weights are missing.
+            ValueError: the dtype is unknown, or weights are missing.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
-        logging.disable_progress_bar()  # the job has its own
-        kind = AutoModelForCausalLM if pooling == "generate" else AutoModel
-        trusted = {"trust_remote_code": trust_remote_code}
-        model, found = kind.from_pretrained(
-            str(folder), dtype=DTYPES[dtype], output_loading_info=True, **trusted
+        logging.disable_progress_bar()  # `msrec encode` shows its own
+        auto_class = AutoModelForCausalLM if pooling == "generate" else AutoModel
+        trust = {"trust_remote_code": trust_remote_code}
+        model, info = auto_class.from_pretrained(
+            str(folder), dtype=DTYPES[dtype], output_loading_info=True, **trust
         )
-        if found["missing_keys"]:
-            missing = sorted(found["missing_keys"])
+        if missing := sorted(info["missing_keys"]):
             raise ValueError(
                 f"{folder} must hold all weights of a {type(model).__name__}; it lacks "
                 f"{len(missing)}, the first {missing[0]}. A model without LM head cannot generate."
             )
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), **trusted)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **trust)
         return cls(model, tokenizer, pooling=pooling, **options)
 
     @property
     def flops_per_token(self) -> float:
-        """Multiplications and additions of the layers' matrices for one token; attention apart."""
+        """Multiplications and additions of the layers' matrices per token, without attention."""
         matrices = [p.numel() for p in _layers(self.model).parameters() if p.dim() == 2]
         return 2.0 * sum(matrices)
 
     @torch.inference_mode()
     def prefix(self, ids: Sequence[int]) -> Prefix:
-        """Run what prompts begin with once.
+        """Runs the tokens that prompts begin with.
 
         Raises:
-            ValueError: it has no token, or tokens of this model see what comes after them.
+            ValueError: there is no token, or the model's attention is not causal.
         """
         if not ids or not self.is_causal:
             raise ValueError("a prefix must have a token, and a model whose attention is causal.")
         tokens = torch.tensor([list(ids)], device=self.device)
-        out = self.model(input_ids=tokens, use_cache=True)
-        layers = out.past_key_values.layers[: len(_layers(self.model))]
+        output = self.model(input_ids=tokens, use_cache=True)
+        layers = output.past_key_values.layers[: len(_layers(self.model))]
         cache = [(layer.keys, layer.values) for layer in layers]
-        return Prefix(list(ids), out.last_hidden_state[0], cache)
+        return Prefix(list(ids), output.last_hidden_state[0], cache)
 
     @torch.inference_mode()
     def encode(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> Encoded:
-        """The vectors of one batch of token ids, which begin with those of the prefix.
+        """Encodes one batch of token ids, which begin with those of the prefix.
 
         Raises:
-            ValueError: a prompt has no token of its own.
+            ValueError: a prompt has no token after the prefix.
         """
         skip = len(prefix.ids) if prefix else 0
-        lengths = torch.tensor([len(row) - skip for row in rows])
-        if int(lengths.min()) <= 0:
-            place = int(lengths.argmin())
-            raise ValueError(f"prompt {place} of the batch must have a token of its own.")
-        ids = torch.full((len(rows), int(lengths.max())), self.pad_id)
-        for position, row in enumerate(rows):
-            ids[position, : len(row) - skip] = torch.tensor(row[skip:])
-        real = torch.arange(ids.shape[1])[None] < lengths[:, None]
-        ids, real, lengths = (part.to(self.device) for part in (ids, real, lengths))
-        mask = real.long()
+        ids, lengths = self._pad([row[skip:] for row in rows])
+        is_real = torch.arange(ids.shape[1], device=self.device)[None] < lengths[:, None]
+        mask = is_real.long()
         cache = None
-        if prefix is not None:
+        if prefix is not None:  # its keys and values are in the cache: only the rest is run
             mask = torch.cat([mask.new_ones(len(rows), skip), mask], dim=1)
-            cache = _expanded(prefix, len(rows))
+            cache = _repeated_cache(prefix, len(rows))
         elif self.pooling == "generate":
             cache = DynamicCache()
-        keywords = {} if cache is None else {"past_key_values": cache}
+        past = {} if cache is None else {"past_key_values": cache}  # some models lack the argument
         states = self.model(
-            input_ids=ids, attention_mask=mask, use_cache=cache is not None, **keywords
+            input_ids=ids, attention_mask=mask, use_cache=cache is not None, **past
         ).last_hidden_state
         if self.pooling == "mean":
-            # A product and not a sum over a mask: states of padding may be large, never infinite.
-            summed = torch.bmm(real[:, None].to(states.dtype).float(), states.float())[:, 0]
+            # The product with the mask sums the real tokens: padding has finite states, times 0.
+            total = torch.bmm(is_real[:, None].float(), states.float())[:, 0]
             if prefix is not None:
-                summed = summed + prefix.states.float().sum(0)
-            return Encoded(_numpy(summed / (lengths + skip)[:, None]))
+                total = total + prefix.states.float().sum(0)
+            return Encoded(_numpy(total / (lengths + skip)[:, None]))
         last = states[torch.arange(len(rows), device=self.device), lengths - 1]
         if self.pooling == "last":
             return Encoded(_numpy(last))
         return self._answer(last, mask, lengths + skip, cache)
 
+    def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Returns token ids (B, L), padded on the right, and the lengths (B,), both int64."""
+        lengths = torch.tensor([len(row) for row in rows])
+        if int(lengths.min()) == 0:
+            raise ValueError(
+                f"prompt {int(lengths.argmin())} of the batch must have a token after the prefix; "
+                f"it has none."
+            )
+        ids = torch.full((len(rows), int(lengths.max())), self.pad_id)
+        for position, row in enumerate(rows):
+            ids[position, : len(row)] = torch.tensor(row)
+        return ids.to(self.device), lengths.to(self.device)
+
     def _answer(
         self, state: Tensor, mask: Tensor, lengths: Tensor, cache: DynamicCache | None
     ) -> Encoded:
-        """Greedy decoding; a row that ends keeps the state that chose its end."""
+        """Decodes greedily; a row that has ended keeps the state that chose its end token."""
         head = self.lm.get_output_embeddings()  # type: ignore[operator]
-        ends = torch.tensor(_end_ids(self.lm), device=self.device)
+        end_ids = torch.tensor(_end_ids(self.lm), device=self.device)
         kept, is_open = state.clone(), torch.ones_like(lengths, dtype=torch.bool)
-        said: list[Tensor] = []
+        answers: list[Tensor] = []
         for step in range(self.answer_tokens):
             kept[is_open] = state[is_open]
             token = head(state).argmax(dim=-1)
-            said.append(torch.where(is_open, token, self.pad_id))
-            is_open &= ~torch.isin(token, ends)
+            answers.append(torch.where(is_open, token, self.pad_id))
+            is_open &= ~torch.isin(token, end_ids)
             if step + 1 == self.answer_tokens or not is_open.any():
                 break
+            # In shorter rows, masked padding is between prompt and answer in the cache. Positions
+            # leave it out.
             mask = torch.cat([mask, is_open[:, None].long()], dim=1)
             state = self.model(
                 input_ids=token[:, None],
@@ -215,13 +221,13 @@ class FrozenEncoder:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[:, 0]
-        rows = torch.stack(said, dim=1).tolist()
+        rows = torch.stack(answers, dim=1).tolist()
         return Encoded(_numpy(kept), [self.tokens.decode(row) for row in rows])
 
 
 @torch.inference_mode()
 def _is_causal(model: nn.Module, device: torch.device) -> bool:
-    """Whether the first state stays when what follows changes: configs do not say it alike."""
+    """Returns whether the first state ignores later tokens; no field of a config says so."""
     ids = torch.tensor([[1, 2, 3], [1, 4, 5]], device=device)
     states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
     first, second = states[:, 0].float()
@@ -233,17 +239,13 @@ def _numpy(vectors: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a base model.
-
-    Raises:
-        ValueError: they are not where causal LMs have them.
-    """
-    for name in ("layers", "h", "blocks", "encoder.layer"):
-        found = model
-        for part in name.split("."):
-            found = getattr(found, part, None)  # type: ignore[assignment]
-        if isinstance(found, nn.ModuleList):
-            return found
+    """Returns the layers of a base model, which are under one of the usual names."""
+    for path in ("layers", "h", "blocks", "encoder.layer"):
+        module = model
+        for name in path.split("."):
+            module = getattr(module, name, None)  # type: ignore[assignment]
+        if isinstance(module, nn.ModuleList):
+            return module
     raise ValueError(
         f"a model must have its layers under `layers` to read one of them; {type(model).__name__} "
         "has not. Use layer=last."
@@ -251,7 +253,7 @@ def _layers(model: nn.Module) -> nn.ModuleList:
 
 
 def _keep_layers(model: nn.Module, layer: Layer) -> None:
-    """Throw away what stands above the layer that is read, the final norm too."""
+    """Removes the layers above the chosen one, and the final norm."""
     layers = _layers(model)
     count = len(layers) // 2 if layer == "middle" else layer
     if not isinstance(count, int) or not 1 <= count <= len(layers):
@@ -262,19 +264,20 @@ def _keep_layers(model: nn.Module, layer: Layer) -> None:
             setattr(model, name, nn.Identity())
 
 
-def _expanded(prefix: Prefix, rows: int) -> DynamicCache:
+def _repeated_cache(prefix: Prefix, num_rows: int) -> DynamicCache:
+    """Returns a cache for a batch, in which every row begins with the prefix."""
     cache = DynamicCache()
-    for number, (keys, values) in enumerate(prefix.cache):
-        shape = (rows, *keys.shape[1:])
-        cache.update(keys.expand(shape), values.expand(shape), number)
+    for layer, (keys, values) in enumerate(prefix.cache):
+        shape = (num_rows, *keys.shape[1:])
+        cache.update(keys.expand(shape), values.expand(shape), layer)
     return cache
 
 
 def _end_ids(lm: nn.Module) -> list[int]:
-    """Tokens that end an answer."""
-    found = getattr(getattr(lm, "generation_config", None), "eos_token_id", None)
-    if found is None:
-        found = getattr(lm.config, "eos_token_id", None)
-    if found is None:
+    """Returns the tokens that end an answer."""
+    end = getattr(getattr(lm, "generation_config", None), "eos_token_id", None)
+    if end is None:
+        end = getattr(lm.config, "eos_token_id", None)
+    if end is None:
         return []
-    return [found] if isinstance(found, int) else list(found)
+    return [end] if isinstance(end, int) else list(end)

@@ -1,6 +1,6 @@
-"""Histories: what an item is called, and what every user did in every scenario.
+"""Histories as text: the items that each user saw in every scenario.
 
-Rows come from `train/*.parquet` and from nowhere else.
+Rows come from `train/*.parquet` only, so that a prompt holds nothing of the other splits.
 """
 
 from dataclasses import dataclass
@@ -12,55 +12,59 @@ from msrec.data.io.paths import AnyPath
 from msrec.data.llm.templates import Template, fill
 from msrec.data.schema import Schema
 
-BETWEEN_ITEMS = "; "
+ITEM_SEPARATOR = "; "
+ITEM_PROMPT_FACTOR = 4
+"""Attributes may be so many times as long in an item's own prompt as in a history."""
+LINE = ["user", "scenario", "liked"]
+"""Columns that identify a line of a history: each scenario and label value has one."""
 
 
 def item_texts(
-    folder: AnyPath, schema: Schema, template: Template, details: int | None = None
+    folder: AnyPath, schema: Schema, template: Template, *, all_attributes: bool = False
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Columns key and text: what a prompt says of each item, null where there is nothing to say.
+    """Returns columns key and text of all items, and counts of texts that are missing or cut.
 
-    `details` attributes follow the title; by default as many as the template shows in a history.
+    A text has the title and the first `template.item_details` attributes, or all of them for the
+    item's own prompt; it is null for an item without either.
     """
-    title_column = schema.text.item_title
-    columns = schema.text.item_attributes[: template.item_details if details is None else details]
-    items = read_columns(
-        folder / "items.parquet",
-        ["item_key", *([title_column] if title_column else []), *columns],
-    )
+    title_column, columns = schema.text.item_title, schema.text.item_attributes
+    max_chars = ITEM_PROMPT_FACTOR * template.title_chars
+    if not all_attributes:
+        columns, max_chars = columns[: template.item_details], template.title_chars
+    title_columns = [title_column] if title_column else []
+    items = read_columns(folder / "items.parquet", ["item_key", *title_columns, *columns])
     title = clean(title_column) if title_column else pl.lit("")
-    known: list[pl.Expr] = [pl.when(clean(c) != "").then(clean(c)) for c in columns]
-    joined = pl.concat_str(known, separator=", ", ignore_nulls=True) if known else pl.lit("")
+    details = [pl.when(clean(column) != "").then(clean(column)) for column in columns]
+    joined = pl.concat_str(details, separator=", ", ignore_nulls=True) if details else pl.lit("")
     parts = items.select(
         key="item_key",
         title=_cut(title, template.title_chars),
-        details=_cut(joined, template.title_chars if details is None else 4 * template.title_chars),
+        details=_cut(joined, max_chars),
         is_cut=title.str.len_chars() > template.title_chars,
     )
-    full = fill(template.item, title=pl.col("title"), details=pl.col("details"))
-    plain = fill(template.item_plain, title=pl.col("title") + pl.col("details"))
     has_title, has_details = pl.col("title") != "", pl.col("details") != ""
-    text = pl.when(has_title & has_details).then(full).when(has_title | has_details).then(plain)
+    both = fill(template.item, title=pl.col("title"), details=pl.col("details"))
+    either = fill(template.item_plain, title=pl.col("title") + pl.col("details"))
+    text = pl.when(has_title & has_details).then(both).when(has_title | has_details).then(either)
     texts = parts.select("key", text=text)
-    counts = {
-        "items_without_text": texts["text"].null_count(),
-        "titles_cut": int(parts["is_cut"].sum()),
-    }
-    return texts, counts
+    num_missing, num_cut = texts["text"].null_count(), int(parts["is_cut"].sum())
+    return texts, {"items_without_text": num_missing, "titles_cut": num_cut}
 
 
 @dataclass(frozen=True)
-class Room:
-    """How many tokens the histories may have.
+class HistoryBudget:
+    """Limit on the tokens of histories.
 
-    `of_user` has the columns user and room: the tokens that the rest of a user's prompt leaves;
-    `of_item` the tokens of each item's text with what stands between items; `of_line` those of a
-    sentence without items.
+    Args:
+        user_tokens: columns user (int32) and available, the tokens that the rest of the user's
+            prompt leaves for the history.
+        item_tokens: (items,), int64, tokens of an item's text with its separator.
+        line_tokens: tokens of a line without its items.
     """
 
-    of_user: pl.DataFrame
-    of_item: pl.Series
-    of_line: int
+    user_tokens: pl.DataFrame
+    item_tokens: pl.Series
+    line_tokens: int
 
 
 def user_histories(
@@ -70,133 +74,135 @@ def user_histories(
     texts: pl.Series,
     rank: int,
     world_size: int,
-    room: Room | None = None,
-) -> pl.DataFrame:
-    """Columns user, history, num_items: lines of items, newest first.
+    budget: HistoryBudget | None = None,
+) -> tuple[pl.DataFrame, int]:
+    """Returns the histories of a rank's users, and how many lost items to the budget.
 
-    Scenarios and answers take turns, so that each has its newest items where there is not room for
-    all; `num_items` counts those shown.
+    `texts` are those of all items, null for an item to leave out. The histories have the columns
+    user (int64) and history; users without an item to show are left out.
     """
     rows = _training_rows(folder, schema, rank, world_size)
     _check_range(rows, "user", schema.num_users, folder)
     _check_range(rows, "item", len(texts), folder)
     _check_range(rows, "scenario", schema.num_scenarios, folder)
-    ids = texts.rank("dense").cast(pl.UInt32)
-    said = pl.DataFrame({"id": ids, "text": texts}).drop_nulls().unique("id")
-    line = ["user", "scenario", "liked"]
+    # Items with equal texts count as one, so that a line does not repeat a text.
+    text_ids = texts.rank("dense").cast(pl.UInt32)
+    rows = rows.with_columns(text_id=text_ids.gather(rows["item"])).drop_nulls("text_id")
+    shown, num_cut = _newest_items(rows, template), 0
+    if budget is not None:
+        marked = _mark_fitting(shown, budget)
+        shown, num_cut = marked.filter("fits"), marked.filter(~pl.col("fits"))["user"].n_unique()
+    lines = _lines(shown.with_columns(text=texts.gather(shown["item"])), schema, template)
+    histories = lines.group_by("user", maintain_order=True).agg(pl.col("history").str.join("\n"))
+    return histories.with_columns(pl.col("user").cast(pl.Int64)), num_cut
+
+
+def _newest_items(rows: pl.DataFrame, template: Template) -> pl.DataFrame:
+    """Returns the rows whose items a history shows, those of highest priority first.
+
+    Lines take turns: first comes the newest item of each line, then the second newest of each, and
+    so on, up to the template's limits over all scenarios. A limit thus leaves each scenario its
+    newest items, and room that one scenario does not use goes to the others.
+    """
     most = pl.when("liked").then(template.positives).otherwise(template.negatives)
-    positive, negative = template.words_of(schema.labels[0])
-    names = pl.Series([s.name for s in schema.scenarios])
-    turn = pl.int_range(pl.len()).over(line)
-    chosen = (
-        rows.with_columns(id=ids.gather(rows["item"]))
-        .drop_nulls("id")
-        .lazy()
-        .sort(pl.col("when"), pl.col("row"), descending=True)
-        .unique([*line, "id"], keep="first", maintain_order=True)
-        .with_columns(turn=turn)
+    return (
+        rows.lazy()
+        .sort("time", "row", descending=True)
+        .unique([*LINE, "text_id"], keep="first", maintain_order=True)
+        .with_columns(turn=pl.int_range(pl.len()).over(LINE))
         .filter(pl.col("turn") < most)
         .with_row_index("age")
         .sort("turn", "age")
         .filter(pl.int_range(pl.len()).over("user", "liked") < most)
-    )
-    if room is not None:
-        chosen = _fitting(chosen, room, line)
-    return (
-        chosen.join(said.lazy(), on="id", how="left")
-        .sort(*line, "turn", descending=[False, False, True, False])
-        .group_by(line, maintain_order=True)
-        .agg(items=pl.col("text").str.join(BETWEEN_ITEMS), shown=pl.len())
-        .with_columns(
-            text=fill(
-                template.history,
-                scenario=pl.col("scenario").replace_strict(range(len(names)), names),
-                word=pl.when("liked").then(pl.lit(positive)).otherwise(pl.lit(negative)),
-                items=pl.col("items"),
-            )
-        )
-        .group_by("user", maintain_order=True)
-        .agg(history=pl.col("text").str.join("\n"), num_items=pl.col("shown").sum())
-        .with_columns(pl.col("user").cast(pl.Int64))
         .collect()
     )
 
 
-def _fitting(chosen: pl.LazyFrame, room: Room, line: list[str]) -> pl.LazyFrame:
-    """The first items of each user, in turn, that the user's tokens have room for."""
-    costs = pl.Series("cost", room.of_item)
-    first = pl.col("turn") == pl.col("turn").min().over(line)
+def _mark_fitting(rows: pl.DataFrame, budget: HistoryBudget) -> pl.DataFrame:
+    """Adds the column `fits`: the budget has room for this item and those before it."""
+    # The first item of a line also pays for the text around the items.
+    line_cost = (pl.col("turn") == 0).cast(pl.Int64) * budget.line_tokens
+    fits = pl.col("cost").cum_sum().over("user") <= pl.col("available")
     return (
-        chosen.with_columns(cost=pl.lit(costs).gather("item") + first.cast(pl.Int64) * room.of_line)
-        .join(room.of_user.lazy(), on="user", how="left", maintain_order="left")
-        .filter(pl.col("cost").cum_sum().over("user") <= pl.col("room"))
+        rows.with_columns(cost=pl.lit(budget.item_tokens).gather("item") + line_cost)
+        .join(budget.user_tokens, on="user", how="left", maintain_order="left")
+        .with_columns(fits=fits.fill_null(False))
+    )
+
+
+def _lines(rows: pl.DataFrame, schema: Schema, template: Template) -> pl.DataFrame:
+    """Returns columns user and history (one line of it), by scenario, with label 1 first."""
+    positive, negative = template.words_of(schema.labels[0])
+    names = pl.Series([scenario.name for scenario in schema.scenarios])
+    line = fill(
+        template.history,
+        scenario=pl.col("scenario").replace_strict(range(len(names)), names),
+        word=pl.when("liked").then(pl.lit(positive)).otherwise(pl.lit(negative)),
+        items=pl.col("items"),
+    )
+    return (
+        rows.sort(*LINE, "turn", descending=[False, False, True, False])
+        .group_by(LINE, maintain_order=True)
+        .agg(items=pl.col("text").str.join(ITEM_SEPARATOR))
+        .select("user", history=line)
     )
 
 
 def _training_rows(folder: AnyPath, schema: Schema, rank: int, world_size: int) -> pl.DataFrame:
-    """Columns row, user, item, scenario, liked, when of this rank's users."""
+    """Reads the columns row, user, item, scenario, liked and time of this rank's users."""
     files = parquet_files(folder / "train")
     if not files:
         raise FileNotFoundError(
             f"{folder / 'train'} must hold Parquet files; found none: convert the data set again."
         )
-    label, stamp = schema.labels[0], schema.timestamp
-    needed = ["user", "item", "scenario", label, *([stamp] if stamp else [])]
+    ids, label, time_column = ["user", "item", "scenario"], schema.labels[0], schema.timestamp
     for file in files:
-        _check_columns(file, needed)
+        _check_columns(file, [*ids, label, *([time_column] if time_column else [])])
+    time = pl.col(time_column) if time_column else pl.lit(0)
     return (
         scan_parquet(files)
         .with_row_index("row")
-        .select(
-            "row",
-            "user",
-            "item",
-            "scenario",
-            liked=pl.col(label) > 0.5,
-            when=pl.col(stamp) if stamp else pl.lit(0),
-        )
+        .select("row", *ids, liked=pl.col(label) > 0.5, time=time)
         .filter(pl.col("user") % world_size == rank)
         .collect(engine="streaming")
     )
 
 
 def _check_range(rows: pl.DataFrame, column: str, size: int, folder: AnyPath) -> None:
-    bad = rows.filter(~pl.col(column).is_between(0, size - 1))
-    if bad.height:
+    outside = rows.filter(~pl.col(column).is_between(0, size - 1))
+    if outside.height:
         raise ValueError(
-            f"{folder / 'train'}: column {column!r} must lie in [0, {size}); row "
-            f"{bad['row'][0]} holds {bad[column][0]}: convert the data set again."
+            f"{folder / 'train'}: column {column!r} must be in [0, {size}); row "
+            f"{outside['row'][0]} holds {outside[column][0]}: convert the data set again."
         )
 
 
 def _check_columns(file: AnyPath, needed: list[str]) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"{file} must exist: convert the data set again.")
-    found = parquet_names(file)
-    missing = [name for name in needed if name not in found]
+    present = parquet_names(file)
+    missing = [name for name in needed if name not in present]
     if missing:
         raise ValueError(
-            f"{file} must have the column {missing[0]!r}; it has {', '.join(found)}: convert the "
-            f"data set again or mend `text` in dataset.yaml."
+            f"{file} must have the column {missing[0]!r}; it has {', '.join(present)}: convert the "
+            f"data set again or correct `text` in dataset.yaml."
         )
 
 
 def read_columns(file: AnyPath, columns: list[str]) -> pl.DataFrame:
-    """Some columns of a Parquet file, which must have them."""
+    """Reads columns of a Parquet file; an error names the file or column that is missing."""
     _check_columns(file, columns)
     with readable(file) as source:
         return pl.read_parquet(source, columns=list(dict.fromkeys(columns)))
 
 
 def clean(column: str) -> pl.Expr:
-    """A column as readable text on one line, never null."""
-    text = pl.col(column).cast(pl.String).fill_null("")
-    return (
-        text.str.replace_all("|", ", ", literal=True).str.replace_all(r"\s+", " ").str.strip_chars()
-    )
+    """Returns a column as text on one line; null becomes empty, and `|` becomes a comma."""
+    text = pl.col(column).cast(pl.String).fill_null("").str.replace_all("|", ", ", literal=True)
+    return text.str.replace_all(r"\s+", " ").str.strip_chars()
 
 
-def _cut(text: pl.Expr, chars: int) -> pl.Expr:
-    """At most `chars` characters, cut at the end of a word where there is one."""
-    head = text.str.head(chars).str.replace(r"\s+\S*$", "")
-    return pl.when(text.str.len_chars() > chars).then(head).otherwise(text)
+def _cut(text: pl.Expr, max_chars: int) -> pl.Expr:
+    """Cuts longer texts to `max_chars` characters, at the end of a word if there is one."""
+    head = text.str.head(max_chars).str.replace(r"\s+\S*$", "")
+    return pl.when(text.str.len_chars() > max_chars).then(head).otherwise(text)

@@ -1,4 +1,4 @@
-"""Joins a knowledge store to a dataset: user or item index -> vector, scenario -> vector."""
+"""User knowledge, item knowledge and scenario knowledge: a store's vectors for a dataset."""
 
 import logging
 import zlib
@@ -15,25 +15,24 @@ from msrec.data.schema import Schema
 
 log = logging.getLogger(__name__)
 
-
 Control = Literal["none", "shuffled", "random", "learned"]
 
 
 class EntityKnowledge:
-    """A level of a store, addressed by the dataset's index of users or items.
+    """User knowledge or item knowledge: vectors by index; an entity is a user or an item.
 
     Args:
         dataset: the dataset folder; its users.parquet (items.parquet) has the keys.
         level: user or item.
-        store: the opened level.
-        missing: for those without a vector "mean" (the mean vector, has 0) or "error".
-        control: what stands in place of the vectors, to see whether their meaning matters:
-            "shuffled" gives each user with a vector that of another; "random" and "learned" give
-            normal numbers (with "learned" the model replaces them by vectors it learns).
+        store: the level's vectors.
+        missing: for entities without a vector, "mean" gives the mean vector and "error" refuses.
+        control: replaces the vectors, to test whether their meaning matters: "shuffled" gives each
+            entity the vector of another one; "random" and "learned" give normal random numbers (for
+            "learned", the model has a learned vector in their place).
         seed: of the control.
 
     Raises:
-        ValueError: `missing` is "error" and some user has no vector.
+        ValueError: `missing` is "error" and an entity has no vector.
     """
 
     def __init__(
@@ -46,77 +45,78 @@ class EntityKnowledge:
         seed: int = 0,
     ) -> None:
         key = f"{level}_key"
-        names = read_parquet(dataset / f"{level}s.parquet", [key])[key].to_numpy(
+        keys = read_parquet(dataset / f"{level}s.parquet", [key])[key].to_numpy(
             zero_copy_only=False
         )
-        self._rows = store.rows(names)
-        has = self._rows >= 0
-        self.num_missing = int((~has).sum())
+        self._store = store
+        self._rows = store.rows(keys)
+        has_vector = self._rows >= 0
+        self.num_missing = int((~has_vector).sum())
         if self.num_missing and missing == "error":
-            first = names[np.argmax(~has)]
+            first = keys[np.argmax(~has_vector)]
             raise ValueError(
                 f"every {level} must have a vector (llm.missing=error); {self.num_missing} of "
-                f"{len(names)} have none, the first is {first}. Run `msrec encode` again."
+                f"{len(keys)} have none, the first is {first}. Run `msrec encode` again."
             )
         if self.num_missing:
-            log.warning("%d of %d %ss have no vector", self.num_missing, len(names), level)
-        self._store = store
-        self._drawn: torch.Tensor | None = None
+            log.warning("%d of %d %ss have no vector", self.num_missing, len(keys), level)
         self.mean, self.std = store.mean, store.std
         self.dim = int(store.vectors.shape[1])
+        self._random: torch.Tensor | None = None
+        # The level is in the seed, so that a user and an item of equal index differ.
         rng = np.random.default_rng([seed, zlib.crc32(level.encode())])
         if control == "shuffled":
-            self._rows[has] = rng.permutation(self._rows[has])
+            self._rows[has_vector] = rng.permutation(self._rows[has_vector])
         elif control != "none":
-            drawn = rng.standard_normal((len(names), self.dim), dtype=np.float32)
-            self._drawn = torch.from_numpy(drawn)
+            numbers = rng.standard_normal((len(keys), self.dim), dtype=np.float32)
+            self._random = torch.from_numpy(numbers)
             self.mean, self.std = np.zeros_like(self.mean), np.ones_like(self.std)
 
     @property
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (H,), float32, of what `gather` gives."""
+        """Mean and standard deviation of the vectors that `gather` returns, (H,), float32."""
         return torch.from_numpy(self.mean), torch.from_numpy(self.std)
 
     def gather(self, ids: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors of some users.
+        """Returns the vectors of entities; the mean vector for those without one.
 
         Shape:
-            ids: (U,), int64, indices into users.parquet; -1 for one that is not there.
-            returns: vectors (U, H), as `take` gives them, and has (U,), float32; the mean vector
-                and 0 where the store has none.
+            ids: (U,), int64, indices into users.parquet or items.parquet; -1 for an unknown entity.
+            returns: vectors (U, H), of the type that `read_vectors` gives, and has_vector (U,),
+                float32, 1 or 0.
         """
         rows = np.where(ids < 0, -1, self._rows[ids])
-        present = torch.from_numpy(rows >= 0)
-        if self._drawn is not None:
-            vectors = self._drawn.index_select(0, torch.from_numpy(np.maximum(ids, 0)))
+        has_vector = torch.from_numpy(rows >= 0)
+        if self._random is not None:
+            vectors = self._random.index_select(0, torch.from_numpy(np.maximum(ids, 0)))
         else:
-            vectors = take(self._store, np.maximum(rows, 0))
-        vectors[~present] = torch.from_numpy(self.mean).to(vectors.dtype)
-        return vectors, present.float()
+            vectors = read_vectors(self._store, np.maximum(rows, 0))
+        vectors[~has_vector] = torch.from_numpy(self.mean).to(vectors.dtype)
+        return vectors, has_vector.float()
 
 
-def take(store: KnowledgeStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Vectors of some rows, copied out of the map.
+def read_vectors(store: KnowledgeStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Reads the vectors of some rows of a store.
 
     Shape:
         rows: (n,), int64, in [0, N).
-        returns: (n, H), of the store's type, where that is int8 float32: the model converts, so
-            that half as many bytes travel to it.
+        returns: (n, H), float32 for an int8 store, else the store's type: the model converts
+            float16 on its device, so that half as many bytes travel there.
     """
-    # torch gathers rows of a map several times as fast as NumPy.
+    # torch gathers rows of a memory map several times as fast as NumPy.
     at = torch.from_numpy(rows)
-    found = torch.from_numpy(store.vectors).index_select(0, at)
+    vectors = torch.from_numpy(store.vectors).index_select(0, at)
     if store.scales is None:
-        return found
-    # Converted first and scaled in place: a product of both types takes a quarter longer.
-    return found.float().mul_(torch.from_numpy(store.scales).index_select(0, at).unsqueeze(1))
+        return vectors
+    # Converted first and scaled in place: a product of mixed types takes a quarter longer.
+    return vectors.float().mul_(torch.from_numpy(store.scales).index_select(0, at).unsqueeze(1))
 
 
 def scenario_vectors(store: KnowledgeStore, schema: Schema) -> npt.NDArray[np.float32]:
-    """The scenario level in the schema's order, standardised over the scenarios.
+    """Returns the vectors of all scenarios in the schema's order, standardised over them.
 
     Shape:
-        returns: (S, H), float32; zero mean and unit variance per dimension where S > 1.
+        returns: (S, H), float32; for S > 1, each dimension has mean 0 and variance 1, or is 0.
 
     Raises:
         ValueError: a scenario of the schema has no vector.
@@ -128,9 +128,9 @@ def scenario_vectors(store: KnowledgeStore, schema: Schema) -> npt.NDArray[np.fl
             f"every scenario must have a vector; {names[rows < 0][0]!r} has none in the store. Run "
             "`msrec encode` again."
         )
-    vectors: npt.NDArray[np.float32] = take(store, rows).float().numpy()
+    vectors: npt.NDArray[np.float32] = read_vectors(store, rows).float().numpy()
     if len(vectors) == 1:
         return vectors
-    spread = vectors.std(axis=0)
-    standardised = (vectors - vectors.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    std = vectors.std(axis=0)
+    standardised = (vectors - vectors.mean(axis=0)) / np.where(std > 0, std, 1)
     return np.asarray(standardised, dtype=np.float32)

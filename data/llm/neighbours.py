@@ -1,51 +1,50 @@
-"""Keys of a store and how alike their standardised vectors are."""
+"""Nearest neighbours of a key in a knowledge store, by cosine of the standardised vectors."""
 
 import numpy as np
 
-from msrec.data.llm.knowledge import take
+from msrec.data.llm.compression import Projection, float_chunks
+from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.store import KnowledgeStore
-from msrec.data.llm.store_writer import stored_chunks
 
 
 def standardised(store: KnowledgeStore, vectors: np.ndarray) -> np.ndarray:
-    """(vectors - mean) / std, 0 where std is 0.
+    """Returns (vectors - mean) / std, 0 where std is 0.
 
     Shape:
         vectors: (n, H), float.
         returns: (n, H), float32.
     """
-    scale = np.where(store.std > 0, 1 / np.where(store.std > 0, store.std, 1), 0)
-    return np.asarray((vectors - store.mean) * scale, dtype=np.float32)
+    return Projection(store.mean, store.std)(vectors)
 
 
 def row_of(store: KnowledgeStore, key: str) -> int | None:
-    """Row of a key given as text, None where the store lacks it."""
-    is_number = np.issubdtype(store.keys.dtype, np.integer)
-    if is_number and not key.lstrip("-").isdecimal():
+    """Returns the row of a key that is given as text; None if the store lacks it."""
+    is_integer = np.issubdtype(store.keys.dtype, np.integer)
+    if is_integer and not key.lstrip("-").isdecimal():
         return None
-    row = int(store.rows(np.array([int(key) if is_number else key]))[0])
+    row = int(store.rows(np.array([int(key) if is_integer else key]))[0])
     return row if row >= 0 else None
 
 
 def neighbours(store: KnowledgeStore, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """All other rows by how alike their standardised vectors are, the nearest first.
+    """Returns all other rows, the nearest first.
 
     Shape:
         returns: rows, (N - 1,), int64, and their cosines, (N - 1,), float32.
     """
-    own = unit(standardised(store, take(store, np.array([row])).float().numpy()))[0]
-    likeness = np.concatenate(
+    own = unit_vectors(standardised(store, read_vectors(store, np.array([row])).float().numpy()))[0]
+    cosines = np.concatenate(
         [
-            unit(standardised(store, rows)) @ own
-            for _, rows in stored_chunks(store.vectors, store.scales)
+            unit_vectors(standardised(store, vectors)) @ own
+            for _, vectors in float_chunks(store.vectors, store.scales)
         ]
     )
-    order = np.argsort(-likeness)
+    order = np.argsort(-cosines)
     order = order[order != row]
-    return order, likeness[order]
+    return order, cosines[order]
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows (n, H) of length 1; a row of zeros stays."""
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Scales rows (n, H) to length 1; a row of zeros stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms > 0, norms, 1))

@@ -1,34 +1,36 @@
-"""Prompts: what each scenario is, and what each user did in every scenario, as text.
+"""Prompts for the LLM: one for each scenario, user or item of a dataset.
 
-The history of a user comes from `train/*.parquet` and from nowhere else.
+A user's prompt shows training rows only; see `history_text`.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.history_text import (
-    BETWEEN_ITEMS,
-    Room,
+    ITEM_SEPARATOR,
+    HistoryBudget,
     clean,
     item_texts,
     read_columns,
     user_histories,
 )
 from msrec.data.llm.templates import Template, fill
+from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import Schema, load_schema
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts, and what could not be put into them.
+    """Prompts of one level for a rank's share, which is every `world_size`-th from `rank`.
 
-    `frame` has the columns index (int64, the position in users.parquet or in the schema's
-    scenarios), key (int64 or string), text, and has_history (bool). `counts` are of this share:
-    `keys`, `no_history` (users training never saw), `left_out` (of them, those without attributes
-    too: no prompt), and of the whole data set: `items_without_text`, `titles_cut`.
+    Args:
+        frame: columns index (int64, the position in users.parquet, items.parquet or the schema's
+            scenarios), key (int64 or string), text and has_history (bool).
+        counts: of this share: `keys` (prompts), `no_history` (users without an item to show) and
+            `left_out` (users and items without any text, which have no prompt); of the dataset:
+            `items_without_text` and `titles_cut`.
     """
 
     frame: pl.DataFrame
@@ -39,103 +41,93 @@ class Prompts:
         return self.frame.height
 
     def pairs(self) -> list[tuple[int | str, str]]:
-        """(key, text), in order."""
+        """Returns (key, text) of each prompt, in order."""
         return list(zip(self.frame["key"].to_list(), self.frame["text"].to_list(), strict=True))
+
+
+def level_prompts(
+    level: str,
+    dataset: AnyPath | str,
+    template: Template,
+    tokens: PromptTokenizer | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Prompts:
+    """Returns the prompts of level user, scenario or item; only users need `tokens`."""
+    if level == "user":
+        return user_prompts(dataset, template, tokens, rank=rank, world_size=world_size)
+    make = scenario_prompts if level == "scenario" else item_prompts
+    return make(dataset, template, rank=rank, world_size=world_size)
 
 
 def scenario_prompts(
     dataset: AnyPath | str, template: Template, *, rank: int = 0, world_size: int = 1
 ) -> Prompts:
-    """One prompt a scenario; its name comes first, so that every token after it knows which it is.
+    """Returns the prompts of scenarios.
+
+    A prompt begins with the scenario's name, since in a causal model only later tokens see it.
 
     Raises:
         FileNotFoundError: there is no dataset.
     """
     schema = load_schema(dataset)
+    app = {"app": schema.description, "scenarios": _scenario_list(schema, template)}
     texts = [
-        template.scenario.format(
-            name=s.name,
-            description=s.description,
-            app=schema.description,
-            scenarios=_lines(schema, template),
-        )
-        for s in schema.scenarios
+        template.scenario.format(name=scenario.name, description=scenario.description, **app)
+        for scenario in schema.scenarios
     ]
-    frame = pl.DataFrame(
-        {
-            "index": pl.Series(range(schema.num_scenarios), dtype=pl.Int64),
-            "key": [s.name for s in schema.scenarios],
-            "text": texts,
-            "has_history": True,
-        }
-    ).filter(pl.col("index") % world_size == rank)
+    names = [scenario.name for scenario in schema.scenarios]
+    frame = pl.DataFrame({"key": names, "text": texts, "has_history": True})
+    frame = _share(frame.with_row_index("index"), rank, world_size)
     return Prompts(frame, {"keys": frame.height, "no_history": 0, "left_out": 0})
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Tokens that a prompt of a user may have.
-
-    Args:
-        most: tokens of a whole prompt.
-        tokenize: texts -> tokens of each, in the chat form.
-        count: texts -> tokens of each by itself.
-    """
-
-    most: int
-    tokenize: Callable[[Sequence[str]], list[int]]
-    count: Callable[[Sequence[str]], list[int]]
 
 
 def user_prompts(
     dataset: AnyPath | str,
     template: Template,
+    tokens: PromptTokenizer | None = None,
     *,
     rank: int = 0,
     world_size: int = 1,
-    budget: Budget | None = None,
 ) -> Prompts:
-    """One prompt a user of this rank's share (every `world_size`-th user, from `rank`).
+    """Returns the prompts of users.
 
-    With a budget the history has as many items as there is room for; `counts` then has the users
-    whose history lost items that way, `history_cut`.
+    With the model's tokenizer, a history has as many items as fit into its `max_tokens`, and
+    `counts` has `history_cut`, the users whose history lost items. Without one, only the template
+    limits a history.
 
     Raises:
-        FileNotFoundError: the dataset, its users, items or training rows are not there.
-        ValueError: a column is missing, an index out of range, a user key null or there twice, or
-            the budget has room for no history at all.
+        FileNotFoundError: the dataset, its users, items or training rows do not exist.
+        ValueError: a column is missing, an index is out of range, a user key is null or repeated,
+            or `max_tokens` leaves no room for a single item.
     """
     folder = to_path(dataset)
     schema = load_schema(folder)
-    users = _users(folder, schema, template).filter(pl.col("index") % world_size == rank)
+    users = _share(_read_users(folder, schema, template), rank, world_size)
     items, counts = item_texts(folder, schema, template)
-    texts = items["text"]
-    lines = user_histories(folder, schema, template, texts, rank, world_size)
-    if budget is not None:
-        room = _room(schema, template, users, texts, budget)
-        fitting = user_histories(folder, schema, template, texts, rank, world_size, room)
-        if lines.height and not fitting.height:
-            rest = budget.most - int(room.of_user["room"].max())  # type: ignore[arg-type]
+    args = (folder, schema, template, items["text"], rank, world_size)
+    if tokens is None:
+        histories, _ = user_histories(*args)
+    else:
+        rest = _history_budget(schema, template, users, items["text"], tokens)
+        histories, counts["history_cut"] = user_histories(*args, rest)
+        if counts["history_cut"] and histories.is_empty():
+            shortest = tokens.max_tokens - int(rest.user_tokens["available"].max())  # type: ignore[arg-type]
             raise ValueError(
-                f"llm.max_tokens must have room for an item of history; got {budget.most}, and the "
-                f"rest of a prompt has {rest} tokens or more. Raise it."
+                f"llm.max_tokens must have room for an item of history; got {tokens.max_tokens}, "
+                f"and the rest of a prompt has {shortest} tokens or more. Raise it."
             )
-        both = lines.join(fitting, on="user", how="left", suffix="_fitting")
-        shown = both["num_items_fitting"].fill_null(0)
-        counts["history_cut"] = int((shown < both["num_items"]).sum())
-        lines = fitting
-    joined = users.join(lines, left_on="index", right_on="user", how="left", maintain_order="left")
-    has_history = pl.col("history").is_not_null()
-    counts |= {
-        "no_history": joined["history"].null_count(),
-        "left_out": joined.filter(~has_history & (pl.col("attributes") == "")).height,
-    }
+    joined = users.join(
+        histories, left_on="index", right_on="user", how="left", maintain_order="left"
+    )
+    has_history, has_attributes = pl.col("history").is_not_null(), pl.col("attributes") != ""
+    counts["no_history"] = joined["history"].null_count()
+    counts["left_out"] = joined.filter(~has_history & ~has_attributes).height
     history = pl.col("history").fill_null(pl.lit(template.no_history))
-    frame = joined.filter(has_history | (pl.col("attributes") != "")).select(
-        "index",
-        "key",
-        text=_user_text(schema, template, history),
-        has_history=has_history,
+    text = _user_text(schema, template, history)
+    frame = joined.filter(has_history | has_attributes).select(
+        "index", "key", text=text, has_history=has_history
     )
     return Prompts(frame, {"keys": frame.height} | counts)
 
@@ -143,43 +135,41 @@ def user_prompts(
 def item_prompts(
     dataset: AnyPath | str, template: Template, *, rank: int = 0, world_size: int = 1
 ) -> Prompts:
-    """One prompt an item of this rank's share: its title and all its attributes.
-
-    Items without text have none; they are counted as `left_out`.
+    """Returns the prompts of items, with their title and all attributes.
 
     Raises:
-        FileNotFoundError: the dataset or its items are not there.
+        FileNotFoundError: the dataset or its items do not exist.
         ValueError: a column is missing.
     """
     folder = to_path(dataset)
     schema = load_schema(folder)
-    details = len(schema.text.item_attributes)
-    items, counts = item_texts(folder, schema, template, details)
+    items, counts = item_texts(folder, schema, template, all_attributes=True)
+    items = items.with_columns(_as_key(items["key"])).with_row_index("index")
+    share = _share(items, rank, world_size)
     text = fill(template.item_prompt, app=pl.lit(schema.description), item=pl.col("text"))
-    index = pl.int_range(pl.len(), dtype=pl.Int64)
-    mine = items.with_columns(_as_key(items["key"]), index=index).filter(
-        pl.col("index") % world_size == rank
-    )
-    frame = mine.drop_nulls("text").select("index", "key", text=text, has_history=True)
-    counts |= {"no_history": 0, "left_out": mine["text"].null_count()}
+    frame = share.drop_nulls("text").select("index", "key", text=text, has_history=True)
+    counts |= {"no_history": 0, "left_out": share["text"].null_count()}
     return Prompts(frame, {"keys": frame.height} | counts)
 
 
-def _intro(schema: Schema, template: Template) -> str:
-    return template.intro.format(app=schema.description, scenarios=_lines(schema, template))
+def _share(frame: pl.DataFrame, rank: int, world_size: int) -> pl.DataFrame:
+    """Returns every `world_size`-th row from `rank`, with the column index as int64."""
+    frame = frame.with_columns(pl.col("index").cast(pl.Int64))
+    return frame.filter(pl.col("index") % world_size == rank)
 
 
-def _lines(schema: Schema, template: Template) -> str:
+def _scenario_list(schema: Schema, template: Template) -> str:
     return "\n".join(
-        template.scenario_line.format(name=s.name, description=s.description)
-        for s in schema.scenarios
+        template.scenario_line.format(name=scenario.name, description=scenario.description)
+        for scenario in schema.scenarios
     )
 
 
 def _user_text(schema: Schema, template: Template, history: pl.Expr) -> pl.Expr:
+    scenarios = _scenario_list(schema, template)
     text = fill(
         template.user,
-        intro=pl.lit(_intro(schema, template)),
+        intro=pl.lit(template.intro.format(app=schema.description, scenarios=scenarios)),
         attributes=pl.col("attributes"),
         history=history,
         user_question=pl.lit(template.user_question),
@@ -187,58 +177,69 @@ def _user_text(schema: Schema, template: Template, history: pl.Expr) -> pl.Expr:
     return text.str.replace_all(r"\n{2,}", "\n").str.strip_chars()
 
 
-def _room(
-    schema: Schema, template: Template, users: pl.DataFrame, texts: pl.Series, budget: Budget
-) -> Room:
-    """What the budget leaves for histories."""
-    distinct = users.select("attributes").unique()
-    empty = distinct.select(_user_text(schema, template, pl.lit("-"))).to_series().to_list()
-    left = budget.most - pl.Series(budget.tokenize(empty), dtype=pl.Int64)
-    of_user = users.select("attributes", user=pl.col("index").cast(pl.Int32)).join(
-        distinct.with_columns(room=left), on="attributes", how="left", maintain_order="left"
+def _history_budget(
+    schema: Schema,
+    template: Template,
+    users: pl.DataFrame,
+    texts: pl.Series,
+    tokens: PromptTokenizer,
+) -> HistoryBudget:
+    """Returns the tokens that the rest of the prompts leaves for histories.
+
+    Each text is counted once, and the counts are added: that is much faster than to tokenise every
+    prompt again for each item that might go into it. Where a tokenizer merges two texts at their
+    border, a sum differs from the real count by a token or two. `PromptTokenizer` cuts the rare
+    prompt that is too long in spite of it.
+    """
+    # Without their history, prompts differ in the attributes only.
+    rest = users.select("attributes").unique()
+    empty = rest.select(_user_text(schema, template, pl.lit("-"))).to_series().to_list()
+    lengths = pl.Series(tokens.prompt_lengths(empty, template.system), dtype=pl.Int64)
+    rest = rest.with_columns(available=tokens.max_tokens - lengths)
+    user_tokens = users.join(rest, on="attributes", how="left", maintain_order="left").select(
+        "available", user=pl.col("index").cast(pl.Int32)
     )
-    words = template.words_of(schema.labels[0])
-    line = template.history.replace("{items}", "")
-    sentences = [line.format(scenario=s.name, word=w) for s in schema.scenarios for w in words]
-    between = max(budget.count([BETWEEN_ITEMS, f"{BETWEEN_ITEMS}a"]))
-    known = pl.DataFrame({"text": texts}).unique().drop_nulls()
-    costs = known.with_columns(cost=pl.Series(budget.count(known["text"].to_list())) + between)
-    of_item = pl.DataFrame({"text": texts}).join(
+    # A tokenizer may join the separator to the text after it, so both forms are counted.
+    separator_tokens = max(tokens.count([ITEM_SEPARATOR, f"{ITEM_SEPARATOR}a"]))
+    distinct = texts.drop_nulls().unique()
+    lengths = pl.Series(tokens.count(distinct.to_list()), dtype=pl.Int64)
+    costs = pl.DataFrame({"text": distinct, "tokens": lengths + separator_tokens})
+    item_tokens = pl.DataFrame({"text": texts}).join(
         costs, on="text", how="left", maintain_order="left"
     )
-    of_line = max(budget.count(sentences)) + 1
-    return Room(of_user.select("user", "room"), of_item["cost"].fill_null(0), of_line)
+    line = template.history.replace("{items}", "")
+    words = template.words_of(schema.labels[0])
+    lines = [line.format(scenario=s.name, word=word) for s in schema.scenarios for word in words]
+    line_tokens = max(tokens.count(lines)) + 1  # 1 for the line break
+    return HistoryBudget(user_tokens, item_tokens["tokens"], line_tokens)
 
 
-def _users(folder: AnyPath, schema: Schema, template: Template) -> pl.DataFrame:
-    """Columns index, key, attributes (a sentence, empty where a user has none)."""
-    columns = schema.text.user_attributes
-    users = read_columns(folder / "users.parquet", ["user_key", *columns])
+def _read_users(folder: AnyPath, schema: Schema, template: Template) -> pl.DataFrame:
+    """Reads columns index, key and attributes (a sentence, empty for a user without any)."""
+    columns, file = schema.text.user_attributes, folder / "users.parquet"
+    users = read_columns(file, ["user_key", *columns])
     key = _as_key(users["user_key"])
     if key.null_count():
-        row = key.is_null().arg_max()
         raise ValueError(
-            f"{folder / 'users.parquet'}: user_key must not be null; row {row} is: name the user."
+            f"{file}: user_key must not be null; it is in row {key.is_null().arg_max()}: give the "
+            f"user a key."
         )
     if key.n_unique() < len(key):
-        twice = key.filter(key.is_duplicated())[0]
+        repeated = key.filter(key.is_duplicated())[0]
         raise ValueError(
-            f"{folder / 'users.parquet'}: user_key must differ in every row; {twice!r} is there "
-            f"more than once: merge its rows."
+            f"{file}: user_key must differ in every row; {repeated!r} is there more than once: "
+            f"merge its rows."
         )
-    return users.select(
-        index=pl.int_range(pl.len(), dtype=pl.Int64),
-        key=key,
-        attributes=_attributes(columns, template),
-    )
+    return users.select(key=key, attributes=_attributes(columns, template)).with_row_index("index")
 
 
 def _as_key(values: pl.Series) -> pl.Series:
-    """Keys as a store has them: int64 or string."""
+    """Converts keys to a type of a knowledge store: int64 or string."""
     return values.cast(pl.Int64 if values.dtype.is_integer() else pl.String)
 
 
 def _attributes(columns: list[str], template: Template) -> pl.Expr:
+    """Returns the sentence about a user's attributes; empty if all of them are."""
     parts = []
     for column in columns:
         value = clean(column)
@@ -247,8 +248,5 @@ def _attributes(columns: list[str], template: Template) -> pl.Expr:
     if not parts:
         return pl.lit("")
     joined = pl.concat_str(parts, separator=", ", ignore_nulls=True)
-    return (
-        pl.when(joined != "")
-        .then(fill(template.attributes, attributes=joined))
-        .otherwise(pl.lit(""))
-    )
+    sentence = fill(template.attributes, attributes=joined)
+    return pl.when(joined != "").then(sentence).otherwise(pl.lit(""))

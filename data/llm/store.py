@@ -1,14 +1,15 @@
-"""A finished knowledge store: keys, a memory-mapped matrix of vectors, a manifest.
+"""Knowledge store: vectors of one level, with the settings that they were made with.
 
-One folder a level (`user`, `scenario`)::
+A level is `user`, `scenario` or `item`, and has a folder of the store::
 
     keys.parquet    index, key (int64 or string), tokens, truncated, has_history, prompt (its hash)
-                    and, where the model answered, text; row i belongs to vector i
+                    and, with pooling `generate`, text (the answer); row i belongs to vector i
     vectors.npy     (N, H), float16, float32 or int8
-    scales.npy      (N,), float32: what an int8 vector is times
-    projection.npz  mean, std and components by which float vectors became those of the store, where
-                    it holds int8 or principal components
-    manifest.json   model, prompts, data and counts; written last, so a folder without is not done
+    scales.npy      (N,), float32: factor of each int8 vector
+    projection.npz  mean, std and components that turned the model's vectors into those of the
+                    store; only for int8 or principal components
+    manifest.json   settings, counts and checksums; written last, so a folder without it is
+                    not finished
 """
 
 import json
@@ -23,25 +24,99 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from msrec.data.io.atomic_files import check_files
+from msrec.data.io.parquet_files import num_rows
+from msrec.data.io.paths import AnyPath
+from msrec.data.llm.compression import float_chunks
+from msrec.data.llm.templates import load_template, template_of
+from msrec.data.schema import load_schema
 
 KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"
 SCALES, PROJECTION = "scales.npy", "projection.npz"
 VERSION = 2
-READABLE = (1, 2)
+READABLE_VERSIONS = (1, 2)
 """Version 1 has no hashes of prompts."""
+
+Pooling = Literal["last", "mean", "generate"]
 Layer = Literal["last", "middle"] | int
-"""Whose hidden states the vectors are; an integer is the number of layers that were run."""
+"""Layer whose hidden states are read; an integer is the number of layers to run."""
+Storage = Literal["float16", "float32", "int8"]
+
+
+@dataclass(frozen=True)
+class VectorSettings:
+    """Settings that decide the vectors of a store.
+
+    Args:
+        model: a packaged model, a local folder or a Hugging Face name.
+        template: a name in templates.yaml; `auto` takes the one made for the dataset.
+        pooling: mean or last of the prompt's tokens, or generate an answer first.
+        layer: last, middle, or the number of layers to run.
+        answer_tokens: longest answer of `generate`.
+        dtype: of the model: bfloat16, float32 or float16.
+        max_tokens: of a prompt; a history has as many items as there is room for.
+        storage: type of the stored vectors; int8 vectors are standardised first.
+        pca: number of principal components to keep; None keeps the vectors.
+    """
+
+    model: str
+    template: str = "auto"
+    pooling: Pooling = "mean"
+    layer: Layer = "last"
+    answer_tokens: int = 32
+    dtype: str = "bfloat16"
+    max_tokens: int = 512
+    storage: Storage = "float16"
+    pca: int | None = None
+
+
+def store_settings(dataset: AnyPath, vectors: VectorSettings) -> dict[str, Any]:
+    """Returns the fields of a manifest that say how, and from which training rows, it was made."""
+    schema = load_schema(dataset)
+    template_name = template_of(schema.name, vectors.template)
+    template = load_template(template_name)
+    return {
+        "dataset": schema.name,
+        "split": schema.split.model_dump(mode="json"),
+        "num_users": schema.num_users,
+        "num_items": schema.num_items,
+        "train_rows": num_rows(dataset / "train"),
+        "model": vectors.model,
+        "template": template_name,
+        "template_version": template.version,
+        "template_sha256": template.sha256,
+        "pooling": vectors.pooling,
+        "layer": vectors.layer,
+        "answer_tokens": vectors.answer_tokens if vectors.pooling == "generate" else None,
+        "dtype": vectors.dtype,
+        "max_tokens": vectors.max_tokens,
+        "storage": vectors.storage,
+        "pca": vectors.pca,
+    }
+
+
+def differences(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Returns a phrase for each expected field whose value is another one or missing.
+
+    Example:
+        >>> differences({"pooling": "mean", "dtype": "float32"}, {"pooling": "last"})
+        ["pooling 'mean' (expected 'last')"]
+    """
+    return [
+        f"{name} {actual.get(name)!r} (expected {value!r})"
+        for name, value in expected.items()
+        if actual.get(name) != value
+    ]
 
 
 @dataclass(frozen=True)
 class KnowledgeStore:
-    """One level's vectors.
+    """Vectors of one finished level.
 
     Shape:
-        vectors: (N, H), float16, float32 or int8, memory-mapped; nothing is written back.
-        scales: (N,), float32, with int8 vectors.
+        vectors: (N, H), float16, float32 or int8, memory-mapped; changes are not written back.
+        scales: (N,), float32; None unless the vectors are int8.
         keys: (N,), int64 or string, each once.
-        mean, std: (H,), float32, of each dimension over all keys; std is 0 where all are equal.
+        mean, std: (H,), float32, of each dimension over all keys; std is 0 for a constant one.
     """
 
     path: Path
@@ -54,10 +129,10 @@ class KnowledgeStore:
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> "KnowledgeStore":
-        """Map a store into memory and check it; `verify` also reads every file once.
+        """Maps a level into memory and checks it; `verify` also reads every file once.
 
         Raises:
-            FileNotFoundError: there is no finished store.
+            FileNotFoundError: the level does not exist or is not finished.
             ValueError: a file is truncated, damaged or of another version; a vector is not finite.
         """
         folder = Path(path)
@@ -79,7 +154,7 @@ class KnowledgeStore:
         std = np.asarray(manifest["std"], dtype=np.float32)
         store = cls(folder, manifest, vectors, scales, keys, mean, std)
         if verify and "crc32" not in manifest:
-            store._check_finite()  # a store from before there were checksums
+            store._check_finite()  # older stores have no checksums
         return store
 
     def __len__(self) -> int:
@@ -87,71 +162,52 @@ class KnowledgeStore:
         return len(self.keys)
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
-        """Rows of `vectors`, int64; -1 for a key that is not there.
+        """Returns the row of each key in `vectors`, int64; -1 for an unknown key.
 
         Raises:
-            ValueError: strings where the store has integer keys, or the other way round.
+            ValueError: the keys are strings and those of the store integers, or vice versa.
         """
         wanted = np.asarray(keys)
         if len(wanted) == 0:
             return np.empty(0, np.int64)
-        is_number = np.issubdtype(wanted.dtype, np.integer)
-        if is_number != np.issubdtype(self.keys.dtype, np.integer):
+        is_integer = np.issubdtype(wanted.dtype, np.integer)
+        if is_integer != np.issubdtype(self.keys.dtype, np.integer):
             raise ValueError(
                 f"{self.path}: keys must be of the store's type ({self.keys.dtype}); got "
                 f"{wanted.dtype}, first {wanted[0]!r}: convert the keys."
             )
-        kind = self._key_type
-        found = pc.index_in(pa.array(wanted, type=kind), value_set=pa.array(self.keys, type=kind))
-        return np.asarray(found.fill_null(-1).to_numpy()).astype(np.int64)
+        key_type = pa.int64() if is_integer else pa.string()
+        known = pa.array(self.keys, type=key_type)
+        rows = pc.index_in(pa.array(wanted, type=key_type), value_set=known)
+        return np.asarray(rows.fill_null(-1).to_numpy()).astype(np.int64)
 
     def check(self, expected: Mapping[str, Any]) -> None:
-        """Compare manifest fields with what a config says.
+        """Compares fields of the manifest with those of a config.
 
         Raises:
-            ValueError: some differ; names each, with what the store has.
+            ValueError: fields differ; names each with the store's value.
         """
-        differ = differences(self.manifest, expected)
-        if differ:
+        differing = differences(self.manifest, expected)
+        if differing:
             raise ValueError(
                 f"{self.path} must be the store that the config names; the store has "
-                f"{'; '.join(differ)}: encode again into another folder or mend the config."
+                f"{'; '.join(differing)}: encode again into another folder or correct the config."
             )
 
-    @property
-    def _key_type(self) -> pa.DataType:
-        return pa.int64() if np.issubdtype(self.keys.dtype, np.integer) else pa.string()
-
-    def _check_finite(self, rows: int = 65_536) -> None:
-        if self.vectors.dtype == np.int8:
-            return  # any byte is a number; the scales are checked by their sum
-        for start in range(0, len(self), rows):
-            bad = ~np.isfinite(self.vectors[start : start + rows]).all(axis=1)
-            if bad.any():
-                row = start + int(bad.argmax())
+    def _check_finite(self) -> None:
+        for at, rows in float_chunks(self.vectors):
+            is_bad = ~np.isfinite(rows).all(axis=1)
+            if is_bad.any():
+                row = at.start + int(is_bad.argmax())
                 raise ValueError(
                     f"{self.path / VECTORS}: every value must be finite; row {row} "
                     f"(key {self.keys[row]!r}) is not: delete the folder and encode again."
                 )
 
 
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """One phrase for each expected field that is otherwise, or not there.
-
-    Example:
-        >>> differences({"pooling": "mean", "dtype": "float32"}, {"pooling": "last"})
-        ["pooling 'mean' (expected 'last')"]
-    """
-    return [
-        f"{name} {found.get(name)!r} (expected {value!r})"
-        for name, value in expected.items()
-        if found.get(name) != value
-    ]
-
-
 def _mapped(path: Path) -> np.ndarray:
     try:
-        # "c" is private to this process: torch warns of arrays that cannot be written.
+        # Mode "c" keeps changes in this process. Read-only maps would make torch warn.
         array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"{path} must be an array of numbers; {error} Encode again.") from None
@@ -161,16 +217,17 @@ def _mapped(path: Path) -> np.ndarray:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.is_file():
-        begun = (folder / "parts").is_dir()
+        state, advice = "is not there", "first"
+        if (folder / "parts").is_dir():
+            state, advice = "is not finished", "again, it goes on where it stopped"
         raise FileNotFoundError(
-            f"{file} must exist; the store {'is not finished' if begun else 'is not there'}: run "
-            f"`msrec encode` {'again, it goes on where it stopped' if begun else 'first'}."
+            f"{file} must exist; the store {state}: run `msrec encode` {advice}."
         )
     try:
         manifest = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} must be JSON; {error}: encode again.") from None
-    if manifest.get("version") not in READABLE:
+    if manifest.get("version") not in READABLE_VERSIONS:
         raise ValueError(
             f"{file}: version must be at most {VERSION}; got {manifest.get('version')!r}: encode "
             "again."
@@ -180,9 +237,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
     for name, size in manifest["bytes"].items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else 0
-        if found != size:
+        actual = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if actual != size:
             raise ValueError(
-                f"{folder / name} must have {size} bytes as {MANIFEST} says; got {found}: "
+                f"{folder / name} must have {size} bytes as {MANIFEST} says; got {actual}: "
                 f"copy it again or encode again."
             )

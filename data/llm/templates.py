@@ -8,13 +8,13 @@ from string import Formatter
 
 import polars as pl
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from msrec.data.io.validation import first_error
+from msrec.data.io.validation import StrictModel, first_error
 
 TEMPLATES_FILE = Path(__file__).with_name("templates.yaml")
 
-FIELDS = {
+PLACEHOLDERS = {
     "scenario_line": {"name", "description"},
     "scenario": {"name", "description", "app", "scenarios"},
     "attributes": {"attributes"},
@@ -25,13 +25,11 @@ FIELDS = {
     "item_plain": {"title"},
     "item_prompt": {"app", "item"},
 }
-"""Template text -> the names that may stand in braces."""
+"""Field of a template -> the names that its text may have in braces."""
 
 
-class Template(BaseModel):
-    """The texts of all prompts, and how much history they show; see templates.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Template(StrictModel):
+    """Texts of all prompts and the length of a history; templates.yaml explains each field."""
 
     version: int = Field(ge=1)
     datasets: list[str]
@@ -53,15 +51,15 @@ class Template(BaseModel):
     negatives: int = Field(ge=0)
     title_chars: int = Field(ge=8)
 
-    @field_validator(*FIELDS)
+    @field_validator(*PLACEHOLDERS)
     @classmethod
-    def _known_names(cls, text: str, info: object) -> str:
-        name = getattr(info, "field_name", "")
-        unknown = {part[1] for part in Formatter().parse(text) if part[1] is not None}
-        unknown -= FIELDS[name]
-        if unknown:
-            known = ", ".join(sorted(FIELDS[name]))
-            raise ValueError(f"{{{sorted(unknown)[0]}}} is not one of the names it knows: {known}")
+    def _known_placeholders(cls, text: str, info: object) -> str:
+        allowed = PLACEHOLDERS[getattr(info, "field_name", "")]
+        used = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+        if unknown := sorted(used - allowed):
+            raise ValueError(
+                f"{{{unknown[0]}}} is not one of its placeholders: {', '.join(sorted(allowed))}"
+            )
         return text
 
     @field_validator("words")
@@ -73,23 +71,22 @@ class Template(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Hash of everything above but `datasets`, which a store records."""
-        told = self.model_dump(mode="json", exclude={"datasets"})
-        text = json.dumps(told, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Hash of all fields except `datasets`, which is recorded in a store."""
+        fields = self.model_dump(mode="json", exclude={"datasets"})
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def words_of(self, label: str) -> tuple[str, str]:
-        """The words for label 1 and label 0."""
+        """Returns the words for the values 1 and 0 of a label."""
         return self.words.get(label, self.words["default"])
 
 
 @cache
 def load_template(name: str, file: Path = TEMPLATES_FILE) -> Template:
-    """The template of that name.
+    """Reads the template of that name.
 
     Raises:
-        KeyError: no such template; names those there are.
-        ValueError: the file does not hold a template; names the file and the field.
+        KeyError: there is no such template; lists the names that exist.
+        ValueError: the file does not hold a valid template; names the file and the field.
 
     Example:
         >>> load_template("default").user_question
@@ -105,7 +102,7 @@ def load_template(name: str, file: Path = TEMPLATES_FILE) -> Template:
 
 
 def template_of(dataset: str, name: str = "auto", file: Path = TEMPLATES_FILE) -> str:
-    """The name of the template for a data set: `name` itself unless that is `auto`.
+    """Returns the template's name for a dataset: `name` itself, unless that is `auto`.
 
     Example:
         >>> template_of("ml1m"), template_of("my-app"), template_of("ml1m", "default")
@@ -114,12 +111,12 @@ def template_of(dataset: str, name: str = "auto", file: Path = TEMPLATES_FILE) -
     if name != "auto":
         return name
     entries = yaml.safe_load(file.read_text())
-    fitting = (n for n, entry in entries.items() if dataset in entry.get("datasets", []))
-    return next(fitting, "default")
+    matching = (n for n, entry in entries.items() if dataset in entry.get("datasets", []))
+    return next(matching, "default")
 
 
 def fill(text: str, **values: pl.Expr) -> pl.Expr:
-    """A template text as a polars expression; a null value counts as empty.
+    """Returns a template text as a polars expression; null values count as empty.
 
     Example:
         >>> frame = pl.DataFrame({"t": ["Heat", "{x}"]})

@@ -1,16 +1,14 @@
-"""Prompts to token ids: chat form, cutting, what prompts begin with in common, batches."""
+"""Prompts to token ids, in the model's chat form and within a number of tokens."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 
 class PromptTokenizer:
-    """A model's tokenizer, and prompts in the form that the model was trained on.
+    """A model's tokenizer, applied to prompts in the form that the model was trained on.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: a tokenizer of transformers.
         max_tokens: longer prompts are cut, and reported.
     """
 
@@ -21,7 +19,7 @@ class PromptTokenizer:
     def tokenize(
         self, texts: Sequence[str], *, system: str = "", keep_end: str = ""
     ) -> tuple[list[list[int]], list[bool]]:
-        """Token ids of every prompt, in the model's chat form, and whether it was cut.
+        """Returns the token ids of each prompt, and whether it was cut.
 
         A prompt of more than `max_tokens` loses tokens just before its end: the text `keep_end`
         (the question) and what the chat form adds after it stay.
@@ -32,91 +30,64 @@ class PromptTokenizer:
         Example:
             With max_tokens=6 and a question of 2 tokens: a b c d e f Q Q -> a b c d Q Q.
         """
-        chats = [self._chat(text, system) for text in texts]
-        ids = self.tokenizer(chats, add_special_tokens=not self._has_chat)["input_ids"]
+        rows = self._token_ids(texts, system)
         _, _, after = self._chat("\x00", system).rpartition("\x00")
-        ending = (keep_end + after) if self._has_chat else keep_end
-        end = len(self.tokenizer(ending, add_special_tokens=False)["input_ids"]) if ending else 0
+        end_text = keep_end + after if self._has_chat else keep_end
+        end = self.count([end_text])[0] if end_text else 0
         head = self.max_tokens - end
         if head < 1:
             raise ValueError(
                 f"max_tokens must leave room for the question of {end} tokens; got "
                 f"{self.max_tokens}."
             )
-        cut = [len(row) > self.max_tokens for row in ids]
+        is_cut = [len(row) > self.max_tokens for row in rows]
         kept = [
-            row[:head] + row[len(row) - end :] if is_cut else row
-            for row, is_cut in zip(ids, cut, strict=True)
+            row[:head] + row[len(row) - end :] if cut else row
+            for row, cut in zip(rows, is_cut, strict=True)
         ]
-        return kept, cut
+        return kept, is_cut
+
+    def prompt_lengths(self, texts: Sequence[str], system: str = "") -> list[int]:
+        """Returns the tokens of each prompt in the chat form, uncut."""
+        return [len(row) for row in self._token_ids(texts, system)]
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text by itself."""
+        """Returns the tokens of each text alone."""
         if not texts:
             return []
-        return [len(r) for r in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        encoded = self.tokenizer(list(texts), add_special_tokens=False)
+        return [len(row) for row in encoded["input_ids"]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of what a model generated."""
+        """Returns the text of token ids that a model generated."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     @property
     def _has_chat(self) -> bool:
         return getattr(self.tokenizer, "chat_template", None) is not None
 
+    def _token_ids(self, texts: Sequence[str], system: str) -> list[list[int]]:
+        chats = [self._chat(text, system) for text in texts]
+        # A chat template writes the special tokens itself.
+        encoded = self.tokenizer(chats, add_special_tokens=not self._has_chat)
+        return list(encoded["input_ids"])
+
     def _chat(self, text: str, system: str) -> str:
-        """The prompt as a conversation that the model is about to answer."""
+        """Returns the prompt as a conversation that the model has to answer next."""
         if not self._has_chat:
             return f"{system}\n{text}" if system else text
         user = {"role": "user", "content": text}
-        first = [{"role": "system", "content": system}] if system else []
+        if not system:
+            return self._apply_template([user])
         try:
-            return self._applied([*first, user])
-        except Exception as error:  # jinja2 raises what the model's template says
-            if not first or "system" not in str(error).lower():
+            return self._apply_template([{"role": "system", "content": system}, user])
+        except Exception as error:  # jinja2 raises errors of the model's template, of any type
+            if "system" not in str(error).lower():
                 raise
-            return self._applied([{"role": "user", "content": f"{system}\n{text}"}])
+            # The model knows no system role: its text goes into the question.
+            return self._apply_template([{"role": "user", "content": f"{system}\n{text}"}])
 
-    def _applied(self, messages: list[dict[str, str]]) -> str:
+    def _apply_template(self, messages: list[dict[str, str]]) -> str:
         return str(
             self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
-
-
-def common_prefix(rows: Sequence[list[int]]) -> list[int]:
-    """What all rows begin with, at least one token short of the shortest.
-
-    Example:
-        >>> common_prefix([[5, 6, 7, 8], [5, 6, 9]])
-        [5, 6]
-        >>> common_prefix([[5, 6], [5, 6, 9]])
-        [5]
-    """
-    if not rows:
-        return []
-    first, last = min(rows), max(rows)  # what these two share, all that lie between share
-    shortest = min(map(len, rows)) - 1
-    same = 0
-    while same < shortest and first[same] == last[same]:
-        same += 1
-    return list(first[:same])
-
-
-def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Positions grouped into batches, longest first; a padded batch has at most `batch_tokens`.
-
-    A prompt longer than that is a batch of its own.
-
-    Example:
-        >>> token_batches([3, 9, 4, 3], batch_tokens=9)
-        [[1], [2, 0], [3]]
-    """
-    batches: list[list[int]] = []
-    width = 0
-    for position in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
-            batches[-1].append(position)
-        else:
-            batches.append([position])
-            width = lengths[position]
-    return batches

@@ -10,56 +10,57 @@ from torchrec.streamable import Pipelineable
 
 
 class EntityVectors(NamedTuple):
-    """What a knowledge store says of the distinct users (or items) of a batch.
+    """Vectors of the distinct users (or items) of a batch, from a knowledge store.
 
     Shape:
         ids: (U,), int64, ascending, indices into users.parquet (items.parquet).
         vectors: (U, H), float32 or float16 as stored; (U, 0) without a store.
-        has: (U,), float32, 0 where the store has no vector and the policy filled it in.
-        place: (B,), int64 in [0, U), of the row's among them.
+        has: (U,), float32, 0 if the store has no vector and the policy filled it in.
+        inverse: (B,), int64 in [0, U), position of each row's user (item) in `ids`.
     """
 
     ids: torch.Tensor
     vectors: torch.Tensor
     has: torch.Tensor
-    place: torch.Tensor
+    inverse: torch.Tensor
 
 
 class HistoryBags(NamedTuple):
-    """Where the histories of a batch's users and items stand; H sides, 0 without histories.
+    """Positions and sizes of the histories of each row's user and item; H sides, or none.
 
     Shape:
-        place: (H, B), int64, the bag of the row's user (item) among those of `SIDE_history`.
-        others: (H, B), float32, rows in it besides the row itself.
+        bag: (H, B), int64, the bag of the row's user (item) among those of `SIDE_history`.
+        num_others: (H, B), float32, rows in the bag besides the row itself.
     """
 
-    place: torch.Tensor
-    others: torch.Tensor
+    bag: torch.Tensor
+    num_others: torch.Tensor
 
 
 @dataclass
 class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not followed
-    """One rank's rows of a global batch.
+    """The rows of a global batch that belong to one rank.
 
     Shape:
-        sparse: keys in the schema's order, B bags a key, int32 ids::
+        sparse: keys in the schema's order, B bags per key, int32 ids::
 
                         row 0      row 1
             user_id     [7]        [3]
             genres      [1, 4]     []        a multi-valued feature may be empty
 
-            behind them, for each side with histories, `SIDE_history`, whose bags are those of the
-            batch's distinct users (items), then empty ones, and `SIDE_own`, the row's own id in it.
+            For each side with histories two more keys follow: `SIDE_history` has a bag for each
+            distinct user (item) of the batch, then empty ones; `SIDE_own` has the row's own id in
+            that history.
 
         dense: (B, num_dense), float32.
         scenario: (B,), int64 in [0, S).
         label: (B, T), float32 in {0, 1}.
-        weight: (B,), float32; 0 for the padding rows of an epoch's last batch.
-        row_id: (B,), int64, the row's position in its split; -1 for padding.
+        weight: (B,), float32; 0 for bad rows and for the padding of an epoch's last batch.
+        row_id: (B,), int64, the row's position in its split; -1 for bad rows and padding.
         user: (B,), int64, index into users.parquet.
         item: (B,), int64, index into items.parquet.
-        user_vectors, item_vectors: what the stores know of them.
-        past: where their histories stand.
+        user_vectors, item_vectors: their vectors in the knowledge stores.
+        past: their histories in `sparse`.
     """
 
     sparse: KeyedJaggedTensor
@@ -75,21 +76,21 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     past: HistoryBags
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """Copy to a device."""
-        return self._map(lambda part: part.to(device=device, non_blocking=non_blocking))
+        """Copies to a device."""
+        return self._map(lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Copy to page-locked memory; only where CUDA is there."""
-        return self._map(lambda part: part.pin_memory())
+        """Copies to page-locked memory; needs CUDA."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
     def record_stream(self, stream: Any) -> None:
-        """Tell the allocator that a CUDA stream uses these tensors."""
-        self._map(lambda part: part.record_stream(stream))
+        """Marks the tensors as used by a CUDA stream, for the allocator."""
+        self._map(lambda tensor: tensor.record_stream(stream))
 
     def _map(self, change: Callable[[Any], Any]) -> Self:
         changed: dict[str, Any] = {}
         for field in fields(self):
-            part = getattr(self, field.name)
-            whole = isinstance(part, EntityVectors | HistoryBags)
-            changed[field.name] = type(part)(*map(change, part)) if whole else change(part)
+            value = getattr(self, field.name)
+            is_tuple = isinstance(value, EntityVectors | HistoryBags)
+            changed[field.name] = type(value)(*map(change, value)) if is_tuple else change(value)
         return type(self)(**changed)

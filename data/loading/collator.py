@@ -1,5 +1,6 @@
-"""Columns of a window of batches -> one `Batch` after another, without a copy that is avoidable."""
+"""Makes batches from the columns of a window of batches, with as few copies as possible."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,12 +14,11 @@ from msrec.data.loading.batch import Batch, EntityVectors, HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, BehaviourHistory, Side
 from msrec.data.schema import Schema
 
-Bags = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
-"""Ids and lengths of the bags of a key."""
+Ints = npt.NDArray[np.int32]
 
 
 class VectorSource(Protocol):
-    """What a batch takes from a level of a knowledge store."""
+    """Vectors of users or items, such as a level of a knowledge store."""
 
     dim: int
 
@@ -27,23 +27,23 @@ class VectorSource(Protocol):
         ...
 
 
-def entity_vectors(ids: npt.NDArray[np.int64], vectors: VectorSource | None) -> EntityVectors:
-    """The distinct ids of a batch with their vectors; nothing where there are no vectors.
+def entity_vectors(ids: npt.NDArray[np.int64], source: VectorSource | None) -> EntityVectors:
+    """Returns the distinct ids of a batch with their vectors; nothing if there is no source.
 
     Shape:
         ids: (B,), int64.
     """
-    if vectors is None:
-        nothing = torch.zeros(len(ids), dtype=torch.int64)
-        return EntityVectors(nothing[:0], torch.zeros(0, 0), torch.zeros(0), nothing)
+    if source is None:
+        zeros = torch.zeros(len(ids), dtype=torch.int64)
+        return EntityVectors(zeros[:0], torch.zeros(0, 0), torch.zeros(0), zeros)
     distinct, inverse = np.unique(ids, return_inverse=True)
-    found, has = vectors.gather(distinct)
-    return EntityVectors(torch.from_numpy(distinct), found, has, torch.from_numpy(inverse))
+    vectors, has = source.gather(distinct)
+    return EntityVectors(torch.from_numpy(distinct), vectors, has, torch.from_numpy(inverse))
 
 
 @dataclass(frozen=True)
 class Collator:
-    """What batches are made with.
+    """Sources of the tensors of a batch.
 
     Args:
         schema: names features and labels, in order.
@@ -62,54 +62,59 @@ class Collator:
 
 
 class Window:
-    """The rows of some consecutive batches of one rank, laid out so that a batch is a slice.
+    """The rows of W consecutive batches of one rank, laid out so that a batch is a slice.
 
-    Shape:
-        rows: (W, B) row ids, -1 for padding.
-        columns: of the W * B rows in that order; a padding row repeats a real one, weight 0.
+    A KeyedJaggedTensor holds the ids of one key after those of another, so single-valued features
+    are stored feature-major within a batch, (W, F, B). If there are no others, the values of batch
+    w are the slice `[w]`, without a copy::
 
-    With `is_train`, the key `SIDE_own` names the row itself in its history, to be subtracted.
+        batch 0                            batch 1
+        user_id: B ids | item_id: B ids    user_id: B ids | item_id: B ids
 
-    Single-valued features are stored feature-major per batch, (W, F, B), which is the order of a
-    KeyedJaggedTensor. Without multi-valued features and histories, a batch's values are one slice.
+    Labels and dense features are matrices in the model, so they are stored row-major, (W, B, n).
+
+    Args:
+        collator: sources of the tensors.
+        rows: (W, B), row ids, -1 for rows that do not count.
+        columns: of the W * B rows in that order; padding repeats a real row, with weight 0.
     """
 
     def __init__(self, collator: Collator, rows: npt.NDArray[np.int64], columns: Columns) -> None:
-        schema, history, is_train = collator.schema, collator.history, collator.is_train
-        self._schema = schema
-        self._history, self._is_train = history, is_train
-        self._rows = rows
-        self._user_vectors, self._item_vectors = collator.user_vectors, collator.item_vectors
-        self._shape = rows.shape
-        self._scenario = self._grid(columns["scenario"], np.int64)
-        self._user = self._grid(columns["user"], np.int64)
-        self._item = self._grid(columns["item"], np.int64)
-        self._label = self._side_by_side([columns[name] for name in schema.labels])
-        self._dense = self._side_by_side([columns[name] for name in schema.dense])
-        self._no_knowledge = entity_vectors(np.zeros(self._shape[1], np.int64), None)
+        self._collator, self._rows = collator, rows
+        schema, self._history = collator.schema, collator.history
+        self._scenario, self._user, self._item = (
+            columns[name].astype(np.int64, copy=False).reshape(rows.shape)
+            for name in ("scenario", "user", "item")
+        )
+        self._label = _stacked(columns, schema.labels, rows.shape, 2, np.float32)
+        self._dense = _stacked(columns, schema.dense, rows.shape, 2, np.float32)
         self._weight = (rows >= 0).astype(np.float32)
+        self._no_vectors = entity_vectors(rows[0], None)
         self._multi = {
             f.name: (columns[f.name].offsets.to_numpy(), columns[f.name].values.to_numpy())
             for f in schema.sparse
             if f.multi
         }
-        self._single = self._stacked([columns[f.name] for f in schema.sparse if not f.multi])
+        single = [f.name for f in schema.sparse if not f.multi]
+        self._single = _stacked(columns, single, rows.shape, 1, np.int32)
         self._keys = [f.name for f in schema.sparse]
-        if history is not None:
+        if self._history is not None:
             # Only a training row has to be taken out of a history, by its label's level.
-            level = history.level(columns) if is_train else np.zeros(rows.size, np.int32)
-            self._level = self._grid(level, np.int32)
-            self._keys += [key for side in history.of for key in (f"{side}_history", f"{side}_own")]
+            zeros = np.zeros(rows.size, np.int32)
+            level = self._history.level(columns) if collator.is_train else zeros
+            self._level = level.reshape(rows.shape)
+            for side in self._history.of:
+                self._keys += [f"{side}_history", f"{side}_own"]
 
     def __len__(self) -> int:
-        return int(self._shape[0])
+        return len(self._rows)
 
     def batch(self, number: int) -> Batch:
-        """The window's batch of that number."""
+        """Returns one of the W batches."""
         user, item = self._user[number], self._item[number]
-        bags, past = self._past(number)
+        history_bags, past = self._past(number)
         return Batch(
-            sparse=self._sparse(number, bags),
+            sparse=self._sparse(number, history_bags),
             dense=torch.from_numpy(self._dense[number]),
             scenario=torch.from_numpy(self._scenario[number]),
             label=torch.from_numpy(self._label[number]),
@@ -117,76 +122,69 @@ class Window:
             row_id=torch.from_numpy(self._rows[number]),
             user=torch.from_numpy(user),
             item=torch.from_numpy(item),
-            user_vectors=self._known(user, self._user_vectors),
-            item_vectors=self._known(item, self._item_vectors),
+            user_vectors=self._vectors(user, self._collator.user_vectors),
+            item_vectors=self._vectors(item, self._collator.item_vectors),
             past=past,
         )
 
-    def _known(self, ids: npt.NDArray[np.int64], vectors: VectorSource | None) -> EntityVectors:
-        return self._no_knowledge if vectors is None else entity_vectors(ids, vectors)
+    def _vectors(self, ids: npt.NDArray[np.int64], source: VectorSource | None) -> EntityVectors:
+        return self._no_vectors if source is None else entity_vectors(ids, source)
 
-    def _past(self, number: int) -> tuple[list[Bags], HistoryBags]:
-        """Bags behind those of the schema's features, and where a row's own ones stand."""
-        _, share = self._shape
+    def _past(self, number: int) -> tuple[list[tuple[Ints, Ints]], HistoryBags]:
+        """Returns ids and lengths of the bags of history keys, and each row's bag."""
+        size = self._rows.shape[1]
         if self._history is None:
-            return [], HistoryBags(torch.zeros(0, share, dtype=torch.int64), torch.zeros(0, share))
-        history, bags, places, counts = self._history, list[Bags](), [], []
+            return [], HistoryBags(torch.zeros(0, size, dtype=torch.int64), torch.zeros(0, size))
+        history = self._history
+        keys: list[tuple[Ints, Ints]] = []
+        bag, num_others = [], []
         entities: dict[Side, npt.NDArray[np.int64]] = {
             "user": self._user[number],
             "item": self._item[number],
         }
         for side in history.of:
-            distinct, place = np.unique(entities[side], return_inverse=True)
-            ids, found = history.bags(side, distinct)
-            lengths = np.zeros(share, dtype=np.int32)
-            lengths[: len(found)] = found
-            own = np.zeros(share, dtype=np.bool_)
-            if self._is_train:
+            distinct, inverse = np.unique(entities[side], return_inverse=True)
+            ids, of_distinct = history.bags(side, distinct)
+            # A key has B bags: those of the distinct users (items), then empty ones.
+            lengths = np.zeros(size, dtype=np.int32)
+            lengths[: len(of_distinct)] = of_distinct
+            own = np.zeros(size, dtype=np.bool_)
+            if self._collator.is_train:
                 own = history.has_own(side, self._rows[number])
             own_ids = entities[OTHER[side]] * history.levels + self._level[number]
-            bags += [(ids, lengths), (own_ids[own].astype(np.int32), own.astype(np.int32))]
-            places.append(place)
-            counts.append(lengths[place] - own)
-        count = torch.from_numpy(np.stack(counts).astype(np.float32))
-        return bags, HistoryBags(torch.from_numpy(np.stack(places)), count)
+            keys += [(ids, lengths), (own_ids[own].astype(np.int32), own.astype(np.int32))]
+            bag.append(inverse)
+            num_others.append(lengths[inverse] - own)
+        counts = torch.from_numpy(np.stack(num_others).astype(np.float32))
+        return keys, HistoryBags(torch.from_numpy(np.stack(bag)), counts)
 
-    def _sparse(self, number: int, bags: list[Bags]) -> KeyedJaggedTensor:
-        _, share = self._shape
-        ones = np.ones(share, dtype=np.int32)
-        if not self._multi and not bags:
-            values = self._single[number].reshape(-1)
-            lengths = np.ones(len(values), dtype=np.int32)
+    def _sparse(self, number: int, history_bags: list[tuple[Ints, Ints]]) -> KeyedJaggedTensor:
+        size = self._rows.shape[1]
+        single = self._single[number]
+        if not self._multi and not history_bags:
+            values, lengths = single.reshape(-1), np.ones(single.size, dtype=np.int32)
         else:
-            parts, sizes, singles = [], [], iter(self._single[number])
-            for key in self._keys[: len(self._schema.sparse)]:
-                if key in self._multi:
-                    offsets, ids = self._multi[key]
-                    cut = offsets[number * share : (number + 1) * share + 1]
-                    parts.append(ids[cut[0] : cut[-1]])
-                    sizes.append(np.diff(cut).astype(np.int32))
+            bags: list[tuple[Ints, Ints]] = []
+            singles, ones = iter(single), np.ones(size, dtype=np.int32)
+            for feature in self._collator.schema.sparse:
+                if feature.multi:
+                    offsets, ids = self._multi[feature.name]
+                    of_batch = offsets[number * size : (number + 1) * size + 1]
+                    cut = ids[of_batch[0] : of_batch[-1]]
+                    bags.append((cut, np.diff(of_batch).astype(np.int32)))
                 else:
-                    parts.append(next(singles))
-                    sizes.append(ones)
-            parts += [ids for ids, _ in bags]
-            sizes += [lengths for _, lengths in bags]
-            values, lengths = np.concatenate(parts), np.concatenate(sizes)
+                    bags.append((next(singles), ones))
+            values, lengths = map(np.concatenate, zip(*bags, *history_bags, strict=True))
         return KeyedJaggedTensor(
             keys=self._keys, values=torch.from_numpy(values), lengths=torch.from_numpy(lengths)
         )
 
-    def _grid(self, column: npt.NDArray[np.generic], dtype: type) -> npt.NDArray[np.generic]:
-        return column.astype(dtype, copy=False).reshape(self._shape)
 
-    def _stacked(self, columns: list[Scalars]) -> npt.NDArray[np.int32]:
-        """Lay n columns out as (W, n, B)."""
-        out = np.empty((self._shape[0], len(columns), self._shape[1]), dtype=np.int32)
-        for place, column in enumerate(columns):
-            out[:, place] = column.reshape(self._shape)
-        return out
-
-    def _side_by_side(self, columns: list[Scalars]) -> npt.NDArray[np.float32]:
-        """Lay n columns out as (W, B, n)."""
-        out = np.empty((*self._shape, len(columns)), dtype=np.float32)
-        for place, column in enumerate(columns):
-            out[..., place] = column.reshape(self._shape)
-        return out
+def _stacked(
+    columns: Columns, names: Sequence[str], shape: tuple[int, ...], axis: int, dtype: type
+) -> Scalars:
+    """Returns columns in one array: that of shape (W, B) with a new axis for the columns."""
+    stacked: Scalars = np.empty((*shape[:axis], len(names), *shape[axis:]), dtype)
+    for layer, name in zip(np.moveaxis(stacked, axis, 0), names, strict=True):
+        layer[...] = columns[name].reshape(shape)
+    return stacked

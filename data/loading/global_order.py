@@ -1,17 +1,22 @@
-"""The global order of rows: which row stands in which slot of which global batch.
+"""The global order of rows: the row in each slot of each global batch.
 
-A pure function of (rows per row group, seed, epoch, global batch size). It knows no world size, so
-a run resumed on other ranks meets the same global batches.
+A pure function of (rows per row group, seed, epoch, global batch size). The world size is not among
+them, so a run that is resumed on another number of ranks gets the same global batches.
 
-How rows are mixed. An epoch lays the row groups in a random order on a ring of N rows and turns
-the ring by a random offset. The ring is cut into `lanes` arcs of equal length (to one row). Each
-global batch takes the same number of rows from every lane, and within a lane the rows of a window
-of batches are permuted. So a batch mixes `lanes` distant places of the dataset, a row moves by up
-to a window, and a rank reads only the lanes of its own slots::
+An epoch lays the row groups in a random order on a ring of N rows and turns the ring by a random
+offset. The ring is cut into `lanes`: arcs of equal length (to one row). Each global batch takes the
+same number of rows from every lane::
 
     ring      | group 7 | group 2 | group 9 | group 0 | ...
     lanes     |---- 0 ----|---- 1 ----|---- 2 ----|---- ...
     batch 0   rank 0: [lane 0 | lane 1]   rank 1: [lane 2 | lane 3]
+
+Some batches in a row are a window; within a lane, the rows of a window are permuted. So
+
+- a batch mixes rows of `lanes` distant parts of the dataset;
+- reading is sequential: each lane moves along its arc by one window after another;
+- a rank reads only the lanes of its own slots, hence few row groups at a time;
+- each epoch mixes other rows, because order and offset of the ring change.
 """
 
 import math
@@ -22,7 +27,7 @@ import numpy.typing as npt
 
 MAX_LANES = 64
 LANE_ROWS = 1 << 22
-"""Lanes x largest row group stays below this, which bounds the decoded rows a rank holds."""
+"""Upper bound of lanes x largest row group, which bounds the decoded rows that a rank holds."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -35,7 +40,7 @@ class GlobalOrder:
         group_rows: rows of each row group, in file order.
         global_batch: rows of a batch over all ranks.
         seed: of the shuffle.
-        shuffle: False keeps groups and rows in file order (lanes are still read side by side).
+        shuffle: False keeps groups and rows in file order; a batch still has rows of every lane.
         window_rows: rows that are permuted together, over all lanes.
 
     Raises:
@@ -66,7 +71,7 @@ class GlobalOrder:
 
     @property
     def num_lanes(self) -> int:
-        """Arcs of the ring; divides the global batch size."""
+        """Arcs of the ring; a power of two that divides the global batch size."""
         fitting = max(1, min(MAX_LANES, LANE_ROWS // max(self.group_rows)))
         return math.gcd(self.global_batch, 1 << (fitting.bit_length() - 1))
 
@@ -81,7 +86,7 @@ class GlobalOrder:
         return -(-self.num_batches // self.window_batches)
 
     def rows(self, epoch: int, window: int, rank: int = 0, world_size: int = 1) -> Rows:
-        """Row ids of one rank's slots in every batch of a window.
+        """Returns the row ids of one rank's slots in every batch of a window.
 
         Shape:
             returns: (batches of the window, global_batch / world_size), int64; -1 is padding, which
@@ -98,8 +103,10 @@ class GlobalOrder:
             )
         share = self.global_batch // world_size
         per_lane = self.global_batch // self.num_lanes
-        slots = np.arange(rank * share, (rank + 1) * share)
-        first_lane, last_lane = slots[0] // per_lane, slots[-1] // per_lane
+        # A batch is its lanes' slots, one lane after another. A rank's share may begin and end
+        # within a lane: the lanes that it touches are made whole, then cut to the share.
+        start = rank * share
+        first_lane, last_lane = start // per_lane, (start + share - 1) // per_lane
         first_batch = window * self.window_batches
         batches = min(self.window_batches, self.num_batches - first_batch)
         ring = Ring(self, epoch)
@@ -110,14 +117,13 @@ class GlobalOrder:
             ]
         )
         by_batch = lanes.reshape(len(lanes), batches, per_lane).transpose(1, 0, 2)
-        in_lanes = by_batch.reshape(batches, -1)
-        start = rank * share - first_lane * per_lane
-        return in_lanes[:, start : start + share]
+        skipped = start - first_lane * per_lane
+        return by_batch.reshape(batches, -1)[:, skipped : skipped + share]
 
     def _lane(
         self, ring: "Ring", epoch: int, window: int, lane: int, first: int, count: int
     ) -> Rows:
-        """Row ids of a lane's slots in a window; -1 past the lane's end."""
+        """Returns the row ids of a lane's slots in a window; -1 past the lane's end."""
         lane_start = self.num_rows * lane // self.num_lanes
         lane_end = self.num_rows * (lane + 1) // self.num_lanes
         present = max(0, min(count, lane_end - lane_start - first))
@@ -130,7 +136,7 @@ class GlobalOrder:
 
 
 class Ring:
-    """Where the rows of an epoch stand on the ring: row groups in a random order, turned."""
+    """Row ids around the ring of an epoch: row groups in a random order, turned by an offset."""
 
     def __init__(self, order: GlobalOrder, epoch: int) -> None:
         self._num_rows = order.num_rows
@@ -146,7 +152,7 @@ class Ring:
         self._shifts = starts[groups] - self._starts
 
     def rows(self, first: int, count: int) -> Rows:
-        """Row ids (positions in the split's file order) of consecutive places on the ring."""
+        """Returns the row ids (positions in file order) of consecutive slots of the ring."""
         begin = (first + self._turn) % self._num_rows
         over = begin + count - self._num_rows
         if over > 0:
@@ -154,6 +160,11 @@ class Ring:
         return self._straight(begin, begin + count)
 
     def _straight(self, begin: int, end: int) -> Rows:
+        """Returns the row ids of slots that do not cross the end of the last group.
+
+        Within a row group, row id = slot + shift of the group. Only the groups between `begin` and
+        `end` are visited, found by bisection: there may be very many.
+        """
         first = int(np.searchsorted(self._ends, begin, side="right"))
         groups = slice(first, int(np.searchsorted(self._ends, end, side="left")) + 1)
         low = np.maximum(self._starts[groups], begin)

@@ -4,6 +4,7 @@ A loader applies them in order to the columns of some rows. Each is a class with
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,10 +12,14 @@ import numpy.typing as npt
 
 from msrec.data.features.columns import Columns, Ids, map_ids
 from msrec.data.features.vocabulary import UNKNOWN
-from msrec.data.features.vocabulary_alignment import VocabularyAlignment
+from msrec.data.io.paths import AnyPath
+from msrec.data.loading.quarantine import Policy
+from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, SparseFeature
 
 Rows = npt.NDArray[np.int64]
+IsRare = Mapping[str, npt.NDArray[np.bool_]]
+"""Feature -> (rows of its table,), whether an id has few training rows."""
 
 
 class IdTransform(Protocol):
@@ -31,28 +36,14 @@ class IdTransform(Protocol):
         ...
 
 
-class AlignedIds:
-    """Maps the ids of another dataset to those of the dataset a model was trained on."""
-
-    def __init__(self, alignment: VocabularyAlignment) -> None:
-        self._alignment = alignment
-
-    def apply(self, columns: Columns, rows: Rows, epoch: int) -> Columns:
-        """Returns the columns with the trained dataset's ids and scenarios."""
-        return self._alignment.columns(columns)
-
-
+@dataclass(frozen=True)
 class RareIds:
     """Replaces rare ids of single-valued features by row 0, in every split.
 
     A vector that was learned from a few rows is noise.
-
-    Args:
-        is_rare: feature -> (rows of its table,), bool.
     """
 
-    def __init__(self, is_rare: Mapping[str, npt.NDArray[np.bool_]]) -> None:
-        self.is_rare = is_rare
+    is_rare: IsRare
 
     def apply(self, columns: Columns, rows: Rows, epoch: int) -> Columns:
         """Returns the columns with rare ids as row 0."""
@@ -63,29 +54,95 @@ class RareIds:
         return changed
 
 
-class FoldedIds:
+def rare_ids(
+    dataset: AnyPath, schema: Schema, min_rows: Mapping[str, int], faults: Policy = "fail"
+) -> IsRare:
+    """Finds the ids with few training rows.
+
+    Args:
+        dataset: the dataset folder; only its training split is read.
+        schema: of the dataset.
+        min_rows: feature -> training rows below which an id is rare.
+        faults: policy for rows that break the schema; excluded rows are not counted.
+    """
+    if not min_rows:
+        return {}
+    columns = SplitReader(dataset, schema, "train", list(min_rows), faults).read_good()
+    return {
+        name: np.bincount(columns[name], minlength=schema.tables[schema.table_of(name)]) < least
+        for name, least in min_rows.items()
+    }
+
+
+@dataclass(frozen=True)
+class IdDropout:
+    """Replaces the ids of random training rows by row 0.
+
+    The model then learns to score users and items by everything except their ids, as it must for
+    new ones.
+
+    Args:
+        shares: single-valued feature -> share of training rows whose id is dropped, in [0, 1).
+        seed: of the choice of rows, which depends on (seed, epoch, row) alone.
+
+    Source:
+        DropoutNet (Volkovs et al., NIPS 2017).
+    """
+
+    shares: Mapping[str, float]
+    seed: int
+
+    def apply(self, columns: Columns, rows: Rows, epoch: int) -> Columns:
+        """Returns the columns with dropped ids as row 0."""
+        changed = dict(columns)
+        for number, (name, share) in enumerate(self.shares.items()):
+            ids = changed[name]
+            key = (self.seed * 1_000_003 + epoch) * 1_000_003 + number
+            changed[name] = np.where(_uniform(rows, key) < share, ids.dtype.type(UNKNOWN), ids)
+        return changed
+
+
+def require_single_valued(schema: Schema, *options: Mapping[str, object]) -> None:
+    """Refuses options that name anything but single-valued sparse features.
+
+    Raises:
+        ValueError: a feature does not exist or is multi-valued.
+    """
+    single = [feature.name for feature in schema.sparse if not feature.multi]
+    for name in (name for option in options for name in option):
+        if name not in single:
+            raise ValueError(
+                f"embeddings.rare and embeddings.id_dropout must name single-valued sparse "
+                f"features ({', '.join(single)}); got {name!r}."
+            )
+
+
+@dataclass(frozen=True)
+class ScaledIds:
     """Maps ids to smaller tables: several ids share a row, row 0 (unknown) stays.
 
     Args:
         schema: of the files.
-        folded: the same schema with smaller tables, see `Schema.scaled`.
+        scaled: the same schema with smaller tables, see `Schema.scaled`.
     """
 
-    def __init__(self, schema: Schema, folded: Schema) -> None:
-        self._schema, self._folded = schema, folded
+    schema: Schema
+    scaled: Schema
 
     def apply(self, columns: Columns, rows: Rows, epoch: int) -> Columns:
         """Returns the columns with ids modulo the rows of the smaller tables."""
-        return map_ids(self._schema, columns, self._fold)
 
-    def _fold(self, feature: SparseFeature, ids: Ids, row: Any) -> Ids:
-        size = np.int32(self._folded.tables[feature.table])
-        if size == self._schema.tables[feature.table]:
-            return ids
-        known: Ids = 1 + (ids - 1) % (size - 1)
-        return np.where(ids == UNKNOWN, np.int32(UNKNOWN), known)
+        def scale(feature: SparseFeature, ids: Ids, row: Any) -> Ids:
+            size = np.int32(self.scaled.tables[feature.table])
+            if size == self.schema.tables[feature.table]:
+                return ids
+            known: Ids = 1 + (ids - 1) % (size - 1)
+            return np.where(ids == UNKNOWN, np.int32(UNKNOWN), known)
+
+        return map_ids(self.schema, columns, scale)
 
 
+@dataclass(frozen=True)
 class ScenarioIds:
     """Maps ids to the scenario's copy of each table: id + scenario * rows of the table.
 
@@ -93,19 +150,18 @@ class ScenarioIds:
         schema: its tables have the size of one copy.
     """
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    schema: Schema
 
     def apply(self, columns: Columns, rows: Rows, epoch: int) -> Columns:
         """Returns the columns with ids of the scenario's copies."""
         scenario = columns["scenario"].astype(np.int32)
 
         def shift(feature: SparseFeature, ids: Ids, row: Any) -> Ids:
-            offset: Ids = scenario * np.int32(self._schema.tables[feature.table])
+            offset: Ids = scenario * np.int32(self.schema.tables[feature.table])
             of_ids: Ids = offset[row]
             return ids + of_ids
 
-        return map_ids(self._schema, columns, shift)
+        return map_ids(self.schema, columns, shift)
 
 
 def table_transforms(schema: Schema, scale: float, per_scenario: bool) -> list[IdTransform]:
@@ -116,12 +172,12 @@ def table_transforms(schema: Schema, scale: float, per_scenario: bool) -> list[I
         scale: share of each table's rows that the run keeps, 1 for all.
         per_scenario: whether the run has a copy of every table for each scenario.
     """
-    folded = schema.scaled(scale)
+    scaled = schema.scaled(scale)
     transforms: list[IdTransform] = []
-    if folded is not schema:
-        transforms.append(FoldedIds(schema, folded))
+    if scaled is not schema:
+        transforms.append(ScaledIds(schema, scaled))
     if per_scenario:
-        transforms.append(ScenarioIds(folded))
+        transforms.append(ScenarioIds(scaled))
     return transforms
 
 
@@ -132,3 +188,17 @@ def apply_all(
     for transform in transforms:
         columns = transform.apply(columns, rows, epoch)
     return columns
+
+
+def _uniform(rows: Rows, key: int) -> npt.NDArray[np.float64]:
+    """Returns a number in [0, 1) for each row, by splitmix64 (Steele et al., OOPSLA 2014).
+
+    Hashing row ids makes the choice independent of ranks, batches and the order of rows.
+    """
+    with np.errstate(over="ignore"):
+        z = rows.astype(np.uint64) + np.uint64(key % (1 << 64))
+        z = z * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Batches of one rank, prefetched by a thread, that start at any global batch."""
+"""Batches of one rank, prefetched by a thread, starting at any global batch."""
 
 import queue
 import threading
@@ -17,6 +17,8 @@ from msrec.data.loading.id_transforms import IdTransform, apply_all
 from msrec.data.loading.quarantine import BAD, Policy
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Split, load_schema
+
+Rows = npt.NDArray[np.int64]
 
 
 class RankShare(NamedTuple):
@@ -38,7 +40,7 @@ class Loader:
     Args:
         reader: of the split's rows.
         order: of the same rows; its `global_batch` must be a multiple of the number of ranks.
-        collator: makes batches from columns.
+        collator: sources of the batches' tensors.
         transforms: changes of ids, applied in order.
         share: this rank.
         prefetch: number of batches made ahead by a thread; 0 makes them in the caller's thread.
@@ -63,7 +65,7 @@ class Loader:
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from global batch `start` on."""
-        return self._prefetched(self._epoch(epoch, start))
+        return _prefetched(self._epoch(epoch, start), self._prefetch)
 
     def in_order(self, ranges: Sequence[range]) -> Iterator[Batch]:
         """Yields this rank's share of global batches whose rows are in file order.
@@ -72,46 +74,39 @@ class Loader:
             ranges: the consecutive rows of each batch, at most `global_batch` of them. A rank has
                 the slots from `rank` times its share on; those past the end are padding.
         """
-        size = self.order.global_batch // self._share.world_size
+        return _prefetched(map(self._consecutive, ranges), self._prefetch)
 
-        def made() -> Iterator[Batch]:
-            for wanted in ranges:
-                slots = np.arange(size, dtype=np.int64) + wanted.start + self._share.rank * size
-                rows = np.where(slots < wanted.stop, slots, -1)
-                columns = self.reader.take(np.where(rows < 0, wanted.start, rows))
-                yield self._window(rows[np.newaxis], columns, epoch=0).batch(0)
-
-        return self._prefetched(made())
-
-    def batch_of(self, rows: npt.NDArray[np.int64]) -> Batch:
+    def batch_of(self, rows: Rows) -> Batch:
         """Returns one batch of the given rows (n,) of the split, in that order."""
         return self._window(rows[np.newaxis], self.reader.take(rows), epoch=0).batch(0)
 
-    def _prefetched(self, made: Iterator[Batch]) -> Iterator[Batch]:
-        return made if self._prefetch == 0 else _ahead(made, self._prefetch)
+    def _consecutive(self, rows_of_all: range) -> Batch:
+        size = self.order.global_batch // self._share.world_size
+        slots = np.arange(size, dtype=np.int64) + rows_of_all.start + self._share.rank * size
+        rows = np.where(slots < rows_of_all.stop, slots, -1)
+        columns = self.reader.take(np.where(rows < 0, rows_of_all.start, rows))
+        return self._window(rows[np.newaxis], columns, epoch=0).batch(0)
 
-    def _window(self, rows: npt.NDArray[np.int64], columns: Columns, epoch: int) -> Window:
+    def _window(self, rows: Rows, columns: Columns, epoch: int) -> Window:
         if BAD in columns:
             rows = np.where(columns[BAD].reshape(rows.shape), -1, rows)
         columns = apply_all(self._transforms, columns, rows.reshape(-1), epoch)
         return Window(self._collator, rows, columns)
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        if start >= self.order.num_batches:
-            return
         size = self.order.window_batches
         for number in range(start // size, self.order.num_windows):
             rows = self.order.rows(epoch, number, *self._share)
-            skip = max(0, start - number * size)
-            rows = np.ascontiguousarray(rows[skip:])
+            rows = np.ascontiguousarray(rows[max(0, start - number * size) :])
+            if not len(rows):
+                return
             # A padding row needs valid ids. Only the last batch of an epoch has padding. It repeats
             # one of its own rows, or row 0, so that a resumed run makes the same batch.
             last = rows[-1]
             filler = last[last >= 0].min(initial=self.reader.num_rows) % self.reader.num_rows
             columns = self.reader.take(np.where(rows < 0, filler, rows).reshape(-1))
             window = self._window(rows, columns, epoch)
-            for place in range(len(window)):
-                yield window.batch(place)
+            yield from map(window.batch, range(len(window)))
 
 
 def open_loader(
@@ -129,17 +124,7 @@ def open_loader(
 ) -> Loader:
     """Opens a split of a dataset folder, without knowledge vectors and histories.
 
-    Args:
-        dataset: the dataset folder.
-        split: "train", "valid" or "test".
-        global_batch: rows of a batch over all ranks.
-        seed: of the shuffle.
-        shuffle: whether rows are mixed; False keeps the order of the files.
-        window_rows: rows that are permuted together.
-        transforms: changes of ids, applied in order.
-        share: this rank.
-        prefetch: number of batches made ahead.
-        faults: policy for rows that break the schema.
+    Arguments are those of `SplitReader`, `GlobalOrder` and `Loader`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_schema`, `SplitReader` and `GlobalOrder.rows`.
@@ -150,21 +135,24 @@ def open_loader(
     return Loader(reader, order, Collator(schema), transforms, share, prefetch)
 
 
-def _ahead(made: Iterator[Batch], count: int) -> Iterator[Batch]:
+def _prefetched(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
     """Yields the same batches, made up to `count` ahead by a thread; raises its errors here."""
+    if count == 0:
+        yield from batches
+        return
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=count)
     stopped = threading.Event()
 
-    def put(what: Batch | BaseException | None) -> None:
+    def put(item: Batch | BaseException | None) -> None:
         while not stopped.is_set():
             try:
-                return ready.put(what, timeout=0.1)
+                return ready.put(item, timeout=0.1)
             except queue.Full:
                 continue  # the consumer may have left: `stopped` is checked again
 
-    def work() -> None:
+    def produce() -> None:
         try:
-            for batch in made:
+            for batch in batches:
                 put(batch)
                 if stopped.is_set():
                     return
@@ -172,13 +160,13 @@ def _ahead(made: Iterator[Batch], count: int) -> Iterator[Batch]:
         except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
             put(error)
 
-    thread = threading.Thread(target=work, name="msrec-loader", daemon=True)
+    thread = threading.Thread(target=produce, name="msrec-loader", daemon=True)
     thread.start()
     try:
-        while (what := ready.get()) is not None:
-            if isinstance(what, BaseException):
-                raise what
-            yield what
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
     finally:
         stopped.set()
         thread.join()

@@ -1,9 +1,10 @@
-"""Rows of a dataset folder that break its schema: refused, skipped, or kept in a quarantine."""
+"""Rows of a dataset folder that break its schema: policies for them, and records of them."""
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,15 +15,6 @@ from msrec.data.io.paths import AnyPath
 Policy = Literal["fail", "skip", "quarantine"]
 BAD = "__bad__"
 """Column of `SplitReader.take` that marks excluded rows; only with skip and quarantine."""
-QUARANTINE = pa.schema(
-    [
-        ("file", pa.string()),
-        ("row", pa.int64()),
-        ("column", pa.string()),
-        ("found", pa.string()),
-        ("must", pa.string()),
-    ]
-)
 
 
 class BadRow(NamedTuple):
@@ -38,19 +30,17 @@ BadRows = dict[tuple[str, int], list[BadRow]]
 """(file, number of the row group) -> its bad rows."""
 
 
+@dataclass
 class Quarantine:
     """The policy of a reader for rows that break the schema, and the rows it has found.
 
     `fail` raises an error on the first one. `skip` excludes the rows: their slots keep their place
     in the global order, with weight 0. `quarantine` does the same, and `write_quarantine` records
     file, row, column and reason.
-
-    A row group may be read by several ranks and again in every epoch: it is recorded once.
     """
 
-    def __init__(self, policy: Policy = "fail") -> None:
-        self.policy = policy
-        self.bad_rows: BadRows = {}
+    policy: Policy = "fail"
+    bad_rows: BadRows = field(default_factory=dict)
 
     @property
     def excludes(self) -> bool:
@@ -58,12 +48,13 @@ class Quarantine:
         return self.policy != "fail"
 
     def add(self, path: AnyPath, group: int, rows: Iterable[BadRow]) -> None:
-        """Records the bad rows of a row group, all of them at once."""
-        self.bad_rows.setdefault((str(path), group), []).extend(rows)
+        """Records the bad rows of a row group, if the group has not been recorded before.
 
-    def has(self, path: AnyPath, group: int) -> bool:
-        """Returns whether this row group was recorded before."""
-        return (str(path), group) in self.bad_rows
+        A row group may be read by several ranks and again in every epoch.
+        """
+        key = (str(path), group)
+        if key not in self.bad_rows and (bad_rows := list(rows)):
+            self.bad_rows[key] = bad_rows
 
 
 def merge_bad_rows(parts: Iterable[BadRows]) -> BadRows:
@@ -91,11 +82,13 @@ def count_reasons(bad_rows: BadRows) -> dict[str, int]:
 
 def write_quarantine(bad_rows: BadRows, path: Path) -> None:
     """Writes one row per reason: file, row, column, found, must."""
-    table: dict[str, list[Any]] = {name: [] for name in QUARANTINE.names}
-    for (file, _), rows in sorted(bad_rows.items()):
-        for bad in rows:
-            for name, value in zip(QUARANTINE.names, (file, *bad), strict=True):
-                table[name].append(value)
+    records = [
+        {"file": file} | bad._asdict()
+        for (file, _), rows in sorted(bad_rows.items())
+        for bad in rows
+    ]
+    names = ("file", *BadRow._fields)
+    schema = pa.schema([(name, pa.int64() if name == "row" else pa.string()) for name in names])
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as scratch:
-        pq.write_table(pa.table(table, schema=QUARANTINE), scratch)
+        pq.write_table(pa.Table.from_pylist(records, schema=schema), scratch)

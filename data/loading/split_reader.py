@@ -12,20 +12,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.features.columns import Columns, Scalars
+from msrec.data.features.columns import Columns, Scalars, is_list
+from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.io.parquet_files import parquet_files, parquet_metadata, read_row_group
 from msrec.data.io.paths import AnyPath, first_line, is_remote, to_path
 from msrec.data.loading.column_checks import ColumnChecks, Fault
 from msrec.data.loading.quarantine import BAD, BadRow, Policy, Quarantine
 from msrec.data.schema import Schema, Split
 
+CACHED_GROUPS = 128
+"""Decoded row groups that a reader keeps in memory."""
 REMOTE_READERS = 8
 """Row groups of a remote file system that are requested at the same time."""
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group: its file, its number in the file, and its first row in the file."""
+    """A row group: its file, its number in the file, and its first row in the file."""
 
     path: AnyPath
     index: int
@@ -37,17 +40,17 @@ class SplitReader:
     """The rows of a split, decoded on demand.
 
     Row groups are decoded whole and kept in a least-recently-used cache, because the rows of a
-    window of batches come from few row groups.
+    window of batches come from few row groups, and so do those of the next window.
 
     Args:
         dataset: the dataset folder.
         schema: of the dataset.
         split: "train", "valid" or "test".
-        extra: float32 columns to read in addition to the schema's, such as `p_click`.
-        only: columns of the schema to read; None reads all.
-        cache_groups: number of decoded row groups to keep in memory.
-        faults: policy for rows that break the schema; `quarantine` holds those that were found.
+        columns: columns to read; None reads those of the schema. A column that the schema does not
+            know, such as `p_click`, must be float32.
+        faults: policy for rows that break the schema; `quarantine` holds the bad rows.
         paths: files to read instead of the split's.
+        encoder: encodes the rows of files that hold raw values; it refuses bad values itself.
 
     Raises:
         FileNotFoundError: the split has no files.
@@ -61,31 +64,30 @@ class SplitReader:
         dataset: AnyPath | str,
         schema: Schema,
         split: Split,
-        extra: Sequence[str] = (),
-        only: Sequence[str] | None = None,
-        cache_groups: int = 128,
+        columns: Sequence[str] | None = None,
         faults: Policy = "fail",
         paths: Sequence[AnyPath] | None = None,
+        encoder: RowEncoder | None = None,
     ) -> None:
-        self.schema = schema
-        self.columns = [*(schema.columns if only is None else only), *extra]
+        self.columns = list(schema.columns if columns is None else columns)
         self.quarantine = Quarantine(faults)
         self.metadata: dict[AnyPath, pq.FileMetaData] = {}
         """The footer of each file, read once."""
-        self._checks = ColumnChecks(schema, self.columns[: len(self.columns) - len(extra)], extra)
+        self._checks, self._encoder = ColumnChecks(schema, self.columns), encoder
         self._cache: OrderedDict[int, Columns] = OrderedDict()
-        self._cache_groups = cache_groups
+        self._cache_groups = CACHED_GROUPS
         self._type_errors: dict[AnyPath, str] = {}
         folder = to_path(dataset) / split
         paths = parquet_files(folder) if paths is None else paths
         if not paths:
             raise FileNotFoundError(f"{folder} must hold *.parquet files; it has none.")
         self.groups = [group for path in paths for group in self._open(path)]
-        if not sum(group.num_rows for group in self.groups):
+        if not self.groups:
             raise ValueError(
                 f"{paths[0].parent} must have at least one row; its {len(paths)} files are empty."
             )
-        self.starts = np.concatenate([[0], np.cumsum([g.num_rows for g in self.groups])])
+        self.starts = np.concatenate([[0], np.cumsum(self.group_rows)])
+        """(row groups + 1,), first row id of each row group."""
 
     @property
     def num_rows(self) -> int:
@@ -99,9 +101,8 @@ class SplitReader:
 
     def read(self) -> Columns:
         """Returns the columns of all rows, in order; none may be a multi-valued feature."""
-        bounds = zip(self.starts, self.starts[1:], strict=False)
-        pieces = [self.take(np.arange(start, end)) for start, end in bounds]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        groups = list(self._decoded(list(range(len(self.groups)))))
+        return {name: np.concatenate([columns[name] for columns in groups]) for name in groups[0]}
 
     def read_good(self) -> Columns:
         """Returns the columns of all rows except bad ones, in order."""
@@ -117,50 +118,55 @@ class SplitReader:
             returns: per column an array of n values, or a list array for a multi-valued feature.
                 If bad rows are excluded, also `BAD`, (n,) bool; their values are harmless.
         """
+        # A window often needs only a part of a row group. So each group is cut to the span from its
+        # first to its last row in `row_ids`, the spans are joined, and all rows are taken from the
+        # joined columns at once: position = row id + shift of the row's group.
+        #
+        #     groups   |....[===]....|[=====]......|....[==]|
+        #     joined   [===][=====][==]
         group_of_row = np.searchsorted(self.starts, row_ids, side="right") - 1
-        # Only the span from the first to the last wanted row of each group is copied.
-        lowest, highest = self.starts[1:].copy(), np.full(len(self.groups), -1)
-        np.minimum.at(lowest, group_of_row, row_ids)
-        np.maximum.at(highest, group_of_row, row_ids)
-        needed = np.flatnonzero(highest >= 0)
-        pieces, shift = [], np.zeros(len(self.groups), dtype=np.int64)
-        length = 0
+        first, last = self.starts[1:].copy(), np.full(len(self.groups), -1)
+        np.minimum.at(first, group_of_row, row_ids)
+        np.maximum.at(last, group_of_row, row_ids)
+        needed = np.flatnonzero(last >= 0)
+        shift = np.zeros(len(self.groups), dtype=np.int64)
+        spans, length = [], 0
         for group, columns in zip(needed, self._decoded(needed.tolist()), strict=True):
-            first, last = (
-                int(row - self.starts[group]) for row in (lowest[group], highest[group] + 1)
-            )
-            shift[group] = length - first - self.starts[group]
-            length += last - first
-            pieces.append({name: values[first:last] for name, values in columns.items()})
-        place = row_ids + shift[group_of_row]
-        return {name: _gather([piece[name] for piece in pieces], place) for name in pieces[0]}
+            start, end = first[group] - self.starts[group], last[group] + 1 - self.starts[group]
+            shift[group] = length - first[group]
+            length += end - start
+            spans.append({name: values[start:end] for name, values in columns.items()})
+        positions = row_ids + shift[group_of_row]
+        return {name: _gathered([span[name] for span in spans], positions) for name in spans[0]}
 
-    def places(self, row_ids: npt.NDArray[np.int64]) -> dict[str, list[int]]:
+    def file_rows(self, row_ids: npt.NDArray[np.int64]) -> dict[str, list[int]]:
         """Returns the file of each row and its row number there, in the given order.
 
         Shape:
             row_ids: (n,), int64 in [0, num_rows).
             returns: path below the dataset folder -> row numbers in that file.
         """
-        found: dict[str, list[int]] = {}
-        for row, number in zip(
-            row_ids, np.searchsorted(self.starts, row_ids, "right"), strict=True
-        ):
-            group = self.groups[number - 1]
+        rows_of: dict[str, list[int]] = {}
+        numbers = np.searchsorted(self.starts, row_ids, side="right") - 1
+        for row, number in zip(row_ids, numbers, strict=True):
+            group = self.groups[number]
             file = f"{group.path.parent.name}/{group.path.name}"
-            row_of_file = group.first_row + int(row - self.starts[number - 1])
-            found.setdefault(file, []).append(row_of_file)
-        return found
+            row_of_file = group.first_row + int(row - self.starts[number])
+            rows_of.setdefault(file, []).append(row_of_file)
+        return rows_of
 
     def _open(self, path: AnyPath) -> list[RowGroup]:
+        """Reads the footer of a file, checks its types, and returns its row groups with rows."""
         try:
             metadata = parquet_metadata(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(
                 f"{path} must be a whole Parquet file; {first_line(error)}. Convert it again."
             ) from None
-        type_error = self._type_error(path, metadata.schema.to_arrow_schema())
-        if type_error is not None:
+        types = metadata.schema.to_arrow_schema()
+        if self._encoder is not None:
+            self._encoder.require(types.names, str(path))
+        elif type_error := self._checks.type_error(types):
             if not self.quarantine.excludes:
                 raise ValueError(f"{path}: {type_error}")
             self._type_errors[path] = type_error.rstrip(".")
@@ -173,18 +179,17 @@ class SplitReader:
             if num_rows
         ]
 
-    def _type_error(self, path: AnyPath, found: pa.Schema) -> str | None:
-        return self._checks.type_error(found)
-
     def _decoded(self, numbers: list[int]) -> Iterator[Columns]:
-        kept = {number: self._cache[number] for number in numbers if number in self._cache}
-        missing = [self.groups[number] for number in numbers if number not in kept]
+        """Yields the columns of row groups, from the cache where they are in it."""
+        # What the cache holds is taken out first: adding a group may evict one that comes later.
+        cached = {number: self._cache[number] for number in numbers if number in self._cache}
+        missing = [self.groups[number] for number in numbers if number not in cached]
         # A request over a network is mostly waiting, which several can do at the same time.
         remote = bool(missing) and is_remote(missing[0].path)
         with ThreadPoolExecutor(REMOTE_READERS) if remote else nullcontext() as pool:
-            fresh = pool.map(self._decode, missing) if pool else map(self._decode, missing)
+            decoded = pool.map(self._decode, missing) if pool else map(self._decode, missing)
             for number in numbers:
-                columns = kept[number] if number in kept else next(fresh)
+                columns = cached[number] if number in cached else next(decoded)
                 self._cache[number] = columns
                 self._cache.move_to_end(number)
                 if len(self._cache) > self._cache_groups:
@@ -192,10 +197,15 @@ class SplitReader:
                 yield columns
 
     def _decode(self, group: RowGroup) -> Columns:
+        """Reads the columns of a row group."""
         if group.path in self._type_errors:
             return self._unreadable(group, self._type_errors[group.path])
+        metadata, names = self.metadata[group.path], self.columns
+        if self._encoder is not None:
+            present = metadata.schema.to_arrow_schema().names
+            names = [name for name in self._encoder.names if name in present]
         try:
-            table = read_row_group(group.path, group.index, self.columns, self.metadata[group.path])
+            table = read_row_group(group.path, group.index, names, metadata)
         except (pa.ArrowInvalid, OSError) as error:
             # A network that fails is no fault of the data: its rows are not excluded.
             network = isinstance(error, ConnectionError | TimeoutError)
@@ -204,60 +214,56 @@ class SplitReader:
                     f"{group.path}: row group {group.index} could not be read; {first_line(error)}."
                 ) from None
             return self._unreadable(group, first_line(error))
+        if self._encoder is not None:
+            encoded = self._encoder.encode(table, str(group.path), group.first_row)
+            return {name: encoded[name] for name in self.columns}
+        return self._checked(group, table)
+
+    def _checked(self, group: RowGroup, table: pa.Table) -> Columns:
+        """Checks the columns of a row group, and records its bad rows."""
         columns: Columns = {}
-        faults: dict[str, list[Fault]] = {}
+        faults: list[tuple[str, Fault]] = []
         for name in self.columns:
-            array = table.column(name).combine_chunks()
-            columns[name], faults[name] = self._checks.check(array, name)
-            if faults[name] and not self.quarantine.excludes:
-                raise ValueError(_first_bad_row(group, name, faults[name][0]))
-        if self.quarantine.excludes:
-            self._record(group, faults)
-            bad = np.zeros(group.num_rows, dtype=np.bool_)
-            for fault in itertools.chain(*faults.values()):
-                bad |= fault.bad
-            columns[BAD] = bad
+            columns[name], of_column = self._checks.check(table[name].combine_chunks(), name)
+            faults += [(name, fault) for fault in of_column]
+        if not self.quarantine.excludes:
+            for bad in _bad_rows(group, faults):
+                count = int(faults[0][1].bad.sum())
+                raise ValueError(
+                    f"{group.path}: column {bad.column!r}, row {bad.row}: {bad.must}; found "
+                    f"{bad.found}. {count} such rows in this row group."
+                )
+            return columns
+        self.quarantine.add(group.path, group.index, _bad_rows(group, faults))
+        columns[BAD] = np.zeros(group.num_rows, dtype=np.bool_)
+        for _, fault in faults:
+            columns[BAD] |= fault.bad
         return columns
 
     def _unreadable(self, group: RowGroup, reason: str) -> Columns:
         """Returns harmless values for a row group that cannot be read, all rows marked bad."""
         must = f"the row group must be readable; {reason}"
         count = group.num_rows
-        if not self.quarantine.has(group.path, group.index):
-            rows = range(group.first_row, group.first_row + count)
-            self.quarantine.add(group.path, group.index, (BadRow(r, "", "", must) for r in rows))
-        columns: Columns = {}
-        for name, kind in self._checks.types.items():
-            if pa.types.is_list(kind):
-                columns[name] = pa.array([[]] * count, kind)
-            else:
-                columns[name] = np.zeros(count, kind.to_pandas_dtype())
+        rows = range(group.first_row, group.first_row + count)
+        self.quarantine.add(group.path, group.index, (BadRow(row, "", "", must) for row in rows))
+        columns: Columns = {
+            name: pa.array([[]] * count, kind)
+            if is_list(kind)
+            else np.zeros(count, kind.to_pandas_dtype())
+            for name, kind in self._checks.types.items()
+        }
         return columns | {BAD: np.ones(count, dtype=np.bool_)}
 
-    def _record(self, group: RowGroup, faults: dict[str, list[Fault]]) -> None:
-        if self.quarantine.has(group.path, group.index):
-            return
-        rows = [
-            BadRow(group.first_row + int(at), name, str(fault.value_at(int(at))), fault.must)
-            for name, of_column in faults.items()
-            for fault in of_column
-            for at in np.flatnonzero(fault.bad)
-        ]
-        if rows:
-            self.quarantine.add(group.path, group.index, rows)
+
+def _bad_rows(group: RowGroup, faults: list[tuple[str, Fault]]) -> Iterator[BadRow]:
+    for name, fault in faults:
+        for at in np.flatnonzero(fault.bad).tolist():
+            yield BadRow(group.first_row + at, name, str(fault.value_at(at)), fault.must)
 
 
-def _first_bad_row(group: RowGroup, name: str, fault: Fault) -> str:
-    at = int(np.argmax(fault.bad))
-    return (
-        f"{group.path}: column {name!r}, row {group.first_row + at}: {fault.must}; found "
-        f"{fault.value_at(at)}. {int(fault.bad.sum())} such rows in this row group."
-    )
-
-
-def _gather(
-    pieces: list[Scalars | pa.ListArray], place: npt.NDArray[np.int64]
+def _gathered(
+    spans: list[Scalars | pa.ListArray], positions: npt.NDArray[np.int64]
 ) -> Scalars | pa.ListArray:
-    if isinstance(pieces[0], np.ndarray):
-        return np.take(np.concatenate(pieces) if len(pieces) > 1 else pieces[0], place)
-    return pa.concat_arrays(pieces).take(pa.array(place))
+    if isinstance(spans[0], np.ndarray):
+        return np.take(np.concatenate(spans) if len(spans) > 1 else spans[0], positions)
+    return pa.concat_arrays(spans).take(pa.array(positions))

@@ -12,10 +12,11 @@ import pyarrow as pa
 from msrec.data.convert.dataset_writer import PartWriter, arrow_schema, new_folder, write_table
 from msrec.data.convert.raw_tables import Progress
 from msrec.data.convert.statistics import counts_by_split
-from msrec.data.features.hot_rows import imbalance_by_ranks
-from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES, SeenIntegers
+from msrec.data.features.shard_balance import imbalance_by_ranks
+from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, TextFields, save_schema
 from msrec.data.synthetic import catalogue
+from msrec.data.synthetic.integer_vocabulary import IntegerVocabulary
 from msrec.data.synthetic.simulator import SHARES, App, Rows
 
 CHUNK_ROWS = 512 * 1024
@@ -98,7 +99,7 @@ class _StreamedCounts:
             "age_band": ("user", app.age, len(catalogue.AGE_BANDS)),
             "city_tier": ("user", app.city, len(catalogue.CITY_TIERS)),
         }
-        self.seen = {name: SeenIntegers(size) for name, (_, _, size) in self._features.items()}
+        self.seen = {name: IntegerVocabulary(size) for name, (_, _, size) in self._features.items()}
         num_scenarios = len(catalogue.SCENARIOS)
         self._rows = np.zeros((len(SPLITS), num_scenarios), dtype=np.int64)
         self._positives = np.zeros_like(self._rows)
@@ -210,7 +211,7 @@ def _schema(app: App, stream: _StreamedCounts) -> Schema:
 
 def _save_vocabularies(
     app: App,
-    seen: Mapping[str, SeenIntegers],
+    seen: Mapping[str, IntegerVocabulary],
     users: pl.DataFrame,
     items: pl.DataFrame,
     folder: Path,

@@ -1,4 +1,9 @@
-"""`python -m msrec.launch.cluster.elastic_agent`: torchrun that ends with the first error."""
+"""`python -m msrec.launch.cluster.elastic_agent`: the torchrun agent of a node.
+
+The agent takes torchrun's options and starts the ranks of its node. It differs from torchrun in the
+errors: it prints the first one instead of the stacks of all ranks, and it does not restart ranks
+that ask for no restart.
+"""
 
 import logging
 import signal
@@ -20,25 +25,26 @@ from msrec.launch.rank_errors import NO_RESTART, error_text
 
 
 class Agent(LocalElasticAgent):
-    """Torchrun's agent, which says why it starts ranks again, and does not where they ask it."""
+    """torchrun's agent, which also says why it restarts ranks and obeys `NO_RESTART`."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if any(failure.exitcode == NO_RESTART for failure in result.failures.values()):
             self._remaining_restarts = 0
         elif result.failures and self._remaining_restarts > 0:
-            rank, failure = cause_of(result.failures)
-            said = str(error_text(failure.message)).splitlines()[-1]
+            rank, failure = first_failed_rank(result.failures)
+            message = str(error_text(failure.message)).splitlines()[-1]
             left = f"{self._remaining_restarts} such starts are left"
-            print(f"rank {rank} failed, all ranks start again ({left}): {said}", file=sys.stderr)
+            print(f"rank {rank} failed, all ranks start again ({left}): {message}", file=sys.stderr)
         return result
 
 
-def cause_of(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """The rank that failed first, of those that were found failed together.
+def first_failed_rank(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """Returns the rank that failed first, out of ranks whose failures were seen together.
 
-    Others fail of it, and stamps are whole seconds. Nobody gets SIGKILL because a peer is gone; an
-    exception does follow, and now and then an abort.
+    The others fail because a peer is gone: with an exception, sometimes with an abort, never by
+    SIGKILL. So a killed rank comes first, then other signals, then exceptions. Time stamps, which
+    are whole seconds, decide among equals.
     """
 
     def how_late(rank: int) -> tuple[bool, bool, int]:
@@ -50,13 +56,13 @@ def cause_of(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailur
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run torchrun with its own options; exit with 1 when a rank failed.
+    """Runs torchrun with its own options and exits with 1 if a rank failed.
 
-    torchrun itself ends with a page of its own stack and of every rank's. Here stands one sentence
-    for a user's mistake, and one stack, that of the rank that failed first, for anything else.
+    The error is one sentence for a user's mistake, and otherwise the stack of the rank that failed
+    first.
     """
     vars(launcher)["LocalElasticAgent"] = Agent  # torchrun has no option for it
-    # It warns of each rank that it stops because another one failed.
+    # It warns about each rank that it stops because another one failed.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
     try:
         run(parse_args(arguments))  # type: ignore[no-untyped-call]  # torch leaves them untyped
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        # torchx reads the failure from this process's own error file.
+        # torchx reads the failure from the error file of this process.
         get_error_handler().dump_error_file(failure.error_file, failure.exitcode)
         print(f"error on rank {rank}: {error_text(failure.message)}", file=sys.stderr)
         sys.exit(1)

@@ -1,31 +1,32 @@
-"""What `msrec launch` submits: a command for every rank, and the folder that keeps the job."""
+"""Jobs that `msrec launch` submits: a command, its arguments and the folder of the job."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from msrec.data.io.paths import refuse_secrets
-from msrec.launch.cluster.job_options import EVALUATE, PREDICT, read_options
 from msrec.launch.config import RunConfig, save_config
 from msrec.launch.trained_run import load_run_config
 
 Job = Literal["train", "encode", "evaluate", "predict"]
 CONFIG_FILE = "submitted.yaml"
-JOBS = "jobs"
-"""Where a run's folder keeps the jobs that are not its training."""
+JOBS_FOLDER = "jobs"
+"""Subfolder of a run for its jobs other than training."""
+EVALUATE_OPTIONS = frozenset({"split", "checkpoint", "by", "data"})
+PREDICT_OPTIONS = frozenset({"data", "out", "columns", "checkpoint", "dataset"})
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One job.
+    """A job: an msrec command, its arguments and its folder.
 
     Attributes:
         job: the msrec command.
-        args: its arguments.
-        folder: keeps what was submitted and what every rank wrote.
-        config: to be written beside, resolved now; a change of its file does not reach a job that
-            waits or comes again.
+        args: arguments of the command.
+        folder: folder for what was submitted and for the output of the ranks.
+        config: resolved config, saved in `folder` for the ranks to read. Later changes of the
+            user's file do not reach a job that waits in a queue or is retried.
     """
 
     job: Job
@@ -34,56 +35,73 @@ class JobSpec:
     config: RunConfig | None = None
 
     def prepare(self) -> None:
-        """Make the folder and write the config."""
+        """Makes the folder and writes the config."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.config is not None:
             save_config(self.config, self.folder / CONFIG_FILE)
 
 
 def train_spec(config: RunConfig) -> JobSpec:
-    """Train a run; its folder is the job's."""
-    return _of_config("train", config, config.run_dir)
+    """Returns the training of a run. Its folder is the run's folder."""
+    return _spec_with_config("train", config, config.run_dir)
 
 
 def encode_spec(config: RunConfig) -> JobSpec:
-    """Encode users and scenarios for a run."""
-    return _of_config("encode", config, config.run_dir / JOBS / "encode")
+    """Returns the encoding of users and scenarios for a run."""
+    return _spec_with_config("encode", config, config.run_dir / JOBS_FOLDER / "encode")
 
 
-def evaluate_spec(run_dir: Path, options: Sequence[str]) -> JobSpec:
-    """Evaluate a run.
+def evaluate_spec(run_dir: Path, options: Sequence[str], *, is_trained: bool = True) -> JobSpec:
+    """Returns the evaluation of a run.
+
+    Args:
+        run_dir: run folder.
+        options: `key=value` options of `msrec evaluate`.
+        is_trained: False if the run will be trained before this job starts.
 
     Raises:
-        FileNotFoundError: there is no run.
+        FileNotFoundError: `is_trained` and there is no run in the folder.
         ValueError: an option is unknown.
     """
-    load_run_config(run_dir)
-    return planned_evaluate_spec(run_dir, options)
-
-
-def planned_evaluate_spec(run_dir: Path, options: Sequence[str]) -> JobSpec:
-    """The same of a run that is still to be trained."""
-    known = read_options(options, EVALUATE)
-    name = f"evaluate-{known.get('split', 'test')}"
-    return JobSpec("evaluate", (str(run_dir.absolute()), *options), run_dir / JOBS / name)
+    if is_trained:
+        load_run_config(run_dir)
+    split = read_options(options, EVALUATE_OPTIONS).get("split", "test")
+    folder = run_dir / JOBS_FOLDER / f"evaluate-{split}"
+    return JobSpec("evaluate", (str(run_dir.absolute()), *options), folder)
 
 
 def predict_spec(run_dir: Path, options: Sequence[str]) -> JobSpec:
-    """Score files with a run; one folder for each output folder's name.
+    """Returns the scoring of files with a run, with one job folder per name of an output folder.
 
     Raises:
-        FileNotFoundError: there is no run.
+        FileNotFoundError: there is no run in the folder.
         ValueError: an option is unknown or missing.
     """
     load_run_config(run_dir)
-    known = read_options(options, PREDICT)
+    values = read_options(options, PREDICT_OPTIONS)
     refuse_secrets("an option", list(options))
     for name in ("data", "out"):
-        if name not in known:
+        if name not in values:
             raise ValueError(f"msrec launch predict needs {name}=...; it is not given.")
-    folder = run_dir / JOBS / f"predict-{Path(known['out']).name}"
+    folder = run_dir / JOBS_FOLDER / f"predict-{Path(values['out']).name}"
     return JobSpec("predict", (str(run_dir.absolute()), *options), folder)
 
 
-def _of_config(job: Job, config: RunConfig, folder: Path) -> JobSpec:
+def read_options(options: Sequence[str], known: Collection[str]) -> dict[str, str]:
+    """Returns `key=value` options by name. Not `--key`: torchx refuses to pass one on twice.
+
+    Raises:
+        ValueError: an option is unknown or has another form.
+    """
+    values = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or key not in known:
+            names = ", ".join(sorted(known))
+            raise ValueError(f"{option!r} is not known here; known are {names}=...")
+        values[key] = value
+    return values
+
+
+def _spec_with_config(job: Job, config: RunConfig, folder: Path) -> JobSpec:
     return JobSpec(job, (str((folder / CONFIG_FILE).absolute()),), folder, config)

@@ -1,105 +1,90 @@
-"""Encode, train, evaluate, report: one job after the other, files between them."""
+"""Runs the jobs encode, train, evaluate and report of a run one after the other."""
 
 import json
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from msrec.data.io.atomic_files import write_json
-from msrec.launch.cluster.job_specs import JobSpec, encode_spec, planned_evaluate_spec, train_spec
-from msrec.launch.cluster.profiles import Profile
-from msrec.launch.cluster.submit import launch
+from msrec.launch.cluster.job_specs import JobSpec, encode_spec, evaluate_spec, train_spec
+from msrec.launch.cluster.profiles import Target
+from msrec.launch.cluster.submit import submit
 from msrec.launch.config import RunConfig
 from msrec.launch.reporting.report import write_report
 
 STAGES_FILE = "pipeline.json"
 REPORT_FILE = "report.html"
+REPORT = "report"
+"""The last stage. It is no job of a scheduler."""
 
 
 def run_pipeline(
-    config: RunConfig,
-    profile: tuple[str, Profile],
-    j: str,
-    console: Console,
-    *,
-    dry_run: bool = False,
+    config: RunConfig, target: Target, console: Console, *, dry_run: bool = False
 ) -> int:
-    """Run the stages that are not done; stops at the first one that fails.
+    """Runs the stages that are not finished and stops at the first one that fails.
 
-    `pipeline.json` in the run's folder keeps the seconds of each stage that is done, and the config
-    it was done with: with another config everything is done anew. Encoding and training go on where
-    they were stopped, whatever that file says.
+    `pipeline.json` in the run's folder keeps the config and the seconds of each finished stage.
+    With another config all stages run again. Encoding and training always continue where they were
+    stopped.
 
     Args:
-        config: of the run; encodes where `llm.store` is given.
-        profile: name and values.
-        j: nodes x ranks per node, of every job.
-        console: where to print.
-        dry_run: print what each stage would submit, and stop.
+        config: config of the run; encoding is a stage if `llm.store` is given.
+        target: profile, nodes and ranks of every job.
+        console: console for messages.
+        dry_run: print what each stage would submit and stop.
 
     Returns:
         The exit status of the stage that failed, or 0.
 
     Raises:
-        ValueError: as `launch`.
+        ValueError: as `submit`.
     """
-    record = config.run_dir / STAGES_FILE
-    asked = {"config": config.model_dump(mode="json")}
-    seconds = _done(record, asked)
-
-    def submit(work: JobSpec) -> int:
-        return launch(work, profile, j, console, dry_run=dry_run, wait=True)
-
-    stages = list(_stages(config, submit))
-    for number, (name, stage) in enumerate(stages, 1):
-        head = f"stage {number} of {len(stages)}, {name}"
-        if name in seconds:
-            console.print(f"{head}: done before, in {seconds[name]:.0f} s", highlight=False)
+    record, report = config.run_dir / STAGES_FILE, config.run_dir / REPORT_FILE
+    resolved = {"config": config.model_dump(mode="json")}
+    seconds = _finished_stages(record, resolved)
+    stages = _stages(config)
+    for number, (stage, spec) in enumerate(stages.items(), 1):
+        title = f"stage {number} of {len(stages)}, {stage}"
+        if stage in seconds:
+            console.print(f"{title}: done before, in {seconds[stage]:.0f} s", highlight=False)
             continue
-        console.print(head, highlight=False)
-        if dry_run and name == "report":
-            console.print(f"would write {config.run_dir / REPORT_FILE}", highlight=False)
-            continue
-        begin = time.monotonic()
-        if status := stage():
-            console.print(f"{name} failed; the same command goes on from here", highlight=False)
-            return status
+        console.print(title, highlight=False)
+        started = time.monotonic()
+        if spec is not None:
+            status = submit(spec, target, console, dry_run=dry_run, wait=True)
+            if status != 0:
+                message = f"{stage} failed; the same command continues from here"
+                console.print(message, highlight=False)
+                return status
+        elif dry_run:
+            console.print(f"would write {report}", highlight=False)
+        else:
+            write_report(report, {config.run_id: config.run_dir})
         if not dry_run:
-            seconds[name] = time.monotonic() - begin
-            write_json(record, asked | {"seconds": seconds})
+            seconds[stage] = time.monotonic() - started
+            write_json(record, resolved | {"seconds": seconds})
     if not dry_run:
-        console.print(f"wrote {config.run_dir / REPORT_FILE}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {report}", highlight=False, soft_wrap=True)
     return 0
 
 
-def _stages(
-    config: RunConfig, submit: Callable[[JobSpec], int]
-) -> Iterator[tuple[str, Callable[[], int]]]:
-    if config.llm.store is not None:
-        yield "encode", lambda: submit(encode_spec(config))
-    yield "train", lambda: submit(train_spec(config))
-    evaluate = planned_evaluate_spec(config.run_dir, [])
-    yield "evaluate", lambda: submit(evaluate)
-    yield "report", lambda: _report(config)
+def _stages(config: RunConfig) -> dict[str, JobSpec | None]:
+    specs = [encode_spec(config)] if config.llm.store is not None else []
+    specs += [train_spec(config), evaluate_spec(config.run_dir, [], is_trained=False)]
+    return {spec.job: spec for spec in specs} | {REPORT: None}
 
 
-def _report(config: RunConfig) -> int:
-    write_report(config.run_dir / REPORT_FILE, {config.run_id: config.run_dir})
-    return 0
-
-
-def _done(record: Path, asked: dict[str, Any]) -> dict[str, float]:
-    """Seconds of the stages that are done with this config."""
+def _finished_stages(record: Path, resolved: dict[str, Any]) -> dict[str, float]:
+    """Returns the seconds of each stage that was finished with this config."""
     if not record.is_file():
         return {}
     try:
-        kept = json.loads(record.read_text())
-        seconds = {str(name): float(value) for name, value in kept.pop("seconds").items()}
+        saved = json.loads(record.read_text())
+        seconds = {str(stage): float(value) for stage, value in saved.pop("seconds").items()}
     except (ValueError, KeyError, AttributeError):
         raise ValueError(
             f"{record} must be what `msrec launch pipeline` writes; it is not."
         ) from None
-    return seconds if kept == asked else {}
+    return seconds if saved == resolved else {}

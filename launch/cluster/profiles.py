@@ -1,47 +1,43 @@
-"""Site profiles: the scheduler, its options and the size of a node by one name."""
+"""Site profiles: a name for a scheduler, its options and the size of a node."""
 
-import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torchx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from torchx import specs
+from pydantic import Field, ValidationError, field_validator
 from torchx.schedulers import get_scheduler_factories
+from torchx.specs import runopts
 
-from msrec.data.io.validation import first_error, read_yaml
-from msrec.launch.cluster.resources import node
+from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.launch.cluster.resources import closest_names, node_resource
+from msrec.launch.cluster.torchrun_role import RENDEZVOUS_PORT, LaunchOptions
 from msrec.launch.config import RunConfig
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
-IN_FOLDER = ("local_cwd", "slurm")
+SUBMIT_FOLDER_SCHEDULERS = ("local_cwd", "slurm")
 """Schedulers that start a job in the folder from which it was submitted."""
 
 
-class Profile(BaseModel):
-    """Where a job runs.
-
-    Units:
-        mem_mib: 2^20 bytes of a node.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Profile(StrictModel):
+    """Scheduler of a job, its options and the size of a node."""
 
     scheduler: str
     cfg: dict[str, Any] = {}
+    """Options of the scheduler: `torchx runopts SCHEDULER`."""
     image: str = torchx.IMAGE
-    """Container image, or the folder for local and Slurm jobs."""
+    """Container image, or the folder of the code for local and Slurm jobs."""
     cpu: int = Field(2, ge=1)
     gpu: int = Field(0, ge=0)
     mem_mib: int = Field(8192, ge=1)
+    """Memory of a node in MiB."""
     resource: str | None = None
-    """A named resource, in place of cpu, gpu and mem_mib; see launch/cluster/resources.py."""
+    """A named resource, which replaces cpu, gpu and mem_mib; see resources.py."""
     python: str = ""
     max_restarts: int = Field(1, ge=0)
-    """Of the ranks of a node by torchrun."""
+    """Restarts of crashed ranks by torchrun."""
     max_retries: int = Field(0, ge=0)
-    """Of the job by the scheduler."""
-    port: int = Field(29500, ge=1024, lt=65536)
+    """Retries of the whole job by the scheduler."""
+    port: int = Field(RENDEZVOUS_PORT, ge=1024, lt=65536)
 
     @field_validator("scheduler")
     @classmethod
@@ -54,31 +50,42 @@ class Profile(BaseModel):
     @field_validator("resource")
     @classmethod
     def _known_resource(cls, name: str | None) -> str | None:
-        node(1, 0, 1, name)
+        node_resource(1, 0, 1, name)
         return name
 
-    @property
-    def node(self) -> specs.Resource:
-        """Of torchx."""
-        return node(self.cpu, self.gpu, self.mem_mib, self.resource)
-
-    def refuse_unknown_options(self, options: specs.runopts) -> None:
-        """Stop where `cfg` has what the scheduler does not take; torchx passes over it.
+    def launch_options(self, nodes_and_ranks: str) -> LaunchOptions:
+        """Returns the options for torchrun.
 
         Raises:
-            ValueError: there is such an option; the known ones near it are named.
+            ValueError: `nodes_and_ranks` is not like 2x8.
+        """
+        node = node_resource(self.cpu, self.gpu, self.mem_mib, self.resource)
+        return LaunchOptions(
+            nodes_and_ranks=nodes_and_ranks,
+            image=self.image,
+            resource=node,
+            max_restarts=self.max_restarts,
+            max_retries=self.max_retries,
+            port=self.port,
+            python=self.python,
+        )
+
+    def refuse_unknown_options(self, options: runopts) -> None:
+        """Refuses keys of `cfg` that the scheduler does not have; torchx would ignore them.
+
+        Raises:
+            ValueError: there is such a key. Names the known ones near it.
         """
         known = [name for name, _ in options]
         for name in self.cfg:
             if name not in known:
-                near = difflib.get_close_matches(name, known) or known
                 raise ValueError(
                     f"cfg must hold options of {self.scheduler}; got {name!r}, near it are "
-                    f"{', '.join(near)}."
+                    f"{closest_names(name, known)}."
                 )
 
     def refuse_relative_paths(self, config: RunConfig) -> None:
-        """Stop where a config's path would mean another folder in the job.
+        """Refuses relative paths in a config if the job starts in another folder.
 
         Raises:
             ValueError: there is such a path.
@@ -86,45 +93,52 @@ class Profile(BaseModel):
         paths = {"dataset": config.dataset, "run_root": config.run_root, "plan": config.plan}
         paths |= {"init_from": config.init_from, "llm.store": config.llm.store}
         for key, path in paths.items():
-            relative = isinstance(path, Path) and not path.is_absolute()
-            if relative and self.scheduler not in IN_FOLDER:
+            is_relative = isinstance(path, Path) and not path.is_absolute()
+            if is_relative and self.scheduler not in SUBMIT_FOLDER_SCHEDULERS:
                 raise ValueError(
-                    f"{key} must be an absolute path, since {self.scheduler} starts a job in a "
-                    f"folder of its own; got {str(path)!r}."
+                    f"{key} must be an absolute path, since {self.scheduler} starts a job in "
+                    f"another folder; got {str(path)!r}."
                 )
 
 
+class Target(NamedTuple):
+    """Destination of a job: a profile with its name, and nodes x ranks per node, such as 2x8."""
+
+    name: str
+    profile: Profile
+    nodes_and_ranks: str
+
+
 def load_profile(name: str, file: Path | None = None) -> Profile:
-    """Find a profile by name.
+    """Finds a profile by name.
 
     Args:
-        name: of an entry.
-        file: a YAML file whose entries come before ours.
+        name: key of an entry.
+        file: YAML file whose entries take precedence over those of profiles.yaml here.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no such entry (the known ones are named), or it is wrong.
+        FileNotFoundError: the file does not exist.
+        ValueError: there is no such entry (names the known ones near it), or it is wrong.
     """
-    known: dict[str, tuple[Path, Any]] = {}
+    entries: dict[str, tuple[Path, Any]] = {}
     for path in (PROFILES_FILE, *([file] if file else [])):
         if not path.is_file():
             raise FileNotFoundError(f"the profiles file {path} must exist; it does not.")
-        entries = read_yaml(path)
-        if not isinstance(entries, dict):
-            raise ValueError(f"{path} must hold profiles by name; it holds {entries!r:.40}.")
-        known |= {str(key): (path, value) for key, value in entries.items()}
-    if name not in known:
-        near = difflib.get_close_matches(name, known) or list(known)
+        values = read_yaml(path)
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold profiles by name; it holds {values!r:.40}.")
+        entries |= {str(key): (path, entry) for key, entry in values.items()}
+    if name not in entries:
         raise ValueError(
-            f"--on must name a profile; got {name!r}, near it are {', '.join(near)}. Another one "
-            "goes into a file for --profiles."
+            f"--on must name a profile; got {name!r}, near it are {closest_names(name, entries)}. "
+            "Put other profiles into a file for --profiles."
         )
-    path, values = known[name]
+    path, entry = entries[name]
     try:
-        profile = Profile.model_validate(values)
+        profile = Profile.model_validate(entry)
     except ValidationError as error:
         raise ValueError(f"{path}: {name}.{first_error(error)}.") from None
-    both = sorted({"cpu", "gpu", "mem_mib"} & profile.model_fields_set)
-    if profile.resource and both:
-        raise ValueError(f"{path}: {name}.resource must stand without {', '.join(both)}.")
+    sizes = sorted({"cpu", "gpu", "mem_mib"} & profile.model_fields_set)
+    if profile.resource and sizes:
+        raise ValueError(f"{path}: {name}.resource must be given without {', '.join(sizes)}.")
     return profile

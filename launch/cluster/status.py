@@ -1,4 +1,4 @@
-"""How a run is: what its ranks said last, who is behind, how long it will take."""
+"""Prints the state of a run: its job, its ranks, its progress and its first error."""
 
 import time
 from collections.abc import Sequence
@@ -7,8 +7,9 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 from rich.table import Table
+from torchx.runner import get_runner
 
-from msrec.launch.cluster.submit import LOCAL, Submitted, read_submitted, scheduler_status
+from msrec.launch.cluster.submit import LOCAL, Submitted, read_submitted
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.reporting.plan_table import format_bytes
 from msrec.launch.training.heartbeat import (
@@ -22,139 +23,156 @@ from msrec.launch.training.metric_log import load_metric_log
 from msrec.launch.training.run_status import Status, status_of, stragglers
 
 STACK_LINES = 12
+HEADLINE_METRICS = (("train", ("loss", "auc/all")), ("valid", ("auc/all",)))
+RANK_COLUMNS = (
+    *("rank", "host", "pid", "phase", "step", "s/step", "own s/step", "memory"),
+    "reported, s ago",
+)
+FAILED_STATES = ("ended", "failed", "cancelled")
+"""States of a job that has stopped without success, see `_job_state`."""
 
 
-def tell_status(run_dir: Path, console: Console, now: float | None = None) -> Status:
-    """Print it: one line of the run, one of each rank, then what is wrong."""
+def print_status(run_dir: Path, console: Console, now: float | None = None) -> Status:
+    """Prints a line for the job, one for the run, one per rank, and everything that is wrong.
+
+    Raises:
+        FileNotFoundError: there is neither a job nor a rank.
+    """
     submitted = read_submitted(run_dir)
-    word = ""
-    if submitted is not None:
-        word = _scheduler_word(submitted)
-        job = _of_job(run_dir, submitted, word, console)
-        if job is not None:
-            return job
-    found = _with_scheduler(status_of(run_dir, now), word)
+    if submitted is None:  # started by torchx or by hand
+        state, since = "", max(rank.start for rank in read_ranks(run_dir))
+    else:
+        state, since = _job_state(submitted), submitted.time
+        job = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
+        _print(console, f"{job}: {submitted.handle} {state}")
+    failure = first_failure(run_dir / "logs", since)
+    if failure is not None:
+        _print(console, f"The first error{_rank_of(run_dir, failure)} is in {failure.folder}:")
+        _print_indented(console, failure.message.splitlines())
+    if submitted is not None and not _has_rank_since(run_dir, since):
+        status = _status_without_ranks(submitted, state, failure)
+        for reason in status.reasons:
+            _print(console, reason)
+        return status
+    status = _with_job_state(status_of(run_dir, now), state)
+    _print_ranks(run_dir, status, console, time.time() if now is None else now)
+    return status
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_indented(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        _print(console, f"  {line}")
+
+
+def _print_ranks(run_dir: Path, status: Status, console: Console, now: float) -> None:
     ranks = read_ranks(run_dir)
-    if submitted is None:  # by torchx itself
-        _tell_failure(run_dir, max(rank.start for rank in ranks), console)
-    console.print(_headline(run_dir, found, ranks), highlight=False, soft_wrap=True)
-    console.print(_ranks_table(ranks, time.time() if now is None else now))
-    for reason in [*found.reasons, *stragglers(ranks)]:
-        console.print(reason, highlight=False, soft_wrap=True)
+    _print(console, _headline(run_dir, status, ranks))
+    console.print(_ranks_table(ranks, now))
+    for reason in [*status.reasons, *stragglers(ranks)]:
+        _print(console, reason)
     for rank in ranks:
         if (stack := read_stack(run_dir, rank.rank)) is not None:
-            console.print(f"rank {rank.rank} hung here:", highlight=False)
-            for line in stack.splitlines()[:STACK_LINES]:
-                console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    return found
+            _print(console, f"rank {rank.rank} hung here:")
+            _print_indented(console, stack.splitlines()[:STACK_LINES])
 
 
-def _scheduler_word(submitted: Submitted) -> str:
-    """What the scheduler says of a job; `ended` of a local one whose launcher was killed."""
+def _job_state(submitted: Submitted) -> str:
+    """Returns the scheduler's state of a job; `ended` for a local one whose launcher was killed."""
     if submitted.exit_status is not None:
         return "succeeded" if submitted.exit_status == 0 else "failed"
     if submitted.scheduler == LOCAL:
         return "running" if psutil.pid_exists(submitted.pid) else "ended"
-    state = scheduler_status(submitted)
-    return "forgotten" if state is None else state.state.name.lower()
+    with get_runner() as runner:
+        status = runner.status(submitted.handle)
+    return "forgotten" if status is None else status.state.name.lower()
 
 
-def _with_scheduler(found: Status, word: str) -> Status:
-    """What ranks said, where the scheduler knows better: those that were killed say nothing."""
-    if found.word not in ("trains", "silent"):
-        return found
-    if word == "pending":
-        return Status("waits", ["It was put back into the queue; the ranks' last words are above."])
-    if word in ("ended", "failed", "cancelled"):
-        return Status(
-            "failed", [f"The job is {word}; its ranks were killed before they could say."]
-        )
-    return found
-
-
-def _of_job(run_dir: Path, submitted: Submitted, word: str, console: Console) -> Status | None:
-    """Print what a scheduler says; the status if no rank of that submission has said anything."""
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    on = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
-    say(f"{on}: {submitted.handle} {word}")
-    failure = _tell_failure(run_dir, submitted.time, console)
-    since = [file.stat().st_mtime for file in (run_dir / RANKS_FOLDER).glob("*.json")]
-    if max(since, default=0.0) >= submitted.time:
-        return None
-    if word == "succeeded":
-        return Status("done", [])
-    if failure is not None or word in ("ended", "failed", "cancelled"):
-        reason = "No rank began to train." if submitted.job == "train" else "It did not succeed."
-        say(reason)
+def _with_job_state(status: Status, state: str) -> Status:
+    """Corrects the status from the ranks' files: a rank that was killed could not write."""
+    if status.word not in ("trains", "silent"):
+        return status
+    if state == "pending":
+        return Status("waits", ["The job is back in the queue; the ranks' last reports are above."])
+    if state in FAILED_STATES:
+        reason = f"The job is {state}; its ranks were killed before they could report it."
         return Status("failed", [reason])
-    return Status("waits" if word in ("pending", "submitted") else "starts", [])
+    return status
 
 
-def _tell_failure(run_dir: Path, since: float, console: Console) -> Failure | None:
-    """Print the first error since a time, if there is one."""
-    failure = first_failure(run_dir / "logs", since)
-    if failure is not None:
-        head = f"The first error{_whose(run_dir, failure)} output is in {failure.folder}:"
-        lines = [head, *(f"  {line}" for line in failure.message.splitlines())]
-        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
-    return failure
+def _has_rank_since(run_dir: Path, since: float) -> bool:
+    return any(file.stat().st_mtime >= since for file in (run_dir / RANKS_FOLDER).glob("*.json"))
 
 
-def _whose(run_dir: Path, failure: Failure) -> str:
-    """Rank and host of an error, where that rank has said something since."""
+def _status_without_ranks(submitted: Submitted, state: str, failure: Failure | None) -> Status:
+    """Returns the status of a job of which no rank has reported yet."""
+    if state == "succeeded":
+        return Status("done", [])
+    if failure is not None or state in FAILED_STATES:
+        is_training = submitted.job == "train"
+        return Status("failed", ["No rank began to train." if is_training else "The job failed."])
+    return Status("waits" if state in ("pending", "submitted") else "starts", [])
+
+
+def _rank_of(run_dir: Path, failure: Failure) -> str:
+    """Returns the rank and host of an error, if that rank has reported since."""
     for rank in ranks_of_last_start(run_dir):
         if rank.logs is not None and Path(rank.logs) == failure.folder:
-            return f" is of rank {rank.rank} on {rank.host}, its"
-    return ", its rank's"
+            return f" is of rank {rank.rank} on {rank.host}, its output"
+    return ", its rank's output"
 
 
 def log_file(run_dir: Path, rank: int, stream: str) -> Path:
-    """What a rank writes in its last attempt.
+    """Returns the file with a rank's output ("stdout" or "stderr") of its last attempt.
 
     Raises:
-        FileNotFoundError: no rank began to train, or its output is not kept.
+        FileNotFoundError: no rank began to train, or its output was not kept.
         ValueError: there is no such rank.
     """
-    ranks = {each.rank: each for each in read_ranks(run_dir)}
+    ranks = {state.rank: state for state in read_ranks(run_dir)}
     if rank not in ranks:
         raise ValueError(f"the rank must be one of 0 to {max(ranks)}; got {rank}.")
     folder = ranks[rank].logs
     file = None if folder is None else Path(folder) / f"{stream}.log"
     if file is None or not file.is_file():
         raise FileNotFoundError(
-            f"{run_dir}: the output of rank {rank} must be kept to be shown; `msrec launch` keeps "
-            "it, this run was started otherwise."
+            f"{run_dir} must have the output of rank {rank}; it has none. Only `msrec launch` "
+            "keeps it, and this run was started without it."
         )
     return file
 
 
-def _headline(run_dir: Path, found: Status, ranks: Sequence[RankState]) -> str:
+def _headline(run_dir: Path, status: Status, ranks: Sequence[RankState]) -> str:
     step, total = min(rank.step for rank in ranks), ranks[0].total_steps
-    line = f"{run_dir}: {found.word}, step {step:,} of {total:,}"
+    line = f"{run_dir}: {status.word}, step {step:,} of {total:,}"
     log = load_metric_log(run_dir)
-    for split, names in (("train", ("loss", "auc/all")), ("valid", ("auc/all",))):
+    for split, names in HEADLINE_METRICS:
         last = {name: values[-1] for name in names if (values := log.curve(split, name)[1])}
         if last:
             line += f"; {split} {' '.join(f'{name} {value:.4f}' for name, value in last.items())}"
     if speed := log.curve("train", "rows_per_s")[1]:
         line += f"; {speed[-1]:,.0f} rows/s"
-    speeds = [rank.step_s for rank in ranks if rank.step_s]
-    if found.word == "trains" and speeds:
-        line += f"; up to {max(speeds) * (total - step) / 60:.1f} min left without validations"
+    step_s = [rank.step_s for rank in ranks if rank.step_s]
+    if status.word == "trains" and step_s:
+        minutes = max(step_s) * (total - step) / 60
+        line += f"; up to {minutes:.1f} min left without validations"
     return line
 
 
 def _ranks_table(ranks: Sequence[RankState], now: float) -> Table:
     table = Table()
-    heads = ("rank", "host", "pid", "it", "step", "s a step", "own", "memory", "said so, s ago")
-    for head in heads:
-        table.add_column(head, justify="left" if head in ("host", "it") else "right")
+    for head in RANK_COLUMNS:
+        table.add_column(head, justify="left" if head in ("host", "phase") else "right")
     for rank in ranks:
-        speeds = ["" if s is None else f"{s:.3f}" for s in (rank.step_s, rank.own_s)]
-        age_s = max(now - rank.time, 0)
-        cells = (f"{rank.step:,}", *speeds, format_bytes(rank.memory), f"{age_s:.0f}")
+        seconds = ["" if s is None else f"{s:.3f}" for s in (rank.step_s, rank.own_s)]
+        cells = (
+            f"{rank.step:,}",
+            *seconds,
+            format_bytes(rank.memory),
+            f"{max(now - rank.time, 0):.0f}",
+        )
         table.add_row(str(rank.rank), rank.host, str(rank.pid), rank.phase, *cells)
     return table

@@ -1,4 +1,4 @@
-"""Submit a job by a site profile; the job's folder keeps what was submitted and where it runs."""
+"""Submits a job with a site profile and cancels it; the job's folder keeps `submitted.json`."""
 
 import os
 import signal
@@ -11,33 +11,26 @@ from typing import Any
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
-from torchx.components.dist import parse_nnodes
 from torchx.runner import Runner, get_runner
 from torchx.schedulers.api import Stream
 from torchx.schedulers.local_scheduler import SignalException
-from torchx.specs import AppDef, AppDryRunInfo, AppState, AppStatus, InvalidRunConfigException
+from torchx.specs import AppDef, AppDryRunInfo, AppState, InvalidRunConfigException
 from torchx.specs.finder import ComponentValidationException
 
 from msrec.data.io.atomic_files import write_text
 from msrec.launch.cluster.job_specs import Job, JobSpec
-from msrec.launch.cluster.profiles import Profile
+from msrec.launch.cluster.profiles import Profile, Target
 from msrec.launch.cluster.torchrun_role import torchrun_app
 
-SUBMITTED = "submitted.json"
+SUBMITTED_FILE = "submitted.json"
 LOCAL = "local_cwd"
-"""The scheduler whose jobs live as long as the process that submitted them."""
-
-
-NEEDS = {
-    "kubernetes": "kubernetes",
-    "aws_batch": "boto3",
-    "ray": "ray",
-}
-"""Scheduler -> the library it is a client of, which the extra of that name brings."""
+"""The scheduler whose jobs end with the process that submitted them."""
+CLIENT_LIBRARIES = {"kubernetes": "kubernetes", "aws_batch": "boto3", "ray": "ray"}
+"""Scheduler -> the client library it needs. The extra of msrec has the scheduler's name."""
 
 
 class Submitted(BaseModel):
-    """What a job's folder keeps of its last submission."""
+    """Record of a job's last submission."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,115 +38,88 @@ class Submitted(BaseModel):
     profile: str
     scheduler: str
     handle: str
+    """The job's name for torchx, SCHEDULER://SESSION/ID."""
     nodes_and_ranks: str
     time: float
+    """Seconds since 1970."""
     pid: int
-    """Of the process that submitted it, which a local job does not outlive."""
+    """Process that submitted the job. A local job does not outlive it."""
     exit_status: int | None = None
-    """Of a job that was followed to its end."""
+    """Exit status of a job that was followed to its end."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the record to the job's folder."""
+        write_text(folder / SUBMITTED_FILE, self.model_dump_json(indent=1))
 
 
-def app_of(work: JobSpec, profile: Profile, j: str) -> AppDef:
-    """The torchx app.
-
-    Raises:
-        ValueError: `j` is not nodes x ranks.
-    """
-    try:
-        parse_nnodes(j)
-    except ValueError:
-        raise ValueError(f"-j must be nodes x ranks per node, such as 2x8; got {j!r}.") from None
-    return torchrun_app(
-        work.job,
-        list(work.args),
-        j=j,
-        image=profile.image,
-        resource=profile.node,
-        max_restarts=profile.max_restarts,
-        max_retries=profile.max_retries,
-        port=profile.port,
-        python=profile.python,
-        log_dir=str((work.folder / "logs").absolute()),
-    )
-
-
-def launch(
-    work: JobSpec,
-    profile: tuple[str, Profile],
-    j: str,
-    console: Console,
-    *,
-    dry_run: bool = False,
-    wait: bool = False,
+def submit(
+    spec: JobSpec, target: Target, console: Console, *, dry_run: bool = False, wait: bool = False
 ) -> int:
-    """Submit a job; a local one is followed to its end.
+    """Submits a job and follows a local one to its end.
 
     Args:
-        work: what to do.
-        profile: name and values.
-        j: nodes x ranks per node.
-        console: where to print.
+        spec: the job.
+        target: profile, nodes and ranks.
+        console: console for messages and the output of a local job.
         dry_run: print what would be submitted and stop.
-        wait: also for jobs of a scheduler.
+        wait: follow jobs of other schedulers to their end too.
 
     Returns:
-        The exit status: 1 where a job that was followed did not succeed.
+        The exit status: 1 if a job that was followed did not succeed.
 
     Raises:
         ValueError: a library is missing, or the scheduler refuses the job.
     """
-    name, values = profile
-    library = NEEDS.get(values.scheduler, "torchx")
-    if find_spec(library) is None:
-        raise ValueError(
-            f"--on {name} needs the library {library}, which is not installed: pip install "
-            f'"msrec[{values.scheduler}]"'
-        )
-    if work.config is not None:
-        values.refuse_relative_paths(work.config)
-    app = app_of(work, values, j)
+    profile = target.profile
+    _require_client_library(target)
+    if spec.config is not None:
+        profile.refuse_relative_paths(spec.config)
     with get_runner() as runner:
-        info = _dry_run(runner, app, values)
+        info = _dry_run(runner, torchx_app(spec, target), profile)
         if dry_run:
             console.print(str(info), markup=False, highlight=False, soft_wrap=True)
             return 0
-        work.prepare()
-        handle = runner.schedule(info)
+        spec.prepare()
         submitted = Submitted(
-            job=work.job,
-            profile=name,
-            scheduler=values.scheduler,
-            handle=handle,
-            nodes_and_ranks=j,
+            job=spec.job,
+            profile=target.name,
+            scheduler=profile.scheduler,
+            handle=runner.schedule(info),
+            nodes_and_ranks=target.nodes_and_ranks,
             time=time.time(),
             pid=os.getpid(),
         )
-        _keep(submitted, work.folder)
-        console.print(
-            f"submitted {handle}: msrec launch status {work.folder}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if values.scheduler != LOCAL and not wait:
+        submitted.save(spec.folder)
+        message = f"submitted {submitted.handle}: msrec launch status {spec.folder}"
+        console.print(message, highlight=False, soft_wrap=True)
+        if profile.scheduler != LOCAL and not wait:
             return 0
-        try:
-            ended = _followed(runner, handle, work.job, values.scheduler, console)
-        except SignalException as stopped:
-            said = f"{stopped.sigval.name}: the ranks save where they stand, and stop"
-            console.print(said, highlight=False)
-            ended = int(128 + stopped.sigval)  # closing the runner waits for them
-        _keep(submitted.model_copy(update={"exit_status": ended}), work.folder)
-        return ended
+        exit_status = _follow(runner, submitted, console)
+        submitted.model_copy(update={"exit_status": exit_status}).save(spec.folder)
+        return exit_status
 
 
-def _keep(submitted: Submitted, folder: Path) -> None:
-    write_text(folder / SUBMITTED, submitted.model_dump_json(indent=1))
+def torchx_app(spec: JobSpec, target: Target) -> AppDef:
+    """Returns the torchx app of a job; the ranks' output goes to `logs` in the job's folder."""
+    log_dir = str((spec.folder / "logs").absolute())
+    options = target.profile.launch_options(target.nodes_and_ranks)
+    return torchrun_app(spec.job, list(spec.args), options, log_dir)
+
+
+def _require_client_library(target: Target) -> None:
+    scheduler = target.profile.scheduler
+    library = CLIENT_LIBRARIES.get(scheduler, "torchx")
+    if find_spec(library) is None:
+        raise ValueError(
+            f"--on {target.name} needs the library {library}, which is not installed: pip install "
+            f'"msrec[{scheduler}]"'
+        )
 
 
 def _dry_run(runner: Runner, app: AppDef, profile: Profile) -> AppDryRunInfo[Any]:
     profile.refuse_unknown_options(runner.scheduler_run_opts(profile.scheduler))
     with TemporaryDirectory() as empty:
-        # Ray wants a folder of code to send to the cluster, where msrec is installed already.
+        # Ray requires a folder of code for the cluster. msrec is already installed there.
         workspace = empty if profile.scheduler == "ray" else None
         try:
             return runner.dryrun(app, profile.scheduler, profile.cfg, workspace)
@@ -161,24 +127,31 @@ def _dry_run(runner: Runner, app: AppDef, profile: Profile) -> AppDryRunInfo[Any
             raise ValueError(str(error)) from None
 
 
-def _followed(runner: Runner, handle: str, job: Job, scheduler: str, console: Console) -> int:
-    if scheduler == LOCAL:
-        # To the end of the job: what its first node writes.
-        for line in runner.log_lines(handle, job, 0, should_tail=True, streams=Stream.COMBINED):
-            console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
-    status = runner.wait(handle, wait_interval=1)
-    word = "unknown" if status is None else status.state.name
-    console.print(f"{handle}: {word}", highlight=False, soft_wrap=True)
+def _follow(runner: Runner, submitted: Submitted, console: Console) -> int:
+    """Waits for the end of a job; returns its exit status."""
+    handle, job = submitted.handle, submitted.job
+    try:
+        if submitted.scheduler == LOCAL:
+            # Prints the output of the first node until the job ends.
+            for line in runner.log_lines(handle, job, 0, should_tail=True, streams=Stream.COMBINED):
+                console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+        status = runner.wait(handle, wait_interval=1)
+    except SignalException as stopped:
+        message = f"{stopped.sigval.name}: the ranks save a checkpoint and stop"
+        console.print(message, highlight=False)
+        return int(128 + stopped.sigval)  # closing the runner waits for the ranks
+    state = "unknown" if status is None else status.state.name
+    console.print(f"{handle}: {state}", highlight=False, soft_wrap=True)
     return 0 if status is not None and status.state == AppState.SUCCEEDED else 1
 
 
-def read_submitted(run_dir: Path) -> Submitted | None:
-    """The last submission of a run; None where it was started by hand.
+def read_submitted(folder: Path) -> Submitted | None:
+    """Reads the last submission of a job; None if it was not started by `msrec launch`.
 
     Raises:
-        ValueError: the file is not what `launch` writes.
+        ValueError: the file is not a record of `msrec launch`.
     """
-    file = run_dir / SUBMITTED
+    file = folder / SUBMITTED_FILE
     if not file.is_file():
         return None
     try:
@@ -187,33 +160,27 @@ def read_submitted(run_dir: Path) -> Submitted | None:
         raise ValueError(f"{file} must be what `msrec launch` writes; it is not.") from None
 
 
-def scheduler_status(submitted: Submitted) -> AppStatus | None:
-    """What the scheduler says of a job that is not local; None where it knows it no more."""
-    with get_runner() as runner:
-        return runner.status(submitted.handle)
-
-
-def cancel(run_dir: Path) -> str:
-    """End a run's job: SIGTERM, upon which it saves where it stands.
+def cancel(folder: Path) -> str:
+    """Stops a job with SIGTERM, so that it saves a checkpoint first.
 
     Returns:
         A sentence on what was done.
 
     Raises:
-        ValueError: it was not submitted by `msrec launch`, or does not run any more.
+        ValueError: the job was not submitted by `msrec launch`, or no longer runs.
     """
-    submitted = read_submitted(run_dir)
+    submitted = read_submitted(folder)
     if submitted is None:
-        raise ValueError(f"{run_dir} must have been submitted by `msrec launch`; it was not.")
-    if submitted.scheduler != LOCAL:
-        with get_runner() as runner:
-            if runner.status(submitted.handle) is None:
-                raise ValueError(
-                    f"{submitted.scheduler} must know {submitted.handle} to cancel it; it does not."
-                )
-            runner.cancel(submitted.handle)
-        return f"cancelled {submitted.handle}"
-    if not psutil.pid_exists(submitted.pid):
-        raise ValueError(f"{run_dir} must run to be cancelled; process {submitted.pid} is gone.")
-    os.kill(submitted.pid, signal.SIGTERM)
-    return f"asked process {submitted.pid} to stop: msrec launch status {run_dir}"
+        raise ValueError(f"{folder} must have been submitted by `msrec launch`; it was not.")
+    if submitted.scheduler == LOCAL:
+        if not psutil.pid_exists(submitted.pid):
+            raise ValueError(f"{folder} must run to be cancelled; process {submitted.pid} is gone.")
+        os.kill(submitted.pid, signal.SIGTERM)
+        return f"asked process {submitted.pid} to stop: msrec launch status {folder}"
+    with get_runner() as runner:
+        if runner.status(submitted.handle) is None:
+            raise ValueError(
+                f"{submitted.scheduler} must know {submitted.handle} to cancel it; it does not."
+            )
+        runner.cancel(submitted.handle)
+    return f"cancelled {submitted.handle}"

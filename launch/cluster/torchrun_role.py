@@ -1,83 +1,112 @@
-"""One torchrun role: the command, the environment and the retries that every job shares."""
+"""Builds the torchx app of a job: one torchrun agent per node, which starts the ranks there.
+
+Words used by torchx and torchrun:
+
+* rank: one process of a job, numbered over all nodes.
+* agent: the torchrun process of a node, here `elastic_agent.py`. It starts the ranks of its node
+  and starts them again after a crash.
+* rendezvous: all agents meet at a port of the first node before they start their ranks.
+* role: a group of identical processes that torchx starts. A job has one role, its agents.
+"""
 
 import shlex
 import sys
+from dataclasses import dataclass
 
 import torchx
 from torchx import specs
 from torchx.components.dist import parse_nnodes
 from torchx.specs import macros
 
-ENVIRONMENT = {
-    # Without it a restarted rank reads the dead attempt's address from the shared store.
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    # Two threads a rank on busy cores make steps stall; one rank per core instead.
-    "OMP_NUM_THREADS": "1",
-    "LOGLEVEL": "WARNING",
-}
+RENDEZVOUS_PORT = 29500
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """Options that all jobs share.
+
+    Attributes:
+        nodes_and_ranks: nodes x ranks per node, such as 2x8.
+        image: container image, or the folder of the code for local and Slurm jobs.
+        resource: cores, GPUs and memory of one node.
+        max_restarts: how often the agents start the ranks again after a crash.
+        max_retries: how often the scheduler starts the whole job again.
+        port: port of the rendezvous, if there are several nodes.
+        python: interpreter; empty means this one for local images and `python` in containers.
+        threads: threads per rank. One by default, because two on busy cores make steps stall.
+
+    Raises:
+        ValueError: `nodes_and_ranks` has another form.
+    """
+
+    nodes_and_ranks: str
+    image: str
+    resource: specs.Resource
+    max_restarts: int = 0
+    max_retries: int = 0
+    port: int = RENDEZVOUS_PORT
+    python: str = ""
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        try:
+            parse_nnodes(self.nodes_and_ranks)
+        except ValueError:
+            raise ValueError(
+                f"-j must be nodes x ranks per node, such as 2x8; got {self.nodes_and_ranks!r}."
+            ) from None
 
 
 def torchrun_app(
-    job: str,
-    args: list[str],
-    *,
-    j: str,
-    image: str,
-    resource: specs.Resource,
-    max_restarts: int,
-    max_retries: int,
-    port: int,
-    python: str,
-    threads: int = 1,
-    log_dir: str | None = None,
+    job: str, args: list[str], options: LaunchOptions, log_dir: str | None = None
 ) -> specs.AppDef:
-    """An app of one role that runs `msrec JOB ARGS` on every rank.
+    """Returns an app of one role that runs `msrec JOB ARGS` on every rank.
 
     Args:
-        job: the msrec command; also the role's name, so letters and digits only.
-        args: its arguments.
-        j: "nodes x ranks per node", such as 2x8.
-        image: container image, or the folder for local and Slurm jobs.
-        resource: of one node.
-        max_restarts: of the ranks of a node by torchrun after a crash.
-        max_retries: of the whole job by the scheduler.
-        port: of the rendezvous when there are several nodes.
-        python: interpreter; empty takes this one for local images and `python` in containers.
-        threads: OMP_NUM_THREADS of a rank.
-        log_dir: where every rank's output goes, a folder a node and attempt; None is a temporary
-            one.
+        job: the msrec command. It names the role too, so it has letters and digits only.
+        args: arguments of the command.
+        options: nodes, ranks and retries.
+        log_dir: folder for the output of the ranks, with a subfolder per node and attempt; None
+            uses a temporary folder.
     """
-    min_nodes, max_nodes, ranks, nodes = parse_nnodes(j)
-    # On several nodes the scheduler names rank 0's host in a variable that the shell reads.
-    endpoint = "localhost:0" if max_nodes == 1 else f"$${{{macros.rank0_env}:=localhost}}:{port}"
-    command = [
-        python or (sys.executable if image == torchx.IMAGE else "python"),
-        *("-m", "msrec.launch.cluster.elastic_agent"),
+    min_nodes, max_nodes, _, _ = parse_nnodes(options.nodes_and_ranks)
+    role = specs.Role(
+        name=job,
+        image=options.image,
+        min_replicas=min_nodes,
+        num_replicas=max_nodes,
+        entrypoint="bash",
+        args=["-c", _agent_command(job, args, options, log_dir)],
+        env={
+            # Without it a restarted rank reads the dead attempt's address from the shared store.
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "OMP_NUM_THREADS": str(options.threads),
+            "LOGLEVEL": "WARNING",
+        },
+        resource=options.resource,
+        max_retries=options.max_retries,
+        port_map={"c10d": options.port},
+    )
+    return specs.AppDef(name=job, roles=[role])
+
+
+def _agent_command(job: str, args: list[str], options: LaunchOptions, log_dir: str | None) -> str:
+    _, max_nodes, ranks, nodes = parse_nnodes(options.nodes_and_ranks)
+    is_local = options.image == torchx.IMAGE
+    python = options.python or (sys.executable if is_local else "python")
+    start = [python, "-m", "msrec.launch.cluster.elastic_agent"]
+    rest = [
         *("--rdzv-backend", "c10d", "--rdzv-id", macros.app_id),
         *("--rdzv-conf", "join_timeout=300,last_call_timeout=5"),
-        *("--nnodes", nodes, "--nproc-per-node", str(ranks), "--max-restarts", str(max_restarts)),
+        *("--nnodes", nodes, "--nproc-per-node", str(ranks)),
+        *("--max-restarts", str(options.max_restarts)),
         *("--tee", "3", "--local-ranks-filter", "0", "--role", ""),
         *(["--log-dir", log_dir] if log_dir else []),
         # torchx reads $ as the start of a macro.
         *("--module", "msrec", job, *(arg.replace("$", "$$") for arg in args)),
     ]
-    # The endpoint stays unquoted: the shell has to expand it.
-    line = " ".join(map(shlex.quote, command[:3])) + f" --rdzv-endpoint {endpoint} "
-    line += " ".join(map(shlex.quote, command[3:]))
-    return specs.AppDef(
-        name=job,
-        roles=[
-            specs.Role(
-                name=job,
-                image=image,
-                min_replicas=min_nodes,
-                num_replicas=max_nodes,
-                entrypoint="bash",
-                args=["-c", line],
-                env=ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)},
-                resource=resource,
-                max_retries=max_retries,
-                port_map={"c10d": port},
-            )
-        ],
-    )
+    # The scheduler puts the first node's host into a variable. The shell expands it, so the
+    # endpoint stays unquoted.
+    first_node = f"$${{{macros.rank0_env}:=localhost}}:{options.port}"
+    endpoint = "localhost:0" if max_nodes == 1 else first_node
+    return f"{shlex.join(start)} --rdzv-endpoint {endpoint} {shlex.join(rest)}"

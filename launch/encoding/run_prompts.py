@@ -1,18 +1,34 @@
-"""The prompts of a run, as `msrec encode` gives them to the LLM."""
+"""Prompts of a run, as `msrec encode` gives them to the LLM."""
 
-from functools import partial
-
-from msrec.data.io.paths import AnyPath
 from msrec.data.llm.model_weights import load_tokenizer, model_folder
-from msrec.data.llm.prompts import Budget, Prompts, item_prompts, scenario_prompts, user_prompts
-from msrec.data.llm.templates import Template, load_template, template_of
+from msrec.data.llm.prompts import level_prompts
+from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
 from msrec.launch.config import RunConfig
 
+LEVELS = ("user", "scenario", "item")
+
+
+def named_prompt(config: RunConfig, name: str) -> str:
+    """Returns the prompt of `user=KEY`, `scenario=NAME` or `item=KEY`.
+
+    Raises:
+        ValueError: the name has another form, or the dataset has no such key.
+    """
+    level, _, key = name.partition("=")
+    if level not in LEVELS:
+        raise ValueError(f"--show must be user=KEY, scenario=NAME or item=KEY; got {name!r}.")
+    prompts = prompts_by_key(config, level)
+    if key not in prompts:
+        raise ValueError(
+            f"{config.dataset} must hold the {level} {key!r}; it is not among {len(prompts)}."
+        )
+    return prompts[key]
+
 
 def prompts_by_key(config: RunConfig, level: str) -> dict[str, str]:
-    """Raw key (or scenario name) -> prompt, in the order of the data set.
+    """Returns raw key (or scenario name) -> prompt, in the order of the dataset.
 
     Args:
         config: of a run or of an encoding.
@@ -21,34 +37,8 @@ def prompts_by_key(config: RunConfig, level: str) -> dict[str, str]:
     llm, schema = config.llm, load_schema(config.dataset)
     template = load_template(template_of(schema.name, llm.template))
     tokens = None
-    if level == "user":  # the only prompts that are cut to a number of tokens
+    if level == "user":  # only histories depend on the number of tokens
         tokenizer = load_tokenizer(model_folder(llm.model), llm.trust_remote_code)
         tokens = PromptTokenizer(tokenizer, llm.max_tokens)
     prompts = level_prompts(level, config.dataset, template, tokens)
     return {str(key): text for key, text in prompts.pairs()}
-
-
-def level_prompts(
-    level: str,
-    dataset: AnyPath | str,
-    template: Template,
-    tokens: PromptTokenizer | None,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Prompts:
-    """The prompts of a level; without a tokenizer a history is as long as the template allows."""
-    shares = {"rank": rank, "world_size": world_size}
-    if level == "scenario":
-        return scenario_prompts(dataset, template, **shares)
-    if level == "item":
-        return item_prompts(dataset, template, **shares)
-    budget = None
-    if tokens is not None:
-        whole = partial(_lengths, PromptTokenizer(tokens.tokenizer, 1 << 20), template.system)
-        budget = Budget(tokens.max_tokens, whole, tokens.count)
-    return user_prompts(dataset, template, budget=budget, **shares)
-
-
-def _lengths(tokens: PromptTokenizer, system: str, texts: list[str]) -> list[int]:
-    return [len(row) for row in tokens.tokenize(texts, system=system)[0]]

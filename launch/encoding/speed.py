@@ -1,4 +1,4 @@
-"""How much of an encoding is done, and how fast it goes beside what the machine can do."""
+"""Progress of an encoding, and its speed compared with the machine's peak."""
 
 import time
 from collections.abc import Callable
@@ -8,52 +8,56 @@ import torch
 
 from msrec.data.llm.encoder import DTYPES, FrozenEncoder
 
-Progress = Callable[[int, int, int], None]
-"""Called with (prompts done, prompts of this rank, tokens of prompts encoded in this run)."""
+OnProgress = Callable[[int, int, int], None]
+"""Called with (prompts done, prompts of this rank, tokens of the prompts encoded by this run)."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a run computed, and how fast.
+    """Work of one encoding, and its speed.
 
-    tokens: of prompts; `reused` of them were those that prompts begin with in common.
-    matmul_share: multiplications of the layers' matrices for the tokens that were run, as a share
-        of what the machine does in a large product of two matrices in the same time.
+    Args:
+        prompts: encoded prompts.
+        tokens: their tokens, with those of shared prefixes.
+        shared_tokens: tokens that came from a shared prefix, which is computed once.
+        seconds: time in the model.
+        matmul_share: arithmetic of the layers' matrices for the computed tokens, as a share of a
+            large matrix product on this machine in the same time.
     """
 
     prompts: int
     tokens: int
-    reused: int
+    shared_tokens: int
     seconds: float
     matmul_share: float
 
 
-class Counter:
-    """Adds up what is done, and tells the caller."""
+class SpeedCounter:
+    """Adds up the work that is done, and reports it."""
 
-    def __init__(self, total: int, on_progress: Progress | None) -> None:
-        self.done, self.total, self.tokens, self.reused, self.encoded = 0, total, 0, 0, 0
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self.total, self.on_progress = total, on_progress
+        self.done = self.encoded = self.tokens = self.shared_tokens = 0
         self.seconds = 0.0
-        self.on_progress = on_progress
 
-    def add(self, prompts: int, tokens: int, reused: int = 0) -> None:
-        """Count prompts that are done; they have no tokens if an earlier run encoded them."""
+    def add(self, prompts: int, tokens: int, shared_tokens: int = 0) -> None:
+        """Counts prompts that are done; those of an earlier run or store have 0 tokens."""
         self.done += prompts
         self.encoded += prompts if tokens else 0
         self.tokens += tokens
-        self.reused += reused
+        self.shared_tokens += shared_tokens
         if self.on_progress is not None:
             self.on_progress(self.done, self.total, self.tokens)
 
     def speed(self, encoder: FrozenEncoder, dtype: str) -> Speed:
-        """What was counted, beside the machine's own peak."""
-        flops = (self.tokens - self.reused) * encoder.flops_per_token
+        """Returns the speed so far; measures the machine's peak for it."""
+        flops = (self.tokens - self.shared_tokens) * encoder.flops_per_token
         share = flops / (self.seconds * matmul_peak(dtype, encoder.device))
-        return Speed(self.encoded, self.tokens, self.reused, self.seconds, share)
+        return Speed(self.encoded, self.tokens, self.shared_tokens, self.seconds, share)
 
 
 def matmul_peak(dtype: str, device: torch.device, size: int = 2048) -> float:
-    """Multiplications and additions a second in a product of two square matrices, the best of 3."""
+    """Returns the operations per second of a product of two square matrices, the best of 4."""
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     best = float("inf")
     for _ in range(4):

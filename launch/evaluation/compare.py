@@ -15,9 +15,9 @@ from msrec.launch.evaluation.evaluate import predictions_folder
 from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.trained_run import find_run
-from msrec.model.metrics.bootstrap import LEAST_USERS, LEVEL, jackknife_error
-from msrec.model.metrics.exact import Groups, MetricOptions, sort_rows
-from msrec.model.metrics.user_sums import SUMS, Sums, metric_values
+from msrec.model.metrics.bootstrap import CONFIDENCE, MIN_USERS, jackknife_error
+from msrec.model.metrics.exact import Grouping, MetricOptions, sort_rows
+from msrec.model.metrics.user_sums import SUMS, UserSums, metric_values
 
 DIRECTION = {
     **dict.fromkeys(("auc", "average_precision", "rig", "gauc", "gauc_by_user"), 1),
@@ -50,7 +50,7 @@ class Difference(StrictModel):
     def outcome(self, metric: str) -> str:
         """Returns whether the second run is `better`, `worse` or `undecided` in the metric."""
         p = self.p if self.p_holm is None else self.p_holm
-        if p is None or self.difference is None or p >= 1 - LEVEL:
+        if p is None or self.difference is None or p >= 1 - CONFIDENCE:
             return "undecided"
         return "better" if DIRECTION[metric] * self.difference > 0 else "worse"
 
@@ -119,7 +119,7 @@ def compare(
     pair = load_predictions(first), load_predictions(second)
     scenarios = [list(load_results(folder).metrics.scenarios) for folder in (first, second)]
     _check_same_rows(names, *pair, scenarios)
-    groups = Groups(scenarios[0], pair[0].scenario)
+    groups = Grouping(scenarios[0], pair[0].scenario)
     options = MetricOptions(k=k, resamples=0)
     sums = []
     for run in pair:
@@ -143,7 +143,7 @@ def compare(
     )
 
 
-def differences(first: Sums, second: Sums) -> dict[str, Difference]:
+def differences(first: UserSums, second: UserSums) -> dict[str, Difference]:
     """Returns the difference of each metric over one group of rows, from the sums of both runs."""
     totals = [sums.table.sum(axis=0) for sums in (first, second)]
     values = [metric_values(total, total) for total in totals]
@@ -164,7 +164,7 @@ def differences(first: Sums, second: Sums) -> dict[str, Difference]:
             "second": two if np.isfinite(two) else None,
         }
         jackknifed = without_one[1][metric] - without_one[0][metric]
-        if num_blocks >= LEAST_USERS and np.isfinite(one) and np.isfinite(jackknifed).all():
+        if num_blocks >= MIN_USERS and np.isfinite(one) and np.isfinite(jackknifed).all():
             fields |= _t_test(two - one, jackknife_error(jackknifed), num_blocks - 1)
         elif np.isfinite(two - one):
             fields["difference"] = two - one
@@ -173,7 +173,7 @@ def differences(first: Sums, second: Sums) -> dict[str, Difference]:
 
 
 def _t_test(difference: float, error: float, degrees: int) -> dict[str, Any]:
-    half_width = float(stdtrit(degrees, 0.5 + LEVEL / 2)) * error
+    half_width = float(stdtrit(degrees, 0.5 + CONFIDENCE / 2)) * error
     if abs(difference) <= ZERO and error <= ZERO:  # both runs rank the rows alike
         p = 1.0
     elif error:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import torch
 
 from msrec.data.io.parquet_files import read_parquet
-from msrec.data.llm.knowledge import take
-from msrec.data.llm.neighbours import neighbours, unit
+from msrec.data.llm.knowledge import read_vectors
+from msrec.data.llm.neighbours import neighbours, unit_vectors
 from msrec.data.llm.store import KEYS, KnowledgeStore
 from msrec.data.loading.batch import Batch
 from msrec.data.loading.loader import Loader
@@ -149,7 +149,7 @@ class Explainer:
         assert self.config.llm.store is not None
         store = KnowledgeStore.open(self.config.llm.store / "scenario")
         rows = store.rows(np.array(names))
-        states = take(store, rows).float().numpy()
+        states = read_vectors(store, rows).float().numpy()
         prompts = prompts_by_key(self.config, "scenario")
         with torch.no_grad():
             codes = meta.reducer(meta.get_buffer("knowledge")).numpy()
@@ -174,7 +174,7 @@ class Explainer:
     def _reader(self, split: Split) -> SplitReader:
         """Returns a reader of the users of a split."""
         dataset, faults = self.config.dataset, self.config.faults
-        return SplitReader(dataset, self.schema, split, only=["user"], faults=faults)
+        return SplitReader(dataset, self.schema, split, columns=["user"], faults=faults)
 
     def _row_scores(self, user: int) -> list[RowScore]:
         rows = np.flatnonzero(self._reader(self.split).read()["user"] == user)
@@ -279,7 +279,7 @@ def _norms(codes: np.ndarray, gram: np.ndarray) -> np.ndarray:
 
 
 def _cosines(rows: np.ndarray) -> Matrix:
-    directions = unit(rows.astype(np.float64))
+    directions = unit_vectors(rows.astype(np.float64))
     return [[float(value) for value in row] for row in directions @ directions.T]
 
 

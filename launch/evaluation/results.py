@@ -9,9 +9,8 @@ from msrec.data.io.atomic_files import write_text
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.schema import Schema
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
-from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
-from msrec.model.metrics.exact import PLAIN, Groups, MetricOptions, SortedRows, sort_rows
-from msrec.model.metrics.ranking import Array
+from msrec.model.metrics.definitions import Array, Metrics, ScenarioMetrics
+from msrec.model.metrics.exact import NO_INTERVALS, Grouping, MetricOptions, SortedRows, sort_rows
 
 RESULTS_FILE = "results.json"
 LoggedValue = tuple[str, float, int]
@@ -58,7 +57,7 @@ class Results(StrictModel):
 
 
 def evaluate_predictions(
-    folder: Path | str, schema: Schema, options: MetricOptions = PLAIN
+    folder: Path | str, schema: Schema, options: MetricOptions = NO_INTERVALS
 ) -> Results:
     """Computes the exact metrics of a committed folder of predictions.
 
@@ -71,8 +70,8 @@ def evaluate_predictions(
 def compute_results(
     predictions: Predictions,
     schema: Schema,
-    options: MetricOptions = PLAIN,
-    slices: Mapping[str, Groups] | None = None,
+    options: MetricOptions = NO_INTERVALS,
+    slices: Mapping[str, Grouping] | None = None,
 ) -> Results:
     """Computes the exact metrics of predictions in memory.
 
@@ -92,7 +91,7 @@ def compute_results(
             f"predictions must be of the dataset {schema.name!r}; these were made on "
             f"{commit.dataset!r}. Name the dataset that the run was trained on."
         )
-    scenarios = Groups([scenario.name for scenario in schema.scenarios], predictions.scenario)
+    scenarios = Grouping([scenario.name for scenario in schema.scenarios], predictions.scenario)
 
     def metrics_of(
         score: Array, options: MetricOptions
@@ -120,7 +119,7 @@ def compute_results(
     )
 
 
-def slice_metrics(rows: SortedRows, groups: Groups) -> dict[str, Metrics]:
+def slice_metrics(rows: SortedRows, groups: Grouping) -> dict[str, Metrics]:
     """Returns the metrics of each group that has rows."""
     by_group = rows.metrics_by(groups)
     return {name: metrics for name, metrics in by_group.items() if metrics.rows}

@@ -11,7 +11,7 @@ from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.evaluation.predictions import Predictions
 from msrec.launch.loaders import ScoredDataset
-from msrec.model.metrics.exact import Groups
+from msrec.model.metrics.exact import Grouping
 
 Slice = Literal["day", "user_history", "item_history"]
 HISTORIES: tuple[Slice, ...] = ("user_history", "item_history")
@@ -60,7 +60,7 @@ def slice_rows(
     by: Sequence[Slice],
     faults: Policy = "fail",
     scored: ScoredDataset | None = None,
-) -> dict[str, Groups]:
+) -> dict[str, Grouping]:
     """Groups the predicted rows by each slice.
 
     Args:
@@ -77,10 +77,12 @@ def slice_rows(
     schema = load_schema(dataset)
 
     def column(name: str) -> Any:
-        files = SplitReader(dataset, schema, predictions.commit.split, only=[name], faults=faults)
+        files = SplitReader(
+            dataset, schema, predictions.commit.split, columns=[name], faults=faults
+        )
         return files.read()[name][predictions.row_id]
 
-    groups: dict[str, Groups] = {}
+    groups: dict[str, Grouping] = {}
     for name in by:
         if name == "day":
             check_timestamps(dataset, by)
@@ -88,12 +90,12 @@ def slice_rows(
             continue
         side: Literal["user", "item"] = "user" if name == "user_history" else "item"
         own = load_schema(trained)
-        train = SplitReader(trained, own, "train", only=[side], faults=faults)
+        train = SplitReader(trained, own, "train", columns=[side], faults=faults)
         training_rows = np.bincount(train.read_good()[side], minlength=own.size_of(side))
         if alignment is not None:  # users and items that are new to the run have no training rows
             training_rows = np.append(training_rows, 0)[alignment.entities(side)]
         buckets = np.searchsorted(EDGES, training_rows[column(side)], side="right") - 1
-        groups[name] = Groups(bucket_names(), buckets)
+        groups[name] = Grouping(bucket_names(), buckets)
     return groups
 
 
@@ -114,9 +116,9 @@ def check_timestamps(dataset: AnyPath, by: Sequence[Slice]) -> None:
         )
 
 
-def _group_by_day(schema: Schema, column: Callable[[str], Any]) -> Groups:
+def _group_by_day(schema: Schema, column: Callable[[str], Any]) -> Grouping:
     assert schema.timestamp is not None
     assert schema.timestamp_unit is not None
     numbers = column(schema.timestamp) // TICKS_PER_DAY[schema.timestamp_unit]
     days, places = np.unique(numbers, return_inverse=True)
-    return Groups(days.astype("datetime64[D]").astype(str).tolist(), places)
+    return Grouping(days.astype("datetime64[D]").astype(str).tolist(), places)

@@ -16,7 +16,7 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import Results
 from msrec.launch.training.metric_log import WATCHED, WATCHED_FILE, load_metric_log
 from msrec.launch.training.run_status import status_of
-from msrec.model.metrics.exact import PLAIN
+from msrec.model.metrics.exact import NO_INTERVALS
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ def watch(
         step = _step_of(path)
         seen.add(step)
         try:
-            results = evaluate(run_dir, process, split, path, data=data, metric_options=PLAIN)
+            results = evaluate(
+                run_dir, process, split, path, data=data, metric_options=NO_INTERVALS
+            )
         except (FileNotFoundError, ValueError):
             if (path / COMMIT).exists():  # training deletes this file first
                 raise

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from msrec.launch.evaluation.compare import ALL, Comparison, Difference
 from msrec.launch.reporting.result_tables import UNDEFINED, format_value, metric_title
-from msrec.model.metrics.bootstrap import LEAST_USERS
+from msrec.model.metrics.bootstrap import MIN_USERS
 
 MAX_NAMED = 5
 """Most scenarios that the verdict lists by name; a longer list is given as a number."""
@@ -22,7 +22,7 @@ def verdict(comparison: Comparison, metric: str = "auc") -> str:
     if whole.p is None or whole.difference is None or whole.interval is None:
         return (
             f"{second} and {first} cannot be compared {where}: it is undefined, or there are fewer "
-            f"than {LEAST_USERS} users."
+            f"than {MIN_USERS} users."
         )
     outcome = whole.outcome(metric)
     if outcome == "undecided":

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from msrec.launch.training.metric_log import WATCHED, MetricLog, Points
-from msrec.model.metrics.ranking import Floats
+from msrec.model.metrics.definitions import Floats
 
 PALETTE = ("#3b82c4", "#e07b39", "#3aa17e", "#c06bb0", "#c9a227", "#7d8fa9")
 GREY = "#8a8f98"

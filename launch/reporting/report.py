@@ -37,7 +37,7 @@ from msrec.launch.reporting.result_tables import (
 )
 from msrec.launch.reporting.setup_section import CONFIG_FILE, setup_section
 from msrec.launch.training.metric_log import LOG_FILE, MetricLog, Points, load_metric_log
-from msrec.model.metrics.curves import reliability, roc, score_shares
+from msrec.model.metrics.curves import reliability_curve, roc_curve, score_distribution
 
 RUN_FILES = (CONFIG_FILE, LOG_FILE, RESULTS_FILE)
 """A run folder must have one of these files for a report."""
@@ -164,11 +164,11 @@ def _score_figures(
             missing.append(name)
             continue
         p = load_predictions(folder)
-        calibration[name] = reliability(p.score, p.label, p.weight)
-        roc_curves[name] = roc(p.score, p.label, p.weight)
+        calibration[name] = reliability_curve(p.score, p.label, p.weight)
+        roc_curves[name] = roc_curve(p.score, p.label, p.weight)
         if best is None and p.p_click is not None:
-            best = roc(p.p_click, p.label, p.weight)
-        distributions.append(score_figure(name, *score_shares(p.score, p.label)))
+            best = roc_curve(p.p_click, p.label, p.weight)
+        distributions.append(score_figure(name, *score_distribution(p.score, p.label)))
     if not calibration:
         return [], missing
     return [calibration_figure(calibration), roc_figure(roc_curves, best), *distributions], missing

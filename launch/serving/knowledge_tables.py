@@ -20,7 +20,7 @@ from msrec.launch.serving.request_rows import SIDES, entity_features
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.embeddings import table_configs
 from msrec.model.ranker import DenseArch
-from msrec.model.serving_model import ServingModel, folded_rows, widths
+from msrec.model.serving_model import ServingModel, knowledge_rows, knowledge_widths
 
 CHUNK_ROWS = 1 << 16
 
@@ -52,7 +52,7 @@ def fold(run: TrainedRun, kind: Kind) -> FoldedRun:
     config, schema = run.config, run.schema
     over = copy.deepcopy(unwrapped_over(run)).cpu().eval()
     histories: list[Side] = list(config.history.of)
-    known = [side for side in SIDES if widths(over, side).total]
+    known = [side for side in SIDES if knowledge_widths(over, side).total]
     dim = config.embeddings.dim
     specs = []
     tables = schema.scaled(config.scale)
@@ -67,7 +67,7 @@ def fold(run: TrainedRun, kind: Kind) -> FoldedRun:
         spec = TableSpec(
             name=name,
             rows=schema.size_of(side) + 1,
-            dim=widths(over, side).total if is_known else dim,
+            dim=knowledge_widths(over, side).total if is_known else dim,
             kind="float16" if is_known else kind,
             features=[name],
         )
@@ -125,7 +125,7 @@ def _known_rows(
     for ids in _chunks(rows):
         vectors, has = entity.gather(ids)
         with torch.no_grad():
-            yield folded_rows(over, side, vectors.to(device), has.to(device)).cpu()
+            yield knowledge_rows(over, side, vectors.to(device), has.to(device)).cpu()
 
 
 def _history_rows(

@@ -115,7 +115,7 @@ def _rows_in_flight(train: Loader, step: int) -> dict[str, dict[str, list[int]]]
     for ahead in range(min(BATCHES_IN_FLIGHT, len(train) - batch)):
         window, number = divmod(batch + ahead, train.order.window_batches)
         rows = train.order.rows(epoch, window)[number]
-        rows_of_step[str(step + ahead)] = train.reader.places(np.sort(rows[rows >= 0]))
+        rows_of_step[str(step + ahead)] = train.reader.file_rows(np.sort(rows[rows >= 0]))
     return rows_of_step
 
 

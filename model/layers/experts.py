@@ -1,17 +1,17 @@
-"""Experts: stacked MLPs over one input, computed by one product a layer, and their mixture."""
+"""Experts: several MLPs over the same input, run as batched products, and their mixture."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from msrec.model.layers.dropout import Dropout
-from msrec.model.layers.mlp import check_positive, linear_init, make_activation
+from msrec.model.layers.mlp import Hidden, check_positive, linear_init
 from msrec.model.layers.row_groups import RowGroups
 
 
 def mix(gate: Tensor, outputs: Tensor) -> Tensor:
-    """Weighted sum of experts.
+    """Returns the weighted sum of the outputs of experts.
 
     Shape:
         gate: (B, E), float.
@@ -22,39 +22,36 @@ def mix(gate: Tensor, outputs: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    """Stacked MLPs over the same input: one wide product, then one batched product a layer.
+    """Experts for all rows: one wide product for their first layers, then one batched product each.
 
     Shape:
         x: (B, in_dim), float.
         returns: (E, B, dims[-1]), float.
     """
 
-    def __init__(
-        self, in_dim: int, dims: Sequence[int], num_experts: int, activation: str, dropout: float
-    ) -> None:
+    def __init__(self, in_dim: int, dims: Sequence[int], num_experts: int, hidden: Hidden) -> None:
         super().__init__()
         check_positive(num_experts=num_experts, number_of_expert_dims=len(dims))
         self.num_experts = num_experts
         self.first = nn.Linear(in_dim, num_experts * dims[0])
-        sizes = list(zip(dims, dims[1:], strict=False))
+        sizes = list(itertools.pairwise(dims))
         self.weights = nn.ParameterList(torch.empty(num_experts, a, b) for a, b in sizes)
         self.biases = nn.ParameterList(torch.empty(num_experts, 1, b) for _, b in sizes)
         for (fan_in, _), weight, bias in zip(sizes, self.weights, self.biases, strict=True):
             linear_init(weight, bias, fan_in)
-        self.activation = make_activation(activation)
-        self.dropout = Dropout(dropout)
+        self.finish = hidden.module()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs of all experts."""
-        wide = self.dropout(self.activation(self.first(x)))
-        h: Tensor = wide.unflatten(1, (self.num_experts, -1)).transpose(0, 1)
+        """Returns the outputs of all experts."""
+        wide = self.finish(self.first(x))
+        h: Tensor = torch.unflatten(wide, 1, (self.num_experts, -1)).transpose(0, 1)
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            h = self.dropout(self.activation(torch.baddbmm(bias, h, weight)))
+            h = self.finish(torch.baddbmm(bias, h, weight))
         return h
 
 
 class ScenarioExperts(nn.Module):
-    """Some experts for each scenario: a row runs its own scenario's, or those of all scenarios.
+    """Experts per scenario; a row runs those of its own scenario, or those of all.
 
     Source:
         The scenario-specific experts of PLE and SAR-Net.
@@ -66,62 +63,54 @@ class ScenarioExperts(nn.Module):
         dims: Sequence[int],
         num_experts: int,
         num_scenarios: int,
-        activation: str,
-        dropout: float,
+        hidden: Hidden,
     ) -> None:
         super().__init__()
-        check_positive(
-            num_experts=num_experts, number_of_expert_dims=len(dims), num_scenarios=num_scenarios
-        )
+        check_positive(num_experts=num_experts, number_of_expert_dims=len(dims))
         self.num_experts = num_experts
         self.dims = list(dims)
-        sizes = [in_dim, *dims]
+        sizes = list(itertools.pairwise([in_dim, *dims]))
         self.weights = nn.ParameterList(
-            torch.empty(num_scenarios, num_experts, a, b)
-            for a, b in zip(sizes, sizes[1:], strict=False)
+            torch.empty(num_scenarios, num_experts, a, b) for a, b in sizes
         )
         self.biases = nn.ParameterList(torch.empty(num_scenarios, num_experts, b) for b in dims)
-        for fan_in, weight, bias in zip(sizes, self.weights, self.biases, strict=False):
+        for (fan_in, _), weight, bias in zip(sizes, self.weights, self.biases, strict=True):
             linear_init(weight, bias, fan_in)
-        self.activation = make_activation(activation)
-        self.dropout = Dropout(dropout)
+        self.finish = hidden.module()
 
     def own(self, x: Tensor, groups: RowGroups) -> Tensor:
-        """Outputs of the row's own scenario's experts.
+        """Returns the outputs of the experts of each row's scenario.
 
         Shape:
             x: (B, in_dim), float, rows in the order of `groups`.
             returns: (E, B, dims[-1]), float, same order.
         """
-        # The experts of a scenario see the same x: their first layers are one wide product.
+        # The experts of a scenario have the same input: their first layers are one wide product.
         first = self.weights[0].transpose(1, 2).flatten(2)
-        wide = self._finish(groups.linear(x, first, self.biases[0].flatten(1)))
+        wide = self.finish(groups.linear(x, first, self.biases[0].flatten(1)))
         outputs = list(torch.chunk(wide, self.num_experts, dim=1))
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             for e, h in enumerate(outputs):
-                outputs[e] = self._finish(groups.linear(h, weight[:, e], bias[:, e]))
+                outputs[e] = self.finish(groups.linear(h, weight[:, e], bias[:, e]))
         return torch.stack(outputs)
 
     def every(self, x: Tensor) -> Tensor:
-        """Outputs of all scenarios' experts for each row.
+        """Returns the outputs of the experts of all scenarios, for each row.
 
         Shape:
-            x: (B, in_dim), the same for all, or (S, B, in_dim), one for each scenario; float.
+            x: (B, in_dim), one input for all, or (S, B, in_dim), one for each scenario; float.
             returns: (S * E, B, dims[-1]), float.
         """
         weight, bias = self.weights[0], self.biases[0]
+        h: Tensor
         if x.dim() == 2:
             wide = x @ weight.permute(2, 0, 1, 3).flatten(1) + bias.flatten()
             h = torch.unflatten(wide, 1, (-1, self.dims[0])).transpose(0, 1)
         else:
             h = torch.baddbmm(bias.flatten(1).unsqueeze(1), x, weight.transpose(1, 2).flatten(2))
             h = torch.unflatten(h, 2, (self.num_experts, -1)).transpose(1, 2).flatten(0, 1)
-        h = self._finish(h)
+        h = self.finish(h)
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
             h = torch.baddbmm(bias.flatten(0, 1).unsqueeze(1), h, weight.flatten(0, 1))
-            h = self._finish(h)
+            h = self.finish(h)
         return h
-
-    def _finish(self, h: Tensor) -> Tensor:
-        finished: Tensor = self.dropout(self.activation(h))
-        return finished

@@ -1,4 +1,4 @@
-"""A linear layer whose weights are generated from a vector, one per row or per distinct key."""
+"""Linear layer with weights generated from a vector, one per row or per distinct key."""
 
 import math
 from dataclasses import dataclass
@@ -12,45 +12,45 @@ from msrec.model.layers.mlp import check_positive
 from msrec.model.layers.row_groups import RowGroups, group_rows
 
 CHUNK_ELEMENTS = 2**18
-"""Numbers of z ⊗ x in one step of the contracted form: 1 MiB, so that it stays in a CPU's cache."""
+"""Elements of z ⊗ x per step of the contracted form: 1 MiB, so that it stays in a CPU's cache."""
 FORMS = ("auto", "contracted", "distinct")
 LOOP_KEYS = 256
-"""Up to so many keys, `distinct` multiplies group by group; above, in one padded product."""
+"""Keys up to which `distinct` multiplies group by group; above, it runs one padded product."""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The generating vectors of a batch, and how its rows reach them.
+    """Generating vectors of a batch.
 
-    `groups` is None in the contracted form: `z` has a row per row of the batch. In the distinct
-    form `z` has a row per key, and x must be in the order of `groups`.
+    In the contracted form `groups` is None and `z` has one row per row of the batch. In the
+    distinct form `z` has one row per key, and x must be in the order of `groups`.
 
     Shape:
-        z: (B, R + 1) or (U, R + 1); column 0 is 1 and carries the part that no vector changes.
+        z: (B, R + 1) or (U, R + 1); column 0 is 1, for the part that no vector changes.
     """
 
     z: Tensor
     groups: RowGroups | None
 
-    def enter(self, x: Tensor) -> Tensor:
-        """Rows of the batch in the order of the codes."""
+    def sort(self, x: Tensor) -> Tensor:
+        """Returns the rows of a batch in the order of the codes."""
         return x if self.groups is None else self.groups.sort(x)
 
-    def leave(self, x: Tensor) -> Tensor:
-        """Rows back in the order of the batch."""
+    def unsort(self, x: Tensor) -> Tensor:
+        """Returns the rows in the order of the batch."""
         return x if self.groups is None else self.groups.unsort(x)
 
 
 def make_codes(z: Tensor, key: Tensor, form: str = "auto") -> Codes:
-    """Choose the form for one batch; all generated layers on that batch share the result.
+    """Chooses the form for one batch; all generated layers share the result.
 
-    `auto` takes the cheaper by this estimate, in multiply-adds per in_dim * out_dim of the layer::
+    `auto` takes the cheaper form by this estimate, in multiply-adds per in_dim * out_dim::
 
         contracted              B (R + 1)
         distinct, U <= 256      U (R + 1) + B
         distinct, U > 256       U (R + 1) + U (16 + 2 n)
 
-    n is the number of rows of the most frequent key, to which all keys are padded; 16 and 2 are
+    n is the number of rows of the most frequent key, to which all keys are padded. 16 and 2 are
     fitted to times on one CPU thread (B=4096, R=16, layers of 16 to 64, U of 512 to 2048): W(z) of
     each key must pass through memory, and small products are slower than one large product.
 
@@ -62,7 +62,7 @@ def make_codes(z: Tensor, key: Tensor, form: str = "auto") -> Codes:
         ValueError: the form is unknown, or a key is out of range.
     """
     check_form(form)
-    if torch.compiler.is_exporting():  # costs and groups are not known while torch.export traces
+    if torch.compiler.is_exporting():  # costs and groups are unknown while torch.export traces
         return Codes(z.index_select(0, key), None)
     (keys, width), rows = z.shape, len(key)
     contracted = rows * width
@@ -81,7 +81,7 @@ def _distinct_cost(keys: int, width: int, rows: int, largest: int) -> int:
 
 
 def check_form(form: str) -> None:
-    """Refuse an unknown form."""
+    """Raises a ValueError if the form is unknown."""
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
 
@@ -89,9 +89,9 @@ def check_form(form: str) -> None:
 class GeneratedLinear(nn.Module):
     """y = W(z) x + b(z) with W(z) = sum_r z_r M_r and b(z) = sum_r z_r c_r, where z_0 = 1.
 
-    Two exact forms. *Contracted* never makes W(z): y = (z ⊗ x) M, with z ⊗ x made for a chunk of
-    rows at a time. *Distinct* makes W(z) once per key, memory U in out, and multiplies the rows of
-    that key by it.
+    There are two exact forms. *Contracted* never builds W(z): y = (z ⊗ x) M, with z ⊗ x built for a
+    chunk of rows at a time. *Distinct* builds W(z) once per key, in memory U in_dim out_dim, and
+    multiplies the rows of the key by it.
 
     Shape:
         x: (B, in_dim), float, in the order of `codes`.
@@ -122,33 +122,38 @@ class GeneratedLinear(nn.Module):
                     part.uniform_(-bound, bound)
                     part[1:] /= math.sqrt(rank)
 
+    def generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns W(z), (U, in_dim, out_dim), and b(z), (U, out_dim), of codes (U, R + 1)."""
+        weight = (z @ self.weight.flatten(1)).view(-1, self.in_dim, self.out_dim)
+        return weight, z @ self.bias
+
     def forward(self, x: Tensor, codes: Codes) -> Tensor:
-        """Multiply each row by the weights that its code generates."""
+        """Multiplies each row by the weights that its code generates."""
+        z = codes.z
         if codes.groups is None and torch.compiler.is_exporting():
-            return _outer(codes.z, x) @ self.weight.flatten(0, 1) + codes.z @ self.bias
+            return _outer(z, x) @ self.weight.flatten(0, 1) + z @ self.bias
         if codes.groups is None:
-            product: Tensor = _Contracted.apply(x, codes.z, self.weight)  # type: ignore[no-untyped-call]
-            return product + codes.z @ self.bias
-        weight = (codes.z @ self.weight.flatten(1)).view(-1, self.in_dim, self.out_dim)
-        bias = codes.z @ self.bias
-        if len(codes.z) <= LOOP_KEYS:
+            product: Tensor = _Contracted.apply(x, z, self.weight)  # type: ignore[no-untyped-call]
+            return product + z @ self.bias
+        weight, bias = self.generate(z)
+        if len(z) <= LOOP_KEYS:
             return codes.groups.linear(x, weight, bias)
         return _padded_linear(x, weight, bias, codes.groups)
 
 
 class _Contracted(torch.autograd.Function):
-    """y_b = sum_r z_br (x_b M_r) in chunks of rows that stay in the cache; saves only its inputs.
+    """y_b = sum_r z_br (x_b M_r), in chunks of rows that stay in the cache; saves only its inputs.
 
-    By hand, because autograd would keep x_b M_r of all rows, and fresh memory of that size costs
-    more than the products. One product each for y, for x's and z's gradients, and for M's.
+    Written by hand because autograd would keep x_b M_r of all rows, and fresh memory of that size
+    costs more than the products. One product each gives y, the gradients of x and z, and that of M.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, z, weight)
         flat = weight.flatten(0, 1)
-        parts = zip(*_chunks(x, z, flat), strict=True)
-        return torch.cat([_outer(z_rows, rows) @ flat for rows, z_rows in parts])
+        chunks = zip(*_chunks(x, z, flat), strict=True)
+        return torch.cat([_outer(z_rows, x_rows) @ flat for x_rows, z_rows in chunks])
 
     @staticmethod
     @once_differentiable
@@ -156,18 +161,18 @@ class _Contracted(torch.autograd.Function):
         x, z, weight = ctx.saved_tensors
         flat = weight.flatten(0, 1)
         grad_x, grad_z, grad_flat = [], [], torch.zeros_like(flat)
-        for rows, z_rows, g in zip(*_chunks(x, z, flat, grad), strict=True):
+        for x_rows, z_rows, g in zip(*_chunks(x, z, flat, grad), strict=True):
             back = (g @ flat.T).unflatten(1, (len(weight), -1))
             grad_x.append(torch.bmm(z_rows.unsqueeze(1), back).squeeze(1))
-            grad_z.append(torch.bmm(back, rows.unsqueeze(2)).squeeze(2))
-            grad_flat.addmm_(_outer(z_rows, rows).T, g)
+            grad_z.append(torch.bmm(back, x_rows.unsqueeze(2)).squeeze(2))
+            grad_flat.addmm_(_outer(z_rows, x_rows).T, g)
         return torch.cat(grad_x), torch.cat(grad_z), grad_flat.view_as(weight)
 
 
 def _chunks(x: Tensor, z: Tensor, flat: Tensor, *more: Tensor) -> list[tuple[Tensor, ...]]:
-    """Split rows so that z ⊗ x of a chunk stays below a number of elements."""
-    most = CHUNK_ELEMENTS * (64 if x.is_cuda else 1)
-    return [torch.split(part, max(1, most // len(flat))) for part in (x, z, *more)]
+    """Splits rows so that z ⊗ x of a chunk has `CHUNK_ELEMENTS` elements, 64 times that on GPU."""
+    elements = CHUNK_ELEMENTS * (64 if x.is_cuda else 1)
+    return [torch.split(part, max(1, elements // len(flat))) for part in (x, z, *more)]
 
 
 def _outer(z: Tensor, x: Tensor) -> Tensor:
@@ -175,7 +180,7 @@ def _outer(z: Tensor, x: Tensor) -> Tensor:
 
 
 def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
-    """Groups of sorted rows, padded to the largest, times their weights in one batched product.
+    """Pads each group of sorted rows to the largest and multiplies all in one batched product.
 
     Shape::
 

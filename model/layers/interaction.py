@@ -1,4 +1,4 @@
-"""How embeddings and dense features become one vector x: DLRM's bottom MLP and dot interaction."""
+"""Interaction layer: joins embeddings and dense features into one vector x per row."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ MODES = ("concat", "dot", "concat_dot")
 
 
 class PairDots(nn.Module):
-    """Dot products of all pairs of vectors, without those of a vector with itself.
+    """Dot products of all pairs of different vectors.
 
     Shape:
         vectors: (B, num_vectors, D), float.
@@ -29,16 +29,16 @@ class PairDots(nn.Module):
         self.out_dim = len(rows)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Products of each row."""
+        """Returns the products of each row."""
         dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
         return dots.index_select(1, self.get_buffer("pairs"))
 
 
 class Interaction(nn.Module):
-    """Join the embeddings of a row with its dense features.
+    """Embeddings and dense features of a row, joined as in DLRM.
 
-    `concat` gives [bottom(dense), embeddings]; `dot` gives [bottom(dense), dot products of all
-    pairs of vectors], bottom(dense) being one of the vectors; `concat_dot` gives all three.
+    `concat` returns [bottom(dense), embeddings]. `dot` returns [bottom(dense), dot products of all
+    pairs of vectors], where bottom(dense) is one of the vectors. `concat_dot` returns all three.
     Without dense features there is no bottom MLP.
 
     Shape:
@@ -47,7 +47,7 @@ class Interaction(nn.Module):
         returns: (B, out_dim), float.
 
     Raises:
-        ValueError: the mode is unknown, or a dot product is asked of bottom(dense) with another
+        ValueError: the mode is unknown, or it needs dot products and bottom(dense) has another
             size than `dim`.
 
     Source:
@@ -67,8 +67,6 @@ class Interaction(nn.Module):
         num_dense: int = 0,
         bottom_dims: Sequence[int] = (),
         mode: str = "concat",
-        activation: str = "relu",
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_positive(num_sparse=num_sparse, dim=dim)
@@ -76,8 +74,7 @@ class Interaction(nn.Module):
             raise ValueError(f"interaction mode must be one of {', '.join(MODES)}; got {mode!r}.")
         self.mode = mode
         self.num_dense = num_dense
-        dims = bottom_dims if num_dense else ()
-        self.bottom = MLP(num_dense, dims, activation, dropout)
+        self.bottom = MLP(num_dense, bottom_dims if num_dense else ())
         if mode != "concat" and num_dense and self.bottom.out_dim != dim:
             raise ValueError(
                 f"bottom_dims must end with the embedding size {dim} for mode {mode!r}; got "
@@ -87,16 +84,19 @@ class Interaction(nn.Module):
         self.dense_dim = self.bottom.out_dim
         """Columns of the output before the first embedding."""
         self.out_dim = self.dense_dim
-        self.out_dim += num_sparse * dim * (mode != "dot") + self.dots.out_dim * (mode != "concat")
+        if mode != "dot":
+            self.out_dim += num_sparse * dim
+        if mode != "concat":
+            self.out_dim += self.dots.out_dim
         check_positive(interaction_out_dim=self.out_dim)
 
     def forward(self, emb: Tensor, dense: Tensor) -> Tensor:
-        """Join embeddings and dense features."""
-        parts = [self.bottom(dense)] if self.num_dense else []
-        if self.mode != "concat":
-            vectors = torch.cat([*(part.unsqueeze(1) for part in parts), emb], dim=1)
+        """Joins embeddings and dense features."""
+        bottom = [self.bottom(dense)] if self.num_dense else []
+        parts = list(bottom)
         if self.mode != "dot":
             parts.append(emb.flatten(1))
         if self.mode != "concat":
+            vectors = torch.cat([*(h.unsqueeze(1) for h in bottom), emb], dim=1)
             parts.append(self.dots(vectors))
         return torch.cat(parts, dim=1)

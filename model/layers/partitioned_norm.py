@@ -1,4 +1,4 @@
-"""Partitioned norm: each scenario's rows are standardised by that scenario's own moments."""
+"""Partitioned norm: batch normalisation with separate moments per scenario."""
 
 from typing import Any
 
@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from msrec.model.layers.row_groups import RowGroups
 
 
+def is_distributed() -> bool:
+    """Whether the model runs on several ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class _SumOverRanks(torch.autograd.Function):
-    """all_reduce with its gradient, which is the sum over ranks as well."""
+    """all_reduce with a gradient, which is the sum over ranks as well."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -26,21 +31,21 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class PartitionedNorm(nn.Module):
-    """x' = (g * g_s) * (x - mean_s) / sqrt(var_s + eps) + (b + b_s), s being the row's scenario.
+    """x' = (g * g_s) * (x - mean_s) / sqrt(var_s + eps) + (b + b_s) for a row of scenario s.
 
-    Training uses the moments of the batch's rows of that scenario, over all ranks when there are
-    several, so that two ranks give what one rank with both halves gives; rows of weight 0 do not
-    count. A scenario with fewer than 2 such rows has no variance and uses its moving averages.
-    Evaluation always uses the moving averages, which only training changes.
+    Training uses the moments of the scenario's rows in the batch, over all ranks, so that two ranks
+    compute what one rank with both halves would. Rows of weight 0 do not count. A scenario with
+    fewer than 2 rows has no variance and uses its moving averages. Evaluation always uses the
+    moving averages, which only training changes.
 
     Shape:
         x: (B, dim), float, rows in the order of `groups`.
-        weight: (B,), float, same order; None means all 1.
+        weight: (B,), float, same order; None means all 1. A weight above 0 counts as 1.
         returns: (B, dim), float, same order.
 
     Source:
         Sheng et al., CIKM 2021. Moving averages follow nn.BatchNorm1d: momentum 0.1, unbiased
-        variance, starting at mean 0 and variance 1. A weight above 0 counts as 1.
+        variance, start at mean 0 and variance 1.
     """
 
     def __init__(
@@ -57,19 +62,18 @@ class PartitionedNorm(nn.Module):
         self.register_buffer("moving_var", torch.ones(num_scenarios, dim))
 
     def forward(self, x: Tensor, groups: RowGroups, weight: Tensor | None = None) -> Tensor:
-        """Standardise sorted rows."""
+        """Normalises sorted rows."""
         mean, var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
         if self.training:
             mean, var = self._batch_moments(x, groups, weight)
         scale = self.shared_scale * self.own_scale * torch.rsqrt(var + self.eps)
         shift = self.shared_shift + self.own_shift
-        centred = x - groups.own(mean)
-        return torch.addcmul(groups.own(shift), centred, groups.own(scale))
+        return torch.addcmul(groups.lookup(shift), x - groups.lookup(mean), groups.lookup(scale))
 
     def _batch_moments(
         self, x: Tensor, groups: RowGroups, weight: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance (S, dim) of this step; updates the moving averages."""
+        """Returns mean and variance (S, dim) of this step; updates the moving averages."""
         moving_mean, moving_var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
         used = torch.ones_like(x[:, 0]) if weight is None else (weight > 0).to(x.dtype)
         # Sums of distances to the moving mean: one exchange gives both moments, and the difference
@@ -95,12 +99,12 @@ class PartitionedNorm(nn.Module):
     def _sums(
         x: Tensor, used: Tensor, center: Tensor, groups: RowGroups
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Count (S, 1), sum and sum of squares (S, dim) of x - center, over all ranks."""
-        distance = (x - groups.own(center)) * used.unsqueeze(1)
+        """Returns count (S, 1), sum and sum of squares (S, dim) of x - center, over all ranks."""
+        distance = (x - groups.lookup(center)) * used.unsqueeze(1)
         columns = torch.cat([used.unsqueeze(1), distance, distance.square()], dim=1)
         empty = columns.new_zeros(len(center), columns.shape[1])
         total = empty.index_add(0, groups.key, columns)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if is_distributed():
             total = _SumOverRanks.apply(total)  # type: ignore[no-untyped-call]
         dim = x.shape[1]
         return total[:, :1], total[:, 1 : dim + 1], total[:, dim + 1 :]

@@ -1,4 +1,4 @@
-"""How sure a metric is: bootstrap intervals over users, and the jackknife's standard error."""
+"""Uncertainty of the metrics over users: bootstrap intervals and the jackknife's standard error."""
 
 from dataclasses import dataclass
 
@@ -6,24 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-from msrec.model.metrics.definitions import Interval
-from msrec.model.metrics.ranking import Floats, Ints
-from msrec.model.metrics.user_sums import Sums, calibration_gaps, metric_values
+from msrec.model.metrics.definitions import Floats, Interval, Ints
+from msrec.model.metrics.user_sums import UserSums, calibration_gaps, metric_values
 
 MAX_BLOCKS = 10_000
-"""More users than these are dealt at random into so many blocks, which are drawn instead."""
-LEAST_USERS = 10
-"""Fewer users (blocks) in a group leave its intervals undefined."""
-LEVEL = 0.95
-CHUNK = 64
-"""Resamples that are worked on at once."""
+"""More users than these are put at random into so many blocks, which are resampled instead."""
+MIN_USERS = 10
+"""Users (blocks) below which the intervals of a group are undefined."""
+CONFIDENCE = 0.95
+RESAMPLES_AT_ONCE = 64
+"""Resamples that are computed at once, to bound memory."""
 
 
-def blocks_of(num_users: int, seed: int) -> Ints:
-    """The block of each user code, (U,): a block a user, or `MAX_BLOCKS` random ones.
+def user_blocks(num_users: int, seed: int) -> Ints:
+    """Returns the block of each user code, (U,): one per user, or `MAX_BLOCKS` random ones.
 
     The users of a block are drawn together. Blocks are as independent as users are, so that
-    intervals stay valid, at a cost that does not grow with the users.
+    intervals stay valid, at a cost that does not grow with the number of users.
 
     Source:
         Random groups: Wolter, Introduction to Variance Estimation, 2007, chapter 2.
@@ -35,102 +34,103 @@ def blocks_of(num_users: int, seed: int) -> Ints:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resamples: how often each block of users is drawn, the same for every group of rows.
+    """Resamples of users, the same for every group of rows.
 
     Shape:
-        counts: (R, blocks), uint8; each row draws as many blocks as there are, with replacement.
+        counts: (R, blocks), uint8, how often each resample draws each block; a resample draws as
+            many blocks as there are, with replacement.
     """
 
     counts: NDArray[np.uint8]
 
     @classmethod
     def draw(cls, num_blocks: int, resamples: int, seed: int) -> "Bootstrap":
-        """Draw `resamples` times; the same for the same seed and number of blocks."""
+        """Draws resamples, the same for the same seed and number of blocks."""
         rng = np.random.default_rng([seed, 1])
         counts = np.empty((resamples, num_blocks), np.uint8)
         for row in counts:
             row[:] = np.bincount(rng.integers(num_blocks, size=num_blocks), minlength=num_blocks)
         return cls(counts)
 
-    def intervals(self, sums: Sums) -> dict[str, Interval]:
-        """The 95 % interval of each metric of a group of rows; undefined ones are left out.
+    def intervals(self, sums: UserSums) -> dict[str, Interval]:
+        """Returns the 95 % interval of each metric of a group of rows, without undefined ones.
 
-        An interval is undefined for fewer than `LEAST_USERS` blocks, and where the metric is, for
-        the group or for one of the resamples.
+        An interval is undefined with fewer than `MIN_USERS` blocks, and if the metric is undefined
+        for the group or for one of the resamples.
 
         Source:
-            `percentiles`; of the calibration error `around_norm`.
+            `percentile_interval`; for the calibration error `norm_interval`.
         """
         blocks, table = sums
-        if len(blocks) < LEAST_USERS:
+        if len(blocks) < MIN_USERS:
             return {}
         total = table.sum(axis=0)
         gaps = calibration_gaps(total)
-        parts, noise = [], []
-        for start in range(0, len(self.counts), CHUNK):
-            counts = self.counts[start : start + CHUNK]
+        parts, distances = [], []
+        for start in range(0, len(self.counts), RESAMPLES_AT_ONCE):
+            counts = self.counts[start : start + RESAMPLES_AT_ONCE]
             if len(blocks) < counts.shape[1]:
                 counts = counts[:, blocks]
-            drawn = counts.astype(np.float64) @ table
-            parts.append(metric_values(drawn, total))
-            noise.append(np.abs(calibration_gaps(drawn) - gaps).sum(axis=-1))
-        found = {}
+            resampled = counts.astype(np.float64) @ table
+            parts.append(metric_values(resampled, total))
+            distances.append(np.abs(calibration_gaps(resampled) - gaps).sum(axis=-1))
+        intervals = {}
         for name, value in metric_values(total, total).items():
             values = np.concatenate([part[name] for part in parts])
             if not (np.isfinite(value) and np.isfinite(values).all()):
                 continue
             if name == "calibration_error":
-                found[name] = around_norm(float(value), np.concatenate(noise))
+                intervals[name] = norm_interval(float(value), np.concatenate(distances))
             else:
-                found[name] = percentiles(values, len(blocks))
-        return found
+                intervals[name] = percentile_interval(values, len(blocks))
+        return intervals
 
 
-def percentiles(values: Floats, num_blocks: int) -> Interval:
-    """The percentile interval of a bootstrap, widened for few blocks.
+def percentile_interval(values: Floats, num_blocks: int) -> Interval:
+    """Returns the percentile interval of a bootstrap, expanded for few blocks.
 
-    Quantiles of a bootstrap know neither that n blocks spread by n / (n - 1) less about their own
-    mean than about the true one, nor the t distribution; they are taken further out for both.
+    Plain bootstrap quantiles are too narrow: n blocks vary by n / (n - 1) less around their own
+    mean than around the true mean, and the t distribution has wider tails. Both are corrected.
 
     Shape:
         values: (R,), the metric of each resample.
 
     Source:
-        "Expanded" percentiles: Hesterberg, The American Statistician 2015. In simulations of
-        clicks by user (docs/evaluation.md) they cover better than Efron's BCa.
+        "Expanded" percentiles: Hesterberg, The American Statistician 2015. In simulations of clicks
+        by user (docs/evaluation.md) they cover better than Efron's BCa.
 
     Example:
-        >>> low, high = percentiles(np.random.default_rng(0).normal(size=100_000), 10_000)
+        >>> low, high = percentile_interval(np.random.default_rng(0).normal(size=100_000), 10_000)
         >>> round(low, 1), round(high, 1)
         (-2.0, 2.0)
     """
     n = num_blocks
-    z = np.sqrt(n / (n - 1)) * stdtrit(n - 1, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    z = np.sqrt(n / (n - 1)) * stdtrit(n - 1, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     low, high = np.quantile(values, ndtr(z))
     return float(low), float(high)
 
 
-def around_norm(value: float, apart: Floats) -> Interval:
-    """An interval of a norm of means, such as the calibration error, from 0 on.
+def norm_interval(value: float, distances: Floats) -> Interval:
+    """Returns an interval of a norm of means, such as the calibration error, cut off at 0.
 
-    The norm of noisy means is above that of the true ones, most where that is 0, so that quantiles
-    of the bootstrap would leave a perfect model out. But the two norms differ by no more than the
-    norm of the noise, of which the bootstrap tells the quantile: the interval covers at least as
-    often as it says, and often more.
+    The norm of noisy means is larger than that of the true means, most where that is 0, so that
+    bootstrap quantiles would exclude a perfect model. But the two norms differ by at most the norm
+    of the noise, and the bootstrap gives the quantile of that. The interval covers at least as
+    often as it claims, and often more.
 
     Shape:
-        apart: (R,), the norm of the difference between the means of each resample and the means.
+        distances: (R,), norm of the difference between the means of each resample and the means.
 
     Example:
-        >>> around_norm(0.25, np.full(100, 0.125)), around_norm(0.0, np.full(100, 0.125))
+        >>> norm_interval(0.25, np.full(100, 0.125)), norm_interval(0.0, np.full(100, 0.125))
         ((0.125, 0.375), (0.0, 0.125))
     """
-    noise = float(np.quantile(apart, LEVEL))
+    noise = float(np.quantile(distances, CONFIDENCE))
     return max(0.0, value - noise), value + noise
 
 
 def jackknife_error(without: Floats) -> float:
-    """Standard error of a metric from its values without each block, (n,).
+    """Returns the standard error of a metric from its values without each block, (n,).
 
     Source:
         The delete-one jackknife over users. For AUC it is the variance of clustered DeLong

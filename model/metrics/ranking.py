@@ -1,53 +1,52 @@
-"""What ranks say: AUC, average precision and per-user rankings of rows that are sorted by score."""
+"""Rankings of rows by score: contributions to AUC and average precision, and metrics per user."""
 
+import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from msrec.model.metrics.definitions import Array, Bools, Floats, Ints
+
 CHUNK = 1 << 18
-"""Rows that are worked on at once where no more is needed."""
+"""Rows that are processed at once, to bound memory."""
 
 
 def score_order(score: Array) -> Ints:
-    """Rows by rising score (N,), none below 0; tied ones as they stand."""
+    """Returns the order of rows (N,) by rising score, at least 0; ties keep their order."""
     if score.dtype != np.float32:
         return np.argsort(score, kind="stable")
-    return stable_order(np.abs(score).view(np.uint32))  # bits of floats from 0 on rise with them
+    # The bits of non-negative floats have the order of the floats.
+    return stable_order(np.abs(score).view(np.uint32))
 
 
 def stable_order(keys: Array) -> Ints:
-    """Rows by rising keys (N,), uint16 or uint32; those with equal keys as they stand.
+    """Returns the order of rows (N,) by rising keys, uint16 or uint32; ties keep their order.
 
-    numpy sorts 16-bit keys by counting, and 64-bit integers several times as fast as it finds the
-    order of 32-bit ones.
+    numpy sorts 16-bit keys by counting, and sorts 64-bit integers several times as fast as it finds
+    the order of 32-bit ones.
     """
     if keys.dtype == np.uint16:
         return np.argsort(keys, kind="stable")
     assert len(keys) < 1 << 32
-    both = keys.astype(np.uint64) << np.uint64(32)
-    both |= np.arange(len(keys), dtype=np.uint64)
-    both.sort()
-    both &= np.uint64(0xFFFFFFFF)
-    return both.view(np.int64)
+    key_and_row = keys.astype(np.uint64) << np.uint64(32)
+    key_and_row |= np.arange(len(keys), dtype=np.uint64)
+    key_and_row.sort()
+    key_and_row &= np.uint64(0xFFFFFFFF)
+    return key_and_row.view(np.int64)
 
 
-class Placements(NamedTuple):
-    """What each of some rows adds to AUC and average precision of its group, see `placements`.
+class RankContributions(NamedTuple):
+    """Contributions of n consecutive rows to AUC and average precision of their group.
 
     Shape:
         rows: which of the N rows these n are.
-        wins: (n,). Of a positive: twice the weight of negatives that it beats, a tie half; of a
-            negative: twice the weight of positives that beat it.
-        precision: (n,), float64: of the rows that score as high or higher, the share of positives.
-        shift: (n,), float64: how one more row like this one changes average precision, times the
-            weight of positives, besides that row's own precision.
-        bins: (n,), which of the bins of equal weight the row's score lies in.
+        wins: (n,). For a positive: twice the weight of the negatives with a lower score, a tie
+            counts half. For a negative: twice the weight of the positives with a higher score.
+        precision: (n,), float64: share of positives among the rows with the same or a higher score.
+        shift: (n,), float64: change of average precision by one more row like this one, times the
+            weight of positives, without that row's own precision.
+        bins: (n,), bin of the row's score, out of bins of equal weight.
     """
 
     rows: slice
@@ -57,70 +56,68 @@ class Placements(NamedTuple):
     bins: Ints
 
 
-def placements(
+def rank_contributions(
     score: Array, label: Bools, weight: Floats | None, num_bins: int
-) -> Iterator[Placements]:
-    """Each row's part in the rankings of its group, some rows at a time; ties share their place.
+) -> Iterator[RankContributions]:
+    """Yields the contributions of all rows of a group, some rows at a time; ties share their ranks.
 
     With P and N the weights of the classes, AUC is the sum of weight * wins / (2 P N) over
-    positives, and the same over negatives. Integers stay integers where there are no weights, so
-    that nothing is rounded.
+    positives, and the same over negatives. Without weights, integers stay integers, so that nothing
+    is rounded.
 
     Args:
         score: (N,), rising.
         label: (N,).
-        weight: (N,), above 0; None: all 1.
-        num_bins: of equal weight, for `bins`.
+        weight: (N,), above 0; None means all 1.
+        num_bins: number of bins of equal weight, for `bins`.
 
     Source:
         AUC: the structural components of DeLong et al., Biometrics 1988. Average precision: its
-        derivative by a row's weight, worked out here; a test compares it with differences.
+        derivative by the weight of a row, derived here; a test compares it with differences.
     """
-    whole = label.sum(dtype=np.int64) if weight is None else weight[label].sum()
-    rest = len(label) - whole if weight is None else weight[~label].sum()
-    positive_before = negative_before = 0 * whole
+    all_positive = label.sum(dtype=np.int64) if weight is None else weight[label].sum()
+    all_negative = len(label) - all_positive if weight is None else weight[~label].sum()
+    positive_before = negative_before = 0 * all_positive
     own_before = others_before = 0.0
-    # Ties are never cut.
+    # A chunk never ends inside a tie.
     cuts = np.searchsorted(score, score[np.arange(CHUNK, len(score), CHUNK) - 1], side="right")
     edges = np.unique(np.concatenate([[0], cuts, [len(score)]]))
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         rows = slice(start, stop)
-        part, clicked = score[rows], label[rows]
-        ends = np.append(np.flatnonzero(part[1:] != part[:-1]), len(part) - 1)
-        sizes = np.diff(ends, prepend=-1)
-        if weight is None:
-            of_block = of_blocks(clicked, ends)
-            rejected = sizes - of_block
-        else:
-            of_block = of_blocks(weight[rows] * clicked, ends)
-            rejected = of_blocks(weight[rows] * ~clicked, ends)
-        positive = positive_before + np.cumsum(of_block)
-        negative = negative_before + np.cumsum(rejected)
-        beats = 2 * negative - rejected
-        beaten = 2 * (whole - positive) + of_block
-        at_least = (whole - positive) + (rest - negative) + of_block + rejected
-        precision = (whole - positive + of_block) / at_least
-        each = of_block / at_least
-        own = own_before + np.cumsum(each)
-        others = others_before + np.cumsum(each * precision)
-        middle = (positive + negative - 0.5 * (of_block + rejected)) / (whole + rest)
-        bins = np.minimum((middle * num_bins).astype(np.int64), num_bins - 1)
+        scores, labels = score[rows], label[rows]
+        ends = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)
+        # Weights of the classes in each tie, and up to and including it.
+        weights = None if weight is None else weight[rows]
+        tie_positive, tie_negative = _class_weights(labels, weights, ends)
+        positive = positive_before + np.cumsum(tie_positive)
+        negative = negative_before + np.cumsum(tie_negative)
+        wins_of_positive = 2 * negative - tie_negative
+        wins_of_negative = 2 * (all_positive - positive) + tie_positive
+        higher = (all_positive - positive) + (all_negative - negative)
+        at_least = higher + tie_positive + tie_negative
+        precision = (all_positive - positive + tie_positive) / at_least
+        share = tie_positive / at_least
+        own = own_before + np.cumsum(share)
+        others = others_before + np.cumsum(share * precision)
+        middle = positive + negative - 0.5 * (tie_positive + tie_negative)
+        bins = middle / (all_positive + all_negative) * num_bins
+        bins = np.minimum(bins.astype(np.int64), num_bins - 1)
         positive_before, negative_before = positive[-1], negative[-1]
         own_before, others_before = own[-1], others[-1]
-        block = np.repeat(np.arange(len(ends)), sizes)
-        yield Placements(
+        tie = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
+        yield RankContributions(
             rows=rows,
-            wins=np.where(clicked, beats[block], beaten[block]),
-            precision=precision[block],
-            shift=np.where(clicked, own[block], 0.0) - others[block],
-            bins=bins[block],
+            wins=np.where(labels, wins_of_positive[tie], wins_of_negative[tie]),
+            precision=precision[tie],
+            shift=np.where(labels, own[tie], 0.0) - others[tie],
+            bins=bins[tie],
         )
 
 
-class Ranked(NamedTuple):
-    """One entry a user, from the user's own rows; NaN where a metric is undefined.
+class UserRankings(NamedTuple):
+    """Metrics of some users, one entry per user, from the user's own rows; NaN if undefined.
 
-    weight is that of all rows; auc needs both classes; ndcg and recall need a positive.
+    weight is the weight of all rows; auc needs both classes; ndcg and recall need a positive.
     """
 
     user: Array
@@ -130,20 +127,20 @@ class Ranked(NamedTuple):
     recall: Floats
 
 
-def rank_users(
+def user_rankings(
     score: Array, label: Bools, weight: Floats | None, user: Array, k: int
-) -> Iterator[Ranked]:
-    """AUC, NDCG@k and recall@k of each user, some users at a time.
+) -> Iterator[UserRankings]:
+    """Yields AUC, NDCG@k and recall@k of every user, some users at a time.
 
-    Ties share their places: the expected value over all orders of tied rows. Weights count in AUC;
-    in NDCG and recall each row is one item.
+    Ties share their ranks: values are expectations over all orders of tied rows. Weights count in
+    AUC; in NDCG and recall each row is one item.
 
     Args:
         score: (N,), rising.
         label: (N,), relevance.
-        weight: (N,), above 0; None: all 1.
+        weight: (N,), above 0; None means all 1.
         user: (N,), unsigned codes.
-        k: places that count.
+        k: ranks that count in NDCG and recall.
 
     Source:
         NDCG: Järvelin and Kekäläinen, TOIS 2002, as scikit-learn's ndcg_score; ties: McSherry and
@@ -154,47 +151,59 @@ def rank_users(
     firsts = np.append(0, np.flatnonzero(user[1:] != user[:-1]) + 1)
     cuts = np.searchsorted(firsts, np.arange(CHUNK, len(user), CHUNK))
     edges = np.unique(np.concatenate([[0], firsts[cuts[cuts < len(firsts)]], [len(user)]]))
-    for start, stop in zip(edges, edges[1:], strict=False):
-        part = order[start:stop]
-        weights = None if weight is None else weight[part]
-        yield _ranked(score[part], label[part], weights, user[start:stop], k)
+    for start, stop in itertools.pairwise(edges):
+        rows = order[start:stop]
+        weights = None if weight is None else weight[rows]
+        yield _rankings_of_chunk(score[rows], label[rows], weights, user[start:stop], k)
 
 
-def _ranked(score: Array, label: Bools, weight: Floats | None, user: Array, k: int) -> Ranked:
-    """As `rank_users`, of rows sorted by user and, within, by rising score."""
+def _rankings_of_chunk(
+    score: Array, label: Bools, weight: Floats | None, user: Array, k: int
+) -> UserRankings:
+    """Ranks rows that are sorted by user and, for each user, by rising score."""
     new_user = user[1:] != user[:-1]
+    # Ties of one user: last row, number of rows, and the user's number; first tie of each user.
     ends = np.append(np.flatnonzero(new_user | (score[1:] != score[:-1])), len(user) - 1)
-    lasts = np.append(np.flatnonzero(new_user), len(user) - 1)
-    blocks = np.searchsorted(ends, lasts)  # the last block of each user
-    firsts = np.append(0, blocks[:-1] + 1)
-    owner = np.repeat(np.arange(len(lasts)), np.diff(blocks, prepend=-1))
-    clicks = of_blocks(label, ends)
     sizes = np.diff(ends, prepend=-1)
-    positive = clicks if weight is None else of_blocks(weight * label, ends)
-    negative = sizes - clicks if weight is None else of_blocks(weight * ~label, ends)
+    last_rows = np.append(np.flatnonzero(new_user), len(user) - 1)
+    last_ties = np.searchsorted(ends, last_rows)
+    first_ties = np.append(0, last_ties[:-1] + 1)
+    owner = np.repeat(np.arange(len(last_rows)), np.diff(last_ties, prepend=-1))
+    clicks = _segment_sums(label, ends)
+    positive, negative = _class_weights(label, weight, ends)
     below = np.cumsum(negative) - negative
-    below = below - below[firsts][owner]
-    area = np.add.reduceat(positive * (2 * below + negative), firsts)
-    of_class = [np.add.reduceat(values, firsts) for values in (positive, negative)]
-    pairs = of_class[0].astype(np.float64) * of_class[1]
-    above = lasts[owner] - ends
-    counted = np.minimum(above, k), np.minimum(above + sizes, k)
+    below = below - below[first_ties][owner]
+    area = np.add.reduceat(positive * (2 * below + negative), first_ties)
+    user_positive = np.add.reduceat(positive, first_ties)
+    user_negative = np.add.reduceat(negative, first_ties)
+    pairs = user_positive.astype(np.float64) * user_negative
+    # Ranks of a tie that are among the first k.
+    above = last_rows[owner] - ends
+    start, stop = np.minimum(above, k), np.minimum(above + sizes, k)
     discounts = np.append(0.0, np.cumsum(1 / np.log2(np.arange(2, k + 2))))
-    each = clicks / sizes
-    gain = np.add.reduceat(each * (discounts[counted[1]] - discounts[counted[0]]), firsts)
-    found = np.add.reduceat(each * (counted[1] - counted[0]), firsts)
-    relevant = np.add.reduceat(clicks, firsts)
+    share = clicks / sizes
+    gain = np.add.reduceat(share * (discounts[stop] - discounts[start]), first_ties)
+    hits = np.add.reduceat(share * (stop - start), first_ties)
+    relevant = np.add.reduceat(clicks, first_ties)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Ranked(
-            user=user[lasts],
-            weight=np.asarray(of_class[0] + of_class[1], np.float64),
+        return UserRankings(
+            user=user[last_rows],
+            weight=np.asarray(user_positive + user_negative, np.float64),
             auc=np.where(pairs > 0, 0.5 * area / pairs, np.nan),
             ndcg=gain / discounts[np.minimum(relevant, k)],
-            recall=found / relevant,
+            recall=hits / relevant,
         )
 
 
-def of_blocks(values: Array, ends: Ints) -> Array:
-    """Sums of values over the blocks that end at `ends`."""
+def _class_weights(label: Bools, weight: Floats | None, ends: Ints) -> tuple[Array, Array]:
+    """Returns the weights of positives and negatives in each tie; ties end at the rows `ends`."""
+    if weight is None:
+        positive = _segment_sums(label, ends)
+        return positive, np.diff(ends, prepend=-1) - positive
+    return _segment_sums(weight * label, ends), _segment_sums(weight * ~label, ends)
+
+
+def _segment_sums(values: Array, ends: Ints) -> Array:
+    """Returns the sums of values (N,) over consecutive segments that end at the rows `ends`."""
     kind = np.int64 if values.dtype == np.bool_ else np.float64
     return np.diff(np.cumsum(values, dtype=kind)[ends], prepend=0)

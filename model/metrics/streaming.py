@@ -1,29 +1,36 @@
-"""Metrics while training runs: histograms over logits that ranks add up and checkpoints keep."""
+"""Streaming metrics for training: histograms of logits that are summed over ranks and saved."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from msrec.model.metrics.definitions import Metrics, ScenarioMetrics, from_sums
-from msrec.model.metrics.ranking import Array, Floats
+from msrec.model.metrics.definitions import (
+    Array,
+    Floats,
+    Metrics,
+    ScenarioMetrics,
+    check_values,
+    defined,
+    loss_metrics,
+)
 
 LOGIT_RANGE = 16.0
-"""Logits beyond +-16 (probability 1e-7) share the first and the last bin; their loss is exact."""
-SUMS = 4
+"""Logits beyond +-16 (probability 1e-7) are in the first or last bin; their loss is exact."""
+NUM_SUMS = 4
 """Last columns of `counts`: rows, weight, weight * loss, weight * score."""
 
 
 class HistogramMetrics:
     """AUC, log loss, NE and calibration of a stream of rows, overall and per scenario.
 
-    All state is `counts`, which may be summed over ranks, saved, and put back::
+    All state is in `counts`, which may be summed over ranks, saved and restored::
 
         counts[s, y]  = [ weight per logit bin ... | rows  weight  weight*loss  weight*score ]
-                          `bins` of them             the four sums, exact
+                          `bins` of them             exact sums
 
-    Only AUC depends on the bins: rows of a bin count as ties. With the default width of 1/256
-    logit it agrees with the exact AUC to 1e-4 once logits spread over 0.1 or more; a model that
-    says nearly the same of every row needs more bins. GAUC is not measured here.
+    Only AUC depends on the bins: rows of one bin count as ties. With the default width of 1/256
+    logit it agrees with the exact AUC to 1e-4 if logits vary by 0.1 or more; a model with nearly
+    the same score for every row needs more bins. GAUC is not measured here.
 
     Shape:
         counts: (S, 2, bins + 4), float64; S scenarios, then label 0 and 1.
@@ -45,26 +52,26 @@ class HistogramMetrics:
                 f"got num_scenarios={num_scenarios}, bins={bins}."
             )
         self.bins = bins
-        self.counts: Floats = np.zeros((num_scenarios, 2, bins + SUMS))
+        self.counts: Floats = np.zeros((num_scenarios, 2, bins + NUM_SUMS))
 
     def update(
         self, logit: Array, label: Array, scenario: Array, weight: Array | None = None
     ) -> None:
-        """Add rows; those of weight 0 count nowhere.
+        """Adds rows; those of weight 0 do not count.
 
         Shape:
             logit, label, scenario, weight: (B,); label 0 or 1, scenario int in [0, S).
 
         Raises:
-            ValueError: a logit is not finite, a label not 0 or 1 or a scenario unknown.
+            ValueError: a logit is not finite, a label is not 0 or 1, or a scenario is unknown.
         """
         weights = np.ones(len(logit)) if weight is None else np.asarray(weight, np.float64)
         used = weights > 0
-        self._check("logit", logit, ~used | np.isfinite(logit), "a finite number")
-        self._check("label", label, ~used | (label == 0) | (label == 1), "0 or 1")
+        check_values("logit", logit, ~used | np.isfinite(logit), "a finite number")
+        check_values("label", label, ~used | (label == 0) | (label == 1), "0 or 1")
         last = len(self.counts) - 1
         known = ~used | ((scenario >= 0) & (scenario <= last))
-        self._check("scenario", scenario, known, f"0..{last}")
+        check_values("scenario", scenario, known, f"0..{last}")
         if not used.all():
             logit, label, scenario = logit[used], label[used], scenario[used]
             weights = weights[used]
@@ -81,41 +88,40 @@ class HistogramMetrics:
             self.counts[:, :, self.bins + column] += sums.reshape(-1, 2)
 
     def merge(self, counts: Floats) -> None:
-        """Add the counts of another rank, or those of a checkpoint.
+        """Adds the counts of another rank or of a checkpoint.
 
         Raises:
-            ValueError: they were made for other scenarios or bins.
+            ValueError: they are for other scenarios or bins.
         """
         if counts.shape != self.counts.shape:
             raise ValueError(
-                f"histograms to merge must have the shape (scenarios, 2, bins + {SUMS}) = "
+                f"histograms to merge must have the shape (scenarios, 2, bins + {NUM_SUMS}) = "
                 f"{self.counts.shape}; got {counts.shape}. Start new metrics instead."
             )
         self.counts += counts
 
     def reset(self) -> None:
-        """Forget all rows; `counts` stays the same array."""
+        """Removes all rows; `counts` stays the same array."""
         self.counts[:] = 0
 
     def compute(self, names: Sequence[str]) -> ScenarioMetrics:
-        """Metrics of the rows so far; `names` are the scenarios' in the order of their ids."""
-        each = zip(names, self.counts, strict=True)
+        """Returns the metrics of the rows so far; `names` are the scenarios' in order of ids."""
+        scenarios = zip(names, self.counts, strict=True)
         return ScenarioMetrics(
-            self._of(self.counts.sum(axis=0)), {name: self._of(counts) for name, counts in each}
+            self._metrics(self.counts.sum(axis=0)),
+            {name: self._metrics(counts) for name, counts in scenarios},
         )
 
-    def _of(self, counts: Floats) -> Metrics:
+    def _metrics(self, counts: Floats) -> Metrics:
         negative, positive = counts[:, : self.bins]
         below = np.cumsum(negative) - negative
         pairs = positive.sum() * negative.sum()
         area = (positive * (below + 0.5 * negative)).sum()
-        rows, weight, loss, score = counts[:, self.bins :].sum(axis=0).tolist()
-        clicks, clicked = counts[1, self.bins : self.bins + 2].tolist()
-        auc = float(area / pairs) if pairs > 0 else None
-        return from_sums(int(rows), int(clicks), weight, clicked, loss, score, auc)
-
-    @staticmethod
-    def _check(what: str, values: Array, good: Array, must: str) -> None:
-        if not good.all():
-            row = int(np.argmin(good))
-            raise ValueError(f"{what} must be {must}; got {values[row]} at row {row} of the batch.")
+        rows, weight, loss, score = counts[:, self.bins :].sum(axis=0)
+        positives, clicked = counts[1, self.bins : self.bins + 2]
+        return Metrics(
+            int(rows),
+            int(positives),
+            auc=float(area / pairs) if pairs > 0 else None,
+            **defined(loss_metrics(weight, clicked, loss, score)),
+        )

@@ -1,4 +1,4 @@
-"""Fixtures: the network, two hosts, a Slurm on them, a data set, a run that nobody disturbed."""
+"""Fixtures: a network, two hosts, datasets and an undisturbed run."""
 
 import os
 from pathlib import Path
@@ -13,14 +13,14 @@ INSIDE = "MSREC_CLUSTER"
 
 def pytest_collection_modifyitems(items):
     if INSIDE not in os.environ:
-        reason = "it makes hosts in namespaces of its own: run it by `make test-cluster`"
+        reason = "it makes hosts in its own namespaces: run it with `make test-cluster`"
         for item in items:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
 def folder():
-    """Short, for sockets; tests/cluster/run removes it."""
+    """Folder with a short path, for sockets; tests/cluster/run removes it."""
     return Path(os.environ[INSIDE])
 
 
@@ -31,10 +31,10 @@ def network(folder):
 
 @pytest.fixture
 def nodes():
-    """Two hosts, gone when the test ends."""
-    found = {name: machines.Host(name) for name in machines.NODES}
-    yield found
-    for host in found.values():
+    """Two hosts that end with the test."""
+    hosts = {name: machines.Host(name) for name in machines.NODES}
+    yield hosts
+    for host in hosts.values():
         host.kill()
 
 
@@ -44,15 +44,15 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def spoilt(tmp_path_factory):
-    """(data set, file, window): in that window rank 1 alone meets a value that is no number."""
-    found = tiny_dataset(tmp_path_factory.mktemp("spoilt") / "tiny", rows=9600, group_rows=16)
-    return (found, *jobs.spoil(found))
+def damaged(tmp_path_factory):
+    """(dataset, file, window): in that window only rank 1 reads a value that is NaN."""
+    folder = tiny_dataset(tmp_path_factory.mktemp("damaged") / "tiny", rows=9600, group_rows=16)
+    return (folder, *jobs.write_nan(folder))
 
 
 @pytest.fixture(scope="session")
 def undisturbed(dataset, tmp_path_factory):
-    """The config of a run of two ranks on this machine, to its end."""
+    """Config of a finished run on two ranks of this machine."""
     config = jobs.config_of(dataset, tmp_path_factory.mktemp("whole"), "run_id=whole")
     done = jobs.msrec("launch", "train", jobs.saved(config, "conf.yaml"), "-j", "1x2")
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""Machines that are namespaces: a network, a name and processes of their own, on one bridge."""
+"""Simulated hosts: namespaces with their own network, name and processes, on one bridge."""
 
 import subprocess
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import psutil
 
 HEAD, NODES = ("head", "10.77.0.1"), {"node1": "10.77.0.11", "node2": "10.77.0.12"}
-"""Where the tests run, and the hosts. Nobody has a default route: names outside fail at once."""
+"""Host of the tests, and the others. None has a default route, so outside names fail at once."""
 BRIDGE = "bridge0"
 SPACES = ("--net", "--uts", "--mount", "--pid")
 
 
 def network(folder):
-    """Give this machine, a namespace that tests/cluster/run made, its name and the bridge."""
+    """Sets up the name and the bridge of this machine, a namespace made by tests/cluster/run."""
     lines = [f"{address} {name}" for name, address in (HEAD, *NODES.items())]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
     (folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
@@ -30,10 +30,10 @@ def root(*command):
 
 
 class Host:
-    """One machine. `kill` ends all of its processes at once; `boot` brings it back, empty.
+    """One host. `kill` ends all of its processes at once; `boot` starts it again.
 
     Args:
-        name: of `NODES`.
+        name: a key of `NODES`.
     """
 
     def __init__(self, name):
@@ -41,7 +41,7 @@ class Host:
         self.boot()
 
     def boot(self):
-        """Start it: a first process that adopts and reaps, one cable to the bridge."""
+        """Starts a first process, which adopts and reaps the others, and a cable to the bridge."""
         first = ["sh", "-c", "echo up; while :; do sleep 1000; done"]
         self._holder = subprocess.Popen(
             ["unshare", *SPACES, "--fork", "--kill-child=KILL", "--mount-proc", *first],
@@ -51,7 +51,7 @@ class Host:
             assert stream.readline() == b"up\n"
         (self._first,) = psutil.Process(self._holder.pid).children()
         cable, pid = f"to-{self.name}", self._first.pid
-        # Like a machine, it comes back with the address that its card had, which others remember.
+        # As on a real machine, the address of the card stays the same, since others remember it.
         card = ("name", "eth0", "address", f"02:00:00:00:00:{NODES[self.name][-2:]}")
         root("ip", "link", "add", cable, "type", "veth", "peer", *card, "netns", pid)
         root("ip", "link", "set", cable, "master", BRIDGE, "up")
@@ -64,31 +64,31 @@ class Host:
             root(*self.on(*command))
 
     def on(self, *command):
-        """The words that run a command on this host."""
+        """Words that run a command on this host."""
         return ["nsenter", f"--target={self._first.pid}", *SPACES, *command]
 
     def start(self, *command, log, **options):
-        """Run a command on this host in the background, its output appended to a file."""
+        """Runs a command on this host in the background and appends its output to a file."""
         with Path(log).open("ab") as stream:
             return subprocess.Popen(
                 self.on(*command), stdout=stream, stderr=subprocess.STDOUT, **options
             )
 
     def processes(self, word):
-        """Its processes whose command line has a word."""
+        """Processes of this host with a word in their command line."""
         space = Path(f"/proc/{self._first.pid}/ns/pid").readlink()
-        found = []
+        matching = []
         for process in psutil.process_iter():
             try:
                 is_here = Path(f"/proc/{process.pid}/ns/pid").readlink() == space
                 if is_here and word in process.cmdline():
-                    found.append(process)
+                    matching.append(process)
             except (OSError, psutil.Error):
                 continue  # it has ended
-        return found
+        return matching
 
     def kill(self, *, unplug=False):
-        """SIGKILL to all of its processes; `unplug` cuts its cable first, so that nobody hears."""
+        """Sends SIGKILL to all processes; `unplug` cuts the cable first, so no peer notices."""
         if unplug:
             root("ip", "link", "set", f"to-{self.name}", "down")
         self._holder.kill()  # and with it the first process, and with that all others

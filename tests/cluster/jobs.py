@@ -1,4 +1,4 @@
-"""One small training, how far it is, and whether it came to the same as an undisturbed one."""
+"""A small training run: its start, its progress, and the comparison with an undisturbed run."""
 
 import time
 from pathlib import Path
@@ -13,18 +13,18 @@ from msrec.data.loading.loader import open_loader
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.dcp_storage import read_tensors
 from msrec.launch.cluster.job_specs import train_spec
-from msrec.launch.cluster.profiles import load_profile
-from msrec.launch.cluster.submit import app_of
+from msrec.launch.cluster.profiles import Target, load_profile
+from msrec.launch.cluster.submit import torchx_app
 from msrec.launch.config import load_config, save_config
 from msrec.tools.cli.main import app
 
 STEPS, SAVE_EVERY, KILL_AT = 240, 10, 20
-"""Of a run; `KILL_AT` is the checkpoint after which something happens to it."""
+"""Steps of a run and of a checkpoint; the run is disturbed after the checkpoint `KILL_AT`."""
 BATCH, WINDOW_ROWS = 96, 960
 
 
 def config_of(dataset, root, *overrides):
-    """Steps of some milliseconds, dropout, a table by rows, a checkpoint every few steps."""
+    """Config with short steps, dropout, a row-wise table and a checkpoint every few steps."""
     options = [
         *(f"dataset={dataset}", f"run_root={root}", "embeddings.dim=8"),
         *("backbone.name=mmoe", "backbone.dropout=0.2"),
@@ -37,8 +37,8 @@ def config_of(dataset, root, *overrides):
     return load_config(None, options)
 
 
-def spoil(dataset, window=3):
-    """Write NaN into a row that rank 1 of two is the only one to read, first in that window."""
+def write_nan(dataset, window=3):
+    """Writes NaN into a row that only rank 1 of two reads, for the first time in that window."""
     loader = open_loader(dataset, "train", BATCH, window_rows=WINDOW_ROWS, prefetch=0)
     read = [
         set(np.searchsorted(loader.reader.starts, loader.order.rows(0, w, r, 2), "right").flat)
@@ -57,44 +57,44 @@ def spoil(dataset, window=3):
 
 
 def saved(config, name="submitted.yaml"):
-    """The config's file, in the run's folder."""
+    """Saves the config in the run's folder and returns the file."""
     save_config(config, config.run_dir / name)
     return config.run_dir / name
 
 
 def commands(config, profile="local", j="2x1"):
-    """What each node of a job runs, and its environment: as the scheduler would start it."""
-    work = train_spec(config)
-    work.prepare()
-    job = app_of(work, load_profile(profile), j)
+    """(command, environment) of each node of a job, as a scheduler would start it."""
+    spec = train_spec(config)
+    spec.prepare()
+    job = torchx_app(spec, Target(profile, load_profile(profile), j))
     with get_runner() as runner:
         request = runner.dryrun(job, "local_cwd", {}).request
     return [(replica.args, dict(replica.env)) for replica in request.role_params["train"]]
 
 
 def msrec(*words):
-    """A msrec command as the shell has it, in this process: another one takes seconds to start."""
+    """Runs an msrec command in this process, because a new one takes seconds to start."""
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def newest_step(config):
-    """Of the newest checkpoint; 0 where there is none."""
+    """Step of the newest checkpoint; 0 if there is none."""
     newest = Checkpoints(config.run_dir / "checkpoints").newest()
     return 0 if newest is None else int(newest.name.removeprefix("step-"))
 
 
-def wait_until(is_so, what, timeout_s=120.0, job=None):
-    """Return what `is_so` says when it says something; a job that ended meanwhile is a failure."""
+def wait_until(condition, what, timeout_s=120.0, job=None):
+    """Waits for a true value of `condition` and returns it; fails if the job ends before."""
     end = time.monotonic() + timeout_s
-    while not (found := is_so()):
+    while not (value := condition()):
         assert time.monotonic() < end, f"{what}: not within {timeout_s} s"
         assert job is None or job.poll() is None, f"{what}: the job ended, {job.returncode}"
         time.sleep(0.02)
-    return found
+    return value
 
 
 def wait_for_step(config, job, step=KILL_AT):
-    """Return the newest checkpoint's step as soon as `step` is there."""
+    """Waits for a checkpoint of `step` or later and returns its step."""
 
     def reached():
         return newest_step(config) if newest_step(config) >= step else 0
@@ -103,7 +103,7 @@ def wait_for_step(config, job, step=KILL_AT):
 
 
 def assert_same_end(config, undisturbed):
-    """Weights, optimizer and metrics of the last checkpoints are equal bit for bit."""
+    """Asserts that weights, optimizer and metrics of the last checkpoints are equal bit for bit."""
     assert newest_step(config) == newest_step(undisturbed) == STEPS
     a, b = (
         read_tensors(run.run_dir / f"checkpoints/step-{STEPS:08d}") for run in (config, undisturbed)
@@ -114,5 +114,5 @@ def assert_same_end(config, undisturbed):
 
 
 def text(path):
-    """Of a log, for the messages of asserts."""
+    """Text of a log, for the messages of asserts."""
     return Path(path).read_text(errors="replace") if Path(path).is_file() else "nothing"

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes without accounting: every daemon a child of this process."""
+"""A real Slurm of two nodes without accounting; all daemons are children of this process."""
 
 import os
 import secrets
@@ -34,7 +34,7 @@ ReturnToService=2
 KillWait=10
 MinJobAge=3600
 JobRequeue=1
-# A third of it passes between two looks at nodes, after which waiting jobs are looked at too.
+# A third of this passes between two checks of the nodes, after which waiting jobs are checked.
 SlurmdTimeout=15
 MessageTimeout=30
 {nodes}
@@ -44,15 +44,15 @@ NODE = "NodeName={name} NodeHostname={name} NodeAddr={address} CPUs=1 RealMemory
 
 
 def missing():
-    """The first program that is not installed."""
+    """First program that is not installed, or None."""
     return next((name for name in DAEMONS if shutil.which(name) is None), None)
 
 
 class Slurm:
-    """Started when made.
+    """A running Slurm.
 
     Args:
-        folder: with a short path, for sockets.
+        folder: folder with a short path, for sockets.
     """
 
     def __init__(self, folder):
@@ -93,7 +93,7 @@ class Slurm:
         return self.command("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split() == list(NODES)
 
     def command(self, *words):
-        """What a command of Slurm prints."""
+        """Output of a Slurm command."""
         done = subprocess.run(
             words,
             capture_output=True,
@@ -105,12 +105,12 @@ class Slurm:
         return done.stdout
 
     def restarts(self, job):
-        """How often a job was put back into the queue."""
+        """Number of times that a job was requeued."""
         shown = self.command("scontrol", "show", "job", job)
         return max(int(word.partition("=")[2]) for word in shown.split() if "Restarts=" in word)
 
     def stop(self):
-        """End everything, the youngest first."""
+        """Ends all daemons, the last one first."""
         for node in self.nodes.values():
             node.kill()
         for daemon in reversed(self._daemons):

@@ -1,4 +1,4 @@
-"""One machine, two ranks, by torchx: a rank is killed, torchrun starts both again."""
+"""One host, two ranks, started by torchx: a rank is killed and torchrun restarts both."""
 
 import json
 import subprocess
@@ -22,17 +22,17 @@ from jobs import (
 from msrec.launch.training.heartbeat import read_ranks
 
 
-def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_been(
+def test_a_killed_rank_is_restarted_and_the_run_ends_as_an_undisturbed_one(
     dataset, tmp_path, undisturbed
 ):
     config = config_of(dataset, tmp_path, "run_id=killed")
     torchx = Path(sys.executable).parent / "torchx"
     command = [torchx, "run", "-s", "local_cwd", "msrec.train", "-j", "1x2"]
-    with (tmp_path / "said").open("w") as said:
+    with (tmp_path / "output").open("w") as output:
         job = subprocess.Popen(
             [*command, "--", f"config={saved(config, 'conf.yaml')}"],
             cwd=tmp_path,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
         step = wait_for_step(config, job)
@@ -42,9 +42,9 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_been(
         psutil.Process(first[1].pid).kill()
         wait_for_step(config, job, step + 2 * SAVE_EVERY)
         print(f"a rank killed: trained on after {time.monotonic() - killed:.0f} s", file=sys.stderr)
-        assert job.wait(120) == 0, jobs.text(tmp_path / "said")
+        assert job.wait(120) == 0, jobs.text(tmp_path / "output")
     again = {rank.rank: rank for rank in read_ranks(config.run_dir)}
-    starts = [line for line in jobs.text(tmp_path / "said").splitlines() if "start again" in line]
+    starts = [line for line in jobs.text(tmp_path / "output").splitlines() if "start again" in line]
     assert len(starts) == 1
     assert "rank 1 failed, all ranks start again (1 such starts are left): Signal 9" in starts[0]
     assert again[1].pid != first[1].pid
@@ -53,8 +53,8 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_been(
     assert_same_end(config, undisturbed)
 
 
-def test_a_step_that_fails_twice_is_not_tried_a_third_time(spoilt, tmp_path, monkeypatch):
-    dataset, file, window = spoilt
+def test_a_step_that_fails_twice_is_not_tried_a_third_time(damaged, tmp_path, monkeypatch):
+    dataset, file, window = damaged
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site.yaml").write_text("here: { scheduler: local_cwd, max_restarts: 5 }")
     config = config_of(dataset, tmp_path, "run_id=twice", "trainer.max_steps=60")

@@ -1,4 +1,4 @@
-"""Two nodes of a real Slurm, by `msrec launch`: lost processes, cancel, and what status tells."""
+"""Two nodes of a real Slurm with `msrec launch`: lost processes, cancel and status."""
 
 import sys
 import time
@@ -23,20 +23,20 @@ def slurm(folder):
     if (program := machines.missing()) is not None:
         pytest.skip(f"{program} is not installed: apt-get install slurm-wlm munge")
     (folder / "slurm").mkdir()
-    found = machines.Slurm(folder / "slurm")
-    yield found
-    found.stop()
+    running = machines.Slurm(folder / "slurm")
+    yield running
+    running.stop()
 
 
 @pytest.fixture
 def launch(slurm, tmp_path, monkeypatch):
-    """`msrec launch WORDS`, where that Slurm is; Slurm's own logs go to the test's folder."""
+    """Function that runs `msrec launch WORDS` with this Slurm, in the folder of the test."""
     monkeypatch.chdir(tmp_path)
     for name, value in slurm.environment.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "site.yaml").write_text(PROFILES)
     yield lambda *words: jobs.msrec("launch", *words)
-    # What pytest shows of a test that failed.
+    # pytest shows this if the test failed.
     print(slurm.command("squeue", "--states=all"), logs(tmp_path))
     slurm.command("scancel", "--user=root")
 
@@ -53,23 +53,23 @@ def logs(tmp_path):
 
 
 def wait_for_status(launch, config, word, timeout_s=120):
-    """The answer of `msrec launch status` as soon as it says that word."""
+    """Waits until `msrec launch status` shows a word and returns the result."""
     end = time.monotonic() + timeout_s
-    while f": {word}, step" not in (told := launch("status", config.run_dir)).stdout:
-        assert time.monotonic() < end, told.output
+    while f": {word}, step" not in (status := launch("status", config.run_dir)).stdout:
+        assert time.monotonic() < end, status.output
         time.sleep(0.5)
-    return told
+    return status
 
 
-def test_a_node_whose_processes_are_killed_is_requeued_and_goes_on(
+def test_a_job_that_lost_the_processes_of_a_node_is_requeued_and_resumes(
     slurm, launch, dataset, tmp_path, undisturbed
 ):
     config = config_of(dataset, tmp_path, "run_id=requeued")
     job = submit(launch, config)
     step = wait_for_step(config, None)
-    told = launch("status", config.run_dir)
-    assert told.exit_code == 0
-    assert f"train on two, 2x1: slurm://torchx/{job} running" in told.stdout
+    status = launch("status", config.run_dir)
+    assert status.exit_code == 0
+    assert f"train on two, 2x1: slurm://torchx/{job} running" in status.stdout
     assert {rank.host for rank in read_ranks(config.run_dir)} == set(slurm.nodes)
     assert newest_step(config) < STEPS
     killed = time.monotonic()
@@ -77,14 +77,14 @@ def test_a_node_whose_processes_are_killed_is_requeued_and_goes_on(
         process.kill()  # the launcher and its rank
     wait_for_step(config, None, step + 2 * SAVE_EVERY)
     print(f"Slurm: requeued, trained on after {time.monotonic() - killed:.0f} s", file=sys.stderr)
-    told = wait_for_status(launch, config, "done")
-    assert told.exit_code == 0, told.stdout
+    status = wait_for_status(launch, config, "done")
+    assert status.exit_code == 0, status.stdout
     assert slurm.restarts(job) == 1, logs(tmp_path)
     assert {rank.first_step for rank in read_ranks(config.run_dir)} <= {step, step + SAVE_EVERY}
     assert_same_end(config, undisturbed)
 
 
-def test_a_cancelled_job_saves_and_stops_and_the_same_command_goes_on(
+def test_a_cancelled_job_saves_and_stops_and_the_same_command_resumes_it(
     slurm, launch, dataset, tmp_path, undisturbed
 ):
     config = config_of(dataset, tmp_path, "run_id=cancelled")
@@ -92,32 +92,32 @@ def test_a_cancelled_job_saves_and_stops_and_the_same_command_goes_on(
     wait_for_step(config, None)
     asked = time.time()
     assert launch("cancel", config.run_dir).exit_code == 0
-    told = wait_for_status(launch, config, "stopped", 30)
-    assert told.exit_code == 0, told.stdout
+    status = wait_for_status(launch, config, "stopped", 30)
+    assert status.exit_code == 0, status.stdout
     step = newest_step(config)
     commit = config.run_dir / f"checkpoints/step-{step:08d}/COMMIT"
     assert asked < commit.stat().st_mtime < asked + 10
-    assert f": stopped, step {step} of {STEPS}" in told.stdout
+    assert f": stopped, step {step} of {STEPS}" in status.stdout
     assert step < STEPS
-    job = submit(launch, config, "--wait")  # whose exit status is 0 where the job succeeded
+    job = submit(launch, config, "--wait")  # exit status 0: the job succeeded
     assert slurm.restarts(job) == 0
     assert {rank.first_step for rank in read_ranks(config.run_dir)} == {step}
     assert_same_end(config, undisturbed)
 
 
-def test_the_error_that_came_first_is_told_with_its_rank_its_node_and_its_log(
-    slurm, launch, spoilt, tmp_path
+def test_the_first_error_is_shown_with_its_rank_its_node_and_its_log(
+    slurm, launch, damaged, tmp_path
 ):
-    dataset, file, _ = spoilt
+    dataset, file, _ = damaged
     config = config_of(dataset, tmp_path, "run_id=wrong")
     (tmp_path / "site.yaml").write_text(PROFILES.replace("retries: 2", "retries: 0"))
     words = ("train", saved(config, "conf.yaml"), "--on", "two", "--profiles", "site.yaml")
     failed = launch(*words, "-j", "2x1", "--wait")
     assert failed.exit_code == 1, failed.output
-    told = launch("status", config.run_dir)
-    assert told.exit_code == 1
-    (line,) = [line for line in told.stdout.splitlines() if line.startswith("The first error")]
+    status = launch("status", config.run_dir)
+    assert status.exit_code == 1
+    (line,) = [line for line in status.stdout.splitlines() if line.startswith("The first error")]
     assert line.startswith("The first error is of rank 1 on node2, its output is in ")
-    assert f"{file}: column 'price', row" in told.stdout
+    assert f"{file}: column 'price', row" in status.stdout
     log = Path(line.partition(" is in ")[2].rstrip(":")) / "stderr.log"
     assert f"error on rank 1: {dataset}" in jobs.text(log)

@@ -1,4 +1,4 @@
-"""Bad rows in a dataset folder: refused, or left out while all else stays as it was."""
+"""Bad rows in a dataset folder are refused, or left out without changing the other rows."""
 
 import shutil
 

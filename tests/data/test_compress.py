@@ -1,12 +1,13 @@
-"""Stores made smaller: standardised, projected, rounded; and what a reader gets of them."""
+"""Compressed stores: standardised, projected and rounded vectors, as a reader gets them."""
 
 import numpy as np
 import pytest
 import torch
+from llm_data import part_columns
 from sklearn.decomposition import PCA
 
-from msrec.data.llm.compression import chunks, fit_projection, moments, to_int8
-from msrec.data.llm.knowledge import take
+from msrec.data.llm.compression import fit_projection, float_chunks, moments, to_int8
+from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.store_writer import StoreWriter
 
@@ -14,47 +15,41 @@ RNG = np.random.default_rng(0)
 N, H = 300, 12
 MIX = RNG.normal(size=(H, H)) * np.linspace(3, 0.2, H)
 RAW = (RNG.normal(size=(N, H)) @ MIX + 40).astype(np.float32)
-RAW[:, 5] = 7.0  # a dimension that says nothing
+RAW[:, 5] = 7.0  # a constant dimension
 STANDARD = (RAW - RAW.mean(0)) / np.where(RAW.std(0) > 0, RAW.std(0), 1)
 
 
 def write(folder, **settings):
     settings = {"version": 2, "model": "tiny", "storage": "float32"} | settings
     writer = StoreWriter(folder, settings, rank=0, world_size=1)
-    for places in np.array_split(RNG.permutation(N), 4):
-        rows = {
-            "index": places.tolist(),
-            "key": [f"u{place}" for place in places],
-            "tokens": [3] * len(places),
-            "truncated": [False] * len(places),
-            "has_history": [True] * len(places),
-        }
-        writer.write(rows, RAW[places])
+    for positions in np.array_split(RNG.permutation(N), 4):
+        keys = [f"u{position}" for position in positions]
+        writer.write(part_columns(positions, keys), RAW[positions])
     assert writer.finish({"keys": N, "no_history": 0, "left_out": 0})
     return KnowledgeStore.open(folder)
 
 
 def read(store):
-    return take(store, np.arange(len(store))).float().numpy()
+    return read_vectors(store, np.arange(len(store))).float().numpy()
 
 
-def test_moments_are_those_of_numpy_however_the_rows_are_cut():
-    mean, std = moments(chunks(RAW, rows=7))
+def test_moments_equal_those_of_numpy_for_any_chunk_size():
+    mean, std = moments(float_chunks(RAW, chunk_rows=7))
     np.testing.assert_allclose(mean, RAW.astype(np.float64).mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, RAW.astype(np.float64).std(0), rtol=1e-9, atol=1e-9)
 
 
-def test_int8_is_right_to_half_a_step_of_its_scale():
+def test_int8_is_exact_to_half_a_step_of_its_scale():
     rounded, scale = to_int8(STANDARD.astype(np.float32))
     assert np.abs(rounded).max(axis=1).tolist() == [127] * N
     assert (np.abs(rounded * scale[:, None] - STANDARD) <= scale[:, None] * 0.5001).all()
     assert to_int8(np.zeros((1, 3), np.float32))[0].tolist() == [[0, 0, 0]]
 
 
-def test_a_store_of_8_bits_is_standardised_and_a_quarter_as_large(tmp_path):
+def test_an_int8_store_is_standardised_and_a_quarter_as_large(tmp_path):
     store = write(tmp_path, storage="int8")
     assert store.vectors.dtype == np.int8
-    # parts are float16, which alone is right to 5e-4 of a raw value
+    # parts are float16, which alone is exact to 5e-4 of a raw value
     np.testing.assert_allclose(read(store), STANDARD, atol=0.05)
     np.testing.assert_allclose(store.mean, 0, atol=1e-2)
     np.testing.assert_allclose(np.delete(store.std, 5), 1, atol=2e-2)
@@ -66,13 +61,13 @@ def test_a_store_of_8_bits_is_standardised_and_a_quarter_as_large(tmp_path):
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
-def test_principal_components_are_those_of_scikit_learn(tmp_path, storage):
+def test_principal_components_equal_those_of_scikit_learn(tmp_path, storage):
     store = write(tmp_path, pca=4, storage=storage)
     pca = PCA(4).fit(STANDARD)
     expected = pca.transform(STANDARD)
-    found = read(store)
-    signs = np.sign((found * expected).sum(0))
-    np.testing.assert_allclose(found * signs, expected, atol=0.1 if storage == "int8" else 0.02)
+    actual = read(store)
+    signs = np.sign((actual * expected).sum(0))
+    np.testing.assert_allclose(actual * signs, expected, atol=0.1 if storage == "int8" else 0.02)
     share = pca.explained_variance_ratio_.sum()
     assert store.manifest["explained"] == pytest.approx(share, abs=1e-3)
     assert (store.manifest["hidden_dim"], store.manifest["raw_dim"]) == (4, H)
@@ -84,7 +79,7 @@ def test_more_components_than_numbers_are_refused(tmp_path):
     assert not (tmp_path / "raw.npy").exists()
 
 
-def test_components_of_a_sample_are_near_those_of_all(monkeypatch):
+def test_components_of_a_sample_explain_nearly_as_much_as_those_of_all(monkeypatch):
     monkeypatch.setattr("msrec.data.llm.compression.SAMPLE_ROWS", 150)
     whole, some = (fit_projection(RAW, 3), fit_projection(RAW, 3))
     assert np.array_equal(whole.components, some.components)  # the sample is drawn by a seed
@@ -93,20 +88,19 @@ def test_components_of_a_sample_are_near_those_of_all(monkeypatch):
     assert variance > 0.9 * PCA(3).fit(STANDARD).explained_variance_.sum()
 
 
-def test_rows_are_taken_in_any_order_and_again(tmp_path):
+def test_rows_are_read_in_any_order_and_repeatedly(tmp_path):
     store = write(tmp_path, storage="float16")
     rows = np.array([5, 0, 5, N - 1])
-    np.testing.assert_allclose(take(store, rows), RAW[rows], rtol=1e-3)
-    assert take(store, rows).dtype == torch.float16
+    np.testing.assert_allclose(read_vectors(store, rows), RAW[rows], rtol=1e-3)
+    assert read_vectors(store, rows).dtype == torch.float16
 
 
-def test_hashes_and_answers_are_kept_beside_the_keys(tmp_path):
+def test_hashes_of_prompts_and_answers_are_stored_with_the_keys(tmp_path):
     import pyarrow.parquet as pq
 
     settings = {"version": 2, "storage": "float32"}
     writer = StoreWriter(tmp_path, settings, rank=0, world_size=1)
-    rows = {"index": [1, 0], "key": [8, 9], "tokens": [1, 1], "truncated": [False] * 2}
-    rows |= {"has_history": [True] * 2, "prompt": ["ab", "cd"], "text": ["likes tea", None]}
+    rows = part_columns([1, 0], [8, 9], prompt=["ab", "cd"], text=["likes tea", None])
     writer.write(rows, RAW[:2])
     writer.finish({"keys": 2, "no_history": 0, "left_out": 0})
     keys = pq.read_table(tmp_path / "keys.parquet").to_pydict()

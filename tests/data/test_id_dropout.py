@@ -1,4 +1,4 @@
-"""Ids taken as unknown: which, how many, and the same ones on any number of ranks."""
+"""Rare ids and id dropout: the right rows, the right share, the same on any number of ranks."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny import tiny_dataset
 
-from msrec.data.loading.id_dropout import IdDropout, rare_ids, require_single_valued
-from msrec.data.loading.id_transforms import RareIds
+from msrec.data.loading.id_transforms import IdDropout, RareIds, rare_ids, require_single_valued
 from msrec.data.loading.loader import RankShare, open_loader
 from msrec.data.schema import load_schema
 from msrec.launch.config import load_config

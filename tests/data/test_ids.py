@@ -1,12 +1,13 @@
-"""Vocabularies: every value is its row, every other value is row 0 and counted."""
+"""Vocabularies and hashes: every known value has its row, every other value has row 0."""
 
 import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
 
-from msrec.data.features.hot_rows import shard_imbalance, spread
-from msrec.data.features.vocabulary import UNKNOWN, Hashed, SeenIntegers, Vocabulary
+from msrec.data.features.shard_balance import shard_imbalance, spread
+from msrec.data.features.vocabulary import UNKNOWN, Hashed, Vocabulary
+from msrec.data.synthetic.integer_vocabulary import IntegerVocabulary
 
 
 def count_unknown(encoded):
@@ -52,7 +53,7 @@ def test_an_empty_vocabulary_knows_nothing(values):
 
 def test_seen_rows_do_not_depend_on_the_chunks():
     stream = np.random.default_rng(1).integers(0, 300, 5000)
-    whole, pieces = SeenIntegers(400), SeenIntegers(400)
+    whole, pieces = IntegerVocabulary(400), IntegerVocabulary(400)
     whole.update(stream)
     for chunk in np.array_split(stream, 37):
         pieces.update(chunk)

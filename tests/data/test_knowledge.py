@@ -1,4 +1,4 @@
-"""A store joined to a data set, and the controls that take the meaning out of its vectors."""
+"""Vectors of a store for the entities of a dataset, and the controls without meaning."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ EVERYONE = np.arange(40)
 
 
 @pytest.fixture(scope="module")
-def join(tmp_path_factory):
+def knowledge(tmp_path_factory):
     folder = tmp_path_factory.mktemp("knowledge")
     dataset = tiny_dataset(folder / "tiny", rows=90, valid_rows=30)
     tiny_store(dataset, folder / "store")
@@ -26,54 +26,56 @@ def join(tmp_path_factory):
     return make
 
 
-def test_each_user_has_the_vector_of_its_key_and_the_last_one_the_mean(join):
-    users = join()
-    vectors, has = users.gather(EVERYONE)
+def test_each_user_has_the_vector_of_its_key_and_the_last_one_the_mean(knowledge):
+    users = knowledge()
+    vectors, has_vector = users.gather(EVERYONE)
     np.testing.assert_array_equal(vectors[:39], users._store.vectors)
     np.testing.assert_array_equal(vectors[39], users.mean.astype(np.float16))
-    assert has.tolist() == [1.0] * 39 + [0.0]
+    assert has_vector.tolist() == [1.0] * 39 + [0.0]
     assert users.num_missing == 1
 
 
-def test_a_user_without_a_vector_may_be_refused(join):
+def test_a_user_without_a_vector_is_refused_on_request(knowledge):
     with pytest.raises(ValueError, match="1 of 40 have none, the first is u39"):
-        join(missing="error")
+        knowledge(missing="error")
 
 
-def test_shuffled_vectors_are_the_same_ones_at_other_users(join):
-    vectors, has = join().gather(EVERYONE)
-    other, other_has = join(control="shuffled", seed=3).gather(EVERYONE)
-    assert torch.equal(has, other_has)
+def test_the_shuffled_control_gives_users_the_vectors_of_others(knowledge):
+    vectors, has_vector = knowledge().gather(EVERYONE)
+    other, other_has_vector = knowledge(control="shuffled", seed=3).gather(EVERYONE)
+    assert torch.equal(has_vector, other_has_vector)
     moved = (vectors[:39] != other[:39]).any(dim=1)
     assert moved.sum() > 30
     assert sorted(map(tuple, vectors.tolist())) == sorted(map(tuple, other.tolist()))
 
 
 @pytest.mark.parametrize("control", ["shuffled", "random"])
-def test_a_control_is_the_same_in_every_process_and_differs_by_seed(join, control):
-    one, same, other = (join(control=control, seed=seed).gather(EVERYONE)[0] for seed in (1, 1, 2))
+def test_a_control_depends_on_the_seed_only(knowledge, control):
+    one, same, other = (
+        knowledge(control=control, seed=seed).gather(EVERYONE)[0] for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
-def test_random_vectors_know_nothing_of_the_store_and_are_already_standard(join):
-    users = join(control="random")
-    vectors, has = users.gather(EVERYONE)
+def test_the_random_control_is_standard_normal_and_differs_by_level(knowledge):
+    users = knowledge(control="random")
+    vectors, has_vector = users.gather(EVERYONE)
     mean, std = users.moments
     assert (mean == 0).all()
     assert (std == 1).all()
-    assert has[39] == 0
+    assert has_vector[39] == 0
     assert abs(float(vectors[:39].mean())) < 0.15  # 468 numbers: a standard error of 0.046
     assert 0.85 < float(vectors[:39].std()) < 1.15
-    assert not torch.equal(vectors, join(level="item", control="random").gather(EVERYONE)[0])
+    assert not torch.equal(vectors, knowledge(level="item", control="random").gather(EVERYONE)[0])
 
 
-def test_the_distinct_users_of_a_batch_are_gathered_once_each(join):
+def test_the_distinct_users_of_a_batch_are_gathered_once_each(knowledge):
     users = np.array([7, 2, 7, 39, 2])
-    of = entity_vectors(users, join())
+    of = entity_vectors(users, knowledge())
     assert of.ids.tolist() == [2, 7, 39]
-    assert of.ids[of.place].tolist() == users.tolist()
-    torch.testing.assert_close(of.vectors, join().gather(np.array([2, 7, 39]))[0])
+    assert of.ids[of.inverse].tolist() == users.tolist()
+    torch.testing.assert_close(of.vectors, knowledge().gather(np.array([2, 7, 39]))[0])
     nothing = entity_vectors(users, None)
     assert nothing.vectors.shape == (0, 0)
-    assert nothing.place.shape == (5,)
+    assert nothing.inverse.shape == (5,)

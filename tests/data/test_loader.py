@@ -1,4 +1,4 @@
-"""Parquet to Batch: the same values, every row once, and a sentence for what is wrong."""
+"""Batches hold the values of the Parquet files, every row once; errors name what is wrong."""
 
 import numpy as np
 import pyarrow as pa
@@ -149,14 +149,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_value_is_told_with_file_column_and_row(broken, fault):
+def test_an_error_about_a_bad_value_names_file_column_and_row(broken, fault):
     name, row, value, message = FAULTS[fault]
     changed(broken, name, lambda values: values.__setitem__(row, value))
     with pytest.raises(ValueError, match=message):
         read(broken)
 
 
-def test_a_missing_column_is_told_with_its_file(broken):
+def test_an_error_about_a_missing_column_names_its_file(broken):
     replace_column(broken / "train" / "part-00000.parquet", "item_id", None)
     with pytest.raises(ValueError, match="part-00000.parquet: column 'item_id' is missing"):
         read(broken)
@@ -169,7 +169,7 @@ def test_a_column_of_another_type_is_refused(broken):
         read(broken)
 
 
-def test_truncated_parquet_is_told_with_its_file(broken):
+def test_an_error_about_truncated_parquet_names_its_file(broken):
     path = broken / "train" / "part-00001.parquet"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="part-00001.parquet must be a whole Parquet file"):

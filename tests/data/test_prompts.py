@@ -1,4 +1,4 @@
-"""Prompts: the texts, and that they show the training period only."""
+"""Prompts: their texts and lengths, and that they show training rows only."""
 
 import subprocess
 import sys
@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 from llm_data import ITEMS, rows_frame, write_dataset
 
-from msrec.data.llm.prompts import Budget, item_prompts, scenario_prompts, user_prompts
+from msrec.data.llm.prompts import item_prompts, scenario_prompts, user_prompts
 from msrec.data.llm.templates import TEMPLATES_FILE, Template, load_template, template_of
+from msrec.data.llm.tokenization import PromptTokenizer
 
 TRAIN = [
     (0, 0, 0, 1.0, 10),
@@ -43,7 +44,7 @@ def test_history_is_listed_by_scenario_and_answer_newest_first(tmp_path):
     assert "search, skipped: Iron Pan (pans)." in prompts["bob"]
 
 
-def test_an_item_of_the_test_split_never_shows(tmp_path):
+def test_an_item_of_the_test_split_is_never_shown(tmp_path):
     future = ITEMS.index("Future Lamp")
     planted = [(user, future, scenario, 1.0, 999) for user in (0, 1, 2) for scenario in (0, 1)]
     folder = write_dataset(tmp_path, TRAIN, planted, ages=["20", "30", "40"])
@@ -52,7 +53,7 @@ def test_an_item_of_the_test_split_never_shows(tmp_path):
     assert not any("Lamp" in text or "lamps" in text for text in shown.values())
 
 
-def test_scenarios_take_turns_until_the_room_is_used(tmp_path):
+def test_scenarios_take_turns_up_to_the_limit(tmp_path):
     rows = [(0, item, 0, 1.0, 10 + item) for item in range(4)] + [(0, 4, 1, 1.0, 1)]
     folder = write_dataset(tmp_path, rows)
     prompt = texts(user_prompts(folder, template(positives=3)))["ann"]
@@ -66,7 +67,7 @@ def test_room_left_by_one_scenario_goes_to_the_other(tmp_path):
     assert texts(user_prompts(folder, template(positives=4)))["ann"].count(";") == 3
 
 
-def test_an_item_seen_twice_is_said_once(tmp_path):
+def test_an_item_seen_twice_is_shown_once(tmp_path):
     rows = [(0, 1, 0, 1.0, time) for time in (1, 2, 3)]
     prompt = texts(user_prompts(write_dataset(tmp_path, rows), template()))["ann"]
     assert prompt.count("Blue Hat") == 1
@@ -78,17 +79,17 @@ def test_without_a_clock_the_last_row_is_the_newest(tmp_path):
     assert prompt.index("Blue Hat") < prompt.index("Gold Ring")
 
 
-def test_a_user_without_history_has_a_prompt_where_attributes_say_something(tmp_path):
+def test_a_user_without_history_but_with_attributes_has_a_prompt(tmp_path):
     folder = write_dataset(tmp_path, TRAIN, ages=["18-24", "25-34", "35+"])
     prompts = user_prompts(folder, template())
-    said = texts(prompts)["cem"]
-    assert "\nThe user: age 35+.\nThis user has no history yet.\n" in said
+    prompt = texts(prompts)["cem"]
+    assert "\nThe user: age 35+.\nThis user has no history yet.\n" in prompt
     assert prompts.counts["no_history"] == 1
     assert prompts.counts["left_out"] == 0
     assert prompts.frame["has_history"].to_list() == [True, True, False]
 
 
-def test_a_user_of_whom_nothing_is_known_is_left_out_and_counted(tmp_path):
+def test_a_user_without_history_and_attributes_is_left_out_and_counted(tmp_path):
     prompts = user_prompts(write_dataset(tmp_path, TRAIN, ages=["20", "", None]), template())
     assert prompts.frame["key"].to_list() == ["ann", "bob"]
     assert prompts.counts | {"no_history": 1, "left_out": 1, "keys": 2} == prompts.counts
@@ -112,13 +113,13 @@ def test_a_long_title_is_cut_at_a_word_and_counted(tmp_path):
     assert "three" not in texts(prompts)["ann"]
 
 
-def test_braces_in_a_title_are_only_text(tmp_path):
+def test_braces_in_a_title_stay_as_they_are(tmp_path):
     titles = ["{items} {title}", "b", "c", "d", "e"]
     prompts = user_prompts(write_dataset(tmp_path, TRAIN, titles=titles), template())
     assert "{items} {title} (shoes, red)" in texts(prompts)["ann"]
 
 
-def test_shares_of_the_ranks_are_the_whole(tmp_path):
+def test_the_shares_of_all_ranks_are_the_whole(tmp_path):
     folder = write_dataset(tmp_path, TRAIN, ages=["1", "2", "3"])
     whole = user_prompts(folder, template())
     shares = [user_prompts(folder, template(), rank=rank, world_size=2) for rank in (0, 1)]
@@ -145,7 +146,7 @@ def test_integer_keys_stay_integers(tmp_path):
 def test_an_index_out_of_range_is_named(tmp_path, column):
     row = {"user": 0, "item": 0, "scenario": 0} | {column: 77}
     folder = write_dataset(tmp_path, [*TRAIN, (*row.values(), 1.0, 5)])
-    with pytest.raises(ValueError, match=f"column '{column}' must lie in .*row 5 holds 77"):
+    with pytest.raises(ValueError, match=f"column '{column}' must be in .*row 5 holds 77"):
         user_prompts(folder, template())
 
 
@@ -160,7 +161,7 @@ def test_a_missing_column_and_a_missing_file_are_named(tmp_path):
         user_prompts(folder, template())
 
 
-def test_a_user_key_that_is_there_twice_is_named(tmp_path):
+def test_a_repeated_user_key_is_named(tmp_path):
     with pytest.raises(ValueError, match="'ann' is there more than once"):
         user_prompts(write_dataset(tmp_path, TRAIN, users=("ann", "bob", "ann")), template())
 
@@ -170,7 +171,7 @@ def test_an_unknown_template_names_the_known_ones():
         load_template("none")
 
 
-def test_an_unknown_name_in_a_template_is_refused(tmp_path):
+def test_an_unknown_placeholder_in_a_template_is_refused(tmp_path):
     file = tmp_path / "templates.yaml"
     file.write_text(TEMPLATES_FILE.read_text().replace("{items}", "{itmes}"))
     with pytest.raises(ValueError, match=r"default.history: .*\{itmes\} is not one of"):
@@ -182,46 +183,46 @@ def test_any_change_of_a_template_changes_its_hash():
     assert template(positives=9).sha256 != template().sha256
 
 
-def letters(texts):
-    """A tokenizer of one token a letter."""
-    return [len(text) for text in texts]
+def letters(texts, **_):
+    """Tokenizer with one token for each letter."""
+    return {"input_ids": [list(text) for text in texts]}
 
 
-def budget(most):
-    return Budget(most, letters, letters)
+def prompts_within(max_tokens, folder):
+    return user_prompts(folder, template(system=""), PromptTokenizer(letters, max_tokens))
 
 
 def longest(prompts):
     return prompts.frame["text"].str.len_chars().max()
 
 
-def test_a_budget_is_kept_by_every_prompt_and_used_as_far_as_it_goes(tmp_path):
+def test_every_prompt_keeps_to_max_tokens_and_uses_them(tmp_path):
     rows = [(u, (u + i) % 5, i % 2, float(i % 3 > 0), i) for u in (0, 1) for i in range(40)]
     folder = write_dataset(tmp_path, rows, ages=["20", "a very long age", "40"])
     free = user_prompts(folder, template())
     for most in range(longest(free) - 60, longest(free) + 5, 7):
-        prompts = user_prompts(folder, template(), budget=budget(most))
+        prompts = prompts_within(most, folder)
         assert longest(prompts) <= most
-    wide = user_prompts(folder, template(), budget=budget(longest(free) + 80))
+    wide = prompts_within(longest(free) + 80, folder)
     assert wide.frame.equals(free.frame)
     assert wide.counts["history_cut"] == 0
 
 
-def test_a_budget_keeps_the_newest_items_of_each_scenario_and_counts_who_lost_some(tmp_path):
+def test_max_tokens_keeps_the_newest_items_of_each_scenario_and_counts_cut_histories(tmp_path):
     rows = [(0, item, item % 2, 1.0, 10 + item) for item in range(5)] + [(1, 0, 0, 1.0, 1)]
     folder = write_dataset(tmp_path, rows)
     most = longest(user_prompts(folder, template(positives=2)))
-    prompts = user_prompts(folder, template(), budget=budget(most + 12))
+    prompts = prompts_within(most + 12, folder)
     assert "search, clicked: Iron Pan (pans)." in texts(prompts)["ann"]
     assert "feed, clicked: Gold Ring (rings)." in texts(prompts)["ann"]
     assert "Red Shoes" not in texts(prompts)["ann"]
     assert prompts.counts["history_cut"] == 1
 
 
-def test_a_budget_without_room_for_an_item_is_refused(tmp_path):
+def test_max_tokens_without_room_for_an_item_is_refused(tmp_path):
     folder = write_dataset(tmp_path, TRAIN)
     with pytest.raises(ValueError, match="room for an item of history; got 10, .* has 2.. tokens"):
-        user_prompts(folder, template(), budget=budget(10))
+        prompts_within(10, folder)
 
 
 def test_prompts_of_users_begin_alike(tmp_path):
@@ -251,7 +252,7 @@ def test_the_automatic_template_is_the_one_made_for_the_data_set():
     assert template_of("kuaisar", "amazon") == "amazon"
 
 
-def test_every_template_is_whole():
+def test_every_template_is_valid():
     import yaml
 
     for name in yaml.safe_load(TEMPLATES_FILE.read_text()):

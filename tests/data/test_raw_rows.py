@@ -1,4 +1,4 @@
-"""Raw rows to columns: the rows that a conversion gave, and a sentence for each that it refuses."""
+"""Raw rows are encoded as the conversion encoded them, and bad ones are refused with a reason."""
 
 import json
 
@@ -7,15 +7,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import tiny_dataset
+from tiny import tiny_dataset, tiny_schema
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.row_encoder import RowEncoder
-from msrec.data.features.vocabulary import Hashed
+from msrec.data.features.vocabulary import Hashed, Vocabulary, save_vocabularies
 from msrec.data.loading.split_reader import SplitReader
-from msrec.data.schema import Scenario, load_schema
+from msrec.data.schema import Scenario, SparseFeature, load_schema, save_schema
 from msrec.data.synthetic.simulated_dataset import synthesize
 
 FEATURES = (
@@ -104,6 +104,61 @@ def test_raw_rows_get_the_columns_that_the_conversion_wrote(app, way):
     assert (np.array(plain(found["user_id"])) == 0).any()  # users that training never saw
 
 
+TEXTS = [f"v{number}" for number in range(200)]
+NUMBERS = [number * 7919 - 500_000 for number in range(200)]
+VALUES = {
+    "integers": (NUMBERS, [7418, -500_000, 1, None, -500_000, 2**62]),
+    "strings": (TEXTS, ["v3", "new", None, "", "v0", "v3"]),
+    "lists of integers": ([NUMBERS], [[7419, 1], [], None, [None, -500_000], [2**62]]),
+    "lists of strings": ([TEXTS], [["v3", "new"], [], None, [None, "v1"], ["v3", "v3"]]),
+    "no value": (TEXTS, [None, None]),
+}
+
+
+def encoder_of(folder, table, is_multi):
+    """A `RowEncoder` of one feature `x`."""
+    hashes = table.hashes if isinstance(table, Hashed) else None
+    feature = SparseFeature(name="x", table="x", multi=is_multi or (hashes or 1) > 1, hashes=hashes)
+    save_schema(tiny_schema(sparse=[feature], tables={"x": table.rows}, dense=[]), folder)
+    save_vocabularies({"x": table}, folder)
+    for key in ("user_key", "item_key"):
+        pq.write_table(pa.table({key: ["a"]}), folder / f"{key[:4]}s.parquet")
+    return RowEncoder(folder)
+
+
+def by_dict(vocabulary, value):
+    """The row of a value, or those of a list, by a dict."""
+    row_of = {known: row for row, known in enumerate(vocabulary.values.to_list(), start=1)}
+    if isinstance(value, list):
+        return [row_of.get(each, 0) for each in value]
+    return row_of.get(value, 0)
+
+
+@pytest.mark.parametrize("name", ["vocabulary", "hash", "two hashes"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_conversion_and_requests_encode_a_value_alike(tmp_path, kind, name):
+    """Many values at once, few values, and single rows from JSON are looked up in other ways."""
+    known, asked = (pl.Series("x", values) for values in VALUES[kind])
+    tables = {"hash": Hashed(50), "two hashes": Hashed(40, 2)}
+    table = tables.get(name) or Vocabulary.fit(known)
+    asked = asked.cast(known.dtype)
+    every = pl.concat([known, asked]) if kind != "no value" else asked
+    encoder = encoder_of(tmp_path, table, kind.startswith("lists"))
+    row = {"user_key": "a", "item_key": "a", "scenario": 0}
+    for values in (every, asked):
+        wanted = table.encode(values).to_list()
+        if name == "vocabulary":
+            empty = [] if kind.startswith("lists") else None
+            raw_values = [empty if value is None else value for value in values.to_list()]
+            assert wanted == [by_dict(table, value) for value in raw_values]
+        rows = [row | {"x": value} for value in values.to_list()]
+        raw = pa.Table.from_pylist(rows).set_column(3, "x", values.to_arrow())
+        assert plain(encoder.encode(raw, "file")["x"]) == wanted
+        assert plain(encoder.encode(encoder.table(rows), "request")["x"]) == wanted
+        single = [encoder.encode(encoder.table([row]), "request")["x"] for row in rows]
+        assert [plain(one)[0] for one in single] == wanted
+
+
 def test_new_users_and_items_are_known_by_no_index(app):
     out, frame = app
     rows = RowEncoder(out)
@@ -150,14 +205,14 @@ GOOD = {
         ({"words": 3.5}, "column 'words', row 1: must be a list, each a string or an integer"),
     ],
 )
-def test_a_bad_value_is_told_by_column_and_row(app, change, said):
+def test_an_error_about_a_bad_value_names_column_and_row(app, change, said):
     rows = RowEncoder(app[0])
     with pytest.raises(ValueError, match="^request: ") as caught:
         rows.encode(rows.table([GOOD, GOOD | change], "request"), "request")
     assert said in str(caught.value)
 
 
-def test_a_row_that_lacks_a_column_is_told_and_ids_may_come_from_the_keys(app):
+def test_a_missing_column_is_refused_and_ids_may_come_from_the_keys(app):
     rows = RowEncoder(app[0])
     same = rows.encode(rows.table([GOOD | {"user_id": "u1", "item_id": 10}]), "x")
     assert rows.encode(rows.table([GOOD]), "x")["user_id"] == same["user_id"] != 0
@@ -194,7 +249,7 @@ def test_a_table_row_out_of_range_is_refused_where_there_is_no_vocabulary(tmp_pa
         rows.encode(rows.table([row, row | {"genres": [1, 7]}]), "x")
 
 
-def test_a_hash_that_an_older_version_did_not_record_is_told(app, tmp_path):
+def test_a_hash_that_an_older_version_did_not_record_is_refused(app, tmp_path):
     out, _ = app
     for name in ("users.parquet", "items.parquet"):
         pq.write_table(pq.read_table(out / name), tmp_path / name)

@@ -1,4 +1,4 @@
-"""Datasets of other file systems: as local ones, in memory and behind S3's protocol."""
+"""Remote datasets, in memory and behind the S3 protocol, read like local ones."""
 
 import os
 import subprocess
@@ -164,7 +164,7 @@ def run(command, **environment):
     )
 
 
-def test_a_run_keeps_and_tells_nothing_of_the_environments_secrets(s3, local, tmp_path):
+def test_a_run_writes_no_secret_of_the_environment(s3, local, tmp_path):
     options = [
         *(f"dataset={s3}", f"run_root={tmp_path}", "run_id=quiet"),
         *("trainer.epochs=1", "trainer.global_batch=96", "embeddings.dim=8"),
@@ -188,7 +188,7 @@ def test_a_run_keeps_and_tells_nothing_of_the_environments_secrets(s3, local, tm
         assert SECRET not in done.stdout + done.stderr
 
 
-def test_a_url_with_a_key_is_refused_without_telling_it(tmp_path):
+def test_a_url_with_a_key_is_refused_without_showing_it(tmp_path):
     url = f"s3://someone:{SECRET}@apps/tiny"
     (tmp_path / "conf.yaml").write_text(f"dataset: {url}\n")
     (tmp_path / "sweep.yaml").write_text(f"datasets: {{tiny: [{{dataset: '{url}'}}]}}\n")

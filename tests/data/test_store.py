@@ -1,9 +1,10 @@
-"""The knowledge store: what is written is read, and what is broken is named."""
+"""Knowledge store: vectors are read as written, and damage is reported by name."""
 
 import json
 
 import numpy as np
 import pytest
+from llm_data import part_columns
 
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.store_writer import StoreWriter
@@ -14,14 +15,14 @@ KEYS = [f"user {number}" for number in (4, 2, 9, 1, 7, 3, 8)]
 SETTINGS = {"version": 1, "model": "tiny", "pooling": "mean", "storage": "float32"}
 
 
-def rows_of(places, keys=KEYS):
-    return {
-        "index": list(places),
-        "key": [keys[place] for place in places],
-        "tokens": [10 + place for place in places],
-        "truncated": [place == 0 for place in places],
-        "has_history": [place != 1 for place in places],
-    }
+def rows_of(positions, keys=KEYS):
+    return part_columns(
+        positions,
+        [keys[position] for position in positions],
+        tokens=[10 + position for position in positions],
+        truncated=[position == 0 for position in positions],
+        has_history=[position != 1 for position in positions],
+    )
 
 
 def counts(keys):
@@ -39,8 +40,8 @@ def store(tmp_path):
 
 def write(folder, keys=KEYS, **changes):
     one = writer(folder, **changes)
-    for places in ([5, 0, 3], [6, 1], [2, 4]):
-        one.write(rows_of(places, keys), VECTORS[places])
+    for positions in ([5, 0, 3], [6, 1], [2, 4]):
+        one.write(rows_of(positions, keys), VECTORS[positions])
     assert one.finish(counts(7))
     return folder
 
@@ -84,13 +85,13 @@ def test_integer_keys_are_found_as_integers(tmp_path):
         opened.rows(np.array(["90"]))
 
 
-def test_half_precision_is_stored_as_said(tmp_path):
+def test_float16_vectors_are_stored_as_float16(tmp_path):
     opened = KnowledgeStore.open(write(tmp_path / "user", storage="float16"))
     assert opened.vectors.dtype == np.float16
     np.testing.assert_allclose(opened.vectors, VECTORS, rtol=1e-3)
 
 
-def test_a_store_of_other_settings_names_each_difference(store):
+def test_a_check_against_other_settings_names_each_difference(store):
     opened = KnowledgeStore.open(store)
     opened.check({"model": "tiny", "pooling": "mean"})
     with pytest.raises(ValueError, match=r"model 'tiny' \(expected 'big'\); template None"):
@@ -115,12 +116,12 @@ def test_a_vector_too_large_for_half_precision_is_an_error(tmp_path):
         writer(tmp_path, storage="float16").write(rows_of([0]), VECTORS[:1] * 1e6)
 
 
-def test_a_nan_that_got_into_the_file_names_its_row_and_key(store):
+def test_a_nan_in_a_file_without_checksums_names_its_row_and_key(store):
     vectors = np.load(store / "vectors.npy", mmap_mode="r+")
     vectors[4, 2] = np.nan
     vectors.flush()
     manifest = json.loads((store / "manifest.json").read_text())
-    del manifest["crc32"]  # as a store from before there were checksums
+    del manifest["crc32"]  # older stores have no checksums
     (store / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"vectors.npy: .*row 4 \(key 'user 7'\)"):
         KnowledgeStore.open(store)
@@ -166,14 +167,14 @@ def test_a_folder_begun_with_other_settings_is_refused(tmp_path):
         writer(tmp_path, pooling="last")
 
 
-def test_a_finished_store_without_its_settings_file_is_not_taken_for_another(store):
+def test_a_finished_store_without_settings_file_still_refuses_other_settings(store):
     (store / "settings.json").unlink()
     assert writer(store).is_complete
     with pytest.raises(ValueError, match="begun with pooling 'mean'"):
         writer(store, pooling="last")
 
 
-def test_the_last_of_the_ranks_merges(tmp_path):
+def test_the_last_rank_merges(tmp_path):
     first, second = writer(tmp_path, 0, 2), writer(tmp_path, 1, 2)
     first.write(rows_of([4, 2, 0, 6]), VECTORS[[4, 2, 0, 6]])
     assert not first.finish(counts(4))
@@ -185,7 +186,7 @@ def test_the_last_of_the_ranks_merges(tmp_path):
     assert not (tmp_path / "parts").exists()
 
 
-def test_a_share_that_lost_a_part_waits_for_it(tmp_path):
+def test_a_deleted_part_delays_the_merge_until_it_is_written_again(tmp_path):
     first, second = writer(tmp_path, 0, 2), writer(tmp_path, 1, 2)
     second.write(rows_of([5, 3, 1]), VECTORS[[5, 3, 1]])
     second.finish(counts(3))
@@ -206,7 +207,7 @@ def test_a_broken_part_is_named(tmp_path):
         one.done_index()
 
 
-def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
+def test_a_full_disk_loses_no_saved_part(tmp_path, monkeypatch):
     one = writer(tmp_path)
     one.write(rows_of([0, 1]), VECTORS[:2])
 

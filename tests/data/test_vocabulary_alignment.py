@@ -1,4 +1,4 @@
-"""Another dataset scored by a run: ids go by value, nothing of the run's own is overwritten."""
+"""A run scores another dataset: ids are matched by value, files of the run stay as they are."""
 
 import shutil
 
@@ -154,12 +154,12 @@ def test_new_values_are_row_zero_and_new_users_have_no_history(root, tmp_path):
     save_values(data, user_id=[f"user_id {at + 1}" for at in range(40)])
     keys = pa.array([f"u{at + 1}" for at in range(40)])
     replace_column(data / "users.parquet", "user_key", keys)
-    lineage = VocabularyAlignment(root / "old", data)
-    assert (lineage.new_values, lineage.lost_values) == ({"user_id": 1}, {"user_id": 1})
-    assert lineage.entities("user").tolist() == [*range(1, 40), -1]
+    alignment = VocabularyAlignment(root / "old", data)
+    assert (alignment.new_values, alignment.lost_values) == ({"user_id": 1}, {"user_id": 1})
+    assert alignment.entities("user").tolist() == [*range(1, 40), -1]
     columns = {"scenario": np.zeros(3, int), "user_id": np.array([0, 1, 40])}
     columns |= {"item_id": np.array([5, 0, 60]), "genres": pa.array([[], [1, 6], [2]])}
-    found = lineage.columns(columns)
+    found = alignment.apply(columns, np.arange(3), epoch=0)
     assert found["user_id"].tolist() == [0, 2, 0]
     assert found["item_id"].tolist() == [5, 0, 60]
     assert found["genres"].to_pylist() == [[], [1, 6], [2]]
@@ -218,7 +218,7 @@ def with_a_short_vocabulary(folder):
         (with_another_scenario, "every scenario must be one .*search, feed, shop.*; got 'live'"),
         (without_a_feature, "must have the sparse features of .*; it lacks user_id"),
         (with_one_genre, "'genres' must hold a list of ids .*; it holds one id"),
-        (without_vocabularies, "must keep its vocabularies.*; it has no folder vocabularies"),
+        (without_vocabularies, "must have vocabularies.*; it has no folder vocabularies"),
         (with_numbers, "values of 'user_id' must be text.*; they are integers"),
         (with_a_hash, "ids of 'user_id' must be numbered as in"),
         (with_a_short_vocabulary, "user_id.parquet must have 40 values.*; it has 1"),
@@ -238,10 +238,10 @@ def test_hashed_features_match_in_tables_of_one_size(root, tmp_path):
     for folder in folders:
         shutil.copytree(root / "old", folder)
         with_a_hash(folder)
-    lineage = VocabularyAlignment(*folders)
+    alignment = VocabularyAlignment(*folders)
     columns = {"user_id": np.array([0, 7]), "item_id": np.array([1, 2])}
     columns["genres"] = pa.array([[1], []])
-    assert lineage.columns(columns)["user_id"].tolist() == [0, 7]
+    assert alignment.apply(columns, np.arange(2), epoch=0)["user_id"].tolist() == [0, 7]
     broken(folders[1], tables=load_schema(folders[1]).tables | {"user_id": 50})
     with pytest.raises(ValueError, match="'user_id' must have a table of 41 rows.*; it has 50"):
         VocabularyAlignment(*folders)
@@ -254,7 +254,9 @@ def test_hashed_features_match_in_tables_of_one_size(root, tmp_path):
         ("llm.control=shuffled", "needs a run with llm.control=none; this one has shuffled"),
     ],
 )
-def test_what_a_run_cannot_tell_of_other_data_is_one_sentence(root, tmp_path, option, sentence):
+def test_a_run_that_cannot_score_other_data_says_why_in_one_sentence(
+    root, tmp_path, option, sentence
+):
     run = tmp_path / "run"
     shutil.copytree(root / "run", run)
     save_config(load_config(run / "config.yaml", [option]), run / "config.yaml")
@@ -284,4 +286,4 @@ def test_days_are_those_of_utc(root, tmp_path):
     predictions = load_predictions(root / "run/predictions/test")
     groups = slice_rows(predictions, data, ["day"])["day"]
     assert groups.names[:3] == ["2024-02-28", "2024-02-29", "2024-03-01"]
-    assert groups.places[:27].tolist() == [0] + [1] * 24 + [2] * 2
+    assert groups.ids[:27].tolist() == [0] + [1] * 24 + [2] * 2

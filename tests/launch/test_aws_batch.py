@@ -1,4 +1,4 @@
-"""AWS Batch through torchx: a real submission by boto3 to moto, which keeps jobs and runs none."""
+"""AWS Batch through torchx: boto3 submits to moto, which keeps jobs and runs none."""
 
 import json
 
@@ -16,7 +16,7 @@ ROLE = {"Version": "2012-10-17", "Statement": []}
 
 @pytest.fixture
 def batch(monkeypatch):
-    """boto3's client of an account that has the queue `ads`."""
+    """boto3 client of an account with the queue `ads`."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -39,14 +39,14 @@ def batch(monkeypatch):
 
 
 def dry_run(runner, queue="ads", image="registry/msrec:1", volumes=()):
-    """Of an evaluation on two nodes."""
+    """Dry run of an evaluation on two nodes."""
     options = ["-j", "2x8", "-h", "msrec_h100x8", "--image", image, "--max_retries", "3"]
     cfg = {"queue": queue, "volumes": list(volumes)}
     words = [*options, "--", "run=/data/runs/first"]
     return runner.dryrun_component("msrec.evaluate", words, "aws_batch", cfg)
 
 
-def test_batch_takes_the_job_and_tells_of_it(batch):
+def test_batch_accepts_the_job_and_describes_it(batch):
     with get_runner() as runner:
         handle = runner.schedule(dry_run(runner))
     name = handle.rpartition(":")[2]
@@ -76,7 +76,7 @@ def test_file_systems_and_folders_of_the_machine_are_mounted(batch):
 
 
 def mutants():
-    """What boto3 has to refuse by its description of the API: (place, value)."""
+    """Wrong values that boto3 must refuse by its model of the API: (place, value)."""
     group = ("nodeProperties", "nodeRangeProperties", 0)
     return {
         "a number as text": (("nodeProperties", "numNodes"), "2"),

@@ -1,8 +1,8 @@
-"""What every component asks of every scheduler.
+"""The request that every component sends to every scheduler.
 
-The whole requests are in tests/golden/. After a wanted change, write them anew and read the diff:
+The whole requests are in tests/launch/golden/. After an intended change, update and review them:
 
-    UPDATE_GOLDEN=1 pytest tests/test_cluster_dry_runs.py && git diff tests/golden
+    UPDATE_GOLDEN=1 pytest tests/launch/test_cluster_dry_runs.py && git diff tests/launch/golden
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import yaml
 from torchx.runner import get_runner
 
 GOLDEN = Path(__file__).with_name("golden")
-# A component -> what it needs behind `--`.
+# Component -> its arguments behind `--`.
 JOBS = {
     "train": ["config=conf.yaml"],
     "evaluate": ["run=runs/first"],
@@ -37,7 +37,7 @@ OF_KUBERNETES = {
     "tolerations": ["nvidia.com/gpu:NoSchedule", "team:ads:NoExecute"],
 }
 CONTAINERS = ["--image", "registry/msrec:1", "-h", "msrec_h100x8", "--max_retries", "3"]
-# A scheduler -> its options, and those of the component.
+# Scheduler -> its options, and those of the component.
 SCHEDULERS = {
     "local_cwd": ({"log_dir": "logs"}, []),
     "slurm": (
@@ -52,7 +52,7 @@ SCHEDULERS = {
     "ray": ({"dashboard_address": "head:8265"}, ["--image", ".", "--python", "python"]),
 }
 LIBRARY = {"kubernetes": "kubernetes", "aws_batch": "boto3", "ray": "ray"}
-# Where the second node finds the first one's address.
+# Variable with the address of the first node.
 RANK0 = {
     "local_cwd": "TORCHX_RANK0_HOST",
     "slurm": "SLURM_JOB_NODELIST_HET_GROUP_0",
@@ -68,7 +68,7 @@ printf '%s\\0' "$@"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory with a config, where a machine's own Slurm is not asked."""
+    """Working directory with a config, and fake commands in place of a Slurm of this machine."""
     (tmp_path / "conf.yaml").write_text("dataset: data\n")
     for name, text in (("srun", SRUN), ("sinfo", "#!/bin/sh\nexit 1\n"), ("words", SRUN)):
         (tmp_path / name).write_text(text)
@@ -79,22 +79,22 @@ def folder(tmp_path, monkeypatch):
 
 
 def request(job, scheduler, *options, args=()):
-    """Of `torchx run -s SCHEDULER --dryrun msrec.JOB -j 2x4`, in plain values."""
+    """Request of `torchx run -s SCHEDULER --dryrun msrec.JOB -j 2x4`, as plain values."""
     if scheduler in LIBRARY:
         pytest.importorskip(LIBRARY[scheduler])
     cfg, defaults = SCHEDULERS[scheduler]
     words = ["-j", "2x4", *defaults, *options, "--", *JOBS[job], *args]
     with get_runner() as runner:
-        found = runner.dryrun_component(f"msrec.{job}", words, scheduler, cfg).request
+        made = runner.dryrun_component(f"msrec.{job}", words, scheduler, cfg).request
     if scheduler == "kubernetes":
-        return found.resource
-    return str(found) if scheduler == "slurm" else dataclasses.asdict(found)
+        return made.resource
+    return str(made) if scheduler == "slurm" else dataclasses.asdict(made)
 
 
 @pytest.mark.parametrize(("job", "scheduler"), PAIRS)
 def test_the_request_is_the_golden_one(folder, job, scheduler):
-    found = request(job, scheduler)
-    text = found if scheduler == "slurm" else yaml.safe_dump(found, width=10**6)
+    made = request(job, scheduler)
+    text = made if scheduler == "slurm" else yaml.safe_dump(made, width=10**6)
     text = re.sub(rf"\b{job}-[a-z0-9]{{10,}}\b", f"{job}-ID", text)
     text = text.replace(sys.executable, "PYTHON").replace(str(folder), "FOLDER")
     golden = GOLDEN / f"{job}-{scheduler}.{'sh' if scheduler == 'slurm' else 'yaml'}"
@@ -109,7 +109,7 @@ def test_every_golden_file_is_compared():
 
 
 @pytest.mark.parametrize("scheduler", ["slurm", "kubernetes", "aws_batch", "ray"])
-def test_the_example_for_torchx_gives_options_that_there_are(scheduler):
+def test_the_example_for_torchx_has_only_known_options(scheduler):
     if scheduler in LIBRARY:
         pytest.importorskip(LIBRARY[scheduler])
     example = ConfigParser()
@@ -119,13 +119,13 @@ def test_the_example_for_torchx_gives_options_that_there_are(scheduler):
     assert set() < set(example[scheduler]) <= known
 
 
-def lines(found, scheduler, environment):
-    """The line that bash reads on each of the two nodes."""
+def lines(made, scheduler, environment):
+    """The command lines that bash gets on the two nodes."""
     if scheduler == "local_cwd":
-        return [node["args"][2] for node in next(iter(found["role_params"].values()))]
+        return [node["args"][2] for node in next(iter(made["role_params"].values()))]
     if scheduler == "slurm":
         done = subprocess.run(
-            ["bash", "-c", found.partition("#!/bin/bash")[2]],
+            ["bash", "-c", made.partition("#!/bin/bash")[2]],
             env=environment,
             capture_output=True,
             text=True,
@@ -134,38 +134,36 @@ def lines(found, scheduler, environment):
         words = done.stdout.split("\0")
         return [words[i + 2] for i, word in enumerate(words) if word == "bash"]
     if scheduler == "kubernetes":
-        pods = [task["template"]["spec"] for task in found["spec"]["tasks"]]
+        pods = [task["template"]["spec"] for task in made["spec"]["tasks"]]
         return [as_kubernetes_reads(pod["containers"][0]["command"][2]) for pod in pods]
     if scheduler == "aws_batch":
-        (nodes,) = found["job_def"]["nodeProperties"]["nodeRangeProperties"]
+        (nodes,) = made["job_def"]["nodeProperties"]["nodeRangeProperties"]
         return [nodes["container"]["command"][2]] * 2
-    return [actor["command"][2] for actor in found["actors"]]
+    return [actor["command"][2] for actor in made["actors"]]
 
 
 def as_kubernetes_reads(word):
-    """$(NAME) is a variable's value where there is one, else itself; $$ is one dollar."""
+    """Replaces $(NAME) by the value of a known variable, and $$ by one dollar."""
     variables = {"HOME": "a pod's home"}
     pattern = re.compile(r"\$\$|\$\(([^)]*)\)")
     return pattern.sub(lambda m: variables.get(m[1], m[0]) if m[1] else "$", word)
 
 
 @pytest.mark.parametrize(("job", "scheduler"), PAIRS)
-def test_every_word_of_a_job_comes_through_bash_and_the_second_node_finds_the_first(
-    folder, job, scheduler
-):
+def test_every_argument_survives_bash_and_the_second_node_finds_the_first(folder, job, scheduler):
     given = 'llm.store=it\'s "a" \\ * ; & `id` $HOME $(id) $(HOME) $$ $$$$(X) ${replica_id}'
-    # The interpreter's place is taken by a script that prints its arguments.
-    found = request(job, scheduler, "--python", str(folder / "words"), args=["run_id=x", given])
+    # A script that prints its arguments takes the place of the interpreter.
+    made = request(job, scheduler, "--python", str(folder / "words"), args=["run_id=x", given])
     environment = {"PATH": os.environ["PATH"], "HOME": "/home", "SLURM_JOB_ID": "7"}
     rank0 = {RANK0[scheduler].format(JOB=job.upper()): "first"}
-    for node, line in enumerate(lines(found, scheduler, environment)):
-        # These two do not tell the first node its own name.
+    for node, line in enumerate(lines(made, scheduler, environment)):
+        # These two do not set the variable on the first node.
         first = "localhost" if scheduler in ("kubernetes", "aws_batch") and node == 0 else "first"
         known = environment | ({} if first == "localhost" else rank0)
-        told = subprocess.run(
+        done = subprocess.run(
             ["bash", "-c", line], env=known, capture_output=True, text=True, check=True
         )
-        words = told.stdout.split("\0")[:-1]
+        words = done.stdout.split("\0")[:-1]
         assert words[words.index("--module") + 1 :] == [
             *("msrec", job, JOBS[job][0].partition("=")[2], "run_id=x"),
             given,
@@ -174,7 +172,7 @@ def test_every_word_of_a_job_comes_through_bash_and_the_second_node_finds_the_fi
 
 
 def refused(job):
-    """Why Kubernetes would not take a Volcano Job; None where it would."""
+    """Reason for which Kubernetes would refuse a Volcano Job; None if it would accept it."""
     import jsonschema
     import kubernetes_validate
 
@@ -196,13 +194,13 @@ def refused(job):
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_kubernetes_would_take_the_job(folder, job):
+def test_kubernetes_would_accept_the_job(folder, job):
     pytest.importorskip("kubernetes_validate")
     assert refused(request(job, "kubernetes")) is None
 
 
 def put(job, place, value):
-    """A copy of a job that has another value in one place."""
+    """Copy of a job with another value in one place."""
     job = deepcopy(job)
     *inner, last = place
     part = job
@@ -235,6 +233,6 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize(("place", "value"), MUTANTS.values(), ids=MUTANTS)
-def test_the_check_of_a_kubernetes_job_sees_each_mistake(folder, place, value):
+def test_the_check_of_a_kubernetes_job_finds_each_mistake(folder, place, value):
     pytest.importorskip("kubernetes_validate")
     assert refused(put(request("train", "kubernetes"), place, value)) is not None

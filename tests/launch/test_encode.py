@@ -1,6 +1,7 @@
-"""The encoding job: sharded, resumed, and the same either way."""
+"""Encoding job: sharded, resumed and incremental runs give the same store."""
 
 import json
+from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from llm_data import ITEMS, write_dataset, write_model
 
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.store import KnowledgeStore
+from msrec.data.llm.store import KnowledgeStore, VectorSettings
 from msrec.data.llm.templates import load_template
-from msrec.launch.encoding.encode import encode
+from msrec.launch.config import RunConfig
+from msrec.launch.encoding.encode import EncodeOptions, encode
+from msrec.launch.encoding.job import encode_config
 
 USERS = [f"u{number}" for number in range(12)]
 TRAIN = [
@@ -31,9 +34,16 @@ def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "d", TRAIN, users=USERS)
 
 
-def job(dataset, store, model, **options):
-    fixed = {"dtype": "float32", "storage": "float32", "max_tokens": 600, "batch_tokens": 900}
-    return encode(dataset, store, model=model, save_every_s=0, **(fixed | options)).levels
+def run(dataset, store, model, on_progress=None, **changes):
+    """Encodes with `changes` to the settings of the vectors and to the options of the job."""
+    settings = {"dtype": "float32", "storage": "float32", "max_tokens": 600} | changes
+    names = {field.name for field in fields(VectorSettings)}
+    options = EncodeOptions(**{name: settings.pop(name) for name in settings.keys() - names})
+    return encode(dataset, store, VectorSettings(model, **settings), options, on_progress)
+
+
+def job(dataset, store, model, **changes):
+    return run(dataset, store, model, **({"batch_tokens": 900, "save_every_s": 0} | changes)).levels
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +65,7 @@ def assert_same_store(store, other):
         assert same[0] == same[1]
 
 
-def test_both_levels_are_there_and_say_what_they_are(whole):
+def test_both_levels_have_their_keys_and_settings(whole):
     users = KnowledgeStore.open(whole / "user")
     scenarios = KnowledgeStore.open(whole / "scenario")
     assert users.keys.tolist() == USERS[:11]
@@ -75,8 +85,8 @@ def test_a_stored_vector_is_that_of_its_prompt_alone(whole, dataset, model):
     encoder = FrozenEncoder.load(model, dtype="float32", max_tokens=600)
     rows, _ = encoder.tokens.tokenize([text], system=template.system)
     store = KnowledgeStore.open(whole / "user")
-    found = store.vectors[store.rows(np.array([key]))[0]]
-    np.testing.assert_allclose(found, encoder.encode(rows).vectors[0], rtol=1e-4, atol=1e-5)
+    stored = store.vectors[store.rows(np.array([key]))[0]]
+    np.testing.assert_allclose(stored, encoder.encode(rows).vectors[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -90,7 +100,7 @@ def test_any_number_of_ranks_gives_the_same_store(dataset, model, whole, tmp_pat
 
 
 def stop_after(batches):
-    """A progress callback that ends the run as a kill would, after some batches."""
+    """Returns a progress callback that ends the run as a kill would, after some batches."""
     seen = []
 
     def progress(done, total, tokens):
@@ -102,7 +112,7 @@ def stop_after(batches):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_killed_run_goes_on_and_computes_each_key_once(
+def test_a_killed_run_resumes_and_computes_each_key_once(
     dataset, model, whole, tmp_path, world_size
 ):
     with pytest.raises(KeyboardInterrupt):
@@ -129,7 +139,7 @@ def test_a_finished_store_is_left_as_it_is(dataset, model, whole, monkeypatch):
 @pytest.mark.parametrize(
     "change", [{"pooling": "last"}, {"template": "movielens"}, {"max_tokens": 300}, {"pca": 4}]
 )
-def test_going_on_with_other_settings_is_refused(dataset, model, whole, change):
+def test_resuming_with_other_settings_is_refused(dataset, model, whole, change):
     with pytest.raises(ValueError, match=f"begun with .*{next(iter(change))}"):
         job(dataset, whole, model, **change)
 
@@ -152,7 +162,7 @@ def test_progress_counts_up_to_the_total(dataset, model, tmp_path):
     assert seen[-1][2] == sum(manifest["tokens"] for manifest in manifests)
 
 
-def test_histories_fit_the_tokens_and_those_cut_are_counted(dataset, model, tmp_path):
+def test_histories_fit_max_tokens_and_cut_ones_are_counted(dataset, model, tmp_path):
     job(dataset, tmp_path, model, max_tokens=400)
     users = KnowledgeStore.open(tmp_path / "user").manifest
     assert 0 < users["history_cut"] < 11
@@ -161,32 +171,28 @@ def test_histories_fit_the_tokens_and_those_cut_are_counted(dataset, model, tmp_
     assert 350 < tokens.max() <= 400
 
 
-def test_items_are_a_level_of_their_own(dataset, model, tmp_path):
+def test_items_can_be_encoded_alone(dataset, model, tmp_path):
     levels = job(dataset, tmp_path, model, levels=("item",))
     assert levels["item"] | {"keys": 6, "encoded": 6, "left_out": 0, "merged": 1} == levels["item"]
     items = KnowledgeStore.open(tmp_path / "item")
     assert items.keys.tolist() == list(range(6))
 
 
-def test_what_prompts_begin_with_is_computed_once_and_changes_no_vector(
+def test_a_shared_prefix_is_computed_once_and_changes_no_vector(
     dataset, model, whole, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("msrec.data.llm.prompt_batches.SHORTEST_PREFIX", 10**9)
-    plain = encode(
-        dataset, tmp_path, model=model, dtype="float32", storage="float32", max_tokens=600
-    )
-    assert plain.speed.reused == 0
+    monkeypatch.setattr("msrec.data.llm.prompt_batches.MIN_PREFIX_TOKENS", 10**9)
+    plain = run(dataset, tmp_path, model)
+    assert plain.speed.shared_tokens == 0
     assert_same_store(tmp_path, whole)
     monkeypatch.undo()
-    shared = encode(
-        dataset, tmp_path / "b", model=model, dtype="float32", storage="float32", max_tokens=600
-    )
-    assert shared.speed.reused > 0.3 * shared.speed.tokens
+    shared = run(dataset, tmp_path / "b", model)
+    assert shared.speed.shared_tokens > 0.3 * shared.speed.tokens
     assert shared.speed.prompts == 13
     assert 0 < shared.speed.matmul_share < 1.5
 
 
-def test_generate_keeps_what_the_model_said(dataset, model, tmp_path):
+def test_generate_stores_the_answers(dataset, model, tmp_path):
     levels = job(dataset, tmp_path, model, pooling="generate", answer_tokens=5)
     assert levels["user"]["encoded"] == 11
     keys = pl.read_parquet(tmp_path / "user/keys.parquet")
@@ -194,12 +200,12 @@ def test_generate_keeps_what_the_model_said(dataset, model, tmp_path):
     assert KnowledgeStore.open(tmp_path / "user").manifest["answer_tokens"] == 5
 
 
-# Only what changed ---------------------------------------------------------------------------
+# Incremental encoding ------------------------------------------------------------------------
 
 
 @pytest.fixture
 def a_day_later(tmp_path):
-    """The same data set, where user u3 has one row more."""
+    """The same dataset with one row more, of user u3."""
     more = [(3, 1, 0, 1.0, 99)]
     return write_dataset(tmp_path / "later", [*TRAIN, *more], users=USERS)
 
@@ -215,10 +221,10 @@ def test_only_users_whose_prompt_changed_are_encoded_again(
     assert KnowledgeStore.open(tmp_path / "new/user").manifest["reused"] == 10
 
 
-def test_an_earlier_store_made_otherwise_is_refused(model, whole, tmp_path, a_day_later):
+def test_an_earlier_store_with_other_settings_is_refused(model, whole, tmp_path, a_day_later):
     for change, message in (
         ({"pooling": "last"}, "pooling 'mean' .expected 'last'."),
-        ({"storage": "int8"}, "storage 'int8', pca None: not the raw ones"),
+        ({"storage": "int8"}, "storage 'int8', pca None: not the model's vectors"),
     ):
         with pytest.raises(ValueError, match=f"an earlier store must have .*{message}"):
             job(a_day_later, tmp_path / "new" / message[:3], model, previous=whole, **change)
@@ -227,3 +233,22 @@ def test_an_earlier_store_made_otherwise_is_refused(model, whole, tmp_path, a_da
 def test_a_rank_out_of_range_is_refused(dataset, model, tmp_path):
     with pytest.raises(ValueError, match=r"rank must be in \[0, world_size\); got 2 of 2"):
         job(dataset, tmp_path, model, rank=2, world_size=2)
+
+
+def test_a_config_names_levels_and_store_and_the_environment_the_rank(
+    dataset, model, tmp_path, monkeypatch
+):
+    llm = {"model": model, "dtype": "float32", "max_tokens": 600, "items": True}
+    config = RunConfig(dataset=dataset, llm=llm | {"store": tmp_path})
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        levels = encode_config(config).levels
+    assert {level: counts["keys"] for level, counts in levels.items()} == {
+        "scenario": 1,
+        "user": 5,
+        "item": 3,
+    }
+    assert len(KnowledgeStore.open(tmp_path / "user")) == 11
+    with pytest.raises(ValueError, match="llm.store must name a folder"):
+        encode_config(RunConfig(dataset=dataset, llm=llm))

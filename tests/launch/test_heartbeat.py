@@ -2,6 +2,7 @@
 
 import faulthandler  # noqa: F401 - for the ranks of the test that hangs
 import io
+import itertools
 import os
 import socket
 import subprocess
@@ -16,12 +17,13 @@ from rich.console import Console
 from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
 
-from msrec.launch.cluster.status import tell_status
+from msrec.launch.cluster.status import print_status
 from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.heartbeat import RankState, read_ranks, read_stack
 from msrec.launch.training.run_status import status_of, stragglers
 from msrec.launch.training.trainer import Trainer
+from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +35,19 @@ def dataset(tmp_path_factory):
 
 def status_and_text(run_dir, now=None):
     console = Console(file=io.StringIO(), width=150)
-    status = tell_status(run_dir, console, now)
+    status = print_status(run_dir, console, now)
     return status, console.file.getvalue()
 
 
 def fit(rank, world_size, config, at_step=None, do=None):
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
-    original = trainer.pipeline.outcomes
+    steps = itertools.count(1)
 
-    def outcomes(batches, before_step=None):
-        for step, outcome in enumerate(original(batches, before_step), start=1):
-            if before_step is not None and step == at_step and rank == 1:
-                do()
-            yield outcome
+    def act(outcome, is_training):
+        if is_training and next(steps) == at_step and rank == 1:
+            do()
 
-    trainer.pipeline.outcomes = outcomes
+    observe_outcomes(trainer, act)
     trainer.fit()
 
 

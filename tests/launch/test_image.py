@@ -1,4 +1,4 @@
-"""The image of container jobs: built from the same requirements as `make`, from the code alone."""
+"""The container image: it has the same requirements as `make`, and holds only the code."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ HADOLINT = Path(sys.executable).with_name("hadolint")
 
 
 def instructions(text):
-    """(word, the rest) of each instruction of a Dockerfile, its continued lines joined."""
+    """(word, rest) of each instruction of a Dockerfile, with continued lines joined."""
     joined = re.sub(r"\\\n\s*", "", re.sub(r"(?m)^#.*\n", "", text))
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line]
 
@@ -62,11 +62,11 @@ def test_the_image_holds_all_code_and_neither_data_sets_nor_tests():
 
 def hadolint(file):
     if not HADOLINT.is_file():
-        pytest.skip("hadolint is not installed beside this interpreter")
+        pytest.skip("hadolint is not installed next to this interpreter")
     return subprocess.run([HADOLINT, file], capture_output=True, text=True, check=False)
 
 
-def test_hadolint_has_nothing_to_say_of_the_dockerfile_and_something_of_a_worse_one(tmp_path):
+def test_hadolint_accepts_the_dockerfile_and_finds_a_fault_in_a_worse_one(tmp_path):
     assert hadolint(ROOT / "Dockerfile").stdout == ""
     worse = (ROOT / "Dockerfile").read_text().replace(" --no-cache-dir", "")
     (tmp_path / "Dockerfile").write_text(worse)

@@ -1,4 +1,4 @@
-"""Kubernetes through torchx: what a pod is given, and what is told of jobs, by a fake API."""
+"""Kubernetes through torchx: the spec of a pod, and the state of jobs from a fake API."""
 
 import pytest
 import torchx
@@ -21,13 +21,13 @@ def app(**role):
 
 
 def pods(cfg, **role):
-    """The pods' specs of a job with these options."""
+    """Specs of the pods of a job with these options."""
     info = create_scheduler("x").submit_dryrun(app(**role), {"queue": "ads"} | cfg)
     assert yaml.safe_load(str(info)) == info.request.resource
     return [task["template"]["spec"] for task in info.request.resource["spec"]["tasks"]]
 
 
-def test_claims_are_volumes_of_every_pod_and_mounted_beside_the_shared_memory():
+def test_claims_are_volumes_of_every_pod_and_mounted_next_to_the_shared_memory():
     for pod in pods({"volumes": ["data:/data", "my.cache:/root/.cache"]}):
         mounts = {m["mountPath"]: m["name"] for m in pod["containers"][0]["volumeMounts"]}
         assert list(mounts) == ["/dev/shm", "/data", "/root/.cache"]
@@ -45,7 +45,7 @@ def test_secrets_come_whole_or_by_key_and_no_value_is_in_the_job():
     assert variables["HF_TOKEN"] == {"valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}
 
 
-def test_nodes_are_chosen_by_label_beside_the_resources_own_and_by_taint():
+def test_nodes_are_chosen_by_label_in_addition_to_the_resource_and_by_taint():
     options = {
         "node_selector": ["cloud.google.com/gke-nodepool:h100"],
         "tolerations": ["nvidia.com/gpu:NoSchedule", "team:ads:NoExecute"],
@@ -74,11 +74,11 @@ def test_without_options_a_pod_has_none_of_their_fields():
 
 def test_options_are_read_from_torchxs_command_line():
     options = create_scheduler("x").run_opts()
-    told = options.cfg_from_str(
+    cfg = options.cfg_from_str(
         "queue=ads,volumes=data:/data;cache:/c,tolerations=nvidia.com/gpu:NoSchedule"
     )
-    assert told["volumes"] == ["data:/data", "cache:/c"]
-    (pod, _) = pods(told)
+    assert cfg["volumes"] == ["data:/data", "cache:/c"]
+    (pod, _) = pods(cfg)
     assert len(pod["volumes"]) == 3
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
 
@@ -134,7 +134,7 @@ PHASES = {
 }
 
 
-def test_a_job_is_submitted_told_of_and_cancelled(api, scheduler):
+def test_a_job_is_submitted_described_and_cancelled(api, scheduler):
     app_id = submitted(scheduler)
     name = app_id.removeprefix("rec:")
     assert len(api.jobs[name]["spec"]["tasks"]) == 2
@@ -143,9 +143,9 @@ def test_a_job_is_submitted_told_of_and_cancelled(api, scheduler):
         counts = {"train-0": {"phase": {"Running": 1}}, "train-1": {"phase": {"Pending": 1}}}
         api.statuses[name] = {"state": {"phase": phase, "message": "why"}}
         api.statuses[name]["taskStatusCount"] = counts
-        found = scheduler.describe(app_id)
-        assert (found.state, found.msg) == (state, "why")
-        (role,) = found.roles_statuses
+        response = scheduler.describe(app_id)
+        assert (response.state, response.msg) == (state, "why")
+        (role,) = response.roles_statuses
         pods = {replica.id: replica.state for replica in role.replicas}
         assert pods == {0: AppState.RUNNING, 1: AppState.PENDING}
     scheduler.cancel(app_id)
@@ -157,11 +157,11 @@ def test_every_line_of_a_log_has_its_end(api, scheduler):
     app_id = submitted(scheduler)
     api.logs[f"{app_id.removeprefix('rec:')}-train-1-0"] = "step 1\nstep 2\n"
     for tail in (False, True):
-        found = list(scheduler.log_iter(app_id, "train", 1, should_tail=tail))
-        assert found == ["step 1\n", "step 2\n"]
+        lines = list(scheduler.log_iter(app_id, "train", 1, should_tail=tail))
+        assert lines == ["step 1\n", "step 2\n"]
 
 
-def test_what_kubernetes_refuses_is_told_in_its_words(api, scheduler):
+def test_a_refusal_has_the_message_of_kubernetes(api, scheduler):
     with pytest.raises(ValueError, match=r"^Kubernetes refuses it: unable to find job queue: b\.$"):
         submitted(scheduler, queue="b")
     with pytest.raises(ValueError, match="Kubernetes refuses it: x-train-0-0 not found"):
@@ -192,7 +192,7 @@ def test_cancelling_a_job_that_kubernetes_does_not_know_says_so(scheduler, tmp_p
         cancel(tmp_path)
 
 
-def test_torchx_takes_ours(tmp_path, monkeypatch):
+def test_torchx_uses_our_scheduler(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with get_runner() as runner:
         assert isinstance(runner._scheduler("kubernetes"), MsrecKubernetesScheduler)

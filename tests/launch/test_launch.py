@@ -1,4 +1,4 @@
-"""`msrec launch`: what is submitted, what is told of it, and how it ends."""
+"""`msrec launch`: submission, status and end of a job, and mistakes of a user."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from tiny import tiny_dataset
 from torchx import specs
 
 from msrec.launch.cluster.job_specs import train_spec
-from msrec.launch.cluster.profiles import Profile, load_profile
-from msrec.launch.cluster.status import _whose, _with_scheduler
-from msrec.launch.cluster.submit import Submitted, cancel, launch, read_submitted
+from msrec.launch.cluster.profiles import Profile, Target, load_profile
+from msrec.launch.cluster.status import _rank_of, _with_job_state
+from msrec.launch.cluster.submit import Submitted, cancel, read_submitted, submit
 from msrec.launch.config import load_config
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.training.heartbeat import RankState
@@ -37,7 +37,7 @@ def config(tmp_path_factory):
     return folder / "conf.yaml"
 
 
-def work(config):
+def spec(config):
     return train_spec(load_config(config, ["run_id=x"]))
 
 
@@ -52,7 +52,7 @@ def msrec(config, *args):
     )
 
 
-def test_a_local_job_is_followed_to_its_end_and_leaves_what_was_submitted(config):
+def test_a_local_job_is_followed_to_its_end_and_leaves_a_record_of_its_submission(config):
     done = msrec(config, "train", "conf.yaml", "run_id=whole", "--on", "local", "-j", "1x2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best validation AUC" in done.stdout
@@ -88,7 +88,7 @@ def test_a_job_that_fails_ends_with_the_sentence_of_its_first_rank(config):
     assert "Traceback" not in status.stdout
 
 
-def test_a_job_that_is_cancelled_saves_where_it_stands_and_goes_on(config):
+def test_a_cancelled_job_saves_a_checkpoint_and_resumes(config):
     run = config.parent / "runs/cancelled"
     options = ("run_id=cancelled", "trainer.epochs=500", "trainer.patience=500")
     job = subprocess.Popen(
@@ -101,11 +101,11 @@ def test_a_job_that_is_cancelled_saves_where_it_stands_and_goes_on(config):
     end = time.monotonic() + 60
     while not (run / "metrics.jsonl").is_file() and time.monotonic() < end:
         time.sleep(0.1)
-    told = msrec(config, "cancel", str(run))
-    assert told.returncode == 0, told.stderr
-    said, _ = job.communicate(timeout=30)
+    cancelled = msrec(config, "cancel", str(run))
+    assert cancelled.returncode == 0, cancelled.stderr
+    output, _ = job.communicate(timeout=30)
     assert job.returncode == 128 + signal.SIGTERM
-    assert "Traceback" not in said, said
+    assert "Traceback" not in output, output
     status = msrec(config, "status", str(run))
     assert "stopped, step" in status.stdout
     step = int(status.stdout.split("stopped, step ")[1].split(" of")[0].replace(",", ""))
@@ -134,16 +134,17 @@ def test_a_dry_run_shows_what_would_be_submitted_and_writes_nothing(config, prof
 @pytest.mark.parametrize("name", ["kubernetes", "aws_batch", "ray"])
 def test_a_scheduler_whose_library_is_missing_says_what_to_install(config, monkeypatch, name):
     monkeypatch.setattr("msrec.launch.cluster.submit.find_spec", lambda library: None)
-    profile = (name, load_profile(name))
+    target = Target(name, load_profile(name), "1x1")
     with pytest.raises(ValueError, match=f'--on {name} needs the library .*"msrec\\[{name}\\]"'):
-        launch(work(config), profile, "1x1", Console(), dry_run=True)
+        submit(spec(config), target, Console(), dry_run=True)
 
 
-def test_a_site_has_profiles_of_its_own(tmp_path):
+def test_a_site_may_add_profiles(tmp_path):
     file = tmp_path / "site.yaml"
     file.write_text("big: {scheduler: slurm, gpu: 8, cpu: 96, cfg: {partition: h100}}\n")
     big = load_profile("big", file)
-    assert (big.node.gpu, big.node.cpu, big.cfg) == (8, 96, {"partition": "h100"})
+    node = big.launch_options("1x1").resource
+    assert (node.gpu, node.cpu, big.cfg) == (8, 96, {"partition": "h100"})
     assert load_profile("local", file).scheduler == "local_cwd"
     file.write_text("big: {scheduler: slurm, gpus: 8}\n")
     with pytest.raises(ValueError, match=r"site.yaml: big.gpus"):
@@ -162,7 +163,7 @@ PROFILES = {
     ),
     "two sizes": (
         "scheduler: slurm, resource: msrec_cpu8, gpu: 8",
-        "x.resource must stand without gpu",
+        "x.resource must be given without gpu",
     ),
     "no list": ("scheduler: slurm, cfg: [partition]", "x.cfg: .*dictionary"),
 }
@@ -182,7 +183,8 @@ def test_a_profile_may_name_its_nodes_size(tmp_path):
     file = tmp_path / "site.yaml"
     for name in ("msrec_h100x8", "aws_p5.48xlarge"):
         file.write_text(f"x: {{scheduler: slurm, resource: {name}}}\n")
-        assert load_profile("x", file).node == specs.named_resources[name]
+        node = load_profile("x", file).launch_options("1x1").resource
+        assert node == specs.named_resources[name]
 
 
 OPTIONS = {
@@ -198,7 +200,7 @@ def test_a_mistake_in_a_profiles_options_is_one_sentence(config, cfg, sentence):
     pytest.importorskip("kubernetes")
     profile = Profile(scheduler="kubernetes", image="registry/msrec:1", cfg=cfg)
     with pytest.raises(ValueError, match=sentence) as refused:
-        launch(work(config), ("x", profile), "1x1", Console(), dry_run=True)
+        submit(spec(config), Target("x", profile, "1x1"), Console(), dry_run=True)
     assert type(refused.value) is ValueError
     assert "\n" not in str(refused.value)
 
@@ -229,7 +231,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_submitted(config, args, senten
     assert not (config.parent / "runs/refused").exists()
 
 
-KNOWS_BETTER = [
+CORRECTIONS = [
     ("trains", "pending", "waits", 0),
     ("trains", "failed", "failed", 1),
     ("silent", "cancelled", "failed", 1),
@@ -239,10 +241,10 @@ KNOWS_BETTER = [
 ]
 
 
-@pytest.mark.parametrize(("said", "scheduler", "word", "exit_status"), KNOWS_BETTER)
-def test_a_scheduler_knows_of_ranks_that_were_killed(said, scheduler, word, exit_status):
-    found = _with_scheduler(Status(said, []), scheduler)
-    assert (found.word, found.exit_status) == (word, exit_status)
+@pytest.mark.parametrize(("reported", "job_state", "word", "exit_status"), CORRECTIONS)
+def test_the_scheduler_knows_of_ranks_that_were_killed(reported, job_state, word, exit_status):
+    status = _with_job_state(Status(reported, []), job_state)
+    assert (status.word, status.exit_status) == (word, exit_status)
 
 
 def error(folder, rank, stamp, text):
@@ -252,17 +254,17 @@ def error(folder, rank, stamp, text):
     file.write_text(json.dumps({"message": message}))
 
 
-def test_the_first_error_is_told_and_none_of_an_earlier_submission(tmp_path):
+def test_the_first_error_is_found_and_none_of_an_earlier_submission(tmp_path):
     error(tmp_path, 0, 20, "a collective gave up")
     error(tmp_path, 1, 10, "the reason")
-    found = first_failure(tmp_path, since=0.0)
-    assert found.message == "the reason"
-    assert found.folder.name == "1"
+    failure = first_failure(tmp_path, since=0.0)
+    assert failure.message == "the reason"
+    assert failure.folder.name == "1"
     assert first_failure(tmp_path, since=time.time() + 60) is None
 
 
-def test_errors_of_the_same_second_are_told_apart_by_their_files_and_named_by_rank(tmp_path):
-    """Stamps are whole seconds; of two nodes, what a rank did to another comes in the same one."""
+def test_errors_of_the_same_second_are_ordered_by_their_files_and_named_by_rank(tmp_path):
+    """Stamps are whole seconds, and the effect on a rank of another node has the same stamp."""
     for rank, written, text in ((0, 10.7, "a collective gave up"), (1, 10.2, "the reason")):
         error(tmp_path / "logs", rank, 10, text)
         folder = tmp_path / f"logs/x_1/attempt_0/{rank}"
@@ -270,13 +272,13 @@ def test_errors_of_the_same_second_are_told_apart_by_their_files_and_named_by_ra
         state = RankState(rank=rank + 4, host="n2", pid=1, time=1, phase="failed", logs=str(folder))
         (tmp_path / "ranks").mkdir(exist_ok=True)
         (tmp_path / f"ranks/{rank + 4}.json").write_text(state.model_dump_json())
-    found = first_failure(tmp_path / "logs", since=0.0)
-    assert found.message == "the reason"
-    assert _whose(tmp_path, found) == " is of rank 5 on n2, its"
-    assert _whose(tmp_path, Failure("", tmp_path)) == ", its rank's"
+    failure = first_failure(tmp_path / "logs", since=0.0)
+    assert failure.message == "the reason"
+    assert _rank_of(tmp_path, failure) == " is of rank 5 on n2, its output"
+    assert _rank_of(tmp_path, Failure("", tmp_path)) == ", its rank's output"
 
 
-def test_only_what_was_launched_and_runs_is_cancelled(tmp_path):
+def test_only_a_running_job_of_msrec_launch_is_cancelled(tmp_path):
     with pytest.raises(ValueError, match="must have been submitted by `msrec launch`; it was not"):
         cancel(tmp_path)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

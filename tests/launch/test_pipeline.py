@@ -1,4 +1,4 @@
-"""msrec launch pipeline: the order of its jobs, where it goes on, and what it keeps."""
+"""`msrec launch pipeline`: the order of its jobs, its record, and how it continues."""
 
 import io
 import json
@@ -9,16 +9,16 @@ from tiny import tiny_dataset
 
 from msrec.launch.cluster import pipeline
 from msrec.launch.cluster.job_specs import evaluate_spec, predict_spec
-from msrec.launch.cluster.profiles import Profile
+from msrec.launch.cluster.profiles import Profile, Target
 from msrec.launch.config import load_config
 
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """The jobs that reach the scheduler, of which some may fail; and a runner."""
+    """Fake scheduler that records jobs and lets some fail."""
     tiny_dataset(tmp_path / "tiny", rows=200)
     site = Site(tmp_path)
-    monkeypatch.setattr(pipeline, "launch", site.launch)
+    monkeypatch.setattr(pipeline, "submit", site.submit)
     monkeypatch.setattr(pipeline, "write_report", site.report)
     return site
 
@@ -27,25 +27,25 @@ class Site:
     def __init__(self, root):
         self.root, self.jobs, self.fails = root, [], set()
 
-    def launch(self, work, profile, j, console, *, dry_run, wait):
+    def submit(self, spec, target, console, *, dry_run, wait):
         assert wait, "a stage must end before the next one begins"
         if not dry_run:
-            work.prepare()
-        self.jobs.append((work.job, work.args))
-        return 1 if work.job in self.fails else 0
+            spec.prepare()
+        self.jobs.append((spec.job, spec.args))
+        return 1 if spec.job in self.fails else 0
 
     def report(self, path, runs):
         self.jobs.append(("report", tuple(runs.values())))
 
     def run(self, *overrides, dry_run=False):
-        """Exit status and the jobs of one call."""
+        """Exit status and jobs of one call."""
         self.jobs = []
         options = [f"dataset={self.root}/tiny", f"run_root={self.root}/runs", *overrides]
-        self.said = io.StringIO()
-        console = Console(file=self.said, width=200)
-        profile = ("local", Profile(scheduler="local_cwd"))
+        self.output = io.StringIO()
+        console = Console(file=self.output, width=200)
+        target = Target("local", Profile(scheduler="local_cwd"), "1x1")
         config = load_config(None, options)
-        status = pipeline.run_pipeline(config, profile, "1x1", console, dry_run=dry_run)
+        status = pipeline.run_pipeline(config, target, console, dry_run=dry_run)
         return status, [job for job, _ in self.jobs]
 
 
@@ -60,35 +60,35 @@ def test_stages_run_in_order_and_encode_only_where_there_is_a_store(site):
     assert config.run_id == "llm"
 
 
-def test_it_goes_on_at_the_stage_that_failed(site):
+def test_it_continues_at_the_stage_that_failed(site):
     site.fails = {"evaluate"}
     assert site.run() == (1, ["train", "evaluate"])
-    assert "evaluate failed; the same command goes on from here" in site.said.getvalue()
+    assert "evaluate failed; the same command continues from here" in site.output.getvalue()
     site.fails = set()
     assert site.run() == (0, ["evaluate", "report"])
     assert site.run() == (0, [])
-    assert "stage 1 of 3, train: done before" in site.said.getvalue()
+    assert "stage 1 of 3, train: done before" in site.output.getvalue()
 
 
-def test_with_another_config_everything_is_done_anew(site):
+def test_with_another_config_all_stages_run_again(site):
     site.run()
     assert site.run("trainer.epochs=3") == (0, ["train", "evaluate", "report"])
 
 
 def test_a_dry_run_writes_nothing(site):
     assert site.run(dry_run=True) == (0, ["train", "evaluate"])
-    assert "would write" in site.said.getvalue()
+    assert "would write" in site.output.getvalue()
     assert not (site.root / "runs").exists()
 
 
-def test_a_broken_record_is_told(site):
+def test_a_broken_record_is_refused(site):
     site.run()
     (site.root / "runs/default/pipeline.json").write_text(json.dumps({"config": 1}))
     with pytest.raises(ValueError, match="must be what `msrec launch pipeline` writes"):
         site.run()
 
 
-def test_what_a_job_on_a_run_may_be_told(tmp_path):
+def test_the_options_of_a_job_on_a_run_are_checked(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be a run folder"):
         evaluate_spec(tmp_path, [])
     (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path}\n")
@@ -99,6 +99,6 @@ def test_what_a_job_on_a_run_may_be_told(tmp_path):
         predict_spec(tmp_path, ["data=new"])
     with pytest.raises(ValueError, match="must be a URL without credentials"):
         predict_spec(tmp_path, ["data=s3://k:s3cr3t@b/new", "out=scores"])
-    work = predict_spec(tmp_path, ["data=new", "out=s3://b/scores"])
-    assert work.folder == tmp_path / "jobs/predict-scores"
-    assert work.args == (str(tmp_path), "data=new", "out=s3://b/scores")
+    spec = predict_spec(tmp_path, ["data=new", "out=s3://b/scores"])
+    assert spec.folder == tmp_path / "jobs/predict-scores"
+    assert spec.args == (str(tmp_path), "data=new", "out=s3://b/scores")

@@ -1,5 +1,6 @@
 """SIGTERM: all ranks stop after the same step and save it; the next start continues from it."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from msrec.launch.distributed import Process
 from msrec.launch.training.heartbeat import read_ranks
 from msrec.launch.training.preemption import STOPPED, Preempted, Preemption
 from msrec.launch.training.trainer import Trainer
+from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +35,13 @@ def dataset(tmp_path_factory):
 def fit(rank, world_size, config, asked=None, in_valid=False):
     """Train; rank 1 (or the only one) is asked to stop at its `asked`-th outcome."""
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
-    original, seen = trainer.pipeline.outcomes, [0]
+    numbers = itertools.count(1)
 
-    def outcomes(batches, before_step=None):
-        for outcome in original(batches, before_step):
-            if (before_step is None) == in_valid:
-                seen[0] += 1
-                if seen[0] == asked and rank == world_size - 1:
-                    os.kill(os.getpid(), signal.SIGTERM)
-            yield outcome
+    def ask_to_stop(outcome, is_training):
+        if is_training != in_valid and next(numbers) == asked and rank == world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    trainer.pipeline.outcomes = outcomes
+    observe_outcomes(trainer, ask_to_stop)
     result = trainer.fit()
     return result.preempted, vars(result.progress), result.losses, weights(trainer)
 

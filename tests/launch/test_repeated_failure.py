@@ -1,5 +1,6 @@
 """A run that fails twice at the same step is refused, with its step and rows; others are not."""
 
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from msrec.launch.distributed import Process
 from msrec.launch.rank_errors import NO_RESTART
 from msrec.launch.training.repeated_failure import FAILED_STEP_FILE, RepeatedFailure
 from msrec.launch.training.trainer import Trainer
+from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
 OPTIONS = ("trainer.checkpoint_every_steps=5", "trainer.eval_batch=96")
 
@@ -33,17 +35,15 @@ def fit(rank, world_size, config, at=None, do=None, in_valid=False):
     """Train; the last rank does something in the step after the `at`-th of the run."""
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
     progress = trainer.resume()
-    original, seen = trainer.pipeline.outcomes, [0]
+    validated = itertools.count(1)
 
-    def outcomes(batches, before_step=None):
-        for outcome in original(batches, before_step):
-            is_here = (before_step is None) == in_valid
-            seen[0] = seen[0] + is_here if in_valid else progress.step
-            if is_here and seen[0] == at and rank == world_size - 1:
+    def act(outcome, is_training):
+        if is_training != in_valid:
+            number = next(validated) if in_valid else progress.step
+            if number == at and rank == world_size - 1:
                 do()
-            yield outcome
 
-    trainer.pipeline.outcomes = outcomes
+    observe_outcomes(trainer, act)
     try:
         trainer.fit(progress)
     except RepeatedFailure as error:

@@ -26,7 +26,7 @@ from msrec.launch.evaluation.results import evaluate_predictions, load_results, 
 from msrec.launch.reporting.figures import MAX_SCENARIOS, scenario_figures
 from msrec.launch.reporting.report import write_report
 from msrec.launch.training.metric_log import MetricLog, load_metric_log
-from msrec.model.metrics.curves import reliability, roc, score_shares
+from msrec.model.metrics.curves import reliability_curve, roc_curve, score_distribution
 from msrec.model.metrics.exact import exact_metrics
 
 NAMES = ["search", "feed", "friends"]
@@ -227,8 +227,8 @@ def test_roc_has_the_area_of_the_exact_auc_and_leaves_out_weight_zero():
     weight = rng.integers(0, 3, len(score)).astype(np.float32)
     zeros = np.zeros(len(score), int)
     exact = exact_metrics(score, label, zeros, zeros, ["feed"], weight).all.auc
-    assert auc(*roc(score, label, weight)) == pytest.approx(exact, abs=2e-4)
-    assert roc(score, label * 0, weight) == ([], [])
+    assert auc(*roc_curve(score, label, weight)) == pytest.approx(exact, abs=2e-4)
+    assert roc_curve(score, label * 0, weight) == ([], [])
 
 
 def test_reliability_equals_scikit_learn_quantile_bins():
@@ -236,7 +236,7 @@ def test_reliability_equals_scikit_learn_quantile_bins():
     score = rng.random(10_000)
     label = (rng.random(len(score)) < score).astype(float)
     seen, said = calibration_curve(label, score, n_bins=10, strategy="quantile")
-    ours = reliability(score, label, np.ones(len(score)))
+    ours = reliability_curve(score, label, np.ones(len(score)))
     np.testing.assert_allclose(ours, (said, seen), atol=1e-3)
 
 
@@ -273,7 +273,7 @@ def test_a_page_shows_the_setup_of_a_run(tmp_path):
 def test_score_shares_add_up_to_one_for_each_label():
     rng = np.random.default_rng(0)
     score, label = rng.random(500), rng.integers(0, 2, 500)
-    edges, shares = score_shares(score, label)
+    edges, shares = score_distribution(score, label)
     assert edges[-1] == score.max()
     for name, wanted in (("positive", 1), ("negative", 0)):
         assert shares[name].sum() == pytest.approx(1)

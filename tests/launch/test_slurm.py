@@ -1,4 +1,4 @@
-"""Slurm through torchx: what is asked of sbatch, and states as squeue and sacct tell them."""
+"""Slurm through torchx: the options of sbatch, and states from squeue and sacct."""
 
 import os
 import stat
@@ -18,9 +18,9 @@ echo "$@" > {called}
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """Put commands of a Slurm in the path: name -> what they print, or a shell's words."""
+    """Function that puts a fake Slurm command into the path: (name, output)."""
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
-    # A machine that has a real Slurm must not be asked.
+    # A real Slurm of this machine must not be asked.
     for name in ("squeue", "sacct", "sinfo"):
         write(tmp_path, name, "exit 1")
     return lambda name, lines: write(tmp_path, name, f"cat <<'END'\n{lines}\nEND")
@@ -46,7 +46,7 @@ STATES = {
     "cancelled by somebody": (("CANCELLED by 0", "CANCELLED by 0"), AppState.CANCELLED),
     "out of memory": (("OUT_OF_MEMORY", "CANCELLED"), AppState.FAILED),
     "preempted": (("PREEMPTED", "PREEMPTED"), AppState.FAILED),
-    "of a Slurm to come": (("NEVER_HEARD_OF", "NEVER_HEARD_OF"), AppState.UNKNOWN),
+    "of a future Slurm": (("NEVER_HEARD_OF", "NEVER_HEARD_OF"), AppState.UNKNOWN),
 }
 
 
@@ -55,23 +55,23 @@ STATES = {
 def test_a_jobs_state_is_that_of_its_nodes(commands, command, states, expected):
     lines = [f"7+{i}|train-{i}|{state}|node{i}|None" for i, state in enumerate(states)]
     commands(command, "\n".join(lines))
-    found = MsrecSlurmScheduler("x").describe("7")
-    assert found.state == expected
-    (role,) = found.roles_statuses
+    response = MsrecSlurmScheduler("x").describe("7")
+    assert response.state == expected
+    (role,) = response.roles_statuses
     assert [(r.id, r.hostname) for r in role.replicas] == [(0, "node0"), (1, "node1")]
-    assert found.roles[0].num_replicas == 2
+    assert response.roles[0].num_replicas == 2
 
 
-def test_why_a_job_waits_is_told(commands):
+def test_the_reason_for_waiting_is_shown(commands):
     commands("squeue", "7|train-0|PENDING||Resources")
     assert MsrecSlurmScheduler("x").describe("7").msg == "Resources"
 
 
-def test_a_job_that_nobody_knows_is_none_and_a_slurm_without_accounting_no_error(commands):
+def test_an_unknown_job_is_none_and_missing_accounting_is_no_error(commands):
     assert MsrecSlurmScheduler("x").describe("7") is None
 
 
-def test_squeue_is_asked_for_jobs_that_ended_too(commands, tmp_path):
+def test_squeue_is_asked_for_finished_jobs_too(commands, tmp_path):
     commands("squeue", "7|train-0|COMPLETED|n|None")
     MsrecSlurmScheduler("x").describe("7")
     called = (tmp_path / "squeue.called").read_text()
@@ -79,7 +79,7 @@ def test_squeue_is_asked_for_jobs_that_ended_too(commands, tmp_path):
     assert "--jobs=7" in called
 
 
-def test_what_clusters_ask_for_reaches_sbatch_for_every_node(commands):
+def test_options_reach_sbatch_for_every_node(commands):
     wanted = {"account": "ads", "qos": "high", "gres": "gpu:8", "exclusive": True}
     script = str(MsrecSlurmScheduler("x").submit_dryrun(app(), wanted | {"partition": "p"}))
     groups = [line for line in script.splitlines() if line.startswith("#SBATCH --job-name")]
@@ -93,7 +93,7 @@ def test_what_clusters_ask_for_reaches_sbatch_for_every_node(commands):
     assert "--account" not in plain
 
 
-def test_torchx_takes_ours_and_keeps_its_own_others(tmp_path, monkeypatch):
+def test_torchx_uses_our_scheduler_and_keeps_its_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with get_runner() as runner:
         assert isinstance(runner._scheduler("slurm"), MsrecSlurmScheduler)

@@ -1,4 +1,4 @@
-"""torchx: what each component launches, what it refuses, and one real run on two ranks."""
+"""torchx components: the commands they launch, the mistakes they refuse, and a real run."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from torchx.runner import get_runner
 from torchx.specs import macros
 from torchx.specs.finder import ComponentValidationException
 
-from msrec.launch.cluster.elastic_agent import cause_of
+from msrec.launch.cluster.elastic_agent import first_failed_rank
 
 TORCHX = Path(sys.executable).parent / "torchx"
 CONFIG = """
@@ -34,14 +34,14 @@ def config(tmp_path_factory):
 
 
 def dry_run(component, *args, scheduler="local_cwd"):
-    """(app, the scheduler's request) of `torchx run -s SCHEDULER --dryrun`."""
+    """(app, request to the scheduler) of `torchx run -s SCHEDULER --dryrun`."""
     with get_runner() as runner:
         info = runner.dryrun_component(component, list(args), scheduler)
     return info._app, info.request
 
 
 def command(app):
-    """The words that bash runs, as a shell splits them once torchx has filled its macros in."""
+    """Words of the command that bash runs, after torchx has replaced its macros."""
     role = macros.Values(img_root="", app_id="id", replica_id="0", rank0_env="X").apply(
         app.roles[0]
     )
@@ -59,25 +59,25 @@ def job_of(app):
 @pytest.mark.parametrize(
     ("exits", "first"), [((1, -9), 1), ((-6, -9), 1), ((1, -11), 1), ((1, 1), 0)]
 )
-def test_of_ranks_that_failed_together_the_cause_is_told(exits, first):
+def test_of_ranks_that_failed_together_the_cause_is_first(exits, first):
     failures = {
         rank: ProcessFailure(rank, pid=1, exitcode=code, error_file="none")
         for rank, code in enumerate(exits)
     }
     for failure in failures.values():
         failure.timestamp = 7
-    assert cause_of(failures) == (first, failures[first])
+    assert first_failed_rank(failures) == (first, failures[first])
 
 
 @pytest.mark.parametrize("job", ["train", "encode"])
-def test_a_job_runs_its_msrec_command_with_every_override_whole(config, job):
+def test_a_job_runs_its_msrec_command_with_unchanged_overrides(config, job):
     overrides = ["run_id=mine", "embeddings.sharding={user_id: row_wise}"]
     overrides += ["llm.store=it's $HOME", "llm.model=$$ ${app_id} $(id)"]
     app, _ = dry_run(f"msrec.{job}", "-j", "1x2", "--", f"config={config}", *overrides)
     assert job_of(app) == ["msrec", job, str(config), *overrides]
 
 
-def test_evaluate_takes_the_run_folder_and_its_options():
+def test_evaluate_passes_on_the_run_folder_and_its_options():
     app, _ = dry_run("msrec.evaluate", "--", "run=runs/a b", "split=valid")
     assert job_of(app) == ["msrec", "evaluate", "runs/a b", "split=valid"]
 
@@ -105,7 +105,7 @@ def test_ranks_get_their_threads_and_no_shared_store(config):
     assert environment["OMP_NUM_THREADS"] == "4"
 
 
-def test_predict_takes_the_run_folder_and_its_options():
+def test_predict_passes_on_the_run_folder_and_its_options():
     app, _ = dry_run("msrec.predict", "--", "run=runs/a", "data=s3://b/new", "out=scores")
     assert job_of(app) == ["msrec", "predict", "runs/a", "data=s3://b/new", "out=scores"]
 
@@ -118,7 +118,7 @@ def test_plan_is_one_process_with_the_options_of_the_command(config):
 
 
 @pytest.mark.parametrize("job", ["train", "evaluate", "encode", "predict", "plan"])
-def test_a_job_is_one_role_whose_name_every_scheduler_takes(config, job):
+def test_a_job_is_one_role_with_a_name_that_every_scheduler_accepts(config, job):
     first = "run=runs/demo" if job in ("evaluate", "predict") else f"config={config}"
     app, _ = dry_run(f"msrec.{job}", "--", first)
     assert re.fullmatch("[a-z0-9]+", app.roles[0].name)
@@ -151,7 +151,7 @@ REFUSED = {
 @pytest.mark.parametrize("job", ["train", "encode"])
 @pytest.mark.parametrize(("args", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_a_mistake_is_refused_before_anything_is_launched(config, job, args, sentence):
-    """torchx prints this exception's text alone."""
+    """torchx prints only the message of this exception."""
     args = [arg.replace("CONF", str(config)) for arg in args]
     with pytest.raises(ComponentValidationException) as refused:
         dry_run(f"msrec.{job}", *(() if "--" in args else ("--",)), *args)
@@ -172,7 +172,7 @@ def test_a_config_that_only_the_image_has_is_left_to_the_ranks():
 
 def torchx(*args, cwd):
     if not TORCHX.is_file():
-        pytest.skip("the torchx command is not installed beside this interpreter")
+        pytest.skip("the torchx command is not installed next to this interpreter")
     return subprocess.run(
         [TORCHX, *args], cwd=cwd, capture_output=True, text=True, timeout=150, check=False
     )

@@ -1,9 +1,9 @@
-"""Each backbone against the slow version of its formula, and the invariants all of them keep."""
+"""Backbones against the slow versions of their formulas, and invariants that hold for all."""
 
 import pytest
 import torch
 from ranks import run_ranks
-from zoo import FIELDS, IN, B, T, Whole, formula, make, rows, whole_rows
+from zoo import B, T, Whole, formula, make, rows, shape, whole_rows
 
 from msrec.model.backbones import BACKBONES, make_backbone
 from msrec.model.losses import weighted_bce
@@ -16,7 +16,7 @@ def row_by_row(name, model, x, scenario):
     return torch.stack([slow(model, r, int(s)) for r, s in zip(x, scenario, strict=True)])
 
 
-CASES = [(n, v) for n in BACKBONES for v in [{}, *getattr(formula(n), "VARIANTS", [])]]
+CASES = [(n, v) for n in BACKBONES for v in [{}, *formula(n).variants]]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -50,11 +50,8 @@ def test_a_row_scores_the_same_alone_and_in_any_batch(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_in_training_too_a_row_does_not_depend_on_others_where_the_formula_allows(name):
-    alone = getattr(formula(name), "ALONE", {})
-    if alone is None:
-        pytest.skip(f"the formula of {name} couples the rows of a batch in training")
-    x, scenario = rows()
+def test_in_training_a_row_does_not_depend_on_others_if_the_formula_allows(name):
+    alone, (x, scenario) = formula(name).alone, rows()
     whole = make(name, **alone).train()(x, scenario)
     part = make(name, **alone).train()(x[:8], scenario[:8])
     torch.testing.assert_close(part, whole[:8], atol=1e-6, rtol=1e-5)
@@ -64,7 +61,7 @@ def test_in_training_too_a_row_does_not_depend_on_others_where_the_formula_allow
 def test_rows_of_one_scenario_never_touch_anothers_private_parameters(name):
     model, (x, _) = make(name), rows()
     model(x, torch.full((B,), 2)).sum().backward()
-    private = formula(name).PRIVATE
+    private = formula(name).private
     names = [key for key, _ in model.named_parameters()]
     assert all(any(part in key for key in names) for part in private)
     for key, parameter in model.named_parameters():
@@ -75,9 +72,9 @@ def test_rows_of_one_scenario_never_touch_anothers_private_parameters(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_with_two_hundred_scenarios_most_of_them_empty_every_gradient_is_there(name):
+def test_every_parameter_has_a_gradient_with_200_mostly_empty_scenarios(name):
     torch.manual_seed(0)
-    model = make_backbone(name, FIELDS, IN, 200, T, **formula(name).OPTIONS)
+    model = make_backbone(name, shape(200), **formula(name).options)
     x, scenario = rows(scenarios=(7, 150))
     model(x, scenario).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -98,7 +95,7 @@ def test_an_exported_program_gives_the_same_logits_for_any_number_of_rows(name, 
 
 def steps(rank, world_size, name):
     """Logits of this rank's rows, and gradients and buffers after one step of each variant."""
-    found = []
+    results = []
     for meta in METAS:
         whole = Whole(name, meta).train()
         x, scenario, weight, knowledge, index, has = whole_rows()
@@ -113,8 +110,8 @@ def steps(rank, world_size, name):
             for grad in grads:
                 torch.distributed.all_reduce(grad)
                 grad /= world_size
-        found.append([t.detach().numpy() for t in (logits, *whole.buffers(), *grads)])
-    return found
+        results.append([t.detach().numpy() for t in (logits, *whole.buffers(), *grads)])
+    return results
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -141,4 +138,4 @@ def test_a_bad_size_is_refused_with_the_name_of_the_backbone():
     with pytest.raises(ValueError, match="backbone mmoe: num_experts must be at least 1; got 0"):
         make("mmoe", num_experts=0)
     with pytest.raises(ValueError, match="num_scenarios must be at least 1; got 0"):
-        make_backbone("shared_bottom", FIELDS, IN, 0)
+        make_backbone("shared_bottom", shape(0))

@@ -1,12 +1,12 @@
-"""Intervals: what they are made of against differences, a true bootstrap and simulated truth."""
+"""Bootstrap intervals against differences, a true bootstrap and a simulated population."""
 
 import numpy as np
 import pytest
 from simulated_clicks import clicks, coverage, simulated
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from msrec.model.metrics.bootstrap import LEAST_USERS, Bootstrap
-from msrec.model.metrics.exact import Groups, MetricOptions, exact_metrics, sort_rows
+from msrec.model.metrics.bootstrap import MIN_USERS, Bootstrap
+from msrec.model.metrics.exact import Grouping, MetricOptions, exact_metrics, sort_rows
 from msrec.model.metrics.user_sums import metric_values
 
 
@@ -19,7 +19,7 @@ def scored(users=80, seed=0, digits=None):
 
 
 def repeated(score, label, user, counts):
-    """The rows of a resample; a user who is drawn twice is two users."""
+    """Rows of a resample; a user who is drawn twice counts as two users."""
     rows, users = [], []
     for one, count in enumerate(counts):
         for copy in range(count):
@@ -31,7 +31,7 @@ def repeated(score, label, user, counts):
 
 
 def test_a_resample_has_the_metrics_of_its_rows():
-    """All but the two rankings of all rows, which are exact only in the first order."""
+    """Except AUC and average precision, which are first-order approximations."""
     score, label, user = scored(users=40)
     sums = sort_rows(score, label, user).sums()
     counts = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40))
@@ -48,7 +48,7 @@ def test_a_resample_has_the_metrics_of_its_rows():
     ("name", "reference"),
     [("auc", roc_auc_score), ("average_precision", average_precision_score)],
 )
-def test_rankings_change_with_a_users_weight_as_differences_say(name, reference, digits):
+def test_derivatives_of_rankings_equal_differences(name, reference, digits):
     score, label, user = scored(users=30, digits=digits)
     sums = sort_rows(score, label, user).sums()
     total, step = sums.table.sum(axis=0), 1e-5
@@ -62,8 +62,8 @@ def test_rankings_change_with_a_users_weight_as_differences_say(name, reference,
 
 def test_intervals_of_rankings_agree_with_a_true_bootstrap():
     score, label, user = scored(users=150)
-    judging = MetricOptions(resamples=300)
-    rows = sort_rows(score, label, user, judging=judging)
+    options = MetricOptions(resamples=300)
+    rows = sort_rows(score, label, user, options=options)
     found = rows.metrics().intervals
     draws = Bootstrap.draw(150, 300, 0).counts
     for name, reference in (("auc", roc_auc_score), ("average_precision", average_precision_score)):
@@ -73,30 +73,30 @@ def test_intervals_of_rankings_agree_with_a_true_bootstrap():
         assert found[name] == pytest.approx((low, high), abs=0.12 * width), name
 
 
-def test_intervals_hold_the_true_value_as_often_as_they_say():
+def test_intervals_cover_the_true_value_as_often_as_they_claim():
     truth = simulated(np.random.default_rng(0), 60_000).metrics()
     found = coverage(truth, users=200, samples=200, resamples=250)
     assert set(found) >= {"auc", "average_precision", "log_loss", "ne", "gauc", "ndcg", "recall"}
-    assert found.pop("calibration_error") > 0.95  # it holds more than it promises
+    assert found.pop("calibration_error") > 0.95  # conservative by construction
     for name, share in found.items():
         assert 0.90 <= share <= 0.985, (name, share)
 
 
 def test_rows_of_a_user_are_not_taken_for_independent():
-    """Each row eight times over, under the same user: nothing new is known."""
+    """Eight copies of each row under the same user add no information."""
     score, label, user = scored(users=100)
-    judging = MetricOptions(resamples=200)
-    once = sort_rows(score, label, user, judging=judging).metrics().intervals["log_loss"]
+    options = MetricOptions(resamples=200)
+    once = sort_rows(score, label, user, options=options).metrics().intervals["log_loss"]
     often = [np.repeat(column, 8) for column in (score, label, user)]
-    assert sort_rows(*often, judging=judging).metrics().intervals["log_loss"] == pytest.approx(once)
+    assert sort_rows(*often, options=options).metrics().intervals["log_loss"] == pytest.approx(once)
 
 
 def test_many_users_in_random_groups_have_the_same_intervals(monkeypatch):
     score, label, user = scored(users=3_000)
-    judging = MetricOptions(resamples=1000)
-    alone = sort_rows(score, label, user, judging=judging).metrics().intervals
+    options = MetricOptions(resamples=1000)
+    alone = sort_rows(score, label, user, options=options).metrics().intervals
     monkeypatch.setattr("msrec.model.metrics.bootstrap.MAX_BLOCKS", 1000)
-    grouped = sort_rows(score, label, user, judging=judging)
+    grouped = sort_rows(score, label, user, options=options)
     assert grouped.block_of.max() == 999
     for name, (low, high) in grouped.metrics().intervals.items():
         width = alone[name][1] - alone[name][0]
@@ -108,39 +108,39 @@ def test_a_calibrated_model_may_have_no_calibration_error():
     user, _, logit = clicks(rng, 400)
     score = 1 / (1 + np.exp(-logit))
     label = rng.random(len(user)) < score
-    found = sort_rows(score, label, user, judging=MetricOptions(resamples=200)).metrics()
+    found = sort_rows(score, label, user, options=MetricOptions(resamples=200)).metrics()
     assert found.calibration_error > 0
     assert found.intervals["calibration_error"][0] == 0
 
 
 def test_few_users_or_one_class_have_no_interval():
     score, label, user = scored(users=60)
-    judging = MetricOptions(resamples=200)
-    few = user < LEAST_USERS - 1
+    options = MetricOptions(resamples=200)
+    few = user < MIN_USERS - 1
     scenario = np.where(few, 0, 1)
     label = label & (few | (user > 58))  # of scenario 1 one user clicks
-    found = exact_metrics(score, label, scenario, user, ["few", "one user"], judging=judging)
+    found = exact_metrics(score, label, scenario, user, ["few", "one user"], options=options)
     assert found.scenarios["few"].intervals == {}
     intervals = found.scenarios["one user"].intervals
     assert "auc" not in intervals
     assert "log_loss" in intervals
 
 
-def test_the_same_seed_gives_the_same_and_another_one_does_not():
+def test_the_seed_decides_the_intervals():
     columns = scored(users=50)
     one, again, other = (
-        sort_rows(*columns, judging=MetricOptions(resamples=100, seed=seed)).metrics().intervals
+        sort_rows(*columns, options=MetricOptions(resamples=100, seed=seed)).metrics().intervals
         for seed in (0, 0, 1)
     )
     assert one == again
     assert one["auc"] != other["auc"]
 
 
-def test_a_group_is_judged_as_if_it_were_alone():
+def test_metrics_of_a_group_equal_those_of_its_rows_alone():
     score, label, user = scored(users=60)
     scenario = np.random.default_rng(3).integers(0, 2, len(user))
-    rows = sort_rows(score, label, user, judging=MetricOptions(resamples=0))
-    found = rows.metrics_by(Groups(["a", "b"], scenario))
+    rows = sort_rows(score, label, user, options=MetricOptions(resamples=0))
+    found = rows.metrics_by(Grouping(["a", "b"], scenario))
     for at, name in enumerate("ab"):
         mine = scenario == at
         assert found[name] == sort_rows(score[mine], label[mine], user[mine]).metrics()

@@ -1,4 +1,4 @@
-"""The LLM vector as a feature: against its formula, and trained on one and two ranks."""
+"""LLM vectors as features: against their formulas, and trained on one and two ranks."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def slow_vector(feature, h, has):
 @pytest.mark.parametrize(
     "options", [{"kind": "concat"}, {"kind": "concat", "dim": 3}, {"kind": "experts"}]
 )
-def test_columns_are_those_of_the_formula_and_follow_the_user_of_the_row(options):
+def test_columns_equal_the_formula_for_the_user_of_each_row(options):
     feature = make(**options)
     knowledge, index = torch.randn(U, H), torch.tensor([3, 0, 1, 1, 2])
     has = [1.0, 0.0, 1.0, 1.0]
@@ -45,7 +45,7 @@ def test_columns_are_those_of_the_formula_and_follow_the_user_of_the_row(options
     assert columns.shape[1] == feature.out_dim
 
 
-def test_what_a_missing_user_holds_in_the_store_does_not_matter():
+def test_the_stored_vector_of_a_missing_user_does_not_matter():
     feature, index, has = make(kind="concat"), torch.tensor([0, 1]), torch.tensor([1.0, 0.0])
     knowledge = torch.randn(2, H)
     before = feature(knowledge, index, has)

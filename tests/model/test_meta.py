@@ -1,4 +1,4 @@
-"""Meta networks: both forms against slow references, step 0, gradients, every combination."""
+"""Meta networks: both forms against slow formulas, step 0, gradients."""
 
 import math
 
@@ -8,21 +8,22 @@ import torch
 from msrec.model.layers import generated_linear
 from msrec.model.layers.generated_linear import GeneratedLinear, make_codes
 from msrec.model.losses import weighted_bce
-from msrec.model.meta import KnowledgeReducer, ScenarioMeta, UserMeta, fuse
+from msrec.model.meta import KnowledgeReducer, MetaOptions, ScenarioMeta, UserMeta, fuse
 
 IN, H, S, R = 6, 9, 3, 4
 FORMS = ["contracted", "distinct"]
 
 
-def user_meta(**options):
+def user_meta(residual=True, **options):
     torch.manual_seed(0)
     mean, std = torch.randn(H), torch.rand(H) + 0.5
-    return UserMeta(IN, H, mean, std, **{"rank": R, "width": 5, **options})
+    return UserMeta(IN, mean, std, MetaOptions(**{"rank": R, "width": 5, **options}), residual)
 
 
-def scenario_meta(**options):
+def scenario_meta(num_tasks=1, **options):
     torch.manual_seed(0)
-    return ScenarioMeta(IN, torch.randn(S, H), **{"rank": R, "width": 5, **options})
+    options = MetaOptions(**{"rank": R, "width": 5, **options})
+    return ScenarioMeta(IN, torch.randn(S, H), num_tasks, options)
 
 
 def stir(module):
@@ -89,7 +90,7 @@ def test_a_generated_layer_and_its_gradients_equal_the_formula(monkeypatch, form
     x, z = torch.randn(11, a, requires_grad=True), torch.randn(7, R + 1, requires_grad=True)
     wrt = [x, z, layer.weight, layer.bias]
     codes = make_codes(z, key, form)
-    fast = codes.leave(layer(codes.enter(x), codes))
+    fast = codes.unsort(layer(codes.sort(x), codes))
     slow = torch.stack([slow_linear(layer, r, z[k]) for r, k in zip(x, key, strict=True)])
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
     gradients = zip(
@@ -171,18 +172,18 @@ def test_the_vector_of_a_user_without_knowledge_does_not_matter_but_the_flag_doe
 def test_a_dimension_that_never_varies_is_left_out():
     mean, std = torch.zeros(H), torch.ones(H)
     std[2] = 0
-    reducer, h = KnowledgeReducer(R, mean, std), torch.randn(5, H)
+    reducer, h = KnowledgeReducer(mean, std, MetaOptions(rank=R)), torch.randn(5, H)
     other = h.clone()
     other[:, 2] = 100
     assert torch.equal(reducer(h), reducer(other))
 
 
-def test_one_scenario_alone_is_fine():
-    meta = stir(ScenarioMeta(IN, torch.randn(1, H), rank=R, width=5))
+def test_a_single_scenario_gives_finite_logits():
+    meta = stir(ScenarioMeta(IN, torch.randn(1, H), 1, MetaOptions(rank=R, width=5)))
     assert meta(torch.randn(4, IN), torch.zeros(4).long()).isfinite().all()
 
 
-def test_vectors_as_they_are_when_not_standardized():
+def test_vectors_are_unchanged_when_not_standardized():
     for meta in (user_meta(standardize=False), scenario_meta(standardize=False)):
         assert not meta.reducer.mean.any()
         assert (meta.reducer.scale == 1).all()
@@ -220,14 +221,14 @@ def test_the_generator_gets_gradients_after_the_first_step(width):
                 assert all(part.any() for part in parameter.grad), name  # every M_r, c_r
 
 
-def test_what_does_not_fit_is_refused_in_one_sentence():
+def test_invalid_inputs_are_refused():
     x, knowledge, index, has = user_rows()
     with pytest.raises(ValueError, match=r"knowledge must be \(U, 9\).*got \(7, 8\)"):
         user_meta()(x, knowledge[:, :8], index, has)
     with pytest.raises(ValueError, match=r"finite.*nan.*in dimension 2"):
-        ScenarioMeta(IN, torch.tensor([[0.0, 1, float("nan")], [1, 2, 3]]))
-    with pytest.raises(ValueError, match="knowledge_dim=5"):
-        UserMeta(IN, 5, torch.zeros(4), torch.ones(4))
+        ScenarioMeta(IN, torch.tensor([[0.0, 1, float("nan")], [1, 2, 3]]), 1, MetaOptions())
+    with pytest.raises(ValueError, match=r"must both be \(knowledge_dim,\); got \(5,\) and \(4,\)"):
+        UserMeta(IN, torch.zeros(5), torch.ones(4), MetaOptions())
     with pytest.raises(ValueError, match="contracted, distinct; got 'fast'"):
         user_meta(form="fast")
     with pytest.raises(ValueError, match=r"user_index must be in \[0, 7\); got 7"):

@@ -30,7 +30,7 @@ def sample(rows=20_000, users=900, seed=0, digits=None, spread=1.5):
 
 
 def slow_gauc(score, label, user, weight=None):
-    """The definition, one user after the other: by impressions, by user, users, left out."""
+    """GAUC by its definition, one user at a time: by impressions, by user, users, left out."""
     weight = np.ones(len(score)) if weight is None else weight
     aucs, impressions, left_out = [], [], 0
     for one in np.unique(user):
@@ -101,7 +101,7 @@ def recall_over_orders(score, label, k):
 def test_ndcg_equals_scikit_learn_user_by_user_also_with_ties(digits):
     score, label, scenario, user, _ = sample(rows=3_000, users=150, digits=digits)
     for k in (1, 5, 100):
-        ours = exact_metrics(score, label, scenario, user, NAMES, judging=MetricOptions(k, 0)).all
+        ours = exact_metrics(score, label, scenario, user, NAMES, options=MetricOptions(k, 0)).all
         each = [
             ndcg_score([label[user == one]], [score[user == one]], k=k)
             for one in np.unique(user)
@@ -113,14 +113,14 @@ def test_ndcg_equals_scikit_learn_user_by_user_also_with_ties(digits):
 def test_recall_of_tied_rows_is_the_mean_over_their_orders():
     score = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.1], np.float32)
     label, zeros = np.array([0, 1, 0, 1, 0, 1]), np.zeros(6, int)
-    ours = exact_metrics(score, label, zeros, zeros, ["feed"], judging=MetricOptions(3, 0)).all
+    ours = exact_metrics(score, label, zeros, zeros, ["feed"], options=MetricOptions(3, 0)).all
     assert ours.recall == pytest.approx(2 * (2 / 4) / 3)
     assert ours.recall == pytest.approx(recall_over_orders(score, label, 3), abs=0.02)
 
 
 def test_metrics_equal_torchmetrics():
     score, label, scenario, user, _ = sample(rows=4_000, users=200)
-    ours = exact_metrics(score, label, scenario, user, NAMES, judging=MetricOptions(5, 0)).all
+    ours = exact_metrics(score, label, scenario, user, NAMES, options=MetricOptions(5, 0)).all
     said, truth = torch.from_numpy(score.astype(np.float64)), torch.from_numpy(label).long()
     place = {"indexes": torch.from_numpy(user)}
     options = {"empty_target_action": "skip", "top_k": 5}
@@ -140,14 +140,14 @@ def test_calibration_error_equals_scikit_learn_quantile_bins():
     assert ours.calibration_error == pytest.approx(np.abs(0.9 * said - seen).mean(), abs=1e-5)
 
 
-def test_tied_scores_are_in_one_group_of_the_calibration_error():
+def test_tied_scores_are_in_one_bin_of_the_calibration_error():
     label = np.array([1, 0] * 50)
     one = exact_metrics(np.full(100, 0.4), label, label * 0, label * 0, ["feed"]).all
     assert one.calibration_error == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("digits", [None, 1], ids=["distinct", "many ties"])
-def test_flipped_labels_and_scores_turn_round_what_they_should(digits):
+def test_flipped_labels_and_scores_flip_the_rankings(digits):
     score, label, scenario, user, _ = sample(rows=4_000, users=200, digits=digits)
     score = score.astype(np.float64)
     ours = exact_metrics(score, label, scenario, user, NAMES).all
@@ -177,7 +177,7 @@ def test_chunks_change_nothing(monkeypatch):
     assert parts.named() == pytest.approx(whole.named(), abs=1e-12)
 
 
-def test_rows_of_weight_zero_count_nowhere():
+def test_rows_of_weight_zero_do_not_count():
     score, label, scenario, user, _ = sample(rows=3_000)
     weight = np.ones(len(score))
     weight[::3] = 0
@@ -186,7 +186,7 @@ def test_rows_of_weight_zero_count_nowhere():
     assert exact_metrics(score, label, scenario, user, NAMES, weight) == without
 
 
-def test_one_user_and_more_than_65536_users_are_both_right():
+def test_gauc_of_one_user_and_of_more_than_65536_users():
     score, label, scenario, _, _ = sample(rows=200_000)
     for user in (np.zeros(len(score), int), np.arange(len(score)) // 2 + 4_000_000_000):
         ours = exact_metrics(score, label, scenario, user, NAMES).all
@@ -243,7 +243,7 @@ def test_a_bad_value_is_named_with_its_row(column, value, message):
         exact_metrics(**columns, names=NAMES)
 
 
-def test_names_tell_metric_and_scenario():
+def test_names_contain_metric_and_scenario():
     score, label, scenario, user, _ = sample(rows=500, users=10)
     named = exact_metrics(score, label, scenario, user, NAMES).named()
     assert {"auc/all", "auc/scenario=feed", "ne/scenario=friends", "rows/all"} <= set(named)

@@ -1,4 +1,4 @@
-"""Sharded tables against plain torch: values, updates, initialisation, schedule, plan files."""
+"""Sharded tables against plain torch: values, updates, initialisation, plan files."""
 
 import json
 
@@ -10,7 +10,7 @@ from tiny import tiny_dataset, tiny_schema
 
 from msrec.data.loading.loader import RankShare, open_loader
 from msrec.model.distributed.optimizers import optimizers
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
 from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
 from msrec.model.embeddings import Embeddings, fill_rows
 
@@ -18,9 +18,9 @@ CPU = torch.device("cpu")
 DIM, STD, LR, EPS = 8, 0.1, 0.05, 1e-8
 
 
-def spec_of(optimizer, sharding="table_wise"):
+def options_of(optimizer, sharding="table_wise"):
     tables = dict.fromkeys(tiny_schema().tables, sharding)
-    return TableSpec(optimizer, lr=LR, row_wise_from=10**6, sharding=tables, eps=EPS)
+    return TableOptions(optimizer, lr=LR, row_wise_from=10**6, sharding=tables, eps=EPS)
 
 
 class Plain(torch.nn.Module):
@@ -44,7 +44,7 @@ class Plain(torch.nn.Module):
 
 
 def loss_of(vectors, label):
-    """Anything smooth that couples the features."""
+    """Some smooth function that couples the features."""
     logit = 5 * vectors.prod(dim=1).sum(dim=1) + vectors.sum(dim=(1, 2))
     return torch.nn.functional.binary_cross_entropy_with_logits(logit, label[:, 0])
 
@@ -80,10 +80,10 @@ def sharded_vectors(rank, world_size, dataset, optimizer, sharding, steps):
         def forward(self, sparse):
             return self.embeddings(sparse) + 0 * self.unused
 
-    model, spec = Wrapped(), spec_of(optimizer, sharding)
-    fuse_optimizer(model.embeddings.ebc, spec, CPU)
-    dmp = shard(model, make_plan(model, spec, CPU, world_size), CPU, STD, seed=3)
-    optimizer = optimizers(dmp, spec, lr=1.0, weight_decay=0.0)
+    model, tables = Wrapped(), options_of(optimizer, sharding)
+    fuse_optimizer(model.embeddings.ebc, tables, CPU)
+    dmp = shard(model, plan_sharding(model, tables, CPU, world_size), CPU, STD, seed=3)
+    optimizer = optimizers(dmp, tables, lr=1.0, weight_decay=0.0)
     loader = open_loader(dataset, "train", 64, share=RankShare(rank, world_size), shuffle=False)
     batches = list(loader.batches())
     for batch in batches[:steps]:
@@ -104,14 +104,13 @@ def dataset(tmp_path_factory):
     ("optimizer", "sharding"),
     [("rowwise_adagrad", "table_wise"), ("rowwise_adagrad", "row_wise"), ("adam", "table_wise")],
 )
-def test_sharded_tables_look_up_and_learn_as_plain_torch_does(
+def test_sharded_tables_look_up_and_train_like_plain_torch(
     dataset, optimizer, sharding, world_size
 ):
     expected = plain_vectors(dataset, optimizer, steps=3)
-    args = (dataset, optimizer, sharding, 3)
-    found = run_ranks(sharded_vectors, world_size, *args)
-    found = torch.cat([torch.from_numpy(part) for part in found])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    parts = run_ranks(sharded_vectors, world_size, dataset, optimizer, sharding, 3)
+    vectors = torch.cat([torch.from_numpy(part) for part in parts])
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_initial_rows_do_not_depend_on_how_a_table_is_cut():
@@ -129,9 +128,9 @@ def test_initial_rows_do_not_depend_on_how_a_table_is_cut():
 
 def plan_of(rank, world_size):
     model = torch.nn.Sequential(Embeddings(tiny_schema(), DIM))
-    spec = TableSpec("rowwise_adagrad", LR, row_wise_from=50, sharding={"genre": "row_wise"})
-    fuse_optimizer(model[0].ebc, spec, CPU)
-    plan = make_plan(model, spec, CPU, dist.get_world_size())
+    tables = TableOptions("rowwise_adagrad", LR, row_wise_from=50, sharding={"genre": "row_wise"})
+    fuse_optimizer(model[0].ebc, tables, CPU)
+    plan = plan_sharding(model, tables, CPU, dist.get_world_size())
     saved = plan_to_dict(plan, world_size, world_size)
     assert (
         plan_to_dict(plan_from_dict(json.loads(json.dumps(saved))), world_size, world_size) == saved
@@ -139,7 +138,7 @@ def plan_of(rank, world_size):
     return saved
 
 
-def test_a_plan_shards_by_size_and_by_word_and_round_trips_through_json():
+def test_a_plan_shards_by_size_or_by_name_and_round_trips_through_json():
     saved, other = run_ranks(plan_of, 2)
     assert saved == other
     tables = saved["modules"]["0.ebc"]
@@ -149,6 +148,6 @@ def test_a_plan_shards_by_size_and_by_word_and_round_trips_through_json():
 
 def test_a_sharding_for_an_unknown_table_is_refused():
     model = torch.nn.Sequential(Embeddings(tiny_schema(), DIM))
-    spec = TableSpec("rowwise_adagrad", LR, 50, {"movies": "row_wise"})
+    tables = TableOptions("rowwise_adagrad", LR, 50, {"movies": "row_wise"})
     with pytest.raises(ValueError, match="names table 'movies'; the tables are user_id"):
-        make_plan(model, spec, CPU, 1)
+        plan_sharding(model, tables, CPU, 1)

@@ -1,4 +1,4 @@
-"""A tiny dataset folder and a tiny random model, for the tests of the frozen LLM."""
+"""Tiny dataset folder, random model and part of a store, for the tests of the frozen LLM."""
 
 import polars as pl
 
@@ -9,7 +9,7 @@ KINDS = ["shoes|red", "hats", None, "rings", "pans", "lamps"]
 
 
 def rows_frame(rows):
-    """(user, item, scenario, click, time) tuples as an interactions frame."""
+    """Returns (user, item, scenario, click, time) tuples as an interactions frame."""
     names = {"user": pl.Int32, "item": pl.Int32, "scenario": pl.Int32}
     names |= {"click": pl.Float32, "time": pl.Int64}
     return pl.DataFrame(rows, schema=names, orient="row")
@@ -18,7 +18,7 @@ def rows_frame(rows):
 def write_dataset(
     folder, train, test=(), *, users=("ann", "bob", "cem"), ages=None, titles=ITEMS, kinds=KINDS
 ):
-    """A dataset with two scenarios; `ages` makes an attribute of the users."""
+    """Writes a dataset with two scenarios; `ages` are an attribute of the users."""
     for split, rows in (("train", train), ("valid", test), ("test", test)):
         (folder / split).mkdir(parents=True)
         rows_frame(list(rows)).write_parquet(folder / split / "part-0.parquet")
@@ -52,8 +52,16 @@ def write_dataset(
     return folder
 
 
+def part_columns(index, keys, **changes):
+    """Returns the columns of a part of a store, without hashes of prompts and answers."""
+    size = len(keys)
+    columns = {"index": list(index), "key": list(keys), "tokens": [3] * size}
+    columns |= {"truncated": [False] * size, "has_history": [True] * size}
+    return columns | changes
+
+
 def write_model(folder, seed=0, tied=True):
-    """A random two-layer Llama with a tokenizer of one token a byte, as a local model folder."""
+    """Writes a random Llama of two layers and a tokenizer with one token for each byte."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast

@@ -1,29 +1,38 @@
 """Small backbones away from their initial values, and rows for them."""
 
 import importlib
+import pkgutil
 
+import slow
 import torch
 
+from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.layers.feature_layout import FeatureLayout
-from msrec.model.meta import ScenarioMeta, UserMeta
+from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta
 
 S, B, T, H = 4, 40, 2, 9
-FIELDS = FeatureLayout(("user_id", "item_id", "genre"), dim=2, start=2)
+LAYOUT = FeatureLayout(("user_id", "item_id", "genre"), dim=2, start=2)
 IN = 9
 """A bottom output of two, three vectors of two, and one more column, as an LLM feature would be."""
 
 
+def shape(num_scenarios=S, num_tasks=T):
+    """Sizes of the backbones under test."""
+    return BackboneShape(IN, num_scenarios, num_tasks, LAYOUT)
+
+
 def formula(name):
-    """The module with the backbone's slow version."""
-    return importlib.import_module(f"slow.{name}")
+    """The slow version of a backbone."""
+    for module in pkgutil.iter_modules(slow.__path__):
+        importlib.import_module(f"slow.{module.name}")
+    return slow.FORMULAS[name]
 
 
 def make(name, seed=0, num_tasks=T, **options):
     """A backbone whose parameters and buffers are not at their initial values."""
     torch.manual_seed(seed)
-    model = make_backbone(name, FIELDS, IN, S, num_tasks, **{**formula(name).OPTIONS, **options})
-    return stir(model)
+    options = {**formula(name).options, **options}
+    return stir(make_backbone(name, shape(num_tasks=num_tasks), **options))
 
 
 def stir(model):
@@ -51,12 +60,13 @@ class Whole(torch.nn.Module):
         super().__init__()
         self.backbone = make(name)
         self.user = self.scenario = None
+        options = MetaOptions(rank=4, width=5)
         if meta in ("user", "both"):
             mean, std = torch.randn(H), torch.rand(H) + 0.5
-            self.user = stir(UserMeta(IN, H, mean, std, rank=4, width=5))
+            self.user = stir(UserMeta(IN, mean, std, options))
         if meta in ("scenario", "both"):
             vectors = torch.randn(S, H)
-            self.scenario = stir(ScenarioMeta(IN, vectors, T, rank=4, width=5))
+            self.scenario = stir(ScenarioMeta(IN, vectors, T, options))
 
     def forward(self, x, scenario, weight, knowledge, index, has):
         h = x if self.user is None else self.user(x, knowledge, index, has)

@@ -421,7 +421,7 @@ def test_a_run_trains_with_its_plan_as_without(dataset, tmp_path):
     saved = json.loads((tmp_path / "plan.json").read_text())
     edited = [
         ({"per_node": 1, "nodes": 2}, "is a plan for nodes of 1 ranks; this job has 2 on a node"),
-        ({"batch": 7}, "as it was when it was made; its contents are not those of its hash"),
+        ({"batch": 7}, "unchanged since it was planned; its content does not match its hash"),
     ]
     for number, (change, sentence) in enumerate(edited):
         (tmp_path / "edited.json").write_text(json.dumps(saved | change))

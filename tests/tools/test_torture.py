@@ -1,4 +1,4 @@
-"""msrec torture: what it counts when something goes wrong, and a small run of it."""
+"""`msrec torture`: the rows that it counts, its tables, and a small run."""
 
 import numpy as np
 import pytest
@@ -6,59 +6,70 @@ from tiny import tiny_dataset
 
 from msrec.data.loading.global_order import GlobalOrder
 from msrec.tools.fault_injection.killed_ranks import Attempt
-from msrec.tools.fault_injection.torture import EPOCHS, Fault, Kills, _judge, kills_table, torture
+from msrec.tools.fault_injection.torture import (
+    EPOCHS,
+    Fault,
+    KilledRun,
+    RowCounts,
+    count_final_rows,
+    killed_runs_table,
+    torture,
+)
 
 
 @pytest.fixture
 def expected():
-    """Two epochs of ten rows in batches of four."""
-    found = {}
+    """Step -> rows, for two epochs of ten rows in batches of four."""
+    rows_of_step = {}
     for epoch in range(EPOCHS):
         order = GlobalOrder((10,), 4, seed=1, window_rows=8)
         batches = np.concatenate([order.rows(epoch, w) for w in range(order.num_windows)])
         for number, rows in enumerate(batches):
-            found[epoch * order.num_batches + number + 1] = rows
-    return found
+            rows_of_step[epoch * order.num_batches + number + 1] = rows
+    return rows_of_step
 
 
 def attempt(expected, started, last):
     return Attempt(started, {step: expected[step] for step in range(started + 1, last + 1)})
 
 
-def test_a_run_that_was_killed_and_resumed_lost_nothing(expected):
+def test_a_killed_and_resumed_run_loses_nothing(expected):
     attempts = [attempt(expected, 0, 3), attempt(expected, 2, 4), attempt(expected, 2, 6)]
-    assert _judge(attempts, expected, 10) == (0, 0, 0)
+    assert count_final_rows(attempts, expected, 10) == (0, 0, 0)
 
 
-def test_a_step_that_no_attempt_made_is_lost(expected):
-    """Resumed from a checkpoint of step 3, but the one before was killed after step 2."""
+def test_the_rows_of_a_missing_step_are_lost(expected):
+    """An attempt resumes from a checkpoint of step 3, but the one before ended after step 2."""
     attempts = [attempt(expected, 0, 2), attempt(expected, 3, 6)]
-    assert _judge(attempts, expected, 10) == ((expected[3] >= 0).sum(), 0, 0)
+    assert count_final_rows(attempts, expected, 10) == ((expected[3] >= 0).sum(), 0, 0)
 
 
-def test_a_batch_that_was_read_twice_shows_as_twice_lost_and_moved(expected):
+def test_a_batch_that_was_read_twice_counts_as_twice_lost_and_moved(expected):
     again = attempt(expected, 0, 6)
     again.rows[2] = expected[1]
-    lost, twice, moved = _judge([again], expected, 10)
+    lost, twice, moved = count_final_rows([again], expected, 10)
     assert (lost, twice, moved) == (4, 4, 4)
 
 
-def test_an_order_that_was_drawn_anew_shows_as_moved(expected):
+def test_swapped_batches_count_as_moved(expected):
     other = attempt(expected, 0, 6)
     other.rows[1], other.rows[2] = other.rows[2], other.rows[1]
-    assert _judge([other], expected, 10) == (0, 0, 8)
+    assert count_final_rows([other], expected, 10) == (0, 0, 8)
 
 
-def test_a_difference_is_told_and_a_fault_is_well_only_as_wanted():
-    table = kills_table(
-        [Kills("ranks 1", 3, 3, 1, 0, 0, 0, 0.0), Kills("x", 1, 1, 0, 2, 0, 0, 1e-3)]
+def test_a_difference_is_shown_and_a_fault_is_well_only_as_expected():
+    table = killed_runs_table(
+        [
+            KilledRun("ranks 1", 3, 3, 1, RowCounts(0, 0, 0), 0.0),
+            KilledRun("x", 1, 1, 0, RowCounts(2, 0, 0), 1e-3),
+        ]
     )
     assert list(table.columns[-1].cells) == ["none, bit for bit", "1.0e-03"]
     assert Fault("x", "refused", "refused: no").is_well
     assert not Fault("x", "refused", "goes on").is_well
 
 
-def test_a_small_run_of_it(tmp_path, capsys):
+def test_a_small_run(tmp_path, capsys):
     dataset = tiny_dataset(tmp_path / "data", rows=600)
     assert torture(dataset, tmp_path / "out", kills=2, ranks=[2], seed=0)
     text = capsys.readouterr().out

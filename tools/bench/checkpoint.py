@@ -16,7 +16,7 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.distributed import Process, process_group
 from msrec.model.distributed.optimizers import optimizers
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, shard
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
 from msrec.tools.bench.harness.measure import (
     Seconds,
     compare_rates,
@@ -82,9 +82,9 @@ def bench_checkpoint(
 
 def _sharded_table(rows: int, process: Process) -> tuple[nn.Module, CombinedOptimizer]:
     model, device = _Tables(rows), process.device
-    spec = TableSpec("rowwise_adagrad", 0.1, 1, {"table": "row_wise"})
+    spec = TableOptions("rowwise_adagrad", 0.1, 1, {"table": "row_wise"})
     fuse_optimizer(model.ebc, spec, device)
-    plan = make_plan(model, spec, device, process.local_world_size)
+    plan = plan_sharding(model, spec, device, process.local_world_size)
     sharded = shard(model, plan, device, 0.1, 0)
     optimizer = optimizers(sharded, spec, lr=0.1, weight_decay=0.0)
     optimizer.init_state(set())

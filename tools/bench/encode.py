@@ -10,12 +10,12 @@ from torch import nn
 
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.model_weights import load_tokenizer, model_folder
-from msrec.data.llm.prompt_batches import encoded_batches, shared_beginning
+from msrec.data.llm.prompt_batches import encoded_batches, shared_prefix
+from msrec.data.llm.prompts import user_prompts
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
 from msrec.launch.config import RunConfig, load_config
-from msrec.launch.encoding.run_prompts import level_prompts
 from msrec.tools.bench.harness.measure import compare_all, interleaved
 from msrec.tools.bench.harness.options import Repeats
 from msrec.tools.bench.harness.report import console, prepare, report
@@ -59,7 +59,7 @@ def bench_encode(
         *compare_all("tokens", rounds, tokens, "tokens/s"),
     ]
     padded = sum(len(part) * max(map(len, part)) for part in _batches(rows, batch))
-    computed = tokens - (len(rows) - 1) * len(shared_beginning(encoder, rows))
+    computed = tokens - (len(rows) - 1) * len(shared_prefix(encoder, rows))
     cosine = _smallest_cosine(vectors["plain"], vectors["msrec"])
     more = {"padded_tokens": padded, "computed_tokens": computed, "smallest_cosine": cosine}
     title = f"{schema.name}: {len(rows)} users, {run.llm.model}, {run.llm.dtype}"
@@ -75,7 +75,7 @@ def _prompt_tokens(run: RunConfig, dataset: str, prompts: int) -> PromptTokens:
     template = load_template(template_of(dataset, run.llm.template))
     tokenizer = load_tokenizer(model_folder(run.llm.model), run.llm.trust_remote_code)
     tokens = PromptTokenizer(tokenizer, run.llm.max_tokens)
-    texts = level_prompts("user", run.dataset, template, tokens).frame["text"]
+    texts = user_prompts(run.dataset, template, tokens).frame["text"]
     sample = texts.sample(min(prompts, len(texts)), seed=0).to_list()
     question = f"\n{template.user_question}"
     return tokens.tokenize(sample, system=template.system, keep_end=question)[0]
@@ -98,7 +98,7 @@ def _encode_plain(model: nn.Module, rows: PromptTokens, batch: int) -> np.ndarra
 def _encode(encoder: FrozenEncoder, rows: PromptTokens, batch_tokens: int) -> np.ndarray:
     """Encodes as `msrec encode` does; returns (prompts, H)."""
     batches = list(encoded_batches(encoder, rows, batch_tokens))
-    order = np.argsort(np.concatenate([batch.places for batch in batches]))
+    order = np.argsort(np.concatenate([batch.positions for batch in batches]))
     return np.concatenate([batch.encoded.vectors for batch in batches])[order]
 
 

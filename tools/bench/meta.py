@@ -11,8 +11,7 @@ import polars as pl
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from msrec.data.llm.store import VERSION
-from msrec.data.llm.store_settings import store_settings
+from msrec.data.llm.store import VERSION, VectorSettings, store_settings
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.schema import load_schema
 from msrec.launch.config_sections import LLMConfig
@@ -127,7 +126,7 @@ def _layer(form: str, batch: int) -> Case:
 
 def write_random_store(dataset: Path, store: Path) -> Path:
     """Writes a knowledge store of normal numbers for all users and scenarios."""
-    settings = store_settings(dataset, **LLMConfig().encoding)
+    settings = store_settings(dataset, VectorSettings(**LLMConfig().encoding))
     settings |= {"version": VERSION, "model_sha256": "0" * 64}
     keys: dict[str, list[Any]] = {
         "user": pl.read_parquet(dataset / "users.parquet")["user_key"].to_list(),

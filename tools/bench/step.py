@@ -19,7 +19,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from msrec.data.loading.batch import Batch as LoadedBatch
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.distributed import process_group
-from msrec.model.distributed.sharding import TableSpec, fuse_optimizer, make_plan, sharders
+from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, sharders
 from msrec.tools.bench.harness.measure import (
     Aim,
     Case,
@@ -29,7 +29,7 @@ from msrec.tools.bench.harness.measure import (
     interleaved,
     timed,
 )
-from msrec.tools.bench.harness.options import Batch, Dataset, Repeats, Steps
+from msrec.tools.bench.harness.options import Batch, Dataset, Repeats, Steps, comma_list
 from msrec.tools.bench.harness.report import prepare, report
 from msrec.tools.bench.harness.shapes import (
     LARGE_DIM,
@@ -39,7 +39,6 @@ from msrec.tools.bench.harness.shapes import (
     write_random,
 )
 from msrec.tools.bench.harness.training import IN_MEMORY, WARM_UP_STEPS, Training
-from msrec.tools.cli.convert import comma_list
 
 BOTTOM_DIM, MLP_DIMS = 64, (128, 64)
 MIN_SPARSE_ROWS = 100_000
@@ -195,9 +194,9 @@ def torchrec_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch]) -> L
     device = torch.device("cpu")
     ebc = EmbeddingBagCollection(tables=configs, device=device)
     model = Model(ebc, schema, dim)
-    spec = TableSpec("rowwise_adagrad", 0.02, MIN_SPARSE_ROWS, {})
+    spec = TableOptions("rowwise_adagrad", 0.02, MIN_SPARSE_ROWS, {})
     fuse_optimizer(ebc, spec, device)
-    plan = make_plan(model, spec, device, local_world_size=1)
+    plan = plan_sharding(model, spec, device, local_world_size=1)
     dmp = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     dense = in_backward_optimizer_filter(dmp.named_parameters())
     adam = torch.optim.Adam([parameter for _, parameter in dense])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import typer
 
-from msrec.data.llm.knowledge import take
+from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.tools.bench.harness.measure import Finding, Seconds, compare_rates, interleaved, timed
 from msrec.tools.bench.harness.options import Repeats
@@ -39,7 +39,7 @@ def bench_store(
 
             def gather(store: KnowledgeStore = store) -> Seconds:
                 rows = np.sort(rng.choice(keys, batch, replace=False))
-                return timed(lambda: take(store, rows))
+                return timed(lambda: read_vectors(store, rows))
 
             rounds = interleaved({"gather": gather, "copy": lambda: target.copy_(source)}, repeats)
             read = batch * VECTOR_DIM * store.vectors.itemsize

@@ -20,9 +20,8 @@ from msrec.tools.bench.harness.measure import (
     interleaved,
     timed,
 )
-from msrec.tools.bench.harness.options import Batch, Repeats
+from msrec.tools.bench.harness.options import Batch, Repeats, comma_list
 from msrec.tools.bench.harness.report import prepare, report
-from msrec.tools.cli.convert import comma_list
 
 COPY_BYTES = 1 << 28
 FLOAT_BYTES = 4

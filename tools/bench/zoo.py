@@ -7,12 +7,12 @@ import torch
 import typer
 from torch.nn import functional
 
+from msrec.model.backbone import BackboneShape
 from msrec.model.backbones import BACKBONES, make_backbone
 from msrec.tools.bench.harness.measure import Case, Seconds, compare_all, interleaved, timed
-from msrec.tools.bench.harness.options import Batch, Repeats
+from msrec.tools.bench.harness.options import Batch, Repeats, comma_list
 from msrec.tools.bench.harness.report import console, prepare, report
-from msrec.tools.cli.convert import comma_list
-from msrec.tools.zoo import FIELDS
+from msrec.tools.zoo import LAYOUT
 
 LONG_STEP_S = 2.0
 """Longer steps are timed once."""
@@ -46,15 +46,15 @@ def bench_zoo(
         for count in comma_list("scenarios", scenarios, int):
             rounds = step_times(name, count, batch, repeats)
             findings += compare_all(f"{name} with {count} scenarios", rounds, batch)
-    title = f"training steps of {batch:,} rows, {FIELDS.end} wide, one thread"
+    title = f"training steps of {batch:,} rows, {LAYOUT.end} wide, one thread"
     report("zoo", title, findings, on)
 
 
 def step_times(name: str, num_scenarios: int, batch: int, repeats: int) -> dict[str, list[Seconds]]:
     """Returns the times of forward, loss and backward: "ours" and "plain"."""
     torch.manual_seed(0)
-    model = make_backbone(name, FIELDS, in_dim=FIELDS.end, num_scenarios=num_scenarios)
-    x = torch.randn(batch, FIELDS.end)
+    model = make_backbone(name, BackboneShape(LAYOUT.end, num_scenarios, layout=LAYOUT))
+    x = torch.randn(batch, LAYOUT.end)
     scenario = torch.randint(num_scenarios, (batch,))
     label = torch.randint(2, (batch, 1)).float()
 

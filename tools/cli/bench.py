@@ -57,7 +57,10 @@ def _not_loaded() -> None:
 
 
 bench_app = typer.Typer(
-    cls=LazyGroup, help="Speed and memory, measured against a reference.", no_args_is_help=True
+    name="bench",
+    cls=LazyGroup,
+    help="Speed and memory, measured against a reference.",
+    no_args_is_help=True,
 )
 for _name, (_, _help) in BENCHES.items():
     bench_app.command(_name, help=_help)(_not_loaded)

@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from msrec.data.io.paths import local_path, to_path
+from msrec.tools.bench.harness.options import comma_list
 
-convert_app = typer.Typer(help="Convert raw data to a dataset folder.", no_args_is_help=True)
+convert_app = typer.Typer(
+    name="convert", help="Convert raw data to a dataset folder.", no_args_is_help=True
+)
 
 ABOUT = {
     "movielens": "MovieLens-1M: ratings.dat, users.dat, movies.dat.",
@@ -169,19 +172,6 @@ def _command(source: str) -> Callable[..., None]:
 def _split_lists(options: Mapping[str, Any]) -> dict[str, Any]:
     lists = {n: comma_list(n, options[n], kind) for n, kind in LISTS.items() if n in options}
     return {**options, **lists}
-
-
-def comma_list(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """Returns the values between commas.
-
-    Raises:
-        ValueError: a value is not of the kind.
-    """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    try:
-        return [kind(word) for word in words]
-    except ValueError:
-        raise ValueError(f"--{name} must be numbers separated by commas; got {text!r}.") from None
 
 
 for _source in ABOUT:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -60,19 +60,19 @@ def evaluate(
     On several ranks: torchx run -s local_cwd msrec.evaluate -j 1x2 -- run=runs/first split=test
     """
     import msrec
+    from msrec.launch.cluster.job_specs import EVALUATE_OPTIONS, read_options
     from msrec.launch.evaluation.slices import SLICE_TITLES
     from msrec.launch.reporting.result_tables import results_tables, slice_table
-    from msrec.tools.cli.job_options import EVALUATE, check_split, read_options
     from msrec.tools.cli.terminal import console, log_to_terminal
 
     log_to_terminal()
     if watch:
         _watch(run, split, data, every)
         return
-    options = read_options(overrides or [], EVALUATE)
+    options = read_options(overrides or [], EVALUATE_OPTIONS)
     results = msrec.evaluate(
         run,
-        check_split(options.get("split", split)),
+        _split(options.get("split", split)),
         by=[name for name in options.get("by", by).split(",") if name],
         data=options.get("data", data) or None,
         checkpoint=options.get("checkpoint"),
@@ -85,6 +85,14 @@ def evaluate(
             console.print(table)
         for name in results.slices:
             console.print(slice_table(results, name, SLICE_TITLES[name]))
+
+
+def _split(name: str) -> Split:
+    from msrec.data.schema import SPLITS
+
+    if name not in SPLITS:
+        raise ValueError(f"split must be train, valid or test; got {name!r}.")
+    return cast(Split, name)
 
 
 def _watch(run: Path, split: Split, data: str | None, every_s: float) -> None:
@@ -188,11 +196,11 @@ def predict(
     On several ranks: msrec launch predict runs/demo data=new out=scores -j 1x2
     """
     import msrec
-    from msrec.tools.cli.job_options import PREDICT, read_options
+    from msrec.launch.cluster.job_specs import PREDICT_OPTIONS, read_options
     from msrec.tools.cli.terminal import log_to_terminal, say
 
     log_to_terminal()
-    options = read_options(overrides or [], PREDICT)
+    options = read_options(overrides or [], PREDICT_OPTIONS)
     files = [*map(str, data or []), *filter(None, options.get("data", "").split(","))]
     target = options.get("out", out)
     if not files or target is None:

@@ -1,4 +1,4 @@
-"""`msrec launch ...`: jobs on several ranks, and how they are."""
+"""`msrec launch ...`: submits jobs on several ranks, shows their state and cancels them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,24 +9,31 @@ from msrec.tools.cli.arguments import Config, Overrides
 
 if TYPE_CHECKING:
     from msrec.launch.cluster.job_specs import JobSpec
+    from msrec.launch.cluster.profiles import Target
 
-launch_app = typer.Typer(help="Jobs on several ranks, here or on a cluster.", no_args_is_help=True)
+launch_app = typer.Typer(
+    name="launch", help="Jobs on several ranks, here or on a cluster.", no_args_is_help=True
+)
 
 On = Annotated[
-    str, typer.Option("--on", help="a profile: local, slurm, kubernetes, aws_batch, ray")
+    str, typer.Option("--on", help="profile: local, slurm, kubernetes, aws_batch, ray or your own")
 ]
-Profiles = Annotated[Path | None, typer.Option(help="YAML of your own, as launch/profiles.yaml")]
+Profiles = Annotated[
+    Path | None, typer.Option(help="YAML file with your profiles, see launch/cluster/profiles.yaml")
+]
 NodesAndRanks = Annotated[str, typer.Option("-j", help="nodes x ranks per node")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be submitted, and stop")]
-JobFolder = Annotated[
-    Path, typer.Argument(help="a run's folder, or of a job in it: runs/first/jobs/evaluate-test")
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be submitted and stop")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="wait until the job ends, as for local jobs always")
 ]
 Run = Annotated[Path, typer.Argument(help="run folder, such as runs/demo")]
-Wait = Annotated[bool, typer.Option("--wait", help="until the job ends; local ones always")]
+JobFolder = Annotated[
+    Path, typer.Argument(help="folder of a run, or of a job in it: runs/first/jobs/evaluate-test")
+]
 
 
-def _submits(job: Literal["train", "encode"], about: str) -> None:
-    """A command that submits a job of a config; both of them have the same options."""
+def _add_config_command(job: Literal["train", "encode"], about: str) -> None:
+    """Adds a command that submits a job with a config."""
 
     def command(
         config: Config,
@@ -40,24 +47,25 @@ def _submits(job: Literal["train", "encode"], about: str) -> None:
         from msrec.launch.cluster.job_specs import encode_spec, train_spec
         from msrec.launch.config import load_config
 
-        work_of = train_spec if job == "train" else encode_spec
-        _submit(work_of(load_config(config, overrides or [])), on, j, profiles, dry_run, wait)
+        make_spec = train_spec if job == "train" else encode_spec
+        spec = make_spec(load_config(config, overrides or []))
+        _submit(spec, _target(on, profiles, j), dry_run, wait)
 
     launch_app.command(job, help=about)(command)
 
 
-_submits(
-    "train",
-    "Train on several ranks, here or on a cluster; the same run_id goes on with its run.",
+_add_config_command(
+    "train", "Train on several ranks, here or on a cluster; the same run_id resumes its run."
 )
-_submits("encode", "Read users and scenarios with the frozen LLM on several ranks.")
+_add_config_command("encode", "Encode users and scenarios with the frozen LLM on several ranks.")
 
 
 @launch_app.command()
 def evaluate(
     run: Run,
     options: Annotated[
-        list[str] | None, typer.Argument(help="of msrec evaluate: split=valid by=user_history")
+        list[str] | None,
+        typer.Argument(help="options of msrec evaluate: split=valid by=user_history"),
     ] = None,
     on: On = "local",
     j: NodesAndRanks = "1x2",
@@ -65,17 +73,17 @@ def evaluate(
     dry_run: DryRun = False,
     wait: Wait = False,
 ) -> None:
-    """Score a split with a run's best checkpoint, and judge the scores."""
+    """Score a split with a run's best checkpoint and compute the metrics."""
     from msrec.launch.cluster.job_specs import evaluate_spec
 
-    _submit(evaluate_spec(run, options or []), on, j, profiles, dry_run, wait)
+    _submit(evaluate_spec(run, options or []), _target(on, profiles, j), dry_run, wait)
 
 
 @launch_app.command()
 def predict(
     run: Run,
     options: Annotated[
-        list[str], typer.Argument(help="of msrec predict: data=FILES out=DIR columns=A,B")
+        list[str], typer.Argument(help="options of msrec predict: data=FILES out=DIR columns=A,B")
     ],
     on: On = "local",
     j: NodesAndRanks = "1x2",
@@ -86,7 +94,7 @@ def predict(
     """Score the rows of any Parquet files with a run."""
     from msrec.launch.cluster.job_specs import predict_spec
 
-    _submit(predict_spec(run, options), on, j, profiles, dry_run, wait)
+    _submit(predict_spec(run, options), _target(on, profiles, j), dry_run, wait)
 
 
 @launch_app.command()
@@ -98,30 +106,31 @@ def pipeline(
     profiles: Profiles = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Encode, train, evaluate on the test split, report; what is done is not done again."""
+    """Encode, train, evaluate on the test split and report; finished stages are not repeated."""
     from msrec.launch.cluster.pipeline import run_pipeline
-    from msrec.launch.cluster.profiles import load_profile
     from msrec.launch.config import load_config
     from msrec.launch.console import wide_console
 
-    resolved, profile = load_config(config, overrides or []), (on, load_profile(on, profiles))
-    raise typer.Exit(run_pipeline(resolved, profile, j, wide_console(), dry_run=dry_run))
+    resolved, target = load_config(config, overrides or []), _target(on, profiles, j)
+    raise typer.Exit(run_pipeline(resolved, target, wide_console(), dry_run=dry_run))
 
 
-def _submit(
-    work: "JobSpec", on: str, j: str, profiles: Path | None, dry_run: bool, wait: bool
-) -> None:
-    from msrec.launch.cluster.profiles import load_profile
-    from msrec.launch.cluster.submit import launch
+def _target(on: str, profiles: Path | None, j: str) -> "Target":
+    from msrec.launch.cluster.profiles import Target, load_profile
+
+    return Target(on, load_profile(on, profiles), j)
+
+
+def _submit(spec: "JobSpec", target: "Target", dry_run: bool, wait: bool) -> None:
+    from msrec.launch.cluster.submit import submit
     from msrec.launch.console import wide_console
 
-    profile = (on, load_profile(on, profiles))
-    raise typer.Exit(launch(work, profile, j, wide_console(), dry_run=dry_run, wait=wait))
+    raise typer.Exit(submit(spec, target, wide_console(), dry_run=dry_run, wait=wait))
 
 
 @launch_app.command("cancel")
 def launch_cancel(run: JobFolder) -> None:
-    """Ask a run to stop; it saves where it stands first."""
+    """Ask a job to stop; it saves a checkpoint first."""
     from msrec.launch.cluster.submit import cancel
 
     typer.echo(cancel(run))
@@ -130,24 +139,23 @@ def launch_cancel(run: JobFolder) -> None:
 @launch_app.command("logs")
 def launch_logs(
     run: JobFolder,
-    rank: Annotated[int, typer.Option(min=0)] = 0,
-    stream: Annotated[Literal["stderr", "stdout"], typer.Option()] = "stderr",
+    rank: Annotated[int, typer.Option(min=0, help="rank number")] = 0,
+    stream: Annotated[Literal["stderr", "stdout"], typer.Option(help="which output")] = "stderr",
 ) -> None:
-    """What a rank wrote in its last attempt."""
+    """Print the output of a rank in its last attempt."""
     from msrec.launch.cluster.status import log_file
 
     typer.echo(log_file(run, rank, stream).read_text(), nl=False)
 
 
 @launch_app.command("status")
-def launch_status(
-    run: JobFolder,
-) -> None:
-    """How a run is: step, loss, speed, time left; each rank's last word; who hangs or is dead.
+def launch_status(run: JobFolder) -> None:
+    """Show step, loss, speed and time left of a run, and the last report of each rank.
 
-    Exit status 0 where the run goes on, is done or was stopped; 1 where something is wrong.
+    Names ranks that are slow, hang or are dead. The exit status is 0 if the run continues, is done
+    or was stopped, and 1 if something is wrong.
     """
-    from msrec.launch.cluster.status import tell_status
+    from msrec.launch.cluster.status import print_status
     from msrec.launch.console import wide_console
 
-    raise typer.Exit(tell_status(run, wide_console()).exit_status)
+    raise typer.Exit(print_status(run, wide_console()).exit_status)

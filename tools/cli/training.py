@@ -85,9 +85,27 @@ def encode(
     ] = None,
 ) -> None:
     """Encode users and scenarios with the frozen LLM into the knowledge store; resumes."""
-    from msrec.tools.cli.jobs import encode_job
+    # The frozen model's library takes a second to import, which no other command needs.
+    from msrec.launch.config import load_config
+    from msrec.launch.encoding.job import encode_config, environment_rank
+    from msrec.launch.encoding.progress import EncodeProgress, speed_line
+    from msrec.launch.encoding.run_prompts import named_prompt
+    from msrec.tools.cli.terminal import console, is_main, log_to_terminal, say
 
-    encode_job(config, overrides or [], show)
+    run = load_config(config, overrides or [])
+    if show is not None:
+        console.print(named_prompt(run, show), markup=False, highlight=False)
+        return
+    log_to_terminal()
+    with EncodeProgress(is_shown=is_main()) as progress:
+        result = encode_config(run, progress.update)
+    rank, _ = environment_rank()
+    for level, counts in result.levels.items():
+        line = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        console.print(f"rank {rank} {level}: {line}", highlight=False)
+    if result.speed is not None:
+        console.print(f"rank {rank}: {speed_line(result.speed)}", highlight=False)
+    say(f"store: {run.llm.store}")
 
 
 def track(

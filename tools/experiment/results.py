@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from msrec.model.metrics.definitions import VALUES, Metrics, ScenarioMetrics
+from msrec.model.metrics.definitions import METRIC_NAMES, Metrics, ScenarioMetrics
 from msrec.tools.experiment.trainings import SettingCells
 
 Group = tuple[str, str]
@@ -44,7 +44,7 @@ def _rows(cells: SettingCells) -> Iterator[dict[str, Any]]:
                 "split": results.split,
                 "kind": kind,
                 "group": name,
-                **{metric: getattr(metrics, metric) for metric in VALUES},
+                **{metric: getattr(metrics, metric) for metric in METRIC_NAMES},
                 "parameters": cell.parameters,
                 "seconds": cell.seconds,
                 "best_auc": best[kind, name].auc if (kind, name) in best else None,

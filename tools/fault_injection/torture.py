@@ -1,324 +1,233 @@
-"""`msrec torture`: kill training and spoil its files in every way, and count what is lost."""
+"""`msrec torture`: kills and resumes a training run, damages its files, and counts what is lost."""
 
 import random
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.loading.global_order import GlobalOrder
 from msrec.data.loading.loader import open_loader
-from msrec.data.loading.quarantine import Policy, count_rows
-from msrec.data.schema import Schema, load_schema
-from msrec.launch.checkpointing.checkpoint import Checkpoints
-from msrec.launch.checkpointing.commit import COMMIT
-from msrec.launch.checkpointing.dcp_storage import INDEX, read_tensors
+from msrec.data.schema import load_schema
+from msrec.launch.checkpointing.dcp_storage import read_tensors
 from msrec.launch.config import RunConfig, load_config
+from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
-from msrec.tools.fault_injection.killed_ranks import Attempt, run_ranks
+from msrec.tools.fault_injection.damaged_files import Fault, damage_files, newest_checkpoint
+from msrec.tools.fault_injection.killed_ranks import Attempt, Rows, run_attempt
 
-STEPS, EPOCHS, SAVE_EVERY = 60, 2, 4
-"""Steps of an epoch, epochs, and steps between two checkpoints, of a run that is tortured."""
+STEPS_PER_EPOCH, EPOCHS, CHECKPOINT_EVERY_STEPS = 60, 2, 4
+DROPOUT = 0.2
+
+
+class RowCounts(NamedTuple):
+    """Rows of the steps that made the final weights: lost, seen twice, or in another batch."""
+
+    lost: int
+    twice: int
+    moved: int
 
 
 @dataclass(frozen=True)
-class Kills:
-    """What a run came to that was killed and resumed again and again.
+class KilledRun:
+    """Results of a run that was killed and resumed many times, and of an undisturbed run.
 
-    again: steps that were trained once more, for no checkpoint had them yet.
-    lost, twice, moved: rows of the steps that made the final weights.
-    difference: the largest one between its final state, optimizer and all, and that of a run that
-        nobody killed.
-    usual: with several numbers of ranks, that difference between the first and the last number
-        without any kill: rounding, which training makes larger.
+    Attributes:
+        name: numbers of ranks.
+        kills: number of kills.
+        resumes: attempts that began from a checkpoint.
+        repeated_steps: steps that were trained again, because no checkpoint had them yet.
+        rows: rows that the final weights lack or have too often.
+        difference: largest difference between the two final states, optimizer included.
+        difference_of_ranks: with several numbers of ranks, the same difference between two runs on
+            the first and the last number without any kill. It is rounding, amplified by training.
     """
 
     name: str
     kills: int
     resumes: int
-    again: int
-    lost: int
-    twice: int
-    moved: int
+    repeated_steps: int
+    rows: RowCounts
     difference: float
-    usual: float | None = None
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A spoilt file: what should come of it, and what did."""
-
-    name: str
-    wanted: str
-    found: str
+    difference_of_ranks: float | None = None
 
     @property
     def is_well(self) -> bool:
-        """Whether that is what should have come of it."""
-        return self.wanted in self.found
+        """Whether no row is lost and, on a fixed number of ranks, the states are equal."""
+        return not any(self.rows) and (self.difference == 0 or self.difference_of_ranks is not None)
 
 
 def torture(dataset: Path, out: Path, kills: int, ranks: Sequence[int], seed: int) -> bool:
-    """Run the kill and the fault matrix on a dataset and print both.
+    """Kills runs on a dataset, damages their files, and prints a table of each.
 
     Args:
         dataset: the dataset folder; it is not changed.
-        out: gets the runs; emptied first.
-        kills: of each run.
-        ranks: numbers of ranks: each alone, then, where there are several, from kill to kill
-            another one.
-        seed: of the moments.
+        out: folder for the runs; emptied first.
+        kills: number of kills of each run.
+        ranks: numbers of ranks. There is one run per number, and if there are several, one more
+            that draws another number at each resume.
+        seed: seed of the moments of the kills.
 
     Returns:
-        Whether nothing was lost and every fault came to what it should.
+        Whether nothing was lost and every fault had its expected outcome.
 
     Raises:
-        FileNotFoundError, ValueError: of the dataset.
+        FileNotFoundError, ValueError: the dataset is missing or wrong.
         RuntimeError: training failed by itself.
     """
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = wide_console()
     quiet_libraries()
-    schema = load_schema(dataset)
+    choices = [[world_size] for world_size in ranks]
+    choices += [list(ranks)] if len(ranks) > 1 else []
+    configs = [_config(dataset, out, choice, ranks) for choice in choices]
     shutil.rmtree(out, ignore_errors=True)
-    choices = [[world] for world in ranks] + ([list(ranks)] if len(ranks) > 1 else [])
-    columns = (TextColumn("torture"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    found = []
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("torture", total=len(choices) * (kills + 1) + len(choices))
-        for worlds in choices:
-            name = "ranks " + ", ".join(map(str, worlds))
-            # Masks of dropout differ with the number of ranks; else the weights are comparable.
-            dropout = 0.2 if len(worlds) == 1 else 0.0
-            folder = out / name.replace(", ", "-").replace(" ", "-")
-            config = _config(dataset, schema, folder, ranks, dropout)
-            found.append(_kill(name, config, worlds, kills, seed, lambda: progress.advance(task)))
-    console.print(kills_table(found))
-    faults = _faults(_config(dataset, schema, out / "faults", ranks, 0.2))
+    runs = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("torture", total=len(choices) * (kills + 2))
+        for config, choice in zip(configs, choices, strict=True):
+            runs.append(_kill(config, choice, kills, seed, lambda: progress.advance(task)))
+    console.print(killed_runs_table(runs))
+    faults = damage_files(configs[0].model_copy(update={"run_root": out / "faults"}))
     console.print(faults_table(faults))
-    lossless = all(not (k.lost or k.twice or k.moved) for k in found)
-    same = all(k.difference == 0 for k in found if "," not in k.name)
-    return lossless and same and all(fault.is_well for fault in faults)
+    return all(run.is_well for run in runs) and all(fault.is_well for fault in faults)
 
 
-def kills_table(found: Sequence[Kills]) -> Table:
-    """One row a run."""
-    table = Table(title="killed (SIGKILL) and resumed", title_justify="left")
-    heads = ("kills", "resumes", "steps again", "rows lost", "rows twice", "rows moved")
-    table.add_column("run")
+def killed_runs_table(runs: Sequence[KilledRun]) -> Table:
+    """Returns a table with a line per run."""
+    table = Table("run", title="killed (SIGKILL) and resumed", title_justify="left")
+    heads = ("kills", "resumes", "repeated steps", "rows lost", "rows twice", "rows moved")
     for head in (*heads, "largest difference of the final state"):
         table.add_column(head, justify="right")
-    for k in found:
-        numbers = (k.kills, k.resumes, k.again, k.lost, k.twice, k.moved)
-        told = "none, bit for bit" if k.difference == 0 else f"{k.difference:.1e}"
-        told += "" if k.usual is None else f" (without a kill {k.usual:.1e})"
-        table.add_row(k.name, *(f"{number:,}" for number in numbers), told)
+    for run in runs:
+        counts = (run.kills, run.resumes, run.repeated_steps, *run.rows)
+        difference = "none, bit for bit" if run.difference == 0 else f"{run.difference:.1e}"
+        if run.difference_of_ranks is not None:
+            difference += f" (without a kill {run.difference_of_ranks:.1e})"
+        table.add_row(run.name, *(f"{count:,}" for count in counts), difference)
     return table
 
 
 def faults_table(faults: Sequence[Fault]) -> Table:
-    """One row a fault."""
-    table = Table(title="spoilt files", title_justify="left")
-    for head in ("fault", "", "what came of it"):
+    """Returns a table with a line per fault."""
+    table = Table(title="damaged files", title_justify="left")
+    for head in ("fault", "", "outcome"):
         table.add_column(head, overflow="fold")
     for fault in faults:
-        table.add_row(fault.name, "well" if fault.is_well else "NOT WELL", fault.found)
+        table.add_row(fault.name, "well" if fault.is_well else "NOT WELL", fault.outcome)
     return table
 
 
-def _config(
-    dataset: Path, schema: Schema, root: Path, ranks: Sequence[int], dropout: float
-) -> RunConfig:
-    """A small model with a table split by rows, some sixty steps an epoch."""
+def _config(dataset: Path, out: Path, choice: Sequence[int], ranks: Sequence[int]) -> RunConfig:
+    """Returns a small model with its largest table split by rows, for sixty steps per epoch.
+
+    The run uses the numbers of ranks in `choice`; its batch is a multiple of all `ranks`.
+    """
+    tables = load_schema(dataset).tables
+    root = out / "-".join(["ranks", *map(str, choice)])
+    # Dropout masks differ with the number of ranks; without them weights are comparable.
+    dropout = DROPOUT if len(choice) == 1 else 0.0
     multiple = int(np.lcm.reduce(list(ranks)))
-    rows = num_rows(dataset / "train")
-    batch = max(1, rows // STEPS // multiple) * multiple
-    largest = max(schema.tables, key=lambda name: schema.tables[name])
+    batch = max(1, num_rows(dataset / "train") // STEPS_PER_EPOCH // multiple) * multiple
     options = [
         *(f"dataset={dataset}", f"run_root={root}", "run_id=run"),
         *("backbone.name=mmoe", f"backbone.dropout={dropout}", "embeddings.dim=8"),
-        f"embeddings.sharding={{{largest}: row_wise}}",
+        f"embeddings.sharding={{{max(tables, key=lambda name: tables[name])}: row_wise}}",
         *(f"trainer.global_batch={batch}", f"trainer.epochs={EPOCHS}", "trainer.patience=9"),
-        *(f"trainer.checkpoint_every_steps={SAVE_EVERY}", "trainer.log_every=7"),
+        *(f"trainer.checkpoint_every_steps={CHECKPOINT_EVERY_STEPS}", "trainer.log_every=7"),
         f"trainer.window_rows={batch * 16}",
     ]
     return load_config(None, options)
 
 
 def _kill(
-    name: str,
     config: RunConfig,
-    worlds: Sequence[int],
+    world_sizes: Sequence[int],
     kills: int,
     seed: int,
-    advance: Callable[[], None],
-) -> Kills:
-    root = config.run_root
+    on_attempt: Callable[[], None],
+) -> KilledRun:
+    """Kills and resumes a run, and compares it with a run that ends undisturbed."""
+
+    def train(config: RunConfig, world_size: int, kill_at: int | None = None) -> Attempt:
+        attempt = run_attempt(config, world_size, config.run_root / "ranks", kill_at)
+        on_attempt()
+        return attempt
+
     whole = config.model_copy(update={"run_id": "whole"})
-    run_ranks(whole, worlds[0], root / "ranks", None)
-    advance()
-    drawn = random.Random(seed)
-    last = Checkpoints(whole.run_dir / "checkpoints").newest()
-    assert last is not None
-    total = int(last.name.removeprefix("step-"))
-    attempts = []
-    for number, moment in enumerate(sorted(drawn.sample(range(1, total), min(kills, total - 1)))):
-        world = worlds[0] if number == 0 else drawn.choice(list(worlds))
-        attempts.append(run_ranks(config, world, root / "ranks", moment))
-        advance()
-    attempts.append(run_ranks(config, worlds[0], root / "ranks", None))
-    advance()
-    trainer = config.trainer
-    loader = open_loader(
-        config.dataset,
-        "train",
-        trainer.global_batch,
-        seed=config.seed,
-        window_rows=trainer.window_rows,
-    )
-    order = loader.order
-    lost, twice, moved = _judge(attempts, _expected(order), order.num_rows)
-    usual = None
-    if len(worlds) > 1:
+    train(whole, world_sizes[0])
+    last = newest_checkpoint(whole).name
+    steps = int(last.removeprefix("step-"))
+    rng = random.Random(seed)
+    moments = sorted(rng.sample(range(1, steps), min(kills, steps - 1)))
+    sizes = [world_sizes[0], *(rng.choice(world_sizes) for _ in moments[1:])]
+    attempts = [train(config, size, moment) for size, moment in zip(sizes, moments, strict=True)]
+    attempts.append(train(config, world_sizes[0]))
+    difference_of_ranks = None
+    if len(world_sizes) > 1:
         other = config.model_copy(update={"run_id": "other"})
-        run_ranks(other, worlds[-1], root / "ranks", None)
-        usual = _difference(whole, other, last.name)
-    trained = sum(len(attempt.rows) for attempt in attempts)
-    resumes = sum(attempt.started > 0 for attempt in attempts)
-    difference = _difference(whole, config, last.name)
-    counts = (len(attempts) - 1, resumes, trained - total, lost, twice, moved)
-    return Kills(name, *counts, difference, usual)
+        run_attempt(other, world_sizes[-1], config.run_root / "ranks")
+        difference_of_ranks = _difference(whole, other, last)
+    order = _order(config)
+    return KilledRun(
+        name=f"ranks {', '.join(map(str, world_sizes))}",
+        kills=len(moments),
+        resumes=sum(attempt.started > 0 for attempt in attempts),
+        repeated_steps=sum(len(attempt.rows) for attempt in attempts) - steps,
+        rows=count_final_rows(attempts, _expected_rows(order), order.num_rows),
+        difference=_difference(whole, config, last),
+        difference_of_ranks=difference_of_ranks,
+    )
 
 
-def _difference(one: RunConfig, other: RunConfig, checkpoint: str) -> float:
-    """The largest one between all tensors of two runs' checkpoints."""
-    a, b = (read_tensors(run.run_dir / "checkpoints" / checkpoint) for run in (one, other))
+def _difference(first: RunConfig, second: RunConfig, checkpoint: str) -> float:
+    """Returns the largest difference between all tensors of two runs' checkpoints."""
+    a, b = (read_tensors(run.run_dir / "checkpoints" / checkpoint) for run in (first, second))
     return max(float((a[n].double() - b[n].double()).abs().max()) for n in a if a[n].numel())
 
 
-def _expected(order: GlobalOrder) -> dict[int, Any]:
-    """Step -> the row ids of its global batch, by the contract of the global order."""
-    found = {}
-    for epoch in range(EPOCHS):
-        batches = np.concatenate([order.rows(epoch, w) for w in range(order.num_windows)])
-        for number, rows in enumerate(batches):
-            found[epoch * order.num_batches + number + 1] = rows
-    return found
+def _order(config: RunConfig) -> GlobalOrder:
+    batch, window = config.trainer.global_batch, config.trainer.window_rows
+    return open_loader(config.dataset, "train", batch, seed=config.seed, window_rows=window).order
 
 
-def _judge(
-    attempts: Sequence[Attempt], expected: dict[int, Any], num_rows: int
-) -> tuple[int, int, int]:
-    """Rows lost, twice and in another batch, over the steps that made the final weights."""
-    made: dict[int, Any] = {}
+def _expected_rows(order: GlobalOrder) -> dict[int, Rows]:
+    """Returns step -> row ids of its global batch, as the global order defines them."""
+    batches = [
+        batch
+        for epoch in range(EPOCHS)
+        for window in range(order.num_windows)
+        for batch in order.rows(epoch, window)
+    ]
+    return dict(enumerate(batches, start=1))
+
+
+def count_final_rows(
+    attempts: Sequence[Attempt], expected: Mapping[int, Rows], num_rows: int
+) -> RowCounts:
+    """Compares the rows behind the final weights with the expected ones, over all epochs.
+
+    Args:
+        attempts: all starts of the run. Steps after the checkpoint that the next one loaded do not
+            count, because their result was lost.
+        expected: step -> row ids of its global batch; -1 is padding.
+        num_rows: rows of the split.
+    """
+    final: dict[int, Rows] = {}
     for attempt in attempts:
-        made = {step: rows for step, rows in made.items() if step <= attempt.started}
-        made |= attempt.rows
-    lost = twice = moved = 0
-    for epoch in range(EPOCHS):
-        steps = [s for s in expected if (s - 1) * EPOCHS // len(expected) == epoch]
-        rows = [made[step] for step in steps if step in made]
-        seen = np.concatenate(rows) if rows else np.empty(0, np.int64)
-        count = np.bincount(seen[seen >= 0], minlength=num_rows)
-        lost += int((count == 0).sum())
-        twice += int(np.maximum(count - 1, 0).sum())
-    for step, rows in made.items():
-        wanted = expected.get(step, np.empty(0, np.int64))
-        moved += len(np.setdiff1d(rows, wanted))
-    return lost, twice, moved
-
-
-# Spoilt files ---------------------------------------------------------------------------------
-
-
-def _faults(config: RunConfig) -> list[Fault]:
-    """Spoil a checkpoint and the data of a run in turn."""
-    ranks = config.run_root / "ranks"
-    run_ranks(config, 1, ranks, None)
-    checkpoints = Checkpoints(config.run_dir / "checkpoints")
-    newest = checkpoints.newest()
-    assert newest is not None
-    found = []
-    for name in (INDEX, "__0_0.distcp"):
-        kept = (newest / name).read_bytes()
-        _flip(newest / name)
-        found.append(_resumed(f"a bit flipped in {name} of the newest checkpoint", config, "CRC"))
-        (newest / name).write_bytes(kept)
-    (newest / COMMIT).unlink()
-    older = checkpoints.newest()
-    assert older is not None
-    wanted = f"goes on from {older.name}"
-    found.append(_resumed("no COMMIT in the newest checkpoint", config, wanted))
-    copy = config.run_root / "data"
-    for harm, spoil in (("a truncated row group", _truncate), ("a file that is gone", _remove)):
-        for policy in ("fail", "skip"):
-            found.append(_read_spoilt(config, copy, harm, spoil, policy))
-    return found
-
-
-def _resumed(name: str, config: RunConfig, wanted: str) -> Fault:
-    folder = config.run_root / "ranks"
-    try:
-        attempt = run_ranks(config, 1, folder, None)
-        said = f"goes on from step-{attempt.started:08d}"
-    except RuntimeError:
-        log = (folder / "rank-0.log").read_text().strip().splitlines()
-        said = "refused: " + (log[-1].partition(": ")[2] if log else "without a word")
-    return Fault(name, wanted, said)
-
-
-def _read_spoilt(
-    config: RunConfig,
-    copy: Path,
-    harm: str,
-    spoil: Callable[[Path], None],
-    policy: Policy,
-) -> Fault:
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(str(config.dataset), copy)
-    loader = open_loader(copy, "train", config.trainer.global_batch, prefetch=0, faults=policy)
-    where = str(loader.reader.groups[0].path)
-    spoil(Path(where))
-    wanted = f"refused: {where}" if policy == "fail" else "left out and counted"
-    rows = 0
-    try:
-        for batch in loader.batches():
-            rows += int(batch.weight.sum())
-        left = count_rows(loader.reader.quarantine.bad_rows)
-        whole = rows + left == loader.order.num_rows and left > 0
-        said = f"{left:,} rows left out and counted, {rows:,} trained on"
-        said = (
-            said if whole else f"of {loader.order.num_rows:,} rows {left:,} left out, {rows:,} not"
-        )
-    except ValueError as error:
-        said = f"refused: {error}"
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
-    return Fault(f"{harm}, faults={policy}", wanted, said)
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def _truncate(path: Path) -> None:
-    """Overwrite the beginning of the first row group; the footer stays."""
-    column = pq.read_metadata(path).row_group(0).column(0)
-    start = column.dictionary_page_offset or column.data_page_offset
-    with path.open("r+b") as file:
-        file.seek(start)
-        file.write(bytes(64))
-
-
-def _remove(path: Path) -> None:
-    path.unlink()
+        final = {step: rows for step, rows in final.items() if step <= attempt.started}
+        final |= attempt.rows
+    empty = np.empty(0, np.int64)
+    lost = twice = 0
+    for steps in np.array_split(sorted(expected), EPOCHS):
+        rows = np.concatenate([final.get(step, empty) for step in steps])
+        counts = np.bincount(rows[rows >= 0], minlength=num_rows)
+        lost += int((counts == 0).sum())
+        twice += int(np.maximum(counts - 1, 0).sum())
+    moved = sum(len(np.setdiff1d(rows, expected.get(n, empty))) for n, rows in final.items())
+    return RowCounts(lost, twice, moved)

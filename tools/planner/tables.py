@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
-from msrec.model.distributed.sharding import TableOptimizer, TableSpec, fuse_optimizer
+from msrec.model.distributed.sharding import TableOptimizer, TableOptions, fuse_optimizer
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
@@ -128,6 +128,6 @@ def meta_collection(
         ],
         device=torch.device("meta"),
     )
-    spec = TableSpec(optimizer, lr=0.1, row_wise_from=1, sharding={})
+    spec = TableOptions(optimizer, lr=0.1, row_wise_from=1, sharding={})
     fuse_optimizer(collection, spec, torch.device("cuda"))
     return collection

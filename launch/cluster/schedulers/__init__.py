@@ -1,1 +1,1 @@
-"""torchx schedulers, where the stock ones are wrong or short."""
+"""torchx schedulers for Slurm, Kubernetes and AWS Batch that add to the ones of torchx itself."""

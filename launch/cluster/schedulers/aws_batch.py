@@ -1,4 +1,4 @@
-"""AWS Batch with volumes; its refusals as sentences."""
+"""AWS Batch scheduler that mounts volumes and reports refusals in one sentence."""
 
 import copy
 from collections.abc import Iterator
@@ -9,60 +9,57 @@ from torchx.schedulers.api import DescribeAppResponse
 from torchx.schedulers.aws_batch_scheduler import AWSBatchOpts, AWSBatchScheduler, BatchJob
 from torchx.specs import AppDef, AppDryRunInfo, BindMount, VolumeMount, runopts
 
-from msrec.launch.cluster.schedulers.image import require_image
-from msrec.launch.cluster.schedulers.options import add_options, parts
+from msrec.launch.cluster.schedulers.options import ListOption, ListOptions, require_image
 
-OPTIONS = {
-    "volumes": (
+OPTIONS = ListOptions(
+    volumes=ListOption(
         "EFS:/PATH or /HOST:/PATH",
         "(fs-[0-9a-f]+|/[^:]+):(/.+)",
         "EFS file systems, or folders of the machine, to mount",
     )
-}
-"""See `Forms`."""
+)
 
 
 class MsrecAWSBatchScheduler(AWSBatchScheduler):  # type: ignore[misc]  # torchx is untyped
-    """Stock torchx mounts what a component says, and ours know no scheduler.
+    """AWS Batch scheduler with the option `volumes`.
 
-    There a queue or credentials that are missing are a stack of boto3.
+    torchx's own mounts only what a component asks for, and a missing queue or missing credentials
+    end in a stack of boto3.
     """
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """The state of a job; None where AWS does not know it."""
-        with _sentences():
+        """Returns the state of a job; None if AWS does not know it."""
+        with _refusals_as_sentences():
             return super().describe(app_id)
 
     def schedule(self, dryrun_info: AppDryRunInfo[BatchJob]) -> str:
-        """Submit a job.
+        """Submits a job.
 
         Raises:
-            ValueError: AWS refuses it, in its own words.
+            ValueError: AWS refuses it. The message is that of AWS.
         """
-        with _sentences():
+        with _refusals_as_sentences():
             return str(super().schedule(dryrun_info))
 
     def _run_opts(self) -> runopts:
-        options = super()._run_opts()
-        add_options(options, OPTIONS)
-        return options
+        return OPTIONS.add_to(super()._run_opts())
 
     def _submit_dryrun(self, app: AppDef, cfg: AWSBatchOpts) -> AppDryRunInfo[BatchJob]:
         require_image(app, "AWS Batch")
         app = copy.deepcopy(app)
-        for source, path in parts(OPTIONS, dict(cfg))["volumes"]:
+        for source, path in OPTIONS.split(dict(cfg))["volumes"]:
             mount = BindMount if source.startswith("/") else VolumeMount
             app.roles[0].mounts.append(mount(source, path))
         return super()._submit_dryrun(app, cfg)
 
 
 def create_scheduler(session_name: str, **kwargs: Any) -> MsrecAWSBatchScheduler:
-    """For torchx."""
+    """Entry point for torchx."""
     return MsrecAWSBatchScheduler(session_name)
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _refusals_as_sentences() -> Iterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:

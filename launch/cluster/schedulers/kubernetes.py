@@ -1,4 +1,4 @@
-"""Kubernetes (Volcano) with volumes, secrets and tolerations; its refusals as sentences."""
+"""Kubernetes scheduler (Volcano) with volumes, secrets and tolerations."""
 
 import json
 import re
@@ -16,60 +16,55 @@ from torchx.schedulers.kubernetes_scheduler import (
     KubernetesScheduler,
     sanitize_for_serialization,
 )
-from torchx.specs import (
-    AppDef,
-    AppDryRunInfo,
-    AppState,
-    ReplicaStatus,
-    Role,
-    RoleStatus,
-    runopts,
-)
+from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
 from urllib3.exceptions import MaxRetryError
 
-from msrec.launch.cluster.schedulers.image import require_image
-from msrec.launch.cluster.schedulers.options import Given, add_options, parts
+from msrec.launch.cluster.schedulers.options import (
+    ListOption,
+    ListOptions,
+    Parts,
+    require_image,
+)
+from msrec.launch.cluster.schedulers.responses import app_response
 
 NAME = r"([a-z0-9](?:[-a-z0-9.]*[a-z0-9])?)"
 LABEL = r"([A-Za-z0-9](?:[-A-Za-z0-9_./]*[A-Za-z0-9])?)"
+VARIABLE, KEY = "([A-Za-z_][A-Za-z0-9_]*)", "([-._A-Za-z0-9]+)"
 EFFECT = "(NoSchedule|PreferNoSchedule|NoExecute)"
-OPTIONS = {
-    "volumes": ("CLAIM:/PATH", f"{NAME}:(/.+)", "persistent volume claims to mount"),
-    "secrets": ("SECRET", NAME, "secrets whose keys become environment variables"),
-    "secret_env": (
+OPTIONS = ListOptions(
+    volumes=ListOption("CLAIM:/PATH", f"{NAME}:(/.+)", "persistent volume claims to mount"),
+    secrets=ListOption("SECRET", NAME, "secrets whose keys become environment variables"),
+    secret_env=ListOption(
         "VARIABLE:SECRET/KEY",
-        f"([A-Za-z_][A-Za-z0-9_]*):{NAME}/([-._A-Za-z0-9]+)",
+        f"{VARIABLE}:{NAME}/{KEY}",
         "environment variables that are one key of a secret",
     ),
-    "image_pull_secrets": ("SECRET", NAME, "secrets of the image's registry"),
-    "node_selector": ("LABEL:VALUE", f"{LABEL}:{LABEL}", "labels that a node must have"),
-    "tolerations": (
-        "TAINT[:VALUE]:EFFECT",
-        f"{LABEL}(?::{LABEL})?:{EFFECT}",
-        "taints of nodes to accept",
+    image_pull_secrets=ListOption("SECRET", NAME, "secrets of the image's registry"),
+    node_selector=ListOption("LABEL:VALUE", f"{LABEL}:{LABEL}", "labels that a node must have"),
+    tolerations=ListOption(
+        "TAINT[:VALUE]:EFFECT", f"{LABEL}(?::{LABEL})?:{EFFECT}", "taints of nodes to accept"
     ),
-}
-"""See `Forms`."""
+)
 VOLCANO = {"group": "batch.volcano.sh", "version": "v1alpha1", "plural": "jobs"}
-PHASES = JOB_STATE | {"Completing": AppState.RUNNING}
-"""torchx does not know the phase between the last pod's end and the job's."""
+JOB_PHASES = JOB_STATE | {"Completing": AppState.RUNNING}
+"""torchx does not know the phase between the end of the last pod and the end of the job."""
 
 
 class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # torchx is untyped
-    """Stock torchx knows no claims, secrets or tolerations, and asks for 1 GiB less than the limit.
+    """Kubernetes scheduler with volumes, secrets and tolerations.
 
-    There a job that Kubernetes does not know is a stack of the HTTP client. Here it is None, as
-    torchx wants it, and every other refusal is one sentence.
+    torchx's own has none of these options and requests 1 GiB less memory than the limit. Its errors
+    are stacks of the HTTP client; here they are one sentence, and an unknown job is None.
     """
 
     _client: Any
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """The state of a job and of its pods; None where Kubernetes does not know it."""
+        """Returns the state of a job and of its pods; None if Kubernetes does not know it."""
         from kubernetes.client.rest import ApiException
 
         namespace, _, name = app_id.partition(":")
-        with _sentences():
+        with _refusals_as_sentences():
             try:
                 job = self._custom_objects_api().get_namespaced_custom_object_status(
                     **VOLCANO, namespace=namespace, name=name
@@ -80,98 +75,87 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
                 raise
         status = job.get("status", {})
         state = status.get("state", {})
-        roles: dict[str, Role] = {}
-        statuses: dict[str, RoleStatus] = {}
-        for task, counts in status.get("taskStatusCount", {}).items():
-            role, _, number = task.rpartition("-")
-            roles.setdefault(role, Role(name=role, num_replicas=0, image="")).num_replicas += 1
-            phase = TASK_STATE.get(next(iter(counts["phase"]), ""), AppState.UNKNOWN)
-            replica = ReplicaStatus(id=int(number), role=role, state=phase, hostname="")
-            statuses.setdefault(role, RoleStatus(role, [])).replicas.append(replica)
-        return DescribeAppResponse(
-            app_id=app_id,
-            roles=list(roles.values()),
-            roles_statuses=list(statuses.values()),
-            state=PHASES.get(state.get("phase"), AppState.UNKNOWN),
-            msg=state.get("message", ""),
-        )
+        pods = [
+            (task, TASK_STATE.get(next(iter(counts["phase"]), ""), AppState.UNKNOWN), "")
+            for task, counts in status.get("taskStatusCount", {}).items()
+        ]
+        job_state = JOB_PHASES.get(state.get("phase"), AppState.UNKNOWN)
+        return app_response(app_id, job_state, state.get("message", ""), pods)
 
     def schedule(self, dryrun_info: AppDryRunInfo[KubernetesJob]) -> str:
-        """Submit a job.
+        """Submits a job.
 
         Raises:
-            ValueError: Kubernetes refuses it, in its own words.
+            ValueError: Kubernetes refuses it. The message is that of Kubernetes.
         """
-        with _sentences():
+        with _refusals_as_sentences():
             return str(super().schedule(dryrun_info))
 
     def log_iter(self, *args: Any, **options: Any) -> Iterable[str]:
-        """The lines of a pod, each with its end."""
-        with _sentences():
+        """Yields the lines of a pod, each with its line end."""
+        with _refusals_as_sentences():
             for line in super().log_iter(*args, **options):
                 yield line.rstrip("\n") + "\n"
 
     def _api_client(self) -> Any:
         with warnings.catch_warnings():
-            # Else torchx asks a server on this machine.
+            # Without an error here torchx would ask a server on this machine.
             warnings.filterwarnings("error", message="failed to load kube config")
             try:
                 return super()._api_client()
             except UserWarning as warning:
-                told = str(warning).rstrip(".")
+                reason = str(warning).rstrip(".")
                 raise ValueError(
-                    f"Kubernetes needs $KUBECONFIG or ~/.kube/config; torchx {told}."
+                    f"Kubernetes needs $KUBECONFIG or ~/.kube/config; torchx {reason}."
                 ) from None
 
     def _cancel_existing(self, app_id: str) -> None:
-        with _sentences():
+        with _refusals_as_sentences():
             super()._cancel_existing(app_id)
 
     def _run_opts(self) -> runopts:
-        options = super()._run_opts()
-        add_options(options, OPTIONS)
-        return options
+        return OPTIONS.add_to(super()._run_opts())
 
     def _submit_dryrun(self, app: AppDef, cfg: KubernetesOpts) -> AppDryRunInfo[KubernetesJob]:
         require_image(app, "Kubernetes")
-        given = parts(OPTIONS, dict(cfg))
+        parts = OPTIONS.split(dict(cfg))
         with warnings.catch_warnings():
-            # Of Volcano 1.4; its pull request 1657 has mended it since.
+            # A warning about Volcano 1.4, fixed since by its pull request 1657.
             warnings.filterwarnings("ignore", message=r"\s*Role .* configured with restarts")
             info = super()._submit_dryrun(app, cfg)
         job: Any = sanitize_for_serialization(info.request.resource)
         for task in job["spec"]["tasks"]:
-            _edit(task["template"]["spec"], app.roles[0].resource.memMB, given)
+            _add_options(task["template"]["spec"], app.roles[0].resource.memMB, parts)
         info.request.resource = job
         return info
 
 
 def create_scheduler(session_name: str, **kwargs: Any) -> MsrecKubernetesScheduler:
-    """For torchx."""
+    """Entry point for torchx."""
     return MsrecKubernetesScheduler(session_name, client=kwargs.get("client"))
 
 
-def _edit(pod: dict[str, Any], mem_mib: int, given: Given) -> None:
-    """Write the options into a pod's spec, and the command as Kubernetes takes it for itself."""
+def _add_options(pod: dict[str, Any], mem_mib: int, parts: Parts) -> None:
+    """Writes memory and options into the spec of a pod and escapes its command."""
     (container,) = pod["containers"]
-    # $(NAME) would be the value of a variable, and $$ one dollar.
+    # Kubernetes replaces $(NAME) by the value of a variable, and $$ by one dollar.
     container["command"] = [re.sub(r"\$(?=[$(])", "$$", word) for word in container["command"]]
     for kind in ("requests", "limits"):
         container["resources"][kind]["memory"] = f"{mem_mib}Mi"
-    for number, (claim, path) in enumerate(given["volumes"]):
+    for number, (claim, path) in enumerate(parts["volumes"]):
         volume = f"claim-{number}"
         pod["volumes"].append({"name": volume, "persistentVolumeClaim": {"claimName": claim}})
         container["volumeMounts"].append({"name": volume, "mountPath": path})
-    if given["secrets"]:
-        container["envFrom"] = [{"secretRef": {"name": name}} for (name,) in given["secrets"]]
-    for variable, secret, key in given["secret_env"]:
+    if parts["secrets"]:
+        container["envFrom"] = [{"secretRef": {"name": name}} for (name,) in parts["secrets"]]
+    for variable, secret, key in parts["secret_env"]:
         source = {"secretKeyRef": {"name": secret, "key": key}}
         container["env"].append({"name": variable, "valueFrom": source})
-    if given["image_pull_secrets"]:
-        pod["imagePullSecrets"] = [{"name": name} for (name,) in given["image_pull_secrets"]]
-    pod["nodeSelector"].update(given["node_selector"])
-    if given["tolerations"]:
-        pod["tolerations"] = [_toleration(*taint) for taint in given["tolerations"]]
+    if parts["image_pull_secrets"]:
+        pod["imagePullSecrets"] = [{"name": name} for (name,) in parts["image_pull_secrets"]]
+    pod["nodeSelector"].update(parts["node_selector"])
+    if parts["tolerations"]:
+        pod["tolerations"] = [_toleration(*taint) for taint in parts["tolerations"]]
 
 
 def _toleration(key: str, value: str | None, effect: str) -> dict[str, str]:
@@ -181,22 +165,22 @@ def _toleration(key: str, value: str | None, effect: str) -> dict[str, str]:
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _refusals_as_sentences() -> Iterator[None]:
     from kubernetes.client.rest import ApiException
 
     try:
         yield
     except ApiException as error:
-        raise ValueError(f"Kubernetes refuses it: {_told(error)}.") from None
+        raise ValueError(f"Kubernetes refuses it: {_message(error)}.") from None
     except MaxRetryError as error:
         raise ConnectionError(
             f"the Kubernetes API at {error.pool.host}:{error.pool.port} must answer; it does not. "
-            "`kubectl get nodes` has to work here first."
+            "Make sure that `kubectl get nodes` works here first."
         ) from None
 
 
-def _told(error: Any) -> str:
-    """The message of the API's answer; what HTTP says where there is none."""
+def _message(error: Any) -> str:
+    """Returns the message in the API's answer, or the HTTP status if it has none."""
     try:
         return str(json.loads(error.body)["message"]).rstrip(".")
     except (ValueError, KeyError, TypeError):

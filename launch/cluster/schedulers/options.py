@@ -1,45 +1,72 @@
-"""Options of a scheduler that are lists of short texts, such as `CLAIM:/PATH`."""
+"""Scheduler options that are lists of texts such as `CLAIM:/PATH`, and a check of the image."""
 
 import re
 from collections.abc import Mapping
-from typing import Any, List  # noqa: UP035
+from typing import Any, List, NamedTuple  # noqa: UP035
 
-from torchx.specs import runopts
+import torchx
+from torchx.specs import AppDef, runopts
 from torchx.specs.finder import ComponentValidationException
 
-Forms = Mapping[str, tuple[str, str, str]]
-"""Option -> the form of one text, its pattern, and what it is for."""
-Given = dict[str, list[tuple[str, ...]]]
-"""Option -> the parts of each text."""
+Parts = dict[str, list[tuple[str, ...]]]
+"""Option -> the parts of each of its texts."""
 
 
-def add_options(options: runopts, forms: Forms) -> None:
-    """Let torchx take them, from its command line as `option=a;b`."""
-    for name, (form, _, told) in forms.items():
-        # torchx compares with typing's List.
-        options.add(name, type_=List[str], help=f"{told}, each {form}")  # noqa: UP006
+class ListOption(NamedTuple):
+    """An option that is a list of texts.
+
+    Attributes:
+        form: form of each text, such as CLAIM:/PATH.
+        pattern: regular expression for a text; its groups are the parts.
+        purpose: meaning of the list, for the help.
+    """
+
+    form: str
+    pattern: str
+    purpose: str
 
 
-def parts(forms: Forms, cfg: Mapping[str, Any]) -> Given:
-    """Take the texts apart.
-
-    Raises:
-        ComponentValidationException: one has another form; torchx shows its text and no stack.
+class ListOptions(dict[str, ListOption]):
+    """The list options of a scheduler by name.
 
     Example:
-        >>> parts({"volumes": ("CLAIM:/PATH", "([a-z]+):(/.+)", "")}, {"volumes": ["data:/d"]})
+        >>> options = ListOptions(volumes=ListOption("CLAIM:/PATH", "([a-z]+):(/.+)", "claims"))
+        >>> options.split({"volumes": ["data:/d"]})
         {'volumes': [('data', '/d')]}
     """
-    return {
-        name: [_parts(name, *forms[name][:2], text) for text in cfg.get(name) or []]
-        for name in forms
-    }
+
+    def add_to(self, options: runopts) -> runopts:
+        """Adds the options to those of torchx, whose command line takes `option=a;b`."""
+        for name, option in self.items():
+            text = f"{option.purpose}, each {option.form}"
+            options.add(name, type_=List[str], help=text)  # noqa: UP006  # torchx compares types
+        return options
+
+    def split(self, cfg: Mapping[str, Any]) -> Parts:
+        """Splits the texts of all options into their parts.
+
+        Raises:
+            ComponentValidationException: a text has another form. torchx prints only the message.
+        """
+        return {name: [self._split(name, text) for text in cfg.get(name) or []] for name in self}
+
+    def _split(self, name: str, text: str) -> tuple[str, ...]:
+        match = re.fullmatch(self[name].pattern, text)
+        if match is None:
+            raise ComponentValidationException(
+                f"each of the option {name} must be {self[name].form}; got {text!r}."
+            )
+        return match.groups()
 
 
-def _parts(option: str, form: str, pattern: str, text: str) -> tuple[str, ...]:
-    match = re.fullmatch(pattern, text)
-    if match is None:
+def require_image(app: AppDef, scheduler: str) -> None:
+    """Refuses a job that would start in torchx's own image, which has no msrec.
+
+    Raises:
+        ComponentValidationException: no image was given. torchx prints only the message.
+    """
+    if app.roles[0].image == torchx.IMAGE:
         raise ComponentValidationException(
-            f"each of the option {option} must be {form}; got {text!r}."
+            f"{scheduler} needs an image with msrec in it; got none. Give --image NAME, or "
+            "image: NAME in the profile."
         )
-    return match.groups()

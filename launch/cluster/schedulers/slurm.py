@@ -1,8 +1,8 @@
-"""Slurm without accounting, with account, qos, gres and whole nodes."""
+"""Slurm scheduler that needs no accounting and knows account, qos, gres and whole nodes."""
 
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torchx.schedulers.api import DescribeAppResponse
@@ -12,98 +12,76 @@ from torchx.schedulers.slurm_scheduler import (
     SlurmOpts,
     SlurmScheduler,
 )
-from torchx.specs import (
-    AppDef,
-    AppDryRunInfo,
-    AppState,
-    ReplicaStatus,
-    Role,
-    RoleStatus,
-    runopts,
-)
+from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
+
+from msrec.launch.cluster.schedulers.responses import app_response
 
 OPTIONS = {
-    "account": "whom the job is charged to",
+    "account": "account that is charged for the job",
     "qos": "quality of service",
     "gres": "generic resources of each node, such as gpu:8",
     "nodelist": "nodes to take",
-    "reservation": "a reservation to run in",
+    "reservation": "reservation to run in",
 }
-FORMAT = "%A|%j|%T|%N|%r"
-"""squeue: number, name, state, nodes, reason."""
-Row = tuple[str, AppState, str, str]
-"""Of a component of the job: name, state, hosts, reason."""
+STATE_ORDER = (AppState.FAILED, AppState.CANCELLED, AppState.RUNNING, AppState.PENDING)
+"""A job has the first of these states that one of its nodes has."""
+STATE_COMMANDS = (
+    ("squeue", "--noheader", "--states=all", "--format=%A|%j|%T|%N|%r"),
+    (
+        *("sacct", "--noheader", "--parsable2", "--allocations"),
+        "--format=JobID,JobName,State,NodeList,Reason",
+    ),
+)
+"""Both print job number, name, state, nodes and reason of each component of a job."""
+Component = tuple[str, AppState, str, str]
+"""Name, state, host and reason of a component, which is one node of the job."""
 
 
 class MsrecSlurmScheduler(SlurmScheduler):  # type: ignore[misc]  # torchx is untyped
-    """Stock torchx asks `sacct`, which many clusters do not have, and knows no `CANCELLED by 0`.
+    """Slurm scheduler that asks `squeue` for states, and then `sacct` if it is there.
 
-    This one asks `squeue`, which knows a job for some minutes after its end (MinJobAge in
-    slurm.conf), then `sacct` where there is one.
+    torchx's own asks only `sacct`, which many clusters do not have, and fails on the state
+    `CANCELLED by 0`. `squeue` knows a job for some minutes after its end (MinJobAge in slurm.conf).
     """
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """The state of a job and of its nodes; None where Slurm knows it no more."""
-        rows = _squeue(app_id) or _sacct(app_id)
-        if not rows:
+        """Returns the state of a job and of its nodes; None if Slurm no longer knows the job."""
+        for command in STATE_COMMANDS:
+            components = _components([*command, f"--jobs={app_id}"])
+            if components:
+                break
+        else:
             return None
-        states = [state for _, state, _, _ in rows]
-        order = (AppState.FAILED, AppState.CANCELLED, AppState.RUNNING, AppState.PENDING)
-        state = next((each for each in order if each in states), states[0])
-        roles: dict[str, Role] = {}
-        statuses: dict[str, RoleStatus] = {}
-        for name, of_node, host, _ in rows:
-            role, _, number = name.rpartition("-")
-            if not role or not number.isdigit():
-                continue
-            roles.setdefault(role, Role(name=role, num_replicas=0, image="")).num_replicas += 1
-            replica = ReplicaStatus(id=int(number), role=role, state=of_node, hostname=host)
-            statuses.setdefault(role, RoleStatus(role, [])).replicas.append(replica)
-        return DescribeAppResponse(
-            app_id=app_id,
-            roles=list(roles.values()),
-            roles_statuses=list(statuses.values()),
-            state=state,
-            msg=rows[0][3],
-        )
+        states = [state for _, state, _, _ in components]
+        state = next((each for each in STATE_ORDER if each in states), states[0])
+        reason = components[0][3]
+        return app_response(app_id, state, reason, [component[:3] for component in components])
 
     def _run_opts(self) -> runopts:
         options = super()._run_opts()
-        for name, told in OPTIONS.items():
-            options.add(name, type_=str, help=told)
+        for name, purpose in OPTIONS.items():
+            options.add(name, type_=str, help=purpose)
         options.add("exclusive", type_=bool, default=False, help="take whole nodes")
         return options
 
     def _submit_dryrun(self, app: AppDef, cfg: SlurmOpts) -> AppDryRunInfo[SlurmBatchRequest]:
         info = super()._submit_dryrun(app, cfg)
-        given: Mapping[str, Any] = dict(cfg)
+        values: Mapping[str, Any] = dict(cfg)
+        options = {name: str(values[name]) for name in OPTIONS if values.get(name) is not None}
         for replica in info.request.replicas.values():
-            for name in OPTIONS:
-                if given.get(name) is not None:
-                    replica.sbatch_opts[name] = str(given[name])
-            if given.get("exclusive"):
+            replica.sbatch_opts.update(options)
+            if values.get("exclusive"):
                 replica.sbatch_opts["exclusive"] = None
         return info
 
 
 def create_scheduler(session_name: str, **kwargs: Any) -> MsrecSlurmScheduler:
-    """For torchx."""
+    """Entry point for torchx."""
     return MsrecSlurmScheduler(session_name)
 
 
-def _squeue(app_id: str) -> list[Row]:
-    return _rows(["squeue", "--noheader", "--states=all", f"--jobs={app_id}", f"--format={FORMAT}"])
-
-
-def _sacct(app_id: str) -> list[Row]:
-    fields = "--format=JobID,JobName,State,NodeList,Reason"
-    return _rows(
-        ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={app_id}", fields]
-    )
-
-
-def _rows(command: Sequence[str]) -> list[Row]:
-    """What a command prints; nothing where it is not there or does not know the job."""
+def _components(command: list[str]) -> list[Component]:
+    """Reads what a command prints; empty if it is not installed or does not know the job."""
     if shutil.which(command[0]) is None:
         return []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -112,6 +90,6 @@ def _rows(command: Sequence[str]) -> list[Row]:
     return [(name, _state(state), host, reason) for _, name, state, host, reason in rows]
 
 
-def _state(told: str) -> AppState:
-    """By the first word: `CANCELLED by 0` is a state too."""
-    return SLURM_STATES.get(told.split(" ")[0].rstrip("+"), AppState.UNKNOWN)
+def _state(text: str) -> AppState:
+    # The first word only: `CANCELLED by 0` is a state too.
+    return SLURM_STATES.get(text.split(" ")[0].rstrip("+"), AppState.UNKNOWN)

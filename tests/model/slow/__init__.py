@@ -1,16 +1,43 @@
-"""The formula of each backbone, one row at a time; `slow/NAME.py` belongs to `backbones/NAME.py`.
+"""Slow formulas of the backbones, one row at a time; `slow/FILE.py` belongs to `backbones/FILE.py`.
 
-A module has
-    OPTIONS   small sizes to build the backbone with
-    PRIVATE   parts of the names of parameters that belong to one scenario (first dimension: S)
-    slow      (model, x (in_dim,), s) -> logits (T,), written from the paper's formula, with loops
-and, where there is something to say,
-    VARIANTS  more options to compare with the formula
-    ALONE     options under which it does not, or None if the formula always couples rows
+A formula is a function named after its backbone: (model, x (in_dim,), s) -> logits (T,), written
+from the paper, with loops.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
+
+FORMULAS = {}
+
+
+@dataclass
+class Formula:
+    """A formula and what the tests need to know.
+
+    options: small sizes to build the backbone with.
+    private: parts of the names of parameters that belong to one scenario (first dimension: S).
+    variants: more options to compare with the formula.
+    alone: options with which rows are independent in training.
+    """
+
+    slow: Callable
+    options: dict
+    private: tuple = ()
+    variants: list = field(default_factory=list)
+    alone: dict = field(default_factory=dict)
+
+
+def formula(options, **facts):
+    """Registers a formula under the name of its function."""
+
+    def register(slow):
+        FORMULAS[slow.__name__] = Formula(slow, options, **facts)
+        return slow
+
+    return register
 
 
 def dense(linear, x):
@@ -32,6 +59,11 @@ def tower(towers, x, s):
     for layer in hidden:
         x = F.relu(x @ layer.weight[s] + layer.bias[s])
     return x @ last.weight[s] + last.bias[s]
+
+
+def gated(gate, outputs):
+    """The sum of outputs weighted by the softmax of the gate's logits."""
+    return F.softmax(gate, dim=0) @ torch.stack(outputs)
 
 
 def expert(experts, x, e):

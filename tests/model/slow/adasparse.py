@@ -1,11 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from slow import dense
-
-OPTIONS = {"dims": [8, 5], "scenario_dim": 3, "eps": 0.45, "alpha_step": 0.0}
-VARIANTS = [{"form": "binary"}, {"form": "scaling"}, {"alpha": 3.0}]
-PRIVATE = ("scenario_embedding",)
+from slow import dense, formula
 
 
 def factor(model, v):
@@ -18,7 +14,12 @@ def factor(model, v):
     return model.beta * p if p > model.eps else 0 * p
 
 
-def slow(model, x, s):
+@formula(
+    {"dims": [8, 5], "scenario_dim": 3, "eps": 0.45, "alpha_step": 0.0},
+    variants=[{"form": "binary"}, {"form": "scaling"}, {"alpha": 3.0}],
+    private=("scenario_embedding",),
+)
+def adasparse(model, x, s):
     for i, (pruner, layer) in enumerate(zip(model.pruners, model.layers, strict=True)):
         v = pruner.weight @ torch.cat([model.scenario_embedding.weight[s], x])
         x = dense(layer, x * torch.stack([factor(model, number) for number in v]))

@@ -3,13 +3,12 @@ import math
 import torch
 from torch.nn import functional as F
 
-from slow import dense, tower
-
-OPTIONS = {"bottom_dims": [8, 5], "tower_dims": [3]}
-PRIVATE = ("towers.",)  # bottoms serve the scenarios behind them in the chain too
+from slow import dense, formula, gated, tower
 
 
-def slow(model, x, s):
+# Bottoms serve the scenarios behind them in the chain too.
+@formula({"bottom_dims": [8, 5], "tower_dims": [3]}, private=("towers.",))
+def aitm(model, x, s):
     for j in range(s + 1):
         b = x
         for layer in model.bottoms:
@@ -19,6 +18,5 @@ def slow(model, x, s):
             continue
         p = dense(model.transfers[j - 1], u)
         scores = [dense(model.key, h) @ dense(model.query, h) / math.sqrt(len(h)) for h in (p, b)]
-        share = F.softmax(torch.stack(scores), dim=0)
-        u = share[0] * dense(model.value, p) + share[1] * dense(model.value, b)
+        u = gated(torch.stack(scores), [dense(model.value, p), dense(model.value, b)])
     return tower(model.towers, u, s)

@@ -1,12 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from slow import dense, layers
-
-OPTIONS = {"dims": [8, 5], "num_adapters": 2, "adapter_dim": 3, "k": 4, "hyper_dims": [6]}
-VARIANTS = [{"norm": "layer"}, {"num_adapters": 1}]
-PRIVATE = ("layers.", ".own_")
-ALONE = {"norm": "layer"}
+from slow import dense, formula, layers
 
 
 def normalised(norm, h, s):
@@ -17,7 +12,13 @@ def normalised(norm, h, s):
     return norm.shared_scale * norm.own_scale[s] * h + norm.shared_shift + norm.own_shift[s]
 
 
-def slow(model, x, s):
+@formula(
+    {"dims": [8, 5], "num_adapters": 2, "adapter_dim": 3, "k": 4, "hyper_dims": [6]},
+    variants=[{"norm": "layer"}, {"num_adapters": 1}],
+    private=("layers.", ".own_"),
+    alone={"norm": "layer"},
+)
+def hamur(model, x, s):
     instance = dense(model.hyper[1], layers(model.hyper[0], x)).reshape(model.k, model.k)
     *hidden, last = model.layers
     without = len(hidden) - len(model.adapters)

@@ -1,27 +1,23 @@
 import torch
-from torch.nn import functional as F
 
-from slow import dense, expert, layers, specific_expert
+from slow import dense, expert, formula, gated, layers, specific_expert
 
 OPTIONS = {"num_shared": 2, "num_specific": 3, "expert_dims": [6, 5], "num_task_experts": 2}
 OPTIONS |= {"task_expert_dims": [4], "dims": [3], "scenario_dim": 3}
-PRIVATE = ("scenario_embedding",)  # the experts of a scenario serve the others too
 
 
-def gated(gate, outputs):
-    return F.softmax(gate, dim=0) @ torch.stack(outputs)
-
-
-def slow(model, x, s):
+# The experts of a scenario serve the others too.
+@formula(OPTIONS, private=("scenario_embedding",))
+def hinet(model, x, s):
     shared = gated(dense(model.shared_gate, x), [expert(model.shared, x, e) for e in range(2)])
     gates = dense(model.specific_gates, x).reshape(model.num_scenarios, 3)
-    read = [
+    extracted = [
         gated(gates[i], [specific_expert(model.specific, x, i, e) for e in range(3)])
         for i in range(model.num_scenarios)
     ]
     likeness = dense(model.likeness, model.scenario_embedding.weight[s])
     others = [j for j in range(model.num_scenarios) if j != s]
-    a = gated(torch.stack([likeness[j] for j in others]), [read[j] for j in others])
-    c = torch.cat([shared, read[s], a])
+    a = gated(torch.stack([likeness[j] for j in others]), [extracted[j] for j in others])
+    c = torch.cat([shared, extracted[s], a])
     mixed = gated(dense(model.task_gate, c), [expert(model.task, c, e) for e in range(2)])
     return dense(model.head, layers(model.mlp, mixed))

@@ -1,11 +1,10 @@
 import torch
 from torch.nn import functional as F
 
-from slow import dense, expert, layers
+from slow import dense, expert, formula, gated, layers
 
 OPTIONS = {"num_experts": 3, "expert_dims": [8, 5], "num_tower_layers": 2, "num_meta_layers": 2}
 OPTIONS |= {"head_dims": [8], "scenario_dim": 3, "view_dims": [6]}
-PRIVATE = ("scenario_embedding",)
 
 
 def meta(unit, h, view):
@@ -15,14 +14,14 @@ def meta(unit, h, view):
     return h
 
 
-def slow(model, x, s):
+@formula(OPTIONS, private=("scenario_embedding",))
+def m2m(model, x, s):
     view = layers(model.view, model.scenario_embedding.weight[s])
     outputs = [expert(model.experts, x, e) for e in range(model.experts.num_experts)]
     logits = []
     for head, task in zip(model.heads, model.task_embedding.weight, strict=True):
         scores = [meta(model.attention, torch.cat([h, task]), view) for h in outputs]
-        share = F.softmax(torch.cat([model.score.weight @ score for score in scores]), dim=0)
-        h = share @ torch.stack(outputs)
+        h = gated(torch.cat([model.score.weight @ score for score in scores]), outputs)
         for unit in model.tower:
             h = F.leaky_relu(meta(unit, h, view) + h)
         logits.append(dense(head[1], layers(head[0], h)))

@@ -1,15 +1,15 @@
-import torch
-from torch.nn import functional as F
+from slow import dense, expert, formula, gated, specific_expert, tower
 
-from slow import dense, expert, specific_expert, tower
-
-OPTIONS = {"num_levels": 2, "num_specific": 2, "num_shared": 3, "expert_dims": [6, 5]}
-OPTIONS |= {"tower_dims": [3]}
-VARIANTS = [{"num_levels": 1}, {"num_levels": 3, "expert_dims": [5]}]
-PRIVATE = ("towers.", "last.gates", "last.specific")
+OPTIONS = {"num_levels": 2, "num_specific": 2, "num_shared": 3}
+OPTIONS |= {"expert_dims": [6, 5], "tower_dims": [3]}
 
 
-def slow(model, x, s):
+@formula(
+    OPTIONS,
+    variants=[{"num_levels": 1}, {"num_levels": 3, "expert_dims": [5]}],
+    private=("towers.", "last.gates", "last.specific"),
+)
+def ple(model, x, s):
     """Every level for every scenario, as the paper writes it; then scenario s."""
     scenarios = range(model.num_scenarios)
     own, shared = [x for _ in scenarios], x
@@ -22,12 +22,11 @@ def slow(model, x, s):
             for j in scenarios
         ]
         common = [expert(level.shared, shared, e) for e in range(level.shared.num_experts)]
-        gates = [
-            F.softmax(own[j] @ level.gates.weight[j] + level.gates.bias[j], dim=0)
+        own = [
+            gated(own[j] @ level.gates.weight[j] + level.gates.bias[j], specific[j] + common)
             for j in scenarios
         ]
-        own = [gates[j] @ torch.stack(specific[j] + common) for j in scenarios]
         if level.shared_gate is not None:
-            gate = F.softmax(dense(level.shared_gate, shared), dim=0)
-            shared = gate @ torch.stack([h for some in specific for h in some] + common)
+            every = [h for outputs in specific for h in outputs] + common
+            shared = gated(dense(level.shared_gate, shared), every)
     return tower(model.towers, own[s], s)

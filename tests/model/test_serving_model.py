@@ -1,16 +1,21 @@
-"""What is served equals what was trained: knowledge folded a user, histories and scenarios too."""
+"""Scores of the serving model against those of the trained one."""
 
 import pytest
 import torch
 
 from msrec.data.loading.batch import EntityVectors
+from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.layers.feature_layout import FeatureLayout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
-from msrec.model.meta import ScenarioMeta, UserMeta
+from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts
-from msrec.model.serving_model import FoldedScenario, ServingModel, folded_rows, widths
+from msrec.model.serving_model import (
+    ServingModel,
+    ServingScenarioMeta,
+    knowledge_rows,
+    knowledge_widths,
+)
 
 B, F, H, D, U, I = 30, 3, 2, 4, 7, 5  # noqa: E741 - rows, features, histories, sizes
 USER_DIM, ITEM_DIM = 9, 6
@@ -21,7 +26,7 @@ def moments(size):
 
 
 def moved(model):
-    """Away from the initial values, of which some are zeros."""
+    """Moves parameters away from their initial values, because some are zeros."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -29,7 +34,7 @@ def moved(model):
 
 
 def trained(scenarios, parts, width=5, fusion="add", residual=True):
-    """The part over the tables of a model with some of its ways to read knowledge."""
+    """The dense part of a model with some of the modules that read LLM vectors."""
     torch.manual_seed(0)
     interaction = Interaction(F + H, D, num_dense=2, bottom_dims=[3], mode="concat")
     user, item = moments(USER_DIM), moments(ITEM_DIM)
@@ -38,20 +43,18 @@ def trained(scenarios, parts, width=5, fusion="add", residual=True):
         "item_feature": lambda: KnowledgeFeature(*item, kind="concat", dim=3),
         "match": lambda: KnowledgeMatch(user, item, 4, dropout=0.0),
     }
-    beside = {name: make() for name, make in made.items() if name in parts}
-    size = interaction.out_dim + sum(part.out_dim for part in beside.values())
-    options = {"rank": 4, "width": width, "num_layers": 2}
+    features = {name: make() for name, make in made.items() if name in parts}
+    size = interaction.out_dim + sum(part.out_dim for part in features.values())
+    options = MetaOptions(rank=4, width=width, num_layers=2)
     made = {
-        "user_meta": lambda: UserMeta(size, USER_DIM, *user, residual=residual, **options),
-        "item_meta": lambda: UserMeta(size, ITEM_DIM, *item, **options),
-        "scenario_meta": lambda: ScenarioMeta(
-            size, torch.randn(scenarios, 8), 2, fusion=fusion, **options
-        ),
+        "user_meta": lambda: UserMeta(size, *user, options, residual),
+        "item_meta": lambda: UserMeta(size, *item, options),
+        "scenario_meta": lambda: ScenarioMeta(size, torch.randn(scenarios, 8), 2, options, fusion),
     }
     metas = {name: make() for name, make in made.items() if name in parts}
-    fields = FeatureLayout(tuple("abcde"), D, interaction.dense_dim)
-    backbone = make_backbone("mmoe", fields, size, scenarios, 2)
-    return moved(DenseArch(interaction, backbone, KnowledgeParts(**metas, **beside)))
+    layout = FeatureLayout(tuple("abcde"), D, interaction.dense_dim)
+    backbone = make_backbone("mmoe", BackboneShape(size, scenarios, 2, layout))
+    return moved(DenseArch(interaction, backbone, KnowledgeParts(**metas, **features)))
 
 
 @pytest.mark.parametrize("scenarios", [3, 8])  # up to rank + 1, each one's layers are made
@@ -65,16 +68,16 @@ def trained(scenarios, parts, width=5, fusion="add", residual=True):
         ("user_meta", "scenario_meta", "item_feature", "match"),
     ],
 )
-def test_folded_rows_give_the_scores_of_the_vectors(scenarios, parts):
+def test_precomputed_rows_give_the_scores_of_the_vectors(scenarios, parts):
     over = trained(scenarios, parts)
     check(over, scenarios)
 
 
-def test_layers_on_all_of_x_are_folded_alike():
+def test_precomputed_rows_of_layers_on_all_of_x():
     check(trained(3, ("user_meta", "scenario_meta"), width=None), 3)
 
 
-def test_another_fusion_and_layers_without_residual_are_folded_alike():
+def test_precomputed_rows_with_another_fusion_and_without_residual():
     check(trained(3, ("user_meta", "scenario_meta"), fusion="gate", residual=False), 3)
 
 
@@ -92,11 +95,11 @@ def check(over, scenarios):
     with torch.no_grad():
         logits = over(vectors, dense, scenario, torch.ones(B), *known)
         rows = [
-            folded_rows(over, side, *of)[place]
+            knowledge_rows(over, side, *of)[place]
             for side, of, place in zip(("user", "item"), (user, item), places, strict=True)
         ]
         assert [part.shape[1] for part in rows] == [
-            widths(over, side).total for side in ("user", "item")
+            knowledge_widths(over, side).total for side in ("user", "item")
         ]
         found = ServingModel(over, F, H, D)(
             torch.cat([sums.flatten(1), *rows], dim=1), lengths, dense, scenario
@@ -107,14 +110,15 @@ def check(over, scenarios):
 
 def test_few_scenarios_keep_their_layers_and_many_their_codes():
     few, many = (
-        FoldedScenario(ScenarioMeta(6, torch.randn(count, 8), rank=4, width=3)) for count in (5, 6)
+        ServingScenarioMeta(ScenarioMeta(6, torch.randn(count, 8), 1, MetaOptions(4, 3)))
+        for count in (5, 6)
     )
-    assert few.is_made
-    assert not many.is_made
+    assert few.has_layers
+    assert not many.has_layers
     assert {len(weight) for weight in few.weights} == {5}
 
 
-def test_learned_vectors_of_one_data_sets_users_are_not_served():
+def test_learned_vectors_cannot_be_served():
     over = trained(3, ("user_meta",))
     over.learned_users = torch.nn.Embedding(U, USER_DIM)
     with pytest.raises(ValueError, match="llm.control must not be learned"):

@@ -1,9 +1,10 @@
-"""STAR's norm and layers: what the invariants of all backbones do not say."""
+"""Details of single backbones: STAR's norm and layers, AdaptDHM's centres, AdaSparse's pruning."""
 
 import pytest
 import torch
 from ranks import run_ranks
-from zoo import IN, B, S, formula, make, rows
+from slow.star import moved
+from zoo import IN, B, S, formula, make, rows, shape
 
 from msrec.model.backbones.star import STAR
 from msrec.model.layers.row_groups import group_rows
@@ -22,7 +23,7 @@ def test_stars_main_logit_takes_both_signs_because_its_last_layer_is_linear():
 
 
 def test_a_fresh_star_treats_all_scenarios_alike_but_for_the_scenario_embedding():
-    model, (x, _) = STAR(IN, S), rows()
+    model, (x, _) = STAR(shape(num_tasks=1)), rows()
     model.eval().scenario_embedding.weight.data.zero_()
     logits = [model(x, torch.full((B,), s)) for s in range(S)]
     torch.testing.assert_close(logits[0], logits[3])
@@ -46,7 +47,8 @@ def test_in_training_star_uses_the_moments_of_each_scenarios_real_rows():
 
 
 def test_stars_moving_averages_follow_batch_norm_of_each_scenario_and_only_in_training():
-    model, (x, scenario) = STAR(IN, S, **formula("star").OPTIONS), rows(scenarios=(0, 1, 2, 3))
+    model = STAR(shape(num_tasks=1), **formula("star").options)
+    x, scenario = rows(scenarios=(0, 1, 2, 3))
     for _ in range(3):
         model(x, scenario)
     model.eval()(x + 5, scenario)
@@ -113,4 +115,51 @@ def test_star_on_two_ranks_gives_the_logits_gradients_and_averages_of_one():
 
 def test_an_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="'partitioned' or 'none'; got 'batch'"):
-        STAR(IN, S, norm="batch")
+        STAR(shape(), norm="batch")
+
+
+def test_a_training_step_moves_adaptdhms_centres_as_in_the_formula_without_padding():
+    model, (x, scenario) = make("adaptdhm").train(), rows()
+    weight = torch.ones(len(x))
+    weight[-6:], x[-6:] = 0, 50.0
+    expected = moved(model.moving_centres.clone(), x[:-6], model.beta, model.num_passes)
+    model(x, scenario, weight)
+    torch.testing.assert_close(model.moving_centres, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_evaluation_does_not_move_adaptdhms_centres():
+    model, (x, scenario) = make("adaptdhm").eval(), rows()
+    before = model.moving_centres.clone()
+    model(x, scenario)
+    assert torch.equal(model.moving_centres, before)
+
+
+def test_adaptdhm_ignores_the_scenario():
+    model, (x, scenario) = make("adaptdhm").eval(), rows()
+    torch.testing.assert_close(model(x, scenario), model(x, (scenario + 1) % 4))
+
+
+def test_adasparses_alpha_grows_once_per_training_step_and_is_saved():
+    model, (x, scenario) = make("adasparse", alpha=1.0, alpha_step=0.25), rows()
+    model.train()
+    model(x, scenario)
+    model(x, scenario)
+    model.eval()
+    model(x, scenario)
+    assert float(model.state_dict()["alpha"]) == 1.5
+
+
+def test_adasparses_pruned_neurons_are_zero_and_none_with_eps_zero():
+    x, scenario = rows()
+    v = torch.linspace(-4, 4, 9)
+    pruned = make("adasparse", eps=0.5)._factor(v)
+    assert (pruned[:5] == 0).all()
+    assert (pruned[5:] > 0).all()
+    assert (make("adasparse", eps=0.0)._factor(v) > 0).all()
+
+
+def test_an_invalid_form_or_eps_of_adasparse_is_refused():
+    with pytest.raises(ValueError, match="binary, scaling, fusion; got 'soft'"):
+        make("adasparse", form="soft")
+    with pytest.raises(ValueError, match=r"eps must be in \[0, 1\); got 1"):
+        make("adasparse", eps=1)

@@ -1,0 +1,100 @@
+"""Positions of raw values among known ones, for conversion, prediction and serving alike."""
+
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from msrec.data.features.columns import Ids, nulls
+
+MANY = 8
+"""Hashing all n known values costs about as much as looking up n / 8 values one by one."""
+
+
+class ValueIndex:
+    """Positions of values in an array of distinct ones.
+
+    All integers are compared as int64 (uint64 wraps around) and all text as strings, whatever the
+    Arrow type.
+
+    Args:
+        known: distinct values; nulls among them keep their positions but match nothing.
+
+    Example:
+        >>> index = ValueIndex(pa.array(["a", "b", None, "c"]))
+        >>> index.positions(pa.array(["c", "new", None, "a"])).tolist()
+        [3, -1, -1, 0]
+    """
+
+    def __init__(self, known: pa.Array) -> None:
+        self._known = _comparable(known)
+
+    @property
+    def type(self) -> pa.DataType:
+        """Type of the known values: int64, large_string, or any other as it is."""
+        return self._known.type
+
+    def positions(self, values: pa.Array) -> Ids:
+        """Returns the position of each value, -1 for a null and for a value that is not known.
+
+        Raises:
+            ValueError: the values cannot be compared with the known ones.
+        """
+        values = _comparable(values)
+        if values.null_count == len(values) or not len(self._known):
+            return np.full(len(values), -1, dtype=np.int32)
+        if values.type != self.type:
+            raise ValueError(f"values must be {self.type}, as the known ones; got {values.type}.")
+        # Arrow hashes all known values in each call. That is the fastest way for many values; a
+        # request of a few rows looks them up in a structure that is built once.
+        if len(values) * MANY >= len(self._known):
+            positions = pc.index_in(values, value_set=self._known, skip_nulls=True)
+            return np.asarray(positions.fill_null(-1).to_numpy())
+        if pa.types.is_integer(self.type):
+            known, position_of = self._sorted
+            numbers = values.fill_null(0).to_numpy() if values.null_count else values.to_numpy()
+            at = np.searchsorted(known, numbers)
+            is_known = known[at] == numbers
+            if values.null_count:
+                is_known &= ~nulls(values)
+            return np.where(is_known, position_of[at], np.int32(-1))
+        find = self._by_value.get
+        return np.array([find(value, -1) for value in values.to_pylist()], dtype=np.int32)
+
+    def prepare(self) -> Self:
+        """Builds the structure for few values now instead of in the first call that needs it."""
+        _ = self._sorted if pa.types.is_integer(self.type) else self._by_value
+        return self
+
+    @cached_property
+    def _sorted(self) -> tuple[npt.NDArray[np.int64], Ids]:
+        """Known integers in ascending order and their positions.
+
+        The last entry matches no value; a search for one beyond all others ends there.
+        """
+        numbers = self._known.drop_null().to_numpy()
+        order = np.argsort(numbers, kind="stable")
+        positions = np.flatnonzero(~nulls(self._known))[order]
+        last = np.iinfo(np.int64).max
+        return np.append(numbers[order], last), np.append(positions, -1).astype(np.int32)
+
+    @cached_property
+    def _by_value(self) -> dict[object, int]:
+        by_value = dict(zip(self._known.to_pylist(), range(len(self._known)), strict=True))
+        by_value.pop(None, None)
+        return by_value
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Returns whether values are strings, dictionary-encoded or not."""
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner))
+
+
+def _comparable(values: pa.Array) -> pa.Array:
+    if pa.types.is_integer(values.type):
+        return values.cast(pa.int64(), safe=False)
+    return values.cast(pa.large_string()) if is_text(values.type) else values

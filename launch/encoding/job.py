@@ -1,0 +1,44 @@
+"""Encodes the dataset of a config into its knowledge store, as `msrec encode` does."""
+
+import os
+
+from msrec.data.llm.store import VectorSettings
+from msrec.launch.config import RunConfig
+from msrec.launch.distributed import end_with_launcher
+from msrec.launch.encoding.encode import LEVELS, EncodeOptions, EncodeResult, encode
+from msrec.launch.encoding.speed import OnProgress
+
+
+def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> EncodeResult:
+    """Encodes this rank's share of scenarios, users and, with `llm.items`, items.
+
+    Under a launcher such as torchrun, RANK and WORLD_SIZE name the share.
+
+    Args:
+        config: `dataset` and `llm`, of which `llm.store` is the folder to write.
+        on_progress: called after every batch.
+
+    Raises:
+        FileNotFoundError: the dataset, the model or `llm.previous` does not exist.
+        ValueError: `llm.store` is not given, or the folder was begun with other settings.
+    """
+    llm = config.llm
+    if llm.store is None:
+        raise ValueError("llm.store must name a folder; it is not given.")
+    end_with_launcher()
+    rank, world_size = environment_rank()
+    options = EncodeOptions(
+        levels=LEVELS if llm.items else ("scenario", "user"),
+        previous=llm.previous,
+        trust_remote_code=llm.trust_remote_code,
+        batch_tokens=llm.batch_tokens,
+        rank=rank,
+        world_size=world_size,
+    )
+    vectors = VectorSettings(**llm.encoding)
+    return encode(config.dataset, llm.store, vectors, options, on_progress)
+
+
+def environment_rank() -> tuple[int, int]:
+    """Returns rank and world size from RANK and WORLD_SIZE; 0 and 1 without a launcher."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

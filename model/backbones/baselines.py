@@ -1,0 +1,121 @@
+"""Baselines: one MLP for all scenarios, one per scenario, and a shared bottom with towers."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from msrec.model.backbone import Backbone, BackboneShape
+from msrec.model.layers import mlp
+from msrec.model.layers.mlp import RELU, Hidden
+from msrec.model.layers.row_groups import group_rows
+from msrec.model.layers.scenario_layers import Towers
+
+
+class MLP(Backbone):
+    """Plain MLP without scenarios, the baseline that every other model must beat.
+
+    logit = head(MLP(x)).
+
+    When:
+        As the floor: a multi-scenario model that does not beat it is not worth its price. It is
+        enough where a feature in x already identifies the scenario.
+
+    Source:
+        No paper; the deep part of Cheng et al., DLRS 2016 (Wide & Deep), alone.
+
+    Example:
+        >>> import torch
+        >>> model = MLP(BackboneShape(in_dim=8, num_scenarios=3), dims=[4])
+        >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        shape: BackboneShape,
+        *,
+        dims: Sequence[int] = (256, 128),
+        hidden: Hidden = RELU,
+        norm: Literal["none", "layer"] = "none",
+    ) -> None:
+        super().__init__(shape)
+        self.mlp = mlp.MLP(shape.in_dim, dims, hidden, norm)
+        self.head = nn.Linear(self.mlp.out_dim, shape.num_tasks)
+
+    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
+        logits: Tensor = self.head(self.mlp(x))
+        return logits
+
+
+class Separate(Backbone):
+    """Separate MLP for each scenario, with nothing in common.
+
+    logit_s = MLP_s(x). The tables and the bottom MLP of the dense features stay shared, unless the
+    run sets `embeddings.per_scenario: true` and `interaction.bottom_dims: []`. Then it trains S
+    independent models, each on its own rows, which only stop together.
+
+    When:
+        As the reference that shows what sharing is worth. It is right where scenarios have many
+        rows each and little in common.
+
+    Source:
+        No paper; the reference that every multi-scenario paper calls "single" or "separate".
+
+    Example:
+        >>> import torch
+        >>> model = Separate(BackboneShape(in_dim=8, num_scenarios=3), dims=[4])
+        >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self, shape: BackboneShape, *, dims: Sequence[int] = (256, 128), hidden: Hidden = RELU
+    ) -> None:
+        super().__init__(shape)
+        self.towers = Towers(shape.in_dim, dims, shape.num_scenarios, shape.num_tasks, hidden)
+
+    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
+        groups = group_rows(scenario, self.num_scenarios)
+        return groups.unsort(self.towers(groups.sort(x), groups))
+
+
+class SharedBottom(Backbone):
+    """MLP shared by all scenarios, with one tower per scenario.
+
+    logit_s = tower_s(bottom(x)).
+
+    When:
+        As the first model to try: the cheapest, and hard to beat where scenarios are alike.
+
+    Source:
+        Caruana 1997, in the form of Scenario-Wise-Rec. A tower has `num_tasks` outputs, where the
+        multi-task papers have one tower per task; no batch norm (see the layer `MLP`).
+
+    Example:
+        >>> import torch
+        >>> model = SharedBottom(BackboneShape(in_dim=8, num_scenarios=3), bottom_dims=[4])
+        >>> model(torch.zeros(5, 8), torch.tensor([0, 1, 2, 0, 1])).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        shape: BackboneShape,
+        *,
+        bottom_dims: Sequence[int] = (256, 128),
+        tower_dims: Sequence[int] = (64,),
+        hidden: Hidden = RELU,
+        norm: Literal["none", "layer"] = "none",
+    ) -> None:
+        super().__init__(shape)
+        self.bottom = mlp.MLP(shape.in_dim, bottom_dims, hidden, norm)
+        size = self.bottom.out_dim
+        self.towers = Towers(size, tower_dims, shape.num_scenarios, shape.num_tasks, hidden)
+
+    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
+        groups = group_rows(scenario, self.num_scenarios)
+        return groups.unsort(self.towers(groups.sort(self.bottom(x)), groups))

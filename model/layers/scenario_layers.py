@@ -1,0 +1,98 @@
+"""Layers with one set of weights per scenario; each row uses those of its scenario only."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from msrec.model.layers.mlp import RELU, Hidden, check_positive, linear_init
+from msrec.model.layers.row_groups import RowGroups
+
+
+class ScenarioLinear(nn.Module):
+    """Linear layer with separate weights per scenario.
+
+    Shape:
+        x: (B, in_dim), float, rows in the order of `groups`.
+        returns: (B, out_dim), float, same order.
+
+    Example:
+        >>> from msrec.model.layers.row_groups import group_rows
+        >>> groups = group_rows(torch.tensor([2, 0]), 3)
+        >>> ScenarioLinear(8, 4, num_scenarios=3)(groups.sort(torch.zeros(2, 8)), groups).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, num_scenarios: int) -> None:
+        super().__init__()
+        check_positive(out_dim=out_dim, num_scenarios=num_scenarios)
+        self.weight = nn.Parameter(torch.empty(num_scenarios, in_dim, out_dim))
+        self.bias = nn.Parameter(torch.empty(num_scenarios, out_dim))
+        linear_init(self.weight, self.bias, in_dim)
+
+    def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
+        """Multiplies sorted rows by the weights of their scenario."""
+        return groups.linear(x, self.weight, self.bias)
+
+    def of(self, scenario: int, x: Tensor) -> Tensor:
+        """Multiplies all rows by the weights of one scenario."""
+        return torch.addmm(self.bias[scenario], x, self.weight[scenario])
+
+
+class StarLinear(nn.Module):
+    """Linear layer of STAR: W_s = W_shared * W_own[s] (element-wise), b_s = b_shared + b_own[s].
+
+    Own weights start at 1 and own biases at 0, so that all groups start as the shared layer.
+
+    Shape:
+        x: (B, in_dim), float, rows in the order of `groups`.
+        returns: (B, out_dim), float, same order.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, num_groups: int) -> None:
+        super().__init__()
+        check_positive(out_dim=out_dim, num_groups=num_groups)
+        self.shared_weight = nn.Parameter(torch.empty(in_dim, out_dim))
+        self.shared_bias = nn.Parameter(torch.empty(out_dim))
+        self.own_weight = nn.Parameter(torch.ones(num_groups, in_dim, out_dim))
+        self.own_bias = nn.Parameter(torch.zeros(num_groups, out_dim))
+        linear_init(self.shared_weight, self.shared_bias, in_dim)
+
+    def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
+        """Multiplies sorted rows by the weights of their group."""
+        weight = self.shared_weight * self.own_weight
+        return groups.linear(x, weight, self.shared_bias + self.own_bias)
+
+
+class Towers(nn.Module):
+    """MLP per scenario: hidden layers of sizes `dims`, then a linear layer to the logits.
+
+    Shape:
+        x: (B, in_dim), float, rows in the order of `groups`.
+        returns: (B, num_tasks), float, same order.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dims: Sequence[int],
+        num_scenarios: int,
+        num_tasks: int = 1,
+        hidden: Hidden = RELU,
+    ) -> None:
+        super().__init__()
+        check_positive(num_tasks=num_tasks)
+        self.layers = nn.ModuleList(
+            ScenarioLinear(a, b, num_scenarios)
+            for a, b in itertools.pairwise([in_dim, *dims, num_tasks])
+        )
+        self.finish = hidden.module()
+
+    def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
+        """Runs each sorted row through the tower of its scenario."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self.finish(layer(x, groups))
+        x = last(x, groups)
+        return x

@@ -1,0 +1,77 @@
+"""`msrec zoo`, `experiment`, `torture`, `demo` and `doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msrec.data.io.paths import local_path
+
+
+def zoo(
+    model: Annotated[
+        str | None, typer.Argument(help="Model to describe in full: formula, options, source.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Markdown file to write with all models.")
+    ] = None,
+) -> None:
+    """List the models, or describe one."""
+    from msrec.tools.zoo import write_page
+    from msrec.tools.zoo import zoo as print_models
+
+    if page is not None:
+        write_page(page)
+    else:
+        print_models(model)
+
+
+def experiment(
+    sweep: Annotated[Path, typer.Argument(help="YAML file of a sweep; see configs/experiment/.")],
+    jobs: Annotated[int, typer.Option(min=1, help="Number of trainings at the same time.")] = 1,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check every config and list what is left to run."),
+    ] = False,
+) -> None:
+    """Run a sweep: datasets x models x arms x seeds, with controls and paired tests; resumes.
+
+    Writes report.md, report.html and results.parquet into the sweep's folder.
+    """
+    from msrec.tools.experiment.sweep import experiment as run
+
+    run(sweep, jobs, dry_run)
+
+
+def torture(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder.", parser=local_path)],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the runs; its contents are deleted first.")
+    ] = Path("runs/torture"),
+    kills: Annotated[int, typer.Option(min=1, help="Number of kills of each run.")] = 20,
+    ranks: Annotated[
+        str, typer.Option(help="Numbers of ranks, with commas; each alone, then mixed.")
+    ] = "1,2,3",
+    seed: Annotated[int, typer.Option(help="Seed of the moments of the kills.")] = 0,
+) -> None:
+    """Kill training and damage its files, again and again, and count lost rows."""
+    from msrec.tools.bench.harness.options import comma_list
+    from msrec.tools.fault_injection.torture import torture as run
+
+    raise typer.Exit(0 if run(dataset, out, kills, comma_list("ranks", ranks, int), seed) else 1)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Folder for data and runs.")] = Path("runs/demo"),
+) -> None:
+    """Simulate, encode, train bare and with the LLM on two ranks, compare: one table, one page."""
+    from msrec.tools.demo import demo as run
+
+    run(folder)
+
+
+def doctor() -> None:
+    """Check this machine and the torch / fbgemm / torchrec versions; name each fault's fix."""
+    from msrec.tools.doctor import doctor as examine
+
+    raise typer.Exit(examine())
