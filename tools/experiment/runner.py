@@ -5,28 +5,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from msrec.data.schema import SCHEMA_FILE
 from msrec.launch.config import RunConfig, load_config
-from msrec.tools.experiment.cell import Cell, train_cell
+from msrec.tools.experiment.cell import Cell, PlannedTraining, train_cell
 from msrec.tools.experiment.sweep import Sweep
 from msrec.tools.experiment.trainings import Setting, SettingCells, load_cells, settings
 from msrec.tools.experiment.tuning import best_trial, propose, search_space
-from msrec.tools.experiment.workers import run_all
+from msrec.tools.experiment.workers import console, run_all
 
 Pending = Sequence[tuple[SettingCells, RunConfig]]
 """Settings with missing trainings, with their configs before tuning."""
 
 
-def run_sweep(sweep: Sweep, jobs: int, dry_run: bool, console: Console) -> None:
+def run_sweep(sweep: Sweep, jobs: int, dry_run: bool) -> None:
     """Checks every config, then runs every training that has no cell.
 
     Args:
         sweep: the data sets, models, arms and seeds.
         jobs: trainings at the same time, one thread each.
         dry_run: only print what is missing.
-        console: prints the progress.
 
     Raises:
         FileNotFoundError: a config, raw data or a dataset folder does not exist.
@@ -36,19 +33,19 @@ def run_sweep(sweep: Sweep, jobs: int, dry_run: bool, console: Console) -> None:
     pending = [(cells, config) for cells, config in loaded if cells.missing]
     total = len(loaded) * (sweep.trials + sweep.seeds + (sweep.timed_steps > 0))
     done = total - sum(len(cells.missing) for cells, _ in pending)
-    console.print(f"{done} of {total} trainings are done", highlight=False)
+    console.print(f"{done} of {total} trainings are done")
     if dry_run:
         for store in _stores(pending):
-            console.print(f"  store: {store}", highlight=False)
+            console.print(f"  store: {store}")
         for cells, _ in pending:
             line = f"  {cells.setting}: {len(cells.missing)} to run: {' '.join(cells.missing)}"
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     elif pending:
         if sweep.trials:
             search_space()  # raises without optuna
         _convert(sweep, pending)
         _encode(pending)
-        _train(sweep, [cells.setting for cells, _ in pending], jobs, console)
+        _train(sweep, [cells.setting for cells, _ in pending], jobs)
 
 
 def _convert(sweep: Sweep, pending: Pending) -> None:
@@ -91,29 +88,34 @@ def run_msrec(*args: object) -> None:
         raise ValueError(f"`msrec {args[0]} {args[1]} ...` must succeed; see its error above.")
 
 
-def _train(sweep: Sweep, pending: Sequence[Setting], jobs: int, console: Console) -> None:
-    """Tunes, then trains one seed of all settings of a data set before the next seed.
-
-    So a sweep that is cut short has all arms of its first seeds. Speed is measured last, by one
-    training at a time.
-    """
-    failures = run_all("tuning", tune, pending if sweep.trials else [], jobs, console)
+def _train(sweep: Sweep, pending: Sequence[Setting], jobs: int) -> None:
+    """Tunes, trains the seeds, then measures speed, one training at a time."""
+    failures = run_all("tuning", tune, pending if sweep.trials else [], jobs)
     loaded = [load_cells(setting) for setting in pending]
-    seeds = [
+    failures += run_all("training", train_cell, missing_seeds(sweep, loaded), jobs)
+    if failures:
+        raise ValueError(
+            f"{len(failures)} trainings failed; run the command again after fixing the cause. "
+            f"The first: {failures[0]}"
+        )
+    timed = [c.setting.training("speed", 0, c.choice or {}) for c in loaded if None in c.speed]
+    run_all("timing", train_cell, timed, 1)
+
+
+def missing_seeds(sweep: Sweep, loaded: Sequence[SettingCells]) -> list[PlannedTraining]:
+    """Returns the trainings to evaluate: a seed of all settings of a data set, then the next seed.
+
+    So a sweep that is cut short has all arms of its first seeds.
+    """
+    return [
         cells.setting.training("seed", seed, cells.choice)
         for dataset in sweep.datasets
         for seed in range(sweep.seeds)
         for cells in loaded
-        if cells.setting.dataset == dataset and cells.choice is not None and not cells.seeds[seed]
+        if cells.setting.dataset == dataset
+        and cells.choice is not None
+        and cells.seeds[seed] is None
     ]
-    failures += run_all("training", train_cell, seeds, jobs, console)
-    if failures:
-        raise ValueError(
-            f"{len(failures)} of the trainings failed; run the command again after fixing the "
-            f"cause. The first: {failures[0]}"
-        )
-    timed = [c.setting.training("speed", 0, c.choice or {}) for c in loaded if None in c.speed]
-    run_all("timing", train_cell, timed, 1, console)
 
 
 def tune(setting: Setting) -> Cell:

@@ -1,8 +1,8 @@
 """Sweep files: the data sets, models, arms and seeds of an experiment or a benchmark."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -108,6 +108,18 @@ class Sweep(StrictModel):
         """Returns the models of a data set."""
         return self.datasets[dataset].backbones or self.backbones
 
+    def subset(self, datasets: Sequence[str], models: Sequence[str]) -> "Sweep":
+        """Returns the sweep with some data sets and some of its models; all without names.
+
+        Raises:
+            ValueError: a name is unknown.
+        """
+        changes = {
+            "datasets": _subset("benchmark", self.datasets, datasets),
+            "backbones": _subset("model", self.backbones, models),
+        }
+        return self.model_copy(update=changes)
+
 
 def load_sweep(path: Path) -> Sweep:
     """Reads and checks a sweep file.
@@ -132,7 +144,8 @@ def _check_names(sweep: Sweep, path: Path) -> None:
     for arm in sweep.arms:
         if isinstance(sweep.arms, list) and arm not in ARMS:
             raise ValueError(
-                f"{path}: an arm must be one of {', '.join(ARMS)}, or have its overrides; got {arm!r}."
+                f"{path}: an arm must be one of {', '.join(ARMS)}, or have its overrides; "
+                f"got {arm!r}."
             )
     arms = ", ".join(sweep.arms)
     if sweep.reference not in sweep.arm_options:
@@ -145,3 +158,10 @@ def _check_names(sweep: Sweep, path: Path) -> None:
     for name in sweep.datasets:
         if not sweep.models(name):
             raise ValueError(f"{path}: datasets.{name}.backbones must name a model; it names none.")
+
+
+def _subset(kind: str, known: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"a {kind} must be one of {', '.join(known)}; got {name!r}.")
+    return {name: value for name, value in known.items() if not names or name in names}

@@ -37,7 +37,7 @@ class Setting:
         sweep, dataset = self.sweep, self.sweep.datasets[self.dataset]
         own = sweep.models(self.dataset)[self.model]
         options = []
-        if dataset.convert is not None:
+        if dataset.convert:
             options.append(f"dataset={sweep.out}/data/{self.dataset}")
             options.append(f"llm.store={sweep.out}/store/{self.dataset}")
         if not any(option.startswith(BACKBONE) for option in own):

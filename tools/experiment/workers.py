@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from msrec.tools.experiment.cell import Cell
 
 Item = TypeVar("Item")
+console = Console(highlight=False)
 
 
 def run_all(
-    stage: str, function: Callable[[Item], Cell], items: Sequence[Item], jobs: int, console: Console
+    stage: str, function: Callable[[Item], Cell], items: Sequence[Item], jobs: int
 ) -> list[str]:
     """Calls a function on each item in worker processes, and prints the AUC of its cell.
 
@@ -26,7 +27,6 @@ def run_all(
         function: a function of a module.
         items: settings or trainings; they name themselves in messages.
         jobs: calls at the same time.
-        console: prints the progress.
 
     Returns:
         Messages of the calls that failed.
@@ -44,7 +44,7 @@ def run_all(
             if error is not None:
                 failures.append(line)
             progress.advance(task)
-            console.print(line, highlight=False)
+            console.print(line)
     return failures
 
 
