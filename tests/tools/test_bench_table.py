@@ -185,6 +185,27 @@ def test_a_dry_run_says_what_is_left_and_runs_nothing(setting, tmp_path, capsys)
     assert "movielens star: 4 to run" in output
 
 
+def test_raw_data_is_converted_once_before_anything_else(tmp_path, monkeypatch):
+    commands = []
+
+    def run(*args):
+        commands.append([str(arg) for arg in args])
+        folder = tmp_path / "data/movielens"
+        if folder.exists():
+            raise ValueError("no further command")
+        folder.mkdir(parents=True)
+        (folder / "dataset.yaml").touch()
+
+    monkeypatch.setattr(runner, "run_msrec", run)
+    with pytest.raises(ValueError, match="no further command"):
+        bench_table(Path("raw"), tmp_path, ["movielens"], ["mmoe", "mlp_llm_concat"], 1, 1, 1)
+    convert, encode = commands
+    assert convert[:4] == ["convert", "tables", "raw/ml1m", str(tmp_path / "data/movielens")]
+    assert "--protocol=scenario-wise" in convert
+    assert encode[:2] == ["encode", "configs/benchmark/movielens.yaml"]
+    assert f"llm.store={tmp_path}/store/movielens" in encode
+
+
 def test_when_all_cells_are_there_the_page_is_written_without_any_data(setting, tmp_path, capsys):
     setting = setting(trials=1, seeds=2)
     save(setting.training("trial", 0, START), 0.7)

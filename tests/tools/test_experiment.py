@@ -112,7 +112,13 @@ def test_a_wrong_sweep_is_one_sentence(folder, change, message):
         load_sweep(path)
 
 
-def test_a_missing_sweep_is_said(tmp_path):
+@pytest.mark.parametrize("path", sorted(Path("configs/experiment").glob("*.yaml")), ids=str)
+def test_every_sweep_of_the_repository_is_valid(path):
+    for setting in settings(load_sweep(path)):
+        load_config(setting.config, setting.options)
+
+
+def test_a_missing_sweep_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.yaml must exist"):
         load_sweep(tmp_path / "none.yaml")
 

@@ -1,21 +1,12 @@
-"""Page of the benchmark: a table per data set, published figures, and what tuning chose."""
+"""Page of the benchmark: tables of each data set, published figures, and what tuning chose."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-import polars as pl
-
 from msrec.tools.bench.harness.report import processor_name
-from msrec.tools.experiment.results import (
-    markdown_table,
-    results_frame,
-    select,
-    spread,
-    with_seeds,
-)
-from msrec.tools.experiment.sweep import Sweep, SweepDataset
+from msrec.tools.experiment.results import markdown_table, spread, with_seeds
+from msrec.tools.experiment.sweep import PublishedAUC, Sweep, SweepDataset
 from msrec.tools.experiment.trainings import SettingCells, load_cells, settings
 from msrec.tools.experiment.tuning import START, search_space
 
@@ -26,17 +17,15 @@ def benchmark_page(sweep: Sweep, everything: Sweep) -> str:
     """Returns the page as Markdown.
 
     Args:
-        sweep: a tuned sweep without arms, with at least one evaluated training.
+        sweep: a tuned sweep without arms, of which trainings are finished.
         everything: the whole benchmark; the page names the data sets that `sweep` leaves out.
     """
     loaded = [load_cells(setting) for setting in settings(sweep)]
-    frame = results_frame(loaded)
     left_out = [d.title for name, d in everything.datasets.items() if name not in sweep.datasets]
     lines = list(_introduction(sweep, left_out, loaded))
     for name, dataset in sweep.datasets.items():
-        of_dataset = [cells for cells in loaded if cells.setting.dataset == name]
-        part = _DatasetTables(dataset, of_dataset, frame.filter(pl.col("dataset") == name))
-        lines += ["", f"## {dataset.title}", "", dataset.about, *part.lines()]
+        lines += ["", f"## {dataset.title}", "", dataset.about]
+        lines += _tables(dataset, [cells for cells in loaded if cells.setting.dataset == name])
     return "\n".join(lines) + "\n"
 
 
@@ -45,11 +34,12 @@ def _introduction(
 ) -> Iterator[str]:
     only = "".join(f" --benchmark {name}" for name in sweep.datasets) if left_out else ""
     options = f"--trials {sweep.trials} --seeds {sweep.seeds} --jobs 2{only}"
-    yield from ("# Benchmark", "", "```sh")
+    yield from ("# Benchmark", "", "Made by this command:", "", "```sh")
     yield f"msrec bench table RAW {options} --page docs/results/benchmark.md"
     yield from ("```", "")
     if left_out:
-        yield from (f"**Not run for this page:** {'; '.join(left_out)}.", "")
+        yield f"**Not run for this page:** {'; '.join(left_out)}; without `--benchmark`, all are run."
+        yield ""
     yield sweep.about
     ranges = [[n, _range(values), f"{START[n]:g}"] for n, values in search_space().items()]
     yield from markdown_table(["tuned", "range", "first trial"], ranges)
@@ -72,79 +62,73 @@ def _range(distribution: Any) -> str:
     return f"{distribution.low:g} to {distribution.high:g}, {steps}"
 
 
-@dataclass(frozen=True)
-class _DatasetTables:
-    dataset: SweepDataset
-    loaded: Sequence[SettingCells]
-    """One for each model."""
-    frame: pl.DataFrame
-    """Results on the data set, see `results_frame`."""
+def _tables(dataset: SweepDataset, models: Sequence[SettingCells]) -> Iterator[str]:
+    evaluated = [cells for cells in models if cells.evaluated]
+    if not evaluated:
+        yield from ("", "No training is finished.")
+        return
+    scenarios = list(evaluated[0].evaluated[0].metrics.scenarios)
+    yield from _model_table(models, scenarios, dataset.published)
+    yield from ("", "Log loss per scenario:")
+    losses = [
+        [cells.setting.model, *(_spread(cells, "log_loss", name) for name in scenarios)]
+        for cells in evaluated
+    ]
+    yield from markdown_table(["model", *scenarios], losses)
+    if dataset.published is not None:
+        yield from ("", _comparison(dataset.published, evaluated))
+    yield from ("", "<details><summary>What was chosen, by validation AUC</summary>")
+    head = ["model", *START, "best trial", "trials' AUC", "epochs"]
+    yield from markdown_table(head, map(_tuned_row, evaluated))
+    yield from ("", "</details>")
 
-    def lines(self) -> Iterator[str]:
-        """Yields the tables in Markdown."""
-        evaluated = [cells for cells in self.loaded if cells.evaluated]
+
+def _model_table(
+    models: Sequence[SettingCells], scenarios: Sequence[str], published: PublishedAUC | None
+) -> Iterator[str]:
+    rows = []
+    for cells in models:
+        model, evaluated = cells.setting.model, cells.evaluated
         if not evaluated:
-            yield from ("", "No training is finished.")
-            return
-        of_scenarios = self.frame.filter(pl.col("kind") == "scenario")
-        scenarios = of_scenarios["group"].unique(maintain_order=True).to_list()
-        yield from self._model_table(scenarios)
-        losses = [
-            [cells.setting.model, *(self._spread(cells, "log_loss", name) for name in scenarios)]
-            for cells in evaluated
-        ]
-        yield from ("", "Log loss per scenario:", *markdown_table(["model", *scenarios], losses))
-        if self.dataset.published is not None:
-            yield from self._published()
-        head = ["model", *START, "best trial", "trials' AUC", "epochs"]
-        yield from ("", "<details><summary>What was chosen, by validation AUC</summary>")
-        yield from markdown_table(head, map(_tuned_row, evaluated))
-        yield from ("", "</details>")
+            rows.append([model, "not run"])
+            continue
+        row = [with_seeds(model, len(evaluated), len(cells.seeds)), _spread(cells, "auc")]
+        if published is not None:
+            row.append(f"{published.auc[model]:.4f}" if model in published.auc else "")
+        row += [_spread(cells, "log_loss"), *(_spread(cells, "auc", name) for name in scenarios)]
+        row += [f"{evaluated[0].parameters:,}", f"{evaluated[0].table_parameters:,}"]
+        row.append("".join(f"{cell.rows_per_s:,.0f}" for cell in cells.speed if cell))
+        row.append(f"{sum(cell.seconds for cell in cells.finished) / 60:.1f}")
+        rows.append(row)
+    head = ["model", "AUC", *(["published"] if published else []), "log loss"]
+    head += [f"AUC {name}" for name in scenarios]
+    return markdown_table(
+        [*head, "dense parameters", "table parameters", "rows/s", "minutes"], rows
+    )
 
-    def _model_table(self, scenarios: Sequence[str]) -> Iterator[str]:
-        published = self.dataset.published
-        rows = []
-        for cells in self.loaded:
-            model, evaluated = cells.setting.model, cells.evaluated
-            if not evaluated:
-                rows.append([model, "not run"])
-                continue
-            row = [with_seeds(model, len(evaluated), len(cells.seeds)), self._spread(cells, "auc")]
-            if published is not None:
-                row.append(f"{published.auc[model]:.4f}" if model in published.auc else "")
-            row.append(self._spread(cells, "log_loss"))
-            row += [self._spread(cells, "auc", scenario) for scenario in scenarios]
-            row += [f"{evaluated[0].parameters:,}", f"{evaluated[0].table_parameters:,}"]
-            row.append("".join(f"{cell.rows_per_s:,.0f}" for cell in cells.speed if cell))
-            row.append(f"{sum(cell.seconds for cell in cells.finished) / 60:.1f}")
-            rows.append(row)
-        head = ["model", "AUC", *(["published"] if published else []), "log loss"]
-        head += [f"AUC {scenario}" for scenario in scenarios]
-        return markdown_table(
-            [*head, "dense parameters", "table parameters", "rows/s", "minutes"], rows
-        )
 
-    def _spread(self, cells: SettingCells, metric: str, scenario: str | None = None) -> str:
-        group = ("all", "all") if scenario is None else ("scenario", scenario)
-        return spread(select(self.frame, cells.setting.model, cells.setting.arm, group)[metric])
+def _spread(cells: SettingCells, metric: str, scenario: str | None = None) -> str:
+    groups = [
+        cell.metrics.all if scenario is None else cell.metrics.scenarios[scenario]
+        for cell in cells.evaluated
+    ]
+    return spread([getattr(group, metric) for group in groups])
 
-    def _published(self) -> Iterator[str]:
-        """Yields how many models reach their published AUC, and the names of the others."""
-        published = self.dataset.published
-        assert published is not None
-        compared, below = 0, []
-        for cells in self.loaded:
-            if (model := cells.setting.model) in published.auc and cells.evaluated:
-                auc = mean(select(self.frame, model, cells.setting.arm)["auc"])
-                compared += 1
-                if auc < published.auc[model]:
-                    below.append(f"{model} ({auc:.4f} < {published.auc[model]:.4f})")
-        names = f"; below it: {', '.join(below)}" if below else ""
-        yield ""
-        yield (
-            f"Published: {published.source}. Of the {compared} models with a published AUC, "
-            f"{compared - len(below)} reach it here{names}."
-        )
+
+def _comparison(published: PublishedAUC, evaluated: Sequence[SettingCells]) -> str:
+    """Returns how many models reach their published AUC, and the names of the others."""
+    below = []
+    compared = [cells for cells in evaluated if cells.setting.model in published.auc]
+    for cells in compared:
+        model = cells.setting.model
+        auc = mean(cell.metrics.all.auc or 0.0 for cell in cells.evaluated)
+        if auc < published.auc[model]:
+            below.append(f"{model} ({auc:.4f} < {published.auc[model]:.4f})")
+    names = f"; below it: {', '.join(below)}" if below else ""
+    return (
+        f"Published: {published.source}. Of the {len(compared)} models with a published AUC, "
+        f"{len(compared) - len(below)} reach it here{names}."
+    )
 
 
 def _tuned_row(cells: SettingCells) -> list[str]:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from msrec.launch.evaluation.results import Results
 from msrec.launch.evaluation.slices import HISTORIES
 from msrec.launch.training.metric_log import load_metric_log
 from msrec.launch.training.trainer import Trainer
+from msrec.model.metrics.definitions import ScenarioMetrics
 
 CELL_FILE = "cell.json"
 OUTPUT_FILE = "output.txt"
@@ -46,6 +47,12 @@ class Cell(StrictModel):
     table_parameters: int
     results: Results | None = None
     """On the evaluated split, if any."""
+
+    @property
+    def metrics(self) -> ScenarioMetrics:
+        """Metrics on the evaluated split."""
+        assert self.results is not None, "the training must be evaluated"
+        return self.results.metrics
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,11 @@ def train_cell(training: PlannedTraining) -> Cell:
     folder = training.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with (folder / OUTPUT_FILE).open("w") as output, redirect_stderr(output):
+    with (
+        (folder / OUTPUT_FILE).open("w") as output,
+        redirect_stdout(output),
+        redirect_stderr(output),
+    ):
         cell = _train(training)
     for name in NOT_KEPT:
         shutil.rmtree(folder / name, ignore_errors=True)

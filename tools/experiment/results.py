@@ -67,19 +67,20 @@ def select(frame: pl.DataFrame, model: str, arm: str, group: Group = ALL) -> pl.
     return frame.filter(*(pl.col(name) == value for name, value in values.items()))
 
 
-def spread(values: pl.Series) -> str:
+def spread(values: Iterable[float | None]) -> str:
     """Returns mean and, of several values, standard deviation; None is left out.
 
     Example:
-        >>> spread(pl.Series([0.80, 0.82]))
+        >>> spread([0.80, 0.82])
         '0.8100 ± 0.0141'
     """
-    known = values.drop_nulls().to_list()
+    every = list(values)
+    known = [value for value in every if value is not None]
     if len(known) > 1:
         return f"{mean(known):.4f} ± {stdev(known):.4f}"
     if known:
         return f"{known[0]:.4f}"
-    return "undefined" if len(values) else ""
+    return "undefined" if every else ""
 
 
 def with_seeds(name: str, evaluated: int, seeds: int) -> str:

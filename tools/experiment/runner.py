@@ -98,7 +98,11 @@ def _train(sweep: Sweep, pending: Sequence[Setting], jobs: int) -> None:
             f"{len(failures)} trainings failed; run the command again after fixing the cause. "
             f"The first: {failures[0]}"
         )
-    timed = [c.setting.training("speed", 0, c.choice or {}) for c in loaded if None in c.speed]
+    timed = [
+        cells.setting.training("speed", 0, cells.choice)
+        for cells in loaded
+        if cells.choice is not None and None in cells.speed
+    ]
     run_all("timing", train_cell, timed, 1)
 
 

@@ -31,8 +31,8 @@ CONTROLS = ("shuffled", "random", "learned", "concat")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """Name of a data set, model or arm, and of its folder."""
-Models = dict[Name, list[str]]
-"""Model -> overrides. The name is the value of `backbone.name`, unless the overrides set it."""
+Overrides = dict[Name, list[str]]
+"""Name of a model or an arm -> `key.sub=value` overrides of a run's config."""
 
 
 class PublishedAUC(StrictModel):
@@ -49,8 +49,9 @@ class SweepDataset(StrictModel):
     """YAML file of a run."""
     options: list[str] = []
     """Overrides of all runs on the data set."""
-    backbones: Models = {}
-    """By default those of the sweep."""
+    backbones: Overrides = {}
+    """Models; by default those of the sweep. A model's name is also its `backbone.name`, unless its
+    overrides have another one."""
     convert: list[str] = []
     """Arguments of `msrec convert`: the source, a folder below the sweep's `raw`, and options. The
     dataset folder is then OUT/data/NAME and the knowledge store OUT/store/NAME."""
@@ -75,25 +76,24 @@ class Sweep(StrictModel):
     """Steps of a further training that measures the speed of each model and arm; 0 for none."""
     split: Split = "test"
     """Split to evaluate the seeds on; `valid` to choose between arms."""
-    arms: list[str] | Models = list(ARMS)
+    arms: list[str] | Overrides = list(ARMS)
     """Names in `ARMS`, or arm -> overrides. With no arms, `reference` must be empty."""
     reference: str = BARE
     """Arm that the others are compared with."""
     controls: dict[Name, list[Name]] = {}
     """Arm -> further arms to compare it with. `both` is always compared with `CONTROLS`."""
-    backbones: Models = {}
+    backbones: Overrides = {}
     """Models of the data sets that name none."""
     about: str = ""
     """Introduction of the benchmark page, in Markdown."""
     datasets: dict[Name, SweepDataset]
 
     @property
-    def arm_options(self) -> Mapping[str, list[str]]:
+    def arm_options(self) -> Overrides:
         """Arm -> overrides; without arms, one with an empty name."""
-        arms = (
-            self.arms if isinstance(self.arms, dict) else {name: ARMS[name] for name in self.arms}
-        )
-        return arms or {"": []}
+        if isinstance(self.arms, dict):
+            return self.arms or {"": []}
+        return {name: ARMS[name] for name in self.arms} or {"": []}
 
     @property
     def comparisons(self) -> list[tuple[str, str]]:
@@ -104,7 +104,7 @@ class Sweep(StrictModel):
         pairs += [(arm, other) for arm, others in self.controls.items() for other in others]
         return list(dict.fromkeys(pairs))
 
-    def models(self, dataset: str) -> Models:
+    def models(self, dataset: str) -> Overrides:
         """Returns the models of a data set."""
         return self.datasets[dataset].backbones or self.backbones
 

@@ -16,7 +16,10 @@ Kind = Literal["trial", "seed", "speed"]
 
 @dataclass(frozen=True)
 class Setting:
-    """A model with an arm on a data set of a sweep."""
+    """A model with an arm on a data set of a sweep.
+
+    The folders of its trainings are OUT/DATASET/MODEL/ARM/KIND-NUMBER.
+    """
 
     sweep: Sweep
     dataset: str
@@ -60,7 +63,7 @@ class Setting:
         )
 
     def finished_trial(self, number: int) -> Cell | None:
-        """Reads the cell of a trial, with whatever choice; None if it is not finished."""
+        """Reads the cell of a trial with any choice; None if it is not finished."""
         cell = load_cell(self.training("trial", number, {}).folder)
         return None if cell is None else self.training("trial", number, cell.choice).cell()
 
@@ -69,8 +72,8 @@ class Setting:
 class SettingCells:
     """Cells of a setting by number, None where a training is not finished.
 
-    `choice` is that of the best trial, None until all are finished. Until then all seeds count as
-    missing.
+    `choice` is that of the best trial, or empty without trials. It is None until all trials are
+    finished; until then seeds and speed count as missing.
     """
 
     setting: Setting
