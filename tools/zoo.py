@@ -108,9 +108,9 @@ def page() -> str:
     lines = [
         "# The zoo",
         "",
-        "Written by `msrec zoo --page docs/reference/models.md` from the docstrings; `msrec zoo` prints the "
-        "table, `msrec zoo NAME` one model. A test compares every model with a row-by-row version "
-        "of its formula (`tests/model/slow/`).",
+        "Written by `msrec zoo --page docs/reference/models.md` from the docstrings; `msrec zoo` "
+        "prints the table, `msrec zoo NAME` one model. A test compares every model with a "
+        "row-by-row version of its formula (`tests/model/slow/`).",
         "",
         "x is the vector of a row: its embeddings, with the output of `interaction` for its dense "
         "features. s is its scenario and e_s the embedding of the scenario. A model computes "

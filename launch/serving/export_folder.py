@@ -1,44 +1,58 @@
-"""The folder of an export: what it says of itself, checked before anything is read from it.
+"""Manifest of an export folder, which is checked before any other file is read.
 
-One folder::
+The folder::
 
-    export.json             what follows, its versions and checksums; written last
-    dataset.yaml            the schema: scenarios, features
-    vocabularies/           raw values to table rows
-    users.parquet, items.parquet        the keys alone
-    rare.npz                ids that training took as unknown
+    export.json             manifest: settings, versions, checksums, comparison with the run
+    dataset.yaml            schema: scenarios and features
+    vocabularies/           raw values and their table rows
+    users.parquet, items.parquet        keys only
+    rare.npz                rare ids, which training replaced by row 0
     tables/NAME.npy         rows of each table, int8 or float16
-    dense.pt2               the part over the tables, by torch.export
-    dense_compiled.pt2      the same compiled by AOTInductor, for this kind of CPU
+    dense.pt2               dense part of the model as a program of torch.export
+    dense_compiled.pt2      the same program compiled by AOTInductor for one kind of CPU
 """
 
 import platform
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from msrec.data.io.atomic_files import check_files
-from msrec.data.io.validation import first_error
+from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.loading.behaviour_history import Side
-from msrec.launch.serving.quantized_tables import TableSpec
+from msrec.data.schema import Split
 from msrec.launch.versions import installed, is_cpu_build
 
-MANIFEST, RARE = "export.json", "rare.npz"
-PROGRAM, COMPILED = "dense.pt2", "dense_compiled.pt2"
-VERSION = 1
-Dense = Literal["float32", "bfloat16"]
+MANIFEST_FILE = "export.json"
+RARE_IDS_FILE = "rare.npz"
+FORMAT_VERSION = 1
+INT8_SCALE_BYTES = 4
+"""Bytes in front of each int8 row: its scale and offset, float16 each."""
+TableDtype = Literal["int8", "float16"]
+DenseDtype = Literal["float32", "bfloat16"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ExportTable(StrictModel):
+    """Embedding table of an export, and the features that look it up."""
+
+    name: str
+    rows: int
+    dim: int
+    kind: TableDtype
+    features: list[str]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in the file."""
+        return self.dim + INT8_SCALE_BYTES if self.kind == "int8" else 2 * self.dim
 
 
-class Parity(_Part):
-    """Scores of the export beside those of the run, of the same rows."""
+class Parity(StrictModel):
+    """Comparison of the scores of an export with those of its run, on the same rows."""
 
-    split: Literal["train", "valid", "test"]
+    split: Split
     rows: int
     auc_run: float
     auc_export: float
@@ -47,36 +61,43 @@ class Parity(_Part):
 
     @property
     def auc_difference(self) -> float:
-        """Export less run."""
+        """AUC of the export minus AUC of the run."""
         return self.auc_export - self.auc_run
 
 
-class Manifest(_Part):
-    """What `export.json` says."""
+class Manifest(StrictModel):
+    """Contents of `export.json`."""
 
     version: int
     run: str
     checkpoint: str
     backbone: str
     parameters: int
-    """Of the part over the tables."""
-    dense: Dense
-    """Of the larger matrix products."""
+    """Number of parameters of the dense part."""
+    dense: DenseDtype
+    """Dtype of the larger matrix products."""
     scale: float
     per_scenario: bool
-    tables: list[TableSpec]
+    tables: list[ExportTable]
     features: list[str]
-    """In the order of lookup: those of the schema, then histories, then knowledge."""
+    """In the order of lookup: features of the schema, then histories, then LLM knowledge."""
     histories: list[Side]
     known: list[Side]
+    """Sides with a table of histories, and sides with a table of LLM knowledge."""
     versions: dict[str, str | None]
     cpu: str
     parity: Parity | None
     crc32: dict[str, str]
 
+    @property
+    def pooled_width(self) -> int:
+        """Columns of the first input of the program: the vectors of all features."""
+        dim_of = {name: table.dim for table in self.tables for name in table.features}
+        return sum(dim_of[name] for name in self.features)
 
-def versions() -> dict[str, str | None]:
-    """Versions that must be the same where an export is made and where it is read."""
+
+def package_versions() -> dict[str, str | None]:
+    """Returns the versions that must be the same for writing and for reading an export."""
     fbgemm = "fbgemm-gpu-cpu" if is_cpu_build() else "fbgemm-gpu"
     return {
         "msrec": installed("msrec"),
@@ -85,23 +106,23 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def cpu() -> str:
-    """The kind of CPU that a compiled program is for."""
+def cpu_kind() -> str:
+    """Returns the architecture and instruction set that a program is compiled for."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def read_manifest(folder: Path, *, compared: bool = True) -> Manifest:
-    """Read `export.json`, and compare versions and every file with it.
+def read_manifest(folder: Path, *, allow_unfinished: bool = False) -> Manifest:
+    """Reads `export.json` and checks versions and the checksum of every file.
 
     Args:
         folder: an export.
-        compared: whether it must have been compared with its run, as a finished one was.
+        allow_unfinished: accept an export that has not been compared with its run yet.
 
     Raises:
-        FileNotFoundError: the folder holds no export, or one that was not finished.
-        ValueError: it was made by other versions, or a file has changed or is not there.
+        FileNotFoundError: the folder holds no export, or an unfinished one.
+        ValueError: the export was made with other versions, or a file is missing or damaged.
     """
-    path = folder / MANIFEST
+    path = folder / MANIFEST_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} must exist: {folder} holds no export. Make one by `msrec export RUN`."
@@ -110,18 +131,18 @@ def read_manifest(folder: Path, *, compared: bool = True) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_text())
     except ValidationError as error:
         raise ValueError(f"{path}: {first_error(error)}. Export again.") from None
-    if manifest.version != VERSION:
+    if manifest.version != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: version must be {VERSION}; got {manifest.version}. Export again."
+            f"{path}: version must be {FORMAT_VERSION}; got {manifest.version}. Export again."
         )
-    here: dict[str, Any] = versions()
+    installed_here = package_versions()
     for package, version in manifest.versions.items():
-        if here.get(package) != version:
+        if installed_here.get(package) != version:
             raise ValueError(
-                f"{package} must be {version}, by which {folder} was exported; found "
-                f"{here.get(package)}. Install that, or export again."
+                f"{package} must be {version}, because {folder} was exported with it; found "
+                f"{installed_here.get(package)}. Install that version, or export again."
             )
-    if compared and manifest.parity is None:
+    if manifest.parity is None and not allow_unfinished:
         raise FileNotFoundError(
             f"{folder} must hold a finished export; this one was not compared with its run. Make "
             "one by `msrec export RUN`."

@@ -1,69 +1,75 @@
-"""Does an export score as its run does? Both score the same rows."""
+"""Comparison of an export with its run: both score the same rows."""
 
 import numpy as np
-import torch
 from rich.progress import track
 
 from msrec.data.schema import Split
+from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
+from msrec.launch.evaluation.predict import click_scores
 from msrec.launch.loaders import build_loader, eval_batch
 from msrec.launch.serving.export_folder import Parity
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import TrainedRun
 from msrec.model.metrics.exact import exact_metrics
-from msrec.model.ranker import Outcome
 
 LARGEST_AUC_DIFFERENCE = 1e-4
 
 
-def compare(run: TrainedRun, scorer: Scorer, process: Process, split: Split) -> Parity:
-    """Score a split with both.
+def compare_with_run(run: TrainedRun, scorer: Scorer, process: Process, split: Split) -> Parity:
+    """Scores a split with a run and with its export.
 
     Raises:
         FileNotFoundError: there is no such split.
-        ValueError: the AUCs differ by more than `LARGEST_AUC_DIFFERENCE`, or there is none.
+        ValueError: the AUCs differ by `LARGEST_AUC_DIFFERENCE` or more, or are not defined.
     """
-    loader = build_loader(
-        run.config, split, process, run.knowledge, eval_batch(run.config, 1), shuffle=False
-    )
-    labels, ours, theirs = [], [], []
-    steps = track(loader.batches(), "compare with the run", total=len(loader), transient=True)
-    for batch in steps:
-        with torch.no_grad():
-            outcome = Outcome(*run.model(batch.to(process.device))[1])
-        row_id = outcome.row_id.cpu().numpy()
-        real = row_id >= 0
-        if not real.any():
-            continue
-        labels.append(outcome.label[:, 0].cpu().numpy()[real])
-        ours.append(torch.sigmoid(outcome.logits[:, 0]).cpu().numpy()[real])
-        theirs.append(scorer.score(scorer.maker.rows(loader.reader.take(row_id[real]))))
-    label, run_score, score = map(np.concatenate, (labels, ours, theirs))
-    aucs = [_auc(values, label) for values in (run_score, score)]
-    if None in aucs:
+    label, run_score, export_score = _score_with_both(run, scorer, process, split)
+    auc_run, auc_export = _auc(run_score, label), _auc(export_score, label)
+    if auc_run is None or auc_export is None:
         raise ValueError(
-            f"the {split} split must hold both labels for an export to be compared with its run; "
-            f"all of its {len(label)} rows have one. Name another: --split valid."
+            f"the {split} split must hold both labels, so that an export can be compared with its "
+            f"run; all of its {len(label)} rows have the same one. Choose another: --split valid."
         )
-    difference = np.abs(score.astype(np.float64) - run_score)
-    found = Parity(
+    difference = np.abs(export_score.astype(np.float64) - run_score)
+    parity = Parity(
         split=split,
         rows=len(label),
-        auc_run=aucs[0],
-        auc_export=aucs[1],
+        auc_run=auc_run,
+        auc_export=auc_export,
         largest_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
     )
-    if abs(found.auc_difference) >= LARGEST_AUC_DIFFERENCE:
+    if abs(parity.auc_difference) >= LARGEST_AUC_DIFFERENCE:
         raise ValueError(
             f"an export must have the AUC of its run within {LARGEST_AUC_DIFFERENCE:g}; on "
-            f"{found.rows:,} {split} rows the run has {found.auc_run:.6f} and the export "
-            f"{found.auc_export:.6f}. Nothing was written: try --tables float16, --dense "
-            "float32 or more rows."
+            f"{len(label):,} {split} rows the run has {auc_run:.6f} and the export "
+            f"{auc_export:.6f}. Nothing was written: try --tables float16, --dense float32 or more "
+            "rows."
         )
-    return found
+    return parity
+
+
+def _score_with_both(
+    run: TrainedRun, scorer: Scorer, process: Process, split: Split
+) -> tuple[np.ndarray, ...]:
+    """Returns label, score of the run and score of the export, (rows,), float32 each."""
+    loader = build_loader(
+        run.config, split, process, run.knowledge, eval_batch(run.config, 1), shuffle=False
+    )
+    labels, run_scores, export_scores = [], [], []
+    outcomes = BatchPipeline(run.model, process).outcomes(loader.batches())
+    for outcome in track(outcomes, "compare with the run", total=len(loader), transient=True):
+        row_id = outcome.row_id.cpu().numpy()
+        real = row_id >= 0  # padding and excluded rows have -1
+        if not real.any():
+            continue
+        labels.append(outcome.label[:, 0].cpu().numpy()[real])
+        run_scores.append(click_scores(outcome).cpu().numpy()[real])
+        rows = scorer.encoder.encode(loader.reader.take(row_id[real]))
+        export_scores.append(scorer.score(rows))
+    return tuple(map(np.concatenate, (labels, run_scores, export_scores)))
 
 
 def _auc(score: np.ndarray, label: np.ndarray) -> float | None:
-    one = np.zeros(len(label), dtype=np.int64)
-    return exact_metrics(score, label, one, one, ["all"]).all.auc
+    same_group = np.zeros(len(label), dtype=np.int64)
+    return exact_metrics(score, label, same_group, same_group, ["all"]).all.auc

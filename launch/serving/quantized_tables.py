@@ -1,8 +1,7 @@
-"""Embedding tables of an export: int8 or float16 rows, files of them, and their lookup."""
+"""Quantized embedding tables of an export, and their lookup."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,98 +15,100 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
     IntNBitTableBatchedEmbeddingBagsCodegen,
 )
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-Kind = Literal["int8", "float16"]
-TYPES: dict[Kind, SparseType] = {"int8": SparseType.INT8, "float16": SparseType.FP16}
-SCALE_BYTES = 4
-"""In front of an int8 row: scale and offset, float16 each."""
+from msrec.launch.serving.export_folder import INT8_SCALE_BYTES, ExportTable, TableDtype
+
+FBGEMM_TYPES = {"int8": SparseType.INT8, "float16": SparseType.FP16}
 
 
-class TableSpec(BaseModel):
-    """A table: its rows, and the features that look it up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    rows: int
-    dim: int
-    kind: Kind
-    features: list[str]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row in its file."""
-        return self.dim + SCALE_BYTES if self.kind == "int8" else 2 * self.dim
+def table_path(folder: Path, table: str) -> Path:
+    """Returns the file of a table of an export."""
+    return folder / "tables" / f"{table}.npy"
 
 
-def quantised(weight: Tensor, kind: Kind) -> npt.NDArray[np.uint8]:
-    """Rows as the file of a table holds them.
+def quantize_rows(weight: Tensor, dtype: TableDtype) -> npt.NDArray[np.uint8]:
+    """Returns rows as the bytes that the file of a table holds.
 
-    An int8 row is `scale * q + offset`, q in 0..255, its scale (max - min) / 255 of the row: a
-    value is off by at most half a scale, and what float16 rounds of scale and offset.
+    An int8 row is `scale * q + offset` with q in 0..255 and scale = (max - min) / 255 of the row.
+    The error of a value is at most half a scale, plus the rounding of scale and offset to float16.
 
     Shape:
         weight: (rows, dim), float32.
-        returns: (rows, row_bytes), uint8; of int8 scale and offset stand first.
+        returns: (rows, row_bytes), uint8; int8 rows begin with scale and offset.
     """
-    if kind == "float16":
+    if dtype == "float16":
         halves: npt.NDArray[np.uint8] = weight.half().contiguous().numpy().view(np.uint8)
         return halves
-    fused = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(weight.contiguous(), 8)
-    rolled: npt.NDArray[np.uint8] = fused.roll(SCALE_BYTES, dims=1).numpy()
-    return rolled
+    quantize = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf
+    scale_last = quantize(weight.contiguous(), 8)
+    scale_first: npt.NDArray[np.uint8] = scale_last.roll(INT8_SCALE_BYTES, dims=1).numpy()
+    return scale_first
 
 
-class Tables:
-    """Looks ids up in all tables by one call.
+def write_table(folder: Path, table: ExportTable, chunks: Iterable[Tensor]) -> None:
+    """Writes the file of a table from its rows: chunks of (n, dim), float32, in order."""
+    path, shape = table_path(folder, table.name), (table.rows, table.row_bytes)
+    path.parent.mkdir(exist_ok=True)
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    start = 0
+    for rows in chunks:
+        file[start : start + len(rows)] = quantize_rows(rows, table.kind)
+        start += len(rows)
+    assert start == table.rows
+    file.flush()
 
-    Ids are checked by whoever makes them; a lookup checks again, and raises for one out of range.
+
+class QuantizedTables:
+    """All tables of an export in memory, looked up by one call.
+
+    Args:
+        tables: the tables.
+        folder: the export that holds their files.
+        features: the features in the order of lookup.
 
     Raises:
-        ValueError: a file has another size than its table.
+        ValueError: the size of a file does not fit its table.
     """
 
-    def __init__(self, specs: Sequence[TableSpec], folder: Path, features: Sequence[str]) -> None:
-        self.specs = list(specs)
-        of = {name: place for place, spec in enumerate(specs) for name in spec.features}
-        self._tbe = IntNBitTableBatchedEmbeddingBagsCodegen(
-            [(s.name, s.rows, s.dim, TYPES[s.kind], EmbeddingLocation.HOST) for s in specs],
-            feature_table_map=[of[name] for name in features],
+    def __init__(
+        self, tables: Sequence[ExportTable], folder: Path, features: Sequence[str]
+    ) -> None:
+        table_of = {name: i for i, table in enumerate(tables) for name in table.features}
+        self._tables = IntNBitTableBatchedEmbeddingBagsCodegen(
+            [(t.name, t.rows, t.dim, FBGEMM_TYPES[t.kind], EmbeddingLocation.HOST) for t in tables],
+            feature_table_map=[table_of[name] for name in features],
             pooling_mode=PoolingMode.SUM,
             device="cpu",
             bounds_check_mode=BoundsCheckMode.FATAL,
             output_dtype=SparseType.FP32,
         )
-        self._tbe.initialize_weights()
-        placed = self._tbe.split_embedding_weights(split_scale_shifts=False)
-        for spec, (target, _) in zip(specs, placed, strict=True):
-            target.copy_(torch.from_numpy(_mapped(file_of(folder, spec.name), spec)))
+        self._tables.initialize_weights()
+        weights = self._tables.split_embedding_weights(split_scale_shifts=False)
+        for table, (weight, _) in zip(tables, weights, strict=True):
+            weight.copy_(torch.from_numpy(_map_file(folder, table)))
 
     def lookup(self, ids: Tensor, offsets: Tensor) -> Tensor:
-        """Sums of the rows of each bag.
+        """Returns the sum of the rows of each bag.
 
         Shape:
-            ids: (N,), int32, feature by feature, in a feature row by row.
+            ids: (N,), int32, ordered by feature, then by row.
             offsets: (F * B + 1,), int32.
             returns: (B, sum of the features' dims), float32.
+
+        Raises:
+            RuntimeError: an id is out of range; `RowEncoder` refuses such ids before.
         """
-        return torch.as_tensor(self._tbe(ids, offsets))
+        return torch.as_tensor(self._tables(ids, offsets))
 
 
-def file_of(folder: Path, table: str) -> Path:
-    """Where a table lies in an export."""
-    return folder / "tables" / f"{table}.npy"
-
-
-def _mapped(path: Path, spec: TableSpec) -> npt.NDArray[np.uint8]:
-    # "c" is private to this process: torch warns of arrays that cannot be written.
+def _map_file(folder: Path, table: ExportTable) -> npt.NDArray[np.uint8]:
+    path, shape = table_path(folder, table.name), (table.rows, table.row_bytes)
+    # Mode "c" keeps changes private to this process. torch warns of read-only arrays.
     rows = np.load(path, mmap_mode="c", allow_pickle=False)
-    shape = (spec.rows, spec.row_bytes)
     if rows.shape != shape or rows.dtype != np.uint8:
         raise ValueError(
-            f"{path} must hold {shape} bytes as export.json says; it holds {rows.shape} of "
+            f"{path} must hold {shape} bytes, as export.json says; it holds {rows.shape} of "
             f"{rows.dtype}. Export again."
         )
     return np.asarray(rows)

@@ -1,33 +1,48 @@
-"""Columns of rows to what the tables and the dense part of an export take."""
+"""Rows of requests, encoded with the ids of an export's tables."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from msrec.data.features.columns import Columns
+from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.loading.behaviour_history import Side
 from msrec.data.loading.id_transforms import RareIds, apply_all, table_transforms
-from msrec.data.schema import Schema
 
-SIDES: tuple[Side, Side] = ("user", "item")
 _NO_ROW_IDS = np.empty(0, dtype=np.int64)
 
 
-def entity_features(histories: Sequence[Side], known: Sequence[Side]) -> dict[str, Side]:
-    """The features behind those of the schema, whose ids are users (items): name -> whose."""
-    return {f"{side}_history": side for side in histories} | {f"{s}_known": s for s in known}
+class RequestTensors(NamedTuple):
+    """Inputs of an export: `ids` and `offsets` for its tables, the others for its program.
+
+    Shape:
+        ids: (N,), int32, ordered by feature, then by row.
+        offsets: (number of all features * B + 1,), int32.
+        lengths: (B, F), float32, ids of each schema feature.
+        dense: (B, num_dense), float32.
+        scenario: (B,), int64.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    lengths: Tensor
+    dense: Tensor
+    scenario: Tensor
 
 
 class RequestRows(NamedTuple):
-    """Rows ready to be scored; cheap to put together with those of other requests.
+    """Encoded rows, which are cheap to join with those of other requests.
+
+    The features are those of the schema, then one per table of histories or LLM knowledge.
 
     Shape:
-        ids: of each feature, (n,) int32, or (sum of lengths,) where it has several.
-        lengths: of each feature, (n,) int32, or None where all are 1.
+        ids: per feature (n,), int32, or (sum of lengths,) if it is multi-valued.
+        lengths: per feature (n,), int32, or None if all are 1.
         dense: (n, num_dense), float32.
         scenario: (n,), int64.
     """
@@ -41,38 +56,89 @@ class RequestRows(NamedTuple):
         """Number of rows, not of fields."""
         return int(self.scenario.shape[0])
 
+    @classmethod
+    def join(cls, requests: Sequence[Self]) -> Self:
+        """Returns the rows of several requests, in order."""
+        if len(requests) == 1:
+            return requests[0]
+        ids, lengths = [], []
+        for feature in range(len(requests[0].ids)):
+            ids.append(np.concatenate([request.ids[feature] for request in requests]))
+            parts = [part for request in requests if (part := request.lengths[feature]) is not None]
+            lengths.append(np.concatenate(parts) if parts else None)
+        dense = np.concatenate([request.dense for request in requests])
+        scenario = np.concatenate([request.scenario for request in requests])
+        return cls(ids, lengths, dense, scenario)
+
+    def cut(self, start: int, end: int) -> Self:
+        """Returns the rows from `start` up to `end`, without `end`."""
+        rows = slice(start, end)
+        ids = []
+        for values, lengths in zip(self.ids, self.lengths, strict=True):
+            if lengths is None:
+                ids.append(values[rows])
+            else:
+                first = lengths[:start].sum()
+                ids.append(values[first : first + lengths[rows].sum()])
+        lengths_cut = [None if lengths is None else lengths[rows] for lengths in self.lengths]
+        return type(self)(ids, lengths_cut, self.dense[rows], self.scenario[rows])
+
+    def tensors(self, num_features: int) -> RequestTensors:
+        """Returns the tensors of at least one row; `num_features` is F, those of the schema."""
+        num_rows = len(self)
+        ids = torch.from_numpy(np.concatenate(self.ids))
+        dense, scenario = torch.from_numpy(self.dense), torch.from_numpy(self.scenario)
+        if all(lengths is None for lengths in self.lengths):
+            offsets = torch.arange(len(ids) + 1, dtype=torch.int32)
+            return RequestTensors(ids, offsets, torch.ones(num_rows, num_features), dense, scenario)
+        ones = np.ones(num_rows, dtype=np.int32)
+        lengths = np.stack([ones if one is None else one for one in self.lengths])
+        offsets = torch.zeros(lengths.size + 1, dtype=torch.int32)
+        torch.cumsum(torch.from_numpy(lengths).flatten(), 0, out=offsets[1:])
+        schema_lengths = torch.from_numpy(lengths[:num_features].T.astype(np.float32, order="C"))
+        return RequestTensors(ids, offsets, schema_lengths, dense, scenario)
+
 
 class RequestEncoder:
-    """Makes `RequestRows` of columns, with the ids that the tables of a run have.
+    """Encodes raw rows, or columns of a dataset, with the ids of an export's tables.
 
     Args:
-        schema: of the dataset folder.
-        scale, per_scenario: of the run's tables.
-        rare: feature -> (table rows,) bool, ids that training took as unknown.
-        entities: see `entity_features`.
+        row_encoder: encodes raw rows with the ids of the dataset.
+        scale, per_scenario: settings of the run's tables.
+        rare: feature -> (rows of its table,), bool, ids that training replaced by row 0.
+        sides: user or item for each table of histories or LLM knowledge, in the order of lookup.
     """
 
     def __init__(
         self,
-        schema: Schema,
+        row_encoder: RowEncoder,
         scale: float,
         per_scenario: bool,
         rare: Mapping[str, npt.NDArray[np.bool_]],
-        entities: Mapping[str, Side],
+        sides: Sequence[Side],
     ) -> None:
-        self._schema = schema
-        self._transforms = [RareIds(rare), *table_transforms(schema, scale, per_scenario)]
-        self._entities = entities
+        self.row_encoder = row_encoder
+        self.schema = row_encoder.schema
+        self._transforms = [RareIds(rare), *table_transforms(self.schema, scale, per_scenario)]
+        self._sides = sides
 
-    def rows(self, columns: Columns) -> RequestRows:
-        """The rows of columns as `RowEncoder.encode` and `SplitReader.take` give them.
+    def encode_json(self, rows: Sequence[Mapping[str, Any]], where: str) -> RequestRows:
+        """Encodes raw rows that were parsed from JSON; see `RowEncoder.table`."""
+        return self.encode_table(self.row_encoder.table(rows, where), where)
 
-        Row 0 of an entity's table is of those that the dataset folder does not know.
+    def encode_table(self, table: pa.Table, where: str, first_row: int = 0) -> RequestRows:
+        """Encodes a table of raw rows; see `RowEncoder.encode`."""
+        return self.encode(self.row_encoder.encode(table, where, first_row))
+
+    def encode(self, columns: Columns) -> RequestRows:
+        """Encodes columns as `RowEncoder.encode` and `SplitReader.take` return them.
+
+        Users and items that the dataset does not know have row 0 in their tables.
         """
         columns = apply_all(self._transforms, columns, _NO_ROW_IDS, epoch=0)
         ids: list[npt.NDArray[np.int32]] = []
         lengths: list[npt.NDArray[np.int32] | None] = []
-        for feature in self._schema.sparse:
+        for feature in self.schema.sparse:
             column = columns[feature.name]
             if not feature.multi:
                 ids.append(column)
@@ -81,70 +147,11 @@ class RequestEncoder:
             offsets = column.offsets.to_numpy()
             ids.append(column.values.to_numpy()[offsets[0] : offsets[-1]])
             lengths.append(np.diff(offsets).astype(np.int32, copy=False))
-        for side in self._entities.values():
+        for side in self._sides:
             ids.append(columns[side].astype(np.int32) + np.int32(1))
             lengths.append(None)
         scenario = columns["scenario"].astype(np.int64)
-        dense = np.empty((len(scenario), len(self._schema.dense)), dtype=np.float32)
-        for place, name in enumerate(self._schema.dense):
-            dense[:, place] = columns[name]
+        dense = np.empty((len(scenario), len(self.schema.dense)), dtype=np.float32)
+        for number, name in enumerate(self.schema.dense):
+            dense[:, number] = columns[name]
         return RequestRows(ids, lengths, dense, scenario)
-
-
-def joined(parts: Sequence[RequestRows]) -> RequestRows:
-    """The rows of several requests, in their order."""
-    if len(parts) == 1:
-        return parts[0]
-    features = range(len(parts[0].ids))
-    lengths = [[of for part in parts if (of := part.lengths[f]) is not None] for f in features]
-    return RequestRows(
-        [np.concatenate([part.ids[f] for part in parts]) for f in features],
-        [np.concatenate(of) if of else None for of in lengths],
-        np.concatenate([part.dense for part in parts]),
-        np.concatenate([part.scenario for part in parts]),
-    )
-
-
-def part_of(rows: RequestRows, start: int, end: int) -> RequestRows:
-    """Some of the rows, those from `start` to before `end`."""
-    ids = []
-    for values, lengths in zip(rows.ids, rows.lengths, strict=True):
-        if lengths is None:
-            ids.append(values[start:end])
-        else:
-            edges = np.concatenate([[0], np.cumsum(lengths)])
-            ids.append(values[edges[start] : edges[min(end, len(lengths))]])
-    cut = [None if of is None else of[start:end] for of in rows.lengths]
-    return RequestRows(ids, cut, rows.dense[start:end], rows.scenario[start:end])
-
-
-class Inputs(NamedTuple):
-    """What the tables take, (ids, offsets), and the dense part besides, (lengths, ...)."""
-
-    ids: Tensor
-    offsets: Tensor
-    lengths: Tensor
-    dense: Tensor
-    scenario: Tensor
-
-
-def inputs_of(rows: RequestRows, num_features: int) -> Inputs:
-    """Tensors of at least one row.
-
-    Shape:
-        num_features: F, those of the schema; entities stand behind them.
-        returns: ids (N,) int32; offsets (all features * B + 1,) int32; lengths (B, F) float32;
-            dense (B, num_dense) float32; scenario (B,) int64.
-    """
-    size = len(rows)
-    ids = torch.from_numpy(np.concatenate(rows.ids))
-    dense, scenario = torch.from_numpy(rows.dense), torch.from_numpy(rows.scenario)
-    if all(of is None for of in rows.lengths):
-        offsets = torch.arange(len(ids) + 1, dtype=torch.int32)
-        return Inputs(ids, offsets, torch.ones(size, num_features), dense, scenario)
-    ones = np.ones(size, dtype=np.int32)
-    lengths = np.stack([ones if of is None else of for of in rows.lengths])
-    offsets = torch.zeros(lengths.size + 1, dtype=torch.int32)
-    torch.cumsum(torch.from_numpy(lengths).flatten(), 0, out=offsets[1:])
-    of_features = torch.from_numpy(lengths[:num_features].T.astype(np.float32, order="C"))
-    return Inputs(ids, offsets, of_features, dense, scenario)

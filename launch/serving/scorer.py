@@ -1,8 +1,6 @@
-"""An export in memory: rows in, click probabilities out."""
+"""An export in memory, which turns rows into click probabilities."""
 
-import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,85 +8,72 @@ import torch
 from torch import Tensor
 
 from msrec.data.features.row_encoder import RowEncoder
-from msrec.launch.serving.export_folder import COMPILED, PROGRAM, RARE, Manifest, cpu, read_manifest
-from msrec.launch.serving.quantized_tables import Tables
-from msrec.launch.serving.request_rows import (
-    Inputs,
-    RequestEncoder,
-    RequestRows,
-    entity_features,
-    inputs_of,
-    part_of,
-)
+from msrec.launch.serving.dense_program import load_program
+from msrec.launch.serving.export_folder import RARE_IDS_FILE, read_manifest
+from msrec.launch.serving.quantized_tables import QuantizedTables
+from msrec.launch.serving.request_rows import RequestEncoder, RequestRows, RequestTensors
 
-MOST_ROWS = 8192
-"""Of one call of the program."""
-logger = logging.getLogger(__name__)
+MAX_CALL_ROWS = 8192
+"""Most rows of one call of the program."""
 
 
 class Scorer:
     """Scores rows with an export.
 
-    The compiled program is used where there is one for this kind of CPU, else the exported one.
+    Uses the compiled program if there is one for this kind of CPU, else the exported one.
 
     Args:
         folder: an export.
-        compiled: whether to look for the compiled program.
-        compared: whether the export must have been compared with its run.
+        compiled: whether the compiled program may be used.
+        allow_unfinished: accept an export that has not been compared with its run yet.
 
     Raises:
-        FileNotFoundError: the folder holds no export.
-        ValueError: it is of other versions or damaged.
+        FileNotFoundError: the folder holds no finished export.
+        ValueError: the export was made with other versions, or is damaged.
     """
 
-    def __init__(self, folder: Path, compiled: bool = True, compared: bool = True) -> None:
+    def __init__(
+        self, folder: Path, compiled: bool = True, *, allow_unfinished: bool = False
+    ) -> None:
         self.folder = folder
-        self.manifest: Manifest = read_manifest(folder, compared=compared)
-        of = self.manifest
-        self.raw = RowEncoder(folder)
-        with np.load(folder / RARE, allow_pickle=False) as rare:
-            entities = entity_features(of.histories, of.known)
-            self.maker = RequestEncoder(
-                self.raw.schema, of.scale, of.per_scenario, dict(rare), entities
+        manifest = read_manifest(folder, allow_unfinished=allow_unfinished)
+        self.manifest = manifest
+        with np.load(folder / RARE_IDS_FILE, allow_pickle=False) as rare:
+            self.encoder = RequestEncoder(
+                RowEncoder(folder),
+                manifest.scale,
+                manifest.per_scenario,
+                dict(rare),
+                [*manifest.histories, *manifest.known],
             )
-        self._tables = Tables(of.tables, folder, of.features)
-        self._num_features = len(self.raw.schema.sparse)
-        self.is_compiled = compiled and (folder / COMPILED).is_file()
-        if self.is_compiled and of.cpu != cpu():
-            logger.warning(
-                "%s was compiled for %s, this is %s: using the program that is not compiled",
-                folder, of.cpu, cpu(),
-            )  # fmt: skip
-            self.is_compiled = False
-        self._program: Any
-        if self.is_compiled:
-            self._program = torch._inductor.aoti_load_package(str(folder / COMPILED))
-        else:
-            self._program = torch.export.load(folder / PROGRAM).module()
+        self._tables = QuantizedTables(manifest.tables, folder, manifest.features)
+        self._program, self.is_compiled = load_program(folder, manifest, compiled)
 
     def score(self, rows: RequestRows) -> npt.NDArray[np.float32]:
-        """Click probabilities, (n,), float32.
-
-        A row's score does not depend on the rows beside it.
-        """
-        if len(rows) > MOST_ROWS:
-            starts = range(0, len(rows), MOST_ROWS)
-            return np.concatenate([self.score(part_of(rows, s, s + MOST_ROWS)) for s in starts])
+        """Returns click probabilities (n,), float32. A score does not depend on the other rows."""
+        if len(rows) > MAX_CALL_ROWS:
+            starts = range(0, len(rows), MAX_CALL_ROWS)
+            parts = [self.score(rows.cut(start, start + MAX_CALL_ROWS)) for start in starts]
+            return np.concatenate(parts)
         if not len(rows):
             return np.zeros(0, dtype=np.float32)
-        return self.run(self.pooled(inputs_of(rows, self._num_features)))
+        return self.run_program(self.look_up(self.tensors(rows)))
+
+    def tensors(self, rows: RequestRows) -> RequestTensors:
+        """Returns rows as tensors."""
+        return rows.tensors(len(self.encoder.schema.sparse))
 
     @torch.inference_mode()
-    def pooled(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """What the program takes: the tables are looked up."""
-        pooled = self._tables.lookup(inputs.ids, inputs.offsets)
-        return pooled, inputs.lengths, inputs.dense, inputs.scenario
+    def look_up(self, tensors: RequestTensors) -> tuple[Tensor, ...]:
+        """Returns the inputs of the program; the first one is read from the tables."""
+        pooled = self._tables.lookup(tensors.ids, tensors.offsets)
+        return pooled, tensors.lengths, tensors.dense, tensors.scenario
 
     @torch.inference_mode()
-    def run(self, inputs: tuple[Tensor, ...]) -> npt.NDArray[np.float32]:
-        """Run the program."""
-        size = len(inputs[0])
-        if size == 1:  # torch.export takes a size of 1 for a constant
+    def run_program(self, inputs: tuple[Tensor, ...]) -> npt.NDArray[np.float32]:
+        """Returns the click probabilities (B,), float32, for the inputs of the program."""
+        num_rows = len(inputs[0])
+        if num_rows == 1:  # torch.export treats a size of 1 as a constant
             inputs = tuple(part.expand(2, *part.shape[1:]).contiguous() for part in inputs)
-        found: npt.NDArray[np.float32] = self._program(*inputs)[:size].numpy()
-        return found
+        scores: npt.NDArray[np.float32] = self._program(*inputs)[:num_rows].numpy()
+        return scores

@@ -1,4 +1,4 @@
-"""The HTTP server: batching, a bounded queue, messages for bad rows, counts, a graceful end."""
+"""HTTP server: batching, bounded queue, messages for bad rows, metrics, graceful stop."""
 
 import asyncio
 import signal
@@ -13,16 +13,17 @@ import pytest
 from tiny import tiny_dataset
 
 from msrec.data.features.row_encoder import RowEncoder
+from msrec.launch.serving.batcher import Limits
 from msrec.launch.serving.request_rows import RequestEncoder
-from msrec.launch.serving.server import Draining, Limits, create_app
+from msrec.launch.serving.server import DrainingServer, create_app
 
 
-class Gated:
-    """Scores rows by their price and item; calls wait until they may go on."""
+class GatedScorer:
+    """Scores rows by their price, item and genres; each call waits until the gate is open."""
 
-    def __init__(self, raw):
-        self.raw, self.manifest = raw, SimpleNamespace(run="runs/tiny")
-        self.maker = RequestEncoder(raw.schema, 1.0, False, {}, {})
+    def __init__(self, row_encoder):
+        self.encoder = RequestEncoder(row_encoder, 1.0, False, {}, [])
+        self.manifest = SimpleNamespace(run="runs/tiny")
         self.gate, self.began, self.sizes = threading.Event(), threading.Event(), []
         self.fails = False
 
@@ -37,18 +38,18 @@ class Gated:
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory):
+def row_encoder(tmp_path_factory):
     return RowEncoder(tiny_dataset(tmp_path_factory.mktemp("server") / "tiny"))
 
 
 @pytest.fixture
-def gated(raw):
-    return Gated(raw)
+def gated(row_encoder):
+    return GatedScorer(row_encoder)
 
 
 @pytest.fixture
-def open_(gated):
-    """The same with nothing in its way."""
+def ungated(gated):
+    """Scorer whose gate is open."""
     gated.gate.set()
     return gated
 
@@ -63,18 +64,22 @@ ROWS = [
 
 
 @asynccontextmanager
-async def client_of(server):
-    """An HTTP client of an app that has started; the app ends with it."""
-    transport = httpx.ASGITransport(server)
+async def client_of(app, **options):
+    """HTTP client of an app that runs as long as the client is open."""
+    transport = httpx.ASGITransport(app, **options)
     async with (
-        server.router.lifespan_context(server),
+        app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client,
     ):
         yield client
 
 
-def score(client, some):
-    return client.post("/score", json={"rows": some})
+def score(client, rows):
+    return client.post("/score", json={"rows": rows})
+
+
+def waiting_rows(app):
+    return app.state.service.batcher.waiting_rows
 
 
 async def until(condition):
@@ -82,57 +87,56 @@ async def until(condition):
         await asyncio.sleep(0.005)
 
 
-def test_requests_that_wait_together_are_one_call_and_get_their_own_scores(gated):
-    parts = [ROWS[at : at + 1 + at % 3] for at in range(1, 13)]
+def test_waiting_requests_are_one_batch_and_get_their_own_scores(gated):
+    parts = [ROWS[start : start + 1 + start % 3] for start in range(1, 13)]
 
-    async def work():
-        server = create_app(gated, Limits(max_batch=64, max_wait_ms=0))
-        async with client_of(server) as client:
+    async def requests():
+        app = create_app(gated, Limits(max_batch=64, max_wait_ms=0))
+        async with client_of(app) as client:
             first = asyncio.create_task(score(client, ROWS[:1]))
-            await until(gated.began.is_set)  # a call is under way: what comes now must wait
+            await until(gated.began.is_set)  # requests that arrive now must wait
             others = [asyncio.create_task(score(client, part)) for part in parts]
-            await until(lambda: server.state.batcher.waiting_rows == sum(map(len, parts)))
+            await until(lambda: waiting_rows(app) == sum(map(len, parts)))
             gated.gate.set()
             answers = await asyncio.gather(first, *others)
             alone = [(await score(client, part)).json()["scores"] for part in [ROWS[:1], *parts]]
             return [answer.json()["scores"] for answer in answers], alone
 
-    together, alone = asyncio.run(work())
+    together, alone = asyncio.run(requests())
     assert gated.sizes[:2] == [1, sum(map(len, parts))]
-    for mine, single in zip(together, alone, strict=True):
-        np.testing.assert_allclose(mine, single, atol=1e-6)
+    for scores, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-def test_a_batch_has_at_most_so_many_rows_and_waits_for_others_only_so_long(open_):
-    async def work():
-        async with client_of(create_app(open_, Limits(max_batch=4, max_wait_ms=300))) as client:
+def test_batch_has_a_limit_of_rows_and_of_waiting(ungated):
+    async def requests():
+        async with client_of(create_app(ungated, Limits(max_batch=4, max_wait_ms=300))) as client:
             started = asyncio.get_running_loop().time()
-            full = await asyncio.gather(*(score(client, ROWS[at : at + 2]) for at in range(4)))
+            full = await asyncio.gather(*(score(client, ROWS[n : n + 2]) for n in range(4)))
             at_once = asyncio.get_running_loop().time() - started
             alone = await score(client, ROWS[:1])
             return at_once, asyncio.get_running_loop().time() - started - at_once, [*full, alone]
 
-    at_once, waited, answers = asyncio.run(work())
-    assert open_.sizes == [4, 4, 1]
+    at_once, waited, answers = asyncio.run(requests())
+    assert ungated.sizes == [4, 4, 1]
     assert all(answer.status_code == 200 for answer in answers)
     assert at_once < 0.25 < waited
 
 
-def test_a_full_queue_is_503_with_retry_after_and_then_there_is_room_again(gated):
-
-    async def work():
-        server = create_app(gated, Limits(max_batch=4, max_wait_ms=0, max_queue=5))
-        async with client_of(server) as client:
-            under_way = asyncio.create_task(score(client, ROWS[:5]))
+def test_full_queue_is_503_with_retry_after_until_there_is_room(gated):
+    async def requests():
+        app = create_app(gated, Limits(max_batch=4, max_wait_ms=0, max_queue=5))
+        async with client_of(app) as client:
+            scoring = asyncio.create_task(score(client, ROWS[:5]))
             await until(gated.began.is_set)
             waiting = asyncio.create_task(score(client, ROWS[:4]))
-            await until(lambda: server.state.batcher.waiting_rows == 4)
+            await until(lambda: waiting_rows(app) == 4)
             refused = await score(client, ROWS[:2])
             gated.gate.set()
-            good = await asyncio.gather(under_way, waiting)
+            good = await asyncio.gather(scoring, waiting)
             return refused, [*good, await score(client, ROWS[:5])], await score(client, ROWS[:6])
 
-    refused, good, too_many = asyncio.run(work())
+    refused, good, too_many = asyncio.run(requests())
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "1"
     assert "at most 5 rows may wait; 4 do, and the request has 2" in refused.json()["detail"]
@@ -142,7 +146,7 @@ def test_a_full_queue_is_503_with_retry_after_and_then_there_is_room_again(gated
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         (b"{", 400, "request must be JSON; "),
         (b"[]", 422, 'request must be {"rows": [...]}'),
@@ -155,9 +159,9 @@ def test_a_full_queue_is_503_with_retry_after_and_then_there_is_room_again(gated
         ("price", 422, "row 1 must have the column 'price'; it has user_key"),
     ],
 )
-def test_a_bad_request_is_told_by_row_and_column(open_, body, status, said):
-    async def work():
-        async with client_of(create_app(open_)) as client:
+def test_answer_to_a_bad_request_names_row_and_column(ungated, body, status, message):
+    async def requests():
+        async with client_of(create_app(ungated)) as client:
             if isinstance(body, bytes):
                 return await client.post("/score", content=body)
             bad = ROWS[0] | body if isinstance(body, dict) else dict(ROWS[0])
@@ -165,14 +169,14 @@ def test_a_bad_request_is_told_by_row_and_column(open_, body, status, said):
                 del bad[body]
             return await score(client, [ROWS[0], bad])
 
-    answer = asyncio.run(work())
+    answer = asyncio.run(requests())
     assert answer.status_code == status
-    assert said in answer.json()["detail"]
+    assert message in answer.json()["detail"]
 
 
-def test_metrics_count_requests_rows_and_batches(open_):
-    async def work():
-        async with client_of(create_app(open_, Limits(max_wait_ms=0))) as client:
+def test_metrics_count_requests_rows_and_batches(ungated):
+    async def requests():
+        async with client_of(create_app(ungated, Limits(max_wait_ms=0))) as client:
             assert (await client.get("/health")).json() == {"status": "alive"}
             assert (await client.get("/ready")).status_code == 200
             for size in (1, 3):
@@ -180,7 +184,7 @@ def test_metrics_count_requests_rows_and_batches(open_):
             await client.post("/score", content=b"{")
             return (await client.get("/metrics")).text
 
-    lines = asyncio.run(work()).splitlines()
+    lines = asyncio.run(requests()).splitlines()
     for line in (
         'msrec_requests_total{status="200"} 2.0',
         'msrec_requests_total{status="400"} 1.0',
@@ -193,14 +197,13 @@ def test_metrics_count_requests_rows_and_batches(open_):
         assert line in lines
 
 
-def test_requests_under_way_are_answered_when_the_server_ends(gated):
-
-    async def work():
-        server = create_app(gated, Limits(max_batch=1, max_wait_ms=0))
-        async with client_of(server) as client:
-            tasks = [asyncio.create_task(score(client, ROWS[at : at + 1])) for at in range(3)]
-            await until(lambda: gated.began.is_set() and server.state.batcher.waiting_rows == 2)
-            ending = asyncio.create_task(server.state.batcher.stop())
+def test_waiting_requests_are_answered_when_the_server_stops(gated):
+    async def requests():
+        app = create_app(gated, Limits(max_batch=1, max_wait_ms=0))
+        async with client_of(app) as client:
+            tasks = [asyncio.create_task(score(client, ROWS[n : n + 1])) for n in range(3)]
+            await until(lambda: gated.began.is_set() and waiting_rows(app) == 2)
+            ending = asyncio.create_task(app.state.service.batcher.stop())
             await asyncio.sleep(0)
             late = await score(client, ROWS[:1])
             gated.gate.set()
@@ -208,37 +211,33 @@ def test_requests_under_way_are_answered_when_the_server_ends(gated):
             await ending
             return late, answers
 
-    late, answers = asyncio.run(work())
+    late, answers = asyncio.run(requests())
     assert late.status_code == 503
     assert [answer.status_code for answer in answers] == [200, 200, 200]
 
 
-def test_a_call_that_fails_is_500_for_its_requests_and_the_next_one_is_served(open_):
-    open_.fails = True
+def test_failed_batch_is_500_for_its_requests_and_the_next_one_is_served(ungated):
+    ungated.fails = True
 
-    async def work():
-        server = create_app(open_, Limits(max_wait_ms=0))
-        transport = httpx.ASGITransport(server, raise_app_exceptions=False)
-        async with (
-            server.router.lifespan_context(server),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-        ):
+    async def requests():
+        app = create_app(ungated, Limits(max_wait_ms=0))
+        async with client_of(app, raise_app_exceptions=False) as client:
             failed = await score(client, ROWS[:1])
-            open_.fails = False
+            ungated.fails = False
             return failed, await score(client, ROWS[:1])
 
-    failed, served = asyncio.run(work())
+    failed, served = asyncio.run(requests())
     assert (failed.status_code, served.status_code) == (500, 200)
 
 
-def test_a_server_that_is_told_to_end_first_says_that_it_is_not_ready(open_):
-    app = create_app(open_)
-    app.state.is_ready = True
-    server = Draining(app, drain_s=0.3)
+def test_server_is_not_ready_for_some_time_before_it_stops(ungated):
+    app = create_app(ungated)
+    app.state.service.is_ready = True
+    server = DrainingServer(app, drain_s=0.3)
     server.handle_exit(signal.SIGTERM, None)
-    assert not app.state.is_ready
+    assert not app.state.service.is_ready
     time.sleep(0.05)
     assert not server.should_exit
-    server.handle_exit(signal.SIGTERM, None)  # whoever asks twice does not wait
+    server.handle_exit(signal.SIGTERM, None)  # a second signal does not wait
     time.sleep(0.1)
     assert server.should_exit

@@ -1,4 +1,4 @@
-"""Exports: they score as their run does, refuse what is damaged, and appear whole or not at all."""
+"""Exports score as their run, refuse damaged files, and appear only when they are complete."""
 
 import json
 import shutil
@@ -25,11 +25,11 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.serving import export as export_module
 from msrec.launch.serving import parity
-from msrec.launch.serving.bf16_lowering import in_bfloat16
+from msrec.launch.serving.dense_program import use_bfloat16_products
 from msrec.launch.serving.export import export
-from msrec.launch.serving.quantized_tables import Tables, TableSpec, file_of, quantised
-from msrec.launch.serving.request_rows import inputs_of, part_of
-from msrec.launch.serving.request_rows import joined as put_together
+from msrec.launch.serving.export_folder import ExportTable
+from msrec.launch.serving.quantized_tables import QuantizedTables, quantize_rows, table_path
+from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import open_run
@@ -49,7 +49,7 @@ RUNS = {
 
 @pytest.fixture(scope="session")
 def app(tmp_path_factory):
-    """A dataset of raw tables with its store, a run of each kind, and their exports."""
+    """Folder of a dataset, its store, two runs and their exports."""
     root = tmp_path_factory.mktemp("serving")
     raw = raw_tables(rows=3000)
     hashed = {"query": Hashed(50), "words": Hashed(40, 2)}
@@ -80,35 +80,31 @@ def scorers(app):
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-def test_a_file_of_raw_rows_gets_the_scores_that_evaluation_gave(
-    app, scorers, tmp_path, name, suffix
-):
+def test_scoring_a_file_gives_the_scores_of_evaluation(app, scorers, tmp_path, name, suffix):
     source = app / "test.parquet"
     if suffix == "jsonl":
         source = tmp_path / "test.jsonl"
         pl.read_parquet(app / "test.parquet").write_ndjson(source)
     assert score_file(scorers[name], source, tmp_path / f"out.{suffix}") == 600
     read = pl.read_parquet if suffix == "parquet" else pl.read_ndjson
-    found = read(tmp_path / f"out.{suffix}")
-    wanted = load_predictions(app / "runs" / name / "predictions" / "test")
-    assert (
-        found["user_key"].to_list() == pl.read_parquet(app / "test.parquet")["user_key"].to_list()
-    )
-    np.testing.assert_allclose(found["score"], wanted.score[np.argsort(wanted.row_id)], atol=2e-3)
-    assert np.std(wanted.score) > 0.05  # a constant would pass
+    scored = read(tmp_path / f"out.{suffix}")
+    evaluated = load_predictions(app / "runs" / name / "predictions" / "test")
+    rows = pl.read_parquet(app / "test.parquet")
+    assert scored["user_key"].to_list() == rows["user_key"].to_list()
+    expected = evaluated.score[np.argsort(evaluated.row_id)]
+    np.testing.assert_allclose(scored["score"], expected, atol=2e-3)
+    assert np.std(expected) > 0.05  # a constant would pass
 
 
-def test_the_manifest_tells_how_far_scores_differ(app):
-    told = json.loads((app / "full" / "export.json").read_text())["parity"]
-    assert told["rows"] == 600
-    assert 0 < told["mean_difference"] < told["largest_difference"] < 2e-3
-    assert abs(told["auc_run"] - told["auc_export"]) < 1e-4
+def test_manifest_holds_the_difference_of_scores(app):
+    parity = json.loads((app / "full" / "export.json").read_text())["parity"]
+    assert parity["rows"] == 600
+    assert 0 < parity["mean_difference"] < parity["largest_difference"] < 2e-3
+    assert abs(parity["auc_run"] - parity["auc_export"]) < 1e-4
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_new_users_items_and_values_are_scored_as_the_model_itself_scores_unknown_ones(
-    app, scorers, name
-):
+def test_unknown_users_items_and_values_get_the_scores_of_the_model(app, scorers, name):
     rows = (
         pl.read_parquet(app / "test.parquet")
         .head(4)
@@ -119,7 +115,7 @@ def test_new_users_items_and_values_are_scored_as_the_model_itself_scores_unknow
         )
     )
     columns = RowEncoder(app / "data").encode(rows.to_arrow(), "rows")
-    scores = scorers[name].score(scorers[name].maker.rows(columns))
+    scores = scorers[name].score(scorers[name].encoder.encode(columns))
     with process_group("cpu") as process:
         run = open_run(app / "runs" / name, process)
         columns = RareIds(run.knowledge.is_rare).apply(columns, np.arange(4), 0)
@@ -131,82 +127,80 @@ def test_new_users_items_and_values_are_scored_as_the_model_itself_scores_unknow
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_row_is_scored_alike_alone_and_among_others(app, scorers, name):
+def test_score_of_a_row_does_not_depend_on_other_rows(app, scorers, name):
     scorer = scorers[name]
     table = pl.read_parquet(app / "test.parquet").to_arrow()
-    rows = scorer.maker.rows(scorer.raw.encode(table, "rows"))
-    whole = scorer.score(rows)
-    alone = np.concatenate([scorer.score(part_of(rows, at, at + 1)) for at in range(20)])
-    np.testing.assert_allclose(alone, whole[:20], atol=1e-6)
-    parts = [part_of(rows, start, start + 7) for start in range(0, 600, 7)]
-    np.testing.assert_allclose(scorer.score(put_together(parts)), whole, atol=1e-6)
+    rows = scorer.encoder.encode_table(table, "rows")
+    together = scorer.score(rows)
+    alone = np.concatenate([scorer.score(rows.cut(row, row + 1)) for row in range(20)])
+    np.testing.assert_allclose(alone, together[:20], atol=1e-6)
+    parts = [rows.cut(start, start + 7) for start in range(0, 600, 7)]
+    np.testing.assert_allclose(scorer.score(RequestRows.join(parts)), together, atol=1e-6)
 
 
-def test_an_int8_row_is_off_by_half_a_step_and_what_float16_rounds(tmp_path):
+def test_error_of_int8_rows_is_half_a_step_plus_rounding_to_float16(tmp_path):
     torch.manual_seed(0)
     weight = torch.randn(50, 12) * torch.logspace(-3, 1, 50).unsqueeze(1)
-    spec = TableSpec(name="t", rows=50, dim=12, kind="int8", features=["a"])
+    table = ExportTable(name="t", rows=50, dim=12, kind="int8", features=["a"])
     (tmp_path / "tables").mkdir()
-    np.save(file_of(tmp_path, "t"), quantised(weight, "int8"))
-    tables = Tables([spec], tmp_path, ["a"])
+    np.save(table_path(tmp_path, "t"), quantize_rows(weight, "int8"))
+    tables = QuantizedTables([table], tmp_path, ["a"])
     ids = torch.arange(50, dtype=torch.int32)
-    found = tables.lookup(ids, torch.arange(51, dtype=torch.int32))
+    rows = tables.lookup(ids, torch.arange(51, dtype=torch.int32))
     low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
     bound = (high - low) / 255 * 0.51 + (low.abs() + high - low) * 2**-11 + 1e-6
-    assert ((found - weight).abs() <= bound).all()
-    assert (found - weight).abs().max() > 1e-3
+    assert ((rows - weight).abs() <= bound).all()
+    assert (rows - weight).abs().max() > 1e-3
     bags = tables.lookup(ids, torch.tensor([0, 3, 3, 50], dtype=torch.int32))
-    expected = torch.stack([found[:3].sum(0), torch.zeros(12), found[3:].sum(0)])
+    expected = torch.stack([rows[:3].sum(0), torch.zeros(12), rows[3:].sum(0)])
     torch.testing.assert_close(bags, expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(RuntimeError):  # whoever makes ids checks them; this is the second look
-        tables.lookup(
-            torch.tensor([50], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
-        )
+    one_bag = torch.tensor([0, 1], dtype=torch.int32)
+    with pytest.raises(RuntimeError):
+        tables.lookup(torch.tensor([50], dtype=torch.int32), one_bag)
 
 
-def test_a_compiled_program_scores_as_the_one_that_is_not(app, scorers, tmp_path):
+def test_compiled_program_gives_the_same_scores(app, scorers, tmp_path):
     with process_group("cpu") as process:
         export(app / "runs" / "bare", tmp_path / "compiled", process, compiled=True)
     compiled = Scorer(tmp_path / "compiled")
     assert compiled.is_compiled
     table = pl.read_parquet(app / "test.parquet").to_arrow()
-    for some in (table, table.slice(0, 1)):
-        rows = compiled.maker.rows(compiled.raw.encode(some, "rows"))
+    for part in (table, table.slice(0, 1)):
+        rows = compiled.encoder.encode_table(part, "rows")
         np.testing.assert_allclose(compiled.score(rows), scorers["bare"].score(rows), atol=1e-5)
 
 
 def test_products_in_bfloat16_move_scores_a_little(app, scorers):
     scorer = scorers["full"]
-    program, products = in_bfloat16(torch.export.load(app / "full" / "dense.pt2"))
+    program = torch.export.load(app / "full" / "dense.pt2")
+    program, num_products = use_bfloat16_products(program)
     table = pl.read_parquet(app / "test.parquet").to_arrow()
-    rows = scorer.maker.rows(scorer.raw.encode(table, "rows"))
-    inputs = scorer.pooled(inputs_of(rows, len(scorer.raw.schema.sparse)))
+    inputs = scorer.look_up(scorer.tensors(scorer.encoder.encode_table(table, "rows")))
     with torch.no_grad():
-        found = program.module()(*inputs)
-    assert products >= 5
-    assert found.dtype == torch.float32
-    assert 1e-6 < (found - torch.from_numpy(scorer.run(inputs))).abs().max() < 5e-3
-    assert len(found.unique()) > 500  # logits in bfloat16 would have a hundred values or so
+        scores = program.module()(*inputs)
+    assert num_products >= 5
+    assert scores.dtype == torch.float32
+    assert 1e-6 < (scores - torch.from_numpy(scorer.run_program(inputs))).abs().max() < 5e-3
+    assert len(scores.unique()) > 500  # logits in bfloat16 would have about a hundred values
 
 
-def test_rows_of_the_benchmark_are_encoded_as_those_they_were_made_of(app, scorers):
+def test_raw_rows_of_the_benchmark_encode_to_their_columns(app, scorers):
     scorer = scorers["bare"]
-    columns = SplitReader(app / "data", scorer.raw.schema, "test").take(np.arange(50))
-    found = scorer.raw.encode(scorer.raw.table(raw_lines(scorer, columns)), "rows")
-    for name in ("user", "item", "scenario", "user_id", "age", "tags", "price"):
-        given, wanted = (
-            of.to_pylist() if name == "tags" else of for of in (found[name], columns[name])
-        )
-        np.testing.assert_equal(given, wanted, err_msg=name)
+    encoder = scorer.encoder.row_encoder
+    columns = SplitReader(app / "data", encoder.schema, "test").take(np.arange(50))
+    encoded = encoder.encode(encoder.table(raw_lines(scorer, columns)), "rows")
+    for name in ("user", "item", "scenario", "user_id", "age", "price"):
+        np.testing.assert_equal(encoded[name], columns[name], err_msg=name)
+    np.testing.assert_equal(encoded["tags"].to_pylist(), columns["tags"].to_pylist())
 
 
-def copied(app, tmp_path):
+def copy_export(app, tmp_path):
     return shutil.copytree(app / "full", tmp_path / "export")
 
 
-def test_a_damaged_export_is_refused(app, tmp_path):
-    folder = copied(app, tmp_path)
-    path = file_of(folder, "user_id")
+def test_damaged_export_is_refused(app, tmp_path):
+    folder = copy_export(app, tmp_path)
+    path = table_path(folder, "user_id")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -220,24 +214,24 @@ def test_a_damaged_export_is_refused(app, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"version": 0}, "version must be 1; got 0"),
-        ({"versions": {"torch": "2.0.0"}}, "torch must be 2.0.0, by which .* found 2.13.0"),
+        ({"versions": {"torch": "2.0.0"}}, "torch must be 2.0.0, because .* found 2.13.0"),
         ({"features": 3}, "export.json: features: "),
         ({"parity": None}, "a finished export; this one was not compared with its run"),
     ],
 )
-def test_an_export_of_other_versions_or_unfinished_is_refused(app, tmp_path, change, said):
-    folder = copied(app, tmp_path)
-    told = json.loads((folder / "export.json").read_text()) | change
-    (folder / "export.json").write_text(json.dumps(told))
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
+def test_export_of_other_versions_or_unfinished_is_refused(app, tmp_path, change, message):
+    folder = copy_export(app, tmp_path)
+    manifest = json.loads((folder / "export.json").read_text()) | change
+    (folder / "export.json").write_text(json.dumps(manifest))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         Scorer(folder)
 
 
-def test_an_export_that_ranks_other_rows_first_is_not_written(app, tmp_path, monkeypatch):
-    partial = tmp_path / ".out.partial"  # what SIGKILL leaves: the next export removes it
+def test_export_with_another_auc_is_not_written(app, tmp_path, monkeypatch):
+    partial = tmp_path / ".out.partial"  # left by a killed export; the next one removes it
     partial.mkdir()
     (partial / "export.json").write_text("{}")
     monkeypatch.setattr(parity, "LARGEST_AUC_DIFFERENCE", 0.0)
@@ -246,11 +240,11 @@ def test_an_export_that_ranks_other_rows_first_is_not_written(app, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_export_leaves_nothing_that_could_be_taken_for_one(app, tmp_path, monkeypatch):
+def test_killed_export_leaves_no_folder(app, tmp_path, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_module, "_write_program", die)
+    monkeypatch.setattr(export_module, "write_program", die)
     with process_group("cpu") as process, pytest.raises(KeyboardInterrupt):
         export(app / "runs" / "bare", tmp_path / "out", process, compiled=False)
     assert list(tmp_path.iterdir()) == []
@@ -260,8 +254,8 @@ def test_a_killed_export_leaves_nothing_that_could_be_taken_for_one(app, tmp_pat
         export(app / "runs" / "bare", app / "data", process, overwrite=True)
 
 
-def test_a_bad_row_is_told_and_no_file_is_written(app, scorers, tmp_path):
-    lines = [row for row in pl.read_parquet(app / "test.parquet").head(3).iter_rows(named=True)]
+def test_bad_row_is_named_and_no_file_is_written(app, scorers, tmp_path):
+    lines = list(pl.read_parquet(app / "test.parquet").head(3).iter_rows(named=True))
     lines[2]["price"] = None
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ValueError, match="rows.jsonl: column 'price', row 2: a dense value"):

@@ -139,10 +139,10 @@ REFUSED = {
     "no config": ([], "give config=... once after `--`; got nothing."),
     "two configs": (["config=a", "config=b"], "give config=... once after `--`; got config=a"),
     "no file": (["config=none.yaml"], "the config file none.yaml must exist; it does not."),
-    "a secret": (["config=CONF", "dataset=s3://k:s3cr3t@app"], "s3://***@app. Give them"),
+    "a secret": (["config=CONF", "dataset=s3://k:s3cr3t@app"], "s3://***@app. Put them"),
     "a secret where only the image has the config": (
         ["--image", "registry/app:1", "--", "config=/app/c.yaml", "dataset=s3://k:s3cr3t@app"],
-        "s3://***@app. Give them",
+        "s3://***@app. Put them",
     ),
     "unknown key": (["config=CONF", "trainer.epoch=3"], "trainer.epoch is not a known key; near"),
 }

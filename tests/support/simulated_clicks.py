@@ -23,7 +23,7 @@ def simulated(rng, users, judging=None):
     user, label, logit = clicks(rng, users)
     wrong = rng.normal(0, 0.7, users)[user] + rng.normal(0, 0.5, len(user))
     score = (1 / (1 + np.exp(-logit - wrong))).astype(np.float32)
-    return sort_rows(score, label, user, judging=judging or MetricOptions(resamples=0))
+    return sort_rows(score, label, user, options=judging or MetricOptions(resamples=0))
 
 
 def coverage(truth, users, samples, resamples):

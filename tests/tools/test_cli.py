@@ -125,7 +125,7 @@ OTHERS = {
     "no such user": (["encode", "conf.yaml", "--show", "user=9"], "must hold the user '9'"),
     "nothing to show": (["show", "runs"], "runs must be a dataset (dataset.yaml), a store"),
     "no tables": (["convert", "tables", "store", "out"], "store/interactions.parquet must exist"),
-    "no movielens": (["convert", "movielens", "store", "out"], "store/users.dat must exist"),
+    "no movielens": (["convert", "movielens", "store", "out"], "store/ratings.dat must exist"),
     "fractions": (
         ["convert", "tables", "tiny", "out", "--fractions", "0.9", "0.2", "0.1"],
         "split fractions must be 3 numbers",

@@ -1,4 +1,4 @@
-"""The version check needs no import of torch; the doctor tells what is wrong in plain words."""
+"""Version check, which does not import torch, and the report of `msrec doctor`."""
 
 import re
 import subprocess
@@ -42,19 +42,19 @@ def machine(monkeypatch):
     [(CPU, False), (CPU, True), (GPU, True), (GPU, False), (CPU | {"torch": "2.13.0"}, False)],
     ids=["cpu", "cpu set on a gpu machine", "gpu", "gpu set on a login node", "cuda torch"],
 )
-def test_a_right_set_has_no_problem(machine, packages, driver):
+def test_matching_packages_have_no_problem(machine, packages, driver):
     machine(packages, driver)
     assert check_versions() == []
     require_versions()
 
 
-def test_the_shim_may_be_absent(machine):
+def test_shim_may_be_absent(machine):
     machine({name: v for name, v in CPU.items() if name != "fbgemm-gpu"})
     assert check_versions() == []
 
 
 @pytest.mark.parametrize("name", ["torch", "fbgemm-gpu-cpu", "torchrec"])
-def test_another_version_is_named_with_the_install_lines(machine, name):
+def test_wrong_version_is_named_with_the_install_lines(machine, name):
     machine(CPU | {name: "1.9.0"})
     [problem] = check_versions()
     assert (problem.package, problem.found) == (name, "1.9.0")
@@ -63,13 +63,13 @@ def test_another_version_is_named_with_the_install_lines(machine, name):
     assert "pip install --no-deps torchrec==1.8.0" in problem.fix
 
 
-def test_a_missing_package_is_found_to_be_nothing(machine):
+def test_missing_package_is_named(machine):
     machine({name: v for name, v in CPU.items() if name != "torchrec"})
     with pytest.raises(ValueError, match=r"^torchrec must be 1.8.0, found nothing\. Run: pip"):
         require_versions()
 
 
-def test_what_plain_pip_install_torchrec_brings_without_a_gpu_is_told_to_become_cpu(machine):
+def test_fix_without_a_gpu_installs_the_cpu_packages(machine):
     machine({"torch": "2.14.1", "fbgemm-gpu": "1.9.0", "torchrec": "1.9.2"}, driver=False)
     assert {p.package for p in check_versions()} == {
         "torch", "fbgemm-gpu-cpu", "torchrec", "fbgemm-gpu"
@@ -78,20 +78,20 @@ def test_what_plain_pip_install_torchrec_brings_without_a_gpu_is_told_to_become_
         require_versions()
 
 
-def test_a_gpu_machine_is_told_the_gpu_lines(machine):
+def test_fix_with_a_gpu_installs_the_gpu_packages(machine):
     machine(GPU | {"fbgemm-gpu": "1.9.0"}, driver=True)
     with pytest.raises(ValueError, match="pip install -r requirements/gpu.txt"):
         require_versions()
 
 
-def test_both_builds_of_fbgemm_side_by_side_are_refused(machine):
+def test_two_builds_of_fbgemm_are_refused(machine):
     machine(CPU | {"fbgemm-gpu": "1.8.0"})
     assert [p.package for p in check_versions()] == ["fbgemm-gpu"]
     machine(GPU | {"fbgemm-gpu-cpu": "1.8.0"}, driver=True)
     assert [p.package for p in check_versions()] == ["fbgemm-gpu-cpu"]
 
 
-def test_the_lines_equal_the_requirement_files(pytestconfig):
+def test_install_lines_equal_the_requirement_files(pytestconfig):
     for name, lines in (("cpu", versions.CPU_LINES), ("gpu", versions.GPU_LINES)):
         text = (pytestconfig.rootpath / "requirements" / f"{name}.txt").read_text()
         pins = re.findall(r"^(?:torch|fbgemm|torchrec)\S*==\S+", text, re.MULTILINE)
@@ -99,7 +99,7 @@ def test_the_lines_equal_the_requirement_files(pytestconfig):
         assert all(pin in lines[1] for pin in pins)
 
 
-def test_checking_versions_imports_no_torch():
+def test_version_check_does_not_import_torch():
     code = "import sys; from msrec.launch.versions import check_versions; check_versions()\n"
     code += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -112,7 +112,7 @@ def run_doctor(tmp_path):
     return status, capture.get()
 
 
-def test_doctor_passes_where_the_tests_run(tmp_path):
+def test_doctor_passes_on_this_machine(tmp_path):
     status, text = run_doctor(tmp_path)
     assert status == 0, text
     for name in (
@@ -125,26 +125,24 @@ def test_doctor_passes_where_the_tests_run(tmp_path):
         assert re.search(rf"{name} *│ ok", text), text
 
 
-def test_doctor_fails_with_the_fix_where_torchrec_is_of_another_version(
-    machine, monkeypatch, tmp_path
-):
+def test_doctor_prints_the_fix_for_a_wrong_version(machine, monkeypatch, tmp_path):
     machine(CPU | {"torchrec": "1.9.2"})
-    monkeypatch.setattr(doctor_tool, "_run", lambda code: (0, "works"))
+    monkeypatch.setattr(doctor_tool, "_run_code", lambda code: (0, "works"))
     status, text = run_doctor(tmp_path)
     assert status == 1
     assert "1.9.2, must be 1.8.0" in text
     assert "requirements/cpu.txt" in text
 
 
-def test_doctor_says_what_died_in_an_import(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor_tool, "FBGEMM_OP", "raise OSError('undefined symbol: _ZN5torch')")
-    check = doctor_tool._python("fbgemm_gpu", doctor_tool.FBGEMM_OP, "Reinstall.")
-    assert (check.state, check.found) == ("fail", "OSError: undefined symbol: _ZN5torch")
-    crash = doctor_tool._python("crash", "import os; os.abort()", "Reinstall.")
-    assert (crash.state, crash.found) == ("fail", "died with signal 6")
+def test_failed_import_is_shown_with_its_error():
+    code = "raise OSError('undefined symbol: _ZN5torch')"
+    check = doctor_tool._check_code("fbgemm_gpu", code, "Reinstall.")
+    assert (check.state, check.result) == ("fail", "OSError: undefined symbol: _ZN5torch")
+    crash = doctor_tool._check_code("crash", "import os; os.abort()", "Reinstall.")
+    assert (crash.state, crash.result) == ("fail", "died with signal 6")
 
 
-def test_a_full_disk_fails(monkeypatch, tmp_path):
+def test_full_disk_fails(monkeypatch, tmp_path):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(doctor_tool.shutil, "disk_usage", lambda place: usage)
-    assert doctor_tool._disk(tmp_path / "not" / "there").state == "fail"
+    assert doctor_tool._check_disk(tmp_path / "not" / "there").state == "fail"

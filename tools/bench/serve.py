@@ -14,9 +14,8 @@ from msrec.data.io.parquet_files import read_parquet
 from msrec.data.loading.batch import Batch
 from msrec.launch.distributed import process_group
 from msrec.launch.loaders import build_loader
-from msrec.launch.serving.knowledge_tables import trained_tables, unwrapped_over
-from msrec.launch.serving.request_rows import inputs_of
 from msrec.launch.serving.scorer import Scorer
+from msrec.launch.serving.serving_tables import trained_tables, unwrapped_dense_arch
 from msrec.launch.trained_run import TrainedRun, open_run, unwrapped
 from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
@@ -96,20 +95,18 @@ def _cases(
 ) -> dict[str, Case]:
     """The models as a whole, then the parts of the export."""
     plain, lines = _plain_model(run), raw_lines(scorer, columns)
-    rows, num_sparse = scorer.maker.rows(columns), len(scorer.raw.schema.sparse)
-    inputs = inputs_of(rows, num_sparse)
-    pooled = scorer.pooled(inputs)
+    rows = scorer.encoder.encode(columns)
+    tensors = scorer.tensors(rows)
+    inputs = scorer.look_up(tensors)
     return {
         TORCHREC: lambda: run.model(batch),
         PLAIN: lambda: plain(batch),
         "export, not compiled": lambda: uncompiled.score(rows),
         EXPORT: lambda: scorer.score(rows),
-        "  of it inputs": lambda: inputs_of(rows, num_sparse),
-        "  of it tables": lambda: scorer.pooled(inputs),
-        "  of it program": lambda: scorer.run(pooled),
-        "before it: rows from JSON to ids": lambda: scorer.maker.rows(
-            scorer.raw.encode(scorer.raw.table(lines), "rows")
-        ),
+        "  of it inputs": lambda: scorer.tensors(rows),
+        "  of it tables": lambda: scorer.look_up(tensors),
+        "  of it program": lambda: scorer.run_program(inputs),
+        "before it: rows from JSON to ids": lambda: scorer.encoder.encode_json(lines, "rows"),
     }
 
 
@@ -121,12 +118,12 @@ def _plain_model(run: TrainedRun) -> Ranker:
     embeddings = Embeddings(tables, trained.dim, trained.history, device="cpu")
     for name, weight in trained_tables(run).items():
         embeddings.ebc.embedding_bags[name].weight.copy_(weight)
-    return Ranker(embeddings, unwrapped_over(run)).eval()
+    return Ranker(embeddings, unwrapped_dense_arch(run)).eval()
 
 
 def raw_lines(scorer: Scorer, columns: Columns) -> list[dict[str, Any]]:
     """Returns raw rows that the export encodes as the given ones; hashed values are made up."""
-    schema, folder = scorer.raw.schema, scorer.folder
+    schema, folder = scorer.encoder.schema, scorer.folder
     raw: dict[str, Any] = {}
     for side in ("user", "item"):
         keys = read_parquet(folder / f"{side}s.parquet", [f"{side}_key"])[f"{side}_key"]

@@ -100,7 +100,7 @@ def serve(
     from msrec.launch.serving.scorer import Scorer
 
     try:
-        from msrec.launch.serving.server import Limits
+        from msrec.launch.serving.batcher import Limits
         from msrec.launch.serving.server import serve as run
     except ModuleNotFoundError as error:
         raise ValueError(
