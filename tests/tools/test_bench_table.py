@@ -1,45 +1,24 @@
 """The benchmark of all models: what is tried, what is kept, and how it resumes."""
 
-import json
 from pathlib import Path
 
 import pytest
+from cells import made_cell, save_cell
 from tiny import tiny_dataset
 
 from msrec.launch.config import load_config
-from msrec.launch.evaluation.results import Results
 from msrec.model.backbones import BACKBONES
-from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
 from msrec.tools.cli.bench import BENCHMARK, bench_table
 from msrec.tools.experiment import runner
 from msrec.tools.experiment.benchmark_page import benchmark_page
-from msrec.tools.experiment.cell import CELL_FILE, Cell, PlannedTraining, load_cell, train_cell
+from msrec.tools.experiment.cell import PlannedTraining, load_cell, train_cell
+from msrec.tools.experiment.results import seed_values
 from msrec.tools.experiment.sweep import load_sweep
 from msrec.tools.experiment.trainings import Setting, load_cells, settings
 from msrec.tools.experiment.tuning import START, overrides, propose, search_space
 from msrec.tools.experiment.workers import worker_pool
 
 CONFIG = "dataset: {data}\nembeddings: {{ dim: 4 }}\ntrainer: {{ global_batch: 100, epochs: 2 }}\n"
-
-
-def made(auc, choice=START, options=(), test=False, seconds=10.0):
-    """A cell of a training that was never run."""
-    results = None
-    if test:
-        one = Metrics(rows=10, positives=4, auc=auc, log_loss=0.5)
-        scenarios = ScenarioMetrics(one, {"feed": one})
-        results = Results(dataset="d", split="test", checkpoint="c", rows=10, metrics=scenarios)
-    return Cell(
-        choice=choice,
-        options=list(options),
-        valid_auc=auc,
-        epochs=2,
-        seconds=seconds,
-        rows_per_s=1000.0,
-        parameters=7,
-        table_parameters=70,
-        results=results,
-    )
 
 
 # What is tried -------------------------------------------------------------------------------
@@ -51,15 +30,16 @@ def test_the_first_trial_is_the_same_for_all_and_lies_in_the_space():
 
 
 def test_a_proposal_depends_on_the_trials_alone():
-    trials = [made(0.7), made(0.71, propose([made(0.7)]))]
+    first = made_cell(0.7, START)
+    trials = [first, made_cell(0.71, propose([first]))]
     assert propose(trials) == propose(trials)
-    assert propose([*trials, made(None)]) != propose(trials)
+    assert propose([*trials, made_cell(None, START)]) != propose(trials)
 
 
 def test_every_model_takes_every_choice(tmp_path):
     for name in BACKBONES:
         for number in range(3):
-            choice = propose([made(0.7)] * number)
+            choice = propose([made_cell(0.7, START)] * number)
             config = load_config(None, [f"dataset={tmp_path}", f"backbone.name={name}"])
             assert config.backbone.name == name
             options = [f"dataset={tmp_path}", f"backbone.name={name}", *overrides(choice, name)]
@@ -136,15 +116,6 @@ def setting(tmp_path):
     return changed
 
 
-def save(training, auc, seconds=10.0):
-    """Write the cell of a training that was never run."""
-    test = training.split == "test"
-    cell = made(auc, training.choice, training.options, test, seconds)
-    training.folder.mkdir(parents=True)
-    (training.folder / CELL_FILE).write_text(json.dumps(cell.model_dump(mode="json")))
-    return cell
-
-
 def test_the_best_trial_on_validation_is_evaluated_and_no_other(setting, monkeypatch):
     setting = setting(trials=3, seeds=2)
     trained = []
@@ -152,7 +123,7 @@ def test_the_best_trial_on_validation_is_evaluated_and_no_other(setting, monkeyp
     def train(training):
         trained.append(training)
         aucs = {"trial-0": 0.70, "trial-1": None, "trial-2": 0.75}
-        return save(training, aucs.get(training.folder.name, 0.8))
+        return save_cell(training, aucs.get(training.folder.name, 0.8))
 
     monkeypatch.setattr(runner, "train_cell", train)
     assert runner.tune(setting).valid_auc == 0.75
@@ -164,19 +135,19 @@ def test_the_best_trial_on_validation_is_evaluated_and_no_other(setting, monkeyp
     best = trained[2].choice
     assert trained[3].choice == trained[4].choice == best
     assert [training.options[-1] for training in trained] == ["seed=0"] * 4 + ["seed=1"]
-    assert [cell.results.metrics.all.auc for cell in load_cells(setting).evaluated] == [0.8, 0.8]
+    assert seed_values(load_cells(setting), "auc") == {0: 0.8, 1: 0.8}
     runner.tune(setting)
     assert len(trained) == 5
 
 
 def test_a_model_without_a_finite_trial_is_an_error(setting, monkeypatch):
-    monkeypatch.setattr(runner, "train_cell", lambda training: save(training, None))
+    monkeypatch.setattr(runner, "train_cell", lambda training: save_cell(training, None))
     with pytest.raises(ValueError, match="no trial ended with a finite loss"):
         runner.tune(setting(trials=2, seeds=1))
 
 
 def test_a_dry_run_says_what_is_left_and_runs_nothing(setting, tmp_path, capsys):
-    save(setting(2, 1).training("trial", 0, START), 0.7)
+    save_cell(setting(2, 1).training("trial", 0, START), 0.7)
     args = (["movielens"], ["mmoe", "star"], 2, 1, 1)
     bench_table(Path("none"), tmp_path, *args, dry_run=True, page=None)
     output = capsys.readouterr().out
@@ -208,10 +179,10 @@ def test_raw_data_is_converted_once_before_anything_else(tmp_path, monkeypatch):
 
 def test_when_all_cells_are_there_the_page_is_written_without_any_data(setting, tmp_path, capsys):
     setting = setting(trials=1, seeds=2)
-    save(setting.training("trial", 0, START), 0.7)
+    save_cell(setting.training("trial", 0, START), 0.7)
     for seed, auc in enumerate((0.80, 0.82)):
-        save(setting.training("seed", seed, START), auc)
-    save(setting.training("speed", 0, START), 0.6)
+        save_cell(setting.training("seed", seed, START), auc)
+    save_cell(setting.training("speed", 0, START), 0.6)
     page = tmp_path / "docs/results/benchmark.md"
     bench_table(Path("none"), tmp_path, ["movielens"], ["mmoe"], 1, 2, 1, False, page)
     text = page.read_text()
@@ -225,8 +196,8 @@ def test_when_all_cells_are_there_the_page_is_written_without_any_data(setting, 
 
 def test_a_model_below_its_published_figure_and_a_slow_training_are_named(setting):
     setting = setting(trials=1, seeds=1)
-    save(setting.training("trial", 0, START), 0.7)
-    save(setting.training("seed", 0, START), 0.80, seconds=130)
+    save_cell(setting.training("trial", 0, START), 0.7)
+    save_cell(setting.training("seed", 0, START), 0.80, seconds=130)
     text = benchmark_page(setting.sweep, setting.sweep)
     assert "below it: mmoe (0.8000 < 0.8086)" in text
     assert "the longest took 130 s, 1 more than 120 s" in text

@@ -96,8 +96,7 @@ def bench_table(
 ) -> None:
     """Compare all models on all data sets: tuned alike on validation, evaluated over seeds.
 
-    The data sets and models are those of configs/benchmark/benchmark.yaml. The page is also
-    written to OUT/table.md.
+    Reads configs/benchmark/benchmark.yaml. Also writes the page to OUT/table.md.
     """
     from msrec.tools.cli.terminal import say
     from msrec.tools.experiment.benchmark_page import benchmark_page
@@ -108,8 +107,7 @@ def bench_table(
         raise FileNotFoundError(f"{BENCHMARK} must exist: run this from the root of a checkout.")
     everything = load_sweep(BENCHMARK)
     sweep = everything.subset(benchmark or [], model or [])
-    changes = {"raw": raw, "out": out, "trials": trials, "seeds": seeds}
-    sweep = sweep.model_copy(update=changes)
+    sweep = sweep.model_copy(update={"raw": raw, "out": out, "trials": trials, "seeds": seeds})
     run_sweep(sweep, jobs, dry_run)
     if not dry_run:
         text = benchmark_page(sweep, everything)

@@ -5,10 +5,17 @@ from statistics import mean
 from typing import Any
 
 from msrec.tools.bench.harness.report import processor_name
-from msrec.tools.experiment.results import markdown_table, spread, with_seeds
+from msrec.tools.experiment.results import (
+    Group,
+    group_metrics,
+    markdown_table,
+    seed_values,
+    spread,
+    with_seeds,
+)
 from msrec.tools.experiment.sweep import PublishedAUC, Sweep, SweepDataset
 from msrec.tools.experiment.trainings import SettingCells, load_cells, settings
-from msrec.tools.experiment.tuning import START, search_space
+from msrec.tools.experiment.tuning import START, best_trial, search_space
 
 LONG_TRAINING_S = 120
 
@@ -38,7 +45,8 @@ def _introduction(
     yield f"msrec bench table RAW {options} --page docs/results/benchmark.md"
     yield from ("```", "")
     if left_out:
-        yield f"**Not run for this page:** {'; '.join(left_out)}; without `--benchmark`, all are run."
+        names = "; ".join(left_out)
+        yield f"**Not run for this page:** {names}; without `--benchmark`, all are run."
         yield ""
     yield sweep.about
     ranges = [[n, _range(values), f"{START[n]:g}"] for n, values in search_space().items()]
@@ -67,14 +75,16 @@ def _tables(dataset: SweepDataset, models: Sequence[SettingCells]) -> Iterator[s
     if not evaluated:
         yield from ("", "No training is finished.")
         return
-    scenarios = list(evaluated[0].evaluated[0].metrics.scenarios)
+    first = next(iter(evaluated[0].evaluated.values()))
+    scenarios = [group for group in group_metrics(first) if group[0] == "scenario"]
+    names = [name for _, name in scenarios]
     yield from _model_table(models, scenarios, dataset.published)
     yield from ("", "Log loss per scenario:")
     losses = [
-        [cells.setting.model, *(_spread(cells, "log_loss", name) for name in scenarios)]
+        [cells.setting.model, *(spread(cells, "log_loss", group) for group in scenarios)]
         for cells in evaluated
     ]
-    yield from markdown_table(["model", *scenarios], losses)
+    yield from markdown_table(["model", *names], losses)
     if dataset.published is not None:
         yield from ("", _comparison(dataset.published, evaluated))
     yield from ("", "<details><summary>What was chosen, by validation AUC</summary>")
@@ -84,35 +94,27 @@ def _tables(dataset: SweepDataset, models: Sequence[SettingCells]) -> Iterator[s
 
 
 def _model_table(
-    models: Sequence[SettingCells], scenarios: Sequence[str], published: PublishedAUC | None
+    models: Sequence[SettingCells], scenarios: Sequence[Group], published: PublishedAUC | None
 ) -> Iterator[str]:
     rows = []
     for cells in models:
-        model, evaluated = cells.setting.model, cells.evaluated
+        model, evaluated = cells.setting.model, list(cells.evaluated.values())
         if not evaluated:
             rows.append([model, "not run"])
             continue
-        row = [with_seeds(model, len(evaluated), len(cells.seeds)), _spread(cells, "auc")]
+        row = [with_seeds(model, cells), spread(cells, "auc")]
         if published is not None:
             row.append(f"{published.auc[model]:.4f}" if model in published.auc else "")
-        row += [_spread(cells, "log_loss"), *(_spread(cells, "auc", name) for name in scenarios)]
+        row += [spread(cells, "log_loss"), *(spread(cells, "auc", group) for group in scenarios)]
         row += [f"{evaluated[0].parameters:,}", f"{evaluated[0].table_parameters:,}"]
         row.append("".join(f"{cell.rows_per_s:,.0f}" for cell in cells.speed if cell))
         row.append(f"{sum(cell.seconds for cell in cells.finished) / 60:.1f}")
         rows.append(row)
     head = ["model", "AUC", *(["published"] if published else []), "log loss"]
-    head += [f"AUC {name}" for name in scenarios]
+    head += [f"AUC {name}" for _, name in scenarios]
     return markdown_table(
         [*head, "dense parameters", "table parameters", "rows/s", "minutes"], rows
     )
-
-
-def _spread(cells: SettingCells, metric: str, scenario: str | None = None) -> str:
-    groups = [
-        cell.metrics.all if scenario is None else cell.metrics.scenarios[scenario]
-        for cell in cells.evaluated
-    ]
-    return spread([getattr(group, metric) for group in groups])
 
 
 def _comparison(published: PublishedAUC, evaluated: Sequence[SettingCells]) -> str:
@@ -121,7 +123,7 @@ def _comparison(published: PublishedAUC, evaluated: Sequence[SettingCells]) -> s
     compared = [cells for cells in evaluated if cells.setting.model in published.auc]
     for cells in compared:
         model = cells.setting.model
-        auc = mean(cell.metrics.all.auc or 0.0 for cell in cells.evaluated)
+        auc = mean(auc or 0.0 for auc in seed_values(cells, "auc").values())
         if auc < published.auc[model]:
             below.append(f"{model} ({auc:.4f} < {published.auc[model]:.4f})")
     names = f"; below it: {', '.join(below)}" if below else ""
@@ -134,6 +136,7 @@ def _comparison(published: PublishedAUC, evaluated: Sequence[SettingCells]) -> s
 def _tuned_row(cells: SettingCells) -> list[str]:
     choice = cells.choice or {}
     aucs = [cell.valid_auc for cell in cells.trials if cell and cell.valid_auc is not None]
+    best = cells.trials.index(best_trial(cells.trials))
     row = [cells.setting.model, *(f"{choice[name]:.3g}" for name in START)]
-    row += [str(aucs.index(max(aucs))), f"{min(aucs):.4f} to {max(aucs):.4f}"]
-    return [*row, f"{mean(cell.epochs for cell in cells.evaluated):.1f}"]
+    row += [str(best), f"{min(aucs):.4f} to {max(aucs):.4f}"]
+    return [*row, f"{mean(cell.epochs for cell in cells.evaluated.values()):.1f}"]

@@ -18,7 +18,6 @@ from msrec.launch.evaluation.results import Results
 from msrec.launch.evaluation.slices import HISTORIES
 from msrec.launch.training.metric_log import load_metric_log
 from msrec.launch.training.trainer import Trainer
-from msrec.model.metrics.definitions import ScenarioMetrics
 
 CELL_FILE = "cell.json"
 OUTPUT_FILE = "output.txt"
@@ -49,10 +48,10 @@ class Cell(StrictModel):
     """On the evaluated split, if any."""
 
     @property
-    def metrics(self) -> ScenarioMetrics:
-        """Metrics on the evaluated split."""
+    def evaluation(self) -> Results:
+        """Results of a training that was evaluated."""
         assert self.results is not None, "the training must be evaluated"
-        return self.results.metrics
+        return self.results
 
 
 @dataclass(frozen=True)

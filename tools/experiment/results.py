@@ -1,17 +1,111 @@
-"""Results of a sweep as a table, and the parts that its two reports share."""
+"""Metrics of a sweep over seeds, paired differences between its arms, and tables of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
 import polars as pl
+from scipy import stats
 
 from msrec.model.metrics.definitions import METRIC_NAMES, Metrics, ScenarioMetrics
+from msrec.tools.experiment.cell import Cell
 from msrec.tools.experiment.trainings import SettingCells
 
 Group = tuple[str, str]
 """Kind and name of a group of rows, such as ("scenario", "feed")."""
 ALL: Group = ("all", "all")
+LEVEL = 0.95
+"""Level of the intervals."""
+
+
+def group_metrics(cell: Cell) -> dict[Group, Metrics]:
+    """Returns the metrics of all rows, of each scenario and of each group of a slice."""
+    return _groups(cell.evaluation.metrics, cell.evaluation.slices)
+
+
+def best_metrics(cell: Cell) -> dict[Group, Metrics]:
+    """Returns the metrics of the true click probability; empty if the data has none."""
+    best = cell.evaluation.best_possible
+    return {} if best is None else _groups(best, cell.evaluation.best_slices)
+
+
+def _groups(
+    metrics: ScenarioMetrics, slices: dict[str, dict[str, Metrics]]
+) -> dict[Group, Metrics]:
+    kinds = {"all": {"all": metrics.all}, "scenario": metrics.scenarios, **slices}
+    return {(kind, name): group for kind in kinds for name, group in kinds[kind].items()}
+
+
+def seed_values(cells: SettingCells, metric: str, group: Group = ALL) -> dict[int, float | None]:
+    """Returns a metric of a group of rows by seed; seeds that are not evaluated are left out."""
+    groups = {seed: group_metrics(cell) for seed, cell in cells.evaluated.items()}
+    return {seed: getattr(of[group], metric) for seed, of in groups.items() if group in of}
+
+
+def spread(cells: SettingCells, metric: str, group: Group = ALL) -> str:
+    """Returns mean and, of several seeds, standard deviation, such as `0.8100 ± 0.0141`."""
+    values = seed_values(cells, metric, group).values()
+    known = [value for value in values if value is not None]
+    if len(known) > 1:
+        return f"{mean(known):.4f} ± {stdev(known):.4f}"
+    if known:
+        return f"{known[0]:.4f}"
+    return "undefined" if values else ""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of a paired difference over seeds, half its interval, and p of the two-sided t-test.
+
+    Fields are None where they are undefined: with one seed, or when all differences are equal.
+    """
+
+    mean: float
+    half_width: float | None
+    p: float | None
+
+    def __str__(self) -> str:
+        """Text of a table cell.
+
+        Example:
+            >>> str(paired_difference([0.81, 0.82, 0.83], [0.80, 0.80, 0.80]))
+            '+0.0200 ± 0.0248 (p = .074)'
+        """
+        text = f"{self.mean:+.4f}"
+        if self.half_width is not None:
+            text += f" ± {self.half_width:.4f}"
+        if self.p is None:
+            return text
+        p = "p < .001" if self.p < 0.001 else f"p = {self.p:.3f}".replace("0.", ".", 1)
+        return f"{text} ({p})"
+
+
+def paired_difference(values: Sequence[float], reference: Sequence[float]) -> PairedDifference:
+    """Compares a metric of runs that share seed, data and order of rows; one value per seed.
+
+    Source:
+        scipy.stats.ttest_rel.
+    """
+    differences = [a - b for a, b in zip(values, reference, strict=True)]
+    average = mean(differences)
+    if len(differences) < 2:
+        return PairedDifference(average, None, None)
+    if len(set(differences)) == 1:
+        return PairedDifference(average, 0.0, None)
+    test = stats.ttest_rel(values, reference)
+    interval = test.confidence_interval(LEVEL)
+    return PairedDifference(average, float(interval.high - interval.low) / 2, float(test.pvalue))
+
+
+def auc_difference(
+    cells: SettingCells, other: SettingCells, group: Group = ALL
+) -> PairedDifference | None:
+    """Returns the AUC of an arm minus that of another, over the seeds that have both, if any."""
+    values, reference = (seed_values(of, "auc", group) for of in (cells, other))
+    pairs = [(value, reference.get(seed)) for seed, value in values.items()]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return paired_difference(*zip(*known, strict=True)) if known else None
 
 
 def results_frame(loaded: Iterable[SettingCells]) -> pl.DataFrame:
@@ -30,18 +124,15 @@ def results_frame(loaded: Iterable[SettingCells]) -> pl.DataFrame:
 
 def _rows(cells: SettingCells) -> Iterator[dict[str, Any]]:
     setting = cells.setting
-    for seed, cell in enumerate(cells.seeds):
-        if cell is None or cell.results is None:
-            continue
-        results = cell.results
-        best = _groups(results.best_possible, results.best_slices)
-        for (kind, name), metrics in _groups(results.metrics, results.slices).items():
+    for seed, cell in cells.evaluated.items():
+        best = best_metrics(cell)
+        for (kind, name), metrics in group_metrics(cell).items():
             yield {
                 "dataset": setting.dataset,
                 "backbone": setting.model,
                 "arm": setting.arm,
                 "seed": seed,
-                "split": results.split,
+                "split": cell.evaluation.split,
                 "kind": kind,
                 "group": name,
                 **{metric: getattr(metrics, metric) for metric in METRIC_NAMES},
@@ -51,45 +142,9 @@ def _rows(cells: SettingCells) -> Iterator[dict[str, Any]]:
             }
 
 
-def _groups(
-    metrics: ScenarioMetrics | None, slices: dict[str, dict[str, Metrics]]
-) -> dict[Group, Metrics]:
-    if metrics is None:
-        return {}
-    kinds = {"scenario": metrics.scenarios, **slices}
-    groups = {(kind, name): of for kind, names in kinds.items() for name, of in names.items()}
-    return {ALL: metrics.all, **groups}
-
-
-def select(frame: pl.DataFrame, model: str, arm: str, group: Group = ALL) -> pl.DataFrame:
-    """Returns the rows of a model, an arm and a group: one per seed."""
-    values = {"backbone": model, "arm": arm, "kind": group[0], "group": group[1]}
-    return frame.filter(*(pl.col(name) == value for name, value in values.items()))
-
-
-def spread(values: Iterable[float | None]) -> str:
-    """Returns mean and, of several values, standard deviation; None is left out.
-
-    Example:
-        >>> spread([0.80, 0.82])
-        '0.8100 ± 0.0141'
-    """
-    every = list(values)
-    known = [value for value in every if value is not None]
-    if len(known) > 1:
-        return f"{mean(known):.4f} ± {stdev(known):.4f}"
-    if known:
-        return f"{known[0]:.4f}"
-    return "undefined" if every else ""
-
-
-def with_seeds(name: str, evaluated: int, seeds: int) -> str:
-    """Returns a name, with the number of evaluated seeds if some are missing.
-
-    Example:
-        >>> with_seeds("mmoe", 5, 5), with_seeds("mmoe", 3, 5)
-        ('mmoe', 'mmoe (3 of 5 seeds)')
-    """
+def with_seeds(name: str, cells: SettingCells) -> str:
+    """Returns a name, with the number of evaluated seeds if some are missing."""
+    evaluated, seeds = len(cells.evaluated), len(cells.seeds)
     return name if evaluated == seeds else f"{name} ({evaluated} of {seeds} seeds)"
 
 

@@ -1,25 +1,26 @@
 """Report of an experiment: mean AUC of every arm and paired differences between arms."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import polars as pl
 
 from msrec.launch.evaluation.slices import HISTORIES, SLICE_TITLES, bucket_names
 from msrec.launch.reporting.figures import Figure, difference_figure
 from msrec.launch.reporting.page import Figures, Markdown, Section, render_page
-from msrec.tools.experiment.differences import LEVEL, auc_difference
 from msrec.tools.experiment.results import (
+    ALL,
+    LEVEL,
+    Group,
+    PairedDifference,
+    auc_difference,
+    best_metrics,
+    group_metrics,
     markdown_table,
     results_frame,
-    select,
     spread,
     with_seeds,
 )
 from msrec.tools.experiment.sweep import Sweep
-from msrec.tools.experiment.trainings import load_cells, settings
+from msrec.tools.experiment.trainings import SettingCells, load_cells, settings
 
 SURE_P = 0.01
 """p-value below which the summary counts a difference as sure."""
@@ -35,12 +36,9 @@ def write_sweep_report(sweep: Sweep, path: Path) -> str:
     Returns:
         The text of `report.md`.
     """
-    frame = results_frame(map(load_cells, settings(sweep)))
-    frame.write_parquet(sweep.out / "results.parquet")
-    datasets = [
-        _DatasetReport(sweep, name, frame.filter(pl.col("dataset") == name))
-        for name in sweep.datasets
-    ]
+    loaded = [load_cells(setting) for setting in settings(sweep)]
+    results_frame(loaded).write_parquet(sweep.out / "results.parquet")
+    datasets = [_DatasetReport(sweep, name, loaded) for name in sweep.datasets]
     body = "\n".join([*_introduction(sweep, path), *(line for d in datasets for line in d.lines())])
     text = f"# {path.stem}\n{body}\n"
     (sweep.out / "report.md").write_text(text)
@@ -64,22 +62,23 @@ def _introduction(sweep: Sweep, path: Path) -> Iterator[str]:
         yield f"- **{arm}**: {' '.join(f'`{option}`' for option in options) or 'no overrides'}"
 
 
-@dataclass(frozen=True)
 class _DatasetReport:
-    sweep: Sweep
-    name: str
-    frame: pl.DataFrame
-    """Results on the data set, see `results_frame`."""
+    def __init__(self, sweep: Sweep, name: str, loaded: Sequence[SettingCells]) -> None:
+        self.sweep, self.name = sweep, name
+        own = [cells for cells in loaded if cells.setting.dataset == name]
+        self.cells = {(cells.setting.model, cells.setting.arm): cells for cells in own}
+        self.evaluated = [cell for cells in own for cell in cells.evaluated.values()]
 
-    @property
-    def rows(self) -> Iterator[tuple[str, str]]:
-        """Model and arm of each row of a table."""
-        return product(self.sweep.models(self.name), self.sweep.arm_options)
+    def difference(
+        self, model: str, arm: str, other: str, group: Group = ALL
+    ) -> PairedDifference | None:
+        """Returns the AUC of an arm minus that of another arm, if both have a seed in common."""
+        return auc_difference(self.cells[model, arm], self.cells[model, other], group)
 
     def lines(self) -> Iterator[str]:
         """Yields the section in Markdown."""
         yield from ("", f"## {self.name}")
-        if self.frame.is_empty():
+        if not self.evaluated:
             yield from ("", "No training is finished.")
             return
         yield from self._arm_table()
@@ -91,8 +90,8 @@ class _DatasetReport:
     def figures(self) -> list[Figure]:
         """Returns a figure of the differences to the reference, or none without differences."""
         reference, points = self.sweep.reference, []
-        for model, arm in self.rows:
-            difference = auc_difference(self.frame, model, arm, reference)
+        for model, arm in self.cells:
+            difference = self.difference(model, arm, reference)
             if arm != reference and difference is not None:
                 points.append((model, arm, difference.mean, difference.half_width or 0.0))
         return [difference_figure(self.name, reference, points)] if points else []
@@ -101,29 +100,26 @@ class _DatasetReport:
         comparisons = self.sweep.comparisons
         others = list(dict.fromkeys(other for _, other in comparisons))
         table = []
-        for model, arm in self.rows:
-            seeds = select(self.frame, model, arm)
-            if seeds.is_empty():
+        for (model, arm), cells in self.cells.items():
+            if not cells.evaluated:
                 table.append([model, arm, "not run"])
                 continue
-            row = [model, with_seeds(arm, len(seeds), self.sweep.seeds)]
-            row += [spread(seeds[metric]) for metric in ("auc", "log_loss", "gauc")]
+            row = [model, with_seeds(arm, cells)]
+            row += [spread(cells, metric) for metric in ("auc", "log_loss", "gauc")]
             for other in others:
                 is_compared = (arm, other) in comparisons
-                difference = auc_difference(self.frame, model, arm, other) if is_compared else None
+                difference = self.difference(model, arm, other) if is_compared else None
                 row.append(str(difference or ""))
-            table.append([*row, f"{seeds['seconds'].sum() / 60:.1f}"])
+            seconds = sum(cell.seconds for cell in cells.evaluated.values())
+            table.append([*row, f"{seconds / 60:.1f}"])
         head = ["backbone", "arm", "AUC", "log loss", "GAUC"]
         return markdown_table([*head, *(f"AUC − {other}" for other in others), "minutes"], table)
 
     def _summary(self) -> Iterator[str]:
         """Yields for each comparison the number of models on which the arm is better or worse."""
+        models = self.sweep.models(self.name)
         for arm, other in self.sweep.comparisons:
-            of_models = [
-                auc_difference(self.frame, model, arm, other)
-                for model in self.sweep.models(self.name)
-            ]
-            known = [difference for difference in of_models if difference is not None]
+            known = [d for model in models if (d := self.difference(model, arm, other))]
             sure = [d.mean for d in known if d.p is not None and d.p < SURE_P]
             if known:
                 yield (
@@ -134,28 +130,29 @@ class _DatasetReport:
 
     def _group_table(self, kind: str) -> Iterator[str]:
         """Yields the AUC of the reference and the differences to it, for each group of rows."""
-        reference, of_kind = self.sweep.reference, self.frame.filter(pl.col("kind") == kind)
-        groups = {
-            str(name): rows for (name,), rows in of_kind.group_by("group", maintain_order=True)
+        # All trainings are evaluated on the same rows, so the first one names all groups.
+        first, reference = self.evaluated[0], self.sweep.reference
+        rows = {
+            name: of.rows for (of_kind, name), of in group_metrics(first).items() if of_kind == kind
         }
-        names = sorted(groups, key=bucket_names().index) if kind in HISTORIES else list(groups)
-        if not names:
+        names = sorted(rows, key=bucket_names().index) if kind in HISTORIES else list(rows)
+        groups = [(kind, name) for name in names]
+        if not groups:
             return
         table = []
-        for model, arm in self.rows:
-            row = []
-            for group in ((kind, name) for name in names):
-                if arm == reference:
-                    row.append(spread(select(self.frame, model, arm, group)["auc"]))
-                else:
-                    difference = auc_difference(self.frame, model, arm, reference, group)
-                    row.append(str(difference or ""))
+        for (model, arm), cells in self.cells.items():
+            if arm == reference:
+                row = [spread(cells, "auc", group) for group in groups]
+            else:
+                of_groups = [self.difference(model, arm, reference, group) for group in groups]
+                row = [str(difference or "") for difference in of_groups]
             if any(row):
                 table.append([model, arm, *row])
-        best = [groups[name]["best_auc"].drop_nulls() for name in names]
-        if all(len(values) for values in best):
-            table.append(["", "best possible", *(f"{values[0]:.4f}" for values in best)])
+        best = best_metrics(first)
+        aucs = [best[group].auc for group in groups if group in best]
+        known = [f"{auc:.4f}" for auc in aucs if auc is not None]
+        if len(known) == len(groups):
+            table.append(["", "best possible", *known])
         yield from ("", f"AUC by {SLICE_TITLES.get(kind, kind)}, difference to {reference}:")
-        # The number of rows is that of the first training.
-        titles = [f"{name} ({groups[name]['rows'][0]:,} rows)" for name in names]
+        titles = [f"{name} ({rows[name]:,} rows)" for name in names]
         yield from markdown_table(["backbone", "arm", *titles], table)

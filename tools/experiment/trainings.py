@@ -89,9 +89,9 @@ class SettingCells:
         return [f"{kind}-{n}" for kind in kinds for n, cell in enumerate(kinds[kind]) if not cell]
 
     @property
-    def evaluated(self) -> list[Cell]:
-        """Cells of the seeds whose loss stayed finite."""
-        return [cell for cell in self.seeds if cell is not None and cell.results is not None]
+    def evaluated(self) -> dict[int, Cell]:
+        """Seed -> cell, of the seeds whose loss stayed finite."""
+        return {seed: cell for seed, cell in enumerate(self.seeds) if cell and cell.results}
 
     @property
     def finished(self) -> list[Cell]:

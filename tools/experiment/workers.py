@@ -51,7 +51,7 @@ def run_all(
 def _summary(cell: Cell) -> str:
     split, auc = "valid", cell.valid_auc
     if cell.results is not None:
-        split, auc = cell.results.split, cell.metrics.all.auc
+        split, auc = cell.results.split, cell.results.metrics.all.auc
     shown = "undefined" if auc is None else f"{auc:.4f}"
     return f"{split} AUC {shown}, {cell.rows_per_s:,.0f} rows/s"
 
