@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from typer.core import TyperGroup, TyperOption
 
 import msrec
 from msrec.data.convert.sources.tables import TablesMapping
@@ -155,25 +155,25 @@ def _commands() -> Iterator[str]:
     yield ""
     yield "`msrec COMMAND --help` prints the same."
     root = typer.main.get_command(app)
-    assert isinstance(root, click.Group)
+    assert isinstance(root, TyperGroup)
     yield from _group(root, "msrec")
 
 
-def _group(group: click.Group, path: str) -> Iterator[str]:
-    with click.Context(group, info_name=path) as context:
+def _group(group: TyperGroup, path: str) -> Iterator[str]:
+    with typer.Context(group, info_name=path) as context:
         for name in group.list_commands(context):
             command = group.get_command(context, name)
             assert command is not None
             if command.hidden:
                 continue
-            if isinstance(command, click.Group):
+            if isinstance(command, TyperGroup):
                 yield from _group(command, f"{path} {name}")
                 continue
             yield from _command(command, f"{path} {name}")
 
 
-def _command(command: click.Command, path: str) -> Iterator[str]:
-    with click.Context(command, info_name=path) as context:
+def _command(command: Any, path: str) -> Iterator[str]:
+    with typer.Context(command, info_name=path) as context:
         yield ""
         yield f"## {path}"
         yield ""
@@ -189,13 +189,13 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
             yield from rows
 
 
-def _parameter(parameter: click.Parameter, context: click.Context) -> str | None:
+def _parameter(parameter: Any, context: typer.Context) -> str | None:
     if parameter.name == "help":
         return None
     about = _cell(re.sub(r"\[/?[a-z ]*\]", "", getattr(parameter, "help", "") or ""))
     if not about:
         raise SystemExit(f"{context.info_name}: {parameter.name} must have a help text.")
-    is_option = isinstance(parameter, click.Option)
+    is_option = isinstance(parameter, TyperOption)
     names = [*parameter.opts, *parameter.secondary_opts] if is_option else [parameter.name or ""]
     shown = ", ".join(f"`{name if is_option else name.upper()}`" for name in names)
     default = parameter.get_default(context)

@@ -37,15 +37,20 @@ class Scenario(StrictModel):
     """A scenario; its id is its position in `Schema.scenarios`."""
 
     name: str
+    """Short name, unique."""
     description: str
+    """One sentence, for prompts."""
 
 
 class SparseFeature(StrictModel):
     """A column of table rows: int32, or list<int32> if `multi`. Several may share a table."""
 
     name: str
+    """Name of the column."""
     table: str
+    """Key in `tables`."""
     multi: bool = False
+    """Whether a row has a list of ids."""
     hashes: int | None = None
     """Table rows per value of a hashed feature; None if the feature has a vocabulary."""
 
@@ -54,8 +59,11 @@ class TextFields(StrictModel):
     """Columns (strings) of items.parquet and users.parquet that a prompt may read."""
 
     item_title: str | None = None
+    """Column of items.parquet with the title."""
     item_attributes: list[str] = []
+    """Further columns of items.parquet."""
     user_attributes: list[str] = []
+    """Columns of users.parquet."""
 
 
 class SplitRecord(StrictModel):
@@ -64,8 +72,11 @@ class SplitRecord(StrictModel):
     protocol: Protocol | None = None
     """Protocol of the literature that the choice follows, if any."""
     method: Literal["random", "time", "user_last", "given"]
+    """Rule that puts a row in a split."""
     seed: int | None = None
+    """Seed of a random split."""
     fractions: list[float] = []
+    """Shares of the rows in train, valid and test."""
     last: int | None = None
     """Test rows per user, with method `user_last` by number."""
     train_until: int | None = None
@@ -76,20 +87,31 @@ class Schema(StrictModel):
     """Description of a dataset for loaders, models and prompts."""
 
     name: str
+    """Name of the data set."""
     description: str
+    """One sentence about the app, for prompts."""
     scenarios: list[Scenario] = Field(min_length=1)
+    """Scenarios; ids in the files are positions in this list."""
     tables: dict[str, int]
     """Table name -> rows, row 0 (unknown) included."""
     sparse: list[SparseFeature] = Field(min_length=1)
+    """Features of ids, in the order of the model's embeddings."""
     dense: list[str] = []
+    """Features of numbers, float32."""
     labels: list[str] = Field(min_length=1)
+    """Binary labels; the first one is judged."""
     timestamp: str | None = None
+    """Column of timestamps, int64; None if rows have none."""
     timestamp_unit: Literal["s", "ms"] | None = None
     """Unit of the timestamp since 1970; None if timestamps only order the rows."""
     text: TextFields = TextFields()
+    """Columns of texts."""
     split: SplitRecord
+    """Method by which the rows were split."""
     num_users: int
+    """Rows of users.parquet."""
     num_items: int
+    """Rows of items.parquet."""
     counts: dict[str, Any] = {}
     """Counts of the conversion: rows per split and scenario, unknown ids, duplicates."""
 

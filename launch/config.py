@@ -9,11 +9,10 @@ import yaml
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 
 from msrec.data.io.paths import AnyPath, refuse_secrets, to_path
-from msrec.data.io.validation import read_yaml
+from msrec.data.io.validation import StrictModel, read_yaml
 from msrec.data.loading.quarantine import Policy
 from msrec.launch.backbone_config import BACKBONE_OPTIONS, BackboneConfig
 from msrec.launch.config_sections import (
-    ConfigSection,
     EmbeddingsConfig,
     HistoryConfig,
     InteractionConfig,
@@ -33,7 +32,7 @@ DatasetPath = Annotated[
 ]
 
 
-class RunConfig(ConfigSection):
+class RunConfig(StrictModel):
     """All options of a run."""
 
     dataset: DatasetPath

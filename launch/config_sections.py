@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, PlainValidator, field_validator
+from pydantic import Field, PlainValidator, field_validator
 
 from msrec.data.io.paths import local_path
 from msrec.data.io.validation import StrictModel
@@ -18,13 +18,7 @@ EpochSpan = tuple[Annotated[float, Field(ge=0)], float | None]
 LocalPath = Annotated[Path, PlainValidator(local_path, json_schema_input_type=str)]
 
 
-class ConfigSection(StrictModel):
-    """Base of all sections; the docstring under a field becomes the description of the field."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class EmbeddingsConfig(ConfigSection):
+class EmbeddingsConfig(StrictModel):
     """The embedding tables: size, optimizer, regularisation and sharding."""
 
     dim: int = Field(16, ge=1)
@@ -54,7 +48,7 @@ class EmbeddingsConfig(ConfigSection):
     """Table -> sharding type. It overrides `row_wise_from`."""
 
 
-class InteractionConfig(ConfigSection):
+class InteractionConfig(StrictModel):
     """Combination of the embedding vectors and the dense features into the backbone's input."""
 
     mode: Literal["concat", "dot", "concat_dot"] = "concat"
@@ -66,7 +60,7 @@ class InteractionConfig(ConfigSection):
     """Dropout rate of the interaction's output."""
 
 
-class MetaConfig(ConfigSection):
+class MetaConfig(StrictModel):
     """Meta networks, whose weights are generated from LLM vectors; all off is the bare backbone."""
 
     user: bool = False
@@ -104,7 +98,7 @@ class MetaConfig(ConfigSection):
         return MetaOptions(**self.model_dump(include=names))
 
 
-class LLMFeatureConfig(ConfigSection):
+class LLMFeatureConfig(StrictModel):
     """LLM vectors as plain features of the backbone: the baseline of the meta networks."""
 
     kind: Literal["none", "concat", "experts", "match"] = "none"
@@ -122,7 +116,7 @@ class LLMFeatureConfig(ConfigSection):
     """Dropout rate of the experts' layers (`experts`) or of both maps (`match`)."""
 
 
-class LLMConfig(ConfigSection):
+class LLMConfig(StrictModel):
     """The frozen LLM, its prompts, and the knowledge store that keeps its vectors."""
 
     store: LocalPath | None = None
@@ -172,7 +166,7 @@ class LLMConfig(ConfigSection):
         return self.model_dump(exclude=others)
 
 
-class HistoryConfig(ConfigSection):
+class HistoryConfig(StrictModel):
     """Other training rows of the same user or item as features, one vector per history."""
 
     of: list[Literal["user", "item"]] = []
@@ -181,7 +175,7 @@ class HistoryConfig(ConfigSection):
     """Number of newest rows per history; null is all of them."""
 
 
-class ObjectiveConfig(ConfigSection):
+class ObjectiveConfig(StrictModel):
     """The loss."""
 
     aux_weight: float = Field(0.0, ge=0)
@@ -189,7 +183,7 @@ class ObjectiveConfig(ConfigSection):
     them. Metrics always use the first label."""
 
 
-class OptimizerConfig(ConfigSection):
+class OptimizerConfig(StrictModel):
     """Adam for the parameters outside the tables, and the schedule of all learning rates."""
 
     lr: float = Field(1e-3, gt=0)
@@ -229,7 +223,7 @@ class OptimizerConfig(ConfigSection):
         }
 
 
-class TrainerConfig(ConfigSection):
+class TrainerConfig(StrictModel):
     """The training loop: batches, epochs, validation, checkpoints and logs."""
 
     global_batch: int = Field(4096, ge=1)

@@ -48,6 +48,7 @@ def process_group(device: str | None = None) -> Iterator[Process]:
         device: "cpu" or "cuda"; None takes CUDA if it is available.
     """
     end_with_launcher()
+    quiet_libraries()
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))

@@ -1,10 +1,15 @@
-"""The house: who imports whom, what the wheel holds, and that the docstring examples run."""
+"""Structure of the code: imports, file and folder circles, types for editors, docstrings."""
 
 import ast
 import doctest
 import importlib
+import json
+import re
+import subprocess
 import tomllib
 import warnings
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -59,6 +64,107 @@ def test_the_layer_check_catches_every_form_of_import(line):
     assert list(breaches("data/llm/__init__.py", line))[0].startswith(
         "data/llm/__init__.py:1 imports"
     )
+
+
+def later_layers_named(place, source):
+    """Strings, docstrings excepted, that name a module of a layer to the right."""
+    tree = ast.parse(source)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    later = "|".join(LAYERS[LAYERS.index(place.split("/")[0]) + 1 :])
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if later and is_text and id(node) not in docstrings:
+            if re.search(rf"msrec\.({later})\b", node.value):
+                yield f"{place}:{node.lineno} names {node.value}"
+
+
+def test_no_string_names_a_later_layer():
+    found = [
+        breach
+        for path in MODULES
+        for breach in later_layers_named(str(path.relative_to(ROOT)), path.read_text())
+    ]
+    assert found == []
+    assert list(later_layers_named("launch/x.py", 'run("-m msrec.tools.cli")'))
+    assert not list(later_layers_named("launch/x.py", '"""See msrec.tools."""\n"msrec.data.x"'))
+
+
+def import_graph(sources):
+    """Dotted module -> modules among `sources` that it imports; empty ones do not count."""
+    return {
+        name: {target for _, target in imported_names(source) if target in sources} - {name}
+        for name, source in sources.items()
+    }
+
+
+def circle(graph):
+    """A circle of a graph, as a list of names, or [] if it has none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def of_folders(graph, folder_of):
+    """The graph of the folders of modules."""
+    folders = defaultdict(set)
+    for name, targets in graph.items():
+        folders[folder_of[name]] |= {folder_of[target] for target in targets}
+    return {name: targets - {name} for name, targets in folders.items()}
+
+
+def test_neither_files_nor_folders_import_each_other_in_a_circle():
+    sources = {dotted(path): text for path in MODULES if (text := path.read_text().strip())}
+    folder_of = {dotted(path): str(path.parent.relative_to(ROOT)) for path in MODULES}
+    graph = import_graph(sources)
+    assert circle(graph) == []
+    assert circle(of_folders(graph, folder_of)) == []
+
+
+def test_the_circle_check_finds_circles_of_files_and_of_folders():
+    sources = {"a.x": "import b.x", "b.x": "from b import y", "b.y": "import a.y", "a.y": ""}
+    files = import_graph(sources)
+    assert circle(files) == []
+    assert set(circle(of_folders(files, {name: name[0] for name in files}))) == {"a", "b"}
+    assert set(circle(import_graph({"a": "import b", "b": "import a"}))) == {"a", "b"}
+
+
+def test_no_folder_has_more_than_thirteen_files():
+    allowed = {ROOT / "model/backbones", ROOT / "data/convert/sources"}
+    counts = defaultdict(int)
+    for path in MODULES:
+        counts[path.parent] += path.name != "__init__.py"
+    assert {str(p): n for p, n in counts.items() if n > 13 and p not in allowed} == {}
+
+
+def test_editors_resolve_every_import_of_msrec(tmp_path):
+    """basedpyright knows the packages only by the links that the editable installation makes."""
+    names = {line for path in MODULES for line in ours(path.read_text())}
+    assert len(names) > 100
+    (tmp_path / "imports.py").write_text("\n".join(sorted(names)) + "\n")
+    settings = {"include": ["imports.py"], "venvPath": str(ROOT), "venv": ".venv"}
+    settings |= {"typeCheckingMode": "off", "reportMissingImports": "error"}
+    settings |= {"reportAttributeAccessIssue": "error", "pythonVersion": "3.11"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [ROOT / ".venv/bin/basedpyright", "--outputjson", "-p", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    report = json.loads(done.stdout)
+    assert [each["message"] for each in report["generalDiagnostics"]] == []
+    assert report["summary"]["filesAnalyzed"] == 1
+
+
+def ours(source):
+    """The statements of a source that import from msrec, one name each."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "msrec":
+            yield from (f"from {node.module} import {alias.name}" for alias in node.names)
 
 
 def test_every_module_says_its_job_in_its_first_line():

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from msrec.data.schema import Split
-from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.launch.distributed import process_group
 from msrec.launch.evaluation.explain import Explainer
 from msrec.launch.evaluation.explanation_file import (
     FOLDER,
@@ -45,7 +45,6 @@ def explain(
     """
     if not users and not scenario:
         raise ValueError("explain must be asked something: --user KEY, --scenario, or both.")
-    quiet_libraries()
     logging.getLogger("msrec").setLevel(logging.WARNING)
     with process_group("cpu") as process:
         explainer = Explainer(run, process, split)

@@ -12,9 +12,9 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class StrictModel(BaseModel):
-    """Frozen pydantic model that refuses unknown keys."""
+    """Frozen pydantic model that refuses unknown keys; a docstring below a field describes it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def first_error(error: ValidationError) -> str:

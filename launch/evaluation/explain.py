@@ -21,7 +21,7 @@ from msrec.data.loading.loader import Loader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Split
 from msrec.launch.batch_pipeline import BatchPipeline
-from msrec.launch.distributed import Process, process_group, quiet_libraries
+from msrec.launch.distributed import Process, process_group
 from msrec.launch.encoding.run_prompts import prompts_by_key
 from msrec.launch.evaluation.explanation_file import (
     FOLDER,
@@ -64,7 +64,6 @@ def explain_run(
     """
     if not users and not scenarios:
         raise ValueError("explain must be asked something: --user KEY, --scenario, or both.")
-    quiet_libraries()
     with process_group("cpu") as process:
         explainer = Explainer(run_dir, process, split)
         explained = [explainer.user(key) for key in users]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from msrec.launch.evaluation.predict_files import PredictionSummary
     from msrec.launch.evaluation.results import Results
     from msrec.launch.training.metric_log import MetricLog
+    from msrec.tools.planner.plan import Plan
 
 __all__ = [
     "Dataset",
@@ -152,7 +153,12 @@ class Training(Run):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the LLM's knowledge does in a run."""
+    """Effect of the LLM's knowledge in a run.
+
+    Attributes:
+        users: scores of a user's rows with and without the generated layers.
+        scenarios: similarity of the scenarios' generated layers; None if it was not asked for.
+    """
 
     users: list["UserExplanation"]
     scenarios: "ScenarioExplanation | None"
@@ -260,6 +266,46 @@ def train(config: str | Path, overrides: Sequence[str] = ()) -> Training:
         rows_per_s=result.rows_per_s if result.losses else 0.0,
         preempted=result.preempted,
     )
+
+
+def plan(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    nodes: int = 1,
+    gpus_per_node: int = 8,
+    gpu: str = "h100",
+    batch: int | None = None,
+    out: str | Path | None = None,
+) -> "Plan":
+    """Places embedding tables on GPUs and estimates memory and step time; needs no GPU.
+
+    Args:
+        source: a run's YAML file, or a list of tables: YAML or CSV.
+        overrides: `key.sub=value`, for a run's YAML file.
+        nodes: number of nodes.
+        gpus_per_node: ranks per node.
+        gpu: accelerator: "a100-40", "a100-80", "h100", "h200", "b200", "l40s" or "cpu".
+        batch: rows of a step on one rank; None is that of the config, or 4096.
+        out: file to write, for `train(config, ["plan=FILE"])`; a plan that does not fit is not
+            written.
+
+    Returns:
+        The plan. `fits`, `step_ms`, `peak_memory` and `tables` say the result.
+
+    Raises:
+        FileNotFoundError, ValueError: the source or an option is invalid.
+    """
+    from msrec.data.io.atomic_files import write_text
+    from msrec.tools.planner.command.build_request import request_from_options
+    from msrec.tools.planner.command.plan_options import PlanOptions
+    from msrec.tools.planner.make_plan import make_plan
+
+    options = PlanOptions(Path(source), list(overrides), nodes, gpus_per_node, gpu, batch=batch)
+    made = make_plan(request_from_options(options))
+    if out is not None and made.fits:
+        write_text(Path(out), made.model_dump_json(indent=1) + "\n")
+    return made
 
 
 def open_run(folder: str | Path) -> Run:

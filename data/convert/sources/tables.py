@@ -19,24 +19,27 @@ Kind = Literal["sparse", "multi", "dense", "words"]
 
 
 class TablesMapping(StrictModel):
-    """Content of tables.yaml; defaults stand for what is left out.
-
-    `scenarios` gives descriptions by name. `user`, `item` and `interaction` name features and their
-    kind, as in `user: {age: sparse, balance: dense}`. `title: words` makes the multi-valued feature
-    title_words and leaves the title as it is for prompts. `more_labels: {rating: [1, 2]}` adds the
-    labels rating>1 and rating>2, which models learn too. `timestamp_unit: s` (or ms, since 1970)
-    makes dates of the column timestamp of the interactions.
-    """
+    """Content of tables.yaml; what it leaves out gets a default or is guessed and printed."""
 
     name: str | None = None
+    """Name of the data set, default: that of the folder."""
     description: str | None = None
+    """One sentence about the app, for prompts."""
     scenarios: dict[str, str] = {}
+    """Name of a scenario -> its description, for prompts."""
     user: dict[str, Kind] | None = None
+    """Columns of users.parquet that are features, with their kinds: `{age: sparse, city: sparse}`.
+    `title: words` makes a feature title_words of the words of a text. Default: guessed."""
     item: dict[str, Kind] | None = None
+    """Columns of items.parquet that are features, with their kinds. Default: guessed."""
     interaction: dict[str, Kind] = {}
+    """Columns of interactions.parquet that are features; ratings and labels may not be."""
     more_labels: dict[str, list[float]] = {}
+    """Further labels by thresholds: `{rating: [1, 2]}` adds the labels rating>1 and rating>2."""
     text: TextFields | None = None
+    """Columns of texts that prompts may read. Default: guessed."""
     timestamp_unit: Literal["s", "ms"] | None = None
+    """Unit of the column timestamp since 1970; without it timestamps only order the rows."""
 
 
 def read_tables(

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import spawn
 from msrec.data.io.atomic_files import write_json, write_text
 from msrec.launch.config import RunConfig
 from msrec.launch.console import wide_console
-from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.launch.distributed import process_group
 from msrec.launch.reporting.plan_table import format_bytes
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.planner.command.plan_text import print_sentence
@@ -129,7 +129,6 @@ def _rank(rank: int, world_size: int, port: int, values: Mapping[str, object], o
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    quiet_libraries()
     config = RunConfig.model_validate(values)
     with process_group("cpu") as process:
         before = resident_memory()["RssAnon"]
