@@ -16,7 +16,6 @@ from msrec.tools.experiment.results import seed_values
 from msrec.tools.experiment.sweep import load_sweep
 from msrec.tools.experiment.trainings import Setting, load_cells, settings
 from msrec.tools.experiment.tuning import START, overrides, propose, search_space
-from msrec.tools.experiment.workers import worker_pool
 
 CONFIG = "dataset: {data}\nembeddings: {{ dim: 4 }}\ntrainer: {{ global_batch: 100, epochs: 2 }}\n"
 
@@ -62,7 +61,7 @@ def test_the_models_are_all_backbones_and_the_baselines():
 
 @pytest.fixture(scope="module")
 def run():
-    with worker_pool(1) as pool:
+    with runner.worker_pool(1) as pool:
 
         def run_training(folder, options, split):
             training = PlannedTraining(folder, folder.parent / "conf.yaml", options, START, split)

@@ -208,7 +208,7 @@ def test_controls_that_a_sweep_names_are_compared_too(evaluated):
     assert "- shuffled above both: 0 of 1 backbones, 0 with p < .01" in text
 
 
-def test_seeds_are_matched_and_a_cell_of_other_options_does_not_count(evaluated):
+def test_seeds_are_matched_and_a_cell_of_other_options_or_split_does_not_count(evaluated):
     sweep, _ = evaluated
     (sweep.out / "tiny/mlp/both/seed-1" / CELL_FILE).unlink()
     bare, both, *_ = map(load_cells, settings(sweep))
@@ -221,8 +221,9 @@ def test_seeds_are_matched_and_a_cell_of_other_options_does_not_count(evaluated)
             }
         }
     )
-    for setting in settings(changed):
-        assert load_cells(setting).seeds == [None] * 3
+    for other in (changed, sweep.model_copy(update={"split": "valid"})):
+        for setting in settings(other):
+            assert load_cells(setting).seeds == [None] * 3
 
 
 # By history ----------------------------------------------------------------------------------

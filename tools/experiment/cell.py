@@ -76,9 +76,11 @@ class PlannedTraining:
         return str(self.folder)
 
     def cell(self) -> Cell | None:
-        """Reads the cell; None if there is none, or if it was trained with other options."""
+        """Reads the cell; None if there is none, or if its options or its split are others."""
         cell = load_cell(self.folder)
-        return cell if cell is not None and cell.options == self.options else None
+        if cell is None or cell.options != self.options:
+            return None
+        return cell if cell.results is None or cell.results.split == self.split else None
 
 
 def load_cell(folder: Path) -> Cell | None:
