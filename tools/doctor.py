@@ -138,8 +138,8 @@ def _check_cuda() -> Check:
 
 def _check_python() -> Check:
     result = f"{platform.python_version()}, {sys.executable}"
-    state: State = "ok" if sys.version_info[:2] == (3, 11) else "fail"
-    return Check("python", state, result, "Make the environment with Python 3.11.")
+    state: State = "ok" if (3, 11) <= sys.version_info[:2] <= (3, 13) else "fail"
+    return Check("python", state, result, "Make the environment with Python 3.11, 3.12 or 3.13.")
 
 
 def _check_packages() -> list[Check]:
