@@ -143,6 +143,11 @@ def test_a_bench_runs_and_writes_its_findings(bench, name, function, args, findi
         assert finding["ours"] > 0
 
 
+def test_an_unknown_shape_is_refused():
+    with pytest.raises(ValueError, match="--shapes must name some of movielens, large; got 'huge'"):
+        step.bench_step("movielens,huge", None, 64, 2, 1)
+
+
 def test_the_meta_bench_runs_and_counts_operations(bench, monkeypatch):
     monkeypatch.setattr(meta, "peak_memory", lambda rounds, *args: 1 << 20)
     findings = {f["what"]: f for f in bench("meta", meta.bench_meta, 64, 2, 1)["findings"]}
