@@ -43,8 +43,8 @@ embedding table; null is the unknown id, row 0 |
 | `multi` | lists; for users and items also strings with values between vertical bars | a list of \
 ids per row; the model averages their vectors; null is an empty list |
 | `dense` | numbers | a number per row; null, NaN and infinity are refused |
-| `words` | strings of users and items | a `multi` feature `COLUMN_words` of the distinct words, in \
-lower case |
+| `words` | strings of users and items | a `multi` feature `COLUMN_words` of the distinct \
+words, in lower case |
 
 `user_id` and `item_id` are always sparse features. A column that is not named is no feature. A
 feature of the interactions may not be called `rating...` or `label...`.
@@ -57,16 +57,16 @@ rule that applies. The conversion prints a line per column, such as
 
 | column | kind |
 |---|---|
-| strings with vertical bars, if a value between them occurs 1.5 times or more on average | `multi` |
+| strings with vertical bars, if a value between bars occurs 1.5 times on average | `multi` |
 | named `scenario...`, `rating...` or `label...` | no feature |
 | `x_name` or `raw_x`, if there is a column `x` | no feature |
 | strings equal to the first value of a column of lists | no feature |
 | floats without nulls | `dense` |
 | floats with nulls, and types other than strings, integers and booleans (also lists) | no feature |
-| strings, integers and booleans, if a value occurs 1.5 times or more on average | `sparse` |
+| strings, integers and booleans, if a value occurs 1.5 times on average | `sparse` |
 | any other | no feature |
 
-Integers are never guessed to be `dense`, nor columns of the interactions to be features: name them.
+The averages are minima. Integers are never guessed to be `dense`, nor columns of the interactions to be features: name them.
 
 Without `text`, prompts may read these columns:
 

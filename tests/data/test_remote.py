@@ -13,8 +13,8 @@ import torch
 from botocore.exceptions import EndpointConnectionError
 from moto.server import ThreadedMotoServer
 from ranks import run_ranks
-from test_trainer import config_of, fit
 from tiny import tiny_dataset, tiny_store
+from trainings import config_of, fit
 from upath import UPath
 
 from msrec.data.features.vocabulary import load_vocabularies

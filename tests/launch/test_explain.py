@@ -11,8 +11,8 @@ import pytest
 import torch
 from ranks import run_ranks
 from rich.console import Console
-from test_trainer import BOTH, config_of
 from tiny import tiny_dataset, tiny_store
+from trainings import BOTH, config_of
 
 from msrec.data.llm.store import KnowledgeStore
 from msrec.launch.config import save_config

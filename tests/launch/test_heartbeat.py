@@ -14,8 +14,8 @@ import pytest
 import torch
 from ranks import run_ranks
 from rich.console import Console
-from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
+from trainings import config_of
 
 from msrec.launch.cluster.status import print_status
 from msrec.launch.config import save_config

@@ -5,7 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from test_report import make_run
+from evaluated_runs import make_run
 
 from msrec.launch.reporting.report import write_report
 

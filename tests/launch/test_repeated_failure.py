@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import run_ranks
-from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
+from trainings import config_of
 
 from msrec.data.loading.loader import open_loader
 from msrec.launch.distributed import Process

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 import torch
 from ranks import run_ranks
-from test_raw_rows import joined, raw_tables
-from test_trainer import fit
+from raw_rows import joined, raw_tables
 from tiny import tiny_store
+from trainings import fit
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice

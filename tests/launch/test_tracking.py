@@ -1,7 +1,7 @@
 """Tests of tracking: MLflow and TensorBoard get the values of the run's files."""
 
 import pytest
-from test_report import NAMES, make_run
+from evaluated_runs import NAMES, make_run
 
 from msrec.launch.evaluation.evaluate import write_tensorboard
 from msrec.launch.evaluation.results import load_results, save_results
