@@ -57,16 +57,17 @@ rule that applies. The conversion prints a line per column, such as
 
 | column | kind |
 |---|---|
-| strings with vertical bars, if a value between bars occurs 1.5 times on average | `multi` |
+| strings with vertical bars, if a value between bars occurs 1.5 times (1) | `multi` |
 | named `scenario...`, `rating...` or `label...` | no feature |
 | `x_name` or `raw_x`, if there is a column `x` | no feature |
 | strings equal to the first value of a column of lists | no feature |
 | floats without nulls | `dense` |
 | floats with nulls, and types other than strings, integers and booleans (also lists) | no feature |
-| strings, integers and booleans, if a value occurs 1.5 times on average | `sparse` |
+| strings, integers and booleans, if a value occurs 1.5 times (1) | `sparse` |
 | any other | no feature |
 
-The averages are minima. Integers are never guessed to be `dense`, nor columns of the interactions to be features: name them.
+(1) On average, at least. Integers are never guessed to be `dense`, nor columns of the interactions
+to be features: name them in the file.
 
 Without `text`, prompts may read these columns:
 
