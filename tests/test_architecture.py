@@ -146,6 +146,7 @@ def test_no_folder_has_more_than_thirteen_files():
     assert {str(p): n for p, n in counts.items() if n > 13 and p not in allowed} == {}
 
 
+@pytest.mark.slow
 def test_editors_resolve_every_import_of_msrec(tmp_path):
     """basedpyright knows the packages only by the links that the editable installation makes."""
     names = {line for path in MODULES for line in ours(path.read_text())}

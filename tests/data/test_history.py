@@ -17,6 +17,8 @@ from msrec.data.schema import load_schema
 from msrec.model.embeddings import Embeddings
 from msrec.model.losses import RankLoss, weighted_bce
 
+pytestmark = pytest.mark.slow
+
 DIM = 3
 
 

@@ -20,6 +20,8 @@ from msrec.launch.config import load_config
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.tools.planner.tables import TableLoad, read_tables_file
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 TABLES = [
     TableLoad(name="user_id", rows=1_000_000_000, dim=4),

@@ -29,6 +29,8 @@ from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
 from msrec.tools.experiment.sweep import load_sweep
 
+pytestmark = pytest.mark.slow
+
 SECRET = "s3cr3t-0f-the-t3st"
 
 

@@ -16,6 +16,8 @@ from msrec.launch.config import RunConfig
 from msrec.launch.encoding.encode import EncodeOptions, encode
 from msrec.launch.encoding.job import encode_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

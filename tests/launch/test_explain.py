@@ -30,6 +30,8 @@ from msrec.launch.reporting.report import write_report
 from msrec.launch.training.trainer import Trainer
 from msrec.tools import explain as command
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [*BOTH, "meta.rank=3", "meta.num_layers=2", "trainer.epochs=1", "run_id=knowing"]
 
 

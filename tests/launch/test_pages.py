@@ -9,6 +9,8 @@ from evaluated_runs import make_run
 
 from msrec.launch.reporting.report import write_report
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NOISE = {"bare": 1.0, "llm": 0.4}
 LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]

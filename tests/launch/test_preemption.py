@@ -24,6 +24,8 @@ from msrec.launch.training.preemption import STOPPED, Preempted, Preemption
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):

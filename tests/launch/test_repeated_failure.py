@@ -21,6 +21,8 @@ from msrec.launch.training.repeated_failure import FAILED_STEP_FILE, RepeatedFai
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("trainer.checkpoint_every_steps=5", "trainer.eval_batch=96")
 
 

@@ -35,6 +35,8 @@ from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import open_run
 from msrec.tools.bench.serve import raw_lines
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "bare": [
         *("backbone.name=dlrm", "interaction.bottom_dims=[8]", "history.of=[user,item]"),

@@ -8,6 +8,8 @@ from msrec.launch.evaluation.results import load_results, save_results
 from msrec.launch.reporting.mlflow_tracking import track
 from msrec.launch.training.metric_log import load_metric_log
 
+pytestmark = pytest.mark.slow
+
 mlflow = pytest.importorskip("mlflow.tracking", reason="mlflow-skinny is not installed")
 
 

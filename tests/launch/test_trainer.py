@@ -21,6 +21,8 @@ from msrec.launch.evaluation.results import load_results
 from msrec.launch.training.preemption import Preempted
 from msrec.launch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 BACKBONES = ["shared_bottom", "mmoe", "star"]
 
 

@@ -11,6 +11,8 @@ from trainings import config_of, fit
 
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 
+pytestmark = pytest.mark.slow
+
 H, U = 6, 4
 
 

@@ -28,6 +28,8 @@ from msrec.tools.bench.harness.measure import (
 from msrec.tools.bench.harness.shapes import dataset_or_random
 from msrec.tools.cli.bench import BENCHES
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = [Seconds(1.0, 0.5), Seconds(2.0, 1.0), Seconds(3.0, 1.5)]
 
 

@@ -12,6 +12,8 @@ from msrec.tools.bench.encode import bench_encode
 from msrec.tools.bench.harness import report
 from msrec.tools.bench.store import bench_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def findings(tmp_path, monkeypatch):

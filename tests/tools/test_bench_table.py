@@ -17,6 +17,8 @@ from msrec.tools.experiment.sweep import load_sweep
 from msrec.tools.experiment.trainings import Setting, load_cells, settings
 from msrec.tools.experiment.tuning import START, overrides, propose, search_space
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "dataset: {data}\nembeddings: {{ dim: 4 }}\ntrainer: {{ global_batch: 100, epochs: 2 }}\n"
 
 

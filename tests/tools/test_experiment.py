@@ -25,6 +25,8 @@ from msrec.tools.experiment.sweep import ARMS, load_sweep
 from msrec.tools.experiment.sweep_report import write_sweep_report
 from msrec.tools.experiment.trainings import load_cells, settings
 
+pytestmark = pytest.mark.slow
+
 SWEEP = """
 out: {folder}/out
 seeds: {seeds}

@@ -38,6 +38,8 @@ from msrec.tools.planner.sharding_options import SPAN, ShardCost, ShardingOption
 from msrec.tools.planner.solver import solve
 from msrec.tools.planner.tables import TableLoad, meta_collection, read_tables_file
 
+pytestmark = pytest.mark.slow
+
 H100 = load_hardware("h100")
 TABLES = [
     TableLoad(name="user", rows=4_000_003, dim=64),

@@ -28,6 +28,8 @@ from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.tables import TableLoad
 
+pytestmark = pytest.mark.slow
+
 TABLES = [
     TableLoad(name="user_id", rows=700_000, dim=32),
     TableLoad(name="item_id", rows=600_000, dim=32, features=2),
