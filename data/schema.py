@@ -24,8 +24,8 @@ from msrec.data.io.atomic_files import write_text
 from msrec.data.io.paths import AnyPath, is_file, to_path
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
 
-SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Protocol = Literal["scenario-wise", "temporal", "per-user-last"]
 HistoryProtocol = Literal["stream", "frozen"]
 """Splits whose rows are events of a history: all splits (`stream`) or only train (`frozen`)."""

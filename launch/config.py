@@ -22,6 +22,7 @@ from msrec.launch.config_sections import (
     MetaConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    SequenceConfig,
     TrainerConfig,
 )
 from msrec.model.backbones import BACKBONES
@@ -71,6 +72,8 @@ class RunConfig(StrictModel):
     """LLM, prompts and knowledge store."""
     history: HistoryConfig = HistoryConfig()
     """Behaviour histories as features."""
+    sequence: SequenceConfig = SequenceConfig()
+    """Ordered histories."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Loss."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -161,8 +161,12 @@ def _read_rows(
         is_good=np.ones(size, np.bool_),
         starts=starts,
     )
-    targets = {"user": rows.user, "item": rows.items, "scenario": rows.scenarios}
-    targets[schema.labels[0]] = rows.labels
+    targets: dict[str, npt.NDArray[Any]] = {
+        "user": rows.user,
+        "item": rows.items,
+        "scenario": rows.scenarios,
+        schema.labels[0]: rows.labels,
+    }
     if order == "timestamp" and schema.timestamp:
         targets[schema.timestamp] = rows.times
     for reader, start in zip(readers, starts, strict=False):
@@ -207,7 +211,7 @@ def _index_arrays(
     user, times = rows.user[sorting], rows.times[sorting]
     is_first = np.ones(len(user), np.bool_)
     is_first[1:] = (user[1:] != user[:-1]) | (times[1:] != times[:-1])
-    num_before = np.cumsum(is_event) - is_event
+    num_before: npt.NDArray[np.int64] = np.cumsum(is_event) - is_event
     first_of_tie = np.maximum.accumulate(np.where(is_first, np.arange(len(user)), 0))
     ends = np.empty(len(user), np.int64)
     ends[sorting] = num_before[first_of_tie]
@@ -244,9 +248,7 @@ def _record(
 
 
 def _by_split(rows: _Rows, values: npt.NDArray[Any]) -> dict[Split, npt.NDArray[Any]]:
-    parts = np.split(values, rows.starts[1:-1])
-    names: tuple[Split, ...] = ("train", "valid", "test")
-    return dict(zip(names, parts, strict=True))
+    return dict(zip(SPLITS, np.split(values, rows.starts[1:-1]), strict=True))
 
 
 def _write_index(

@@ -105,7 +105,9 @@ class HistoryIndex:
         if verify:
             check_files(folder, manifest.crc32, f"The index is damaged. {command} again.")
         events = {name: _mapped(folder / f"{name}.npy") for name in EVENT_ARRAYS}
-        ends = {split: _mapped(folder / f"ends-{split}.npy") for split in SPLITS}
+        ends: dict[Split, npt.NDArray[np.int64]] = {
+            split: _mapped(folder / f"ends-{split}.npy") for split in SPLITS
+        }
         return cls(folder, manifest, **events, starts=_mapped(folder / "starts.npy"), ends=ends)
 
 
