@@ -192,8 +192,8 @@ def summary_table(schema: Schema) -> Table:
     sides = [side for side in ("users", "items") if side in counts]
     table = Table(title=f"{schema.name}: rows (positive)")
     table.add_column("scenario")
-    for name in (*SPLITS, *sides):
-        table.add_column(name, justify="right")
+    for head in (*SPLITS, *sides):
+        table.add_column(head, justify="right")
     for name in [*(scenario.name for scenario in schema.scenarios), "all"]:
         cells = []
         for split in SPLITS:

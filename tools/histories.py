@@ -44,24 +44,26 @@ def check_protocols(names: Sequence[str]) -> list[HistoryProtocol]:
 
 def histories_table(schema: Schema) -> Table:
     """Returns the indices of histories of a dataset, with the lengths of each split."""
-    table = Table(title=f"{schema.name}: histories")
-    for head in ("protocol", "events", "order", "split"):
+    table = Table(title=f"{schema.name}: histories", caption_justify="left")
+    for head in ("protocol", "split"):
         table.add_column(head)
     for head in ("rows", "without history", "median length", "95 %"):
         table.add_column(head, justify="right")
+    captions = []
     for protocol, record in schema.histories.items():
-        about = f"{record.num_events:,} {record.events}, {record.num_users:,} users"
-        cells = [protocol, about, record.order]
-        for split, lengths in record.lengths.items():
-            share = lengths.without_history / lengths.rows
+        captions.append(
+            f"{protocol}: {record.num_events:,} events of {record.num_users:,} users "
+            f"({record.events} rows), ordered by {record.order}"
+        )
+        for number, (split, lengths) in enumerate(record.lengths.items()):
             table.add_row(
-                *cells,
+                "" if number else protocol,
                 split,
                 f"{lengths.rows:,}",
-                f"{lengths.without_history:,} ({share:.1%})",
+                f"{lengths.without_history:,} ({lengths.without_history / lengths.rows:.1%})",
                 f"{lengths.median:,}",
                 f"{lengths.p95:,}",
             )
-            cells = ["", "", ""]
         table.add_section()
+    table.caption = "\n".join(captions)
     return table

@@ -100,8 +100,9 @@ def evaluate(
     slices = slice_rows(predictions, config.dataset, by, config.faults, scored)
     options = metric_options or MetricOptions()
     results = compute_results(predictions, trained.schema, options, slices)
-    history = _history(trained)
-    results = results.model_copy(update={"data": data and str(data), "history": history})
+    results = results.model_copy(update={"history": _history(trained)})
+    if data is not None:
+        results = results.model_copy(update={"data": str(data)})
     saved = save_results(results, out)
     if data is None:
         write_tensorboard(results, run_dir)
