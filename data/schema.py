@@ -6,6 +6,7 @@ A dataset folder::
     train/ valid/ test/*.parquet   interactions with encoded ids
     users.parquet                  row i describes user index i; column `user_key` is the raw id
     items.parquet                  row i describes item index i; column `item_key` is the raw id
+    histories/PROTOCOL/            optional, the earlier events of each row; see `HistoryIndex`
 
 Columns of an interactions file: `user` and `item` (int32, indices into users.parquet and
 items.parquet), `scenario` (int32), one column per sparse feature (int32, or list<int32> if
@@ -23,9 +24,15 @@ from msrec.data.io.atomic_files import write_text
 from msrec.data.io.paths import AnyPath, is_file, to_path
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
 
-SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Protocol = Literal["scenario-wise", "temporal", "per-user-last"]
+HistoryProtocol = Literal["stream", "frozen"]
+"""Splits whose rows are events of a history: all splits (`stream`) or only train (`frozen`)."""
+EventChoice = Literal["all", "positive"]
+"""Rows that are events: all, or those whose first label is 1."""
+EventOrder = Literal["timestamp", "rows"]
+"""Order of events: by the schema's timestamp, or as the rows are in the files."""
 SCHEMA_FILE = "dataset.yaml"
 ID_KEYS = {"user_id": "user_key", "item_id": "item_key"}
 """Id feature -> the key that it holds, in users.parquet or items.parquet."""
@@ -83,6 +90,34 @@ class SplitRecord(StrictModel):
     """Largest timestamp of the training split; None without timestamps."""
 
 
+class HistoryLengths(StrictModel):
+    """Lengths of the histories of a split's rows, in events."""
+
+    rows: int
+    """Rows of the split."""
+    without_history: int
+    """Rows that no event precedes."""
+    median: int
+    """Median length, over all rows."""
+    p95: int
+    """95th percentile of the lengths."""
+
+
+class HistoryRecord(StrictModel):
+    """Contents of an index of histories, for reports."""
+
+    events: EventChoice
+    """Rows that are events."""
+    order: EventOrder
+    """Order of the events of a user."""
+    num_events: int
+    """Events of all users."""
+    num_users: int
+    """Users with at least one event."""
+    lengths: dict[Split, HistoryLengths]
+    """Split -> lengths of the histories of its rows."""
+
+
 class Schema(StrictModel):
     """Description of a dataset for loaders, models and prompts."""
 
@@ -114,6 +149,8 @@ class Schema(StrictModel):
     """Rows of items.parquet."""
     counts: dict[str, Any] = {}
     """Counts of the conversion: rows per split and scenario, unknown ids, duplicates."""
+    histories: dict[HistoryProtocol, HistoryRecord] = {}
+    """Indices of histories in the folder, made by `msrec histories`."""
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":

@@ -23,6 +23,7 @@ from msrec.launch.config_sections import (
     MetaConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    SequenceConfig,
     TrainerConfig,
 )
 from msrec.model.backbones import BACKBONES
@@ -74,6 +75,8 @@ class RunConfig(StrictModel):
     """Behaviour histories as features."""
     interest: InterestConfig = InterestConfig()
     """Match of item vectors with ordered histories."""
+    sequence: SequenceConfig = SequenceConfig()
+    """Ordered histories."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Loss."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -8,6 +8,7 @@ from pydantic import Field, PlainValidator, field_validator
 
 from msrec.data.io.paths import local_path
 from msrec.data.io.validation import StrictModel
+from msrec.data.schema import HistoryProtocol
 from msrec.model.meta import Fusion, MetaOptions
 
 ParameterGroup = Literal["tables", "meta", "backbone"]
@@ -173,6 +174,16 @@ class HistoryConfig(StrictModel):
     """Entities whose history is read; empty is none."""
     max_len: int | None = Field(None, ge=1)
     """Number of newest rows per history; null is all of them."""
+
+
+class SequenceConfig(StrictModel):
+    """Ordered histories: the earlier events of each row's user, from the index of the dataset."""
+
+    protocol: HistoryProtocol | None = None
+    """Index to read, which `msrec histories` makes: `stream` (events of all splits) or `frozen`
+    (events of the training split); null reads none. A row sees only earlier events."""
+    max_len: int = Field(20, ge=1)
+    """Number of newest events per row."""
 
 
 class InterestConfig(StrictModel):

@@ -1,7 +1,8 @@
-"""Inputs that a run reads besides rows: vectors of the knowledge store, histories, rare ids."""
+"""Inputs of a run besides rows: vectors of the knowledge store, histories, rare ids."""
 
 import torch
 
+from msrec.data.histories.index import HistoryIndex
 from msrec.data.io.paths import AnyPath
 from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
 from msrec.data.llm.store import KnowledgeStore, VectorSettings, store_settings
@@ -17,11 +18,14 @@ class KnowledgeInputs:
     Args:
         config: of the run.
         schema: of the dataset that the run is trained on.
-        scored: another dataset to score; its users and items get the vectors.
+        scored: another dataset to score; its users and items get the vectors, and its index has the
+            ordered histories.
 
     Raises:
-        FileNotFoundError: a level is used and `llm.store` is not given or does not exist.
-        ValueError: the store was made with other settings than those of the config.
+        FileNotFoundError: a level is used and `llm.store` is not given or does not exist, or
+            `sequence.protocol` is given and the dataset has no such index.
+        ValueError: the store was made with other settings than those of the config, or the index
+            of histories is damaged or of other rows.
     """
 
     def __init__(self, config: RunConfig, schema: Schema, scored: AnyPath | None = None) -> None:
@@ -36,6 +40,10 @@ class KnowledgeInputs:
         stores = _open_stores(config)
         args = (config.llm.missing, config.llm.control, config.seed)
         scored = scored or config.dataset
+        self.sequences: HistoryIndex | None = None
+        """Ordered histories of the dataset to score, mapped into memory."""
+        if config.sequence.protocol is not None:
+            self.sequences = HistoryIndex.open(scored, config.sequence.protocol)
         self.user = self.item = self.scenario = None
         if "user" in stores:
             self.user = EntityKnowledge(scored, "user", stores["user"], *args)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
+from msrec.data.histories.reader import HistoryReader
+from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.collator import Collator
 from msrec.data.loading.global_order import GlobalOrder
@@ -41,7 +43,8 @@ def build_loader(
         config: of the run.
         split: "train", "valid" or "test".
         process: this rank.
-        knowledge: vectors, histories and rare ids of the run.
+        knowledge: vectors, histories and rare ids of the run. With `scored`, its ordered histories
+            are those of that dataset.
         global_batch: rows of a step over all ranks.
         shuffle: whether rows are mixed.
         extra: float32 columns that `loader.reader` must be able to read, such as `p_click`.
@@ -55,7 +58,8 @@ def build_loader(
     reader = SplitReader(dataset, files, split, [*files.columns, *extra], config.faults)
     order = _order(config, reader, global_batch, shuffle)
     is_train = split == "train" and (scored is None or scored.alignment is None)
-    return _loader(config, process, knowledge, reader, order, schema, scored, is_train)
+    collator = _collator(config, knowledge, schema, scored, split, is_train)
+    return _loader(config, process, knowledge, reader, order, collator, scored)
 
 
 def build_file_loader(
@@ -68,23 +72,36 @@ def build_file_loader(
     raw: bool,
     scored: ScoredDataset,
 ) -> Loader:
-    """Builds this rank's loader of Parquet files to score. No label and no timestamp is read.
+    """Builds this rank's loader of Parquet files to score. No label is read.
 
     The files hold ids of the dataset `scored` or, with `raw`, raw values for its vocabularies, see
     `RowEncoder`. The other arguments are those of `build_loader`.
+
+    With `sequence.protocol`, a row has the history of its user in the index of the dataset
+    `scored`: the events of all splits (`stream`) or of the training split (`frozen`). Timestamps
+    are read if the first file has the dataset's column of timestamps and the index is ordered by
+    them; a row then sees strictly earlier events only. A user that the dataset does not know has no
+    history.
     """
-    unlabelled: dict[str, Any] = {"labels": [], "timestamp": None}
-    schema, files = (each.model_copy(update=unlabelled) for each in _schemas(config, scored))
+    schema, files = _schemas(config, scored)
+    index, timestamp = knowledge.sequences, files.timestamp
+    if index is None or index.manifest.order != "timestamp":
+        timestamp = None
+    elif timestamp not in parquet_names(paths[0]):
+        timestamp = None
+    unlabelled: dict[str, Any] = {"labels": [], "timestamp": timestamp}
+    schema, files = (each.model_copy(update=unlabelled) for each in (schema, files))
     reader = SplitReader(
         scored.dataset,
         files,
         "test",
         faults="fail" if raw else config.faults,
         paths=paths,
-        encoder=RowEncoder(scored.dataset) if raw else None,
+        encoder=RowEncoder(scored.dataset, timestamp) if raw else None,
     )
     order = _order(config, reader, global_batch, shuffle=False)
-    return _loader(config, process, knowledge, reader, order, schema, scored, is_train=False)
+    collator = _collator(config, knowledge, schema, scored, split=None, is_train=False)
+    return _loader(config, process, knowledge, reader, order, collator, scored)
 
 
 def eval_batch(config: RunConfig, world_size: int) -> int:
@@ -105,28 +122,44 @@ def _order(config: RunConfig, reader: SplitReader, global_batch: int, shuffle: b
     return GlobalOrder(reader.group_rows, global_batch, config.seed, shuffle, window_rows)
 
 
+def _collator(
+    config: RunConfig,
+    knowledge: KnowledgeInputs,
+    schema: Schema,
+    scored: ScoredDataset | None,
+    split: Split | None,
+    is_train: bool,
+) -> Collator:
+    """Returns the sources of a batch; `split` is None for rows of plain files."""
+    alignment = None if scored is None else scored.alignment
+    history = knowledge.history
+    if history is not None and alignment is not None:
+        history = history.for_entities({side: alignment.entities(side) for side in history.of})
+    sequences = None
+    if knowledge.sequences is not None:
+        scenarios = None if alignment is None else alignment.scenarios
+        max_len = config.sequence.max_len
+        sequences = HistoryReader(knowledge.sequences, max_len, split, scenarios)
+    return Collator(schema, knowledge.user, knowledge.item, history, is_train, sequences)
+
+
 def _loader(
     config: RunConfig,
     process: Process,
     knowledge: KnowledgeInputs,
     reader: SplitReader,
     order: GlobalOrder,
-    schema: Schema,
+    collator: Collator,
     scored: ScoredDataset | None,
-    is_train: bool,
 ) -> Loader:
     alignment = None if scored is None else scored.alignment
-    history = knowledge.history
-    if history is not None and alignment is not None:
-        history = history.for_entities({side: alignment.entities(side) for side in history.of})
     # From the ids of the files to rows of the tables: each transform reads the ids of the one
     # before it.
     transforms: list[IdTransform] = [] if alignment is None else [alignment]
     if knowledge.is_rare:
         transforms.append(RareIds(knowledge.is_rare))
-    if is_train and config.embeddings.id_dropout:
+    if collator.is_train and config.embeddings.id_dropout:
         transforms.append(IdDropout(config.embeddings.id_dropout, config.seed))
-    transforms += table_transforms(schema, config.scale, config.embeddings.per_scenario)
-    collator = Collator(schema, knowledge.user, knowledge.item, history, is_train)
+    transforms += table_transforms(collator.schema, config.scale, config.embeddings.per_scenario)
     share = RankShare(process.rank, process.world_size)
     return Loader(reader, order, collator, transforms, share, config.trainer.prefetch)

@@ -1,20 +1,17 @@
 """Conversion and simulation of data sets with progress bars and a report on the console."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import Progress as ProgressBars
-from rich.progress import TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.raw_tables import Progress, PublishedCounts, RawTables
+from msrec.data.convert.raw_tables import PublishedCounts, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.aliccp import SPLIT_COLUMN, read_aliccp
 from msrec.data.convert.sources.amazon import read_amazon
@@ -30,7 +27,9 @@ from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.synthetic.random_rows import random_rows
 from msrec.data.synthetic.simulated_dataset import synthesize
+from msrec.tools.histories import make_histories
 from msrec.tools.planner.tables import read_tables_file
+from msrec.tools.progress_bars import progress_bars
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ def convert(
     overwrite: bool = False,
     grow_from: AnyPath | None = None,
     hash: Sequence[str] | None = None,
+    histories: bool = False,
     console: Console | None = None,
     **options: Any,
 ) -> Schema:
@@ -80,6 +80,7 @@ def convert(
         grow_from: an older dataset folder, whose values keep their table rows.
         hash: features with a table of fixed size, as `user_id=100000` or, with two hashes,
             `user_id=100000x2`.
+        histories: index the histories of all rows, by both protocols, with all rows as events.
         console: prints the report.
         options: those of the source.
 
@@ -91,13 +92,18 @@ def convert(
     choice = choice or split_choice(source)
     row_filter = RowFilter(bad_rows)
     hashed = dict(map(_hashed, hash or ()))
-    with _progress_bars(console) as progress:
+    with progress_bars(console) as progress:
         reader = [TextReader(row_filter, progress)] if SOURCES[source].is_text else []
         tables = SOURCES[source].read(Path(raw), *reader, **options)
         if choice.protocol == "scenario-wise" and tables.differs_from_published:
             raise ValueError(
                 "the protocol scenario-wise has the scenarios of Scenario-Wise-Rec; these are "
                 f"others: {tables.differs_from_published}. Give the published ones or use --split."
+            )
+        if histories and tables.timestamp is None:
+            raise ValueError(
+                f"{tables.location('interaction')} must have timestamps for --histories; it has "
+                "none. Leave the option out, then see `msrec histories --help`."
             )
         schema = write_dataset(
             tables, out, choice, overwrite, progress, row_filter, grow_from, hashed
@@ -109,7 +115,7 @@ def convert(
         console.print(f"  left out, first: {example}", highlight=False)
     if tables.published:
         console.print(published_table(schema, tables.published))
-    return schema
+    return make_histories(Path(out), console=console) if histories else schema
 
 
 def split_choice(
@@ -153,7 +159,7 @@ def _hashed(option: str) -> tuple[str, Hashed]:
 def make_synthetic(out: Path | str, console: Console | None = None, **options: Any) -> Schema:
     """Writes the simulated app as a dataset folder; `options` are those of `synthesize`."""
     console = console or Console()
-    with _progress_bars(console) as progress:
+    with progress_bars(console) as progress:
         schema = synthesize(out, progress=progress, **options)
     _print_report(schema, out, console)
     return schema
@@ -186,8 +192,8 @@ def summary_table(schema: Schema) -> Table:
     sides = [side for side in ("users", "items") if side in counts]
     table = Table(title=f"{schema.name}: rows (positive)")
     table.add_column("scenario")
-    for name in (*SPLITS, *sides):
-        table.add_column(name, justify="right")
+    for head in (*SPLITS, *sides):
+        table.add_column(head, justify="right")
     for name in [*(scenario.name for scenario in schema.scenarios), "all"]:
         cells = []
         for split in SPLITS:
@@ -273,17 +279,3 @@ def _print_report(schema: Schema, out: Path | str, console: Console) -> None:
     for remark in remarks(schema):
         console.print(f"  {remark}", highlight=False)
     console.print(f"wrote {out}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress_bars(console: Console) -> Iterator[Progress]:
-    columns = (*ProgressBars.get_default_columns(), TimeElapsedColumn())
-    with ProgressBars(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield progress

@@ -19,6 +19,7 @@ from msrec.launch.evaluation.results import RESULTS_FILE, load_results
 from msrec.launch.reporting.result_tables import TITLES, format_value, results_tables
 from msrec.launch.training.metric_log import MetricLog, load_metric_log
 from msrec.tools.convert import remarks, summary_table
+from msrec.tools.histories import histories_table
 
 LEVELS = ("user", "scenario", "item")
 SHOWN_RANKS = 8
@@ -66,6 +67,8 @@ def _show_dataset(schema: Schema, console: Console) -> None:
     if "rows" in schema.counts:
         console.print(summary_table(schema))
     console.print(tables_table(schema))
+    if schema.histories:
+        console.print(histories_table(schema))
     console.print(f"dense: {', '.join(schema.dense) or 'none'}", highlight=False)
     console.print(f"labels: {', '.join(schema.labels)}", highlight=False)
     for scenario in schema.scenarios:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from msrec.data.features.columns import Ids, Lengths, flattened, is_list
+from msrec.data.features.columns import Ids, Lengths, flattened, is_list, nulls
 from msrec.data.features.value_index import is_text
 
 
@@ -52,6 +52,12 @@ class RawColumn(NamedTuple):
         numbers = self.values.cast(pa.int64()).fill_null(-1).to_numpy()
         self.refuse((numbers < 0) | (numbers >= size), must)
         return np.asarray(numbers, dtype=np.int32)
+
+    def integers(self) -> npt.NDArray[np.int64]:
+        """Returns the values as int64; refuses nulls."""
+        self.refuse_large_integers()
+        self.refuse(nulls(self.values), "nothing may be null")
+        return np.asarray(self.values.cast(pa.int64()).to_numpy())
 
     def finite_floats(self) -> npt.NDArray[np.float32]:
         """Returns the values as float32; refuses nulls, NaN and numbers beyond float32."""

@@ -8,6 +8,7 @@ A raw row has these columns (`RowEncoder.names`; others are ignored)::
     DENSE                one per dense feature: a finite number as in the dataset folder
 
 The features `user_id` and `item_id` may be left out; they are then the keys. Labels are not needed.
+The timestamp is needed only if an encoder is asked for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ class RowEncoder:
 
     Args:
         folder: a dataset folder, or any folder with those files.
+        timestamp: a column of timestamps, integers, that is encoded too.
 
     Raises:
         FileNotFoundError: one of the files does not exist.
@@ -51,8 +53,9 @@ class RowEncoder:
         >>> columns = encoder.encode(table, "request")                     # doctest: +SKIP
     """
 
-    def __init__(self, folder: AnyPath) -> None:
+    def __init__(self, folder: AnyPath, timestamp: str | None = None) -> None:
         self.schema = load_schema(folder)
+        self._timestamp = timestamp
         self._indices = {
             key: ValueIndex(_column(folder / f"{side}s.parquet", key)).prepare()
             for side, key in zip(SIDES, KEYS, strict=True)
@@ -65,11 +68,14 @@ class RowEncoder:
             **{f.name: _allowed_types(self._tables[f.name], f) for f in self.schema.sparse},
             **dict.fromkeys(self.schema.dense, AllowedTypes(integers=True, floats=True)),
         }
+        if timestamp is not None:
+            self._allowed[timestamp] = AllowedTypes(integers=True)
 
     @property
     def names(self) -> list[str]:
         """The columns of a raw row; those of `ID_KEYS` may be left out."""
-        return [*KEYS, "scenario", *self._tables, *self.schema.dense]
+        timestamp = [] if self._timestamp is None else [self._timestamp]
+        return [*KEYS, "scenario", *self._tables, *self.schema.dense, *timestamp]
 
     def table(
         self, rows: Sequence[Mapping[str, Any]], where: str = "rows", first_row: int = 0
@@ -122,7 +128,8 @@ class RowEncoder:
         Returns:
             `user` and `item`: int64, indices into users.parquet and items.parquet, -1 for new ones,
             which have no vector and no history. `scenario`: int32. Sparse features: int32, or a
-            list array of int32. Dense features: float32. Labels: float32, all 0.
+            list array of int32. Dense features: float32. Labels: float32, all 0. The timestamp, if
+            asked for: int64.
 
         Raises:
             ValueError: a column is missing or has another type, or a value is not allowed; names
@@ -146,6 +153,8 @@ class RowEncoder:
             columns[name] = self._feature(raw[name])
         for name in self.schema.dense:
             columns[name] = raw[name].finite_floats()
+        if self._timestamp is not None:
+            columns[self._timestamp] = raw[self._timestamp].integers()
         zeros = np.zeros(table.num_rows, dtype=np.float32)
         return columns | dict.fromkeys(self.schema.labels, zeros)
 

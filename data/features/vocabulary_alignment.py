@@ -32,6 +32,7 @@ class VocabularyAlignment:
         schema: features, tables, scenarios and labels of `trained`; name, users, items, timestamp
             and split of `data`.
         files: the columns of `data` to read.
+        scenarios: (scenarios of `data`,), int32, the id in `trained` of each scenario.
         new_values: feature -> number of values of `data` that `trained` does not know, if any.
         lost_values: feature -> number of values of `trained` that the vocabulary of `data` lacks,
             if any. Rows of `data` with such a value were written with row 0. There are none if
@@ -50,7 +51,7 @@ class VocabularyAlignment:
         self._require("sparse features", [f.name for f in old.sparse], list(features))
         self._require("dense features", old.dense, new.dense)
         self._require("labels", old.labels, new.labels)
-        self._scenario = self._scenario_ids(old, new)
+        self.scenarios = self._scenario_ids(old, new)
         self.new_values: dict[str, int] = {}
         self.lost_values: dict[str, int] = {}
         self._ids: dict[str, Ids] = {}
@@ -64,7 +65,7 @@ class VocabularyAlignment:
             sizes = old.tables[feature.table], new.tables[same.table]
             self._ids[feature.name] = self._matched_ids(feature.name, *sizes)
         of_data = ["name", "description", "num_users", "num_items", "split", "counts"]
-        of_data += ["timestamp", "timestamp_unit"]
+        of_data += ["timestamp", "timestamp_unit", "histories"]
         self.schema = old.model_copy(update={name: getattr(new, name) for name in of_data})
         sparse = [features[feature.name] for feature in old.sparse]
         self.files = new.model_copy(
@@ -75,7 +76,7 @@ class VocabularyAlignment:
         """Returns columns of `data` with the ids and scenarios of `trained`; see `IdTransform`."""
         changed = dict(columns)
         if "scenario" in changed:
-            changed["scenario"] = self._scenario[changed["scenario"]]
+            changed["scenario"] = self.scenarios[changed["scenario"]]
         return map_ids(self.schema, changed, lambda feature, ids, _: self._ids[feature.name][ids])
 
     def entities(self, side: Literal["user", "item"]) -> npt.NDArray[np.int64]:

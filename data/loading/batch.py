@@ -37,6 +37,53 @@ class HistoryBags(NamedTuple):
     num_others: torch.Tensor
 
 
+class HistoryEvents(NamedTuple):
+    """Earlier events of the users of a batch, in the order of time; see `HistoryIndex`.
+
+    Rows with the same user and the same end share a bag, so that the U distinct histories of a
+    batch are looked up once::
+
+                         row 0 (user 7)   row 1 (user 3)   row 2 (user 7)
+        candidate        [12]             [40]             [31]
+        history          [5, 12]          []               []         bags 0 and 1, and padding
+        bag              0                1                0
+
+    Shape:
+        items: keys "candidate" and "history", B bags per key, int32 indices into items.parquet.
+            "candidate" has one id per row; an item that is not in items.parquet (-1 in
+            `Batch.item`) has id 0 there. "history" has a bag for each distinct history, newest
+            event last, then B - U empty ones.
+        bag: (B,), int64 in [0, U), the bag of each row.
+        scenario: (E,), int64 in [0, S), of the E events of "history", in their order.
+        label: (E,), float32, first label of each event.
+        time: (E,), int64, timestamp of each event, or its number with the order `rows`.
+        time_of_row: (B,), int64, timestamp of each row; 0 without timestamps.
+    """
+
+    items: KeyedJaggedTensor
+    bag: torch.Tensor
+    scenario: torch.Tensor
+    label: torch.Tensor
+    time: torch.Tensor
+    time_of_row: torch.Tensor
+
+
+SEQUENCE_KEYS = ["candidate", "history"]
+NO_EVENTS = HistoryEvents(
+    items=KeyedJaggedTensor(
+        keys=SEQUENCE_KEYS,
+        values=torch.zeros(0, dtype=torch.int32),
+        lengths=torch.zeros(0, dtype=torch.int32),
+    ),
+    bag=torch.zeros(0, dtype=torch.int64),
+    scenario=torch.zeros(0, dtype=torch.int64),
+    label=torch.zeros(0),
+    time=torch.zeros(0, dtype=torch.int64),
+    time_of_row=torch.zeros(0, dtype=torch.int64),
+)
+"""Value of `Batch.sequence` without sequences; it has no rows and always stays on the CPU."""
+
+
 @dataclass
 class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not followed
     """The rows of a global batch that belong to one rank.
@@ -61,6 +108,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         item: (B,), int64, index into items.parquet.
         user_vectors, item_vectors: their vectors in the knowledge stores.
         past: their histories in `sparse`.
+        sequence: the earlier events of the rows; `NO_EVENTS` unless the run reads sequences.
     """
 
     sparse: KeyedJaggedTensor
@@ -74,6 +122,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     user_vectors: EntityVectors
     item_vectors: EntityVectors
     past: HistoryBags
+    sequence: HistoryEvents = NO_EVENTS
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """Copies to a device."""
@@ -91,6 +140,8 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            is_tuple = isinstance(value, EntityVectors | HistoryBags)
+            if value is NO_EVENTS:
+                continue
+            is_tuple = isinstance(value, EntityVectors | HistoryBags | HistoryEvents)
             changed[field.name] = type(value)(*map(change, value)) if is_tuple else change(value)
         return type(self)(**changed)

@@ -10,11 +10,18 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.features.columns import Columns, Scalars
-from msrec.data.loading.batch import Batch, EntityVectors, HistoryBags
+from msrec.data.loading.batch import (
+    NO_EVENTS,
+    Batch,
+    EntityVectors,
+    HistoryBags,
+    HistoryEvents,
+)
 from msrec.data.loading.behaviour_history import OTHER, BehaviourHistory, Side
 from msrec.data.schema import Schema
 
 Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
 
 
 class VectorSource(Protocol):
@@ -24,6 +31,21 @@ class VectorSource(Protocol):
 
     def gather(self, ids: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """(U,) indices -> vectors (U, H), float, and (U,) float32, 0 where there is none."""
+        ...
+
+
+class SequenceSource(Protocol):
+    """Histories of rows, such as those of an index."""
+
+    def events(self, rows: Longs, user: Longs, item: Longs, time: Longs | None) -> HistoryEvents:
+        """Returns the histories of B rows; arguments are (B,) arrays as in `Batch`.
+
+        Args:
+            rows: row ids, -1 for rows that do not count.
+            user: indices into users.parquet, -1 for unknown ones.
+            item: indices into items.parquet, -1 for unknown ones.
+            time: timestamps; None if the rows have none.
+        """
         ...
 
 
@@ -52,6 +74,7 @@ class Collator:
         history: training rows of the batch's distinct users and items; None leaves them out.
         is_train: whether the rows are those that `history` holds. A row is then excluded from its
             own history.
+        sequences: earlier events of the batch's rows; None leaves them out.
     """
 
     schema: Schema
@@ -59,6 +82,7 @@ class Collator:
     item_vectors: VectorSource | None = None
     history: BehaviourHistory | None = None
     is_train: bool = False
+    sequences: SequenceSource | None = None
 
 
 class Window:
@@ -89,6 +113,9 @@ class Window:
         self._label = _stacked(columns, schema.labels, rows.shape, 2, np.float32)
         self._dense = _stacked(columns, schema.dense, rows.shape, 2, np.float32)
         self._weight = (rows >= 0).astype(np.float32)
+        self._time: Longs | None = None
+        if collator.sequences is not None and schema.timestamp:
+            self._time = columns[schema.timestamp].reshape(rows.shape)
         self._no_vectors = entity_vectors(rows[0], None)
         self._multi = {
             f.name: (columns[f.name].offsets.to_numpy(), columns[f.name].values.to_numpy())
@@ -125,10 +152,18 @@ class Window:
             user_vectors=self._vectors(user, self._collator.user_vectors),
             item_vectors=self._vectors(item, self._collator.item_vectors),
             past=past,
+            sequence=self._sequence(number),
         )
 
     def _vectors(self, ids: npt.NDArray[np.int64], source: VectorSource | None) -> EntityVectors:
         return self._no_vectors if source is None else entity_vectors(ids, source)
+
+    def _sequence(self, number: int) -> HistoryEvents:
+        source = self._collator.sequences
+        if source is None:
+            return NO_EVENTS
+        time = None if self._time is None else self._time[number]
+        return source.events(self._rows[number], self._user[number], self._item[number], time)
 
     def _past(self, number: int) -> tuple[list[tuple[Ints, Ints]], HistoryBags]:
         """Returns ids and lengths of the bags of history keys, and each row's bag."""

@@ -12,10 +12,10 @@ from msrec.data.schema import Split
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import predict, truth_column
 from msrec.launch.evaluation.predictions import load_predictions
-from msrec.launch.evaluation.results import Results, compute_results, save_results
+from msrec.launch.evaluation.results import ResultHistory, Results, compute_results, save_results
 from msrec.launch.evaluation.slices import Slice, check_timestamps, slice_rows
 from msrec.launch.loaders import build_loader, eval_batch
-from msrec.launch.trained_run import find_run, load_run_config, open_run
+from msrec.launch.trained_run import TrainedRun, find_run, load_run_config, open_run
 from msrec.launch.training.skipped_rows import report_bad_rows
 from msrec.model.metrics.exact import MetricOptions
 
@@ -100,6 +100,7 @@ def evaluate(
     slices = slice_rows(predictions, config.dataset, by, config.faults, scored)
     options = metric_options or MetricOptions()
     results = compute_results(predictions, trained.schema, options, slices)
+    results = results.model_copy(update={"history": _history(trained)})
     if data is not None:
         results = results.model_copy(update={"data": str(data)})
     saved = save_results(results, out)
@@ -108,6 +109,18 @@ def evaluate(
     if split == "test" and checkpoint is None and data is None:
         shutil.copyfile(saved, run_dir / saved.name)
     return results
+
+
+def _history(run: TrainedRun) -> ResultHistory | None:
+    """Returns the ordered histories that a run reads."""
+    index = run.knowledge.sequences
+    if index is None:
+        return None
+    return ResultHistory(
+        protocol=index.manifest.protocol,
+        events=index.manifest.events,
+        max_len=run.config.sequence.max_len,
+    )
 
 
 def write_tensorboard(results: Results, run_dir: Path) -> None:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.validation import StrictModel, first_error
-from msrec.data.schema import Schema
+from msrec.data.schema import EventChoice, HistoryProtocol, Schema
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
 from msrec.model.metrics.definitions import Array, Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import NO_INTERVALS, Grouping, MetricOptions, SortedRows, sort_rows
@@ -15,6 +15,17 @@ from msrec.model.metrics.exact import NO_INTERVALS, Grouping, MetricOptions, Sor
 RESULTS_FILE = "results.json"
 LoggedValue = tuple[str, float, int]
 """Name, value and step of a value for an experiment tracker."""
+
+
+class ResultHistory(StrictModel):
+    """Ordered histories that the scored rows had."""
+
+    protocol: HistoryProtocol
+    """Splits whose rows are events."""
+    events: EventChoice
+    """Rows that are events."""
+    max_len: int
+    """Newest events per row."""
 
 
 class Results(StrictModel):
@@ -43,6 +54,8 @@ class Results(StrictModel):
     """Rows that broke the schema and are in no metric: reason -> rows."""
     slices: dict[str, dict[str, Metrics]] = {}
     best_slices: dict[str, dict[str, Metrics]] = {}
+    history: ResultHistory | None = None
+    """Ordered histories, if the run reads them."""
 
     @property
     def is_old(self) -> bool:

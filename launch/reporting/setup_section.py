@@ -11,6 +11,7 @@ from msrec.data.llm.store import KnowledgeStore
 from msrec.data.schema import SPLITS, Schema, load_schema
 from msrec.launch.config import RunConfig
 from msrec.launch.evaluation.coverage import coverage
+from msrec.launch.evaluation.results import RESULTS_FILE, load_results
 from msrec.launch.reporting.page import Block, DataTable, Details, Rows, Section, Text
 
 CONFIG_FILE, PLAN_FILE, VERSIONS_FILE = "config.yaml", "plan.json", "versions.json"
@@ -24,7 +25,7 @@ def setup_section(folders: Mapping[str, Path]) -> Section:
     """
     values = {n: yaml.safe_load(_read(f / CONFIG_FILE)) or {} for n, f in folders.items()}
     configs = {n: RunConfig.model_validate(v) for n, v in values.items() if "dataset" in v}
-    blocks = [*_data_blocks(configs), *_knowledge_blocks(configs)]
+    blocks = [*_data_blocks(configs), *_history_blocks(folders), *_knowledge_blocks(configs)]
     for name, folder in folders.items():
         if rows := _plan_rows(_read(folder / PLAN_FILE)):
             blocks.append(Details(f"Sharding plan of {name}", [DataTable(rows, is_text=True)]))
@@ -85,6 +86,17 @@ def _data_rows(schema: Schema) -> Rows:
             cells += [f"{count:,}", share]
         table.append(cells)
     return table
+
+
+def _history_blocks(folders: Mapping[str, Path]) -> list[Block]:
+    """Describes the ordered histories of the evaluated runs that read some."""
+    blocks: list[Block] = []
+    for name, folder in folders.items():
+        evaluated = (folder / RESULTS_FILE).is_file()
+        if evaluated and (history := load_results(folder).history) is not None:
+            events = f"the {history.max_len} newest of {history.events} earlier rows of the user"
+            blocks.append(Text(f"Histories of {name}: {events}, protocol {history.protocol}."))
+    return blocks
 
 
 def _knowledge_blocks(configs: Mapping[str, RunConfig]) -> list[Block]:

@@ -93,6 +93,17 @@ SHARED: dict[str, Option] = {
         "feature that gets a table of a fixed number of rows instead of a vocabulary: "
         "user_id=100000, or user_id=100000x2 for two hashes; may be repeated",
     ),
+    "histories": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--histories",
+                help="index the earlier events of every row, by both protocols of "
+                "`msrec histories`, for runs with sequence.protocol",
+            ),
+        ],
+        False,
+    ),
     "overwrite": (
         Annotated[bool, typer.Option("--overwrite", help="replace an older dataset folder OUT")],
         False,

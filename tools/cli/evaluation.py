@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -92,7 +92,7 @@ def _split(name: str) -> Split:
 
     if name not in SPLITS:
         raise ValueError(f"split must be train, valid or test; got {name!r}.")
-    return cast(Split, name)
+    return name
 
 
 def _watch(run: Path, split: Split, data: str | None, every_s: float) -> None:

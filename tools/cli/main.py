@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 PANELS: dict[str, tuple[Any, ...]] = {
-    "Data": (convert_app, data.synthetic, data.show),
+    "Data": (convert_app, data.synthetic, data.histories, data.show),
     "Training": (training.encode, training.train, training.track),
     "Evaluation": (
         *(evaluation.evaluate, evaluation.compare, evaluation.predict),

@@ -1,0 +1,106 @@
+"""Reads the histories of the rows of batches from an index."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from msrec.data.histories.index import HistoryIndex
+from msrec.data.loading.batch import SEQUENCE_KEYS, HistoryEvents
+from msrec.data.schema import Split
+
+Longs = npt.NDArray[np.int64]
+
+
+class HistoryReader:
+    """Histories of the rows of a split, or of rows of other files, as tensors.
+
+    The index stores the end of the history of each row of a split. A row of another file has the
+    whole history of its user in the index: all events with the protocol `stream`, those of the
+    training split with `frozen`. If the file has timestamps and the index is ordered by them, the
+    row sees only the events with a strictly smaller timestamp. An unknown user has no history.
+
+    Args:
+        index: of the dataset whose users and items the rows name. With `data=...` this is the
+            dataset that is scored; the items stay indices into its items.parquet.
+        max_len: events of a history, the newest ones.
+        split: the split of the rows; None for rows of other files.
+        scenarios: (scenarios of the dataset,), int32, the run's id of each scenario; None if they
+            are the same.
+    """
+
+    def __init__(
+        self,
+        index: HistoryIndex,
+        max_len: int,
+        split: Split | None,
+        scenarios: npt.NDArray[np.int32] | None = None,
+    ) -> None:
+        # Plain views of the memory maps, because indexing the subclass is slower.
+        self._items, self._labels, self._event_scenarios, self._times, self._starts = map(
+            np.asarray, (index.items, index.labels, index.scenarios, index.times, index.starts)
+        )
+        self._ends = None if split is None else np.asarray(index.ends[split])
+        self._has_times = index.manifest.order == "timestamp"
+        self._max_len, self._scenarios = max_len, scenarios
+        self._num_keys = len(self._starts)
+        """Users, the unknown one included."""
+
+    def events(self, rows: Longs, user: Longs, item: Longs, time: Longs | None) -> HistoryEvents:
+        """Returns the histories of B rows; see `SequenceSource`. Padding has no history."""
+        time = time if self._has_times else None
+        # Padding counts as a row of an unknown user, all of which share an empty bag.
+        user = np.where(rows < 0, -1, user)
+        end = self._end_of(rows, user, time)
+        # One number per (user, end): users are below num_keys.
+        pairs, bag = np.unique(end * self._num_keys + (user + 1), return_inverse=True)
+        last, user = pairs // self._num_keys, pairs % self._num_keys - 1
+        first = np.maximum(self._starts[user], last - self._max_len)
+        lengths = np.where(user < 0, 0, last - first)
+        # Position of every event: those of one bag are consecutive, bag after bag.
+        positions = np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+        positions += np.arange(len(positions))
+        size = len(rows)
+        ids = np.empty(size + len(positions), np.int32)
+        np.maximum(item, 0, out=ids[:size], casting="unsafe")
+        # All positions are valid. With mode "clip" NumPy takes half the time: it checks no bounds.
+        self._items.take(positions, mode="clip", out=ids[size:])
+        key_lengths = np.zeros(2 * size, np.int32)
+        key_lengths[:size] = 1
+        key_lengths[size : size + len(lengths)] = lengths
+        scenario = self._event_scenarios.take(positions, mode="clip")
+        label = self._labels.take(positions, mode="clip")
+        if self._scenarios is not None:
+            scenario = self._scenarios[scenario]
+        return HistoryEvents(
+            items=KeyedJaggedTensor(
+                keys=SEQUENCE_KEYS,
+                values=torch.from_numpy(ids),
+                lengths=torch.from_numpy(key_lengths),
+            ),
+            bag=torch.from_numpy(bag),
+            scenario=torch.from_numpy(scenario.astype(np.int64)),
+            label=torch.from_numpy(label.astype(np.float32)),
+            time=torch.from_numpy(self._times.take(positions, mode="clip")),
+            time_of_row=torch.from_numpy(np.zeros(size, np.int64) if time is None else time),
+        )
+
+    def _end_of(self, rows: Longs, user: Longs, time: Longs | None) -> Longs:
+        """Returns the end of the history of each row, (B,); 0 for an unknown user."""
+        if self._ends is not None:
+            end = self._ends[np.maximum(rows, 0)]
+        elif time is None:
+            end = self._starts[user + 1]
+        else:
+            end = self._first_not_before(user, time)
+        return np.where(user < 0, 0, end)
+
+    def _first_not_before(self, user: Longs, time: Longs) -> Longs:
+        """Returns the first event of each user that is not before a time, by bisection, (B,)."""
+        low, high = self._starts[user], self._starts[user + 1]
+        while (is_open := low < high).any():
+            middle = (low + high) // 2
+            is_before = is_open & (self._times[np.where(is_open, middle, 0)] < time)
+            low = np.where(is_before, middle + 1, low)
+            high = np.where(is_open & ~is_before, middle, high)
+        return low
