@@ -1,14 +1,13 @@
 """Item knowledge from several sources: each encodes the items into a folder of the store."""
 
-import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from msrec.data.io.atomic_files import atomic_path
 from msrec.data.io.paths import AnyPath, to_path
-from msrec.data.llm.history_text import PLAIN_ITEM_TEXT, PLAIN_ITEM_VERSION
+from msrec.data.llm.item_source.lsa import LSA, LsaModel
+from msrec.data.llm.item_source.settings import source_settings
 from msrec.data.llm.model_weights import model_folder, weights_sha256
 from msrec.data.llm.prompts import item_prompts
 from msrec.data.llm.store import LSA_FILE, VERSION, VectorSettings, item_source_folder
@@ -16,32 +15,10 @@ from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.schema import load_schema
 from msrec.launch.encoding.encode import EncodeResult, counts_of, load_encoder
 from msrec.launch.encoding.level_job import WINDOW_PROMPTS, LevelJob
-from msrec.launch.encoding.lsa import LSA, LsaModel, lsa_settings
 from msrec.launch.encoding.options import EncodeOptions
 from msrec.launch.encoding.speed import OnProgress, SpeedCounter
 
 PROJECTIONS = "projection-*.npz"
-
-
-def source_settings(dataset: AnyPath, source: str, vectors: VectorSettings) -> dict[str, Any]:
-    """Returns the fields of a source's manifest that a run must agree with.
-
-    Items have no history, so that the split and the training rows play no part.
-    """
-    settings = {
-        "dataset": load_schema(dataset).name,
-        "level": "item",
-        "model": source,
-        "template": "plain",
-        "template_version": PLAIN_ITEM_VERSION,
-        "template_sha256": hashlib.sha256(PLAIN_ITEM_TEXT.encode()).hexdigest(),
-        "storage": "float16",
-        "pca": None,
-    }
-    if source == LSA:
-        return settings | {"lsa": lsa_settings()}
-    names = ("pooling", "layer", "dtype", "max_tokens")
-    return settings | {name: getattr(vectors, name) for name in names}
 
 
 def encode_items(
