@@ -30,6 +30,8 @@ SOURCE_DIM = LLMConfig().item_dim
 """Components by which the neighbours of an item source are found."""
 SHOWN_RANKS = 8
 """Number of ranks, one of `data.balance.RANKS`, for the balance of a split by rows."""
+SHOWN_CHARS = 60
+"""Characters of a title that are shown."""
 HIDDEN_MANIFEST_KEYS = ("mean", "std", "bytes", "crc32")
 
 
@@ -164,11 +166,9 @@ def overlap_table(
     for head in ("item", *(f"nearest by {name}" for name in names), "shared"):
         table.add_column(head, overflow="fold", justify="right" if head == "shared" else "left")
     for position in overlap.order[:count]:
-        item, *nearest = (
-            "\n".join(titles.get(key, str(key)) for key in keys)
-            for keys in (overlap.keys[position : position + 1], *overlap.nearest_keys(position, 3))
-        )
-        table.add_row(item, *nearest, f"{overlap.shared[position]:.0%}")
+        cells = [[overlap.keys[position]], *overlap.nearest_keys(position, 3)]
+        lines = ["\n".join(titles.get(key, str(key)) for key in keys) for keys in cells]
+        table.add_row(*lines, f"{overlap.shared[position]:.0%}")
     return table
 
 
@@ -181,7 +181,7 @@ def item_titles(store: KnowledgeStore, dataset: AnyPath | None) -> dict[Any, str
         return {}
     items = read_parquet(dataset / "items.parquet", ["item_key", title])
     pairs = zip(items["item_key"].to_pylist(), items[title].to_pylist(), strict=True)
-    return {key: f"{key}: {title}" for key, title in pairs}
+    return {key: f"{key}: {str(title or '')[:SHOWN_CHARS]}" for key, title in pairs}
 
 
 def store_table(store: KnowledgeStore) -> Table:

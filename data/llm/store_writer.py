@@ -141,8 +141,8 @@ class StoreWriter:
         manifest = self.settings | shares[0] | sums
         manifest |= {name: int(keys[name].to_numpy().sum()) for name in ("tokens", "truncated")}
         manifest |= vector_fields
-        names = (KEYS, VECTORS, SCALES, PROJECTION, LSA_FILE)
-        names = [name for name in names if (self.folder / name).is_file()]
+        possible = (KEYS, VECTORS, SCALES, PROJECTION, LSA_FILE)
+        names = [name for name in possible if (self.folder / name).is_file()]
         manifest["bytes"] = {name: (self.folder / name).stat().st_size for name in names}
         manifest["crc32"] = checksums(self.folder, [self.folder / name for name in names])
         write_json(self.folder / MANIFEST, manifest)
