@@ -2,9 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, PlainValidator, field_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from msrec.data.io.paths import local_path
 from msrec.data.io.validation import StrictModel
@@ -159,11 +159,34 @@ class LLMConfig(StrictModel):
     """Vectors without meaning in place of the store's, for an ablation: those of other users,
     random ones, or one learned vector of the same length per user."""
 
+    sources: list[str] = []
+    """Sources of item vectors: names of models, as in `model`, or `lsa`, the truncated SVD of the
+    TF-IDF of the items' texts, without an LLM. `msrec encode` encodes the items once per source,
+    and of users and scenarios only what the run reads."""
+    item_dim: int = Field(128, ge=1)
+    """Number of components of a source's item vectors, after half-whitened PCA."""
+    source_controls: dict[str, Literal["shuffled", "random"]] = {}
+    """Source -> vectors without meaning in its place, for an ablation: those of other items, or
+    random ones."""
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"sources must differ; got {', '.join(self.sources)}")
+        if unlisted := sorted(set(self.source_controls) - set(self.sources)):
+            listed = ", ".join(self.sources) or "none"
+            raise ValueError(
+                f"source_controls must name sources of the list ({listed}); got {unlisted[0]!r}"
+            )
+        if self.pooling == "generate" and set(self.sources) - {"lsa"}:
+            raise ValueError("sources need pooling=mean or last; got generate")
+        return self
+
     @property
     def encoding(self) -> dict[str, Any]:
         """Options that determine the vectors. A store records them and a run compares them."""
-        others = {"store", "batch_tokens", "missing", "items", "previous"}
-        others |= {"trust_remote_code", "control"}
+        others = {"store", "batch_tokens", "missing", "items", "previous", "sources", "item_dim"}
+        others |= {"trust_remote_code", "control", "source_controls"}
         return self.model_dump(exclude=others)
 
 

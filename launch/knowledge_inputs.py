@@ -4,8 +4,15 @@ import torch
 
 from msrec.data.histories.index import HistoryIndex
 from msrec.data.io.paths import AnyPath
+from msrec.data.llm.item_source.settings import source_settings
+from msrec.data.llm.item_vectors import ItemVectors, load_item_vectors
 from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
-from msrec.data.llm.store import KnowledgeStore, VectorSettings, store_settings
+from msrec.data.llm.store import (
+    KnowledgeStore,
+    VectorSettings,
+    item_source_folder,
+    store_settings,
+)
 from msrec.data.loading.behaviour_history import BehaviourHistory
 from msrec.data.loading.id_transforms import rare_ids, require_single_valued
 from msrec.data.schema import Schema
@@ -51,6 +58,35 @@ class KnowledgeInputs:
             self.item = EntityKnowledge(scored, "item", stores["item"], *args)
         if "scenario" in stores:
             self.scenario = torch.from_numpy(scenario_vectors(stores["scenario"], schema))
+
+
+def item_sources(config: RunConfig, scored: AnyPath | None = None) -> tuple[ItemVectors, ...]:
+    """Returns the vectors of each of `llm.sources`, or of its control, for a dataset's items.
+
+    Args:
+        config: of the run.
+        scored: another dataset to score; null is the one that the run is trained on.
+
+    Raises:
+        FileNotFoundError: `llm.store` is not given, or lacks a source.
+        ValueError: a source was made with other settings than those of the config.
+    """
+    llm, loaded = config.llm, []
+    if llm.sources and llm.store is None:
+        raise FileNotFoundError(
+            "llm.sources needs llm.store=FOLDER, which `msrec encode` writes; it is not given."
+        )
+    for source in llm.sources:
+        assert llm.store is not None
+        expected = source_settings(config.dataset, source, VectorSettings(**llm.encoding))
+        KnowledgeStore.open(item_source_folder(llm.store, source), verify=False).check(expected)
+        control = llm.source_controls.get(source)
+        loaded.append(
+            load_item_vectors(
+                scored or config.dataset, llm.store, source, llm.item_dim, control, config.seed
+            )
+        )
+    return tuple(loaded)
 
 
 def _history(config: RunConfig, schema: Schema) -> BehaviourHistory | None:

@@ -1,29 +1,38 @@
 """Prints the contents of a dataset, a knowledge store, a run or a checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from msrec.data.io.atomic_files import check_files
+from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
+from msrec.data.llm.item_vectors import item_projection
 from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
-from msrec.data.llm.store import MANIFEST, KnowledgeStore
+from msrec.data.llm.store import ITEM_SOURCES, MANIFEST, KnowledgeStore, item_source_folder
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.checkpointing.commit import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import Index, read_index
+from msrec.launch.config_sections import LLMConfig
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, load_results
+from msrec.launch.evaluation.source_overlap import SourceOverlap, source_overlap
 from msrec.launch.reporting.result_tables import TITLES, format_value, results_tables
 from msrec.launch.training.metric_log import MetricLog, load_metric_log
 from msrec.tools.convert import remarks, summary_table
 from msrec.tools.histories import histories_table
 
 LEVELS = ("user", "scenario", "item")
+SOURCE_DIM = LLMConfig().item_dim
+"""Components by which the neighbours of an item source are found."""
 SHOWN_RANKS = 8
 """Number of ranks, one of `data.balance.RANKS`, for the balance of a split by rows."""
+SHOWN_CHARS = 60
+"""Characters of a title that are shown."""
 HIDDEN_MANIFEST_KEYS = ("mean", "std", "bytes", "crc32")
 
 
@@ -31,6 +40,7 @@ def show(
     folder: AnyPath,
     key: str | None = None,
     dataset: AnyPath | None = None,
+    compare: tuple[str, str] | None = None,
     console: Console | None = None,
 ) -> None:
     """Prints the contents of a folder; its files decide what kind it is.
@@ -38,7 +48,8 @@ def show(
     Args:
         folder: dataset, knowledge store (or one of its levels), run or checkpoint.
         key: for a store: prints the neighbours of this user, scenario or item.
-        dataset: for a store: prints how much of this dataset it covers.
+        dataset: for a store: prints how much of this dataset it covers, and titles of items.
+        compare: for a store: two item sources; prints the items whose neighbours differ most.
         console: the console to print to.
 
     Raises:
@@ -50,7 +61,9 @@ def show(
         _show_dataset(load_schema(folder), console)
     elif not isinstance(folder, Path):
         raise FileNotFoundError(f"{folder} must be a dataset; it has no {SCHEMA_FILE}.")
-    elif levels := [f for f in (folder, *(folder / n for n in LEVELS)) if (f / MANIFEST).is_file()]:
+    elif compare is not None:
+        _show_differences(folder, compare, dataset, console)
+    elif levels := _level_folders(folder):
         _show_store([KnowledgeStore.open(level) for level in levels], key, dataset, console)
     elif (folder / "config.yaml").is_file():
         _show_run(folder, console)
@@ -109,6 +122,13 @@ def tables_table(schema: Schema) -> Table:
     return table
 
 
+def _level_folders(folder: Path) -> list[Path]:
+    """Returns the finished levels and item sources of a store, or the folder if it is one."""
+    sources = sorted((folder / ITEM_SOURCES).glob("*"))
+    folders = [folder, *(folder / name for name in LEVELS), *sources]
+    return [level for level in folders if (level / MANIFEST).is_file()]
+
+
 def _show_store(
     stores: list[KnowledgeStore], key: str | None, dataset: AnyPath | None, console: Console
 ) -> None:
@@ -120,11 +140,51 @@ def _show_store(
             covered = ", ".join(coverage(store, dataset))
             console.print(f"{dataset}: {covered} have a vector", highlight=False)
         if key is not None and (row := row_of(store, key)) is not None:
-            console.print(neighbours_table(store, row))
+            titles = item_titles(store, dataset)
+            console.print(neighbours_table(store, row, titles=titles))
             has_key = True
     if key is not None and not has_key:
         levels = ", ".join(str(store.manifest["level"]) for store in stores)
         raise ValueError(f"a level ({levels}) must have the key {key!r}; none has.")
+
+
+def _show_differences(
+    folder: Path, names: tuple[str, str], dataset: AnyPath | None, console: Console
+) -> None:
+    first, second = (KnowledgeStore.open(item_source_folder(folder, name)) for name in names)
+    overlap = source_overlap(first, second, SOURCE_DIM)
+    console.print(overlap_table(overlap, names, item_titles(first, dataset)))
+    console.print(
+        f"{overlap.shared.mean():.1%} of the {overlap.nearest[0].shape[1]} nearest items are the "
+        f"same by {' and '.join(names)}, on average over {len(overlap.shared):,} items",
+        highlight=False,
+    )
+
+
+def overlap_table(
+    overlap: SourceOverlap, names: tuple[str, str], titles: dict[Any, str], count: int = 8
+) -> Table:
+    """Returns the items whose neighbours by two sources differ most, with the three nearest."""
+    table = Table(title="items whose neighbours differ most", show_lines=True)
+    for head in ("item", *(f"nearest by {name}" for name in names), "shared"):
+        table.add_column(head, overflow="fold", justify="right" if head == "shared" else "left")
+    for position in overlap.order[:count]:
+        cells = [[overlap.keys[position]], *overlap.nearest_keys(position, 3)]
+        lines = ["\n".join(titles.get(key, str(key)) for key in keys) for keys in cells]
+        table.add_row(*lines, f"{overlap.shared[position]:.0%}")
+    return table
+
+
+def item_titles(store: KnowledgeStore, dataset: AnyPath | None) -> dict[Any, str]:
+    """Returns key -> title of a dataset's items; empty for other levels and without a dataset."""
+    if dataset is None or store.manifest["level"] != "item":
+        return {}
+    title = load_schema(dataset).text.item_title
+    if title is None:
+        return {}
+    items = read_parquet(dataset / "items.parquet", ["item_key", title])
+    pairs = zip(items["item_key"].to_pylist(), items[title].to_pylist(), strict=True)
+    return {key: f"{key}: {str(title or '')[:SHOWN_CHARS]}" for key, title in pairs}
 
 
 def store_table(store: KnowledgeStore) -> Table:
@@ -151,17 +211,26 @@ def norm_line(store: KnowledgeStore, sample: int = 10_000) -> str:
     return f"norm, median (5 % to 95 %): {'; '.join(parts)}"
 
 
-def neighbours_table(store: KnowledgeStore, row: int, count: int = 8) -> Table:
-    """Returns the keys with the nearest standardised vectors by cosine, and the farthest one."""
-    order, cosines = neighbours(store, row)
-    table = Table(title=f"{store.keys[row]}: nearest by standardised vector")
+def neighbours_table(
+    store: KnowledgeStore, row: int, count: int = 8, titles: dict[Any, str] | None = None
+) -> Table:
+    """Returns the keys with the nearest vectors by cosine, and the farthest one.
+
+    Vectors of an item source are half-whitened, as a run reads them; others are standardised.
+    """
+    is_source = store.path.parent.name == ITEM_SOURCES
+    projection = item_projection(store, SOURCE_DIM, save=False) if is_source else None
+    order, cosines = neighbours(store, row, projection)
+    kind = f"{store.path.name}, half-whitened" if is_source else "standardised"
+    names = [(titles or {}).get(key, str(key)) for key in store.keys[[row, *order]].tolist()]
+    table = Table(title=f"{names[0]}: nearest by {kind} vector")
     table.add_column("key")
     table.add_column("cosine", justify="right")
-    for other, cosine in zip(order[:count], cosines, strict=False):
-        table.add_row(str(store.keys[other]), f"{cosine:.3f}")
+    for name, cosine in zip(names[1 : count + 1], cosines, strict=False):
+        table.add_row(name, f"{cosine:.3f}")
     if len(order) > count:
         table.add_section()
-        table.add_row(f"{store.keys[order[-1]]} (farthest)", f"{cosines[-1]:.3f}")
+        table.add_row(f"{names[-1]} (farthest)", f"{cosines[-1]:.3f}")
     return table
 
 

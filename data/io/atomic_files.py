@@ -1,5 +1,6 @@
-"""Files that exist whole or not at all, even if the process is killed, and their checksums."""
+"""Files that exist whole or not at all, even if the process is killed; locks and checksums."""
 
+import fcntl
 import json
 import os
 import zlib
@@ -19,6 +20,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock of a local file; it ends with the process at the latest."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Smaller vectors: standardised, projected on principal components, rounded to 8 bits."""
+"""Smaller vectors: standardised or half-whitened principal components, rounded to 8 bits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 CHUNK_ROWS = 65_536
 SAMPLE_ROWS = 20_000
-"""Vectors that the principal components are computed from."""
+"""Vectors that `fit_projection` computes the principal components from."""
+MIN_VARIANCE = 1e-8
+"""Variance, as a share of the largest one, below which a component is rounding noise."""
 MAX_INT8 = 127
 """Largest magnitude of a stored number: the range is symmetric, so -128 is not used."""
 
@@ -49,8 +51,8 @@ class Projection:
 
     Shape:
         mean, std: (H,), float32.
-        components: (H, D), float32, orthonormal columns; None keeps all dimensions.
-        explained: share of the sample's variance that the components keep, in [0, 1].
+        components: (H, D), float32, orthogonal columns; None keeps all dimensions.
+        explained: share of the variance that the components keep, in [0, 1].
     """
 
     mean: Floats
@@ -84,13 +86,49 @@ def fit_projection(vectors: npt.NDArray[Any], dims: int | None, seed: int = 0) -
         drawn = np.random.default_rng(seed).choice(len(rows), SAMPLE_ROWS, replace=False)
         rows = np.sort(drawn)
     sample = Projection(mean, std)(vectors[rows].astype(np.float32)).astype(np.float64)
-    variances, axes = np.linalg.eigh(sample.T @ sample / len(sample))  # smallest first
+    axes, _, explained = _principal_axes(sample.T @ sample / len(sample), dims)
+    return Projection(mean, std, axes.astype(np.float32), explained)
+
+
+def fit_half_whitening(vectors: npt.NDArray[Any], dims: int) -> Projection:
+    """Fits principal components of the centred vectors, each divided by variance^(1/4).
+
+    A projected component then has the square root of its variance: strong components lose their
+    dominance, and weak ones are not raised to the level of the others as in full whitening. The
+    dimensions are not standardised first, since that would whiten vectors whose dimensions are
+    uncorrelated already, as those of LSA are. Fewer than `dims` components are returned where the
+    vectors have fewer that vary.
+
+    Raises:
+        ValueError: `dims` is below 1, there is no vector, or all vectors are equal.
+    """
+    if dims < 1 or len(vectors) == 0:
+        raise ValueError(
+            f"half-whitening must have a component and a vector; got {dims} components of "
+            f"{len(vectors)} vectors."
+        )
+    mean = moments(float_chunks(vectors))[0]
+    covariance = np.zeros((len(mean), len(mean)))
+    for _, rows in float_chunks(vectors):
+        centred = rows.astype(np.float64) - mean
+        covariance += centred.T @ centred / len(vectors)
+    axes, variances, explained = _principal_axes(covariance, min(dims, len(mean)))
+    kept = variances > MIN_VARIANCE * variances[0]
+    if not kept.any():
+        raise ValueError(f"vectors must differ to be projected; all {len(vectors)} are equal.")
+    components = (axes[:, kept] * variances[kept] ** -0.25).astype(np.float32)
+    mean32 = mean.astype(np.float32)
+    return Projection(mean32, np.ones_like(mean32), components, explained)
+
+
+def _principal_axes(covariance: Doubles, dims: int) -> tuple[Doubles, Doubles, float]:
+    """Returns the first axes (H, dims), their variances (dims,), and their share of the total."""
+    variances, axes = np.linalg.eigh(covariance)  # smallest first
     kept = axes[:, ::-1][:, :dims]
     # Eigenvectors may have either sign. The largest entry is made positive, so that runs agree.
     kept = kept * np.sign(kept[np.abs(kept).argmax(axis=0), np.arange(dims)])
-    total = float(variances.sum())
-    explained = float(variances[::-1][:dims].sum()) / total if total else 1.0
-    return Projection(mean, std, kept.astype(np.float32), explained)
+    total, largest = float(variances.sum()), variances[::-1][:dims]
+    return kept, largest, float(largest.sum()) / total if total else 1.0
 
 
 def to_int8(vectors: Floats) -> tuple[npt.NDArray[np.int8], Floats]:

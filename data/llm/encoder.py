@@ -60,6 +60,7 @@ class FrozenEncoder:
             Layers above it are removed, and the final norm with them.
         max_tokens: longer prompts are cut.
         answer_tokens: longest answer of `generate`.
+        is_chat: put prompts into the tokenizer's chat template if it has one.
         device: of the model.
 
     Raises:
@@ -80,6 +81,7 @@ class FrozenEncoder:
         layer: Layer = "last",
         max_tokens: int = 256,
         answer_tokens: int = 32,
+        is_chat: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         if pooling not in POOLINGS:
@@ -89,7 +91,7 @@ class FrozenEncoder:
         self.device = torch.device(device)
         self.lm = model.eval().requires_grad_(False).to(self.device)
         self.model: nn.Module = model.base_model if pooling == "generate" else model  # type: ignore[assignment]
-        self.tokens = PromptTokenizer(tokenizer, max_tokens)
+        self.tokens = PromptTokenizer(tokenizer, max_tokens, is_chat=is_chat)
         self.pooling = pooling
         self.answer_tokens = answer_tokens
         if layer != "last":

@@ -15,6 +15,8 @@ from msrec.data.schema import Schema
 ITEM_SEPARATOR = "; "
 ITEM_PROMPT_FACTOR = 4
 """Attributes may be so many times as long in an item's own prompt as in a history."""
+PLAIN_ITEM_TEXT, PLAIN_ITEM_VERSION = "{title}. {attributes}", 1
+"""Form of `plain_item_texts`, which a store records; a change needs a new version."""
 LINE = ["user", "scenario", "liked"]
 """Columns that identify a line of a history: each scenario and label value has one."""
 
@@ -34,7 +36,7 @@ def item_texts(
     title_columns = [title_column] if title_column else []
     items = read_columns(folder / "items.parquet", ["item_key", *title_columns, *columns])
     title = clean(title_column) if title_column else pl.lit("")
-    details = [pl.when(clean(column) != "").then(clean(column)) for column in columns]
+    details = [_or_null(clean(column)) for column in columns]
     joined = pl.concat_str(details, separator=", ", ignore_nulls=True) if details else pl.lit("")
     parts = items.select(
         key="item_key",
@@ -49,6 +51,24 @@ def item_texts(
     texts = parts.select("key", text=text)
     num_missing, num_cut = texts["text"].null_count(), int(parts["is_cut"].sum())
     return texts, {"items_without_text": num_missing, "titles_cut": num_cut}
+
+
+def plain_item_texts(folder: AnyPath, schema: Schema) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Returns columns key and text, "title. attribute, attribute" uncut, and counts as above.
+
+    It has no words around it, for sentence encoders and TF-IDF. A text is null for an item without
+    title and attributes.
+    """
+    title, columns = schema.text.item_title, schema.text.item_attributes
+    titles = [title] if title else []
+    items = read_columns(folder / "items.parquet", ["item_key", *titles, *columns])
+    details = [_or_null(clean(column)) for column in columns]
+    parts = [_or_null(clean(column)) for column in titles]
+    if details:
+        parts.append(_or_null(pl.concat_str(details, separator=", ", ignore_nulls=True)))
+    joined = pl.concat_str(parts, separator=". ", ignore_nulls=True) if parts else pl.lit("")
+    texts = items.select(key="item_key", text=_or_null(joined))
+    return texts, {"items_without_text": texts["text"].null_count()}
 
 
 @dataclass(frozen=True)
@@ -200,6 +220,11 @@ def clean(column: str) -> pl.Expr:
     """Returns a column as text on one line; null becomes empty, and `|` becomes a comma."""
     text = pl.col(column).cast(pl.String).fill_null("").str.replace_all("|", ", ", literal=True)
     return text.str.replace_all(r"\s+", " ").str.strip_chars()
+
+
+def _or_null(text: pl.Expr) -> pl.Expr:
+    """Returns null in place of an empty text."""
+    return pl.when(text != "").then(text)
 
 
 def _cut(text: pl.Expr, max_chars: int) -> pl.Expr:

@@ -1,4 +1,4 @@
-"""Nearest neighbours of a key in a knowledge store, by cosine of the standardised vectors."""
+"""Nearest neighbours of a key in a knowledge store, by cosine."""
 
 import numpy as np
 
@@ -26,16 +26,21 @@ def row_of(store: KnowledgeStore, key: str) -> int | None:
     return row if row >= 0 else None
 
 
-def neighbours(store: KnowledgeStore, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all other rows, the nearest first.
+def neighbours(
+    store: KnowledgeStore, row: int, projection: Projection | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all other rows, the nearest first, by cosine after a projection.
+
+    Without a projection, the vectors are standardised.
 
     Shape:
         returns: rows, (N - 1,), int64, and their cosines, (N - 1,), float32.
     """
-    own = unit_vectors(standardised(store, read_vectors(store, np.array([row])).float().numpy()))[0]
+    project = projection or Projection(store.mean, store.std)
+    own = unit_vectors(project(read_vectors(store, np.array([row])).float().numpy()))[0]
     cosines = np.concatenate(
         [
-            unit_vectors(standardised(store, vectors)) @ own
+            unit_vectors(project(vectors)) @ own
             for _, vectors in float_chunks(store.vectors, store.scales)
         ]
     )

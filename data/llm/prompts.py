@@ -13,6 +13,7 @@ from msrec.data.llm.history_text import (
     HistoryBudget,
     clean,
     item_texts,
+    plain_item_texts,
     read_columns,
     user_histories,
 )
@@ -133,9 +134,11 @@ def user_prompts(
 
 
 def item_prompts(
-    dataset: AnyPath | str, template: Template, *, rank: int = 0, world_size: int = 1
+    dataset: AnyPath | str, template: Template | None, *, rank: int = 0, world_size: int = 1
 ) -> Prompts:
     """Returns the prompts of items, with their title and all attributes.
+
+    Without a template, a prompt is the plain text of the item, see `plain_item_texts`.
 
     Raises:
         FileNotFoundError: the dataset or its items do not exist.
@@ -143,10 +146,14 @@ def item_prompts(
     """
     folder = to_path(dataset)
     schema = load_schema(folder)
-    items, counts = item_texts(folder, schema, template, all_attributes=True)
+    if template is None:
+        items, counts = plain_item_texts(folder, schema)
+        text = pl.col("text")
+    else:
+        items, counts = item_texts(folder, schema, template, all_attributes=True)
+        text = fill(template.item_prompt, app=pl.lit(schema.description), item=pl.col("text"))
     items = items.with_columns(_as_key(items["key"])).with_row_index("index")
     share = _share(items, rank, world_size)
-    text = fill(template.item_prompt, app=pl.lit(schema.description), item=pl.col("text"))
     frame = share.drop_nulls("text").select("index", "key", text=text, has_history=True)
     counts |= {"no_history": 0, "left_out": share["text"].null_count()}
     return Prompts(frame, {"keys": frame.height} | counts)

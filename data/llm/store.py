@@ -1,6 +1,7 @@
 """Knowledge store: vectors of one level, with the settings that they were made with.
 
-A level is `user`, `scenario` or `item`, and has a folder of the store::
+A level is `user`, `scenario` or `item`, and has a folder of the store. Each source of item vectors
+(`llm.sources`) has a folder of the same form, `item-sources/NAME`::
 
     keys.parquet    index, key (int64 or string), tokens, truncated, has_history, prompt (its hash)
                     and, with pooling `generate`, text (the answer); row i belongs to vector i
@@ -8,6 +9,7 @@ A level is `user`, `scenario` or `item`, and has a folder of the store::
     scales.npy      (N,), float32: factor of each int8 vector
     projection.npz  mean, std and components that turned the model's vectors into those of the
                     store; only for int8 or principal components
+    lsa.npz         fitted TF-IDF and components; only for the item source `lsa`
     manifest.json   settings, counts and checksums; written last, so a folder without it is
                     not finished
 """
@@ -31,7 +33,8 @@ from msrec.data.llm.templates import load_template, template_of
 from msrec.data.schema import load_schema
 
 KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"
-SCALES, PROJECTION = "scales.npy", "projection.npz"
+SCALES, PROJECTION, LSA_FILE = "scales.npy", "projection.npz", "lsa.npz"
+ITEM_SOURCES = "item-sources"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 has no hashes of prompts."""
@@ -92,6 +95,16 @@ def store_settings(dataset: AnyPath, vectors: VectorSettings) -> dict[str, Any]:
         "storage": vectors.storage,
         "pca": vectors.pca,
     }
+
+
+def item_source_folder(store: Path, source: str) -> Path:
+    """Returns the folder of a source of item vectors; `/` in a model's name becomes `--`.
+
+    Example:
+        >>> str(item_source_folder(Path("store"), "org/model"))
+        'store/item-sources/org--model'
+    """
+    return store / ITEM_SOURCES / source.strip("/").replace("/", "--")
 
 
 def differences(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

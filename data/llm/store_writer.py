@@ -7,12 +7,10 @@ An unfinished level has, besides the files of `store`::
     parts/done-RRR-of-WWW.json     counts of rank RRR of WWW, written when it has all its keys
 """
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.io.atomic_files import atomic_path, checksums, write_json
+from msrec.data.io.atomic_files import atomic_path, checksums, locked, write_json
 from msrec.data.llm.compression import fit_projection, float_chunks, moments, to_int8
-from msrec.data.llm.store import KEYS, MANIFEST, PROJECTION, SCALES, VECTORS, differences
+from msrec.data.llm.store import (
+    KEYS,
+    LSA_FILE,
+    MANIFEST,
+    PROJECTION,
+    SCALES,
+    VECTORS,
+    differences,
+)
 
 SETTINGS = "settings.json"
 RAW_VECTORS = "raw.npy"
@@ -85,16 +91,18 @@ class StoreWriter:
             pq.write_table(table, scratch, compression="lz4", use_dictionary=False)
         self._next_part += 1
 
-    def finish(self, counts: dict[str, int]) -> bool:
+    def finish(self, counts: Mapping[str, Any]) -> bool:
         """Marks this rank's share as done, with its counts; merges the level if all shares are.
+
+        The manifest gets the counts, and whatever else the mapping has.
 
         Returns whether the level is complete.
         """
         done = self.parts / f"done-{self.rank:03d}-of-{self.world_size:03d}.json"
-        with _locked(self.folder / ".lock"):
+        with locked(self.folder / ".lock"):
             if (self.folder / MANIFEST).is_file():
                 return True
-            write_json(done, counts)
+            write_json(done, dict(counts))
             files = sorted(self.parts.glob(f"done-*-of-{self.world_size:03d}.json"))
             shares = [json.loads(file.read_text()) for file in files]
             # Someone may have deleted a part of a share that was done.
@@ -107,7 +115,7 @@ class StoreWriter:
     def _part_files(self) -> list[Path]:
         return sorted(self.parts.glob("part-*.parquet"))
 
-    def _merge(self, shares: list[dict[str, int]]) -> None:
+    def _merge(self, shares: list[dict[str, Any]]) -> None:
         """Writes all files of the finished level, in the order of `index`; the manifest last.
 
         A kill before the manifest leaves the parts, from which the next run merges again.
@@ -133,7 +141,8 @@ class StoreWriter:
         manifest = self.settings | shares[0] | sums
         manifest |= {name: int(keys[name].to_numpy().sum()) for name in ("tokens", "truncated")}
         manifest |= vector_fields
-        names = [n for n in (KEYS, VECTORS, SCALES, PROJECTION) if (self.folder / n).is_file()]
+        possible = (KEYS, VECTORS, SCALES, PROJECTION, LSA_FILE)
+        names = [name for name in possible if (self.folder / name).is_file()]
         manifest["bytes"] = {name: (self.folder / name).stat().st_size for name in names}
         manifest["crc32"] = checksums(self.folder, [self.folder / name for name in names])
         write_json(self.folder / MANIFEST, manifest)
@@ -219,7 +228,7 @@ def _part_schema(columns: dict[str, list[Any]]) -> pa.Schema:
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Saves the settings of a new folder; compares those of one that was begun."""
-    with _locked(folder / ".lock"):
+    with locked(folder / ".lock"):
         # A finished store may have been copied without its settings; the manifest repeats them.
         file = folder / (MANIFEST if (folder / MANIFEST).is_file() else SETTINGS)
         if not file.is_file():
@@ -241,11 +250,3 @@ def _read_part(file: Path, columns: list[str]) -> pa.Table:
             f"{file} must be a readable part; {str(error).splitlines()[0]}: delete that file, its "
             f"keys are encoded again."
         ) from None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock of the folder; it ends with the process at the latest."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

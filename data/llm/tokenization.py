@@ -10,11 +10,13 @@ class PromptTokenizer:
     Args:
         tokenizer: a tokenizer of transformers.
         max_tokens: longer prompts are cut, and reported.
+        is_chat: use the tokenizer's chat template if it has one; False takes the text alone.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, max_tokens: int, *, is_chat: bool = True) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.is_chat = is_chat
 
     def tokenize(
         self, texts: Sequence[str], *, system: str = "", keep_end: str = ""
@@ -64,7 +66,7 @@ class PromptTokenizer:
 
     @property
     def _has_chat(self) -> bool:
-        return getattr(self.tokenizer, "chat_template", None) is not None
+        return self.is_chat and getattr(self.tokenizer, "chat_template", None) is not None
 
     def _token_ids(self, texts: Sequence[str], system: str) -> list[list[int]]:
         chats = [self._chat(text, system) for text in texts]

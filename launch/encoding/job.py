@@ -1,18 +1,22 @@
 """Encodes the dataset of a config into its knowledge store, as `msrec encode` does."""
 
 import os
+from dataclasses import replace
 
 from msrec.data.llm.store import VectorSettings
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import end_with_launcher
-from msrec.launch.encoding.encode import LEVELS, EncodeOptions, EncodeResult, encode
+from msrec.launch.encoding.encode import EncodeResult, encode
+from msrec.launch.encoding.item_sources import encode_items
+from msrec.launch.encoding.options import LEVELS, EncodeOptions, Level
 from msrec.launch.encoding.speed import OnProgress
 
 
 def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> EncodeResult:
     """Encodes this rank's share of scenarios, users and, with `llm.items`, items.
 
-    Under a launcher such as torchrun, RANK and WORLD_SIZE name the share.
+    With `llm.sources`, the items are encoded once per source, and of the levels only those that the
+    run reads. Under a launcher such as torchrun, RANK and WORLD_SIZE name the share.
 
     Args:
         config: `dataset` and `llm`, of which `llm.store` is the folder to write.
@@ -28,7 +32,7 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
     end_with_launcher()
     rank, world_size = environment_rank()
     options = EncodeOptions(
-        levels=LEVELS if llm.items else ("scenario", "user"),
+        levels=_levels(config),
         previous=llm.previous,
         trust_remote_code=llm.trust_remote_code,
         batch_tokens=llm.batch_tokens,
@@ -36,7 +40,20 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
         world_size=world_size,
     )
     vectors = VectorSettings(**llm.encoding)
-    return encode(config.dataset, llm.store, vectors, options, on_progress)
+    result = EncodeResult({}, None)
+    if options.levels:
+        result = encode(config.dataset, llm.store, vectors, options, on_progress)
+    sources = {
+        source: encode_items(config.dataset, llm.store, source, vectors, options, on_progress)
+        for source in llm.sources
+    }
+    return replace(result, sources=sources)
+
+
+def _levels(config: RunConfig) -> tuple[Level, ...]:
+    used = config.knowledge_levels if config.llm.sources else ["scenario", "user"]
+    used = [*used, *(["item"] if config.llm.items else [])]
+    return tuple(level for level in LEVELS if level in used)
 
 
 def environment_rank() -> tuple[int, int]:

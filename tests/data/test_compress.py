@@ -6,7 +6,13 @@ import torch
 from llm_data import part_columns
 from sklearn.decomposition import PCA
 
-from msrec.data.llm.compression import fit_projection, float_chunks, moments, to_int8
+from msrec.data.llm.compression import (
+    fit_half_whitening,
+    fit_projection,
+    float_chunks,
+    moments,
+    to_int8,
+)
 from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.store_writer import StoreWriter
@@ -106,3 +112,25 @@ def test_hashes_of_prompts_and_answers_are_stored_with_the_keys(tmp_path):
     keys = pq.read_table(tmp_path / "keys.parquet").to_pydict()
     assert keys["prompt"] == ["cd", "ab"]
     assert keys["text"] == [None, "likes tea"]
+
+
+def test_half_whitening_equals_that_of_a_singular_value_decomposition():
+    projection = fit_half_whitening(RAW, 4)
+    centred = RAW.astype(np.float64) - RAW.mean(0, dtype=np.float64)
+    left, values, axes = np.linalg.svd(centred, full_matrices=False)
+    # a score is U s with variance s^2 / N, divided by variance^(1/4)
+    expected = (left * values)[:, :4] / (values[:4] ** 2 / N) ** 0.25
+    signs = np.sign(axes[np.arange(4), np.abs(axes[:4]).argmax(axis=1)])
+    np.testing.assert_allclose(projection(RAW), expected * signs, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(projection(RAW).var(0), np.sqrt(values[:4] ** 2 / N), rtol=1e-3)
+    assert projection.explained == pytest.approx((values[:4] ** 2).sum() / (values**2).sum())
+
+
+def test_half_whitening_leaves_out_components_that_do_not_vary():
+    flat = RAW[:, :3] @ RNG.normal(size=(3, H))
+    assert fit_half_whitening(flat, 8).components.shape == (H, 3)
+    assert fit_half_whitening(RAW[:2], 8).components.shape == (H, 1)
+    with pytest.raises(ValueError, match="vectors must differ to be projected; all 5 are equal"):
+        fit_half_whitening(np.ones((5, 3), np.float32), 2)
+    with pytest.raises(ValueError, match="must have a component and a vector; got 2 .* of 0"):
+        fit_half_whitening(np.ones((0, 3), np.float32), 2)

@@ -245,6 +245,34 @@ def test_an_item_prompt_has_title_and_all_attributes(tmp_path):
     assert pl.concat([share.frame for share in shares])["key"].sort().to_list() == [0, 2]
 
 
+def test_all_attributes_reach_the_prompts_of_items_and_users(tmp_path):
+    more = {"maker": ["Acme", None, "Zeta"], "year": [1999, 2000, 2001]}
+    people = {"city": ["Rome", None, "Oslo"], "level": [3, 4, 5]}
+    ages, rows = ["20", "30", ""], [(0, 0, 0, 1.0, 1)]
+    folder = write_dataset(
+        tmp_path, rows, ages=ages, titles=ITEMS[:3], more_items=more, more_users=people
+    )
+    items = texts(item_prompts(folder, template()))
+    assert "One of its items: Red Shoes (shoes, red, Acme, 1999)\n" in items[0]
+    assert "One of its items: Blue Hat (hats, 2000)\n" in items[1]
+    users = texts(user_prompts(folder, template()))
+    assert "The user: age 20, city Rome, level 3." in users["ann"]
+    assert "The user: age 30, level 4." in users["bob"]
+    assert "The user: city Oslo, level 5." in users["cem"]
+
+
+def test_a_plain_item_text_is_the_title_and_all_attributes_uncut(tmp_path):
+    titles, kinds = ["Red  Shoes " + "x" * 200, "", None, "Hat"], ["a|b", "rings", None, ""]
+    more = {"maker": ["Acme", None, None, "Zeta"]}
+    folder = write_dataset(
+        tmp_path, [(0, 0, 0, 1.0, 1)], titles=titles, kinds=kinds, more_items=more
+    )
+    prompts = item_prompts(folder, None)
+    long_title = "Red Shoes " + "x" * 200
+    assert texts(prompts) == {0: f"{long_title}. a, b, Acme", 1: "rings", 3: "Hat. Zeta"}
+    assert prompts.counts["items_without_text"] == prompts.counts["left_out"] == 1
+
+
 def test_the_automatic_template_is_the_one_made_for_the_data_set():
     assert template_of("movielens-1m-genre") == "movielens"
     assert template_of("amazon-2023") == "amazon"

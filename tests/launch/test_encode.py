@@ -13,8 +13,9 @@ from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
 from msrec.data.llm.templates import load_template
 from msrec.launch.config import RunConfig
-from msrec.launch.encoding.encode import EncodeOptions, encode
+from msrec.launch.encoding.encode import encode
 from msrec.launch.encoding.job import encode_config
+from msrec.launch.encoding.options import EncodeOptions
 
 pytestmark = pytest.mark.slow
 

@@ -16,17 +16,31 @@ def rows_frame(rows):
 
 
 def write_dataset(
-    folder, train, test=(), *, users=("ann", "bob", "cem"), ages=None, titles=ITEMS, kinds=KINDS
+    folder,
+    train,
+    test=(),
+    *,
+    users=("ann", "bob", "cem"),
+    ages=None,
+    titles=ITEMS,
+    kinds=KINDS,
+    more_items=None,
+    more_users=None,
 ):
-    """Writes a dataset with two scenarios; `ages` are an attribute of the users."""
+    """Writes a dataset with two scenarios; `ages` are an attribute of the users.
+
+    `more_items` and `more_users` are further attributes, column -> values.
+    """
     for split, rows in (("train", train), ("valid", test), ("test", test)):
         (folder / split).mkdir(parents=True)
         rows_frame(list(rows)).write_parquet(folder / split / "part-0.parquet")
     people = {"user_key": list(users)}
     if ages is not None:
         people["age_name"] = pl.Series(ages, dtype=pl.String)
+    people |= more_users or {}
     pl.DataFrame(people).write_parquet(folder / "users.parquet")
     items = {"item_key": range(len(titles)), "title": titles, "kind": kinds[: len(titles)]}
+    items |= more_items or {}
     pl.DataFrame(items).write_parquet(folder / "items.parquet")
     schema = Schema(
         name="shop",
@@ -41,8 +55,8 @@ def write_dataset(
         timestamp="time",
         text=TextFields(
             item_title="title",
-            item_attributes=["kind"],
-            user_attributes=[] if ages is None else ["age_name"],
+            item_attributes=["kind", *(more_items or {})],
+            user_attributes=[*([] if ages is None else ["age_name"]), *(more_users or {})],
         ),
         split=SplitRecord(method="time", train_until=100),
         num_users=len(users),

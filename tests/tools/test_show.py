@@ -5,12 +5,16 @@ import io
 import numpy as np
 import polars as pl
 import pytest
+from llm_data import part_columns, write_dataset
 from rich.console import Console
 from tiny import tiny_dataset, tiny_store
 
+from msrec.data.llm.item_vectors import item_projection, item_units
 from msrec.data.llm.neighbours import row_of, standardised
-from msrec.data.llm.store import KnowledgeStore
+from msrec.data.llm.store import KnowledgeStore, item_source_folder
+from msrec.data.llm.store_writer import StoreWriter
 from msrec.launch.evaluation.coverage import coverage
+from msrec.launch.evaluation.source_overlap import source_overlap
 from msrec.tools.show import neighbours_table, norm_line, show
 
 pytestmark = pytest.mark.slow
@@ -60,6 +64,51 @@ def test_neighbours_are_those_of_a_full_sort_by_cosine(folders):
 def test_standardised_vectors_have_a_norm_of_the_root_of_their_size(folders):
     line = norm_line(KnowledgeStore.open(folders[1] / "user"))
     assert 2 < float(line.rpartition("standardised ")[2].split()[0]) < 5  # sqrt(12) = 3.5
+
+
+@pytest.fixture(scope="module")
+def two_sources(tmp_path_factory):
+    """Sources `a` and `b` of 40 items; they agree about all but the first five."""
+    folder = tmp_path_factory.mktemp("sources")
+    titles = [f"item number {number}" for number in range(40)]
+    row = [(0, 0, 0, 1.0, 1)]
+    dataset = write_dataset(folder / "d", row, row, titles=titles, kinds=[None] * 40)
+    vectors = np.random.default_rng(0).normal(size=(40, 4))
+    for name in ("a", "b"):
+        settings = {"version": 2, "model": name, "storage": "float16", "level": "item"}
+        writer = StoreWriter(
+            item_source_folder(folder / "store", name), settings, rank=0, world_size=1
+        )
+        writer.write(part_columns(range(40), range(40)), vectors)
+        writer.finish({"keys": 40, "no_history": 0, "left_out": 0})
+        vectors = vectors.copy()
+        vectors[:5] *= -1
+    return folder / "store", dataset
+
+
+def test_item_sources_are_shown_with_their_neighbours_and_titles(two_sources):
+    store, dataset = two_sources
+    text = " ".join(printed(store, "7", dataset).split())
+    assert text.count("40 vectors") == 2
+    assert "7: item number 7: nearest by a, half-whitened vector" in text
+    assert "nearest by b" in text
+    assert not list(store.rglob("projection-*"))  # nothing is written
+
+
+def test_items_whose_neighbours_differ_most_come_first(two_sources):
+    store, dataset = two_sources
+    a, b = (KnowledgeStore.open(item_source_folder(store, name)) for name in ("a", "b"))
+    overlap = source_overlap(a, b, 4, count=5)
+    units = item_units(a, item_projection(a, 4, save=False), np.arange(40), 4)
+    cosines = units @ units.T - 9 * np.eye(40)
+    assert overlap.nearest[0].tolist() == np.argsort(-cosines, axis=1)[:, :5].tolist()
+    assert overlap.shared[5:].mean() > overlap.shared[:5].mean()
+    assert (np.diff(overlap.shared[overlap.order]) >= 0).all()
+    text = printed(store, dataset=dataset, compare=("a", "b"))
+    assert f"{overlap.keys[0]}: item number" in text
+    assert "of the 10 nearest items are the same by a and b, on average over 40 items" in text
+    with pytest.raises(ValueError, match="must share more than 40 items; they share 40"):
+        source_overlap(a, b, 4, count=40)
 
 
 def test_an_unknown_key_is_refused(folders):

@@ -103,11 +103,19 @@ def show(
     dataset: Annotated[
         Path | None,
         typer.Option(
-            parser=to_path, help="For a store: the dataset whose coverage by the store is shown."
+            parser=to_path,
+            help="For a store: the dataset whose coverage and item titles are shown.",
+        ),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            help="For a store: two item sources; shows the items whose neighbours differ most.",
+            metavar="SOURCE SOURCE",
         ),
     ] = None,
 ) -> None:
     """Show the contents of a dataset, a knowledge store, a run or a checkpoint."""
     from msrec.tools.show import show as print_folder
 
-    print_folder(folder, key, dataset)
+    print_folder(folder, key, dataset, compare)

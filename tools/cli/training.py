@@ -84,7 +84,10 @@ def encode(
         ),
     ] = None,
 ) -> None:
-    """Encode users and scenarios with the frozen LLM into the knowledge store; resumes."""
+    """Encode users and scenarios with the frozen LLM into the knowledge store; resumes.
+
+    With llm.items or llm.sources also the items, once per source.
+    """
     # The frozen model's library takes a second to import, which no other command needs.
     from msrec.launch.config import load_config
     from msrec.launch.encoding.job import encode_config, environment_rank
@@ -100,11 +103,12 @@ def encode(
     with EncodeProgress(is_shown=is_main()) as progress:
         result = encode_config(run, progress.update)
     rank, _ = environment_rank()
-    for level, counts in result.levels.items():
-        line = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        console.print(f"rank {rank} {level}: {line}", highlight=False)
-    if result.speed is not None:
-        console.print(f"rank {rank}: {speed_line(result.speed)}", highlight=False)
+    for source, part in {"": result, **result.sources}.items():
+        for level, counts in part.levels.items():
+            line = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            console.print(f"rank {rank} {f'{source} {level}'.strip()}: {line}", highlight=False)
+        if part.speed is not None:
+            console.print(f"rank {rank}: {speed_line(part.speed)}", highlight=False)
     say(f"store: {run.llm.store}")
 
 

@@ -1,0 +1,111 @@
+"""Item vectors of a source: order, length, missing items, controls, a projection that stays."""
+
+import logging
+
+import numpy as np
+import pytest
+from llm_data import part_columns, write_dataset
+
+from msrec.data.llm.compression import fit_half_whitening
+from msrec.data.llm.item_vectors import load_item_vectors
+from msrec.data.llm.store import item_source_folder
+from msrec.data.llm.store_writer import StoreWriter
+
+RNG = np.random.default_rng(0)
+RAW = (RNG.normal(size=(30, 9)) * np.linspace(4, 0.5, 9) + 2).astype(np.float16)
+RAW[4] = 0  # a text without known terms
+
+
+def write_source(store, keys=range(30), vectors=RAW, name="lsa"):
+    settings = {"version": 2, "model": name, "storage": "float16", "level": "item"}
+    writer = StoreWriter(item_source_folder(store, name), settings, rank=0, world_size=1)
+    writer.write(part_columns(range(len(keys)), keys), np.asarray(vectors, np.float32))
+    assert writer.finish({"keys": len(keys), "no_history": 0, "left_out": 0})
+    return store
+
+
+def shop(folder, size=30):
+    return write_dataset(folder, [(0, 0, 0, 1.0, 1)], titles=["x"] * size, kinds=[None] * size)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return shop(tmp_path_factory.mktemp("data") / "d")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return write_source(tmp_path / "store")
+
+
+def test_vectors_are_half_whitened_and_of_length_one(dataset, store):
+    loaded = load_item_vectors(dataset, store, "lsa", 5)
+    has = np.arange(30) != 4
+    scores = fit_half_whitening(RAW[has], 5)(RAW.astype(np.float32))
+    expected = scores / np.linalg.norm(scores, axis=1, keepdims=True)
+    np.testing.assert_allclose(loaded.vectors[has], expected[has], atol=1e-3)
+    assert loaded.has.tolist() == has.tolist()
+    assert loaded.vectors.dtype == np.float16
+    assert not loaded.vectors[4].any()
+
+
+def test_vectors_are_in_the_order_of_the_dataset(dataset, store, tmp_path):
+    order = RNG.permutation(30)
+    other = write_source(tmp_path / "other", order.tolist(), RAW[order])
+    expected = load_item_vectors(dataset, store, "lsa", 5)
+    loaded = load_item_vectors(dataset, other, "lsa", 5)
+    np.testing.assert_allclose(loaded.vectors, expected.vectors, atol=2e-3)
+    np.testing.assert_array_equal(loaded.has, expected.has)
+
+
+def test_items_that_the_store_lacks_have_zeros_and_are_counted(store, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    larger = shop(tmp_path / "larger", 33)
+    loaded = load_item_vectors(larger, store, "lsa", 5)
+    assert np.flatnonzero(~loaded.has).tolist() == [4, 30, 31, 32]
+    assert not loaded.vectors[~loaded.has].any()
+    assert "lsa: 4 of 33 items have no vector" in caplog.text
+
+
+def test_a_source_with_few_components_ends_in_zeros(dataset, store):
+    loaded = load_item_vectors(dataset, store, "lsa", 128)
+    assert loaded.vectors.shape == (30, 128)
+    assert not loaded.vectors[:, 9:].any()
+    np.testing.assert_allclose(np.linalg.norm(loaded.vectors[loaded.has], axis=1), 1, atol=1e-3)
+
+
+def test_shuffled_vectors_are_those_of_other_items(dataset, store):
+    plain = load_item_vectors(dataset, store, "lsa", 5)
+    shuffled = load_item_vectors(dataset, store, "lsa", 5, "shuffled", seed=1)
+    assert sorted(map(tuple, shuffled.vectors)) == sorted(map(tuple, plain.vectors))
+    assert (shuffled.vectors != plain.vectors).any(axis=1).sum() > 20
+    np.testing.assert_array_equal(shuffled.has, plain.has)
+    again = load_item_vectors(dataset, store, "lsa", 5, "shuffled", seed=1)
+    np.testing.assert_array_equal(again.vectors, shuffled.vectors)
+    other = load_item_vectors(dataset, store, "lsa", 5, "shuffled", seed=2)
+    assert (other.vectors != shuffled.vectors).any()
+
+
+def test_random_vectors_have_length_one_and_no_relation_to_the_source(dataset, store):
+    random = load_item_vectors(dataset, store, "lsa", 64, "random", seed=1)
+    assert random.has.sum() == 29
+    np.testing.assert_allclose(np.linalg.norm(random.vectors[random.has], axis=1), 1, atol=1e-3)
+    cosines = random.vectors[random.has].astype(np.float32) @ random.vectors[0].astype(np.float32)
+    assert np.abs(cosines[1:]).max() < 0.6
+
+
+@pytest.mark.parametrize("control", [None, "shuffled", "random"])
+def test_an_item_has_the_same_vector_in_every_dataset(dataset, store, tmp_path, control):
+    smaller = shop(tmp_path / "smaller", 12)
+    loaded = load_item_vectors(smaller, store, "lsa", 5, control, 3)
+    whole = load_item_vectors(dataset, store, "lsa", 5, control, 3)
+    np.testing.assert_array_equal(loaded.vectors, whole.vectors[:12])
+
+
+def test_a_saved_projection_is_not_fitted_again(dataset, store, monkeypatch):
+    first = load_item_vectors(dataset, store, "lsa", 5)
+    saved = item_source_folder(store, "lsa") / "projection-5.npz"
+    assert saved.is_file()
+    monkeypatch.setattr("msrec.data.llm.item_vectors.fit_half_whitening", None)
+    again = load_item_vectors(dataset, store, "lsa", 5)
+    np.testing.assert_array_equal(again.vectors, first.vectors)

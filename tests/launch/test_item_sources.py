@@ -1,0 +1,215 @@
+"""Item sources: LSA against scikit-learn, resumed and incremental encodings, refused settings."""
+
+import json
+
+import numpy as np
+import pytest
+from llm_data import write_dataset, write_model
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline
+from test_encode import stop_after
+
+from msrec.data.io.paths import to_path
+from msrec.data.llm.encoder import FrozenEncoder
+from msrec.data.llm.item_source.lsa import LsaModel
+from msrec.data.llm.item_vectors import load_item_vectors
+from msrec.data.llm.prompts import item_prompts
+from msrec.data.llm.store import KnowledgeStore, VectorSettings, item_source_folder
+from msrec.launch.config import RunConfig
+from msrec.launch.encoding.item_sources import encode_items
+from msrec.launch.encoding.job import encode_config
+from msrec.launch.encoding.options import EncodeOptions
+from msrec.launch.knowledge_inputs import item_sources
+
+WORDS = ["red", "blue", "shoe", "hat", "ring", "pan", "lamp", "wool", "steel", "of", "a"]
+RNG = np.random.default_rng(0)
+TITLES = [" ".join(RNG.choice(WORDS, 1 + number % 5)) for number in range(40)]
+TITLES[7] = ""  # an item without text
+
+
+def shop(folder, titles=TITLES):
+    return write_dataset(folder, [(0, 0, 0, 1.0, 1)], titles=titles, kinds=[None] * len(titles))
+
+
+def run(dataset, store, source="lsa", on_progress=None, **options):
+    settings = VectorSettings("unused", dtype="float32", max_tokens=64)
+    options = EncodeOptions(**({"batch_tokens": 100, "save_every_s": 0} | options))
+    return encode_items(dataset, store, source, settings, options, on_progress)
+
+
+def opened(store, source="lsa"):
+    return KnowledgeStore.open(item_source_folder(store, source))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return shop(tmp_path_factory.mktemp("data") / "d")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def stored(dataset, model, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    run(dataset, store)
+    run(dataset, store, model)
+    return store
+
+
+def test_lsa_equals_the_pipeline_of_scikit_learn(dataset, stored):
+    texts = item_prompts(dataset, None).frame["text"].to_list()
+    tfidf = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, token_pattern=r"\w+")
+    size = min(len(texts), len(tfidf.fit(texts).vocabulary_))
+    svd = TruncatedSVD(size, n_iter=7, random_state=0)
+    expected = make_pipeline(tfidf, svd).fit_transform(texts)
+    store = opened(stored)
+    assert store.vectors.dtype == np.float16
+    np.testing.assert_allclose(store.vectors, expected, rtol=1e-3, atol=1e-3)
+    assert store.manifest["lsa_explained"] == pytest.approx(svd.explained_variance_ratio_.sum())
+
+
+def test_a_saved_lsa_model_gives_the_vectors_of_the_fitted_one(tmp_path):
+    texts = ["红色 鞋子", "红色帽子", "ring of steel", "a ring"]
+    fitted = LsaModel.fit(texts)
+    fitted.save(tmp_path / "lsa.npz")
+    saved = LsaModel.load(tmp_path / "lsa.npz")
+    assert set(saved.vectoriser.get_feature_names_out()) == {"红", "色", "红 色", "子", "ring"}
+    np.testing.assert_array_equal(saved.transform(texts), fitted.transform(texts))
+    assert not saved.transform(["unknown"]).any()
+
+
+def test_texts_without_a_common_term_are_refused():
+    with pytest.raises(ValueError, match=r"llm.sources=\[lsa\] must find a term in at least two"):
+        LsaModel.fit(["one", "two"])
+
+
+def test_a_model_reads_the_plain_text_without_chat_form(dataset, model, stored):
+    encoder = FrozenEncoder.load(model, dtype="float32")
+    store = opened(stored, model)
+    assert store.keys.tolist() == [number for number in range(40) if number != 7]
+    rows = [list(encoder.tokens.tokenizer(TITLES[3])["input_ids"])]
+    row = store.rows(np.array([3]))[0]
+    np.testing.assert_allclose(store.vectors[row], encoder.encode(rows).vectors[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("source", ["lsa", "model"])
+def test_a_killed_encoding_resumes_to_the_same_vectors(
+    dataset, model, stored, tmp_path, source, monkeypatch
+):
+    source = model if source == "model" else source
+    monkeypatch.setattr("msrec.launch.encoding.level_job.WINDOW_PROMPTS", 10)
+    monkeypatch.setattr("msrec.launch.encoding.item_sources.WINDOW_PROMPTS", 10)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, tmp_path, source, on_progress=stop_after(2))
+    counts = run(dataset, tmp_path, source).levels["item"]
+    assert 0 < counts["encoded"] < 39
+    assert counts["merged"] == 1
+    np.testing.assert_allclose(
+        opened(tmp_path, source).vectors, opened(stored, source).vectors, atol=2e-3
+    )
+    assert run(dataset, tmp_path, source).levels["item"]["encoded"] == 0
+
+
+def test_two_ranks_share_a_model_and_the_first_fits_lsa(dataset, model, stored, tmp_path):
+    for rank in (1, 0):
+        share = {"rank": rank, "world_size": 2}
+        run(dataset, tmp_path, model, **share)
+        levels = run(dataset, tmp_path, **share).levels
+        assert ("item" in levels) == (rank == 0)
+    for source in (model, "lsa"):
+        expected = opened(stored, source).vectors
+        np.testing.assert_allclose(opened(tmp_path, source).vectors, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("source", ["lsa", "model"])
+def test_new_items_leave_old_vectors_bit_identical(dataset, model, tmp_path, stored, source):
+    source = model if source == "model" else source
+    before = load_item_vectors(dataset, stored, source, 6)
+    later = shop(tmp_path / "later", [*TITLES, "red lamp", "steel ring"])
+    counts = run(later, tmp_path / "new", source, previous=stored).levels["item"]
+    assert (counts["reused"], counts["encoded"]) == (39, 2)
+    np.testing.assert_array_equal(
+        opened(tmp_path / "new", source).vectors[:39], opened(stored, source).vectors
+    )
+    after = load_item_vectors(later, tmp_path / "new", source, 6)
+    np.testing.assert_array_equal(after.vectors[:40], before.vectors)
+    assert after.has[40:].all()
+
+
+def test_new_items_are_transformed_by_the_fitted_lsa_model(tmp_path, stored):
+    later = shop(tmp_path / "later", [*TITLES, "red lamp", "zebra zebra"])
+    run(later, tmp_path / "new", previous=stored)
+    fitted = LsaModel.load(item_source_folder(stored, "lsa") / "lsa.npz")
+    expected = fitted.transform(["red lamp", "zebra zebra"]).astype(np.float16)
+    np.testing.assert_array_equal(opened(tmp_path / "new").vectors[39:], expected)
+    loaded = load_item_vectors(later, tmp_path / "new", "lsa", 6)
+    assert loaded.has.tolist() == [number not in (7, 41) for number in range(42)]
+
+
+def test_other_settings_are_refused(dataset, model, stored, tmp_path):
+    with pytest.raises(ValueError, match="begun with .*num_items 40"):
+        run(shop(tmp_path / "more", [*TITLES, "x"]), stored)
+    file = item_source_folder(stored, "lsa") / "manifest.json"
+    other = tmp_path / "other" / "item-sources" / "lsa"
+    other.mkdir(parents=True)
+    for each in file.parent.iterdir():
+        (other / each.name).write_bytes(each.read_bytes())
+    manifest = json.loads(file.read_text())
+    manifest["lsa"]["min_df"] = 5
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="an earlier store must have .*'min_df': 5"):
+        run(dataset, tmp_path / "new", previous=tmp_path / "other")
+
+
+def config_of(dataset, store, model, **llm):
+    settings = {"store": store, "dtype": "float32", "max_tokens": 64, "sources": [model, "lsa"]}
+    return RunConfig(dataset=dataset, seed=3, llm=settings | {"item_dim": 6} | llm)
+
+
+def test_a_config_encodes_its_sources_and_only_the_levels_that_the_run_reads(
+    dataset, model, tmp_path
+):
+    result = encode_config(config_of(dataset, tmp_path, model))
+    assert result.levels == {}
+    assert {name: part.levels["item"]["keys"] for name, part in result.sources.items()} == {
+        model: 39,
+        "lsa": 39,
+    }
+    assert [folder.name for folder in tmp_path.iterdir()] == ["item-sources"]
+    first, second = item_sources(
+        config_of(dataset, tmp_path, model, source_controls={"lsa": "random"})
+    )
+    assert (first.name, second.name) == (model, "lsa")
+    assert first.vectors.shape == second.vectors.shape == (40, 6)
+    plain = item_sources(config_of(dataset, tmp_path, model))
+    np.testing.assert_array_equal(first.vectors, plain[0].vectors)
+    assert (second.vectors != plain[1].vectors).any()
+
+
+def test_a_run_refuses_a_store_of_other_settings_or_without_the_source(dataset, model, stored):
+    with pytest.raises(ValueError, match=r"the store has max_tokens 64 \(expected 32\)"):
+        item_sources(config_of(dataset, stored, model, max_tokens=32))
+    with pytest.raises(FileNotFoundError, match="llm.sources needs llm.store=FOLDER"):
+        item_sources(config_of(dataset, None, model))
+    with pytest.raises(FileNotFoundError, match=r"manifest.json must exist"):
+        item_sources(config_of(dataset, stored, model, sources=["minilm-l6-v2"]))
+
+
+@pytest.mark.parametrize(
+    ("llm", "message"),
+    [
+        ({"sources": ["lsa", "lsa"]}, "sources must differ"),
+        (
+            {"source_controls": {"lsa": "random"}},
+            r"must name sources of the list \(none\); got 'lsa'",
+        ),
+        ({"sources": ["m"], "pooling": "generate"}, "sources need pooling=mean or last"),
+    ],
+)
+def test_a_config_with_wrong_sources_is_refused(llm, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(dataset=to_path("x"), llm=llm)
