@@ -51,6 +51,8 @@ class KnowledgeInputs:
         """Ordered histories of the dataset to score, mapped into memory."""
         if config.sequence.protocol is not None:
             self.sequences = HistoryIndex.open(scored, config.sequence.protocol)
+        self.item_sources = item_sources(config, scored) if config.interest.enabled else ()
+        """Frozen vectors of the items, by source."""
         self.user = self.item = self.scenario = None
         if "user" in stores:
             self.user = EntityKnowledge(scored, "user", stores["user"], *args)

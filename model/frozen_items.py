@@ -9,8 +9,8 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-ITEM = "item"
-"""Key of the item indices in `HistoryEvents.items`."""
+from msrec.data.loading.batch import ITEM
+
 FROZEN_PATH = "ranker.items."
 """Part of the name, in a state dict, of every frozen table."""
 

@@ -14,7 +14,7 @@ from msrec.model.layers.row_groups import RowGroups
 INITIAL_SHARPNESS = 2.0
 """Initial tau: similarities of unit vectors are multiplied by e^tau."""
 INITIAL_DECAY = -1.5
-"""Initial log of the rate at which the weight of older items decays; e^-1.5 halves it in 3 items."""
+"""Initial log of the rate at which older events lose weight; at e^-1.5 it halves in 3 events."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import nn
 from msrec.data.loading.batch import Batch, EntityVectors, HistoryEvents
 from msrec.model.backbone import Backbone
 from msrec.model.embeddings import Embeddings
-from msrec.model.interest import Histories, Interest
 from msrec.model.frozen_items import FrozenItems
+from msrec.model.interest import Histories, Interest
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch

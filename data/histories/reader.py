@@ -6,7 +6,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.histories.index import HistoryIndex
-from msrec.data.loading.batch import SEQUENCE_KEYS, HistoryEvents
+from msrec.data.loading.batch import ITEM, HistoryEvents
 from msrec.data.schema import Split
 
 Longs = npt.NDArray[np.int64]
@@ -53,35 +53,44 @@ class HistoryReader:
         user = np.where(rows < 0, -1, user)
         end = self._end_of(rows, user, time)
         # One number per (user, end): users are below num_keys.
-        pairs, bag = np.unique(end * self._num_keys + (user + 1), return_inverse=True)
+        pairs, first_row, bag = np.unique(
+            end * self._num_keys + (user + 1), return_index=True, return_inverse=True
+        )
+        # Histories in the order of their first rows, so that distinct ones need no lookup by row.
+        order = np.argsort(first_row)
+        pairs, bag = pairs[order], np.argsort(order)[bag]
         last, user = pairs // self._num_keys, pairs % self._num_keys - 1
         first = np.maximum(self._starts[user], last - self._max_len)
         lengths = np.where(user < 0, 0, last - first)
-        # Position of every event: those of one bag are consecutive, bag after bag.
+        # Position of every event: those of one history are consecutive, history after history.
         positions = np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
         positions += np.arange(len(positions))
-        size = len(rows)
+        size, places = len(rows), self._max_len
         ids = np.empty(size + len(positions), np.int32)
         np.maximum(item, 0, out=ids[:size], casting="unsafe")
         # All positions are valid. With mode "clip" NumPy takes half the time: it checks no bounds.
         self._items.take(positions, mode="clip", out=ids[size:])
-        key_lengths = np.zeros(2 * size, np.int32)
-        key_lengths[:size] = 1
-        key_lengths[size : size + len(lengths)] = lengths
-        scenario = self._event_scenarios.take(positions, mode="clip")
-        label = self._labels.take(positions, mode="clip")
-        if self._scenarios is not None:
-            scenario = self._scenarios[scenario]
+        is_event = np.arange(places) >= places - lengths[:, None]
+        bag_lengths = np.zeros(size * (1 + places), np.int32)
+        bag_lengths[:size] = 1
+        bag_lengths[size : size + is_event.size] = is_event.reshape(-1)
+        scenario = np.full(is_event.shape, -1, np.int64)
+        of_event = self._event_scenarios.take(positions, mode="clip")
+        scenario[is_event] = of_event if self._scenarios is None else self._scenarios[of_event]
+        label = np.zeros(is_event.shape, np.float32)
+        label[is_event] = self._labels.take(positions, mode="clip")
+        time_of_event = np.zeros(is_event.shape, np.int64)
+        time_of_event[is_event] = self._times.take(positions, mode="clip")
         return HistoryEvents(
             items=KeyedJaggedTensor(
-                keys=SEQUENCE_KEYS,
+                keys=[ITEM],
                 values=torch.from_numpy(ids),
-                lengths=torch.from_numpy(key_lengths),
+                lengths=torch.from_numpy(bag_lengths),
             ),
             bag=torch.from_numpy(bag),
-            scenario=torch.from_numpy(scenario.astype(np.int64)),
-            label=torch.from_numpy(label.astype(np.float32)),
-            time=torch.from_numpy(self._times.take(positions, mode="clip")),
+            scenario=torch.from_numpy(scenario),
+            label=torch.from_numpy(label),
+            time=torch.from_numpy(time_of_event),
             time_of_row=torch.from_numpy(np.zeros(size, np.int64) if time is None else time),
         )
 

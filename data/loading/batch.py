@@ -40,23 +40,26 @@ class HistoryBags(NamedTuple):
 class HistoryEvents(NamedTuple):
     """Earlier events of the users of a batch, in the order of time; see `HistoryIndex`.
 
-    Rows with the same user and the same end share a bag, so that the U distinct histories of a
-    batch are looked up once::
+    Rows with the same user and the same end share a history, so that the U distinct histories of a
+    batch are looked up once. With K = 2::
 
                          row 0 (user 7)   row 1 (user 3)   row 2 (user 7)
-        candidate        [12]             [40]             [31]
-        history          [5, 12]          []               []         bags 0 and 1, and padding
+        candidate        12               40               31
+        history          5, 12            none             as row 0
         bag              0                1                0
+        items            [12] [40] [31]   [5] [12] [] []   [] []     B bags, U * K, padding
+
+    Every place has a bag of its own, of length 0 or 1, so that the kernels for pooled tables look
+    items up; those for sequences are many times slower on CPUs. All ranks have B * (1 + K) bags.
 
     Shape:
-        items: keys "candidate" and "history", B bags per key, int32 indices into items.parquet.
-            "candidate" has one id per row; an item that is not in items.parquet (-1 in
-            `Batch.item`) has id 0 there. "history" has a bag for each distinct history, newest
-            event last, then B - U empty ones.
-        bag: (B,), int64 in [0, U), the bag of each row.
-        scenario: (E,), int64 in [0, S), of the E events of "history", in their order.
-        label: (E,), float32, first label of each event.
-        time: (E,), int64, timestamp of each event, or its number with the order `rows`.
+        items: key "item", B * (1 + K) bags, int32 indices into items.parquet: the row's item (0 for
+            an item that is not in items.parquet, which is -1 in `Batch.item`), then K places of
+            each history, newest event last and empty places first, then (B - U) * K empty bags.
+        bag: (B,), int64 in [0, U), the history of each row; `arange(B)` if U is B.
+        scenario: (U, K), int64 in [0, S), of each event; -1 in an empty place.
+        label: (U, K), float32, first label of each event; 0 in an empty place.
+        time: (U, K), int64, timestamp of each event, or its number with the order `rows`.
         time_of_row: (B,), int64, timestamp of each row; 0 without timestamps.
     """
 
@@ -68,17 +71,18 @@ class HistoryEvents(NamedTuple):
     time_of_row: torch.Tensor
 
 
-SEQUENCE_KEYS = ["candidate", "history"]
+ITEM = "item"
+"""Key of `HistoryEvents.items`."""
 NO_EVENTS = HistoryEvents(
     items=KeyedJaggedTensor(
-        keys=SEQUENCE_KEYS,
+        keys=[ITEM],
         values=torch.zeros(0, dtype=torch.int32),
         lengths=torch.zeros(0, dtype=torch.int32),
     ),
     bag=torch.zeros(0, dtype=torch.int64),
-    scenario=torch.zeros(0, dtype=torch.int64),
-    label=torch.zeros(0),
-    time=torch.zeros(0, dtype=torch.int64),
+    scenario=torch.zeros(0, 0, dtype=torch.int64),
+    label=torch.zeros(0, 0),
+    time=torch.zeros(0, 0, dtype=torch.int64),
     time_of_row=torch.zeros(0, dtype=torch.int64),
 )
 """Value of `Batch.sequence` without sequences; it has no rows and always stays on the CPU."""

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from histories import histories, rows_of, slow_history, with_ties
 from tiny import replace_column, tiny_dataset
 
 from msrec.data.histories.build import build_histories
@@ -17,20 +18,6 @@ from msrec.data.schema import SPLITS, SplitRecord, load_schema
 
 TIMES = 40
 """Distinct timestamps of 40 users with about 70 rows each: most rows share their time with one."""
-
-
-def with_ties(folder, **schema):
-    dataset = tiny_dataset(folder, **schema)
-    rng = np.random.default_rng(3)
-    for path in sorted(dataset.glob("*/part-*.parquet")):
-        times = rng.integers(TIMES, size=pq.read_metadata(path).num_rows)
-        replace_column(path, "timestamp", pa.array(times, pa.int64()))
-    return dataset
-
-
-def rows_of(dataset, split):
-    paths = sorted((dataset / split).glob("*.parquet"))
-    return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +34,6 @@ def loader_of(dataset, split, protocol, max_len, share=RankShare(), **options): 
     return Loader(loader.reader, loader.order, collator, (), share, prefetch=0)
 
 
-def histories(batch):
-    """Row id -> its events as (item, scenario, label, time), oldest first."""
-    events = batch.sequence
-    items = events.items["history"]
-    starts = items.offsets().tolist()
-    columns = (items.values(), events.scenario, events.label, events.time)
-    rows = list(zip(*(column.tolist() for column in columns), strict=True))
-    assert len(rows) == starts[-1] == len(events.label)
-    return {
-        row: rows[starts[bag] : starts[bag + 1]]
-        for row, bag in zip(batch.row_id.tolist(), events.bag.tolist(), strict=True)
-    }
-
-
-def slow_history(row, events, max_len):
-    """The rule, one event after another; `events` are in the order of the files."""
-    seen = [e for e in events if e["user"] == row["user"] and e["timestamp"] < row["timestamp"]]
-    seen.sort(key=lambda event: event["timestamp"])  # stable: ties keep the order of the files
-    return [
-        (event["item"], event["scenario"], event["label"], event["timestamp"])
-        for event in seen[-max_len:]
-    ]
-
-
 @pytest.mark.parametrize("max_len", [3, 1000])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("protocol", ["stream", "frozen"])
@@ -79,7 +42,8 @@ def test_a_history_is_the_newest_strictly_earlier_events(dataset, protocol, spli
     events = [row for name in event_splits for row in rows_of(dataset, name)]
     rows, count = rows_of(dataset, split), 0
     for batch in loader_of(dataset, split, protocol, max_len).batches():
-        assert batch.sequence.items["candidate"].values().tolist() == batch.item.tolist()
+        candidates = batch.sequence.items.values()[: len(batch.item)]
+        assert candidates.tolist() == batch.item.tolist()
         for number, history in histories(batch).items():
             if number < 0:
                 assert history == []
@@ -121,7 +85,7 @@ def test_no_row_sees_an_item_of_the_future(tmp_path, protocol, planted_in):
     build_histories(dataset)
     for split in SPLITS:
         for batch in loader_of(dataset, split, protocol, 1000).batches():
-            assert 59 not in batch.sequence.items["history"].values()
+            assert all(event[0] != 59 for row in histories(batch).values() for event in row)
 
 
 def test_rows_of_one_time_see_nothing_of_each_other(tmp_path):
@@ -132,7 +96,7 @@ def test_rows_of_one_time_see_nothing_of_each_other(tmp_path):
     build_histories(dataset)
     for protocol in ("stream", "frozen"):
         for batch in loader_of(dataset, "test", protocol, 20).batches():
-            assert batch.sequence.items["history"].values().numel() == 0
+            assert (batch.sequence.scenario == -1).all()
 
 
 # The order of rows -------------------------------------------------------------------------------
@@ -177,9 +141,9 @@ def test_bags_are_the_distinct_pairs_of_user_and_end(dataset):
         for pair, number in zip(zip(user, end, strict=True), bag[real].tolist(), strict=True):
             assert bag_of.setdefault(pair, number) == number
         assert len(set(bag_of.values())) == len(bag_of)
-        lengths = batch.sequence.items["history"].lengths()
-        assert len(lengths) == len(batch.row_id)
-        assert not lengths[int(bag.max()) + 1 :].any()
+        assert len(batch.sequence.scenario) == int(bag.max()) + 1
+        first_rows = [bag.tolist().index(number) for number in range(int(bag.max()) + 1)]
+        assert first_rows == sorted(first_rows)
 
 
 def test_two_ranks_have_the_histories_of_one(dataset):

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from histories import histories, rows_of, slow_history, with_ties
 from ranks import run_ranks
 from rich.console import Console
-from test_histories import histories, rows_of, slow_history, with_ties
 from test_trainer import config_of
 from test_vocabulary_alignment import renumbered, save_values
 from tiny import tiny_dataset
@@ -148,7 +148,7 @@ def test_raw_rows_have_histories_and_unknown_users_have_none(dataset, raw_file, 
         assert histories(batch)[number] == slow_history(row, events, 6)
     assert histories(batch)[2] == []
     assert batch.item.tolist()[:3] == [1, 2, -1]
-    assert batch.sequence.items["candidate"].values().tolist()[:3] == [1, 2, 0]
+    assert batch.sequence.items.values().tolist()[:3] == [1, 2, 0]
     table = pq.read_table(raw_file)
     pq.write_table(table.drop_columns(["timestamp"]), raw_file)
     batch = file_batch(config, [raw_file], dataset, raw=True)
