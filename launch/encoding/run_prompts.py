@@ -1,7 +1,7 @@
 """Prompts of a run, as `msrec encode` gives them to the LLM."""
 
 from msrec.data.llm.model_weights import load_tokenizer, model_folder
-from msrec.data.llm.prompts import level_prompts
+from msrec.data.llm.prompts import item_prompts, level_prompts
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
@@ -30,6 +30,8 @@ def named_prompt(config: RunConfig, name: str) -> str:
 def prompts_by_key(config: RunConfig, level: str) -> dict[str, str]:
     """Returns raw key (or scenario name) -> prompt, in the order of the dataset.
 
+    Items have the plain text of `llm.sources` where these are all that `msrec encode` encodes.
+
     Args:
         config: of a run or of an encoding.
         level: user, scenario or item.
@@ -40,5 +42,9 @@ def prompts_by_key(config: RunConfig, level: str) -> dict[str, str]:
     if level == "user":  # only histories depend on the number of tokens
         tokenizer = load_tokenizer(model_folder(llm.model), llm.trust_remote_code)
         tokens = PromptTokenizer(tokenizer, llm.max_tokens)
-    prompts = level_prompts(level, config.dataset, template, tokens)
+    is_plain = bool(llm.sources) and not llm.items and "item" not in config.knowledge_levels
+    if level == "item" and is_plain:
+        prompts = item_prompts(config.dataset, None)
+    else:
+        prompts = level_prompts(level, config.dataset, template, tokens)
     return {str(key): text for key, text in prompts.pairs()}

@@ -20,6 +20,7 @@ from msrec.launch.config import RunConfig
 from msrec.launch.encoding.item_sources import encode_items
 from msrec.launch.encoding.job import encode_config
 from msrec.launch.encoding.options import EncodeOptions
+from msrec.launch.encoding.run_prompts import named_prompt
 from msrec.launch.knowledge_inputs import item_sources
 
 WORDS = ["red", "blue", "shoe", "hat", "ring", "pan", "lamp", "wool", "steel", "of", "a"]
@@ -180,6 +181,7 @@ def test_a_config_encodes_its_sources_and_only_the_levels_that_the_run_reads(
         "lsa": 39,
     }
     assert [folder.name for folder in tmp_path.iterdir()] == ["item-sources"]
+    assert named_prompt(config_of(dataset, tmp_path, model), "item=3") == TITLES[3]
     first, second = item_sources(
         config_of(dataset, tmp_path, model, source_controls={"lsa": "random"})
     )
