@@ -147,8 +147,11 @@ def test_raw_rows_have_histories_and_unknown_users_have_none(dataset, raw_file, 
         row = {"user": 3, "timestamp": time}
         assert histories(batch)[number] == slow_history(row, events, 6)
     assert histories(batch)[2] == []
-    assert batch.item.tolist()[:3] == [1, 2, -1]
-    assert batch.sequence.items["candidate"].values().tolist()[:3] == [1, 2, 0]
+    candidates = batch.sequence.items["candidate"].values().tolist()
+    of_row = dict(
+        zip(batch.row_id.tolist(), zip(batch.item.tolist(), candidates, strict=True), strict=True)
+    )
+    assert [of_row[number] for number in range(3)] == [(1, 1), (2, 2), (-1, 0)]
     table = pq.read_table(raw_file)
     pq.write_table(table.drop_columns(["timestamp"]), raw_file)
     batch = file_batch(config, [raw_file], dataset, raw=True)
