@@ -38,14 +38,14 @@ test-fast: $(READY) ## tests without training, servers and subprocesses (under 1
 test-cluster: $(READY) ## two hosts and a two-node Slurm in network namespaces; needs root (3 min)
 	PYTEST=$(VENV)/bin/pytest OMP_NUM_THREADS=1 tests/cluster/run
 
-docs: $(READY) ## build the documentation site in build/site (10 s)
+docs: $(READY) ## build the documentation site in build/site (40 s)
 	.ci/docs
 
 check: ## everything that CI runs (12 min)
 	.ci/run
 
 benchmark: $(READY) ## docs/results/benchmark.md from RAW=folder (a night; resumes)
-	$(VENV)/bin/msrec bench table $(RAW) --trials 3 --seeds 3 --jobs 2 --page docs/results/benchmark.md
+	$(VENV)/bin/msrec bench table $(RAW) --jobs 2 --page docs/results/benchmark.md
 
 $(READY): requirements/base.txt requirements/$(MACHINE).txt requirements/dev.txt pyproject.toml hatch_build.py
 	$(PYTHON) -m venv --clear $(VENV)

@@ -33,6 +33,56 @@ text: { item_title: title, item_attributes: [category], user_attributes: [city] 
 ```
 """
 
+TABLES_RULES = """\
+## Kinds of features
+
+| kind | column in the raw file | feature |
+|---|---|---|
+| `sparse` | strings, integers, booleans or dates; no floats, no lists | one id per row, with an \
+embedding table; null is the unknown id, row 0 |
+| `multi` | lists; for users and items also strings with values between vertical bars | a list of \
+ids per row; the model averages their vectors; null is an empty list |
+| `dense` | numbers | a number per row; null, NaN and infinity are refused |
+| `words` | strings of users and items | a `multi` feature `COLUMN_words` of the distinct \
+words, in lower case |
+
+`user_id` and `item_id` are always sparse features. A column that is not named is no feature. A
+feature of the interactions may not be called `rating...` or `label...`.
+
+## Rules of guessing
+
+Without `user` (or `item`), each column of users.parquet (items.parquet) gets a kind by the first
+rule that applies. The conversion prints a line per column, such as
+`items.title: no feature (300 distinct values in 300 rows)`.
+
+| column | kind |
+|---|---|
+| strings with vertical bars, if a value between bars occurs 1.5 times (1) | `multi` |
+| named `scenario...`, `rating...` or `label...` | no feature |
+| `x_name` or `raw_x`, if there is a column `x` | no feature |
+| strings equal to the first value of a column of lists | no feature |
+| floats without nulls | `dense` |
+| floats with nulls, and types other than strings, integers and booleans (also lists) | no feature |
+| strings, integers and booleans, if a value occurs 1.5 times (1) | `sparse` |
+| any other | no feature |
+
+(1) On average, at least. Integers are never guessed to be `dense`, nor columns of the interactions
+to be features: name them in the file.
+
+Without `text`, prompts may read these columns:
+
+- the title of an item is the column `title`, if it exists;
+- other columns of strings, if half of their values or more have letters, and if they are no raw
+  ids (distinct values without spaces);
+- columns of lists of strings;
+- `x_name` instead of `x`.
+
+Columns named `raw_...`, `scenario...`, `text`, `..._id` and `..._key` are not read.
+
+Without `scenarios`, the names come from the column `scenario_name` or the values of `scenario`, and
+a description is "Scenario NAME.".
+"""
+
 
 def main(folder: Path) -> None:
     """Writes all pages."""
@@ -42,9 +92,11 @@ def main(folder: Path) -> None:
         "tables-yaml.md": _yaml_page(
             "tables.yaml",
             "The mapping that `msrec convert tables RAW OUT` reads from `RAW/tables.yaml` or "
-            "`--mapping`. Every field may be left out; the conversion then decides by the rules "
-            "of the last section and prints what it decided.\n\n" + TABLES_EXAMPLE,
+            "`--mapping`. Every field may be left out; the conversion then decides by the "
+            "[rules of guessing](#rules-of-guessing) and prints what it decided.\n\n"
+            + TABLES_EXAMPLE,
             TablesMapping,
+            after=TABLES_RULES,
         ),
         "dataset-yaml.md": _yaml_page(
             "dataset.yaml",
@@ -70,11 +122,14 @@ def _run_options() -> Iterator[str]:
     yield from _model(RunConfig, "", level=2)
 
 
-def _yaml_page(title: str, about: str, model: type[BaseModel]) -> Iterator[str]:
+def _yaml_page(title: str, about: str, model: type[BaseModel], after: str = "") -> Iterator[str]:
     yield f"# {title}"
     yield ""
     yield about
     yield from _model(model, "", level=2)
+    if after:
+        yield ""
+        yield after
 
 
 def _model(model: type[BaseModel], prefix: str, level: int) -> Iterator[str]:

@@ -77,12 +77,16 @@ def table_spec(config: RunConfig) -> TableOptions:
     return TableOptions(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
 
 
+def table_schema(config: RunConfig, schema: Schema) -> Schema:
+    """Returns the schema with the tables of the run: scaled, and one per scenario if requested."""
+    schema = schema.scaled(config.scale)
+    return schema.per_scenario() if config.embeddings.per_scenario else schema
+
+
 def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -> RankerTrain:
     """Builds the model before sharding: tables on the meta device, the rest seeded by the run."""
     torch.manual_seed(config.seed)
-    tables = schema.scaled(config.scale)
-    if config.embeddings.per_scenario:
-        tables = tables.per_scenario()
+    tables = table_schema(config, schema)
     dim = config.embeddings.dim
     embeddings = Embeddings(tables, dim, config.history.of)
     num_tasks = _num_tasks(config, schema)

@@ -121,7 +121,9 @@ def of_folders(graph, folder_of):
 
 
 def test_neither_files_nor_folders_import_each_other_in_a_circle():
-    sources = {dotted(path): text for path in MODULES if (text := path.read_text().strip())}
+    # `python -m msrec` starts the CLI, which calls the Python API: an entry point is no import.
+    modules = [path for path in MODULES if path.name != "__main__.py"]
+    sources = {dotted(path): text for path in modules if (text := path.read_text().strip())}
     folder_of = {dotted(path): str(path.parent.relative_to(ROOT)) for path in MODULES}
     graph = import_graph(sources)
     assert circle(graph) == []
@@ -144,6 +146,7 @@ def test_no_folder_has_more_than_thirteen_files():
     assert {str(p): n for p, n in counts.items() if n > 13 and p not in allowed} == {}
 
 
+@pytest.mark.slow
 def test_editors_resolve_every_import_of_msrec(tmp_path):
     """basedpyright knows the packages only by the links that the editable installation makes."""
     names = {line for path in MODULES for line in ours(path.read_text())}

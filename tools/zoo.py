@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 from torch import nn
 
+from msrec.launch.backbone_config import BACKBONE_OPTIONS
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import BACKBONES, backbone_options, make_backbone
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
@@ -30,12 +32,23 @@ LLM_PARTS: dict[str, tuple[type[nn.Module], str]] = {
         UserMeta,
         "LLM4MSR: layers generated from the user's LLM vector, below the model",
     ),
+    "meta.item=true": (UserMeta, "the same from the item's LLM vector, after the user's layers"),
     "meta.scenario=true": (
         ScenarioMeta,
         "LLM4MSR: a network generated from the scenario's LLM vector, in parallel",
     ),
 }
 """Parts that add LLM vectors to any backbone, by the setting that turns them on."""
+NOTATION = {
+    "x": "vector of a row: its embeddings, then the output of `interaction` for dense features",
+    "s, S": "scenario of the row, and the number of scenarios",
+    "e_s": "embedding of the scenario",
+    "`*`": "element-wise product",
+    "stopgrad": "value through which no gradient flows",
+    "v": "LLM vector from the knowledge store, standardised",
+    "z": "code of v: `meta.rank` numbers, tanh(A v + a). W(z) and b(z) are linear in z",
+}
+"""Symbols of the formulas in the docstrings."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +119,45 @@ def zoo(name: str | None, console: Console | None = None) -> None:
 def page() -> str:
     """Returns the text of docs/reference/models.md."""
     lines = [
-        "# The zoo",
+        "# Models",
         "",
-        "Written by `msrec zoo --page docs/reference/models.md` from the docstrings; `msrec zoo` "
-        "prints the table, `msrec zoo NAME` one model. A test compares every model with a "
-        "row-by-row version of its formula (`tests/model/slow/`).",
+        _wrapped(
+            "A run trains one model, chosen by `backbone.name`. This page helps you to choose it "
+            "and lists its options. It is generated from the code by "
+            "`msrec zoo --page docs/reference/models.md`."
+        ),
         "",
-        "x is the vector of a row: its embeddings, with the output of `interaction` for its dense "
-        "features. s is its scenario and e_s the embedding of the scenario. A model computes "
-        "logits, to which the LLM parts at the end of this page may add.",
+        "```sh",
+        "msrec zoo                  # list the models",
+        "msrec zoo mmoe             # describe one model",
+        "msrec train conf.yaml backbone.name=mmoe backbone.num_experts=8",
+        "```",
         "",
-        f"Parameters: dense ones, at the default options, for {SIZES}.",
+        _wrapped(
+            "Start with `shared_bottom`. Compare it with `mlp`, which ignores scenarios, and with "
+            "`separate`, which shares nothing between them. The paragraph **When** of each model "
+            "describes the data that it suits. The [benchmark](../results/benchmark.md) has the "
+            "results of all models on public data sets. To write your own, see "
+            "[Adding a model](../guides/adding-a-model.md)."
+        ),
+        "",
+        "## Notation",
+        "",
+        "| symbol | meaning |",
+        "|---|---|",
+        *(f"| {symbol} | {meaning} |" for symbol, meaning in NOTATION.items()),
+        "",
+        _wrapped(
+            "A model returns one logit per label. The [LLM parts](#llm-parts) may change the input "
+            "x or add to the logits. The tests compare every model with a row-by-row version of "
+            "its formula (`tests/model/slow/`)."
+        ),
+        "",
+        "## List of models",
+        "",
+        _wrapped(
+            f"Parameters are counted without embedding tables, at the default options, for {SIZES}."
+        ),
         "",
         "| model | in one line | parameters | source |",
         "|---|---|---|---|",
@@ -127,7 +168,7 @@ def page() -> str:
     ]
     for entry in ENTRIES:
         lines += ["", *_section(entry)]
-    lines += ["", "## With the LLM", "", "Any model can be combined with these parts:", ""]
+    lines += ["", "## LLM parts", "", "Any model can be combined with these parts:", ""]
     lines += ["| setting | what it adds |", "|---|---|"]
     lines += [f"| `{setting}` | {text} |" for setting, (_, text) in LLM_PARTS.items()]
     for cls in dict.fromkeys(cls for cls, _ in LLM_PARTS.values()):
@@ -161,24 +202,29 @@ def _llm_table() -> Table:
 
 
 def _section(entry: Entry) -> Iterator[str]:
+    meanings = BACKBONE_OPTIONS[entry.name].model_fields
     yield f"## {entry.name}"
     yield ""
     yield entry.sections[""]
     yield ""
-    yield f"**When**: {_flat(entry.sections['When'])}"
+    yield _wrapped(f"**When**: {entry.sections['When']}")
     yield ""
     yield _source(entry)
     yield ""
     yield f"{entry.num_parameters:,} parameters. Options, as `backbone.OPTION`:"
     yield ""
-    yield "| option | default |"
-    yield "|---|---|"
+    yield "| option | default | meaning |"
+    yield "|---|---|---|"
     for name, option in entry.options.items():
-        yield f"| {name} | {_shown(option.default)} |"
+        yield f"| `{name}` | {_shown(option.default)} | {meanings[name].description} |"
 
 
 def _source(entry: Entry) -> str:
-    return f"**Source**: {_flat(entry.sections['Source'])}"
+    return _wrapped(f"**Source**: {entry.sections['Source']}")
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(_flat(text), 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _flat(text: str) -> str:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from msrec.data.llm.knowledge import EntityKnowledge
 from msrec.data.loading.behaviour_history import BehaviourHistory, Side
 from msrec.data.schema import Schema
+from msrec.launch.build_model import table_schema
 from msrec.launch.serving.export_folder import ExportTable, TableDtype
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.embeddings import table_configs
@@ -37,9 +38,7 @@ def serving_tables(
     """
     config, trained = run.config, trained_tables(run)
     dense_arch, dim = unwrapped_dense_arch(run), config.embeddings.dim
-    schema = run.schema.scaled(config.scale)
-    schema = schema.per_scenario() if config.embeddings.per_scenario else schema
-    for trained_table in table_configs(schema, dim):
+    for trained_table in table_configs(table_schema(config, run.schema), dim):
         name, features = trained_table.name, trained_table.feature_names
         rows = trained_table.num_embeddings
         table = ExportTable(name=name, rows=rows, dim=dim, kind=dtype, features=features)

@@ -18,9 +18,9 @@ class AITM(Backbone):
     """Adaptive information transfer: each scenario attends to the result of the one before it.
 
     u_1 = b_1(x) and u_s = attention over [transfer_{s-1}(u_{s-1}), b_s(x)], where b_s is the bottom
-    MLP of scenario s. The attention sums V h, weighted by the softmax of <K h, Q h> / sqrt(d), with
-    K, Q and V shared; logit_s = tower_s(u_s). The chain follows the scenario ids: a row of scenario
-    s runs the bottoms 1 to s.
+    MLP of scenario s. The attention sums V h, weighted by the softmax of (K h) . (Q h) / sqrt(d),
+    with K, Q and V shared; logit_s = tower_s(u_s). The chain follows the scenario ids: a row of
+    scenario s runs the bottoms 1 to s.
 
     When:
         Scenarios with a meaningful order, such as a funnel. The cost of a row grows with the number

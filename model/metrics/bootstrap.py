@@ -97,7 +97,7 @@ def percentile_interval(values: Floats, num_blocks: int) -> Interval:
 
     Source:
         "Expanded" percentiles: Hesterberg, The American Statistician 2015. In simulations of clicks
-        by user (docs/evaluation.md) they cover better than Efron's BCa.
+        by user (docs/guides/evaluation.md) they cover better than Efron's BCa.
 
     Example:
         >>> low, high = percentile_interval(np.random.default_rng(0).normal(size=100_000), 10_000)

@@ -19,6 +19,8 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.training.skipped_rows import quarantine_file
 from msrec.launch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def spoil(dataset, column, row, value, split="train", number=0):
     path = sorted((dataset / split).glob("*.parquet"))[number]

@@ -14,6 +14,8 @@ from msrec.data.llm import model_weights as weights
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.prompt_batches import common_prefix, token_batches
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a", "Red shoes and a blue hat", "An iron pan, " * 9, "A lamp?"]
 
 

@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import run_ranks
-from test_trainer import config_of, fit
 from tiny import replace_column, tiny_dataset
+from trainings import config_of, fit
 
 from msrec.data.loading.behaviour_history import BehaviourHistory, levels
 from msrec.data.loading.collator import Collator
@@ -16,6 +16,8 @@ from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import load_schema
 from msrec.model.embeddings import Embeddings
 from msrec.model.losses import RankLoss, weighted_bce
+
+pytestmark = pytest.mark.slow
 
 DIM = 3
 

@@ -9,6 +9,8 @@ from msrec.data.llm.knowledge import EntityKnowledge
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.loading.collator import entity_vectors
 
+pytestmark = pytest.mark.slow
+
 EVERYONE = np.arange(40)
 
 

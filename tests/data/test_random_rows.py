@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import run_ranks
-from test_trainer import fit
 from tiny import tiny_store
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from trainings import fit
 
 from msrec.data.loading.id_transforms import table_transforms
 from msrec.data.loading.loader import open_loader
@@ -19,6 +19,8 @@ from msrec.launch.build_model import build_model
 from msrec.launch.config import load_config
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.tools.planner.tables import TableLoad, read_tables_file
+
+pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TABLES = [

@@ -13,8 +13,8 @@ import torch
 from botocore.exceptions import EndpointConnectionError
 from moto.server import ThreadedMotoServer
 from ranks import run_ranks
-from test_trainer import config_of, fit
 from tiny import tiny_dataset, tiny_store
+from trainings import config_of, fit
 from upath import UPath
 
 from msrec.data.features.vocabulary import load_vocabularies
@@ -28,6 +28,8 @@ from msrec.data.loading.loader import RankShare, open_loader
 from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
 from msrec.tools.experiment.sweep import load_sweep
+
+pytestmark = pytest.mark.slow
 
 SECRET = "s3cr3t-0f-the-t3st"
 

@@ -18,6 +18,8 @@ from msrec.data.schema import load_schema
 from msrec.tools.cli.convert import ABOUT, OWN, SHARED, SPLIT
 from msrec.tools.convert import SOURCES, convert, split_choice
 
+pytestmark = pytest.mark.slow
+
 AMAZON_YEARS = (2014, 2018, 2023)
 MAKERS = {
     "kuaisar": raw_files.kuaisar,

@@ -9,6 +9,8 @@ from llm_data import part_columns
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.store_writer import StoreWriter
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 VECTORS = (RNG.normal(size=(7, 5)) * 3 + 10).astype(np.float32)
 KEYS = [f"user {number}" for number in (4, 2, 9, 1, 7, 3, 8)]

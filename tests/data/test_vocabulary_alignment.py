@@ -21,6 +21,8 @@ from msrec.launch.evaluation.results import load_results
 from msrec.launch.training.trainer import Trainer
 from msrec.model.metrics.exact import MetricOptions
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"user_id": 40, "item_id": 60, "genres": 6}
 
 

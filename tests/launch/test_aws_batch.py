@@ -11,6 +11,8 @@ from torchx.specs.finder import ComponentValidationException
 
 from msrec.launch.cluster.schedulers.aws_batch import MsrecAWSBatchScheduler
 
+pytestmark = pytest.mark.slow
+
 ROLE = {"Version": "2012-10-17", "Statement": []}
 
 

@@ -29,6 +29,8 @@ from msrec.launch.distributed import Process
 from msrec.launch.training.trainer import HISTOGRAM, Trainer
 from msrec.tools.show import show
 
+pytestmark = pytest.mark.slow
+
 WORLDS = [(1, "table_wise"), (2, "table_wise"), (2, "row_wise"), (4, "table_wise"), (4, "row_wise")]
 STEPS = 7
 

@@ -18,6 +18,8 @@ import pytest
 import yaml
 from torchx.runner import get_runner
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).with_name("golden")
 # Component -> its arguments behind `--`.
 JOBS = {

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
-from llm_data import ITEMS, write_dataset, write_model
+from llm_data import TRAIN, USERS, write_dataset, write_model
 
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
@@ -16,12 +16,7 @@ from msrec.launch.config import RunConfig
 from msrec.launch.encoding.encode import EncodeOptions, encode
 from msrec.launch.encoding.job import encode_config
 
-USERS = [f"u{number}" for number in range(12)]
-TRAIN = [
-    (user, (user * 5 + turn) % len(ITEMS), turn % 2, float(turn % 3 > 0), 10 * turn + user)
-    for user in range(11)
-    for turn in range(1 + user % 5)
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from ranks import run_ranks
 from rich.console import Console
-from test_trainer import BOTH, config_of
 from tiny import tiny_dataset, tiny_store
+from trainings import BOTH, config_of
 
 from msrec.data.llm.store import KnowledgeStore
 from msrec.launch.config import save_config
@@ -29,6 +29,8 @@ from msrec.launch.evaluation.explanation_file import (
 from msrec.launch.reporting.report import write_report
 from msrec.launch.training.trainer import Trainer
 from msrec.tools import explain as command
+
+pytestmark = pytest.mark.slow
 
 OPTIONS = [*BOTH, "meta.rank=3", "meta.num_layers=2", "trainer.epochs=1", "run_id=knowing"]
 

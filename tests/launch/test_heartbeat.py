@@ -14,8 +14,8 @@ import pytest
 import torch
 from ranks import run_ranks
 from rich.console import Console
-from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
+from trainings import config_of
 
 from msrec.launch.cluster.status import print_status
 from msrec.launch.config import save_config
@@ -24,6 +24,8 @@ from msrec.launch.training.heartbeat import RankState, read_ranks, read_stack
 from msrec.launch.training.run_status import status_of, stragglers
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.fault_injection.killed_ranks import observe_outcomes
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import fsspec
 import pytest
 from torchx.workspace.api import walk_workspace
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HADOLINT = Path(sys.executable).with_name("hadolint")
 

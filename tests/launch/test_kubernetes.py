@@ -11,6 +11,8 @@ from torchx.specs.finder import ComponentValidationException
 from msrec.launch.cluster.schedulers.kubernetes import MsrecKubernetesScheduler, create_scheduler
 from msrec.launch.cluster.submit import Submitted, cancel
 
+pytestmark = pytest.mark.slow
+
 kubernetes = pytest.importorskip("kubernetes")
 
 

@@ -21,6 +21,8 @@ from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.training.heartbeat import RankState
 from msrec.launch.training.run_status import Status
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 dataset: {root}/tiny
 run_root: {root}/runs

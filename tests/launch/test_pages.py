@@ -5,9 +5,11 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from test_report import make_run
+from evaluated_runs import make_run
 
 from msrec.launch.reporting.report import write_report
+
+pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NOISE = {"bare": 1.0, "llm": 0.4}

@@ -12,6 +12,8 @@ from msrec.launch.cluster.job_specs import evaluate_spec, predict_spec
 from msrec.launch.cluster.profiles import Profile, Target
 from msrec.launch.config import load_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):

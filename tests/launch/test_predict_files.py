@@ -19,6 +19,8 @@ from msrec.launch.evaluation.predict_files import SCORE, predict_files
 from msrec.launch.trained_run import open_run
 from msrec.launch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def trained(rank, world_size, config):
     process = Process(rank, world_size, world_size, torch.device("cpu"))

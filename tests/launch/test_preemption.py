@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
-from test_trainer import BOTH, config_of, weights
 from tiny import tiny_dataset, tiny_store
+from trainings import BOTH, config_of, weights
 
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.config import save_config
@@ -23,6 +23,8 @@ from msrec.launch.training.heartbeat import read_ranks
 from msrec.launch.training.preemption import STOPPED, Preempted, Preemption
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.fault_injection.killed_ranks import observe_outcomes
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ranks import run_ranks
-from test_trainer import config_of
 from tiny import tiny_dataset, tiny_store
+from trainings import config_of
 
 from msrec.data.loading.loader import open_loader
 from msrec.launch.distributed import Process
@@ -20,6 +20,8 @@ from msrec.launch.rank_errors import NO_RESTART
 from msrec.launch.training.repeated_failure import FAILED_STEP_FILE, RepeatedFailure
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.fault_injection.killed_ranks import observe_outcomes
+
+pytestmark = pytest.mark.slow
 
 OPTIONS = ("trainer.checkpoint_every_steps=5", "trainer.eval_batch=96")
 

@@ -14,6 +14,8 @@ from msrec.data.schema import load_schema
 from msrec.launch.config import load_config
 from msrec.tools.experiment.sweep import load_sweep
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = (
     "!!python/object/apply:os.system ['touch {trace}']",
     "!!python/object/new:os.system ['touch {trace}']",

@@ -17,6 +17,8 @@ from msrec.launch.serving.batcher import Limits
 from msrec.launch.serving.request_rows import RequestEncoder
 from msrec.launch.serving.server import DrainingServer, create_app
 
+pytestmark = pytest.mark.slow
+
 
 class GatedScorer:
     """Scores rows by their price, item and genres; each call waits until the gate is open."""

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 import torch
 from ranks import run_ranks
-from test_raw_rows import joined, raw_tables
-from test_trainer import fit
+from raw_rows import joined, raw_tables
 from tiny import tiny_store
+from trainings import fit
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice
@@ -34,6 +34,8 @@ from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import open_run
 from msrec.tools.bench.serve import raw_lines
+
+pytestmark = pytest.mark.slow
 
 RUNS = {
     "bare": [

@@ -10,6 +10,8 @@ from torchx.specs import AppDef, AppState, Resource, Role
 
 from msrec.launch.cluster.schedulers.slurm import MsrecSlurmScheduler
 
+pytestmark = pytest.mark.slow
+
 FAKE = """#!/bin/sh
 echo "$@" > {called}
 {body}

@@ -16,6 +16,8 @@ from torchx.specs.finder import ComponentValidationException
 
 from msrec.launch.cluster.elastic_agent import first_failed_rank
 
+pytestmark = pytest.mark.slow
+
 TORCHX = Path(sys.executable).parent / "torchx"
 CONFIG = """
 dataset: {root}/tiny

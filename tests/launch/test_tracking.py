@@ -1,12 +1,14 @@
 """Tests of tracking: MLflow and TensorBoard get the values of the run's files."""
 
 import pytest
-from test_report import NAMES, make_run
+from evaluated_runs import NAMES, make_run
 
 from msrec.launch.evaluation.evaluate import write_tensorboard
 from msrec.launch.evaluation.results import load_results, save_results
 from msrec.launch.reporting.mlflow_tracking import track
 from msrec.launch.training.metric_log import load_metric_log
+
+pytestmark = pytest.mark.slow
 
 mlflow = pytest.importorskip("mlflow.tracking", reason="mlflow-skinny is not installed")
 

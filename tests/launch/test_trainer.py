@@ -11,17 +11,19 @@ import pytest
 import torch
 from ranks import run_ranks
 from tiny import replace_column, tiny_dataset, tiny_store
+from trainings import BOTH, config_of, fit, weights
 
 from msrec.launch.checkpointing.checkpoint import Checkpoints
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.training.preemption import Preempted
 from msrec.launch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 BACKBONES = ["shared_bottom", "mmoe", "star"]
-BOTH = ["meta.user=true", "meta.scenario=true"]
 
 
 @pytest.fixture(scope="module")
@@ -29,37 +31,6 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     tiny_store(tiny_dataset(folder / "tiny"), folder / "store")
     return folder / "tiny"
-
-
-def config_of(dataset, root, *overrides):
-    return load_config(
-        None,
-        [
-            f"dataset={dataset}",
-            f"run_root={root}",
-            f"llm.store={dataset.parent / 'store'}",
-            *("trainer.global_batch=96", "trainer.epochs=2", "trainer.log_every=1"),
-            *("trainer.window_rows=400", "embeddings.dim=8", "embeddings.lr=0.05"),
-            *overrides,
-        ],
-    )
-
-
-def fit(rank, world_size, config):
-    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
-    result = trainer.fit()
-    return result.losses, vars(result.progress), weights(trainer)
-
-
-def weights(trainer):
-    """Every weight as one array per name; of a sharded table this rank's rows, if it has any."""
-    state = {}
-    for name, value in trainer.model.state_dict().items():
-        shards = value.local_shards() if hasattr(value, "local_shards") else None
-        parts = [value] if shards is None else [shard.tensor for shard in shards]
-        if parts:
-            state[name] = torch.cat(parts).numpy().copy() if shards else parts[0].numpy().copy()
-    return state
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

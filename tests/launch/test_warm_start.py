@@ -16,6 +16,8 @@ from msrec.launch.config import load_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):

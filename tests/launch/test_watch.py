@@ -20,6 +20,8 @@ from msrec.launch.evaluation.watch import watch
 from msrec.launch.training.metric_log import load_metric_log
 from msrec.launch.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"user_id": 41, "item_id": 61, "genres": 7}
 
 

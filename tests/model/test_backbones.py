@@ -8,6 +8,8 @@ from zoo import B, T, Whole, formula, make, rows, shape, whole_rows
 from msrec.model.backbones import BACKBONES, make_backbone
 from msrec.model.losses import weighted_bce
 
+pytestmark = pytest.mark.slow
+
 METAS = ["bare", "user", "scenario", "both"]
 
 

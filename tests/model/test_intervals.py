@@ -9,6 +9,8 @@ from msrec.model.metrics.bootstrap import MIN_USERS, Bootstrap
 from msrec.model.metrics.exact import Grouping, MetricOptions, exact_metrics, sort_rows
 from msrec.model.metrics.user_sums import metric_values
 
+pytestmark = pytest.mark.slow
+
 
 def scored(users=80, seed=0, digits=None):
     rng = np.random.default_rng(seed)

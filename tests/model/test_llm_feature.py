@@ -5,11 +5,13 @@ import pytest
 import torch
 from ranks import run_ranks
 from slow import dense, expert
-from test_trainer import config_of, fit
 from tiny import tiny_dataset, tiny_store
 from torch.nn import functional as F
+from trainings import config_of, fit
 
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
+
+pytestmark = pytest.mark.slow
 
 H, U = 6, 4
 

@@ -14,6 +14,8 @@ from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_
 from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
 from msrec.model.embeddings import Embeddings, fill_rows
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 DIM, STD, LR, EPS = 8, 0.1, 0.05, 1e-8
 

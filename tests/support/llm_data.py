@@ -86,3 +86,13 @@ def write_model(folder, seed=0, tied=True):
     raw.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>").save_pretrained(folder)
     return folder
+
+
+USERS = [f"u{number}" for number in range(12)]
+
+
+TRAIN = [
+    (user, (user * 5 + turn) % len(ITEMS), turn % 2, float(turn % 3 > 0), 10 * turn + user)
+    for user in range(11)
+    for turn in range(1 + user % 5)
+]

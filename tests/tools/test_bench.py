@@ -28,6 +28,8 @@ from msrec.tools.bench.harness.measure import (
 from msrec.tools.bench.harness.shapes import dataset_or_random
 from msrec.tools.cli.bench import BENCHES
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = [Seconds(1.0, 0.5), Seconds(2.0, 1.0), Seconds(3.0, 1.5)]
 
 
@@ -141,6 +143,11 @@ def test_a_bench_runs_and_writes_its_findings(bench, name, function, args, findi
     for finding in written["findings"]:
         assert finding["ratio"] > 0
         assert finding["ours"] > 0
+
+
+def test_an_unknown_shape_is_refused():
+    with pytest.raises(ValueError, match="--shapes must name some of movielens, large; got 'huge'"):
+        step.bench_step("movielens,huge", None, 64, 2, 1)
 
 
 def test_the_meta_bench_runs_and_counts_operations(bench, monkeypatch):

@@ -6,12 +6,13 @@ import re
 import pytest
 import torch
 import yaml
-from llm_data import write_dataset, write_model
-from test_encode import TRAIN, USERS
+from llm_data import TRAIN, USERS, write_dataset, write_model
 
 from msrec.tools.bench.encode import bench_encode
 from msrec.tools.bench.harness import report
 from msrec.tools.bench.store import bench_store
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

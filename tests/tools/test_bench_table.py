@@ -1,87 +1,75 @@
-"""The benchmark of all models: what is tried, what is kept, what a killed one goes on with."""
+"""The benchmark of all models: what is tried, what is kept, and how it resumes."""
 
-import json
 from pathlib import Path
 
 import pytest
+from cells import made_cell, save_cell
 from tiny import tiny_dataset
 
 from msrec.launch.config import load_config
-from msrec.launch.evaluation.results import Results
 from msrec.model.backbones import BACKBONES
-from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
-from msrec.tools.experiment import benchmark_table, training_cells
-from msrec.tools.experiment.benchmark_page import write_page
-from msrec.tools.experiment.training_cells import CELL_FILE, Cell, load_cell
+from msrec.tools.cli.bench import BENCHMARK, bench_table
+from msrec.tools.experiment import runner
+from msrec.tools.experiment.benchmark_page import benchmark_page
+from msrec.tools.experiment.cell import PlannedTraining, load_cell, train_cell
+from msrec.tools.experiment.results import seed_values
+from msrec.tools.experiment.sweep import load_sweep
+from msrec.tools.experiment.trainings import Setting, load_cells, settings
 from msrec.tools.experiment.tuning import START, overrides, propose, search_space
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "dataset: {data}\nembeddings: {{ dim: 4 }}\ntrainer: {{ global_batch: 100, epochs: 2 }}\n"
-
-
-def made(auc, choice=START, test=False, seconds=10.0):
-    """A cell that was never trained."""
-    results = None
-    if test:
-        one = Metrics(rows=10, positives=4, auc=auc, log_loss=0.5)
-        scenarios = ScenarioMetrics(one, {"feed": one})
-        results = Results(dataset="d", split="test", checkpoint="c", rows=10, metrics=scenarios)
-    return Cell(
-        choice=choice,
-        options=[],
-        valid_auc=auc,
-        epochs=2,
-        seconds=seconds,
-        rows_per_s=1000.0,
-        parameters=7,
-        table_parameters=70,
-        results=results,
-    )
 
 
 # What is tried -------------------------------------------------------------------------------
 
 
 def test_the_first_trial_is_the_same_for_all_and_lies_in_the_space():
-    assert propose(0, []) == START
+    assert propose([]) == START
     assert set(START) == set(search_space())
 
 
-def test_a_proposal_depends_on_the_number_and_what_is_done_alone():
-    done = [(START, 0.7), (propose(1, [(START, 0.7)]), 0.71)]
-    assert propose(2, done) == propose(2, done)
-    assert propose(3, done) != propose(2, done)
+def test_a_proposal_depends_on_the_trials_alone():
+    first = made_cell(0.7, START)
+    trials = [first, made_cell(0.71, propose([first]))]
+    assert propose(trials) == propose(trials)
+    assert propose([*trials, made_cell(None, START)]) != propose(trials)
 
 
 def test_every_model_takes_every_choice(tmp_path):
     for name in BACKBONES:
         for number in range(3):
-            choice = propose(number, [(START, 0.7)] * number)
+            choice = propose([made_cell(0.7, START)] * number)
             config = load_config(None, [f"dataset={tmp_path}", f"backbone.name={name}"])
             assert config.backbone.name == name
             options = [f"dataset={tmp_path}", f"backbone.name={name}", *overrides(choice, name)]
             assert 0.1 <= load_config(None, options).backbone.dropout <= 0.5
 
 
-def test_contenders_are_all_backbones_and_the_two_llm_baselines():
-    assert list(benchmark_table.CONTENDERS) == [
-        *BACKBONES,
-        *("mlp_wide", "deepfm_wide", "mlp_llm_concat", "mlp_llm_experts"),
-    ]
-    for contender in benchmark_table.CONTENDERS.values():
-        options = ["dataset=d", f"backbone.name={contender.backbone}", *contender.options]
-        reads = load_config(None, options).llm_feature.kind != "none"
-        assert reads == contender.reads_llm
-    separate = ["dataset=d", *benchmark_table.CONTENDERS["separate"].options]
-    assert load_config(None, separate).embeddings.per_scenario
+def test_the_models_are_all_backbones_and_the_baselines():
+    benchmark = load_sweep(BENCHMARK)
+    baselines = ("mlp_wide", "deepfm_wide", "mlp_llm_concat", "mlp_llm_experts")
+    assert list(benchmark.backbones) == [*BACKBONES, *baselines]
+    for setting in settings(benchmark):
+        config = load_config(setting.config, setting.options)
+        assert (config.llm_feature.kind != "none") == ("llm" in setting.model)
+        assert config.embeddings.per_scenario == (setting.model == "separate")
+        assert config.embeddings.dim == (32 if "wide" in setting.model else 16)
 
 
 # A cell --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def run_cell():
-    with training_cells.cell_processes(1) as pool:
-        yield lambda *args: pool.submit(training_cells.run_cell, *args).result(timeout=120)
+def run():
+    with runner.worker_pool(1) as pool:
+
+        def run_training(folder, options, split):
+            training = PlannedTraining(folder, folder.parent / "conf.yaml", options, START, split)
+            return pool.submit(train_cell, training).result(timeout=120)
+
+        yield run_training
 
 
 @pytest.fixture(scope="module")
@@ -92,24 +80,24 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def test_a_cell_keeps_its_figures_and_looks_at_the_test_split_only_when_asked(tiny, run_cell):
+def test_a_cell_keeps_its_figures_and_looks_at_the_test_split_only_when_asked(tiny, run):
     options = ["backbone.name=mlp", "backbone.dims=[8]"]
-    trial = run_cell(tiny / "trial", tiny / "conf.yaml", START, options, None)
+    trial = run(tiny / "trial", options, None)
     assert trial.results is None
     assert not (tiny / "trial/results.json").exists()
     assert 0.5 < trial.valid_auc < 1
     # 41 + 61 + 7 rows of 4; the dense column through 64, 3 vectors of 4, 8 hidden, 1 logit
     assert trial.table_parameters == 109 * 4
     assert trial.parameters == 2 * 64 + (64 + 12 + 1) * 8 + 9
-    judged = run_cell(tiny / "seed", tiny / "conf.yaml", START, options, "test")
-    assert judged.results.split == "test"
-    assert load_cell(tiny / "seed") == judged
+    evaluated = run(tiny / "seed", options, "test")
+    assert evaluated.results.split == "test"
+    assert load_cell(tiny / "seed") == evaluated
     assert not (tiny / "seed/checkpoints").exists()
 
 
-def test_a_loss_that_is_not_finite_is_a_finding_not_a_failure(tiny, run_cell):
+def test_a_loss_that_is_not_finite_is_a_finding_not_a_failure(tiny, run):
     options = ["backbone.name=mlp", "optimizer.lr=1e30"]
-    cell = run_cell(tiny / "burst", tiny / "conf.yaml", START, options, "test")
+    cell = run(tiny / "burst", options, "test")
     assert cell.valid_auc is None
     assert cell.results is None
 
@@ -118,59 +106,86 @@ def test_a_loss_that_is_not_finite_is_a_finding_not_a_failure(tiny, run_cell):
 
 
 @pytest.fixture
-def pair(tmp_path):
-    return benchmark_table.Pair(
-        benchmark_table.BENCHMARKS[0], benchmark_table.CONTENDERS["mmoe"], tmp_path
-    )
+def setting(tmp_path):
+    """The model mmoe on MovieLens, with a function that sets trials and seeds."""
+
+    def changed(trials, seeds):
+        sweep = load_sweep(BENCHMARK).subset(["movielens"], ["mmoe"])
+        sweep = sweep.model_copy(update={"out": tmp_path, "trials": trials, "seeds": seeds})
+        return Setting(sweep, "movielens", "mmoe", "")
+
+    return changed
 
 
-def test_the_best_trial_on_validation_is_judged_and_no_other(pair):
-    asked = []
+def test_the_best_trial_on_validation_is_evaluated_and_no_other(setting, monkeypatch):
+    setting = setting(trials=3, seeds=2)
+    trained = []
 
-    def run(folder, choice, options, test):
-        asked.append((folder.name, choice, test, options))
+    def train(training):
+        trained.append(training)
         aucs = {"trial-0": 0.70, "trial-1": None, "trial-2": 0.75}
-        return made(aucs.get(folder.name, 0.8), choice, test)
+        return save_cell(training, aucs.get(training.folder.name, 0.8))
 
-    assert benchmark_table._tune_and_judge(pair, 3, 2, run) == pytest.approx(0.8)
-    names = [name for name, *_ in asked]
+    monkeypatch.setattr(runner, "train_cell", train)
+    assert runner.tune(setting).valid_auc == 0.75
+    for training in runner.missing_seeds(setting.sweep, [load_cells(setting)]):
+        train(training)
+    names = [training.folder.name for training in trained]
     assert names == ["trial-0", "trial-1", "trial-2", "seed-0", "seed-1"]
-    assert [test for _, _, test, _ in asked] == [None] * 3 + ["test"] * 2
-    best = asked[2][1]
-    assert asked[3][1] == asked[4][1] == best
-    assert [options[-1] for *_, options in asked] == ["seed=0"] * 4 + ["seed=1"]
+    assert [training.split for training in trained] == [None] * 3 + ["test"] * 2
+    best = trained[2].choice
+    assert trained[3].choice == trained[4].choice == best
+    assert [training.options[-1] for training in trained] == ["seed=0"] * 4 + ["seed=1"]
+    assert seed_values(load_cells(setting), "auc") == {0: 0.8, 1: 0.8}
+    runner.tune(setting)
+    assert len(trained) == 5
 
 
-def test_a_model_of_which_no_trial_ends_well_is_told(pair):
+def test_a_model_without_a_finite_trial_is_an_error(setting, monkeypatch):
+    monkeypatch.setattr(runner, "train_cell", lambda training: save_cell(training, None))
     with pytest.raises(ValueError, match="no trial ended with a finite loss"):
-        benchmark_table._tune_and_judge(pair, 2, 1, lambda *_: made(None))
+        runner.tune(setting(trials=2, seeds=1))
 
 
-def save(pair, kind, number, cell):
-    folder = pair.folder(kind, number)
-    folder.mkdir(parents=True)
-    (folder / CELL_FILE).write_text(json.dumps(cell.model_dump(mode="json")))
-
-
-def test_a_dry_run_says_what_is_left_and_runs_nothing(pair, tmp_path, capsys):
-    save(pair, "trial", 0, made(0.7))
+def test_a_dry_run_says_what_is_left_and_runs_nothing(setting, tmp_path, capsys):
+    save_cell(setting(2, 1).training("trial", 0, START), 0.7)
     args = (["movielens"], ["mmoe", "star"], 2, 1, 1)
-    benchmark_table.bench_table(Path("none"), tmp_path, *args, dry_run=True, page=None)
-    told = capsys.readouterr().out
-    assert "1 of 8 cells are done" in told
-    assert "movielens mmoe: 3 cells to run" in told
-    assert "movielens star: 4 cells to run" in told
+    bench_table(Path("none"), tmp_path, *args, dry_run=True, page=None)
+    output = capsys.readouterr().out
+    assert "1 of 8 trainings are done" in output
+    assert "movielens mmoe: 3 to run: trial-1 seed-0 speed-0" in output
+    assert "movielens star: 4 to run" in output
 
 
-def test_when_all_cells_are_there_the_page_is_written_without_any_data(pair, tmp_path, capsys):
-    save(pair, "trial", 0, made(0.7))
+def test_raw_data_is_converted_once_before_anything_else(tmp_path, monkeypatch):
+    commands = []
+
+    def run(*args):
+        commands.append([str(arg) for arg in args])
+        folder = tmp_path / "data/movielens"
+        if folder.exists():
+            raise ValueError("no further command")
+        folder.mkdir(parents=True)
+        (folder / "dataset.yaml").touch()
+
+    monkeypatch.setattr(runner, "run_msrec", run)
+    with pytest.raises(ValueError, match="no further command"):
+        bench_table(Path("raw"), tmp_path, ["movielens"], ["mmoe", "mlp_llm_concat"], 1, 1, 1)
+    convert, encode = commands
+    assert convert[:4] == ["convert", "tables", "raw/ml1m", str(tmp_path / "data/movielens")]
+    assert "--protocol=scenario-wise" in convert
+    assert encode[:2] == ["encode", "configs/benchmark/movielens.yaml"]
+    assert f"llm.store={tmp_path}/store/movielens" in encode
+
+
+def test_when_all_cells_are_there_the_page_is_written_without_any_data(setting, tmp_path, capsys):
+    setting = setting(trials=1, seeds=2)
+    save_cell(setting.training("trial", 0, START), 0.7)
     for seed, auc in enumerate((0.80, 0.82)):
-        save(pair, "seed", seed, made(auc, test=True))
-    save(pair, "speed", 0, made(0.6))
-    page = tmp_path / "docs/benchmark.md"
-    benchmark_table.bench_table(
-        Path("none"), tmp_path, ["movielens"], ["mmoe"], 1, 2, 1, False, page
-    )
+        save_cell(setting.training("seed", seed, START), auc)
+    save_cell(setting.training("speed", 0, START), 0.6)
+    page = tmp_path / "docs/results/benchmark.md"
+    bench_table(Path("none"), tmp_path, ["movielens"], ["mmoe"], 1, 2, 1, False, page)
     text = page.read_text()
     row = next(line for line in text.splitlines() if line.startswith("| mmoe | 0.81"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -180,10 +195,11 @@ def test_when_all_cells_are_there_the_page_is_written_without_any_data(pair, tmp
     assert "| mmoe | 0.8100 ± 0.0141 | 0.8086 |" in capsys.readouterr().out
 
 
-def test_a_model_below_its_published_figure_and_a_slow_cell_are_told(pair):
-    save(pair, "trial", 0, made(0.7))
-    save(pair, "seed", 0, made(0.80, test=True, seconds=130))
-    text = write_page([pair], 1, 1, None)
+def test_a_model_below_its_published_figure_and_a_slow_training_are_named(setting):
+    setting = setting(trials=1, seeds=1)
+    save_cell(setting.training("trial", 0, START), 0.7)
+    save_cell(setting.training("seed", 0, START), 0.80, seconds=130)
+    text = benchmark_page(setting.sweep, setting.sweep)
     assert "below it: mmoe (0.8000 < 0.8086)" in text
     assert "the longest took 130 s, 1 more than 120 s" in text
 
@@ -197,4 +213,4 @@ def test_a_model_below_its_published_figure_and_a_slow_cell_are_told(pair):
 )
 def test_unknown_names_are_refused(tmp_path, benchmarks, models, message):
     with pytest.raises(ValueError, match=message):
-        benchmark_table.bench_table(Path("none"), tmp_path, benchmarks, models, 1, 1, 1, True, None)
+        bench_table(Path("none"), tmp_path, benchmarks, models, 1, 1, 1, True, None)

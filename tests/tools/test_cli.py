@@ -26,6 +26,8 @@ from msrec.data.schema import load_schema
 from msrec.launch.reporting.plan_table import plan_table
 from msrec.tools.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 dataset: {root}/tiny
 run_root: {root}/runs

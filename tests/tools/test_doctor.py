@@ -12,6 +12,8 @@ from msrec.launch import versions
 from msrec.launch.versions import check_versions, require_versions
 from msrec.tools import doctor as doctor_tool
 
+pytestmark = pytest.mark.slow
+
 CPU = {
     "torch": "2.13.0+cpu",
     "fbgemm-gpu": "1.8.0+cpu.shim",

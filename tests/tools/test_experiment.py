@@ -1,25 +1,31 @@
 """A sweep: what is run, what is kept, what its reports say; and metrics by history."""
 
+from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from cells import save_cell
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tiny import tiny_dataset, tiny_store
 
-from msrec.data.io.atomic_files import write_json
 from msrec.launch.config import load_config
 from msrec.launch.evaluation.predictions import Commit, Predictions
-from msrec.launch.evaluation.results import Results, slice_metrics
+from msrec.launch.evaluation.results import slice_metrics
 from msrec.launch.evaluation.slices import EDGES, bucket_names, slice_rows
-from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import sort_rows
-from msrec.tools.experiment import sweep as tool
-from msrec.tools.experiment.sweep_report import difference, paired, results_frame, write_reports
-from msrec.tools.experiment.training_cells import CELL_FILE, Cell
+from msrec.tools.cli.studies import experiment
+from msrec.tools.experiment import runner
+from msrec.tools.experiment.cell import CELL_FILE
+from msrec.tools.experiment.results import auc_difference, paired_difference
+from msrec.tools.experiment.sweep import ARMS, load_sweep
+from msrec.tools.experiment.sweep_report import write_sweep_report
+from msrec.tools.experiment.trainings import load_cells, settings
+
+pytestmark = pytest.mark.slow
 
 SWEEP = """
 out: {folder}/out
@@ -54,24 +60,25 @@ def sweep_file(folder, arms="[bare, both, shuffled]", seeds=2, name="sweep.yaml"
 
 
 def test_every_arm_of_a_seed_comes_before_the_next_seed(folder):
-    every = tool.trainings(tool.load_sweep(sweep_file(folder)))
-    assert [(e.seed, e.backbone, e.arm) for e in every[:4]] == [
-        (0, "mlp", "bare"),
-        (0, "mlp", "both"),
-        (0, "mlp", "shuffled"),
-        (0, "wide", "bare"),
+    sweep = load_sweep(sweep_file(folder))
+    trainings = runner.missing_seeds(sweep, [load_cells(s) for s in settings(sweep)])
+    assert [t.folder.relative_to(folder / "out/tiny") for t in trainings[:4]] == [
+        Path("mlp/bare/seed-0"),
+        Path("mlp/both/seed-0"),
+        Path("mlp/shuffled/seed-0"),
+        Path("wide/bare/seed-0"),
     ]
-    assert len(every) == 2 * 2 * 3
-    config = load_config(every[-1].config, every[-1].options)
+    assert len(trainings) == 2 * 2 * 3
+    config = load_config(trainings[-1].config, trainings[-1].options)
     assert (config.backbone.name, config.backbone.dims, config.seed) == ("mlp", [16], 1)
     assert (config.meta.user, config.llm.control) == (True, "shuffled")
 
 
 def test_every_known_arm_is_a_config(folder):
-    path = sweep_file(folder, arms=f"[{', '.join(tool.ARMS)}]")
+    path = sweep_file(folder, arms=f"[{', '.join(ARMS)}]")
     levels = {
-        one.arm: set(load_config(one.config, one.options).knowledge_levels)
-        for one in tool.trainings(tool.load_sweep(path))
+        setting.arm: set(load_config(setting.config, setting.options).knowledge_levels)
+        for setting in settings(load_sweep(path))
     }
     assert levels == {
         "bare": set(),
@@ -85,7 +92,7 @@ def test_every_known_arm_is_a_config(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (("arms:", "arm:"), "arm"),
         (("[bare, both, shuffled]", "[bare, boht]"), "boht"),
@@ -98,26 +105,34 @@ def test_every_known_arm_is_a_config(folder):
         (("      wide:", "      ../wide:"), "should match pattern"),
     ],
 )
-def test_a_wrong_sweep_is_one_sentence(folder, change, said):
+def test_a_wrong_sweep_is_one_sentence(folder, change, message):
     path = sweep_file(folder, name="wrong.yaml")
     path.write_text(path.read_text().replace(*change))
-    with pytest.raises(ValueError, match=said):
-        tool.load_sweep(path)
+    with pytest.raises(ValueError, match=message):
+        load_sweep(path)
 
 
-def test_a_missing_sweep_is_said(tmp_path):
+@pytest.mark.parametrize("path", sorted(Path("configs/experiment").glob("*.yaml")), ids=str)
+def test_every_sweep_of_the_repository_is_valid(path):
+    for setting in settings(load_sweep(path)):
+        load_config(setting.config, setting.options)
+
+
+def test_a_missing_sweep_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.yaml must exist"):
-        tool.load_sweep(tmp_path / "none.yaml")
+        load_sweep(tmp_path / "none.yaml")
 
 
 def test_a_sweep_runs_resumes_and_reports(folder, monkeypatch, capsys):
     encoded = []
-    monkeypatch.setattr(tool, "run_msrec", lambda *args: encoded.append(args))
+    monkeypatch.setattr(runner, "run_msrec", lambda *args: encoded.append(args))
     path = sweep_file(folder, arms="[bare, both]", seeds=1)
-    tool.experiment(path, jobs=1, dry_run=True)
-    assert "0 of 4 trainings are done" in capsys.readouterr().out
+    experiment(path, jobs=1, dry_run=True)
+    output = capsys.readouterr().out
+    assert "0 of 4 trainings are done" in output
+    assert "tiny wide both: 1 to run: seed-0" in output
     assert encoded == []
-    tool.experiment(path, jobs=1, dry_run=False)
+    experiment(path, jobs=1, dry_run=False)
     [(command, _, *options)] = encoded  # one store, made once
     assert command == "encode"
     assert options[-1] == "llm.items=false"
@@ -131,7 +146,9 @@ def test_a_sweep_runs_resumes_and_reports(folder, monkeypatch, capsys):
             )
     assert "| mlp | both |" in (out / "report.md").read_text()
     assert "Plotly.react" in (out / "report.html").read_text()
-    tool.experiment(path, jobs=1, dry_run=False)
+    assert "epoch 1" in (out / "tiny/mlp/both/seed-0/output.txt").read_text()
+    capsys.readouterr()
+    experiment(path, jobs=1, dry_run=False)
     assert "4 of 4 trainings are done" in capsys.readouterr().out
     assert len(encoded) == 1
 
@@ -139,86 +156,66 @@ def test_a_sweep_runs_resumes_and_reports(folder, monkeypatch, capsys):
 # What the reports say ------------------------------------------------------------------------
 
 
-def save(one, auc):
-    """A cell that was never trained."""
-    whole = Metrics(rows=10, positives=4, auc=auc, log_loss=0.5, gauc=0.6)
-    metrics = ScenarioMetrics(whole, {"feed": whole})
-    slices = {"user_history": {"1-4": whole, "0": whole}}
-    results = Results(
-        dataset="tiny", split="test", checkpoint="c", rows=10, metrics=metrics, slices=slices
-    )
-    cell = Cell(
-        options=one.options,
-        valid_auc=auc,
-        epochs=1,
-        seconds=30.0,
-        rows_per_s=1.0,
-        parameters=1,
-        table_parameters=1,
-        results=results,
-    )
-    one.folder.mkdir(parents=True, exist_ok=True)
-    write_json(one.folder / CELL_FILE, cell.model_dump(mode="json"))
-
-
 BARE, BOTH, SHUFFLED = (0.80, 0.81, 0.79), (0.82, 0.825, 0.812), (0.801, 0.8, 0.8)
 
 
 @pytest.fixture
-def judged(tmp_path):
+def evaluated(tmp_path):
+    """A sweep and its file; the model mlp is evaluated, the model wide is not."""
     (tmp_path / "conf.yaml").write_text(CONFIG.format(data="data"))
     path = sweep_file(tmp_path, seeds=3)
-    sweep = tool.load_sweep(path)
-    every = tool.trainings(sweep)
+    sweep = load_sweep(path)
     aucs = {"bare": BARE, "both": BOTH, "shuffled": SHUFFLED}
-    for one in every:
-        if one.backbone == "mlp":
-            save(one, aucs[one.arm][one.seed])
-    return sweep, every, path
+    for setting in settings(sweep):
+        if setting.model == "mlp":
+            for seed, auc in enumerate(aucs[setting.arm]):
+                save_cell(setting.training("seed", seed, {}), auc)
+    return sweep, path
 
 
 def test_a_paired_difference_is_the_formula_and_scipys_test():
-    found = paired(BOTH, BARE)
+    difference = paired_difference(BOTH, BARE)
     differences = np.subtract(BOTH, BARE)
-    assert found.mean == pytest.approx(differences.mean())
+    assert difference.mean == pytest.approx(differences.mean())
     error = stdev(differences) / np.sqrt(3)
     interval = stats.t.interval(0.95, 2, loc=differences.mean(), scale=error)
-    assert found.half_width == pytest.approx((interval[1] - interval[0]) / 2)
-    assert found.p == pytest.approx(stats.ttest_rel(BOTH, BARE).pvalue)
+    assert difference.half_width == pytest.approx((interval[1] - interval[0]) / 2)
+    assert difference.p == pytest.approx(stats.ttest_rel(BOTH, BARE).pvalue)
 
 
 def test_a_test_that_is_undefined_is_not_made_up():
-    assert paired([0.8], [0.7]).p is None
-    assert str(paired([0.8], [0.7])) == "+0.1000"
-    assert paired([0.75, 0.75], [0.5, 0.5]).p is None
+    assert paired_difference([0.8], [0.7]).p is None
+    assert str(paired_difference([0.8], [0.7])) == "+0.1000"
+    assert paired_difference([0.75, 0.75], [0.5, 0.5]).p is None
 
 
-def test_the_report_holds_means_differences_and_what_is_missing(judged):
-    text = write_reports(*judged)
+def test_the_report_holds_means_differences_and_what_is_missing(evaluated):
+    text = write_sweep_report(*evaluated)
     line = next(x for x in text.splitlines() if x.startswith("| mlp | both |"))
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[3] == f"{mean(BOTH):.4f} ± {stdev(BOTH):.4f}"
-    assert cells[6] == str(paired(BOTH, BARE))
-    assert cells[7] == str(paired(BOTH, SHUFFLED))
+    assert cells[6] == str(paired_difference(BOTH, BARE))
+    assert cells[7] == str(paired_difference(BOTH, SHUFFLED))
     assert "| wide | bare | not run |" in text
     assert "- both above bare: 1 of 1 backbones, 0 with p < .01" in text
     assert text.index("| 0 (10 rows)") < text.index("| 1-4 (10 rows)")
 
 
-def test_controls_that_a_sweep_names_are_compared_too(judged):
-    sweep, every, path = judged
+def test_controls_that_a_sweep_names_are_compared_too(evaluated):
+    sweep, path = evaluated
     named = sweep.model_copy(update={"controls": {"shuffled": ["both"]}})
-    text = write_reports(named, every, path)
+    text = write_sweep_report(named, path)
     line = next(x for x in text.splitlines() if x.startswith("| mlp | shuffled |"))
-    assert [cell.strip() for cell in line.split("|")][8] == str(paired(SHUFFLED, BOTH))
+    assert [cell.strip() for cell in line.split("|")][8] == str(paired_difference(SHUFFLED, BOTH))
     assert "- shuffled above both: 0 of 1 backbones, 0 with p < .01" in text
 
 
-def test_seeds_are_matched_and_a_cell_of_other_options_does_not_count(judged):
-    sweep, every, _ = judged
-    frame = results_frame(every).filter(~((pl.col("arm") == "both") & (pl.col("seed") == 1)))
-    found = difference(frame, "mlp", "both", "bare", "all", "all")
-    assert found.mean == pytest.approx(mean([0.02, 0.022]))
+def test_seeds_are_matched_and_a_cell_of_other_options_or_split_does_not_count(evaluated):
+    sweep, _ = evaluated
+    (sweep.out / "tiny/mlp/both/seed-1" / CELL_FILE).unlink()
+    bare, both, *_ = map(load_cells, settings(sweep))
+    difference = auc_difference(both, bare)
+    assert difference.mean == pytest.approx(mean([0.02, 0.022]))
     changed = sweep.model_copy(
         update={
             "datasets": {
@@ -226,7 +223,9 @@ def test_seeds_are_matched_and_a_cell_of_other_options_does_not_count(judged):
             }
         }
     )
-    assert all(one.cell() is None for one in tool.trainings(changed))
+    for other in (changed, sweep.model_copy(update={"split": "valid"})):
+        for setting in settings(other):
+            assert load_cells(setting).seeds == [None] * 3
 
 
 # By history ----------------------------------------------------------------------------------

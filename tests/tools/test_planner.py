@@ -12,21 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plan_requests import asked_of
 from ranks import run_ranks
 from rich.console import Console
-from test_trainer import BOTH, config_of, fit
 from tiny import tiny_dataset, tiny_store
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.perf_models import NoopPerfModel
 from torchrec.distributed.planner.types import PlannerError
+from trainings import BOTH, config_of, fit
 
 from msrec.launch.config import load_config
 from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
-from msrec.tools.planner.command.build_request import request_from_options, with_changes
+from msrec.tools.planner.command.build_request import with_changes
 from msrec.tools.planner.command.plan_command import fewest_nodes, plan_tables
-from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.make_plan import make_plan
@@ -37,6 +37,8 @@ from msrec.tools.planner.run_memory import tables_and_dense
 from msrec.tools.planner.sharding_options import SPAN, ShardCost, ShardingOption
 from msrec.tools.planner.solver import solve
 from msrec.tools.planner.tables import TableLoad, meta_collection, read_tables_file
+
+pytestmark = pytest.mark.slow
 
 H100 = load_hardware("h100")
 TABLES = [
@@ -388,11 +390,6 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     tiny_store(tiny_dataset(folder / "tiny"), folder / "store")
     return folder / "tiny"
-
-
-def asked_of(config_file, *overrides, **changes):
-    options = {"gpu": "cpu", "gpus_per_node": 2} | changes
-    return request_from_options(PlanOptions(config_file, list(overrides), **options))
 
 
 def plan_of(config_file, out, *overrides, **changes):

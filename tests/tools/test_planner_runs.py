@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from plan_requests import asked_of
 from ranks import run_ranks
 from rich.console import Console
-from test_planner import asked_of
-from test_trainer import config_of, fit
 from torch import nn
+from trainings import config_of, fit
 
 from msrec.data.synthetic.random_rows import random_rows
 from msrec.launch.config import save_config
@@ -27,6 +27,8 @@ from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.tables import TableLoad
+
+pytestmark = pytest.mark.slow
 
 TABLES = [
     TableLoad(name="user_id", rows=700_000, dim=32),

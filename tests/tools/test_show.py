@@ -13,6 +13,8 @@ from msrec.data.llm.store import KnowledgeStore
 from msrec.launch.evaluation.coverage import coverage
 from msrec.tools.show import neighbours_table, norm_line, show
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

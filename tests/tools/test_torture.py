@@ -16,6 +16,8 @@ from msrec.tools.fault_injection.torture import (
     torture,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def expected():

@@ -13,6 +13,8 @@ from msrec.model.backbones import BACKBONES, backbone_options
 from msrec.tools.bench.zoo import bench_zoo, step_times
 from msrec.tools.zoo import ENTRIES, page, zoo
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
 
 

@@ -12,6 +12,7 @@ from msrec.data.features.columns import Columns
 from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.loading.batch import Batch
+from msrec.launch.build_model import table_schema
 from msrec.launch.distributed import process_group
 from msrec.launch.loaders import build_loader
 from msrec.launch.serving.scorer import Scorer
@@ -113,9 +114,9 @@ def _cases(
 def _plain_model(run: TrainedRun) -> Ranker:
     """Returns the run's model without TorchRec's sharding, for one process."""
     config, trained = run.config, unwrapped(run.model).ranker.embeddings
-    tables = run.schema.scaled(config.scale)
-    tables = tables.per_scenario() if config.embeddings.per_scenario else tables
-    embeddings = Embeddings(tables, trained.dim, trained.history, device="cpu")
+    embeddings = Embeddings(
+        table_schema(config, run.schema), trained.dim, trained.history, device="cpu"
+    )
     for name, weight in trained_tables(run).items():
         embeddings.ebc.embedding_bags[name].weight.copy_(weight)
     return Ranker(embeddings, unwrapped_dense_arch(run)).eval()

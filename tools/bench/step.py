@@ -40,6 +40,7 @@ from msrec.tools.bench.harness.shapes import (
 )
 from msrec.tools.bench.harness.training import IN_MEMORY, WARM_UP_STEPS, Training
 
+SHAPES = ("movielens", "large")
 BOTTOM_DIM, MLP_DIMS = 64, (128, 64)
 MIN_SPARSE_ROWS = 100_000
 """Rows of a table from which a sparse gradient is faster than a dense one as large as the table."""
@@ -65,11 +66,18 @@ def bench_step(
 
     All train the same MLP on batches in memory. Large tables get a tenth of the steps. Several
     shapes are separated by commas. A dataset is measured in addition to them.
+
+    Raises:
+        ValueError: a shape is unknown.
     """
+    names = comma_list("shapes", shapes, str)
+    for name in names:
+        if name not in SHAPES:
+            raise ValueError(f"--shapes must name some of {', '.join(SHAPES)}; got {name!r}.")
     on, findings = prepare(), list[Finding]()
     with tempfile.TemporaryDirectory() as scratch, process_group("cpu") as process:
         folders = {}
-        for shape in comma_list("shapes", shapes, str):
+        for shape in names:
             tables = large_tables() if shape == "large" else movielens_tables()
             folders[shape] = write_random(Path(scratch) / shape, tables, IN_MEMORY, batch)
         if dataset is not None:

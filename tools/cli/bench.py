@@ -28,6 +28,8 @@ BENCHES = {
 The module's function `bench_NAME` is the command: its signature gives the options.
 """
 
+BENCHMARK = Path("configs/benchmark/benchmark.yaml")
+
 
 class LazyGroup(TyperGroup):
     """Group whose listed commands hold only their help until one is chosen.
@@ -68,29 +70,48 @@ for _name, (_, _help) in BENCHES.items():
 
 @bench_app.command("table")
 def bench_table(
-    raw: Annotated[Path, typer.Argument(help="folder of the raw data sets: ml1m/, ...")],
+    raw: Annotated[Path, typer.Argument(help="Folder with a folder of raw data per data set.")],
     out: Annotated[
-        Path, typer.Option(help="folder for data and trainings; a second call resumes there")
+        Path, typer.Option(help="Folder for data and trainings; a second call resumes there.")
     ] = Path("runs/benchmark"),
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(help="only this data set; may be repeated", show_default="all"),
+        typer.Option(help="Name of a data set to run; may be repeated.", show_default="all"),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="only this model; may be repeated", show_default="all"),
+        typer.Option(help="Name of a model to run; may be repeated.", show_default="all"),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="trainings to tune each model with")] = 4,
-    seeds: Annotated[int, typer.Option(min=1, help="trainings to judge each model with")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="trainings at the same time")] = 1,
+    trials: Annotated[int, typer.Option(min=1, help="Trainings that tune each model.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings that evaluate each model.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of trainings at the same time.")] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print what is left to run, and stop")
+        bool,
+        typer.Option("--dry-run", help="Check every config and list what is left to run."),
     ] = False,
     page: Annotated[
-        Path | None, typer.Option(help="Markdown file to write, as docs/benchmark.md")
+        Path | None,
+        typer.Option(help="Markdown file to write, such as docs/results/benchmark.md."),
     ] = None,
 ) -> None:
-    """Quality of every model on every data set: tuned alike on validation, judged over seeds."""
-    from msrec.tools.experiment.benchmark_table import bench_table as run
+    """Compare all models on all data sets: tuned alike on validation, evaluated over seeds.
 
-    run(raw, out, benchmark or [], model or [], trials, seeds, jobs, dry_run, page)
+    Reads configs/benchmark/benchmark.yaml. Also writes the page to OUT/table.md.
+    """
+    from msrec.tools.cli.terminal import say
+    from msrec.tools.experiment.benchmark_page import benchmark_page
+    from msrec.tools.experiment.runner import run_sweep
+    from msrec.tools.experiment.sweep import load_sweep
+
+    if not BENCHMARK.is_file():
+        raise FileNotFoundError(f"{BENCHMARK} must exist: run this from the root of a checkout.")
+    everything = load_sweep(BENCHMARK)
+    sweep = everything.subset(benchmark or [], model or [])
+    sweep = sweep.model_copy(update={"raw": raw, "out": out, "trials": trials, "seeds": seeds})
+    run_sweep(sweep, jobs, dry_run)
+    if not dry_run:
+        text = benchmark_page(sweep, everything)
+        for path in filter(None, (out / "table.md", page)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        say(text)

@@ -38,9 +38,15 @@ def experiment(
 
     Writes report.md, report.html and results.parquet into the sweep's folder.
     """
-    from msrec.tools.experiment.sweep import experiment as run
+    from msrec.tools.cli.terminal import say
+    from msrec.tools.experiment.runner import run_sweep
+    from msrec.tools.experiment.sweep import load_sweep
+    from msrec.tools.experiment.sweep_report import write_sweep_report
 
-    run(sweep, jobs, dry_run)
+    loaded = load_sweep(sweep)
+    run_sweep(loaded, jobs, dry_run)
+    if not dry_run:
+        say(write_sweep_report(loaded, sweep))
 
 
 def torture(

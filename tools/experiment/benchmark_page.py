@@ -1,225 +1,142 @@
-"""docs/benchmark.md from the cells: protocol, tables, published figures, what falls short."""
+"""Page of the benchmark: tables of each data set, published figures, and what tuning chose."""
 
-import platform
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import Any
 
-from msrec.tools.experiment.published import MOVIELENS, MOVIELENS_AUC_ONLY, spread
-from msrec.tools.experiment.training_cells import Cell
-from msrec.tools.experiment.tuning import START, search_space
+from msrec.tools.bench.harness.report import processor_name
+from msrec.tools.experiment.results import (
+    Group,
+    group_metrics,
+    markdown_table,
+    seed_values,
+    spread,
+    with_seeds,
+)
+from msrec.tools.experiment.sweep import PublishedAUC, Sweep, SweepDataset
+from msrec.tools.experiment.trainings import SettingCells, load_cells, settings
+from msrec.tools.experiment.tuning import START, best_trial, search_space
 
-if TYPE_CHECKING:
-    from msrec.tools.experiment.benchmark_table import Pair
-
-PUBLISHED_ON = "movielens"
-LONGEST_CELL_S = 120
-
-
-def write_page(pairs: Sequence["Pair"], trials: int, seeds: int, path: Path | None) -> str:
-    """The page as Markdown; written to `path` if there is one."""
-    text = "\n".join(_page(pairs, trials, seeds)) + "\n"
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return text
+LONG_TRAINING_S = 120
 
 
-def _page(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
-    cells = [c for p in pairs for c in (*p.cells("trial", trials), *p.cells("seed", seeds)) if c]
-    yield "# Benchmark"
-    yield ""
-    yield "Every model of `msrec zoo`, bare, tuned alike. Remade by"
-    yield ""
-    yield "```sh"
-    count = f"--trials {trials} --seeds {seeds}"
-    from msrec.tools.experiment.benchmark_table import BENCHMARKS
+def benchmark_page(sweep: Sweep, everything: Sweep) -> str:
+    """Returns the page as Markdown.
 
-    here = list(dict.fromkeys(pair.benchmark.name for pair in pairs))
-    missing = [benchmark.title for benchmark in BENCHMARKS if benchmark.name not in here]
-    only = "".join(f" --benchmark {name}" for name in here) if missing else ""
-    yield f"msrec bench table RAW {count} --jobs 2{only} --page docs/benchmark.md"
-    yield "```"
-    if missing:
-        yield ""
-        names = "; ".join(missing)
-        yield f"**Not run for this page:** {names}. The command without `--benchmark` runs all."
-    yield ""
-    yield (
-        "RAW holds one folder of plain Parquet per data set (interactions, items, users). A killed "
-        "command goes on with the cells that are missing; `--dry-run` says which."
-    )
-    yield ""
-    yield (
-        f"**Tuning**: per model and data set {trials} trials (Optuna's TPE; the first is the same "
-        "start for all), judged by validation AUC; the best choice is then trained "
-        f"{seeds} times, and only those runs see the test split. Every training has at most 10 "
-        "epochs and stops after 2 without a better validation AUC. Tables under RowWiseAdagrad, "
-        "dense parts under Adam, constant rates. `width` scales all layers of a model's default "
-        "sizes. Embeddings are 16 wide, 32 in the rows called wide."
-    )
-    if any(pair.contender.reads_llm for pair in pairs):
-        yield ""
-        yield (
-            "The rows called llm read one text vector a user beside the embeddings: concatenated, "
-            "or through a small mixture of experts as in KAR. The model is the config's "
-            "`llm.model`: MiniLM-L6, a sentence encoder, which reads several times as fast as "
-            "SmolLM2-135M."
-        )
-    yield ""
-    yield "| tuned | range | start |"
-    yield "|---|---|---|"
-    for name, distribution in search_space().items():
-        yield f"| {name} | {_range(distribution)} | {START[name]:g} |"
-    yield ""
-    yield (
-        f"**Figures**: mean ± standard deviation over {seeds} seeds (initialisation and order of "
-        "rows; the split is one). A test split of 100,000 rows alone has a standard error of about "
-        ".0014 in AUC, the same for all models of a table. rows/s: 200 steps on one core, one "
-        f"model after the other, on {_processor()}; minutes: all trainings of the model together, "
-        "two at a time on two cores, whatever else the machine did meanwhile: compare rows/s."
-    )
-    if cells:
-        longest = max(cell.seconds for cell in cells)
-        yield ""
-        yield (
-            f"{len(cells)} cells; the longest took {longest:.0f} s, "
-            f"{sum(c.seconds > LONGEST_CELL_S for c in cells)} more than {LONGEST_CELL_S} s."
-        )
-    for _, group in groupby(pairs, key=lambda pair: pair.benchmark.name):
-        yield from _section(list(group), trials, seeds)
+    Args:
+        sweep: a tuned sweep without arms, of which trainings are finished.
+        everything: the whole benchmark; the page names the data sets that `sweep` leaves out.
+    """
+    loaded = [load_cells(setting) for setting in settings(sweep)]
+    left_out = [d.title for name, d in everything.datasets.items() if name not in sweep.datasets]
+    lines = list(_introduction(sweep, left_out, loaded))
+    for name, dataset in sweep.datasets.items():
+        lines += ["", f"## {dataset.title}", "", dataset.about]
+        lines += _tables(dataset, [cells for cells in loaded if cells.setting.dataset == name])
+    return "\n".join(lines) + "\n"
 
 
-def _section(pairs: Sequence["Pair"], trials: int, seeds: int) -> Iterator[str]:
-    benchmark = pairs[0].benchmark
-    yield ""
-    yield f"## {benchmark.title}"
-    yield ""
-    yield benchmark.about
-    yield ""
-    judged = {
-        p.contender.name: [c for c in p.cells("seed", seeds) if c and c.results] for p in pairs
-    }
-    some = next((cells for cells in judged.values() if cells), None)
-    if some is None:
-        yield "No cell is finished."
-        return
-    assert some[0].results is not None
-    names = list(some[0].results.metrics.scenarios)
-    published = benchmark.name == PUBLISHED_ON
-    head = ["model", "AUC", *(["published"] if published else []), "log loss"]
-    head += [f"AUC {name}" for name in names]
-    head += ["dense parameters", "table parameters", "rows/s", "minutes"]
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for pair in pairs:
-        cells = judged[pair.contender.name]
-        if not cells:
-            yield f"| {pair.contender.name} | not run |{' |' * (len(head) - 2)}"
-            continue
-        every = [c for c in (*pair.cells("trial", trials), *cells) if c]
-        row = [
-            pair.contender.name
-            + ("" if len(cells) == seeds else f" ({len(cells)} of {seeds} seeds)")
-        ]
-        row.append(spread(_column(cells, None, "auc")))
-        if published:
-            row.append(_published(pair.contender.name))
-        row.append(spread(_column(cells, None, "log_loss")))
-        row += [spread(_column(cells, name, "auc")) for name in names]
-        row += [f"{cells[0].parameters:,}", f"{cells[0].table_parameters:,}"]
-        timed = [c.rows_per_s for c in pair.cells("speed", 1) if c]
-        row += [f"{timed[0]:,.0f}" if timed else ""]
-        row.append(f"{sum(c.seconds for c in every) / 60:.1f}")
-        yield f"| {' | '.join(row)} |"
-    yield from _losses(pairs, judged, names)
-    if published:
-        yield from _short(judged)
-    yield from _chosen(pairs, judged, trials)
-
-
-def _losses(
-    pairs: Sequence["Pair"], judged: dict[str, list[Cell]], names: Sequence[str]
+def _introduction(
+    sweep: Sweep, left_out: Sequence[str], loaded: Sequence[SettingCells]
 ) -> Iterator[str]:
-    yield ""
-    yield "Log loss per scenario:"
-    yield ""
-    yield f"| model | {' | '.join(names)} |"
-    yield f"|{'---|' * (len(names) + 1)}"
-    for pair in pairs:
-        if cells := judged[pair.contender.name]:
-            losses = " | ".join(spread(_column(cells, name, "log_loss")) for name in names)
-            yield f"| {pair.contender.name} | {losses} |"
-
-
-def _short(judged: dict[str, list[Cell]]) -> Iterator[str]:
-    """The models below their published AUC, if any."""
-    known = {name: row[0] for name, row in MOVIELENS.items()} | MOVIELENS_AUC_ONLY
-    found = {m: mean(_column(c, None, "auc")) for m, c in judged.items() if c and m in known}
-    below = [f"{m} ({auc:.4f} < {known[m]:.4f})" for m, auc in found.items() if auc < known[m]]
+    only = "".join(f" --benchmark {name}" for name in sweep.datasets) if left_out else ""
+    options = f"--trials {sweep.trials} --seeds {sweep.seeds} --jobs 2{only}"
+    yield from ("# Benchmark", "", "Made by this command:", "", "```sh")
+    yield f"msrec bench table RAW {options} --page docs/results/benchmark.md"
+    yield from ("```", "")
+    if left_out:
+        names = "; ".join(left_out)
+        yield f"**Not run for this page:** {names}; without `--benchmark`, all are run."
+        yield ""
+    yield sweep.about
+    ranges = [[n, _range(values), f"{START[n]:g}"] for n, values in search_space().items()]
+    yield from markdown_table(["tuned", "range", "first trial"], ranges)
+    seconds = [cell.seconds for cells in loaded for cell in cells.finished]
+    long = sum(duration > LONG_TRAINING_S for duration in seconds)
     yield ""
     yield (
-        f"Published: Scenario-Wise-Rec (arXiv 2412.17374) on its own random split. Of the "
-        f"{len(found)} models with a published AUC, {len(found) - len(below)} reach it here"
-        + (f"; below it: {', '.join(below)}." if below else ".")
+        f"{sweep.trials} trials and {sweep.seeds} seeds per model and data set, {len(seconds)} "
+        f"trainings in all; the longest took {max(seconds):.0f} s, {long} more than "
+        f"{LONG_TRAINING_S} s. rows/s: {sweep.timed_steps} steps on one core of "
+        f"{processor_name()}."
     )
 
 
-def _chosen(pairs: Sequence["Pair"], judged: dict[str, list[Cell]], trials: int) -> Iterator[str]:
-    names = list(START)
-    yield ""
-    yield "<details><summary>What was chosen, by validation AUC of the trials</summary>"
-    yield ""
-    yield f"| model | {' | '.join(names)} | best trial | trials' AUC | epochs |"
-    yield f"|{'---|' * (len(names) + 4)}"
-    for pair in pairs:
-        if not (cells := judged[pair.contender.name]):
-            continue
-        choice = cells[0].choice
-        aucs = [c.valid_auc for c in pair.cells("trial", trials) if c and c.valid_auc is not None]
-        values = " | ".join(f"{choice[name]:.3g}" for name in names)
-        epochs = f"{mean(c.epochs for c in cells):.1f}"
-        spanned = f"{min(aucs):.4f} to {max(aucs):.4f}" if aucs else ""
-        best = aucs.index(max(aucs)) if aucs else ""
-        yield f"| {pair.contender.name} | {values} | {best} | {spanned} | {epochs} |"
-    yield ""
-    yield "</details>"
-
-
-def _column(cells: Sequence[Cell], scenario: str | None, metric: str) -> list[float]:
-    values = []
-    for cell in cells:
-        assert cell.results is not None
-        metrics = cell.results.metrics
-        value = getattr(metrics.all if scenario is None else metrics.scenarios[scenario], metric)
-        if value is None:
-            raise ValueError(
-                f"{scenario or 'all rows'} must hold both labels; {metric} is undefined."
-            )
-        values.append(value)
-    return values
-
-
-def _published(model: str) -> str:
-    if model in MOVIELENS:
-        return f"{MOVIELENS[model][0]:.4f}"
-    return f"{MOVIELENS_AUC_ONLY[model]:.4f}" if model in MOVIELENS_AUC_ONLY else ""
-
-
-def _range(distribution: object) -> str:
+def _range(distribution: Any) -> str:
+    """Returns the values of one of Optuna's distributions as text."""
     if hasattr(distribution, "choices"):
         return ", ".join(f"{choice:g}" for choice in distribution.choices)
-    low, high = getattr(distribution, "low"), getattr(distribution, "high")  # noqa: B009
-    step = getattr(distribution, "step", None)
-    return f"{low:g} to {high:g}, " + (f"steps of {step:g}" if step else "log-uniform")
+    steps = f"steps of {distribution.step:g}" if distribution.step else "log-uniform"
+    return f"{distribution.low:g} to {distribution.high:g}, {steps}"
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def _tables(dataset: SweepDataset, models: Sequence[SettingCells]) -> Iterator[str]:
+    evaluated = [cells for cells in models if cells.evaluated]
+    if not evaluated:
+        yield from ("", "No training is finished.")
+        return
+    first = next(iter(evaluated[0].evaluated.values()))
+    scenarios = [group for group in group_metrics(first) if group[0] == "scenario"]
+    names = [name for _, name in scenarios]
+    yield from _model_table(models, scenarios, dataset.published)
+    yield from ("", "Log loss per scenario:")
+    losses = [
+        [cells.setting.model, *(spread(cells, "log_loss", group) for group in scenarios)]
+        for cells in evaluated
+    ]
+    yield from markdown_table(["model", *names], losses)
+    if dataset.published is not None:
+        yield from ("", _comparison(dataset.published, evaluated))
+    yield from ("", "<details><summary>What was chosen, by validation AUC</summary>")
+    head = ["model", *START, "best trial", "trials' AUC", "epochs"]
+    yield from markdown_table(head, map(_tuned_row, evaluated))
+    yield from ("", "</details>")
+
+
+def _model_table(
+    models: Sequence[SettingCells], scenarios: Sequence[Group], published: PublishedAUC | None
+) -> Iterator[str]:
+    rows = []
+    for cells in models:
+        model, evaluated = cells.setting.model, list(cells.evaluated.values())
+        if not evaluated:
+            rows.append([model, "not run"])
+            continue
+        row = [with_seeds(model, cells), spread(cells, "auc")]
+        if published is not None:
+            row.append(f"{published.auc[model]:.4f}" if model in published.auc else "")
+        row += [spread(cells, "log_loss"), *(spread(cells, "auc", group) for group in scenarios)]
+        row += [f"{evaluated[0].parameters:,}", f"{evaluated[0].table_parameters:,}"]
+        row.append("".join(f"{cell.rows_per_s:,.0f}" for cell in cells.speed if cell))
+        row.append(f"{sum(cell.seconds for cell in cells.finished) / 60:.1f}")
+        rows.append(row)
+    head = ["model", "AUC", *(["published"] if published else []), "log loss"]
+    head += [f"AUC {name}" for _, name in scenarios]
+    return markdown_table(
+        [*head, "dense parameters", "table parameters", "rows/s", "minutes"], rows
+    )
+
+
+def _comparison(published: PublishedAUC, evaluated: Sequence[SettingCells]) -> str:
+    """Returns how many models reach their published AUC, and the names of the others."""
+    below = []
+    compared = [cells for cells in evaluated if cells.setting.model in published.auc]
+    for cells in compared:
+        model = cells.setting.model
+        auc = mean(auc or 0.0 for auc in seed_values(cells, "auc").values())
+        if auc < published.auc[model]:
+            below.append(f"{model} ({auc:.4f} < {published.auc[model]:.4f})")
+    names = f"; below it: {', '.join(below)}" if below else ""
+    return (
+        f"Published: {published.source}. Of the {len(compared)} models with a published AUC, "
+        f"{len(compared) - len(below)} reach it here{names}."
+    )
+
+
+def _tuned_row(cells: SettingCells) -> list[str]:
+    choice = cells.choice or {}
+    aucs = [cell.valid_auc for cell in cells.trials if cell and cell.valid_auc is not None]
+    best = cells.trials.index(best_trial(cells.trials))
+    row = [cells.setting.model, *(f"{choice[name]:.3g}" for name in START)]
+    row += [str(best), f"{min(aucs):.4f} to {max(aucs):.4f}"]
+    return [*row, f"{mean(cell.epochs for cell in cells.evaluated.values()):.1f}"]

@@ -1,122 +1,132 @@
-"""`msrec experiment`: the same trainings with and without the LLM's knowledge, and its controls."""
+"""Sweep files: the data sets, models, arms and seeds of an experiment or a benchmark."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from pydantic import Field, StringConstraints, ValidationError
 
 from msrec.data.io.paths import refuse_secrets
-from msrec.data.io.validation import first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error, read_yaml
 from msrec.data.schema import Split
-from msrec.launch.config import RunConfig, load_config
-from msrec.tools.experiment.training_cells import (
-    Cell,
-    cell_processes,
-    load_cell,
-    run_cell,
-    run_msrec,
-)
 
 BARE = "bare"
-_BOTH = ["meta.user=true", "meta.scenario=true"]
+BOTH = "both"
+_META = ["meta.user=true", "meta.scenario=true"]
 ARMS: dict[str, list[str]] = {
     BARE: [],
     "user": ["meta.user=true"],
     "scenario": ["meta.scenario=true"],
-    "both": _BOTH,
+    BOTH: _META,
     "item": ["meta.item=true"],
-    "shuffled": [*_BOTH, "llm.control=shuffled"],
-    "random": [*_BOTH, "llm.control=random"],
-    "learned": [*_BOTH, "llm.control=learned"],
+    "shuffled": [*_META, "llm.control=shuffled"],
+    "random": [*_META, "llm.control=random"],
+    "learned": [*_META, "llm.control=learned"],
     "concat": ["llm_feature.kind=concat", "llm_feature.dim=32"],
     "match": ["llm_feature.kind=match"],
 }
-"""The arms that a sweep may call by name. shuffled, random and learned are controls of both."""
+"""Arms that a sweep can name without their overrides."""
 CONTROLS = ("shuffled", "random", "learned", "concat")
-"""What `both` is compared with, besides the bare backbone."""
-
+"""Arms that `both` is compared with, in addition to the reference."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""Of a data set, a backbone or an arm: it names a folder."""
+"""Name of a data set, model or arm, and of its folder."""
+Overrides = dict[Name, list[str]]
+"""Name of a model or an arm -> `key.sub=value` overrides of a run's config."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PublishedAUC(StrictModel):
+    """Published test AUC of some models, for comparison."""
+
+    source: str
+    auc: dict[str, float]
 
 
-class DatasetSweep(_Part):
-    """The runs on one data set."""
+class SweepDataset(StrictModel):
+    """A data set of a sweep."""
 
     config: Path
-    """A run's YAML file."""
+    """YAML file of a run."""
     options: list[str] = []
-    """Overrides of all its runs."""
-    backbones: dict[Name, list[str]]
-    """Name -> its own overrides; the name is `backbone.name` unless they say another."""
+    """Overrides of all runs on the data set."""
+    backbones: Overrides = {}
+    """Models; by default those of the sweep. A model's name is also its `backbone.name`, unless its
+    overrides have another one."""
+    convert: list[str] = []
+    """Arguments of `msrec convert`: the source, a folder below the sweep's `raw`, and options. The
+    dataset folder is then OUT/data/NAME and the knowledge store OUT/store/NAME."""
+    title: str = ""
+    """Heading on the benchmark page."""
+    about: str = ""
+    """Description on the benchmark page, in Markdown."""
+    published: PublishedAUC | None = None
 
 
-class Sweep(_Part):
-    """A sweep: data sets x backbones x arms x seeds."""
+class Sweep(StrictModel):
+    """Trainings of data sets x models x arms x seeds, with optional tuning and timing."""
 
     out: Path
-    """Folder of the cells and the reports."""
+    """Folder of the trainings and the reports."""
+    raw: Path = Path()
+    """Folder of the raw data, for data sets with `convert`."""
     seeds: int = Field(5, ge=1)
+    trials: int = Field(0, ge=0)
+    """Trainings that tune each model and arm on validation before its seeds are trained."""
+    timed_steps: int = Field(0, ge=0)
+    """Steps of a further training that measures the speed of each model and arm; 0 for none."""
     split: Split = "test"
-    """What the runs are judged on; valid for choosing between settings."""
-    arms: list[str] | dict[Name, list[str]] = list(ARMS)
-    """Names of known arms, or name -> overrides."""
+    """Split to evaluate the seeds on; `valid` to choose between arms."""
+    arms: list[str] | Overrides = list(ARMS)
+    """Names in `ARMS`, or arm -> overrides. With no arms, `reference` must be empty."""
     reference: str = BARE
-    """The arm that the others are compared with."""
+    """Arm that the others are compared with."""
     controls: dict[Name, list[Name]] = {}
-    """Arm -> further arms that it is compared with; `both` is with those of CONTROLS there are."""
-    datasets: dict[Name, DatasetSweep]
+    """Arm -> further arms to compare it with. `both` is always compared with `CONTROLS`."""
+    backbones: Overrides = {}
+    """Models of the data sets that name none."""
+    about: str = ""
+    """Introduction of the benchmark page, in Markdown."""
+    datasets: dict[Name, SweepDataset]
 
     @property
-    def arm_options(self) -> Mapping[str, list[str]]:
-        """Name -> overrides."""
+    def arm_options(self) -> Overrides:
+        """Arm -> overrides; without arms, one with an empty name."""
         if isinstance(self.arms, dict):
-            return self.arms
-        return {name: ARMS[name] for name in self.arms}
+            return self.arms or {"": []}
+        return {name: ARMS[name] for name in self.arms} or {"": []}
 
     @property
     def comparisons(self) -> list[tuple[str, str]]:
-        """Pairs (arm, what it is compared with): the reference first, then controls."""
+        """Pairs of an arm and the arm it is compared with: first the reference, then controls."""
         pairs = [(arm, self.reference) for arm in self.arms if arm != self.reference]
-        if "both" in self.arms:
-            pairs += [("both", control) for control in CONTROLS if control in self.arms]
+        if BOTH in self.arms:
+            pairs += [(BOTH, control) for control in CONTROLS if control in self.arms]
         pairs += [(arm, other) for arm, others in self.controls.items() for other in others]
         return list(dict.fromkeys(pairs))
 
+    def models(self, dataset: str) -> Overrides:
+        """Returns the models of a data set."""
+        return self.datasets[dataset].backbones or self.backbones
 
-@dataclass(frozen=True)
-class Arm:
-    """One training of a sweep, and what came of it."""
+    def subset(self, datasets: Sequence[str], models: Sequence[str]) -> "Sweep":
+        """Returns the sweep with some data sets and some of its models; all without names.
 
-    dataset: str
-    backbone: str
-    arm: str
-    seed: int
-    config: Path
-    options: list[str]
-    folder: Path
-
-    def cell(self) -> Cell | None:
-        """What it left; None where it is not finished or was made with other options."""
-        found = load_cell(self.folder)
-        return found if found is not None and found.options == self.options else None
+        Raises:
+            ValueError: a name is unknown.
+        """
+        changes = {
+            "datasets": _subset("benchmark", self.datasets, datasets),
+            "backbones": _subset("model", self.backbones, models),
+        }
+        return self.model_copy(update=changes)
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Read a sweep.
+    """Reads and checks a sweep file.
 
     Raises:
-        FileNotFoundError: the file, or a config that it names, is not there.
-        ValueError: it is not a sweep; names the key.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a sweep; names the key.
     """
     if not path.is_file():
         raise FileNotFoundError(f"the sweep {path} must exist; it does not.")
@@ -126,118 +136,32 @@ def load_sweep(path: Path) -> Sweep:
         sweep = Sweep.model_validate(tree)
     except ValidationError as error:
         raise ValueError(f"{path}: {first_error(error)}.") from None
-    if isinstance(sweep.arms, list):
-        for name in sweep.arms:
-            if name not in ARMS:
-                raise ValueError(
-                    f"{path}: an arm must be one of {', '.join(ARMS)}, or come with its overrides; "
-                    f"got {name!r}."
-                )
-    if sweep.reference not in sweep.arms:
-        raise ValueError(
-            f"{path}: reference must be one of the arms {', '.join(sweep.arms)}; got "
-            f"{sweep.reference!r}."
-        )
-    for arm in [*sweep.controls, *(name for others in sweep.controls.values() for name in others)]:
-        if arm not in sweep.arms:
-            raise ValueError(
-                f"{path}: controls must name arms, {', '.join(sweep.arms)}; got {arm!r}."
-            )
+    _check_names(sweep, path)
     return sweep
 
 
-def trainings(sweep: Sweep) -> list[Arm]:
-    """All trainings; a data set's seeds come last, so that a sweep cut short has all arms."""
-    found = []
-    for name, dataset in sweep.datasets.items():
-        for seed, (backbone, own) in product(range(sweep.seeds), dataset.backbones.items()):
-            for arm, of_arm in sweep.arm_options.items():
-                named = [] if any(o.startswith("backbone.name=") for o in own) else [backbone]
-                options = [
-                    *(f"backbone.name={name}" for name in named),
-                    *dataset.options,
-                    *own,
-                    *of_arm,
-                    f"seed={seed}",
-                ]
-                folder = sweep.out / name / backbone / arm / f"seed-{seed}"
-                found.append(Arm(name, backbone, arm, seed, dataset.config, options, folder))
-    return found
-
-
-def experiment(path: Path, jobs: int, dry_run: bool) -> None:
-    """Encode what is missing, run every training that is not there yet, write the reports.
-
-    Args:
-        path: a sweep.
-        jobs: trainings at the same time, one thread each.
-        dry_run: check every config, and only say what is there and what would run.
-
-    Raises:
-        FileNotFoundError, ValueError: the sweep or a config is wrong, or trainings failed.
-    """
-    from msrec.tools.experiment.sweep_report import write_reports
-
-    console = Console()
-    sweep = load_sweep(path)
-    every = trainings(sweep)
-    configs = [load_config(one.config, one.options) for one in every]
-    left = [at for at, one in enumerate(every) if one.cell() is None]
-    console.print(f"{len(every) - len(left)} of {len(every)} trainings are done", highlight=False)
-    if dry_run:
-        for store in dict.fromkeys(str(c.llm.store) for c in configs if c.knowledge_levels):
-            console.print(f"  store: {store}", highlight=False)
-        for at in left:
-            one = every[at]
-            console.print(f"  {one.dataset} {one.backbone} {one.arm} seed {one.seed}")
-        return
-    if left:
-        for at in left:
-            if not configs[at].dataset.is_dir():
-                raise FileNotFoundError(
-                    f"{configs[at].dataset} must be a dataset folder; make it with `msrec convert`."
-                )
-        _encode([every[at] for at in left], [configs[at] for at in left], console)
-        _run(sweep, [every[at] for at in left], jobs, console)
-    text = write_reports(sweep, every, path)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _encode(every: list[Arm], configs: list[RunConfig], console: Console) -> None:
-    """Each store once, with items where a run reads them; `encode` resumes."""
-    stores: dict[Path, tuple[Arm, bool]] = {}
-    for one, config in zip(every, configs, strict=True):
-        if not config.knowledge_levels or config.llm.store is None:
-            continue
-        first, items = stores.get(config.llm.store, (one, False))
-        stores[config.llm.store] = (first, items or "item" in config.knowledge_levels)
-    for store, (one, items) in stores.items():
-        console.print(f"encode {store}", highlight=False)
-        run_msrec("encode", one.config, *one.options, f"llm.items={str(items).lower()}")
-
-
-def _run(sweep: Sweep, left: list[Arm], jobs: int, console: Console) -> None:
-    columns = (TextColumn("trainings"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    failures: list[str] = []
-    with Progress(*columns, console=console) as progress, cell_processes(jobs) as processes:
-        task = progress.add_task("trainings", total=len(left))
-        running = {
-            processes.submit(run_cell, one.folder, one.config, {}, one.options, sweep.split): one
-            for one in left
-        }
-        for done, one in running.items():
-            said = f"{one.dataset} {one.backbone} {one.arm} seed {one.seed}"
-            try:
-                results = done.result().results
-                auc = results.metrics.all.auc if results else None
-                said += f": {sweep.split} AUC {auc:.4f}" if auc else ": no finite loss"
-            except Exception as error:
-                said += f": {error}"
-                failures.append(said)
-            progress.advance(task)
-            console.print(said, highlight=False)
-    if failures:
+def _check_names(sweep: Sweep, path: Path) -> None:
+    for arm in sweep.arms:
+        if isinstance(sweep.arms, list) and arm not in ARMS:
+            raise ValueError(
+                f"{path}: an arm must be one of {', '.join(ARMS)}, or have its overrides; "
+                f"got {arm!r}."
+            )
+    arms = ", ".join(sweep.arms)
+    if sweep.reference not in sweep.arm_options:
         raise ValueError(
-            f"{len(failures)} of {len(left)} trainings failed; run the command again when the "
-            f"reason is gone. The first: {failures[0]}"
+            f"{path}: reference must be one of the arms {arms}; got {sweep.reference!r}."
         )
+    for arm in [*sweep.controls, *(name for others in sweep.controls.values() for name in others)]:
+        if arm not in sweep.arms:
+            raise ValueError(f"{path}: controls must name arms, {arms}; got {arm!r}.")
+    for name in sweep.datasets:
+        if not sweep.models(name):
+            raise ValueError(f"{path}: datasets.{name}.backbones must name a model; it names none.")
+
+
+def _subset(kind: str, known: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"a {kind} must be one of {', '.join(known)}; got {name!r}.")
+    return {name: value for name, value in known.items() if not names or name in names}

@@ -1,272 +1,158 @@
-"""The results of a sweep: every figure as Parquet, means and paired differences as pages."""
+"""Report of an experiment: mean AUC of every arm and paired differences between arms."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
-import polars as pl
-from scipy import stats
-
-from msrec.launch.evaluation.slices import EDGES, HISTORIES
+from msrec.launch.evaluation.slices import HISTORIES, SLICE_TITLES, bucket_names
 from msrec.launch.reporting.figures import Figure, difference_figure
 from msrec.launch.reporting.page import Figures, Markdown, Section, render_page
-from msrec.model.metrics.definitions import METRIC_NAMES, Metrics, ScenarioMetrics
-from msrec.tools.experiment.published import spread
-from msrec.tools.experiment.sweep import Arm, Sweep
+from msrec.tools.experiment.results import (
+    ALL,
+    LEVEL,
+    Group,
+    PairedDifference,
+    auc_difference,
+    best_metrics,
+    group_metrics,
+    markdown_table,
+    results_frame,
+    spread,
+    with_seeds,
+)
+from msrec.tools.experiment.sweep import Sweep
+from msrec.tools.experiment.trainings import SettingCells, load_cells, settings
 
-ALL = ("all", "all")
-LEVEL = 0.95
-"""Of the intervals."""
+SURE_P = 0.01
+"""p-value below which the summary counts a difference as sure."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Mean of a paired difference over seeds, its interval and p-value (two-sided t-test).
+def write_sweep_report(sweep: Sweep, path: Path) -> str:
+    """Writes `results.parquet`, `report.md` and `report.html` to the sweep's folder.
 
-    Fields are None where they are undefined: with one seed, or when all differences are equal.
+    Args:
+        sweep: with at least one evaluated training.
+        path: file of the sweep, for the title.
+
+    Returns:
+        The text of `report.md`.
     """
-
-    mean: float
-    half_width: float | None
-    p: float | None
-
-    def __str__(self) -> str:
-        """As the tables show it.
-
-        Example:
-            >>> str(paired([0.81, 0.82, 0.83], [0.80, 0.80, 0.80]))
-            '+0.0200 ± 0.0248 (p = .074)'
-        """
-        if self.half_width is None:
-            return f"{self.mean:+.4f}"
-        p = "" if self.p is None else f" ({_p_value(self.p)})"
-        return f"{self.mean:+.4f} ± {self.half_width:.4f}{p}"
-
-
-def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Differences of runs that share seed, data and order of rows.
-
-    Source:
-        scipy.stats.ttest_rel.
-    """
-    differences = [a - b for a, b in zip(values, reference, strict=True)]
-    average, number = mean(differences), len(differences)
-    if number < 2:
-        return Difference(average, None, None)
-    error = stdev(differences) / math.sqrt(number)
-    half_width = float(stats.t.ppf((1 + LEVEL) / 2, number - 1)) * error
-    p = float(stats.ttest_rel(values, reference).pvalue) if error else None
-    return Difference(average, half_width, p)
-
-
-def write_reports(sweep: Sweep, every: Sequence[Arm], path: Path) -> str:
-    """`results.parquet`, `report.md` and `report.html` in the sweep's folder; the Markdown."""
-    frame = results_frame(every)
-    frame.write_parquet(sweep.out / "results.parquet")
-    text = "\n".join(_page(sweep, frame, path)) + "\n"
+    loaded = [load_cells(setting) for setting in settings(sweep)]
+    results_frame(loaded).write_parquet(sweep.out / "results.parquet")
+    datasets = [_DatasetReport(sweep, name, loaded) for name in sweep.datasets]
+    body = "\n".join([*_introduction(sweep, path), *(line for d in datasets for line in d.lines())])
+    text = f"# {path.stem}\n{body}\n"
     (sweep.out / "report.md").write_text(text)
-    (sweep.out / "report.html").write_text(_html(sweep, frame, text))
+    figures = [figure for dataset in datasets for figure in dataset.figures()]
+    sections = [Section("", [Markdown(body), Figures(figures, "wide")])]
+    html = render_page(f"msrec experiment: {path.stem}", path.stem, sections)
+    (sweep.out / "report.html").write_text(html)
     return text
 
 
-def results_frame(every: Sequence[Arm]) -> pl.DataFrame:
-    """One row for each training and group of rows: names, seed, and the fields of `Metrics`.
-
-    `kind` is all, scenario, or a slice; `group` its scenario or bucket. Intervals over users are
-    left out: what is told here is how trainings differ.
-    """
-    rows: list[dict[str, Any]] = []
-    for one in every:
-        cell = one.cell()
-        if cell is None or cell.results is None:
-            continue
-        results = cell.results
-        groups = _all_groups(results.metrics, results.slices)
-        best: dict[tuple[str, str], Metrics] = {}
-        if results.best_possible is not None:
-            best = _all_groups(results.best_possible, results.best_slices)
-        for (kind, group), metrics in groups.items():
-            names = {"dataset": one.dataset, "backbone": one.backbone, "arm": one.arm}
-            where = {"seed": one.seed, "split": results.split, "kind": kind, "group": group}
-            about = {
-                "parameters": cell.parameters,
-                "seconds": cell.seconds,
-                "best_auc": best[kind, group].auc if (kind, group) in best else None,
-            }
-            values = {name: getattr(metrics, name) for name in METRIC_NAMES}
-            rows.append(names | where | values | about)
-    if not rows:
-        raise ValueError("a report must have at least one judged training; there is none.")
-    return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def _all_groups(
-    metrics: ScenarioMetrics, slices: dict[str, dict[str, Metrics]]
-) -> dict[tuple[str, str], Metrics]:
-    """(kind, group) -> metrics."""
-    groups = {ALL: metrics.all}
-    groups |= {("scenario", name): found for name, found in metrics.scenarios.items()}
-    for kind, buckets in slices.items():
-        groups |= {(kind, bucket): found for bucket, found in buckets.items()}
-    return groups
-
-
-def _page(sweep: Sweep, frame: pl.DataFrame, path: Path) -> Iterator[str]:
-    yield f"# {path.stem}"
+def _introduction(sweep: Sweep, path: Path) -> Iterator[str]:
     yield ""
     yield (
-        f"Made by `msrec experiment {path}`: judged on the {sweep.split} split, {sweep.seeds} "
-        f"seeds. AUC: mean ± standard deviation. Differences: mean over seeds ± half the "
-        f"{LEVEL:.0%} interval, p of the paired t-test; arms of a seed share initialisation seed "
-        "and order of rows. p is not corrected for the number of comparisons."
+        f"Made by `msrec experiment {path}`, evaluated on the {sweep.split} split, {sweep.seeds} "
+        "seeds. AUC: mean ± standard deviation. Differences: mean over seeds ± half the "
+        f"{LEVEL:.0%} interval, p of the paired t-test; the arms of a seed share the seed of the "
+        "initialisation and the order of rows. p is not corrected for the number of comparisons."
     )
     yield ""
     for arm, options in sweep.arm_options.items():
-        yield f"- **{arm}**: {' '.join(f'`{option}`' for option in options) or 'nothing added'}"
-    for dataset in sweep.datasets:
-        part = frame.filter(pl.col("dataset") == dataset)
-        yield from _dataset(sweep, dataset, part)
+        yield f"- **{arm}**: {' '.join(f'`{option}`' for option in options) or 'no overrides'}"
 
 
-def _dataset(sweep: Sweep, dataset: str, frame: pl.DataFrame) -> Iterator[str]:
-    yield ""
-    yield f"## {dataset}"
-    if frame.is_empty():
-        yield ""
-        yield "No training is finished."
-        return
-    pairs = sweep.comparisons
-    head = ["backbone", "arm", "AUC", "log loss", "GAUC"]
-    head += [f"AUC − {name}" for name in dict.fromkeys(other for _, other in pairs)]
-    head += ["minutes"]
-    yield ""
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for backbone in sweep.datasets[dataset].backbones:
-        for arm in sweep.arm_options:
-            found = _of(frame, backbone, arm, *ALL)
-            if found.is_empty():
-                yield f"| {backbone} | {arm} | not run |{' |' * (len(head) - 3)}"
+class _DatasetReport:
+    def __init__(self, sweep: Sweep, name: str, loaded: Sequence[SettingCells]) -> None:
+        self.sweep, self.name = sweep, name
+        own = [cells for cells in loaded if cells.setting.dataset == name]
+        self.cells = {(cells.setting.model, cells.setting.arm): cells for cells in own}
+        self.evaluated = [cell for cells in own for cell in cells.evaluated.values()]
+
+    def difference(
+        self, model: str, arm: str, other: str, group: Group = ALL
+    ) -> PairedDifference | None:
+        """Returns the AUC of an arm minus that of another arm, if both have a seed in common."""
+        return auc_difference(self.cells[model, arm], self.cells[model, other], group)
+
+    def lines(self) -> Iterator[str]:
+        """Yields the section in Markdown."""
+        yield from ("", f"## {self.name}")
+        if not self.evaluated:
+            yield from ("", "No training is finished.")
+            return
+        yield from self._arm_table()
+        if summary := list(self._summary()):
+            yield from ("", *summary)
+        for kind in ("scenario", *HISTORIES):
+            yield from self._group_table(kind)
+
+    def figures(self) -> list[Figure]:
+        """Returns a figure of the differences to the reference, or none without differences."""
+        reference, points = self.sweep.reference, []
+        for model, arm in self.cells:
+            difference = self.difference(model, arm, reference)
+            if arm != reference and difference is not None:
+                points.append((model, arm, difference.mean, difference.half_width or 0.0))
+        return [difference_figure(self.name, reference, points)] if points else []
+
+    def _arm_table(self) -> Iterator[str]:
+        comparisons = self.sweep.comparisons
+        others = list(dict.fromkeys(other for _, other in comparisons))
+        table = []
+        for (model, arm), cells in self.cells.items():
+            if not cells.evaluated:
+                table.append([model, arm, "not run"])
                 continue
-            row = [backbone, arm + _seeds(found, sweep)]
-            row += [_spread(found[m]) for m in ("auc", "log_loss", "gauc")]
-            for other in dict.fromkeys(other for _, other in pairs):
-                told = ""
-                if (arm, other) in pairs:
-                    told = _told(difference(frame, backbone, arm, other, *ALL))
-                row.append(told)
-            row.append(f"{found['seconds'].sum() / 60:.1f}")
-            yield f"| {' | '.join(row)} |"
-    yield from _verdict(sweep, dataset, frame)
-    for kind in ("scenario", *HISTORIES):
-        yield from _groups(sweep, dataset, frame, kind)
+            row = [model, with_seeds(arm, cells)]
+            row += [spread(cells, metric) for metric in ("auc", "log_loss", "gauc")]
+            for other in others:
+                is_compared = (arm, other) in comparisons
+                difference = self.difference(model, arm, other) if is_compared else None
+                row.append(str(difference or ""))
+            seconds = sum(cell.seconds for cell in cells.evaluated.values())
+            table.append([*row, f"{seconds / 60:.1f}"])
+        head = ["backbone", "arm", "AUC", "log loss", "GAUC"]
+        return markdown_table([*head, *(f"AUC − {other}" for other in others), "minutes"], table)
 
+    def _summary(self) -> Iterator[str]:
+        """Yields for each comparison the number of models on which the arm is better or worse."""
+        models = self.sweep.models(self.name)
+        for arm, other in self.sweep.comparisons:
+            known = [d for model in models if (d := self.difference(model, arm, other))]
+            sure = [d.mean for d in known if d.p is not None and d.p < SURE_P]
+            if known:
+                yield (
+                    f"- {arm} above {other}: {sum(d.mean > 0 for d in known)} of {len(known)} "
+                    f"backbones, {sum(mean > 0 for mean in sure)} with p < .01; below it with "
+                    f"p < .01: {sum(mean < 0 for mean in sure)}"
+                )
 
-def _verdict(sweep: Sweep, dataset: str, frame: pl.DataFrame) -> Iterator[str]:
-    """On how many backbones an arm is above another, and on how many surely so."""
-    backbones = sweep.datasets[dataset].backbones
-    lines = []
-    for arm, other in sweep.comparisons:
-        found = [difference(frame, backbone, arm, other, *ALL) for backbone in backbones]
-        known = [d for d in found if d is not None]
-        above = sum(d.mean > 0 for d in known)
-        sure = sum(d.mean > 0 and d.p is not None and d.p < 0.01 for d in known)
-        below = sum(d.mean < 0 and d.p is not None and d.p < 0.01 for d in known)
-        if known:
-            lines.append(
-                f"- {arm} above {other}: {above} of {len(known)} backbones, {sure} with p < .01; "
-                f"below it with p < .01: {below}"
-            )
-    if lines:
-        yield ""
-        yield from lines
-
-
-def _groups(sweep: Sweep, dataset: str, frame: pl.DataFrame, kind: str) -> Iterator[str]:
-    """Differences of each group of rows, with as many rows as the first training counted."""
-    of_kind = frame.filter(pl.col("kind") == kind)
-    counted = dict(of_kind.group_by("group").agg(pl.col("rows").first()).iter_rows())
-    names = of_kind["group"].unique(maintain_order=True).to_list()
-    if kind in HISTORIES:
-        names.sort(key=_bucket_order)
-    if not names:
-        return
-    title = "scenario" if kind == "scenario" else f"training rows of the {kind.split('_')[0]}"
-    yield ""
-    yield f"AUC by {title}, difference to {sweep.reference}:"
-    yield ""
-    yield f"| backbone | arm | {' | '.join(f'{n} ({counted[n]:,} rows)' for n in names)} |"
-    yield f"|{'---|' * (len(names) + 2)}"
-    for backbone in sweep.datasets[dataset].backbones:
-        for arm in sweep.arm_options:
-            if arm == sweep.reference:
-                cells = [_spread(_of(frame, backbone, arm, kind, name)["auc"]) for name in names]
+    def _group_table(self, kind: str) -> Iterator[str]:
+        """Yields the AUC of the reference and the differences to it, for each group of rows."""
+        # All trainings are evaluated on the same rows, so the first one names all groups.
+        first, reference = self.evaluated[0], self.sweep.reference
+        rows = {
+            name: of.rows for (of_kind, name), of in group_metrics(first).items() if of_kind == kind
+        }
+        names = sorted(rows, key=bucket_names().index) if kind in HISTORIES else list(rows)
+        groups = [(kind, name) for name in names]
+        if not groups:
+            return
+        table = []
+        for (model, arm), cells in self.cells.items():
+            if arm == reference:
+                row = [spread(cells, "auc", group) for group in groups]
             else:
-                cells = [
-                    _told(difference(frame, backbone, arm, sweep.reference, kind, name))
-                    for name in names
-                ]
-            if any(cells):
-                yield f"| {backbone} | {arm} | {' | '.join(cells)} |"
-    best = [of_kind.filter(pl.col("group") == name)["best_auc"].drop_nulls() for name in names]
-    if all(len(found) for found in best):
-        shown = " | ".join(f"{found[0]:.4f}" for found in best)
-        yield f"| | best possible | {shown} |"
-
-
-def difference(
-    frame: pl.DataFrame, backbone: str, arm: str, other: str, kind: str, group: str
-) -> Difference | None:
-    """AUC of an arm less that of another, over the seeds that both have; None without any."""
-    one, two = (_of(frame, backbone, name, kind, group) for name in (arm, other))
-    both = one.join(two, on="seed", suffix="_other").drop_nulls(["auc", "auc_other"]).sort("seed")
-    return None if both.is_empty() else paired(both["auc"].to_list(), both["auc_other"].to_list())
-
-
-def _of(frame: pl.DataFrame, backbone: str, arm: str, kind: str, group: str) -> pl.DataFrame:
-    wanted = {"backbone": backbone, "arm": arm, "kind": kind, "group": group}
-    return frame.filter(*(pl.col(name) == value for name, value in wanted.items()))
-
-
-def _seeds(found: pl.DataFrame, sweep: Sweep) -> str:
-    return "" if len(found) == sweep.seeds else f" ({len(found)} of {sweep.seeds} seeds)"
-
-
-def _spread(values: pl.Series) -> str:
-    known = values.drop_nulls().to_list()
-    return spread(known) if known else ("undefined" if len(values) else "")
-
-
-def _told(found: Difference | None) -> str:
-    return "" if found is None else str(found)
-
-
-def _p_value(p: float) -> str:
-    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".", 1)
-
-
-def _bucket_order(name: str) -> int:
-    return next(at for at, low in enumerate(EDGES) if name.rstrip("+").split("-")[0] == str(low))
-
-
-def _html(sweep: Sweep, frame: pl.DataFrame, text: str) -> str:
-    figures: list[Figure] = []
-    for dataset in sweep.datasets:
-        part = frame.filter(pl.col("dataset") == dataset)
-        points = []
-        for backbone in sweep.datasets[dataset].backbones:
-            for arm in sweep.arm_options:
-                if arm == sweep.reference or part.is_empty():
-                    continue
-                found = difference(part, backbone, arm, sweep.reference, *ALL)
-                if found is not None:
-                    points.append((backbone, arm, found.mean, found.half_width or 0.0))
-        if points:
-            figures.append(difference_figure(dataset, sweep.reference, points))
-    heading, _, body = text.partition("\n")
-    title = heading.removeprefix("# ")
-    section = Section("", [Markdown(body), Figures(figures, "wide")])
-    return render_page(f"msrec experiment: {title}", title, [section])
+                of_groups = [self.difference(model, arm, reference, group) for group in groups]
+                row = [str(difference or "") for difference in of_groups]
+            if any(row):
+                table.append([model, arm, *row])
+        best = best_metrics(first)
+        aucs = [best[group].auc for group in groups if group in best]
+        known = [f"{auc:.4f}" for auc in aucs if auc is not None]
+        if len(known) == len(groups):
+            table.append(["", "best possible", *known])
+        yield from ("", f"AUC by {SLICE_TITLES.get(kind, kind)}, difference to {reference}:")
+        titles = [f"{name} ({rows[name]:,} rows)" for name in names]
+        yield from markdown_table(["backbone", "arm", *titles], table)

@@ -1,12 +1,10 @@
-"""The search space of the benchmark, the same for every model, and what to try next in it."""
+"""The search space of tuning, the same for every model, and the values to try next."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msrec.model.backbones import backbone_options
-
-Choice = dict[str, float]
-"""A value for each name of the space."""
+from msrec.tools.experiment.cell import Cell, Choice
 
 START: Choice = {
     "optimizer.lr": 0.002,
@@ -16,13 +14,14 @@ START: Choice = {
     "interaction.dropout": 0.0,
     "width": 0.5,
 }
-"""The first trial of every model: what did well for MLP, SharedBottom and STAR on the validation
+"""First trial of every model: values that did well for MLP, SharedBottom and STAR on the validation
 split of MovieLens-1M."""
 SMALLEST_LAYER = 8
+"""Units of a layer below which `width` does not go."""
 
 
 def search_space() -> dict[str, Any]:
-    """Optuna's distributions.
+    """Returns Optuna's distributions.
 
     Raises:
         ValueError: optuna is not installed.
@@ -31,8 +30,8 @@ def search_space() -> dict[str, Any]:
         from optuna.distributions import CategoricalDistribution, FloatDistribution
     except ImportError:
         raise ValueError(
-            "`msrec bench table` needs optuna, which is not installed: pip install 'msrec[bench]' "
-            "or requirements/dev.txt."
+            "tuning needs optuna, which is not installed: pip install 'msrec[bench]' or "
+            "requirements/dev.txt."
         ) from None
     return {
         "optimizer.lr": FloatDistribution(5e-4, 5e-3, log=True),
@@ -44,47 +43,64 @@ def search_space() -> dict[str, Any]:
     }
 
 
-def propose(number: int, done: Sequence[tuple[Choice, float]]) -> Choice:
-    """What trial `number` tries: START first, then optuna's TPE given the trials that are done.
+def propose(trials: Sequence[Cell]) -> Choice:
+    """Returns the values of the trial after some others: `START`, then those of Optuna's TPE.
 
-    The proposal depends on the number and on `done` alone, so that a benchmark that was killed
-    goes on as if it had not been.
-
-    Args:
-        number: of the trial, from 0.
-        done: choices and their validation AUC, in order.
+    They depend on the trials alone, so that a sweep resumes as if it had not been killed.
     """
-    if number == 0:
+    if not trials:
         return dict(START)
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = search_space()
-    sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=2)
+    sampler = optuna.samplers.TPESampler(seed=len(trials), n_startup_trials=2)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    for choice, auc in done:
-        study.add_trial(optuna.trial.create_trial(params=choice, distributions=space, value=auc))
+    for cell in trials:
+        if cell.valid_auc is not None:
+            trial = optuna.trial.create_trial(
+                params=cell.choice, distributions=space, value=cell.valid_auc
+            )
+            study.add_trial(trial)
     return dict(study.ask(space).params)
 
 
-def overrides(choice: Mapping[str, float], backbone: str) -> list[str]:
-    """A choice as overrides of a run's config.
+def best_trial(trials: Sequence[Cell | None]) -> Cell | None:
+    """Returns the trial with the best validation AUC.
 
-    `width` scales every `*_dims` option of the backbone, down to 8; `dropout` is the backbone's.
+    Returns None if a trial is missing, or if none has a finite loss.
+    """
+    if None in trials:
+        return None
+    finite = [cell for cell in trials if cell is not None and cell.valid_auc is not None]
+    return max(finite, key=lambda cell: cell.valid_auc or 0.0, default=None)
+
+
+def overrides(choice: Mapping[str, float], backbone: str) -> list[str]:
+    """Returns tuned values as overrides of a run's config.
+
+    `width` scales every `*_dims` option of the backbone, down to `SMALLEST_LAYER`. `dropout` is the
+    backbone's.
 
     Example:
         >>> overrides({"dropout": 0.1, "width": 0.5}, "shared_bottom")
         ['backbone.dropout=0.1', 'backbone.bottom_dims=[128, 64]', 'backbone.tower_dims=[32]']
     """
-    found = []
+    options = []
     for name, value in choice.items():
         if name == "width":
-            for option, parameter in backbone_options(backbone).items():
-                if option.endswith("_dims") or option == "dims":
-                    sizes = [max(SMALLEST_LAYER, round(d * value)) for d in parameter.default]
-                    found.append(f"backbone.{option}={sizes}")
+            options += _layer_sizes(backbone, value)
         elif name == "dropout":
-            found.append(f"backbone.dropout={value:.6g}")
+            options.append(f"backbone.dropout={value:.6g}")
         else:
-            found.append(f"{name}={value:.6g}")
-    return found
+            options.append(f"{name}={value:.6g}")
+    return options
+
+
+def _layer_sizes(backbone: str, width: float) -> list[str]:
+    options = []
+    for name, parameter in backbone_options(backbone).items():
+        if name.endswith("_dims") or name == "dims":
+            sizes = [max(SMALLEST_LAYER, round(size * width)) for size in parameter.default]
+            options.append(f"backbone.{name}={sizes}")
+    return options

@@ -45,7 +45,7 @@ def machine() -> dict[str, Any]:
         load: mean number of processes that were ready to run in the last 1, 5 and 15 minutes.
     """
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "load": [round(load, 2) for load in os.getloadavg()],
@@ -129,7 +129,7 @@ def _caption(on: dict[str, Any], rounds: int) -> str:
     )
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """Returns the processor's name; on other systems than Linux its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []

@@ -1,0 +1,140 @@
+"""Trains one run of a sweep, and keeps its figures in one JSON file, the cell."""
+
+import logging
+import shutil
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from msrec.data.io.atomic_files import write_json
+from msrec.data.io.validation import StrictModel
+from msrec.data.schema import Split
+from msrec.launch.config import load_config, save_config
+from msrec.launch.distributed import process_group, quiet_libraries
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.results import Results
+from msrec.launch.evaluation.slices import HISTORIES
+from msrec.launch.training.metric_log import load_metric_log
+from msrec.launch.training.trainer import Trainer
+
+CELL_FILE = "cell.json"
+OUTPUT_FILE = "output.txt"
+"""Progress and warnings of the training."""
+NOT_KEPT = ("checkpoints", "predictions", "tensorboard")
+"""Folders of a run that are deleted after it."""
+Choice = dict[str, float]
+"""Tuned values by name."""
+
+
+class Cell(StrictModel):
+    """Figures of a finished training."""
+
+    choice: Choice = {}
+    options: list[str]
+    """Overrides that it was trained with, those of `choice` included."""
+    valid_auc: float | None
+    """Of the best epoch; None if the loss became infinite."""
+    epochs: int
+    seconds: float
+    """Of training and evaluation together."""
+    rows_per_s: float
+    """Training rows per second, the median of the log."""
+    parameters: int
+    """Of the dense part."""
+    table_parameters: int
+    results: Results | None = None
+    """On the evaluated split, if any."""
+
+    @property
+    def evaluation(self) -> Results:
+        """Results of a training that was evaluated."""
+        assert self.results is not None, "the training must be evaluated"
+        return self.results
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """A training to run.
+
+    Attributes:
+        folder: run folder.
+        config: YAML file of a run.
+        options: overrides of the config.
+        choice: tuned values, which are also part of `options`.
+        split: evaluated with the best weights; None evaluates none.
+    """
+
+    folder: Path
+    config: Path
+    options: list[str]
+    choice: Choice
+    split: Split | None
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def cell(self) -> Cell | None:
+        """Reads the cell; None if there is none, or if its options or its split are others."""
+        cell = load_cell(self.folder)
+        if cell is None or cell.options != self.options:
+            return None
+        return cell if cell.results is None or cell.results.split == self.split else None
+
+
+def load_cell(folder: Path) -> Cell | None:
+    """Reads the cell of a folder; None if its training is not finished."""
+    path = folder / CELL_FILE
+    return Cell.model_validate_json(path.read_text()) if path.is_file() else None
+
+
+def train_cell(training: PlannedTraining) -> Cell:
+    """Trains in this process and writes the cell; a training that was killed starts again."""
+    logging.getLogger("msrec").setLevel(logging.WARNING)
+    quiet_libraries()
+    folder = training.folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with (
+        (folder / OUTPUT_FILE).open("w") as output,
+        redirect_stdout(output),
+        redirect_stderr(output),
+    ):
+        cell = _train(training)
+    for name in NOT_KEPT:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    write_json(folder / CELL_FILE, cell.model_dump(mode="json"))
+    return cell
+
+
+def _train(training: PlannedTraining) -> Cell:
+    started = time.monotonic()
+    folder, split = training.folder, training.split
+    run_folder = [f"run_root={folder.parent}", f"run_id={folder.name}"]
+    config = load_config(training.config, [*training.options, *run_folder])
+    save_config(config, folder / "config.yaml")
+    with process_group("cpu") as process:
+        trainer = Trainer(config, process)
+        parameters = {False: 0, True: 0}
+        for name, parameter in trainer.model.named_parameters():
+            parameters[".ebc." in name] += parameter.numel()
+        try:
+            progress = trainer.fit().progress
+        except ValueError as error:
+            if "the loss must be finite" not in str(error):
+                raise
+            progress = None
+        results = evaluate(folder, process, split, by=HISTORIES) if split and progress else None
+    _, speeds = load_metric_log(folder).curve("train", "rows_per_s")
+    return Cell(
+        choice=training.choice,
+        options=training.options,
+        valid_auc=progress.best_auc if progress else None,
+        epochs=progress.epoch if progress else 0,
+        seconds=time.monotonic() - started,
+        rows_per_s=median(speeds or [0.0]),
+        parameters=parameters[False],
+        table_parameters=parameters[True],
+        results=results,
+    )
