@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from history_rows import TIMES, histories, rows_of, slow_history, with_ties
 from tiny import replace_column, tiny_dataset
 
 from msrec.data.histories.build import build_histories
@@ -14,23 +15,6 @@ from msrec.data.loading.batch import NO_EVENTS
 from msrec.data.loading.collator import Collator
 from msrec.data.loading.loader import Loader, RankShare, open_loader
 from msrec.data.schema import SPLITS, SplitRecord, load_schema
-
-TIMES = 40
-"""Distinct timestamps of 40 users with about 70 rows each: most rows share their time with one."""
-
-
-def with_ties(folder, **schema):
-    dataset = tiny_dataset(folder, **schema)
-    rng = np.random.default_rng(3)
-    for path in sorted(dataset.glob("*/part-*.parquet")):
-        times = rng.integers(TIMES, size=pq.read_metadata(path).num_rows)
-        replace_column(path, "timestamp", pa.array(times, pa.int64()))
-    return dataset
-
-
-def rows_of(dataset, split):
-    paths = sorted((dataset / split).glob("*.parquet"))
-    return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
 @pytest.fixture(scope="module")
@@ -45,30 +29,6 @@ def loader_of(dataset, split, protocol, max_len, share=RankShare(), **options): 
     loader = open_loader(dataset, split, 96, share=share, **options)
     collator = Collator(load_schema(dataset), sequences=reader)
     return Loader(loader.reader, loader.order, collator, (), share, prefetch=0)
-
-
-def histories(batch):
-    """Row id -> its events as (item, scenario, label, time), oldest first."""
-    events = batch.sequence
-    items = events.items["history"]
-    starts = items.offsets().tolist()
-    columns = (items.values(), events.scenario, events.label, events.time)
-    rows = list(zip(*(column.tolist() for column in columns), strict=True))
-    assert len(rows) == starts[-1] == len(events.label)
-    return {
-        row: rows[starts[bag] : starts[bag + 1]]
-        for row, bag in zip(batch.row_id.tolist(), events.bag.tolist(), strict=True)
-    }
-
-
-def slow_history(row, events, max_len):
-    """The rule, one event after another; `events` are in the order of the files."""
-    seen = [e for e in events if e["user"] == row["user"] and e["timestamp"] < row["timestamp"]]
-    seen.sort(key=lambda event: event["timestamp"])  # stable: ties keep the order of the files
-    return [
-        (event["item"], event["scenario"], event["label"], event["timestamp"])
-        for event in seen[-max_len:]
-    ]
 
 
 @pytest.mark.parametrize("max_len", [3, 1000])

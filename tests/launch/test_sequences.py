@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from history_rows import histories, rows_of, slow_history, with_ties
 from ranks import run_ranks
+from renumbering import renumbered, save_values
 from rich.console import Console
-from test_histories import histories, rows_of, slow_history, with_ties
-from test_trainer import config_of
-from test_vocabulary_alignment import renumbered, save_values
 from tiny import tiny_dataset
+from trainings import config_of
 
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.histories.build import build_histories
@@ -180,6 +180,7 @@ def trained(rank, world_size, config):
     evaluate(config.run_dir, process)
 
 
+@pytest.mark.slow
 def test_results_and_the_report_name_the_protocol(dataset, tmp_path):
     config = sequence_config(dataset, tmp_path, "trainer.max_steps=3", protocol="frozen")
     run_ranks(trained, 2, config)
@@ -189,6 +190,7 @@ def test_results_and_the_report_name_the_protocol(dataset, tmp_path):
     assert "the 6 newest of all earlier rows of the user, protocol frozen" in section
 
 
+@pytest.mark.slow
 def test_results_without_histories_have_none(dataset, tmp_path):
     config = config_of(dataset, tmp_path, "trainer.max_steps=3")
     run_ranks(trained, 1, config)
