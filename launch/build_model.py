@@ -47,7 +47,9 @@ def build_sharded(
     model, sharding = plan_model(config, schema, knowledge, process, plan)
     std = config.embeddings.init_std
     sharded = shard(model, sharding, process.device, std, config.seed)
-    vectors = {item_table(each.name): torch.from_numpy(each.vectors) for each in knowledge.item_sources}
+    vectors = {
+        item_table(each.name): torch.from_numpy(each.vectors) for each in knowledge.item_sources
+    }
     fill_frozen(sharded, sharding, vectors)
     return sharded, sharding
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from histories import histories, rows_of, slow_history, with_ties
+from history_rows import TIMES, histories, rows_of, slow_history, with_ties
 from tiny import replace_column, tiny_dataset
 
 from msrec.data.histories.build import build_histories
@@ -15,9 +15,6 @@ from msrec.data.loading.batch import NO_EVENTS
 from msrec.data.loading.collator import Collator
 from msrec.data.loading.loader import Loader, RankShare, open_loader
 from msrec.data.schema import SPLITS, SplitRecord, load_schema
-
-TIMES = 40
-"""Distinct timestamps of 40 users with about 70 rows each: most rows share their time with one."""
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from histories import histories, rows_of, slow_history, with_ties
+from history_rows import histories, rows_of, slow_history, with_ties
 from ranks import run_ranks
+from renumbering import renumbered, save_values
 from rich.console import Console
-from test_trainer import config_of
-from test_vocabulary_alignment import renumbered, save_values
 from tiny import tiny_dataset
+from trainings import config_of
 
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.histories.build import build_histories
@@ -147,8 +147,11 @@ def test_raw_rows_have_histories_and_unknown_users_have_none(dataset, raw_file, 
         row = {"user": 3, "timestamp": time}
         assert histories(batch)[number] == slow_history(row, events, 6)
     assert histories(batch)[2] == []
-    assert batch.item.tolist()[:3] == [1, 2, -1]
-    assert batch.sequence.items.values().tolist()[:3] == [1, 2, 0]
+    candidates = batch.sequence.items.values()[: len(batch.item)].tolist()
+    of_row = dict(
+        zip(batch.row_id.tolist(), zip(batch.item.tolist(), candidates, strict=True), strict=True)
+    )
+    assert [of_row[number] for number in range(3)] == [(1, 1), (2, 2), (-1, 0)]
     table = pq.read_table(raw_file)
     pq.write_table(table.drop_columns(["timestamp"]), raw_file)
     batch = file_batch(config, [raw_file], dataset, raw=True)
@@ -177,6 +180,7 @@ def trained(rank, world_size, config):
     evaluate(config.run_dir, process)
 
 
+@pytest.mark.slow
 def test_results_and_the_report_name_the_protocol(dataset, tmp_path):
     config = sequence_config(dataset, tmp_path, "trainer.max_steps=3", protocol="frozen")
     run_ranks(trained, 2, config)
@@ -186,6 +190,7 @@ def test_results_and_the_report_name_the_protocol(dataset, tmp_path):
     assert "the 6 newest of all earlier rows of the user, protocol frozen" in section
 
 
+@pytest.mark.slow
 def test_results_without_histories_have_none(dataset, tmp_path):
     config = config_of(dataset, tmp_path, "trainer.max_steps=3")
     run_ranks(trained, 1, config)

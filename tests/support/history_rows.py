@@ -1,4 +1,4 @@
-"""Histories of a batch, and a slow reference."""
+"""A tiny dataset with equal timestamps, the histories of a batch, and a slow search for them."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,7 +7,7 @@ import torch
 from tiny import replace_column, tiny_dataset
 
 TIMES = 40
-"""Distinct timestamps of the rows of `with_ties`."""
+"""Distinct timestamps of 40 users with about 70 rows each: most rows share their time with one."""
 
 
 def with_ties(folder, **schema):
