@@ -14,7 +14,7 @@ help: ## list the targets
 
 install: $(READY) ## make .venv (1 to 2 min)
 
-demo: $(READY) ## simulated app, frozen LLM, two ranks: bare against LLM4MSR (2 to 4 min)
+demo: $(READY) ## simulated app, frozen LLM, two ranks: bare against LLM4MSR (4 min)
 	$(VENV)/bin/msrec demo
 
 format: $(READY) ## format the code (1 s)
@@ -49,6 +49,6 @@ benchmark: $(READY) ## docs/results/benchmark.md from RAW=folder (a night; resum
 
 $(READY): requirements/base.txt requirements/$(MACHINE).txt requirements/dev.txt pyproject.toml hatch_build.py
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/pip install --disable-pip-version-check --quiet -r requirements/$(MACHINE).txt -r requirements/dev.txt -e .
+	$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-compile -r requirements/$(MACHINE).txt -r requirements/dev.txt -e .
 	$(VENV)/bin/pip check
 	touch $@
