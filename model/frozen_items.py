@@ -33,8 +33,8 @@ class FrozenItems(nn.Module):
     for sequences are many times slower on CPUs.
 
     Shape:
-        items: key "item", N bags of length 0 or 1, int32 indices into items.parquet.
-        returns: per source (N, dim), float; zeros for an empty bag.
+        items: key "item", M bags of length 0 or 1, int32 indices into items.parquet.
+        returns: per source (M, dim), float; zeros for an empty bag.
 
     Args:
         num_items: rows of each table.

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from msrec.model.layers.mlp import check_positive
 from msrec.model.layers.partitioned_norm import PartitionedNorm
@@ -41,16 +42,18 @@ class InterestOptions:
 
 
 class Histories(NamedTuple):
-    """Histories of a batch, padded; U distinct ones, and the one of each of the B rows.
+    """Candidates and histories of a batch, as positions in a table of M distinct items.
 
     Shape:
-        mask: (U, K), bool, whether a place has an event; newest last, so empty places come first.
-        scenario: (U, K), int64, scenario of each event.
+        candidate: (B,), int64 in [0, M).
+        events: (U, K), int64 in [0, M]; M is an empty place. Newest last, empty places first.
+        scenario: (U, K), int64, scenario of each event; -1 in an empty place.
         label: (U, K), float, label of each event.
-        bag: (B,), int64 in [0, U); `arange(B)` if U equals B.
+        bag: (B,), int64 in [0, U), the history of each row; `arange(B)` if U is B.
     """
 
-    mask: Tensor
+    candidate: Tensor
+    events: Tensor
     scenario: Tensor
     label: Tensor
     bag: Tensor
@@ -87,9 +90,8 @@ class InterestBlock(nn.Module):
     g. They are normalised by batch statistics over all ranks.
 
     Shape:
-        candidate: (B, dim), float, unit vectors; zeros for an item without a vector.
-        history: (U, K, dim), float; zeros in empty places.
-        histories: masks, scenarios and labels of the same events.
+        items: (M + 1, dim), float, unit vectors; zeros for an item without a vector, and last.
+        histories: candidates and events, as positions in `items`.
         scenario: (B,), int64.
         weight: (B,), float, 0 for padding rows; None means all 1.
         returns: (B, out_dim), float.
@@ -127,39 +129,36 @@ class InterestBlock(nn.Module):
 
     def forward(
         self,
-        candidate: Tensor,
-        history: Tensor,
+        items: Tensor,
         histories: Histories,
         scenario: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:
         """Returns the columns of each row."""
-        columns = self.columns(candidate, history, histories, scenario)
+        columns = self.columns(items, histories, scenario)
         rows = RowGroups(torch.zeros_like(scenario), None, None, [])
         normalised: Tensor = self.norm(columns, rows, weight)
         return normalised
 
-    def attention(
-        self, candidate: Tensor, history: Tensor, histories: Histories, scenario: Tensor
-    ) -> Attention:
+    def attention(self, items: Tensor, histories: Histories, scenario: Tensor) -> Attention:
         """Returns similarities and weights of each row's events, for explanations."""
         row = _of_rows(histories, scenario, self.options.cross_scenario)
-        similarity = self._similarity(candidate, history, histories)
-        logits = self._logits(similarity, row, scenario)
-        return Attention(similarity * row.mask, _with_null_slot(logits)[0])
+        similarity = self._similarity(items, self._projected(items, histories), row)
+        weights, _ = _with_null_slot(self._logits(similarity, row, scenario))
+        return Attention(similarity * row.mask, weights)
 
-    def columns(
-        self, candidate: Tensor, history: Tensor, histories: Histories, scenario: Tensor
-    ) -> Tensor:
+    def columns(self, items: Tensor, histories: Histories, scenario: Tensor) -> Tensor:
         """Returns the columns of each row before their normalisation."""
         row = _of_rows(histories, scenario, self.options.cross_scenario)
-        similarity = self._similarity(candidate, history, histories)
+        q = self._projected(items, histories)
+        similarity = self._similarity(items, q, row)
         attention, log_sum = _with_null_slot(self._logits(similarity, row, scenario))
-        value = torch.where(row.label > 0, self.label_value[1], self.label_value[0])
+        value = self._value(row.label)
         decay = self._decay_weights(row.mask)
         # r . q is a sum over the similarities, so that no vector of an event is read again.
         match = (attention * value * similarity).sum(1)
         recent = (decay * value * similarity).sum(1)
+        has_vector = items.square().sum(1).clamp(max=1)
         columns = [
             *_by_group(similarity, row),
             recent,
@@ -167,20 +166,25 @@ class InterestBlock(nn.Module):
             log_sum,
             match,
             attention.sum(1),
-            candidate.square().sum(1).clamp(max=1),
+            has_vector.index_select(0, histories.candidate),
         ]
         stacked = torch.stack(columns, dim=1)
         if self.user_factors is None or self.item_factors is None:
             return stacked
-        g = self._user_code(history, histories, row, value, decay) * self._item_code(candidate)
-        return torch.cat([stacked, g], dim=1)
+        return torch.cat(
+            [stacked, self._user_code(items, histories, row) * self.item_factors(q)], 1
+        )
 
-    def _similarity(self, candidate: Tensor, history: Tensor, histories: Histories) -> Tensor:
-        """Returns q . k_h = (v P P^T) . v_h, (B, K): only the candidate is projected."""
-        if self.projection is not None:
-            candidate = (candidate @ self.projection) @ self.projection.T
-        events = _rows_of(history, histories.bag)
-        return torch.bmm(events, candidate.unsqueeze(2)).squeeze(2)
+    def _projected(self, items: Tensor, histories: Histories) -> Tensor:
+        """Returns q of each row's candidate."""
+        candidate = items.index_select(0, histories.candidate)
+        return candidate if self.projection is None else candidate @ self.projection
+
+    def _similarity(self, items: Tensor, q: Tensor, row: "_RowEvents") -> Tensor:
+        """Returns q . k_h = (q P^T) . v_h, (B, K): no event is projected."""
+        return gather_dot(
+            q if self.projection is None else q @ self.projection.T, items, row.events
+        )
 
     def _logits(self, similarity: Tensor, row: "_RowEvents", scenario: Tensor) -> Tensor:
         places = similarity.shape[1]
@@ -188,52 +192,98 @@ class InterestBlock(nn.Module):
         other = self.other_scenario[scenario].unsqueeze(1) * ~row.is_same
         return (logits - other).masked_fill(~row.mask, -torch.inf)
 
+    def _value(self, label: Tensor) -> Tensor:
+        return torch.where(label > 0, self.label_value[1], self.label_value[0])
+
     def _decay_weights(self, mask: Tensor) -> Tensor:
         """Returns weights that decay by e^-e^decay per place and sum to 1, or to 0 if empty."""
         age = torch.arange(mask.shape[1] - 1, -1, -1, device=mask.device)
         weights = torch.exp(-self.decay.exp() * age) * mask
         return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
 
-    def _item_code(self, candidate: Tensor) -> Tensor:
-        assert self.item_factors is not None
-        if self.projection is not None:
-            candidate = candidate @ self.projection
-        code: Tensor = self.item_factors(candidate)
-        return code
-
-    def _user_code(
-        self,
-        history: Tensor,
-        histories: Histories,
-        row: "_RowEvents",
-        value: Tensor,
-        decay: Tensor,
-    ) -> Tensor:
-        """Returns A z of each row."""
+    def _user_code(self, items: Tensor, histories: Histories, row: "_RowEvents") -> Tensor:
+        """Returns A z of each row: a weighted sum of A P^T v_h, which is short, over the events."""
         assert self.user_factors is not None
-        mean = row.mask / row.mask.sum(1, keepdim=True).clamp(min=1)
-        both = torch.stack([mean, decay], dim=1) * value.unsqueeze(1)
-        z = torch.bmm(both, _rows_of(history, histories.bag))
+        # Once per history, unless a row's scenario decides which of its events count.
+        if self.options.cross_scenario:
+            is_event = histories.scenario >= 0
+            row = _RowEvents(histories.events, is_event, is_event, histories.label)
+        weight = self.user_factors.weight
+        dim = weight.shape[1] // 2
+        mean_map, recent_map = weight[:, :dim], weight[:, dim:]
         if self.projection is not None:
-            z = z @ self.projection
-        code: Tensor = self.user_factors(z.flatten(1))
-        return code
+            mean_map, recent_map = mean_map @ self.projection.T, recent_map @ self.projection.T
+        value = self._value(row.label)
+        mean = value * row.mask / row.mask.sum(1, keepdim=True).clamp(min=1)
+        recent = value * self._decay_weights(row.mask)
+        code = weighted_sum(items @ mean_map.T, row.events, mean)
+        code = code + weighted_sum(items @ recent_map.T, row.events, recent)
+        code = code + self.user_factors.bias
+        return _rows_of(code, histories.bag) if self.options.cross_scenario else code
+
+
+class _GatherDot(torch.autograd.Function):
+    """Dot products of rows with gathered rows of a frozen table, without making the gathered ones.
+
+    torch has no operation of this name, but it is the gradient of `embedding_bag` with respect to
+    its weights per sample, and the other way round.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, table: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(table, index)
+        flat = index.reshape(-1)
+        places = index.shape[1]
+        bags = torch.arange(len(index), device=index.device)
+        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            rows.contiguous(), table, flat, bags * places, bags.repeat_interleave(places), 0
+        )
+        return products.view(index.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        table, index = ctx.saved_tensors
+        return weighted_sum(table, index, grad.contiguous()), None, None
+
+
+def gather_dot(rows: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """Returns the dot products of each row with K rows of a table that gets no gradient.
+
+    Shape:
+        rows: (B, D), float.
+        table: (M, D), float.
+        index: (B, K), int64 in [0, M).
+        returns: (B, K).
+    """
+    if torch.compiler.is_exporting():
+        return torch.bmm(table[index], rows.unsqueeze(2)).squeeze(2)
+    products: Tensor = _GatherDot.apply(rows, table, index)  # type: ignore[no-untyped-call]
+    return products
+
+
+def weighted_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Returns the sum over K of weight[b, k] * table[index[b, k]]: (B, D)."""
+    if torch.compiler.is_exporting():
+        return torch.bmm(weight.unsqueeze(1), table[index]).squeeze(1)
+    return functional.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
 
 
 class _RowEvents(NamedTuple):
-    """The events of each row, (B, K): whether there is one, of the row's scenario, its label."""
+    """The events of each row, (B, K): positions, which there are, of the row's scenario, labels."""
 
+    events: Tensor
     mask: Tensor
     is_same: Tensor
     label: Tensor
 
 
 def _of_rows(histories: Histories, scenario: Tensor, cross_scenario: bool) -> _RowEvents:
-    mask = _rows_of(histories.mask, histories.bag)
-    is_same = _rows_of(histories.scenario, histories.bag) == scenario.unsqueeze(1)
+    of_event = _rows_of(histories.scenario, histories.bag)
+    mask, is_same = of_event >= 0, of_event == scenario.unsqueeze(1)
     if not cross_scenario:
         mask = mask & is_same
-    return _RowEvents(mask, is_same, _rows_of(histories.label, histories.bag))
+    events, label = (_rows_of(v, histories.bag) for v in (histories.events, histories.label))
+    return _RowEvents(events, mask, is_same, label)
 
 
 def _rows_of(values: Tensor, bag: Tensor) -> Tensor:
@@ -271,7 +321,7 @@ class Interest(nn.Module):
     added to its logits.
 
     Shape:
-        sources: per source candidate vectors (B, dim) and history vectors (U, K, dim).
+        sources: per source (M + 1, dim), the vectors of the batch's distinct items.
         histories, scenario, weight: as in `InterestBlock`.
         returns: columns (B, out_dim) and logits (B, num_tasks).
 
@@ -298,7 +348,7 @@ class Interest(nn.Module):
 
     def forward(
         self,
-        sources: Sequence[tuple[Tensor, Tensor]],
+        sources: Sequence[Tensor],
         histories: Histories,
         scenario: Tensor,
         weight: Tensor | None = None,
@@ -306,8 +356,8 @@ class Interest(nn.Module):
         """Returns the columns and the logits of each row."""
         columns = torch.cat(
             [
-                block(candidate, history, histories, scenario, weight)
-                for block, (candidate, history) in zip(self.blocks, sources, strict=True)
+                block(items, histories, scenario, weight)
+                for block, items in zip(self.blocks, sources, strict=True)
             ],
             dim=1,
         )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from msrec.data.loading.batch import Batch, EntityVectors, HistoryEvents
+from msrec.data.loading.batch import Batch, EntityVectors
 from msrec.model.backbone import Backbone
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems
@@ -34,7 +34,7 @@ class KnowledgeParts(NamedTuple):
 class InterestInputs(NamedTuple):
     """Item vectors and histories of a batch; see `Interest` for the shapes."""
 
-    sources: list[tuple[torch.Tensor, torch.Tensor]]
+    sources: list[torch.Tensor]
     histories: Histories
 
 
@@ -128,19 +128,14 @@ class Ranker(nn.Module):
         vectors = self.embeddings(batch.sparse, batch.past)
         inputs = None
         if self.items is not None:
-            inputs = interest_inputs(self.items(batch.sequence.items), batch.sequence)
+            events = batch.sequence
+            histories = Histories(
+                events.candidate, events.events, events.scenario, events.label, events.bag
+            )
+            inputs = InterestInputs(self.items(events.items), histories)
         knowledge = (batch.user_vectors, batch.item_vectors, inputs)
         logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *knowledge)
         return logits, vectors
-
-
-def interest_inputs(vectors: list[torch.Tensor], events: HistoryEvents) -> InterestInputs:
-    """Splits the vectors of a batch's items into those of candidates and of histories."""
-    rows, (bags, places) = len(events.bag), events.scenario.shape
-    end = rows + bags * places
-    sources = [(v[:rows], v[rows:end].unflatten(0, (bags, places))) for v in vectors]
-    mask = events.scenario >= 0
-    return InterestInputs(sources, Histories(mask, events.scenario, events.label, events.bag))
 
 
 class Outcome(NamedTuple):

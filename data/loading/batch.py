@@ -40,23 +40,26 @@ class HistoryBags(NamedTuple):
 class HistoryEvents(NamedTuple):
     """Earlier events of the users of a batch, in the order of time; see `HistoryIndex`.
 
-    Rows with the same user and the same end share a history, so that the U distinct histories of a
-    batch are looked up once. With K = 2::
+    Rows with the same user and the same end share a history, and an item that occurs several times
+    is looked up once. With K = 3::
 
-                         row 0 (user 7)   row 1 (user 3)   row 2 (user 7)
-        candidate        12               40               31
-        history          5, 12            none             as row 0
-        bag              0                1                0
-        items            [12] [40] [31]   [5] [12] [] []   [] []     B bags, U * K, padding
+                     row 0 (user 7)   row 1 (user 3)   row 2 (user 7)
+        candidate    item 12          item 40          item 5
+        history      items 5, 12      none             as row 0
 
-    Every place has a bag of its own, of length 0 or 1, so that the kernels for pooled tables look
-    items up; those for sequences are many times slower on CPUs. All ranks have B * (1 + K) bags.
+        items        [5] [12] [40] []    M = 3 distinct items, and an empty bag
+        candidate    [1, 2, 0]           positions in `items`
+        bag          [0, 1, 0]           U = 2 distinct histories
+        events       [[3, 0, 1],         positions in `items`; M is an empty place
+                      [3, 3, 3]]
 
     Shape:
-        items: key "item", B * (1 + K) bags, int32 indices into items.parquet: the row's item (0 for
-            an item that is not in items.parquet, which is -1 in `Batch.item`), then K places of
-            each history, newest event last and empty places first, then (B - U) * K empty bags.
+        items: key "item", M bags of length 1, int32 indices into items.parquet, ascending, and an
+            empty bag, whose vector is zeros. An item that is not in items.parquet (-1 in
+            `Batch.item`) counts as item 0 here.
+        candidate: (B,), int64 in [0, M), the item of each row.
         bag: (B,), int64 in [0, U), the history of each row; `arange(B)` if U is B.
+        events: (U, K), int64 in [0, M], newest event last, empty places first.
         scenario: (U, K), int64 in [0, S), of each event; -1 in an empty place.
         label: (U, K), float32, first label of each event; 0 in an empty place.
         time: (U, K), int64, timestamp of each event, or its number with the order `rows`.
@@ -64,7 +67,9 @@ class HistoryEvents(NamedTuple):
     """
 
     items: KeyedJaggedTensor
+    candidate: torch.Tensor
     bag: torch.Tensor
+    events: torch.Tensor
     scenario: torch.Tensor
     label: torch.Tensor
     time: torch.Tensor
@@ -73,16 +78,19 @@ class HistoryEvents(NamedTuple):
 
 ITEM = "item"
 """Key of `HistoryEvents.items`."""
+_NONE = torch.zeros(0, 0, dtype=torch.int64)
 NO_EVENTS = HistoryEvents(
     items=KeyedJaggedTensor(
         keys=[ITEM],
         values=torch.zeros(0, dtype=torch.int32),
         lengths=torch.zeros(0, dtype=torch.int32),
     ),
+    candidate=torch.zeros(0, dtype=torch.int64),
     bag=torch.zeros(0, dtype=torch.int64),
-    scenario=torch.zeros(0, 0, dtype=torch.int64),
-    label=torch.zeros(0, 0),
-    time=torch.zeros(0, 0, dtype=torch.int64),
+    events=_NONE,
+    scenario=_NONE,
+    label=_NONE.float(),
+    time=_NONE,
     time_of_row=torch.zeros(0, dtype=torch.int64),
 )
 """Value of `Batch.sequence` without sequences; it has no rows and always stays on the CPU."""

@@ -39,7 +39,7 @@ def test_a_history_is_the_newest_strictly_earlier_events(dataset, protocol, spli
     events = [row for name in event_splits for row in rows_of(dataset, name)]
     rows, count = rows_of(dataset, split), 0
     for batch in loader_of(dataset, split, protocol, max_len).batches():
-        candidates = batch.sequence.items.values()[: len(batch.item)]
+        candidates = batch.sequence.items.values()[batch.sequence.candidate]
         assert candidates.tolist() == batch.item.tolist()
         for number, history in histories(batch).items():
             if number < 0:

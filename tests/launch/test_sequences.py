@@ -147,7 +147,7 @@ def test_raw_rows_have_histories_and_unknown_users_have_none(dataset, raw_file, 
         row = {"user": 3, "timestamp": time}
         assert histories(batch)[number] == slow_history(row, events, 6)
     assert histories(batch)[2] == []
-    candidates = batch.sequence.items.values()[: len(batch.item)].tolist()
+    candidates = batch.sequence.items.values()[batch.sequence.candidate].tolist()
     of_row = dict(
         zip(batch.row_id.tolist(), zip(batch.item.tolist(), candidates, strict=True), strict=True)
     )

@@ -4,23 +4,30 @@ import pytest
 import torch
 from slow.interest import slow_columns
 
-from msrec.model.interest import Histories, Interest, InterestBlock, InterestOptions
+from msrec.model.interest import (
+    Histories,
+    Interest,
+    InterestBlock,
+    InterestOptions,
+    gather_dot,
+    weighted_sum,
+)
 
-B, U, K, D, S = 7, 4, 5, 6, 3
+B, U, K, D, S, M = 7, 4, 5, 6, 3, 9
 
 
-def batch(seed=0, bags=None):
+def batch(seed=0):
     """Unit vectors, histories of length 0 to K with newest last, rows of several scenarios."""
     torch.manual_seed(seed)
-    candidate = torch.nn.functional.normalize(torch.randn(B, D))
-    candidate[2] = 0  # an item without a vector
-    lengths = torch.tensor([0, K, 1, 3])
-    mask = torch.arange(K) >= K - lengths.unsqueeze(1)
-    history = torch.nn.functional.normalize(torch.randn(U, K, D), dim=2) * mask.unsqueeze(2)
-    bag = torch.tensor([0, 1, 1, 2, 3, 3, 1]) if bags is None else bags
-    scenario = torch.randint(S, (U, K))
-    label = torch.randint(2, (U, K)).float()
-    return candidate, history, Histories(mask, scenario, label, bag), torch.arange(B) % S
+    items = torch.nn.functional.normalize(torch.randn(M + 1, D))
+    items[2] = 0  # an item without a vector
+    items[M] = 0  # an empty place
+    mask = torch.arange(K) >= K - torch.tensor([0, K, 1, 3]).unsqueeze(1)
+    events = torch.where(mask, torch.randint(M, (U, K)), M)
+    scenario = torch.where(mask, torch.randint(S, (U, K)), -1)
+    label = torch.randint(2, (U, K)).float() * mask
+    candidate, bag = torch.tensor([0, 1, 2, 3, 4, 0, 8]), torch.tensor([0, 1, 1, 2, 3, 3, 1])
+    return items, Histories(candidate, events, scenario, label, bag), torch.arange(B) % S
 
 
 def scrambled(block):
@@ -57,21 +64,18 @@ def test_values_and_gradients_are_those_of_the_slow_reference(options, max_len):
 
 
 def test_rows_that_each_have_their_history_need_no_lookup():
-    candidate, history, histories, scenario = batch()
+    items, histories, scenario = batch()
     block = scrambled(InterestBlock(D, K, S))
-    own = Histories(*(v[histories.bag] for v in histories[:3]), torch.arange(B))
-    apart = block.columns(candidate, history[histories.bag], own, scenario)
-    torch.testing.assert_close(apart, block.columns(candidate, history, histories, scenario))
-
-
-def test_values_in_empty_places_do_not_matter():
-    candidate, history, histories, scenario = batch()
-    block = scrambled(InterestBlock(D, K, S))
-    noise = torch.randn_like(history) * ~histories.mask.unsqueeze(2)
-    torch.testing.assert_close(
-        block.columns(candidate, history + noise, histories, scenario),
-        block.columns(candidate, history, histories, scenario),
+    bag = histories.bag
+    own = Histories(
+        histories.candidate,
+        histories.events[bag],
+        histories.scenario[bag],
+        histories.label[bag],
+        torch.arange(B),
     )
+    apart = block.columns(items, own, scenario)
+    torch.testing.assert_close(apart, block.columns(items, histories, scenario))
 
 
 def test_attention_weights_and_null_slot_sum_to_one():
@@ -84,14 +88,14 @@ def test_attention_weights_and_null_slot_sum_to_one():
 
 
 def test_the_sources_columns_are_joined_and_add_to_the_logits_from_zero():
-    candidate, history, histories, scenario = batch()
+    items, histories, scenario = batch()
     torch.manual_seed(0)
     interest = Interest([D, D - 2], K, S, num_tasks=2)
-    sources = [(candidate, history), (candidate[:, 2:], history[:, :, 2:])]
+    sources = [items, items[:, 2:].contiguous()]
     columns, logits = interest(sources, histories, scenario)
     assert columns.shape == (B, interest.out_dim)
     assert (logits == 0).all()
-    first = interest.blocks[0](candidate, history, histories, scenario)
+    first = interest.blocks[0](items, histories, scenario)
     torch.testing.assert_close(columns[:, : first.shape[1]], first)
     torch.nn.init.ones_(interest.head.weight)
     columns, logits = interest(sources, histories, scenario)
@@ -99,12 +103,27 @@ def test_the_sources_columns_are_joined_and_add_to_the_logits_from_zero():
 
 
 def test_padding_rows_do_not_change_the_normalisation():
-    candidate, history, histories, scenario = batch()
+    items, histories, scenario = batch()
     blocks = [InterestBlock(D, K, S) for _ in range(2)]
     blocks[1].load_state_dict(blocks[0].state_dict())
     weight = torch.ones(B)
     weight[-2:] = 0
-    cut = histories._replace(bag=histories.bag[:-2])
-    padded = blocks[0](candidate, history, histories, scenario, weight)[:-2]
-    alone = blocks[1](candidate[:-2], history, cut, scenario[:-2])
-    torch.testing.assert_close(padded, alone)
+    cut = histories._replace(bag=histories.bag[:-2], candidate=histories.candidate[:-2])
+    padded = blocks[0](items, histories, scenario, weight)[:-2]
+    torch.testing.assert_close(padded, blocks[1](items, cut, scenario[:-2]))
+
+
+def test_gathered_products_and_sums_are_those_of_the_gathered_rows():
+    torch.manual_seed(1)
+    table, index = torch.randn(M, D), torch.randint(M, (B, K))
+    rows, weight = torch.randn(B, D, requires_grad=True), torch.randn(B, K, requires_grad=True)
+    products = gather_dot(rows, table, index)
+    want = (table[index] * rows.unsqueeze(1)).sum(2)
+    torch.testing.assert_close(products, want)
+    direction = torch.randn(B, K)
+    torch.testing.assert_close(
+        torch.autograd.grad((products * direction).sum(), rows),
+        torch.autograd.grad((want * direction).sum(), rows),
+    )
+    total = weighted_sum(table, index, weight)
+    torch.testing.assert_close(total, (table[index] * weight.unsqueeze(2)).sum(1))

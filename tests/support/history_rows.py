@@ -27,15 +27,13 @@ def rows_of(dataset, split):
 def histories(batch):
     """Row id -> its events as (item, scenario, label, time), oldest first."""
     events = batch.sequence
-    size, (bags, places) = len(batch.row_id), events.scenario.shape
-    lengths = events.items.lengths()
-    assert len(lengths) == size * (1 + places)
-    assert (lengths[:size] == 1).all()
-    is_event = lengths[size : size + bags * places].view(bags, places) == 1
-    assert not lengths[size + bags * places :].any()
+    bags, places = events.scenario.shape
+    distinct = events.items.values()
+    assert events.items.lengths().tolist() == [1] * len(distinct) + [0]
+    assert (distinct.diff() > 0).all()
+    is_event = events.events < len(distinct)
     assert (is_event == (events.scenario >= 0)).all()
-    item = torch.zeros(bags, places, dtype=torch.int32)
-    item[is_event] = events.items.values()[size:]
+    item = torch.cat([distinct, distinct[:1]])[events.events]
     columns = (item, events.scenario, events.label, events.time)
     rows = [
         list(zip(*(column[bag][is_event[bag]].tolist() for column in columns), strict=True))

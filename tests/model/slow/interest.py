@@ -5,22 +5,29 @@ import math
 import torch
 
 
-def slow_columns(block, candidate, history, histories, scenario):
+def slow_columns(block, items, histories, scenario):
     """Columns of `InterestBlock` before their normalisation."""
     rows = [
-        slow_row(block, candidate[b], events(history, histories, int(histories.bag[b])), int(s))
+        slow_row(
+            block,
+            items[histories.candidate[b]],
+            events_of(items, histories, int(histories.bag[b])),
+            int(s),
+        )
         for b, s in enumerate(scenario)
     ]
     return torch.stack(rows)
 
 
-def events(history, histories, bag):
-    """(vector, scenario, label) of the events of a bag, oldest first, with their places."""
-    places = [h for h in range(history.shape[1]) if histories.mask[bag, h]]
-    return [
-        (h, history[bag, h], int(histories.scenario[bag, h]), int(histories.label[bag, h]))
-        for h in places
-    ], history.shape[1]
+def events_of(items, histories, bag):
+    """(place, vector, scenario, label) of the events of a history, oldest first; its places."""
+    num_places = histories.events.shape[1]
+    found = [
+        (h, items[item], int(histories.scenario[bag, h]), int(histories.label[bag, h]))
+        for h, item in enumerate(histories.events[bag])
+        if item < len(items) - 1
+    ]
+    return found, num_places
 
 
 def slow_row(block, candidate, events_and_places, scenario):
