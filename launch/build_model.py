@@ -31,6 +31,9 @@ from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
+from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
+from msrec.model.sequence_encoders.encoder import SequenceEncoder
+from msrec.model.sequence_items import SequenceItems
 
 MATCH_DIM = 16
 """Columns of `llm_feature.kind=match` if `llm_feature.dim` is null."""
@@ -69,6 +72,8 @@ def plan_model(
     model = build_model(config, schema, knowledge)
     spec = table_spec(config)
     is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
+    if model.ranker.sequence_items is not None:
+        fuse_optimizer(model.ranker.sequence_items.ebc, spec, process.device)
     if model.ranker.items is not None:
         freeze(model.ranker.items)
     if plan is None:
@@ -117,6 +122,8 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     interest = _interest(config, schema, knowledge, num_tasks)
     in_dim = interaction.out_dim + sum(feature.out_dim for feature in features.values())
     in_dim += 0 if interest is None else interest.out_dim
+    encoder = _sequence_encoder(config, schema)
+    in_dim += 0 if encoder is None else encoder.out_dim
     # The dot mode passes no vector on to the backbone: one that needs a vector raises an error.
     names = () if config.interaction.mode == "dot" else embeddings.names
     layout = FeatureLayout(names, dim, interaction.dense_dim)
@@ -131,13 +138,25 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
         interest=interest,
         **features,
     )
-    dense_arch = DenseArch(interaction, backbone, parts, input_dropout=config.interaction.dropout)
+    dropout = config.interaction.dropout
+    dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder)
     loss = RankLoss(config.embeddings.l2, config.objective.aux_weight)
-    items = None
+    items, sequence_items = None, None
     if interest is not None:
         dims = {each.name: each.vectors.shape[1] for each in knowledge.item_sources}
         items = FrozenItems(schema.num_items, dims)
-    return RankerTrain(Ranker(embeddings, dense_arch, items), loss)
+    if encoder is not None:
+        sequence_items = SequenceItems(schema.num_items, dim)
+    return RankerTrain(Ranker(embeddings, dense_arch, items, sequence_items), loss)
+
+
+def _sequence_encoder(config: RunConfig, schema: Schema) -> SequenceEncoder | None:
+    sequence = config.sequence
+    if sequence.encoder == "none":
+        return None
+    return SEQUENCE_ENCODERS[sequence.encoder](
+        config.embeddings.dim, sequence.max_len, schema.num_scenarios, sequence.encoder_options
+    )
 
 
 def _interest(

@@ -10,6 +10,7 @@ from msrec.data.io.paths import local_path
 from msrec.data.io.validation import StrictModel
 from msrec.data.schema import HistoryProtocol
 from msrec.model.meta import Fusion, MetaOptions
+from msrec.model.sequence_encoders.encoder import EncoderOptions
 
 ParameterGroup = Literal["tables", "meta", "backbone"]
 """Parameters with one optimizer: the embedding tables, every module that reads LLM vectors, the
@@ -207,6 +208,32 @@ class SequenceConfig(StrictModel):
     (events of the training split); null reads none. A row sees only earlier events."""
     max_len: int = Field(20, ge=1)
     """Number of newest events per row."""
+    encoder: Literal["none", "din", "sim", "bst", "hstu"] = "none"
+    """Sequence model of the history and the row's item, by learned vectors of the items in a table
+    `sequence_item`. Its output is appended to the backbone's input; `none` is off."""
+    num_heads: int = Field(2, ge=1)
+    """Number of attention heads of `sim`, `bst` and `hstu`; a divisor of `embeddings.dim`."""
+    num_layers: int = Field(1, ge=1)
+    """Number of blocks of `bst` and `hstu`."""
+    attention_dims: list[Annotated[int, Field(ge=1)]] = [80, 40]
+    """Layer sizes of the MLP of `din` that compares an event with the row's item."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout rate within the encoder."""
+
+    @model_validator(mode="after")
+    def _check_encoder(self) -> Self:
+        if self.encoder != "none" and self.protocol is None:
+            raise ValueError(
+                f"encoder={self.encoder} reads ordered histories, so that sequence.protocol must "
+                "be stream or frozen; it is null"
+            )
+        return self
+
+    @property
+    def encoder_options(self) -> EncoderOptions:
+        """Options of the encoder."""
+        options = self.model_dump(include={"num_heads", "num_layers", "dropout"})
+        return EncoderOptions(**options, attention_dims=tuple(self.attention_dims))
 
 
 class InterestConfig(StrictModel):

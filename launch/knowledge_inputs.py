@@ -41,6 +41,7 @@ class KnowledgeInputs:
         self.is_rare = rare_ids(config.dataset, schema, rare, config.faults)
         """Feature -> (rows of its table,), true for ids that count as unknown."""
         self.history = _history(config, schema)
+        _check_encoder(config)
         kind, of = config.llm_feature.kind, config.llm_feature.of
         self.feature_of = tuple(of) if kind in ("concat", "experts") else ()
         """Entities whose vectors are features of the backbone."""
@@ -102,6 +103,15 @@ def _history(config: RunConfig, schema: Schema) -> BehaviourHistory | None:
     return BehaviourHistory(
         config.dataset, schema, config.history.of, config.history.max_len, config.faults
     )
+
+
+def _check_encoder(config: RunConfig) -> None:
+    is_changed = config.embeddings.per_scenario or config.scale != 1
+    if config.sequence.encoder != "none" and is_changed:
+        raise ValueError(
+            "sequence.encoder must be none with embeddings.per_scenario=true and with scale: its "
+            f"table has every item, for all scenarios; got {config.sequence.encoder}."
+        )
 
 
 def _open_stores(config: RunConfig) -> dict[str, KnowledgeStore]:

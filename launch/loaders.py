@@ -14,9 +14,12 @@ from msrec.data.loading.id_transforms import IdDropout, IdTransform, RareIds, ta
 from msrec.data.loading.loader import Loader, RankShare
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, Split, load_schema
+from msrec.launch.build_model import table_spec
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.model.distributed.sharding import sharding_type
+from msrec.model.sequence_items import SEQUENCE_TABLE
 
 
 class ScoredDataset(NamedTuple):
@@ -58,7 +61,8 @@ def build_loader(
     reader = SplitReader(dataset, files, split, [*files.columns, *extra], config.faults)
     order = _order(config, reader, global_batch, shuffle)
     is_train = split == "train" and (scored is None or scored.alignment is None)
-    collator = _collator(config, knowledge, schema, scored, split, is_train)
+    equal_bags = is_train and _needs_equal_bags(config, schema, process.world_size)
+    collator = _collator(config, knowledge, schema, scored, split, is_train, equal_bags)
     return _loader(config, process, knowledge, reader, order, collator, scored)
 
 
@@ -129,6 +133,7 @@ def _collator(
     scored: ScoredDataset | None,
     split: Split | None,
     is_train: bool,
+    equal_bags: bool = False,
 ) -> Collator:
     """Returns the sources of a batch; `split` is None for rows of plain files."""
     alignment = None if scored is None else scored.alignment
@@ -139,8 +144,22 @@ def _collator(
     if knowledge.sequences is not None:
         scenarios = None if alignment is None else alignment.scenarios
         max_len = config.sequence.max_len
-        sequences = HistoryReader(knowledge.sequences, max_len, split, scenarios)
+        sequences = HistoryReader(knowledge.sequences, max_len, split, scenarios, equal_bags)
     return Collator(schema, knowledge.user, knowledge.item, history, is_train, sequences)
+
+
+def _needs_equal_bags(config: RunConfig, schema: Schema, world_size: int) -> bool:
+    """Whether the batches of all ranks must look up as many items, distinct or not.
+
+    The backward pass of a row-wise table exchanges gradients by an all-gather, which gloo runs for
+    equal sizes only. A table on one rank has no such limit, and fewer bags are faster. A plan file
+    may split any table.
+    """
+    if config.sequence.encoder == "none" or world_size == 1:
+        return False
+    spec = table_spec(config)
+    sharding = sharding_type(SEQUENCE_TABLE, schema.num_items, spec, world_size)
+    return config.plan is not None or sharding == "row_wise"
 
 
 def _loader(

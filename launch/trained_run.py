@@ -128,6 +128,11 @@ def _alignment(config: RunConfig, data: AnyPath, process: Process) -> Vocabulary
             f"--data needs a run with llm.control=none; this one has {config.llm.control}, whose "
             "vectors exist only for the users and items of its own dataset."
         )
+    if config.sequence.encoder != "none":
+        raise ValueError(
+            f"--data needs a run with sequence.encoder=none; this one has "
+            f"{config.sequence.encoder}, whose table has the items of its own dataset only."
+        )
     alignment = VocabularyAlignment(config.dataset, data)
     if process.is_main:
         for name, count in alignment.new_values.items():

@@ -15,6 +15,8 @@ from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta, fuse
+from msrec.model.sequence_encoders.encoder import SequenceEncoder
+from msrec.model.sequence_items import SequenceItems
 
 
 class KnowledgeParts(NamedTuple):
@@ -38,6 +40,13 @@ class InterestInputs(NamedTuple):
     histories: Histories
 
 
+class SequenceInputs(NamedTuple):
+    """Learned item vectors (M + 1, D) and histories of a batch; see `SequenceEncoder`."""
+
+    items: torch.Tensor
+    histories: Histories
+
+
 class DenseArch(nn.Module):
     """From embeddings to logits: interaction, LLM features, meta layers, backbone, scenario meta.
 
@@ -58,6 +67,7 @@ class DenseArch(nn.Module):
         backbone: Backbone,
         parts: KnowledgeParts | None = None,
         input_dropout: float = 0.0,
+        sequence_encoder: SequenceEncoder | None = None,
     ) -> None:
         super().__init__()
         self.interaction = interaction
@@ -70,6 +80,7 @@ class DenseArch(nn.Module):
         self.match = parts.match
         self.learned_users = parts.learned_users
         self.interest = parts.interest
+        self.sequence_encoder = sequence_encoder
 
     def forward(  # noqa: D102
         self,
@@ -80,6 +91,7 @@ class DenseArch(nn.Module):
         user_vectors: EntityVectors,
         item_vectors: EntityVectors,
         interest_inputs: InterestInputs | None = None,
+        sequence_inputs: SequenceInputs | None = None,
     ) -> torch.Tensor:
         if self.learned_users is not None:
             user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
@@ -97,6 +109,9 @@ class DenseArch(nn.Module):
             assert interest_inputs is not None
             matched, interest_logits = self.interest(*interest_inputs, scenario, weight)
             columns.append(matched)
+        if self.sequence_encoder is not None:
+            assert sequence_inputs is not None
+            columns.append(self.sequence_encoder(*sequence_inputs, scenario))
         x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
         if self.user_meta is not None:
             x = self.user_meta(x, *user)
@@ -110,31 +125,38 @@ class DenseArch(nn.Module):
 
 
 class Ranker(nn.Module):
-    """Embeddings, frozen item vectors, and the dense part over them.
+    """Embeddings, item vectors (frozen and learned), and the dense part over them.
 
     Shape:
         returns: logits (B, T) and the embeddings (B, F, D).
     """
 
     def __init__(
-        self, embeddings: Embeddings, dense_arch: DenseArch, items: FrozenItems | None = None
+        self,
+        embeddings: Embeddings,
+        dense_arch: DenseArch,
+        items: FrozenItems | None = None,
+        sequence_items: SequenceItems | None = None,
     ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.items = items
+        self.sequence_items = sequence_items
         self.over = dense_arch  # its name in checkpoints
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
         vectors = self.embeddings(batch.sparse, batch.past)
-        inputs = None
+        events = batch.sequence
+        histories = Histories(
+            events.candidate, events.events, events.scenario, events.label, events.bag
+        )
+        interest, sequence = None, None
         if self.items is not None:
-            events = batch.sequence
-            histories = Histories(
-                events.candidate, events.events, events.scenario, events.label, events.bag
-            )
-            inputs = InterestInputs(self.items(events.items), histories)
-        knowledge = (batch.user_vectors, batch.item_vectors, inputs)
-        logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *knowledge)
+            interest = InterestInputs(self.items(events.items), histories)
+        if self.sequence_items is not None:
+            sequence = SequenceInputs(self.sequence_items(events.items), histories)
+        others = (batch.user_vectors, batch.item_vectors, interest, sequence)
+        logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *others)
         return logits, vectors
 
 

@@ -117,7 +117,7 @@ class ServingModel(nn.Module):
         returns: (B,), float, probability of the first label.
 
     Raises:
-        ValueError: the model has learned vectors in place of the LLM's.
+        ValueError: the model has learned vectors in place of the LLM's, or a sequence encoder.
     """
 
     def __init__(
@@ -128,6 +128,11 @@ class ServingModel(nn.Module):
             raise ValueError(
                 "llm.control must not be learned for a model to be served: its vectors are of the "
                 "users of one data set."
+            )
+        if dense_arch.sequence_encoder is not None:
+            raise ValueError(
+                "sequence.encoder must be none for a model to be served: an export has no learned "
+                "item vectors for histories."
             )
         self.interaction, self.backbone = dense_arch.interaction, dense_arch.backbone
         self.user_meta, self.item_meta = dense_arch.user_meta, dense_arch.item_meta

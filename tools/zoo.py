@@ -19,6 +19,7 @@ from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import BACKBONES, backbone_options, make_backbone
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import ScenarioMeta, UserMeta
+from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
 
 LAYOUT = FeatureLayout(("user_id", "item_id", *(f"feature_{i}" for i in range(6))), dim=16)
 SHAPE = BackboneShape(LAYOUT.end, num_scenarios=3, layout=LAYOUT)
@@ -93,6 +94,7 @@ class Entry:
 
 
 ENTRIES = [Entry(name, cls) for name, cls in BACKBONES.items()]
+SEQUENCE_ENTRIES = [Entry(name, cls) for name, cls in SEQUENCE_ENCODERS.items()]
 
 
 def zoo(name: str | None, console: Console | None = None) -> None:
@@ -105,6 +107,7 @@ def zoo(name: str | None, console: Console | None = None) -> None:
     if name is None:
         console.print(_models_table())
         console.print(_llm_table())
+        console.print(_sequence_table())
         console.print(
             "msrec zoo NAME prints all about one model. A run uses it by backbone.name=NAME, with "
             "options as backbone.OPTION=VALUE. docs/reference/models.md lists all models.",
@@ -174,6 +177,7 @@ def page() -> str:
     for cls in dict.fromkeys(cls for cls, _ in LLM_PARTS.values()):
         entry = Entry("", cls)
         lines += ["", f"### {cls.__name__}", "", entry.sections[""], "", _source(entry)]
+    lines += ["", *_sequence_sections()]
     return "\n".join(lines) + "\n"
 
 
@@ -199,6 +203,31 @@ def _llm_table() -> Table:
     for setting, (_, text) in LLM_PARTS.items():
         table.add_row(setting, text)
     return table
+
+
+def _sequence_table() -> Table:
+    table = Table("setting", "what it adds", "source", title="Sequence encoders, for any model")
+    for entry in SEQUENCE_ENTRIES:
+        table.add_row(f"sequence.encoder={entry.name}", entry.line, entry.paper)
+    return table
+
+
+def _sequence_sections() -> Iterator[str]:
+    yield "## Sequence encoders"
+    yield ""
+    yield _wrapped(
+        "With `sequence.protocol`, each row has the earlier events of its user, see "
+        "`msrec histories`. An encoder turns them and the row's item into columns that are "
+        "appended to x of any model. It reads learned item vectors of a table `sequence_item`, "
+        "each plus a vector of the event's label and one of its scenario."
+    )
+    yield ""
+    yield "| setting | what it adds |"
+    yield "|---|---|"
+    for entry in SEQUENCE_ENTRIES:
+        yield f"| `sequence.encoder={entry.name}` | {entry.line} |"
+    for entry in SEQUENCE_ENTRIES:
+        yield from ("", f"### {entry.cls.__name__}", "", entry.sections[""], "", _source(entry))
 
 
 def _section(entry: Entry) -> Iterator[str]:

@@ -29,6 +29,8 @@ class HistoryReader:
         split: the split of the rows; None for rows of other files.
         scenarios: (scenarios of the dataset,), int32, the run's id of each scenario; None if they
             are the same.
+        equal_bags: whether to append empty bags to the items, up to the largest possible number,
+            so that the batches of all ranks have as many.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class HistoryReader:
         max_len: int,
         split: Split | None,
         scenarios: npt.NDArray[np.int32] | None = None,
+        equal_bags: bool = False,
     ) -> None:
         # Plain views of the memory maps, because indexing the subclass is slower.
         self._items, self._labels, self._event_scenarios, self._times, self._starts = map(
@@ -44,7 +47,7 @@ class HistoryReader:
         )
         self._ends = None if split is None else np.asarray(index.ends[split])
         self._has_times = index.manifest.order == "timestamp"
-        self._max_len, self._scenarios = max_len, scenarios
+        self._max_len, self._scenarios, self._equal_bags = max_len, scenarios, equal_bags
         self._marks, self._numbers = np.zeros(0, np.bool_), np.zeros(0, np.int64)
         self._num_keys = len(self._starts)
         """Users, the unknown one included."""
@@ -74,6 +77,9 @@ class HistoryReader:
         # All positions are valid. With mode "clip" NumPy takes half the time: it checks no bounds.
         self._items.take(positions, mode="clip", out=ids[size:])
         distinct, numbers = self._distinct(ids)
+        num_bags = (size * (1 + places) if self._equal_bags else len(distinct)) + 1
+        bag_lengths = np.zeros(num_bags, np.int32)
+        bag_lengths[: len(distinct)] = 1
         is_event = np.arange(places) >= places - lengths[:, None]
         events = np.full(is_event.shape, len(distinct), np.int64)
         events[is_event] = numbers[size:]
@@ -88,7 +94,7 @@ class HistoryReader:
             items=KeyedJaggedTensor(
                 keys=[ITEM],
                 values=torch.from_numpy(distinct),
-                lengths=torch.from_numpy(np.append(np.ones(len(distinct), np.int32), np.int32(0))),
+                lengths=torch.from_numpy(bag_lengths),
             ),
             candidate=torch.from_numpy(numbers[:size]),
             bag=torch.from_numpy(bag),

@@ -170,12 +170,17 @@ def _constraint(
     if is_dense:
         # The planner allows the dense kernel for replicated tables only.
         return ParameterConstraints(sharding_types=["data_parallel"], compute_kernels=["dense"])
-    # One rank has every row: sorting ids by the rank of their row would cost a third of a step.
-    is_split = rows >= tables.row_wise_from and dist.get_world_size() > 1
-    by_size = "row_wise" if is_split else "table_wise"
     return ParameterConstraints(
-        sharding_types=[tables.sharding.get(name, by_size)], compute_kernels=["fused"]
+        sharding_types=[sharding_type(name, rows, tables, dist.get_world_size())],
+        compute_kernels=["fused"],
     )
+
+
+def sharding_type(name: str, rows: int, tables: TableOptions, world_size: int) -> TableSharding:
+    """Returns the sharding of a table with a fused optimizer: by its name, else by its size."""
+    # One rank has every row: sorting ids by the rank of their row would cost a third of a step.
+    is_split = rows >= tables.row_wise_from and world_size > 1
+    return tables.sharding.get(name, "row_wise" if is_split else "table_wise")
 
 
 def _topology(device: torch.device, local_world_size: int) -> Topology:

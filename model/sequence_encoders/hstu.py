@@ -9,15 +9,12 @@ from msrec.model.layers.dropout import Dropout
 from msrec.model.sequence_encoders.attention import check_heads, split_heads
 from msrec.model.sequence_encoders.encoder import EncoderOptions, SequenceEncoder
 
+NORM_EPS = 1e-6
+"""Added to the variance in layer norms, as in the public code."""
+
 
 class HSTUBlock(nn.Module):
-    """Hierarchical sequential transduction unit: pointwise attention, gated element-wise.
-
-    For a sequence X of at most N places, with heads as in usual attention::
-
-        U, V, Q, K = split(SiLU(LayerNorm(X) W))
-        A_ij = SiLU(Q_i . K_j + bias[i - j]) / N        for events j up to i, else 0
-        Y    = X + (LayerNorm(A V) * U) W' + b'
+    """Block of HSTU: pointwise attention with a gate and a residual; see `HSTU`.
 
     Shape:
         x: (B, L, D), float, L at most N.
@@ -29,8 +26,8 @@ class HSTUBlock(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_places, self.num_heads = num_places, num_heads
-        self.norm_in = nn.LayerNorm(dim, elementwise_affine=False)
-        self.norm_attention = nn.LayerNorm(dim, elementwise_affine=False)
+        self.norm_in = nn.LayerNorm(dim, NORM_EPS, elementwise_affine=False)
+        self.norm_attention = nn.LayerNorm(dim, NORM_EPS, elementwise_affine=False)
         self.maps = nn.Linear(dim, 4 * dim, bias=False)
         self.bias = nn.Parameter(torch.zeros(num_places))
         self.out = nn.Linear(dim, dim)
@@ -53,10 +50,16 @@ class HSTUBlock(nn.Module):
 
 
 class HSTU(SequenceEncoder):
-    """Blocks of HSTU over the history and, after it, the candidate.
+    """Hierarchical sequential transduction units: gated pointwise attention, without softmax.
 
-    The columns are a layer norm of the candidate's place after `num_layers` blocks. A place reads
-    itself and the events before it; empty places are masked.
+    The sequence X is the history and, after it, the candidate, at most N places. It passes
+    `num_layers` blocks, whose attention has heads::
+
+        U, V, Q, K = split(SiLU(LayerNorm(X) W))
+        A_ij = SiLU(Q_i . K_j + bias[i - j]) / N        for events j up to i, else 0
+        Y    = X + (LayerNorm(A V) * U) W' + b'
+
+    Columns are a layer norm of the candidate's place after the last block. Empty places are masked.
 
     Shape:
         items, histories, scenario: as in `SequenceEncoder`.
@@ -68,8 +71,9 @@ class HSTU(SequenceEncoder):
     Source:
         Zhai et al., ICML 2024 (arXiv 2402.17152). The relative bias is by place alone, one per
         block as in the public code, where the paper adds one by time; labels are added to the
-        vectors of their events, where the paper interleaves items and actions. Layer norms before
-        the maps, after attention (without scale) and at the end are those of the public code.
+        vectors of their events, where the paper interleaves items and actions. The layer norms
+        before the maps and after attention have no learned scale, as in the public code, which also
+        divides by N and normalises the output.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class HSTU(SequenceEncoder):
             HSTUBlock(dim, max_len + 1, options.num_heads, options.dropout)
             for _ in range(options.num_layers)
         )
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, NORM_EPS)
         self.out_dim = dim
 
     def forward(self, items: Tensor, histories: Histories, scenario: Tensor) -> Tensor:  # noqa: D102

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from history_rows import TIMES, histories, rows_of, slow_history, with_ties
 from tiny import replace_column, tiny_dataset
 
@@ -188,6 +189,22 @@ def test_arrays_are_memory_mapped_and_read_only(dataset):
     assert {name: str(getattr(index, name).dtype) for name in EVENT_ARRAYS} == EVENT_ARRAYS
     reader = HistoryReader(index, 20, "train")
     assert np.shares_memory(reader._items, index.items)
+
+
+def test_with_equal_bags_only_empty_bags_are_added(dataset):
+    index = HistoryIndex.open(dataset, "stream")
+    rows = np.arange(40, 49)
+    user, item, time = rows % 40, rows % 60, np.full(9, 10**6)
+    plain, equal = (
+        HistoryReader(index, 5, None, equal_bags=each).events(rows, user, item, time)
+        for each in (False, True)
+    )
+    lengths = equal.items.lengths().tolist()
+    assert lengths == [1] * (len(plain.items.lengths()) - 1) + [0] * (len(lengths) - sum(lengths))
+    assert len(lengths) == 9 * (1 + 5) + 1
+    assert torch.equal(equal.items.values(), plain.items.values())
+    for name in ("candidate", "bag", "events", "scenario", "label", "time"):
+        assert torch.equal(getattr(equal, name), getattr(plain, name))
 
 
 def test_counts_of_the_record(dataset):

@@ -1,6 +1,7 @@
 """`msrec zoo` and `msrec bench zoo`: the table, the page and the timings of the models."""
 
 import io
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +12,7 @@ from zoo import make, rows
 
 from msrec.model.backbones import BACKBONES, backbone_options
 from msrec.tools.bench.zoo import bench_zoo, step_times
-from msrec.tools.zoo import ENTRIES, page, zoo
+from msrec.tools.zoo import ENTRIES, SEQUENCE_ENTRIES, page, zoo
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +31,18 @@ def test_the_table_has_every_model_with_size_and_source():
         assert f" {entry.name} " in text
         assert f"{entry.num_parameters:,}" in text
     assert "llm_feature.kind=experts" in text
+    assert "sequence.encoder=hstu" in text
 
 
 def test_parameters_are_counted():
     entry = next(e for e in ENTRIES if e.name == "mlp")
     assert entry.num_parameters == 128 * 256 + 256 + 256 * 128 + 128 + 128 + 1
+
+
+@pytest.mark.parametrize("entry", SEQUENCE_ENTRIES, ids=lambda entry: entry.name)
+def test_every_sequence_encoder_has_a_summary_and_a_source(entry):
+    assert 10 < len(entry.line) < 100
+    assert re.search(r"\d{4}", entry.paper)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)

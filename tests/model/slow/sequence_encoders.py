@@ -93,4 +93,4 @@ def silu(x):
 
 
 def norm(x):
-    return (x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-5)
+    return (x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-6)
