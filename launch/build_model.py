@@ -31,8 +31,8 @@ from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
+from msrec.model.sequence_encoder import SequenceEncoder
 from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
-from msrec.model.sequence_encoders.encoder import SequenceEncoder
 from msrec.model.sequence_items import SequenceItems
 
 MATCH_DIM = 16

@@ -10,7 +10,7 @@ from msrec.data.io.paths import local_path
 from msrec.data.io.validation import StrictModel
 from msrec.data.schema import HistoryProtocol
 from msrec.model.meta import Fusion, MetaOptions
-from msrec.model.sequence_encoders.encoder import EncoderOptions
+from msrec.model.sequence_encoder import EncoderOptions
 
 ParameterGroup = Literal["tables", "meta", "backbone"]
 """Parameters with one optimizer: the embedding tables, every module that reads LLM vectors, the

@@ -15,7 +15,7 @@ from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta, fuse
-from msrec.model.sequence_encoders.encoder import SequenceEncoder
+from msrec.model.sequence_encoder import SequenceEncoder
 from msrec.model.sequence_items import SequenceItems
 
 

@@ -18,7 +18,7 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """Returns (B, H, L, D / H) of (B, L, D)."""
-    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    return torch.unflatten(x, 2, (num_heads, -1)).transpose(1, 2)
 
 
 class MultiHeadAttention(nn.Module):

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from msrec.model.interest import Histories
 from msrec.model.layers.dropout import Dropout
+from msrec.model.sequence_encoder import INIT_STD, EncoderOptions, SequenceEncoder
 from msrec.model.sequence_encoders.attention import MultiHeadAttention
-from msrec.model.sequence_encoders.encoder import INIT_STD, EncoderOptions, SequenceEncoder
 
 FEED_FORWARD_FACTOR = 4
 """Width of the hidden layer of a feed-forward network, in sizes of the vectors."""

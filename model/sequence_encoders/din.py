@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from msrec.model.interest import Histories
 from msrec.model.layers.mlp import MLP, Hidden
-from msrec.model.sequence_encoders.encoder import EncoderOptions, SequenceEncoder
+from msrec.model.sequence_encoder import EncoderOptions, SequenceEncoder
 
 
 class DIN(SequenceEncoder):

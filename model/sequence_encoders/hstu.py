@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from msrec.model.interest import Histories
 from msrec.model.layers.dropout import Dropout
+from msrec.model.sequence_encoder import EncoderOptions, SequenceEncoder
 from msrec.model.sequence_encoders.attention import check_heads, split_heads
-from msrec.model.sequence_encoders.encoder import EncoderOptions, SequenceEncoder
 
 NORM_EPS = 1e-6
 """Added to the variance in layer norms, as in the public code."""

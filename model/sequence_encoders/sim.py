@@ -5,8 +5,8 @@ from torch import Tensor
 
 from msrec.model.interest import Histories
 from msrec.model.layers.dropout import Dropout
+from msrec.model.sequence_encoder import EncoderOptions, SequenceEncoder
 from msrec.model.sequence_encoders.attention import MultiHeadAttention
-from msrec.model.sequence_encoders.encoder import EncoderOptions, SequenceEncoder
 
 
 class SIM(SequenceEncoder):

@@ -5,8 +5,7 @@ import pytest
 import torch
 from history_rows import with_ties
 from ranks import run_ranks
-from test_trainer import fit_partly_then_resume
-from trainings import config_of, fit
+from trainings import config_of, fit, fit_partly_then_resume
 
 from msrec.data.histories.build import build_histories
 from msrec.data.schema import load_schema
@@ -44,14 +43,14 @@ def losses(world_size, config):
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
 def test_two_ranks_give_the_losses_of_one_rank(dataset, tmp_path, encoder, sharding):
     of_table = "embeddings.sharding={sequence_item: " + sharding + "}"
+    # Layer norms of HSTU turn the rounding of vectors of size 0.01, the default, into large steps.
+    options = (of_table, "embeddings.init_std=0.3")
     one, two = (
-        losses(ranks, encoder_config(dataset, tmp_path / str(ranks), encoder, of_table))
+        losses(ranks, encoder_config(dataset, tmp_path / str(ranks), encoder, *options))
         for ranks in (1, 2)
     )
     assert len(one) >= 20
-    np.testing.assert_allclose(two, one, atol=1e-4)
-    plain = losses(1, encoder_config(dataset, tmp_path / "plain", "none"))
-    assert abs(one[-1] - plain[-1]) > 1e-4
+    np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 def whole(ranks, name):
@@ -98,8 +97,7 @@ def test_several_layers_and_heads_are_options_of_a_run(dataset, tmp_path):
     assert any("sequence_encoder.blocks.1" in name for name in weights)
 
 
-def scored_by(rank, world_size, config):
-    """Click probabilities of the test rows, after an evaluation on these ranks."""
+def score(rank, world_size, config):
     evaluate(config.run_dir, Process(rank, world_size, world_size, torch.device("cpu")))
 
 
@@ -107,11 +105,11 @@ def test_two_ranks_score_as_one_rank(dataset, tmp_path):
     config = encoder_config(dataset, tmp_path, "hstu", "trainer.max_steps=3")
     run_ranks(fit, 1, config)
     save_config(config, config.run_dir / "config.yaml")
-    found = []
+    aucs = []
     for ranks in (1, 2):
-        run_ranks(scored_by, ranks, config)
-        found.append(load_results(config.run_dir).metrics["auc/all"])
-    assert found[0] == pytest.approx(found[1], abs=1e-6)
+        run_ranks(score, ranks, config)
+        aucs.append(load_results(config.run_dir).metrics.all.auc)
+    assert aucs[0] == pytest.approx(aucs[1], abs=1e-6)
 
 
 # Refused settings --------------------------------------------------------------------------------

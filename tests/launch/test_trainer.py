@@ -11,7 +11,7 @@ import pytest
 import torch
 from ranks import run_ranks
 from tiny import replace_column, tiny_dataset, tiny_store
-from trainings import BOTH, config_of, fit, weights
+from trainings import BOTH, config_of, fit, fit_partly_then_resume, weights
 
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.config import save_config
@@ -56,28 +56,6 @@ def test_tables_trained_with_adam_give_the_same_on_two_ranks(dataset, tmp_path):
     two = run_ranks(fit, 2, config_of(dataset, tmp_path / "2", *options))[0][0]
     np.testing.assert_allclose(two, one, atol=1e-4)
     assert one[-1] < one[0]
-
-
-def fit_partly_then_resume(rank, world_size, config, steps):
-    """Trains `steps` steps, saves, and is killed; then a new trainer finishes the run."""
-    partly = config.model_copy(
-        update={"trainer": config.trainer.model_copy(update={"checkpoint_every_steps": steps})}
-    )
-
-    class Killed(Exception):
-        pass
-
-    trainer = Trainer(partly, Process(rank, world_size, world_size, torch.device("cpu")))
-    save = trainer.checkpoints.save
-
-    def save_and_die(*args):
-        save(*args)
-        raise Killed
-
-    trainer.checkpoints.save = save_and_die
-    with pytest.raises(Killed):
-        trainer.fit()
-    return fit(rank, world_size, config)
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])

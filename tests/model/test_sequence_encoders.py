@@ -5,8 +5,8 @@ import torch
 from slow.sequence_encoders import slow_columns
 
 from msrec.model.interest import Histories
+from msrec.model.sequence_encoder import EncoderOptions
 from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
-from msrec.model.sequence_encoders.encoder import EncoderOptions
 from msrec.model.sequence_encoders.hstu import HSTUBlock
 
 B, K, D, M = 7, 5, 6, 9

@@ -1,5 +1,6 @@
 """Training of a tiny run in a test's own process group."""
 
+import pytest
 import torch
 
 from msrec.launch.config import load_config
@@ -27,6 +28,28 @@ def fit(rank, world_size, config):
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
     result = trainer.fit()
     return result.losses, vars(result.progress), weights(trainer)
+
+
+def fit_partly_then_resume(rank, world_size, config, steps):
+    """Trains `steps` steps, saves, and is killed; then a new trainer finishes the run."""
+    partly = config.model_copy(
+        update={"trainer": config.trainer.model_copy(update={"checkpoint_every_steps": steps})}
+    )
+
+    class Killed(Exception):
+        pass
+
+    trainer = Trainer(partly, Process(rank, world_size, world_size, torch.device("cpu")))
+    save = trainer.checkpoints.save
+
+    def save_and_die(*args):
+        save(*args)
+        raise Killed
+
+    trainer.checkpoints.save = save_and_die
+    with pytest.raises(Killed):
+        trainer.fit()
+    return fit(rank, world_size, config)
 
 
 def weights(trainer):
