@@ -65,7 +65,7 @@ class SequenceEncoder(nn.Module):
     its scenario. The candidate has the vector of its row's scenario and none of a label.
 
     Shape:
-        items: (M + 1, D), float, vectors of distinct items; the last one is not read.
+        items: (M + 1, D) or more, float, vectors of distinct items; zeros from M on.
         histories: candidates and events, as positions in `items`.
         scenario: (B,), int64.
         returns: (B, out_dim), float.

@@ -15,8 +15,7 @@ SEQUENCE_TABLE = "sequence_item"
 class SequenceItems(nn.Module):
     """Table of learned item vectors, looked up once per distinct item of a batch.
 
-    It is trained, sharded and initialised as the tables of features are. An item that is not in
-    items.parquet has the vector of item 0.
+    It is trained, sharded and initialised as the tables of features are.
 
     Shape:
         items: key "item", M bags of length 0 or 1, int32 indices into items.parquet.

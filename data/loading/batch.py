@@ -41,7 +41,7 @@ class HistoryEvents(NamedTuple):
     """Earlier events of the users of a batch, in the order of time; see `HistoryIndex`.
 
     Rows with the same user and the same end share a history, and an item that occurs several times
-    is looked up once. With K = 3::
+    is looked up once. With K = 3 (more empty bags may follow, see `HistoryReader`)::
 
                      row 0 (user 7)   row 1 (user 3)   row 2 (user 7)
         candidate    item 12          item 40          item 5
@@ -54,8 +54,8 @@ class HistoryEvents(NamedTuple):
                       [3, 3, 3]]
 
     Shape:
-        items: key "item", M bags of length 1, int32 indices into items.parquet, ascending, and at
-            least one empty bag, whose vector is zeros. An item that is not in items.parquet (-1 in
+        items: key "item", M bags of length 1, int32 indices into items.parquet, ascending, and an
+            empty bag, whose vector is zeros. An item that is not in items.parquet (-1 in
             `Batch.item`) counts as item 0 here.
         candidate: (B,), int64 in [0, M), the item of each row.
         bag: (B,), int64 in [0, U), the history of each row; `arange(B)` if U is B.
