@@ -82,7 +82,7 @@ def test_attention_weights_and_null_slot_sum_to_one():
     block = scrambled(InterestBlock(D, K, S))
     inputs = batch()
     attention = block.attention(*inputs)
-    assert (attention.weights.sum(1) < 1).all()
+    assert (attention.weights.sum(1) <= 1 + 1e-6).all()
     assert attention.weights[0].sum() == 0  # an empty history: all on the null slot
     torch.testing.assert_close(block.columns(*inputs)[:, 16], attention.weights.sum(1))
 
