@@ -55,6 +55,8 @@ $(READY): requirements/base.txt requirements/$(MACHINE).txt requirements/dev.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	{ test -e $(LOCK) && $(PIP) --no-deps -r $(LOCK) && $(VENV)/bin/pip check; } || \
 	    $(PIP) -r requirements/$(MACHINE).txt -r requirements/dev.txt
+	# pip compiles on one core. Some packages hold files for other Pythons, which do not compile.
+	$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(PIP) --no-deps --no-build-isolation -e .
 	$(VENV)/bin/pip check
 	touch $@
