@@ -190,6 +190,15 @@ def test_requirements_and_metadata_name_the_same_packages():
     assert declared == pinned
 
 
+def test_the_lock_has_every_pin():
+    def pins(name):
+        text = (ROOT / "requirements" / name).read_text().lower().replace("_", "-")
+        return {word.replace("[server]", "") for word in text.split() if "==" in word}
+
+    for name in ("base.txt", "cpu.txt", "dev.txt"):
+        assert pins(name) - pins("cpu.lock") == set(), name
+
+
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_docstring_examples_run(path):
     # Imported by name: `--doctest-modules data` would import each module under a second identity.

@@ -64,7 +64,7 @@ def test_a_store_whose_vectors_are_a_pickle_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pickle", "json"])
 def test_a_plan_is_json_whose_words_are_only_compared(tmp_path, kind):
-    from test_trainer import config_of, fit
+    from trainings import config_of, fit
 
     dataset = tiny_dataset(tmp_path / "tiny")
     trace, plan = tmp_path / "ran", tmp_path / "plan.json"
