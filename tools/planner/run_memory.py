@@ -45,6 +45,11 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
     Raises:
         FileNotFoundError, ValueError: from the dataset, the store or the model.
     """
+    if config.interest.enabled or config.sequence.encoder != "none":
+        raise ValueError(
+            "msrec plan needs interest.enabled=false and sequence.encoder=none: it does not know "
+            "the tables of item vectors. Train without plan=FILE; TorchRec's planner shards them."
+        )
     schema = load_schema(config.dataset)
     knowledge = KnowledgeInputs(config, schema)
     model = build_model(config, schema, knowledge)
