@@ -45,7 +45,7 @@ class Histories(NamedTuple):
     """Candidates and histories of a batch, as positions in a table of M distinct items.
 
     Shape:
-        candidate: (B,), int64 in [0, M).
+        candidate: (B,), int64 in [0, M]; M is an item without a vector.
         events: (U, K), int64 in [0, M]; M is an empty place. Newest last, empty places first.
         scenario: (U, K), int64, scenario of each event; -1 in an empty place.
         label: (U, K), float, label of each event.
@@ -288,7 +288,9 @@ def _of_rows(histories: Histories, scenario: Tensor, cross_scenario: bool) -> _R
 
 def _rows_of(values: Tensor, bag: Tensor) -> Tensor:
     """Returns the value of each row's history; no copy if every row has its own."""
-    return values if len(values) == len(bag) else values.index_select(0, bag)
+    # An exported program takes any numbers of rows and histories, so that it always copies.
+    is_own = not torch.compiler.is_exporting() and len(values) == len(bag)
+    return values if is_own else values.index_select(0, bag)
 
 
 def _with_null_slot(logits: Tensor) -> tuple[Tensor, Tensor]:

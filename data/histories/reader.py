@@ -90,7 +90,7 @@ class HistoryReader:
                 values=torch.from_numpy(distinct),
                 lengths=torch.from_numpy(np.append(np.ones(len(distinct), np.int32), np.int32(0))),
             ),
-            candidate=torch.from_numpy(numbers[:size]),
+            candidate=torch.from_numpy(np.where(item < 0, len(distinct), numbers[:size])),
             bag=torch.from_numpy(bag),
             events=torch.from_numpy(events),
             scenario=torch.from_numpy(scenario),
