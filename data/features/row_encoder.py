@@ -187,7 +187,7 @@ class RowEncoder:
                 position, from 0.
         """
         index = self._indices["item_key"]
-        kind: type = str if is_text(index.type) else int
+        has_text_keys = is_text(index.type)
         names = [scenario.name for scenario in self.schema.scenarios]
         number_of: dict[Any, int] = {name: number for number, name in enumerate(names)}
         for position, event in enumerate(events):
@@ -197,10 +197,10 @@ class RowEncoder:
             if missing := [key for key in EVENT_KEYS if key not in event]:
                 raise ValueError(f"{at} must have {', '.join(map(repr, missing))}; found {event}.")
             key, scenario, label = (event[name] for name in EVENT_KEYS)
-            if type(key) is not kind or (kind is int and not -(2**63) <= key < 2**63):
-                must = "a string" if kind is str else "an integer of 64 bits"
+            if not (isinstance(key, str) if has_text_keys else _is_int64(key)):
+                must = "a string" if has_text_keys else "an integer of 64 bits"
                 raise ValueError(f"{at}: item_id must be {must}; found {key!r}.")
-            is_number = type(scenario) is int and 0 <= scenario < len(names)
+            is_number = _is_int64(scenario) and 0 <= scenario < len(names)
             if not is_number and (not isinstance(scenario, str) or scenario not in number_of):
                 allowed = ", ".join(f"{name} ({number})" for number, name in enumerate(names))
                 raise ValueError(f"{at}: scenario must be one of {allowed}; found {scenario!r}.")
@@ -253,6 +253,10 @@ def _table_of(schema: Schema, feature: SparseFeature, folder: AnyPath) -> Vocabu
             "to be encoded; an older version left it out. Convert the data set again."
         )
     return rows
+
+
+def _is_int64(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _column(path: AnyPath, name: str) -> pa.Array:

@@ -75,8 +75,13 @@ class RequestHistories(NamedTuple):
     def cut(self, rows: slice) -> Self:
         """Returns some rows and their histories."""
         used, bag = np.unique(self.bag[rows], return_inverse=True)
-        histories = (part[used] for part in (self.items, self.scenario, self.label))
-        return type(self)(self.candidate[rows], bag, *histories)
+        return type(self)(
+            candidate=self.candidate[rows],
+            bag=bag,
+            items=self.items[used],
+            scenario=self.scenario[used],
+            label=self.label[used],
+        )
 
     def tensors(self) -> HistoryTensors:
         """Returns the tensors of at least one row."""
