@@ -83,4 +83,5 @@ class _BySource(nn.Module):
     def forward(self, pooled: object) -> list[Tensor]:
         keys, columns = pooled.keys(), pooled.values().detach()  # type: ignore[attr-defined]
         by_key = dict(zip(keys, columns.split(pooled.length_per_key(), dim=1), strict=True))  # type: ignore[attr-defined]
-        return [by_key[key] for key in self._keys]
+        # The kernels that gather from a source would each copy columns that are not contiguous.
+        return [by_key[key].contiguous() for key in self._keys]

@@ -81,7 +81,7 @@ class InterestBlock(nn.Module):
         a   = softmax over events h and a null slot (logit 0) of
               e^tau S_h + rho[position of h] - xi[scenario of the row] * (h is of another scenario)
         r   = sum_h a_h s_h k_h                     s: a learned value per label, starts at -1 and 1
-        z   = [mean_h s_h k_h, mean_h s_h k_h with weights that decay with age]
+        z   = [mean_h s_h k_h, mean_h s_h k_h with weights that decay with age], no gradient of s
         g   = (A z) * (V q)                         a layer that z generates reads the item
 
     The columns are: largest and mean S and log(1 + count) of the events by label and by whether
@@ -92,7 +92,7 @@ class InterestBlock(nn.Module):
     Shape:
         items: (M + 1, dim), float, unit vectors; zeros for an item without a vector, and last.
         histories: candidates and events, as positions in `items`.
-        scenario: (B,), int64.
+        row: the events of each row, by `row_events`.
         weight: (B,), float, 0 for padding rows; None means all 1.
         returns: (B, out_dim), float.
 
@@ -128,68 +128,52 @@ class InterestBlock(nn.Module):
         self.norm = PartitionedNorm(self.out_dim, 1)
 
     def forward(
-        self,
-        items: Tensor,
-        histories: Histories,
-        scenario: Tensor,
-        weight: Tensor | None = None,
+        self, items: Tensor, histories: Histories, row: "RowEvents", weight: Tensor | None = None
     ) -> Tensor:
         """Returns the columns of each row."""
-        columns = self.columns(items, histories, scenario)
-        rows = RowGroups(torch.zeros_like(scenario), None, None, [])
+        columns = self.columns(items, histories, row)
+        rows = RowGroups(torch.zeros_like(row.scenario), None, None, [])
         normalised: Tensor = self.norm(columns, rows, weight)
         return normalised
 
-    def attention(self, items: Tensor, histories: Histories, scenario: Tensor) -> Attention:
+    def attention(self, items: Tensor, histories: Histories, row: "RowEvents") -> Attention:
         """Returns similarities and weights of each row's events, for explanations."""
-        row = _of_rows(histories, scenario, self.options.cross_scenario)
-        similarity = self._similarity(items, self._projected(items, histories), row)
-        weights, _ = _with_null_slot(self._logits(similarity, row, scenario))
+        candidate = items.index_select(0, histories.candidate)
+        similarity = self._similarity(items, candidate, row)
+        weights, _ = _with_null_slot(self._logits(similarity, row))
         return Attention(similarity * row.mask, weights)
 
-    def columns(self, items: Tensor, histories: Histories, scenario: Tensor) -> Tensor:
+    def columns(self, items: Tensor, histories: Histories, row: "RowEvents") -> Tensor:
         """Returns the columns of each row before their normalisation."""
-        row = _of_rows(histories, scenario, self.options.cross_scenario)
-        q = self._projected(items, histories)
-        similarity = self._similarity(items, q, row)
-        attention, log_sum = _with_null_slot(self._logits(similarity, row, scenario))
-        value = self._value(row.label)
-        decay = self._decay_weights(row.mask)
+        candidate = items.index_select(0, histories.candidate)
+        similarity = self._similarity(items, candidate, row)
+        attention, log_sum = _with_null_slot(self._logits(similarity, row))
+        value = self._value(row.label) * row.mask
         # r . q is a sum over the similarities, so that no vector of an event is read again.
-        match = (attention * value * similarity).sum(1)
-        recent = (decay * value * similarity).sum(1)
-        has_vector = items.square().sum(1).clamp(max=1)
-        columns = [
-            *_by_group(similarity, row),
-            recent,
+        signed = value * similarity
+        single = [
+            (self._decay_weights(row.mask) * signed).sum(1),
             (similarity * row.mask)[:, -1],
             log_sum,
-            match,
+            (attention * signed).sum(1),
             attention.sum(1),
-            has_vector.index_select(0, histories.candidate),
+            candidate.square().sum(1).clamp(max=1),
         ]
-        stacked = torch.stack(columns, dim=1)
-        if self.user_factors is None or self.item_factors is None:
-            return stacked
-        return torch.cat(
-            [stacked, self._user_code(items, histories, row) * self.item_factors(q)], 1
-        )
+        columns = [*_by_group(similarity, row), torch.stack(single, dim=1)]
+        if self.item_factors is not None:
+            columns.append(self._user_code(items, histories, row) * self._item_code(candidate))
+        return torch.cat(columns, dim=1)
 
-    def _projected(self, items: Tensor, histories: Histories) -> Tensor:
-        """Returns q of each row's candidate."""
-        candidate = items.index_select(0, histories.candidate)
-        return candidate if self.projection is None else candidate @ self.projection
+    def _similarity(self, items: Tensor, candidate: Tensor, row: "RowEvents") -> Tensor:
+        """Returns q . k_h = (v P P^T) . v_h, (B, K): no event is projected."""
+        if self.projection is not None:
+            candidate = candidate @ (self.projection @ self.projection.T)
+        return gather_dot(candidate, items, row.events)
 
-    def _similarity(self, items: Tensor, q: Tensor, row: "_RowEvents") -> Tensor:
-        """Returns q . k_h = (q P^T) . v_h, (B, K): no event is projected."""
-        return gather_dot(
-            q if self.projection is None else q @ self.projection.T, items, row.events
-        )
-
-    def _logits(self, similarity: Tensor, row: "_RowEvents", scenario: Tensor) -> Tensor:
+    def _logits(self, similarity: Tensor, row: "RowEvents") -> Tensor:
         places = similarity.shape[1]
         logits = self.sharpness.exp() * similarity + self.position[self.max_len - places :]
-        other = self.other_scenario[scenario].unsqueeze(1) * ~row.is_same
+        other = self.other_scenario[row.scenario].unsqueeze(1) * ~row.is_same
         return (logits - other).masked_fill(~row.mask, -torch.inf)
 
     def _value(self, label: Tensor) -> Tensor:
@@ -201,25 +185,34 @@ class InterestBlock(nn.Module):
         weights = torch.exp(-self.decay.exp() * age) * mask
         return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
 
-    def _user_code(self, items: Tensor, histories: Histories, row: "_RowEvents") -> Tensor:
-        """Returns A z of each row: a weighted sum of A P^T v_h, which is short, over the events."""
+    def _item_code(self, candidate: Tensor) -> Tensor:
+        """Returns V q = (V P^T) v of each row."""
+        assert self.item_factors is not None
+        return functional.linear(
+            candidate, self._projected(self.item_factors.weight), self.item_factors.bias
+        )
+
+    def _user_code(self, items: Tensor, histories: Histories, row: "RowEvents") -> Tensor:
+        """Returns A z of each row."""
         assert self.user_factors is not None
         # Once per history, unless a row's scenario decides which of its events count.
-        if self.options.cross_scenario:
-            is_event = histories.scenario >= 0
-            row = _RowEvents(histories.events, is_event, is_event, histories.label)
-        weight = self.user_factors.weight
-        dim = weight.shape[1] // 2
-        mean_map, recent_map = weight[:, :dim], weight[:, dim:]
-        if self.projection is not None:
-            mean_map, recent_map = mean_map @ self.projection.T, recent_map @ self.projection.T
-        value = self._value(row.label)
-        mean = value * row.mask / row.mask.sum(1, keepdim=True).clamp(min=1)
-        recent = value * self._decay_weights(row.mask)
-        code = weighted_sum(items @ mean_map.T, row.events, mean)
-        code = code + weighted_sum(items @ recent_map.T, row.events, recent)
-        code = code + self.user_factors.bias
+        events, mask, label = histories.events, histories.scenario >= 0, histories.label
+        if not self.options.cross_scenario:
+            events, mask, label = row.events, row.mask, row.label
+        # The values and the decay learn from the other columns. Without a gradient here, the
+        # vectors of the events are read once and not again in the backward pass.
+        value, decay = self._value(label).detach(), self._decay_weights(mask).detach()
+        mean = value * mask / mask.sum(1, keepdim=True).clamp(min=1)
+        weight = self.user_factors.weight.unflatten(1, (2, -1))
+        code = self.user_factors.bias
+        for of_events, factors in zip((mean, value * decay), weight.unbind(1), strict=True):
+            z = weighted_sum(items, events, of_events)
+            code = code + functional.linear(z, self._projected(factors))
         return _rows_of(code, histories.bag) if self.options.cross_scenario else code
+
+    def _projected(self, factors: Tensor) -> Tensor:
+        """Returns factors that read frozen vectors v in place of projected ones v P."""
+        return factors if self.projection is None else factors @ self.projection.T
 
 
 class _GatherDot(torch.autograd.Function):
@@ -268,22 +261,40 @@ def weighted_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return functional.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
 
 
-class _RowEvents(NamedTuple):
-    """The events of each row, (B, K): positions, which there are, of the row's scenario, labels."""
+class RowEvents(NamedTuple):
+    """Events of each row; what all sources share.
 
+    Shape:
+        scenario: (B,), int64, of the row.
+        events: (B, K), int64, positions of the items.
+        mask: (B, K), bool, whether the place has an event that counts.
+        is_same: (B, K), bool, whether the event is of the row's scenario.
+        label: (B, K), float.
+        groups: (B, 4, K), bool, events of the same scenario with label 1, with label 0, and of the
+            others with label 1, with label 0.
+        counts: (B, 4), int64, events in each group.
+    """
+
+    scenario: Tensor
     events: Tensor
     mask: Tensor
     is_same: Tensor
     label: Tensor
+    groups: Tensor
+    counts: Tensor
 
 
-def _of_rows(histories: Histories, scenario: Tensor, cross_scenario: bool) -> _RowEvents:
+def row_events(histories: Histories, scenario: Tensor, cross_scenario: bool) -> RowEvents:
+    """Returns the events of each row; without `cross_scenario`, those of its scenario alone."""
     of_event = _rows_of(histories.scenario, histories.bag)
     mask, is_same = of_event >= 0, of_event == scenario.unsqueeze(1)
     if not cross_scenario:
         mask = mask & is_same
     events, label = (_rows_of(v, histories.bag) for v in (histories.events, histories.label))
-    return _RowEvents(events, mask, is_same, label)
+    kind = torch.where(is_same, 0, 2) + (label <= 0)
+    numbers = torch.arange(4, device=kind.device).view(1, 4, 1)
+    groups = kind.masked_fill(~mask, -1).unsqueeze(1) == numbers
+    return RowEvents(scenario, events, mask, is_same, label, groups, groups.sum(2))
 
 
 def _rows_of(values: Tensor, bag: Tensor) -> Tensor:
@@ -299,21 +310,16 @@ def _with_null_slot(logits: Tensor) -> tuple[Tensor, Tensor]:
     return torch.exp(logits - log_sum.unsqueeze(1)), log_sum
 
 
-def _by_group(similarity: Tensor, row: _RowEvents) -> list[Tensor]:
-    """Returns largest and mean similarity and log count, by scenario (same, other) and label."""
-    columns = []
-    is_positive = row.label > 0
-    for of_scenario in (row.is_same, ~row.is_same):
-        for of_label in (is_positive, ~is_positive):
-            mask = row.mask & of_scenario & of_label
-            count = mask.sum(1)
-            largest = similarity.masked_fill(~mask, -torch.inf).amax(1)
-            columns += [
-                torch.where(count > 0, largest, torch.zeros_like(largest)),
-                (similarity * mask).sum(1) / count.clamp(min=1),
-                torch.log1p(count.to(similarity.dtype)),
-            ]
-    return columns
+def _by_group(similarity: Tensor, row: RowEvents) -> list[Tensor]:
+    """Returns largest and mean similarity and log count of each group of events, (B, 4) each."""
+    each = similarity.unsqueeze(1)
+    largest = torch.where(row.groups, each, -torch.inf).amax(2)
+    total = torch.bmm(row.groups.to(similarity.dtype), similarity.unsqueeze(2)).squeeze(2)
+    return [
+        torch.where(row.counts > 0, largest, 0.0),
+        total / row.counts.clamp(min=1),
+        torch.log1p(row.counts.to(similarity.dtype)),
+    ]
 
 
 class Interest(nn.Module):
@@ -341,6 +347,8 @@ class Interest(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(sources=len(dims), num_tasks=num_tasks)
+        options = options or InterestOptions()
+        self.cross_scenario = options.cross_scenario
         self.blocks = nn.ModuleList(
             InterestBlock(dim, max_len, num_scenarios, options) for dim in dims
         )
@@ -356,9 +364,10 @@ class Interest(nn.Module):
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the columns and the logits of each row."""
+        row = row_events(histories, scenario, self.cross_scenario)
         columns = torch.cat(
             [
-                block(items, histories, scenario, weight)
+                block(items, histories, row, weight)
                 for block, items in zip(self.blocks, sources, strict=True)
             ],
             dim=1,

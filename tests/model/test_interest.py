@@ -10,6 +10,7 @@ from msrec.model.interest import (
     InterestBlock,
     InterestOptions,
     gather_dot,
+    row_events,
     weighted_sum,
 )
 
@@ -38,6 +39,11 @@ def scrambled(block):
     return block
 
 
+def columns_of(block, items, histories, scenario):
+    row = row_events(histories, scenario, block.options.cross_scenario)
+    return block.columns(items, histories, row)
+
+
 OPTIONS = {
     "all": InterestOptions(rank=4),
     "no projection": InterestOptions(rank=4, projection=False),
@@ -51,7 +57,7 @@ OPTIONS = {
 def test_values_and_gradients_are_those_of_the_slow_reference(options, max_len):
     inputs = batch()
     block = scrambled(InterestBlock(D, max_len, S, options))
-    fast, slow = block.columns(*inputs), slow_columns(block, *inputs)
+    fast, slow = columns_of(block, *inputs), slow_columns(block, *inputs)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
     direction = torch.randn_like(fast)
     parameters = {n: p for n, p in block.named_parameters() if not n.startswith("norm.")}
@@ -74,17 +80,19 @@ def test_rows_that_each_have_their_history_need_no_lookup():
         histories.label[bag],
         torch.arange(B),
     )
-    apart = block.columns(items, own, scenario)
-    torch.testing.assert_close(apart, block.columns(items, histories, scenario))
+    apart = columns_of(block, items, own, scenario)
+    torch.testing.assert_close(apart, columns_of(block, items, histories, scenario))
 
 
 def test_attention_weights_and_null_slot_sum_to_one():
     block = scrambled(InterestBlock(D, K, S))
-    inputs = batch()
-    attention = block.attention(*inputs)
-    assert (attention.weights.sum(1) < 1).all()
+    items, histories, scenario = batch()
+    attention = block.attention(items, histories, row_events(histories, scenario, True))
+    assert (attention.weights.sum(1) <= 1 + 1e-6).all()
     assert attention.weights[0].sum() == 0  # an empty history: all on the null slot
-    torch.testing.assert_close(block.columns(*inputs)[:, 16], attention.weights.sum(1))
+    torch.testing.assert_close(
+        columns_of(block, items, histories, scenario)[:, 16], attention.weights.sum(1)
+    )
 
 
 def test_the_sources_columns_are_joined_and_add_to_the_logits_from_zero():
@@ -95,7 +103,7 @@ def test_the_sources_columns_are_joined_and_add_to_the_logits_from_zero():
     columns, logits = interest(sources, histories, scenario)
     assert columns.shape == (B, interest.out_dim)
     assert (logits == 0).all()
-    first = interest.blocks[0](items, histories, scenario)
+    first = interest.blocks[0](items, histories, row_events(histories, scenario, True))
     torch.testing.assert_close(columns[:, : first.shape[1]], first)
     torch.nn.init.ones_(interest.head.weight)
     columns, logits = interest(sources, histories, scenario)
@@ -109,8 +117,9 @@ def test_padding_rows_do_not_change_the_normalisation():
     weight = torch.ones(B)
     weight[-2:] = 0
     cut = histories._replace(bag=histories.bag[:-2], candidate=histories.candidate[:-2])
-    padded = blocks[0](items, histories, scenario, weight)[:-2]
-    torch.testing.assert_close(padded, blocks[1](items, cut, scenario[:-2]))
+    padded = blocks[0](items, histories, row_events(histories, scenario, True), weight)[:-2]
+    alone = blocks[1](items, cut, row_events(cut, scenario[:-2], True))
+    torch.testing.assert_close(padded, alone)
 
 
 def test_gathered_products_and_sums_are_those_of_the_gathered_rows():

@@ -52,9 +52,9 @@ def slow_row(block, candidate, events_and_places, scenario):
     decays = [d / sum(decays) for d in decays]
     zero = torch.zeros_like(q)
     r = sum((a_h * v * k for a_h, v, k in zip(a, value, keys, strict=True)), zero)
-    mean = sum((v * k / len(found) for v, k in zip(value, keys, strict=True)), zero)
-    recent = sum((d * v * k for d, v, k in zip(decays, value, keys, strict=True)), zero)
-    columns = []
+    mean = sum((v.detach() * k / len(found) for v, k in zip(value, keys, strict=True)), zero)
+    recent = sum(((d * v).detach() * k for d, v, k in zip(decays, value, keys, strict=True)), zero)
+    largest, means, counts = [], [], []
     for same in (True, False):
         for positive in (1, 0):
             group = [
@@ -62,11 +62,10 @@ def slow_row(block, candidate, events_and_places, scenario):
                 for s_h, (_, _, of, label) in zip(s, found, strict=True)
                 if (of == scenario) == same and label == positive
             ]
-            columns += [
-                max(group) if group else torch.tensor(0.0),
-                sum(group) / len(group) if group else torch.tensor(0.0),
-                torch.tensor(math.log1p(len(group))),
-            ]
+            largest.append(max(group) if group else torch.tensor(0.0))
+            means.append(sum(group) / len(group) if group else torch.tensor(0.0))
+            counts.append(torch.tensor(math.log1p(len(group))))
+    columns = [*largest, *means, *counts]
     newest = [s_h for s_h, years in zip(s, age, strict=True) if years == 0]
     columns += [
         sum(d * v * s_h for d, v, s_h in zip(decays, value, s, strict=True)),
