@@ -203,8 +203,8 @@ class InterestBlock(nn.Module):
         # vectors of the events are read once and not again in the backward pass.
         value, decay = self._value(label).detach(), self._decay_weights(mask).detach()
         mean = value * mask / mask.sum(1, keepdim=True).clamp(min=1)
-        weight = self.user_factors.weight.unflatten(1, (2, -1))
-        code = self.user_factors.bias
+        weight = torch.unflatten(self.user_factors.weight, 1, (2, -1))
+        code: Tensor = self.user_factors.bias
         for of_events, factors in zip((mean, value * decay), weight.unbind(1), strict=True):
             z = weighted_sum(items, events, of_events)
             code = code + functional.linear(z, self._projected(factors))
@@ -228,7 +228,7 @@ class _GatherDot(torch.autograd.Function):
         flat = index.reshape(-1)
         places = index.shape[1]
         bags = torch.arange(len(index), device=index.device)
-        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             rows.contiguous(), table, flat, bags * places, bags.repeat_interleave(places), 0
         )
         return products.view(index.shape)
@@ -349,10 +349,9 @@ class Interest(nn.Module):
         check_positive(sources=len(dims), num_tasks=num_tasks)
         options = options or InterestOptions()
         self.cross_scenario = options.cross_scenario
-        self.blocks = nn.ModuleList(
-            InterestBlock(dim, max_len, num_scenarios, options) for dim in dims
-        )
-        self.out_dim = sum(int(block.out_dim) for block in self.blocks)
+        blocks = [InterestBlock(dim, max_len, num_scenarios, options) for dim in dims]
+        self.blocks = nn.ModuleList(blocks)
+        self.out_dim = sum(block.out_dim for block in blocks)
         self.head = nn.Linear(self.out_dim, num_tasks, bias=False)
         nn.init.zeros_(self.head.weight)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from msrec.data.llm.item_vectors import ItemVectors
 from msrec.data.loading.batch import Batch
 from msrec.launch.explanations.explanation_file import AttendedEvent, RowInterest, RowScore
-from msrec.model.interest import Attention, Histories, Interest, InterestBlock
+from msrec.model.interest import Attention, Histories, Interest, InterestBlock, row_events
 
 Score = Callable[[Batch], Tensor]
 """Returns the click probabilities of a batch, (B,)."""
@@ -64,13 +64,14 @@ class InterestExplainer:
         histories = Histories(
             events.candidate, events.events, events.scenario, events.label, events.bag
         )
+        row = row_events(histories, batch.scenario, self.interest.cross_scenario)
         attention = {}
         for source, block in zip(self.sources, self.interest.blocks, strict=True):
             assert isinstance(block, InterestBlock)
             vectors = torch.from_numpy(source.vectors[distinct]).float()
             items = torch.cat([vectors, torch.zeros_like(vectors[:1])])
             with torch.no_grad():
-                attention[source.name] = block.attention(items, histories, batch.scenario)
+                attention[source.name] = block.attention(items, histories, row)
         return attention
 
     def _events(
