@@ -45,7 +45,7 @@ class Histories(NamedTuple):
     """Candidates and histories of a batch, as positions in a table of M distinct items.
 
     Shape:
-        candidate: (B,), int64 in [0, M).
+        candidate: (B,), int64 in [0, M]; M is an item without a vector.
         events: (U, K), int64 in [0, M]; M is an empty place. Newest last, empty places first.
         scenario: (U, K), int64, scenario of each event; -1 in an empty place.
         label: (U, K), float, label of each event.
@@ -203,8 +203,8 @@ class InterestBlock(nn.Module):
         # vectors of the events are read once and not again in the backward pass.
         value, decay = self._value(label).detach(), self._decay_weights(mask).detach()
         mean = value * mask / mask.sum(1, keepdim=True).clamp(min=1)
-        weight = self.user_factors.weight.unflatten(1, (2, -1))
-        code = self.user_factors.bias
+        weight = torch.unflatten(self.user_factors.weight, 1, (2, -1))
+        code: Tensor = self.user_factors.bias
         for of_events, factors in zip((mean, value * decay), weight.unbind(1), strict=True):
             z = weighted_sum(items, events, of_events)
             code = code + functional.linear(z, self._projected(factors))
@@ -228,7 +228,7 @@ class _GatherDot(torch.autograd.Function):
         flat = index.reshape(-1)
         places = index.shape[1]
         bags = torch.arange(len(index), device=index.device)
-        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             rows.contiguous(), table, flat, bags * places, bags.repeat_interleave(places), 0
         )
         return products.view(index.shape)
@@ -299,7 +299,9 @@ def row_events(histories: Histories, scenario: Tensor, cross_scenario: bool) -> 
 
 def _rows_of(values: Tensor, bag: Tensor) -> Tensor:
     """Returns the value of each row's history; no copy if every row has its own."""
-    return values if len(values) == len(bag) else values.index_select(0, bag)
+    # An exported program takes any numbers of rows and histories, so that it always copies.
+    is_own = not torch.compiler.is_exporting() and len(values) == len(bag)
+    return values if is_own else values.index_select(0, bag)
 
 
 def _with_null_slot(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -347,10 +349,9 @@ class Interest(nn.Module):
         check_positive(sources=len(dims), num_tasks=num_tasks)
         options = options or InterestOptions()
         self.cross_scenario = options.cross_scenario
-        self.blocks = nn.ModuleList(
-            InterestBlock(dim, max_len, num_scenarios, options) for dim in dims
-        )
-        self.out_dim = sum(int(block.out_dim) for block in self.blocks)
+        blocks = [InterestBlock(dim, max_len, num_scenarios, options) for dim in dims]
+        self.blocks = nn.ModuleList(blocks)
+        self.out_dim = sum(block.out_dim for block in blocks)
         self.head = nn.Linear(self.out_dim, num_tasks, bias=False)
         nn.init.zeros_(self.head.weight)
 

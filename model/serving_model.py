@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.data.loading.behaviour_history import Side
+from msrec.model.interest import Histories
 from msrec.model.layers.generated_linear import Codes
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.meta import ScenarioMeta, fuse
@@ -114,6 +115,8 @@ class ServingModel(nn.Module):
         lengths: (B, F), float, number of ids of each feature.
         dense: (B, num_dense), float.
         scenario: (B,), int64 in [0, S).
+        interest: candidate, bag, events, scenario and label of `Histories`, then the vectors of
+            each source as in `Interest`; empty for a model without interest blocks.
         returns: (B,), float, probability of the first label.
 
     Raises:
@@ -139,11 +142,19 @@ class ServingModel(nn.Module):
         self.scenario_meta = None
         if dense_arch.scenario_meta is not None:
             self.scenario_meta = ServingScenarioMeta(dense_arch.scenario_meta)
+        self.interest = dense_arch.interest
         self.num_features, self.dim = num_features, dim
         self.num_vectors = num_features + num_histories
         self.user, self.item = (knowledge_widths(dense_arch, side) for side in ("user", "item"))
 
-    def forward(self, pooled: Tensor, lengths: Tensor, dense: Tensor, scenario: Tensor) -> Tensor:
+    def forward(
+        self,
+        pooled: Tensor,
+        lengths: Tensor,
+        dense: Tensor,
+        scenario: Tensor,
+        interest: tuple[Tensor, ...] = (),
+    ) -> Tensor:
         """Returns the probability of a click for each row."""
         sizes = [self.num_vectors * self.dim, *self.user, *self.item]
         flat, user_code, user_columns, user_match, item_code, item_columns, item_match = (
@@ -152,8 +163,15 @@ class ServingModel(nn.Module):
         vectors = torch.unflatten(flat, 1, (self.num_vectors, self.dim))
         features = vectors[:, : self.num_features] / lengths.clamp(min=1).unsqueeze(2)
         vectors = torch.cat([features, vectors[:, self.num_features :]], dim=1)
-        knowledge = [user_columns, item_columns, user_match * item_match]
-        x = torch.cat([self.interaction(vectors, dense), *knowledge], dim=1)
+        columns = [self.interaction(vectors, dense), user_columns, item_columns]
+        columns.append(user_match * item_match)
+        interest_logits = None
+        if self.interest is not None:
+            candidate, bag, events, of_scenario, label, *sources = interest
+            histories = Histories(candidate, events, of_scenario, label, bag)
+            matched, interest_logits = self.interest(sources, histories, scenario)
+            columns.append(matched)
+        x = torch.cat(columns, dim=1)
         if self.user_meta is not None:
             x = self.user_meta.change(x, _codes(user_code))
         if self.item_meta is not None:
@@ -162,6 +180,8 @@ class ServingModel(nn.Module):
         if self.scenario_meta is not None:
             change = self.scenario_meta(x, scenario)
             logits = fuse(logits, change, self.scenario_meta.fusion)
+        if interest_logits is not None:
+            logits = logits + interest_logits
         return torch.sigmoid(logits[:, 0])
 
 

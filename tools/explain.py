@@ -1,4 +1,4 @@
-"""`msrec explain`: prints the effect of knowledge in a run, and saves it for the run's report."""
+"""`msrec explain`: prints the effect of knowledge and histories, and saves it for the report."""
 
 import logging
 from pathlib import Path
@@ -10,18 +10,25 @@ from rich.text import Text
 
 from msrec.data.schema import Split
 from msrec.launch.distributed import process_group
-from msrec.launch.evaluation.explain import Explainer
-from msrec.launch.evaluation.explanation_file import (
+from msrec.launch.explanations.explain import Explainer
+from msrec.launch.explanations.explanation_file import (
     FOLDER,
     SCENARIOS_FILE,
     VARIANTS,
+    RowInterest,
     RowScore,
     ScenarioExplanation,
     UserExplanation,
     save_explanation,
     user_file,
 )
-from msrec.launch.reporting.explanation_sections import log_losses, nearest_users, user_facts
+from msrec.launch.reporting.explanation_sections import (
+    INTEREST_RULE,
+    interest_table,
+    log_losses,
+    nearest_users,
+    user_facts,
+)
 
 SHADES = ("grey30", "grey50", "white", "yellow", "dark_orange", "red")
 """Colours of cosines from -0.5 or less to 1."""
@@ -60,8 +67,11 @@ def explain(
 
 
 def show_user(user: UserExplanation, max_rows: int, console: Console) -> None:
-    """Prints the prompt, the answer, the neighbours, the layers and the rows of one user."""
-    _show_prompt(f"user {user.user}", user.prompt, user.text, console)
+    """Prints the prompt, the neighbours, the layers, the rows and the attention of one user."""
+    if user.prompt is None:
+        console.print(f"user {user.user}", style="bold", highlight=False)
+    else:
+        _show_prompt(f"user {user.user}", user.prompt, user.text, console)
     for fact in user_facts(user):
         console.print(fact, highlight=False)
     if user.nearest:
@@ -71,6 +81,23 @@ def show_user(user: UserExplanation, max_rows: int, console: Console) -> None:
         return
     console.print(rows_table(user, max_rows))
     console.print(log_losses(user), highlight=False)
+    if user.interest:
+        console.print(INTEREST_RULE, highlight=False)
+    for row in user.interest:
+        show_interest(row, console)
+
+
+def show_interest(row: RowInterest, console: Console) -> None:
+    """Prints the events that a row attends to, and its scores without each part."""
+    head, *events = interest_table(row)
+    table = Table(title=f"history of {row.item} ({row.scenario}, label {row.label:.0f})")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number > 2 else "left")
+    for event in events:
+        table.add_row(*event)
+    console.print(table if events else f"No events before {row.item} ({row.scenario}).")
+    scores = ", ".join(f"{label} {score:.4f}" for label, score in row.scores.items())
+    console.print(f"score {scores}", highlight=False)
 
 
 def _show_prompt(title: str, prompt: str, answer: str | None, console: Console) -> None:

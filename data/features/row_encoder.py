@@ -12,9 +12,10 @@ The timestamp is needed only if an encoder is asked for it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -28,6 +29,22 @@ from msrec.data.schema import ID_KEYS, Schema, SparseFeature, load_schema
 
 SIDES = ("user", "item")
 KEYS = ("user_key", "item_key")
+EVENT_KEYS = ("item_id", "scenario", "label")
+"""Keys of an event of a history in JSON; `item_id` is the raw key of the item."""
+
+
+class EncodedEvents(NamedTuple):
+    """Events of a history, in the order in which they were given.
+
+    Shape:
+        item: (N,), int32, index into items.parquet; -1 for an item that is not there.
+        scenario: (N,), int32.
+        label: (N,), float32, 0 or 1.
+    """
+
+    item: Ids
+    scenario: Ids
+    label: npt.NDArray[np.float32]
 
 
 class RowEncoder:
@@ -158,6 +175,44 @@ class RowEncoder:
         zeros = np.zeros(table.num_rows, dtype=np.float32)
         return columns | dict.fromkeys(self.schema.labels, zeros)
 
+    def events(self, events: Sequence[Any], where: str) -> EncodedEvents:
+        """Encodes the events of a history that was parsed from JSON.
+
+        Args:
+            events: each has the keys `EVENT_KEYS`; other keys are ignored.
+            where: request, for error messages.
+
+        Raises:
+            ValueError: an event is no object, lacks a key or has an invalid value; names its
+                position, from 0.
+        """
+        index = self._indices["item_key"]
+        has_text_keys = is_text(index.type)
+        names = [scenario.name for scenario in self.schema.scenarios]
+        number_of: dict[Any, int] = {name: number for number, name in enumerate(names)}
+        for position, event in enumerate(events):
+            at = f"{where}: event {position} of the history"
+            if not isinstance(event, Mapping):
+                raise ValueError(f"{at} must be an object; found {event!r}.")
+            if missing := [key for key in EVENT_KEYS if key not in event]:
+                raise ValueError(f"{at} must have {', '.join(map(repr, missing))}; found {event}.")
+            key, scenario, label = (event[name] for name in EVENT_KEYS)
+            if not (isinstance(key, str) if has_text_keys else _is_int64(key)):
+                must = "a string" if has_text_keys else "an integer of 64 bits"
+                raise ValueError(f"{at}: item_id must be {must}; found {key!r}.")
+            is_number = _is_int64(scenario) and 0 <= scenario < len(names)
+            if not is_number and (not isinstance(scenario, str) or scenario not in number_of):
+                allowed = ", ".join(f"{name} ({number})" for number, name in enumerate(names))
+                raise ValueError(f"{at}: scenario must be one of {allowed}; found {scenario!r}.")
+            if not isinstance(label, int | float) or label not in (0, 1):
+                raise ValueError(f"{at}: label must be 0 or 1; found {label!r}.")
+        scenarios = [number_of.get(event["scenario"], event["scenario"]) for event in events]
+        return EncodedEvents(
+            item=index.positions(pa.array([event["item_id"] for event in events])),
+            scenario=np.array(scenarios, dtype=np.int32),
+            label=np.array([event["label"] for event in events], dtype=np.float32),
+        )
+
     def _scenario(self, column: RawColumn) -> Ids:
         names = [scenario.name for scenario in self.schema.scenarios]
         must = "the scenario must be one of "
@@ -198,6 +253,10 @@ def _table_of(schema: Schema, feature: SparseFeature, folder: AnyPath) -> Vocabu
             "to be encoded; an older version left it out. Convert the data set again."
         )
     return rows
+
+
+def _is_int64(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _column(path: AnyPath, name: str) -> pa.Array:

@@ -96,7 +96,7 @@ class HistoryReader:
                 values=torch.from_numpy(distinct),
                 lengths=torch.from_numpy(bag_lengths),
             ),
-            candidate=torch.from_numpy(numbers[:size]),
+            candidate=torch.from_numpy(np.where(item < 0, len(distinct), numbers[:size])),
             bag=torch.from_numpy(bag),
             events=torch.from_numpy(events),
             scenario=torch.from_numpy(scenario),

@@ -55,9 +55,9 @@ class HistoryEvents(NamedTuple):
 
     Shape:
         items: key "item", M bags of length 1, int32 indices into items.parquet, ascending, and an
-            empty bag, whose vector is zeros. An item that is not in items.parquet (-1 in
-            `Batch.item`) counts as item 0 here.
-        candidate: (B,), int64 in [0, M), the item of each row.
+            empty bag, whose vector is zeros.
+        candidate: (B,), int64 in [0, M], the item of each row; M is an item that is not in
+            items.parquet (-1 in `Batch.item`).
         bag: (B,), int64 in [0, U), the history of each row; `arange(B)` if U is B.
         events: (U, K), int64 in [0, M], newest event last, empty places first.
         scenario: (U, K), int64 in [0, S), of each event; -1 in an empty place.

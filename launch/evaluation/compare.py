@@ -13,7 +13,7 @@ from msrec.data.io.validation import StrictModel
 from msrec.data.schema import Split
 from msrec.launch.evaluation.evaluate import predictions_folder
 from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
-from msrec.launch.evaluation.results import load_results
+from msrec.launch.evaluation.results import ResultHistory, load_results
 from msrec.launch.trained_run import find_run
 from msrec.model.metrics.bootstrap import CONFIDENCE, MIN_USERS, jackknife_error
 from msrec.model.metrics.exact import Grouping, MetricOptions, sort_rows
@@ -64,6 +64,8 @@ class Comparison(StrictModel):
     checkpoints: tuple[str, str]
     k: int
     metrics: dict[str, dict[str, Difference]]
+    histories: tuple[ResultHistory | None, ResultHistory | None] = (None, None)
+    """Ordered histories that the rows had in each run; None for a run that reads none."""
 
 
 def find_predictions(path: Path, split: Split, data: AnyPath | None = None) -> Path:
@@ -84,22 +86,30 @@ def compare_runs(
     split: Split,
     data: AnyPath | None = None,
     k: int = MetricOptions().k,
+    *,
+    any_protocol: bool = False,
 ) -> Comparison:
     """Compares the predictions of two runs, checkpoints or folders of predictions.
 
     Raises:
         FileNotFoundError: one was not evaluated.
-        ValueError: they did not score the same rows.
+        ValueError: they did not score the same rows, or with histories of different protocols and
+            without `any_protocol`.
     """
     one, other = (find_predictions(path, split, data) for path in (first, second))
     names = (first.name, second.name)
     if names[0] == names[1]:
         names = (str(first), str(second))
-    return compare(one, other, names, k)
+    return compare(one, other, names, k, any_protocol=any_protocol)
 
 
 def compare(
-    first: Path, second: Path, names: tuple[str, str], k: int = MetricOptions().k
+    first: Path,
+    second: Path,
+    names: tuple[str, str],
+    k: int = MetricOptions().k,
+    *,
+    any_protocol: bool = False,
 ) -> Comparison:
     """Compares two folders of predictions of the same rows.
 
@@ -110,15 +120,20 @@ def compare(
 
     Raises:
         FileNotFoundError: a folder has no predictions or no results.
-        ValueError: the folders hold different rows.
+        ValueError: the folders hold different rows, or the rows had histories of different
+            protocols and `any_protocol` is false.
 
     Source:
         AUC: clustered DeLong (DeLong et al., Biometrics 1988; Obuchowski, Biometrics 1997) to order
         1 / users. Holm, Scandinavian Journal of Statistics 1979.
     """
     pair = load_predictions(first), load_predictions(second)
-    scenarios = [list(load_results(folder).metrics.scenarios) for folder in (first, second)]
+    results = load_results(first), load_results(second)
+    scenarios = [list(result.metrics.scenarios) for result in results]
     _check_same_rows(names, *pair, scenarios)
+    histories = results[0].history, results[1].history
+    if not any_protocol:
+        _check_protocols(names, histories)
     groups = Grouping(scenarios[0], pair[0].scenario)
     options = MetricOptions(k=k, resamples=0)
     sums = []
@@ -140,6 +155,7 @@ def compare(
         checkpoints=(pair[0].commit.checkpoint, pair[1].commit.checkpoint),
         k=k,
         metrics=metrics,
+        histories=histories,
     )
 
 
@@ -198,6 +214,21 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[index] = largest
     return corrected
+
+
+def _check_protocols(
+    names: tuple[str, str], histories: tuple[ResultHistory | None, ResultHistory | None]
+) -> None:
+    """Refuses histories of different protocols or events; a run without histories is fine."""
+    if None in histories:
+        return
+    one, two = (f"{h.protocol} of {h.events} events" for h in histories if h is not None)
+    if one != two:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have scored rows with the same protocol of histories; "
+            f"found {one} and {two}. Train one of them with the other protocol, or compare them "
+            "all the same with --any-protocol."
+        )
 
 
 def _check_same_rows(

@@ -37,6 +37,22 @@ def verdict(comparison: Comparison, metric: str = "auc") -> str:
     )
 
 
+def history_note(comparison: Comparison) -> str:
+    """Returns a sentence on the histories of the two runs if they differ, else an empty text."""
+    if comparison.histories[0] == comparison.histories[1]:
+        return ""
+    parts = []
+    for name, history in zip(comparison.names, comparison.histories, strict=True):
+        if history is None:
+            parts.append(f"{name} without histories")
+        else:
+            parts.append(
+                f"{name} with the {history.max_len} newest of {history.events} events, protocol "
+                f"{history.protocol}"
+            )
+    return f"Note: the runs scored the rows {' and '.join(parts)}."
+
+
 def _by_scenario(scenarios: Mapping[str, Difference], metric: str) -> str:
     outcomes: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
     for name, difference in scenarios.items():

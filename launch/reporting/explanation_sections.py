@@ -1,16 +1,25 @@
 """Builds the report's sections on explained users and scenarios, as `msrec explain` saved them."""
 
-from msrec.launch.evaluation.explanation_file import (
+from msrec.launch.explanations.explanation_file import (
     VARIANTS,
+    RowInterest,
     ScenarioExplanation,
     UserExplanation,
 )
-from msrec.launch.reporting.figures import cosine_figure
-from msrec.launch.reporting.page import Block, DataTable, Details, Figures, Section, Text
+from msrec.launch.reporting.figures import attention_figure, cosine_figure
+from msrec.launch.reporting.page import Block, DataTable, Details, Figures, Rows, Section, Text
 from msrec.launch.reporting.result_tables import format_value
 
 MAX_ROWS = 50
 """Rows of an explained user that a page shows."""
+MAX_TITLE = 40
+"""Characters of a title in a figure."""
+INTEREST_RULE = (
+    "Without a source, the normalised columns of its interest block are replaced by zeros, for the "
+    "backbone and for the logits. Without history, the row is scored as that of a user without "
+    "events. The weights of a source sum to at most 1; the rest is the weight of attending to "
+    "nothing."
+)
 
 
 def scenario_section(run: str, explanation: ScenarioExplanation) -> Section:
@@ -35,7 +44,8 @@ def user_section(run: str, user: UserExplanation) -> Section:
     blocks: list[Block] = [Text(" ".join(user_facts(user)))]
     if user.nearest:
         blocks.append(Text(nearest_users(user)))
-    blocks.append(Details("Prompt", [Text(user.prompt, "wrapped")]))
+    if user.prompt is not None:
+        blocks.append(Details("Prompt", [Text(user.prompt, "wrapped")]))
     if user.text is not None:
         answer = Text(user.text or "(empty)", "wrapped")
         blocks.append(Details("LLM answer", [answer], is_open=True))
@@ -53,10 +63,45 @@ def user_section(run: str, user: UserExplanation) -> Section:
     return Section(f"User {user.user} in {run}", blocks)
 
 
+def interest_section(run: str, user: UserExplanation) -> Section:
+    """Returns the events that the best-scored rows of a user attend to; empty without blocks."""
+    blocks: list[Block] = [Text(INTEREST_RULE)] if user.interest else []
+    for row in user.interest:
+        name = f"{row.item}, {row.scenario}"
+        scores = ", ".join(f"{label} {score:.4f}" for label, score in row.scores.items())
+        blocks.append(Text(f"{name}: label {row.label:.0f}, score {scores}."))
+        if not row.events:
+            blocks.append(Text("No earlier events."))
+            continue
+        sources = list(row.without_source)
+        weights = {source: [event.weight[source] for event in row.events] for source in sources}
+        titles = [f"{event.item[:MAX_TITLE]} ({event.label:.0f})" for event in row.events]
+        caption = "Attention to each earlier event, newest at the top; its label in parentheses."
+        blocks.append(Figures([attention_figure(name, caption, titles, weights)], "wide"))
+        table = DataTable(interest_table(row), f"History of {name}")
+        blocks.append(Details("Events and similarities", [table]))
+    return Section(f"Interest of user {user.user} in {run}", blocks)
+
+
+def interest_table(row: RowInterest) -> Rows:
+    """Returns the events of a row, newest first: weight and similarity by source, a head first."""
+    sources = list(row.without_source)
+    columns = [f"{what} {source}" for source in sources for what in ("weight", "similarity")]
+    rows: Rows = [["item", "scenario", "label", *columns]]
+    for event in reversed(row.events):
+        numbers = [
+            format_value(values[source])
+            for source in sources
+            for values in (event.weight, event.similarity)
+        ]
+        rows.append([event.item, event.scenario, f"{event.label:.0f}", *numbers])
+    return rows
+
+
 def user_facts(user: UserExplanation) -> list[str]:
     """Returns sentences on the training rows, the vector and the generated layers of a user."""
     facts = [f"{user.training_rows:,} training rows."]
-    if not user.has_vector:
+    if not user.has_vector and user.prompt is not None:
         facts.append("No vector: the mean vector is used instead.")
     facts += [
         f"User {layer.layer} is {layer.distance:.1%} away from the average user's; "

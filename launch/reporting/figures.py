@@ -142,6 +142,36 @@ def cosine_figure(
     return heat_map
 
 
+def attention_figure(
+    name: str, caption: str, events: Sequence[str], weights: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Returns a list of bars: an event per row, the newest at the top, a colour per source.
+
+    Args:
+        name: title of the figure.
+        caption: a sentence on what the figure shows.
+        events: names, oldest first.
+        weights: source -> weight of each event.
+    """
+    labels = [f"{number}. {event}" for number, event in enumerate(events, start=1)]
+    traces: list[Trace] = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": source,
+            "x": [round(weight, 4) for weight in of_source],
+            "y": labels,
+            "marker": {"color": _colour(number)},
+        }
+        for number, (source, of_source) in enumerate(weights.items())
+    ]
+    bars = figure(name, caption, traces, "attention weight", "")
+    bars["layout"] |= {"height": 120 + (14 + 8 * len(weights)) * len(events), "barmode": "group"}
+    bars["layout"]["legend"] |= {"y": 1, "yanchor": "bottom"}
+    bars["layout"]["margin"] |= {"t": 36}
+    return bars
+
+
 def difference_figure(
     name: str, reference: str, points: Sequence[tuple[str, str, float, float]]
 ) -> Figure:

@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from msrec.data.io.atomic_files import write_text
-from msrec.launch.evaluation.explanation_file import load_explanations
 from msrec.launch.evaluation.predictions import COMMIT_FILE, load_predictions
 from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
 from msrec.launch.evaluation.slices import SLICE_TITLES
-from msrec.launch.reporting.explanation_sections import scenario_section, user_section
+from msrec.launch.explanations.explanation_file import load_explanations
+from msrec.launch.reporting.explanation_sections import (
+    interest_section,
+    scenario_section,
+    user_section,
+)
 from msrec.launch.reporting.figures import (
     Figure,
     calibration_figure,
@@ -96,9 +100,9 @@ def _report(folders: Mapping[str, Path]) -> str:
     sections.append(Section("Training", training))
     explained = {name: load_explanations(folder) for name, folder in folders.items()}
     sections += [scenario_section(n, s) for n, (_, s) in explained.items() if s is not None]
-    sections += [
-        user_section(name, user) for name, (users, _) in explained.items() for user in users
-    ]
+    for name, (users, _) in explained.items():
+        for user in users:
+            sections += [user_section(name, user), interest_section(name, user)]
     first = next(iter(results.values()), None)
     return render_page(
         title=f"msrec report: {', '.join(folders)}",

@@ -17,7 +17,7 @@ PROGRAM_FILE = "dense.pt2"
 COMPILED_FILE = "dense_compiled.pt2"
 COMPILERS = ("g++", "clang++", "c++")
 MAX_ROWS = 1 << 20
-"""Most rows of a call."""
+"""Most rows, histories and distinct items of a call."""
 MIN_BFLOAT16_COLUMNS = 16
 """Fewest columns of both factors of a product that is computed in bfloat16."""
 PRODUCTS = (
@@ -37,7 +37,7 @@ def write_program(
     is_bfloat16 = manifest.dense == "bfloat16"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # inside torch
-        program = _export_program(model, manifest.pooled_width, num_dense)
+        program = export_program(model, manifest, num_dense)
         if is_bfloat16:
             program, _ = use_bfloat16_products(program)
         torch.export.save(program, folder / PROGRAM_FILE)
@@ -97,16 +97,30 @@ def use_bfloat16_products(program: ExportedProgram) -> tuple[ExportedProgram, in
     return program, len(products)
 
 
-def _export_program(model: ServingModel, pooled_width: int, num_dense: int) -> ExportedProgram:
-    inputs = (
-        torch.zeros(4, pooled_width),
+def export_program(model: ServingModel, manifest: Manifest, num_dense: int) -> ExportedProgram:
+    """Returns the program of a model, for any numbers of rows, histories and distinct items."""
+    inputs: tuple[Any, ...] = (
+        torch.zeros(4, manifest.pooled_width),
         torch.ones(4, model.num_features),
         torch.zeros(4, num_dense),
         torch.zeros(4, dtype=torch.int64),
     )
-    rows = torch.export.Dim("rows", min=2, max=MAX_ROWS)
+    rows, shapes = {0: _size("rows")}, list[Any]()
+    shapes += [rows] * len(inputs)
+    if manifest.interest is not None:
+        histories, items = {0: _size("histories")}, {0: _size("items")}
+        events = torch.zeros(3, manifest.interest.max_len, dtype=torch.int64)
+        row = torch.zeros(4, dtype=torch.int64)
+        sources = [torch.zeros(5, dim) for dim in manifest.interest.sources.values()]
+        inputs += ((row, row.clone(), events, events.clone(), events.float(), *sources),)
+        shapes.append((rows, rows, *[histories] * 3, *[items] * len(sources)))
     with torch.no_grad():
-        return torch.export.export(model, inputs, dynamic_shapes=({0: rows},) * len(inputs))
+        return torch.export.export(model, inputs, dynamic_shapes=tuple(shapes))
+
+
+def _size(name: str) -> Any:
+    """Returns a dimension of any size from 2; torch.export treats a size of 1 as a constant."""
+    return torch.export.Dim(name, min=2, max=MAX_ROWS)
 
 
 def _is_large(product: Node) -> bool:

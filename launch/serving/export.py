@@ -25,6 +25,7 @@ from msrec.launch.serving.export_folder import (
     cpu_kind,
     package_versions,
 )
+from msrec.launch.serving.interest_files import write_interest
 from msrec.launch.serving.parity import compare_with_run
 from msrec.launch.serving.quantized_tables import write_table
 from msrec.launch.serving.scorer import Scorer
@@ -79,6 +80,11 @@ def export(
             write_table(folder, table, chunks)
             written.append(table)
         manifest = _new_manifest(run_dir, run, model, written, dense)
+        if model.interest is not None:
+            index, max_len = run.knowledge.sequences, run.config.sequence.max_len
+            assert index is not None
+            interest = write_interest(folder, run.knowledge.item_sources, index, max_len)
+            manifest = manifest.model_copy(update={"interest": interest})
         write_program(model, manifest, len(run.schema.dense), folder, compiled)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         manifest = manifest.model_copy(update={"crc32": checksums(folder, paths)})

@@ -8,6 +8,8 @@ The folder::
     users.parquet, items.parquet        keys only
     rare.npz                rare ids, which training replaced by row 0
     tables/NAME.npy         rows of each table, int8 or float16
+    item-sources/NAME.npy   vectors of the items by source, for interest blocks
+    histories/NAME.npy      newest events of each user, for interest blocks
     dense.pt2               dense part of the model as a program of torch.export
     dense_compiled.pt2      the same program compiled by AOTInductor for one kind of CPU
 """
@@ -22,7 +24,7 @@ from pydantic import ValidationError
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.loading.behaviour_history import Side
-from msrec.data.schema import Split
+from msrec.data.schema import EventChoice, HistoryProtocol, Split
 from msrec.launch.versions import installed, is_cpu_build
 
 MANIFEST_FILE = "export.json"
@@ -47,6 +49,25 @@ class ExportTable(StrictModel):
     def row_bytes(self) -> int:
         """Bytes of a row in the file."""
         return self.dim + INT8_SCALE_BYTES if self.kind == "int8" else 2 * self.dim
+
+
+class InterestFiles(StrictModel):
+    """Item vectors and histories of an export, for a model with interest blocks."""
+
+    sources: dict[str, int]
+    """Source -> size of its vectors, in the order of the model's blocks."""
+    protocol: HistoryProtocol
+    """Splits whose rows are events."""
+    events: EventChoice
+    """Rows that are events."""
+    max_len: int
+    """Newest events per user."""
+    num_items: int
+    num_events: int
+    vector_bytes: int
+    """Bytes of the files with item vectors."""
+    history_bytes: int
+    """Bytes of the files with histories."""
 
 
 class Parity(StrictModel):
@@ -84,6 +105,8 @@ class Manifest(StrictModel):
     histories: list[Side]
     known: list[Side]
     """Sides with a table of histories, and sides with a table of LLM knowledge."""
+    interest: InterestFiles | None = None
+    """Files of the interest blocks; null if the model has none."""
     versions: dict[str, str | None]
     cpu: str
     parity: Parity | None

@@ -3,12 +3,14 @@
 import numpy as np
 from rich.progress import track
 
+from msrec.data.histories.reader import HistoryReader
 from msrec.data.schema import Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import click_scores
 from msrec.launch.loaders import build_loader, eval_batch
 from msrec.launch.serving.export_folder import Parity
+from msrec.launch.serving.request_histories import RequestHistories
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import TrainedRun
 from msrec.model.metrics.exact import exact_metrics
@@ -56,6 +58,12 @@ def _score_with_both(
     loader = build_loader(
         run.config, split, process, run.knowledge, eval_batch(run.config, 1), shuffle=False
     )
+    # The export holds all events of a user; a row of the split must see the earlier ones only.
+    histories = None
+    if scorer.manifest.interest is not None:
+        assert run.knowledge.sequences is not None
+        max_len = run.config.sequence.max_len
+        histories = HistoryReader(run.knowledge.sequences, max_len, split)
     labels, run_scores, export_scores = [], [], []
     outcomes = BatchPipeline(run.model, process).outcomes(loader.batches())
     for outcome in track(outcomes, "compare with the run", total=len(loader), transient=True):
@@ -65,7 +73,12 @@ def _score_with_both(
             continue
         labels.append(outcome.label[:, 0].cpu().numpy()[real])
         run_scores.append(click_scores(outcome).cpu().numpy()[real])
-        rows = scorer.encoder.encode(loader.reader.take(row_id[real]))
+        columns = loader.reader.take(row_id[real])
+        rows = scorer.encoder.encode(columns)
+        if histories is not None:
+            user, item = (columns[side].astype(np.int64) for side in ("user", "item"))
+            events = histories.events(row_id[real], user, item, None)
+            rows = rows.with_histories(RequestHistories.of_batch(events, item))
         export_scores.append(scorer.score(rows))
     return tuple(map(np.concatenate, (labels, run_scores, export_scores)))
 

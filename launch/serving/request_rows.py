@@ -13,6 +13,12 @@ from msrec.data.features.columns import Columns
 from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.loading.behaviour_history import Side
 from msrec.data.loading.id_transforms import RareIds, apply_all, table_transforms
+from msrec.launch.serving.interest_files import UserHistories
+from msrec.launch.serving.request_histories import (
+    CarriedHistory,
+    HistoryTensors,
+    RequestHistories,
+)
 
 _NO_ROW_IDS = np.empty(0, dtype=np.int64)
 
@@ -26,6 +32,7 @@ class RequestTensors(NamedTuple):
         lengths: (B, F), float32, ids of each schema feature.
         dense: (B, num_dense), float32.
         scenario: (B,), int64.
+        histories: of the rows, for a model with interest blocks.
     """
 
     ids: Tensor
@@ -33,6 +40,7 @@ class RequestTensors(NamedTuple):
     lengths: Tensor
     dense: Tensor
     scenario: Tensor
+    histories: HistoryTensors | None = None
 
 
 class RequestRows(NamedTuple):
@@ -45,16 +53,22 @@ class RequestRows(NamedTuple):
         lengths: per feature (n,), int32, or None if all are 1.
         dense: (n, num_dense), float32.
         scenario: (n,), int64.
+        histories: of the rows, for a model with interest blocks.
     """
 
     ids: list[npt.NDArray[np.int32]]
     lengths: list[npt.NDArray[np.int32] | None]
     dense: npt.NDArray[np.float32]
     scenario: npt.NDArray[np.int64]
+    histories: RequestHistories | None = None
 
     def __len__(self) -> int:
         """Number of rows, not of fields."""
         return int(self.scenario.shape[0])
+
+    def with_histories(self, histories: RequestHistories) -> Self:
+        """Returns the rows with other histories; `_replace` does not work, because of `len`."""
+        return type(self)(self.ids, self.lengths, self.dense, self.scenario, histories)
 
     @classmethod
     def join(cls, requests: Sequence[Self]) -> Self:
@@ -68,7 +82,9 @@ class RequestRows(NamedTuple):
             lengths.append(np.concatenate(parts) if parts else None)
         dense = np.concatenate([request.dense for request in requests])
         scenario = np.concatenate([request.scenario for request in requests])
-        return cls(ids, lengths, dense, scenario)
+        of_rows = [request.histories for request in requests if request.histories is not None]
+        histories = RequestHistories.join(of_rows) if of_rows else None
+        return cls(ids, lengths, dense, scenario, histories)
 
     def cut(self, start: int, end: int) -> Self:
         """Returns the rows from `start` up to `end`, without `end`."""
@@ -81,22 +97,25 @@ class RequestRows(NamedTuple):
                 first = lengths[:start].sum()
                 ids.append(values[first : first + lengths[rows].sum()])
         lengths_cut = [None if lengths is None else lengths[rows] for lengths in self.lengths]
-        return type(self)(ids, lengths_cut, self.dense[rows], self.scenario[rows])
+        histories = None if self.histories is None else self.histories.cut(rows)
+        return type(self)(ids, lengths_cut, self.dense[rows], self.scenario[rows], histories)
 
     def tensors(self, num_features: int) -> RequestTensors:
         """Returns the tensors of at least one row; `num_features` is F, those of the schema."""
         num_rows = len(self)
         ids = torch.from_numpy(np.concatenate(self.ids))
         dense, scenario = torch.from_numpy(self.dense), torch.from_numpy(self.scenario)
+        histories = None if self.histories is None else self.histories.tensors()
+        rest = (dense, scenario, histories)
         if all(lengths is None for lengths in self.lengths):
             offsets = torch.arange(len(ids) + 1, dtype=torch.int32)
-            return RequestTensors(ids, offsets, torch.ones(num_rows, num_features), dense, scenario)
+            return RequestTensors(ids, offsets, torch.ones(num_rows, num_features), *rest)
         ones = np.ones(num_rows, dtype=np.int32)
         lengths = np.stack([ones if one is None else one for one in self.lengths])
         offsets = torch.zeros(lengths.size + 1, dtype=torch.int32)
         torch.cumsum(torch.from_numpy(lengths).flatten(), 0, out=offsets[1:])
         schema_lengths = torch.from_numpy(lengths[:num_features].T.astype(np.float32, order="C"))
-        return RequestTensors(ids, offsets, schema_lengths, dense, scenario)
+        return RequestTensors(ids, offsets, schema_lengths, *rest)
 
 
 class RequestEncoder:
@@ -107,6 +126,7 @@ class RequestEncoder:
         scale, per_scenario: settings of the run's tables.
         rare: feature -> (rows of its table,), bool, ids that training replaced by row 0.
         sides: user or item for each table of histories or LLM knowledge, in the order of lookup.
+        histories: events of the export's users, for a model with interest blocks.
     """
 
     def __init__(
@@ -116,15 +136,46 @@ class RequestEncoder:
         per_scenario: bool,
         rare: Mapping[str, npt.NDArray[np.bool_]],
         sides: Sequence[Side],
+        histories: UserHistories | None = None,
     ) -> None:
         self.row_encoder = row_encoder
         self.schema = row_encoder.schema
         self._transforms = [RareIds(rare), *table_transforms(self.schema, scale, per_scenario)]
-        self._sides = sides
+        self._sides, self._histories = sides, histories
 
-    def encode_json(self, rows: Sequence[Mapping[str, Any]], where: str) -> RequestRows:
-        """Encodes raw rows that were parsed from JSON; see `RowEncoder.table`."""
-        return self.encode_table(self.row_encoder.table(rows, where), where)
+    def encode_json(
+        self, rows: Sequence[Mapping[str, Any]], where: str, history: CarriedHistory | None = None
+    ) -> RequestRows:
+        """Encodes raw rows that were parsed from JSON; see `RowEncoder.table`.
+
+        All rows have the history `history`; None gives each row that of its user in the export.
+        """
+        columns = self.row_encoder.encode(self.row_encoder.table(rows, where), where)
+        encoded = self.encode(columns)
+        if history is None:
+            return encoded
+        assert self._histories is not None
+        item = columns["item"].astype(np.int64, copy=False)
+        return encoded.with_histories(history.of_rows(item, self._histories.max_len))
+
+    def encode_history(self, events: Sequence[Any], where: str) -> CarriedHistory:
+        """Encodes the history of a request that was parsed from JSON; see `RowEncoder.events`.
+
+        Raises:
+            ValueError: the model reads no histories, or an event is invalid.
+        """
+        if self._histories is None:
+            raise ValueError(
+                f"{where} must have no history, because the exported run has no interest blocks."
+            )
+        encoded = self.row_encoder.events(events, where)
+        if self._histories.events == "positive" and not encoded.label.all():
+            position = int(np.argmin(encoded.label))
+            raise ValueError(
+                f"{where}: event {position} of the history: label must be 1, because the run was "
+                "trained with histories of positive rows; found 0."
+            )
+        return CarriedHistory.newest(encoded, self._histories.max_len)
 
     def encode_table(self, table: pa.Table, where: str, first_row: int = 0) -> RequestRows:
         """Encodes a table of raw rows; see `RowEncoder.encode`."""
@@ -154,4 +205,8 @@ class RequestEncoder:
         dense = np.empty((len(scenario), len(self.schema.dense)), dtype=np.float32)
         for number, name in enumerate(self.schema.dense):
             dense[:, number] = columns[name]
-        return RequestRows(ids, lengths, dense, scenario)
+        histories = None
+        if self._histories is not None:
+            user, item = (columns[side].astype(np.int64, copy=False) for side in ("user", "item"))
+            histories = self._histories.of_rows(user, item)
+        return RequestRows(ids, lengths, dense, scenario, histories)

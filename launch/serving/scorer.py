@@ -1,6 +1,7 @@
 """An export in memory, which turns rows into click probabilities."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from torch import Tensor
 from msrec.data.features.row_encoder import RowEncoder
 from msrec.launch.serving.dense_program import load_program
 from msrec.launch.serving.export_folder import RARE_IDS_FILE, read_manifest
+from msrec.launch.serving.interest_files import ItemSources, UserHistories
 from msrec.launch.serving.quantized_tables import QuantizedTables
 from msrec.launch.serving.request_rows import RequestEncoder, RequestRows, RequestTensors
 
@@ -38,6 +40,11 @@ class Scorer:
         self.folder = folder
         manifest = read_manifest(folder, allow_unfinished=allow_unfinished)
         self.manifest = manifest
+        interest, histories = manifest.interest, None
+        self._sources: ItemSources | None = None
+        if interest is not None:
+            histories = UserHistories(folder, interest)
+            self._sources = ItemSources(folder, interest)
         with np.load(folder / RARE_IDS_FILE, allow_pickle=False) as rare:
             self.encoder = RequestEncoder(
                 RowEncoder(folder),
@@ -45,6 +52,7 @@ class Scorer:
                 manifest.per_scenario,
                 dict(rare),
                 [*manifest.histories, *manifest.known],
+                histories,
             )
         self._tables = QuantizedTables(manifest.tables, folder, manifest.features)
         self._program, self.is_compiled = load_program(folder, manifest, compiled)
@@ -64,16 +72,31 @@ class Scorer:
         return rows.tensors(len(self.encoder.schema.sparse))
 
     @torch.inference_mode()
-    def look_up(self, tensors: RequestTensors) -> tuple[Tensor, ...]:
-        """Returns the inputs of the program; the first one is read from the tables."""
+    def look_up(self, tensors: RequestTensors) -> tuple[Any, ...]:
+        """Returns the inputs of the program; see `ServingModel`.
+
+        The first one is read from the tables. With interest blocks, the last one is a tuple.
+        """
         pooled = self._tables.lookup(tensors.ids, tensors.offsets)
-        return pooled, tensors.lengths, tensors.dense, tensors.scenario
+        inputs = (pooled, tensors.lengths, tensors.dense, tensors.scenario)
+        if self._sources is None:
+            return inputs
+        assert tensors.histories is not None
+        items, *histories = tensors.histories
+        return *inputs, (*histories, *self._sources.gather(items))
 
     @torch.inference_mode()
-    def run_program(self, inputs: tuple[Tensor, ...]) -> npt.NDArray[np.float32]:
+    def run_program(self, inputs: tuple[Any, ...]) -> npt.NDArray[np.float32]:
         """Returns the click probabilities (B,), float32, for the inputs of the program."""
         num_rows = len(inputs[0])
         if num_rows == 1:  # torch.export treats a size of 1 as a constant
-            inputs = tuple(part.expand(2, *part.shape[1:]).contiguous() for part in inputs)
+            of_rows, interest = inputs[:4], inputs[4:]
+            inputs = tuple(map(_twice, of_rows))
+            for candidate, bag, *rest in interest:
+                inputs += ((_twice(candidate), _twice(bag), *rest),)
         scores: npt.NDArray[np.float32] = self._program(*inputs)[:num_rows].numpy()
         return scores
+
+
+def _twice(row: Tensor) -> Tensor:
+    return row.expand(2, *row.shape[1:]).contiguous()

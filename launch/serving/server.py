@@ -16,6 +16,7 @@ from prometheus_client import generate_latest as metrics_text
 from pydantic_core import from_json, to_json
 
 from msrec.launch.serving.batcher import Batcher, Limits, QueueFullError
+from msrec.launch.serving.request_histories import EventCounts
 from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.scorer import Scorer
 
@@ -77,7 +78,7 @@ class _Service:
     async def score(self, request: Request) -> Response:
         started = time.perf_counter()
         try:
-            rows = self._encode(await request.body())
+            rows, counts = self._encode(await request.body())
             scores = await self.batcher.score(rows)
         except HTTPException as error:
             self._metrics.requests.labels(error.status_code).inc()
@@ -89,13 +90,20 @@ class _Service:
         self._metrics.requests.labels(200).inc()
         self._metrics.rows.inc(len(rows))
         self._metrics.seconds.observe(time.perf_counter() - started)
-        return Response(to_json({"scores": scores.tolist()}), media_type="application/json")
+        answer: dict[str, Any] = {"scores": scores.tolist()}
+        if counts is not None:
+            answer["history"] = counts._asdict()
+        return Response(to_json(answer), media_type="application/json")
 
-    def _encode(self, body: bytes) -> RequestRows:
-        rows = _parse_rows(body, self.batcher.limits.max_queue)
+    def _encode(self, body: bytes) -> tuple[RequestRows, EventCounts | None]:
+        rows, events = _parse_request(body, self.batcher.limits.max_queue)
         self.batcher.require_room(len(rows))  # before the work of encoding
+        encoder = self._scorer.encoder
         try:
-            return self._scorer.encoder.encode_json(rows, WHERE)
+            if events is None:
+                return encoder.encode_json(rows, WHERE), None
+            history = encoder.encode_history(events, WHERE)
+            return encoder.encode_json(rows, WHERE, history), history.counts
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
 
@@ -104,7 +112,9 @@ def create_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
     """Returns the app that serves an export.
 
     POST /score takes {"rows": [ROW, ...]}, raw rows as `RowEncoder` describes them, and answers
-    {"scores": [...]} in the same order. Errors are {"detail": SENTENCE}: 400 for a body that is not
+    {"scores": [...]} in the same order. With {"rows": [...], "history": [EVENT, ...]} the rows have
+    that history instead of those of their users, and the answer also has the counts of its events,
+    see `EventCounts`. Errors are {"detail": SENTENCE}: 400 for a body that is not
     JSON, 413 for more rows than may ever wait, 422 for an invalid row (the sentence names row and
     column), 503 with Retry-After while too many rows wait.
     """
@@ -118,8 +128,11 @@ def create_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
     return app
 
 
-def _parse_rows(body: bytes, max_rows: int) -> list[dict[str, Any]]:
-    """Returns the raw rows of a request; raises HTTPException if it is invalid."""
+def _parse_request(body: bytes, max_rows: int) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """Returns the raw rows of a request and its history, if it carries one.
+
+    Raises HTTPException if the request is invalid.
+    """
     try:
         content: Any = from_json(body, allow_inf_nan=True)
     except ValueError as error:
@@ -132,7 +145,10 @@ def _parse_rows(body: bytes, max_rows: int) -> list[dict[str, Any]]:
             raise HTTPException(422, f"{WHERE}: row {number} must be an object; found {row!r}.")
     if len(rows) > max_rows:
         raise HTTPException(413, f"{WHERE} must have at most {max_rows} rows; it has {len(rows)}.")
-    return rows
+    history = content.get("history")
+    if history is not None and not isinstance(history, list):
+        raise HTTPException(422, f"{WHERE}: history must be a list of events, newest last.")
+    return rows, history
 
 
 class DrainingServer(uvicorn.Server):

@@ -17,8 +17,13 @@ from msrec.launch.evaluation.compare import (
     holm,
 )
 from msrec.launch.evaluation.predictions import Commit, write_commit
-from msrec.launch.evaluation.results import evaluate_predictions, save_results
-from msrec.launch.reporting.difference_table import differences_table, verdict
+from msrec.launch.evaluation.results import (
+    ResultHistory,
+    evaluate_predictions,
+    load_results,
+    save_results,
+)
+from msrec.launch.reporting.difference_table import differences_table, history_note, verdict
 from msrec.model.metrics.exact import sort_rows
 
 NAMES = ("search", "feed", "friends")
@@ -206,6 +211,37 @@ def test_other_labels_users_or_scenarios_are_refused_with_the_row(tmp_path, rows
     other[5] = {"label": not other[5], "user": 7_000, "scenario": (other[5] + 1) % 3}[column]
     with pytest.raises(ValueError, match=rf"column {column} differs in [\d,]+ rows, first in row"):
         compare(*folders(tmp_path, rows, **{column: other}), ("a", "b"))
+
+
+def with_history(folder, protocol, events="all", max_len=20):
+    history = ResultHistory(protocol=protocol, events=events, max_len=max_len)
+    save_results(load_results(folder).model_copy(update={"history": history}), folder)
+
+
+@pytest.mark.parametrize("other", [("frozen", "all"), ("stream", "positive")])
+def test_other_protocols_of_histories_are_refused_unless_asked_for(tmp_path, rows, other):
+    one, two = folders(tmp_path, rows)
+    with_history(one, "stream")
+    with_history(two, *other)
+    found = f"found stream of all events and {other[0]} of {other[1]} events"
+    with pytest.raises(ValueError, match=f"{found}.*--any-protocol"):
+        compare(one, two, ("a", "b"))
+    note = history_note(compare(one, two, ("a", "b"), any_protocol=True))
+    assert note == (
+        "Note: the runs scored the rows a with the 20 newest of all events, protocol stream and b "
+        f"with the 20 newest of {other[1]} events, protocol {other[0]}."
+    )
+
+
+def test_a_run_without_histories_can_be_compared_with_one_that_has_them(tmp_path, rows):
+    one, two = folders(tmp_path, rows)
+    assert history_note(compare(one, two, ("a", "b"))) == ""
+    with_history(two, "frozen")
+    assert "a without histories and b with the 20 newest" in history_note(
+        compare(one, two, ("a", "b"))
+    )
+    with_history(one, "frozen", max_len=5)
+    assert "the 5 newest" in history_note(compare(one, two, ("a", "b")))
 
 
 def test_fewer_rows_are_refused(tmp_path, rows):

@@ -17,10 +17,10 @@ from trainings import BOTH, config_of
 from msrec.data.llm.store import KnowledgeStore
 from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
-from msrec.launch.evaluation import explain as module
 from msrec.launch.evaluation.evaluate import evaluate
-from msrec.launch.evaluation.explain import Explainer
-from msrec.launch.evaluation.explanation_file import (
+from msrec.launch.explanations import explain as module
+from msrec.launch.explanations.explain import Explainer
+from msrec.launch.explanations.explanation_file import (
     VARIANTS,
     load_explanations,
     save_explanation,
@@ -184,7 +184,7 @@ def test_a_user_without_a_vector_has_no_neighbours(run, explainer):
     ("name", "users", "message"),
     [
         ("knowing", ["nobody"], "must hold the user 'nobody'; it is not among 40 users"),
-        ("bare", ["u1"], "must have meta.user=true or meta.scenario=true"),
+        ("bare", ["u1"], "must have meta.user=true, meta.scenario=true or interest.enabled=true"),
         ("knowing", [], "must be asked something"),
     ],
 )

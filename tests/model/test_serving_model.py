@@ -1,15 +1,20 @@
 """Scores of the serving model against those of the trained one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from msrec.data.loading.batch import EntityVectors
+from msrec.launch.serving.dense_program import export_program
+from msrec.launch.serving.export_folder import InterestFiles
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
+from msrec.model.interest import Histories, Interest, InterestOptions
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta
-from msrec.model.ranker import DenseArch, KnowledgeParts
+from msrec.model.ranker import DenseArch, InterestInputs, KnowledgeParts
 from msrec.model.serving_model import (
     ServingModel,
     ServingScenarioMeta,
@@ -19,6 +24,7 @@ from msrec.model.serving_model import (
 
 B, F, H, D, U, I = 30, 3, 2, 4, 7, 5  # noqa: E741 - rows, features, histories, sizes
 USER_DIM, ITEM_DIM = 9, 6
+PLACES = 5  # of a history
 
 
 def moments(size):
@@ -33,7 +39,7 @@ def moved(model):
     return model.eval()
 
 
-def trained(scenarios, parts, width=5, fusion="add", residual=True):
+def trained(scenarios, parts, width=5, fusion="add", residual=True, cross_scenario=True):
     """The dense part of a model with some of the modules that read LLM vectors."""
     torch.manual_seed(0)
     interaction = Interaction(F + H, D, num_dense=2, bottom_dims=[3], mode="concat")
@@ -44,6 +50,9 @@ def trained(scenarios, parts, width=5, fusion="add", residual=True):
         "match": lambda: KnowledgeMatch(user, item, 4, dropout=0.0),
     }
     features = {name: make() for name, make in made.items() if name in parts}
+    if "interest" in parts:
+        options = InterestOptions(4, cross_scenario=cross_scenario)
+        features["interest"] = Interest([6, 8], PLACES, scenarios, 2, options)
     size = interaction.out_dim + sum(part.out_dim for part in features.values())
     options = MetaOptions(rank=4, width=width, num_layers=2)
     made = {
@@ -81,6 +90,34 @@ def test_precomputed_rows_with_another_fusion_and_without_residual():
     check(trained(3, ("user_meta", "scenario_meta"), fusion="gate", residual=False), 3)
 
 
+@pytest.mark.parametrize("cross_scenario", [True, False])
+def test_interest_blocks_give_the_scores_of_the_trained_model(cross_scenario):
+    check(trained(3, ("user_meta", "interest"), cross_scenario=cross_scenario), 3)
+
+
+def interest_inputs(scenarios):
+    """Vectors of 9 items by source and an empty one, and 4 histories, one of them empty."""
+    sources = [torch.nn.functional.normalize(torch.randn(10, dim), dim=1) for dim in (6, 8)]
+    for vectors in sources:
+        vectors[[3, 9]] = 0
+    empty = torch.arange(PLACES) < torch.tensor([[0], [2], [5], [4]])
+    events = torch.randint(9, (4, PLACES)).masked_fill(empty, 9)
+    scenario = torch.randint(scenarios, (4, PLACES)).masked_fill(empty, -1)
+    label = torch.randint(2, (4, PLACES)).float().masked_fill(empty, 0)
+    candidate, bag = torch.randint(10, (B,)), torch.randint(4, (B,))
+    return InterestInputs(sources, Histories(candidate, events, scenario, label, bag))
+
+
+def exported(model, inputs):
+    """The model as a program of torch.export, as an export has it."""
+    interest = InterestFiles(
+        **{"sources": {"a": 6, "b": 8}, "protocol": "stream", "events": "all", "max_len": PLACES},
+        **{"num_items": 9, "num_events": 9, "vector_bytes": 1, "history_bytes": 1},
+    )
+    manifest = SimpleNamespace(interest=interest, pooled_width=inputs[0].shape[1])
+    return export_program(model, manifest, num_dense=2).module()
+
+
 def check(over, scenarios):
     user = (torch.randn(U, USER_DIM), (torch.arange(U) % 3 != 1).float())
     item = (torch.randn(I, ITEM_DIM), (torch.arange(I) % 2).float())
@@ -93,7 +130,8 @@ def check(over, scenarios):
     vectors = torch.cat([sums[:, :F] / lengths.clamp(min=1).unsqueeze(2), sums[:, F:]], dim=1)
     dense, scenario = torch.randn(B, 2), torch.randint(scenarios, (B,))
     with torch.no_grad():
-        logits = over(vectors, dense, scenario, torch.ones(B), *known)
+        interest = interest_inputs(scenarios) if over.interest is not None else None
+        logits = over(vectors, dense, scenario, torch.ones(B), *known, interest)
         rows = [
             knowledge_rows(over, side, *of)[place]
             for side, of, place in zip(("user", "item"), (user, item), places, strict=True)
@@ -101,9 +139,14 @@ def check(over, scenarios):
         assert [part.shape[1] for part in rows] == [
             knowledge_widths(over, side).total for side in ("user", "item")
         ]
-        found = ServingModel(over, F, H, D)(
-            torch.cat([sums.flatten(1), *rows], dim=1), lengths, dense, scenario
-        )
+        inputs = (torch.cat([sums.flatten(1), *rows], dim=1), lengths, dense, scenario)
+        model = ServingModel(over, F, H, D).eval()
+        if interest is not None:
+            sources, (candidate, events, of_event, label, bag) = interest
+            inputs += ((candidate, bag, events, of_event, label, *sources),)
+            program = exported(model, inputs)
+            torch.testing.assert_close(program(*inputs), model(*inputs), atol=2e-6, rtol=1e-5)
+        found = model(*inputs)
     assert logits[:, 0].std() > 0.1
     torch.testing.assert_close(found, torch.sigmoid(logits[:, 0]), atol=2e-6, rtol=1e-5)
 

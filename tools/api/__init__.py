@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from msrec.launch.config import RunConfig
     from msrec.launch.encoding.encode import EncodeResult
     from msrec.launch.evaluation.compare import Comparison
-    from msrec.launch.evaluation.explanation_file import ScenarioExplanation, UserExplanation
     from msrec.launch.evaluation.predict_files import PredictionSummary
     from msrec.launch.evaluation.results import Results
+    from msrec.launch.explanations.explanation_file import ScenarioExplanation, UserExplanation
     from msrec.launch.training.metric_log import MetricLog
     from msrec.tools.planner.plan import Plan
 
@@ -365,6 +365,7 @@ def compare(
     *,
     data: str | Path | None = None,
     k: int = 10,
+    any_protocol: bool = False,
 ) -> "Comparison":
     """Compares two evaluated runs on the same rows: paired differences over users.
 
@@ -374,16 +375,17 @@ def compare(
         split: "train", "valid" or "test".
         data: the dataset folder on which both were evaluated, if not their own.
         k: number of places of NDCG and recall.
+        any_protocol: also compare runs whose histories have different protocols.
 
     Raises:
         FileNotFoundError: one was not evaluated.
-        ValueError: they did not score the same rows.
+        ValueError: they did not score the same rows, or with histories of different protocols.
     """
     from msrec.data.io.paths import to_path
     from msrec.launch.evaluation.compare import compare_runs
 
     scored = None if data is None else to_path(str(data))
-    return compare_runs(Path(first), Path(second), split, scored, k)
+    return compare_runs(Path(first), Path(second), split, scored, k, any_protocol=any_protocol)
 
 
 def verdict(comparison: "Comparison", metric: str = "auc") -> str:
@@ -449,12 +451,12 @@ def explain(
     The explanations are also saved in the run folder, where `report` finds them.
 
     Args:
-        run: a run folder, trained with meta networks.
+        run: a run folder, trained with meta networks or interest blocks.
         users: raw keys.
         scenarios: whether to compare the scenarios.
         split: the rows of the users that are scored.
     """
-    from msrec.launch.evaluation.explain import explain_run
+    from msrec.launch.explanations.explain import explain_run
 
     found, compared = explain_run(Path(run), users, scenarios=scenarios, split=split)
     return Explanation(found, compared)

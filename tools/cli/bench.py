@@ -22,6 +22,7 @@ BENCHES = {
     "planner": ("planner", "Sharding plans for five sets of tables, against TorchRec's planner."),
     "evaluate": ("evaluate", "Metrics of many predictions, against scikit-learn and polars."),
     "serve": ("serve", "Latency of an export, against its run; then a server under load."),
+    "lightgbm": ("boosting.command", "LightGBM over the same histories, an opponent in AUC."),
 }
 """Name of a bench -> its module in `msrec.tools.bench`, and one line of help.
 
@@ -61,7 +62,7 @@ def _not_loaded() -> None:
 bench_app = typer.Typer(
     name="bench",
     cls=LazyGroup,
-    help="Speed and memory, measured against a reference.",
+    help="Speed, memory and quality, measured against a reference.",
     no_args_is_help=True,
 )
 for _name, (_, _help) in BENCHES.items():

@@ -136,6 +136,12 @@ def compare(
         ),
     ] = "auc",
     k: PlacesK = 10,
+    any_protocol: Annotated[
+        bool,
+        typer.Option(
+            "--any-protocol", help="Also compare runs whose histories have different protocols."
+        ),
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print all metrics as JSON instead of a table.")
     ] = False,
@@ -143,17 +149,19 @@ def compare(
     """Test whether the second run is better: paired differences over users, with a verdict."""
     import msrec
     from msrec.launch.evaluation.compare import DIRECTION
-    from msrec.launch.reporting.difference_table import differences_table
+    from msrec.launch.reporting.difference_table import differences_table, history_note
     from msrec.tools.cli.terminal import console, say
 
     if metric not in DIRECTION:
         raise ValueError(f"metric must be one of {', '.join(DIRECTION)}; got {metric!r}.")
-    comparison = msrec.compare(first, second, split, data=data, k=k)
+    comparison = msrec.compare(first, second, split, data=data, k=k, any_protocol=any_protocol)
     if json:
         console.print_json(comparison.model_dump_json())
         return
     console.print(differences_table(comparison, metric))
     say(msrec.verdict(comparison, metric))
+    if note := history_note(comparison):
+        say(note)
 
 
 def predict(
@@ -243,7 +251,9 @@ def drift(
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="Run folder, trained with meta networks.")],
+    run: Annotated[
+        Path, typer.Argument(help="Run folder, trained with meta networks or interest blocks.")
+    ],
     user: Annotated[
         list[str] | None, typer.Option(help="Raw key of a user; may be repeated.")
     ] = None,
@@ -255,7 +265,12 @@ def explain(
         int, typer.Option(min=1, help="Number of rows to print per user; all are saved.")
     ] = 20,
 ) -> None:
-    """Explain scores: prompt, nearest users, scores without knowledge, generated layers."""
+    """Explain scores: prompt, nearest users, scores without knowledge, attention to earlier items.
+
+    With interest blocks, the rows of the user with the best scores are also explained by the
+    history: attention and similarity of each earlier item by source, and the score without each
+    source and without history.
+    """
     from msrec.tools.cli.terminal import console
     from msrec.tools.explain import explain as print_explanations
 

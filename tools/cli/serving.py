@@ -58,6 +58,14 @@ def export(
         f"{parity.auc_export:.6f} ({parity.auc_difference:+.6f}); scores differ by at most "
         f"{parity.largest_difference:.2g}, {parity.mean_difference:.2g} on average"
     )
+    interest = made.interest
+    if interest is not None:
+        say(
+            f"interest blocks: {interest.num_items:,} item vectors of each of "
+            f"{', '.join(interest.sources)} ({interest.vector_bytes / 2**20:,.1f} MiB), "
+            f"{interest.num_events:,} events of users, at most {interest.max_len} each "
+            f"({interest.history_bytes / 2**20:,.1f} MiB)"
+        )
     say(f"wrote {folder}")
 
 

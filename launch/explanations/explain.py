@@ -1,4 +1,4 @@
-"""Explains the effect of knowledge in a trained run, on one user's rows and between scenarios."""
+"""Explains the effect of knowledge and histories in a run, for users and between scenarios."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -23,19 +23,21 @@ from msrec.data.schema import Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process, process_group
 from msrec.launch.encoding.run_prompts import prompts_by_key
-from msrec.launch.evaluation.explanation_file import (
+from msrec.launch.evaluation.predict import click_scores
+from msrec.launch.explanations.explain_interest import InterestExplainer
+from msrec.launch.explanations.explanation_file import (
     FOLDER,
     SCENARIOS_FILE,
     LayerDistance,
     Matrix,
     Neighbour,
+    RowInterest,
     RowScore,
     ScenarioExplanation,
     UserExplanation,
     save_explanation,
     user_file,
 )
-from msrec.launch.evaluation.predict import click_scores
 from msrec.launch.loaders import build_loader
 from msrec.launch.trained_run import load_run_config, open_run, unwrapped
 from msrec.model.layers.generated_linear import GeneratedLinear
@@ -46,6 +48,8 @@ SAMPLED_USERS = 2_000
 """Users whose generated layers are compared with the layers of the explained user."""
 NEAREST = 8
 """Number of neighbours of a user."""
+BEST_ROWS = 3
+"""Rows of a user, those with the best scores, whose attention is shown."""
 
 
 def explain_run(
@@ -80,15 +84,16 @@ class Explainer:
 
     Raises:
         FileNotFoundError: there is no run or no committed checkpoint.
-        ValueError: the run uses no knowledge of users or scenarios.
+        ValueError: the run uses neither knowledge of users or scenarios nor interest blocks.
     """
 
     def __init__(self, run_dir: Path, process: Process, split: Split = "test") -> None:
         config = load_run_config(run_dir)
-        if not (config.meta.user or config.meta.scenario):
+        self._has_knowledge = config.meta.user or config.meta.scenario
+        if not self._has_knowledge and not config.interest.enabled:
             raise ValueError(
-                f"{run_dir} must have meta.user=true or meta.scenario=true, so that there is "
-                "knowledge to explain; it has neither."
+                f"{run_dir} must have meta.user=true, meta.scenario=true or interest.enabled=true, "
+                "so that there is something to explain; it has none of them."
             )
         run = open_run(run_dir, process, config=config)
         self.config, self.schema, self.knowledge = config, run.schema, run.knowledge
@@ -118,21 +123,23 @@ class Explainer:
         training_users = self._reader("train").read_good()["user"]
         text, nearest, row = None, list[Neighbour](), -1
         folder = self.config.llm.store
-        if folder is not None and (folder / "user").is_dir():
+        if self._has_knowledge and folder is not None and (folder / "user").is_dir():
             store = KnowledgeStore.open(folder / "user")
             row = int(store.rows(keys.slice(user, 1).to_numpy())[0])
             if row >= 0:
                 text, nearest = _answer(store, row), _nearest(store, row)
+        rows = self._row_scores(user)
         return UserExplanation(
             user=key,
             split=self.split,
-            prompt=self._user_prompts[key],
+            prompt=self._user_prompts[key] if self._has_knowledge else None,
             text=text,
             training_rows=int((training_users == user).sum()),
             has_vector=row >= 0,
             nearest=nearest,
             layers=self._layer_distances(user),
-            rows=self._row_scores(user),
+            rows=rows,
+            interest=self._interest(rows),
         )
 
     def scenarios(self) -> ScenarioExplanation:
@@ -201,6 +208,20 @@ class Explainer:
             )
             for at, row in enumerate(rows)
         ]
+
+    def _interest(self, rows: Sequence[RowScore]) -> list[RowInterest]:
+        interest = self.dense_arch.interest
+        if interest is None or not rows:
+            return []
+        explainer = InterestExplainer(
+            interest=interest,
+            sources=self.knowledge.item_sources,
+            score=self._score,
+            titles=self._titles,
+            scenarios=[scenario.name for scenario in self.schema.scenarios],
+        )
+        best = sorted(rows, key=lambda row: -row.score)[:BEST_ROWS]
+        return explainer.rows(self.loader.batch_of(np.array([row.row_id for row in best])), best)
 
     def _score(self, batch: Batch) -> torch.Tensor:
         return click_scores(self._pipeline.progress(iter([batch])))

@@ -55,12 +55,51 @@ class RowScore(StrictModel):
     without_both: float | None = None
 
 
+class AttendedEvent(StrictModel):
+    """An earlier event of a row's user, with its attention by source.
+
+    weight: at least 0; the weights of a source sum to at most 1, the rest is the weight of none.
+    similarity: product of the event's item with the row's item, after the learned projection; a
+        cosine without it.
+    """
+
+    item: str
+    scenario: str
+    label: float
+    weight: dict[str, float]
+    similarity: dict[str, float]
+
+
+class RowInterest(StrictModel):
+    """Score of one row by the interest blocks; `events` are its history, oldest first.
+
+    Without a source, the normalised columns of its block are zeros, for the backbone and for the
+    logits; without history, the row is scored as that of a user without events.
+    """
+
+    row_id: int
+    item: str
+    scenario: str
+    label: float
+    score: float
+    without_source: dict[str, float]
+    without_history: float
+    events: list[AttendedEvent]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Heading -> score, with all and without each part."""
+        without = {f"without {name}": score for name, score in self.without_source.items()}
+        return {"with all": self.score, "without history": self.without_history, **without}
+
+
 class UserExplanation(StrictModel):
     """Explanation of one user of a run; `rows` are the user's rows of a split."""
 
     user: str
     split: str
-    prompt: str
+    prompt: str | None
+    """Prompt of the LLM; None if the run has no meta networks of users or scenarios."""
     text: str | None
     """Answer of the LLM, if the store has it."""
     training_rows: int
@@ -68,6 +107,8 @@ class UserExplanation(StrictModel):
     nearest: list[Neighbour]
     layers: list[LayerDistance]
     rows: list[RowScore]
+    interest: list[RowInterest] = []
+    """The rows with the best scores, if the run has interest blocks."""
 
     @property
     def variants(self) -> list[str]:

@@ -1,0 +1,116 @@
+"""Explains the scores of rows by the earlier items that the interest blocks attend to."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from msrec.data.llm.item_vectors import ItemVectors
+from msrec.data.loading.batch import Batch
+from msrec.launch.explanations.explanation_file import AttendedEvent, RowInterest, RowScore
+from msrec.model.interest import Attention, Histories, Interest, InterestBlock, row_events
+
+Score = Callable[[Batch], Tensor]
+"""Returns the click probabilities of a batch, (B,)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InterestExplainer:
+    """The interest blocks of a model, and what is needed to explain rows with them.
+
+    Args:
+        interest: the blocks.
+        sources: their item vectors, in the same order.
+        score: scores a batch with the model.
+        titles: returns the titles of items.
+        scenarios: names of the scenarios.
+    """
+
+    interest: Interest
+    sources: Sequence[ItemVectors]
+    score: Score
+    titles: Callable[[np.ndarray], list[str]]
+    scenarios: Sequence[str]
+
+    def rows(self, batch: Batch, scored: Sequence[RowScore]) -> list[RowInterest]:
+        """Explains the rows of a batch, whose scores are known, in the order of the batch."""
+        attention = self._attention(batch)
+        without = {name: self._without(batch, number) for number, name in enumerate(attention)}
+        without_history = self.score(without_events(batch))
+        explained = []
+        for at, row in enumerate(scored):
+            events = self._events(batch, at, attention)
+            explained.append(
+                RowInterest(
+                    **row.model_dump(include={"row_id", "item", "scenario", "label", "score"}),
+                    without_source={name: float(score[at]) for name, score in without.items()},
+                    without_history=float(without_history[at]),
+                    events=events,
+                )
+            )
+        return explained
+
+    def _without(self, batch: Batch, number: int) -> Tensor:
+        with _zero_output(self.interest.blocks[number]):
+            return self.score(batch)
+
+    def _attention(self, batch: Batch) -> dict[str, Attention]:
+        """Returns the attention of each source's block."""
+        events = batch.sequence
+        distinct = events.items.values().numpy()
+        histories = Histories(
+            events.candidate, events.events, events.scenario, events.label, events.bag
+        )
+        row = row_events(histories, batch.scenario, self.interest.cross_scenario)
+        attention = {}
+        for source, block in zip(self.sources, self.interest.blocks, strict=True):
+            assert isinstance(block, InterestBlock)
+            vectors = torch.from_numpy(source.vectors[distinct]).float()
+            items = torch.cat([vectors, torch.zeros_like(vectors[:1])])
+            with torch.no_grad():
+                attention[source.name] = block.attention(items, histories, row)
+        return attention
+
+    def _events(
+        self, batch: Batch, at: int, attention: dict[str, Attention]
+    ) -> list[AttendedEvent]:
+        events = batch.sequence
+        bag = events.bag[at]
+        places = torch.nonzero(events.scenario[bag] >= 0).flatten().tolist()
+        if not places:
+            return []
+        titles = self.titles(events.items.values()[events.events[bag, places]].numpy())
+        return [
+            AttendedEvent(
+                item=title,
+                scenario=self.scenarios[int(events.scenario[bag, place])],
+                label=float(events.label[bag, place]),
+                weight={name: float(a.weights[at, place]) for name, a in attention.items()},
+                similarity={name: float(a.similarity[at, place]) for name, a in attention.items()},
+            )
+            for title, place in zip(titles, places, strict=True)
+        ]
+
+
+def without_events(batch: Batch) -> Batch:
+    """Returns the batch with empty histories."""
+    events = batch.sequence
+    empty = events._replace(
+        events=torch.full_like(events.events, len(events.items.values())),
+        scenario=torch.full_like(events.scenario, -1),
+        label=torch.zeros_like(events.label),
+    )
+    return dataclasses.replace(batch, sequence=empty)
+
+
+@contextmanager
+def _zero_output(block: nn.Module) -> Iterator[None]:
+    """Replaces the normalised columns of a block by zeros within the context."""
+    handle = block.register_forward_hook(lambda module, inputs, columns: torch.zeros_like(columns))
+    try:
+        yield
+    finally:
+        handle.remove()
