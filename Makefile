@@ -63,4 +63,4 @@ $(READY): requirements/base.txt requirements/$(MACHINE).txt requirements/dev.txt
 
 lock: ## write requirements/cpu.lock from .venv, after pins changed and make install resolved them
 	{ echo "# Every package of .venv on Python 3.11, by make lock."; echo ./requirements/fbgemm-gpu-shim; \
-	    $(VENV)/bin/pip freeze --exclude-editable | sed '/fbgemm-gpu @/d; s/+cpu$$//'; } >requirements/cpu.lock
+	    $(VENV)/bin/pip freeze --all --exclude-editable | sed "/^pip==/d" | sed '/fbgemm-gpu @/d; s/+cpu$$//'; } >requirements/cpu.lock
