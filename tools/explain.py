@@ -24,6 +24,7 @@ from msrec.launch.explanations.explanation_file import (
 )
 from msrec.launch.reporting.explanation_sections import (
     INTEREST_RULE,
+    MAX_TITLE,
     interest_table,
     log_losses,
     nearest_users,
@@ -91,8 +92,9 @@ def show_interest(row: RowInterest, console: Console) -> None:
     """Prints the events that a row attends to, and its scores without each part."""
     head, *events = interest_table(row)
     table = Table(title=f"history of {row.item} ({row.scenario}, label {row.label:.0f})")
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number > 2 else "left")
+    table.add_column(head[0], max_width=MAX_TITLE, no_wrap=True, overflow="ellipsis")
+    for number, name in enumerate(head[1:]):
+        table.add_column(name, justify="right" if number > 1 else "left")
     for event in events:
         table.add_row(*event)
     console.print(table if events else f"No events before {row.item} ({row.scenario}).")

@@ -13,7 +13,7 @@ from msrec.launch.reporting.result_tables import format_value
 MAX_ROWS = 50
 """Rows of an explained user that a page shows."""
 MAX_TITLE = 40
-"""Characters of a title in a figure."""
+"""Characters of a title in a figure or a table of the terminal."""
 INTEREST_RULE = (
     "Without a source, the normalised columns of its interest block are replaced by zeros, for the "
     "backbone and for the logits. Without history, the row is scored as that of a user without "
