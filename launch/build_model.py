@@ -8,6 +8,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from msrec.data.llm.knowledge import EntityKnowledge
+from msrec.data.loading.semantic_ids import with_semantic_ids
 from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
@@ -98,9 +99,15 @@ def table_spec(config: RunConfig) -> TableOptions:
     return TableOptions(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
 
 
+def model_schema(config: RunConfig, schema: Schema) -> Schema:
+    """Returns the schema with the features that the run adds to those of a dataset."""
+    options = config.llm.semantic_ids
+    return schema if options is None else with_semantic_ids(schema, options.levels, options.codes)
+
+
 def table_schema(config: RunConfig, schema: Schema) -> Schema:
     """Returns the schema with the tables of the run: scaled, and one per scenario if requested."""
-    schema = schema.scaled(config.scale)
+    schema = model_schema(config, schema).scaled(config.scale)
     return schema.per_scenario() if config.embeddings.per_scenario else schema
 
 
