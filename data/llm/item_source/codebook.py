@@ -82,7 +82,8 @@ def item_codebook(store: KnowledgeStore, dim: int, levels: int, codes: int) -> C
     Args:
         store: folder of the source.
         dim: number of components of the vectors.
-        levels, codes: number of levels, and of codes per level.
+        levels: number of levels.
+        codes: number of codes per level.
 
     Raises:
         ValueError: the source has fewer vectors than codes.
