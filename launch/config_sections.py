@@ -182,6 +182,10 @@ class LLMConfig(StrictModel):
     random ones."""
     semantic_ids: SemanticIdsConfig | None = None
     """Codes of item vectors as further sparse features; null adds none."""
+    init_items: str | None = None
+    """Source, one of `llm.sources`, whose vectors give the table of `item_id` its initial values at
+    the start of a run: a random projection, scaled to `embeddings.init_std`. Null draws them at
+    random."""
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
@@ -192,8 +196,8 @@ class LLMConfig(StrictModel):
             raise ValueError(
                 f"source_controls must name sources of the list ({listed}); got {unlisted[0]!r}"
             )
-        used = {"semantic_ids.source": self.semantic_ids and self.semantic_ids.source}
-        for option, source in used.items():
+        semantic = self.semantic_ids and self.semantic_ids.source
+        for option, source in (("semantic_ids.source", semantic), ("init_items", self.init_items)):
             if source is not None and source not in self.sources:
                 listed = ", ".join(self.sources) or "none"
                 raise ValueError(f"{option} must be one of sources ({listed}); got {source!r}")
@@ -205,7 +209,7 @@ class LLMConfig(StrictModel):
     def encoding(self) -> dict[str, Any]:
         """Options that determine the vectors. A store records them and a run compares them."""
         others = {"store", "batch_tokens", "missing", "items", "previous", "sources", "item_dim"}
-        others |= {"trust_remote_code", "control", "source_controls", "semantic_ids"}
+        others |= {"trust_remote_code", "control", "source_controls", "semantic_ids", "init_items"}
         return self.model_dump(exclude=others)
 
 

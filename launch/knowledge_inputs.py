@@ -79,10 +79,10 @@ def item_sources(config: RunConfig, scored: AnyPath | None = None) -> tuple[Item
         ValueError: a source was made with other settings than those of the config.
     """
     dataset = scored or config.dataset
-    return tuple(_item_vectors(config, source, dataset) for source in config.llm.sources)
+    return tuple(source_vectors(config, source, dataset) for source in config.llm.sources)
 
 
-def _item_vectors(config: RunConfig, source: str, dataset: AnyPath) -> ItemVectors:
+def source_vectors(config: RunConfig, source: str, dataset: AnyPath) -> ItemVectors:
     """Returns the vectors of one source, see `item_sources`."""
     llm = config.llm
     if llm.store is None:
@@ -100,7 +100,7 @@ def _semantic_ids(config: RunConfig, dataset: AnyPath) -> SemanticIds | None:
     options, llm = config.llm.semantic_ids, config.llm
     if options is None:
         return None
-    vectors = _item_vectors(config, options.source, dataset)
+    vectors = source_vectors(config, options.source, dataset)
     assert llm.store is not None
     store = KnowledgeStore.open(item_source_folder(llm.store, options.source), verify=False)
     codebook = item_codebook(store, llm.item_dim, options.levels, options.codes)
