@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from llm_data import write_dataset, write_model
+from llm_data import stop_after, write_dataset, write_model
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
-from test_encode import stop_after
 
 from msrec.data.io.paths import to_path
 from msrec.data.llm.encoder import FrozenEncoder

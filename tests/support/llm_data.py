@@ -124,3 +124,15 @@ def write_source(store, keys, vectors, name="lsa", settings=None):
     writer.write(part_columns(range(len(keys)), keys), np.asarray(vectors, np.float32))
     assert writer.finish({"keys": len(keys), "no_history": 0, "left_out": 0})
     return store
+
+
+def stop_after(batches):
+    """Returns a progress callback that ends the run as a kill would, after some batches."""
+    seen = []
+
+    def progress(done, total, tokens):
+        seen.append(done)
+        if len(seen) > batches:
+            raise KeyboardInterrupt
+
+    return progress
