@@ -19,7 +19,7 @@ from msrec.data.llm.item_source.settings import source_settings
 from msrec.data.llm.store import VERSION, VectorSettings
 from msrec.data.schema import SparseFeature, load_schema, save_schema
 from msrec.launch.build_model import build_model
-from msrec.launch.config import RunConfig, save_config
+from msrec.launch.config import RunConfig, load_config, save_config
 from msrec.launch.config_sections import LLMConfig
 from msrec.launch.distributed import Process, process_group
 from msrec.launch.evaluation.evaluate import evaluate
@@ -135,6 +135,19 @@ def test_a_source_that_is_not_listed_is_refused():
         RunConfig(
             dataset=to_path("x"), llm={"sources": ["lsa"], "semantic_ids": {"source": "other"}}
         )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("llm.semantic_ids.level=2", "semantic_ids.level is not a known key; near it are levels"),
+        ("llm.semantic_ids=3", "must hold keys, such as llm.semantic_ids.codes; got 3"),
+        ("llm.semantic_ids.levels=2", "source: Field required"),
+    ],
+)
+def test_wrong_options_name_the_known_ones(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(None, ["dataset=x", "llm.sources=[lsa]", override])
 
 
 def test_a_dataset_with_a_feature_of_that_name_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from msrec.data.llm.compression import Floats, float_chunks
 from msrec.data.llm.item_vectors import ItemVectors, has_vectors, item_projection, item_units
 from msrec.data.llm.store import KnowledgeStore
 
-FIT_ROWS = 200_000
+FIT_ROWS = 100_000
 """Vectors that the centroids are fitted to, drawn at random if a source has more."""
 BATCH_ROWS = 8_192
 """Vectors of a step of k-means."""
