@@ -1,22 +1,27 @@
 """Builds the model of a run, plans the sharding of its tables, and shards it."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
+from msrec.data.features.vocabulary import UNKNOWN, item_table_rows
 from msrec.data.llm.knowledge import EntityKnowledge
+from msrec.data.loading.semantic_ids import with_semantic_ids
 from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
-from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.launch.knowledge_inputs import KnowledgeInputs, source_vectors
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.distributed.sharding import (
     TableOptions,
     fill_frozen,
+    fill_projected,
     freeze,
     fuse_optimizer,
     plan_sharding,
@@ -55,6 +60,44 @@ def build_sharded(
     }
     fill_frozen(sharded, sharding, vectors)
     return sharded, sharding
+
+
+def init_item_table(
+    config: RunConfig, schema: Schema, model: DistributedModelParallel, plan: ShardingPlan
+) -> None:
+    """Writes item vectors to the table of `item_id`, if `llm.init_items` names their source.
+
+    A row is `init_std` * vector @ P, with P (item_dim, dim) drawn from N(0, 1). Vectors have length
+    1, so that each number of a row has the standard deviation `init_std`. Cosines of rows are about
+    those of the vectors. Row 0 and the rows of items without a vector keep their values.
+
+    Raises:
+        FileNotFoundError: `llm.store` is not given, or lacks the source.
+        ValueError: the table does not have one row for each item.
+    """
+    source = config.llm.init_items
+    if source is None:
+        return
+    if config.scale != 1 or config.embeddings.per_scenario:
+        raise ValueError(
+            "llm.init_items needs scale=1 and embeddings.per_scenario=false, so that the table has "
+            f"one row for each item; got scale={config.scale:g} and "
+            f"per_scenario={str(config.embeddings.per_scenario).lower()}."
+        )
+    rows = item_table_rows(config.dataset)
+    items = source_vectors(config, source, config.dataset)
+    rng = np.random.default_rng([config.seed, zlib.crc32(f"init_items/{source}".encode())])
+    shape = (items.vectors.shape[1], config.embeddings.dim)
+    projection = config.embeddings.init_std * rng.standard_normal(shape, np.float32)
+    filled = np.flatnonzero(items.has & (rows != UNKNOWN))
+    fill_projected(
+        model,
+        plan,
+        schema.table_of("item_id"),
+        torch.from_numpy(rows[filled].astype(np.int64)),
+        torch.from_numpy(items.vectors[filled]),
+        torch.from_numpy(projection),
+    )
 
 
 def plan_model(
@@ -98,9 +141,15 @@ def table_spec(config: RunConfig) -> TableOptions:
     return TableOptions(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
 
 
+def model_schema(config: RunConfig, schema: Schema) -> Schema:
+    """Returns the schema with the features that the run adds to those of a dataset."""
+    options = config.llm.semantic_ids
+    return schema if options is None else with_semantic_ids(schema, options.levels, options.codes)
+
+
 def table_schema(config: RunConfig, schema: Schema) -> Schema:
     """Returns the schema with the tables of the run: scaled, and one per scenario if requested."""
-    schema = schema.scaled(config.scale)
+    schema = model_schema(config, schema).scaled(config.scale)
     return schema.per_scenario() if config.embeddings.per_scenario else schema
 
 

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
@@ -196,5 +196,6 @@ def _known_keys(location: list[str]) -> list[str]:
         elif part == "backbone":
             section = BACKBONE_OPTIONS[DEFAULT_BACKBONE]
         else:
-            section = section.model_fields[part].annotation
+            kind = section.model_fields[part].annotation
+            section = next(iter(get_args(kind)), kind)  # of `Section | None`
     return sorted(section.model_fields)

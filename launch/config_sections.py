@@ -118,6 +118,17 @@ class LLMFeatureConfig(StrictModel):
     """Dropout rate of the experts' layers (`experts`) or of both maps (`match`)."""
 
 
+class SemanticIdsConfig(StrictModel):
+    """Semantic ids: codes of item vectors by residual k-means, from coarse to fine."""
+
+    source: str
+    """Source of the vectors, one of `llm.sources`."""
+    levels: int = Field(3, ge=1)
+    """Number of levels. Each is a sparse feature of its own, `semantic_1` and so on."""
+    codes: int = Field(256, ge=2)
+    """Number of codes per level."""
+
+
 class LLMConfig(StrictModel):
     """The frozen LLM, its prompts, and the knowledge store that keeps its vectors."""
 
@@ -169,6 +180,12 @@ class LLMConfig(StrictModel):
     source_controls: dict[str, Literal["shuffled", "random"]] = {}
     """Source -> vectors without meaning in its place, for an ablation: those of other items, or
     random ones."""
+    semantic_ids: SemanticIdsConfig | None = None
+    """Codes of item vectors as further sparse features; null adds none."""
+    init_items: str | None = None
+    """Source, one of `llm.sources`, whose vectors give the table of `item_id` its initial values at
+    the start of a run: a random projection, scaled to `embeddings.init_std`. Null draws them at
+    random."""
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
@@ -179,6 +196,11 @@ class LLMConfig(StrictModel):
             raise ValueError(
                 f"source_controls must name sources of the list ({listed}); got {unlisted[0]!r}"
             )
+        semantic = self.semantic_ids and self.semantic_ids.source
+        for option, source in (("semantic_ids.source", semantic), ("init_items", self.init_items)):
+            if source is not None and source not in self.sources:
+                listed = ", ".join(self.sources) or "none"
+                raise ValueError(f"{option} must be one of sources ({listed}); got {source!r}")
         if self.pooling == "generate" and set(self.sources) - {"lsa"}:
             raise ValueError("sources need pooling=mean or last; got generate")
         return self
@@ -187,7 +209,7 @@ class LLMConfig(StrictModel):
     def encoding(self) -> dict[str, Any]:
         """Options that determine the vectors. A store records them and a run compares them."""
         others = {"store", "batch_tokens", "missing", "items", "previous", "sources", "item_dim"}
-        others |= {"trust_remote_code", "control", "source_controls"}
+        others |= {"trust_remote_code", "control", "source_controls", "semantic_ids", "init_items"}
         return self.model_dump(exclude=others)
 
 

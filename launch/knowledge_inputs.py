@@ -4,6 +4,7 @@ import torch
 
 from msrec.data.histories.index import HistoryIndex
 from msrec.data.io.paths import AnyPath
+from msrec.data.llm.item_source.codebook import item_codebook
 from msrec.data.llm.item_source.settings import source_settings
 from msrec.data.llm.item_vectors import ItemVectors, load_item_vectors
 from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
@@ -15,6 +16,7 @@ from msrec.data.llm.store import (
 )
 from msrec.data.loading.behaviour_history import BehaviourHistory
 from msrec.data.loading.id_transforms import rare_ids, require_single_valued
+from msrec.data.loading.semantic_ids import SemanticIds
 from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 
@@ -54,6 +56,8 @@ class KnowledgeInputs:
             self.sequences = HistoryIndex.open(scored, config.sequence.protocol)
         self.item_sources = item_sources(config, scored) if config.interest.enabled else ()
         """Frozen vectors of the items, by source."""
+        self.semantic_ids = _semantic_ids(config, scored)
+        """Codes of the items."""
         self.user = self.item = self.scenario = None
         if "user" in stores:
             self.user = EntityKnowledge(scored, "user", stores["user"], *args)
@@ -74,22 +78,33 @@ def item_sources(config: RunConfig, scored: AnyPath | None = None) -> tuple[Item
         FileNotFoundError: `llm.store` is not given, or lacks a source.
         ValueError: a source was made with other settings than those of the config.
     """
-    llm, loaded = config.llm, []
-    if llm.sources and llm.store is None:
+    dataset = scored or config.dataset
+    return tuple(source_vectors(config, source, dataset) for source in config.llm.sources)
+
+
+def source_vectors(config: RunConfig, source: str, dataset: AnyPath) -> ItemVectors:
+    """Returns the vectors of one source, see `item_sources`."""
+    llm = config.llm
+    if llm.store is None:
         raise FileNotFoundError(
             "llm.sources needs llm.store=FOLDER, which `msrec encode` writes; it is not given."
         )
-    for source in llm.sources:
-        assert llm.store is not None
-        expected = source_settings(config.dataset, source, VectorSettings(**llm.encoding))
-        KnowledgeStore.open(item_source_folder(llm.store, source), verify=False).check(expected)
-        control = llm.source_controls.get(source)
-        loaded.append(
-            load_item_vectors(
-                scored or config.dataset, llm.store, source, llm.item_dim, control, config.seed
-            )
-        )
-    return tuple(loaded)
+    expected = source_settings(config.dataset, source, VectorSettings(**llm.encoding))
+    KnowledgeStore.open(item_source_folder(llm.store, source), verify=False).check(expected)
+    control = llm.source_controls.get(source)
+    return load_item_vectors(dataset, llm.store, source, llm.item_dim, control, config.seed)
+
+
+def _semantic_ids(config: RunConfig, dataset: AnyPath) -> SemanticIds | None:
+    """Returns the codes of a dataset's items; a control of the source changes them too."""
+    options, llm = config.llm.semantic_ids, config.llm
+    if options is None:
+        return None
+    vectors = source_vectors(config, options.source, dataset)
+    assert llm.store is not None
+    store = KnowledgeStore.open(item_source_folder(llm.store, options.source), verify=False)
+    codebook = item_codebook(store, llm.item_dim, options.levels, options.codes)
+    return SemanticIds(codebook.item_codes(vectors), options.codes)
 
 
 def _history(config: RunConfig, schema: Schema) -> BehaviourHistory | None:

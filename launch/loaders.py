@@ -14,7 +14,7 @@ from msrec.data.loading.id_transforms import IdDropout, IdTransform, RareIds, ta
 from msrec.data.loading.loader import Loader, RankShare
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, Split, load_schema
-from msrec.launch.build_model import table_spec
+from msrec.launch.build_model import model_schema, table_spec
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
@@ -145,6 +145,7 @@ def _collator(
         scenarios = None if alignment is None else alignment.scenarios
         max_len = config.sequence.max_len
         sequences = HistoryReader(knowledge.sequences, max_len, split, scenarios, equal_bags)
+    schema = model_schema(config, schema)
     return Collator(schema, knowledge.user, knowledge.item, history, is_train, sequences)
 
 
@@ -179,6 +180,8 @@ def _loader(
         transforms.append(RareIds(knowledge.is_rare))
     if collator.is_train and config.embeddings.id_dropout:
         transforms.append(IdDropout(config.embeddings.id_dropout, config.seed))
+    if knowledge.semantic_ids is not None:
+        transforms.append(knowledge.semantic_ids)
     transforms += table_transforms(collator.schema, config.scale, config.embeddings.per_scenario)
     share = RankShare(process.rank, process.world_size)
     return Loader(reader, order, collator, transforms, share, config.trainer.prefetch)

@@ -22,8 +22,8 @@ import pyarrow as pa
 from msrec.data.features.columns import Bags, Ids, Lengths, flattened, nulls
 from msrec.data.features.shard_balance import spread
 from msrec.data.features.value_index import ValueIndex, is_text
-from msrec.data.io.parquet_files import parquet_files, readable
-from msrec.data.io.paths import AnyPath
+from msrec.data.io.parquet_files import parquet_files, read_parquet, readable
+from msrec.data.io.paths import AnyPath, is_file
 
 UNKNOWN = 0
 """The table row of missing values and of values that training did not have."""
@@ -243,3 +243,24 @@ def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
         with readable(path) as file:
             vocabularies[path.stem] = pl.read_parquet(file)["value"]
     return vocabularies
+
+
+def item_table_rows(dataset: AnyPath) -> Ids:
+    """Returns the table row of `item_id` for each item of a dataset.
+
+    Shape:
+        returns: (num_items,), int32, in the order of items.parquet; 0 for an item that training
+            never saw.
+
+    Raises:
+        ValueError: `item_id` has no vocabulary: it is hashed, simulated, or not a feature.
+    """
+    vocabulary = dataset / VOCABULARIES / "item_id.parquet"
+    if not is_file(vocabulary):
+        raise ValueError(
+            f"{dataset} must have a vocabulary of the feature 'item_id', which gives each item a "
+            f"row of its own; it has no {VOCABULARIES}/{vocabulary.name}."
+        )
+    values = read_parquet(vocabulary, ["value"])["value"].combine_chunks()
+    keys = read_parquet(dataset / "items.parquet", ["item_key"])["item_key"].combine_chunks()
+    return ValueIndex(values).positions(keys) + np.int32(1)

@@ -71,7 +71,7 @@ def load_item_vectors(
     """
     store = KnowledgeStore.open(item_source_folder(store_folder, source))
     projection = item_projection(store, dim)
-    has_vector = _varies(store)
+    has_vector = has_vectors(store)
     keys = read_parquet(dataset / "items.parquet", ["item_key"])["item_key"]
     rows = store.rows(keys.to_numpy(zero_copy_only=False))
     has = (rows >= 0) & has_vector[rows]
@@ -119,7 +119,7 @@ def item_projection(store: KnowledgeStore, dim: int, *, save: bool = True) -> Pr
 
 
 def _fit(store: KnowledgeStore, dim: int) -> Projection:
-    has_vector = _varies(store)
+    has_vector = has_vectors(store)
     vectors = store.vectors if has_vector.all() else store.vectors[has_vector]
     return fit_half_whitening(vectors, dim)
 
@@ -130,7 +130,7 @@ def _load(file: Path) -> Projection:
     return Projection(**values | {"explained": float(values["explained"])})
 
 
-def _varies(store: KnowledgeStore) -> npt.NDArray[np.bool_]:
+def has_vectors(store: KnowledgeStore) -> npt.NDArray[np.bool_]:
     """Returns whether each vector has a value besides 0; a text without known terms has none."""
     chunks = [rows.any(axis=1) for _, rows in float_chunks(store.vectors)]
     return np.concatenate(chunks)

@@ -18,7 +18,7 @@ from msrec.launch.encoding.level_job import WINDOW_PROMPTS, LevelJob
 from msrec.launch.encoding.options import EncodeOptions
 from msrec.launch.encoding.speed import OnProgress, SpeedCounter
 
-PROJECTIONS = "projection-*.npz"
+FITTED_FILES = (LSA_FILE, "projection-*.npz", "codes-*.npz")
 
 
 def encode_items(
@@ -81,7 +81,7 @@ def encode_items(
 
 def _copy_fitted(previous: Path, folder: Path) -> None:
     """Copies the fitted files of an earlier store, so that old vectors stay valid for its runs."""
-    for file in [*previous.glob(LSA_FILE), *previous.glob(PROJECTIONS)]:
+    for file in (path for name in FITTED_FILES for path in previous.glob(name)):
         if not (folder / file.name).is_file():
             with atomic_path(folder / file.name) as scratch:
                 shutil.copyfile(file, scratch)

@@ -12,12 +12,14 @@ from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.io.atomic_files import checksums, write_json
 from msrec.data.io.parquet_files import parquet_files, read_parquet
 from msrec.data.schema import Split, save_schema
+from msrec.launch.build_model import model_schema
 from msrec.launch.distributed import Process
 from msrec.launch.serving.dense_program import write_program
 from msrec.launch.serving.export_folder import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     RARE_IDS_FILE,
+    SEMANTIC_IDS_FILE,
     DenseDtype,
     ExportTable,
     Manifest,
@@ -97,7 +99,8 @@ def export(
 
 def _serving_model(run: TrainedRun) -> ServingModel:
     dense_arch = copy.deepcopy(unwrapped_dense_arch(run)).cpu().eval()
-    num_features, num_histories = len(run.schema.sparse), len(run.config.history.of)
+    num_features = len(model_schema(run.config, run.schema).sparse)
+    num_histories = len(run.config.history.of)
     model = ServingModel(dense_arch, num_features, num_histories, run.config.embeddings.dim)
     return model.eval()
 
@@ -110,7 +113,7 @@ def _new_manifest(
     dense: DenseDtype,
 ) -> Manifest:
     histories, known = list(run.config.history.of), knowledge_sides(unwrapped_dense_arch(run))
-    features = [feature.name for feature in run.schema.sparse]
+    features = [feature.name for feature in model_schema(run.config, run.schema).sparse]
     features += [f"{side}_history" for side in histories] + [f"{side}_known" for side in known]
     return Manifest(
         version=FORMAT_VERSION,
@@ -148,3 +151,5 @@ def _write_encoding(run: TrainedRun, folder: Path) -> None:
         pq.write_table(read_parquet(dataset / name, [f"{side}_key"]), folder / name)
     rare: dict[str, Any] = dict(run.knowledge.is_rare)
     np.savez_compressed(folder / RARE_IDS_FILE, **rare)
+    if run.knowledge.semantic_ids is not None:
+        run.knowledge.semantic_ids.save(folder / SEMANTIC_IDS_FILE)

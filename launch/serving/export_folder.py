@@ -7,6 +7,7 @@ The folder::
     vocabularies/           raw values and their table rows
     users.parquet, items.parquet        keys only
     rare.npz                rare ids, which training replaced by row 0
+    semantic_ids.npz        codes of the items, if the run has semantic ids
     tables/NAME.npy         rows of each table, int8 or float16
     item-sources/NAME.npy   vectors of the items by source, for interest blocks
     histories/NAME.npy      newest events of each user, for interest blocks
@@ -29,6 +30,7 @@ from msrec.launch.versions import installed, is_cpu_build
 
 MANIFEST_FILE = "export.json"
 RARE_IDS_FILE = "rare.npz"
+SEMANTIC_IDS_FILE = "semantic_ids.npz"
 FORMAT_VERSION = 1
 INT8_SCALE_BYTES = 4
 """Bytes in front of each int8 row: its scale and offset, float16 each."""

@@ -12,7 +12,13 @@ from torch import Tensor
 from msrec.data.features.columns import Columns
 from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.loading.behaviour_history import Side
-from msrec.data.loading.id_transforms import RareIds, apply_all, table_transforms
+from msrec.data.loading.id_transforms import (
+    IdTransform,
+    RareIds,
+    apply_all,
+    table_transforms,
+)
+from msrec.data.loading.semantic_ids import SemanticIds
 from msrec.launch.serving.interest_files import UserHistories
 from msrec.launch.serving.request_histories import (
     CarriedHistory,
@@ -127,6 +133,7 @@ class RequestEncoder:
         rare: feature -> (rows of its table,), bool, ids that training replaced by row 0.
         sides: user or item for each table of histories or LLM knowledge, in the order of lookup.
         histories: events of the export's users, for a model with interest blocks.
+        semantic_ids: codes of the export's items, for a model with semantic ids.
     """
 
     def __init__(
@@ -137,10 +144,15 @@ class RequestEncoder:
         rare: Mapping[str, npt.NDArray[np.bool_]],
         sides: Sequence[Side],
         histories: UserHistories | None = None,
+        semantic_ids: SemanticIds | None = None,
     ) -> None:
         self.row_encoder = row_encoder
         self.schema = row_encoder.schema
-        self._transforms = [RareIds(rare), *table_transforms(self.schema, scale, per_scenario)]
+        self._transforms: list[IdTransform] = [RareIds(rare)]
+        if semantic_ids is not None:
+            self.schema = semantic_ids.extended(self.schema)
+            self._transforms.append(semantic_ids)
+        self._transforms += table_transforms(self.schema, scale, per_scenario)
         self._sides, self._histories = sides, histories
 
     def encode_json(

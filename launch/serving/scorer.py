@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from msrec.data.features.row_encoder import RowEncoder
+from msrec.data.loading.semantic_ids import SemanticIds
 from msrec.launch.serving.dense_program import load_program
-from msrec.launch.serving.export_folder import RARE_IDS_FILE, read_manifest
+from msrec.launch.serving.export_folder import (
+    RARE_IDS_FILE,
+    SEMANTIC_IDS_FILE,
+    read_manifest,
+)
 from msrec.launch.serving.interest_files import ItemSources, UserHistories
 from msrec.launch.serving.quantized_tables import QuantizedTables
 from msrec.launch.serving.request_rows import RequestEncoder, RequestRows, RequestTensors
@@ -45,6 +50,8 @@ class Scorer:
         if interest is not None:
             histories = UserHistories(folder, interest)
             self._sources = ItemSources(folder, interest)
+        codes = folder / SEMANTIC_IDS_FILE
+        semantic_ids = SemanticIds.load(codes) if codes.is_file() else None
         with np.load(folder / RARE_IDS_FILE, allow_pickle=False) as rare:
             self.encoder = RequestEncoder(
                 RowEncoder(folder),
@@ -53,6 +60,7 @@ class Scorer:
                 dict(rare),
                 [*manifest.histories, *manifest.known],
                 histories,
+                semantic_ids,
             )
         self._tables = QuantizedTables(manifest.tables, folder, manifest.features)
         self._program, self.is_compiled = load_program(folder, manifest, compiled)

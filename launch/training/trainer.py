@@ -10,7 +10,7 @@ from msrec.data.io.atomic_files import write_json
 from msrec.data.loading.loader import Loader
 from msrec.data.schema import Split, load_schema
 from msrec.launch.batch_pipeline import BatchPipeline
-from msrec.launch.build_model import build_sharded, table_spec
+from msrec.launch.build_model import build_sharded, init_item_table, table_spec
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
@@ -102,6 +102,7 @@ class Trainer:
         newest = self.checkpoints.newest()
         if newest is None:
             config = self.config
+            init_item_table(config, self.schema, self.model, self.plan)
             if config.init_from is not None:
                 warm_start(config.init_from, self.model, config.strict, config.run_dir)
             return Progress(order=order)

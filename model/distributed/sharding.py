@@ -36,6 +36,8 @@ from msrec.model.frozen_items import FrozenItems, item_table
 
 TableOptimizer = Literal["rowwise_adagrad", "adam"]
 TableSharding = Literal["table_wise", "row_wise"]
+FILL_ROWS = 1 << 16
+"""Rows of a table that are computed at once."""
 DENSE_MEMORY_SHARE = 0.15
 """Share of a rank's memory that the planner keeps free for dense weights and activations."""
 
@@ -221,7 +223,7 @@ def shard(
 def init_tables(dmp: DistributedModelParallel, plan: ShardingPlan, std: float, seed: int) -> None:
     """Fills each local shard of each trained table by global row index, see `fill_rows`."""
     frozen = frozen_tables(dmp)
-    for table, rows, first_row in _local_shards(dmp, plan):
+    for table, rows, (first_row, _) in _local_shards(dmp, plan):
         if table in frozen:
             continue
         # In place on CPU: a copy would be as large as the shard.
@@ -234,21 +236,49 @@ def fill_frozen(
     dmp: DistributedModelParallel, plan: ShardingPlan, vectors: Mapping[str, torch.Tensor]
 ) -> None:
     """Fills the local shards of frozen tables: table -> (rows, dim), float16."""
-    for table, rows, first_row in _local_shards(dmp, plan):
+    for table, rows, (first_row, _) in _local_shards(dmp, plan):
         if table in vectors:
             rows.copy_(vectors[table][first_row : first_row + len(rows)])
 
 
+def fill_projected(
+    dmp: DistributedModelParallel,
+    plan: ShardingPlan,
+    table: str,
+    rows: torch.Tensor,
+    vectors: torch.Tensor,
+    projection: torch.Tensor,
+) -> None:
+    """Writes `vectors @ projection` to some rows of a table, in the local shards that have them.
+
+    Shape:
+        rows: (n,), int64, distinct rows of the table.
+        vectors: (n, V), float.
+        projection: (V, dim), float32.
+    """
+    for name, weights, (first_row, first_column) in _local_shards(dmp, plan):
+        if name != table:
+            continue
+        columns = slice(first_column, first_column + weights.shape[1])
+        local = (rows >= first_row) & (rows < first_row + len(weights))
+        for at in torch.nonzero(local).squeeze(1).split(FILL_ROWS):
+            index = (rows[at] - first_row).to(weights.device)
+            weights[index] = (vectors[at].float() @ projection[:, columns]).to(weights)
+
+
 def _local_shards(
     dmp: DistributedModelParallel, plan: ShardingPlan
-) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """Yields table, weights and first row of each local shard; the weights may be written."""
+) -> Iterator[tuple[str, torch.Tensor, tuple[int, int]]]:
+    """Yields table, weights, and first row and column of each local shard.
+
+    The weights may be written.
+    """
     state = dmp.state_dict()
     for path, module_plan in plan.plan.items():
         for table in module_plan:
             tensor = state[f"{path}.embedding_bags.{table}.weight"]
             if hasattr(tensor, "local_shards"):
                 for shard in tensor.local_shards():
-                    yield table, shard.tensor.detach(), shard.metadata.shard_offsets[0]
+                    yield table, shard.tensor.detach(), tuple(shard.metadata.shard_offsets)
             else:
-                yield table, tensor.detach(), 0
+                yield table, tensor.detach(), (0, 0)

@@ -4,24 +4,15 @@ import logging
 
 import numpy as np
 import pytest
-from llm_data import part_columns, write_dataset
+from llm_data import write_dataset, write_source
 
 from msrec.data.llm.compression import fit_half_whitening
 from msrec.data.llm.item_vectors import load_item_vectors
 from msrec.data.llm.store import item_source_folder
-from msrec.data.llm.store_writer import StoreWriter
 
 RNG = np.random.default_rng(0)
 RAW = (RNG.normal(size=(30, 9)) * np.linspace(4, 0.5, 9) + 2).astype(np.float16)
 RAW[4] = 0  # a text without known terms
-
-
-def write_source(store, keys=range(30), vectors=RAW, name="lsa"):
-    settings = {"version": 2, "model": name, "storage": "float16", "level": "item"}
-    writer = StoreWriter(item_source_folder(store, name), settings, rank=0, world_size=1)
-    writer.write(part_columns(range(len(keys)), keys), np.asarray(vectors, np.float32))
-    assert writer.finish({"keys": len(keys), "no_history": 0, "left_out": 0})
-    return store
 
 
 def shop(folder, size=30):
@@ -35,7 +26,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def store(tmp_path):
-    return write_source(tmp_path / "store")
+    return write_source(tmp_path / "store", range(30), RAW)
 
 
 def test_vectors_are_half_whitened_and_of_length_one(dataset, store):

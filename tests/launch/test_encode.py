@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
-from llm_data import TRAIN, USERS, write_dataset, write_model
+from llm_data import TRAIN, USERS, stop_after, write_dataset, write_model
 
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
@@ -93,18 +93,6 @@ def test_any_number_of_ranks_gives_the_same_store(dataset, model, whole, tmp_pat
     ]
     assert [share["merged"] for share in shares] == [0] * (world_size - 1) + [1]
     assert_same_store(tmp_path, whole)
-
-
-def stop_after(batches):
-    """Returns a progress callback that ends the run as a kill would, after some batches."""
-    seen = []
-
-    def progress(done, total, tokens):
-        seen.append(done)
-        if len(seen) > batches:
-            raise KeyboardInterrupt
-
-    return progress
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

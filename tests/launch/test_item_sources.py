@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from llm_data import write_dataset, write_model
+from llm_data import stop_after, write_dataset, write_model
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
-from test_encode import stop_after
 
 from msrec.data.io.paths import to_path
 from msrec.data.llm.encoder import FrozenEncoder
+from msrec.data.llm.item_source.codebook import item_codebook
 from msrec.data.llm.item_source.lsa import LsaModel
 from msrec.data.llm.item_vectors import load_item_vectors
 from msrec.data.llm.prompts import item_prompts
@@ -130,6 +130,7 @@ def test_two_ranks_share_a_model_and_the_first_fits_lsa(dataset, model, stored, 
 def test_new_items_leave_old_vectors_bit_identical(dataset, model, tmp_path, stored, source):
     source = model if source == "model" else source
     before = load_item_vectors(dataset, stored, source, 6)
+    codebook = item_codebook(opened(stored, source), 6, levels=2, codes=3)
     later = shop(tmp_path / "later", [*TITLES, "red lamp", "steel ring"])
     counts = run(later, tmp_path / "new", source, previous=stored).levels["item"]
     assert (counts["reused"], counts["encoded"]) == (39, 2)
@@ -138,6 +139,8 @@ def test_new_items_leave_old_vectors_bit_identical(dataset, model, tmp_path, sto
     )
     after = load_item_vectors(later, tmp_path / "new", source, 6)
     np.testing.assert_array_equal(after.vectors[:40], before.vectors)
+    copied = item_codebook(opened(tmp_path / "new", source), 6, levels=2, codes=3)
+    np.testing.assert_array_equal(copied.centroids, codebook.centroids)
     assert after.has[40:].all()
 
 

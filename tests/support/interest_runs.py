@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+from llm_data import write_source
 from raw_rows import joined, raw_tables
 
 from msrec.data.convert.conversion import write_dataset
@@ -11,8 +12,7 @@ from msrec.data.convert.split import SplitChoice
 from msrec.data.features.vocabulary import Hashed
 from msrec.data.histories.build import build_histories
 from msrec.data.llm.item_source.settings import source_settings
-from msrec.data.llm.store import VERSION, VectorSettings, item_source_folder
-from msrec.data.llm.store_writer import StoreWriter
+from msrec.data.llm.store import VERSION, VectorSettings
 from msrec.data.schema import TextFields
 from msrec.launch.config import load_config
 from msrec.launch.config_sections import LLMConfig
@@ -47,11 +47,7 @@ def made_sources(dataset, store):
         settings = source_settings(dataset, source, VectorSettings(**LLMConfig().encoding))
         settings |= {"version": VERSION, "model_sha256": "0" * 64}
         own = keys[:-1] if source == "made" else keys
-        writer = StoreWriter(item_source_folder(store, source), settings, rank=0, world_size=1)
-        rows = {"index": list(range(len(own))), "key": own, "tokens": [5] * len(own)}
-        rows |= {"truncated": [False] * len(own), "has_history": [True] * len(own)}
-        writer.write(rows, rng.normal(size=(len(own), dim)).astype(np.float32))
-        writer.finish({"keys": len(own), "no_history": 0, "left_out": 0})
+        write_source(store, own, rng.normal(size=(len(own), dim)), source, settings)
     return store
 
 

@@ -110,3 +110,29 @@ TRAIN = [
     for user in range(11)
     for turn in range(1 + user % 5)
 ]
+
+
+def write_source(store, keys, vectors, name="lsa", settings=None):
+    """Writes a source of item vectors; `settings` are those that a run compares."""
+    import numpy as np
+
+    from msrec.data.llm.store import item_source_folder
+    from msrec.data.llm.store_writer import StoreWriter
+
+    settings = settings or {"version": 2, "model": name, "storage": "float16", "level": "item"}
+    writer = StoreWriter(item_source_folder(store, name), settings, rank=0, world_size=1)
+    writer.write(part_columns(range(len(keys)), keys), np.asarray(vectors, np.float32))
+    assert writer.finish({"keys": len(keys), "no_history": 0, "left_out": 0})
+    return store
+
+
+def stop_after(batches):
+    """Returns a progress callback that ends the run as a kill would, after some batches."""
+    seen = []
+
+    def progress(done, total, tokens):
+        seen.append(done)
+        if len(seen) > batches:
+            raise KeyboardInterrupt
+
+    return progress

@@ -124,7 +124,7 @@ def _plain_model(run: TrainedRun) -> Ranker:
 
 def raw_lines(scorer: Scorer, columns: Columns) -> list[dict[str, Any]]:
     """Returns raw rows that the export encodes as the given ones; hashed values are made up."""
-    schema, folder = scorer.encoder.schema, scorer.folder
+    schema, folder = scorer.encoder.row_encoder.schema, scorer.folder
     raw: dict[str, Any] = {}
     for side in ("user", "item"):
         keys = read_parquet(folder / f"{side}s.parquet", [f"{side}_key"])[f"{side}_key"]
