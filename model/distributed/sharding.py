@@ -261,7 +261,7 @@ def fill_projected(
             continue
         columns = slice(first_column, first_column + weights.shape[1])
         local = (rows >= first_row) & (rows < first_row + len(weights))
-        for at in torch.nonzero(local).squeeze(1).split(FILL_ROWS):
+        for at in torch.split(torch.nonzero(local).squeeze(1), FILL_ROWS):
             index = (rows[at] - first_row).to(weights.device)
             weights[index] = (vectors[at].float() @ projection[:, columns]).to(weights)
 
