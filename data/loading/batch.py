@@ -1,7 +1,8 @@
 """The batch that travels from the loader through the train pipeline to the model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -78,22 +79,29 @@ class HistoryEvents(NamedTuple):
 
 ITEM = "item"
 """Key of `HistoryEvents.items`."""
-_NONE = torch.zeros(0, 0, dtype=torch.int64)
-NO_EVENTS = HistoryEvents(
-    items=KeyedJaggedTensor(
-        keys=[ITEM],
-        values=torch.zeros(0, dtype=torch.int32),
-        lengths=torch.zeros(0, dtype=torch.int32),
-    ),
-    candidate=torch.zeros(0, dtype=torch.int64),
-    bag=torch.zeros(0, dtype=torch.int64),
-    events=_NONE,
-    scenario=_NONE,
-    label=_NONE.float(),
-    time=_NONE,
-    time_of_row=torch.zeros(0, dtype=torch.int64),
-)
-"""Value of `Batch.sequence` without sequences; it has no rows and always stays on the CPU."""
+
+
+@cache
+def no_events() -> HistoryEvents:
+    """Returns the value of `Batch.sequence` without sequences: no rows, always on the CPU.
+
+    Made at its first use, not at import, because TorchRec then warns on stderr.
+    """
+    empty = torch.zeros(0, 0, dtype=torch.int64)
+    return HistoryEvents(
+        items=KeyedJaggedTensor(
+            keys=[ITEM],
+            values=torch.zeros(0, dtype=torch.int32),
+            lengths=torch.zeros(0, dtype=torch.int32),
+        ),
+        candidate=torch.zeros(0, dtype=torch.int64),
+        bag=torch.zeros(0, dtype=torch.int64),
+        events=empty,
+        scenario=empty,
+        label=empty.float(),
+        time=empty,
+        time_of_row=torch.zeros(0, dtype=torch.int64),
+    )
 
 
 @dataclass
@@ -120,7 +128,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         item: (B,), int64, index into items.parquet.
         user_vectors, item_vectors: their vectors in the knowledge stores.
         past: their histories in `sparse`.
-        sequence: the earlier events of the rows; `NO_EVENTS` unless the run reads sequences.
+        sequence: the earlier events of the rows; `no_events()` unless the run reads sequences.
     """
 
     sparse: KeyedJaggedTensor
@@ -134,7 +142,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     user_vectors: EntityVectors
     item_vectors: EntityVectors
     past: HistoryBags
-    sequence: HistoryEvents = NO_EVENTS
+    sequence: HistoryEvents = field(default_factory=no_events)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """Copies to a device."""
@@ -150,10 +158,10 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
 
     def _map(self, change: Callable[[Any], Any]) -> Self:
         changed: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is NO_EVENTS:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is no_events():
                 continue
             is_tuple = isinstance(value, EntityVectors | HistoryBags | HistoryEvents)
-            changed[field.name] = type(value)(*map(change, value)) if is_tuple else change(value)
+            changed[each.name] = type(value)(*map(change, value)) if is_tuple else change(value)
         return type(self)(**changed)

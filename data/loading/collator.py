@@ -11,11 +11,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.features.columns import Columns, Scalars
 from msrec.data.loading.batch import (
-    NO_EVENTS,
     Batch,
     EntityVectors,
     HistoryBags,
     HistoryEvents,
+    no_events,
 )
 from msrec.data.loading.behaviour_history import OTHER, BehaviourHistory, Side
 from msrec.data.schema import Schema
@@ -161,7 +161,7 @@ class Window:
     def _sequence(self, number: int) -> HistoryEvents:
         source = self._collator.sequences
         if source is None:
-            return NO_EVENTS
+            return no_events()
         time = None if self._time is None else self._time[number]
         return source.events(self._rows[number], self._user[number], self._item[number], time)
 

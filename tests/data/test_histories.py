@@ -12,7 +12,7 @@ from msrec.data.histories.build import build_histories
 from msrec.data.histories.index import EVENT_ARRAYS, HistoryIndex
 from msrec.data.histories.reader import HistoryReader
 from msrec.data.io.atomic_files import write_text
-from msrec.data.loading.batch import NO_EVENTS
+from msrec.data.loading.batch import no_events
 from msrec.data.loading.collator import Collator
 from msrec.data.loading.loader import Loader, RankShare, open_loader
 from msrec.data.schema import SPLITS, SplitRecord, load_schema
@@ -173,8 +173,8 @@ def test_a_batch_moves_with_its_histories(dataset):
 
 def test_without_sequences_a_batch_has_none(dataset):
     batch = next(open_loader(dataset, "train", 96, prefetch=0).batches())
-    assert batch.sequence is NO_EVENTS
-    assert batch.to("cpu").sequence is NO_EVENTS
+    assert batch.sequence is no_events()
+    assert batch.to("cpu").sequence is no_events()
 
 
 # The index ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from trainings import config_of
 
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.histories.build import build_histories
-from msrec.data.loading.batch import NO_EVENTS
+from msrec.data.loading.batch import no_events
 from msrec.data.schema import SPLITS, load_schema
 from msrec.launch.config import load_config, save_config
 from msrec.launch.distributed import Process
@@ -68,7 +68,7 @@ def test_every_loader_of_a_run_has_the_histories(dataset, tmp_path, protocol, sp
 def test_a_run_without_a_protocol_reads_no_histories(dataset, tmp_path):
     config = config_of(dataset, tmp_path)
     loader = build_loader(config, "train", ONE, inputs_of(config), 96, shuffle=True)
-    assert next(loader.batches()).sequence is NO_EVENTS
+    assert next(loader.batches()).sequence is no_events()
 
 
 def test_a_dataset_without_the_index_names_the_command(tmp_path):
