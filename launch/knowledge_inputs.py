@@ -1,5 +1,7 @@
 """Inputs of a run besides rows: vectors of the knowledge store, histories, rare ids."""
 
+from collections.abc import Sequence
+
 import torch
 
 from msrec.data.histories.index import HistoryIndex
@@ -56,7 +58,7 @@ class KnowledgeInputs:
             self.sequences = HistoryIndex.open(scored, config.sequence.protocol)
         self.item_sources = item_sources(config, scored) if config.interest.enabled else ()
         """Frozen vectors of the items, by source."""
-        self.semantic_ids = _semantic_ids(config, scored)
+        self.semantic_ids = _semantic_ids(config, scored, self.item_sources)
         """Codes of the items."""
         self.user = self.item = self.scenario = None
         if "user" in stores:
@@ -95,12 +97,15 @@ def source_vectors(config: RunConfig, source: str, dataset: AnyPath) -> ItemVect
     return load_item_vectors(dataset, llm.store, source, llm.item_dim, control, config.seed)
 
 
-def _semantic_ids(config: RunConfig, dataset: AnyPath) -> SemanticIds | None:
+def _semantic_ids(
+    config: RunConfig, dataset: AnyPath, loaded: Sequence[ItemVectors]
+) -> SemanticIds | None:
     """Returns the codes of a dataset's items; a control of the source changes them too."""
     options, llm = config.llm.semantic_ids, config.llm
     if options is None:
         return None
-    vectors = source_vectors(config, options.source, dataset)
+    by_name = {each.name: each for each in loaded}
+    vectors = by_name.get(options.source) or source_vectors(config, options.source, dataset)
     assert llm.store is not None
     store = KnowledgeStore.open(item_source_folder(llm.store, options.source), verify=False)
     codebook = item_codebook(store, llm.item_dim, options.levels, options.codes)

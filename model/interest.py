@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from msrec.data.loading.batch import HistoryEvents
 from msrec.model.layers.mlp import check_positive
 from msrec.model.layers.partitioned_norm import PartitionedNorm
 from msrec.model.layers.row_groups import RowGroups
@@ -57,6 +58,11 @@ class Histories(NamedTuple):
     scenario: Tensor
     label: Tensor
     bag: Tensor
+
+    @classmethod
+    def of_batch(cls, events: HistoryEvents) -> Self:
+        """Returns the histories of `Batch.sequence`."""
+        return cls(events.candidate, events.events, events.scenario, events.label, events.bag)
 
 
 class Attention(NamedTuple):

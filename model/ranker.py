@@ -147,9 +147,7 @@ class Ranker(nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
         vectors = self.embeddings(batch.sparse, batch.past)
         events = batch.sequence
-        histories = Histories(
-            events.candidate, events.events, events.scenario, events.label, events.bag
-        )
+        histories = Histories.of_batch(events)
         interest, sequence = None, None
         if self.items is not None:
             interest = InterestInputs(self.items(events.items), histories)

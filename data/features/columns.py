@@ -40,6 +40,22 @@ class Bags(NamedTuple):
         return pa.ListArray.from_arrays(offsets, self.ids)
 
 
+def slice_positions(first: Lengths, lengths: Lengths) -> Lengths:
+    """Returns the positions of slices, one slice after the other: (sum of lengths,), int64.
+
+    Args:
+        first: (n,), int64, first position of each slice.
+        lengths: (n,), int64, at least 0.
+
+    Example:
+        >>> slice_positions(np.array([7, 2, 4]), np.array([2, 0, 3])).tolist()
+        [7, 8, 4, 5, 6]
+    """
+    positions = np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+    positions += np.arange(len(positions))
+    return positions
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Returns whether values are lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))

@@ -5,6 +5,7 @@ import numpy.typing as npt
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from msrec.data.features.columns import slice_positions
 from msrec.data.histories.index import HistoryIndex
 from msrec.data.loading.batch import ITEM, HistoryEvents
 from msrec.data.schema import Split
@@ -68,9 +69,7 @@ class HistoryReader:
         last, user = pairs // self._num_keys, pairs % self._num_keys - 1
         first = np.maximum(self._starts[user], last - self._max_len)
         lengths = np.where(user < 0, 0, last - first)
-        # Position of every event: those of one history are consecutive, history after history.
-        positions = np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
-        positions += np.arange(len(positions))
+        positions = slice_positions(first, lengths)
         size, places = len(rows), self._max_len
         ids = np.empty(size + len(positions), np.int32)
         np.maximum(item, 0, out=ids[:size], casting="unsafe")

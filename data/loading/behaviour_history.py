@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from msrec.data.features.columns import Columns
+from msrec.data.features.columns import Columns, slice_positions
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.quarantine import BAD, Policy
 from msrec.data.loading.split_reader import SplitReader
@@ -105,8 +105,7 @@ class BehaviourHistory:
         is_known = entities >= 0
         first = starts[entities * is_known]
         lengths = (starts[entities * is_known + 1] - first) * is_known
-        shift = np.repeat(first - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-        return ids[np.arange(len(shift)) + shift], lengths.astype(np.int32)
+        return ids[slice_positions(first, lengths)], lengths.astype(np.int32)
 
     def has_own(self, side: Side, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Returns whether training rows are in the bag of their own user or item.

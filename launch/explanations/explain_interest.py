@@ -61,9 +61,7 @@ class InterestExplainer:
         """Returns the attention of each source's block."""
         events = batch.sequence
         distinct = events.items.values().numpy()
-        histories = Histories(
-            events.candidate, events.events, events.scenario, events.label, events.bag
-        )
+        histories = Histories.of_batch(events)
         row = row_events(histories, batch.scenario, self.interest.cross_scenario)
         attention = {}
         for source, block in zip(self.sources, self.interest.blocks, strict=True):

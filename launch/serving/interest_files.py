@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from msrec.data.features.columns import slice_positions
 from msrec.data.histories.index import HISTORIES, HistoryIndex
 from msrec.data.llm.item_vectors import ItemVectors
 from msrec.data.llm.store import item_source_folder
@@ -52,7 +53,7 @@ def write_interest(
 
 def _newest_events(index: HistoryIndex, max_len: int) -> dict[str, npt.NDArray[np.generic]]:
     lengths = np.minimum(np.diff(index.starts), max_len)
-    positions = _positions(index.starts[1:] - lengths, lengths)
+    positions = slice_positions(index.starts[1:] - lengths, lengths)
     events = {"items": index.items, "scenarios": index.scenarios, "labels": index.labels}
     return {
         "starts": np.concatenate([[0], np.cumsum(lengths)]),
@@ -63,12 +64,6 @@ def _newest_events(index: HistoryIndex, max_len: int) -> dict[str, npt.NDArray[n
 def _vector_file(folder: Path, source: str) -> Path:
     path = item_source_folder(folder, source)
     return path.with_name(f"{path.name}.npy")
-
-
-def _positions(first: Longs, lengths: Longs) -> Longs:
-    """Returns first[i], first[i] + 1, ... for each i, `lengths[i]` of them."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(first - before, lengths) + np.arange(lengths.sum())
 
 
 class UserHistories:
@@ -91,7 +86,7 @@ class UserHistories:
         users, bag = np.unique(user, return_inverse=True)
         first = self._starts[np.maximum(users, 0)]
         lengths = np.where(users < 0, 0, self._starts[users + 1] - first)
-        positions = _positions(first, lengths)
+        positions = slice_positions(first, lengths)
         histories = RequestHistories.empty(len(users), self.max_len, item, bag)
         is_event = np.arange(self.max_len) >= self.max_len - lengths[:, None]
         histories.items[is_event] = self._items[positions]
