@@ -9,18 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from msrec.data.schema import Split
-from msrec.launch.distributed import process_group
-from msrec.launch.explanations.explain import Explainer
+from msrec.launch.explanations.explain import explanations
 from msrec.launch.explanations.explanation_file import (
     FOLDER,
-    SCENARIOS_FILE,
     VARIANTS,
     RowInterest,
     RowScore,
     ScenarioExplanation,
     UserExplanation,
-    save_explanation,
-    user_file,
 )
 from msrec.launch.reporting.explanation_sections import (
     INTEREST_RULE,
@@ -51,19 +47,12 @@ def explain(
     Raises:
         FileNotFoundError, ValueError: see `Explainer`; or neither users nor scenarios are given.
     """
-    if not users and not scenario:
-        raise ValueError("explain must be asked something: --user KEY, --scenario, or both.")
     logging.getLogger("msrec").setLevel(logging.WARNING)
-    with process_group("cpu") as process:
-        explainer = Explainer(run, process, split)
-        for key in users:
-            user = explainer.user(key)
-            save_explanation(user, user_file(run, key))
-            show_user(user, rows, console)
-        if scenario:
-            scenarios = explainer.scenarios()
-            save_explanation(scenarios, run / FOLDER / SCENARIOS_FILE)
-            show_scenarios(scenarios, console)
+    for explained in explanations(run, users, scenarios=scenario, split=split):
+        if isinstance(explained, UserExplanation):
+            show_user(explained, rows, console)
+        else:
+            show_scenarios(explained, console)
     console.print(f"saved in {run / FOLDER}; `msrec report` shows it", highlight=False)
 
 

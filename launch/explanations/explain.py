@@ -52,10 +52,10 @@ BEST_ROWS = 3
 """Rows of a user, those with the best scores, whose attention is shown."""
 
 
-def explain_run(
+def explanations(
     run_dir: Path, users: Sequence[str], *, scenarios: bool, split: Split = "test"
-) -> tuple[list[UserExplanation], ScenarioExplanation | None]:
-    """Explains users and scenarios, and saves the explanations in the run folder.
+) -> Iterator[UserExplanation | ScenarioExplanation]:
+    """Yields the explanation of each user, then of the scenarios, saved in the run folder.
 
     Args:
         run_dir: a run folder.
@@ -70,13 +70,14 @@ def explain_run(
         raise ValueError("explain must be asked something: --user KEY, --scenario, or both.")
     with process_group("cpu") as process:
         explainer = Explainer(run_dir, process, split)
-        explained = [explainer.user(key) for key in users]
-        compared = explainer.scenarios() if scenarios else None
-    for user in explained:
-        save_explanation(user, user_file(run_dir, user.user))
-    if compared is not None:
-        save_explanation(compared, run_dir / FOLDER / SCENARIOS_FILE)
-    return explained, compared
+        for key in users:
+            user = explainer.user(key)
+            save_explanation(user, user_file(run_dir, key))
+            yield user
+        if scenarios:
+            compared = explainer.scenarios()
+            save_explanation(compared, run_dir / FOLDER / SCENARIOS_FILE)
+            yield compared
 
 
 class Explainer:

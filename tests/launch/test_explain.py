@@ -18,6 +18,7 @@ from msrec.data.llm.store import KnowledgeStore
 from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.explanations import explain as engine
 from msrec.launch.explanations import explain as module
 from msrec.launch.explanations.explain import Explainer
 from msrec.launch.explanations.explanation_file import (
@@ -70,7 +71,7 @@ def printed(run, users, scenario=False):
     """Returns the output of the command."""
 
     def work(rank, world_size):
-        command.process_group = lambda device: nullcontext(ALONE)
+        engine.process_group = lambda device: nullcontext(ALONE)
         console = Console(file=io.StringIO(), width=160)
         command.explain(run, users, scenario, "test", 3, console)
         return console.file.getvalue()

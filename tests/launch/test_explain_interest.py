@@ -16,6 +16,7 @@ from trainings import fit
 from msrec.launch.config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.explanations import explain as engine
 from msrec.launch.explanations.explain import BEST_ROWS, Explainer
 from msrec.launch.explanations.explanation_file import load_explanations
 from msrec.launch.reporting.report import write_report
@@ -130,7 +131,7 @@ def test_scores_without_a_source_are_those_of_zero_columns(run):
 
 def test_the_terminal_and_the_page_show_the_history(run, tmp_path):
     def work(rank, world_size):
-        command.process_group = lambda device: nullcontext(ALONE)
+        engine.process_group = lambda device: nullcontext(ALONE)
         console = Console(file=io.StringIO(), width=200)
         command.explain(run, [USER], False, "test", 3, console)
         return console.file.getvalue()

@@ -456,10 +456,17 @@ def explain(
         scenarios: whether to compare the scenarios.
         split: the rows of the users that are scored.
     """
-    from msrec.launch.explanations.explain import explain_run
+    from msrec.launch.explanations.explain import explanations
+    from msrec.launch.explanations.explanation_file import UserExplanation
 
-    found, compared = explain_run(Path(run), users, scenarios=scenarios, split=split)
-    return Explanation(found, compared)
+    of_users: list[UserExplanation] = []
+    of_scenarios = None
+    for explained in explanations(Path(run), users, scenarios=scenarios, split=split):
+        if isinstance(explained, UserExplanation):
+            of_users.append(explained)
+        else:
+            of_scenarios = explained
+    return Explanation(of_users, of_scenarios)
 
 
 def report(out: str | Path, runs: "dict[str, str | Path]") -> Path:
