@@ -73,7 +73,7 @@ class RowEvents(NamedTuple):
 
     def sums(self, values: Tensor) -> Tensor:
         """Returns the sum of the values (B, K) in each group, (B, 4)."""
-        zeros = values.new_zeros(len(values), NUM_GROUPS + 1)
+        zeros = values.new_zeros(values.shape[0], NUM_GROUPS + 1)
         return zeros.scatter_add(1, self.group, values)[:, :NUM_GROUPS]
 
     def largest(self, values: Tensor) -> Tensor:

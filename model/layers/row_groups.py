@@ -40,7 +40,7 @@ class RowGroups:
     def lookup(self, values: Tensor) -> Tensor:
         """Returns the value of each row's group: (G, D) -> (B, D), rows in key order."""
         if len(values) == 1:
-            return values.expand(len(self.key), -1)
+            return values.expand(self.key.shape[0], -1)
         return functional.embedding(self.key, values)
 
     def sum(self, x: Tensor, num_groups: int) -> Tensor:
