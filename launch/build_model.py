@@ -23,6 +23,7 @@ from msrec.model.distributed.sharding import (
     fill_frozen,
     fill_projected,
     freeze,
+    frozen_tables,
     fuse_optimizer,
     plan_sharding,
     shard,
@@ -125,8 +126,12 @@ def plan_model(
         return model, plan_sharding(model, spec, process.device, process.local_world_size)
     ranks = (process.world_size, process.local_world_size)
     sharding = load_plan(plan, model, *ranks, process.device.type)
+    frozen = frozen_tables(model)
     kernels = {
-        table.compute_kernel for tables in sharding.plan.values() for table in tables.values()
+        table.compute_kernel
+        for tables in sharding.plan.values()
+        for name, table in tables.items()
+        if name not in frozen
     }
     if not is_fused and kernels != {"dense"}:
         # A fused kernel without a fused optimizer would silently train with SGD.
