@@ -1,9 +1,12 @@
 """Plans of runs with tables of item vectors: lookups, memory, and training by the plan."""
 
 import dataclasses
+import io
+import json
 
 import numpy as np
 import pytest
+import torch
 from interest_runs import (
     ITEM_DIM,
     MAX_LEN,
@@ -14,7 +17,8 @@ from interest_runs import (
 )
 from plan_requests import asked_of
 from ranks import run_ranks
-from trainings import fit
+from rich.console import Console
+from trainings import fit, weights
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.schema import load_schema
@@ -24,8 +28,12 @@ from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.plan_table import dense_parameters
+from msrec.launch.training.table_trace import trace_tables
+from msrec.launch.training.trainer import Trainer
 from msrec.model.frozen_items import item_table
 from msrec.model.sequence_items import SEQUENCE_TABLE
+from msrec.tools.planner.command.measured_runs import report_run
+from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.make_plan import make_plan
@@ -185,11 +193,12 @@ def test_training_by_a_plan_equals_training_without_one(root, tmp_path, sharding
     write_text(tmp_path / "plan.json", plan.model_dump_json())
     by_plan = config.model_copy(update={"plan": tmp_path / "plan.json", "run_id": "planned"})
     expected, found = run_ranks(fit, 2, config), run_ranks(fit, 2, by_plan)
-    for (losses, _, weights), (again, _, planned_weights) in zip(expected, found, strict=True):
+    for (losses, _, values), (again, _, planned_values) in zip(expected, found, strict=True):
         np.testing.assert_allclose(again, losses, atol=1e-6)
-        for name in weights.keys() & planned_weights.keys():
-            if weights[name].shape == planned_weights[name].shape and "embedding_bags" not in name:
-                np.testing.assert_allclose(planned_weights[name], weights[name], atol=1e-5)
+        dense = [name for name in values if "embedding_bags" not in name]
+        assert dense
+        for name in dense:
+            np.testing.assert_allclose(planned_values[name], values[name], atol=1e-6)
 
 
 def test_a_dense_optimizer_replicates_all_tables_but_the_frozen_ones(root, tmp_path):
@@ -208,3 +217,40 @@ def test_a_dense_optimizer_replicates_all_tables_but_the_frozen_ones(root, tmp_p
     write_text(tmp_path / "plan.json", fused.model_dump_json())
     with pytest.raises(AssertionError, match="every table must be data_parallel .* has fused"):
         run_ranks(fit, 2, by_plan)
+
+
+def test_traced_times_have_the_tables_of_items(root, tmp_path):
+    """A frozen table has no update; the learned one has."""
+    traced = ("trainer.max_steps=3", "trainer.trace=3", "embeddings.sharding={item_made: row_wise}")
+    config = interest_config(root, "traced", DIN, *traced, f"run_root={tmp_path}")
+    found = run_ranks(traced_tables, 2, config)[0]
+    plan, _ = printed_by(report_run, PlanOptions(measured=config.run_dir))
+    saved = json.loads((config.run_dir / "plan.json").read_text())
+    assert plan.modules == saved["modules"]
+    names = {name for rank in found for name in rank["tables"]}
+    assert names == {table.name for table in plan.tables}
+    for rank in found:
+        assert rank["tables"]["item_made"]["fwd_compute"] > 0
+        for name in FROZEN.keys() & rank["tables"].keys():
+            assert rank["tables"][name]["bwd_compute"] < 0.05
+    learned = [r["tables"][SEQUENCE_TABLE] for r in found if SEQUENCE_TABLE in r["tables"]]
+    assert learned[0]["bwd_compute"] > 0
+
+
+def traced_tables(rank, world_size, config):
+    """Trains and returns the traced times; frozen vectors and learned ones keep their values."""
+    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
+    trainer.fit()
+    if rank == 0:
+        save_config(config, config.run_dir / "config.yaml")
+    before = weights(trainer)
+    with trainer.pipeline.detached():
+        found = trace_tables(trainer.model, next(trainer.train.batches()), 2)
+    after = weights(trainer)
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    return found
+
+
+def printed_by(function, *args):
+    console = Console(file=io.StringIO(), width=140)
+    return function(*args, console), console.file.getvalue()

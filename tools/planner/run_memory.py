@@ -20,7 +20,7 @@ from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
 from msrec.model.interest import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
-from msrec.model.ranker import InterestInputs, RankerTrain, SequenceInputs
+from msrec.model.ranker import ItemInputs, RankerTrain
 from msrec.tools.planner.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.request import DenseMemory, LinearBytes, adam_memory
 from msrec.tools.planner.run_tables import item_lookups, num_bags, run_tables
@@ -127,27 +127,22 @@ def _peak_bytes(model: RankerTrain, batch: Batch, bags: int) -> dict[str, int]:
     ):
         shape = (len(batch.label), len(embeddings.names), embeddings.dim)
         vectors = torch.zeros(shape, requires_grad=True)
-        logits = over(vectors, *inputs, *_item_inputs(model, batch, bags))
+        logits = over(vectors, *inputs, _item_inputs(model, batch, bags))
         loss, _ = model.loss(logits, batch.label, batch.weight, vectors)
         loss.backward()
     weights = sum(generated.values())
     return {"activations": memory.peak - weights, "generated meta weights": weights}
 
 
-def _item_inputs(
-    model: RankerTrain, batch: Batch, bags: int
-) -> tuple[InterestInputs | None, SequenceInputs | None]:
+def _item_inputs(model: RankerTrain, batch: Batch, bags: int) -> ItemInputs:
     """Returns the item vectors that the dense part reads: frozen ones, and learned ones."""
-    interest, sequence, ranker = None, None, model.ranker
-    histories = Histories.of_batch(batch.sequence)
-    if ranker.items is not None:
-        vectors = [torch.zeros(bags, dim) for dim in ranker.items.dims.values()]
-        interest = InterestInputs(vectors, histories)
-    if ranker.sequence_items is not None:
-        (table,) = ranker.sequence_items.ebc.embedding_bag_configs()
+    frozen, learned = model.ranker.items, None
+    if model.ranker.sequence_items is not None:
+        (table,) = model.ranker.sequence_items.ebc.embedding_bag_configs()
         learned = torch.zeros(bags, table.embedding_dim, requires_grad=True)
-        sequence = SequenceInputs(learned, histories)
-    return interest, sequence
+    dims = () if frozen is None else frozen.dims.values()
+    histories = Histories.of_batch(batch.sequence)
+    return ItemInputs(histories, [torch.zeros(bags, dim) for dim in dims], learned)
 
 
 def _generated_sizes(model: RankerTrain, sizes: set[int]) -> ExitStack:
