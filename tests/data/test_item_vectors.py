@@ -7,7 +7,7 @@ import pytest
 from llm_data import whole, write_dataset, write_source
 
 from msrec.data.llm.compression import fit_half_whitening
-from msrec.data.llm.item_vectors import load_item_vectors
+from msrec.data.llm.item_vectors import item_units, load_item_vectors
 from msrec.data.llm.store import item_source_folder
 
 RNG = np.random.default_rng(0)
@@ -103,8 +103,15 @@ def test_a_saved_projection_is_not_fitted_again(dataset, store, monkeypatch):
 
 
 def test_a_vector_has_the_same_bits_whichever_others_are_read(dataset, tmp_path, monkeypatch):
-    """One row of a large matrix product differs in its last bits from the same row read alone."""
+    """The last bit of a matrix product depends on its rows, so that whole chunks are projected."""
+    projected = []
+
+    def recorded(store, projection, rows, dim):
+        projected.append(rows.tolist())
+        return item_units(store, projection, rows, dim)
+
     monkeypatch.setattr("msrec.data.llm.item_vectors.CHUNK_ROWS", 8)
+    monkeypatch.setattr("msrec.data.llm.item_vectors.item_units", recorded)
     raw = np.random.default_rng(1).normal(size=(30, 384))
     raw[9] = 0
     items = load_item_vectors(dataset, write_source(tmp_path / "wide", range(30), raw), "lsa", 25)
@@ -120,6 +127,10 @@ def test_a_vector_has_the_same_bits_whichever_others_are_read(dataset, tmp_path,
     for at, vectors in read:
         np.testing.assert_array_equal(vectors, expected[at])
     assert sum(len(vectors) for _, vectors in items.chunks()) == 30
+    chunks = [
+        [row for row in range(start, min(start + 8, 30)) if row != 9] for start in (0, 8, 16, 24)
+    ]
+    assert all(rows in chunks for rows in projected)
 
 
 def test_vectors_are_not_kept_in_memory(dataset, store):
