@@ -31,7 +31,8 @@ from msrec.model.distributed.sharding import (
 from msrec.model.distributed.sharding_plan import load_plan
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems, item_table
-from msrec.model.interest import Interest, InterestOptions
+from msrec.model.interest.block import InterestOptions
+from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
@@ -189,7 +190,7 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     parts = KnowledgeParts(
         user_meta=_user_meta(config, in_dim, knowledge.user) if config.meta.user else None,
         item_meta=_user_meta(config, in_dim, knowledge.item) if config.meta.item else None,
-        scenario_meta=_scenario_meta(config, in_dim, num_tasks, knowledge.scenario),
+        scenario_meta=_scenario_meta(config, in_dim, num_tasks, knowledge),
         learned_users=_learned_users(config, schema, knowledge.user),
         interest=interest,
         **features,
@@ -226,6 +227,7 @@ def _interest(
         schema.num_scenarios,
         num_tasks,
         InterestOptions(**config.interest.model_dump(exclude={"enabled"})),
+        knowledge.scenario,
     )
 
 
@@ -264,11 +266,13 @@ def _user_meta(config: RunConfig, in_dim: int, entity: EntityKnowledge | None) -
 
 
 def _scenario_meta(
-    config: RunConfig, in_dim: int, num_tasks: int, vectors: torch.Tensor | None
+    config: RunConfig, in_dim: int, num_tasks: int, knowledge: KnowledgeInputs
 ) -> ScenarioMeta | None:
-    if vectors is None:
+    if not config.meta.scenario:
         return None
-    return ScenarioMeta(in_dim, vectors, num_tasks, config.meta.options, config.meta.fusion)
+    assert knowledge.scenario is not None
+    options, fusion = config.meta.options, config.meta.fusion
+    return ScenarioMeta(in_dim, knowledge.scenario, num_tasks, options, fusion)
 
 
 def _learned_users(

@@ -89,6 +89,8 @@ class RunConfig(StrictModel):
         """Levels of the knowledge store that the run reads: of user, item and scenario."""
         meta, feature = self.meta, self.llm_feature
         read = {"none": (), "match": ("user", "item")}.get(feature.kind, tuple(feature.of))
+        if self.interest.enabled and self.interest.scenario:
+            read = (*read, "scenario")
         levels = ("user", "item", "scenario")
         return [name for name in levels if getattr(meta, name) or name in read]
 

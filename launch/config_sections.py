@@ -268,7 +268,10 @@ class InterestConfig(StrictModel):
     projection: bool = True
     """Learn a linear map of the vectors, which starts as the identity."""
     generated: bool = True
-    """Include the generated layer."""
+    """Include the layer that the history generates and that reads the item."""
+    scenario: bool = False
+    """Include a layer that the LLM's vector of the scenario generates and that reads the item and
+    the history."""
     cross_scenario: bool = True
     """Read events of other scenarios than the row's."""
 

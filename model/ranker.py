@@ -10,7 +10,8 @@ from msrec.data.loading.batch import Batch, EntityVectors
 from msrec.model.backbone import Backbone
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems
-from msrec.model.interest import Histories, Interest
+from msrec.model.interest.histories import Histories
+from msrec.model.interest.interest import Interest
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch

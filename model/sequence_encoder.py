@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msrec.model.interest import Histories
+from msrec.model.interest.histories import Histories
 from msrec.model.layers.mlp import check_positive
 
 INIT_STD = 0.01

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.data.loading.behaviour_history import Side
-from msrec.model.interest import Histories
+from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import Codes
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.meta import ScenarioMeta, fuse

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from msrec.data.loading.batch import Batch
 from msrec.launch.explanations.explanation_file import AttendedEvent, RowInterest, RowScore
-from msrec.model.interest import Attention, Interest, InterestBlock, row_events
+from msrec.model.interest.block import Attention, InterestBlock
+from msrec.model.interest.histories import row_events
+from msrec.model.interest.interest import Interest
 
 Score = Callable[[Batch], Tensor]
 """Returns the click probabilities of a batch, (B,)."""

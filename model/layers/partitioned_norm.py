@@ -102,8 +102,7 @@ class PartitionedNorm(nn.Module):
         """Returns count (S, 1), sum and sum of squares (S, dim) of x - center, over all ranks."""
         distance = (x - groups.lookup(center)) * used.unsqueeze(1)
         columns = torch.cat([used.unsqueeze(1), distance, distance.square()], dim=1)
-        empty = columns.new_zeros(len(center), columns.shape[1])
-        total = empty.index_add(0, groups.key, columns)
+        total = groups.sum(columns, len(center))
         if is_distributed():
             total = _SumOverRanks.apply(total)  # type: ignore[no-untyped-call]
         dim = x.shape[1]

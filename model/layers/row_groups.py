@@ -39,7 +39,15 @@ class RowGroups:
 
     def lookup(self, values: Tensor) -> Tensor:
         """Returns the value of each row's group: (G, D) -> (B, D), rows in key order."""
+        if len(values) == 1:
+            return values.expand(self.key.shape[0], -1)
         return functional.embedding(self.key, values)
+
+    def sum(self, x: Tensor, num_groups: int) -> Tensor:
+        """Returns the sum of the rows of each group: (B, D), in key order -> (G, D)."""
+        if num_groups == 1:
+            return x.sum(0, keepdim=True)
+        return x.new_zeros(num_groups, x.shape[1]).index_add(0, self.key, x)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Multiplies each row by the weights of its group.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from msrec.model.interest import Histories
+from msrec.model.interest.histories import Histories
 from msrec.model.layers.dropout import Dropout
 from msrec.model.sequence_encoder import INIT_STD, EncoderOptions, SequenceEncoder
 from msrec.model.sequence_encoders.attention import MultiHeadAttention

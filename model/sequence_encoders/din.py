@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from msrec.model.interest import Histories
+from msrec.model.interest.histories import Histories
 from msrec.model.layers.mlp import MLP, Hidden
 from msrec.model.sequence_encoder import EncoderOptions, SequenceEncoder
 

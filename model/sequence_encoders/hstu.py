@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from msrec.model.interest import Histories
+from msrec.model.interest.histories import Histories
 from msrec.model.layers.dropout import Dropout
 from msrec.model.sequence_encoder import EncoderOptions, SequenceEncoder
 from msrec.model.sequence_encoders.attention import check_heads, split_heads

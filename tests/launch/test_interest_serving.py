@@ -36,7 +36,10 @@ RUNS = {
     "bare": ("stream", ["backbone.name=dlrm", "interaction.bottom_dims=[8]"]),
     "full": (
         "frozen",
-        ["backbone.name=mmoe", "meta.user=true", "meta.scenario=true", "meta.rank=5"],
+        [
+            *("backbone.name=mmoe", "meta.user=true", "meta.scenario=true", "meta.rank=5"),
+            "interest.scenario=true",
+        ],
     ),
     "own": ("stream", ["backbone.name=ple", "interest.cross_scenario=false"]),
 }

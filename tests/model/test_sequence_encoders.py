@@ -4,7 +4,7 @@ import pytest
 import torch
 from slow.sequence_encoders import slow_columns
 
-from msrec.model.interest import Histories
+from msrec.model.interest.histories import Histories
 from msrec.model.sequence_encoder import EncoderOptions
 from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
 from msrec.model.sequence_encoders.hstu import HSTUBlock

@@ -10,7 +10,9 @@ from msrec.launch.serving.dense_program import export_program
 from msrec.launch.serving.export_folder import InterestFiles
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.interest import Histories, Interest, InterestOptions
+from msrec.model.interest.block import InterestOptions
+from msrec.model.interest.histories import Histories
+from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta

@@ -4,5 +4,5 @@ import os
 
 
 def examples(number: int) -> int:
-    """Returns `number`, or the environment variable MSREC_FUZZ_EXAMPLES (`make fuzz`) if it is set."""
+    """Returns `number`, or the environment variable MSREC_FUZZ_EXAMPLES of `make fuzz`."""
     return int(os.environ.get("MSREC_FUZZ_EXAMPLES", number))

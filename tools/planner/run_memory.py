@@ -18,7 +18,7 @@ from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
-from msrec.model.interest import Histories
+from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
 from msrec.model.ranker import ItemInputs, RankerTrain
 from msrec.tools.planner.peak_memory import TensorMemoryCounter

@@ -76,7 +76,18 @@ def slow_row(block, candidate, events_and_places, scenario):
         torch.dot(candidate, candidate).clamp(max=1),
     ]
     columns = [torch.as_tensor(column, dtype=torch.float32) for column in columns]
-    if block.user_factors is None:
-        return torch.stack(columns)
-    g = block.user_factors(torch.cat([mean, recent])) * block.item_factors(q)
-    return torch.cat([torch.stack(columns), g])
+    parts = [torch.stack(columns)]
+    if block.user_factors is not None:
+        parts.append(block.user_factors(torch.cat([mean, recent])) * block.item_factors(q))
+    if block.scenario_layer is not None:
+        parts.append(slow_scenario_layer(block.scenario_layer, scenario, q, r))
+    return torch.cat(parts)
+
+
+def slow_scenario_layer(layer, scenario, q, r):
+    """(C t) * (W q + U r), with t from the standardised vector of the scenario."""
+    deviation = layer.knowledge.std(0, correction=0)
+    standard = (layer.knowledge[scenario] - layer.knowledge.mean(0)) / deviation
+    t = torch.cat([torch.ones(1), torch.tanh(layer.reducer.linear(standard))])
+    read = layer.item_factors.weight @ q + layer.item_factors.bias
+    return (layer.factors.weight @ t) * (read + layer.history_factors.weight @ r)

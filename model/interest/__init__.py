@@ -1,0 +1,1 @@
+"""Interest blocks: frozen item vectors, matched with ordered histories across scenarios."""
