@@ -15,7 +15,7 @@ from msrec.data.loading.semantic_ids import with_semantic_ids
 from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
-from msrec.launch.knowledge_inputs import KnowledgeInputs, source_vectors
+from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.distributed.sharding import (
@@ -23,6 +23,7 @@ from msrec.model.distributed.sharding import (
     fill_frozen,
     fill_projected,
     freeze,
+    frozen_tables,
     fuse_optimizer,
     plan_sharding,
     shard,
@@ -56,15 +57,17 @@ def build_sharded(
     model, sharding = plan_model(config, schema, knowledge, process, plan)
     std = config.embeddings.init_std
     sharded = shard(model, sharding, process.device, std, config.seed)
-    vectors = {
-        item_table(each.name): torch.from_numpy(each.vectors) for each in knowledge.item_sources
-    }
-    fill_frozen(sharded, sharding, vectors)
+    chunks = {item_table(each.name): each.chunks for each in knowledge.item_sources}
+    fill_frozen(sharded, sharding, chunks)
     return sharded, sharding
 
 
 def init_item_table(
-    config: RunConfig, schema: Schema, model: DistributedModelParallel, plan: ShardingPlan
+    config: RunConfig,
+    schema: Schema,
+    knowledge: KnowledgeInputs,
+    model: DistributedModelParallel,
+    plan: ShardingPlan,
 ) -> None:
     """Writes item vectors to the table of `item_id`, if `llm.init_items` names their source.
 
@@ -86,9 +89,9 @@ def init_item_table(
             f"per_scenario={str(config.embeddings.per_scenario).lower()}."
         )
     rows = item_table_rows(config.dataset)
-    items = source_vectors(config, source, config.dataset)
+    items = knowledge.item_source(source)
     rng = np.random.default_rng([config.seed, zlib.crc32(f"init_items/{source}".encode())])
-    shape = (items.vectors.shape[1], config.embeddings.dim)
+    shape = (items.dim, config.embeddings.dim)
     projection = config.embeddings.init_std * rng.standard_normal(shape, np.float32)
     filled = np.flatnonzero(items.has & (rows != UNKNOWN))
     fill_projected(
@@ -96,7 +99,7 @@ def init_item_table(
         plan,
         schema.table_of("item_id"),
         torch.from_numpy(rows[filled].astype(np.int64)),
-        torch.from_numpy(items.vectors[filled]),
+        lambda at: items.rows(filled[at]),
         torch.from_numpy(projection),
     )
 
@@ -124,8 +127,12 @@ def plan_model(
         return model, plan_sharding(model, spec, process.device, process.local_world_size)
     ranks = (process.world_size, process.local_world_size)
     sharding = load_plan(plan, model, *ranks, process.device.type)
+    frozen = frozen_tables(model)
     kernels = {
-        table.compute_kernel for tables in sharding.plan.values() for table in tables.values()
+        table.compute_kernel
+        for tables in sharding.plan.values()
+        for name, table in tables.items()
+        if name not in frozen
     }
     if not is_fused and kernels != {"dense"}:
         # A fused kernel without a fused optimizer would silently train with SGD.
@@ -193,7 +200,7 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     loss = RankLoss(config.embeddings.l2, config.objective.aux_weight)
     items, sequence_items = None, None
     if interest is not None:
-        dims = {each.name: each.vectors.shape[1] for each in knowledge.item_sources}
+        dims = {each.name: each.dim for each in knowledge.item_sources}
         items = FrozenItems(schema.num_items, dims)
     if encoder is not None:
         sequence_items = SequenceItems(schema.num_items, dim)
@@ -215,7 +222,7 @@ def _interest(
     if not config.interest.enabled:
         return None
     return Interest(
-        [each.vectors.shape[1] for each in knowledge.item_sources],
+        [each.dim for each in knowledge.item_sources],
         config.sequence.max_len,
         schema.num_scenarios,
         num_tasks,

@@ -1,7 +1,5 @@
 """Inputs of a run besides rows: vectors of the knowledge store, histories, rare ids."""
 
-from collections.abc import Sequence
-
 import torch
 
 from msrec.data.histories.index import HistoryIndex
@@ -10,12 +8,7 @@ from msrec.data.llm.item_source.codebook import item_codebook
 from msrec.data.llm.item_source.settings import source_settings
 from msrec.data.llm.item_vectors import ItemVectors, load_item_vectors
 from msrec.data.llm.knowledge import EntityKnowledge, scenario_vectors
-from msrec.data.llm.store import (
-    KnowledgeStore,
-    VectorSettings,
-    item_source_folder,
-    store_settings,
-)
+from msrec.data.llm.store import KnowledgeStore, VectorSettings, store_settings
 from msrec.data.loading.behaviour_history import BehaviourHistory
 from msrec.data.loading.id_transforms import rare_ids, require_single_valued
 from msrec.data.loading.semantic_ids import SemanticIds
@@ -56,9 +49,12 @@ class KnowledgeInputs:
         """Ordered histories of the dataset to score, mapped into memory."""
         if config.sequence.protocol is not None:
             self.sequences = HistoryIndex.open(scored, config.sequence.protocol)
-        self.item_sources = item_sources(config, scored) if config.interest.enabled else ()
+        self._config, self._scored = config, scored
+        self._sources: dict[str, ItemVectors] = {}
+        names = config.llm.sources if config.interest.enabled else ()
+        self.item_sources = tuple(self.item_source(name) for name in names)
         """Frozen vectors of the items, by source."""
-        self.semantic_ids = _semantic_ids(config, scored, self.item_sources)
+        self.semantic_ids = self._semantic_ids()
         """Codes of the items."""
         self.user = self.item = self.scenario = None
         if "user" in stores:
@@ -68,48 +64,43 @@ class KnowledgeInputs:
         if "scenario" in stores:
             self.scenario = torch.from_numpy(scenario_vectors(stores["scenario"], schema))
 
+    def item_source(self, name: str) -> ItemVectors:
+        """Returns the vectors of a source, opened once; see `item_sources`."""
+        if name not in self._sources:
+            self._sources[name] = _source_vectors(self._config, name, self._scored)
+        return self._sources[name]
 
-def item_sources(config: RunConfig, scored: AnyPath | None = None) -> tuple[ItemVectors, ...]:
-    """Returns the vectors of each of `llm.sources`, or of its control, for a dataset's items.
+    def _semantic_ids(self) -> SemanticIds | None:
+        """Returns the codes of a dataset's items; a control of the source changes them too."""
+        options = self._config.llm.semantic_ids
+        if options is None:
+            return None
+        items = self.item_source(options.source)
+        codebook = item_codebook(items.store, items.dim, options.levels, options.codes)
+        return SemanticIds(codebook.item_codes(items), options.codes)
 
-    Args:
-        config: of the run.
-        scored: another dataset to score; null is the one that the run is trained on.
+
+def item_sources(config: RunConfig) -> tuple[ItemVectors, ...]:
+    """Returns the vectors of each of `llm.sources`, or of its control, for the dataset's items.
 
     Raises:
         FileNotFoundError: `llm.store` is not given, or lacks a source.
         ValueError: a source was made with other settings than those of the config.
     """
-    dataset = scored or config.dataset
-    return tuple(source_vectors(config, source, dataset) for source in config.llm.sources)
+    return tuple(_source_vectors(config, source, config.dataset) for source in config.llm.sources)
 
 
-def source_vectors(config: RunConfig, source: str, dataset: AnyPath) -> ItemVectors:
-    """Returns the vectors of one source, see `item_sources`."""
+def _source_vectors(config: RunConfig, source: str, dataset: AnyPath) -> ItemVectors:
     llm = config.llm
     if llm.store is None:
         raise FileNotFoundError(
             "llm.sources needs llm.store=FOLDER, which `msrec encode` writes; it is not given."
         )
     expected = source_settings(config.dataset, source, VectorSettings(**llm.encoding))
-    KnowledgeStore.open(item_source_folder(llm.store, source), verify=False).check(expected)
     control = llm.source_controls.get(source)
-    return load_item_vectors(dataset, llm.store, source, llm.item_dim, control, config.seed)
-
-
-def _semantic_ids(
-    config: RunConfig, dataset: AnyPath, loaded: Sequence[ItemVectors]
-) -> SemanticIds | None:
-    """Returns the codes of a dataset's items; a control of the source changes them too."""
-    options, llm = config.llm.semantic_ids, config.llm
-    if options is None:
-        return None
-    by_name = {each.name: each for each in loaded}
-    vectors = by_name.get(options.source) or source_vectors(config, options.source, dataset)
-    assert llm.store is not None
-    store = KnowledgeStore.open(item_source_folder(llm.store, options.source), verify=False)
-    codebook = item_codebook(store, llm.item_dim, options.levels, options.codes)
-    return SemanticIds(codebook.item_codes(vectors), options.codes)
+    return load_item_vectors(
+        dataset, llm.store, source, llm.item_dim, control, config.seed, expected
+    )
 
 
 def _history(config: RunConfig, schema: Schema) -> BehaviourHistory | None:

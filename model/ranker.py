@@ -1,5 +1,6 @@
 """Whole model: `Ranker` computes logits, `RankerTrain` adds the loss."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,18 +35,14 @@ class KnowledgeParts(NamedTuple):
     interest: Interest | None = None
 
 
-class InterestInputs(NamedTuple):
-    """Item vectors and histories of a batch; see `Interest` for the shapes."""
+class ItemInputs(NamedTuple):
+    """Histories of a batch and the vectors of its items, see `Interest` and `SequenceEncoder`."""
 
-    sources: list[torch.Tensor]
     histories: Histories
-
-
-class SequenceInputs(NamedTuple):
-    """Learned item vectors (M + 1, D) and histories of a batch; see `SequenceEncoder`."""
-
-    items: torch.Tensor
-    histories: Histories
+    frozen: Sequence[torch.Tensor] = ()
+    """Per source (M + 1, dim); empty without interest blocks."""
+    learned: torch.Tensor | None = None
+    """(M + 1, D); None without a sequence encoder."""
 
 
 class DenseArch(nn.Module):
@@ -91,8 +88,7 @@ class DenseArch(nn.Module):
         weight: torch.Tensor,
         user_vectors: EntityVectors,
         item_vectors: EntityVectors,
-        interest_inputs: InterestInputs | None = None,
-        sequence_inputs: SequenceInputs | None = None,
+        items: ItemInputs | None = None,
     ) -> torch.Tensor:
         if self.learned_users is not None:
             user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
@@ -107,12 +103,14 @@ class DenseArch(nn.Module):
             columns.append(self.match(user, item))
         interest_logits = None
         if self.interest is not None:
-            assert interest_inputs is not None
-            matched, interest_logits = self.interest(*interest_inputs, scenario, weight)
+            assert items is not None
+            matched, interest_logits = self.interest(
+                items.frozen, items.histories, scenario, weight
+            )
             columns.append(matched)
         if self.sequence_encoder is not None:
-            assert sequence_inputs is not None
-            columns.append(self.sequence_encoder(*sequence_inputs, scenario))
+            assert items is not None
+            columns.append(self.sequence_encoder(items.learned, items.histories, scenario))
         x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
         if self.user_meta is not None:
             x = self.user_meta(x, *user)
@@ -148,13 +146,14 @@ class Ranker(nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
         vectors = self.embeddings(batch.sparse, batch.past)
         events = batch.sequence
-        histories = Histories.of_batch(events)
-        interest, sequence = None, None
-        if self.items is not None:
-            interest = InterestInputs(self.items(events.items), histories)
-        if self.sequence_items is not None:
-            sequence = SequenceInputs(self.sequence_items(events.items), histories)
-        others = (batch.user_vectors, batch.item_vectors, interest, sequence)
+        items = None
+        if self.items is not None or self.sequence_items is not None:
+            items = ItemInputs(
+                Histories.of_batch(events),
+                () if self.items is None else self.items(events.items),
+                None if self.sequence_items is None else self.sequence_items(events.items),
+            )
+        others = (batch.user_vectors, batch.item_vectors, items)
         logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *others)
         return logits, vectors
 

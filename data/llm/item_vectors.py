@@ -2,6 +2,7 @@
 
 import logging
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,16 +30,69 @@ SourceControl = Literal["shuffled", "random"]
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """Vectors of one source in the order of a dataset's items.parquet.
+    """Vectors of one source for the items of a dataset, projected when they are read.
 
-    Shape:
-        vectors: (num_items, D), float16, of length 1; zeros for an item without a vector.
-        has: (num_items,), bool, whether the item has a vector.
+    Vectors have length 1; an item without one has zeros. They are projected in fixed chunks of
+    `CHUNK_ROWS` items, so that a vector has the same bits whichever others are read with it: the
+    last bit of a matrix product may depend on its number of rows.
+
+    Attributes:
+        name: of the source.
+        dim: numbers of a vector.
+        store: the source's folder, mapped into memory.
+        projection: of the vectors of the store.
+        store_rows: (num_items,), integers, the row of each item in the store; -1 without a vector.
+        random: (rows of the store, dim), float32, replaces its vectors; None without this control.
     """
 
     name: str
-    vectors: npt.NDArray[np.float16]
-    has: npt.NDArray[np.bool_]
+    dim: int
+    store: KnowledgeStore
+    projection: Projection
+    store_rows: npt.NDArray[np.signedinteger]
+    random: Floats | None = None
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.store_rows)
+
+    @property
+    def has(self) -> npt.NDArray[np.bool_]:
+        """Whether each item has a vector, (num_items,)."""
+        return self.store_rows >= 0
+
+    def chunks(
+        self, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[slice, npt.NDArray[np.float16]]]:
+        """Yields slices of the items from `first` to before `last` and their vectors (n, dim)."""
+        last = len(self) if last is None else last
+        for start in range(first - first % CHUNK_ROWS, last, CHUNK_ROWS):
+            at = slice(max(first, start), min(last, start + CHUNK_ROWS))
+            yield at, self._chunk(start)[at.start - start : at.stop - start]
+
+    def rows(self, items: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        """Returns the vectors of items (n,), indices into items.parquet: (n, dim).
+
+        A chunk is projected as a whole for each item in it. Read many items at once.
+        """
+        vectors = np.empty((len(items), self.dim), np.float16)
+        starts = items - items % CHUNK_ROWS
+        for start in np.unique(starts):
+            is_in = starts == start
+            vectors[is_in] = self._chunk(start)[items[is_in] - start]
+        return vectors
+
+    def _chunk(self, start: int) -> npt.NDArray[np.float16]:
+        rows = self.store_rows[start : start + CHUNK_ROWS]
+        vectors = np.zeros((len(rows), self.dim), np.float16)
+        has = rows >= 0
+        if has.any():
+            vectors[has] = (
+                item_units(self.store, self.projection, rows[has], self.dim)
+                if self.random is None
+                else unit_vectors(self.random[rows[has]])
+            )
+        return vectors
 
 
 def load_item_vectors(
@@ -48,8 +102,9 @@ def load_item_vectors(
     dim: int,
     control: SourceControl | None = None,
     seed: int = 0,
+    expected: Mapping[str, Any] | None = None,
 ) -> ItemVectors:
-    """Reads the vectors that a source has for the items of a dataset, found by their keys.
+    """Finds the vectors that a source has for the items of a dataset, by their keys.
 
     The projection is fitted once to all items of the store, and saved in the source's folder. It
     never changes after that, so that a trained run can score other datasets, and items that came
@@ -64,12 +119,15 @@ def load_item_vectors(
             item the vector of another item of the store, "random" normal random numbers. An item
             without a vector stays without one.
         seed: of the control.
+        expected: settings that the source must have been made with.
 
     Raises:
         FileNotFoundError: the store does not have the source.
-        ValueError: the store is damaged, or its keys are of another type than those of the dataset.
+        ValueError: the store is damaged, was made with other settings, or its keys are of another
+            type than those of the dataset.
     """
     store = KnowledgeStore.open(item_source_folder(store_folder, source))
+    store.check(expected or {})
     projection = item_projection(store, dim)
     has_vector = has_vectors(store)
     keys = read_parquet(dataset / "items.parquet", ["item_key"])["item_key"]
@@ -83,21 +141,17 @@ def load_item_vectors(
         permuted = np.arange(len(store))
         permuted[has_vector] = rng.permutation(permuted[has_vector])
         rows = permuted[rows]
-    vectors = np.zeros((len(rows), dim), np.float16)
     random = rng.standard_normal((len(store), dim), np.float32) if control == "random" else None
-    positions = np.flatnonzero(has)
-    for start in range(0, len(positions), CHUNK_ROWS):
-        at = positions[start : start + CHUNK_ROWS]
-        vectors[at] = (
-            item_units(store, projection, rows[at], dim)
-            if random is None
-            else unit_vectors(random[rows[at]])
-        )
-    return ItemVectors(source, vectors, has)
+    # Every rank keeps a row for each item, so that its type is the smallest that has room.
+    rows = np.where(has, rows, -1).astype(np.min_scalar_type(-len(store)))
+    return ItemVectors(source, dim, store, projection, rows, random)
 
 
 def item_units(
-    store: KnowledgeStore, projection: Projection, rows: npt.NDArray[np.int64], dim: int
+    store: KnowledgeStore,
+    projection: Projection,
+    rows: npt.NDArray[np.signedinteger],
+    dim: int,
 ) -> Floats:
     """Returns projected vectors of some rows of a source, of length 1: (n, dim), float32."""
     units = unit_vectors(projection(store.vectors[rows].astype(np.float32)))

@@ -17,6 +17,7 @@ A level is `user`, `scenario` or `item`, and has a folder of the store. Each sou
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,7 +129,6 @@ class KnowledgeStore:
     Shape:
         vectors: (N, H), float16, float32 or int8, memory-mapped; changes are not written back.
         scales: (N,), float32; None unless the vectors are int8.
-        keys: (N,), int64 or string, each once.
         mean, std: (H,), float32, of each dimension over all keys; std is 0 for a constant one.
     """
 
@@ -136,7 +136,6 @@ class KnowledgeStore:
     manifest: dict[str, Any]
     vectors: np.ndarray
     scales: np.ndarray | None
-    keys: np.ndarray
     mean: np.ndarray
     std: np.ndarray
 
@@ -156,23 +155,32 @@ class KnowledgeStore:
             check_files(folder, manifest.get("crc32", {}), advice)
         vectors = _mapped(folder / VECTORS)
         scales = _mapped(folder / SCALES) if SCALES in manifest["bytes"] else None
-        keys = pq.read_table(folder / KEYS, columns=["key"])["key"].to_numpy()
+        num_keys = pq.read_metadata(folder / KEYS).num_rows
         shape = (manifest["keys"], manifest["hidden_dim"])
-        if vectors.shape != shape or len(keys) != shape[0]:
+        if vectors.shape != shape or num_keys != shape[0]:
             raise ValueError(
                 f"{folder} must hold vectors of shape {shape} as its {MANIFEST} says; got "
-                f"{vectors.shape} and {len(keys)} keys: encode again."
+                f"{vectors.shape} and {num_keys} keys: encode again."
             )
         mean = np.asarray(manifest["mean"], dtype=np.float32)
         std = np.asarray(manifest["std"], dtype=np.float32)
-        store = cls(folder, manifest, vectors, scales, keys, mean, std)
+        store = cls(folder, manifest, vectors, scales, mean, std)
         if verify and "crc32" not in manifest:
             store._check_finite()  # older stores have no checksums
         return store
 
     def __len__(self) -> int:
         """Number of keys."""
-        return len(self.keys)
+        return len(self.vectors)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """The key of each vector, (N,), int64 or string, each once."""
+        return self._read_keys()
+
+    def _read_keys(self) -> np.ndarray:
+        keys: np.ndarray = pq.read_table(self.path / KEYS, columns=["key"])["key"].to_numpy()
+        return keys
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
         """Returns the row of each key in `vectors`, int64; -1 for an unknown key.
@@ -183,14 +191,16 @@ class KnowledgeStore:
         wanted = np.asarray(keys)
         if len(wanted) == 0:
             return np.empty(0, np.int64)
+        # Not `self.keys`: a run asks once, and should not keep the keys of a billion items.
+        keys = self._read_keys()
         is_integer = np.issubdtype(wanted.dtype, np.integer)
-        if is_integer != np.issubdtype(self.keys.dtype, np.integer):
+        if is_integer != np.issubdtype(keys.dtype, np.integer):
             raise ValueError(
-                f"{self.path}: keys must be of the store's type ({self.keys.dtype}); got "
+                f"{self.path}: keys must be of the store's type ({keys.dtype}); got "
                 f"{wanted.dtype}, first {wanted[0]!r}: convert the keys."
             )
         key_type = pa.int64() if is_integer else pa.string()
-        known = pa.array(self.keys, type=key_type)
+        known = pa.array(keys, type=key_type)
         rows = pc.index_in(pa.array(wanted, type=key_type), value_set=known)
         return np.asarray(rows.fill_null(-1).to_numpy()).astype(np.int64)
 

@@ -216,7 +216,7 @@ class Explainer:
             return []
         explainer = InterestExplainer(
             interest=interest,
-            sources=self.knowledge.item_sources,
+            sources=self.config.llm.sources,
             score=self._score,
             titles=self._titles,
             scenarios=[scenario.name for scenario in self.schema.scenarios],

@@ -3,16 +3,16 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from msrec.data.llm.item_vectors import ItemVectors
 from msrec.data.loading.batch import Batch
 from msrec.launch.explanations.explanation_file import AttendedEvent, RowInterest, RowScore
 from msrec.model.interest.block import Attention, InterestBlock
-from msrec.model.interest.histories import Histories, row_events
+from msrec.model.interest.histories import row_events
 from msrec.model.interest.interest import Interest
 
 Score = Callable[[Batch], Tensor]
@@ -25,14 +25,14 @@ class InterestExplainer:
 
     Args:
         interest: the blocks.
-        sources: their item vectors, in the same order.
+        sources: names of their sources, in the same order.
         score: scores a batch with the model.
         titles: returns the titles of items.
         scenarios: names of the scenarios.
     """
 
     interest: Interest
-    sources: Sequence[ItemVectors]
+    sources: Sequence[str]
     score: Score
     titles: Callable[[np.ndarray], list[str]]
     scenarios: Sequence[str]
@@ -61,17 +61,16 @@ class InterestExplainer:
 
     def _attention(self, batch: Batch) -> dict[str, Attention]:
         """Returns the attention of each source's block."""
-        events = batch.sequence
-        distinct = events.items.values().numpy()
-        histories = Histories.of_batch(events)
-        row = row_events(histories, batch.scenario, self.interest.cross_scenario)
+        # The vectors are read where the model has them: in its tables.
+        with _inputs(self.interest) as inputs:
+            self.score(batch)
+        tables, histories, scenario = inputs[0][:3]
+        row = row_events(histories, scenario, self.interest.cross_scenario)
         attention = {}
-        for source, block in zip(self.sources, self.interest.blocks, strict=True):
+        for name, block, items in zip(self.sources, self.interest.blocks, tables, strict=True):
             assert isinstance(block, InterestBlock)
-            vectors = torch.from_numpy(source.vectors[distinct]).float()
-            items = torch.cat([vectors, torch.zeros_like(vectors[:1])])
             with torch.no_grad():
-                attention[source.name] = block.attention(items, histories, row)
+                attention[name] = block.attention(items, histories, row)
         return attention
 
     def _events(
@@ -104,6 +103,17 @@ def without_events(batch: Batch) -> Batch:
         label=torch.zeros_like(events.label),
     )
     return dataclasses.replace(batch, sequence=empty)
+
+
+@contextmanager
+def _inputs(module: nn.Module) -> Iterator[list[tuple[Any, ...]]]:
+    """Fills the list with the arguments of each call of a module within the context."""
+    calls: list[tuple[Any, ...]] = []
+    handle = module.register_forward_pre_hook(lambda module, args: calls.append(args))
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """Shows a sharding plan and the size of a model as a table."""
 
-from collections.abc import Mapping
-
 from rich.table import Table
 from torch import nn
 from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-FLOAT_BYTES = 4
+from msrec.model.distributed.sharding import frozen_tables, table_sizes
+
+FLOAT_BYTES, HALF_BYTES = 4, 2
 
 
 def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
@@ -19,7 +18,7 @@ def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
         world_size: number of ranks of the plan.
 
     Units:
-        size: float32 weights without optimizer state, over all ranks.
+        size: weights without optimizer state, over all ranks; float16 of frozen tables.
         per rank: the same on the rank with the most.
     """
     table = Table(title=f"plan for {world_size} rank{'s' if world_size > 1 else ''}")
@@ -28,11 +27,13 @@ def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
     for column in ("rows", "dim", "size", "per rank"):
         table.add_column(column, justify="right")
     total, on_rank = 0, [0] * world_size
-    sizes = table_sizes(model)
+    sizes, frozen = table_sizes(model), frozen_tables(model)
     for module in plan.plan.values():
         for name, sharding in module.items():
             rows, dim = sizes[name]
-            by_rank = _bytes_by_rank(sharding, rows * dim * FLOAT_BYTES, world_size)
+            value_bytes = HALF_BYTES if name in frozen else FLOAT_BYTES
+            by_rank = _values_by_rank(sharding, rows * dim, world_size)
+            by_rank = [value_bytes * values for values in by_rank]
             on_rank = [a + b for a, b in zip(on_rank, by_rank, strict=True)]
             total += sum(by_rank)
             table.add_row(
@@ -54,16 +55,6 @@ def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
     return table
 
 
-def table_sizes(model: nn.Module) -> Mapping[str, tuple[int, int]]:
-    """Returns table -> (rows, dim) of every embedding collection in the model."""
-    return {
-        config.name: (config.num_embeddings, config.embedding_dim)
-        for module in model.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for config in module.embedding_bag_configs()
-    }
-
-
 def dense_parameters(model: nn.Module) -> int:
     """Returns the number of weights outside the embedding tables."""
     return sum(p.numel() for name, p in model.named_parameters() if ".embedding_bags." not in name)
@@ -82,15 +73,15 @@ def format_bytes(num_bytes: float) -> str:
     return f"{num_bytes / (1 << power):,.1f} {unit}"
 
 
-def _bytes_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
-    """Returns the bytes of a table on each rank; a replicated table is whole on every rank."""
+def _values_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
+    """Returns the values of a table on each rank; a replicated table is whole on every rank."""
     shards = getattr(getattr(sharding, "sharding_spec", None), "shards", None)
     if not shards:
         return [whole] * world_size
     by_rank = [0] * world_size
     for shard in shards:
         rows, dim = shard.shard_sizes
-        by_rank[shard.placement.rank()] += rows * dim * FLOAT_BYTES
+        by_rank[shard.placement.rank()] += rows * dim
     return by_rank
 
 

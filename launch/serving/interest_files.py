@@ -34,19 +34,23 @@ def write_interest(
     for source in sources:
         path = _vector_file(folder, source.name)
         path.parent.mkdir(exist_ok=True)
-        np.save(path, source.vectors)
+        shape = (len(source), source.dim)
+        vectors = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        for at, values in source.chunks():
+            vectors[at] = values
+        vectors.flush()
     arrays = _newest_events(index, max_len)
     (folder / HISTORIES).mkdir()
     for name, array in arrays.items():
         np.save(folder / HISTORIES / f"{name}.npy", array)
     return InterestFiles(
-        sources={source.name: source.vectors.shape[1] for source in sources},
+        sources={source.name: source.dim for source in sources},
         protocol=index.manifest.protocol,
         events=index.manifest.events,
         max_len=max_len,
-        num_items=len(sources[0].vectors),
+        num_items=len(sources[0]),
         num_events=len(arrays["items"]),
-        vector_bytes=sum(source.vectors.nbytes for source in sources),
+        vector_bytes=sum(2 * source.dim * len(source) for source in sources),
         history_bytes=sum(array.nbytes for array in arrays.values()),
     )
 

@@ -10,9 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.io.atomic_files import write_json
 from msrec.data.loading.batch import Batch
+from msrec.model.frozen_items import FROZEN_PATH
 
 TRACE_FILE = "table_times.json"
 MS_PER_S = 1000.0
@@ -35,7 +37,7 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
     values unchanged. But Adam's moments decay, so call this after the last save.
 
     Args:
-        model: sharded, with one collection of tables.
+        model: sharded; features look up one of its collections of tables, items the others.
         batch: of this rank, as large as in training.
         repeats: the fastest of these counts, since any slower one was disturbed.
 
@@ -47,10 +49,31 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
             bwd_comms    the whole backward pass except the updates
             ids          sending the ids
     """
-    collection = next(m for m in model.modules() if isinstance(m, ShardedEmbeddingBagCollection))
-    device = batch.label.device
+    times: dict[str, Any] = {"tables": {}, "ids": 0.0, "fwd_comms": 0.0, "bwd_comms": 0.0}
+    for path, module in model.named_modules():
+        if not isinstance(module, ShardedEmbeddingBagCollection):
+            continue
+        of_features = path.endswith("ranker.embeddings.ebc")
+        sparse = batch.sparse if of_features else batch.sequence.items
+        traced = _trace(module, sparse, repeats, is_trained=FROZEN_PATH not in path)
+        times = {"tables": times["tables"] | traced.pop("tables")} | {
+            part: times[part] + ms for part, ms in traced.items()
+        }
+    of_ranks: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, times)
+    return of_ranks
+
+
+def _trace(
+    collection: ShardedEmbeddingBagCollection,
+    sparse: KeyedJaggedTensor,
+    repeats: int,
+    is_trained: bool,
+) -> dict[str, Any]:
+    """Measures one collection; one that is not trained has no backward pass."""
+    device = sparse.values().device
     context = collection.create_context()
-    ids = collection.input_dist(context, batch.sparse).wait().wait()
+    ids = collection.input_dist(context, sparse).wait().wait()
     kernels = dict(_kernels(collection))
     with _recorded_inputs(kernels) as inputs:
         vectors = collection.compute(context, ids)
@@ -67,22 +90,22 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
         return MS_PER_S * min(seconds)
 
     def send_ids() -> None:
-        collection.input_dist(collection.create_context(), batch.sparse).wait().wait()
+        collection.input_dist(collection.create_context(), sparse).wait().wait()
 
     def look_up() -> tuple[torch.Tensor]:
         return (collection.output_dist(context, collection.compute(context, ids)).wait().values(),)
 
     times: dict[str, Any] = {"tables": {}, "ids": fastest_ms(send_ids)}
     times["fwd_comms"] = fastest_ms(lambda: collection.output_dist(context, vectors).wait())
-    backward_ms = fastest_ms(lambda out: out.backward(torch.zeros_like(out)), look_up)
+    backward_ms = 0.0
+    if is_trained:
+        backward_ms = fastest_ms(lambda out: out.backward(torch.zeros_like(out)), look_up)
     for kernel, tables in kernels.items():
-        of_tables, update_ms = _kernel_times(kernel, tables, *inputs[kernel], repeats)
+        of_tables, update_ms = _kernel_times(kernel, tables, *inputs[kernel], repeats, is_trained)
         times["tables"] |= of_tables
         backward_ms -= update_ms
     times["bwd_comms"] = max(backward_ms, 0.0)
-    of_ranks: list[dict[str, Any]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, times)
-    return of_ranks
+    return times
 
 
 def _kernels(
@@ -118,6 +141,7 @@ def _kernel_times(
     ids: torch.Tensor,
     offsets: torch.Tensor,
     repeats: int,
+    is_trained: bool,
 ) -> tuple[dict[str, dict[str, float]], float]:
     """Returns the times of each table, and the time of the update of all tables together."""
 
@@ -127,7 +151,8 @@ def _kernel_times(
             started = _now(ids.device)
             out = kernel(indices=ids, offsets=offsets)
             looked_up = _now(ids.device)
-            out.backward(torch.zeros_like(out))
+            if is_trained:
+                out.backward(torch.zeros_like(out))
             backward.append(_now(ids.device) - looked_up)
             forward.append(looked_up - started)
         return MS_PER_S * min(forward), MS_PER_S * min(backward)

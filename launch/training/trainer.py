@@ -102,7 +102,7 @@ class Trainer:
         newest = self.checkpoints.newest()
         if newest is None:
             config = self.config
-            init_item_table(config, self.schema, self.model, self.plan)
+            init_item_table(config, self.schema, self.knowledge, self.model, self.plan)
             if config.init_from is not None:
                 warm_start(config.init_from, self.model, config.strict, config.run_dir)
             return Progress(order=order)

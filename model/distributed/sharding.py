@@ -1,9 +1,11 @@
 """Sharding of a model over ranks: table options, planning, DistributedModelParallel."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 import torch.distributed as dist
@@ -36,6 +38,8 @@ from msrec.model.frozen_items import FrozenItems, item_table
 
 TableOptimizer = Literal["rowwise_adagrad", "adam"]
 TableSharding = Literal["table_wise", "row_wise"]
+RowChunks = Callable[[int, int], Iterable[tuple[slice, npt.NDArray[np.floating]]]]
+"""Yields slices of the rows from one to before another, and their values, (n, dim)."""
 FILL_ROWS = 1 << 16
 """Rows of a table that are computed at once."""
 DENSE_MEMORY_SHARE = 0.15
@@ -233,12 +237,16 @@ def init_tables(dmp: DistributedModelParallel, plan: ShardingPlan, std: float, s
 
 
 def fill_frozen(
-    dmp: DistributedModelParallel, plan: ShardingPlan, vectors: Mapping[str, torch.Tensor]
+    dmp: DistributedModelParallel, plan: ShardingPlan, vectors: Mapping[str, RowChunks]
 ) -> None:
-    """Fills the local shards of frozen tables: table -> (rows, dim), float16."""
-    for table, rows, (first_row, _) in _local_shards(dmp, plan):
-        if table in vectors:
-            rows.copy_(vectors[table][first_row : first_row + len(rows)])
+    """Fills the local shards of frozen tables from table -> its vectors, read by chunks of rows."""
+    for table, weights, (first_row, first_column) in _local_shards(dmp, plan):
+        if table not in vectors:
+            continue
+        columns = slice(first_column, first_column + weights.shape[1])
+        for at, rows in vectors[table](first_row, first_row + len(weights)):
+            local = slice(at.start - first_row, at.stop - first_row)
+            weights[local] = torch.from_numpy(rows)[:, columns].to(weights)
 
 
 def fill_projected(
@@ -246,14 +254,14 @@ def fill_projected(
     plan: ShardingPlan,
     table: str,
     rows: torch.Tensor,
-    vectors: torch.Tensor,
+    vectors: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.floating]],
     projection: torch.Tensor,
 ) -> None:
     """Writes `vectors @ projection` to some rows of a table, in the local shards that have them.
 
     Shape:
         rows: (n,), int64, distinct rows of the table.
-        vectors: (n, V), float.
+        vectors: returns the vectors (m, V) for m positions in `rows`.
         projection: (V, dim), float32.
     """
     for name, weights, (first_row, first_column) in _local_shards(dmp, plan):
@@ -263,7 +271,8 @@ def fill_projected(
         local = (rows >= first_row) & (rows < first_row + len(weights))
         for at in torch.split(torch.nonzero(local).squeeze(1), FILL_ROWS):
             index = (rows[at] - first_row).to(weights.device)
-            weights[index] = (vectors[at].float() @ projection[:, columns]).to(weights)
+            values = torch.from_numpy(vectors(at.numpy())).float() @ projection[:, columns]
+            weights[index] = values.to(weights)
 
 
 def _local_shards(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from llm_data import write_dataset, write_source
+from llm_data import whole, write_dataset, write_source
 from tiny import tiny_schema
 
 from msrec.data.llm.item_source.codebook import Codebook, item_codebook
@@ -63,7 +63,7 @@ def test_items_have_codes_from_1_and_those_without_a_vector_0(tmp_path):
     codes = codebook.item_codes(items)
     assert (codes.shape, codes.dtype) == ((33, 2), np.int32)
     assert np.flatnonzero((codes == 0).any(axis=1)).tolist() == [4, 30, 31, 32]
-    expected = [slow_codes(codebook, vector) for vector in items.vectors[items.has]]
+    expected = [slow_codes(codebook, vector) for vector in whole(items)[items.has]]
     assert (codes[items.has] - 1).tolist() == expected
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from history_rows import rows_of, slow_history
 from interest_runs import MAX_LEN, SOURCES, interest_config, interest_dataset, made_sources
+from llm_data import whole
 from ranks import run_ranks
 from rich.console import Console
 from trainings import fit
@@ -91,7 +92,7 @@ def test_attention_and_similarity_equal_the_formula(run):
             for source, block in zip(
                 explainer.knowledge.item_sources, interest.blocks, strict=True
             ):
-                vectors = torch.from_numpy(source.vectors).float()
+                vectors = torch.from_numpy(whole(source)).float()
                 q = vectors[batch.item[at]] @ block.projection
                 k = vectors[items[batch.sequence.events[bag]].long()] @ block.projection
                 similarity = k @ q

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 from interest_runs import ITEM_DIM, interest_dataset, made_sources
+from llm_data import whole
 from ranks import run_ranks
 from trainings import config_of, weights
 
@@ -53,6 +54,7 @@ def expected_table(root, num_rows):
     table = torch.empty(num_rows, DIM)
     fill_rows(table, "item_id", 0, STD, SEED)
     items = load_item_vectors(root / "data", root / "store", "made", ITEM_DIM)
+    vectors = whole(items)
     rng = np.random.default_rng([SEED, zlib.crc32(b"init_items/made")])
     projection = rng.standard_normal((ITEM_DIM, DIM), np.float32)
     keys = pl.read_parquet(root / "data" / "items.parquet")["item_key"].to_list()
@@ -60,7 +62,7 @@ def expected_table(root, num_rows):
     changed = 0
     for item, key in enumerate(keys):
         if key in values and items.has[item]:
-            row = items.vectors[item].astype(np.float32) @ projection * STD
+            row = vectors[item].astype(np.float32) @ projection * STD
             table[values.index(key) + 1] = torch.from_numpy(row)
             changed += 1
     assert changed == 18

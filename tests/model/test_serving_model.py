@@ -16,7 +16,7 @@ from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta
-from msrec.model.ranker import DenseArch, InterestInputs, KnowledgeParts
+from msrec.model.ranker import DenseArch, ItemInputs, KnowledgeParts
 from msrec.model.serving_model import (
     ServingModel,
     ServingScenarioMeta,
@@ -107,7 +107,7 @@ def interest_inputs(scenarios):
     scenario = torch.randint(scenarios, (4, PLACES)).masked_fill(empty, -1)
     label = torch.randint(2, (4, PLACES)).float().masked_fill(empty, 0)
     candidate, bag = torch.randint(10, (B,)), torch.randint(4, (B,))
-    return InterestInputs(sources, Histories(candidate, events, scenario, label, bag))
+    return ItemInputs(Histories(candidate, events, scenario, label, bag), sources)
 
 
 def exported(model, inputs):
@@ -144,7 +144,7 @@ def check(over, scenarios):
         inputs = (torch.cat([sums.flatten(1), *rows], dim=1), lengths, dense, scenario)
         model = ServingModel(over, F, H, D).eval()
         if interest is not None:
-            sources, (candidate, events, of_event, label, bag) = interest
+            (candidate, events, of_event, label, bag), sources, _ = interest
             inputs += ((candidate, bag, events, of_event, label, *sources),)
             program = exported(model, inputs)
             torch.testing.assert_close(program(*inputs), model(*inputs), atol=2e-6, rtol=1e-5)

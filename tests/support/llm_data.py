@@ -1,5 +1,6 @@
 """Tiny dataset folder, random model and part of a store, for the tests of the frozen LLM."""
 
+import numpy as np
 import polars as pl
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord, TextFields, save_schema
@@ -136,3 +137,8 @@ def stop_after(batches):
             raise KeyboardInterrupt
 
     return progress
+
+
+def whole(items):
+    """The vectors of all items of `ItemVectors`, float16."""
+    return items.rows(np.arange(len(items)))

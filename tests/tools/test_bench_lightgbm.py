@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 from history_rows import rows_of, slow_history, with_ties
+from llm_data import whole
 
 from msrec.data.histories.build import build_histories
 from msrec.data.histories.index import HistoryIndex
@@ -28,13 +29,14 @@ def made(request, tmp_path_factory):
     build_histories(dataset, [protocol], events=events)
     vectors = np.random.default_rng(0).normal(size=(60, 5))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    source = ItemVectors("made", vectors.astype(np.float16), np.ones(60, bool))
+    rows, random = np.arange(60), vectors.astype(np.float32)
+    source = ItemVectors("made", 5, store=None, projection=None, store_rows=rows, random=random)
     index = HistoryIndex.open(dataset, protocol)
     features = HistoryFeatures(dataset, index, [source], MAX_LEN, popularity=True)
     names = ("train", "valid", "test") if protocol == "stream" else ("train",)
     seen = [row for name in names for row in rows_of(dataset, name)]
     seen = [row for row in seen if row["label"] in LABELS[events]]
-    return features, rows_of(dataset, "test"), seen, source.vectors.astype(np.float32)
+    return features, rows_of(dataset, "test"), seen, whole(source).astype(np.float32)
 
 
 def column(made, name):

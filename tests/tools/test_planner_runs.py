@@ -26,7 +26,6 @@ from msrec.tools.planner.command.verify import verify, verify_request
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.peak_memory import TensorMemoryCounter
-from msrec.tools.planner.run_memory import tables_and_dense
 from msrec.tools.planner.tables import TableLoad
 
 pytestmark = pytest.mark.slow
@@ -217,12 +216,3 @@ def test_a_run_without_traced_times_is_refused_with_the_way_out(dataset, tmp_pat
         printed_by(report_run, PlanOptions(measured=config.run_dir))
     with pytest.raises(FileNotFoundError, match=r"other/config.yaml must exist"):
         printed_by(report_run, PlanOptions(from_=tmp_path / "other"))
-
-
-@pytest.mark.parametrize(
-    "option", ["interest.enabled=true", "sequence.encoder=din"], ids=["interest", "encoder"]
-)
-def test_runs_with_tables_that_the_planner_does_not_know_are_refused(tmp_path, option):
-    config = config_of(tmp_path / "data", tmp_path, "sequence.protocol=stream", option)
-    with pytest.raises(ValueError, match="msrec plan needs interest.enabled=false"):
-        tables_and_dense(config, 96)

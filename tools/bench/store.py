@@ -64,4 +64,4 @@ def _random_store(folder: Path, keys: int, dtype: type) -> KnowledgeStore:
         vectors[start : start + len(block)] = block[: keys - start]
     scales = np.ones(keys, np.float32) if dtype is np.int8 else None
     mean, std = np.zeros(VECTOR_DIM), np.ones(VECTOR_DIM)
-    return KnowledgeStore(folder, {}, vectors, scales, np.arange(keys), mean, std)
+    return KnowledgeStore(folder, {}, vectors, scales, mean, std)

@@ -6,19 +6,20 @@ and all full shards of a table are equal, so one shard of each distinct table is
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.enumerators import get_partition_by_type
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
-from torchrec.distributed.planner.types import Shard, Topology
+from torchrec.distributed.planner.types import Perf, Shard, Topology
 from torchrec.distributed.planner.types import ShardingOption as TorchRecOption
 from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
 from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 from torchrec.distributed.types import CacheParams
 
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.sharding import TableOptimizer
+from msrec.model.distributed.sharding import TableOptimizer, TableSharding
 from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
 from msrec.tools.planner.tables import VALUE_BYTES, Kernel, Sharding, TableLoad, meta_collection
 
@@ -68,7 +69,7 @@ class Estimator:
             estimated = [
                 self.option(table, sharding, kernel, load_factor)
                 for kernel, load_factor in _kernels(table, load_factors)
-                for sharding in ([table.sharding] if table.sharding else shardings)
+                for sharding in _shardings(table, shardings)
                 # A replicated table has TorchRec's dense kernel and no other.
                 if sharding != "data_parallel" or (kernel == "fused" and table.kernel is None)
             ]
@@ -83,8 +84,8 @@ class Estimator:
         load_factor: float | None = None,
     ) -> ShardingOption | None:
         """Returns one sharding option; None if the table has too few rows or columns for it."""
-        size = (table.rows, table.dim, table.precision)
-        key = (size, table.pooling, table.features, sharding, kernel, load_factor)
+        differing = table.model_dump(exclude={"name", "module", "sharding", "kernel"})
+        key = (*differing.values(), sharding, kernel, load_factor)
         if key not in self._estimated:
             self._estimated[key] = self._estimate(table, sharding, kernel, load_factor)
         option = self._estimated[key]
@@ -106,7 +107,8 @@ class Estimator:
             name=table.name,
             tensor=weight,
             module=("", self._collection),
-            input_lengths=[table.pooling] * table.features,
+            # TorchRec takes empty bags to have no output. They have one, so they count as lookups.
+            input_lengths=[max(table.pooling / table.bags, 1.0)] * table.features,
             batch_size=self._batch,
             sharding_type=sharding,
             partition_by=get_partition_by_type(sharding),
@@ -115,7 +117,9 @@ class Estimator:
             cache_params=None if load_factor is None else CacheParams(load_factor=load_factor),
             is_pooled=True,
         )
-        self._constraints[table.name] = ParameterConstraints(pooling_factors=option.input_lengths)
+        self._constraints[table.name] = ParameterConstraints(
+            pooling_factors=option.input_lengths, num_poolings=[table.bags] * table.features
+        )
         self._perf.estimate([option], self._sharders)
         perf = option.shards[0].perf
         assert perf is not None, "the estimator sets it"
@@ -126,7 +130,7 @@ class Estimator:
             kernel=option.compute_kernel,
             column_shards=len(sizes) if sharding == "column_wise" else 1,
             shape=(rows, columns),
-            cost=ShardCost(perf.fwd_compute, perf.fwd_comms, perf.bwd_compute, perf.bwd_comms),
+            cost=_cost(perf, table),
             load_factor=load_factor,
             **self._stored_bytes(rows, columns, table, option),
             **self._buffer_bytes(columns, table, sharding),
@@ -150,6 +154,8 @@ class Estimator:
         if host and not is_row_wise:
             # FBGEMM keeps one number per row on the accelerator; larger state is in host memory.
             host, state = host + state, 0
+        if table.frozen:
+            return {"weights": weights, "state": 0, "host": host}
         if option.compute_kernel == "dense":
             state += weights  # its gradient is dense, and as large as the table
         return {"weights": weights, "state": state, "host": host}
@@ -164,8 +170,29 @@ class Estimator:
         row_shards = {"row_wise": world, "table_row_wise": local, "data_parallel": world}
         ids = self._batch * world * (table.pooling * table.features)
         batches = 1 if sharding == "data_parallel" else world
-        outputs = self._batch * batches * table.features * columns * FLOAT_BYTES
+        outputs = int(self._batch * batches * table.features * table.bags) * columns * FLOAT_BYTES
         return {"inputs": int(ID_BYTES * ids / row_shards.get(sharding, 1)), "outputs": outputs}
+
+
+def _cost(perf: Perf, table: TableLoad) -> ShardCost:
+    if not table.frozen:
+        return ShardCost(perf.fwd_compute, perf.fwd_comms, perf.bwd_compute, perf.bwd_comms)
+    # TorchRec takes vectors to be sent in the type of the table; pooled vectors are float32.
+    wider = FLOAT_BYTES / VALUE_BYTES[table.precision]
+    return ShardCost(perf.fwd_compute, perf.fwd_comms * wider)
+
+
+def _shardings(table: TableLoad, allowed: Sequence[Sharding]) -> Sequence[Sharding]:
+    """Returns the sharding types that a table may have.
+
+    Replicated tables train with a dense optimizer. A frozen table has none and needs the kernel of
+    sharded tables, so that it is sharded even if the others are replicated.
+    """
+    if table.sharding:
+        return [table.sharding]
+    if not table.frozen:
+        return allowed
+    return [each for each in allowed if each != "data_parallel"] or get_args(TableSharding)
 
 
 def _kernels(table: TableLoad, load_factors: Sequence[float]) -> list[tuple[Kernel, float | None]]:

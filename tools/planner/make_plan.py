@@ -8,7 +8,7 @@ from msrec.model.distributed.sharding_plan import plan_hash, shard_entry, table_
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.placement import Placement, placement_on, step_ms_with
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, RankLoad, TablePlan
-from msrec.tools.planner.request import RUN_MODULE, PlanRequest
+from msrec.tools.planner.request import PlanRequest
 from msrec.tools.planner.sharding_options import COST_PARTS, ShardingOption
 from msrec.tools.planner.solver import solve, total_cost_ms
 from msrec.tools.planner.tables import TableLoad
@@ -81,10 +81,12 @@ def _plan(
     request: PlanRequest, options: Mapping[str, Sequence[ShardingOption]], placement: Placement
 ) -> Plan:
     tables = sorted(request.tables, key=lambda table: table.name)
-    module = "ebc" if request.config is None else RUN_MODULE
+    modules: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        modules.setdefault(table.module, {})[table.name] = _entry(table, placement, request)
     plan = Plan(
         world_size=request.world_size,
-        modules={module: {t.name: _entry(t, placement, request) for t in tables}},
+        modules=modules,
         hash="",
         hardware=request.hardware_name,
         specification=request.hardware,

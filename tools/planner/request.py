@@ -12,9 +12,6 @@ from msrec.tools.planner.placement import Cluster
 from msrec.tools.planner.sharding_options import SPAN
 from msrec.tools.planner.tables import Sharding, TableLoad
 
-RUN_MODULE = "ranker.embeddings.ebc"
-"""Dotted name of the embedding collection in the model of a run."""
-
 
 class LinearBytes(NamedTuple):
     """Bytes that grow with the rows of a rank's batch."""

@@ -1,6 +1,6 @@
-"""Embedding tables of a run's config, and the memory that its dense part takes on every rank."""
+"""Tables of a run's config, and the memory that its dense part takes on every rank."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
@@ -18,17 +18,22 @@ from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
+from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
-from msrec.model.ranker import RankerTrain
+from msrec.model.ranker import ItemInputs, RankerTrain
 from msrec.tools.planner.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.request import DenseMemory, LinearBytes, adam_memory
-from msrec.tools.planner.tables import Sharding, TableLoad
+from msrec.tools.planner.run_tables import item_lookups, num_bags, run_tables
+from msrec.tools.planner.tables import TableLoad
 
 PROBE_ROWS = 1024
 """Most rows of the larger of the two batches that are measured."""
 BATCHES_IN_FLIGHT = 3
 """TorchRec's pipeline computes one batch, distributes the next, and copies a third."""
-KNOWLEDGE = ("user_meta", "item_meta", "scenario_meta", "user_feature", "item_feature", "match")
+KNOWLEDGE = (
+    *("user_meta", "item_meta", "scenario_meta", "user_feature", "item_feature", "match"),
+    "interest",
+)
 """Modules of the dense part that read vectors of the LLM."""
 
 
@@ -45,11 +50,6 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
     Raises:
         FileNotFoundError, ValueError: from the dataset, the store or the model.
     """
-    if config.interest.enabled or config.sequence.encoder != "none":
-        raise ValueError(
-            "msrec plan needs interest.enabled=false and sequence.encoder=none: it does not know "
-            "the tables of item vectors. Train without plan=FILE; TorchRec's planner shards them."
-        )
     schema = load_schema(config.dataset)
     knowledge = KnowledgeInputs(config, schema)
     model = build_model(config, schema, knowledge)
@@ -58,31 +58,17 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
     rows = min(loader.reader.num_rows, batch, PROBE_ROWS)
     sizes = (max(rows // 2, 1), rows)
     probes = [loader.batch_of(np.arange(size)) for size in sizes]
-    peaks = [_peak_bytes(model, probe) for probe in probes]
+    items = item_lookups(config, loader, batch)
+    peaks = [_peak_bytes(model, probe, num_bags(config, probe, items)) for probe in probes]
     by_rows = {use: _line(sizes, [peak[use] for peak in peaks]) for use in peaks[0]}
     one_batch = _line(sizes, [sum(map(_nbytes, _tensors(probe))) for probe in probes])
     by_rows["batches in flight"] = LinearBytes(*(BATCHES_IN_FLIGHT * x for x in one_batch))
     reading = _reading_bytes(loader, rows, batch)
     prefetched = one_batch.per_row * trainer.prefetch
-    reading = LinearBytes(reading.at_zero, reading.per_row + prefetched)
-    tables = _tables(model, probes[-1], config.embeddings.sharding)
+    positions = sum(each.store_rows.nbytes for each in knowledge.item_sources)
+    reading = LinearBytes(reading.at_zero + positions, reading.per_row + prefetched)
+    tables = run_tables(model, probes[-1], items, config.embeddings.sharding)
     return tables, DenseMemory(_parameter_bytes(model), by_rows, reading)
-
-
-def _tables(model: RankerTrain, probe: Batch, sharding: Mapping[str, Sharding]) -> list[TableLoad]:
-    rows = len(probe.label)
-    lengths = {key: float(probe.sparse[key].lengths().sum()) / rows for key in probe.sparse.keys()}
-    return [
-        TableLoad(
-            name=table.name,
-            rows=table.num_embeddings,
-            dim=table.embedding_dim,
-            features=len(table.feature_names),
-            pooling=max(sum(lengths[f] for f in table.feature_names) / len(table.feature_names), 1),
-            sharding=sharding.get(table.name),
-        )
-        for table in model.ranker.embeddings.ebc.embedding_bag_configs()
-    ]
 
 
 def _parameter_bytes(model: RankerTrain) -> dict[str, int]:
@@ -110,8 +96,11 @@ def _reading_bytes(loader: Loader, rows: int, batch: int) -> LinearBytes:
     return LinearBytes(row_bytes * decoded, row_bytes * window)
 
 
-def _peak_bytes(model: RankerTrain, batch: Batch) -> dict[str, int]:
+def _peak_bytes(model: RankerTrain, batch: Batch, bags: int) -> dict[str, int]:
     """Returns the peak memory of a step of the dense part, without parameters and gradients.
+
+    All vectors are zeros; `bags` of them are those of items.
+
 
     Generated weights are recognised by their size, among the tensors that autograd saves while a
     `GeneratedLinear` runs. All other memory counts as activations.
@@ -138,11 +127,22 @@ def _peak_bytes(model: RankerTrain, batch: Batch) -> dict[str, int]:
     ):
         shape = (len(batch.label), len(embeddings.names), embeddings.dim)
         vectors = torch.zeros(shape, requires_grad=True)
-        logits = over(vectors, *inputs)
+        logits = over(vectors, *inputs, _item_inputs(model, batch, bags))
         loss, _ = model.loss(logits, batch.label, batch.weight, vectors)
         loss.backward()
     weights = sum(generated.values())
     return {"activations": memory.peak - weights, "generated meta weights": weights}
+
+
+def _item_inputs(model: RankerTrain, batch: Batch, bags: int) -> ItemInputs:
+    """Returns the item vectors that the dense part reads: frozen ones, and learned ones."""
+    frozen, learned = model.ranker.items, None
+    if model.ranker.sequence_items is not None:
+        (table,) = model.ranker.sequence_items.ebc.embedding_bag_configs()
+        learned = torch.zeros(bags, table.embedding_dim, requires_grad=True)
+    dims = () if frozen is None else frozen.dims.values()
+    histories = Histories.of_batch(batch.sequence)
+    return ItemInputs(histories, [torch.zeros(bags, dim) for dim in dims], learned)
 
 
 def _generated_sizes(model: RankerTrain, sizes: set[int]) -> ExitStack:

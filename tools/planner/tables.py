@@ -28,6 +28,9 @@ class TableLoad(StrictModel):
         rows, dim: size of the table.
         pooling: mean number of ids per row and feature; 1 for an id, the mean length of a list.
         features: number of features that look up this table, each with `pooling` ids.
+        bags: mean number of bags of ids per row and feature, which have a pooled vector each.
+        frozen: whether the table is read only, without gradient and optimizer.
+        module: dotted name of its collection in the model.
         sharding: the only sharding type allowed; None allows all.
         kernel: the only compute kernel allowed; None allows all.
     """
@@ -37,7 +40,10 @@ class TableLoad(StrictModel):
     dim: int = Field(gt=0)
     pooling: float = Field(1.0, gt=0)
     features: int = Field(1, ge=1)
+    bags: float = Field(1.0, gt=0)
     precision: Precision = "fp32"
+    frozen: bool = False
+    module: str = "ebc"
     sharding: Sharding | None = None
     kernel: Kernel | None = None
 

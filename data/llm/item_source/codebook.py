@@ -71,7 +71,8 @@ class Codebook:
 
     def item_codes(self, items: ItemVectors) -> Codes:
         """Returns the codes of items from 1 to C: (num_items, L), int32; 0 without a vector."""
-        return np.where(items.has[:, np.newaxis], self.encode(items.vectors) + 1, 0)
+        codes = np.concatenate([self.encode(vectors) for _, vectors in items.chunks()])
+        return np.where(items.has[:, np.newaxis], codes + 1, 0)
 
 
 def item_codebook(store: KnowledgeStore, dim: int, levels: int, codes: int) -> Codebook:

@@ -91,7 +91,7 @@ class HistoryFeatures:
     ) -> None:
         self.schema = load_schema(dataset)
         self._index, self._max_len = index, max_len
-        self._vectors = {each.name: each.vectors.astype(np.float32) for each in sources}
+        self._vectors = {each.name: _all_vectors(each) for each in sources}
         self._has_negatives = index.manifest.events == "all"
         self._rows = {split: _read(dataset, self.schema, split) for split in SPLITS}
         self._words = item_words(dataset, self.schema)
@@ -221,6 +221,10 @@ class HistoryFeatures:
             name: dict(zip(SPLITS, np.split(values, ends), strict=True))
             for name, values in features.items()
         }
+
+
+def _all_vectors(source: ItemVectors) -> Floats:
+    return np.concatenate([vectors.astype(np.float32) for _, vectors in source.chunks()])
 
 
 def earlier_counts(key: Longs, time: Longs, is_counted: Mask) -> Longs:

@@ -63,7 +63,7 @@ def _source_fields(options: PlanOptions) -> dict[str, Any]:
     if _is_config(source):
         config = load_config(source, overrides)
         ranks = options.nodes * options.gpus_per_node
-        return config_fields(config, max(config.trainer.global_batch // ranks, 1))
+        return config_fields(config, options.batch or max(config.trainer.global_batch // ranks, 1))
     if overrides:
         raise ValueError(f"{source} is a list of tables, which takes no overrides; use --set.")
     parameters = options.dense_parameters

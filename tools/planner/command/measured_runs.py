@@ -22,7 +22,7 @@ from msrec.tools.planner.command.plan_text import comparison_table, print_plan, 
 from msrec.tools.planner.hardware import Hardware, load_hardware
 from msrec.tools.planner.make_plan import plan_as_placed
 from msrec.tools.planner.plan import Plan
-from msrec.tools.planner.request import RUN_MODULE, PlanRequest
+from msrec.tools.planner.request import PlanRequest
 from msrec.tools.planner.sharding_options import COST_PARTS
 
 COMPUTE = ("fwd_compute", "bwd_compute")
@@ -81,7 +81,9 @@ def request_of_run(
     if not file.is_file():
         raise FileNotFoundError(f"{file} must exist: a run writes it when it begins to train.")
     saved = json.loads(file.read_text())
-    entries = saved["modules"][RUN_MODULE]
+    entries = {
+        name: entry for tables in saved["modules"].values() for name, entry in tables.items()
+    }
     shards = [shard for entry in entries.values() for shard in entry["shards"]]
     device = "cuda" if any("cuda" in shard["placement"] for shard in shards) else "cpu"
     gpu = gpu or {"cuda": "h100", "cpu": "cpu"}[device]
