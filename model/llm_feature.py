@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.experts import Experts, mix
+from msrec.model.layers.knowledge_reducer import mean_and_scale
 from msrec.model.layers.mlp import Hidden, check_positive
-from msrec.model.meta import mean_and_scale
 
 
 class StandardizedKnowledge(nn.Module):

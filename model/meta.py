@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.generated_linear import Codes, GeneratedLinear, check_form, make_codes
+from msrec.model.layers.knowledge_reducer import KnowledgeReducer
 from msrec.model.layers.mlp import check_positive, make_activation
 
 Fusion = Literal["add", "gate"]
@@ -44,79 +44,9 @@ class MetaOptions:
         check_positive(rank=self.rank, width=width, num_layers=self.num_layers)
         check_form(self.form)
 
-
-class KnowledgeReducer(nn.Module):
-    """Frozen LLM vectors to short codes: z = [1, dropout(tanh(A (h - mean) / std + a))].
-
-    With `flag`, a missing vector counts as the mean (standardised: zeros) plus a learned vector
-    inside tanh. A dimension with std 0 carries no information and is left out.
-
-    Shape:
-        knowledge: (U, knowledge_dim), float.
-        has_knowledge: (U,), float, 0 or 1; needed only with `flag`.
-        returns: (U, rank + 1), float; column 0 is 1.
-
-    Raises:
-        ValueError: mean or std has another shape, is not finite or is negative; knowledge has
-            another width than the model was built with.
-
-    Source:
-        LLM4MSR leaves the reduction open. Hidden states have a few dimensions hundreds of times
-        larger than the rest, so they are standardised first, with fixed statistics of the store (a
-        row must not depend on its batch). tanh and not LayerNorm: it also bounds the effect of an
-        unusual user on the weights, and keeps z = 0 possible, "nothing known".
-    """
-
-    def __init__(self, mean: Tensor, std: Tensor, options: MetaOptions, flag: bool = False) -> None:
-        super().__init__()
-        mean, scale = mean_and_scale(mean, std)
-        if not options.standardize:
-            mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
-        self.linear = nn.Linear(len(mean), options.rank)
-        self.flag = nn.Parameter(torch.zeros(options.rank)) if flag else None
-        self.dropout = Dropout(options.dropout)
-
-    def forward(self, knowledge: Tensor, has_knowledge: Tensor | None = None) -> Tensor:
-        """Returns the code of each vector."""
-        dim = self.linear.in_features
-        if knowledge.dim() != 2 or knowledge.shape[1] != dim:
-            raise ValueError(
-                f"knowledge must be (U, {dim}) as when the model was built; got "
-                f"{tuple(knowledge.shape)}. Give the store that the run was trained with."
-            )
-        # Standardising the weights costs R * H, standardising the vectors U * H.
-        weight = self.linear.weight * self.get_buffer("scale")
-        z = torch.addmm(-(weight @ self.get_buffer("mean")), knowledge.to(weight.dtype), weight.T)
-        if self.flag is not None:
-            assert has_knowledge is not None
-            has = has_knowledge.unsqueeze(1)
-            z = z * has + (1 - has) * self.flag
-        z = self.dropout(torch.tanh(z + self.linear.bias))
-        return torch.cat([torch.ones_like(z[:, :1]), z], dim=1)
-
-
-def mean_and_scale(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mean and 1 / std, float32, that standardise vectors; the scale of std 0 is 0.
-
-    Raises:
-        ValueError: another shape than (knowledge_dim,), a value that is not finite, or std below 0.
-    """
-    if mean.dim() != 1 or mean.shape != std.shape:
-        raise ValueError(
-            "mean and std of the knowledge must both be (knowledge_dim,); got "
-            f"{tuple(mean.shape)} and {tuple(std.shape)}."
-        )
-    invalid = ~(mean.isfinite() & std.isfinite() & (std >= 0))
-    if invalid.any():
-        column = int(invalid.nonzero()[0])
-        raise ValueError(
-            "mean and std of the knowledge must be finite, std at least 0; got mean "
-            f"{float(mean[column])}, std {float(std[column])} in dimension {column}. Encode again."
-        )
-    std = std.float()
-    return mean.float(), torch.where(std > 0, 1 / std, torch.zeros_like(std))
+    def reducer(self, mean: Tensor, std: Tensor, flag: bool = False) -> KnowledgeReducer:
+        """Returns the reducer of vectors with these moments."""
+        return KnowledgeReducer(mean, std, self.rank, self.dropout, self.standardize, flag)
 
 
 class UserMeta(nn.Module):
@@ -162,7 +92,7 @@ class UserMeta(nn.Module):
     ) -> None:
         super().__init__()
         self.form, self.residual = options.form, residual
-        self.reducer = KnowledgeReducer(mean, std, options, flag=True)
+        self.reducer = options.reducer(mean, std, flag=True)
         size = options.width or in_dim
         self.layers = nn.ModuleList(
             GeneratedLinear(size, size, options.rank) for _ in range(options.num_layers)
@@ -255,7 +185,7 @@ class ScenarioMeta(nn.Module):
         self.form, self.fusion = options.form, fusion
         self.register_buffer("knowledge", knowledge)
         std, mean = torch.std_mean(knowledge, dim=0, correction=0)
-        self.reducer = KnowledgeReducer(mean, std, options)
+        self.reducer = options.reducer(mean, std)
         sizes = [in_dim, *[options.width or in_dim] * options.num_layers]
         self.layers = nn.ModuleList(
             GeneratedLinear(a, b, options.rank) for a, b in itertools.pairwise(sizes)

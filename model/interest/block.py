@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from msrec.model.interest.gather import gather_dot, weighted_sum
 from msrec.model.interest.histories import NUM_GROUPS, Histories, RowEvents, signs
+from msrec.model.layers.knowledge_reducer import KnowledgeReducer
 from msrec.model.layers.mlp import check_positive
 from msrec.model.layers.partitioned_norm import PartitionedNorm
 from msrec.model.layers.row_groups import RowGroups
-from msrec.model.meta import KnowledgeReducer, MetaOptions
 
 INITIAL_SHARPNESS = 2.0
 """Initial tau: similarities of unit vectors are multiplied by e^tau."""
@@ -248,7 +248,7 @@ class ScenarioLayer(nn.Module):
         scenarios = scenarios.float()
         self.register_buffer("knowledge", scenarios)
         std, mean = torch.std_mean(scenarios, dim=0, correction=0)
-        self.reducer = KnowledgeReducer(mean, std, MetaOptions(rank=rank))
+        self.reducer = KnowledgeReducer(mean, std, rank)
         self.factors = nn.Linear(rank + 1, rank, bias=False)
         self.item_factors = nn.Linear(dim, rank)
         self.history_factors = nn.Linear(dim, rank, bias=False)

@@ -7,8 +7,9 @@ import torch
 
 from msrec.model.layers import generated_linear
 from msrec.model.layers.generated_linear import GeneratedLinear, make_codes
+from msrec.model.layers.knowledge_reducer import KnowledgeReducer
 from msrec.model.losses import weighted_bce
-from msrec.model.meta import KnowledgeReducer, MetaOptions, ScenarioMeta, UserMeta, fuse
+from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta, fuse
 
 IN, H, S, R = 6, 9, 3, 4
 FORMS = ["contracted", "distinct"]
@@ -172,7 +173,7 @@ def test_the_vector_of_a_user_without_knowledge_does_not_matter_but_the_flag_doe
 def test_a_dimension_that_never_varies_is_left_out():
     mean, std = torch.zeros(H), torch.ones(H)
     std[2] = 0
-    reducer, h = KnowledgeReducer(mean, std, MetaOptions(rank=R)), torch.randn(5, H)
+    reducer, h = KnowledgeReducer(mean, std, R), torch.randn(5, H)
     other = h.clone()
     other[:, 2] = 100
     assert torch.equal(reducer(h), reducer(other))
