@@ -1,5 +1,6 @@
 """Raw tables that each source hands to the conversion, and the checks on them."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -7,6 +8,17 @@ from typing import Literal, NamedTuple
 import polars as pl
 
 from msrec.data.convert.row_filter import STRICT, RowFilter
+from msrec.data.features.value_types import (
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    TEXT,
+    TIME,
+    VALUES,
+    AllowedTypes,
+    arrow_type,
+    stored_series,
+)
 from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 Progress = Callable[[str, int, int], None]
@@ -15,23 +27,30 @@ Side = Literal["user", "item"]
 SIDES: tuple[Side, ...] = ("user", "item")
 PublishedCounts = dict[str, dict[str, tuple[int, int, int]]]
 """Counts that papers and sites give: title -> scenario -> (rows, users, items)."""
+KEYS = ("user_key", "item_key")
 RESERVED = ("user", "item", "scenario")
+MAX_INTEGER = 2**63 - 1
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""Beginning of the year 1 and end of the year 9999, in seconds since 1970."""
 FINITE = ("be finite", "Fill it yourself or leave the column out.")
-_TYPE_RULES: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
-    "scenario": (lambda kind: kind.is_integer(), "be an integer"),
-    "label": (
-        lambda kind: kind.is_numeric() or kind == pl.Boolean,
-        "be a number, 0 or 1, to be a label",
+FITS = ("fit int64", "Convert the column to strings.")
+_SCALARS = "integers, strings, Booleans or dates"
+_ROLES: dict[str, tuple[AllowedTypes, str]] = {
+    "key": (AllowedTypes((INTEGER, TEXT)), "strings or integers to be a key"),
+    "scenario": (AllowedTypes((INTEGER,)), "integers"),
+    "scenario value": (AllowedTypes(VALUES), f"{_SCALARS} to be a scenario"),
+    "label": (AllowedTypes((NUMBER, BOOLEAN)), "numbers, 0 or 1, to be a label"),
+    "timestamp": (AllowedTypes((INTEGER,)), "integers (such as Unix seconds)"),
+    "sparse": (AllowedTypes(VALUES), f"{_SCALARS} to be a sparse feature"),
+    "multi": (AllowedTypes(VALUES, (True,)), f"lists of {_SCALARS} to be a multi feature"),
+    "dense": (AllowedTypes((NUMBER,)), "numbers to be a dense feature"),
+    "text": (
+        AllowedTypes((*VALUES, NUMBER, TIME), (False, True)),
+        "strings, numbers, Booleans, dates, times or lists of them to be a text",
     ),
-    "timestamp": (lambda kind: kind.is_integer(), "be an integer (such as Unix seconds)"),
-    "sparse": (
-        lambda kind: not (kind == pl.List or kind.is_float()),
-        "hold strings or integers to be a sparse feature",
-    ),
-    "multi": (lambda kind: kind == pl.List, "hold lists to be a multi feature"),
-    "dense": (lambda kind: kind.is_numeric(), "be a number to be a dense feature"),
+    "split": (AllowedTypes((TEXT,)), "strings to be a split"),
 }
-"""Role of a column -> condition on its type, and the condition in words."""
+"""Role of a column -> types that it may have, and those in words."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,8 @@ class Feature:
     kind: Literal["sparse", "multi", "dense"] = "sparse"
     column: str = ""
     """Name in the raw table; empty if it is `name`."""
+    separator: str | None = None
+    """Separator of the values of a `multi` column that held strings."""
 
     @property
     def raw_column(self) -> str:
@@ -144,12 +165,13 @@ def star_labels(above: float) -> dict[str, float]:
     return {"label": above, **others}
 
 
-def check_tables(raw: RawTables) -> None:
-    """Refuses users and items that a dataset folder cannot hold.
+def checked_tables(raw: RawTables) -> RawTables:
+    """Returns the tables with keys as int64 or strings; refuses what a dataset folder cannot hold.
 
     Raises:
-        ValueError: a column is missing or has a wrong type, a key is null or a duplicate, or a
-            dense value is not finite. The message names file, column and row (from 0).
+        ValueError: a column is missing or has a wrong type, a key is null or a duplicate, an
+            integer does not fit int64, or a dense value is not finite. The message names file,
+            column and row (from 0).
     """
     for feature in raw.features:
         if feature.name in RESERVED:
@@ -157,22 +179,32 @@ def check_tables(raw: RawTables) -> None:
                 f"feature names must not be {', '.join(RESERVED)}, which the dataset folder uses "
                 f"itself; found {feature.name!r} in {raw.location(feature.side)}. Rename it."
             )
-    for side in SIDES:
-        frame, location, key = raw.table(side), raw.location(side), f"{side}_key"
-        features = [feature for feature in raw.features if feature.side == side]
-        needed = [key, *raw.text_columns(side), *(f.raw_column for f in features)]
-        require_columns(frame.columns, needed, location)
-        is_key = pl.col(key).is_not_null()
-        STRICT.keep(
-            frame, key, is_key, location, "have no null", "Remove the row or give it a key."
-        )
-        is_first = pl.col(key).is_first_distinct()
-        STRICT.keep(frame, key, is_first, location, "hold each key once", "Remove the duplicates.")
-        for feature in features:
+    users, items = (_checked_side(raw, side) for side in SIDES)
+    return dataclasses.replace(raw, users=users, items=items)
+
+
+def _checked_side(raw: RawTables, side: Side) -> pl.DataFrame:
+    frame, location, key = raw.table(side), raw.location(side), f"{side}_key"
+    features = [feature for feature in raw.features if feature.side == side]
+    needed = [key, *raw.text_columns(side), *(f.raw_column for f in features)]
+    require_columns(frame.columns, needed, location)
+    check_type(frame[key], "key", location)
+    for column in raw.text_columns(side):
+        check_type(frame[column], "text", location)
+    for feature in features:
+        check_type(frame[feature.raw_column], feature.kind, location)
+    is_key = pl.col(key).is_not_null()
+    STRICT.keep(frame, key, is_key, location, "have no null", "Remove the row or give it a key.")
+    is_first = pl.col(key).is_first_distinct()
+    STRICT.keep(frame, key, is_first, location, "hold each key once", "Remove the duplicates.")
+    for column in [key, *(f.raw_column for f in features if f.kind != "dense")]:
+        if (fits := _fits(frame[column])) is not None:
+            STRICT.keep(frame, column, fits, location, *FITS)
+    for feature in features:
+        if feature.kind == "dense":
             column = feature.raw_column
-            _check_type(frame[column], feature.kind, location)
-            if feature.kind == "dense":
-                STRICT.keep(frame, column, _is_finite(column), location, *FINITE)
+            STRICT.keep(frame, column, _is_finite(column), location, *FINITE)
+    return frame.with_columns(stored_series(frame[key]))
 
 
 def checked_rows(raw: RawTables, chunk: Chunk, row_filter: RowFilter) -> pl.DataFrame:
@@ -184,16 +216,19 @@ def checked_rows(raw: RawTables, chunk: Chunk, row_filter: RowFilter) -> pl.Data
             not finite.
     """
     location, frame = chunk
-    roles = {"scenario": "scenario", **dict.fromkeys(raw.labels, "label")}
+    roles = dict.fromkeys(KEYS, "key") | {"scenario": "scenario"}
+    roles |= dict.fromkeys(raw.labels, "label")
     if raw.timestamp:
         roles[raw.timestamp] = "timestamp"
     roles |= {feature.raw_column: feature.kind for feature in raw.interaction_features}
-    require_columns(frame.columns, ["user_key", "item_key", *roles], location)
+    require_columns(frame.columns, [*roles], location)
     for column, role in roles.items():
-        _check_type(frame[column], role, location)
+        check_type(frame[column], role, location)
+        if role in ("key", "sparse", "multi") and (fits := _fits(frame[column])) is not None:
+            frame = row_filter.keep(frame, column, fits, location, *FITS)
     for column, good, must, advice in _row_rules(raw):
         frame = row_filter.keep(frame, column, good, location, must, advice)
-    return frame
+    return frame.with_columns(stored_series(frame[key]) for key in KEYS)
 
 
 def require_columns(
@@ -217,7 +252,7 @@ def require_columns(
 
 def _row_rules(raw: RawTables) -> Iterator[tuple[str, pl.Expr, str, str]]:
     """Yields (column, condition, condition in words, advice) for the interactions."""
-    for key in ("user_key", "item_key"):
+    for key in KEYS:
         yield key, pl.col(key).is_not_null(), "have no null", "Give the row a key."
     names = ", ".join(f"{i} {scenario.name}" for i, scenario in enumerate(raw.scenarios))
     is_known = pl.col("scenario").is_between(0, len(raw.scenarios) - 1)
@@ -226,8 +261,16 @@ def _row_rules(raw: RawTables) -> Iterator[tuple[str, pl.Expr, str, str]]:
         is_binary = pl.col(label).cast(pl.Float32).is_in([0.0, 1.0])
         yield label, is_binary, "be 0 or 1", "Correct it."
     if raw.timestamp:
-        is_known = pl.col(raw.timestamp).is_not_null()
+        time = pl.col(raw.timestamp)
+        is_known = time.is_not_null()
         yield raw.timestamp, is_known, "have no null", "Remove the row or give it a time."
+        if raw.timestamp_unit is None:
+            yield raw.timestamp, time <= MAX_INTEGER, *FITS
+        else:
+            scale = {"s": 1, "ms": 1000}[raw.timestamp_unit]
+            first, last = FIRST_SECOND * scale, (LAST_SECOND + 1) * scale - 1
+            must = f"be a time in {raw.timestamp_unit} since 1970, in the years 1 to 9999"
+            yield raw.timestamp, time.is_between(first, last), must, "Correct it or the unit."
     for feature in raw.interaction_features:
         if feature.kind == "dense":
             yield feature.raw_column, _is_finite(feature.raw_column), *FINITE
@@ -237,10 +280,29 @@ def _is_finite(column: str) -> pl.Expr:
     return pl.col(column).cast(pl.Float32).is_finite()
 
 
-def _check_type(values: pl.Series, role: str, location: str) -> None:
-    is_right, must = _TYPE_RULES[role]
-    if not is_right(values.dtype):
+def _fits(values: pl.Series) -> pl.Expr | None:
+    """Returns whether values, or all values of a list, fit int64; None if their type does."""
+    kind = values.dtype
+    inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
+    if inner != pl.UInt64:
+        return None
+    column = pl.col(values.name)
+    if isinstance(kind, pl.Array):
+        column = column.arr.to_list()
+    largest = column if inner == kind else column.list.max()
+    return largest.is_null() | (largest <= MAX_INTEGER)
+
+
+def check_type(values: pl.Series, role: str, location: str) -> None:
+    """Refuses a column of another type than its role allows.
+
+    Raises:
+        ValueError: names the file, the column and the type.
+    """
+    allowed, must = _ROLES[role]
+    kind = arrow_type(values.dtype)
+    if kind is None or not allowed.accept(kind):
         raise ValueError(
-            f"{location}: column {values.name!r} must {must}; found type {values.dtype}. Convert "
-            "it or name another column."
+            f"{location}: column {values.name!r} must hold {must}; found type {values.dtype}. "
+            "Convert it or name another column."
         )

@@ -15,6 +15,7 @@ from msrec.data.convert.raw_tables import (
     Chunk,
     RawTables,
     Side,
+    check_type,
     checked_rows,
     require_columns,
 )
@@ -134,6 +135,8 @@ def _write_chunks(
         if ROW not in frame.columns:
             frame = frame.with_row_index(ROW)
         require_columns(frame.columns, extra_columns, location)
+        for column in extra_columns:
+            check_type(frame[column], "split", location)
         frame = checked_rows(raw, Chunk(location, frame), row_filter)
         for side in SIDES:
             frame = _with_known_keys(raw, frame, side, location, row_filter)
