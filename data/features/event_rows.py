@@ -53,8 +53,12 @@ def encode_events(
         if missing := [key for key in EVENT_KEYS if key not in event]:
             raise ValueError(f"{at} must have {', '.join(map(repr, missing))}; found {event}.")
         key, scenario, label = (event[name] for name in EVENT_KEYS)
-        if key is None or not keys.accepts_json(key):
-            raise ValueError(f"{at}: item_id must be {keys}; found {key!r}.")
+        try:
+            keys.from_json([key])
+        except ValueError as error:
+            raise ValueError(f"{at}: item_id {error}; found {key!r}.") from None
+        if key is None:
+            raise ValueError(f"{at}: item_id must be {keys}; found null.")
         numbers.append(scenarios.number(scenario))
         if numbers[-1] < 0:
             raise ValueError(f"{at}: scenario must be one of {scenarios}; found {scenario!r}.")

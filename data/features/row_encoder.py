@@ -93,6 +93,11 @@ class RowEncoder:
         timestamp = [] if self._timestamp is None else [self._timestamp]
         return [*KEYS, "scenario", *self._tables, *self.schema.dense, *timestamp]
 
+    def columns_of(self, names: Sequence[str]) -> list[str]:
+        """Returns the columns of a file that `encode` reads, of all its columns."""
+        wanted = {*self.names, *OTHER_NAMES}
+        return [name for name in names if name in wanted]
+
     def table(
         self, rows: Sequence[Mapping[str, Any]], where: str = "rows", first_row: int = 0
     ) -> pa.Table:
@@ -118,7 +123,7 @@ class RowEncoder:
             where: file or request.
 
         Raises:
-            ValueError: a column is missing.
+            ValueError: a column is missing, or is there twice.
         """
         missing = [n for n in self.names if n not in names and OTHER_NAMES.get(n) not in names]
         if missing:
@@ -205,7 +210,9 @@ class RowEncoder:
         column.refuse_large_integers()
         if isinstance(table, Hashed):
             bags = table.bags(column.values, column.lengths)
-            return bags.column(), ValueCounts(len(column.values) - column.values.null_count, 0, missing)
+            return bags.column(), ValueCounts(
+                len(column.values) - column.values.null_count, 0, missing
+            )
         if allowed.values == (DATE,):
             column = column.dates()
         bags = table.bags(column.values, column.lengths)

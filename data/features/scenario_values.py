@@ -61,7 +61,8 @@ class ScenarioValues:
         distinct = values.dictionary_encode()
         found = [self.number(value) for value in distinct.dictionary.to_pylist()]
         at = distinct.indices.fill_null(len(found)).to_numpy()
-        return np.array([*found, -1], dtype=np.int32)[at]
+        numbers: Ids = np.array([*found, -1], dtype=np.int32)[at]
+        return numbers
 
     def __str__(self) -> str:
         of = {number: value for value, number in self._numbers.items()}

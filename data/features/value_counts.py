@@ -22,7 +22,8 @@ class ValueCounts(NamedTuple):
         """Counts values.
 
         Args:
-            is_known, is_null: (N,), for each value, or each value of all lists.
+            is_known: (N,), for each value, or each value of all lists.
+            is_null: (N,), the same.
             missing: rows that are null.
         """
         unknown = int(np.count_nonzero(~(is_known | is_null)))
@@ -65,10 +66,11 @@ def count_sentences(counts: Counts) -> list[str]:
     """
     lines = []
     for name, (values, unknown, missing) in counts.items():
-        parts = [f"{unknown:,} of {values:,} values unknown ({unknown / values:.1%})"] * (
-            unknown > 0
-        )
-        parts += [f"{missing:,} missing"] * (missing > 0)
+        parts = []
+        if unknown:
+            parts.append(f"{unknown:,} of {values:,} values unknown ({unknown / values:.1%})")
+        if missing:
+            parts.append(f"{missing:,} missing")
         if parts:
             lines.append(f"{name}: {', '.join(parts)}")
     return lines

@@ -19,17 +19,15 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import polars as pl
 import pyarrow as pa
 
 from msrec.data.features.columns import is_list
 
-Kind = pa.DataType
 
-
-def is_text(kind: Kind) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     """Returns whether values are strings, dictionary-encoded or not."""
     kind = _plain(kind)
     types = pa.types
@@ -41,8 +39,8 @@ class ValueType:
     """A row of the table above."""
 
     name: str
-    stored: Kind
-    includes: Callable[[Kind], bool]
+    stored: pa.DataType
+    includes: Callable[[pa.DataType], bool]
     json: tuple[type, ...]
 
 
@@ -74,7 +72,7 @@ class AllowedTypes(NamedTuple):
     separator: str | None = None
     """Separator of the values of a list that is given as one string; None if it may not be."""
 
-    def accept(self, kind: Kind) -> bool:
+    def accept(self, kind: pa.DataType) -> bool:
         """Returns whether a column may have this type; a date may also be a string."""
         if pa.types.is_null(kind) or (self.separator is not None and is_text(kind)):
             return True
@@ -107,19 +105,13 @@ class AllowedTypes(NamedTuple):
         rows = [self._list(value) for value in values]
         lengths = [0 if row is None else len(row) for row in rows]
         flat = self._checked([value for row in rows for value in row or ()], kind)
-        offsets = [None if row is None else end - n for row, end, n in
-                   zip(rows, itertools.accumulate(lengths), lengths, strict=True)]
+        offsets = [
+            None if row is None else end - n
+            for row, end, n in zip(rows, itertools.accumulate(lengths), lengths, strict=True)
+        ]
         return pa.LargeListArray.from_arrays(
             pa.array([*offsets, len(flat)], pa.int64()), pa.array(flat, kind.stored)
         )
-
-    def accepts_json(self, value: Any) -> bool:
-        """Returns whether a value that was parsed from JSON has one of the types."""
-        try:
-            self.from_json([value])
-        except ValueError:
-            return False
-        return True
 
     def _list(self, value: Any) -> list[Any] | None:
         """Returns the values of a row."""
@@ -131,7 +123,7 @@ class AllowedTypes(NamedTuple):
             raise ValueError(f"must be {self}")
         return [value]
 
-    def _checked(self, values: list[Any], kind: ValueType) -> list[Any]:
+    def _checked(self, values: Sequence[Any], kind: ValueType) -> list[Any]:
         """Returns values in the form of a type; refuses values of types that are not allowed."""
         allowed = {form for value in self.values for form in value.json}
         if not set(map(type, values)) - {type(None)} <= allowed:
@@ -139,14 +131,14 @@ class AllowedTypes(NamedTuple):
         if kind is not NUMBER:
             for value in values:
                 if type(value) is int and not -(2**63) <= value < 2**63:
-                    raise ValueError("an integer must fit int64")
+                    raise ValueError("must be an integer that fits int64")
         convert = {TEXT: _text, NUMBER: _number}.get(kind)
         if convert is None:
-            return values
+            return list(values)
         return [None if value is None else convert(value) for value in values]
 
 
-def types_like(kind: Kind) -> tuple[ValueType, ...]:
+def types_like(kind: pa.DataType) -> tuple[ValueType, ...]:
     """Returns the types whose values can be compared with stored values of the given type.
 
     Raises:
@@ -193,15 +185,15 @@ def _stored_dtype(kind: pl.DataType) -> pl.DataType:
     return pl.Int64() if kind.is_integer() else kind
 
 
-def arrow_type(kind: pl.DataType) -> Kind | None:
+def arrow_type(kind: pl.DataType) -> pa.DataType | None:
     """Returns the Arrow type of a polars type; None if there is none."""
     try:
-        return pl.Series(dtype=kind).to_arrow().type
+        return cast(pa.DataType, pl.Series(dtype=kind).to_arrow().type)
     except (pa.ArrowInvalid, pl.exceptions.PolarsError):
         return None
 
 
-def holds_lists(kind: Kind) -> bool:
+def holds_lists(kind: pa.DataType) -> bool:
     """Returns whether values are lists, of fixed size or not."""
     return is_list(kind) or bool(pa.types.is_fixed_size_list(kind))
 
@@ -223,8 +215,8 @@ def split_texts(values: pa.Array, separator: str) -> pa.Array:
     return pa.array(lists, pa.large_list(pa.large_string())).take(distinct.indices)
 
 
-def _plain(kind: Kind) -> Kind:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return cast(pa.DataType, kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
 def _text(value: Any) -> str:

@@ -305,7 +305,11 @@ def test_further_labels_are_thresholds_of_a_column(tmp_path):
     [
         ("stars", {}, "must have the column 'stars'"),
         ("device", {}, "'device' must hold numbers, because tables.yaml makes labels of it"),
-        ("rating", {"rating": [None, *[1] * 599]}, "'rating' must be a finite number, as a label is"),
+        (
+            "rating",
+            {"rating": [None, *[1] * 599]},
+            "'rating' must be a finite number, as a label is",
+        ),
     ],
 )
 def test_a_column_that_makes_no_labels_is_refused(tmp_path, column, changes, message):

@@ -22,9 +22,9 @@ def guess_features(
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
     """Returns the table with lists, its features, and a note on each column.
 
-    Strings with several values become lists, see `_separator`. Strings and integers with few distinct
-    values are sparse; floats without nulls are dense. These columns are left out: `x_name` and
-    `raw_x` if there is `x`, a column that is the first value of a multi-valued one, `scenario*`
+    Strings with several values become lists, see `_separator`. Strings and integers with few
+    distinct values are sparse; floats without nulls are dense. These columns are left out: `x_name`
+    and `raw_x` if there is `x`, a column that is the first value of a multi-valued one, `scenario*`
     (a column of the interactions), `rating*` and `label*`.
     """
     multi = {c: s for c in frame.columns if (s := _separator(frame[c])) is not None}

@@ -120,7 +120,13 @@ def read_tables(
         timestamp_unit=declared.timestamp_unit,
         text=declared.text or guessed_text,
         files={table: str(path) for table, path in paths.items()},
-        notes=(*notes, *user_notes, *item_notes, *row_notes, *([] if declared.text else text_notes)),
+        notes=(
+            *notes,
+            *user_notes,
+            *item_notes,
+            *row_notes,
+            *([] if declared.text else text_notes),
+        ),
     )
 
 
@@ -239,7 +245,10 @@ def _read_side(
 
 
 def _declared_features(
-    frame: pl.DataFrame, side: Literal["user", "item", "interaction"], declared: Kinds, location: str
+    frame: pl.DataFrame,
+    side: Literal["user", "item", "interaction"],
+    declared: Kinds,
+    location: str,
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
     """Returns a table with its declared features, these, and a note on each guessed separator."""
     require_columns(frame.columns, list(declared), location)
