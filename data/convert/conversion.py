@@ -79,6 +79,7 @@ def write_dataset(
             "empty_text": _empty_texts(texts),
             "added": {table: count for table, count in stage.added.items() if count},
             "left_out": row_filter.excluded,
+            "replaced": row_filter.replaced,
             "collisions": encoded.collisions,
         }
         schema = schema.model_copy(update={"counts": counts})

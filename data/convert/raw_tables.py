@@ -236,16 +236,23 @@ def require_columns(
     required: Sequence[str],
     location: str,
     advice: str = "Add it or name another.",
+    once: bool = False,
 ) -> None:
-    """Refuses a table that lacks a column.
+    """Refuses a table that lacks a column or, with `once`, has it several times.
 
     Raises:
-        ValueError: names the file and the missing columns.
+        ValueError: names the file and the columns.
     """
     missing = [column for column in required if column not in columns]
     if missing:
         raise ValueError(
             f"{location} must have the column {', '.join(map(repr, missing))}; found "
+            f"{', '.join(columns)}. {advice}"
+        )
+    repeated = [column for column in required if once and columns.count(column) > 1]
+    if repeated:
+        raise ValueError(
+            f"{location} must have the column {', '.join(map(repr, repeated))} once; found "
             f"{', '.join(columns)}. {advice}"
         )
 

@@ -291,6 +291,12 @@ FAULTS = {
             '"Beauty"',
             "'category', which must be a li",
         ),
+        (
+            "meta_Beauty.json",
+            '["Beauty", "Skin Care"]',
+            '[["Beauty", "Skin Care"]]',
+            "column 'category' must be a list of strings, as published, and no list of lists",
+        ),
     ],
     "amazon 2014": [
         (
@@ -299,6 +305,13 @@ FAULTS = {
             "{'asin': A1(",
             "must be one Python dictionary; row 1",
         ),
+        (
+            "meta_Beauty.json",
+            "[['Beauty', 'Skin Care'], ['Beauty', 'Other']]",
+            "['Beauty', 'Skin Care']",
+            "row 0 holds .'Beauty', 'Skin Care'. under 'categories', which must be a list of lists",
+        ),
+        ("meta_Beauty.json", "'Acme'", "['Acme']", "under 'brand', which must be a string"),
     ],
     "douban": [
         ("bookreviews_cleaned.txt", "2014-01-10", "10.1.2014", "begin with a date such as"),
