@@ -63,7 +63,7 @@ class RowFilter:
             return frame
         first = int(bad.arg_max() or 0)
         row = frame[ROW][first] if ROW in frame.columns else first
-        value = repr(frame[column][first])
+        value = repr(frame[column].slice(first, 1).to_list()[0])
         shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}..."
         rule = f"{location}: column {column!r} must {must}"
         self._reject(rule, f"found {shown} in row {row}", int(bad.sum()), frame.height, advice)
