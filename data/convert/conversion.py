@@ -16,11 +16,12 @@ from msrec.data.convert.dataset_writer import (
     new_folder,
     write_table,
 )
-from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side, checked_tables
+from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.split import SplitChoice, SplitCodes, split_rows
 from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
+from msrec.data.convert.table_checks import checked_tables
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
 from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocabularies
 from msrec.data.io.paths import AnyPath

@@ -10,16 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.raw_tables import (
-    SIDES,
-    Chunk,
-    RawTables,
-    Side,
-    check_type,
-    checked_rows,
-    require_columns,
-)
+from msrec.data.convert.raw_tables import SIDES, Chunk, RawTables, Side
 from msrec.data.convert.row_filter import ROW, RowFilter
+from msrec.data.convert.table_checks import check_type, checked_rows, require_columns
 
 T = TypeVar("T", bound=np.generic)
 CHUNK_ROWS = 1 << 20

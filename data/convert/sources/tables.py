@@ -6,14 +6,7 @@ from typing import Literal
 import polars as pl
 from pydantic import Field, ValidationError
 
-from msrec.data.convert.raw_tables import (
-    ID_FEATURES,
-    Feature,
-    RawTables,
-    Side,
-    check_type,
-    require_columns,
-)
+from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, Side
 from msrec.data.convert.row_filter import STRICT
 from msrec.data.convert.sources.guess import (
     guess_features,
@@ -21,6 +14,7 @@ from msrec.data.convert.sources.guess import (
     guess_text,
     split_strings,
 )
+from msrec.data.convert.table_checks import check_type, require_columns
 from msrec.data.features.value_types import stored_series
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
 from msrec.data.schema import Scenario, TextFields

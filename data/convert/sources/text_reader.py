@@ -10,7 +10,7 @@ from typing import Any, get_args
 import polars as pl
 import pyarrow as pa
 
-from msrec.data.convert.raw_tables import Progress, require_columns
+from msrec.data.convert.raw_tables import Progress
 from msrec.data.convert.row_filter import ROW, STRICT, RowFilter
 from msrec.data.convert.sources.json_lines import parse_json
 from msrec.data.convert.sources.text_blocks import (
@@ -20,6 +20,7 @@ from msrec.data.convert.sources.text_blocks import (
     read_header,
     split_lines,
 )
+from msrec.data.convert.table_checks import require_columns
 from msrec.data.io.paths import first_line
 
 Columns = Mapping[str, Any]
