@@ -60,6 +60,8 @@ class SparseFeature(StrictModel):
     """Whether a row has a list of ids."""
     hashes: int | None = None
     """Table rows per value of a hashed feature; None if the feature has a vocabulary."""
+    separator: str | None = None
+    """Separator of the values if raw rows may give them in one string; None if only as a list."""
 
 
 class TextFields(StrictModel):

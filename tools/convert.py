@@ -260,6 +260,8 @@ def remarks(schema: Schema, of_tables: bool = True) -> list[str]:
             lines.append(f"{side} without a training row: {_per_split(cold)}")
     for table, number in counts.get("added", {}).items():
         lines.append(f"{table} that only interactions name, added without features: {number:,}")
+    for column, number in counts.get("replaced", {}).items():
+        lines.append(f"{column}: {number:,} texts with U+FFFD for what is no character")
     lines += [f"left out: {n:,}: {why}" for why, n in counts.get("left_out", {}).items()]
     if counts.get("duplicates"):
         lines.append(f"duplicate (user, item, timestamp) rows, kept: {counts['duplicates']:,}")

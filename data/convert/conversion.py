@@ -16,11 +16,12 @@ from msrec.data.convert.dataset_writer import (
     new_folder,
     write_table,
 )
-from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side, check_tables
+from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.split import SplitChoice, SplitCodes, split_rows
 from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
+from msrec.data.convert.table_checks import checked_tables
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
 from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocabularies
 from msrec.data.io.paths import AnyPath
@@ -59,7 +60,7 @@ def write_dataset(
         ValueError: the tables hold what a dataset may not, a split is empty, or `out` exists.
     """
     choice, row_filter = choice or SplitChoice(), row_filter or RowFilter()
-    check_tables(raw)
+    raw = checked_tables(raw)
     known = load_vocabularies(grow_from) if grow_from is not None else None
     with new_folder(out, overwrite) as folder:
         scratch = folder / "stage"
@@ -79,6 +80,7 @@ def write_dataset(
             "empty_text": _empty_texts(texts),
             "added": {table: count for table, count in stage.added.items() if count},
             "left_out": row_filter.excluded,
+            "replaced": row_filter.replaced,
             "collisions": encoded.collisions,
         }
         schema = schema.model_copy(update={"counts": counts})
@@ -134,7 +136,15 @@ def _schema(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Sc
             hashes = vocabulary.hashes if isinstance(vocabulary, Hashed) else None
             is_multi = feature.kind == "multi" or (hashes or 1) > 1
             name = feature.name
-            sparse.append(SparseFeature(name=name, table=name, multi=is_multi, hashes=hashes))
+            sparse.append(
+                SparseFeature(
+                    name=name,
+                    table=name,
+                    multi=is_multi,
+                    hashes=hashes,
+                    separator=feature.separator,
+                )
+            )
     return Schema(
         name=raw.name,
         description=raw.description,
@@ -155,9 +165,8 @@ def _schema(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Sc
 def _text_table(raw: RawTables, side: Side) -> pl.DataFrame:
     """Returns the keys (int64 or string) and the texts of users or items, all strings."""
     frame = raw.table(side)
-    keys = frame[f"{side}_key"]
     texts = [_as_text(frame[column]).fill_null("") for column in raw.text_columns(side)]
-    return pl.DataFrame([keys.cast(pl.Int64 if keys.dtype.is_integer() else pl.String), *texts])
+    return pl.DataFrame([frame[f"{side}_key"], *texts])
 
 
 def _as_text(values: pl.Series) -> pl.Series:

@@ -1,12 +1,11 @@
 """Raw tables that each source hands to the conversion, and the checks on them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import polars as pl
 
-from msrec.data.convert.row_filter import STRICT, RowFilter
 from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 Progress = Callable[[str, int, int], None]
@@ -15,23 +14,6 @@ Side = Literal["user", "item"]
 SIDES: tuple[Side, ...] = ("user", "item")
 PublishedCounts = dict[str, dict[str, tuple[int, int, int]]]
 """Counts that papers and sites give: title -> scenario -> (rows, users, items)."""
-RESERVED = ("user", "item", "scenario")
-FINITE = ("be finite", "Fill it yourself or leave the column out.")
-_TYPE_RULES: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
-    "scenario": (lambda kind: kind.is_integer(), "be an integer"),
-    "label": (
-        lambda kind: kind.is_numeric() or kind == pl.Boolean,
-        "be a number, 0 or 1, to be a label",
-    ),
-    "timestamp": (lambda kind: kind.is_integer(), "be an integer (such as Unix seconds)"),
-    "sparse": (
-        lambda kind: not (kind == pl.List or kind.is_float()),
-        "hold strings or integers to be a sparse feature",
-    ),
-    "multi": (lambda kind: kind == pl.List, "hold lists to be a multi feature"),
-    "dense": (lambda kind: kind.is_numeric(), "be a number to be a dense feature"),
-}
-"""Role of a column -> condition on its type, and the condition in words."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +25,8 @@ class Feature:
     kind: Literal["sparse", "multi", "dense"] = "sparse"
     column: str = ""
     """Name in the raw table; empty if it is `name`."""
+    separator: str | None = None
+    """Separator of the values of a `multi` column that held strings."""
 
     @property
     def raw_column(self) -> str:
@@ -142,105 +126,3 @@ def star_labels(above: float) -> dict[str, float]:
     """
     others = {f"rating>{stars}": stars for stars in (1, 2, 3, 4) if stars != above}
     return {"label": above, **others}
-
-
-def check_tables(raw: RawTables) -> None:
-    """Refuses users and items that a dataset folder cannot hold.
-
-    Raises:
-        ValueError: a column is missing or has a wrong type, a key is null or a duplicate, or a
-            dense value is not finite. The message names file, column and row (from 0).
-    """
-    for feature in raw.features:
-        if feature.name in RESERVED:
-            raise ValueError(
-                f"feature names must not be {', '.join(RESERVED)}, which the dataset folder uses "
-                f"itself; found {feature.name!r} in {raw.location(feature.side)}. Rename it."
-            )
-    for side in SIDES:
-        frame, location, key = raw.table(side), raw.location(side), f"{side}_key"
-        features = [feature for feature in raw.features if feature.side == side]
-        needed = [key, *raw.text_columns(side), *(f.raw_column for f in features)]
-        require_columns(frame.columns, needed, location)
-        is_key = pl.col(key).is_not_null()
-        STRICT.keep(
-            frame, key, is_key, location, "have no null", "Remove the row or give it a key."
-        )
-        is_first = pl.col(key).is_first_distinct()
-        STRICT.keep(frame, key, is_first, location, "hold each key once", "Remove the duplicates.")
-        for feature in features:
-            column = feature.raw_column
-            _check_type(frame[column], feature.kind, location)
-            if feature.kind == "dense":
-                STRICT.keep(frame, column, _is_finite(column), location, *FINITE)
-
-
-def checked_rows(raw: RawTables, chunk: Chunk, row_filter: RowFilter) -> pl.DataFrame:
-    """Returns the rows of a chunk that a dataset may hold.
-
-    Raises:
-        ValueError: a column is missing or has a wrong type. Under the policy `fail` also: a label
-            is not 0 or 1, a scenario is unknown, a key or timestamp is null, or a dense value is
-            not finite.
-    """
-    location, frame = chunk
-    roles = {"scenario": "scenario", **dict.fromkeys(raw.labels, "label")}
-    if raw.timestamp:
-        roles[raw.timestamp] = "timestamp"
-    roles |= {feature.raw_column: feature.kind for feature in raw.interaction_features}
-    require_columns(frame.columns, ["user_key", "item_key", *roles], location)
-    for column, role in roles.items():
-        _check_type(frame[column], role, location)
-    for column, good, must, advice in _row_rules(raw):
-        frame = row_filter.keep(frame, column, good, location, must, advice)
-    return frame
-
-
-def require_columns(
-    columns: Sequence[str],
-    required: Sequence[str],
-    location: str,
-    advice: str = "Add it or name another.",
-) -> None:
-    """Refuses a table that lacks a column.
-
-    Raises:
-        ValueError: names the file and the missing columns.
-    """
-    missing = [column for column in required if column not in columns]
-    if missing:
-        raise ValueError(
-            f"{location} must have the column {', '.join(map(repr, missing))}; found "
-            f"{', '.join(columns)}. {advice}"
-        )
-
-
-def _row_rules(raw: RawTables) -> Iterator[tuple[str, pl.Expr, str, str]]:
-    """Yields (column, condition, condition in words, advice) for the interactions."""
-    for key in ("user_key", "item_key"):
-        yield key, pl.col(key).is_not_null(), "have no null", "Give the row a key."
-    names = ", ".join(f"{i} {scenario.name}" for i, scenario in enumerate(raw.scenarios))
-    is_known = pl.col("scenario").is_between(0, len(raw.scenarios) - 1)
-    yield "scenario", is_known, f"be a known scenario ({names})", "Declare it or drop the row."
-    for label in raw.labels:
-        is_binary = pl.col(label).cast(pl.Float32).is_in([0.0, 1.0])
-        yield label, is_binary, "be 0 or 1", "Correct it."
-    if raw.timestamp:
-        is_known = pl.col(raw.timestamp).is_not_null()
-        yield raw.timestamp, is_known, "have no null", "Remove the row or give it a time."
-    for feature in raw.interaction_features:
-        if feature.kind == "dense":
-            yield feature.raw_column, _is_finite(feature.raw_column), *FINITE
-
-
-def _is_finite(column: str) -> pl.Expr:
-    return pl.col(column).cast(pl.Float32).is_finite()
-
-
-def _check_type(values: pl.Series, role: str, location: str) -> None:
-    is_right, must = _TYPE_RULES[role]
-    if not is_right(values.dtype):
-        raise ValueError(
-            f"{location}: column {values.name!r} must {must}; found type {values.dtype}. Convert "
-            "it or name another column."
-        )

@@ -19,7 +19,8 @@ class RowFilter:
 
     The policy `fail` raises an error about the first bad row; `skip` leaves bad rows out.
     `excluded` counts all rows that were left out, by reason; `examples` has a sentence about the
-    first bad row of each reason.
+    first bad row of each reason. `replaced` counts the texts with the replacement character U+FFFD,
+    by file and column.
 
     Example:
         >>> users, is_age = pl.DataFrame({"age": [3, -1]}), pl.col("age") >= 0
@@ -33,6 +34,7 @@ class RowFilter:
     policy: Literal["fail", "skip"] = "fail"
     excluded: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    replaced: dict[str, int] = field(default_factory=dict)
 
     def keep(
         self,
@@ -61,7 +63,7 @@ class RowFilter:
             return frame
         first = int(bad.arg_max() or 0)
         row = frame[ROW][first] if ROW in frame.columns else first
-        value = repr(frame[column][first])
+        value = repr(frame[column].slice(first, 1).to_list()[0])
         shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}..."
         rule = f"{location}: column {column!r} must {must}"
         self._reject(rule, f"found {shown} in row {row}", int(bad.sum()), frame.height, advice)
@@ -91,6 +93,14 @@ class RowFilter:
         """
         if problems:
             self._reject(rule, problems[0], len(problems), num_rows, advice)
+
+    def count_replaced(self, frame: pl.DataFrame, location: Path | str) -> None:
+        """Counts the texts in which U+FFFD stands for bytes or surrogates that are no character."""
+        for column in frame.select(pl.col(pl.String)):
+            count = int(column.str.contains("\ufffd", literal=True).sum())
+            if count:
+                name = f"{location}: {column.name}"
+                self.replaced[name] = self.replaced.get(name, 0) + count
 
     def _reject(self, rule: str, problem: str, count: int, num_rows: int, advice: str) -> None:
         such = f"{count} such row{'s' if count > 1 else ''} of {num_rows}"

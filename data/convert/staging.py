@@ -10,15 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.raw_tables import (
-    SIDES,
-    Chunk,
-    RawTables,
-    Side,
-    checked_rows,
-    require_columns,
-)
+from msrec.data.convert.raw_tables import SIDES, Chunk, RawTables, Side
 from msrec.data.convert.row_filter import ROW, RowFilter
+from msrec.data.convert.table_checks import check_type, checked_rows, require_columns
 
 T = TypeVar("T", bound=np.generic)
 CHUNK_ROWS = 1 << 20
@@ -134,6 +128,8 @@ def _write_chunks(
         if ROW not in frame.columns:
             frame = frame.with_row_index(ROW)
         require_columns(frame.columns, extra_columns, location)
+        for column in extra_columns:
+            check_type(frame[column], "split", location)
         frame = checked_rows(raw, Chunk(location, frame), row_filter)
         for side in SIDES:
             frame = _with_known_keys(raw, frame, side, location, row_filter)

@@ -71,6 +71,8 @@ def flattened(values: pa.Array) -> tuple[pa.Array, Lengths | None]:
 
     A null list has length 0.
     """
+    if pa.types.is_fixed_size_list(values.type):
+        values = values.cast(pa.list_(values.type.value_type))
     if not is_list(values.type):
         return values, None
     lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)

@@ -1,5 +1,6 @@
 """Checks of raw columns: types, null values and ranges, with row and column in every error."""
 
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -7,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from msrec.data.features.columns import Ids, Lengths, flattened, is_list, nulls
-from msrec.data.features.value_index import is_text
+from msrec.data.features.columns import Ids, Lengths, flattened, nulls
+from msrec.data.features.value_types import AllowedTypes, is_text, stored
 
 
 class RawColumn(NamedTuple):
@@ -59,6 +60,16 @@ class RawColumn(NamedTuple):
         self.refuse(nulls(self.values), "nothing may be null")
         return np.asarray(self.values.cast(pa.int64()).to_numpy())
 
+    def dates(self) -> Self:
+        """Returns the column with dates that are given as strings as date32."""
+        if not is_text(self.values.type):
+            return self
+        distinct = stored(self.values).dictionary_encode()
+        dates = pa.array(list(map(_date, distinct.dictionary.to_pylist())), pa.date32())
+        dates = dates.take(distinct.indices)
+        self.refuse(nulls(dates) & ~nulls(self.values), 'a date must look like "2024-01-31"')
+        return self._replace(values=dates)
+
     def finite_floats(self) -> npt.NDArray[np.float32]:
         """Returns the values as float32; refuses nulls, NaN and numbers beyond float32."""
         with np.errstate(over="ignore"):
@@ -67,59 +78,51 @@ class RawColumn(NamedTuple):
         return np.asarray(numbers)
 
 
-class AllowedTypes(NamedTuple):
-    """Types that the values of a raw column may have; nulls are always allowed."""
+def json_column(
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    other: str | None,
+    allowed: AllowedTypes,
+    where: str,
+    first_row: int,
+) -> pa.Array:
+    """Returns a column of rows that were parsed from JSON; each row is judged by itself.
 
-    text: bool = False
-    integers: bool = False
-    floats: bool = False
-    other: pa.DataType | None = None
-    """One more type, such as that of a vocabulary of dates."""
-    lists: Sequence[bool] = (False,)
-    """Whether a row holds a list of values; with (False, True) it may hold either."""
+    Args:
+        rows: the rows.
+        name: the column.
+        other: the column that is taken for a row without `name`, if there is one.
+        allowed: types of the column.
+        where: file or request, for error messages.
+        first_row: number of the first row, for error messages.
 
-    def accept(self, kind: pa.DataType) -> bool:
-        """Returns whether a column may have this type."""
-        if not pa.types.is_null(kind) and is_list(kind) not in self.lists:
-            return False
-        kind = kind.value_type if is_list(kind) else kind
-        return bool(
-            pa.types.is_null(kind)
-            or (self.text and is_text(kind))
-            or (self.integers and pa.types.is_integer(kind))
-            or (self.floats and pa.types.is_floating(kind))
-            or kind == self.other
-        )
-
-    def __str__(self) -> str:
-        kinds = {"a string": self.text, "an integer": self.integers, "a number": self.floats}
-        kinds[str(self.other)] = self.other is not None
-        names = " or ".join(name for name, is_allowed in kinds.items() if is_allowed)
-        return f"a list, each {names}" if True in self.lists else names
-
-
-def types_like(kind: pa.DataType) -> AllowedTypes:
-    """Returns the types whose values can be compared with values of the given type."""
-    if pa.types.is_integer(kind):
-        return AllowedTypes(integers=True)
-    return AllowedTypes(text=True) if is_text(kind) else AllowedTypes(other=kind)
-
-
-def first_bad_row(
-    rows: Sequence[Mapping[str, Any]], name: str, allowed: AllowedTypes, where: str, first_row: int
-) -> str:
-    """Returns a sentence on the first JSON row whose value is missing or of another type.
-
-    Rows may also differ from each other, such as an integer in one and a string in another.
+    Raises:
+        ValueError: a row lacks the column or has a value of another type; names row and column.
     """
-    for number, row in enumerate(rows, start=first_row):
-        if name not in row:
-            return f"{where}: row {number} must have the column {name!r}; it has {', '.join(row)}."
-        try:
-            is_allowed = allowed.accept(pa.array([row[name]]).type)
-        except (TypeError, ValueError, OverflowError):
-            is_allowed = False
-        if not is_allowed:
-            value = row[name]
-            return f"{where}: column {name!r}, row {number}: must be {allowed}; found {value!r}."
-    return f"{where}: column {name!r} must be {allowed}, of one kind in all rows."
+    try:
+        return allowed.from_json([row[name if name in row else other or name] for row in rows])
+    except (KeyError, ValueError):
+        for number, row in enumerate(rows, start=first_row):
+            if name not in row and other not in row:
+                also = "" if other is None else f" (or {other!r})"
+                raise ValueError(
+                    f"{where}: row {number} must have the column {name!r}{also}; it has "
+                    f"{', '.join(row)}."
+                ) from None
+            value = row[name if name in row else other or name]
+            try:
+                allowed.from_json([value])
+            except ValueError as error:
+                raise ValueError(
+                    f"{where}: column {name!r}, row {number}: {error}; found {value!r}."
+                ) from None
+        raise
+
+
+def _date(text: str) -> datetime.date | None:
+    """Returns the date that a string names; None for anything but `2024-01-31`."""
+    try:
+        date = datetime.date.fromisoformat(text)
+    except ValueError:
+        return None
+    return date if date.isoformat() == text else None

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from msrec.data.features.columns import Ids, nulls
+from msrec.data.features.value_types import stored
 
 MANY = 8
 """Hashing all n known values costs about as much as looking up n / 8 values one by one."""
@@ -17,8 +18,7 @@ MANY = 8
 class ValueIndex:
     """Positions of values in an array of distinct ones.
 
-    All integers are compared as int64 (uint64 wraps around) and all text as strings, whatever the
-    Arrow type.
+    Values are compared in the types in which they are stored, see `stored`.
 
     Args:
         known: distinct values; nulls among them keep their positions but match nothing.
@@ -30,11 +30,11 @@ class ValueIndex:
     """
 
     def __init__(self, known: pa.Array) -> None:
-        self._known = _comparable(known)
+        self._known = stored(known)
 
     @property
     def type(self) -> pa.DataType:
-        """Type of the known values: int64, large_string, or any other as it is."""
+        """Type of the known values, as `stored` returns them."""
         return self._known.type
 
     def positions(self, values: pa.Array) -> Ids:
@@ -43,7 +43,7 @@ class ValueIndex:
         Raises:
             ValueError: the values cannot be compared with the known ones.
         """
-        values = _comparable(values)
+        values = stored(values)
         if values.null_count == len(values) or not len(self._known):
             return np.full(len(values), -1, dtype=np.int32)
         if values.type != self.type:
@@ -86,15 +86,3 @@ class ValueIndex:
         by_value = dict(zip(self._known.to_pylist(), range(len(self._known)), strict=True))
         by_value.pop(None, None)
         return by_value
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Returns whether values are strings, dictionary-encoded or not."""
-    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner))
-
-
-def _comparable(values: pa.Array) -> pa.Array:
-    if pa.types.is_integer(values.type):
-        return values.cast(pa.int64(), safe=False)
-    return values.cast(pa.large_string()) if is_text(values.type) else values

@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from msrec.data.features.columns import Bags, Ids, Lengths, flattened, nulls
 from msrec.data.features.shard_balance import spread
-from msrec.data.features.value_index import ValueIndex, is_text
+from msrec.data.features.value_index import ValueIndex
+from msrec.data.features.value_types import stored, stored_series
 from msrec.data.io.parquet_files import parquet_files, read_parquet, readable
 from msrec.data.io.paths import AnyPath, is_file
 
@@ -32,9 +33,12 @@ MAX_ROWS = 2**31 - 1
 
 
 def distinct_values(values: pl.Series) -> pl.Series:
-    """Returns each value once, in no particular order, without nulls; lists are flattened."""
-    flat = values.explode() if values.dtype.base_type() is pl.List else values
-    return flat.drop_nulls().unique()
+    """Returns each value once, in the type of a vocabulary and in no particular order.
+
+    Nulls are left out, lists are flattened.
+    """
+    flat, _ = flattened(values.to_arrow())
+    return pl.Series(values.name, pl.from_arrow(stored(flat))).drop_nulls().unique()
 
 
 class TableEncoder(ABC):
@@ -105,6 +109,7 @@ class Vocabulary(TableEncoder):
             ['a', 'c', 'b', 'd']
         """
         distinct = distinct_values(values)
+        known = None if known is None else stored_series(known)
         if known is None or not len(known):
             distinct = _permuted(distinct)
         elif not len(distinct):
@@ -205,9 +210,7 @@ class Hashed(TableEncoder):
 
     def _rows(self, values: pa.Array) -> Ids:
         """Returns (N, hashes) rows; each distinct value is hashed once."""
-        if is_text(values.type):
-            values = values.cast(pa.large_string())
-        distinct = values.dictionary_encode()
+        distinct = stored(values).dictionary_encode()
         texts = distinct.dictionary.cast(pa.string()).to_pylist()
         size = 8 * self.hashes
         digests = b"".join(hashlib.blake2b(t.encode(), digest_size=size).digest() for t in texts)

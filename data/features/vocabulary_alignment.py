@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from msrec.data.features.columns import Columns, Ids, map_ids
 from msrec.data.features.value_index import ValueIndex
+from msrec.data.features.value_types import is_text
 from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
@@ -163,7 +164,9 @@ def _kind(multi: bool) -> str:
 
 
 def _type(values: pa.Array) -> str:
-    return "integers" if pa.types.is_integer(values.type) else "text"
+    if pa.types.is_integer(values.type):
+        return "integers"
+    return "text" if is_text(values.type) else f"of type {values.type}"
 
 
 def _column(path: AnyPath, name: str) -> pa.Array:

@@ -17,6 +17,8 @@ ITEM_PROMPT_FACTOR = 4
 """Attributes may be so many times as long in an item's own prompt as in a history."""
 PLAIN_ITEM_TEXT, PLAIN_ITEM_VERSION = "{title}. {attributes}", 1
 """Form of `plain_item_texts`, which a store records; a change needs a new version."""
+NEWEST_FIRST, NO_ORDER = "newest first", "in no particular order"
+"""Words of a template, and those that replace them if no time orders the training rows."""
 LINE = ["user", "scenario", "liked"]
 """Columns that identify a line of a history: each scenario and label value has one."""
 
@@ -115,6 +117,16 @@ def user_histories(
     lines = _lines(shown.with_columns(text=texts.gather(shown["item"])), schema, template)
     histories = lines.group_by("user", maintain_order=True).agg(pl.col("history").str.join("\n"))
     return histories.with_columns(pl.col("user").cast(pl.Int64)), num_cut
+
+
+def is_ordered(folder: AnyPath, schema: Schema) -> bool:
+    """Returns whether the training rows have timestamps that are not all the same."""
+    files = parquet_files(folder / "train")
+    if schema.timestamp is None or not files:
+        return False
+    time = pl.col(schema.timestamp)
+    first, last = scan_parquet(files).select(first=time.min(), last=time.max()).collect().row(0)
+    return bool(first != last)
 
 
 def _newest_items(rows: pl.DataFrame, template: Template) -> pl.DataFrame:

@@ -10,8 +10,11 @@ import polars as pl
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.history_text import (
     ITEM_SEPARATOR,
+    NEWEST_FIRST,
+    NO_ORDER,
     HistoryBudget,
     clean,
+    is_ordered,
     item_texts,
     plain_item_texts,
     read_columns,
@@ -96,7 +99,8 @@ def user_prompts(
 
     With the model's tokenizer, a history has as many items as fit into its `max_tokens`, and
     `counts` has `history_cut`, the users whose history lost items. Without one, only the template
-    limits a history.
+    limits a history. Without timestamps, or if all are the same, prompts say that histories have
+    no particular order.
 
     Raises:
         FileNotFoundError: the dataset, its users, items or training rows do not exist.
@@ -105,6 +109,9 @@ def user_prompts(
     """
     folder = to_path(dataset)
     schema = load_schema(folder)
+    if not is_ordered(folder, schema):
+        intro = template.intro.replace(NEWEST_FIRST, NO_ORDER)
+        template = template.model_copy(update={"intro": intro})
     users = _share(_read_users(folder, schema, template), rank, world_size)
     items, counts = item_texts(folder, schema, template)
     args = (folder, schema, template, items["text"], rank, world_size)

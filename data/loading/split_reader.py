@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from msrec.data.features.columns import Columns, Scalars, is_list
 from msrec.data.features.row_encoder import RowEncoder
+from msrec.data.features.value_counts import Counts
 from msrec.data.io.parquet_files import parquet_files, parquet_metadata, read_row_group
 from msrec.data.io.paths import AnyPath, first_line, is_remote, to_path
 from msrec.data.loading.column_checks import ColumnChecks, Fault
@@ -73,6 +74,8 @@ class SplitReader:
         self.quarantine = Quarantine(faults)
         self.metadata: dict[AnyPath, pq.FileMetaData] = {}
         """The footer of each file, read once."""
+        self.counts: dict[tuple[str, int], Counts] = {}
+        """(file, number of the row group) -> counts of its raw values."""
         self._checks, self._encoder = ColumnChecks(schema, self.columns), encoder
         self._cache: OrderedDict[int, Columns] = OrderedDict()
         self._cache_groups = CACHED_GROUPS
@@ -202,8 +205,7 @@ class SplitReader:
             return self._unreadable(group, self._type_errors[group.path])
         metadata, names = self.metadata[group.path], self.columns
         if self._encoder is not None:
-            present = metadata.schema.to_arrow_schema().names
-            names = [name for name in self._encoder.names if name in present]
+            names = self._encoder.columns_of(metadata.schema.to_arrow_schema().names)
         try:
             table = read_row_group(group.path, group.index, names, metadata)
         except (pa.ArrowInvalid, OSError) as error:
@@ -215,7 +217,9 @@ class SplitReader:
                 ) from None
             return self._unreadable(group, first_line(error))
         if self._encoder is not None:
-            encoded = self._encoder.encode(table, str(group.path), group.first_row)
+            where = str(group.path)
+            encoded, counts = self._encoder.encode_counted(table, where, group.first_row)
+            self.counts[where, group.index] = counts
             return {name: encoded[name] for name in self.columns}
         return self._checked(group, table)
 

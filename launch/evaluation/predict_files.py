@@ -26,6 +26,8 @@ import torch.distributed as dist
 from rich.progress import track
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from msrec.data.features.row_encoder import KEYS, OTHER_NAMES
+from msrec.data.features.value_counts import CountedColumns, Counts, count_sentences
 from msrec.data.io.atomic_files import write_bytes, write_json
 from msrec.data.io.parquet_files import (
     named_parquet_files,
@@ -52,8 +54,7 @@ PART_ROWS = 1 << 20
 REQUEST_FILE = "_request.json"
 SCORE = "score"
 ENCODED_COLUMNS = ("user", "item", "scenario")
-RAW_COLUMNS = ("user_key", "item_key", "scenario")
-"""Columns kept by default, for files of encoded ids and of raw values."""
+"""Columns kept by default of a file of encoded ids."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class PredictionSummary:
         unscored: rows without a score, because they break the schema and the run's `faults` policy
             excludes them.
         reasons: reason -> rows of this start that were excluded for it.
+        counts: column -> counts of the raw values of this start; empty for encoded ids.
     """
 
     rows: int
@@ -88,6 +90,7 @@ class PredictionSummary:
     resumed: int
     unscored: int
     reasons: dict[str, int]
+    counts: Counts
 
     def sentence(self, out: AnyPath) -> str:
         """Returns the summary for the terminal."""
@@ -97,7 +100,7 @@ class PredictionSummary:
         if self.unscored:
             why = "; ".join(f"{rows:,} {reason}" for reason, rows in self.reasons.items())
             line += f"; {self.unscored:,} rows have no score{f' ({why})' if why else ''}"
-        return line
+        return "\n  ".join([line, *count_sentences(self.counts)])
 
 
 def predict_files(
@@ -113,8 +116,9 @@ def predict_files(
         run: the run and its model.
         process: this rank.
         data: files, or folders of files. They hold either raw rows (see `RowEncoder`), or the
-            columns that the run's schema names, with the ids of the dataset to score. Files with a
-            column `user_key` and no column `user` are raw. Labels and timestamps are not needed.
+            columns that the run's schema names, with the ids of the dataset to score. Files with
+            a column `user_key` or `user_id` and no column `user` are raw. Labels and timestamps are
+            not needed.
         out: the output folder, local or remote.
         keep: columns of the files to write with `score`; None means user, item and scenario, or
             their keys for raw rows.
@@ -128,14 +132,14 @@ def predict_files(
             predictions of another request.
     """
     paths = [file for path in data for file in named_parquet_files(path)]
-    names = parquet_names(paths[0])
-    raw = "user" not in names and "user_key" in names
+    raw_columns = _raw_columns(parquet_names(paths[0]))
+    raw = bool(raw_columns)
     if raw and run.scored.alignment is not None:
         raise ValueError(
             f"{paths[0]} must hold encoded ids, because dataset=... is given; it holds raw values."
         )
     if keep is None:
-        keep = RAW_COLUMNS if raw else ENCODED_COLUMNS
+        keep = raw_columns or ENCODED_COLUMNS
     batch = eval_batch(run.config, process.world_size)
     loader = build_file_loader(
         run.config, process, run.knowledge, batch, paths, raw=raw, scored=run.scored
@@ -149,6 +153,7 @@ def predict_files(
     missing = [part for part in parts if part.name not in present]
     _score_parts(run.model, loader, process, missing, out, keep)
     reasons = count_reasons(gather_bad_rows(reader.quarantine))
+    counts = _gather_counts(reader)
     if not process.is_main:
         return None
     summary = PredictionSummary(
@@ -157,10 +162,29 @@ def predict_files(
         resumed=len(parts) - len(missing),
         unscored=sum(_null_scores(parquet_metadata(out / part.name)) for part in parts),
         reasons=reasons,
+        counts=counts,
     )
     commit = {"rows": summary.rows, "parts": summary.parts, "unscored": summary.unscored}
     write_json(out / COMMIT_FILE, commit)
     return summary
+
+
+def _raw_columns(names: Sequence[str]) -> list[str]:
+    """Returns the columns to keep of a file of raw values; none for a file of encoded ids."""
+    keys = [key if key in names else OTHER_NAMES[key] for key in KEYS]
+    # Files of encoded ids have a feature `user_id`, too.
+    is_raw = "user" not in names and ("user_key" in names or "item" not in names)
+    return [*keys, "scenario"] if is_raw and keys[0] in names else []
+
+
+def _gather_counts(reader: SplitReader) -> Counts:
+    """Returns the counts of the raw values of all ranks, each row group once."""
+    parts: list[dict[tuple[str, int], Counts]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(parts, reader.counts)
+    total = CountedColumns()
+    for counts in dict(itertools.chain(*(part.items() for part in parts))).values():
+        total.add(counts)
+    return total.totals()
 
 
 def _check_kept_columns(reader: SplitReader, keep: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from msrec.data.features.row_encoder import EncodedEvents
+from msrec.data.features.event_rows import EncodedEvents
 from msrec.data.loading.batch import HistoryEvents
 
 Longs = npt.NDArray[np.int64]

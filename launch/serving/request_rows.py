@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msrec.data.features.columns import Columns
 from msrec.data.features.row_encoder import RowEncoder
+from msrec.data.features.value_counts import CountedColumns
 from msrec.data.loading.behaviour_history import Side
 from msrec.data.loading.id_transforms import (
     IdTransform,
@@ -154,6 +155,8 @@ class RequestEncoder:
             self._transforms.append(semantic_ids)
         self._transforms += table_transforms(self.schema, scale, per_scenario)
         self._sides, self._histories = sides, histories
+        self.counts = CountedColumns()
+        """Values of all raw rows so far, and those that the export does not know."""
 
     def encode_json(
         self, rows: Sequence[Mapping[str, Any]], where: str, history: CarriedHistory | None = None
@@ -162,7 +165,7 @@ class RequestEncoder:
 
         All rows have the history `history`; None gives each row that of its user in the export.
         """
-        columns = self.row_encoder.encode(self.row_encoder.table(rows, where), where)
+        columns = self._encode_raw(self.row_encoder.table(rows, where), where)
         encoded = self.encode(columns)
         if history is None:
             return encoded
@@ -191,7 +194,12 @@ class RequestEncoder:
 
     def encode_table(self, table: pa.Table, where: str, first_row: int = 0) -> RequestRows:
         """Encodes a table of raw rows; see `RowEncoder.encode`."""
-        return self.encode(self.row_encoder.encode(table, where, first_row))
+        return self.encode(self._encode_raw(table, where, first_row))
+
+    def _encode_raw(self, table: pa.Table, where: str, first_row: int = 0) -> Columns:
+        columns, counts = self.row_encoder.encode_counted(table, where, first_row)
+        self.counts.add(counts)
+        return columns
 
     def encode(self, columns: Columns) -> RequestRows:
         """Encodes columns as `RowEncoder.encode` and `SplitReader.take` return them.

@@ -1,5 +1,6 @@
 """Scoring of a file of raw rows with an export: one score per row, in the same order."""
 
+import codecs
 import itertools
 import json
 from collections.abc import Iterator
@@ -8,14 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import from_json
 
-from msrec.data.features.row_encoder import RowEncoder
+from msrec.data.features.row_encoder import OTHER_NAMES, RowEncoder
 from msrec.data.io.atomic_files import atomic_path
 from msrec.launch.serving.scorer import Scorer
 
 CHUNK_ROWS = 1 << 16
 KEPT_COLUMNS = ("user_key", "item_key", "scenario")
-"""Columns of the input that the output repeats."""
+"""Columns of the output besides the score; keys may have their other names in the input."""
 
 
 def score_file(scorer: Scorer, source: Path, out: Path) -> int:
@@ -52,14 +54,17 @@ def _scored(scorer: Scorer, source: Path, tables: Iterator[pa.Table]) -> Iterato
     for table in tables:
         rows = scorer.encoder.encode_table(table, str(source), first_row)
         scores = pa.array(scorer.score(rows))
-        yield table.select(KEPT_COLUMNS).append_column("score", scores)
+        present = table.column_names
+        kept = {n: table[n if n in present else OTHER_NAMES[n]] for n in KEPT_COLUMNS}
+        yield pa.table(kept | {"score": scores})
         first_row += table.num_rows
 
 
 def _read_parquet(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:
     try:
         with pq.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name in encoder.names]
+            columns = encoder.columns_of(file.schema_arrow.names)
+            encoder.require(file.schema_arrow.names, str(path))
             for batch in file.iter_batches(CHUNK_ROWS, columns=columns):
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, OSError) as error:
@@ -68,22 +73,26 @@ def _read_parquet(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:
 
 
 def _read_json(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:
-    with path.open(encoding="utf-8") as file:
+    """Yields the rows of the lines that are not blank."""
+    with path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        filled = (line for line in file if line.strip())
         for first_row in itertools.count(step=CHUNK_ROWS):
-            lines = itertools.islice(file, CHUNK_ROWS)
+            lines = itertools.islice(filled, CHUNK_ROWS)
             rows = [_json_row(path, row, line) for row, line in enumerate(lines, first_row)]
             if not rows:
                 return
             yield encoder.table(rows, str(path), first_row)
 
 
-def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
+def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = from_json(line, allow_inf_nan=True)  # the parser of `msrec serve`
+    except ValueError as error:
         raise ValueError(f"{path}: row {number} must be JSON; {error}.") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{path}: row {number} must be an object; found {line.strip()!r}.")
+        raise ValueError(f"{path}: row {number} must be an object; found {row!r}.")
     return row
 
 

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
@@ -13,8 +13,10 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import generate_latest as metrics_text
+from prometheus_client.core import CounterMetricFamily
 from pydantic_core import from_json, to_json
 
+from msrec.data.features.value_counts import CountedColumns
 from msrec.launch.serving.batcher import Batcher, Limits, QueueFullError
 from msrec.launch.serving.request_histories import EventCounts
 from msrec.launch.serving.request_rows import RequestRows
@@ -47,12 +49,34 @@ class _Metrics:
         self.waiting = Gauge("msrec_waiting_rows", "rows that wait for a batch", registry=registry)
 
 
+class _ValueMetrics:
+    """Metrics of the values of raw rows by column, read from running totals."""
+
+    def __init__(self, counts: CountedColumns) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        families = [
+            CounterMetricFamily(f"msrec_{name}", text, labels=["column"])
+            for name, text in (
+                ("values", "values of raw rows that are not null"),
+                ("unknown_values", "those of them that training or the tables of keys do not know"),
+                ("missing_values", "rows in which a value is null"),
+            )
+        ]
+        for column, counts in self._counts.totals().items():
+            for family, count in zip(families, counts, strict=True):
+                family.add_metric([column], count)
+        yield from families
+
+
 class _Service:
     """Endpoints of the app, which share a batcher and metrics."""
 
     def __init__(self, scorer: Scorer, limits: Limits) -> None:
         self.is_ready = False
         self._scorer, self._metrics = scorer, _Metrics()
+        self._metrics.registry.register(_ValueMetrics(scorer.encoder.counts))
         self.batcher = Batcher(scorer.score, limits, self._metrics.batch_rows.observe)
 
     @asynccontextmanager

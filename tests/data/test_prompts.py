@@ -44,6 +44,13 @@ def test_history_is_listed_by_scenario_and_answer_newest_first(tmp_path):
     assert "search, skipped: Iron Pan (pans)." in prompts["bob"]
 
 
+def test_a_history_that_no_time_orders_says_so(tmp_path):
+    rows = [(user, item, scenario, label, 7) for user, item, scenario, label, _ in TRAIN]
+    prompt = texts(user_prompts(write_dataset(tmp_path, rows), template()))["ann"]
+    assert "what the user did in each scenario, in no particular order." in prompt
+    assert "newest" not in prompt
+
+
 def test_an_item_of_the_test_split_is_never_shown(tmp_path):
     future = ITEMS.index("Future Lamp")
     planted = [(user, future, scenario, 1.0, 999) for user in (0, 1, 2) for scenario in (0, 1)]

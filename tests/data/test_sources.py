@@ -1,5 +1,6 @@
 """Conversion of the published data sets, from small raw files in exactly their schemas."""
 
+import gzip
 import io
 import json
 
@@ -291,6 +292,12 @@ FAULTS = {
             '"Beauty"',
             "'category', which must be a li",
         ),
+        (
+            "meta_Beauty.json",
+            '["Beauty", "Skin Care"]',
+            '[["Beauty", "Skin Care"]]',
+            "column 'category' must be a list of strings, as published, and no list of lists",
+        ),
     ],
     "amazon 2014": [
         (
@@ -299,6 +306,13 @@ FAULTS = {
             "{'asin': A1(",
             "must be one Python dictionary; row 1",
         ),
+        (
+            "meta_Beauty.json",
+            "[['Beauty', 'Skin Care'], ['Beauty', 'Other']]",
+            "['Beauty', 'Skin Care']",
+            "row 0 holds .'Beauty', 'Skin Care'. under 'categories', which must be a list of lists",
+        ),
+        ("meta_Beauty.json", "'Acme'", "['Acme']", "under 'brand', which must be a string"),
     ],
     "douban": [
         ("bookreviews_cleaned.txt", "2014-01-10", "10.1.2014", "begin with a date such as"),
@@ -349,6 +363,24 @@ def test_bad_rows_can_be_left_out_and_are_counted_with_the_first_named(
     assert [schema.counts["left_out"][why] for why in new_reasons] == [1]
     assert "left out, first: " in report
     assert "in row" in report or "row 0" in report
+
+
+def pack(raw):
+    """Gzips all files of a folder that are not packed yet."""
+    for path in [path for path in raw.rglob("*") if path.is_file() and path.suffix != ".gz"]:
+        with gzip.open(f"{path}.gz", "wb") as file:
+            file.write(path.read_bytes())
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_files_of_every_source_may_be_gzipped(tmp_path, name):
+    _, plain, _ = converted(tmp_path, name)
+    pack(tmp_path / "raw")
+    _, packed, _ = converted(tmp_path, name)
+    assert packed.tables == plain.tables
+    assert packed.counts["rows"] == plain.counts["rows"]
+    assert packed.counts["empty_text"] == plain.counts["empty_text"]
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,27 @@ def test_raw_rows_have_the_scores_of_their_encoded_rows(run, expected, tmp_path,
     assert scored.column_names == ["user_key", "item_key", "scenario", SCORE]
     assert scored["user_key"].to_pylist() == raw["user_key"]
     np.testing.assert_allclose(scored[SCORE].to_numpy()[:400], expected, atol=1e-6)
+    assert found.counts["user_key"] == (401, 1, 0)
+    assert found.counts["genres"] == (sum(map(len, raw["genres"])), 1, 0)
+    assert "user_key: 1 of 401 values unknown (0.2%)" in found.sentence(tmp_path / "out")
     raw["price"][7] = float("nan")
     pq.write_table(pa.table(raw), tmp_path / "raw.parquet")
     message = refusal(run, [tmp_path / "raw.parquet"], tmp_path / "bad")
     assert "raw.parquet: column 'price'" in message
     assert "row 7" in message
+
+
+def test_keys_may_have_the_names_of_the_converted_tables(run, tmp_path):
+    table = tiny_rows(50, seed=2)
+    users, items = ([f"{n[0]}{i}" for i in table[n].to_pylist()] for n in ("user", "item"))
+    rest = {"scenario": ["feed"] * 50, "genres": [["g1"]] * 50, "price": [0.5] * 50}
+    scores = []
+    for user, item in (("user_key", "item_key"), ("user_id", "item_id")):
+        path = tmp_path / f"{user}.parquet"
+        pq.write_table(pa.table({user: users, item: items, **rest}), path)
+        run_ranks(predicted, 1, run, [path], tmp_path / user)
+        scored = pq.read_table(tmp_path / user)
+        assert scored.column_names == [user, item, "scenario", SCORE]
+        assert scored[user].to_pylist() == users
+        scores.append(scored[SCORE].to_pylist())
+    assert scores[0] == scores[1]

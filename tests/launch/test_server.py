@@ -154,7 +154,7 @@ def test_full_queue_is_503_with_retry_after_until_there_is_room(gated):
         (b"[]", 422, 'request must be {"rows": [...]}'),
         (b'{"rows": [1]}', 422, "row 0 must be an object; found 1"),
         ({"price": None}, 422, "column 'price', row 1: a dense value must be finite; found None"),
-        ({"scenario": 2}, 422, "column 'scenario' must be a string or an integer, of one kind"),
+        ({"scenario": 9}, 422, "column 'scenario', row 1: the scenario must be one of "),
         ({"item_key": 1.5}, 422, "column 'item_key', row 1: must be a string; found 1.5"),
         ({"item_id": []}, 422, "column 'item_id', row 1: must be an integer; found []"),
         ({"item_id": 61}, 422, "column 'item_id', row 1: a table row must be in [0, 61); found 61"),

@@ -75,11 +75,15 @@ def score(
     out: Annotated[Path, typer.Option(help="File to write, .parquet or .jsonl.")],
 ) -> None:
     """Score a file of raw rows with an export: as many rows out as in, in order."""
+    from msrec.data.features.value_counts import count_sentences
     from msrec.launch.serving.score_file import score_file
     from msrec.launch.serving.scorer import Scorer
 
-    rows = score_file(Scorer(folder), file, out)
+    scorer = Scorer(folder)
+    rows = score_file(scorer, file, out)
     typer.echo(f"wrote {out}: {rows:,} rows")
+    for line in count_sentences(scorer.encoder.counts.totals()):
+        typer.echo(f"  {line}")
 
 
 def serve(

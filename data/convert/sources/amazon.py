@@ -16,7 +16,8 @@ from msrec.data.convert.raw_tables import (
     RawTables,
     star_labels,
 )
-from msrec.data.convert.sources.text_reader import TextReader
+from msrec.data.convert.sources.json_lines import without_surrogates
+from msrec.data.convert.sources.text_reader import TextReader, raw_file
 from msrec.data.schema import Scenario, TextFields
 
 PUBLISHED_CATEGORIES = ("Beauty", "Clothing_Shoes_and_Jewelry", "Health_and_Personal_Care")
@@ -169,8 +170,7 @@ def _release(folder: Path) -> tuple[Release, dict[str, Path]]:
 
 
 def _meta_file(folder: Path, release: Release, category: str) -> Path | None:
-    name = release.meta.format(category)
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    return raw_file(folder, release.meta.format(category))
 
 
 def _interactions(
@@ -221,28 +221,49 @@ def _meta_rows(path: Path, release: Release, reader: TextReader) -> Iterator[pl.
     texts = (release.item, "title", release.brand)
     if release is not RELEASE_2014:
         columns = {**dict.fromkeys(texts, str | None), release.category: list[str] | None}
-        yield from reader.json_lines(path, {**columns, release.item: str})
+        is_path = pl.col(release.category).list.eval(pl.element().str.contains(r"^\[.*\]$"))
+        is_path = ~is_path.list.any() | is_path.is_null()
+        for frame in reader.json_lines(path, {**columns, release.item: str}):
+            must = "be a list of strings, as published, and no list of lists"
+            yield reader.row_filter.keep(frame, release.category, is_path, path, must)
         return
     schema = {**dict.fromkeys(texts, pl.String()), release.category: pl.List(pl.String)}
     advice = "Correct the line or take it out."
     for first_row, lines in reader.lines(path):
         rows = [_literal_row(line, texts, release.category) for line in lines]
-        bad = [f"row {row} is not" for row, values in enumerate(rows, first_row) if values is None]
+        bad = [f"row {n} {row}" for n, row in enumerate(rows, first_row) if isinstance(row, str)]
         rule = f"{path}: each line must be one Python dictionary"
         reader.row_filter.reject(rule, bad, len(lines), advice)
-        frame = pl.DataFrame([row for row in rows if row], schema=schema, orient="row")
+        good = [row for row in rows if not isinstance(row, str)]
+        frame = pl.DataFrame(good, schema=schema, orient="row")
+        reader.row_filter.count_replaced(frame, path)
         has_key = pl.col(release.item).is_not_null()
         yield reader.row_filter.keep(frame, release.item, has_key, path, "be there", advice)
 
 
-def _literal_row(line: str, texts: Sequence[str], category: str) -> list[Any] | None:
-    """Reads a line of a meta file of 2014, which is a Python literal; None if it is not one.
+def _literal_row(line: str, texts: Sequence[str], category: str) -> list[Any] | str:
+    """Reads a line of a meta file of 2014, which is a Python literal.
 
-    A literal cannot run code. The first category path is taken of several.
+    A literal cannot run code. The first category path is taken of several. Returns what is wrong
+    with the line if it is not as published.
     """
     try:
         value = ast.literal_eval(line)
-        paths = value.get(category) or [[]]
-        return [*(value.get(name) for name in texts), [str(part) for part in paths[0]]]
-    except (ValueError, SyntaxError, AttributeError, TypeError, IndexError):
-        return None
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return "is not"
+    if not isinstance(value, dict):
+        return f"is a {type(value).__name__}"
+    paths = value.get(category)
+    if not _is_list_of(list, paths) or not all(_is_list_of(str, path) for path in paths or ()):
+        return f"holds {paths!r} under {category!r}, which must be a list of lists of strings"
+    for name in texts:
+        if not isinstance(value.get(name), str | int | float | None):
+            return f"holds {value[name]!r} under {name!r}, which must be a string"
+    row = [None if value.get(name) is None else str(value[name]) for name in texts]
+    first = paths[0] if paths else []
+    return [text and without_surrogates(text) for text in row] + [first]
+
+
+def _is_list_of(kind: type, values: Any) -> bool:
+    is_list = isinstance(values, list) and all(isinstance(value, kind) for value in values)
+    return values is None or is_list

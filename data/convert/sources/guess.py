@@ -1,14 +1,20 @@
 """Default features and texts of plain users and items tables that tables.yaml does not describe."""
 
+from collections.abc import Container
 from typing import Literal
 
 import polars as pl
 
 from msrec.data.convert.raw_tables import Feature, Side
+from msrec.data.features.value_types import split_texts
 from msrec.data.schema import TextFields
 
 ROWS_A_VALUE = 1.5
 """A column is categorical if its values have at least so many rows on average."""
+SEPARATORS = ("|", ";", ",")
+"""Separators of values in a string, the first one that occurs is taken."""
+STRINGS_A_VALUE = 2
+"""A comma or semicolon separates values if there are so many different strings for each value."""
 
 
 def guess_features(
@@ -16,13 +22,13 @@ def guess_features(
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
     """Returns the table with lists, its features, and a note on each column.
 
-    Strings with `|` are multi-valued and become lists. Strings and integers with few distinct
-    values are sparse; floats without nulls are dense. These columns are left out: `x_name` and
-    `raw_x` if there is `x`, a column that is the first value of a multi-valued one, `scenario*`
+    Strings with several values become lists, see `_separator`. Strings and integers with few
+    distinct values are sparse; floats without nulls are dense. These columns are left out: `x_name`
+    and `raw_x` if there is `x`, a column that is the first value of a multi-valued one, `scenario*`
     (a column of the interactions), `rating*` and `label*`.
     """
-    multi = [column for column in frame.columns if _is_multi(frame[column])]
-    frame = frame.with_columns(pl.col(multi).str.split("|"))
+    multi = {c: s for c in frame.columns if (s := _separator(frame[c])) is not None}
+    frame = frame.with_columns(split_strings(frame[name], s) for name, s in multi.items())
     features, notes = [], []
     for column in frame.columns:
         if column == f"{side}_key":
@@ -31,8 +37,9 @@ def guess_features(
         if kind is None:
             notes.append(f"{side}s.{column}: no feature ({reason})")
         else:
-            features.append(Feature(column, side, kind))
-            notes.append(f"{side}s.{column}: {kind} feature")
+            features.append(Feature(column, side, kind, separator=multi.get(column)))
+            between = f", values separated by {multi[column]!r}" if column in multi else ""
+            notes.append(f"{side}s.{column}: {kind} feature{between}")
     return frame, features, notes
 
 
@@ -55,7 +62,7 @@ def guess_text(users: pl.DataFrame, items: pl.DataFrame) -> tuple[TextFields, li
 
 
 def _guess_kind(
-    frame: pl.DataFrame, column: str, multi: list[str]
+    frame: pl.DataFrame, column: str, multi: Container[str]
 ) -> tuple[Literal["sparse", "multi", "dense"] | None, str]:
     """Returns the kind of a feature, or None and the reason why the column is not one."""
     values = frame[column]
@@ -107,9 +114,34 @@ def _is_readable(frame: pl.DataFrame, column: str) -> bool:
     return not is_raw_id and 2 * num_with_letters >= len(words) > 0
 
 
-def _is_multi(values: pl.Series) -> bool:
-    """Whether `|` separates values that are repeated, and is not a sign in a sentence."""
-    if values.dtype != pl.String or not values.str.contains("|", literal=True).any():
-        return False
-    pieces = values.drop_nulls().str.split("|").explode()
-    return pieces.n_unique() * ROWS_A_VALUE <= len(pieces)
+def guess_separator(values: pl.Series) -> str:
+    """Returns the separator of strings that are known to hold several values.
+
+    Example:
+        >>> guess_separator(pl.Series(["Action, Drama", "Drama", None]))
+        ','
+    """
+    text = (s for s in SEPARATORS if values.str.contains(s, literal=True).any())
+    return next(text, SEPARATORS[0])
+
+
+def split_strings(values: pl.Series, separator: str) -> pl.Series:
+    """Returns the values of each string as a list, see `split_text`."""
+    lists = split_texts(values.to_arrow(), separator)
+    return pl.Series(values.name, pl.from_arrow(lists), dtype=pl.List(pl.String))
+
+
+def _separator(values: pl.Series) -> str | None:
+    """Returns the separator of repeated values; None if it may be a sign in a sentence."""
+    if values.dtype != pl.String:
+        return None
+    strings = values.drop_nulls()
+    for separator in SEPARATORS:
+        if strings.str.contains(separator, literal=True).any():
+            pieces = split_strings(strings, separator).explode()
+            distinct = pieces.n_unique()
+            is_bar = separator == SEPARATORS[0]
+            is_repeated = distinct * ROWS_A_VALUE <= len(pieces)
+            if is_repeated and (is_bar or distinct * STRINGS_A_VALUE <= strings.n_unique()):
+                return separator
+    return None

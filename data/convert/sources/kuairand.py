@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, RawTables
-from msrec.data.convert.sources.text_reader import TextReader, required_files
+from msrec.data.convert.sources.text_reader import TextReader, raw_file, required_files
 from msrec.data.schema import Scenario, TextFields
 
 SITE = "https://kuairand.com"
@@ -110,7 +110,12 @@ def read_kuairand(
 
 def _version(data: Path) -> tuple[str, list[Path]]:
     """Returns the version in the folder and its logs."""
-    logs = {v: sorted(data.glob(f"log_standard_*_{v}*.csv")) for v in VERSIONS}
+    logs: dict[str, list[Path]] = {}
+    for version in VERSIONS:
+        found = data.glob(f"log_standard_*_{version}*.csv*")
+        names = sorted({path.name.removesuffix(".gz") for path in found})
+        paths = [raw_file(data, name) for name in names if name.endswith(".csv")]
+        logs[version] = [path for path in paths if path is not None]
     versions = [version for version, paths in logs.items() if paths]
     if not versions:
         raise FileNotFoundError(

@@ -4,18 +4,36 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, Side, require_columns
+from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, Side
 from msrec.data.convert.row_filter import STRICT
-from msrec.data.convert.sources.guess import guess_features, guess_text
+from msrec.data.convert.sources.guess import (
+    guess_features,
+    guess_separator,
+    guess_text,
+    split_strings,
+)
+from msrec.data.convert.table_checks import check_type, require_columns
+from msrec.data.features.value_types import stored_series
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
 from msrec.data.schema import Scenario, TextFields
 
 MAPPING_FILE = "tables.yaml"
 TIMESTAMP = "timestamp"
+MAX_SCENARIOS = 2**15 - 1
 Kind = Literal["sparse", "multi", "dense", "words"]
 """Kind of a feature; `words` is a multi-valued feature of the distinct words of a text."""
+
+
+class Separated(StrictModel):
+    """A multi-valued feature whose values are in one string."""
+
+    multi: str = Field(min_length=1)
+    """Separator of the values, such as `|`."""
+
+
+Kinds = dict[str, Kind | Separated]
 
 
 class TablesMapping(StrictModel):
@@ -27,12 +45,13 @@ class TablesMapping(StrictModel):
     """One sentence about the app, for prompts."""
     scenarios: dict[str, str] = {}
     """Name of a scenario -> its description, for prompts."""
-    user: dict[str, Kind] | None = None
+    user: Kinds | None = None
     """Columns of users.parquet that are features, with their kinds: `{age: sparse, city: sparse}`.
-    `title: words` makes a feature title_words of the words of a text. Default: guessed."""
-    item: dict[str, Kind] | None = None
+    `title: words` makes a feature title_words of the words of a text, and `genres: {multi: ","}`
+    makes lists of the strings of a column. Default: guessed."""
+    item: Kinds | None = None
     """Columns of items.parquet that are features, with their kinds. Default: guessed."""
-    interaction: dict[str, Kind] = {}
+    interaction: Kinds = {}
     """Columns of interactions.parquet that are features; ratings and labels may not be."""
     more_labels: dict[str, list[float]] = {}
     """Further labels by thresholds: `{rating: [1, 2]}` adds the labels rating>1 and rating>2."""
@@ -71,6 +90,10 @@ def read_tables(
     rows = _read_parquet(paths["interactions"], ["user_id", "item_id", scenario_column, label])
     if declared.timestamp_unit is not None:
         require_columns(rows.columns, [TIMESTAMP], f"{location} (its unit is given)")
+    _check_interaction_features(declared, label, location)
+    rows, row_features, row_notes = _declared_features(
+        rows, "interaction", declared.interaction, location
+    )
     rows, more_labels = _with_more_labels(rows, declared, location)
     rows, scenarios, notes = _with_scenarios(rows, scenario_column, declared, location)
     users, user_features, user_notes = _read_side(paths["users"], "user", declared.user)
@@ -85,18 +108,19 @@ def read_tables(
         users=users,
         items=items,
         scenarios=scenarios,
-        features=(
-            *ID_FEATURES,
-            *user_features,
-            *item_features,
-            *_interaction_features(declared, label, location),
-        ),
+        features=(*ID_FEATURES, *user_features, *item_features, *row_features),
         labels=("label", *more_labels),
         timestamp=TIMESTAMP if TIMESTAMP in rows.columns else None,
         timestamp_unit=declared.timestamp_unit,
         text=declared.text or guessed_text,
         files={table: str(path) for table, path in paths.items()},
-        notes=(*notes, *user_notes, *item_notes, *([] if declared.text else text_notes)),
+        notes=(
+            *notes,
+            *user_notes,
+            *item_notes,
+            *row_notes,
+            *([] if declared.text else text_notes),
+        ),
     )
 
 
@@ -112,7 +136,7 @@ def _read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
             f"{path} must be a whole Parquet file; {str(error).splitlines()[0]}. Copy it again."
         ) from None
     require_columns(frame.columns, columns, str(path))
-    return frame
+    return pl.DataFrame([stored_series(values) for values in frame])
 
 
 def _read_mapping(path: Path, must_exist: bool) -> TablesMapping:
@@ -130,8 +154,7 @@ def _read_mapping(path: Path, must_exist: bool) -> TablesMapping:
         ) from None
 
 
-def _interaction_features(declared: TablesMapping, label: str, location: str) -> list[Feature]:
-    features = []
+def _check_interaction_features(declared: TablesMapping, label: str, location: str) -> None:
     for name, kind in declared.interaction.items():
         if name == label or name.startswith(("rating", "label")):
             raise ValueError(
@@ -143,8 +166,6 @@ def _interaction_features(declared: TablesMapping, label: str, location: str) ->
                 f"{MAPPING_FILE}: interaction: words are made of columns of users and items only; "
                 f"found {name!r}. Declare it as sparse or multi."
             )
-        features.append(Feature(name, "interaction", kind))
-    return features
 
 
 def _with_more_labels(
@@ -159,7 +180,8 @@ def _with_more_labels(
                 f"{location}: column {column!r} must hold numbers, because {MAPPING_FILE} makes "
                 f"labels of it; found {rows[column].dtype}. Convert it or name another."
             )
-        is_known, must = pl.col(column).is_not_null(), "have no null, as a label is made of it"
+        is_known = pl.col(column).cast(pl.Float64).is_finite()
+        must = "be a finite number, as a label is made of it"
         STRICT.keep(rows, column, is_known, location, must, "Remove the row.")
         for threshold in thresholds:
             labels[f"{column}>{threshold:g}"] = (pl.col(column) > threshold).cast(pl.Float32)
@@ -171,6 +193,8 @@ def _with_scenarios(
 ) -> tuple[pl.DataFrame, list[Scenario], list[str]]:
     """Adds the scenario's number; returns the scenarios in the order of their codes, and notes."""
     name_column = f"{column}_name" if f"{column}_name" in rows.columns else column
+    for name in (column, name_column):
+        check_type(rows[name], "scenario value", location)
     names = rows.select(pl.col(name_column).cast(pl.String))
     for frame in (rows.select(column), names):
         checked, advice = frame.columns[0], "Name the scenario or drop the row."
@@ -187,6 +211,11 @@ def _with_scenarios(
             f"{location}: each value of {column!r} must have one name in '{column}_name'; found "
             f"{pairs.rows()[:8]}. Correct the names."
         )
+    if len(pairs) > MAX_SCENARIOS:
+        raise ValueError(
+            f"{location}: column {column!r} must have at most {MAX_SCENARIOS:,} values, each of "
+            f"which is a scenario; it has {len(pairs):,}. Name another column."
+        )
     order = pairs["name"].to_list()
     default = {name: f"Scenario {name.replace('_', ' ')}." for name in order}
     texts = default | declared.scenarios
@@ -200,26 +229,46 @@ def _with_scenarios(
 
 
 def _read_side(
-    path: Path, side: Side, declared: dict[str, Kind] | None
+    path: Path, side: Side, declared: Kinds | None
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
-    """Returns a table with `|`-separated columns as lists, its features, and notes."""
+    """Returns a table with its features, these, and notes."""
     frame = _read_parquet(path, [f"{side}_id"]).rename({f"{side}_id": f"{side}_key"})
     if declared is None:
         return guess_features(frame, side)
-    require_columns(frame.columns, list(declared), str(path))
-    multi = [n for n, k in declared.items() if k == "multi" and frame[n].dtype == pl.String]
-    frame = frame.with_columns(pl.col(multi).str.split("|"))
-    features = []
+    return _declared_features(frame, side, declared, str(path))
+
+
+def _declared_features(
+    frame: pl.DataFrame,
+    side: Literal["user", "item", "interaction"],
+    declared: Kinds,
+    location: str,
+) -> tuple[pl.DataFrame, list[Feature], list[str]]:
+    """Returns a table with its declared features, these, and a note on each guessed separator."""
+    require_columns(frame.columns, list(declared), location)
+    features, notes = [], []
     for name, kind in declared.items():
-        if kind != "words":
-            features.append(Feature(name, side, kind))
-            continue
-        if frame[name].dtype != pl.String:
+        is_string = frame[name].dtype == pl.String
+        if kind == "words":
+            if not is_string:
+                raise ValueError(
+                    f"{location}: column {name!r} must hold strings, because {MAPPING_FILE} makes "
+                    f"a feature of its words; found {frame[name].dtype}. Declare another kind."
+                )
+            words = pl.col(name).str.to_lowercase().str.extract_all(r"\w+")
+            frame = frame.with_columns(words.list.unique().list.sort().alias(f"{name}_words"))
+            features.append(Feature(f"{name}_words", side, "multi"))
+        elif is_string and (kind == "multi" or isinstance(kind, Separated)):
+            separator = kind.multi if isinstance(kind, Separated) else guess_separator(frame[name])
+            frame = frame.with_columns(split_strings(frame[name], separator))
+            features.append(Feature(name, side, "multi", separator=separator))
+            if kind == "multi":
+                notes.append(f"{side}s.{name}: values are separated by {separator!r} (guessed)")
+        elif isinstance(kind, Separated):
             raise ValueError(
-                f"{path}: column {name!r} must hold strings, because {MAPPING_FILE} makes a "
-                f"feature of its words; found {frame[name].dtype}. Declare another kind."
+                f"{location}: column {name!r} must hold strings, because {MAPPING_FILE} gives a "
+                f"separator; found {frame[name].dtype}. Declare it as multi or sparse."
             )
-        words = pl.col(name).str.to_lowercase().str.extract_all(r"\w+").list.unique().list.sort()
-        frame = frame.with_columns(words.alias(f"{name}_words"))
-        features.append(Feature(f"{name}_words", side, "multi"))
-    return frame, features, []
+        else:
+            features.append(Feature(name, side, kind))
+    return frame, features, notes

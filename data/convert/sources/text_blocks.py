@@ -1,8 +1,8 @@
-"""Blocks of CSV and JSON-lines files: cut where a row ends, and parsed to strings."""
+"""Blocks of text files, cut where a row ends, and blocks of CSV files parsed to strings."""
 
+import codecs
 import csv
 import gzip
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from msrec.data.convert.row_filter import ROW
 BLOCK_BYTES = 1 << 24
 QUOTED_LINES = 100_000
 """Most lines of a quoted field; a quote that is open for longer is taken as never closed."""
+GZIP_MAGIC = b"\x1f\x8b"
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ONE_BYTE_SEPARATOR = "\x1f"
 """Replaces a separator of several characters, which pyarrow cannot read."""
 
@@ -39,23 +41,42 @@ class CsvFormat:
 
 
 def read_blocks(path: Path, quote: str | None, progress: Progress | None) -> Iterator[bytes]:
-    """Yields blocks of whole rows of a plain or .gz file.
+    """Yields blocks of whole rows of a plain or gzipped file, without a byte order mark.
 
     A line break inside quotes does not end a row.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is cut off, or a quote is never closed.
+        ValueError: the file is cut off, a quote is never closed, or the file is UTF-16 or has lines
+            that end with a carriage return only.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} must exist; there is no such file.")
     total = path.stat().st_size
     with path.open("rb") as raw:
-        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
+        is_packed = path.suffix == ".gz" or raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        raw.seek(0)
+        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if is_packed else raw  # type: ignore[assignment]
+        is_first = True
         while block := _next_block(file, quote, path):
+            if is_first:
+                block = _checked_beginning(block, path)
+                is_first = False
             yield block
             if progress:
                 progress(f"reading {path.name}", raw.tell(), total)
+
+
+def _checked_beginning(block: bytes, path: Path) -> bytes:
+    """Returns the first block without a byte order mark."""
+    if block.startswith(UTF_16_MARKS):
+        raise ValueError(f"{path} must be UTF-8 text; it begins like UTF-16. Save it as UTF-8.")
+    if b"\r" in block and b"\n" not in block:
+        raise ValueError(
+            f"{path} must end its lines with a line feed; they end with a carriage return. Convert "
+            "it, such as by: tr '\\r' '\\n'."
+        )
+    return block.removeprefix(codecs.BOM_UTF8)
 
 
 def _next_block(file: IO[bytes], quote: str | None, path: Path) -> bytes:
@@ -88,8 +109,12 @@ def split_lines(block: bytes) -> list[bytes]:
 
 
 def read_header(line: bytes, form: CsvFormat) -> list[str]:
-    """Returns the names in a header line."""
-    text = line.decode("utf-8-sig", errors="replace").rstrip("\r")
+    """Returns the names in a header line.
+
+    Raises:
+        csv.Error: it is not CSV.
+    """
+    text = line.decode(errors="replace").rstrip("\r")
     if form.quote is None:
         return text.split(form.separator)
     return next(csv.reader([text], delimiter=form.separator, quotechar=form.quote), [])
@@ -100,11 +125,16 @@ def parse_csv(
 ) -> tuple[pl.DataFrame, list[str]]:
     """Returns some columns of a CSV block as strings, and what is wrong with each bad row.
 
+    The header has each of these columns once.
+
     Empty fields are null. A row with too few or too many fields is bad. Blank lines are not rows.
     The column `row` has the numbers of the good rows, which begin at `first_row`.
+
+    Raises:
+        pyarrow.ArrowInvalid: the block is not CSV.
     """
-    if form.encoding != "utf-8":
-        block = block.decode(form.encoding).encode()
+    # Pyarrow loses a bad row that has bytes that are not UTF-8.
+    block = block.decode(form.encoding, errors="replace").encode()
     separator = form.separator
     if len(separator) > 1:
         block = block.replace(separator.encode(), ONE_BYTE_SEPARATOR.encode())
@@ -116,10 +146,15 @@ def parse_csv(
         bad.append(row)
         return "skip"
 
+    numbers = {name: str(header.index(name)) for name in columns}  # other names may be repeated
     table = pa.csv.read_csv(
         pa.BufferReader(block),
         # With several threads, pyarrow does not number bad rows.
-        pa.csv.ReadOptions(column_names=header, use_threads=False, block_size=len(block)),
+        pa.csv.ReadOptions(
+            column_names=list(map(str, range(len(header)))),
+            use_threads=False,
+            block_size=len(block),
+        ),
         pa.csv.ParseOptions(
             delimiter=separator,
             quote_char=form.quote or False,
@@ -127,9 +162,8 @@ def parse_csv(
             invalid_row_handler=skip,
         ),
         pa.csv.ConvertOptions(
-            include_columns=columns,
-            # As strings, pyarrow would refuse bytes that are not UTF-8.
-            column_types=dict.fromkeys(columns, pa.binary()),
+            include_columns=list(numbers.values()),
+            column_types=dict.fromkeys(numbers.values(), pa.string()),
             null_values=[""],
             strings_can_be_null=True,
         ),
@@ -137,52 +171,5 @@ def parse_csv(
     rows = np.arange(first_row, first_row + table.num_rows + len(bad))
     problems = [f"found {row.actual_columns} in row {rows[row.number - 1]}" for row in bad]
     good_rows = np.delete(rows, [row.number - 1 for row in bad])
-    strings = {name: _decoded(table[name]) for name in columns}
+    strings = {name: pl.Series(pl.from_arrow(table[at])) for name, at in numbers.items()}
     return pl.DataFrame({**strings, ROW: good_rows}), problems
-
-
-def _decoded(values: pa.ChunkedArray) -> pl.Series:
-    """Decodes UTF-8; other bytes become the replacement character."""
-    try:
-        strings = values.cast(pa.string())
-    except pa.ArrowInvalid:
-        texts = (v if v is None else v.decode(errors="replace") for v in values.to_pylist())
-        strings = pa.array(texts, pa.string())
-    return pl.Series(pl.from_arrow(strings))
-
-
-def parse_json(
-    block: bytes, keys: Sequence[str], lists: Sequence[str], first_row: int
-) -> tuple[pl.DataFrame, list[str]]:
-    """Returns some keys of a block of JSON lines, and what is wrong with each bad line.
-
-    Values are strings, or lists of strings under the keys in `lists`. A key that a line lacks is
-    null. Rows are numbered as by `parse_csv`.
-    """
-    schema = {key: pl.List(pl.String) if key in lists else pl.String() for key in keys}
-    try:
-        frame = pl.read_ndjson(block, schema=schema)
-        rows = pl.int_range(first_row, first_row + pl.len(), dtype=pl.Int64)
-        return frame.with_columns(rows.alias(ROW)), []
-    except pl.exceptions.PolarsError:
-        pass  # some line is bad: examine each one
-    lines = dict(enumerate(split_lines(block), first_row))
-    problems = {row: problem for row, line in lines.items() if (problem := _problem(line, lists))}
-    good = [row for row in lines if row not in problems]
-    frame = pl.read_ndjson(b"\n".join(lines[row] for row in good), schema=schema)
-    frame = frame.with_columns(pl.Series(ROW, good, dtype=pl.Int64))
-    return frame, [f"row {row} {problem}" for row, problem in problems.items()]
-
-
-def _problem(line: bytes, lists: Sequence[str]) -> str:
-    """Returns what is wrong with a JSON line; empty if nothing is."""
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        return f"is not JSON: {error}"
-    if not isinstance(value, dict):
-        return f"is a {type(value).__name__}"
-    for key in lists:
-        if not isinstance(value.get(key), list | None):
-            return f"holds {value[key]!r} under {key!r}, which must be a list"
-    return ""

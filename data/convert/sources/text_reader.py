@@ -1,5 +1,6 @@
 """Reader of raw CSV and JSON-lines files of any size, as frames of checked columns."""
 
+import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,21 +8,25 @@ from types import NoneType
 from typing import Any, get_args
 
 import polars as pl
+import pyarrow as pa
 
-from msrec.data.convert.raw_tables import Progress, require_columns
+from msrec.data.convert.raw_tables import Progress
 from msrec.data.convert.row_filter import ROW, STRICT, RowFilter
+from msrec.data.convert.sources.json_lines import parse_json
 from msrec.data.convert.sources.text_blocks import (
     CsvFormat,
     parse_csv,
-    parse_json,
     read_blocks,
     read_header,
     split_lines,
 )
+from msrec.data.convert.table_checks import require_columns
+from msrec.data.io.paths import first_line
 
 Columns = Mapping[str, Any]
 """Columns to read: name -> int, float, str or list[str]; `int | None` if values may be empty."""
 COMMAS = CsvFormat()
+AS_PUBLISHED = "Take the file as it is published."
 REQUIREMENTS = {int: "be a whole number", float: "be a finite number", str: "be there"}
 
 
@@ -42,16 +47,19 @@ class TextReader:
         """Yields the rows of a CSV file in order. Empty fields are null.
 
         Raises:
-            ValueError: a column is missing.
+            ValueError: a column is missing or repeated, or the file is not CSV.
         """
         header = form.header
         first_row = 0
         for block in read_blocks(path, form.quote, self.progress):
-            if header is None:
-                line, _, block = block.partition(b"\n")
-                header = read_header(line, form)
-            require_columns(header, list(columns), str(path), "Take the file as it is published.")
-            frame, problems = parse_csv(block, header, list(columns), form, first_row)
+            try:
+                if header is None:
+                    line, _, block = block.partition(b"\n")
+                    header = read_header(line, form)
+                require_columns(header, list(columns), str(path), AS_PUBLISHED, once=True)
+                frame, problems = parse_csv(block, header, list(columns), form, first_row)
+            except (pa.ArrowInvalid, csv.Error) as error:
+                raise ValueError(f"{path} must be CSV; {first_line(error)}. Correct it.") from None
             first_row += frame.height + len(problems)
             rule = f"{path}: each row must have {len(header)} fields"
             yield self._checked(frame, problems, rule, columns, path)
@@ -111,7 +119,9 @@ class TextReader:
                 is_good |= pl.col(name).is_null()
             must = REQUIREMENTS.get(_base(kind), "be a list")
             frame = self.row_filter.keep(frame, name, is_good, path, must, advice)
-        return frame.select(ROW, **typed)
+        frame = frame.select(ROW, **typed)
+        self.row_filter.count_replaced(frame, path)
+        return frame
 
 
 def required_files(folder: Path, data_set: str, names: Sequence[str], site: str) -> list[Path]:
@@ -120,12 +130,21 @@ def required_files(folder: Path, data_set: str, names: Sequence[str], site: str)
     Raises:
         FileNotFoundError: a file does not exist; says which files the data set has.
     """
+    paths = []
     for name in names:
-        if not (folder / name).is_file():
+        path = raw_file(folder, name)
+        if path is None:
             raise FileNotFoundError(
-                f"{folder / name} must exist: {data_set} is {', '.join(names)}, from {site}."
+                f"{folder / name} must exist: {data_set} is {', '.join(names)}, each plain or .gz, "
+                f"from {site}."
             )
-    return [folder / name for name in names]
+        paths.append(path)
+    return paths
+
+
+def raw_file(folder: Path, name: str) -> Path | None:
+    """Returns the file of that name, else the one with `.gz` after it, else None."""
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 
 
 def _base(kind: Any) -> Any:

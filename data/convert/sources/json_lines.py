@@ -1,0 +1,102 @@
+"""Blocks of JSON lines, parsed to strings."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from msrec.data.convert.row_filter import ROW
+from msrec.data.convert.sources.text_blocks import split_lines
+
+PIECE_LINES = 1024
+"""Lines that are parsed one by one if one of them is not readable."""
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+"""Half of a pair, which polars reads as NUL."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def parse_json(
+    block: bytes, keys: Sequence[str], lists: Sequence[str], first_row: int
+) -> tuple[pl.DataFrame, list[str]]:
+    """Returns some keys of a block of JSON lines, and what is wrong with each bad line.
+
+    Values are strings, or lists of strings under the keys in `lists`. A key that a line lacks is
+    null. NaN and Infinity are strings too. A lone surrogate becomes U+FFFD. Rows are numbered as by
+    `parse_csv`.
+    """
+    schema = {key: pl.List(pl.String) if key in lists else pl.String() for key in keys}
+    frame = _parse_fast(block, schema)
+    if frame is not None:
+        row = pl.int_range(first_row, first_row + pl.len(), dtype=pl.Int64)
+        return frame.with_columns(row.alias(ROW)), []
+    lines = split_lines(block)
+    frames, bad, problems = [pl.DataFrame(schema=schema)], [], []
+    for start in range(0, len(lines), PIECE_LINES):
+        piece = lines[start : start + PIECE_LINES]
+        frame = _parse_fast(b"\n".join(piece), schema)
+        if frame is None:
+            parsed = [_parse_line(line, keys, lists) for line in piece]
+            good = [values for values in parsed if not isinstance(values, str)]
+            frame = pl.DataFrame(good, schema=schema, orient="row")
+            for number, problem in enumerate(parsed, start):
+                if isinstance(problem, str):
+                    bad.append(number)
+                    problems.append(f"row {first_row + number} {problem}")
+        frames.append(frame)
+    rows = np.delete(np.arange(first_row, first_row + len(lines)), bad)
+    return pl.concat(frames).with_columns(pl.Series(ROW, rows, dtype=pl.Int64)), problems
+
+
+def _parse_fast(block: bytes, schema: dict[str, Any]) -> pl.DataFrame | None:
+    """Parses all lines at once; None if a line cannot be read so."""
+    if _LONE_SURROGATE.search(block):
+        return None
+    try:
+        return pl.read_ndjson(block, schema=schema)
+    except pl.exceptions.PolarsError:
+        return None
+
+
+def _parse_line(line: bytes, keys: Sequence[str], lists: Sequence[str]) -> list[Any] | str:
+    """Returns the values of a line, or what is wrong with it.
+
+    This accepts what polars refuses without need: NaN, Infinity, numbers beyond float64 and bytes
+    that are not UTF-8.
+    """
+    try:
+        row = json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON: {error}"
+    if not isinstance(row, dict):
+        return f"is a {type(row).__name__}"
+    for key in lists:
+        if not isinstance(row.get(key), list | None):
+            return f"holds {row[key]!r} under {key!r}, which must be a list"
+    return [
+        None
+        if row.get(key) is None
+        else list(_texts(row[key]))
+        if key in lists
+        else _text(row[key])
+        for key in keys
+    ]
+
+
+def _texts(values: list[Any]) -> Iterator[str | None]:
+    for value in values:
+        yield None if value is None else _text(value)
+
+
+def _text(value: Any) -> str:
+    """Returns a value as polars reads it into a string: 4.0 is "4"."""
+    if not isinstance(value, str):
+        return json.dumps(value).removesuffix(".0")
+    return without_surrogates(value)
+
+
+def without_surrogates(text: str) -> str:
+    """Returns the text with U+FFFD in place of each surrogate, which is no character."""
+    return _SURROGATES.sub("\ufffd", text)
