@@ -23,6 +23,7 @@ from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
 from msrec.data.features.vocabulary import Hashed
+from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.synthetic.random_rows import random_rows
@@ -92,6 +93,7 @@ def convert(
     choice = choice or split_choice(source)
     row_filter = RowFilter(bad_rows)
     hashed = dict(map(_hashed, hash or ()))
+    check_output(Path(out), DATASET, [Path(raw), grow_from], overwrite=overwrite)
     with progress_bars(console) as progress:
         reader = [TextReader(row_filter, progress)] if SOURCES[source].is_text else []
         tables = SOURCES[source].read(Path(raw), *reader, **options)
@@ -177,6 +179,7 @@ def make_random(
 ) -> Schema:
     """Writes random rows for the embedding tables of a YAML or CSV file as a dataset folder."""
     console = console or Console()
+    check_output(Path(out), DATASET, [tables], overwrite=overwrite)
     loads = read_tables_file(tables)
     schema = random_rows(out, loads, rows, users, items, seed=seed, overwrite=overwrite)
     _print_report(schema, out, console)

@@ -13,7 +13,6 @@ from msrec.data.convert.dataset_writer import (
     PartWriter,
     arrow_column,
     arrow_schema,
-    new_folder,
     write_table,
 )
 from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side, check_tables
@@ -23,6 +22,7 @@ from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
 from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocabularies
+from msrec.data.io.outputs import DATASET, new_folder
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, save_schema
 
@@ -61,7 +61,7 @@ def write_dataset(
     choice, row_filter = choice or SplitChoice(), row_filter or RowFilter()
     check_tables(raw)
     known = load_vocabularies(grow_from) if grow_from is not None else None
-    with new_folder(out, overwrite) as folder:
+    with new_folder(out, DATASET, [grow_from], overwrite=overwrite) as folder:
         scratch = folder / "stage"
         scratch.mkdir()
         extra_columns = [choice.column] if choice.column else []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from msrec.data.io.paths import refuse_secrets
-from msrec.launch.config import RunConfig, save_config
+from msrec.launch.config import RunConfig, check_run_folder, save_config
 from msrec.launch.trained_run import load_run_config
 
 Job = Literal["train", "encode", "evaluate", "predict"]
@@ -36,6 +36,8 @@ class JobSpec:
 
     def prepare(self) -> None:
         """Makes the folder and writes the config."""
+        if self.config is not None:
+            check_run_folder(self.config)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.config is not None:
             save_config(self.config, self.folder / CONFIG_FILE)

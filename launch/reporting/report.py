@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from msrec.data.io.atomic_files import write_text
+from msrec.data.io.outputs import PAGE, check_output
 from msrec.launch.evaluation.predictions import COMMIT_FILE, load_predictions
 from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
 from msrec.launch.evaluation.slices import SLICE_TITLES
@@ -76,6 +77,7 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
             f"{', '.join(RUN_FILES)}."
         )
     path = Path(path)
+    check_output(path, PAGE)
     html = _report(folders)
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_text(path, html)

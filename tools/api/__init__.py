@@ -297,10 +297,14 @@ def plan(
         FileNotFoundError, ValueError: the source or an option is invalid.
     """
     from msrec.data.io.atomic_files import write_text
+    from msrec.data.io.outputs import check_output
     from msrec.tools.planner.command.build_request import request_from_options
     from msrec.tools.planner.command.plan_options import PlanOptions
     from msrec.tools.planner.make_plan import make_plan
+    from msrec.tools.planner.plan import PLAN
 
+    if out is not None:
+        check_output(Path(out), PLAN, [Path(source)])
     options = PlanOptions(Path(source), list(overrides), nodes, gpus_per_node, gpu, batch=batch)
     made = make_plan(request_from_options(options))
     if out is not None and made.fits:
@@ -423,16 +427,19 @@ def predict(
     Returns:
         Counts of what was scored; None on other ranks than 0.
     """
+    from msrec.data.io.outputs import check_output
     from msrec.data.io.paths import to_path
     from msrec.launch.distributed import process_group
-    from msrec.launch.evaluation.predict_files import predict_files
+    from msrec.launch.evaluation.predict_files import PREDICTED, predict_files
     from msrec.launch.trained_run import open_run as open_trained_run
+    from msrec.launch.trained_run import run_inputs
 
     files = [data] if isinstance(data, str | Path) else data
     paths = [to_path(str(file)) for file in files]
     target = to_path(str(out))
     weights = None if checkpoint is None else Path(checkpoint)
     scored = None if dataset is None else to_path(str(dataset))
+    check_output(target, PREDICTED, [*paths, scored, weights, *run_inputs(Path(run))])
     with process_group() as process:
         opened = open_trained_run(Path(run), process, weights, scored)
         kept = None if columns is None else list(columns)

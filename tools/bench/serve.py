@@ -10,6 +10,7 @@ import typer
 
 from msrec.data.features.columns import Columns
 from msrec.data.features.vocabulary import VOCABULARIES
+from msrec.data.io.outputs import check_output
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.loading.batch import Batch
 from msrec.launch.build_model import table_schema
@@ -22,7 +23,7 @@ from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
 from msrec.tools.bench.harness.http_load import apply_load, latency_quantiles, running_server
 from msrec.tools.bench.harness.measure import Case, Seconds, compare_times, interleaved
-from msrec.tools.bench.harness.report import console, prepare, report, text_table
+from msrec.tools.bench.harness.report import BENCH_FILE, console, prepare, report, text_table
 
 SIZES = (1, 64, 512)
 """Rows of a call."""
@@ -48,6 +49,7 @@ def bench_serve(
     The direct calls take turns in one process with one thread. The loads go over HTTP to a server
     on the same machine.
     """
+    check_output(out, BENCH_FILE)
     on = prepare()
     export = export or run / "export"
     scorer = Scorer(export)

@@ -99,8 +99,9 @@ def bench_table(
 
     Reads configs/benchmark/benchmark.yaml. Also writes the page to OUT/table.md.
     """
+    from msrec.data.io.outputs import FileKind, check_output, contains
     from msrec.tools.cli.terminal import say
-    from msrec.tools.experiment.benchmark_page import benchmark_page
+    from msrec.tools.experiment.benchmark_page import BENCHMARK_COMMAND, benchmark_page
     from msrec.tools.experiment.runner import run_sweep
     from msrec.tools.experiment.sweep import load_sweep
 
@@ -109,10 +110,13 @@ def bench_table(
     everything = load_sweep(BENCHMARK)
     sweep = everything.subset(benchmark or [], model or [])
     sweep = sweep.model_copy(update={"raw": raw, "out": out, "trials": trials, "seeds": seeds})
+    pages = [path for path in (out / "table.md", page) if path is not None]
+    for path in pages:
+        check_output(path, FileKind("a page of msrec bench table", contains(BENCHMARK_COMMAND)))
     run_sweep(sweep, jobs, dry_run)
     if not dry_run:
         text = benchmark_page(sweep, everything)
-        for path in filter(None, (out / "table.md", page)):
+        for path in pages:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         say(text)

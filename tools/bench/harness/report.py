@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.io.outputs import FileKind, check_output, contains
 from msrec.launch.distributed import quiet_libraries
 from msrec.launch.versions import installed
 from msrec.tools.bench.harness.measure import Finding, spread
 
 OUT = Path("runs/bench")
 """Folder of the JSON files."""
+BENCH_FILE = FileKind("a file of msrec bench", contains('{\n  "bench": "'))
 BUSY_LOAD_PER_CORE = 0.5
 """Load from which the table calls the machine busy."""
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow", "polars")
@@ -77,6 +79,7 @@ def report(
     table.caption = _caption(on, max(len(finding.rounds) for finding in findings))
     console.print(table)
     file = file or OUT / f"{name}.json"
+    check_output(file, BENCH_FILE)
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [_line(finding) for finding in findings]
     write_json(file, {"bench": name, "machine": on, "findings": lines} | (more or {}))
