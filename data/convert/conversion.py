@@ -22,6 +22,7 @@ from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
 from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocabularies
+from msrec.data.io.names import safe_name
 from msrec.data.io.outputs import DATASET, new_folder
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, save_schema
@@ -133,13 +134,13 @@ def _schema(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Sc
             vocabulary = encoded.vocabularies[feature.name]
             hashes = vocabulary.hashes if isinstance(vocabulary, Hashed) else None
             is_multi = feature.kind == "multi" or (hashes or 1) > 1
-            name = feature.name
-            sparse.append(SparseFeature(name=name, table=name, multi=is_multi, hashes=hashes))
+            name, table = feature.name, safe_name(feature.name)
+            sparse.append(SparseFeature(name=name, table=table, multi=is_multi, hashes=hashes))
     return Schema(
         name=raw.name,
         description=raw.description,
         scenarios=raw.scenarios,
-        tables=encoded.table_rows,
+        tables={safe_name(name): rows for name, rows in encoded.table_rows.items()},
         sparse=sparse,
         dense=[feature.name for feature in raw.features if feature.kind == "dense"],
         labels=list(raw.labels),

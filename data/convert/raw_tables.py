@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
-from msrec.data.convert.row_filter import STRICT, RowFilter
+from msrec.data.convert.row_filter import ROW, STRICT, RowFilter
+from msrec.data.io.names import check_name
 from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 Progress = Callable[[str, int, int], None]
@@ -15,7 +16,7 @@ Side = Literal["user", "item"]
 SIDES: tuple[Side, ...] = ("user", "item")
 PublishedCounts = dict[str, dict[str, tuple[int, int, int]]]
 """Counts that papers and sites give: title -> scenario -> (rows, users, items)."""
-RESERVED = ("user", "item", "scenario")
+RESERVED = ("user", "item", "scenario", "user_key", "item_key", "p_click")
 FINITE = ("be finite", "Fill it yourself or leave the column out.")
 _TYPE_RULES: dict[str, tuple[Callable[[pl.DataType], bool], str]] = {
     "scenario": (lambda kind: kind.is_integer(), "be an integer"),
@@ -148,15 +149,10 @@ def check_tables(raw: RawTables) -> None:
     """Refuses users and items that a dataset folder cannot hold.
 
     Raises:
-        ValueError: a column is missing or has a wrong type, a key is null or a duplicate, or a
-            dense value is not finite. The message names file, column and row (from 0).
+        ValueError: a column is missing or has a wrong name or type, a key is null or a duplicate,
+            or a dense value is not finite. The message names file, column and row (from 0).
     """
-    for feature in raw.features:
-        if feature.name in RESERVED:
-            raise ValueError(
-                f"feature names must not be {', '.join(RESERVED)}, which the dataset folder uses "
-                f"itself; found {feature.name!r} in {raw.location(feature.side)}. Rename it."
-            )
+    _check_names(raw)
     for side in SIDES:
         frame, location, key = raw.table(side), raw.location(side), f"{side}_key"
         features = [feature for feature in raw.features if feature.side == side]
@@ -173,6 +169,31 @@ def check_tables(raw: RawTables) -> None:
             _check_type(frame[column], feature.kind, location)
             if feature.kind == "dense":
                 STRICT.keep(frame, column, _is_finite(column), location, *FINITE)
+
+
+def _check_names(raw: RawTables) -> None:
+    """Refuses names that a dataset folder cannot hold, or holds already for something else."""
+    texts = [*raw.text_columns("user"), *raw.text_columns("item")]
+    check_name("the name of a data set", raw.name)
+    for scenario in raw.scenarios:
+        check_name(f"{raw.location('interaction')}: the name of a scenario", scenario.name)
+    for name in (*raw.labels, *texts):
+        check_name("the name of a column", name)
+    taken = dict.fromkeys(raw.copied_columns, raw.location("interaction"))
+    for feature in raw.features:
+        name, location = feature.name, raw.location(feature.side)
+        check_name(f"{location}: the name of a column", name)
+        if name in RESERVED or (feature.side == "interaction" and name == ROW):
+            raise ValueError(
+                f"feature names must not be {', '.join(RESERVED)}, which the dataset folder uses "
+                f"itself, nor {ROW} in the interactions; found {name!r} in {location}. Rename it."
+            )
+        if name in taken:
+            raise ValueError(
+                f"names of features, labels and the timestamp must differ; {name!r} is in "
+                f"{taken[name]} and in {location}. Rename one."
+            )
+        taken[name] = location
 
 
 def checked_rows(raw: RawTables, chunk: Chunk, row_filter: RowFilter) -> pl.DataFrame:

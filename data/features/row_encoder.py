@@ -22,7 +22,7 @@ import pyarrow as pa
 from msrec.data.features.columns import Bags, Columns, Ids, nulls
 from msrec.data.features.raw_values import AllowedTypes, RawColumn, first_bad_row, types_like
 from msrec.data.features.value_index import ValueIndex, is_text
-from msrec.data.features.vocabulary import VOCABULARIES, Hashed, Vocabulary
+from msrec.data.features.vocabulary import Hashed, Vocabulary, vocabulary_file
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.schema import ID_KEYS, Schema, SparseFeature, load_schema
@@ -240,7 +240,7 @@ class RowEncoder:
 def _table_of(schema: Schema, feature: SparseFeature, folder: AnyPath) -> Vocabulary | Hashed | int:
     """Returns the encoder of a feature, or the size of its table if values are rows already."""
     rows = schema.tables[feature.table]
-    path = folder / VOCABULARIES / f"{feature.name}.parquet"
+    path = vocabulary_file(folder, feature.name)
     if is_file(path):
         vocabulary = Vocabulary(pl.Series(pl.from_arrow(_column(path, "value"))))
         vocabulary.index.prepare()

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from msrec.data.features.columns import Columns
-from msrec.data.features.vocabulary import VOCABULARIES
+from msrec.data.features.vocabulary import vocabulary_file
 from msrec.data.io.outputs import check_output
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.loading.batch import Batch
@@ -133,7 +133,7 @@ def raw_lines(scorer: Scorer, columns: Columns) -> list[dict[str, Any]]:
         raw[f"{side}_key"] = keys.take(pa.array(columns[side])).to_pylist()
     raw["scenario"] = [schema.scenarios[number].name for number in columns["scenario"]]
     for feature in schema.sparse:
-        path = folder / VOCABULARIES / f"{feature.name}.parquet"
+        path = vocabulary_file(folder, feature.name)
         values: list[Any] | None = None
         if path.is_file():
             values = [None, *read_parquet(path, ["value"])["value"].to_pylist()]
