@@ -165,7 +165,7 @@ def check_run_folder(config: RunConfig) -> None:
 def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
     for override in overrides:
         key, equals, text = override.partition("=")
-        refuse_secrets(key if equals else "an override", text or key)
+        refuse_secrets("an override", override)
         if not equals or not key:
             raise ValueError(f"an override must look like key.sub=value; got {override!r}.")
         try:

@@ -85,6 +85,25 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
+def visible(text: str, *, lines: bool = False) -> str:
+    r"""Returns text for a log or a terminal, with escapes for characters that forge or steer.
+
+    Args:
+        text: any text, such as a message with a name from data.
+        lines: keep line ends and tabs, for a text of several lines.
+
+    Example:
+        >>> visible("feed\nerror: \x1b[31mred")
+        'feed\\nerror: \\x1b[31mred'
+    """
+
+    def escaped(match: re.Match[str]) -> str:
+        keep = lines and match[0] in "\n\t"
+        return match[0] if keep else match[0].encode("unicode_escape").decode()
+
+    return _FORGING.sub(escaped, text)
+
+
 def _is_taken(name: str) -> bool:
     return name in MODULE_WORDS or name.startswith("__")
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from msrec.tools.cli.arguments import take_local_paths
+
 BENCHES = {
     "loader": ("loader", "Parquet to shuffled batches on one thread, against pyarrow's decoding."),
     "hidden": ("loader", "Training from Parquet, against training on batches in memory."),
@@ -50,7 +52,7 @@ def _load(name: str) -> Any:
     paragraphs = function.__doc__.partition("Raises:")[0].split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(name, help=text)(function)
+    app.command(name, help=text)(take_local_paths(function))
     return typer.main.get_command(app)
 
 

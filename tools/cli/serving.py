@@ -77,9 +77,10 @@ def score(
     """Score a file of raw rows with an export: as many rows out as in, in order."""
     from msrec.launch.serving.score_file import score_file
     from msrec.launch.serving.scorer import Scorer
+    from msrec.tools.cli.terminal import say
 
     rows = score_file(Scorer(folder), file, out)
-    typer.echo(f"wrote {out}: {rows:,} rows")
+    say(f"wrote {out}: {rows:,} rows")
 
 
 def serve(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.outputs import FileKind, check_output, contains
+from msrec.launch.console import PlainConsole
 from msrec.launch.distributed import quiet_libraries
 from msrec.launch.versions import installed
 from msrec.tools.bench.harness.measure import Finding, spread
@@ -25,7 +25,7 @@ BUSY_LOAD_PER_CORE = 0.5
 """Load from which the table calls the machine busy."""
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow", "polars")
 
-console = Console(width=120, highlight=False)
+console = PlainConsole(width=120, highlight=False)
 
 
 def prepare(threads: int | None = 1) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def text_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
 def _row(finding: Finding) -> dict[str, str]:
     deviation = spread(finding.rounds) / 2
     by_cpu = finding.processor_ratio
-    state = {None: "", True: "reached", False: "[bold]missed[/]"}[finding.is_reached]
+    state = {None: "", True: "reached", False: "MISSED"}[finding.is_reached]
     return {
         "": finding.what,
         "ours": _figure(finding.ours),
