@@ -15,12 +15,13 @@ names it. There are no nulls. Row 0 of a table is for every id that training nev
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from msrec.data.io.atomic_files import write_text
+from msrec.data.io.names import check_name, module_name
 from msrec.data.io.paths import AnyPath, is_file, to_path
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
 
@@ -36,6 +37,8 @@ EventOrder = Literal["timestamp", "rows"]
 SCHEMA_FILE = "dataset.yaml"
 ID_KEYS = {"user_id": "user_key", "item_id": "item_key"}
 """Id feature -> the key that it holds, in users.parquet or items.parquet."""
+TableName = Annotated[str, AfterValidator(module_name)]
+"""Name of an embedding table, which is also a file of an export and a module of the model."""
 MIN_SCALED_ROWS = 1000
 """Rows that a table keeps when it is scaled down, if it has them."""
 
@@ -54,7 +57,7 @@ class SparseFeature(StrictModel):
 
     name: str
     """Name of the column."""
-    table: str
+    table: TableName
     """Key in `tables`."""
     multi: bool = False
     """Whether a row has a list of ids."""
@@ -129,7 +132,7 @@ class Schema(StrictModel):
     """One sentence about the app, for prompts."""
     scenarios: list[Scenario] = Field(min_length=1)
     """Scenarios; ids in the files are positions in this list."""
-    tables: dict[str, int]
+    tables: dict[TableName, int]
     """Table name -> rows, row 0 (unknown) included."""
     sparse: list[SparseFeature] = Field(min_length=1)
     """Features of ids, in the order of the model's embeddings."""
@@ -158,6 +161,9 @@ class Schema(StrictModel):
     def _check(self) -> "Schema":
         features = [*(f.name for f in self.sparse), *self.dense, *self.labels]
         scenarios = [s.name for s in self.scenarios]
+        texts = [*self.text.item_attributes, *self.text.user_attributes]
+        for name in (self.name, *scenarios, *features, *self.tables, *texts):
+            check_name("the name of a data set, scenario, feature, label, table or text", name)
         for what, names in (("scenario names", scenarios), ("feature names", features)):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:

@@ -8,6 +8,13 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 
+from msrec.data.io.outputs import (
+    FileKind,
+    FolderKind,
+    check_apart,
+    check_output,
+    contains,
+)
 from msrec.data.io.paths import AnyPath, refuse_secrets, to_path
 from msrec.data.io.validation import StrictModel, read_yaml
 from msrec.data.loading.quarantine import Policy
@@ -29,6 +36,18 @@ from msrec.launch.config_sections import (
 from msrec.model.backbones import BACKBONES
 
 DEFAULT_BACKBONE = "shared_bottom"
+CONFIG_FILE = "config.yaml"
+"""File of a run folder with the resolved config."""
+SAVED_CONFIG = FileKind("the config of a run", contains("run_id:"))
+NEW_RUN = FolderKind(
+    "the folder of a run",
+    None,
+    (
+        *("submitted.yaml", "submitted.json", "pipeline.json", "failed_step.json", ".*"),
+        *("init_from.json", "logs/**", "jobs/**", "ranks/**", "quarantine/**"),
+    ),
+)
+"""What a run folder may hold before its config."""
 DatasetPath = Annotated[
     AnyPath, PlainValidator(to_path, json_schema_input_type=str), PlainSerializer(str)
 ]
@@ -132,10 +151,23 @@ def save_config(config: RunConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
+def check_run_folder(config: RunConfig) -> None:
+    """Refuses a run folder with files of others, so that training overwrites none of them.
+
+    Raises:
+        ValueError: names the folder and the file.
+    """
+    check_apart(config.run_dir, [config.dataset])
+    if (config.run_dir / CONFIG_FILE).is_file():
+        check_output(config.run_dir / CONFIG_FILE, SAVED_CONFIG)
+    else:
+        check_output(config.run_dir, NEW_RUN)
+
+
 def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
     for override in overrides:
         key, equals, text = override.partition("=")
-        refuse_secrets(key if equals else "an override", text or key)
+        refuse_secrets("an override", override)
         if not equals or not key:
             raise ValueError(f"an override must look like key.sub=value; got {override!r}.")
         try:

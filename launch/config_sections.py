@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from msrec.data.io.paths import local_path
 from msrec.data.io.validation import StrictModel
-from msrec.data.schema import HistoryProtocol
+from msrec.data.schema import HistoryProtocol, TableName
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 
@@ -46,7 +46,7 @@ class EmbeddingsConfig(StrictModel):
     row_wise_from: int = Field(1_000_000, ge=1)
     """Number of rows from which a table is split by rows over all ranks; a smaller table is on one
     rank."""
-    sharding: dict[str, Literal["table_wise", "row_wise"]] = {}
+    sharding: dict[TableName, Literal["table_wise", "row_wise"]] = {}
     """Table -> sharding type. It overrides `row_wise_from`."""
 
 

@@ -15,13 +15,12 @@ from msrec.launch.build_model import build_sharded
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT
 from msrec.launch.checkpointing.loading import load_checkpoint
-from msrec.launch.config import RunConfig, load_config
+from msrec.launch.config import CONFIG_FILE, RunConfig, load_config
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import ScoredDataset
 from msrec.model.ranker import RankerTrain
 
-CONFIG_FILE = "config.yaml"
 logger = logging.getLogger(__name__)
 
 
@@ -74,6 +73,16 @@ def load_run_config(run_dir: Path) -> RunConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir} must be a run folder; it has no {CONFIG_FILE}.")
     return load_config(path)
+
+
+def run_inputs(run_dir: Path) -> list[AnyPath | None]:
+    """Returns the places that belong to a run, in which no other command may write.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    config = load_run_config(run_dir)
+    return [run_dir / CHECKPOINTS, run_dir / "predictions", config.dataset, config.llm.store]
 
 
 def open_run(

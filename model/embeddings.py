@@ -109,6 +109,11 @@ def table_configs(
         features_of.setdefault(feature.table, []).append(feature.name)
     rows = dict(schema.tables)
     for side in history:
+        if f"{side}_history" in rows:
+            raise ValueError(
+                f"a data set must have no table '{side}_history' for history.of={side}, which "
+                "makes one; rename that feature."
+            )
         features_of[f"{side}_history"] = [f"{side}_history", f"{side}_own"]
         rows[f"{side}_history"] = schema.size_of(OTHER[side]) * levels(schema)
     return [

@@ -23,10 +23,12 @@ from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
 from msrec.data.features.vocabulary import Hashed
+from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.synthetic.random_rows import random_rows
 from msrec.data.synthetic.simulated_dataset import synthesize
+from msrec.launch.console import PlainConsole
 from msrec.tools.histories import make_histories
 from msrec.tools.planner.tables import read_tables_file
 from msrec.tools.progress_bars import progress_bars
@@ -88,10 +90,11 @@ def convert(
         FileNotFoundError: a file does not exist.
         ValueError: a file or an option is not valid.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     choice = choice or split_choice(source)
     row_filter = RowFilter(bad_rows)
     hashed = dict(map(_hashed, hash or ()))
+    check_output(Path(out), DATASET, [Path(raw), grow_from], overwrite=overwrite)
     with progress_bars(console) as progress:
         reader = [TextReader(row_filter, progress)] if SOURCES[source].is_text else []
         tables = SOURCES[source].read(Path(raw), *reader, **options)
@@ -158,7 +161,7 @@ def _hashed(option: str) -> tuple[str, Hashed]:
 
 def make_synthetic(out: Path | str, console: Console | None = None, **options: Any) -> Schema:
     """Writes the simulated app as a dataset folder; `options` are those of `synthesize`."""
-    console = console or Console()
+    console = console or PlainConsole()
     with progress_bars(console) as progress:
         schema = synthesize(out, progress=progress, **options)
     _print_report(schema, out, console)
@@ -176,7 +179,8 @@ def make_random(
     console: Console | None = None,
 ) -> Schema:
     """Writes random rows for the embedding tables of a YAML or CSV file as a dataset folder."""
-    console = console or Console()
+    console = console or PlainConsole()
+    check_output(Path(out), DATASET, [tables], overwrite=overwrite)
     loads = read_tables_file(tables)
     schema = random_rows(out, loads, rows, users, items, seed=seed, overwrite=overwrite)
     _print_report(schema, out, console)

@@ -6,8 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-
+from msrec.launch.console import PlainConsole
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.reporting.report import write_report
 from msrec.launch.reporting.result_tables import comparison_table
@@ -16,7 +15,7 @@ CONFIG = Path("configs/demo.yaml")
 RUNS = {"bare": [], "LLM4MSR": ["meta.user=true", "meta.scenario=true"]}
 """Name of each run, and its options."""
 RANKS = "1x2"
-console = Console()
+console = PlainConsole()
 
 
 def demo(folder: Path) -> None:
@@ -53,7 +52,8 @@ def _launch(job: str, *args: str) -> None:
 
 def _run(program: str, *args: str) -> None:
     """Runs a program of this environment; its output goes to the terminal."""
-    console.print(f"[bold]$ {shlex.join([program, *args])}[/]", soft_wrap=True, highlight=False)
+    line = f"$ {shlex.join([program, *args])}"
+    console.print(line, style="bold", soft_wrap=True, highlight=False)
     done = subprocess.run([Path(sys.executable).parent / program, *args], check=False)
     if done.returncode:
         raise ValueError(f"`{program} {' '.join(args[:4])} ...` failed; see its message above.")

@@ -8,6 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from msrec.data.io.names import visible
 from msrec.data.schema import Split
 from msrec.launch.explanations.explain import explanations
 from msrec.launch.explanations.explanation_file import (
@@ -92,9 +93,13 @@ def show_interest(row: RowInterest, console: Console) -> None:
 
 
 def _show_prompt(title: str, prompt: str, answer: str | None, console: Console) -> None:
-    console.print(Panel(Text(prompt), title=title))
+    console.print(Panel(_text(prompt), title=Text(visible(title))))
     if answer is not None:
-        console.print(Panel(Text(answer or "(empty)"), title="LLM answer"))
+        console.print(Panel(_text(answer or "(empty)"), title="LLM answer"))
+
+
+def _text(text: str) -> Text:
+    return Text(visible(text, lines=True))
 
 
 def rows_table(user: UserExplanation, max_rows: int) -> Table:

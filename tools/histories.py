@@ -9,6 +9,7 @@ from rich.table import Table
 from msrec.data.histories.build import PROTOCOLS, build_histories
 from msrec.data.loading.quarantine import Policy
 from msrec.data.schema import EventChoice, EventOrder, HistoryProtocol, Schema
+from msrec.launch.console import PlainConsole
 from msrec.tools.progress_bars import progress_bars
 
 
@@ -21,7 +22,7 @@ def make_histories(
     console: Console | None = None,
 ) -> Schema:
     """Builds indices of histories and prints their counts; see `build_histories`."""
-    console = console or Console()
+    console = console or PlainConsole()
     with progress_bars(console) as progress:
         schema = build_histories(dataset, protocols, events, order, faults, progress)
     console.print(histories_table(schema))

@@ -18,6 +18,7 @@ from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.checkpointing.commit import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import Index, read_index
 from msrec.launch.config_sections import LLMConfig
+from msrec.launch.console import PlainConsole
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, load_results
 from msrec.launch.evaluation.source_overlap import SourceOverlap, source_overlap
@@ -56,7 +57,7 @@ def show(
         FileNotFoundError: the folder is none of them.
         ValueError: a file in it is broken, or no level has the key.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     if is_file(folder / SCHEMA_FILE):
         _show_dataset(load_schema(folder), console)
     elif not isinstance(folder, Path):

@@ -14,7 +14,10 @@ from rich.markdown import Markdown
 from rich.table import Table
 from torch import nn
 
+from msrec.data.io.atomic_files import write_text
+from msrec.data.io.outputs import FileKind, check_output, contains
 from msrec.launch.backbone_config import BACKBONE_OPTIONS
+from msrec.launch.console import PlainConsole
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import BACKBONES, backbone_options, make_backbone
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
@@ -103,7 +106,7 @@ def zoo(name: str | None, console: Console | None = None) -> None:
     Raises:
         ValueError: there is no such model.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     if name is None:
         console.print(_models_table())
         console.print(_llm_table())
@@ -183,8 +186,9 @@ def page() -> str:
 
 def write_page(path: Path) -> None:
     """Writes docs/reference/models.md."""
+    check_output(path, FileKind("the page of msrec zoo", contains("`msrec zoo --page")))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page())
+    write_text(path, page())
 
 
 def _models_table() -> Table:

@@ -13,7 +13,6 @@ from msrec.data.convert.dataset_writer import (
     PartWriter,
     arrow_column,
     arrow_schema,
-    new_folder,
     write_table,
 )
 from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side
@@ -24,6 +23,8 @@ from msrec.data.convert.statistics import ConversionCounts, num_duplicates
 from msrec.data.convert.table_checks import checked_tables
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
 from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocabularies
+from msrec.data.io.names import safe_name
+from msrec.data.io.outputs import DATASET, new_folder
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, save_schema
 
@@ -62,7 +63,7 @@ def write_dataset(
     choice, row_filter = choice or SplitChoice(), row_filter or RowFilter()
     raw = checked_tables(raw)
     known = load_vocabularies(grow_from) if grow_from is not None else None
-    with new_folder(out, overwrite) as folder:
+    with new_folder(out, DATASET, [grow_from], overwrite=overwrite) as folder:
         scratch = folder / "stage"
         scratch.mkdir()
         extra_columns = [choice.column] if choice.column else []
@@ -135,11 +136,11 @@ def _schema(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Sc
             vocabulary = encoded.vocabularies[feature.name]
             hashes = vocabulary.hashes if isinstance(vocabulary, Hashed) else None
             is_multi = feature.kind == "multi" or (hashes or 1) > 1
-            name = feature.name
+            name, table = feature.name, safe_name(feature.name)
             sparse.append(
                 SparseFeature(
                     name=name,
-                    table=name,
+                    table=table,
                     multi=is_multi,
                     hashes=hashes,
                     separator=feature.separator,
@@ -149,7 +150,7 @@ def _schema(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Sc
         name=raw.name,
         description=raw.description,
         scenarios=raw.scenarios,
-        tables=encoded.table_rows,
+        tables={safe_name(name): rows for name, rows in encoded.table_rows.items()},
         sparse=sparse,
         dense=[feature.name for feature in raw.features if feature.kind == "dense"],
         labels=list(raw.labels),

@@ -1,8 +1,5 @@
-"""Files of a dataset folder: Parquet parts of a split, and a folder that appears as a whole."""
+"""Files of a dataset folder: Parquet parts of a split, and tables of users and items."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +7,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.schema import SCHEMA_FILE, Schema
+from msrec.data.schema import Schema
 
 ROW_GROUP_ROWS = 65_536
 FILE_ROWS = 4 * 1024 * 1024
@@ -96,45 +93,3 @@ def write_table(frame: pl.DataFrame, path: Path) -> None:
     columns = [frame[column].rechunk().to_arrow() for column in frame.columns]
     arrays = [a.cast(pa.int64() if pa.types.is_integer(a.type) else pa.string()) for a in columns]
     pq.write_table(pa.table(arrays, names=frame.columns), path, compression="lz4")
-
-
-@contextmanager
-def new_folder(
-    out: Path | str, overwrite: bool = False, marker: str = SCHEMA_FILE
-) -> Iterator[Path]:
-    """Yields a scratch folder that is renamed to `out` when the block ends without an error.
-
-    A killed run may leave the scratch folder; the next run removes it. With `overwrite`, the old
-    folder stays until the new one is complete.
-
-    Args:
-        out: the folder to make.
-        overwrite: replace an older folder.
-        marker: a file that an older folder must have to be replaced.
-
-    Raises:
-        ValueError: `out` exists, and is not to be overwritten or lacks the marker.
-    """
-    out = Path(out)
-    if out.exists() and not overwrite:
-        raise ValueError(
-            f"{out} must not exist yet, so that nothing is lost; it does. Choose another folder or "
-            "overwrite it."
-        )
-    if out.exists() and not (out / marker).is_file():
-        raise ValueError(
-            f"{out} must hold {marker} to be overwritten; it does not. Remove it yourself or "
-            "choose another folder."
-        )
-    scratch, old = (out.parent / f".{out.name}.{word}" for word in ("partial", "old"))
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        scratch.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -60,13 +60,13 @@ class StagedRows:
     def chunks(self, columns: Sequence[str]) -> Iterator[tuple[slice, pl.DataFrame]]:
         """Yields rows of the stage, and some columns of the raw interactions for them."""
         for file in self.files:
-            frame = pl.read_parquet(file.path, columns=list(dict.fromkeys(columns)))
+            frame = pl.read_parquet(file.path, glob=False, columns=list(dict.fromkeys(columns)))
             yield slice(file.start, file.stop), frame
 
     def location(self, row: int) -> str:
         """Returns the raw file of a row of the stage, and its number in that file."""
         file = next(file for file in self.files if row < file.stop)
-        raw_row = pl.read_parquet(file.path, columns=[ROW])[ROW][row - file.start]
+        raw_row = pl.read_parquet(file.path, glob=False, columns=[ROW])[ROW][row - file.start]
         return f"{file.location}: row {raw_row}"
 
 
@@ -162,7 +162,8 @@ def _with_named_keys(raw: RawTables, paths: list[Path]) -> RawTables:
     grown: dict[str, Any] = {}
     for side in SIDES:
         key, table = f"{side}_key", raw.table(side)
-        named = pl.scan_parquet(paths).select(pl.col(key).unique()).collect(engine="streaming")
+        keys = pl.scan_parquet(paths, glob=False).select(pl.col(key).unique())
+        named = keys.collect(engine="streaming")
         new = named.join(table.select(key), on=key, how="anti").sort(key)
         grown[f"{side}s"] = pl.concat([table, new], how="diagonal")
     return dataclasses.replace(raw, **grown)
@@ -177,7 +178,8 @@ def _look_up(files: list[StagedFile], keys: pl.Series, folder: Path) -> npt.NDAr
         waiting.append(file)
         start, stop = waiting[0].start, file.stop
         if stop - start >= LOOKUP_ROWS or file is files[-1]:
-            rows = pl.read_parquet([f.path for f in waiting], columns=[keys.name])[keys.name]
+            paths = [f.path for f in waiting]
+            rows = pl.read_parquet(paths, glob=False, columns=[keys.name])[keys.name]
             positions[start:stop] = rows.replace_strict(keys, numbers, return_dtype=pl.Int32)
             waiting = []
     return positions

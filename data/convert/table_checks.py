@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from msrec.data.convert.raw_tables import SIDES, Chunk, RawTables, Side
-from msrec.data.convert.row_filter import STRICT, RowFilter
+from msrec.data.convert.row_filter import ROW, STRICT, RowFilter
 from msrec.data.features.value_types import (
     BOOLEAN,
     INTEGER,
@@ -18,9 +18,10 @@ from msrec.data.features.value_types import (
     arrow_type,
     stored_series,
 )
+from msrec.data.io.names import check_name
 
 KEYS = ("user_key", "item_key")
-RESERVED = ("user", "item", "scenario")
+RESERVED = ("user", "item", "scenario", "user_key", "item_key", "p_click")
 MAX_INTEGER = 2**63 - 1
 FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
 """Beginning of the year 1 and end of the year 9999, in seconds since 1970."""
@@ -49,18 +50,38 @@ def checked_tables(raw: RawTables) -> RawTables:
     """Returns the tables with keys as int64 or strings; refuses what a dataset folder cannot hold.
 
     Raises:
-        ValueError: a column is missing or has a wrong type, a key is null or a duplicate, an
-            integer does not fit int64, or a dense value is not finite. The message names file,
+        ValueError: a column is missing or has a wrong name or type, a key is null or a duplicate,
+            an integer does not fit int64, or a dense value is not finite. The message names file,
             column and row (from 0).
     """
-    for feature in raw.features:
-        if feature.name in RESERVED:
-            raise ValueError(
-                f"feature names must not be {', '.join(RESERVED)}, which the dataset folder uses "
-                f"itself; found {feature.name!r} in {raw.location(feature.side)}. Rename it."
-            )
+    _check_names(raw)
     users, items = (_checked_side(raw, side) for side in SIDES)
     return dataclasses.replace(raw, users=users, items=items)
+
+
+def _check_names(raw: RawTables) -> None:
+    """Refuses names that a dataset folder cannot hold, or holds already for something else."""
+    texts = [*raw.text_columns("user"), *raw.text_columns("item")]
+    check_name("the name of a data set", raw.name)
+    for scenario in raw.scenarios:
+        check_name(f"{raw.location('interaction')}: the name of a scenario", scenario.name)
+    for name in (*raw.labels, *texts):
+        check_name("the name of a column", name)
+    taken = dict.fromkeys(raw.copied_columns, raw.location("interaction"))
+    for feature in raw.features:
+        name, location = feature.name, raw.location(feature.side)
+        check_name(f"{location}: the name of a column", name)
+        if name in RESERVED or (feature.side == "interaction" and name == ROW):
+            raise ValueError(
+                f"feature names must not be {', '.join(RESERVED)}, which the dataset folder uses "
+                f"itself, nor {ROW} in the interactions; found {name!r} in {location}. Rename it."
+            )
+        if name in taken:
+            raise ValueError(
+                f"names of features, labels and the timestamp must differ; {name!r} is in "
+                f"{taken[name]} and in {location}. Rename one."
+            )
+        taken[name] = location
 
 
 def _checked_side(raw: RawTables, side: Side) -> pl.DataFrame:

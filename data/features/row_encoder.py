@@ -35,7 +35,7 @@ from msrec.data.features.value_types import (
     split_texts,
     types_like,
 )
-from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES, Hashed, Vocabulary
+from msrec.data.features.vocabulary import UNKNOWN, Hashed, Vocabulary, vocabulary_file
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.schema import ID_KEYS, Schema, SparseFeature, load_schema
@@ -223,7 +223,7 @@ class RowEncoder:
 def _table_of(schema: Schema, feature: SparseFeature, folder: AnyPath) -> Vocabulary | Hashed | int:
     """Returns the encoder of a feature, or the size of its table if values are rows already."""
     rows = schema.tables[feature.table]
-    path = folder / VOCABULARIES / f"{feature.name}.parquet"
+    path = vocabulary_file(folder, feature.name)
     if is_file(path):
         vocabulary = Vocabulary(pl.Series(pl.from_arrow(_column(path, "value"))))
         vocabulary.index.prepare()

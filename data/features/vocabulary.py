@@ -7,6 +7,7 @@ older one (`init_from`) finds them in the right places.
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +24,16 @@ from msrec.data.features.columns import Bags, Ids, Lengths, flattened, nulls
 from msrec.data.features.shard_balance import spread
 from msrec.data.features.value_index import ValueIndex
 from msrec.data.features.value_types import stored, stored_series
-from msrec.data.io.parquet_files import parquet_files, read_parquet, readable
+from msrec.data.io.names import safe_name
+from msrec.data.io.parquet_files import read_parquet, readable
 from msrec.data.io.paths import AnyPath, is_file
+from msrec.data.schema import load_schema
 
 UNKNOWN = 0
 """The table row of missing values and of values that training did not have."""
 VOCABULARIES = "vocabularies"
 MAX_ROWS = 2**31 - 1
+_CODE = re.compile("%[0-9A-F]{2}")
 
 
 def distinct_values(values: pl.Series) -> pl.Series:
@@ -226,7 +230,20 @@ def save_vocabularies(tables: Mapping[str, TableEncoder], dataset: Path) -> None
     folder.mkdir()
     for name, table in tables.items():
         if isinstance(table, Vocabulary):
-            table.values.alias("value").to_frame().write_parquet(folder / f"{name}.parquet")
+            table.values.alias("value").to_frame().write_parquet(
+                folder / f"{safe_name(name)}.parquet"
+            )
+
+
+def vocabulary_file(dataset: AnyPath, feature: str) -> AnyPath:
+    """Returns the file with the vocabulary of a feature, which may not exist."""
+    folder = dataset / VOCABULARIES
+    file, older = folder / f"{safe_name(feature)}.parquet", f"{feature}.parquet"
+    # Version 0.1 did not encode names.
+    is_possible = "/" not in feature and not _CODE.search(feature) and len(older.encode()) < 256
+    if is_possible and not is_file(file) and is_file(folder / older):
+        return folder / older
+    return file
 
 
 def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
@@ -242,9 +259,11 @@ def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
             "this version."
         )
     vocabularies = {}
-    for path in parquet_files(folder):
-        with readable(path) as file:
-            vocabularies[path.stem] = pl.read_parquet(file)["value"]
+    for feature in load_schema(dataset).sparse:
+        path = vocabulary_file(dataset, feature.name)
+        if is_file(path):
+            with readable(path) as file:
+                vocabularies[feature.name] = pl.read_parquet(file, glob=False)["value"]
     return vocabularies
 
 
@@ -258,7 +277,7 @@ def item_table_rows(dataset: AnyPath) -> Ids:
     Raises:
         ValueError: `item_id` has no vocabulary: it is hashed, simulated, or not a feature.
     """
-    vocabulary = dataset / VOCABULARIES / "item_id.parquet"
+    vocabulary = vocabulary_file(dataset, "item_id")
     if not is_file(vocabulary):
         raise ValueError(
             f"{dataset} must have a vocabulary of the feature 'item_id', which gives each item a "

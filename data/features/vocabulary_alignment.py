@@ -10,7 +10,7 @@ import pyarrow as pa
 from msrec.data.features.columns import Columns, Ids, map_ids
 from msrec.data.features.value_index import ValueIndex
 from msrec.data.features.value_types import is_text
-from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES
+from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES, vocabulary_file
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.schema import Schema, load_schema
@@ -117,7 +117,7 @@ class VocabularyAlignment:
         for path, values, rows in ((self._data, new, new_rows), (self._trained, old, old_rows)):
             if len(values) + 1 != rows:
                 raise ValueError(
-                    f"{path / VOCABULARIES / name}.parquet must have {rows - 1} values, as in "
+                    f"{vocabulary_file(path, name)} must have {rows - 1} values, as in "
                     f"dataset.yaml; it has {len(values)}. Convert that data again."
                 )
         positions = self._positions(name, new, old)
@@ -130,7 +130,7 @@ class VocabularyAlignment:
 
     def _values(self, dataset: AnyPath, name: str) -> pa.Array | None:
         """Returns the vocabulary of a feature, None if it is hashed."""
-        path = dataset / VOCABULARIES / f"{name}.parquet"
+        path = vocabulary_file(dataset, name)
         if is_file(path):
             return _column(path, "value")
         if not (dataset / VOCABULARIES).is_dir():

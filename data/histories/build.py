@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from msrec.data.convert.dataset_writer import new_folder
 from msrec.data.convert.raw_tables import Progress
 from msrec.data.histories.index import (
     EVENT_ARRAYS,
@@ -27,6 +26,7 @@ from msrec.data.histories.index import (
     data_files,
 )
 from msrec.data.io.atomic_files import checksums, write_text
+from msrec.data.io.outputs import FolderKind, new_folder
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.quarantine import BAD, Policy
 from msrec.data.loading.split_reader import SplitReader
@@ -43,6 +43,7 @@ from msrec.data.schema import (
     save_schema,
 )
 
+INDEX = FolderKind("an index of histories", MANIFEST, (MANIFEST, "*.npy"))
 PROTOCOLS: tuple[HistoryProtocol, ...] = ("stream", "frozen")
 
 
@@ -267,7 +268,7 @@ def _write_index(
     record: HistoryRecord,
 ) -> None:
     out = dataset / HISTORIES / protocol
-    with new_folder(out, overwrite=True, marker=MANIFEST) as folder:
+    with new_folder(out, INDEX, overwrite=True) as folder:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
         paths = sorted(folder.iterdir())

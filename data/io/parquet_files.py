@@ -90,7 +90,7 @@ def scan_parquet(paths: Iterable[AnyPath]) -> pl.LazyFrame:
     """Returns the files as one lazy frame."""
     paths = list(paths)
     if not is_remote(paths[0]):
-        return pl.scan_parquet(paths)  # type: ignore[arg-type]
+        return pl.scan_parquet(paths, glob=False)  # type: ignore[arg-type]
     names = [path.path for path in paths]  # type: ignore[union-attr]
     files = pa.dataset.dataset(names, format="parquet", filesystem=paths[0].fs)  # type: ignore[union-attr]
     return pl.scan_pyarrow_dataset(files)

@@ -16,13 +16,24 @@ if TYPE_CHECKING:
     AnyPath = Path | UPath
 else:
     AnyPath = Path  # importing fsspec takes 0.2 s, and most commands do not need it
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_SECRET = re.compile(r"(://)[^/\s@'\"]+@|(://[^\s?'\"]+\?)[^\s'\"]+")
-"""The parts of a URL that may be secret: user and key before the host, and a query (signatures)."""
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
+"""Beginning of a URL, also of one that `pathlib` took for a path: `s3:/bucket`."""
+_SECRET = re.compile(
+    r"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+:/+)
+    (?: (?P<user> [^/\s@'":\[\]]*:(?!\d+(?![\w%+-]))[^\s'"]*@ | [^/\s'"]+@ )
+      | (?P<rest> [^/\s@'":\[\]?]*:(?!\d+(?![\w%+-]))[^\s'"]+ )
+      | (?P<place> [^\s?'"]+\?)[^\s'"]+ )""",
+    re.VERBOSE,
+)
+"""The parts of a URL that may be secret: a user and a key before the host, in which `/` may stand
+and `@` may be `%40`, and a query (signatures). Digits after a colon are a port."""
 
 
 def to_path(text: str | AnyPath) -> AnyPath:
     """Returns a local path, or a path of a file system that fsspec knows.
+
+    Every path that a user gives goes through this function or through `local_path` before it
+    becomes a `Path`.
 
     Raises:
         ValueError: the URL carries credentials, or its file system is not installed.
@@ -34,8 +45,11 @@ def to_path(text: str | AnyPath) -> AnyPath:
     if not isinstance(text, str):
         return text
     refuse_secrets("a path", text)
+    text = _without_file_scheme(text)
     if not _URL.match(text):
         return Path(text)
+    if "://" not in text:
+        raise ValueError(f"a URL must have two slashes after its scheme, as s3://; got {text}.")
     from fsspec import get_filesystem_class
     from fsspec.utils import get_protocol
     from upath import UPath
@@ -57,12 +71,18 @@ def local_path(text: str | Path) -> Path:
     Raises:
         ValueError: the text is a URL.
     """
-    if isinstance(text, str) and _URL.match(text):
+    refuse_secrets("a path", str(text))
+    text = _without_file_scheme(str(text))
+    if _URL.match(text):
         raise ValueError(
-            f"must be a folder or file of this machine (only datasets are read from elsewhere); "
-            f"got {redacted(text)}"
+            "a path must be a folder or file of this machine (only datasets are read from "
+            f"elsewhere); got {text}"
         )
     return Path(text)
+
+
+def _without_file_scheme(text: str) -> str:
+    return text[len("file://") :] if text.lower().startswith("file://") else text
 
 
 def is_remote(path: AnyPath) -> bool:
@@ -101,7 +121,12 @@ def redacted(text: str) -> str:
         >>> redacted("s3://KEY:SECRET@bucket/app and https://host/x?sig=1")
         's3://***@bucket/app and https://host/x?***'
     """
-    return _SECRET.sub(lambda match: f"{match[1]}***@" if match[1] else f"{match[2]}***", text)
+
+    def hidden(match: re.Match[str]) -> str:
+        scheme, place = match["scheme"], match["place"] or ""
+        return f"{scheme}***@" if match["user"] else f"{scheme}{place}***"
+
+    return _SECRET.sub(hidden, text)
 
 
 def refuse_secrets(name: str, value: object) -> None:
@@ -112,6 +137,7 @@ def refuse_secrets(name: str, value: object) -> None:
     """
     if isinstance(value, dict):
         for key, child in value.items():
+            refuse_secrets("a key", key)
             refuse_secrets(str(key), child)
     elif isinstance(value, list | tuple):
         for child in value:
@@ -119,6 +145,6 @@ def refuse_secrets(name: str, value: object) -> None:
     elif isinstance(value, str) and _SECRET.search(value):
         raise ValueError(
             f"{name} must be a URL without credentials, because configs, logs and reports keep it; "
-            f"got {redacted(value)}. Put them in the environment, such as AWS_ACCESS_KEY_ID or "
-            "AWS_PROFILE."
+            f"got {redacted(value)}. Put them in the environment, such as AWS_ACCESS_KEY_ID, "
+            "AWS_PROFILE or MLFLOW_TRACKING_PASSWORD."
         )

@@ -225,7 +225,7 @@ def read_columns(file: AnyPath, columns: list[str]) -> pl.DataFrame:
     """Reads columns of a Parquet file; an error names the file or column that is missing."""
     _check_columns(file, columns)
     with readable(file) as source:
-        return pl.read_parquet(source, columns=list(dict.fromkeys(columns)))
+        return pl.read_parquet(source, glob=False, columns=list(dict.fromkeys(columns)))
 
 
 def clean(column: str) -> pl.Expr:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msrec.data.io.atomic_files import atomic_path, checksums, locked, write_json
+from msrec.data.io.outputs import FolderKind, check_output
 from msrec.data.llm.compression import fit_projection, float_chunks, moments, to_int8
 from msrec.data.llm.store import (
     KEYS,
@@ -32,6 +33,8 @@ from msrec.data.llm.store import (
 
 SETTINGS = "settings.json"
 RAW_VECTORS = "raw.npy"
+NEW_LEVEL = FolderKind("a knowledge store", None, (".lock",))
+"""A level of a store that is about to be begun."""
 COLUMNS = ["index", "key", "tokens", "truncated", "has_history", "prompt", "text"]
 SUMMED_COUNTS = ("keys", "no_history", "left_out", "history_cut", "reused")
 """Counts of a rank's share; all others are of the whole dataset and equal on every rank."""
@@ -232,6 +235,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         # A finished store may have been copied without its settings; the manifest repeats them.
         file = folder / (MANIFEST if (folder / MANIFEST).is_file() else SETTINGS)
         if not file.is_file():
+            check_output(folder, NEW_LEVEL)
             write_json(file, settings)
             return
         saved = json.loads(file.read_text())

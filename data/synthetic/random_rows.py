@@ -9,8 +9,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from msrec.data.convert.dataset_writer import PartWriter, arrow_schema, new_folder, write_table
+from msrec.data.convert.dataset_writer import PartWriter, arrow_schema, write_table
 from msrec.data.convert.statistics import counts_by_split
+from msrec.data.io.outputs import new_folder
 from msrec.data.schema import (
     SPLITS,
     Scenario,
@@ -94,7 +95,7 @@ def random_rows(
     }
     num_rows, num_positives = np.zeros((2, len(SPLITS), NUM_SCENARIOS), dtype=np.int64)
     target = arrow_schema(schema)
-    with new_folder(out, overwrite) as folder:
+    with new_folder(out, overwrite=overwrite) as folder:
         for code, (split, share) in enumerate(zip(SPLITS, SHARES, strict=True)):
             columns = _columns(rng, max(int(rows * share), 2), effects)
             scenario, click = columns["scenario"], columns["click"]

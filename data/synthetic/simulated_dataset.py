@@ -9,11 +9,12 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from msrec.data.convert.dataset_writer import PartWriter, arrow_schema, new_folder, write_table
+from msrec.data.convert.dataset_writer import PartWriter, arrow_schema, write_table
 from msrec.data.convert.raw_tables import Progress
 from msrec.data.convert.statistics import counts_by_split
 from msrec.data.features.shard_balance import imbalance_by_ranks
 from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES
+from msrec.data.io.outputs import new_folder
 from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, TextFields, save_schema
 from msrec.data.synthetic import catalogue
 from msrec.data.synthetic.integer_vocabulary import IntegerVocabulary
@@ -49,7 +50,7 @@ def synthesize(
     """
     app = App(rows, users, items, seed, cold_fraction)
     stream = _StreamedCounts(app)
-    with new_folder(out, overwrite) as folder:
+    with new_folder(out, overwrite=overwrite) as folder:
         edges = (0, *app.bounds, app.rows)
         target = arrow_schema(_schema(app, stream), extra=(TRUTH,))
         for split, start, stop in zip(SPLITS, edges[:-1], edges[1:], strict=True):

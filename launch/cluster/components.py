@@ -155,6 +155,7 @@ def encode(
 
 def _arguments(args: Sequence[str], first: str) -> list[str]:
     """Returns the command's arguments: the value of `first=VALUE`, then the others as given."""
+    refuse_secrets("an argument", list(args))  # a scheduler keeps the command line
     given = [arg for arg in args if arg.startswith(f"{first}=")]
     if len(given) != 1:
         raise ValueError(f"give {first}=... once after `--`; got {' '.join(args) or 'nothing'}.")
@@ -166,7 +167,6 @@ def _load_config(arguments: Sequence[str], image: str) -> Optional[RunConfig]:  
 
     Returns None for a file that is not on this machine but may be in the image.
     """
-    refuse_secrets("an override", arguments)  # a scheduler keeps the command line
     file, overrides = arguments[0], [arg for arg in arguments[1:] if not arg.startswith("--")]
     if image != torchx.IMAGE and not Path(file).is_file():
         return None

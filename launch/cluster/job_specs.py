@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from msrec.data.io.paths import refuse_secrets
-from msrec.launch.config import RunConfig, save_config
+from msrec.launch.config import RunConfig, check_run_folder, save_config
 from msrec.launch.trained_run import load_run_config
 
 Job = Literal["train", "encode", "evaluate", "predict"]
@@ -36,6 +36,8 @@ class JobSpec:
 
     def prepare(self) -> None:
         """Makes the folder and writes the config."""
+        if self.config is not None:
+            check_run_folder(self.config)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.config is not None:
             save_config(self.config, self.folder / CONFIG_FILE)
@@ -79,7 +81,6 @@ def predict_spec(run_dir: Path, options: Sequence[str]) -> JobSpec:
     """
     load_run_config(run_dir)
     values = read_options(options, PREDICT_OPTIONS)
-    refuse_secrets("an option", list(options))
     for name in ("data", "out"):
         if name not in values:
             raise ValueError(f"msrec launch predict needs {name}=...; it is not given.")
@@ -91,9 +92,10 @@ def read_options(options: Sequence[str], known: Collection[str]) -> dict[str, st
     """Returns `key=value` options by name. Not `--key`: torchx refuses to pass one on twice.
 
     Raises:
-        ValueError: an option is unknown or has another form.
+        ValueError: an option is unknown, has another form or has credentials.
     """
     values = {}
+    refuse_secrets("an option", list(options))
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or key not in known:

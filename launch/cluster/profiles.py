@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, field_validator
 from torchx.schedulers import get_scheduler_factories
 from torchx.specs import runopts
 
+from msrec.data.io.paths import refuse_secrets
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
 from msrec.launch.cluster.resources import closest_names, node_resource
 from msrec.launch.cluster.torchrun_role import RENDEZVOUS_PORT, LaunchOptions
@@ -125,6 +126,7 @@ def load_profile(name: str, file: Path | None = None) -> Profile:
         if not path.is_file():
             raise FileNotFoundError(f"the profiles file {path} must exist; it does not.")
         values = read_yaml(path)
+        refuse_secrets(str(path), values)
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold profiles by name; it holds {values!r:.40}.")
         entries |= {str(key): (path, entry) for key, entry in values.items()}

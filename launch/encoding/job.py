@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 
+from msrec.data.io.outputs import check_apart
 from msrec.data.llm.store import VectorSettings
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import end_with_launcher
@@ -29,6 +30,7 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
     llm = config.llm
     if llm.store is None:
         raise ValueError("llm.store must name a folder; it is not given.")
+    check_apart(llm.store, [config.dataset, llm.previous])
     end_with_launcher()
     rank, world_size = environment_rank()
     options = EncodeOptions(

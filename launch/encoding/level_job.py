@@ -60,7 +60,7 @@ class LevelJob:
                 f"{store.path}: an earlier store must have vectors made the same way; it has "
                 f"{'; '.join(differing)}. Leave llm.previous out."
             )
-        keys = pl.read_parquet(store.path / KEYS).with_row_index("row")
+        keys = pl.read_parquet(store.path / KEYS, glob=False).with_row_index("row")
         names = ["key", "prompt", "row", "tokens", "truncated", "text"]
         same = self.remaining.drop("text").join(
             keys.select(name for name in names if name in keys.columns), on=["key", "prompt"]

@@ -3,9 +3,9 @@
 import time
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from msrec.launch.console import PlainConsole
 from msrec.launch.encoding.speed import Speed
 
 
@@ -19,7 +19,7 @@ class EncodeProgress:
     LINE_EVERY_S = 10.0
 
     def __init__(self, is_shown: bool) -> None:
-        self._console = Console(stderr=True)
+        self._console = PlainConsole(stderr=True)
         is_terminal = self._console.is_terminal
         self._prints_lines = is_shown and not is_terminal
         self._bar = Progress(

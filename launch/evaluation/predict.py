@@ -1,6 +1,5 @@
 """Scores a split with a checkpoint: one Parquet part per rank, committed as a whole."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 from rich.progress import track
 
+from msrec.data.io.outputs import emptied_folder
 from msrec.data.io.parquet_files import parquet_files, parquet_names, read_parquet
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
@@ -18,7 +18,7 @@ from msrec.data.loading.quarantine import BadRows, count_reasons, count_rows
 from msrec.data.schema import Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
-from msrec.launch.evaluation.predictions import TRUTH, Commit, write_commit
+from msrec.launch.evaluation.predictions import PREDICTIONS, TRUTH, Commit, write_commit
 from msrec.launch.trained_run import TrainedRun
 from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
@@ -41,8 +41,7 @@ def predict(run: TrainedRun, loader: Loader, process: Process, split: Split, out
         OSError: a part could not be written.
     """
     if process.is_main:
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
+        emptied_folder(out, PREDICTIONS)
     dist.barrier()
     tables = _scored_tables(run, loader, process, split)
     _write_part(out / f"part-{process.rank:05d}.parquet", tables)

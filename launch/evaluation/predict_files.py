@@ -29,6 +29,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from msrec.data.features.row_encoder import KEYS, OTHER_NAMES
 from msrec.data.features.value_counts import CountedColumns, Counts, count_sentences
 from msrec.data.io.atomic_files import write_bytes, write_json
+from msrec.data.io.outputs import FolderKind, check_output
 from msrec.data.io.parquet_files import (
     named_parquet_files,
     parquet_files,
@@ -52,6 +53,9 @@ from msrec.model.ranker import Outcome
 PART_ROWS = 1 << 20
 """Fewest rows of a part, except the last part of a file."""
 REQUEST_FILE = "_request.json"
+PREDICTED = FolderKind(
+    "a folder of msrec predict", REQUEST_FILE, (REQUEST_FILE, "part-*.parquet", COMMIT_FILE)
+)
 SCORE = "score"
 ENCODED_COLUMNS = ("user", "item", "scenario")
 """Columns kept by default of a file of encoded ids."""
@@ -230,14 +234,13 @@ def _request(run: TrainedRun, reader: SplitReader, keep: Sequence[str]) -> dict[
 def _save_request(out: AnyPath, request: dict[str, Any], process: Process) -> None:
     """Writes the request, or checks that the folder has the same one."""
     file = out / REQUEST_FILE
+    check_output(out, PREDICTED)
     if is_file(file):
         if json.loads(file.read_text()) != request:
             raise ValueError(
                 f"{out} must hold predictions of this run, these files and these columns, to "
                 f"resume; {file.name} has others. Choose another folder."
             )
-    elif parquet_files(out):
-        raise ValueError(f"{out} must be empty or hold predictions; it has other Parquet files.")
     dist.barrier()  # rank 0 writes after all ranks have checked
     if process.is_main:
         out.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from msrec.data.io.atomic_files import write_text
+from msrec.data.io.outputs import FolderKind
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.schema import Split
 
 COMMIT_FILE = "_COMMIT"
+PREDICTIONS = FolderKind(
+    "a folder of predictions",
+    None,
+    ("part-*.parquet", COMMIT_FILE, "results.json", "quarantine/*.parquet"),
+)
 INTEGERS = ("row_id", "scenario")
 FLOATS = ("label", "weight", "score")
 COLUMNS = (*INTEGERS, "user", *FLOATS)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.io.names import safe_name
 from msrec.data.io.validation import StrictModel
 
 FOLDER, SCENARIOS_FILE = "explain", "scenarios.json"
@@ -156,8 +157,7 @@ class ScenarioExplanation(StrictModel):
 
 def user_file(run_dir: Path, user: str) -> Path:
     """Returns the path of a user's explanation."""
-    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in user)
-    return run_dir / FOLDER / f"user-{safe}.json"
+    return run_dir / FOLDER / f"user-{safe_name(user)}.json"
 
 
 def save_explanation(explanation: UserExplanation | ScenarioExplanation, path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.io.paths import refuse_secrets
 from msrec.launch.evaluation.results import RESULTS_FILE, LoggedValue, load_results
 from msrec.launch.trained_run import load_run_config
 from msrec.launch.training.metric_log import load_metric_log
@@ -35,6 +36,7 @@ def track(run_dir: Path, uri: str, experiment: str | None = None) -> str:
         FileNotFoundError: there is no run.
         ValueError: MLflow is not installed, cannot be reached, or refuses.
     """
+    refuse_secrets("--mlflow", uri)
     config = load_run_config(run_dir)
     try:
         from mlflow.exceptions import MlflowException

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from msrec.data.io.atomic_files import write_text
+from msrec.data.io.outputs import PAGE, check_output
+from msrec.data.io.paths import local_path
 from msrec.launch.evaluation.predictions import COMMIT_FILE, load_predictions
 from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
 from msrec.launch.evaluation.slices import SLICE_TITLES
@@ -62,7 +64,8 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
         ValueError: there is no run, no run has anything to show, the runs were evaluated on
             different rows, or a file is broken.
     """
-    folders = {name: Path(folder) for name, folder in runs.items()}
+    path = local_path(path)
+    folders = {name: local_path(folder) for name, folder in runs.items()}
     if not folders:
         raise ValueError("a report must have at least one run; got none.")
     for name, folder in folders.items():
@@ -75,7 +78,7 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
             f"{next(iter(folders.values()))} must be a run folder; it has none of "
             f"{', '.join(RUN_FILES)}."
         )
-    path = Path(path)
+    check_output(path, PAGE)
     html = _report(folders)
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_text(path, html)

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from msrec.data.convert.dataset_writer import new_folder
 from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.io.atomic_files import checksums, write_json
+from msrec.data.io.outputs import new_folder
 from msrec.data.io.parquet_files import parquet_files, read_parquet
 from msrec.data.schema import Split, save_schema
 from msrec.launch.build_model import model_schema
 from msrec.launch.distributed import Process
 from msrec.launch.serving.dense_program import write_program
 from msrec.launch.serving.export_folder import (
+    EXPORT,
     FORMAT_VERSION,
     MANIFEST_FILE,
     RARE_IDS_FILE,
@@ -37,7 +38,7 @@ from msrec.launch.serving.serving_tables import (
     serving_tables,
     unwrapped_dense_arch,
 )
-from msrec.launch.trained_run import TrainedRun, open_run
+from msrec.launch.trained_run import TrainedRun, open_run, run_inputs
 from msrec.model.serving_model import ServingModel
 
 
@@ -72,7 +73,7 @@ def export(
     """
     if process.world_size != 1:
         raise ValueError(f"an export must be made by one rank; there are {process.world_size}.")
-    with new_folder(out, overwrite, marker=MANIFEST_FILE) as folder:
+    with new_folder(out, EXPORT, run_inputs(run_dir), overwrite=overwrite) as folder:
         run = open_run(run_dir, process, checkpoint)
         run.model.eval()
         model = _serving_model(run)

@@ -23,6 +23,7 @@ import torch
 from pydantic import ValidationError
 
 from msrec.data.io.atomic_files import check_files
+from msrec.data.io.outputs import FolderKind
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.loading.behaviour_history import Side
 from msrec.data.schema import EventChoice, HistoryProtocol, Split
@@ -32,6 +33,15 @@ MANIFEST_FILE = "export.json"
 RARE_IDS_FILE = "rare.npz"
 SEMANTIC_IDS_FILE = "semantic_ids.npz"
 FORMAT_VERSION = 1
+EXPORT = FolderKind(
+    "an export",
+    MANIFEST_FILE,
+    (
+        *(MANIFEST_FILE, "dataset.yaml", "users.parquet", "items.parquet", RARE_IDS_FILE),
+        *(SEMANTIC_IDS_FILE, "dense.pt2", "dense_compiled.pt2", "vocabularies/*.parquet"),
+        *("tables/*.npy", "item-sources/*.npy", "histories/*.npy"),
+    ),
+)
 INT8_SCALE_BYTES = 4
 """Bytes in front of each int8 row: its scale and offset, float16 each."""
 TableDtype = Literal["int8", "float16"]

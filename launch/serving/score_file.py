@@ -13,11 +13,13 @@ from pydantic_core import from_json
 
 from msrec.data.features.row_encoder import OTHER_NAMES, RowEncoder
 from msrec.data.io.atomic_files import atomic_path
+from msrec.data.io.outputs import SEARCHED_BYTES, FileKind, check_output, has_columns
 from msrec.launch.serving.scorer import Scorer
 
 CHUNK_ROWS = 1 << 16
 KEPT_COLUMNS = ("user_key", "item_key", "scenario")
 """Columns of the output besides the score; keys may have their other names in the input."""
+COLUMNS = (*KEPT_COLUMNS, "score")
 
 
 def score_file(scorer: Scorer, source: Path, out: Path) -> int:
@@ -43,6 +45,7 @@ def score_file(scorer: Scorer, source: Path, out: Path) -> int:
             raise ValueError(f"{path} must end in .parquet or .jsonl, so that its kind is known.")
     if not source.is_file():
         raise FileNotFoundError(f"{source} must exist: a file of raw rows; it does not.")
+    check_output(out, SCORES[out.suffix], [source, scorer.folder])
     out.parent.mkdir(parents=True, exist_ok=True)
     read, write = _READERS[source.suffix], _WRITERS[out.suffix]
     with atomic_path(out) as scratch:
@@ -97,7 +100,7 @@ def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> int:
-    empty = pa.table({name: pa.nulls(0) for name in (*KEPT_COLUMNS, "score")})
+    empty = pa.table({name: pa.nulls(0) for name in COLUMNS})
     first, num_rows = next(tables, empty), 0
     with pq.ParquetWriter(path, first.schema) as writer:
         for table in itertools.chain([first], tables):
@@ -116,5 +119,20 @@ def _write_json(path: Path, tables: Iterator[pa.Table]) -> int:
     return num_rows
 
 
+def _has_scores(path: Path) -> bool:
+    """Returns whether the first line of a file is what `_write_json` writes."""
+    with path.open("rb") as file:
+        line = file.readline(SEARCHED_BYTES)
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and list(row) == list(COLUMNS)
+
+
+SCORES = {
+    ".parquet": FileKind("a file of scores", has_columns(COLUMNS)),
+    ".jsonl": FileKind("a file of scores", _has_scores),
+}
 _READERS = {".parquet": _read_parquet, ".jsonl": _read_json}
 _WRITERS = {".parquet": _write_parquet, ".jsonl": _write_json}

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from msrec.launch.console import PlainConsole
 from msrec.launch.distributed import Process
 from msrec.launch.training.metric_log import LOG_FILE
 
@@ -43,11 +43,12 @@ class MetricLogger:
             self._run_dir.mkdir(parents=True, exist_ok=True)
             self._file = (self._run_dir / LOG_FILE).open("a")
             self._board = SummaryWriter(str(self._run_dir / "tensorboard"))
-            self._console = Console(stderr=True)
+            self._console = PlainConsole(stderr=True)
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
-                TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.fields[line]}"),
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[line]}", markup=False),
                 TimeRemainingColumn(),
                 console=self._console,
                 disable=not self._console.is_terminal,
@@ -115,5 +116,5 @@ class MetricLogger:
                 if name.startswith("auc/scenario=")
             )
             line = f"{auc}  ({per_scenario})  log loss {metrics['log_loss/all']:.4f}"
-        position = f"[dim]epoch {epoch} step {step}/{self._total_steps}[/]"
+        position = f"epoch {epoch} step {step}/{self._total_steps}"
         self._console.print(f"{position} {split:5} {line}", soft_wrap=True)

@@ -14,7 +14,7 @@ from msrec.launch.build_model import build_sharded, init_item_table, table_spec
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
-from msrec.launch.config import RunConfig, save_config
+from msrec.launch.config import CONFIG_FILE, RunConfig, check_run_folder, save_config
 from msrec.launch.distributed import Process, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
@@ -257,10 +257,12 @@ def train_run(config: RunConfig, process: Process) -> FitResult:
     Raises:
         FileNotFoundError, ValueError: as `Trainer` and `Trainer.resume`.
     """
+    if process.is_main:
+        check_run_folder(config)
     trainer = Trainer(config, process)
     progress = trainer.resume()  # a config that does not fit the run must not replace its own
     if process.is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, config.run_dir / "config.yaml")
+        save_config(config, config.run_dir / CONFIG_FILE)
         write_json(config.run_dir / "versions.json", installed_versions())
     return trainer.fit(progress)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.distributed._shard.metadata import ShardMetadata
@@ -20,6 +19,7 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import JsonReader
 from msrec.launch.checkpointing.loading import saved_shapes
+from msrec.launch.console import PlainConsole
 from msrec.model.frozen_items import without_frozen
 
 Action = Literal["taken", "grown", "left", "new", "unused"]
@@ -50,7 +50,7 @@ def warm_start(source: Path, model: nn.Module, strict: bool, run_dir: Path) -> N
     """
     reports = load_weights(source, model, strict)
     if dist.get_rank() == 0:
-        Console(stderr=True).print(_table(source, reports))
+        PlainConsole(stderr=True).print(_table(source, reports))
         run_dir.mkdir(parents=True, exist_ok=True)
         record = {"init_from": str(source), "tensors": [asdict(report) for report in reports]}
         write_json(run_dir / "init_from.json", record)

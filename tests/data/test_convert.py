@@ -11,12 +11,13 @@ import pytest
 from rich.console import Console
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.dataset_writer import PartWriter, new_folder
+from msrec.data.convert.dataset_writer import PartWriter
 from msrec.data.convert.sources.movielens import read_movielens
 from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.vocabulary import Hashed
+from msrec.data.io.outputs import SCRATCH_MARK, new_folder
 from msrec.data.loading.loader import open_loader
 from msrec.data.schema import load_schema
 from msrec.tools.convert import convert
@@ -420,6 +421,7 @@ def test_a_dataset_that_is_there_is_kept_unless_overwrite_is_said(tmp_path):
 
 def test_overwrite_never_removes_a_folder_that_is_no_dataset(tmp_path):
     (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter-1.tex").touch()
     raw = read_tables(make_tables(tmp_path / "raw"))
     with pytest.raises(ValueError, match="must hold dataset.yaml to be overwritten"):
         write_dataset(raw, tmp_path / "thesis", overwrite=True)
@@ -435,11 +437,10 @@ def test_a_conversion_that_fails_leaves_the_old_dataset_and_nothing_else(tmp_pat
 
 
 def test_what_a_killed_conversion_left_is_no_dataset_and_is_cleared_by_the_next(tmp_path):
-    left = new_folder(tmp_path / "out")
-    (left.__enter__() / "train").mkdir()  # and the process is gone
-    assert not (tmp_path / "out").exists()
+    left = tmp_path / ".out.partial"
+    (left / "new" / "train").mkdir(parents=True)
+    (left / SCRATCH_MARK).touch()
     write_dataset(read_tables(make_tables(tmp_path / "raw")), tmp_path / "out")
-    left.gen.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw"]
 
 

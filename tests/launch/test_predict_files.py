@@ -150,7 +150,7 @@ def test_requests_that_do_not_fit_give_a_clear_error(run, new_rows, tmp_path):
     assert not out.exists()
     run_ranks(predicted, 1, run, [new_rows], out, ["user"])
     assert "_request.json has others" in refusal(run, [new_rows], out, ["item"])
-    assert "it has other Parquet files" in refusal(run, [new_rows], new_rows)
+    assert "must hold _request.json" in refusal(run, [new_rows], new_rows)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

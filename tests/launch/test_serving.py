@@ -16,6 +16,7 @@ from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.features.vocabulary import Hashed
+from msrec.data.io.outputs import SCRATCH_MARK
 from msrec.data.loading.collator import Collator, Window
 from msrec.data.loading.id_transforms import RareIds
 from msrec.data.loading.split_reader import SplitReader
@@ -234,8 +235,9 @@ def test_export_of_other_versions_or_unfinished_is_refused(app, tmp_path, change
 
 def test_export_with_another_auc_is_not_written(app, tmp_path, monkeypatch):
     partial = tmp_path / ".out.partial"  # left by a killed export; the next one removes it
-    partial.mkdir()
-    (partial / "export.json").write_text("{}")
+    (partial / "new").mkdir(parents=True)
+    (partial / "new" / "export.json").write_text("{}")
+    (partial / SCRATCH_MARK).touch()
     monkeypatch.setattr(parity, "LARGEST_AUC_DIFFERENCE", 0.0)
     with process_group("cpu") as process, pytest.raises(ValueError, match="AUC of its run within"):
         export(app / "runs" / "bare", tmp_path / "out", process, compiled=False)
@@ -252,7 +254,7 @@ def test_killed_export_leaves_no_folder(app, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     with process_group("cpu") as process, pytest.raises(ValueError, match="must not exist yet"):
         export(app / "runs" / "bare", app / "bare", process)
-    with process_group("cpu") as process, pytest.raises(ValueError, match="must hold export.json"):
+    with process_group("cpu") as process, pytest.raises(ValueError, match="overlaps"):
         export(app / "runs" / "bare", app / "data", process, overwrite=True)
 
 

@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msrec.data.io.paths import local_path, to_path
+
 if TYPE_CHECKING:
     from msrec.data.loading.batch import Batch
     from msrec.data.schema import Schema, Split
@@ -185,7 +187,14 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
 
     names = ("protocol", "split", "seed", "fractions", "last", "split_column")
     choice = split_choice(source, **{name: options.pop(name) for name in names if name in options})
-    convert_source(source, raw, out, choice=choice, console=Console(quiet=True), **options)
+    convert_source(
+        source,
+        local_path(raw),
+        local_path(out),
+        choice=choice,
+        console=Console(quiet=True),
+        **options,
+    )
     return load_dataset(out)
 
 
@@ -198,7 +207,7 @@ def synthetic(out: str | Path, **options: Any) -> Dataset:
     """
     from msrec.data.synthetic.simulated_dataset import synthesize
 
-    synthesize(Path(out), **options)
+    synthesize(local_path(out), **options)
     return load_dataset(out)
 
 
@@ -297,14 +306,20 @@ def plan(
         FileNotFoundError, ValueError: the source or an option is invalid.
     """
     from msrec.data.io.atomic_files import write_text
+    from msrec.data.io.outputs import check_output
     from msrec.tools.planner.command.build_request import request_from_options
     from msrec.tools.planner.command.plan_options import PlanOptions
     from msrec.tools.planner.make_plan import make_plan
+    from msrec.tools.planner.plan import PLAN
 
-    options = PlanOptions(Path(source), list(overrides), nodes, gpus_per_node, gpu, batch=batch)
+    if out is not None:
+        check_output(local_path(out), PLAN, [local_path(source)])
+    options = PlanOptions(
+        local_path(source), list(overrides), nodes, gpus_per_node, gpu, batch=batch
+    )
     made = make_plan(request_from_options(options))
     if out is not None and made.fits:
-        write_text(Path(out), made.model_dump_json(indent=1) + "\n")
+        write_text(local_path(out), made.model_dump_json(indent=1) + "\n")
     return made
 
 
@@ -314,7 +329,7 @@ def open_run(folder: str | Path) -> Run:
     Raises:
         FileNotFoundError: the folder holds no run.
     """
-    run = Run(Path(folder))
+    run = Run(local_path(folder))
     _ = run.config
     return run
 
@@ -345,17 +360,16 @@ def evaluate(
     Returns:
         The results, which are also saved in the run folder; None on other ranks than 0.
     """
-    from msrec.data.io.paths import to_path
     from msrec.launch.distributed import process_group
     from msrec.launch.evaluation.evaluate import evaluate as evaluate_run
     from msrec.launch.evaluation.slices import check_slices
     from msrec.model.metrics.exact import MetricOptions
 
     scored = None if data is None else to_path(str(data))
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else local_path(checkpoint)
     slices, options = check_slices(by), MetricOptions(k, resamples, seed)
     with process_group() as process:
-        return evaluate_run(Path(run), process, split, path, slices, scored, options)
+        return evaluate_run(local_path(run), process, split, path, slices, scored, options)
 
 
 def compare(
@@ -381,11 +395,12 @@ def compare(
         FileNotFoundError: one was not evaluated.
         ValueError: they did not score the same rows, or with histories of different protocols.
     """
-    from msrec.data.io.paths import to_path
     from msrec.launch.evaluation.compare import compare_runs
 
     scored = None if data is None else to_path(str(data))
-    return compare_runs(Path(first), Path(second), split, scored, k, any_protocol=any_protocol)
+    return compare_runs(
+        local_path(first), local_path(second), split, scored, k, any_protocol=any_protocol
+    )
 
 
 def verdict(comparison: "Comparison", metric: str = "auc") -> str:
@@ -423,18 +438,20 @@ def predict(
     Returns:
         Counts of what was scored; None on other ranks than 0.
     """
-    from msrec.data.io.paths import to_path
+    from msrec.data.io.outputs import check_output
     from msrec.launch.distributed import process_group
-    from msrec.launch.evaluation.predict_files import predict_files
+    from msrec.launch.evaluation.predict_files import PREDICTED, predict_files
     from msrec.launch.trained_run import open_run as open_trained_run
+    from msrec.launch.trained_run import run_inputs
 
     files = [data] if isinstance(data, str | Path) else data
     paths = [to_path(str(file)) for file in files]
     target = to_path(str(out))
-    weights = None if checkpoint is None else Path(checkpoint)
+    weights = None if checkpoint is None else local_path(checkpoint)
     scored = None if dataset is None else to_path(str(dataset))
+    check_output(target, PREDICTED, [*paths, scored, weights, *run_inputs(local_path(run))])
     with process_group() as process:
-        opened = open_trained_run(Path(run), process, weights, scored)
+        opened = open_trained_run(local_path(run), process, weights, scored)
         kept = None if columns is None else list(columns)
         return predict_files(opened, process, paths, target, kept)
 
@@ -461,7 +478,7 @@ def explain(
 
     of_users: list[UserExplanation] = []
     of_scenarios = None
-    for explained in explanations(Path(run), users, scenarios=scenarios, split=split):
+    for explained in explanations(local_path(run), users, scenarios=scenarios, split=split):
         if isinstance(explained, UserExplanation):
             of_users.append(explained)
         else:

@@ -12,6 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.keyed import CombinedOptimizer
 
+from msrec.data.io.outputs import FolderKind, emptied_folder
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.distributed import Process, process_group
@@ -28,6 +29,9 @@ from msrec.tools.bench.harness.options import Repeats
 from msrec.tools.bench.harness.report import prepare, report
 
 DIM = 64
+BENCH_CHECKPOINTS = FolderKind(
+    "a folder of msrec bench checkpoint", ".msrec-bench", (".msrec-bench", "step-*/**")
+)
 
 
 def bench_checkpoint(
@@ -45,7 +49,7 @@ def bench_checkpoint(
     with process_group("cpu") as process:
         model, optimizer = _sharded_table(int(gib * 2**30) // (4 * DIM), process)
         if process.is_main:
-            shutil.rmtree(out, ignore_errors=True)
+            emptied_folder(out, BENCH_CHECKPOINTS)
         dist.barrier()
         blocked, paths = list[Seconds](), list[Path]()
         with Checkpoints(out) as checkpoints:

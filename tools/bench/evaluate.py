@@ -1,7 +1,6 @@
 """`msrec bench evaluate`: metrics of many predictions, against scikit-learn and polars."""
 
 import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
+from msrec.data.io.outputs import FolderKind, emptied_folder
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
 from msrec.launch.evaluation.results import compute_results
@@ -34,6 +34,9 @@ from msrec.tools.bench.harness.processes import in_own_process, peak_rss
 PART_ROWS = 1 << 20
 SAMPLED_USERS = 5_000
 """Users whose AUCs scikit-learn computes one by one; the time for all users is extrapolated."""
+BENCH_PREDICTIONS = FolderKind(
+    "a folder of msrec bench evaluate", ".msrec-bench", (".msrec-bench", "predictions/*")
+)
 T = TypeVar("T")
 Array = npt.NDArray[Any]
 COLUMNS = ["scenario", "label", "score", "user"]
@@ -68,7 +71,7 @@ def bench_evaluate(
     from msrec.tools.bench.harness.report import prepare, report
 
     on = prepare()
-    shutil.rmtree(out, ignore_errors=True)
+    emptied_folder(out, BENCH_PREDICTIONS)
     folder = out / "predictions"
     schema = _write_predictions(folder, int(rows), int(users), scenarios)
     os.environ["POLARS_MAX_THREADS"] = "1"  # read when a process imports polars

@@ -129,7 +129,7 @@ def write_random_store(dataset: Path, store: Path) -> Path:
     settings = store_settings(dataset, VectorSettings(**LLMConfig().encoding))
     settings |= {"version": VERSION, "model_sha256": "0" * 64}
     keys: dict[str, list[Any]] = {
-        "user": pl.read_parquet(dataset / "users.parquet")["user_key"].to_list(),
+        "user": pl.read_parquet(dataset / "users.parquet", glob=False)["user_key"].to_list(),
         "scenario": [scenario.name for scenario in load_schema(dataset).scenarios],
     }
     rng = np.random.default_rng(0)

@@ -9,7 +9,8 @@ import torch
 import typer
 
 from msrec.data.features.columns import Columns
-from msrec.data.features.vocabulary import VOCABULARIES
+from msrec.data.features.vocabulary import vocabulary_file
+from msrec.data.io.outputs import check_output
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.loading.batch import Batch
 from msrec.launch.build_model import table_schema
@@ -22,7 +23,7 @@ from msrec.model.embeddings import Embeddings
 from msrec.model.ranker import Ranker
 from msrec.tools.bench.harness.http_load import apply_load, latency_quantiles, running_server
 from msrec.tools.bench.harness.measure import Case, Seconds, compare_times, interleaved
-from msrec.tools.bench.harness.report import console, prepare, report, text_table
+from msrec.tools.bench.harness.report import BENCH_FILE, console, prepare, report, text_table
 
 SIZES = (1, 64, 512)
 """Rows of a call."""
@@ -48,6 +49,7 @@ def bench_serve(
     The direct calls take turns in one process with one thread. The loads go over HTTP to a server
     on the same machine.
     """
+    check_output(out, BENCH_FILE)
     on = prepare()
     export = export or run / "export"
     scorer = Scorer(export)
@@ -131,7 +133,7 @@ def raw_lines(scorer: Scorer, columns: Columns) -> list[dict[str, Any]]:
         raw[f"{side}_key"] = keys.take(pa.array(columns[side])).to_pylist()
     raw["scenario"] = [schema.scenarios[number].name for number in columns["scenario"]]
     for feature in schema.sparse:
-        path = folder / VOCABULARIES / f"{feature.name}.parquet"
+        path = vocabulary_file(folder, feature.name)
         values: list[Any] | None = None
         if path.is_file():
             values = [None, *read_parquet(path, ["value"])["value"].to_pylist()]

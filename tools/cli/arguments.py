@@ -1,9 +1,13 @@
 """Arguments and options that several commands share."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
+
+from msrec.data.io.paths import local_path
 
 Overrides = Annotated[
     list[str] | None,
@@ -20,3 +24,18 @@ Split = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier call wrote to the folder.")
 ]
+
+
+def take_local_paths(command: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Returns a command whose paths are checked by `local_path`, except those with a parser.
+
+    typer would make a `Path` of a URL, which loses a slash and is then taken for a folder.
+    """
+    assert command is not None, "a command must have a function"
+    for parameter in inspect.signature(command).parameters.values():
+        arguments: tuple[Any, ...] = get_args(parameter.annotation) or (None,)
+        kind, settings = arguments[0], arguments[1:]
+        takes_path = kind is Path or Path in get_args(kind) or list[Path] in get_args(kind)
+        for each in settings if takes_path else ():
+            each.parser = each.parser or local_path
+    return command

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from msrec.tools.cli.arguments import take_local_paths
+
 BENCHES = {
     "loader": ("loader", "Parquet to shuffled batches on one thread, against pyarrow's decoding."),
     "hidden": ("loader", "Training from Parquet, against training on batches in memory."),
@@ -50,7 +52,7 @@ def _load(name: str) -> Any:
     paragraphs = function.__doc__.partition("Raises:")[0].split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(name, help=text)(function)
+    app.command(name, help=text)(take_local_paths(function))
     return typer.main.get_command(app)
 
 
@@ -99,8 +101,9 @@ def bench_table(
 
     Reads configs/benchmark/benchmark.yaml. Also writes the page to OUT/table.md.
     """
+    from msrec.data.io.outputs import FileKind, check_output, contains
     from msrec.tools.cli.terminal import say
-    from msrec.tools.experiment.benchmark_page import benchmark_page
+    from msrec.tools.experiment.benchmark_page import BENCHMARK_COMMAND, benchmark_page
     from msrec.tools.experiment.runner import run_sweep
     from msrec.tools.experiment.sweep import load_sweep
 
@@ -109,10 +112,13 @@ def bench_table(
     everything = load_sweep(BENCHMARK)
     sweep = everything.subset(benchmark or [], model or [])
     sweep = sweep.model_copy(update={"raw": raw, "out": out, "trials": trials, "seeds": seeds})
+    pages = [path for path in (out / "table.md", page) if path is not None]
+    for path in pages:
+        check_output(path, FileKind("a page of msrec bench table", contains(BENCHMARK_COMMAND)))
     run_sweep(sweep, jobs, dry_run)
     if not dry_run:
         text = benchmark_page(sweep, everything)
-        for path in filter(None, (out / "table.md", page)):
+        for path in pages:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         say(text)

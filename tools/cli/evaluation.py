@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msrec.data.io.paths import to_path
+from msrec.data.io.paths import local_path, to_path
 from msrec.tools.cli.arguments import Run, Split
 
 if TYPE_CHECKING:
@@ -296,4 +296,4 @@ def report(
 
 def _named(run: str) -> tuple[str, Path]:
     name, equals, folder = run.partition("=")
-    return (name, Path(folder)) if equals else (Path(run).name, Path(run))
+    return (name, local_path(folder)) if equals else (local_path(run).name, local_path(run))

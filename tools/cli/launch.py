@@ -132,8 +132,9 @@ def _submit(spec: "JobSpec", target: "Target", dry_run: bool, wait: bool) -> Non
 def launch_cancel(run: JobFolder) -> None:
     """Ask a job to stop; it saves a checkpoint first."""
     from msrec.launch.cluster.submit import cancel
+    from msrec.tools.cli.terminal import say
 
-    typer.echo(cancel(run))
+    say(cancel(run))
 
 
 @launch_app.command("logs")

@@ -7,8 +7,10 @@ from typing import Any
 
 import typer
 
-from msrec.data.io.paths import redacted
+from msrec.data.io.names import visible
+from msrec.data.io.paths import redacted, refuse_secrets
 from msrec.tools.cli import data, evaluation, plan, serving, studies, training
+from msrec.tools.cli.arguments import take_local_paths
 from msrec.tools.cli.bench import bench_app
 from msrec.tools.cli.convert import convert_app
 from msrec.tools.cli.launch import launch_app
@@ -39,9 +41,11 @@ PANELS: dict[str, tuple[Any, ...]] = {
 for panel, commands in PANELS.items():
     for command in commands:
         if isinstance(command, typer.Typer):
+            for each in command.registered_commands:
+                take_local_paths(each.callback)
             app.add_typer(command, rich_help_panel=panel)
         else:
-            app.command(rich_help_panel=panel)(command)
+            app.command(rich_help_panel=panel)(take_local_paths(command))
 
 
 @app.callback()
@@ -56,21 +60,27 @@ def check_versions(context: typer.Context) -> None:
 def main() -> None:
     """Runs a command; a user's mistake is one sentence on stderr and exit status 2."""
     try:
+        refuse_secrets("an argument", sys.argv[1:])  # before anything repeats or records it
         app(standalone_mode=True)
     except (ValueError, OSError) as error:
         if is_mistake(error):
             error.__traceback__ = None  # the error file of a rank then has the sentence alone
         else:
-            traceback.print_exc()
-        if (text := redacted(str(error))) != str(error):
-            error = ValueError(text)
+            _print_stack(error)
         rank = os.environ.get("RANK")
-        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
+        sentence = visible(redacted(str(error)))
+        print(f"error{f' on rank {rank}' if rank else ''}: {sentence}", file=sys.stderr)
         _record(error)
         sys.exit(getattr(error, "exit_status", 2))
     except Exception as error:
+        _print_stack(error)
         _record(error)
-        raise
+        sys.exit(1)
+
+
+def _print_stack(error: Exception) -> None:
+    """Prints a stack without secrets, which a library may have put into its message."""
+    print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
 def is_mistake(error: Exception) -> bool:
@@ -85,7 +95,9 @@ def is_mistake(error: Exception) -> bool:
 
 
 def _record(error: Exception) -> None:
-    """Writes the error where torchrun looks for a rank's error."""
+    """Writes the error where torchrun looks for a rank's error, without secrets."""
+    if (text := redacted(str(error))) != str(error):
+        error = ValueError(text)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

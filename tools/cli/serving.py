@@ -78,12 +78,13 @@ def score(
     from msrec.data.features.value_counts import count_sentences
     from msrec.launch.serving.score_file import score_file
     from msrec.launch.serving.scorer import Scorer
+    from msrec.tools.cli.terminal import say
 
     scorer = Scorer(folder)
     rows = score_file(scorer, file, out)
-    typer.echo(f"wrote {out}: {rows:,} rows")
+    say(f"wrote {out}: {rows:,} rows")
     for line in count_sentences(scorer.encoder.counts.totals()):
-        typer.echo(f"  {line}")
+        say(f"  {line}")
 
 
 def serve(

@@ -41,9 +41,10 @@ def experiment(
     from msrec.tools.cli.terminal import say
     from msrec.tools.experiment.runner import run_sweep
     from msrec.tools.experiment.sweep import load_sweep
-    from msrec.tools.experiment.sweep_report import write_sweep_report
+    from msrec.tools.experiment.sweep_report import check_sweep_report, write_sweep_report
 
     loaded = load_sweep(sweep)
+    check_sweep_report(loaded)
     run_sweep(loaded, jobs, dry_run)
     if not dry_run:
         say(write_sweep_report(loaded, sweep))
@@ -52,7 +53,7 @@ def experiment(
 def torture(
     dataset: Annotated[Path, typer.Argument(help="Dataset folder.", parser=local_path)],
     out: Annotated[
-        Path, typer.Option(help="Folder for the runs; its contents are deleted first.")
+        Path, typer.Option(help="Folder for the runs; what an earlier call left there is deleted.")
     ] = Path("runs/torture"),
     kills: Annotated[int, typer.Option(min=1, help="Number of kills of each run.")] = 20,
     ranks: Annotated[

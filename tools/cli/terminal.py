@@ -3,13 +3,24 @@
 import logging
 import os
 
-from rich.console import Console
 from rich.logging import RichHandler
 
-from msrec.launch.console import wide_console
+from msrec.data.io.names import visible
+from msrec.data.io.paths import redacted
+from msrec.launch.console import PlainConsole, wide_console
 from msrec.launch.distributed import quiet_libraries
 
 console = wide_console()
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line without secrets; a stack of an error keeps its lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line, and the stack if there is one."""
+        message = visible(redacted(record.getMessage()))
+        line = logging.makeLogRecord({**vars(record), "msg": message, "args": None})
+        return redacted(super().format(line))
 
 
 def is_main() -> bool:
@@ -19,13 +30,14 @@ def is_main() -> bool:
 
 def log_to_terminal() -> None:
     """Logs to stderr: information on rank 0, errors on every rank."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    handler = RichHandler(console=PlainConsole(stderr=True), show_path=False, show_time=False)
+    handler.setFormatter(LineFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("msrec").setLevel(logging.INFO if is_main() else logging.ERROR)
     quiet_libraries()
 
 
 def say(text: str) -> None:
-    """Prints one line on rank 0, without cutting or colouring it."""
+    """Prints text on rank 0, without cutting or colouring it."""
     if is_main():
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -129,5 +129,6 @@ def track(
 ) -> None:
     """Send a run's config, curves and results to MLflow; a second call sends what is new."""
     from msrec.launch.reporting.mlflow_tracking import track as send
+    from msrec.tools.cli.terminal import say
 
-    typer.echo(send(run, mlflow, experiment))
+    say(send(run, mlflow, experiment))

@@ -18,6 +18,7 @@ from msrec.tools.experiment.trainings import SettingCells, load_cells, settings
 from msrec.tools.experiment.tuning import START, best_trial, search_space
 
 LONG_TRAINING_S = 120
+BENCHMARK_COMMAND = "msrec bench table RAW"
 
 
 def benchmark_page(sweep: Sweep, everything: Sweep) -> str:
@@ -42,7 +43,7 @@ def _introduction(
     only = "".join(f" --benchmark {name}" for name in sweep.datasets) if left_out else ""
     options = f"--trials {sweep.trials} --seeds {sweep.seeds} --jobs 2{only}"
     yield from ("# Benchmark", "", "Made by this command:", "", "```sh")
-    yield f"msrec bench table RAW {options} --page docs/results/benchmark.md"
+    yield f"{BENCHMARK_COMMAND} {options} --page docs/results/benchmark.md"
     yield from ("```", "")
     if left_out:
         names = "; ".join(left_out)

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.io.outputs import FolderKind, emptied_folder
 from msrec.data.io.validation import StrictModel
 from msrec.data.schema import Split
 from msrec.launch.config import load_config, save_config
@@ -22,6 +23,7 @@ from msrec.launch.training.trainer import Trainer
 CELL_FILE = "cell.json"
 OUTPUT_FILE = "output.txt"
 """Progress and warnings of the training."""
+CELL = FolderKind("a training of a sweep", OUTPUT_FILE, ("**",))
 NOT_KEPT = ("checkpoints", "predictions", "tensorboard")
 """Folders of a run that are deleted after it."""
 Choice = dict[str, float]
@@ -94,8 +96,7 @@ def train_cell(training: PlannedTraining) -> Cell:
     logging.getLogger("msrec").setLevel(logging.WARNING)
     quiet_libraries()
     folder = training.folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    emptied_folder(folder, CELL)
     with (
         (folder / OUTPUT_FILE).open("w") as output,
         redirect_stdout(output),

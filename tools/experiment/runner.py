@@ -11,11 +11,11 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from msrec.data.schema import SCHEMA_FILE
 from msrec.launch.config import RunConfig, load_config
+from msrec.launch.console import PlainConsole
 from msrec.tools.experiment.cell import Cell, PlannedTraining, train_cell
 from msrec.tools.experiment.sweep import Sweep
 from msrec.tools.experiment.trainings import Setting, SettingCells, load_cells, settings
@@ -24,7 +24,7 @@ from msrec.tools.experiment.tuning import best_trial, propose, search_space
 Pending = Sequence[tuple[SettingCells, RunConfig]]
 """Settings with missing trainings, with their configs before tuning."""
 Item = TypeVar("Item")
-console = Console(highlight=False)
+console = PlainConsole(highlight=False)
 
 
 def run_sweep(sweep: Sweep, jobs: int, dry_run: bool) -> None:

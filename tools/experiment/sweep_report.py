@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
 from msrec.launch.evaluation.slices import HISTORIES, SLICE_TITLES, bucket_names
 from msrec.launch.reporting.figures import Figure, difference_figure
 from msrec.launch.reporting.page import Figures, Markdown, Section, render_page
@@ -22,6 +23,7 @@ from msrec.tools.experiment.results import (
 from msrec.tools.experiment.sweep import Sweep
 from msrec.tools.experiment.trainings import SettingCells, load_cells, settings
 
+MADE_BY = "Made by `msrec experiment"
 SURE_P = 0.01
 """p-value below which the summary counts a difference as sure."""
 
@@ -37,6 +39,7 @@ def write_sweep_report(sweep: Sweep, path: Path) -> str:
         The text of `report.md`.
     """
     loaded = [load_cells(setting) for setting in settings(sweep)]
+    check_sweep_report(sweep)
     results_frame(loaded).write_parquet(sweep.out / "results.parquet")
     datasets = [_DatasetReport(sweep, name, loaded) for name in sweep.datasets]
     body = "\n".join([*_introduction(sweep, path), *(line for d in datasets for line in d.lines())])
@@ -49,10 +52,20 @@ def write_sweep_report(sweep: Sweep, path: Path) -> str:
     return text
 
 
+def check_sweep_report(sweep: Sweep) -> None:
+    """Refuses files of others in place of the sweep's report.
+
+    Raises:
+        ValueError: names the file.
+    """
+    check_output(sweep.out / "report.md", FileKind("a report of a sweep", contains(MADE_BY)))
+    check_output(sweep.out / "report.html", PAGE)
+
+
 def _introduction(sweep: Sweep, path: Path) -> Iterator[str]:
     yield ""
     yield (
-        f"Made by `msrec experiment {path}`, evaluated on the {sweep.split} split, {sweep.seeds} "
+        f"{MADE_BY} {path}`, evaluated on the {sweep.split} split, {sweep.seeds} "
         "seeds. AUC: mean ± standard deviation. Differences: mean over seeds ± half the "
         f"{LEVEL:.0%} interval, p of the paired t-test; the arms of a seed share the seed of the "
         "initialisation and the order of rows. p is not corrected for the number of comparisons."

@@ -1,7 +1,6 @@
 """`msrec torture`: kills and resumes a training run, damages its files, and counts what is lost."""
 
 import random
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from rich.progress import Progress
 from rich.table import Table
 
+from msrec.data.io.outputs import FolderKind, check_output, emptied_folder
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.loading.global_order import GlobalOrder
 from msrec.data.loading.loader import open_loader
@@ -24,6 +24,9 @@ from msrec.tools.fault_injection.killed_ranks import Attempt, Rows, run_attempt
 
 STEPS_PER_EPOCH, EPOCHS, CHECKPOINT_EVERY_STEPS = 60, 2, 4
 DROPOUT = 0.2
+TORTURE = FolderKind(
+    "a folder of msrec torture", ".msrec-torture", (".msrec-torture", "ranks-*/**", "faults/**")
+)
 
 
 class RowCounts(NamedTuple):
@@ -68,7 +71,7 @@ def torture(dataset: Path, out: Path, kills: int, ranks: Sequence[int], seed: in
 
     Args:
         dataset: the dataset folder; it is not changed.
-        out: folder for the runs; emptied first.
+        out: folder for the runs; what an earlier call left there is deleted.
         kills: number of kills of each run.
         ranks: numbers of ranks. There is one run per number, and if there are several, one more
             that draws another number at each resume.
@@ -81,12 +84,13 @@ def torture(dataset: Path, out: Path, kills: int, ranks: Sequence[int], seed: in
         FileNotFoundError, ValueError: the dataset is missing or wrong.
         RuntimeError: training failed by itself.
     """
+    check_output(out, TORTURE, [dataset])
     console = wide_console()
     quiet_libraries()
     choices = [[world_size] for world_size in ranks]
     choices += [list(ranks)] if len(ranks) > 1 else []
     configs = [_config(dataset, out, choice, ranks) for choice in choices]
-    shutil.rmtree(out, ignore_errors=True)
+    emptied_folder(out, TORTURE)
     runs = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("torture", total=len(choices) * (kills + 2))

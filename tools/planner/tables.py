@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import polars as pl
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from msrec.data.io.names import module_name
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
 from msrec.model.distributed.sharding import TableOptimizer, TableOptions, fuse_optimizer
 
@@ -35,7 +36,7 @@ class TableLoad(StrictModel):
         kernel: the only compute kernel allowed; None allows all.
     """
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, Field(min_length=1), AfterValidator(module_name)]
     rows: int = Field(gt=0)
     dim: int = Field(gt=0)
     pooling: float = Field(1.0, gt=0)

@@ -17,7 +17,7 @@ from msrec.data.convert.sources.guess import (
 from msrec.data.convert.table_checks import check_type, require_columns
 from msrec.data.features.value_types import stored_series
 from msrec.data.io.validation import StrictModel, first_error, read_yaml
-from msrec.data.schema import Scenario, TextFields
+from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 MAPPING_FILE = "tables.yaml"
 TIMESTAMP = "timestamp"
@@ -130,12 +130,19 @@ def _read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
             f"{path} must exist: plain tables are interactions, users and items .parquet."
         )
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(
             f"{path} must be a whole Parquet file; {str(error).splitlines()[0]}. Copy it again."
         ) from None
     require_columns(frame.columns, columns, str(path))
+    for name in columns:
+        key = ID_KEYS.get(name)
+        if key in frame.columns:
+            raise ValueError(
+                f"{path} must not have the column {key!r} beside {name!r}, which gets that name "
+                "in a dataset folder. Rename or drop one."
+            )
     return pl.DataFrame([stored_series(values) for values in frame])
 
 

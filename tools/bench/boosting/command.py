@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from msrec.data.convert.dataset_writer import new_folder
 from msrec.data.histories.index import HistoryIndex
+from msrec.data.io.outputs import check_output, new_folder
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import local_path
 from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig, load_config
-from msrec.launch.evaluation.predictions import COMMIT_FILE, Commit, load_predictions, write_commit
+from msrec.launch.evaluation.predictions import PREDICTIONS, Commit, load_predictions, write_commit
 from msrec.launch.evaluation.results import (
     ResultHistory,
     Results,
@@ -79,6 +79,7 @@ def bench_lightgbm(
         ValueError: lightgbm is not installed, or `out` holds something else.
     """
     _require_lightgbm()
+    check_output(out, PREDICTIONS, [dataset])
     run = load_config(config, [f"dataset={dataset}", f"sequence.protocol={protocol}"])
     started = time.monotonic()
     index = HistoryIndex.open(dataset, protocol)
@@ -158,7 +159,7 @@ def _evaluate(
     history = ResultHistory(
         protocol=manifest.protocol, events=manifest.events, max_len=run.sequence.max_len
     )
-    with new_folder(out, overwrite=True, marker=COMMIT_FILE) as folder:
+    with new_folder(out, PREDICTIONS, [run.dataset], overwrite=True) as folder:
         pq.write_table(table, folder / "part-00000.parquet")
         write_commit(folder, commit)
         results = compute_results(load_predictions(folder), schema)

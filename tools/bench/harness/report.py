@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.io.outputs import FileKind, check_output, contains
+from msrec.launch.console import PlainConsole
 from msrec.launch.distributed import quiet_libraries
 from msrec.launch.versions import installed
 from msrec.tools.bench.harness.measure import Finding, spread
 
 OUT = Path("runs/bench")
 """Folder of the JSON files."""
+BENCH_FILE = FileKind("a file of msrec bench", contains('{\n  "bench": "'))
 BUSY_LOAD_PER_CORE = 0.5
 """Load from which the table calls the machine busy."""
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow", "polars")
 
-console = Console(width=120, highlight=False)
+console = PlainConsole(width=120, highlight=False)
 
 
 def prepare(threads: int | None = 1) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def report(
     table.caption = _caption(on, max(len(finding.rounds) for finding in findings))
     console.print(table)
     file = file or OUT / f"{name}.json"
+    check_output(file, BENCH_FILE)
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [_line(finding) for finding in findings]
     write_json(file, {"bench": name, "machine": on, "findings": lines} | (more or {}))
@@ -96,7 +99,7 @@ def text_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
 def _row(finding: Finding) -> dict[str, str]:
     deviation = spread(finding.rounds) / 2
     by_cpu = finding.processor_ratio
-    state = {None: "", True: "reached", False: "[bold]missed[/]"}[finding.is_reached]
+    state = {None: "", True: "reached", False: "MISSED"}[finding.is_reached]
     return {
         "": finding.what,
         "ours": _figure(finding.ours),

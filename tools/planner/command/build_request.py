@@ -8,6 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from msrec.data.io.names import module_name
 from msrec.data.io.validation import first_error, read_yaml
 from msrec.launch.config import RunConfig, load_config, with_overrides
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
@@ -148,6 +149,7 @@ def _changed_tables(
         raise ValueError(
             f"{change}: all tables of a config have the same dim; use embeddings.dim=..."
         )
+    table = module_name(table) if table else ""
     if table and table not in {each.name for each in request.tables}:
         raise ValueError(f"a change must name one of the tables; got {table!r}.")
     try:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.data.io.atomic_files import write_text
+from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
 from msrec.launch.config import load_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
@@ -27,6 +28,8 @@ from msrec.tools.planner.sharding_options import COST_PARTS
 
 COMPUTE = ("fwd_compute", "bwd_compute")
 COMMS = ("fwd_comms", "bwd_comms")
+MEASURED = "measured by the run"
+MEASURED_HARDWARE = FileKind("a file of msrec plan --recalibrate", contains(MEASURED))
 RankTimes = dict[str, Any]
 """Traced times of a rank, see `trace_tables`."""
 
@@ -49,14 +52,16 @@ def report_run(options: PlanOptions, console: Console | None = None) -> Plan:
     if options.measured:
         ratios = print_measured(run_dir, plan, console)
         if (file := options.recalibrate) is not None:
+            check_output(file, MEASURED_HARDWARE, [options.hardware])
             name = request.hardware_name
-            hardware = recalibrated(request.hardware, ratios, f"measured by the run {run_dir}")
+            hardware = recalibrated(request.hardware, ratios, f"{MEASURED} {run_dir}")
             write_text(file, yaml.safe_dump({name: hardware.model_dump(mode="json")}))
             print_sentence(f"wrote {file}: plan with --hardware {file} --gpu {name}", console)
             again = dataclasses.replace(request, hardware=hardware)
             compared["recalibrated"] = plan_as_placed(again, entries)
             console.print(comparison_table({"as estimated": plan} | compared))
     if options.page is not None:
+        check_output(options.page, PAGE, [options.hardware])
         write_page(options.page, plan, compared, console)
     return plan
 

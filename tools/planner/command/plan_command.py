@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from msrec.data.io.atomic_files import write_text
+from msrec.data.io.outputs import PAGE, check_output
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
 from msrec.tools.planner.command.build_request import request_from_options, with_changes
@@ -18,7 +19,7 @@ from msrec.tools.planner.command.plan_text import (
     summary,
 )
 from msrec.tools.planner.make_plan import make_plan
-from msrec.tools.planner.plan import Plan
+from msrec.tools.planner.plan import PLAN, Plan
 from msrec.tools.planner.request import PlanRequest
 
 MAX_NODES = 4096
@@ -40,6 +41,9 @@ def plan_command(options: PlanOptions) -> bool:
 
         report_run(options)
         return True
+    for out, kind in ((options.out, PLAN), (options.page, PAGE)):
+        if out is not None:
+            check_output(out, kind, [options.source, options.hardware])
     request = request_from_options(options)
     changes = options.set_ or []
     if not options.compare:
