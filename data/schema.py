@@ -15,14 +15,13 @@ names it. There are no nulls. Row 0 of a table is for every id that training nev
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from msrec.data.io.atomic_files import write_text
 from msrec.data.io.paths import AnyPath, is_file, to_path
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.yaml_files import read_yaml, write_yaml
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -36,6 +35,8 @@ EventOrder = Literal["timestamp", "rows"]
 SCHEMA_FILE = "dataset.yaml"
 ID_KEYS = {"user_id": "user_key", "item_id": "item_key"}
 """Id feature -> the key that it holds, in users.parquet or items.parquet."""
+TableRows = Annotated[int, Field(ge=1, lt=1 << 31)]
+"""Rows of an embedding table; ids are int32."""
 MIN_SCALED_ROWS = 1000
 """Rows that a table keeps when it is scaled down, if it has them."""
 
@@ -127,7 +128,7 @@ class Schema(StrictModel):
     """One sentence about the app, for prompts."""
     scenarios: list[Scenario] = Field(min_length=1)
     """Scenarios; ids in the files are positions in this list."""
-    tables: dict[str, int]
+    tables: dict[str, TableRows]
     """Table name -> rows, row 0 (unknown) included."""
     sparse: list[SparseFeature] = Field(min_length=1)
     """Features of ids, in the order of the model's embeddings."""
@@ -166,9 +167,6 @@ class Schema(StrictModel):
                     f"sparse feature {feature.name!r} names table {feature.table!r}, which is not "
                     f"in tables ({', '.join(sorted(self.tables))})"
                 )
-        for table, rows in self.tables.items():
-            if rows < 1:
-                raise ValueError(f"table {table!r} must have at least 1 row; got {rows}")
         return self
 
     @property
@@ -195,11 +193,10 @@ class Schema(StrictModel):
         """
         tables = {name: rows * self.num_scenarios for name, rows in self.tables.items()}
         for name, rows in tables.items():
-            if rows >= 2**31:
-                raise ValueError(
-                    f"a table must have fewer than {2**31} rows; {name} has {rows} with one copy "
-                    f"for each of {self.num_scenarios} scenarios. Share the tables instead."
-                )
+            advice = (
+                f"That is one copy for each of {self.num_scenarios} scenarios: share the tables."
+            )
+            check_table_rows(name, rows, advice)
         return self.model_copy(update={"tables": tables})
 
     def scaled(self, scale: float) -> "Schema":
@@ -218,6 +215,20 @@ class Schema(StrictModel):
     def table_of(self, feature: str) -> str:
         """Returns the name of the table that a sparse feature looks up."""
         return next(f.table for f in self.sparse if f.name == feature)
+
+
+def check_table_rows(table: str, rows: int, advice: str) -> None:
+    """Refuses a table with more rows than its ids can number.
+
+    Raises:
+        ValueError: there are too many, or none.
+    """
+    try:
+        TypeAdapter(TableRows).validate_python(rows)
+    except ValidationError:
+        raise ValueError(
+            f"a table must have from 1 to {2**31 - 1:,} rows; {table} has {rows:,}. {advice}"
+        ) from None
 
 
 def load_schema(dataset: AnyPath | str) -> Schema:
@@ -243,4 +254,4 @@ def save_schema(schema: Schema, dataset: Path | str) -> Path:
     path = Path(dataset) / SCHEMA_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     values = schema.model_dump(mode="json")
-    return write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return write_yaml(path, values)

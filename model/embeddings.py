@@ -2,8 +2,10 @@
 
 import zlib
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -11,8 +13,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from msrec.data.loading.batch import HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, Side, levels
-from msrec.data.schema import Schema, SparseFeature
+from msrec.data.schema import Schema, SparseFeature, check_table_rows
 
+VectorSize = Annotated[int, Field(ge=4, le=2048, multiple_of=4)]
+"""Size of a table's vectors that FBGEMM's kernels take."""
 INIT_BLOCK_ROWS = 1 << 12
 """Rows of a table that are initialised from one seed."""
 
@@ -111,6 +115,9 @@ def table_configs(
     for side in history:
         features_of[f"{side}_history"] = [f"{side}_history", f"{side}_own"]
         rows[f"{side}_history"] = schema.size_of(OTHER[side]) * levels(schema)
+        check_table_rows(
+            f"{side}_history", rows[f"{side}_history"], f"Take {side} out of history.of."
+        )
     return [
         EmbeddingBagConfig(
             name=table,

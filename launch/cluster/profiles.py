@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError, field_validator
 from torchx.schedulers import get_scheduler_factories
 from torchx.specs import runopts
 
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.yaml_files import read_yaml
 from msrec.launch.cluster.resources import closest_names, node_resource
 from msrec.launch.cluster.torchrun_role import RENDEZVOUS_PORT, LaunchOptions
 from msrec.launch.config import RunConfig

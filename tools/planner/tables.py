@@ -10,8 +10,11 @@ from pydantic import BaseModel, Field, ValidationError
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, Width, first_error
+from msrec.data.io.yaml_files import read_yaml
+from msrec.data.schema import TableRows
 from msrec.model.distributed.sharding import TableOptimizer, TableOptions, fuse_optimizer
+from msrec.model.embeddings import VectorSize
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
@@ -33,10 +36,10 @@ class TableLoad(StrictModel):
     """
 
     name: str = Field(min_length=1)
-    rows: int = Field(gt=0)
-    dim: int = Field(gt=0)
-    pooling: float = Field(1.0, gt=0)
-    features: int = Field(1, ge=1)
+    rows: TableRows
+    dim: VectorSize
+    pooling: float = Field(1.0, gt=0, le=1e6)
+    features: Width = 1
     precision: Precision = "fp32"
     sharding: Sharding | None = None
     kernel: Kernel | None = None
@@ -48,7 +51,7 @@ class TableLoad(StrictModel):
 
 
 class _Count(BaseModel):
-    count: int = Field(ge=1)
+    count: Width
 
 
 def read_tables_file(path: Path) -> list[TableLoad]:

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, Side, require_columns
 from msrec.data.convert.row_filter import STRICT
 from msrec.data.convert.sources.guess import guess_features, guess_text
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.yaml_files import read_yaml
 from msrec.data.schema import Scenario, TextFields
 
 MAPPING_FILE = "tables.yaml"

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from msrec.data.io.atomic_files import write_text
+from msrec.data.io.yaml_files import write_yaml
 from msrec.launch.config import load_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
@@ -51,7 +50,7 @@ def report_run(options: PlanOptions, console: Console | None = None) -> Plan:
         if (file := options.recalibrate) is not None:
             name = request.hardware_name
             hardware = recalibrated(request.hardware, ratios, f"measured by the run {run_dir}")
-            write_text(file, yaml.safe_dump({name: hardware.model_dump(mode="json")}))
+            write_yaml(file, {name: hardware.model_dump(mode="json")})
             print_sentence(f"wrote {file}: plan with --hardware {file} --gpu {name}", console)
             again = dataclasses.replace(request, hardware=hardware)
             compared["recalibrated"] = plan_as_placed(again, entries)
