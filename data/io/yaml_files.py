@@ -160,7 +160,7 @@ def _check_events(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if anchor in open_anchors:
                 raise _Refusal("be a tree", f"*{anchor} is in itself", event.start_mark)
-            size, anchor = sizes.get(anchor, 1), None  # YAML refuses an unknown one itself
+            size, anchor = sizes.get(str(anchor), 1), None  # YAML refuses an unknown one itself
         else:
             continue
         if anchor:

@@ -15,7 +15,7 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config import RunConfig, save_config
-from msrec.launch.distributed import Process, seed_step
+from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
 from msrec.launch.training.heartbeat import Heartbeat
@@ -255,8 +255,14 @@ def train_run(config: RunConfig, process: Process) -> FitResult:
     """Trains a run, or continues it, and saves its config and versions in the run folder.
 
     Raises:
-        FileNotFoundError, ValueError: as `Trainer` and `Trainer.resume`.
+        FileNotFoundError, ValueError: as `Trainer` and `Trainer.resume`, or another job trains the
+            run.
     """
+    with exclusive_job(config.run_dir, "trained"):
+        return _train_run(config, process)
+
+
+def _train_run(config: RunConfig, process: Process) -> FitResult:
     trainer = Trainer(config, process)
     progress = trainer.resume()  # a config that does not fit the run must not replace its own
     if process.is_main:

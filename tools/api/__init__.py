@@ -424,7 +424,7 @@ def predict(
         Counts of what was scored; None on other ranks than 0.
     """
     from msrec.data.io.paths import to_path
-    from msrec.launch.distributed import process_group
+    from msrec.launch.distributed import exclusive_job, process_group
     from msrec.launch.evaluation.predict_files import predict_files
     from msrec.launch.trained_run import open_run as open_trained_run
 
@@ -433,7 +433,7 @@ def predict(
     target = to_path(str(out))
     weights = None if checkpoint is None else Path(checkpoint)
     scored = None if dataset is None else to_path(str(dataset))
-    with process_group() as process:
+    with process_group() as process, exclusive_job(target, "written"):
         opened = open_trained_run(Path(run), process, weights, scored)
         kept = None if columns is None else list(columns)
         return predict_files(opened, process, paths, target, kept)
