@@ -13,6 +13,7 @@ from msrec.launch.cluster.submit import LOCAL, Submitted, read_submitted
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.reporting.plan_table import format_bytes
 from msrec.launch.training.heartbeat import (
+    CRASH,
     RANKS_FOLDER,
     RankState,
     ranks_of_last_start,
@@ -76,7 +77,8 @@ def _print_ranks(run_dir: Path, status: Status, console: Console, now: float) ->
         _print(console, reason)
     for rank in ranks:
         if (stack := read_stack(run_dir, rank.rank)) is not None:
-            _print(console, f"rank {rank.rank} hung here:")
+            how = "crashed" if stack.startswith(CRASH) else "hung"
+            _print(console, f"rank {rank.rank} {how} here:")
             _print_indented(console, stack.splitlines()[:STACK_LINES])
 
 

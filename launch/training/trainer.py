@@ -1,5 +1,6 @@
 """Training loop of a run: steps, validations with early stopping, checkpoints, resume."""
 
+import hashlib
 import itertools
 import time
 from dataclasses import dataclass, field
@@ -122,7 +123,9 @@ class Trainer:
         """
         config = self.config
         progress = progress or self.resume()
-        self._heartbeat.start_from(progress.step, check_last_start(config.run_dir, self.train))
+        digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+        start = check_last_start(config.run_dir, self.train, digest)
+        self._heartbeat.start_from(progress.step, start, digest)
         if self.process.is_main:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             ranks = (self.process.world_size, self.process.local_world_size)
