@@ -4,12 +4,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
-from torchx.runner import get_runner
 
-from msrec.launch.cluster.submit import LOCAL, Submitted, read_submitted
+from msrec.launch.cluster.submit import Submitted, job_state, read_submitted
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.reporting.plan_table import format_bytes
 from msrec.launch.training.heartbeat import (
@@ -30,7 +28,7 @@ RANK_COLUMNS = (
     "reported, s ago",
 )
 FAILED_STATES = ("ended", "failed", "cancelled")
-"""States of a job that has stopped without success, see `_job_state`."""
+"""States of a job that has stopped without success, see `job_state`."""
 
 
 def print_status(run_dir: Path, console: Console, now: float | None = None) -> Status:
@@ -45,7 +43,7 @@ def print_status(run_dir: Path, console: Console, now: float | None = None) -> S
     if submitted is None:  # started by torchx or by hand
         state, since = "", max(rank.start for rank in read_ranks(run_dir))
     else:
-        state, since = _job_state(submitted), submitted.time
+        state, since = job_state(submitted), submitted.time
         job = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
         _print(console, f"{job}: {submitted.handle} {state}")
     failure = first_failure(run_dir / "logs", since)
@@ -99,17 +97,6 @@ def _print_ranks(run_dir: Path, status: Status, console: Console, now: float) ->
             how = "crashed" if stack.startswith(CRASH) else "hung"
             _print(console, f"rank {rank.rank} {how} here:")
             _print_indented(console, stack.splitlines()[:STACK_LINES])
-
-
-def _job_state(submitted: Submitted) -> str:
-    """Returns the scheduler's state of a job; `ended` for a local one whose launcher was killed."""
-    if submitted.exit_status is not None:
-        return "succeeded" if submitted.exit_status == 0 else "failed"
-    if submitted.scheduler == LOCAL:
-        return "running" if psutil.pid_exists(submitted.pid) else "ended"
-    with get_runner() as runner:
-        status = runner.status(submitted.handle)
-    return "forgotten" if status is None else status.state.name.lower()
 
 
 def _with_job_state(status: Status, state: str) -> Status:
