@@ -17,13 +17,12 @@ names it. There are no nulls. Row 0 of a table is for every id that training nev
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from msrec.data.io.atomic_files import write_text
 from msrec.data.io.names import check_name, module_name
 from msrec.data.io.paths import AnyPath, is_file, to_path
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.yaml_files import read_yaml, write_yaml
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -39,6 +38,8 @@ ID_KEYS = {"user_id": "user_key", "item_id": "item_key"}
 """Id feature -> the key that it holds, in users.parquet or items.parquet."""
 TableName = Annotated[str, AfterValidator(module_name)]
 """Name of an embedding table, which is also a file of an export and a module of the model."""
+TableRows = Annotated[int, Field(ge=1, lt=1 << 31)]
+"""Rows of an embedding table; ids are int32."""
 MIN_SCALED_ROWS = 1000
 """Rows that a table keeps when it is scaled down, if it has them."""
 
@@ -132,7 +133,7 @@ class Schema(StrictModel):
     """One sentence about the app, for prompts."""
     scenarios: list[Scenario] = Field(min_length=1)
     """Scenarios; ids in the files are positions in this list."""
-    tables: dict[TableName, int]
+    tables: dict[TableName, TableRows]
     """Table name -> rows, row 0 (unknown) included."""
     sparse: list[SparseFeature] = Field(min_length=1)
     """Features of ids, in the order of the model's embeddings."""
@@ -174,9 +175,6 @@ class Schema(StrictModel):
                     f"sparse feature {feature.name!r} names table {feature.table!r}, which is not "
                     f"in tables ({', '.join(sorted(self.tables))})"
                 )
-        for table, rows in self.tables.items():
-            if rows < 1:
-                raise ValueError(f"table {table!r} must have at least 1 row; got {rows}")
         return self
 
     @property
@@ -251,4 +249,4 @@ def save_schema(schema: Schema, dataset: Path | str) -> Path:
     path = Path(dataset) / SCHEMA_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     values = schema.model_dump(mode="json")
-    return write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return write_yaml(path, values)

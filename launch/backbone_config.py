@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, create_model
 
-from msrec.data.io.validation import StrictModel
+from msrec.data.io.validation import MAX_COUNT, MAX_WIDTH, StrictModel, Widths
 from msrec.model.backbones import BACKBONES, backbone_options
 
 DESCRIPTIONS = {
@@ -68,7 +68,12 @@ def options_model(name: str) -> type[StrictModel]:
     for option, parameter in backbone_options(name).items():
         kind, default = parameter.annotation, parameter.default
         if get_origin(kind) is Sequence:  # so that YAML and the saved config hold plain lists
-            kind, default = list[get_args(kind)[0]], list(default)  # type: ignore[misc]
+            kind, default = (Widths if get_args(kind)[0] is int else list[str]), list(default)
+        elif kind in (int, int | None):  # a constructor itself refuses a zero where it must
+            largest = MAX_COUNT if option.startswith("num_") else MAX_WIDTH
+            kind = Annotated[kind, Field(ge=0, le=largest)]
+        elif option == "dropout":
+            kind = Annotated[float, Field(ge=0, lt=1)]
         description = DESCRIPTIONS.get(f"{name}.{option}") or DESCRIPTIONS.get(option)
         description = description or f"See the docstring of {BACKBONES[name].__name__}."
         fields[option] = (kind, Field(default, description=description))

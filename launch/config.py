@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 
 from msrec.data.io.outputs import (
@@ -16,7 +15,8 @@ from msrec.data.io.outputs import (
     contains,
 )
 from msrec.data.io.paths import AnyPath, refuse_secrets, to_path
-from msrec.data.io.validation import StrictModel, read_yaml
+from msrec.data.io.validation import Seed, StrictModel
+from msrec.data.io.yaml_files import MAX_DEPTH, parse_yaml, read_yaml, write_yaml
 from msrec.data.loading.quarantine import Policy
 from msrec.launch.backbone_config import BACKBONE_OPTIONS, BackboneConfig
 from msrec.launch.config_sections import (
@@ -62,7 +62,7 @@ class RunConfig(StrictModel):
     """Folder of all runs."""
     run_id: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's folder in `run_root`. Training again with the same name resumes the run."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the initial weights, the order of the rows and dropout."""
     faults: Policy = "fail"
     """Treatment of rows that break the schema: `fail` on the first, `skip` them, or `quarantine`
@@ -148,7 +148,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved config; training from this file repeats the run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_yaml(path, config.model_dump(mode="json"))
 
 
 def check_run_folder(config: RunConfig) -> None:
@@ -170,11 +170,10 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str) -> R
         refuse_secrets("an override", override)
         if not equals or not key:
             raise ValueError(f"an override must look like key.sub=value; got {override!r}.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"{key}: the value must be YAML; got {text!r}.") from None
-        _set_value(tree, key.split("."), value)
+        keys = key.split(".")
+        if len(keys) > MAX_DEPTH:
+            raise ValueError(f"an override must have a key of the config; got {key!r:.80}.")
+        _set_value(tree, keys, parse_yaml(text, f"{key}: the value"))
     if isinstance(tree.get("backbone"), dict):
         tree["backbone"].setdefault("name", DEFAULT_BACKBONE)
     refuse_secrets(source, tree)
@@ -185,7 +184,12 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str) -> R
 
 
 def _set_value(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    if keys == ["backbone", "name"] and tree.get("backbone", {}).get("name") != value:
+    backbone = tree.get("backbone")
+    if (
+        keys == ["backbone", "name"]
+        and isinstance(backbone, dict)
+        and backbone.get("name") != value
+    ):
         tree["backbone"] = {}
     for key in keys[:-1]:
         if not isinstance(tree.get(key), dict):
@@ -217,8 +221,8 @@ def _explanation(error: ValidationError) -> str:
         case "model_type" | "model_attributes_type":
             known = _known_keys(location)
             example = f"{key}.{'name' if 'name' in known else known[0]}"
-            return f"{key} must hold keys, such as {example}; got {first['input']!r}"
-    return f"{key}: {first['msg']}; got {first['input']!r}"
+            return f"{key} must hold keys, such as {example}; got {first['input']!r:.100}"
+    return f"{key}: {first['msg']}; got {first['input']!r:.100}"
 
 
 def _known_keys(location: list[str]) -> list[str]:

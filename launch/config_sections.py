@@ -7,15 +7,25 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from msrec.data.io.paths import local_path
-from msrec.data.io.validation import StrictModel
+from msrec.data.io.validation import (
+    BatchRows,
+    Count,
+    NotNegative,
+    Positive,
+    Steps,
+    StrictModel,
+    Width,
+    Widths,
+)
 from msrec.data.schema import HistoryProtocol, TableName
+from msrec.model.embeddings import VectorSize
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 
 ParameterGroup = Literal["tables", "meta", "backbone"]
 """Parameters with one optimizer: the embedding tables, every module that reads LLM vectors, the
 rest."""
-EpochSpan = tuple[Annotated[float, Field(ge=0)], float | None]
+EpochSpan = tuple[NotNegative, NotNegative | None]
 """Epochs [first, end); an end of null is the end of the run."""
 LocalPath = Annotated[Path, PlainValidator(local_path, json_schema_input_type=str)]
 
@@ -23,27 +33,27 @@ LocalPath = Annotated[Path, PlainValidator(local_path, json_schema_input_type=st
 class EmbeddingsConfig(StrictModel):
     """The embedding tables: size, optimizer, regularisation and sharding."""
 
-    dim: int = Field(16, ge=1)
+    dim: VectorSize = 16
     """Length of every embedding vector."""
     optimizer: Literal["rowwise_adagrad", "adam"] = "rowwise_adagrad"
     """Optimizer of the tables. `rowwise_adagrad` is fused into the backward pass; `adam` is for
     small tables, because on a CPU its gradient is as large as the table."""
-    lr: float = Field(0.02, gt=0)
+    lr: Positive = 0.02
     """Learning rate of the tables."""
-    init_std: float = Field(0.01, gt=0)
+    init_std: Positive = 0.01
     """Standard deviation of the initial values."""
-    l2: float = Field(0.0, ge=0)
+    l2: NotNegative = 0.0
     """Weight in the loss of the mean squared norm of the looked-up vectors; 0 turns it off."""
     per_scenario: bool = False
     """Give each scenario its own copy of every table. With `backbone.name=separate` and
     `interaction.bottom_dims=[]` the scenarios share no parameter."""
-    rare: dict[str, Annotated[int, Field(ge=1)]] = {}
+    rare: dict[str, Steps] = {}
     """Feature -> minimum number of training rows of an id. Rarer ids use row 0 of the table, the
     row of unknown ids."""
     id_dropout: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
     """Feature -> share of training rows whose id is replaced by the unknown id, so that row 0 is
     trained for new ids."""
-    row_wise_from: int = Field(1_000_000, ge=1)
+    row_wise_from: Steps = 1_000_000
     """Number of rows from which a table is split by rows over all ranks; a smaller table is on one
     rank."""
     sharding: dict[TableName, Literal["table_wise", "row_wise"]] = {}
@@ -56,7 +66,7 @@ class InteractionConfig(StrictModel):
     mode: Literal["concat", "dot", "concat_dot"] = "concat"
     """`concat` passes on the vectors, `dot` the dot products of all pairs of vectors, `concat_dot`
     both."""
-    bottom_dims: list[int] = [64]
+    bottom_dims: Widths = [64]
     """Layer sizes of the MLP over the dense features; an empty list leaves them unchanged."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout rate of the interaction's output."""
@@ -71,11 +81,11 @@ class MetaConfig(StrictModel):
     """Put layers generated from the item's vector before the backbone, after those of the user."""
     scenario: bool = False
     """Put a network generated from the scenario's vector in parallel with the backbone."""
-    rank: int = Field(16, ge=1)
+    rank: Width = 16
     """Length of the code to which an LLM vector is reduced before weights are generated."""
-    width: int | None = Field(32, ge=1)
+    width: Width | None = 32
     """Width of the generated layers; null is the width of the backbone's input."""
-    num_layers: int = Field(1, ge=1)
+    num_layers: Count = 1
     """Number of generated layers per meta network."""
     activation: Literal["relu", "silu", "tanh", "identity"] = "silu"
     """Activation after each generated layer."""
@@ -108,11 +118,11 @@ class LLMFeatureConfig(StrictModel):
     over it, `match` appends products of a map of the user's vector and one of the item's."""
     of: list[Literal["user", "item"]] = ["user"]
     """Vectors that `concat` and `experts` append."""
-    dim: int | None = Field(None, ge=1)
+    dim: Width | None = None
     """Number of columns. For `concat`, null appends the vector itself; for `match`, null is 16."""
-    num_experts: int = Field(4, ge=1)
+    num_experts: Count = 4
     """Number of experts of `experts`."""
-    expert_dims: list[int] = [128, 32]
+    expert_dims: Widths = [128, 32]
     """Layer sizes of each expert of `experts`."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout rate of the experts' layers (`experts`) or of both maps (`match`)."""
@@ -123,9 +133,9 @@ class SemanticIdsConfig(StrictModel):
 
     source: str
     """Source of the vectors, one of `llm.sources`."""
-    levels: int = Field(3, ge=1)
+    levels: Count = 3
     """Number of levels. Each is a sparse feature of its own, `semantic_1` and so on."""
-    codes: int = Field(256, ge=2)
+    codes: int = Field(256, ge=2, le=1 << 16)
     """Number of codes per level."""
 
 
@@ -144,20 +154,20 @@ class LLMConfig(StrictModel):
     pooling: Literal["mean", "last", "generate"] = "mean"
     """Hidden states that make the vector: their mean over the prompt's tokens, the last token, or
     the last token of a generated answer."""
-    layer: Literal["last", "middle"] | Annotated[int, Field(ge=1)] = "last"
+    layer: Literal["last", "middle"] | Count = "last"
     """Layer whose hidden states are used; an integer is the number of layers to run."""
-    answer_tokens: int = Field(32, ge=1)
+    answer_tokens: Width = 32
     """Maximum number of tokens of an answer, with `pooling=generate`."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     """Number format in which the LLM runs."""
-    max_tokens: int = Field(512, ge=16)
+    max_tokens: int = Field(512, ge=16, le=1 << 20)
     """Maximum number of tokens of a prompt; a history gets as many items as fit. The part that all
     prompts share counts too. `msrec encode --show` prints one prompt."""
-    batch_tokens: int = Field(2048, ge=16)
+    batch_tokens: int = Field(2048, ge=16, le=1 << 24)
     """Number of tokens, padding included, that are encoded at once."""
     storage: Literal["float16", "float32", "int8"] = "float16"
     """Number format of the vectors in the store."""
-    pca: int | None = Field(None, ge=1)
+    pca: Width | None = None
     """Number of principal components of the standardised vectors to keep; null keeps the
     vectors."""
     items: bool = False
@@ -175,7 +185,7 @@ class LLMConfig(StrictModel):
     """Sources of item vectors: names of models, as in `model`, or `lsa`, the truncated SVD of the
     TF-IDF of the items' texts, without an LLM. `msrec encode` encodes the items once per source,
     and of users and scenarios only what the run reads."""
-    item_dim: int = Field(128, ge=1)
+    item_dim: VectorSize = 128
     """Number of components of a source's item vectors, after half-whitened PCA."""
     source_controls: dict[str, Literal["shuffled", "random"]] = {}
     """Source -> vectors without meaning in its place, for an ablation: those of other items, or
@@ -218,7 +228,7 @@ class HistoryConfig(StrictModel):
 
     of: list[Literal["user", "item"]] = []
     """Entities whose history is read; empty is none."""
-    max_len: int | None = Field(None, ge=1)
+    max_len: Steps | None = None
     """Number of newest rows per history; null is all of them."""
 
 
@@ -228,16 +238,16 @@ class SequenceConfig(StrictModel):
     protocol: HistoryProtocol | None = None
     """Index to read, which `msrec histories` makes: `stream` (events of all splits) or `frozen`
     (events of the training split); null reads none. A row sees only earlier events."""
-    max_len: int = Field(20, ge=1)
+    max_len: Width = 20
     """Number of newest events per row."""
     encoder: Literal["none", "din", "sim", "bst", "hstu"] = "none"
     """Sequence model of the history and the row's item, by learned vectors of the items in a table
     `sequence_item`. Its output is appended to the backbone's input; `none` is off."""
-    num_heads: int = Field(2, ge=1)
+    num_heads: Count = 2
     """Number of attention heads of `sim`, `bst` and `hstu`; a divisor of `embeddings.dim`."""
-    num_layers: int = Field(1, ge=1)
+    num_layers: Count = 1
     """Number of blocks of `bst` and `hstu`."""
-    attention_dims: list[Annotated[int, Field(ge=1)]] = [80, 40]
+    attention_dims: Widths = [80, 40]
     """Layer sizes of the MLP of `din` that compares an event with the row's item."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout rate within the encoder."""
@@ -263,7 +273,7 @@ class InterestConfig(StrictModel):
 
     enabled: bool = False
     """Match the vectors of `llm.sources` with the history of `sequence.protocol`."""
-    rank: int = Field(16, ge=1)
+    rank: Width = 16
     """Size of the layer that the history generates and that reads the item."""
     projection: bool = True
     """Learn a linear map of the vectors, which starts as the identity."""
@@ -279,7 +289,7 @@ class InterestConfig(StrictModel):
 class ObjectiveConfig(StrictModel):
     """The loss."""
 
-    aux_weight: float = Field(0.0, ge=0)
+    aux_weight: NotNegative = 0.0
     """Weight of the mean loss of all labels but the first; with 0 the model does not predict
     them. Metrics always use the first label."""
 
@@ -287,17 +297,17 @@ class ObjectiveConfig(StrictModel):
 class OptimizerConfig(StrictModel):
     """Adam for the parameters outside the tables, and the schedule of all learning rates."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: Positive = 1e-3
     """Learning rate of the backbone."""
-    meta_lr: float | None = Field(None, gt=0)
+    meta_lr: Positive | None = None
     """Learning rate of the modules that read LLM vectors; null is `lr`."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: NotNegative = 0.0
     """Weight decay of the parameters outside the tables."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=10**12)
     """Steps of linear warm-up of all learning rates."""
     decay: Literal["none", "linear", "cosine"] = "none"
     """Decay of all learning rates to zero after the warm-up."""
-    decay_epochs: float | None = Field(None, gt=0)
+    decay_epochs: Positive | None = None
     """Epoch at which a decay reaches zero; null is `trainer.epochs`."""
     frozen: dict[ParameterGroup, EpochSpan] = {}
     """Parameter group (tables, meta, backbone) -> epochs [from, to) in which its learning rate is
@@ -327,32 +337,32 @@ class OptimizerConfig(StrictModel):
 class TrainerConfig(StrictModel):
     """The training loop: batches, epochs, validation, checkpoints and logs."""
 
-    global_batch: int = Field(4096, ge=1)
+    global_batch: BatchRows = 4096
     """Rows per step over all ranks."""
-    epochs: int = Field(10, ge=1)
+    epochs: Steps = 10
     """Maximum number of epochs."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: Steps | None = None
     """Maximum number of steps; null leaves only the limit of `epochs`."""
-    validate_every_steps: int | None = Field(None, ge=1)
+    validate_every_steps: Steps | None = None
     """Steps between validations within an epoch; null validates only after each epoch. Each
     validation makes the loader read one window of training rows again."""
-    patience: int = Field(2, ge=1)
+    patience: Steps = 2
     """Number of validations without a better AUC after which training stops."""
-    eval_batch: int = Field(16384, ge=1)
+    eval_batch: BatchRows = 16384
     """Rows per batch over all ranks in validation, evaluation and prediction."""
-    checkpoint_every_steps: int | None = Field(None, ge=1)
+    checkpoint_every_steps: Steps | None = None
     """Steps between checkpoints within an epoch; null saves only after each validation."""
-    keep: int = Field(2, ge=2)
+    keep: int = Field(2, ge=2, le=10**6)
     """Number of newest checkpoints to keep; the best one is always kept."""
-    log_every: int = Field(50, ge=1)
+    log_every: Steps = 50
     """Steps between log lines."""
-    hang_s: float | None = Field(300, gt=0)
+    hang_s: float | None = Field(300, gt=0, le=1e6)
     """Seconds without progress after which a rank writes its stack to ranks/ in the run folder and
     exits; null waits forever. Time spent on checkpoints does not count."""
-    trace: int = Field(0, ge=0)
+    trace: int = Field(0, ge=0, le=10**6)
     """Number of times to measure each table's lookup and update after training; 0 is off. The
     times go to table_times.json, which `msrec plan --measured RUN` compares with its estimates."""
-    window_rows: int = Field(1 << 18, ge=1)
+    window_rows: int = Field(1 << 18, ge=1, lt=1 << 31)
     """Number of rows that are read and shuffled together."""
-    prefetch: int = Field(8, ge=0)
+    prefetch: int = Field(8, ge=0, le=1024)
     """Number of batches that a thread prepares ahead; 0 prepares them in the main thread."""

@@ -7,13 +7,18 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
+
+from msrec.data.io.exclusive_files import exclusive, lock_file
+from msrec.data.io.paths import AnyPath
+from msrec.model.distributed.collectives import from_rank_0
 
 COLLECTIVE_TIMEOUT_S = 600
 PR_SET_PDEATHSIG = 1
@@ -68,6 +73,25 @@ def process_group(device: str | None = None) -> Iterator[Process]:
         yield Process(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), own_device)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def exclusive_job(output: AnyPath, work: str) -> Iterator[None]:
+    """Holds the lock `.NAME.lock` beside an output, on rank 0 for all ranks; see `exclusive`.
+
+    Object stores have no such locks, so that a remote output has none.
+
+    Raises:
+        ValueError, OSError: another job holds it, or it cannot be written; on every rank.
+    """
+    with ExitStack() as held:
+
+        def hold() -> None:
+            if isinstance(output, Path):
+                held.enter_context(exclusive(lock_file(output), f"{output} must be {work}"))
+
+        from_rank_0(hold)
+        yield
 
 
 def end_with_launcher() -> None:

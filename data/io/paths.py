@@ -19,14 +19,15 @@ else:
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 """Beginning of a URL, also of one that `pathlib` took for a path: `s3:/bucket`."""
 _SECRET = re.compile(
-    r"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+:/+)
+    r"""(?<![A-Za-z0-9+.-])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+:/+)
     (?: (?P<user> [^/\s@'":\[\]]*:(?!\d+(?![\w%+-]))[^\s'"]*@ | [^/\s'"]+@ )
       | (?P<rest> [^/\s@'":\[\]?]*:(?!\d+(?![\w%+-]))[^\s'"]+ )
-      | (?P<place> [^\s?'"]+\?)[^\s'"]+ )""",
+      | (?P<place> (?:(?![A-Za-z0-9+.-]{2}:/)[^\s?'"])+\?)[^\s'"]+ )""",
     re.VERBOSE,
 )
 """The parts of a URL that may be secret: a user and a key before the host, in which `/` may stand
-and `@` may be `%40`, and a query (signatures). Digits after a colon are a port."""
+and `@` may be `%40`, and a query (signatures). Digits after a colon are a port. A scheme begins at a
+word, and a query is searched up to the next scheme, so that a search takes linear time."""
 
 
 def to_path(text: str | AnyPath) -> AnyPath:
@@ -42,6 +43,7 @@ def to_path(text: str | AnyPath) -> AnyPath:
         >>> to_path("data/app"), to_path("memory://app").name
         (PosixPath('data/app'), 'app')
     """
+    _require_text(text)
     if not isinstance(text, str):
         return text
     refuse_secrets("a path", text)
@@ -69,8 +71,9 @@ def local_path(text: str | Path) -> Path:
     """Returns a path of this machine.
 
     Raises:
-        ValueError: the text is a URL.
+        ValueError: the text is a URL, or no text.
     """
+    _require_text(text)
     refuse_secrets("a path", str(text))
     text = _without_file_scheme(str(text))
     if _URL.match(text):
@@ -83,6 +86,13 @@ def local_path(text: str | Path) -> Path:
 
 def _without_file_scheme(text: str) -> str:
     return text[len("file://") :] if text.lower().startswith("file://") else text
+
+
+def _require_text(path: object) -> None:
+    if not isinstance(path, str) and not hasattr(path, "joinpath"):  # a Path or a UPath
+        raise ValueError(f"must be a path, as text; got {path!r:.60}")
+    if "\0" in str(path):
+        raise ValueError(f"must be a path without the character NUL; got {path!r:.60}")
 
 
 def is_remote(path: AnyPath) -> bool:
@@ -135,16 +145,24 @@ def refuse_secrets(name: str, value: object) -> None:
     Raises:
         ValueError: there is such a URL; names its key and shows the URL redacted.
     """
-    if isinstance(value, dict):
-        for key, child in value.items():
-            refuse_secrets("a key", key)
-            refuse_secrets(str(key), child)
-    elif isinstance(value, list | tuple):
-        for child in value:
-            refuse_secrets(name, child)
-    elif isinstance(value, str) and _SECRET.search(value):
-        raise ValueError(
-            f"{name} must be a URL without credentials, because configs, logs and reports keep it; "
-            f"got {redacted(value)}. Put them in the environment, such as AWS_ACCESS_KEY_ID, "
-            "AWS_PROFILE or MLFLOW_TRACKING_PASSWORD."
-        )
+    left: list[tuple[str, object]] = [(name, value)]
+    seen = {id(value)}  # no recursion: a tree may be deep, or share parts
+    while left:
+        name, value = left.pop()
+        children: list[tuple[str, object]]
+        if isinstance(value, dict):
+            children = [("a key", key) for key in value]
+            children += [(str(key), child) for key, child in value.items()]
+        elif isinstance(value, list | tuple):
+            children = [(name, child) for child in value]
+        elif isinstance(value, str) and _SECRET.search(value):
+            raise ValueError(
+                f"{name} must be a URL without credentials, because configs, logs and reports keep "
+                f"it; got {redacted(value)}. Put them in the environment, such as "
+                "AWS_ACCESS_KEY_ID, AWS_PROFILE or MLFLOW_TRACKING_PASSWORD."
+            )
+        else:
+            continue
+        new = [(key, child) for key, child in children if id(child) not in seen]
+        seen.update(id(child) for _, child in new)
+        left.extend(reversed(new))

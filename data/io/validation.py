@@ -1,20 +1,37 @@
-"""Checks of files that people write: strict models, plain YAML, and a sentence for a fault."""
+"""Checks of files that people write: strict models and a sentence for a fault."""
 
-from typing import Any
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from msrec.data.io.paths import AnyPath
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Seven times as fast where PyYAML was built with libyaml."""
+# Options have upper bounds: a slip such as 10**12 is refused before it takes all memory.
+MAX_COUNT, MAX_WIDTH = 1024, 1 << 16
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+"""Number of modules of one kind, such as experts or layers."""
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+"""Size of a layer, of a vector that is in no table, or of a sequence."""
+Widths = Annotated[list[Width], Field(max_length=64)]
+"""Layer sizes of an MLP."""
+BatchRows = Annotated[int, Field(ge=1, le=1 << 24)]
+"""Rows, or tokens, that are computed at once."""
+Steps = Annotated[int, Field(ge=1, le=10**12)]
+"""Number of steps, rows or epochs."""
+MAX_FLOAT = 1e30
+"""Not far above it, float32 is infinite."""
+Positive = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
+"""Rate or scale above zero."""
+NotNegative = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
+"""Rate, weight or scale; zero turns it off."""
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""Seed of random numbers, of a size that every library takes."""
 
 
 class StrictModel(BaseModel):
-    """Frozen pydantic model that refuses unknown keys; a docstring below a field describes it."""
+    """Frozen model that refuses unknown keys, infinity and NaN; docstrings describe its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def first_error(error: ValidationError) -> str:
@@ -22,16 +39,3 @@ def first_error(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "file"
     return f"{where}: {first['msg'].removeprefix('Value error, ').rstrip('.')}"
-
-
-def read_yaml(path: AnyPath) -> Any:
-    """Returns the plain values of a YAML file; a tag that names a Python object is refused.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not YAML.
-    """
-    try:
-        return yaml.load(path.read_text(), _LOADER)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML; {str(error).splitlines()[0]}.") from None

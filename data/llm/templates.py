@@ -7,10 +7,10 @@ from pathlib import Path
 from string import Formatter
 
 import polars as pl
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.yaml_files import read_yaml
 
 TEMPLATES_FILE = Path(__file__).with_name("templates.yaml")
 
@@ -92,7 +92,7 @@ def load_template(name: str, file: Path = TEMPLATES_FILE) -> Template:
         >>> load_template("default").user_question
         'What interests this user in each scenario and across them?'
     """
-    entries = yaml.safe_load(file.read_text())
+    entries = read_yaml(file)
     if name not in entries:
         raise KeyError(f"{file.name} must hold template {name!r}; it holds {', '.join(entries)}.")
     try:
@@ -110,7 +110,7 @@ def template_of(dataset: str, name: str = "auto", file: Path = TEMPLATES_FILE) -
     """
     if name != "auto":
         return name
-    entries = yaml.safe_load(file.read_text())
+    entries = read_yaml(file)
     matching = (n for n, entry in entries.items() if dataset in entry.get("datasets", []))
     return next(matching, "default")
 

@@ -9,7 +9,8 @@ from torchx.schedulers import get_scheduler_factories
 from torchx.specs import runopts
 
 from msrec.data.io.paths import refuse_secrets
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.yaml_files import read_yaml
 from msrec.launch.cluster.resources import closest_names, node_resource
 from msrec.launch.cluster.torchrun_role import RENDEZVOUS_PORT, LaunchOptions
 from msrec.launch.config import RunConfig

@@ -4,15 +4,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
-from torchx.runner import get_runner
 
-from msrec.launch.cluster.submit import LOCAL, Submitted, read_submitted
+from msrec.launch.cluster.submit import Submitted, job_state, read_submitted
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.reporting.plan_table import format_bytes
 from msrec.launch.training.heartbeat import (
+    CRASH,
     RANKS_FOLDER,
     RankState,
     ranks_of_last_start,
@@ -29,11 +28,13 @@ RANK_COLUMNS = (
     "reported, s ago",
 )
 FAILED_STATES = ("ended", "failed", "cancelled")
-"""States of a job that has stopped without success, see `_job_state`."""
+"""States of a job that has stopped without success, see `job_state`."""
 
 
 def print_status(run_dir: Path, console: Console, now: float | None = None) -> Status:
     """Prints a line for the job, one for the run, one per rank, and everything that is wrong.
+
+    An error that the run has recovered from is one line, at the end.
 
     Raises:
         FileNotFoundError: there is neither a job nor a rank.
@@ -42,21 +43,38 @@ def print_status(run_dir: Path, console: Console, now: float | None = None) -> S
     if submitted is None:  # started by torchx or by hand
         state, since = "", max(rank.start for rank in read_ranks(run_dir))
     else:
-        state, since = _job_state(submitted), submitted.time
+        state, since = job_state(submitted), submitted.time
         job = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
         _print(console, f"{job}: {submitted.handle} {state}")
     failure = first_failure(run_dir / "logs", since)
-    if failure is not None:
-        _print(console, f"The first error{_rank_of(run_dir, failure)} is in {failure.folder}:")
-        _print_indented(console, failure.message.splitlines())
     if submitted is not None and not _has_rank_since(run_dir, since):
         status = _status_without_ranks(submitted, state, failure)
         for reason in status.reasons:
             _print(console, reason)
-        return status
-    status = _with_job_state(status_of(run_dir, now), state)
-    _print_ranks(run_dir, status, console, time.time() if now is None else now)
+    else:
+        status = _with_job_state(status_of(run_dir, now), state)
+        _print_ranks(run_dir, status, console, time.time() if now is None else now)
+        if status.exit_status != 0:  # of the last start, not one that was recovered from
+            failure = first_failure(run_dir / "logs", _last_start(run_dir)) or failure
+    if failure is not None:
+        _print_failure(run_dir, failure, console, is_recovered=status.exit_status == 0)
     return status
+
+
+def _last_start(run_dir: Path) -> float:
+    return max((rank.start for rank in read_ranks(run_dir)), default=0.0)
+
+
+def _print_failure(
+    run_dir: Path, failure: Failure, console: Console, *, is_recovered: bool
+) -> None:
+    lines = failure.message.splitlines() or [""]
+    if is_recovered:
+        folder = f"its rank's output is in {failure.folder}"
+        _print(console, f"The job has recovered from an error, {folder}: {lines[-1]}")
+    else:
+        _print(console, f"The first error{_rank_of(run_dir, failure)} is in {failure.folder}:")
+        _print_indented(console, lines)
 
 
 def _print(console: Console, line: str) -> None:
@@ -76,19 +94,9 @@ def _print_ranks(run_dir: Path, status: Status, console: Console, now: float) ->
         _print(console, reason)
     for rank in ranks:
         if (stack := read_stack(run_dir, rank.rank)) is not None:
-            _print(console, f"rank {rank.rank} hung here:")
+            how = "crashed" if stack.startswith(CRASH) else "hung"
+            _print(console, f"rank {rank.rank} {how} here:")
             _print_indented(console, stack.splitlines()[:STACK_LINES])
-
-
-def _job_state(submitted: Submitted) -> str:
-    """Returns the scheduler's state of a job; `ended` for a local one whose launcher was killed."""
-    if submitted.exit_status is not None:
-        return "succeeded" if submitted.exit_status == 0 else "failed"
-    if submitted.scheduler == LOCAL:
-        return "running" if psutil.pid_exists(submitted.pid) else "ended"
-    with get_runner() as runner:
-        status = runner.status(submitted.handle)
-    return "forgotten" if status is None else status.state.name.lower()
 
 
 def _with_job_state(status: Status, state: str) -> Status:
@@ -132,6 +140,8 @@ def log_file(run_dir: Path, rank: int, stream: str) -> Path:
         FileNotFoundError: no rank began to train, or its output was not kept.
         ValueError: there is no such rank.
     """
+    if not any((run_dir / RANKS_FOLDER).glob("*.json")):
+        return _log_without_heartbeat(run_dir, rank, stream)
     ranks = {state.rank: state for state in read_ranks(run_dir)}
     if rank not in ranks:
         raise ValueError(f"the rank must be one of 0 to {max(ranks)}; got {rank}.")
@@ -143,6 +153,27 @@ def log_file(run_dir: Path, rank: int, stream: str) -> Path:
             "keeps it, and this run was started without it."
         )
     return file
+
+
+def _log_without_heartbeat(folder: Path, rank: int, stream: str) -> Path:
+    """Finds the output of a rank of a job other than training, in torchrun's folders."""
+    last: dict[Path, tuple[int, Path]] = {}  # agent's folder -> number and file of its last attempt
+    for file in folder.glob(f"logs/*/attempt_*/{rank}/{stream}.log"):
+        attempt = file.parents[1]
+        number = int(attempt.name.removeprefix("attempt_"))
+        last[attempt.parent] = max((number, file), last.get(attempt.parent, (-1, file)))
+    submitted = read_submitted(folder)
+    since = 0.0 if submitted is None else submitted.time
+    files = [file for _, file in last.values() if file.stat().st_mtime >= since]
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}/logs must have the output of rank {rank}; it has none. Only `msrec launch` "
+            "keeps it, from the start of the ranks on."
+        )
+    if len(files) > 1:
+        names = "; ".join(map(str, sorted(files)))
+        raise ValueError(f"each of {len(files)} nodes has a rank {rank} of its own; read {names}.")
+    return files[0]
 
 
 def _headline(run_dir: Path, status: Status, ranks: Sequence[RankState]) -> str:

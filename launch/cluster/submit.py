@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from msrec.launch.cluster.torchrun_role import torchrun_app
 SUBMITTED_FILE = "submitted.json"
 LOCAL = "local_cwd"
 """The scheduler whose jobs end with the process that submitted them."""
+ACTIVE_STATES = ("submitted", "pending", "running")
 CLIENT_LIBRARIES = {"kubernetes": "kubernetes", "aws_batch": "boto3", "ray": "ray"}
 """Scheduler -> the client library it needs. The extra of msrec has the scheduler's name."""
 
@@ -44,8 +46,20 @@ class Submitted(BaseModel):
     """Seconds since 1970."""
     pid: int
     """Process that submitted the job. A local job does not outlive it."""
+    host: str = ""
+    """Host of that process."""
     exit_status: int | None = None
     """Exit status of a job that was followed to its end."""
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the process that submitted the job still runs, on this host."""
+        try:
+            started = psutil.Process(self.pid).create_time()
+        except psutil.NoSuchProcess:
+            return False
+        # A process that began later only has the number of the one that submitted.
+        return self.host in ("", socket.gethostname()) and started <= self.time
 
     def save(self, folder: Path) -> None:
         """Writes the record to the job's folder."""
@@ -79,6 +93,7 @@ def submit(
         if dry_run:
             console.print(str(info), markup=False, highlight=False, soft_wrap=True)
             return 0
+        _refuse_second(spec.folder)
         spec.prepare()
         submitted = Submitted(
             job=spec.job,
@@ -88,6 +103,7 @@ def submit(
             nodes_and_ranks=target.nodes_and_ranks,
             time=time.time(),
             pid=os.getpid(),
+            host=socket.gethostname(),
         )
         submitted.save(spec.folder)
         message = f"submitted {submitted.handle}: msrec launch status {spec.folder}"
@@ -145,6 +161,31 @@ def _follow(runner: Runner, submitted: Submitted, console: Console) -> int:
     return 0 if status is not None and status.state == AppState.SUCCEEDED else 1
 
 
+def _refuse_second(folder: Path) -> None:
+    """Refuses a job whose last submission still waits or runs.
+
+    Raises:
+        ValueError: it does; names its handle.
+    """
+    earlier = read_submitted(folder)
+    if earlier is not None and (state := job_state(earlier)) in ACTIVE_STATES:
+        raise ValueError(
+            f"{folder} must have one job at a time; {earlier.handle} is {state}. Wait for its end, "
+            f"or stop it: msrec launch cancel {folder}"
+        )
+
+
+def job_state(submitted: Submitted) -> str:
+    """Returns the scheduler's state of a job; `ended` for a local one whose launcher was killed."""
+    if submitted.exit_status is not None:
+        return "succeeded" if submitted.exit_status == 0 else "failed"
+    if submitted.scheduler == LOCAL:
+        return "running" if submitted.is_followed else "ended"
+    with get_runner() as runner:
+        status = runner.status(submitted.handle)
+    return "forgotten" if status is None else status.state.name.lower()
+
+
 def read_submitted(folder: Path) -> Submitted | None:
     """Reads the last submission of a job; None if it was not started by `msrec launch`.
 
@@ -173,8 +214,11 @@ def cancel(folder: Path) -> str:
     if submitted is None:
         raise ValueError(f"{folder} must have been submitted by `msrec launch`; it was not.")
     if submitted.scheduler == LOCAL:
-        if not psutil.pid_exists(submitted.pid):
-            raise ValueError(f"{folder} must run to be cancelled; process {submitted.pid} is gone.")
+        if not submitted.is_followed:
+            raise ValueError(
+                f"{folder} must run on this host to be cancelled; process {submitted.pid} of "
+                f"{submitted.host or 'this host'} is gone or elsewhere."
+            )
         os.kill(submitted.pid, signal.SIGTERM)
         return f"asked process {submitted.pid} to stop: msrec launch status {folder}"
     with get_runner() as runner:

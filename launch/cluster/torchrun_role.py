@@ -19,6 +19,7 @@ from torchx.components.dist import parse_nnodes
 from torchx.specs import macros
 
 RENDEZVOUS_PORT = 29500
+MAX_NODES, MAX_RANKS, MAX_STARTS = 4096, 256, 1000
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LaunchOptions:
         threads: threads per rank. One by default, because two on busy cores make steps stall.
 
     Raises:
-        ValueError: `nodes_and_ranks` has another form.
+        ValueError: `nodes_and_ranks` has another form, or a number is out of range.
     """
 
     nodes_and_ranks: str
@@ -50,11 +51,22 @@ class LaunchOptions:
 
     def __post_init__(self) -> None:
         try:
-            parse_nnodes(self.nodes_and_ranks)
+            fewest, most, ranks, _ = parse_nnodes(self.nodes_and_ranks)
         except ValueError:
+            fewest, most, ranks = 0, 0, 0
+        if not (1 <= fewest <= most <= MAX_NODES and 1 <= ranks <= MAX_RANKS):
             raise ValueError(
-                f"-j must be nodes x ranks per node, such as 2x8; got {self.nodes_and_ranks!r}."
-            ) from None
+                f"-j must be nodes x ranks per node, such as 2x8, with up to {MAX_NODES:,} nodes "
+                f"of up to {MAX_RANKS} ranks; got {self.nodes_and_ranks!r:.60}."
+            )
+        for name, value, first, last in (
+            ("restarts", self.max_restarts, 0, MAX_STARTS),
+            ("retries", self.max_retries, 0, MAX_STARTS),
+            ("rendezvous port", self.port, 1024, 65535),
+            ("threads of a rank", self.threads, 1, 1024),
+        ):
+            if not first <= value <= last:
+                raise ValueError(f"{name} must be from {first} to {last:,}; got {value:,}.")
 
 
 def torchrun_app(
@@ -94,19 +106,23 @@ def _agent_command(job: str, args: list[str], options: LaunchOptions, log_dir: s
     _, max_nodes, ranks, nodes = parse_nnodes(options.nodes_and_ranks)
     is_local = options.image == torchx.IMAGE
     python = options.python or (sys.executable if is_local else "python")
-    start = [python, "-m", "msrec.launch.cluster.elastic_agent"]
+    start = [_literal(python), "-m", "msrec.launch.cluster.elastic_agent"]
     rest = [
         *("--rdzv-backend", "c10d", "--rdzv-id", macros.app_id),
         *("--rdzv-conf", "join_timeout=300,last_call_timeout=5"),
         *("--nnodes", nodes, "--nproc-per-node", str(ranks)),
         *("--max-restarts", str(options.max_restarts)),
         *("--tee", "3", "--local-ranks-filter", "0", "--role", ""),
-        *(["--log-dir", log_dir] if log_dir else []),
-        # torchx reads $ as the start of a macro.
-        *("--module", "msrec", job, *(arg.replace("$", "$$") for arg in args)),
+        *(["--log-dir", _literal(log_dir)] if log_dir else []),
+        *("--module", "msrec", job, *map(_literal, args)),
     ]
     # The scheduler puts the first node's host into a variable. The shell expands it, so the
     # endpoint stays unquoted.
     first_node = f"$${{{macros.rank0_env}:=localhost}}:{options.port}"
     endpoint = "localhost:0" if max_nodes == 1 else first_node
     return f"{shlex.join(start)} --rdzv-endpoint {endpoint} {shlex.join(rest)}"
+
+
+def _literal(text: str) -> str:
+    """Returns a text for torchx, which reads $ as the start of a macro."""
+    return text.replace("$", "$$")

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 
+from msrec.data.io.exclusive_files import exclusive, lock_file
 from msrec.data.io.outputs import check_apart
 from msrec.data.llm.store import VectorSettings
 from msrec.launch.config import RunConfig
@@ -43,12 +44,15 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
     )
     vectors = VectorSettings(**llm.encoding)
     result = EncodeResult({}, None)
-    if options.levels:
-        result = encode(config.dataset, llm.store, vectors, options, on_progress)
-    sources = {
-        source: encode_items(config.dataset, llm.store, source, vectors, options, on_progress)
-        for source in llm.sources
-    }
+    # Ranks encode without a process group, so each has a lock; another job has a rank 0 too.
+    share = llm.store / f"share-{rank}"
+    with exclusive(lock_file(share), f"share {rank} of {llm.store} must be encoded"):
+        if options.levels:
+            result = encode(config.dataset, llm.store, vectors, options, on_progress)
+        sources = {
+            source: encode_items(config.dataset, llm.store, source, vectors, options, on_progress)
+            for source in llm.sources
+        }
     return replace(result, sources=sources)
 
 

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
-from msrec.launch.distributed import Process
+from msrec.launch.distributed import Process, exclusive_job
 from msrec.launch.evaluation.predict import predict, truth_column
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import ResultHistory, Results, compute_results, save_results
@@ -79,7 +79,32 @@ def evaluate(
     checkpoint = checkpoint or named
     config = load_run_config(run_dir)
     check_timestamps(data or config.dataset, by)
-    trained = open_run(run_dir, process, checkpoint, data, config)
+    out = predictions_folder(run_dir, split, checkpoint, data)
+    with exclusive_job(out, "evaluated"):
+        trained = open_run(run_dir, process, checkpoint, data, config)
+        results = _evaluate(trained, run_dir, process, split, out, by, metric_options)
+        if results is None:
+            return None
+        if data is not None:
+            results = results.model_copy(update={"data": str(data)})
+        saved = save_results(results, out)
+        if data is None:
+            write_tensorboard(results, run_dir)
+        if split == "test" and checkpoint is None and data is None:
+            shutil.copyfile(saved, run_dir / saved.name)
+    return results
+
+
+def _evaluate(
+    trained: TrainedRun,
+    run_dir: Path,
+    process: Process,
+    split: Split,
+    out: Path,
+    by: Sequence[Slice],
+    metric_options: MetricOptions | None,
+) -> Results | None:
+    """Writes the predictions to `out` and returns their results on rank 0."""
     config, scored = trained.config, trained.scored
     loader = build_loader(
         config,
@@ -91,24 +116,16 @@ def evaluate(
         extra=truth_column(scored.dataset, split),
         scored=scored,
     )
-    out = predictions_folder(run_dir, split, checkpoint, data)
     excluded = predict(trained, loader, process, split, out)
     if not process.is_main:
         return None
-    report_bad_rows(excluded, loader.reader.quarantine, run_dir if data is None else out, split)
+    folder = run_dir if scored.alignment is None else out
+    report_bad_rows(excluded, loader.reader.quarantine, folder, split)
     predictions = load_predictions(out)
     slices = slice_rows(predictions, config.dataset, by, config.faults, scored)
     options = metric_options or MetricOptions()
     results = compute_results(predictions, trained.schema, options, slices)
-    results = results.model_copy(update={"history": _history(trained)})
-    if data is not None:
-        results = results.model_copy(update={"data": str(data)})
-    saved = save_results(results, out)
-    if data is None:
-        write_tensorboard(results, run_dir)
-    if split == "test" and checkpoint is None and data is None:
-        shutil.copyfile(saved, run_dir / saved.name)
-    return results
+    return results.model_copy(update={"history": _history(trained)})
 
 
 def _history(run: TrainedRun) -> ResultHistory | None:

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from msrec.data.io.yaml_files import read_yaml, yaml_text
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.schema import SPLITS, Schema, load_schema
-from msrec.launch.config import RunConfig
+from msrec.launch.config import RunConfig, load_config
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, load_results
 from msrec.launch.reporting.page import Block, DataTable, Details, Rows, Section, Text
@@ -23,8 +22,10 @@ def setup_section(folders: Mapping[str, Path]) -> Section:
     Args:
         folders: name of the run -> run folder.
     """
-    values = {n: yaml.safe_load(_read(f / CONFIG_FILE)) or {} for n, f in folders.items()}
-    configs = {n: RunConfig.model_validate(v) for n, v in values.items() if "dataset" in v}
+    values = {name: _config_values(folder / CONFIG_FILE) for name, folder in folders.items()}
+    configs = {
+        n: load_config(folders[n] / CONFIG_FILE) for n, v in values.items() if "dataset" in v
+    }
     blocks = [*_data_blocks(configs), *_history_blocks(folders), *_knowledge_blocks(configs)]
     for name, folder in folders.items():
         if rows := _plan_rows(_read(folder / PLAN_FILE)):
@@ -33,13 +34,19 @@ def setup_section(folders: Mapping[str, Path]) -> Section:
         blocks.append(DataTable(rows, "Config differences", is_text=True))
     for name, config in values.items():
         if config:
-            text = yaml.safe_dump(config, sort_keys=False)
-            blocks.append(Details(f"Config of {name}", [Text(text, "code")]))
+            blocks.append(Details(f"Config of {name}", [Text(yaml_text(config), "code")]))
     for name, folder in folders.items():
         if versions := json.loads(_read(folder / VERSIONS_FILE) or "{}"):
             rows = [["package", "version"], *map(list, versions.items())]
             blocks.append(Details(f"Versions of {name}", [DataTable(rows, is_text=True)]))
     return Section("Setup", blocks)
+
+
+def _config_values(path: Path) -> dict[str, Any]:
+    values = read_yaml(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold keys and values; it holds {type(values).__name__}.")
+    return values
 
 
 def _read(path: Path) -> str:

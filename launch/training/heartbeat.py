@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import IO, Literal, Self
 
 import psutil
 import torch
+import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
 from msrec.data.io.atomic_files import write_text
@@ -23,6 +25,9 @@ INTERVAL_S = 1.0
 Phase = Literal["starts", "trains", "validates", "stopped", "done", "failed"]
 ENDED: tuple[Phase, ...] = ("done", "stopped")
 STEP_FILE_BYTES = 32
+CRASH = "Fatal Python error"
+"""First words of the stack of a rank that crashed; that of a rank that hung begins otherwise."""
+VMSTAT = Path("/proc/vmstat")
 OWN_TIME_REPORTS = 30
 """Reports over which a rank's own time per step is averaged: half a minute or more."""
 
@@ -51,6 +56,12 @@ class RankState(BaseModel):
     """Seconds since 1970 at which rank 0 started, the same on all ranks."""
     first_step: int = 0
     """Step from which this start continued."""
+    fault: bool = False
+    """Whether the rank's own error ended it, not the loss of another rank or Ctrl-C."""
+    config: str = ""
+    """Hash of the run's config."""
+    oom_kills: int = 0
+    """Processes that the kernel of this host has killed for memory, since it was booted."""
     memory: int = 0
     """Resident bytes or, on a GPU, peak memory of the tensors."""
     logs: str | None = None
@@ -65,7 +76,8 @@ class Heartbeat:
 
     After `hang_s` without a beat (one second more or less) Python's fault handler writes the stack
     of every thread to `ranks/RANK.stack` and ends the process, so that a launcher can start it
-    again. The handler is a thread in C and needs no lock that a hung thread may hold.
+    again. The handler is a thread in C and needs no lock that a hung thread may hold. A rank that
+    crashes (such as a segmentation fault) writes its stack there too.
 
     Use it as a context, after `start_from`.
 
@@ -86,7 +98,8 @@ class Heartbeat:
         self._stack_stream: IO[str] | None = None
         self._step_stream: IO[bytes] | None = None
         self._process, self._total_steps, self._hang_s = process, total_steps, hang_s
-        self._start, self._first_step = 0.0, 0
+        self._start, self._first_step, self._config = 0.0, 0, ""
+        self._fault, self._had_fault_handler = False, False
         self._step, self._validates = 0, False
         self._reported_at, self._reported_step = 0.0, 0
         self._step_s: float | None = None
@@ -94,10 +107,10 @@ class Heartbeat:
         self._own_times: deque[tuple[int, float]] = deque(maxlen=OWN_TIME_REPORTS)
         """Steps and own seconds of each of the last reports."""
 
-    def start_from(self, step: int, start: float) -> None:
-        """Sets the step from which this start continues, and the time that identifies the start."""
+    def start_from(self, step: int, start: float, config: str) -> None:
+        """Sets the step to continue from, the time that identifies the start, and the config."""
         self._step = self._reported_step = self._first_step = step
-        self._start = start
+        self._start, self._config = start, config
 
     def __enter__(self) -> Self:
         folder = self._state_file.parent
@@ -108,17 +121,23 @@ class Heartbeat:
                     file.unlink()
         self._stack_stream = self._stack_file.open("w")
         self._step_stream = self._step_file.open("wb", buffering=0)
+        self._had_fault_handler = faulthandler.is_enabled()
+        faulthandler.enable(self._stack_stream)
         self.beat("starts", self._step)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         faulthandler.cancel_dump_traceback_later()
+        faulthandler.disable()
+        if self._had_fault_handler and sys.__stderr__ is not None:
+            faulthandler.enable(sys.__stderr__)
         for stream in (self._stack_stream, self._step_stream):
             assert stream is not None
             stream.close()
         self._stack_stream = self._step_stream = None
         self._stack_file.unlink()  # it is empty: a rank that hangs does not get here
         if error is not None:
+            self._fault = not _is_from_outside(error)
             self._report("failed")
 
     def beat(self, phase: Phase, step: int | None = None) -> None:
@@ -184,6 +203,9 @@ class Heartbeat:
             own_s=self._own_s(steps),
             start=self._start,
             first_step=self._first_step,
+            fault=self._fault,
+            config=self._config,
+            oom_kills=oom_kills(),
             memory=self._memory(),
             logs=None if error_file is None else str(Path(error_file).parent),
         )
@@ -194,6 +216,20 @@ class Heartbeat:
         if self._process.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._process.device))
         return int(psutil.Process().memory_info().rss)
+
+
+def _is_from_outside(error: BaseException) -> bool:
+    """Returns whether another rank was lost, or someone stopped this one."""
+    is_lost_rank = isinstance(error, dist.DistError) or "gloo" in str(error)
+    return is_lost_rank or not isinstance(error, Exception)
+
+
+def oom_kills() -> int:
+    """Returns how many processes the kernel has killed for memory; 0 where it does not say."""
+    if not VMSTAT.is_file():
+        return 0
+    counts = dict(line.split() for line in VMSTAT.read_text().splitlines())
+    return int(counts.get("oom_kill", 0))
 
 
 def read_ranks(run_dir: Path) -> list[RankState]:
@@ -238,6 +274,6 @@ def _read_rank(file: Path) -> RankState:
 
 
 def read_stack(run_dir: Path, rank: int) -> str | None:
-    """Returns the stacks of a rank that hung, innermost calls first; None if it did not hang."""
+    """Returns the stacks of a rank that hung or crashed, innermost calls first; else None."""
     file = run_dir / RANKS_FOLDER / f"{rank}.stack"
     return file.read_text() or None if file.is_file() else None

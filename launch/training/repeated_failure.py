@@ -1,5 +1,6 @@
 """Refuses to start a run whose last starts failed at the same step; records the step's rows."""
 
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,13 @@ from pydantic import BaseModel, ConfigDict
 from msrec.data.io.atomic_files import write_text
 from msrec.data.loading.loader import Loader
 from msrec.launch.rank_errors import NO_RESTART
-from msrec.launch.training.heartbeat import ENDED, RankState, ranks_of_last_start
+from msrec.launch.training.heartbeat import (
+    ENDED,
+    RankState,
+    oom_kills,
+    ranks_of_last_start,
+    read_stack,
+)
 from msrec.model.distributed.collectives import from_rank_0
 
 FAILED_STEP_FILE = "failed_step.json"
@@ -53,11 +60,17 @@ class FailedStep(BaseModel):
         return self.step, self.validates
 
 
-def check_last_start(run_dir: Path, train: Loader) -> float:
+def check_last_start(run_dir: Path, train: Loader, config: str) -> float:
     """Checks how the start before this one ended; every rank calls this.
 
-    A start failed if a rank raised an error, hung or was killed. A start that was stopped by
-    SIGTERM or reached its end did not fail.
+    A start failed if a rank raised an error, hung, crashed, or was killed for memory. A start that
+    was killed from outside says nothing about its step and does not count. A start that was stopped
+    by SIGTERM or reached its end did not fail. Failures with another config are forgotten.
+
+    Args:
+        run_dir: of the run.
+        train: the training rows.
+        config: hash of the run's config, see `RankState`.
 
     Returns:
         Seconds since 1970, which identify this start; the same on all ranks.
@@ -69,7 +82,7 @@ def check_last_start(run_dir: Path, train: Loader) -> float:
 
     def checked() -> float:
         try:
-            _check(run_dir, train)
+            _check(run_dir, train, config)
         except ValueError as error:
             raise RepeatedFailure(str(error)) from None
         return time.time()
@@ -82,12 +95,15 @@ def forget_failures(run_dir: Path) -> None:
     (run_dir / FAILED_STEP_FILE).unlink(missing_ok=True)
 
 
-def _check(run_dir: Path, train: Loader) -> None:
+def _check(run_dir: Path, train: Loader, config: str) -> None:
     recorded = _read(run_dir / FAILED_STEP_FILE)
-    failed = _failed_step(ranks_of_last_start(run_dir))
-    if failed is None:
+    ranks = ranks_of_last_start(run_dir)
+    if not ranks or any(rank.phase in ENDED or rank.config != config for rank in ranks):
         forget_failures(run_dir)
         return
+    if not any(_is_failure(run_dir, rank) for rank in ranks):
+        return  # killed from outside
+    failed = _failed_step(ranks)
     if recorded is None or recorded.start != failed.start:  # not counted yet
         before = 0
         if recorded is not None and recorded.position == failed.position:
@@ -99,10 +115,17 @@ def _check(run_dir: Path, train: Loader) -> None:
         raise ValueError(_message(run_dir, recorded, len(train)))
 
 
-def _failed_step(ranks: list[RankState]) -> FailedStep | None:
-    """Returns where a start failed; None if it did not, or if there was none."""
-    if not ranks or any(rank.phase in ENDED for rank in ranks):
-        return None
+def _is_failure(run_dir: Path, rank: RankState) -> bool:
+    """Returns whether a rank ended by a fault of the run; it did not end as it should."""
+    if rank.fault or read_stack(run_dir, rank.rank) is not None:
+        return True
+    # The kernel's SIGKILL for memory looks like any other, but it is counted.
+    is_killed = rank.phase != "failed"
+    return is_killed and rank.host == socket.gethostname() and oom_kills() > rank.oom_kills
+
+
+def _failed_step(ranks: list[RankState]) -> FailedStep:
+    """Returns where a start failed."""
     # Every step needs all ranks, so the run stopped where the last rank is.
     last = min(ranks, key=lambda rank: (rank.step, rank.validates))
     step = last.step if last.validates else last.step + 1
@@ -139,8 +162,8 @@ def _message(run_dir: Path, failed: FailedStep, epoch_steps: int) -> str:
     return (
         f"{run_dir} must get past {where}, where its last {failed.times} starts failed; it is not "
         f"started again.{rows} `msrec launch status {run_dir}` shows the error. When its cause is "
-        f"gone (other data, faults=skip, a lower rate, more memory), delete "
-        f"{run_dir / FAILED_STEP_FILE} to go on."
+        f"gone, change the config (faults=skip, a lower rate), or delete "
+        f"{run_dir / FAILED_STEP_FILE} to go on (other data, more memory)."
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from msrec.launch.training.heartbeat import ENDED, RankState, read_ranks, read_stack
+from msrec.launch.training.heartbeat import CRASH, ENDED, RankState, read_ranks, read_stack
 
 SILENT_S = 60.0
 """Seconds without a report after which a rank counts as silent."""
@@ -87,8 +87,9 @@ def _problems(run_dir: Path, ranks: Sequence[RankState], now: float) -> Iterator
             yield f"{name} failed after step {rank.step:,}."
         elif rank.phase in ENDED:
             continue
-        elif read_stack(run_dir, rank.rank) is not None:
-            yield f"{name} hung after step {rank.step:,} and was ended; its stack is below."
+        elif (stack := read_stack(run_dir, rank.rank)) is not None:
+            how = "crashed" if stack.startswith(CRASH) else "hung"
+            yield f"{name} {how} after step {rank.step:,} and was ended; its stack is below."
         elif rank.host == here and not psutil.pid_exists(rank.pid):
             yield f"{name} is dead: no process {rank.pid}, no report after step {rank.step:,}."
         elif silent_s > SILENT_S:

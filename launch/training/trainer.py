@@ -1,5 +1,6 @@
 """Training loop of a run: steps, validations with early stopping, checkpoints, resume."""
 
+import hashlib
 import itertools
 import time
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config import CONFIG_FILE, RunConfig, check_run_folder, save_config
-from msrec.launch.distributed import Process, seed_step
+from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
 from msrec.launch.training.heartbeat import Heartbeat
@@ -122,7 +123,9 @@ class Trainer:
         """
         config = self.config
         progress = progress or self.resume()
-        self._heartbeat.start_from(progress.step, check_last_start(config.run_dir, self.train))
+        digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+        start = check_last_start(config.run_dir, self.train, digest)
+        self._heartbeat.start_from(progress.step, start, digest)
         if self.process.is_main:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             ranks = (self.process.world_size, self.process.local_world_size)
@@ -255,8 +258,14 @@ def train_run(config: RunConfig, process: Process) -> FitResult:
     """Trains a run, or continues it, and saves its config and versions in the run folder.
 
     Raises:
-        FileNotFoundError, ValueError: as `Trainer` and `Trainer.resume`.
+        FileNotFoundError, ValueError: as `Trainer` and `Trainer.resume`, or another job trains the
+            run.
     """
+    with exclusive_job(config.run_dir, "trained"):
+        return _train_run(config, process)
+
+
+def _train_run(config: RunConfig, process: Process) -> FitResult:
     if process.is_main:
         check_run_folder(config)
     trainer = Trainer(config, process)

@@ -86,7 +86,7 @@ class M2M(Backbone):
             MetaUnit(dim, view_dim, num_meta_layers) for _ in range(num_tower_layers)
         )
         self.heads = nn.ModuleList(
-            nn.Sequential(MLP(dim, head_dims, hidden), nn.Linear(head_dims[-1], 1))
+            nn.Sequential(MLP(dim, head_dims, hidden), nn.Linear([dim, *head_dims][-1], 1))
             for _ in range(shape.num_tasks)
         )
 

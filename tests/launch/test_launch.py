@@ -1,5 +1,6 @@
 """`msrec launch`: submission, status and end of a job, and mistakes of a user."""
 
+import io
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from torchx import specs
 
 from msrec.launch.cluster.job_specs import train_spec
 from msrec.launch.cluster.profiles import Profile, Target, load_profile
-from msrec.launch.cluster.status import _rank_of, _with_job_state
+from msrec.launch.cluster.status import _rank_of, _with_job_state, log_file, print_status
 from msrec.launch.cluster.submit import Submitted, cancel, read_submitted, submit
 from msrec.launch.config import load_config
 from msrec.launch.rank_errors import Failure, first_failure
@@ -116,7 +117,7 @@ def test_a_cancelled_job_saves_a_checkpoint_and_resumes(config):
     assert f"at step {step + 1} of {step + 1}" in again.stdout or "best validation" in again.stdout
     late = msrec(config, "cancel", str(run))
     assert late.returncode == 2
-    assert "must run to be cancelled" in late.stderr
+    assert "must run on this host to be cancelled" in late.stderr
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm", "ray"])
@@ -284,8 +285,88 @@ def test_only_a_running_job_of_msrec_launch_is_cancelled(tmp_path):
     with pytest.raises(ValueError, match="must have been submitted by `msrec launch`; it was not"):
         cancel(tmp_path)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    values = {"job": "train", "profile": "local", "scheduler": "local_cwd", "handle": "x://y/z"}
-    values |= {"nodes_and_ranks": "1x1", "time": 0.0, "folder": "/", "pid": sleeper.pid}
-    (tmp_path / "submitted.json").write_text(Submitted(**values).model_dump_json())
+    for changes in ({"time": 0.0}, {"host": "elsewhere"}):  # a later process with its number
+        submitted_by(sleeper.pid, **changes).save(tmp_path)
+        with pytest.raises(ValueError, match="must run on this host to be cancelled"):
+            cancel(tmp_path)
+    submitted_by(sleeper.pid).save(tmp_path)
     cancel(tmp_path)
     assert sleeper.wait(10) == -signal.SIGTERM
+
+
+def submitted_by(pid, **changes):
+    values = {"job": "train", "profile": "local", "scheduler": "local_cwd", "handle": "x://y/z"}
+    values |= {"nodes_and_ranks": "1x1", "time": time.time() + 1, "pid": pid}
+    return Submitted(**values | changes)
+
+
+def test_a_job_that_runs_is_not_submitted_again_and_its_config_stays(config, tmp_path):
+    job = train_spec(load_config(config, ["run_id=x", f"run_root={tmp_path}"]))
+    job.prepare()
+    before = (job.folder / "submitted.yaml").read_text()
+    submitted_by(os.getpid()).save(job.folder)
+    again = train_spec(load_config(config, ["run_id=x", f"run_root={tmp_path}", "seed=7"]))
+    with pytest.raises(ValueError, match=r"x must have one job at a time; x://y/z is running\."):
+        submit(again, Target("local", load_profile("local"), "1x1"), Console())
+    assert (job.folder / "submitted.yaml").read_text() == before
+
+
+@pytest.fixture
+def restarted(tmp_path):
+    """Function that writes a run whose first attempt failed at 100 s and whose second began at 200.
+
+    Its argument is the phase of the second; the result is what `launch status` prints.
+    """
+
+    def printed(phase):
+        error(tmp_path / "logs", 0, 100, "Traceback\n" + "  line\n" * 60 + "ValueError: first")
+        os.utime(tmp_path / "logs/x_1/attempt_0/0/error.json", (100, 100))
+        if phase == "failed":
+            file = tmp_path / "logs/x_1/attempt_1/0/error.json"
+            file.parent.mkdir(parents=True)
+            file.write_text(json.dumps({"message": "ValueError: second"}))
+            os.utime(file, (300, 300))
+        (tmp_path / "ranks").mkdir()
+        state = RankState(rank=0, host="n", pid=1, time=300, phase=phase, start=200, step=9)
+        (tmp_path / "ranks/0.json").write_text(state.model_dump_json())
+        submitted_by(1, time=50, exit_status=int(phase == "failed")).save(tmp_path)
+        console = Console(width=200, file=io.StringIO())
+        print_status(tmp_path, console, now=301)
+        return console.file.getvalue().splitlines()
+
+    return printed
+
+
+def test_an_error_that_was_recovered_from_is_the_last_line_of_the_status(restarted):
+    lines = restarted("done")
+    assert lines[0].endswith("x://y/z succeeded")
+    assert ": done, step 9 of 0" in lines[1]
+    assert lines[-1].startswith("The job has recovered from an error, its rank's output is in ")
+    assert lines[-1].endswith("attempt_0/0: ValueError: first")
+    assert len(lines) < 10
+
+
+def test_the_error_of_a_failed_job_is_that_of_its_last_start(restarted):
+    lines = restarted("failed")
+    assert ": failed, step 9 of 0" in lines[1]
+    assert lines[-1] == "  ValueError: second"
+    assert not any("first" in line for line in lines[:-2])
+
+
+def test_the_output_of_a_job_without_heartbeat_is_that_of_its_last_attempt(tmp_path):
+    folder = tmp_path / "jobs" / "evaluate-test"
+    for attempt in (2, 9, 10):
+        file = folder / f"logs/x_1/attempt_{attempt}/1/stdout.log"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"attempt {attempt}\n")
+    assert log_file(folder, 1, "stdout").read_text() == "attempt 10\n"
+    with pytest.raises(FileNotFoundError, match="logs must have the output of rank 3; it has none"):
+        log_file(folder, 3, "stdout")
+    other = folder / "logs/x_2/attempt_0/1/stdout.log"
+    other.parent.mkdir(parents=True)
+    other.write_text("other node")
+    with pytest.raises(ValueError, match="each of 2 nodes has a rank 1"):
+        log_file(folder, 1, "stdout")
+    submitted_by(1, time=time.time() + 9).save(folder)  # all of that is of an earlier submission
+    with pytest.raises(FileNotFoundError, match="must have the output of rank 1"):
+        log_file(folder, 1, "stdout")

@@ -15,8 +15,10 @@ from tiny import tiny_dataset, tiny_store
 from trainings import config_of
 
 from msrec.data.loading.loader import open_loader
+from msrec.launch.config import with_overrides
 from msrec.launch.distributed import Process
 from msrec.launch.rank_errors import NO_RESTART
+from msrec.launch.training import heartbeat
 from msrec.launch.training.repeated_failure import FAILED_STEP_FILE, RepeatedFailure
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.fault_injection.killed_ranks import observe_outcomes
@@ -72,7 +74,11 @@ def starts(config, *marks, in_valid=False):
             run_ranks(fit, 2, config, at, do, in_valid)
 
 
-@pytest.mark.parametrize("do", [fail, die])
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.mark.parametrize("do", [fail, crash])
 def test_a_step_that_failed_twice_is_not_tried_again_and_its_rows_are_listed(dataset, tmp_path, do):
     config = config_of(dataset, tmp_path, *OPTIONS)
     starts(config, (27, do), (27, do))
@@ -80,7 +86,7 @@ def test_a_step_that_failed_twice_is_not_tried_again_and_its_rows_are_listed(dat
     assert (message, status) == other
     assert status == NO_RESTART
     assert "step 28 (batch 6 of epoch 1), where its last 2 starts failed" in message
-    assert f"delete {config.run_dir / FAILED_STEP_FILE} to go on" in message
+    assert f"or delete {config.run_dir / FAILED_STEP_FILE} to go on" in message
     rows = json.loads((config.run_dir / FAILED_STEP_FILE).read_text())["rows"]
     assert list(rows) == ["28", "29", "30"]
     # The listed rows are those of the batch.
@@ -104,13 +110,47 @@ def test_a_step_that_failed_twice_is_not_tried_again_and_its_rows_are_listed(dat
 
 def test_failures_at_two_steps_and_those_before_a_run_that_ended_do_not_count(dataset, tmp_path):
     config = config_of(dataset, tmp_path, *OPTIONS)
-    starts(config, (7, die), (9, die), (7, die))
+    starts(config, (7, fail), (9, fail), (7, fail))
     assert json.loads((config.run_dir / FAILED_STEP_FILE).read_text())["times"] == 1
     assert run_ranks(fit, 2, config, 9, stop)[0] in (10, 11, 12)
-    starts(config, (13, die))
+    starts(config, (13, fail))
     assert run_ranks(fit, 2, config) == [42, 42]
     assert run_ranks(fit, 2, config) == [42, 42]
     assert not (config.run_dir / FAILED_STEP_FILE).exists()
+
+
+def test_kills_from_outside_at_one_step_do_not_count_and_clear_nothing(dataset, tmp_path):
+    config = config_of(dataset, tmp_path, "trainer.max_steps=42", "trainer.eval_batch=96")
+    starts(config, (7, die), (7, die), (7, die))
+    assert not (config.run_dir / FAILED_STEP_FILE).exists()
+    starts(config, (7, fail), (7, die), (7, fail))
+    ((message, _), _) = run_ranks(fit, 2, config)
+    assert "step 8 (batch 7 of epoch 0), where its last 2 starts failed" in message
+
+
+def test_a_kill_for_memory_counts(dataset, tmp_path, monkeypatch):
+    vmstat = tmp_path / "vmstat"
+    monkeypatch.setattr(heartbeat, "VMSTAT", vmstat)
+    config = config_of(dataset, tmp_path, *OPTIONS)
+
+    def kill_for_memory():
+        vmstat.write_text(f"nr_free_pages 12\noom_kill {heartbeat.oom_kills() + 1}\n")
+        die()
+
+    vmstat.write_text("nr_free_pages 12\noom_kill 3\n")
+    starts(config, (7, kill_for_memory), (7, kill_for_memory))
+    ((message, status), _) = run_ranks(fit, 2, config)
+    assert status == NO_RESTART
+    assert "where its last 2 starts failed" in message
+
+
+def test_failures_are_forgotten_when_the_config_changes(dataset, tmp_path):
+    config = config_of(dataset, tmp_path, *OPTIONS)
+    starts(config, (7, fail), (7, fail))
+    assert run_ranks(fit, 2, config)[0][1] == NO_RESTART
+    changed = with_overrides(config, ["optimizer.lr=0.0005"])
+    starts(changed, (7, fail))
+    assert run_ranks(fit, 2, changed) == [42, 42]
 
 
 def test_preemptions_at_the_same_step_do_not_count(dataset, tmp_path):

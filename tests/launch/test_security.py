@@ -43,9 +43,9 @@ def test_yaml_names_no_python_object(tmp_path, attack):
         (load_sweep, "sweep.yaml"),
         (lambda path: load_schema(path.parent), "dataset.yaml"),
     ):
-        with pytest.raises(ValueError, match="must be YAML; could not determine a constructor"):
+        with pytest.raises(ValueError, match="must have plain values without tags; found"):
             read(tmp_path / place)
-    with pytest.raises(ValueError, match="dataset: the value must be YAML"):
+    with pytest.raises(ValueError, match="dataset: the value must have plain values without tags"):
         load_config(None, [f"dataset={attack}"])
     assert not trace.exists()
 

@@ -100,3 +100,18 @@ def test_torchx_uses_our_scheduler_and_keeps_its_others(tmp_path, monkeypatch):
     with get_runner() as runner:
         assert isinstance(runner._scheduler("slurm"), MsrecSlurmScheduler)
         assert {"local_cwd", "kubernetes", "aws_batch", "ray"} <= set(runner.scheduler_backends())
+
+
+@pytest.mark.parametrize("command", ["squeue", "sacct"])
+def test_jobs_are_listed_with_or_without_accounting(commands, command):
+    commands(command, "7+0|train-0|RUNNING|n1|\n7+1|train-1|FAILED|n2|\n8|x|COMPLETED|n1|")
+    jobs = MsrecSlurmScheduler("x").list()
+    assert [(job.app_id, job.state) for job in jobs] == [
+        ("7", AppState.FAILED),
+        ("8", AppState.SUCCEEDED),
+    ]
+
+
+def test_slurm_that_does_not_answer_is_one_sentence(commands):
+    with pytest.raises(ValueError, match="squeue or sacct must list the jobs of Slurm"):
+        MsrecSlurmScheduler("x").list()

@@ -1,10 +1,13 @@
 """torchx components: the commands they launch, the mistakes they refuse, and a real run."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,85 @@ def test_a_job_runs_its_msrec_command_with_unchanged_overrides(config, job):
     overrides += ["llm.store=it's $HOME", "llm.model=$$ ${app_id} $(id)"]
     app, _ = dry_run(f"msrec.{job}", "-j", "1x2", "--", f"config={config}", *overrides)
     assert job_of(app) == ["msrec", job, str(config), *overrides]
+
+
+ENTRY_POINTS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def own_torchx(tmp_path_factory):
+    """Function that runs torchx with the entry points of this checkout."""
+    folder = tmp_path_factory.mktemp("site")
+    info = folder / "msrec-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: msrec\nVersion: 9\n")
+    groups = ENTRY_POINTS["entry-points"].items()
+    lines = [f"[{g}]\n" + "".join(f"{k} = {v}\n" for k, v in names.items()) for g, names in groups]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    path = os.pathsep.join([str(folder), *sys.path])
+
+    def run(*args, **variables):
+        return subprocess.run(
+            [TORCHX, *args],
+            env=os.environ | {"PYTHONPATH": path} | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("nodes_and_ranks", ["0x2", "2x0", "3:2x1", "9999x1", "1x9999", "-1x2", ""])
+def test_no_nodes_or_ranks_are_one_sentence(config, nodes_and_ranks):
+    with pytest.raises(ComponentValidationException, match="-j must be nodes x ranks per node"):
+        dry_run("msrec.train", f"--j={nodes_and_ranks}", "--", f"config={config}")
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--rdzv_port=99999", "rendezvous port must be from 1024 to 65,535; got 99,999"),
+        ("--max_restarts=-1", "restarts must be from 0 to 1,000; got -1"),
+    ],
+)
+def test_an_option_out_of_range_is_one_sentence(config, option, sentence):
+    with pytest.raises(ComponentValidationException, match=sentence):
+        dry_run("msrec.train", option, "--", f"config={config}")
+
+
+def test_a_folder_with_a_dollar_sign_reaches_torchrun_as_it_is(config):
+    root = "run_root=/r/$HOME ${app_id} $$ 'x'"
+    app, _ = dry_run("msrec.train", "--python", "/p$x/python", "--", f"config={config}", root)
+    words = command(app)
+    assert words[0] == "/p$x/python"
+    assert words[words.index("--log-dir") + 1] == "/r/$HOME ${app_id} $$ 'x'/default/logs"
+
+
+def test_runopts_names_a_library_that_is_missing(own_torchx):
+    if find_spec("ray") is not None:
+        pytest.skip("ray is installed")
+    done = own_torchx("runopts")
+    assert done.returncode == 0, done.stderr
+    assert 'which is not installed: pip install "msrec[ray]"' in done.stdout
+    assert "nodelist" in done.stdout
+    done = own_torchx("run", "-s", "ray", "msrec.evaluate", "--", "run=x")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_slurm_job_has_no_output_and_slurm_may_not_answer(own_torchx, tmp_path):
+    for name in ("squeue", "sacct", "sinfo"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin"}
+    done = own_torchx("log", "slurm://torchx/99", **path)
+    assert done.returncode == 1
+    assert "slurm must know the job 99 to print its output; it does not" in done.stderr
+    done = own_torchx("list", "-s", "slurm", **path)
+    assert done.returncode == 1
+    assert "squeue or sacct must list the jobs of Slurm; neither answers here" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_evaluate_passes_on_the_run_folder_and_its_options():

@@ -319,7 +319,12 @@ def test_what_if_changes_one_table_all_of_them_or_the_machine():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("dim=0", "dim=0: dim: Input should be greater than 0."),
+        ("dim=0", "dim=0: dim: Input should be greater than or equal to 4."),
+        ("dim=10", "dim=10: dim: Input should be a multiple of 4."),
+        ("dim=4096", "dim=4096: dim: Input should be less than or equal to 2048."),
+        ("rows=5000000000", "rows: Input should be less than 2147483648."),
+        ("batch=1000000000000", "rows of a step on one rank must be from 1 to 16,777,216"),
+        ("nodes=1000000", "nodes must be from 1 to 4,096"),
         ("item.precision=fp8", "item.precision=fp8: precision: Input should be 'fp32'"),
         ("batch=many", "batch=many: batch must be a whole number of 1 or more."),
         ("nodes=0", "nodes=0: nodes must be a whole number of 1 or more."),
@@ -351,8 +356,24 @@ def test_tables_are_read_from_yaml_and_csv(tmp_path, name, text):
 
 
 MISTAKES = {
-    "no rows": ("- {name: a, rows: 0, dim: 8}", "table a: rows: Input should be greater than 0"),
-    "negative": ("- {name: a, rows: -5, dim: 8}", "table a: rows: Input should be greater than 0"),
+    "no rows": ("- {name: a, rows: 0, dim: 8}", "table a: rows: Input should be greater than or"),
+    "negative": (
+        "- {name: a, rows: -5, dim: 8}",
+        "table a: rows: Input should be greater than or equal to 1",
+    ),
+    "too many rows": (
+        "- {name: a, rows: 5000000000, dim: 8}",
+        "table a: rows: Input should be less than 2147483648",
+    ),
+    "dim": ("- {name: a, rows: 5, dim: 10}", "table a: dim: Input should be a multiple of 4"),
+    "infinite": (
+        "- {name: a, rows: 5, dim: 8, pooling: .inf}",
+        "table a: pooling: Input should be a finite number",
+    ),
+    "repeated key": (
+        "- {name: a, rows: 5, rows: 6, dim: 8}",
+        "must have each key of a mapping once",
+    ),
     "no dim": ("- {name: a, rows: 5}", "table a: dim: Field required"),
     "twice": ("- {name: a, rows: 5, dim: 8}\n" * 2, "different names; found twice: a"),
     "another key": ("- {name: a, rows: 5, dim: 8, dims: 3}", "table a: dims: Extra inputs"),

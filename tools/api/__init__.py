@@ -439,7 +439,7 @@ def predict(
         Counts of what was scored; None on other ranks than 0.
     """
     from msrec.data.io.outputs import check_output
-    from msrec.launch.distributed import process_group
+    from msrec.launch.distributed import exclusive_job, process_group
     from msrec.launch.evaluation.predict_files import PREDICTED, predict_files
     from msrec.launch.trained_run import open_run as open_trained_run
     from msrec.launch.trained_run import run_inputs
@@ -450,7 +450,7 @@ def predict(
     weights = None if checkpoint is None else local_path(checkpoint)
     scored = None if dataset is None else to_path(str(dataset))
     check_output(target, PREDICTED, [*paths, scored, weights, *run_inputs(local_path(run))])
-    with process_group() as process:
+    with process_group() as process, exclusive_job(target, "written"):
         opened = open_trained_run(local_path(run), process, weights, scored)
         kept = None if columns is None else list(columns)
         return predict_files(opened, process, paths, target, kept)

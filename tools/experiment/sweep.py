@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints, ValidationError
 
 from msrec.data.io.paths import refuse_secrets
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.yaml_files import read_yaml
 from msrec.data.schema import Split
 
 BARE = "bare"

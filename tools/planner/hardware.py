@@ -13,7 +13,8 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.yaml_files import read_yaml
 
 HARDWARE_FILE = Path(__file__).with_name("hardware.yaml")
 BYTES_PER_MS = 1e6

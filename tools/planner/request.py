@@ -12,6 +12,8 @@ from msrec.tools.planner.placement import Cluster
 from msrec.tools.planner.sharding_options import SPAN
 from msrec.tools.planner.tables import Sharding, TableLoad
 
+MAX_NODES, MAX_PER_NODE, MAX_BATCH = 4096, 64, 1 << 24
+
 
 class LinearBytes(NamedTuple):
     """Bytes that grow with the rows of a rank's batch."""
@@ -63,6 +65,9 @@ class PlanRequest:
         budget: most bytes of an accelerator to use; None is all of it.
         headroom: share of the memory left to the allocator and to what no estimate covers.
         config: of a run; None for a list of tables.
+
+    Raises:
+        ValueError: nodes, ranks, batch or budget are out of range.
     """
 
     tables: Sequence[TableLoad]
@@ -78,6 +83,18 @@ class PlanRequest:
     budget: int | None = None
     headroom: float = 0.05
     config: RunConfig | None = None
+
+    def __post_init__(self) -> None:
+        batch = 1 if self.batch is None else self.batch
+        for name, value, largest in (
+            ("nodes", self.nodes, MAX_NODES),
+            ("ranks per node", self.per_node, MAX_PER_NODE),
+            ("rows of a step on one rank", batch, MAX_BATCH),
+        ):
+            if not 1 <= value <= largest:
+                raise ValueError(f"{name} must be from 1 to {largest:,}; got {value:,}.")
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"the memory to use must be above 0 GiB; got {self.budget} bytes.")
 
     @property
     def world_size(self) -> int:

@@ -11,8 +11,11 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.io.names import module_name
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, Width, first_error
+from msrec.data.io.yaml_files import read_yaml
+from msrec.data.schema import TableRows
 from msrec.model.distributed.sharding import TableOptimizer, TableOptions, fuse_optimizer
+from msrec.model.embeddings import VectorSize
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
@@ -37,10 +40,10 @@ class TableLoad(StrictModel):
     """
 
     name: Annotated[str, Field(min_length=1), AfterValidator(module_name)]
-    rows: int = Field(gt=0)
-    dim: int = Field(gt=0)
-    pooling: float = Field(1.0, gt=0)
-    features: int = Field(1, ge=1)
+    rows: TableRows
+    dim: VectorSize
+    pooling: float = Field(1.0, gt=0, le=1e6)
+    features: Width = 1
     bags: float = Field(1.0, gt=0)
     precision: Precision = "fp32"
     frozen: bool = False
@@ -55,7 +58,7 @@ class TableLoad(StrictModel):
 
 
 class _Count(BaseModel):
-    count: int = Field(ge=1)
+    count: Width
 
 
 def read_tables_file(path: Path) -> list[TableLoad]:

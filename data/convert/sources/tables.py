@@ -16,7 +16,8 @@ from msrec.data.convert.sources.guess import (
 )
 from msrec.data.convert.table_checks import check_type, require_columns
 from msrec.data.features.value_types import stored_series
-from msrec.data.io.validation import StrictModel, first_error, read_yaml
+from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.yaml_files import read_yaml
 from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 MAPPING_FILE = "tables.yaml"

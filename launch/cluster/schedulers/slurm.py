@@ -2,10 +2,11 @@
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from torchx.schedulers.api import DescribeAppResponse
+from torchx.schedulers.api import DescribeAppResponse, ListAppResponse
 from torchx.schedulers.slurm_scheduler import (
     SLURM_STATES,
     SlurmBatchRequest,
@@ -33,6 +34,9 @@ STATE_COMMANDS = (
     ),
 )
 """Both print job number, name, state, nodes and reason of each component of a job."""
+LIST_COMMANDS = ((STATE_COMMANDS[0], "--me"), (STATE_COMMANDS[1], "--starttime=1970-01-02"))
+"""The same commands for all jobs of this user."""
+Jobs = list[ListAppResponse]
 Component = tuple[str, AppState, str, str]
 """Name, state, host and reason of a component, which is one node of the job."""
 
@@ -53,9 +57,27 @@ class MsrecSlurmScheduler(SlurmScheduler):  # type: ignore[misc]  # torchx is un
         else:
             return None
         states = [state for _, state, _, _ in components]
-        state = next((each for each in STATE_ORDER if each in states), states[0])
+        state = _state_of_job(states)
         reason = components[0][3]
         return app_response(app_id, state, reason, [component[:3] for component in components])
+
+    def list(self) -> Jobs:
+        """Returns the jobs of this user that squeue or sacct know.
+
+        Raises:
+            ValueError: neither of them answers.
+        """
+        states = defaultdict(set)
+        answers = [_answer([*command, option]) for command, option in LIST_COMMANDS]
+        if all(answer is None for answer in answers):
+            raise ValueError("squeue or sacct must list the jobs of Slurm; neither answers here.")
+        for answer in answers:
+            for number, _, state, _, _ in answer or []:
+                states[number.partition("+")[0]].add(_state(state))
+        return [
+            ListAppResponse(app_id=number, state=_state_of_job(each))
+            for number, each in states.items()
+        ]
 
     def _run_opts(self) -> runopts:
         options = super()._run_opts()
@@ -82,12 +104,22 @@ def create_scheduler(session_name: str, **kwargs: Any) -> MsrecSlurmScheduler:
 
 def _components(command: list[str]) -> list[Component]:
     """Reads what a command prints; empty if it is not installed or does not know the job."""
-    if shutil.which(command[0]) is None:
-        return []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.split("\n")[:-1] if done.returncode == 0 else []
-    rows = [line.split("|") for line in lines]
+    rows = _answer(command) or []
     return [(name, _state(state), host, reason) for _, name, state, host, reason in rows]
+
+
+def _answer(command: list[str]) -> list[list[str]] | None:
+    """Returns the fields of each line that a command prints; None if it fails or is missing."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return None
+    return [line.split("|") for line in done.stdout.split("\n")[:-1]]
+
+
+def _state_of_job(states: Collection[AppState]) -> AppState:
+    return next((each for each in STATE_ORDER if each in states), next(iter(states)))
 
 
 def _state(text: str) -> AppState:

@@ -1,15 +1,16 @@
 """Builds the request for a plan from command-line options, a run's config and changes (--set)."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from msrec.data.io.names import module_name
-from msrec.data.io.validation import first_error, read_yaml
+from msrec.data.io.validation import first_error
+from msrec.data.io.yaml_files import parse_yaml, read_yaml
 from msrec.launch.config import RunConfig, load_config, with_overrides
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
 from msrec.model.distributed.sharding import TableOptimizer
@@ -35,6 +36,9 @@ def request_from_options(options: PlanOptions) -> PlanRequest:
     for sharding in options.sharding or []:
         if sharding not in SPAN:
             raise ValueError(f"a sharding must be one of {', '.join(SPAN)}; got {sharding!r}.")
+    budget = options.budget_gib
+    if budget is not None and not 0 < budget < math.inf:
+        raise ValueError(f"--budget-gib must be a number above 0; got {budget}.")
     for share in options.cached or []:
         if not 0 < share < 1:
             raise ValueError(f"a cached share must be between 0 and 1; got {share}.")
@@ -46,7 +50,7 @@ def request_from_options(options: PlanOptions) -> PlanRequest:
         "per_node": options.gpus_per_node,
         "shardings": options.sharding or None,
         "load_factors": options.cached or (),
-        "budget": None if options.budget_gib is None else int(options.budget_gib * 2**30),
+        "budget": None if budget is None else int(budget * 2**30),
     }
     fields |= _source_fields(options)
     if options.batch is not None:
@@ -128,7 +132,7 @@ def _changed_fields(
         raise ValueError(f"a change must be one of {known}; got {change!r}.")
     if config is not None:
         return config_fields(with_overrides(config, [change]), request.rows_per_rank)
-    value = yaml.safe_load(text)
+    value = parse_yaml(text, f"{key}: the value")
     if name in TABLE_CHANGES:
         return {"tables": _changed_tables(request, change, table, name, value)}
     if name == "gpu":

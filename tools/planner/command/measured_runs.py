@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
+from msrec.data.io.yaml_files import write_yaml
 from msrec.launch.config import load_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
@@ -55,7 +54,7 @@ def report_run(options: PlanOptions, console: Console | None = None) -> Plan:
             check_output(file, MEASURED_HARDWARE, [options.hardware])
             name = request.hardware_name
             hardware = recalibrated(request.hardware, ratios, f"{MEASURED} {run_dir}")
-            write_text(file, yaml.safe_dump({name: hardware.model_dump(mode="json")}))
+            write_yaml(file, {name: hardware.model_dump(mode="json")})
             print_sentence(f"wrote {file}: plan with --hardware {file} --gpu {name}", console)
             again = dataclasses.replace(request, hardware=hardware)
             compared["recalibrated"] = plan_as_placed(again, entries)

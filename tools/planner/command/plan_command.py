@@ -20,9 +20,7 @@ from msrec.tools.planner.command.plan_text import (
 )
 from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.plan import PLAN, Plan
-from msrec.tools.planner.request import PlanRequest
-
-MAX_NODES = 4096
+from msrec.tools.planner.request import MAX_NODES, PlanRequest
 
 
 def plan_command(options: PlanOptions) -> bool:
