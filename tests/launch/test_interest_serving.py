@@ -22,12 +22,12 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.serving import parity
-from msrec.launch.serving.batcher import Limits
 from msrec.launch.serving.export import export
+from msrec.launch.serving.http.batcher import Limits
+from msrec.launch.serving.http.server import create_app
 from msrec.launch.serving.parity import compare_with_run
 from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.serving.server import create_app
 from msrec.launch.trained_run import open_run
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,10 @@ import pytest
 from tiny import tiny_dataset
 
 from msrec.data.features.row_encoder import RowEncoder
-from msrec.launch.serving.batcher import Limits
+from msrec.launch.serving.http.batcher import Limits
+from msrec.launch.serving.http.serve import DrainingServer
+from msrec.launch.serving.http.server import create_app
 from msrec.launch.serving.request_rows import RequestEncoder
-from msrec.launch.serving.server import DrainingServer, create_app
 
 pytestmark = pytest.mark.slow
 

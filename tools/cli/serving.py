@@ -96,20 +96,39 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(min=1, help="Most rows that wait; more are refused with status 503.")
     ] = 8192,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the program.")] = 1,
+    max_body_mib: Annotated[
+        int, typer.Option(min=1, help="Size in MiB of the largest request.")
+    ] = 4,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that serve, each with the export in memory and its own queue."
+        ),
+    ] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of the program in each process.")
+    ] = 1,
+    read_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds in which a whole request must arrive.")
+    ] = 10,
     drain_s: Annotated[
         float,
         typer.Option(
             min=0, help="Seconds after SIGTERM in which load balancers can turn away from us."
         ),
     ] = 2,
+    stop_s: Annotated[
+        float,
+        typer.Option(min=0.1, help="Seconds after that in which requests under way are answered."),
+    ] = 5,
 ) -> None:
     """Serve an export over HTTP: /score, /health, /ready, /metrics. Needs the extra `serve`."""
     from msrec.launch.serving.scorer import Scorer
 
     try:
-        from msrec.launch.serving.batcher import Limits
-        from msrec.launch.serving.server import serve as run
+        from msrec.launch.serving.http.batcher import Limits
+        from msrec.launch.serving.http.serve import ServerOptions
+        from msrec.launch.serving.http.serve import serve as run
     except ModuleNotFoundError as error:
         raise ValueError(
             f"msrec serve needs the package {error.name}, which is not installed. Run: "
@@ -118,4 +137,8 @@ def serve(
     scorer = Scorer(folder)
     how = "compiled" if scorer.is_compiled else "not compiled"
     typer.echo(f"serving {folder} ({how}) on http://{host}:{port}")
-    run(scorer, host, port, Limits(max_batch, max_wait_ms, max_queue), threads, drain_s)
+    run(
+        scorer,
+        ServerOptions(host, port, workers, threads, read_s, drain_s, stop_s),
+        Limits(max_batch, max_wait_ms, max_queue, max_body_mib),
+    )
