@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import time
 
+import httpx
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 import torch
 from ranks import run_ranks
@@ -33,6 +36,7 @@ from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import open_run
+from msrec.tools.bench.harness.http_load import running_server
 from msrec.tools.bench.serve import raw_lines
 
 pytestmark = pytest.mark.slow
@@ -266,3 +270,28 @@ def test_bad_row_is_named_and_no_file_is_written(app, scorers, tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n[1]\n")
     with pytest.raises(ValueError, match="row 1 must be an object"):
         score_file(scorers["bare"], tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+
+
+def test_workers_share_a_socket_and_their_metrics_and_one_that_dies_is_replaced(app):
+    body = json.dumps({"rows": pl.read_parquet(app / "test.parquet").head(2).to_dicts()})
+    with running_server(app / "bare", "--workers", "2", "--drain-s", "0") as port:
+
+        def answers(path, content=None):
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                return client.post(path, content=content) if content else client.get(path)
+
+        scores = [answers("/score", body) for _ in range(20)]
+        assert {answer.status_code for answer in scores} == {200}
+        assert 'msrec_requests_total{status="200"} 20.0' in answers("/metrics").text.splitlines()
+        workers = [
+            child
+            for server in psutil.Process().children()
+            for child in server.children()
+            if "spawn_main" in " ".join(child.cmdline())
+        ]
+        assert len(workers) == 2
+        time.sleep(10)  # one that dies earlier would end the server
+        workers[0].kill()
+        time.sleep(1)
+        assert answers("/score", body).json() == scores[0].json()
+    assert psutil.wait_procs(workers, timeout=5)[1] == []

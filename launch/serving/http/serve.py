@@ -100,7 +100,8 @@ def serve(scorer: Scorer, options: ServerOptions, limits: Limits) -> None:
     del scorer
     with tempfile.TemporaryDirectory(prefix="msrec-metrics-") as metrics:
         os.environ[WORKERS_VARIABLE] = metrics
-        _Workers(folder, listener, options, limits).run()
+        ended_by = _Workers(folder, listener, options, limits).run()
+    signal.raise_signal(ended_by)
 
 
 def _serve_here(
@@ -155,8 +156,8 @@ class _Workers:
         self._new = partial(context.Process, target=_work, args=(folder, listener, options, limits))
         self._processes: dict[SpawnProcess, float] = {}
 
-    def run(self) -> None:
-        """Returns, or ends with the signal, after all workers have ended."""
+    def run(self) -> int:
+        """Returns the signal that ended the server after all workers have ended."""
         before = {one: signal.signal(one, self._stop) for one in (signal.SIGTERM, signal.SIGINT)}
         try:
             for _ in range(self._options.workers):
@@ -167,7 +168,7 @@ class _Workers:
             self._end()
             for one, handler in before.items():
                 signal.signal(one, handler)
-        signal.raise_signal(self._signal)
+        return self._signal
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
