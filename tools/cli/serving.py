@@ -108,19 +108,12 @@ def serve(
     threads: Annotated[
         int, typer.Option(min=1, help="Threads of the program in each process.")
     ] = 1,
-    read_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds in which a whole request must arrive.")
-    ] = 10,
     drain_s: Annotated[
         float,
         typer.Option(
             min=0, help="Seconds after SIGTERM in which load balancers can turn away from us."
         ),
     ] = 2,
-    stop_s: Annotated[
-        float,
-        typer.Option(min=0.1, help="Seconds after that in which requests under way are answered."),
-    ] = 5,
 ) -> None:
     """Serve an export over HTTP: /score, /health, /ready, /metrics. Needs the extra `serve`."""
     from msrec.launch.serving.scorer import Scorer
@@ -139,6 +132,6 @@ def serve(
     typer.echo(f"serving {folder} ({how}) on http://{host}:{port}")
     run(
         scorer,
-        ServerOptions(host, port, workers, threads, read_s, drain_s, stop_s),
+        ServerOptions(host, port, workers, threads, drain_s),
         Limits(max_batch, max_wait_ms, max_queue, max_body_mib),
     )

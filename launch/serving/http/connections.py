@@ -10,8 +10,6 @@ from typing import Any, Literal
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-READ_S = 10.0
-"""Seconds in which a client must send a whole request."""
 WRITE_S = 10.0
 """Seconds in which a client must read an answer."""
 LINGER_S = 2.0
@@ -47,11 +45,13 @@ class _StrictConnection(h11.Connection):
 class GuardedProtocol(H11Protocol):
     """Closes connections whose clients send or read too slowly, and refuses pipelined requests.
 
+    A subclass sets `read_s`, the seconds in which a client must send a whole request.
+
     A request that arrives before the last one was answered is not served: after contradictory
     lengths it may be one that a proxy in front has not seen.
     """
 
-    read_s = READ_S
+    read_s: float
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -46,18 +46,18 @@ class ServerOptions:
         host, port: address to listen on.
         workers: number of processes, each with the whole export in its memory.
         threads: threads of the program in each process.
-        read_s: seconds in which a client must send a whole request.
         drain_s: seconds after a signal in which requests are accepted.
         stop_s: seconds after that in which requests under way are answered.
+        read_s: seconds in which a client must send a whole request.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
     threads: int = 1
-    read_s: float = 10.0
     drain_s: float = 2.0
     stop_s: float = 5.0
+    read_s: float = 10.0
 
 
 class DrainingServer(uvicorn.Server):
