@@ -31,6 +31,7 @@ from msrec.launch.serving import parity
 from msrec.launch.serving.dense_program import use_bfloat16_products
 from msrec.launch.serving.export import export
 from msrec.launch.serving.export_folder import ExportTable
+from msrec.launch.serving.parity import compare_with_run
 from msrec.launch.serving.quantized_tables import QuantizedTables, quantize_rows, table_path
 from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.score_file import score_file
@@ -240,10 +241,47 @@ def test_export_with_another_auc_is_not_written(app, tmp_path, monkeypatch):
     partial = tmp_path / ".out.partial"  # left by a killed export; the next one removes it
     partial.mkdir()
     (partial / "export.json").write_text("{}")
-    monkeypatch.setattr(parity, "LARGEST_AUC_DIFFERENCE", 0.0)
-    with process_group("cpu") as process, pytest.raises(ValueError, match="AUC of its run within"):
+    monkeypatch.setattr(parity, "LARGEST_MEAN_DIFFERENCE", 0.0)
+    with (
+        process_group("cpu") as process,
+        pytest.raises(ValueError, match="scores of its run within"),
+    ):
         export(app / "runs" / "bare", tmp_path / "out", process, compiled=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "moved", "is_good"),
+    [
+        (60, 1e-4, True),  # a pair changes its order, 1 / 500
+        (60, 0.02, False),
+        (20_000, 1e-6, True),
+        (20_000, 0.02, False),
+    ],
+)
+def test_parity_is_judged_by_scores_and_by_what_the_number_of_rows_allows(
+    monkeypatch, rows, moved, is_good
+):
+    label = (np.arange(rows) % 6 == 0).astype(np.float32)
+    run = np.linspace(0.2, 0.4, rows, dtype=np.float32)
+    run[5] = run[6] + 1e-5
+    export = run + moved * np.resize([1, -1], rows).astype(np.float32)
+    monkeypatch.setattr(parity, "_score_with_both", lambda *_: (label, run, export))
+    if is_good:
+        compared = compare_with_run(None, None, None, "test")
+        assert compared.auc_difference != 0 or rows > 60
+    else:
+        with pytest.raises(ValueError, match="scores of its run within"):
+            compare_with_run(None, None, None, "test")
+
+
+def test_many_rows_may_not_change_the_auc(monkeypatch):
+    label = (np.arange(20_000) % 6 == 0).astype(np.float32)
+    run = np.full(20_000, 0.3, np.float32)
+    export = run + 1e-4 * label
+    monkeypatch.setattr(parity, "_score_with_both", lambda *_: (label, run, export))
+    with pytest.raises(ValueError, match="its AUC within 0.0001"):
+        compare_with_run(None, None, None, "test")
 
 
 def test_killed_export_leaves_no_folder(app, tmp_path, monkeypatch):
