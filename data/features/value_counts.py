@@ -51,10 +51,11 @@ class CountedColumns:
             for name, count in counts.items():
                 self._totals[name] = self._totals.get(name, ValueCounts(0, 0)).plus(count)
 
-    def totals(self) -> dict[str, ValueCounts]:
-        """Returns the counts of all rows so far."""
+    def take(self) -> dict[str, ValueCounts]:
+        """Returns the counts of all rows since the last call."""
         with self._lock:
-            return dict(self._totals)
+            taken, self._totals = self._totals, {}
+            return taken
 
 
 def count_sentences(counts: Counts) -> list[str]:

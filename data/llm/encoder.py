@@ -8,11 +8,13 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
+from msrec.data.llm.model_limits import learned_positions, require_context, unreadable
 from msrec.data.llm.store import Layer, Pooling
 from msrec.data.llm.tokenization import PromptTokenizer
 
@@ -64,7 +66,8 @@ class FrozenEncoder:
         device: of the model.
 
     Raises:
-        ValueError: the pooling is unknown, or the model does not have the layer.
+        ValueError: the pooling is unknown, the model does not have the layer, its context is too
+            short, or it does not map tokens to states.
 
     Source:
         LLM4MSR (Wang et al., CIKM 2024) keeps the last hidden state of a sampled answer.
@@ -94,12 +97,20 @@ class FrozenEncoder:
         self.tokens = PromptTokenizer(tokenizer, max_tokens, is_chat=is_chat)
         self.pooling = pooling
         self.answer_tokens = answer_tokens
+        name = type(model).__name__
+        answer = answer_tokens if pooling == "generate" else 0
+        require_context(learned_positions(self.model), name, max_tokens, answer)
         if layer != "last":
             _keep_layers(self.model, layer)
         pad_id = getattr(tokenizer, "pad_token_id", None)
         self.pad_id = 0 if pad_id is None else int(pad_id)
         self.is_causal = _is_causal(self.model, self.device)
         """Whether a token depends only on those before it, so that a `Prefix` can be shared."""
+        if pooling == "generate" and not self.is_causal:
+            raise ValueError(
+                f"pooling generate needs a decoder, such as Llama or Qwen; {name} is an encoder. "
+                "Use llm.pooling=mean."
+            )
 
     @classmethod
     def load(
@@ -114,16 +125,19 @@ class FrozenEncoder:
         """Loads model and tokenizer from a local folder; the LM head only for `generate`.
 
         Raises:
-            ValueError: the dtype is unknown, or weights are missing.
+            ValueError: the dtype is unknown, or weights are missing or cannot be read.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
         logging.disable_progress_bar()  # `msrec encode` shows its own
         auto_class = AutoModelForCausalLM if pooling == "generate" else AutoModel
         trust = {"trust_remote_code": trust_remote_code}
-        model, info = auto_class.from_pretrained(
-            str(folder), dtype=DTYPES[dtype], output_loading_info=True, **trust
-        )
+        try:
+            model, info = auto_class.from_pretrained(
+                str(folder), dtype=DTYPES[dtype], output_loading_info=True, **trust
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise unreadable(folder, error) from None
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
                 f"{folder} must hold all weights of a {type(model).__name__}; it lacks "
@@ -231,7 +245,13 @@ class FrozenEncoder:
 def _is_causal(model: nn.Module, device: torch.device) -> bool:
     """Returns whether the first state ignores later tokens; no field of a config says so."""
     ids = torch.tensor([[1, 2, 3], [1, 4, 5]], device=device)
-    states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    try:
+        states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"llm.model must map token ids to hidden states; {type(model).__name__} does not: "
+            f"{str(error).splitlines()[0]}."
+        ) from None
     first, second = states[:, 0].float()
     return bool((first - second).abs().max() <= 1e-6 * first.abs().max())
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import reprlib
 import shutil
 import subprocess
 import sys
@@ -115,10 +116,23 @@ def model_folder(model: str) -> Path:
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """Loads the tokenizer of a local model folder."""
+    """Loads the tokenizer of a local model folder.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    from msrec.data.llm.model_limits import unreadable
+
+    where = f"{folder} (tokenizer)"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except Exception as error:  # noqa: BLE001 - the tokenizers raise plain exceptions
+        raise unreadable(where, error) from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # without files, some have no words
+        raise unreadable(where, ValueError("it has no vocabulary"))
+    return tokenizer
 
 
 def weights_sha256(folder: Path) -> str:
@@ -129,7 +143,13 @@ def weights_sha256(folder: Path) -> str:
         total.update(file.name.encode())
         with file.open("rb") as opened:
             total.update(hashlib.file_digest(opened, "sha256").digest())
-    config = json.loads((folder / "config.json").read_text())
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON; {error}.") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold the config of a model; found {reprlib.repr(config)}.")
     config.pop("transformers_version", None)
     total.update(json.dumps(config, sort_keys=True).encode())
     return total.hexdigest()

@@ -65,6 +65,26 @@ def level_prompts(
     return make(dataset, template, rank=rank, world_size=world_size)
 
 
+def require_text(dataset: AnyPath | str, level: str) -> None:
+    """Refuses a dataset that has no text for the prompts of users or items.
+
+    Raises:
+        FileNotFoundError: there is no dataset.
+        ValueError: dataset.yaml names no column with text.
+    """
+    text = load_schema(dataset).text
+    columns = [text.item_title, *text.item_attributes]
+    of = "items"
+    if level == "user":
+        columns += text.user_attributes
+        of = "items or users"
+    if level != "scenario" and not any(columns):
+        raise ValueError(
+            f"{to_path(dataset) / 'dataset.yaml'}: text must name a title or attributes of {of}, "
+            f"for the prompts of each {level}; it names none. Convert tables with such columns."
+        )
+
+
 def scenario_prompts(
     dataset: AnyPath | str, template: Template, *, rank: int = 0, world_size: int = 1
 ) -> Prompts:

@@ -8,8 +8,9 @@ import torch
 
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.encoder import FrozenEncoder
+from msrec.data.llm.model_limits import check_model
 from msrec.data.llm.model_weights import load_tokenizer, model_folder, weights_sha256
-from msrec.data.llm.prompts import level_prompts
+from msrec.data.llm.prompts import level_prompts, require_text
 from msrec.data.llm.store import VERSION, KnowledgeStore, VectorSettings, store_settings
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.llm.templates import load_template
@@ -50,7 +51,10 @@ def encode(
         ValueError: an option is wrong, the folder was begun with other settings, the earlier store
             has other settings, or a vector is not finite.
     """
+    for level in options.levels:
+        require_text(dataset, level)
     folder = model_folder(vectors.model)
+    check_vectors(folder, vectors, options)
     settings = store_settings(to_path(dataset), vectors)
     settings |= {"version": VERSION, "model_sha256": weights_sha256(folder)}
     share = {"rank": options.rank, "world_size": options.world_size}
@@ -83,6 +87,13 @@ def encode(
         )
     speed = counter.speed(encoder, vectors.dtype) if encoder else None
     return EncodeResult({level: results[level] for level in options.levels}, speed)
+
+
+def check_vectors(folder: Path, vectors: VectorSettings, options: EncodeOptions) -> None:
+    """Checks that a model can encode prompts as the settings say, see `check_model`."""
+    answer = vectors.answer_tokens if vectors.pooling == "generate" else 0
+    trust = options.trust_remote_code
+    check_model(folder, vectors.max_tokens, answer, trust_remote_code=trust)
 
 
 def load_encoder(

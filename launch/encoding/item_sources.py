@@ -9,11 +9,11 @@ from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.item_source.lsa import LSA, LsaModel
 from msrec.data.llm.item_source.settings import source_settings
 from msrec.data.llm.model_weights import model_folder, weights_sha256
-from msrec.data.llm.prompts import item_prompts
+from msrec.data.llm.prompts import item_prompts, require_text
 from msrec.data.llm.store import LSA_FILE, VERSION, VectorSettings, item_source_folder
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.schema import load_schema
-from msrec.launch.encoding.encode import EncodeResult, counts_of, load_encoder
+from msrec.launch.encoding.encode import EncodeResult, check_vectors, counts_of, load_encoder
 from msrec.launch.encoding.level_job import WINDOW_PROMPTS, LevelJob
 from msrec.launch.encoding.options import EncodeOptions
 from msrec.launch.encoding.speed import OnProgress, SpeedCounter
@@ -48,6 +48,7 @@ def encode_items(
             `lsa` finds no term, or a vector is not finite.
     """
     dataset = to_path(dataset)
+    require_text(dataset, "item")
     vectors = replace(vectors, model=source, storage="float16", pca=None)
     settings = source_settings(dataset, source, vectors) | {"version": VERSION}
     settings["num_items"] = load_schema(dataset).num_items
@@ -57,6 +58,7 @@ def encode_items(
         if options.rank > 0:
             return EncodeResult({}, None)
     else:
+        check_vectors(model_folder(source), vectors, options)
         settings["model_sha256"] = weights_sha256(model_folder(source))
     folder = item_source_folder(Path(store), source)
     writer = StoreWriter(folder, settings, rank=rank, world_size=world_size)

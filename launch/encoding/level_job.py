@@ -123,8 +123,12 @@ class LevelJob:
         vectors: list[np.ndarray] = []
         answers: list[str] = []
         saved_at, started = time.monotonic(), time.perf_counter()
+        is_first = True
         for batch in encoded_batches(encoder, rows, options.batch_tokens):
             counter.seconds += time.perf_counter() - started
+            if is_first:
+                counter.expect(len(rows), sum(map(len, rows)) - batch.shared_tokens * len(rows))
+                is_first = False
             unsaved += batch.positions
             vectors.append(batch.encoded.vectors)
             answers += batch.encoded.texts or []

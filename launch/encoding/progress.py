@@ -3,10 +3,11 @@
 import time
 from typing import Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich import progress as rich_progress
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from msrec.launch.console import PlainConsole
-from msrec.launch.encoding.speed import Speed
+from msrec.launch.encoding.speed import Progress, Speed
 
 
 class EncodeProgress:
@@ -22,12 +23,11 @@ class EncodeProgress:
         self._console = PlainConsole(stderr=True)
         is_terminal = self._console.is_terminal
         self._prints_lines = is_shown and not is_terminal
-        self._bar = Progress(
+        self._bar = rich_progress.Progress(
             TextColumn("encode"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[line]}"),
-            TimeRemainingColumn(),
             console=self._console,
             disable=not (is_shown and is_terminal),
         )
@@ -35,29 +35,26 @@ class EncodeProgress:
     def __enter__(self) -> Self:
         self._bar.start()
         self._task = self._bar.add_task("encode", total=None, line="")
-        self._started = self._last_line = time.perf_counter()
-        self._first: int | None = None
+        self._last_line = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def update(self, done: int, total: int, tokens: int) -> None:
-        """Shows `done` of `total` prompts, and the tokens that this run has encoded."""
-        now = time.perf_counter()
-        if self._first is None:
-            # The speed leaves out prompts of earlier runs, and the time to load the model.
-            self._first, self._started = done, now
-        new, seconds = done - self._first, max(now - self._started, 1e-9)
-        line = f"{new / seconds:.1f} prompts/s  {tokens / seconds:,.0f} tokens/s"
+    def update(self, progress: Progress) -> None:
+        """Shows how much is done, how fast, and the forecast."""
+        done, total, seconds = progress.done, progress.total, max(progress.seconds, 1e-9)
+        line = (
+            f"{progress.encoded / seconds:.1f} prompts/s  {progress.tokens / seconds:,.0f} tokens/s"
+        )
+        if progress.left_s is not None:
+            line += f"  {progress.left_s:.0f} s left"
         self._bar.update(self._task, completed=done, total=total, line=line)
+        now = time.perf_counter()
         is_due = now - self._last_line >= self.LINE_EVERY_S or done == total
-        if self._prints_lines and is_due and new:
+        if self._prints_lines and is_due and progress.encoded:
             self._last_line = now
-            left = (total - done) * seconds / new
-            self._console.print(
-                f"encode {done:,}/{total:,}  {line}  {left:.0f} s left", soft_wrap=True
-            )
+            self._console.print(f"encode {done:,}/{total:,}  {line}", soft_wrap=True)
 
 
 def speed_line(speed: Speed) -> str:

@@ -8,8 +8,26 @@ import torch
 
 from msrec.data.llm.encoder import DTYPES, FrozenEncoder
 
-OnProgress = Callable[[int, int, int], None]
-"""Called with (prompts done, prompts of this rank, tokens of the prompts encoded by this run)."""
+OnProgress = Callable[["Progress"], None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of an encoding.
+
+    Attributes:
+        done, total: prompts of this rank.
+        encoded, tokens: prompts encoded by this run, and their tokens.
+        seconds: time in the model.
+        left_s: forecast of the seconds that are left; None before the first batch.
+    """
+
+    done: int
+    total: int
+    encoded: int
+    tokens: int
+    seconds: float
+    left_s: float | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,15 @@ class SpeedCounter:
         self.total, self.on_progress = total, on_progress
         self.done = self.encoded = self.tokens = self.shared_tokens = 0
         self.seconds = 0.0
+        self._known_prompts = self._known_work = 0
+
+    def expect(self, prompts: int, work: int) -> None:
+        """Counts prompts that will be encoded next, and the tokens that the model computes.
+
+        Batches are sorted by length, longest first, so a forecast by prompts would be too long.
+        """
+        self._known_prompts += prompts
+        self._known_work += work
 
     def add(self, prompts: int, tokens: int, shared_tokens: int = 0) -> None:
         """Counts prompts that are done; those of an earlier run or store have 0 tokens."""
@@ -47,7 +74,17 @@ class SpeedCounter:
         self.tokens += tokens
         self.shared_tokens += shared_tokens
         if self.on_progress is not None:
-            self.on_progress(self.done, self.total, self.tokens)
+            counts = (self.done, self.total, self.encoded, self.tokens)
+            self.on_progress(Progress(*counts, self.seconds, self._left_s()))
+
+    def _left_s(self) -> float | None:
+        """Prompts that are not tokenised yet count as those that are."""
+        work = self.tokens - self.shared_tokens
+        if not work or not self._known_prompts:
+            return None
+        to_encode = self.total - self.done + self.encoded
+        all_work = to_encode * self._known_work / self._known_prompts
+        return self.seconds * max(all_work / work - 1, 0.0)
 
     def speed(self, encoder: FrozenEncoder, dtype: str) -> Speed:
         """Returns the speed so far; measures the machine's peak for it."""

@@ -188,7 +188,7 @@ def _gather_counts(reader: SplitReader) -> Counts:
     total = CountedColumns()
     for counts in dict(itertools.chain(*(part.items() for part in parts))).values():
         total.add(counts)
-    return total.totals()
+    return total.take()
 
 
 def _check_kept_columns(reader: SplitReader, keep: Sequence[str]) -> None:

@@ -128,7 +128,7 @@ def test_secrets_are_searched_once_per_value_and_at_any_depth():
         deep = {"a": deep}
     began = time.process_time()
     refuse_secrets("the config", bomb)
-    for text in ("://a", "a", "aa://", "aa://b/", "aa://a:1/"):
+    for text in ("://a", "a", "aa://b/", "aa://a:1/"):
         refuse_secrets("the config", text * 50_000)
     with pytest.raises(ValueError, match=r"a must be a URL without credentials.*\*\*\*@bucket"):
         refuse_secrets("the config", deep)

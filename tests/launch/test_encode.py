@@ -12,10 +12,12 @@ from llm_data import TRAIN, USERS, stop_after, write_dataset, write_model
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
 from msrec.data.llm.templates import load_template
+from msrec.data.schema import TextFields, load_schema, save_schema
 from msrec.launch.config import RunConfig
 from msrec.launch.encoding.encode import encode
 from msrec.launch.encoding.job import encode_config
 from msrec.launch.encoding.options import EncodeOptions
+from msrec.launch.encoding.speed import SpeedCounter
 
 pytestmark = pytest.mark.slow
 
@@ -138,12 +140,44 @@ def test_another_model_under_the_same_name_is_refused(dataset, whole, model, tmp
 
 def test_progress_counts_up_to_the_total(dataset, model, tmp_path):
     seen = []
-    job(dataset, tmp_path, model, on_progress=lambda *values: seen.append(values))
-    assert seen[0] == (0, 13, 0)
-    assert seen[-1][:2] == (13, 13)
-    assert all(a[0] <= b[0] and a[2] <= b[2] for a, b in pairwise(seen))
+    job(dataset, tmp_path, model, on_progress=seen.append)
+    assert (seen[0].done, seen[0].total, seen[0].tokens, seen[0].left_s) == (0, 13, 0, None)
+    assert (seen[-1].done, seen[-1].total, seen[-1].left_s) == (13, 13, 0)
+    assert all(a.done <= b.done and a.tokens <= b.tokens for a, b in pairwise(seen))
     manifests = [KnowledgeStore.open(tmp_path / n).manifest for n in ("scenario", "user")]
-    assert seen[-1][2] == sum(manifest["tokens"] for manifest in manifests)
+    assert seen[-1].tokens == sum(manifest["tokens"] for manifest in manifests)
+
+
+def test_the_forecast_is_right_from_the_first_batch_although_long_prompts_come_first():
+    seen = []
+    counter = SpeedCounter(1000, seen.append)
+    counter.add(100, 0)  # by an earlier run
+    counter.expect(450, 40 * 250 + 410 * 20)  # a window of half of the rest: 40 are long
+    for prompts, tokens in [(20, 260), (20, 260), (410, 30)]:  # of them 10 in a shared prefix
+        counter.seconds += prompts * (tokens - 10) / 1e3  # 1,000 tokens per s
+        counter.add(prompts, prompts * tokens, prompts * 10)
+    whole_s = 2 * (40 * 250 + 410 * 20) / 1e3
+    for progress in seen[1:]:
+        assert progress.seconds + progress.left_s == pytest.approx(whole_s)
+
+
+def test_a_dataset_without_text_is_refused_before_anything_is_written(tmp_path, model):
+    folder = tmp_path / "data"
+    write_dataset(folder, TRAIN)
+    schema = load_schema(folder)
+    save_schema(schema.model_copy(update={"text": TextFields()}), folder)
+    for level in ("user", "item"):
+        with pytest.raises(ValueError, match="text must name a title or attributes of items"):
+            job(folder, tmp_path / "store", model, levels=(level,))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_context_that_is_too_short_is_refused_before_anything_is_written(
+    dataset, tmp_path, model
+):
+    with pytest.raises(ValueError, match=r"max_tokens must be at most [\d,]+, the context of"):
+        job(dataset, tmp_path / "store", model, max_tokens=10**6)
+    assert not (tmp_path / "store").exists()
 
 
 def test_histories_fit_max_tokens_and_cut_ones_are_counted(dataset, model, tmp_path):

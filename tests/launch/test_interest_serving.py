@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import torch
 from interest_runs import MAX_LEN, SOURCES, interest_config, interest_dataset, made_sources
 from ranks import run_ranks
 from tiny import tiny_store
@@ -22,13 +23,14 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.serving import parity
-from msrec.launch.serving.batcher import Limits
 from msrec.launch.serving.export import export
+from msrec.launch.serving.http.batcher import Limits
+from msrec.launch.serving.http.server import create_app
 from msrec.launch.serving.parity import compare_with_run
 from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.serving.server import create_app
 from msrec.launch.trained_run import open_run
+from msrec.tools.bench import serve as bench
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +84,7 @@ def test_an_export_is_compared_with_the_events_before_each_row(app, scorers, mon
     """The export holds later events too: with those, scores would differ."""
     monkeypatch.setattr(RequestRows, "with_histories", lambda rows, histories: rows)
     monkeypatch.setattr(parity, "LARGEST_AUC_DIFFERENCE", 1.0)
+    monkeypatch.setattr(parity, "LARGEST_MEAN_DIFFERENCE", 1.0)
     with process_group("cpu") as process:
         run = open_run(app / "runs" / "bare", process)
         run.model.eval()
@@ -153,6 +156,24 @@ def test_the_compiled_program_gives_the_same_scores(app, scorers, tmp_path):
     for part in (table, table.slice(0, 1)):
         rows = compiled.encoder.encode_table(part, "rows")
         np.testing.assert_allclose(compiled.score(rows), scorers["bare"].score(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_benchmark_compares_the_run_with_its_export(app, scorers, name, monkeypatch):
+    monkeypatch.setattr(bench, "SIZES", (1, 4))
+    scored = {}
+
+    def record(cases, repeats, warm_up):
+        with torch.no_grad():
+            scored[len(scored)] = {case: call() for case, call in cases.items()}
+        return {}
+
+    monkeypatch.setattr(bench, "interleaved", record)
+    _, lines = bench._direct_calls(app / "runs" / name, scorers[name], 1)
+    assert len(lines) == 4
+    for cases in scored.values():
+        run = cases[bench.TORCHREC][1][1][:, 0]
+        torch.testing.assert_close(cases[bench.PLAIN][0][:, 0], run)
 
 
 # Histories in requests ---------------------------------------------------------------------------

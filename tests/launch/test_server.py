@@ -13,9 +13,10 @@ import pytest
 from tiny import tiny_dataset
 
 from msrec.data.features.row_encoder import RowEncoder
-from msrec.launch.serving.batcher import Limits
+from msrec.launch.serving.http.batcher import Limits
+from msrec.launch.serving.http.serve import DrainingServer
+from msrec.launch.serving.http.server import create_app
 from msrec.launch.serving.request_rows import RequestEncoder
-from msrec.launch.serving.server import DrainingServer, create_app
 
 pytestmark = pytest.mark.slow
 
@@ -174,6 +175,40 @@ def test_answer_to_a_bad_request_names_row_and_column(ungated, body, status, mes
     answer = asyncio.run(requests())
     assert answer.status_code == status
     assert message in answer.json()["detail"]
+
+
+LISTS = b'{"a": [' + b"[]," * 40_000 + b"1]}"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"rows": [' + b"{}," * 1_000_000 + b"{}]}", 413),
+        (b'{"rows": [], "history": [' + b"{}," * 1_000_000 + b"{}]}", 413),
+        (b'{"rows": [' + b",".join([LISTS] * 30) + b"]}", 422),
+        (b"{}" * 50_000_000, 413),
+    ],
+    ids=["rows", "events", "lists", "100 MB"],
+)
+def test_a_large_request_does_not_block_the_event_loop(ungated, body, status):
+    gaps = []
+
+    async def beat():
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(0.005)
+            gaps.append(time.perf_counter() - started)
+
+    async def requests():
+        async with client_of(create_app(ungated)) as client:
+            beating = asyncio.create_task(beat())
+            answers = [await client.post("/score", content=body) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            beating.cancel()
+            return answers
+
+    assert [answer.status_code for answer in asyncio.run(requests())] == [status] * 3
+    assert np.quantile(gaps, 0.99) < 0.1
 
 
 def test_metrics_count_requests_rows_and_batches(ungated):

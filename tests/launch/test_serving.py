@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import time
 
+import httpx
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 import torch
 from ranks import run_ranks
@@ -29,11 +32,13 @@ from msrec.launch.serving import parity
 from msrec.launch.serving.dense_program import use_bfloat16_products
 from msrec.launch.serving.export import export
 from msrec.launch.serving.export_folder import ExportTable
+from msrec.launch.serving.parity import compare_with_run
 from msrec.launch.serving.quantized_tables import QuantizedTables, quantize_rows, table_path
 from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import open_run
+from msrec.tools.bench.harness.http_load import running_server
 from msrec.tools.bench.serve import raw_lines
 
 pytestmark = pytest.mark.slow
@@ -238,10 +243,47 @@ def test_export_with_another_auc_is_not_written(app, tmp_path, monkeypatch):
     (partial / "new").mkdir(parents=True)
     (partial / "new" / "export.json").write_text("{}")
     (partial / SCRATCH_MARK).touch()
-    monkeypatch.setattr(parity, "LARGEST_AUC_DIFFERENCE", 0.0)
-    with process_group("cpu") as process, pytest.raises(ValueError, match="AUC of its run within"):
+    monkeypatch.setattr(parity, "LARGEST_MEAN_DIFFERENCE", 0.0)
+    with (
+        process_group("cpu") as process,
+        pytest.raises(ValueError, match="scores of its run within"),
+    ):
         export(app / "runs" / "bare", tmp_path / "out", process, compiled=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "moved", "is_good"),
+    [
+        (60, 1e-4, True),  # a pair changes its order, 1 / 500
+        (60, 0.02, False),
+        (20_000, 1e-6, True),
+        (20_000, 0.02, False),
+    ],
+)
+def test_parity_is_judged_by_scores_and_by_what_the_number_of_rows_allows(
+    monkeypatch, rows, moved, is_good
+):
+    label = (np.arange(rows) % 6 == 0).astype(np.float32)
+    run = np.linspace(0.2, 0.4, rows, dtype=np.float32)
+    run[5] = run[6] + 1e-5
+    export = run + moved * np.resize([1, -1], rows).astype(np.float32)
+    monkeypatch.setattr(parity, "_score_with_both", lambda *_: (label, run, export))
+    if is_good:
+        compared = compare_with_run(None, None, None, "test")
+        assert compared.auc_difference != 0 or rows > 60
+    else:
+        with pytest.raises(ValueError, match="scores of its run within"):
+            compare_with_run(None, None, None, "test")
+
+
+def test_many_rows_may_not_change_the_auc(monkeypatch):
+    label = (np.arange(20_000) % 6 == 0).astype(np.float32)
+    run = np.full(20_000, 0.3, np.float32)
+    export = run + 1e-4 * label
+    monkeypatch.setattr(parity, "_score_with_both", lambda *_: (label, run, export))
+    with pytest.raises(ValueError, match="its AUC within 0.0001"):
+        compare_with_run(None, None, None, "test")
 
 
 def test_killed_export_leaves_no_folder(app, tmp_path, monkeypatch):
@@ -268,3 +310,28 @@ def test_bad_row_is_named_and_no_file_is_written(app, scorers, tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n[1]\n")
     with pytest.raises(ValueError, match="row 1 must be an object"):
         score_file(scorers["bare"], tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+
+
+def test_workers_share_a_socket_and_their_metrics_and_one_that_dies_is_replaced(app):
+    body = json.dumps({"rows": pl.read_parquet(app / "test.parquet").head(2).to_dicts()})
+    with running_server(app / "bare", "--workers", "2", "--drain-s", "0") as port:
+
+        def answers(path, content=None):
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                return client.post(path, content=content) if content else client.get(path)
+
+        scores = [answers("/score", body) for _ in range(20)]
+        assert {answer.status_code for answer in scores} == {200}
+        assert 'msrec_requests_total{status="200"} 20.0' in answers("/metrics").text.splitlines()
+        workers = [
+            child
+            for server in psutil.Process().children()
+            for child in server.children()
+            if "spawn_main" in " ".join(child.cmdline())
+        ]
+        assert len(workers) == 2
+        time.sleep(10)  # one that dies earlier would end the server
+        workers[0].kill()
+        time.sleep(1)
+        assert answers("/score", body).json() == scores[0].json()
+    assert psutil.wait_procs(workers, timeout=5)[1] == []

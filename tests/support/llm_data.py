@@ -131,12 +131,12 @@ def stop_after(batches):
     """Returns a progress callback that ends the run as a kill would, after some batches."""
     seen = []
 
-    def progress(done, total, tokens):
-        seen.append(done)
+    def on_progress(progress):
+        seen.append(progress.done)
         if len(seen) > batches:
             raise KeyboardInterrupt
 
-    return progress
+    return on_progress
 
 
 def whole(items):

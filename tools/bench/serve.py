@@ -115,13 +115,15 @@ def _cases(
 
 def _plain_model(run: TrainedRun) -> Ranker:
     """Returns the run's model without TorchRec's sharding, for one process."""
-    config, trained = run.config, unwrapped(run.model).ranker.embeddings
+    config, ranker = run.config, unwrapped(run.model).ranker
+    trained = ranker.embeddings
     embeddings = Embeddings(
         table_schema(config, run.schema), trained.dim, trained.history, device="cpu"
     )
     for name, weight in trained_tables(run).items():
         embeddings.ebc.embedding_bags[name].weight.copy_(weight)
-    return Ranker(embeddings, unwrapped_dense_arch(run)).eval()
+    parts = (unwrapped_dense_arch(run), ranker.items, ranker.sequence_items)
+    return Ranker(embeddings, *parts).eval()
 
 
 def raw_lines(scorer: Scorer, columns: Columns) -> list[dict[str, Any]]:

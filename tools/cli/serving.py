@@ -83,7 +83,7 @@ def score(
     scorer = Scorer(folder)
     rows = score_file(scorer, file, out)
     say(f"wrote {out}: {rows:,} rows")
-    for line in count_sentences(scorer.encoder.counts.totals()):
+    for line in count_sentences(scorer.encoder.counts.take()):
         say(f"  {line}")
 
 
@@ -101,7 +101,18 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(min=1, help="Most rows that wait; more are refused with status 503.")
     ] = 8192,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the program.")] = 1,
+    max_body_mib: Annotated[
+        int, typer.Option(min=1, help="Size in MiB of the largest request.")
+    ] = 4,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that serve, each with the export in memory and its own queue."
+        ),
+    ] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of the program in each process.")
+    ] = 1,
     drain_s: Annotated[
         float,
         typer.Option(
@@ -113,8 +124,9 @@ def serve(
     from msrec.launch.serving.scorer import Scorer
 
     try:
-        from msrec.launch.serving.batcher import Limits
-        from msrec.launch.serving.server import serve as run
+        from msrec.launch.serving.http.batcher import Limits
+        from msrec.launch.serving.http.serve import ServerOptions
+        from msrec.launch.serving.http.serve import serve as run
     except ModuleNotFoundError as error:
         raise ValueError(
             f"msrec serve needs the package {error.name}, which is not installed. Run: "
@@ -123,4 +135,8 @@ def serve(
     scorer = Scorer(folder)
     how = "compiled" if scorer.is_compiled else "not compiled"
     typer.echo(f"serving {folder} ({how}) on http://{host}:{port}")
-    run(scorer, host, port, Limits(max_batch, max_wait_ms, max_queue), threads, drain_s)
+    run(
+        scorer,
+        ServerOptions(host, port, workers, threads, drain_s),
+        Limits(max_batch, max_wait_ms, max_queue, max_body_mib),
+    )

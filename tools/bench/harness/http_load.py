@@ -1,5 +1,6 @@
 """An `msrec serve` process under load: clients that each send requests one after another."""
 
+import contextlib
 import http.client
 import json
 import subprocess
@@ -22,16 +23,20 @@ RETRY_S = 0.05
 
 
 @contextmanager
-def running_server(export: Path) -> Iterator[int]:
+def running_server(export: Path, *options: str) -> Iterator[int]:
     """Starts `msrec serve` in another process and yields its port once it is ready.
+
+    Args:
+        export: the export to serve.
+        options: more options of `msrec serve`.
 
     Raises:
         ValueError: the server did not start.
     """
     port = free_port()
     command = [sys.executable, "-m", "msrec", "serve", str(export)]
-    options = ["--port", str(port), "--max-queue", str(MAX_QUEUE_ROWS)]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+    command += ["--port", str(port), "--max-queue", str(MAX_QUEUE_ROWS), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not _is_ready(port):
@@ -82,34 +87,38 @@ def _send_requests(port: int, body: str, deadline: float) -> tuple[list[float], 
     """Returns the latency of each scored request in seconds, and the number of refused ones."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     latencies_s, refused = list[float](), 0
-    while (started := time.perf_counter()) < deadline:
-        connection.request("POST", "/score", body)
-        response = connection.getresponse()
-        response.read()
-        if response.status == 200:
-            latencies_s.append(time.perf_counter() - started)
-        else:
-            assert response.status == 503, response.status
-            refused += 1
-            time.sleep(RETRY_S)
+    with contextlib.closing(connection):
+        while (started := time.perf_counter()) < deadline:
+            connection.request("POST", "/score", body)
+            response = connection.getresponse()
+            response.read()
+            if response.status == 200:
+                latencies_s.append(time.perf_counter() - started)
+            else:
+                assert response.status == 503, response.status
+                refused += 1
+                time.sleep(RETRY_S)
     return latencies_s, refused
 
 
 def _is_ready(port: int) -> bool:
     try:
-        return _answer(port, "/ready").status == 200
+        return _answer(port, "/ready")[0] == 200
     except OSError:
         return False
 
 
 def _batches(port: int) -> tuple[float, float]:
     """Returns how often the server ran its program so far, and on how many rows."""
-    lines = _answer(port, "/metrics").read().decode().splitlines()
+    lines = _answer(port, "/metrics")[1].splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return float(values["msrec_batch_rows_count"]), float(values["msrec_batch_rows_sum"])
 
 
-def _answer(port: int, path: str) -> http.client.HTTPResponse:
+def _answer(port: int, path: str) -> tuple[int, str]:
+    """Returns the status and the text of an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
-    connection.request("GET", path)
-    return connection.getresponse()
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()

@@ -18,11 +18,12 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a batch, in rows and in ms of waiting; and most rows that may wait."""
+    """Limits of a batch, in rows and in ms of waiting; of rows that may wait; and of a request."""
 
     max_batch: int = 512
     max_wait_ms: float = 1.0
     max_queue: int = 8192
+    max_body_mib: int = 4
 
 
 class QueueFullError(Exception):

@@ -1,0 +1,1 @@
+"""HTTP side of `msrec serve`: connections, bodies of requests, metrics, worker processes."""
