@@ -26,8 +26,8 @@ _SECRET = re.compile(
     re.VERBOSE,
 )
 """The parts of a URL that may be secret: a user and a key before the host, in which `/` may stand
-and `@` may be `%40`, and a query (signatures). Digits after a colon are a port. A scheme begins at a
-word, and a query is searched up to the next scheme, so that a search takes linear time."""
+and `@` may be `%40`, and a query (signatures). Digits after a colon are a port. A scheme begins
+a word, and a query is searched up to the next scheme, so that a search takes linear time."""
 
 
 def to_path(text: str | AnyPath) -> AnyPath:
