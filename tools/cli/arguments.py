@@ -33,7 +33,8 @@ def take_local_paths(command: Callable[..., Any] | None) -> Callable[..., Any]:
     """
     assert command is not None, "a command must have a function"
     for parameter in inspect.signature(command).parameters.values():
-        kind, *settings = get_args(parameter.annotation) or [None]
+        annotation: tuple[Any, ...] = get_args(parameter.annotation) or (None,)
+        kind, *settings = annotation
         takes_path = kind is Path or Path in get_args(kind) or list[Path] in get_args(kind)
         for each in settings if takes_path else ():
             each.parser = each.parser or local_path
