@@ -9,7 +9,7 @@ PIP = $(VENV)/bin/pip install --disable-pip-version-check --quiet --no-compile
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo format lint types test test-fast test-cluster docs check benchmark lock
+.PHONY: help install demo format lint types test test-fast test-cluster fuzz docs check benchmark lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ test-fast: $(READY) ## tests without training, servers and subprocesses (under 1
 
 test-cluster: $(READY) ## two hosts and a two-node Slurm in network namespaces; needs root (3 min)
 	PYTEST=$(VENV)/bin/pytest OMP_NUM_THREADS=1 tests/cluster/run
+
+fuzz: $(READY) ## property tests of the boundaries with EXAMPLES=2000 new inputs each (10 min)
+	MSREC_FUZZ_EXAMPLES=$(or $(EXAMPLES),2000) $(PYTEST) -n logical --maxprocesses 8 --timeout 3600 \
+	    tests/boundaries
 
 docs: $(READY) ## build the documentation site in build/site (40 s)
 	.ci/docs
