@@ -125,9 +125,9 @@ def test_prompts_and_vectors_read_the_same_users_and_items(local, memory):
 def test_vocabularies_are_read_to_grow_from(tmp_path, local, memory):
     folder = memory / "vocabularies"
     folder.mkdir()
-    pl.DataFrame({"value": ["a", "b"]}).write_parquet(tmp_path / "genre.parquet")
-    (folder / "genre.parquet").write_bytes((tmp_path / "genre.parquet").read_bytes())
-    assert load_vocabularies(memory)["genre"].to_list() == ["a", "b"]
+    pl.DataFrame({"value": ["a", "b"]}).write_parquet(tmp_path / "genres.parquet")
+    (folder / "genres.parquet").write_bytes((tmp_path / "genres.parquet").read_bytes())
+    assert load_vocabularies(memory)["genres"].to_list() == ["a", "b"]
 
 
 def test_row_groups_are_asked_for_at_the_same_time(memory, monkeypatch):
@@ -221,5 +221,5 @@ def test_what_is_not_there_is_one_sentence(memory):
         load_schema("memory://apps/none")
     with pytest.raises(ValueError, match="nowhere://x must name a file system"):
         load_config(None, ["dataset=nowhere://x"])
-    with pytest.raises(ValueError, match=r"run_root: must be a folder or file of this machine"):
+    with pytest.raises(ValueError, match=r"run_root: a path must be a folder or file"):
         load_config(None, [f"dataset={memory}", "run_root=s3://apps/runs"])

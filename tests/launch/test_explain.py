@@ -223,4 +223,4 @@ def test_the_terminal_and_the_page_show_an_explanation(run, tmp_path):
 
 
 def test_a_key_makes_a_plain_file_name(tmp_path):
-    assert user_file(tmp_path, "a/../b c").name == "user-a_.._b_c.json"
+    assert user_file(tmp_path, "a/../b c").name == "user-a%2F%2E%2E%2Fb c.json"
