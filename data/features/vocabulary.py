@@ -22,7 +22,7 @@ import pyarrow as pa
 from msrec.data.features.columns import Bags, Ids, Lengths, flattened, nulls
 from msrec.data.features.shard_balance import spread
 from msrec.data.features.value_index import ValueIndex, is_text
-from msrec.data.io.parquet_files import parquet_files, read_parquet, readable
+from msrec.data.io.parquet_files import parquet_files, read_parquet
 from msrec.data.io.paths import AnyPath, is_file
 
 UNKNOWN = 0
@@ -240,8 +240,8 @@ def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
         )
     vocabularies = {}
     for path in parquet_files(folder):
-        with readable(path) as file:
-            vocabularies[path.stem] = pl.read_parquet(file)["value"]
+        values = read_parquet(path, ["value"])["value"]
+        vocabularies[path.stem] = pl.Series(pl.from_arrow(values))
     return vocabularies
 
 

@@ -51,8 +51,8 @@ def encode(
         ValueError: an option is wrong, the folder was begun with other settings, the earlier store
             has other settings, or a vector is not finite.
     """
-    for level in options.levels:
-        require_text(dataset, level)
+    for kind in options.levels:
+        require_text(dataset, kind)
     folder = model_folder(vectors.model)
     check_vectors(folder, vectors, options)
     settings = store_settings(to_path(dataset), vectors)

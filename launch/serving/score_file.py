@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def _read_parquet(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:
 
 
 def _read_json(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for first_row in itertools.count(step=CHUNK_ROWS):
             lines = itertools.islice(file, CHUNK_ROWS)
             rows = [_json_row(path, row, line) for row, line in enumerate(lines, first_row)]
@@ -77,13 +78,15 @@ def _read_json(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:
             yield encoder.table(rows, str(path), first_row)
 
 
-def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
+def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: row {number} must be JSON; {error}.") from None
+        row = json.loads(line.decode())
+    except RecursionError:
+        raise ValueError(f"{path}: row {number} must be JSON; it is nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: row {number} must be JSON in UTF-8; {error}.") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{path}: row {number} must be an object; found {line.strip()!r}.")
+        raise ValueError(f"{path}: row {number} must be an object; found {reprlib.repr(row)}.")
     return row
 
 
