@@ -8,8 +8,8 @@ import torch
 
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.model_limits import check_model
-from msrec.data.llm.model_weights import load_tokenizer, model_folder, weights_sha256
+from msrec.data.llm.models.model_limits import check_model
+from msrec.data.llm.models.model_weights import load_tokenizer, model_folder, weights_sha256
 from msrec.data.llm.prompts import level_prompts, require_text
 from msrec.data.llm.store import VERSION, KnowledgeStore, VectorSettings, store_settings
 from msrec.data.llm.store_writer import StoreWriter

@@ -70,7 +70,7 @@ def allowed_auc_difference(label: np.ndarray) -> float:
     Example:
         >>> round(allowed_auc_difference(np.repeat([0.0, 1.0], [50, 10])), 4)
         0.0105
-        >>> allowed_auc_difference(np.repeat([0.0, 1.0], 1000))
+        >>> allowed_auc_difference(np.repeat([0.0, 1.0], 10_000))
         0.0001
     """
     positives = int(np.count_nonzero(label > 0))

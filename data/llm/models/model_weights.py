@@ -123,7 +123,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from msrec.data.llm.model_limits import unreadable
+    from msrec.data.llm.models.model_limits import unreadable
 
     where = f"{folder} (tokenizer)"
     try:
