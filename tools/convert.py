@@ -193,12 +193,14 @@ def make_random(
 def summary_table(schema: Schema) -> Table:
     """Returns the rows and share of positives by scenario and split, and users and items."""
     counts = schema.counts
+    names = [*(scenario.name for scenario in schema.scenarios), "all"]
     sides = [side for side in ("users", "items") if side in counts]
+    _check_counts(schema, names)
     table = Table(title=f"{schema.name}: rows (positive)")
     table.add_column("scenario")
     for head in (*SPLITS, *sides):
         table.add_column(head, justify="right")
-    for name in [*(scenario.name for scenario in schema.scenarios), "all"]:
+    for name in names:
         cells = []
         for split in SPLITS:
             rows, positives = counts["rows"][split][name], counts["positives"][split][name]
@@ -210,6 +212,23 @@ def summary_table(schema: Schema) -> Table:
         spans = (_time_span(times[s], schema.timestamp_unit) if s in times else "" for s in SPLITS)
         table.add_row("time", *spans)
     return table
+
+
+def _check_counts(schema: Schema, names: list[str]) -> None:
+    """Checks that counts know each scenario: dataset.yaml may have been edited since."""
+    for kind in ("rows", "positives", "users", "items"):
+        of_kind = schema.counts.get(kind)
+        parts = [of_kind]
+        if kind in ("rows", "positives"):
+            parts = [of_kind.get(split) if isinstance(of_kind, dict) else None for split in SPLITS]
+        elif of_kind is None:
+            continue
+        for part in parts:
+            if not isinstance(part, dict) or not all(type(part.get(n)) is int for n in names):
+                raise ValueError(
+                    f"dataset.yaml: counts.{kind} must have a number for each scenario "
+                    f"({', '.join(names)}). Convert the data set again, or delete counts there."
+                )
 
 
 def published_table(schema: Schema, published: PublishedCounts) -> Table:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from msrec.data.llm.model.weights import DEFAULT_MODEL, is_local
+from msrec.data.llm.models.model_weights import DEFAULT_MODEL, is_local
 from msrec.launch.versions import CPU_LINES, GPU_LINES, check_versions, installed, is_cpu_build
 
 State = Literal["ok", "note", "fail"]

@@ -64,6 +64,8 @@ class SplitChoice:
 
     def __post_init__(self) -> None:
         fractions = self.fractions
+        if self.seed < 0:
+            raise ValueError(f"split seed must be at least 0; got {self.seed}.")
         if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
             raise ValueError(
                 "split fractions must be 3 numbers (train, valid, test), none below 0, that sum to "

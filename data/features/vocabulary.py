@@ -25,7 +25,7 @@ from msrec.data.features.shard_balance import spread
 from msrec.data.features.value_index import ValueIndex
 from msrec.data.features.value_types import stored, stored_series
 from msrec.data.io.names import safe_name
-from msrec.data.io.parquet_files import read_parquet, readable
+from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.schema import load_schema
 
@@ -262,8 +262,8 @@ def load_vocabularies(dataset: AnyPath) -> dict[str, pl.Series]:
     for feature in load_schema(dataset).sparse:
         path = vocabulary_file(dataset, feature.name)
         if is_file(path):
-            with readable(path) as file:
-                vocabularies[feature.name] = pl.read_parquet(file, glob=False)["value"]
+            values = read_parquet(path, ["value"])["value"]
+            vocabularies[feature.name] = pl.Series(pl.from_arrow(values))
     return vocabularies
 
 

@@ -54,9 +54,31 @@ def readable(path: AnyPath) -> Iterator[Any]:
         raise ConnectionError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
+@contextmanager
+def named_errors(path: AnyPath) -> Iterator[None]:
+    """Turns what pyarrow and polars say about a broken file into a sentence that names it.
+
+    Raises:
+        OSError: the file cannot be opened; a ConnectionError if the network failed.
+        ValueError: the file is not a whole Parquet file.
+    """
+    try:
+        yield
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and (error.errno or isinstance(error, ConnectionError)):
+            raise
+        reason = first_line(error).rstrip(".")
+        raise ValueError(f"{path} must be a whole Parquet file; {reason}.") from None
+
+
 def parquet_metadata(path: AnyPath) -> pq.FileMetaData:
-    """Reads the footer of a Parquet file."""
-    with readable(path) as file:
+    """Reads the footer of a Parquet file.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the file is not a whole Parquet file.
+    """
+    with named_errors(path), readable(path) as file:
         return pq.read_metadata(file)
 
 
@@ -72,9 +94,21 @@ def parquet_names(path: AnyPath) -> list[str]:
 
 
 def read_parquet(path: AnyPath, columns: Sequence[str]) -> pa.Table:
-    """Reads columns of a whole Parquet file."""
-    with readable(path) as file:
-        return pq.read_table(file, columns=list(columns))
+    """Reads columns of a whole Parquet file.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the file is not a whole Parquet file, or lacks a column.
+    """
+    with named_errors(path), readable(path) as source:
+        file = pq.ParquetFile(source, pre_buffer=is_remote(path))
+        names = file.schema_arrow.names
+        if missing := [name for name in columns if name not in names]:
+            raise ValueError(
+                f"{path} must have the column {', '.join(map(repr, missing))}; found "
+                f"{', '.join(names)}."
+            )
+        return file.read(columns=list(columns))
 
 
 def read_row_group(
@@ -87,10 +121,30 @@ def read_row_group(
 
 
 def scan_parquet(paths: Iterable[AnyPath]) -> pl.LazyFrame:
-    """Returns the files as one lazy frame."""
+    """Returns the files as one lazy frame.
+
+    Raises:
+        ValueError: a file is not a whole Parquet file, or has other columns than the first one.
+    """
     paths = list(paths)
+    first = None
+    for path in paths:
+        schema = parquet_metadata(path).schema.to_arrow_schema()
+        columns = {field.name: field.type for field in schema}
+        first = first or columns
+        if columns != first:
+            differing = sorted(
+                name for name in {*columns, *first} if columns.get(name) != first.get(name)
+            )
+            raise ValueError(
+                f"{path} must have the columns and types of {paths[0]}; it differs in "
+                f"{', '.join(differing)}."
+            )
     if not is_remote(paths[0]):
-        return pl.scan_parquet(paths, glob=False)  # type: ignore[arg-type]
+        rows = pl.scan_parquet(paths, glob=False)  # type: ignore[arg-type]
+        with named_errors(paths[0]):
+            rows.collect_schema()
+        return rows
     names = [path.path for path in paths]  # type: ignore[union-attr]
     files = pa.dataset.dataset(names, format="parquet", filesystem=paths[0].fs)  # type: ignore[union-attr]
     return pl.scan_pyarrow_dataset(files)

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
-from msrec.data.llm.model.limits import learned_positions, require_context, unreadable
+from msrec.data.llm.models.model_limits import learned_positions, require_context, unreadable
 from msrec.data.llm.store import Layer, Pooling
 from msrec.data.llm.tokenization import PromptTokenizer
 

@@ -14,7 +14,6 @@ A level is `user`, `scenario` or `item`, and has a folder of the store. Each sou
                     not finished
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from msrec.data.io.atomic_files import check_files
+from msrec.data.io.json_files import read_json_object
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.io.paths import AnyPath
 from msrec.data.llm.compression import float_chunks
@@ -246,16 +246,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{file} must exist; the store {state}: run `msrec encode` {advice}."
         )
-    try:
-        manifest = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} must be JSON; {error}: encode again.") from None
+    manifest = read_json_object(file, "Encode again.")
     if manifest.get("version") not in READABLE_VERSIONS:
         raise ValueError(
             f"{file}: version must be at most {VERSION}; got {manifest.get('version')!r}: encode "
             "again."
         )
-    return dict(manifest)
+    return manifest
 
 
 def _check_sizes(folder: Path, manifest: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ An unfinished level has, besides the files of `store`::
     parts/done-RRR-of-WWW.json     counts of rank RRR of WWW, written when it has all its keys
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msrec.data.io.atomic_files import atomic_path, checksums, locked, write_json
+from msrec.data.io.json_files import read_json_object
 from msrec.data.io.outputs import FolderKind, check_output
 from msrec.data.llm.compression import fit_projection, float_chunks, moments, to_int8
 from msrec.data.llm.store import (
@@ -107,7 +107,8 @@ class StoreWriter:
                 return True
             write_json(done, dict(counts))
             files = sorted(self.parts.glob(f"done-*-of-{self.world_size:03d}.json"))
-            shares = [json.loads(file.read_text()) for file in files]
+            advice = "Delete it: its share is encoded again."
+            shares = [read_json_object(file, advice) for file in files]
             # Someone may have deleted a part of a share that was done.
             missing = sum(share["keys"] for share in shares) - len(self.done_index())
             if len(shares) < self.world_size or missing > 0:
@@ -238,7 +239,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
             check_output(folder, NEW_LEVEL)
             write_json(file, settings)
             return
-        saved = json.loads(file.read_text())
+        saved = read_json_object(file, "Use another folder or delete this one.")
     if differing := differences(saved, settings):
         raise ValueError(
             f"{folder} must be encoded with the same settings throughout; it was begun with "

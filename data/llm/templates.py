@@ -85,8 +85,8 @@ def load_template(name: str, file: Path = TEMPLATES_FILE) -> Template:
     """Reads the template of that name.
 
     Raises:
-        KeyError: there is no such template; lists the names that exist.
-        ValueError: the file does not hold a valid template; names the file and the field.
+        ValueError: there is no such template, the error lists the names that exist; or the file
+            does not hold a valid template, the error names the field.
 
     Example:
         >>> load_template("default").user_question
@@ -94,7 +94,7 @@ def load_template(name: str, file: Path = TEMPLATES_FILE) -> Template:
     """
     entries = read_yaml(file)
     if name not in entries:
-        raise KeyError(f"{file.name} must hold template {name!r}; it holds {', '.join(entries)}.")
+        raise ValueError(f"{file.name} must hold template {name!r}; it holds {', '.join(entries)}.")
     try:
         return Template.model_validate(entries[name])
     except ValidationError as error:

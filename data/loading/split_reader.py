@@ -160,12 +160,7 @@ class SplitReader:
 
     def _open(self, path: AnyPath) -> list[RowGroup]:
         """Reads the footer of a file, checks its types, and returns its row groups with rows."""
-        try:
-            metadata = parquet_metadata(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"{path} must be a whole Parquet file; {first_line(error)}. Convert it again."
-            ) from None
+        metadata = parquet_metadata(path)
         types = metadata.schema.to_arrow_schema()
         if self._encoder is not None:
             self._encoder.require(types.names, str(path))

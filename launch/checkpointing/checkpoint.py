@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.io.atomic_files import checksums, write_json
-from msrec.launch.checkpointing.commit import COMMIT, Commit, committed, read_commit
+from msrec.launch.checkpointing.commit import COMMIT, Commit, committed, read_commit, step_name
 from msrec.launch.checkpointing.dcp_storage import INDEX, JsonWriter
 from msrec.launch.checkpointing.snapshot import num_bytes, snapshot
 from msrec.model.distributed.collectives import from_rank_0
@@ -159,7 +159,7 @@ class Checkpoints:
         return best if (best / COMMIT).exists() else newest
 
     def _folder_of(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / step_name(step)
 
     def _write(
         self, path: Path, values: dict[str, Any], state: dict[str, Any], group: dist.ProcessGroup

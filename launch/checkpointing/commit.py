@@ -31,15 +31,25 @@ def read_commit(path: Path) -> Commit:
     if not marker.is_file():
         raise FileNotFoundError(f"{path} must be a committed checkpoint; it has no {COMMIT} file.")
     try:
-        content = json.loads(marker.read_text())
+        content = json.loads(marker.read_bytes())
         commit = Commit(dict(content["state"]), dict(content["crc32"]))
-        int(commit.state["step"])
-    except (ValueError, KeyError, TypeError):
+        step = int(commit.state["step"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{marker} must be JSON with the trainer's state and checksums; it is not. Delete the "
             "folder to go on from an older checkpoint."
         ) from None
+    if path.name.startswith("step-") and path.name != step_name(step):
+        raise ValueError(
+            f"{marker} must have the step of its folder; it has step {step}. Delete the folder to "
+            "go on from an older checkpoint."
+        )
     return commit
+
+
+def step_name(step: int) -> str:
+    """Returns the name of a checkpoint's folder."""
+    return f"step-{step:08d}"
 
 
 def committed(folder: Path) -> list[Path]:

@@ -91,14 +91,21 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX
     try:
-        index: Index = json.loads(path.read_text())
+        index: Index = json.loads(path.read_bytes())
         for entry in index.values():
             if not isinstance(getattr(torch, entry["dtype"]), torch.dtype):
                 raise TypeError(f"{entry['dtype']!r} is no dtype")
             for chunk in entry["chunks"]:
                 if Path(chunk["file"]).name != chunk["file"]:
                     raise ValueError(f"{chunk['file']!r} is not a file of this folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{path} must be the index of a checkpoint; {error}.") from None
     return index
 

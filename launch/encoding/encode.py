@@ -8,8 +8,8 @@ import torch
 
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.model.limits import check_model
-from msrec.data.llm.model.weights import load_tokenizer, model_folder, weights_sha256
+from msrec.data.llm.models.model_limits import check_model
+from msrec.data.llm.models.model_weights import load_tokenizer, model_folder, weights_sha256
 from msrec.data.llm.prompts import level_prompts, require_text
 from msrec.data.llm.store import VERSION, KnowledgeStore, VectorSettings, store_settings
 from msrec.data.llm.store_writer import StoreWriter
@@ -51,8 +51,8 @@ def encode(
         ValueError: an option is wrong, the folder was begun with other settings, the earlier store
             has other settings, or a vector is not finite.
     """
-    for needed in options.levels:
-        require_text(dataset, needed)
+    for kind in options.levels:
+        require_text(dataset, kind)
     folder = model_folder(vectors.model)
     check_vectors(folder, vectors, options)
     settings = store_settings(to_path(dataset), vectors)

@@ -1,6 +1,6 @@
 """Prompts of a run, as `msrec encode` gives them to the LLM."""
 
-from msrec.data.llm.model.weights import load_tokenizer, model_folder
+from msrec.data.llm.models.model_weights import load_tokenizer, model_folder
 from msrec.data.llm.prompts import item_prompts, level_prompts
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy.stats import chi2
 
-from msrec.data.io.parquet_files import named_parquet_files, scan_parquet
+from msrec.data.io.parquet_files import named_parquet_files, read_parquet, scan_parquet
 from msrec.data.io.paths import AnyPath
 from msrec.launch.evaluation.predictions import TRUTH
 
@@ -85,12 +85,18 @@ def measure_drift(reference: AnyPath, current: AnyPath) -> tuple[list[Drift], li
     ]
     drifts = []
     for name in comparable:
-        pair = tuple(rows.select(name).collect(engine="streaming")[name] for rows in (before, now))
-        for rows, path in zip(pair, (reference, current), strict=True):
-            if rows.is_empty():
-                raise ValueError(f"{path} must have rows; it has none.")
+        pair = (_column(reference, name), _column(current, name))
         drifts.append((_drift_of_numbers if types[name].is_float() else _drift_of_values)(*pair))
     return sorted(drifts, key=lambda drift: -drift.psi), skipped
+
+
+def _column(path: AnyPath, name: str) -> pl.Series:
+    # Not by polars: it panics on some damaged files.
+    parts = [read_parquet(file, [name])[name] for file in named_parquet_files(path)]
+    column = pl.Series(name, pl.concat([pl.Series(pl.from_arrow(part)) for part in parts]))
+    if column.is_empty():
+        raise ValueError(f"{path} must have rows; it has none.")
+    return column
 
 
 def _scan(path: AnyPath) -> pl.LazyFrame:

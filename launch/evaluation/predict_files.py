@@ -12,7 +12,6 @@ killed therefore resumes with the missing parts, on the same number of ranks or 
 
 import io
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from msrec.data.features.row_encoder import KEYS, OTHER_NAMES
 from msrec.data.features.value_counts import CountedColumns, Counts, count_sentences
 from msrec.data.io.atomic_files import write_bytes, write_json
+from msrec.data.io.json_files import read_json_object
 from msrec.data.io.outputs import FolderKind, check_output
 from msrec.data.io.parquet_files import (
     named_parquet_files,
@@ -236,7 +236,7 @@ def _save_request(out: AnyPath, request: dict[str, Any], process: Process) -> No
     file = out / REQUEST_FILE
     check_output(out, PREDICTED)
     if is_file(file):
-        if json.loads(file.read_text()) != request:
+        if read_json_object(file, "Choose another folder or delete this one.") != request:
             raise ValueError(
                 f"{out} must hold predictions of this run, these files and these columns, to "
                 f"resume; {file.name} has others. Choose another folder."

@@ -1,11 +1,11 @@
 """Sends the config, curves and results of a run to MLflow."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.io.json_files import read_json_object
 from msrec.data.io.paths import refuse_secrets
 from msrec.launch.evaluation.results import RESULTS_FILE, LoggedValue, load_results
 from msrec.launch.trained_run import load_run_config
@@ -81,7 +81,7 @@ def _load_state(run_dir: Path, uri: str) -> dict[str, Any] | None:
     file = run_dir / TRACKED_FILE
     if not file.is_file():
         return None
-    state: dict[str, Any] = json.loads(file.read_text())
+    state: dict[str, Any] = read_json_object(file)
     return state if state["uri"] == uri else None
 
 

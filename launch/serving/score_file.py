@@ -3,6 +3,7 @@
 import codecs
 import itertools
 import json
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,11 @@ def _read_json(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:
 
 def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = from_json(line, allow_inf_nan=True)  # the parser of `msrec serve`
+        row = from_json(line, allow_inf_nan=True)
     except ValueError as error:
-        raise ValueError(f"{path}: row {number} must be JSON; {error}.") from None
+        raise ValueError(f"{path}: row {number} must be JSON in UTF-8; {error}.") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{path}: row {number} must be an object; found {row!r}.")
+        raise ValueError(f"{path}: row {number} must be an object; found {reprlib.repr(row)}.")
     return row
 
 

@@ -11,7 +11,7 @@ from llm_data import write_model
 from transformers import AutoModelForCausalLM
 
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.model import weights as weights
+from msrec.data.llm.models import model_weights as weights
 from msrec.data.llm.prompt_batches import common_prefix, token_batches
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.model.limits import check_model, learned_positions
-from msrec.data.llm.model.weights import load_tokenizer
+from msrec.data.llm.models.model_limits import check_model, learned_positions
+from msrec.data.llm.models.model_weights import load_tokenizer
 
 SMALL = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 

@@ -174,7 +174,7 @@ def test_a_repeated_user_key_is_named(tmp_path):
 
 
 def test_an_unknown_template_names_the_known_ones():
-    with pytest.raises(KeyError, match="it holds default, movielens"):
+    with pytest.raises(ValueError, match="it holds default, movielens"):
         load_template("none")
 
 

@@ -9,7 +9,7 @@ import typer
 from torch import nn
 
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.model.weights import load_tokenizer, model_folder
+from msrec.data.llm.models.model_weights import load_tokenizer, model_folder
 from msrec.data.llm.prompt_batches import encoded_batches, shared_prefix
 from msrec.data.llm.prompts import user_prompts
 from msrec.data.llm.templates import load_template, template_of

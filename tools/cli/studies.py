@@ -59,13 +59,16 @@ def torture(
     ranks: Annotated[
         str, typer.Option(help="Numbers of ranks, with commas; each alone, then mixed.")
     ] = "1,2,3",
-    seed: Annotated[int, typer.Option(help="Seed of the moments of the kills.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the moments of the kills.")] = 0,
 ) -> None:
     """Kill training and damage its files, again and again, and count lost rows."""
     from msrec.tools.bench.harness.options import comma_list
     from msrec.tools.fault_injection.torture import torture as run
 
-    raise typer.Exit(0 if run(dataset, out, kills, comma_list("ranks", ranks, int), seed) else 1)
+    numbers = comma_list("ranks", ranks, int)
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"--ranks must be numbers of ranks, each at least 1; got {ranks!r}.")
+    raise typer.Exit(0 if run(dataset, out, kills, numbers, seed) else 1)
 
 
 def demo(

@@ -1,0 +1,1 @@
+"""Folders of frozen models: their files, and the length of prompts that they take."""
