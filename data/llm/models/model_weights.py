@@ -123,11 +123,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-<<<<<<<< HEAD:data/llm/model/weights.py
     from msrec.data.llm.models.model_limits import unreadable
-========
-    from msrec.data.llm.models.model_limits import unreadable
->>>>>>>> s21d:data/llm/models/model_weights.py
 
     where = f"{folder} (tokenizer)"
     try:
