@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from msrec.data.io.parquet_files import parquet_files
-from msrec.data.io.yaml_files import save_yaml
+from msrec.data.io.yaml_files import write_yaml
 from msrec.data.schema import load_schema
 
 RAW_ROWS, ROWS_PER_FILE, NUM_FILES = 20_000, 2_000, 6
@@ -36,7 +36,7 @@ def make_inputs(dataset: Path, folder: Path, run: Callable[[Sequence[str]], None
         "embeddings": {"dim": 8},
         "trainer": {"global_batch": 512, "epochs": 1},
     }
-    save_yaml(config, folder / "run.yaml")
+    write_yaml(folder / "run.yaml", config)
     run(["train", str(folder / "run.yaml")])
 
 

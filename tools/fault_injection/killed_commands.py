@@ -52,7 +52,7 @@ COMMANDS = {
     "encode": Command(
         "encode {inputs}/run.yaml llm.store={work}/store llm.sources=[lsa]",
         ("store",),
-        marker="store/item-lsa/manifest.json",
+        marker="store/item-sources/lsa/manifest.json",
     ),
     "export": Command(
         "export {inputs}/runs/run --out {work}/export --no-compile --overwrite",
