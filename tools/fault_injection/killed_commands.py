@@ -122,9 +122,7 @@ def kill_commands(
             f"--commands must name some of {', '.join(COMMANDS)}; got {', '.join(unknown)}."
         )
     make_inputs(dataset, out / "inputs", lambda words: _must_end(words, out / LOG))
-    return [
-        _CommandTrial(name, COMMANDS[name], out).kill(kills, seed, on_kill) for name in names
-    ]
+    return [_CommandTrial(name, COMMANDS[name], out).kill(kills, seed, on_kill) for name in names]
 
 
 def killed_commands_table(commands: Sequence[KilledCommand]) -> Table:
