@@ -1,25 +1,26 @@
 """Kills commands that write (SIGKILL), checks what is left, and lets the same command finish."""
 
-import multiprocessing
-import os
 import random
 import shutil
-import sys
 import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
 
-from msrec.tools.cli.main import main
 from msrec.tools.fault_injection.command_inputs import make_inputs
+from msrec.tools.fault_injection.command_processes import (
+    Contents,
+    contents,
+    differences,
+    file_states,
+    run_command,
+    start_command,
+)
 from msrec.tools.fault_injection.killed_ranks import JITTER_S, POLL_S, TIMEOUT_S
 
 LOG = "log.txt"
-Contents = Mapping[str, int]
-"""Path of each file below a folder -> CRC-32 of its bytes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ COMMANDS = {
         marker="scores/_COMMIT",
     ),
 }
-APPENDED = ("run/tensorboard/",)
+APPENDED = ("run/tensorboard",)
 """Folders to which each start of a command adds files."""
 
 
@@ -94,6 +95,23 @@ class KilledCommand:
     whole: int = 0
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def check_commands(names: Sequence[str]) -> None:
+    """Checks names of commands.
+
+    Raises:
+        ValueError: a name is not in `COMMANDS`.
+    """
+    if unknown := sorted(set(names) - set(COMMANDS)):
+        raise ValueError(
+            f"--commands must name some of {', '.join(COMMANDS)}; got {', '.join(unknown)}."
+        )
+
 
 def kill_commands(
     dataset: Path,
@@ -107,21 +125,16 @@ def kill_commands(
 
     Args:
         dataset: the dataset folder, with texts of the items for `encode`.
-        out: an empty folder.
+        out: an empty or new folder.
         names: names in `COMMANDS`.
         kills: kills of each command, half of them soon after a change of a file.
         seed: seed of the moments.
         on_kill: called after each kill.
 
     Raises:
-        ValueError: a name is unknown.
         RuntimeError: an undisturbed command failed; names the log.
     """
-    if unknown := sorted(set(names) - set(COMMANDS)):
-        raise ValueError(
-            f"--commands must name some of {', '.join(COMMANDS)}; got {', '.join(unknown)}."
-        )
-    make_inputs(dataset, out / "inputs", lambda words: _must_end(words, out / LOG))
+    make_inputs(dataset, out / "inputs", lambda words: run_command(words, out / LOG))
     return [_CommandTrial(name, COMMANDS[name], out).kill(kills, seed, on_kill) for name in names]
 
 
@@ -153,7 +166,7 @@ class _CommandTrial:
         self.earlier: list[Contents] = [{} for _ in command.outputs]
         if command.earlier is not None:
             self._begin(self.before)
-            _must_end([*self.words, *command.earlier.split()], self.log)
+            run_command([*self.words, *command.earlier.split()], self.log)
             self.earlier = self._outputs()
             self.begins.insert(0, self.work.rename(folder / "earlier"))
         self._begin(self.before)
@@ -168,7 +181,10 @@ class _CommandTrial:
             self._begin(begin)
             if number % 2:
                 after = rng.randint(1, max(self.changes, 1))
-                moment, delay = f"{after} changes of files", rng.uniform(0, JITTER_S)
+                moment, delay = (
+                    f"{after} changes of files",
+                    rng.choice((0, JITTER_S)) * rng.random(),
+                )
             else:
                 after, delay = 0, rng.uniform(0, self.duration)
                 moment = f"{delay:.2f} s"
@@ -190,11 +206,11 @@ class _CommandTrial:
         Returns:
             Changes that were seen, and seconds.
         """
-        process = _start(self.words, self.log)
-        started, changes, state = time.monotonic(), 0, _state(self.work)
+        process = start_command(self.words, self.log)
+        started, changes, state = time.monotonic(), 0, file_states(self.work)
         due = None if kill_after is None or kill_after[0] else started + kill_after[1]
         while process.is_alive() and (due is None or time.monotonic() < due):
-            if (now := _state(self.work)) != state:
+            if (now := file_states(self.work)) != state:
                 changes, state = changes + 1, now
                 if kill_after is not None and changes == kill_after[0]:
                     due = time.monotonic() + kill_after[1]
@@ -206,7 +222,7 @@ class _CommandTrial:
         process.join()
         if kill_after is None and process.exitcode != 0:
             raise RuntimeError(f"msrec {' '.join(self.words)} failed by itself; see {self.log}.")
-        return changes + (_state(self.work) != state), seconds
+        return changes + (file_states(self.work) != state), seconds
 
     def _outputs(self) -> list[Contents]:
         return [contents(self.work / output) for output in self.command.outputs]
@@ -214,15 +230,17 @@ class _CommandTrial:
     def _count(self, result: KilledCommand, had_earlier: bool, is_writing: bool) -> list[str]:
         """Counts what a kill left, and returns what is wrong with it."""
         result.kills, result.writing = result.kills + 1, result.writing + is_writing
-        marker, found, problems = self.command.marker, self._outputs(), []
+        marker, found = self.command.marker, self._outputs()
         if marker is not None and not (self.work / marker).is_file():
             found = [{} for _ in found]
-        for number, name in enumerate(self.command.outputs):
-            if found[number] in (self.whole[number], self.earlier[number] if had_earlier else {}):
-                continue
-            changed = {*found[number].items()} ^ {*self.whole[number].items()}
-            what = ", ".join(sorted({path or name for path, _ in changed})[:3])
-            problems.append(f"{name} is neither the old nor the new one: {what}")
+        before = self.earlier if had_earlier else [{} for _ in found]
+        problems = [
+            f"{name} is neither the old nor the new one: {'; '.join(differences(*pair))}"
+            for name, *pair, old in zip(
+                self.command.outputs, found, self.whole, before, strict=True
+            )
+            if pair[0] not in (pair[1], old)
+        ]
         if not problems:
             state = "whole" if found == self.whole else "earlier" if had_earlier else "absent"
             setattr(result, state, getattr(result, state) + 1)
@@ -230,66 +248,10 @@ class _CommandTrial:
 
     def _finish(self) -> list[str]:
         """Starts the command again, and returns what is wrong with what it leaves."""
-        process = _start(self.words, self.log)
+        process = start_command(self.words, self.log)
         process.join(TIMEOUT_S)
         if process.exitcode != 0:
             process.kill()
             process.join()
             return [f"the next start fails: {' '.join(self.log.read_text().split()[-30:])}"]
-        found, expected = contents(self.work, APPENDED), self.all_files
-        differences = {
-            "left over": sorted(set(found) - set(expected)),
-            "missing": sorted(set(expected) - set(found)),
-            "different": sorted(p for p in found if found[p] != expected.get(p, found[p])),
-        }
-        return [f"{what}: {', '.join(names[:3])}" for what, names in differences.items() if names]
-
-
-def contents(path: Path, without: Sequence[str] = ()) -> Contents:
-    """Returns the files of a folder, or a file, with their checksums; nothing if it is absent."""
-    if path.is_file():
-        return {"": zlib.crc32(path.read_bytes())}
-    files = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
-    return {
-        name: zlib.crc32(file.read_bytes())
-        for name, file in files.items()
-        if not name.startswith(tuple(without))
-    }
-
-
-def _state(folder: Path) -> set[tuple[str, int, int]]:
-    """Returns path, size and time of change of all files of a folder in use."""
-    found = set()
-    for root, _, names in os.walk(folder):
-        for path in (os.path.join(root, name) for name in names):
-            try:
-                status = os.stat(path)
-            except FileNotFoundError:  # gone since it was listed
-                continue
-            found.add((path, status.st_size, status.st_mtime_ns))
-    return found
-
-
-def _must_end(words: Sequence[str], log: Path) -> None:
-    process = _start(words, log)
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"msrec {' '.join(words)} failed by itself; see {log}.")
-
-
-def _start(words: Sequence[str], log: Path) -> multiprocessing.process.BaseProcess:
-    """Starts a command in a process that has imported the libraries, so that kills hit its work."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_run_command, args=(list(words), log))
-    process.start()
-    return process
-
-
-def _run_command(words: list[str], log: Path) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
-    sys.argv = ["msrec", *words]
-    main()
+        return differences(contents(self.work, APPENDED), self.all_files)
