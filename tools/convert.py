@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
 from msrec.data.features.vocabulary import Hashed
-from msrec.data.histories.build import PROTOCOLS
+from msrec.data.histories.build import build_histories
 from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Protocol, Schema
@@ -118,7 +119,7 @@ def convert(
             row_filter,
             grow_from,
             hashed,
-            PROTOCOLS if histories else (),
+            partial(build_histories, progress=progress) if histories else None,
         )
     for note in tables.notes:
         console.print(f"  {note}", highlight=False)

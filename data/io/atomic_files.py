@@ -24,8 +24,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         try:
             yield scratch
             scratch.replace(path)
-        finally:
+        except BaseException:
             scratch.unlink(missing_ok=True)
+            raise
+        finally:  # the scratch path may be another process's from here on
             with suppress(OSError):  # a forked process may have the file open, too
                 fcntl.flock(lock, fcntl.LOCK_UN)
 

@@ -29,7 +29,7 @@ def test_writers_of_one_file_take_turns(tmp_path):
 
     def write(text):
         barrier.wait()
-        for _ in range(20):
+        for _ in range(5):
             with atomic_path(tmp_path / "x") as scratch, scratch.open("w") as file:
                 for start in range(0, len(text), 1000):
                     file.write(text[start : start + 1000])

@@ -16,7 +16,6 @@ from rich.console import Console
 from tiny import tiny_dataset
 from trainings import config_of
 
-from msrec.data.convert import conversion
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.histories.build import build_histories
 from msrec.data.loading.batch import no_events
@@ -240,7 +239,7 @@ def test_convert_can_add_histories(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "build_histories", failing)
+        patch.setattr("msrec.tools.convert.build_histories", failing)
         with pytest.raises(OSError, match="No space"):
             convert("tables", raw, tmp_path / "half", histories=True, console=console)
     assert not (tmp_path / "half").exists()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import polars as pl
 
-from msrec.data.io.parquet_files import parquet_files
 from msrec.data.io.yaml_files import write_yaml
 from msrec.data.schema import load_schema
 
@@ -22,7 +21,8 @@ def make_inputs(dataset: Path, folder: Path, run: Callable[[Sequence[str]], None
     """
     (folder / "raw").mkdir(parents=True)
     (folder / "rows").mkdir()
-    rows = pl.concat(pl.read_parquet(path, glob=False) for path in parquet_files(dataset / "train"))
+    files = sorted((dataset / "train").glob("*.parquet"))
+    rows = pl.concat(pl.read_parquet(path, glob=False) for path in files)
     rows = rows.head(max(RAW_ROWS, ROWS_PER_FILE * NUM_FILES))
     for number in range(NUM_FILES):
         part = rows.slice(number * ROWS_PER_FILE, ROWS_PER_FILE)

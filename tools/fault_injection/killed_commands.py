@@ -181,10 +181,7 @@ class _CommandTrial:
             self._begin(begin)
             if number % 2:
                 after = rng.randint(1, max(self.changes, 1))
-                moment, delay = (
-                    f"{after} changes of files",
-                    rng.choice((0, JITTER_S)) * rng.random(),
-                )
+                moment, delay = f"{after} changes", rng.choice((0, JITTER_S)) * rng.random()
             else:
                 after, delay = 0, rng.uniform(0, self.duration)
                 moment = f"{delay:.2f} s"
@@ -233,6 +230,11 @@ class _CommandTrial:
         marker, found = self.command.marker, self._outputs()
         if marker is not None and not (self.work / marker).is_file():
             found = [{} for _ in found]
+        elif marker is not None:  # scratch files may still be beside the complete ones
+            found = [
+                {name: each[name] for name in whole if name in each}
+                for each, whole in zip(found, self.whole, strict=True)
+            ]
         before = self.earlier if had_earlier else [{} for _ in found]
         problems = [
             f"{name} is neither the old nor the new one: {'; '.join(differences(*pair))}"

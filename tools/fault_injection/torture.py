@@ -19,8 +19,14 @@ from msrec.launch.checkpointing.dcp_storage import read_tensors
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
-from msrec.tools.fault_injection.damaged_files import damage_files, faults_table, newest_checkpoint
+from msrec.tools.fault_injection.damaged_files import (
+    Fault,
+    damage_files,
+    faults_table,
+    newest_checkpoint,
+)
 from msrec.tools.fault_injection.killed_commands import (
+    KilledCommand,
     check_commands,
     kill_commands,
     killed_commands_table,
@@ -127,7 +133,8 @@ def torture(
                 on_kill=lambda: progress.advance(task),
             )
         console.print(killed_commands_table(killed))
-    return all(each.is_well for each in (*runs, *faults, *killed))
+    outcomes: list[KilledRun | Fault | KilledCommand] = [*runs, *faults, *killed]
+    return all(each.is_well for each in outcomes)
 
 
 def killed_runs_table(runs: Sequence[KilledRun]) -> Table:
