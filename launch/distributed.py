@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from msrec.data.io.exclusive_files import exclusive, lock_file
+from msrec.data.io.outputs import FolderKind, new_folder
 from msrec.data.io.paths import AnyPath
 from msrec.model.distributed.collectives import from_rank_0
 
@@ -92,6 +93,21 @@ def exclusive_job(output: AnyPath, work: str) -> Iterator[None]:
 
         from_rank_0(hold)
         yield
+
+
+@contextmanager
+def shared_folder(out: Path, kind: FolderKind) -> Iterator[Path]:
+    """Yields a scratch folder to all ranks, which becomes `out` when rank 0 ends the block.
+
+    The ranks must have written their files by then. An older `out` stays until then; see
+    `new_folder`.
+
+    Raises:
+        ValueError, OSError: `out` holds files of others; on every rank.
+    """
+    with ExitStack() as held:
+        new = new_folder(out, kind, overwrite=True)
+        yield from_rank_0(lambda: held.enter_context(new))
 
 
 def end_with_launcher() -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +24,14 @@ from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
 from msrec.data.features.vocabulary import Hashed
+from msrec.data.histories.build import build_histories
 from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.synthetic.random_rows import random_rows
 from msrec.data.synthetic.simulated_dataset import synthesize
 from msrec.launch.console import PlainConsole
-from msrec.tools.histories import make_histories
+from msrec.tools.histories import histories_table
 from msrec.tools.planner.tables import read_tables_file
 from msrec.tools.progress_bars import progress_bars
 
@@ -109,7 +111,15 @@ def convert(
                 "none. Leave the option out, then see `msrec histories --help`."
             )
         schema = write_dataset(
-            tables, out, choice, overwrite, progress, row_filter, grow_from, hashed
+            tables,
+            out,
+            choice,
+            overwrite,
+            progress,
+            row_filter,
+            grow_from,
+            hashed,
+            partial(build_histories, progress=progress) if histories else None,
         )
     for note in tables.notes:
         console.print(f"  {note}", highlight=False)
@@ -118,7 +128,9 @@ def convert(
         console.print(f"  left out, first: {example}", highlight=False)
     if tables.published:
         console.print(published_table(schema, tables.published))
-    return make_histories(Path(out), console=console) if histories else schema
+    if histories:
+        console.print(histories_table(schema))
+    return schema
 
 
 def split_choice(

@@ -1,7 +1,7 @@
 """Conversion of raw tables to a dataset folder: stage, split, encode, write, count."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,7 +26,13 @@ from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocab
 from msrec.data.io.names import safe_name
 from msrec.data.io.outputs import DATASET, new_folder
 from msrec.data.io.paths import AnyPath
-from msrec.data.schema import SPLITS, Schema, SparseFeature, SplitRecord, save_schema
+from msrec.data.schema import (
+    SPLITS,
+    Schema,
+    SparseFeature,
+    SplitRecord,
+    save_schema,
+)
 
 
 def write_dataset(
@@ -38,6 +44,7 @@ def write_dataset(
     row_filter: RowFilter | None = None,
     grow_from: AnyPath | None = None,
     hashed: Mapping[str, Hashed] | None = None,
+    finish: Callable[[Path], Schema] | None = None,
 ) -> Schema:
     """Checks, splits, encodes and writes raw tables; the folder appears as a whole.
 
@@ -55,6 +62,7 @@ def write_dataset(
         row_filter: decides what happens to a bad row; the first one is refused if None.
         grow_from: an older dataset folder, whose values keep their table rows.
         hashed: features with a table of fixed size instead of a vocabulary.
+        finish: adds files to the folder before it appears, and returns its new schema.
 
     Raises:
         FileNotFoundError: `grow_from` has no vocabularies.
@@ -88,6 +96,8 @@ def write_dataset(
         del stage  # closes the memory maps before their files are removed
         shutil.rmtree(scratch)
         save_schema(schema, folder)
+        if finish is not None:
+            schema = finish(folder)
     return schema
 
 

@@ -5,21 +5,43 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from msrec.data.io.paths import AnyPath
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a scratch path that becomes `path` on success and is deleted on an error."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    """Yields a scratch path that becomes `path` on success and is deleted on an error.
+
+    The scratch path of a killed process is used by the next one that writes the same file, so that
+    none is left. Processes that write the same file take turns.
+    """
+    scratch = path.with_name(f".{path.name}.partial")
+    with _scratch_file(scratch) as lock:
+        try:
+            yield scratch
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+        finally:  # the scratch path may be another process's from here on
+            with suppress(OSError):  # a forked process may have the file open, too
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _scratch_file(scratch: Path) -> BinaryIO:
+    """Opens a scratch file that no other process uses; waits for one that does."""
+    while True:
+        file = scratch.open("ab")
+        with suppress(OSError):  # the file system has no such locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(scratch.stat(), os.fstat(file.fileno())):
+                return file
+        file.close()  # the other process has completed its file
 
 
 @contextmanager

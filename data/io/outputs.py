@@ -20,7 +20,7 @@ from msrec.data.io.paths import AnyPath, is_file
 SCRATCH_MARK = ".msrec-partial"
 """File of a folder in which `new_folder` prepares another one; its lock tells who is at work."""
 SEARCHED_BYTES = 1 << 16
-_KILLED_WRITE = re.compile(r"^\.(.+)\.\d+$")
+_KILLED_WRITE = re.compile(r"^\.(.+)\.(?:partial|\d+)$")
 """Name of a file that a killed process had not completed, see `atomic_path`."""
 
 
@@ -169,13 +169,18 @@ def new_folder(
 def emptied_folder(out: Path, kind: FolderKind, inputs: Iterable[AnyPath | None] = ()) -> Path:
     """Deletes what an earlier call left in a folder, and returns it empty but for its marker.
 
+    The marker is there all the time, so that the next call may go on if this one is killed.
+
     Raises:
         ValueError: see `check_output`.
     """
     check_output(out, kind, inputs)
-    if out.exists():
-        shutil.rmtree(out.resolve())
-    out.resolve().mkdir(parents=True)
+    out.resolve().mkdir(parents=True, exist_ok=True)
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != kind.marker:
+            path.unlink()
     if kind.marker is not None:
         (out / kind.marker).write_text(f"{kind.what}; its files are deleted by the next call\n")
     return out
@@ -251,10 +256,14 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_empty(out: Path, kind: FolderKind | FileKind) -> bool:
-    """Returns whether a path is an empty folder, or an empty regular file for a kind of files."""
+    """Returns whether a path is an empty folder, or an empty regular file for a kind of files.
+
+    A folder is also empty if a process was killed while it wrote the first file.
+    """
     if isinstance(kind, FileKind):
         return out.is_file() and out.stat().st_size == 0
-    return out.is_dir() and next(_files(out), None) is None
+    is_killed = (_KILLED_WRITE.match(path.name) is not None for path in _files(out))
+    return out.is_dir() and all(is_killed) and kind.foreign_file(out) is None
 
 
 def _is_within(inner: AnyPath, outer: AnyPath) -> bool:

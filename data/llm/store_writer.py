@@ -33,7 +33,7 @@ from msrec.data.llm.store import (
 
 SETTINGS = "settings.json"
 RAW_VECTORS = "raw.npy"
-NEW_LEVEL = FolderKind("a knowledge store", None, (".lock",))
+NEW_LEVEL = FolderKind("a knowledge store", None, (".lock", SETTINGS))
 """A level of a store that is about to be begun."""
 COLUMNS = ["index", "key", "tokens", "truncated", "has_history", "prompt", "text"]
 SUMMED_COUNTS = ("keys", "no_history", "left_out", "history_cut", "reused")
@@ -59,7 +59,10 @@ class StoreWriter:
         self.is_complete = (folder / MANIFEST).is_file()
         folder.mkdir(parents=True, exist_ok=True)
         _check_settings(folder, settings)
-        if not self.is_complete:
+        if self.is_complete:
+            with locked(folder / ".lock"):  # the writer may have been killed before it did this
+                shutil.rmtree(self.parts, ignore_errors=True)
+        else:
             self.parts.mkdir(exist_ok=True)
         own_parts = sorted(self.parts.glob(f"part-{rank:03d}-*.parquet"))
         self._next_part = int(own_parts[-1].stem.rpartition("-")[2]) + 1 if own_parts else 0

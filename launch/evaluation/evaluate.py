@@ -1,6 +1,5 @@
 """Evaluates a run: scores a split with its best checkpoint and computes exact metrics."""
 
-import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +8,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
-from msrec.launch.distributed import Process, exclusive_job
+from msrec.launch.distributed import Process, exclusive_job, shared_folder
 from msrec.launch.evaluation.predict import predict, truth_column
-from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.predictions import PREDICTIONS, load_predictions
 from msrec.launch.evaluation.results import ResultHistory, Results, compute_results, save_results
 from msrec.launch.evaluation.slices import Slice, check_timestamps, slice_rows
 from msrec.launch.loaders import build_loader, eval_batch
@@ -82,16 +81,18 @@ def evaluate(
     out = predictions_folder(run_dir, split, checkpoint, data)
     with exclusive_job(out, "evaluated"):
         trained = open_run(run_dir, process, checkpoint, data, config)
-        results = _evaluate(trained, run_dir, process, split, out, by, metric_options)
+        with shared_folder(out, PREDICTIONS) as folder:
+            results = _evaluate(trained, run_dir, process, split, out, folder, by, metric_options)
+            if results is not None:
+                if data is not None:
+                    results = results.model_copy(update={"data": str(data)})
+                save_results(results, folder)
         if results is None:
             return None
-        if data is not None:
-            results = results.model_copy(update={"data": str(data)})
-        saved = save_results(results, out)
+        if split == "test" and checkpoint is None and data is None:
+            save_results(results, run_dir)
         if data is None:
             write_tensorboard(results, run_dir)
-        if split == "test" and checkpoint is None and data is None:
-            shutil.copyfile(saved, run_dir / saved.name)
     return results
 
 
@@ -101,10 +102,11 @@ def _evaluate(
     process: Process,
     split: Split,
     out: Path,
+    folder: Path,
     by: Sequence[Slice],
     metric_options: MetricOptions | None,
 ) -> Results | None:
-    """Writes the predictions to `out` and returns their results on rank 0."""
+    """Writes the predictions to `folder`, later `out`, and returns their results on rank 0."""
     config, scored = trained.config, trained.scored
     loader = build_loader(
         config,
@@ -116,12 +118,15 @@ def _evaluate(
         extra=truth_column(scored.dataset, split),
         scored=scored,
     )
-    excluded = predict(trained, loader, process, split, out)
+    excluded = predict(trained, loader, process, split, folder)
     if not process.is_main:
         return None
-    folder = run_dir if scored.alignment is None else out
-    report_bad_rows(excluded, loader.reader.quarantine, folder, split)
-    predictions = load_predictions(out)
+    quarantine = loader.reader.quarantine
+    if scored.alignment is None:
+        report_bad_rows(excluded, quarantine, run_dir, split)
+    else:
+        report_bad_rows(excluded, quarantine, folder, split, final_folder=out)
+    predictions = load_predictions(folder)
     slices = slice_rows(predictions, config.dataset, by, config.faults, scored)
     options = metric_options or MetricOptions()
     results = compute_results(predictions, trained.schema, options, slices)

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from rich.progress import track
 
-from msrec.data.io.outputs import emptied_folder
 from msrec.data.io.parquet_files import parquet_files, parquet_names, read_parquet
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
@@ -18,7 +17,7 @@ from msrec.data.loading.quarantine import BadRows, count_reasons, count_rows
 from msrec.data.schema import Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
-from msrec.launch.evaluation.predictions import PREDICTIONS, TRUTH, Commit, write_commit
+from msrec.launch.evaluation.predictions import TRUTH, Commit, write_commit
 from msrec.launch.trained_run import TrainedRun
 from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
@@ -28,7 +27,7 @@ GROUP_ROWS = 1 << 20
 
 
 def predict(run: TrainedRun, loader: Loader, process: Process, split: Split, out: Path) -> BadRows:
-    """Writes this rank's predictions; rank 0 commits the folder when all ranks are done.
+    """Writes this rank's predictions to an empty folder; rank 0 commits it when all are done.
 
     Every row of the split gets a score, except the rows that the run's `faults` policy excludes.
     The commit counts those.
@@ -40,9 +39,6 @@ def predict(run: TrainedRun, loader: Loader, process: Process, split: Split, out
         FileNotFoundError, ValueError: the data is missing or broken.
         OSError: a part could not be written.
     """
-    if process.is_main:
-        emptied_folder(out, PREDICTIONS)
-    dist.barrier()
     tables = _scored_tables(run, loader, process, split)
     _write_part(out / f"part-{process.rank:05d}.parquet", tables)
     dist.barrier()

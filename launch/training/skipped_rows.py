@@ -34,16 +34,24 @@ def quarantine_file(run_dir: Path, split: Split) -> Path:
     return run_dir / "quarantine" / f"{split}.parquet"
 
 
-def report_bad_rows(bad_rows: BadRows, quarantine: Quarantine, run_dir: Path, split: Split) -> None:
-    """Logs how many rows were excluded and why; writes them if the policy is quarantine."""
+def report_bad_rows(
+    bad_rows: BadRows,
+    quarantine: Quarantine,
+    folder: Path,
+    split: Split,
+    final_folder: Path | None = None,
+) -> None:
+    """Logs how many rows were excluded and why; writes them if the policy is quarantine.
+
+    `final_folder` is the later name of `folder`, for the log.
+    """
     if not bad_rows:
         return
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in count_reasons(bad_rows).items())
     where = ""
     if quarantine.policy == "quarantine":
-        path = quarantine_file(run_dir, split)
-        write_quarantine(bad_rows, path)
-        where = f"; see {path}"
+        write_quarantine(bad_rows, quarantine_file(folder, split))
+        where = f"; see {quarantine_file(final_folder or folder, split)}"
     logger.warning(
         "%s: %s rows left out (%s)%s", split, f"{count_rows(bad_rows):,}", reasons, where
     )

@@ -220,7 +220,7 @@ def test_the_command_builds_and_show_prints_the_histories(tmp_path, monkeypatch,
     assert "--protocol must be stream or frozen; got 'live'" in error
 
 
-def test_convert_can_add_histories(tmp_path):
+def test_convert_can_add_histories(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     raw = tmp_path / "raw"
     raw.mkdir()
@@ -234,6 +234,15 @@ def test_convert_can_add_histories(tmp_path):
     console = Console(quiet=True)
     schema = convert("tables", raw, tmp_path / "app", histories=True, console=console)
     assert sorted(schema.histories) == ["frozen", "stream"]
+
+    def failing(*_, **__):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("msrec.tools.convert.build_histories", failing)
+        with pytest.raises(OSError, match="No space"):
+            convert("tables", raw, tmp_path / "half", histories=True, console=console)
+    assert not (tmp_path / "half").exists()
     pl.DataFrame(rows).write_parquet(raw / "interactions.parquet")
     with pytest.raises(ValueError, match="must have timestamps for --histories"):
         convert("tables", raw, tmp_path / "untimed", histories=True, console=console)

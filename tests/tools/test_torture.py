@@ -5,10 +5,19 @@ import pytest
 from tiny import tiny_dataset
 
 from msrec.data.loading.global_order import GlobalOrder
+from msrec.data.synthetic.simulated_dataset import synthesize
+from msrec.tools.fault_injection.command_processes import contents, differences
+from msrec.tools.fault_injection.damaged_files import Fault
+from msrec.tools.fault_injection.killed_commands import (
+    COMMANDS,
+    KilledCommand,
+    check_commands,
+    kill_commands,
+    killed_commands_table,
+)
 from msrec.tools.fault_injection.killed_ranks import Attempt
 from msrec.tools.fault_injection.torture import (
     EPOCHS,
-    Fault,
     KilledRun,
     RowCounts,
     count_final_rows,
@@ -77,3 +86,35 @@ def test_a_small_run(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "none, bit for bit" in text
     assert "NOT WELL" not in text
+
+
+def test_files_that_are_left_lost_or_changed_are_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name, text in (("a/b", "1"), ("c", "2"), ("e", "3")):
+        (tmp_path / name).write_text(text)
+    expected = contents(tmp_path)
+    assert expected.keys() == {"a", "a/b", "c", "e"}
+    assert contents(tmp_path, ["a"]).keys() == {"c", "e"}
+    assert contents(tmp_path / "none") == {}
+    assert differences(expected, expected) == []
+    (tmp_path / "c").rename(tmp_path / ".c.partial")
+    (tmp_path / "e").write_text("4")
+    found = differences(contents(tmp_path), expected)
+    assert found == ["left over: .c.partial", "missing: c", "different: e"]
+
+
+def test_a_command_with_a_problem_is_not_well_and_shown():
+    assert KilledCommand("export", 3, 2, 1, 1, 1).is_well
+    bad = KilledCommand("predict", problems=["killed after 1.00 s: left over: x"])
+    assert not bad.is_well
+    assert list(killed_commands_table([bad]).columns[-1].cells) == bad.problems
+    with pytest.raises(ValueError, match="--commands must name some of convert, .*; got serve"):
+        check_commands(["convert", "serve"])
+
+
+def test_killed_commands_leave_whole_outputs_and_finish(tmp_path):
+    synthesize(tmp_path / "data", rows=4000, users=100, items=100)
+    found = kill_commands(tmp_path / "data", tmp_path / "out", list(COMMANDS), kills=2, seed=1)
+    assert [each.problems for each in found] == [[]] * len(COMMANDS)
+    assert all(each.absent + each.earlier + each.whole == each.kills == 2 for each in found)
+    assert sum(each.writing for each in found) >= len(COMMANDS)

@@ -60,15 +60,25 @@ def torture(
         str, typer.Option(help="Numbers of ranks, with commas; each alone, then mixed.")
     ] = "1,2,3",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the moments of the kills.")] = 0,
+    commands: Annotated[
+        str,
+        typer.Option(
+            help='Commands to kill while they write, with commas; "" kills training only.'
+        ),
+    ] = "convert,encode,export,evaluate,predict",
+    command_kills: Annotated[
+        int, typer.Option(min=1, help="Number of kills of each of these commands.")
+    ] = 5,
 ) -> None:
-    """Kill training and damage its files, again and again, and count lost rows."""
+    """Kill training and other commands, damage files, and count what is lost."""
     from msrec.tools.bench.harness.options import comma_list
     from msrec.tools.fault_injection.torture import torture as run
 
-    numbers = comma_list("ranks", ranks, int)
+    numbers, names = comma_list("ranks", ranks, int), comma_list("commands", commands, str)
     if not numbers or min(numbers) < 1:
         raise ValueError(f"--ranks must be numbers of ranks, each at least 1; got {ranks!r}.")
-    raise typer.Exit(0 if run(dataset, out, kills, numbers, seed) else 1)
+    is_well = run(dataset, out, kills, numbers, seed, names, command_kills)
+    raise typer.Exit(0 if is_well else 1)
 
 
 def demo(

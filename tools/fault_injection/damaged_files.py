@@ -1,11 +1,12 @@
 """Damages a checkpoint and the data of a run, and compares each outcome with the expected one."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from rich.table import Table
 
 from msrec.data.loading.loader import open_loader
 from msrec.data.loading.quarantine import Policy, count_rows
@@ -49,6 +50,16 @@ def damage_files(config: RunConfig) -> list[Fault]:
     for name, damage in (("a truncated row group", _truncate), ("a missing file", Path.unlink)):
         faults += [_read_damaged(config, name, damage, policy) for policy in ("fail", "skip")]
     return faults
+
+
+def faults_table(faults: Sequence[Fault]) -> Table:
+    """Returns a table with a line per fault."""
+    table = Table(title="damaged files", title_justify="left")
+    for head in ("fault", "", "outcome"):
+        table.add_column(head, overflow="fold")
+    for fault in faults:
+        table.add_row(fault.name, "well" if fault.is_well else "NOT WELL", fault.outcome)
+    return table
 
 
 def newest_checkpoint(config: RunConfig) -> Path:

@@ -1,4 +1,4 @@
-"""`msrec torture`: kills and resumes a training run, damages its files, and counts what is lost."""
+"""`msrec torture`: kills training and other commands, damages files, and counts what is lost."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,26 @@ from msrec.launch.checkpointing.dcp_storage import read_tensors
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
-from msrec.tools.fault_injection.damaged_files import Fault, damage_files, newest_checkpoint
+from msrec.tools.fault_injection.damaged_files import (
+    Fault,
+    damage_files,
+    faults_table,
+    newest_checkpoint,
+)
+from msrec.tools.fault_injection.killed_commands import (
+    KilledCommand,
+    check_commands,
+    kill_commands,
+    killed_commands_table,
+)
 from msrec.tools.fault_injection.killed_ranks import Attempt, Rows, run_attempt
 
 STEPS_PER_EPOCH, EPOCHS, CHECKPOINT_EVERY_STEPS = 60, 2, 4
 DROPOUT = 0.2
 TORTURE = FolderKind(
-    "a folder of msrec torture", ".msrec-torture", (".msrec-torture", "ranks-*/**", "faults/**")
+    "a folder of msrec torture",
+    ".msrec-torture",
+    (".msrec-torture", "ranks-*/**", "faults/**", "commands/**"),
 )
 
 
@@ -66,8 +79,16 @@ class KilledRun:
         return not any(self.rows) and (self.difference == 0 or self.difference_of_ranks is not None)
 
 
-def torture(dataset: Path, out: Path, kills: int, ranks: Sequence[int], seed: int) -> bool:
-    """Kills runs on a dataset, damages their files, and prints a table of each.
+def torture(
+    dataset: Path,
+    out: Path,
+    kills: int,
+    ranks: Sequence[int],
+    seed: int,
+    commands: Sequence[str] = (),
+    command_kills: int = 5,
+) -> bool:
+    """Kills runs on a dataset and commands, damages files of the runs, and prints a table of each.
 
     Args:
         dataset: the dataset folder; it is not changed.
@@ -76,14 +97,18 @@ def torture(dataset: Path, out: Path, kills: int, ranks: Sequence[int], seed: in
         ranks: numbers of ranks. There is one run per number, and if there are several, one more
             that draws another number at each resume.
         seed: seed of the moments of the kills.
+        commands: names in `COMMANDS`, to kill after the runs.
+        command_kills: number of kills of each command.
 
     Returns:
-        Whether nothing was lost and every fault had its expected outcome.
+        Whether nothing was lost, every fault had its expected outcome, and every command left only
+        whole outputs.
 
     Raises:
         FileNotFoundError, ValueError: the dataset is missing or wrong.
         RuntimeError: training failed by itself.
     """
+    check_commands(commands)
     check_output(out, TORTURE, [dataset])
     console = wide_console()
     quiet_libraries()
@@ -99,7 +124,17 @@ def torture(dataset: Path, out: Path, kills: int, ranks: Sequence[int], seed: in
     console.print(killed_runs_table(runs))
     faults = damage_files(configs[0].model_copy(update={"run_root": out / "faults"}))
     console.print(faults_table(faults))
-    return all(run.is_well for run in runs) and all(fault.is_well for fault in faults)
+    killed = []
+    if commands:
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("commands", total=len(commands) * command_kills)
+            killed = kill_commands(
+                *(dataset, out / "commands", commands, command_kills, seed),
+                on_kill=lambda: progress.advance(task),
+            )
+        console.print(killed_commands_table(killed))
+    outcomes: list[KilledRun | Fault | KilledCommand] = [*runs, *faults, *killed]
+    return all(each.is_well for each in outcomes)
 
 
 def killed_runs_table(runs: Sequence[KilledRun]) -> Table:
@@ -114,16 +149,6 @@ def killed_runs_table(runs: Sequence[KilledRun]) -> Table:
         if run.difference_of_ranks is not None:
             difference += f" (without a kill {run.difference_of_ranks:.1e})"
         table.add_row(run.name, *(f"{count:,}" for count in counts), difference)
-    return table
-
-
-def faults_table(faults: Sequence[Fault]) -> Table:
-    """Returns a table with a line per fault."""
-    table = Table(title="damaged files", title_justify="left")
-    for head in ("fault", "", "outcome"):
-        table.add_column(head, overflow="fold")
-    for fault in faults:
-        table.add_row(fault.name, "well" if fault.is_well else "NOT WELL", fault.outcome)
     return table
 
 
