@@ -211,6 +211,8 @@ def _scratch_folder(scratch: Path, out: Path) -> Iterator[Path]:
                 shutil.rmtree(scratch / name, ignore_errors=True)
             yield scratch
         finally:
+            for name in ("new", "old"):  # the mark last: a kill here must leave it
+                shutil.rmtree(scratch / name, ignore_errors=True)
             shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ import pytest
 from llm_data import part_columns
 
 from msrec.data.io.atomic_files import atomic_path, write_text
-from msrec.data.io.outputs import FolderKind, check_output, emptied_folder
+from msrec.data.io.outputs import FolderKind, check_output, emptied_folder, new_folder
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.launch.evaluation.predict_files import PREDICTED
 
@@ -104,3 +104,19 @@ def test_a_kill_while_a_folder_is_emptied_leaves_its_marker(tmp_path, monkeypatc
     assert (folder / "mark").is_file()
     emptied_folder(folder, KIND)
     assert [path.name for path in folder.iterdir()] == ["mark"]
+
+
+def test_a_kill_while_the_scratch_folder_is_removed_leaves_its_mark(tmp_path, monkeypatch):
+    removed = []
+
+    def killed(path, **_):
+        removed.append(path.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with new_folder(tmp_path / "out", KIND) as folder:
+            (folder / "mark").touch()
+    assert removed[-3:] == ["new", "old", ".out.partial"]
+    with new_folder(tmp_path / "out", KIND, overwrite=True) as folder:
+        (folder / "mark").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
