@@ -1,4 +1,4 @@
-"""One rule for every path that a command writes: files of others are never replaced or deleted.
+"""Rule for paths that commands write: files of others are never replaced or deleted.
 
 A path may be written if nothing exists there, if it is empty, or if it holds what an earlier call
 of the same kind wrote and nothing else. It must be apart from the inputs of the command.

@@ -32,6 +32,8 @@ from msrec.tools.bench.boosting.history_features import (
 from msrec.tools.bench.harness.report import console
 
 NAME = "lightgbm"
+PATIENCE = 50
+"""Trees without a better validation AUC after which training stops."""
 SHOWN_FEATURES = 10
 """Features that are printed, those with the largest gain."""
 
@@ -56,9 +58,6 @@ def bench_lightgbm(
         typer.Option("--popularity/--no-popularity", help="Count the earlier events of the item."),
     ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Most trees.")] = 2000,
-    patience: Annotated[
-        int, typer.Option(min=1, help="Trees without a better validation AUC before it stops.")
-    ] = 50,
     leaves: Annotated[int, typer.Option(min=2, help="Leaves of a tree.")] = 63,
     lr: Annotated[float, typer.Option(min=1e-4, help="Learning rate.")] = 0.05,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 is all cores.")] = 0,
@@ -94,7 +93,7 @@ def bench_lightgbm(
         **{"feature_fraction": 0.8, "bagging_fraction": 0.8, "bagging_freq": 1},
         "min_data_in_leaf": 50,
     }
-    booster = _train(tables["train"], tables["valid"], params, rounds, patience)
+    booster = _train(tables["train"], tables["valid"], params, rounds, PATIENCE)
     trained_s = time.monotonic() - started - computed_s
     score = booster.predict(tables["test"].values).astype(np.float32)
     results = _evaluate(out, features.schema, run, index, tables["test"], score)
@@ -120,7 +119,7 @@ def _require_lightgbm() -> None:
 
 
 def _train(
-    train: FeatureTable, valid: FeatureTable, params: dict[str, Any], rounds: int, patience: int
+    train: FeatureTable, valid: FeatureTable, params: dict[str, Any], rounds: int, PATIENCE: int
 ) -> Any:
     """Returns the trees with the best AUC of the validation split."""
     import lightgbm
@@ -129,7 +128,7 @@ def _train(
     options = {"feature_name": names, "categorical_feature": ["f0"], "free_raw_data": True}
     data = lightgbm.Dataset(train.values, train.label, params={"verbosity": -1}, **options)
     checked = lightgbm.Dataset(valid.values, valid.label, reference=data, **options)
-    stop = lightgbm.early_stopping(patience, verbose=False)
+    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
     return lightgbm.train(params, data, rounds, valid_sets=[checked], callbacks=[stop])
 
 
