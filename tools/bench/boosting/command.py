@@ -93,7 +93,7 @@ def bench_lightgbm(
         **{"feature_fraction": 0.8, "bagging_fraction": 0.8, "bagging_freq": 1},
         "min_data_in_leaf": 50,
     }
-    booster = _train(tables["train"], tables["valid"], params, rounds, PATIENCE)
+    booster = _train(tables["train"], tables["valid"], params, rounds)
     trained_s = time.monotonic() - started - computed_s
     score = booster.predict(tables["test"].values).astype(np.float32)
     results = _evaluate(out, features.schema, run, index, tables["test"], score)
@@ -118,9 +118,7 @@ def _require_lightgbm() -> None:
         ) from None
 
 
-def _train(
-    train: FeatureTable, valid: FeatureTable, params: dict[str, Any], rounds: int, PATIENCE: int
-) -> Any:
+def _train(train: FeatureTable, valid: FeatureTable, params: dict[str, Any], rounds: int) -> Any:
     """Returns the trees with the best AUC of the validation split."""
     import lightgbm
 
