@@ -9,6 +9,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from msrec.data.io.names import safe_name
 from msrec.data.loading.batch import ITEM
 
 FROZEN_PATH = "ranker.items."
@@ -16,8 +17,8 @@ FROZEN_PATH = "ranker.items."
 
 
 def item_table(source: str) -> str:
-    """Returns the name of the table with the vectors of a source."""
-    return f"item_{source}"
+    """Returns the name of the table with the vectors of a source, such as a Hugging Face name."""
+    return safe_name(f"item_{source}")
 
 
 def without_frozen(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import pytest
 from fuzz import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_rows import raw_tables
 from tiny import tiny_schema
 
+from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.vocabulary import load_vocabularies
 from msrec.data.io.json_files import read_json_object
@@ -83,14 +85,15 @@ def test_drift_refuses_broken_empty_and_mixed_files_by_name(good, tmp_path):
 
 
 def test_a_truncated_vocabulary_is_named(good, tmp_path):
-    (tmp_path / "vocabularies").mkdir()
-    path = tmp_path / "vocabularies" / "age.parquet"
+    dataset = tmp_path / "data"
+    write_dataset(raw_tables(rows=300), dataset, SplitChoice("time", fractions=(0.7, 0.1, 0.2)))
+    path = dataset / "vocabularies" / "age.parquet"
     path.write_bytes(good.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"age.parquet must be a whole Parquet file"):
-        load_vocabularies(tmp_path)
+        load_vocabularies(dataset)
     pl.DataFrame({"other": [1]}).write_parquet(path)
     with pytest.raises(ValueError, match=r"age.parquet must have the column 'value'; found other"):
-        load_vocabularies(tmp_path)
+        load_vocabularies(dataset)
 
 
 @pytest.mark.parametrize("manifest", ["[]", '"a"', "7", "null", "{", "", "[" * 100_000])
@@ -121,7 +124,7 @@ def test_a_commit_of_another_step_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"a":' * 100_000, b'{"a": "\xff"}', b'{"a": ' + b"1" * 5000 + b"}", b"[1]", b""]
+    "line", [b'{"a":' * 100_000, b'{"a": "\xff"}', b'{"a": ' + b"1" * 5000 + b"}", b"[1]", b"{"]
 )
 def test_a_bad_line_to_score_is_named_by_its_row(tmp_path, line):
     path = tmp_path / "rows.jsonl"

@@ -171,7 +171,7 @@ def test_other_settings_are_refused(dataset, model, stored, tmp_path):
 
 def config_of(dataset, store, model, **llm):
     settings = {"store": store, "dtype": "float32", "max_tokens": 64, "sources": [model, "lsa"]}
-    return RunConfig(dataset=dataset, seed=3, llm=settings | {"item_dim": 6} | llm)
+    return RunConfig(dataset=dataset, seed=3, llm=settings | {"item_dim": 8} | llm)
 
 
 def test_a_config_encodes_its_sources_and_only_the_levels_that_the_run_reads(
@@ -189,7 +189,7 @@ def test_a_config_encodes_its_sources_and_only_the_levels_that_the_run_reads(
         config_of(dataset, tmp_path, model, source_controls={"lsa": "random"})
     )
     assert (first.name, second.name) == (model, "lsa")
-    assert whole(first).shape == whole(second).shape == (40, 6)
+    assert whole(first).shape == whole(second).shape == (40, 8)
     plain = item_sources(config_of(dataset, tmp_path, model))
     np.testing.assert_array_equal(whole(first), whole(plain[0]))
     assert (whole(second) != whole(plain[1])).any()

@@ -219,7 +219,7 @@ def test_a_relative_path_is_refused_where_the_job_starts_in_another_folder(confi
 
 
 MISTAKES = {
-    "j": (["-j", "two"], "-j must be nodes x ranks per node, such as 2x8; got 'two'"),
+    "j": (["-j", "two"], "with up to 4,096 nodes of up to 256 ranks; got 'two'"),
     "key": (["trainer.epoch=3"], "trainer.epoch is not a known key"),
     "profile": (["--on", "moon"], "--on must name a profile; got 'moon'"),
 }
