@@ -24,8 +24,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         try:
             yield scratch
             scratch.replace(path)
-        except BaseException:
+        except BaseException as error:
             scratch.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno and error.filename is None:
+                error.filename = str(path)  # a full disk: writes to an open file name none
             raise
         finally:  # the scratch path may be another process's from here on
             with suppress(OSError):  # a forked process may have the file open, too

@@ -53,8 +53,15 @@ def step_name(step: int) -> str:
 
 
 def committed(folder: Path) -> list[Path]:
-    """Returns the committed checkpoints of a folder, by step."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT}"))
+    """Returns the committed checkpoints of a folder, by step.
+
+    Raises:
+        PermissionError: the folder or a checkpoint must not be read; a glob would find none.
+    """
+    if not folder.is_dir():
+        return []
+    steps = [path for path in folder.iterdir() if path.name.startswith("step-")]
+    return sorted(path for path in steps if (path / COMMIT).is_file())
 
 
 def verify_checkpoint(path: Path) -> Commit:

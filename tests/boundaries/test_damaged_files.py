@@ -1,6 +1,9 @@
 """Damaged Parquet and JSON files are refused with a sentence that names the file."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -13,11 +16,12 @@ from tiny import tiny_schema
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.vocabulary import load_vocabularies
+from msrec.data.io.atomic_files import atomic_path
 from msrec.data.io.json_files import read_json_object
 from msrec.data.io.parquet_files import parquet_names, read_parquet
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.llm.templates import load_template
-from msrec.launch.checkpointing.commit import read_commit
+from msrec.launch.checkpointing.commit import committed, read_commit
 from msrec.launch.evaluation.drift import measure_drift
 from msrec.launch.serving.score_file import _read_json
 from msrec.tools.convert import summary_table
@@ -136,6 +140,29 @@ def test_a_bad_line_to_score_is_named_by_its_row(tmp_path, line):
 
     with pytest.raises(ValueError, match=f"{path}: row 1 must be"):
         list(_read_json(path, Encoder()))
+
+
+def test_a_full_disk_is_named_by_the_file_that_was_written(tmp_path):
+    path = tmp_path / "scores.parquet"
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        with atomic_path(path), Path("/dev/full").open("wb", buffering=0) as full:
+            full.write(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_that_must_not_be_read_are_not_taken_as_none(tmp_path, monkeypatch):
+    (tmp_path / "step-00000001").mkdir()
+    (tmp_path / "step-00000001" / "COMMIT").touch()
+    assert [path.name for path in committed(tmp_path)] == ["step-00000001"]
+    assert committed(tmp_path / "none") == []
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refused)
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError, match=f"Permission denied: '{tmp_path}'"):
+        committed(tmp_path)
 
 
 @pytest.mark.parametrize("counts", [{"rows": 3}, {"rows": []}, {"rows": {"train": {}}}])
