@@ -43,11 +43,11 @@ NEW_RUN = FolderKind(
     "the folder of a run",
     None,
     (
-        *("submitted.yaml", "submitted.json", "pipeline.json", "failed_step.json", ".*"),
+        *("*.yaml", "submitted.json", "pipeline.json", "failed_step.json", ".*"),
         *("init_from.json", "logs/**", "jobs/**", "ranks/**", "quarantine/**"),
     ),
 )
-"""What a run folder may hold before its config."""
+"""What a run folder may hold before its config; people keep the files of their configs there."""
 DatasetPath = Annotated[
     AnyPath, PlainValidator(to_path, json_schema_input_type=str), PlainSerializer(str)
 ]
