@@ -14,11 +14,11 @@ from msrec.data.io.validation import (
     Positive,
     Steps,
     StrictModel,
+    VectorSize,
     Width,
     Widths,
 )
 from msrec.data.schema import HistoryProtocol, TableName
-from msrec.model.embeddings import VectorSize
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 

@@ -2,10 +2,8 @@
 
 import zlib
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -15,8 +13,6 @@ from msrec.data.loading.batch import HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, Side, levels
 from msrec.data.schema import Schema, SparseFeature
 
-VectorSize = Annotated[int, Field(ge=4, le=2048, multiple_of=4)]
-"""Size of a table's vectors that FBGEMM's kernels take."""
 INIT_BLOCK_ROWS = 1 << 12
 """Rows of a table that are initialised from one seed."""
 

@@ -10,6 +10,8 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 """Number of modules of one kind, such as experts or layers."""
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 """Size of a layer, of a vector that is in no table, or of a sequence."""
+VectorSize = Annotated[int, Field(ge=4, le=2048, multiple_of=4)]
+"""Size of a table's vectors that FBGEMM's kernels take."""
 Widths = Annotated[list[Width], Field(max_length=64)]
 """Layer sizes of an MLP."""
 BatchRows = Annotated[int, Field(ge=1, le=1 << 24)]

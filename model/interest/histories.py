@@ -1,11 +1,12 @@
 """Histories of a batch, and the events of each row by scenario and label."""
 
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from msrec.data.loading.batch import HistoryEvents
+if TYPE_CHECKING:  # importing TorchRec takes two seconds, and a config needs none of it
+    from msrec.data.loading.batch import HistoryEvents
 
 NUM_GROUPS = 4
 """Groups of events: same scenario with label 1, with label 0, other scenarios with 1, with 0."""
@@ -29,7 +30,7 @@ class Histories(NamedTuple):
     bag: Tensor
 
     @classmethod
-    def of_batch(cls, events: HistoryEvents) -> Self:
+    def of_batch(cls, events: "HistoryEvents") -> Self:
         """Returns the histories of `Batch.sequence`."""
         return cls(events.candidate, events.events, events.scenario, events.label, events.bag)
 

@@ -1,4 +1,7 @@
-"""Every option of a run's config has a description, from which its reference page is made."""
+"""A run's config: options are described, for the reference page, and the import is quick."""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -21,3 +24,10 @@ def test_every_option_has_a_description():
 @pytest.mark.parametrize("name", BACKBONE_OPTIONS)
 def test_every_backbone_option_has_a_description(name):
     assert list(undescribed(BACKBONE_OPTIONS[name])) == []
+
+
+def test_importing_the_config_does_not_import_torchrec():
+    """It takes two seconds, and `msrec launch` and dry runs need none of it."""
+    code = "import sys, msrec.launch.config; print('torchrec' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -11,11 +11,10 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.io.names import module_name
-from msrec.data.io.validation import StrictModel, Width, first_error
+from msrec.data.io.validation import StrictModel, VectorSize, Width, first_error
 from msrec.data.io.yaml_files import read_yaml
 from msrec.data.schema import TableRows
 from msrec.model.distributed.sharding import TableOptimizer, TableOptions, fuse_optimizer
-from msrec.model.embeddings import VectorSize
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
