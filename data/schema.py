@@ -36,6 +36,7 @@ EventOrder = Literal["timestamp", "rows"]
 SCHEMA_FILE = "dataset.yaml"
 ID_KEYS = {"user_id": "user_key", "item_id": "item_key"}
 """Id feature -> the key that it holds, in users.parquet or items.parquet."""
+KEYS = tuple(ID_KEYS.values())
 TableName = Annotated[str, AfterValidator(module_name)]
 """Name of an embedding table, which is also a file of an export and a module of the model."""
 TableRows = Annotated[int, Field(ge=1, lt=1 << 31)]

@@ -19,9 +19,9 @@ from msrec.data.features.value_types import (
     stored_series,
 )
 from msrec.data.io.names import check_name
+from msrec.data.schema import KEYS
 
-KEYS = ("user_key", "item_key")
-RESERVED = ("user", "item", "scenario", "user_key", "item_key", "p_click")
+RESERVED = ("user", "item", "scenario", *KEYS, "p_click")
 MAX_INTEGER = 2**63 - 1
 FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
 """Beginning of the year 1 and end of the year 9999, in seconds since 1970."""

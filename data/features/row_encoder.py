@@ -38,10 +38,9 @@ from msrec.data.features.value_types import (
 from msrec.data.features.vocabulary import UNKNOWN, Hashed, Vocabulary, vocabulary_file
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
-from msrec.data.schema import ID_KEYS, Schema, SparseFeature, load_schema
+from msrec.data.schema import ID_KEYS, KEYS, Schema, SparseFeature, load_schema
 
 SIDES = ("user", "item")
-KEYS = ("user_key", "item_key")
 OTHER_NAMES = ID_KEYS | {key: feature for feature, key in ID_KEYS.items()}
 """Column that may be left out -> the column that is taken instead."""
 

@@ -60,9 +60,10 @@ def exclusive(path: Path, work: str) -> Iterator[None]:
     """
     missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _acquire(path, work)
+    own = _own()
+    file = _acquire(path, work, own)
     ended = threading.Event()
-    refresher = threading.Thread(target=_refresh, args=(file, ended), daemon=True)
+    refresher = threading.Thread(target=_refresh, args=(file, own, ended), daemon=True)
     refresher.start()
     try:
         yield
@@ -82,7 +83,7 @@ def lock_file(output: Path) -> Path:
     return output.with_name(f".{output.name}.lock")
 
 
-def _acquire(path: Path, work: str) -> BinaryIO:
+def _acquire(path: Path, work: str, own: Holder) -> BinaryIO:
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         is_local = _flock(file)
@@ -95,7 +96,7 @@ def _acquire(path: Path, work: str) -> BinaryIO:
         if not _is_same(path, file):  # its holder deleted it before the kernel's lock was ours
             file.close()
             continue
-        holder, own = _read(path), _own()
+        holder = _read(path)
         is_earlier = holder is not None and (
             (is_local and holder.machine == own.machine) or own.job == holder.job != ""
         )
@@ -137,8 +138,7 @@ def _is_alive(path: Path, holder: Holder) -> bool:
     return False
 
 
-def _refresh(file: BinaryIO, ended: threading.Event) -> None:
-    own = _own()
+def _refresh(file: BinaryIO, own: Holder, ended: threading.Event) -> None:
     while not ended.wait(REFRESH_S):
         try:
             _write(file, own)

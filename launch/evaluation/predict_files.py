@@ -25,7 +25,7 @@ import torch.distributed as dist
 from rich.progress import track
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from msrec.data.features.row_encoder import KEYS, OTHER_NAMES
+from msrec.data.features.row_encoder import OTHER_NAMES
 from msrec.data.features.value_counts import CountedColumns, Counts, count_sentences
 from msrec.data.io.atomic_files import write_bytes, write_json
 from msrec.data.io.json_files import read_json_object
@@ -41,6 +41,7 @@ from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.loading.loader import Loader
 from msrec.data.loading.quarantine import count_reasons
 from msrec.data.loading.split_reader import RowGroup, SplitReader
+from msrec.data.schema import KEYS
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import click_scores

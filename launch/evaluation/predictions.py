@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import FolderKind
+from msrec.data.io.parquet_files import named_errors
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.schema import Split
 
@@ -164,19 +165,14 @@ def _in_order_of_appearance(codes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _read_part(path: Path) -> pa.Table:
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            missing = [name for name in COLUMNS if name not in names]
-            if missing:
-                raise ValueError(
-                    f"{path} must have the columns {', '.join(COLUMNS)}; "
-                    f"missing: {', '.join(missing)}."
-                )
-            table = file.read([*COLUMNS, *([TRUTH] if TRUTH in names else [])])
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"{path} must be a whole Parquet file; {reason}.") from None
+    with named_errors(path), pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        missing = [name for name in COLUMNS if name not in names]
+        if missing:
+            raise ValueError(
+                f"{path} must have the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}."
+            )
+        table = file.read([*COLUMNS, *([TRUTH] if TRUTH in names else [])])
     for name in table.column_names:
         _check_column(path, name, table)
     return table

@@ -6,6 +6,7 @@ from pathlib import Path
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, check_output
 from msrec.data.io.paths import local_path
+from msrec.launch.config import CONFIG_FILE
 from msrec.launch.evaluation.predictions import COMMIT_FILE, load_predictions
 from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
 from msrec.launch.evaluation.slices import SLICE_TITLES
@@ -41,7 +42,7 @@ from msrec.launch.reporting.result_tables import (
     format_value,
     slice_comparison_rows,
 )
-from msrec.launch.reporting.setup_section import CONFIG_FILE, setup_section
+from msrec.launch.reporting.setup_section import setup_section
 from msrec.launch.training.metric_log import LOG_FILE, MetricLog, Points, load_metric_log
 from msrec.model.metrics.curves import reliability_curve, roc_curve, score_distribution
 

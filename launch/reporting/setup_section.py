@@ -8,12 +8,12 @@ from typing import Any
 from msrec.data.io.yaml_files import read_yaml, yaml_text
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.schema import SPLITS, Schema, load_schema
-from msrec.launch.config import RunConfig, load_config
+from msrec.launch.config import CONFIG_FILE, RunConfig, load_config
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, load_results
 from msrec.launch.reporting.page import Block, DataTable, Details, Rows, Section, Text
 
-CONFIG_FILE, PLAN_FILE, VERSIONS_FILE = "config.yaml", "plan.json", "versions.json"
+PLAN_FILE, VERSIONS_FILE = "plan.json", "versions.json"
 
 
 def setup_section(folders: Mapping[str, Path]) -> Section:

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from msrec.data.features.row_encoder import OTHER_NAMES, RowEncoder
 from msrec.data.io.atomic_files import atomic_path
 from msrec.data.io.outputs import SEARCHED_BYTES, FileKind, check_output, has_columns
+from msrec.data.io.parquet_files import named_errors
 from msrec.launch.serving.scorer import Scorer
 
 CHUNK_ROWS = 1 << 16
@@ -65,15 +66,11 @@ def _scored(scorer: Scorer, source: Path, tables: Iterator[pa.Table]) -> Iterato
 
 
 def _read_parquet(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = encoder.columns_of(file.schema_arrow.names)
-            encoder.require(file.schema_arrow.names, str(path))
-            for batch in file.iter_batches(CHUNK_ROWS, columns=columns):
-                yield pa.Table.from_batches([batch])
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"{path} must be a whole Parquet file; {reason}.") from None
+    with named_errors(path), pq.ParquetFile(path) as file:
+        columns = encoder.columns_of(file.schema_arrow.names)
+        encoder.require(file.schema_arrow.names, str(path))
+        for batch in file.iter_batches(CHUNK_ROWS, columns=columns):
+            yield pa.Table.from_batches([batch])
 
 
 def _read_json(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from history_rows import rows_of, slow_history
-from interest_runs import MAX_LEN, SOURCES, interest_config, interest_dataset, made_sources
+from interest_runs import MAX_LEN, SOURCES, interest_config, interest_root
 from llm_data import whole
 from ranks import run_ranks
 from rich.console import Console
@@ -33,8 +33,7 @@ USER = "u29"
 def run(tmp_path_factory):
     """A run without meta networks."""
     root = tmp_path_factory.mktemp("explain-interest")
-    interest_dataset(root / "data")
-    made_sources(root / "data", root / "store")
+    interest_root(root)
     config = interest_config(root, "matching", "backbone.name=ple")
     run_ranks(fit, 1, config)
     save_config(config, config.run_dir / "config.yaml")

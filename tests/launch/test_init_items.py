@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from interest_runs import ITEM_DIM, interest_dataset, made_sources
+from interest_runs import ITEM_DIM, interest_root
 from llm_data import whole
 from ranks import run_ranks
 from trainings import config_of, weights
@@ -30,8 +30,7 @@ TABLE = "ranker.embeddings.ebc.embedding_bags.item_id.weight"
 def root(tmp_path_factory):
     """A dataset of 20 items: the last one has no vector, and one is not in the vocabulary."""
     root = tmp_path_factory.mktemp("init")
-    interest_dataset(root / "data")
-    made_sources(root / "data", root / "store")
+    interest_root(root)
     path = root / "data" / "vocabularies" / "item_id.parquet"
     values = pl.read_parquet(path)["value"]
     values.replace(70, 71).to_frame().write_parquet(path)  # the row now is of an item without key
@@ -123,8 +122,7 @@ def test_tables_without_one_row_for_each_item_are_refused(root, tmp_path, option
 
 
 def test_a_dataset_without_a_vocabulary_of_items_is_refused(root, tmp_path):
-    interest_dataset(tmp_path / "data")
-    made_sources(tmp_path / "data", tmp_path / "store")
+    interest_root(tmp_path)
     (tmp_path / "data" / "vocabularies" / "item_id.parquet").unlink()
     config = config_of(tmp_path / "data", tmp_path, *OPTIONS)
     with pytest.raises(AssertionError, match="must have a vocabulary of the feature 'item_id'"):

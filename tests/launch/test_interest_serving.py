@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-from interest_runs import MAX_LEN, SOURCES, interest_config, interest_dataset, made_sources
+from interest_runs import MAX_LEN, SOURCES, interest_config, interest_root
 from ranks import run_ranks
 from tiny import tiny_store
 from trainings import fit
@@ -51,9 +51,8 @@ RUNS = {
 def app(tmp_path_factory):
     """Folder of a dataset, its store, three runs and their exports."""
     root = tmp_path_factory.mktemp("interest")
-    raw = interest_dataset(root / "data")
+    raw = interest_root(root)
     tiny_store(root / "data", root / "store")
-    made_sources(root / "data", root / "store")
     for name, (protocol, options) in RUNS.items():
         config = interest_config(root, name, *options, protocol=protocol)
         run_ranks(fit, 1, config)

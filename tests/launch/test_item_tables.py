@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from interest_runs import ITEM_DIM, SOURCES, interest_config, interest_dataset, made_sources
+from interest_runs import ITEM_DIM, SOURCES, interest_config, interest_root
 from llm_data import whole
 from ranks import run_ranks
 from trainings import weights
@@ -17,8 +17,7 @@ from msrec.model.frozen_items import item_table
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("tables")
-    interest_dataset(root / "data")
-    made_sources(root / "data", root / "store")
+    interest_root(root)
     return root
 
 

@@ -51,6 +51,13 @@ def made_sources(dataset, store):
     return store
 
 
+def interest_root(root):
+    """Writes the dataset `root/data` and the store `root/store`. Returns raw rows."""
+    raw = interest_dataset(root / "data")
+    made_sources(root / "data", root / "store")
+    return raw
+
+
 def interest_config(root, name, *options, protocol="stream"):
     """Returns the config of a run on `root/data` with the store `root/store`."""
     return load_config(

@@ -12,8 +12,7 @@ from interest_runs import (
     MAX_LEN,
     SOURCES,
     interest_config,
-    interest_dataset,
-    made_sources,
+    interest_root,
 )
 from plan_requests import asked_of
 from ranks import run_ranks
@@ -49,8 +48,7 @@ FROZEN = {item_table(source): source for source in SOURCES}
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("planned")
-    interest_dataset(root / "data")
-    made_sources(root / "data", root / "store")
+    interest_root(root)
     return root
 
 
