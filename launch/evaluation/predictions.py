@@ -107,6 +107,16 @@ class Predictions:
     impression: NDArray[np.int64] | None = None
     combined: NDArray[np.float32] | None = None
 
+    @property
+    def label(self) -> NDArray[np.float32]:
+        """First label (N,)."""
+        return self.labels[0].label
+
+    @property
+    def score(self) -> NDArray[np.float32]:
+        """Score of the first label (N,)."""
+        return self.labels[0].score
+
 
 def write_commit(folder: Path, commit: Commit) -> Path:
     """Marks a folder of predictions as complete, in one step."""

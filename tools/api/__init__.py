@@ -403,17 +403,21 @@ def compare(
     )
 
 
-def verdict(comparison: "Comparison", metric: str = "auc") -> str:
+def verdict(
+    comparison: "Comparison", metric: str | None = None, label: str | None = None
+) -> str:
     """Returns the result of a comparison in one sentence that may be quoted.
 
     Args:
         comparison: of two runs.
-        metric: "auc", "log_loss", "ne", "rig", "average_precision", "gauc", "gauc_by_user", "ndcg"
-            or "recall".
+        metric: "auc", "log_loss", "ne", "rig", "average_precision", "gauc", "gauc_by_user", "ndcg",
+            "recall", "gauc_by_impression" or "ndcg_by_impression"; "rmse", "mae" or "spearman" of a
+            regression label. None means AUC, of a regression label RMSE.
+        label: name of the label; None means the first one.
     """
     from msrec.launch.reporting.difference_table import verdict as sentence
 
-    return sentence(comparison, metric)
+    return sentence(comparison, metric, label)
 
 
 def predict(
