@@ -93,6 +93,8 @@ def open_run(
     checkpoint: Path | None = None,
     data: AnyPath | None = None,
     config: RunConfig | None = None,
+    *,
+    calibrated: bool = True,
 ) -> TrainedRun:
     """Builds a run's model and loads its weights; every rank calls this.
 
@@ -102,6 +104,7 @@ def open_run(
         checkpoint: the weights to load; None takes the checkpoint with the best validation.
         data: another dataset folder to score; None is the run's own.
         config: the run's config if the caller has read it already.
+        calibrated: whether to read the calibration of the run folder.
 
     Raises:
         FileNotFoundError: there is no run, or no committed checkpoint.
@@ -115,8 +118,10 @@ def open_run(
             f"{run_dir / CHECKPOINTS} must hold a committed checkpoint; it has none."
         )
     schema = load_schema(config.dataset)
-    names = [scenario.name for scenario in schema.scenarios]
-    calibration = load_calibration(run_dir, path, names, is_best=checkpoint is None)
+    calibration = None
+    if calibrated:
+        names = [scenario.name for scenario in schema.scenarios]
+        calibration = load_calibration(run_dir, path, names, is_best=checkpoint is None)
     alignment = None if data is None else _alignment(config, data, process)
     knowledge = KnowledgeInputs(config, schema, data)
     model, _ = build_sharded(config, schema, knowledge, process, plan=None)

@@ -108,6 +108,21 @@ def save_calibration(calibration: Calibration, run_dir: Path) -> Path:
     return write_text(run_dir / CALIBRATION_FILE, text)
 
 
+def read_calibration(run_dir: Path) -> Calibration | None:
+    """Reads `calibration.json`, of whatever checkpoint; None if there is none.
+
+    Raises:
+        ValueError: the file does not hold a calibration; the message names the field.
+    """
+    path = run_dir / CALIBRATION_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Calibration.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first_error(error)}.") from None
+
+
 def load_calibration(
     run_dir: Path, checkpoint: Path, scenarios: Sequence[str], *, is_best: bool
 ) -> Calibration | None:
@@ -125,13 +140,9 @@ def load_calibration(
     Raises:
         ValueError: the file is broken, or belongs to another checkpoint or other scenarios.
     """
-    path = run_dir / CALIBRATION_FILE
-    if not path.is_file():
+    calibration, path = read_calibration(run_dir), run_dir / CALIBRATION_FILE
+    if calibration is None:
         return None
-    try:
-        calibration = Calibration.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise ValueError(f"{path}: {first_error(error)}.") from None
     owner = (calibration.checkpoint, calibration.commit_crc32, calibration.scenarios)
     if owner == (checkpoint.name, commit_crc32(checkpoint), list(scenarios)):
         return calibration

@@ -6,6 +6,7 @@ from pathlib import Path
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, check_output
 from msrec.data.io.paths import local_path
+from msrec.launch.calibration.calibration_file import read_calibration
 from msrec.launch.config import CONFIG_FILE
 from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
 from msrec.launch.explanations.explanation_file import load_explanations
@@ -17,8 +18,14 @@ from msrec.launch.reporting.explanation_sections import (
 )
 from msrec.launch.reporting.figures import scenario_figures, training_figures
 from msrec.launch.reporting.label_sections import result_sections
-from msrec.launch.reporting.page import Figures, Section, Text, Tile, render_page
-from msrec.launch.reporting.result_tables import CALIBRATED, OLD_NOTE, format_value, metric_title
+from msrec.launch.reporting.page import DataTable, Figures, Section, Text, Tile, render_page
+from msrec.launch.reporting.result_tables import (
+    CALIBRATED,
+    OLD_NOTE,
+    calibration_rows,
+    format_value,
+    metric_title,
+)
 from msrec.launch.reporting.setup_section import setup_section
 from msrec.launch.training.metric_log import LOG_FILE, MetricLog, load_metric_log
 
@@ -76,6 +83,10 @@ def _report(folders: Mapping[str, Path]) -> str:
     training = [Figures(curves)] if curves else []
     training += [Figures(by_scenario, "small", title="By scenario")] if by_scenario else []
     sections.append(Section("Training", training))
+    for name, folder in folders.items():
+        if (calibration := read_calibration(folder)) is not None:
+            table = DataTable(calibration_rows(calibration), "Calibration error", is_text=True)
+            sections.append(Section(f"Calibration of {name}", [table]))
     explained = {name: load_explanations(folder) for name, folder in folders.items()}
     sections += [scenario_section(n, s) for n, (_, s) in explained.items() if s is not None]
     for name, (users, _) in explained.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from msrec.data.labels import LabelKind
+from msrec.launch.calibration.calibration_file import ALL, Calibration
 from msrec.launch.evaluation.results import Results
 from msrec.launch.reporting.page import Rows
 from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
@@ -200,3 +201,32 @@ def all_metrics_rows(results: Results, label: str) -> Rows:
     for name, metrics in by_group(of_label.metrics).items():
         rows.append([name, *(format_metric(metrics, column, one_line=True) for column in columns)])
     return rows
+
+
+def calibration_rows(calibration: Calibration) -> Rows:
+    """Returns the calibration errors before and after, by label and scenario, and the maps used."""
+    columns = [f"{split}, {when}" for split in calibration.errors for when in ("before", "after")]
+    rows = [["label", "scenario", *columns, "fitted on"]]
+    for label, maps in calibration.labels.items():
+        own = {ALL: maps.all} | maps.scenarios
+        for scenario in (ALL, *calibration.scenarios):
+            errors = [of[label].get(scenario, (None, None)) for of in calibration.errors.values()]
+            rows_used = own.get(scenario, maps.all).rows
+            reason = maps.fallbacks.get(scenario)
+            fitted = f"{rows_used:,} rows" if reason is None else f"all rows: {reason}"
+            cells = [format_value(value) for pair in errors for value in pair]
+            rows.append([label, scenario, *cells, fitted])
+    for label, reason in calibration.left_out.items():
+        rows.append([label, ALL, *[UNDEFINED] * len(columns), f"not calibrated: {reason}"])
+    return rows
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """Returns the table of `calibration_rows` for the terminal."""
+    title = f"calibration error, {calibration.method}, checkpoint {calibration.checkpoint}"
+    table = terminal_table(calibration_rows(calibration), title)
+    table.caption = (
+        f"The maps were fitted on the {calibration.split} rows, so that the error after "
+        "calibration is too low there."
+    )
+    return table

@@ -1,7 +1,7 @@
-"""`msrec evaluate`, `compare`, `predict`, `drift`, `explain` and `report`."""
+"""`msrec evaluate`, `compare`, `calibrate`, `predict`, `drift`, `explain` and `report`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -144,9 +144,7 @@ def compare(
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(
-            help="Label to compare the runs in.", show_default="all that have the metric"
-        ),
+        typer.Option(help="Label to compare the runs in.", show_default="all that have the metric"),
     ] = None,
     k: PlacesK = 10,
     any_protocol: Annotated[
@@ -173,11 +171,35 @@ def compare(
         return
     by_label = comparison.by_label
     labels = [name for name, metrics in by_label.items() if metric is None or metric in metrics]
-    for name in (labels or [None]) if label is None else [label]:
+    for name in [label] if label is not None else labels or [comparison.label]:
         console.print(differences_table(comparison, metric, name))
         say(msrec.verdict(comparison, metric, name))
     if note := history_note(comparison):
         say(note)
+
+
+def calibrate(
+    run: Run,
+    method: Annotated[
+        Literal["isotonic", "platt"],
+        typer.Option(help="isotonic: any rising map; platt: logistic, for few rows."),
+    ] = "isotonic",
+) -> None:
+    """Fit the predicted probabilities to the validation split, per scenario and label.
+
+    Scores the validation and the test split with the best checkpoint, fits the maps, and writes
+    calibration.json in the run folder, which evaluate, predict and export apply from then on.
+    Without that file the scores are those of the model again.
+    """
+    import msrec
+    from msrec.launch.reporting.result_tables import calibration_table
+    from msrec.tools.cli.terminal import console, log_to_terminal, say
+
+    log_to_terminal()
+    calibration = msrec.calibrate(run, method)
+    if calibration is not None:
+        console.print(calibration_table(calibration))
+        say(f"wrote {run / 'calibration.json'}; `msrec evaluate {run}` computes the new results")
 
 
 def predict(
