@@ -3,6 +3,7 @@
 from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 from msrec.model.losses import LossOptions
+from msrec.model.metrics.combined import CombinedScore, parse_score
 from msrec.model.tasks import Task, make_tasks
 
 
@@ -31,6 +32,22 @@ def run_labels(config: RunConfig, schema: Schema) -> list[str]:
 def run_tasks(config: RunConfig, schema: Schema) -> list[Task]:
     """Returns the tasks of a run, see `run_labels`."""
     return make_tasks(schema, run_labels(config, schema))
+
+
+def combined_score(config: RunConfig, schema: Schema) -> CombinedScore | None:
+    """Returns the combined score of a run's labels, if its config has a formula.
+
+    Raises:
+        ValueError: `objective.score` is no such formula, or names a label that the run does not
+            learn.
+    """
+    formula = config.objective.score
+    if formula is None:
+        return None
+    try:
+        return parse_score(formula, run_labels(config, schema))
+    except ValueError as error:
+        raise ValueError(f"objective.score: {error}") from None
 
 
 def loss_options(config: RunConfig, tasks: list[Task], entire_space: bool) -> LossOptions:

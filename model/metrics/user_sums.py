@@ -78,7 +78,10 @@ class BinarySums(UserSums):
     """Sums of a binary label; the columns are `SUMS` and, of each bin, weight * (score - label)."""
 
     def values(self, sums: Floats, total: Floats) -> dict[str, Floats]:
-        """Returns all metrics; AUC and average precision are metrics of ranks."""
+        """Returns all metrics; AUC and average precision are metrics of ranks.
+
+        Metrics of impressions are left out if no row has one.
+        """
         s = {name: sums[..., i] for i, name in enumerate(SUMS)}
         clicked, rejected, wins = (
             total[SUMS.index(name)] for name in ("clicked", "rejected", "wins")
@@ -86,6 +89,10 @@ class BinarySums(UserSums):
         with np.errstate(invalid="ignore", divide="ignore"):
             by_positives = s["wins"] / s["clicked"] / rejected
             by_negatives = s["beaten"] / s["rejected"] / clicked
+            of_impressions = {
+                "gauc_by_impression": s["auc_of_impression_rows"] / s["impression_rows"],
+                "ndcg_by_impression": s["ndcg_of_impressions"] / s["impressions_ranked"],
+            }
             return {
                 **loss_metrics(s["clicked"] + s["rejected"], s["clicked"], s["loss"], s["score"]),
                 "auc": 0.5 * (by_positives + by_negatives) - 0.5 * (wins / clicked / rejected),
@@ -95,8 +102,7 @@ class BinarySums(UserSums):
                 "gauc_by_user": s["auc_of_users"] / s["users"],
                 "ndcg": s["ndcg"] / s["users_ranked"],
                 "recall": s["recall"] / s["users_ranked"],
-                "gauc_by_impression": s["auc_of_impression_rows"] / s["impression_rows"],
-                "ndcg_by_impression": s["ndcg_of_impressions"] / s["impressions_ranked"],
+                **(of_impressions if has_impressions(total) else {}),
             }
 
     def calibration_gaps(self, sums: Floats) -> Floats:
@@ -107,11 +113,10 @@ class BinarySums(UserSums):
 
     def counts(self) -> dict[str, int]:
         """See `UserSums`; impressions are counted if there are any."""
-        total = dict(zip(SUMS, self.table.sum(axis=0)[: len(SUMS)].tolist(), strict=True))
-        has_impressions = total["impressions"] + total["impressions_left_out"] > 0
-        names = (*COUNTS, *(IMPRESSION_COUNTS if has_impressions else ()))
-        rows = int(total["negatives"] + total["positives"])
-        return {"rows": rows} | {name: int(total[name]) for name in names}
+        total = self.table.sum(axis=0)
+        names = (*COUNTS, *(IMPRESSION_COUNTS if has_impressions(total) else ()))
+        rows = int(total[SUMS.index("negatives")] + total[SUMS.index("positives")])
+        return {"rows": rows} | {name: int(total[SUMS.index(name)]) for name in names}
 
 
 class RankingSums(BinarySums):
@@ -121,6 +126,11 @@ class RankingSums(BinarySums):
         """Returns the metrics that depend on the ranking only."""
         values = super().values(sums, total)
         return {name: value for name, value in values.items() if name not in LOSSES}
+
+
+def has_impressions(total: Floats) -> bool:
+    """Returns whether the rows of some sums have impressions."""
+    return bool(sum(total[SUMS.index(name)] for name in IMPRESSION_COUNTS) > 0)
 
 
 def lines_of_users(user: Array, block_of: Ints) -> tuple[Ints, Ints]:

@@ -27,6 +27,7 @@ from msrec.data.io.paths import local_path, to_path
 if TYPE_CHECKING:
     from msrec.data.loading.batch import Batch
     from msrec.data.schema import Schema, Split
+    from msrec.launch.calibration.calibration_file import Calibration, Method
     from msrec.launch.config import RunConfig
     from msrec.launch.encoding.encode import EncodeResult
     from msrec.launch.evaluation.compare import Comparison
@@ -41,6 +42,7 @@ __all__ = [
     "Explanation",
     "Run",
     "Training",
+    "calibrate",
     "compare",
     "convert",
     "encode",
@@ -375,6 +377,26 @@ def evaluate(
         return evaluate_run(local_path(run), process, split, path, slices, scored, options)
 
 
+def calibrate(run: str | Path, method: "Method" = "isotonic") -> "Calibration | None":
+    """Fits the predicted probabilities to the validation split, per scenario and binary label.
+
+    Scores the validation and the test split, and writes `calibration.json` in the run folder.
+    `evaluate`, `predict` and an export of the checkpoint apply it.
+
+    Args:
+        run: a run folder.
+        method: "isotonic" or "platt".
+
+    Returns:
+        The maps, and the calibration errors before and after; None on other ranks than 0.
+    """
+    from msrec.launch.distributed import process_group
+    from msrec.launch.evaluation.calibrate import calibrate as calibrate_run
+
+    with process_group() as process:
+        return calibrate_run(local_path(run), process, method)
+
+
 def compare(
     first: str | Path,
     second: str | Path,
@@ -406,17 +428,19 @@ def compare(
     )
 
 
-def verdict(comparison: "Comparison", metric: str = "auc") -> str:
+def verdict(comparison: "Comparison", metric: str | None = None, label: str | None = None) -> str:
     """Returns the result of a comparison in one sentence that may be quoted.
 
     Args:
         comparison: of two runs.
-        metric: "auc", "log_loss", "ne", "rig", "average_precision", "gauc", "gauc_by_user", "ndcg"
-            or "recall".
+        metric: "auc", "log_loss", "ne", "rig", "average_precision", "gauc", "gauc_by_user", "ndcg",
+            "recall", "gauc_by_impression" or "ndcg_by_impression"; "rmse", "mae" or "spearman" of a
+            regression label. None means AUC, of a regression label RMSE.
+        label: name of the label; None means the first one.
     """
     from msrec.launch.reporting.difference_table import verdict as sentence
 
-    return sentence(comparison, metric)
+    return sentence(comparison, metric, label)
 
 
 def predict(
