@@ -17,7 +17,7 @@ from msrec.launch.evaluation.results import ResultHistory, load_results
 from msrec.launch.trained_run import find_run
 from msrec.model.metrics.bootstrap import CONFIDENCE, MIN_USERS, jackknife_error
 from msrec.model.metrics.exact import Grouping, MetricOptions, sort_rows
-from msrec.model.metrics.user_sums import SUMS, UserSums, metric_values
+from msrec.model.metrics.user_sums import UserSums
 
 DIRECTION = {
     **dict.fromkeys(("auc", "average_precision", "rig", "gauc", "gauc_by_user"), 1),
@@ -162,20 +162,21 @@ def compare(
 def differences(first: UserSums, second: UserSums) -> dict[str, Difference]:
     """Returns the difference of each metric over one group of rows, from the sums of both runs."""
     totals = [sums.table.sum(axis=0) for sums in (first, second)]
-    values = [metric_values(total, total) for total in totals]
-    without_one = [
-        metric_values(total - sums.table, total)
-        for total, sums in zip(totals, (first, second), strict=True)
+    values = [
+        sums.values(total, total) for sums, total in zip((first, second), totals, strict=True)
     ]
-    counted = ("negatives", "positives", "users", "left_out")
-    count = {name: int(totals[0][SUMS.index(name)]) for name in counted}
+    without_one = [
+        sums.values(total - sums.table, total)
+        for sums, total in zip((first, second), totals, strict=True)
+    ]
+    counts = first.counts()
     num_blocks = len(first.blocks)
     by_metric = {}
-    for metric in DIRECTION:
+    for metric in (metric for metric in DIRECTION if metric in values[0]):
         one, two = (float(value[metric]) for value in values)
         fields: dict[str, Any] = {
-            "rows": count["negatives"] + count["positives"],
-            "users": count["users"] + count["left_out"],
+            "rows": counts["rows"],
+            "users": counts["users"] + counts.get("users_left_out", 0),
             "first": one if np.isfinite(one) else None,
             "second": two if np.isfinite(two) else None,
         }

@@ -66,7 +66,7 @@ def truth_column(dataset: AnyPath, split: Split) -> list[str]:
 
 def click_scores(outcome: Outcome) -> torch.Tensor:
     """Returns the predicted click probability of each row (B,), float32 in [0, 1]."""
-    return torch.sigmoid(outcome.logits[:, 0])
+    return torch.sigmoid(outcome.outputs[:, 0])
 
 
 def _scored_tables(

@@ -25,7 +25,7 @@ class MetricAccumulator:
     def add(self, outcome: Outcome) -> None:
         """Adds a step."""
         add_rows(self._histogram, outcome)
-        self._losses.append(outcome.loss)
+        self._losses.append(outcome.losses[0])
 
     def is_empty(self) -> bool:
         """Whether there is nothing to log."""
@@ -65,7 +65,7 @@ class MetricAccumulator:
 def add_rows(histogram: HistogramMetrics, outcome: Outcome) -> None:
     """Adds the rows of a batch."""
     histogram.update(
-        outcome.logits[:, 0].cpu().numpy(),
+        outcome.outputs[:, 0].cpu().numpy(),
         outcome.label[:, 0].cpu().numpy(),
         outcome.scenario.cpu().numpy(),
         outcome.weight.cpu().numpy(),

@@ -193,7 +193,7 @@ class Trainer:
         for outcome in self.pipeline.outcomes(batches, before_step):
             progress.step += 1
             progress.batch += 1
-            self._check_finite(outcome.loss, progress)
+            self._check_finite(outcome.losses, progress)
             self._unlogged.add(outcome)
             # After the last step comes a validation, and the checkpoint comes after that.
             is_last = progress.batch == len(self.train) or progress.step == last_step
@@ -240,10 +240,11 @@ class Trainer:
         metric_logger.log_training(progress.step, progress.epoch, rows, values)
         return losses
 
-    def _check_finite(self, loss: torch.Tensor, progress: Progress) -> None:
-        if not torch.isfinite(loss):
+    def _check_finite(self, losses: torch.Tensor, progress: Progress) -> None:
+        if not torch.isfinite(losses.sum()):
+            values = ", ".join(f"{loss:g}" for loss in losses.tolist())
             raise ValueError(
-                f"the loss must be finite; it is {loss.item()} at step {progress.step} (epoch "
+                f"the loss must be finite; it is {values} at step {progress.step} (epoch "
                 f"{progress.epoch}). Lower optimizer.lr or embeddings.lr; the newest checkpoint is "
                 "intact."
             )

@@ -339,7 +339,7 @@ def predicted(rank, world_size, config):
     trainer.resume()
     trainer.model.eval()
     pairs = [
-        torch.stack([outcome.scenario, outcome.logits[:, 0]], dim=1)
+        torch.stack([outcome.scenario, outcome.outputs[:, 0]], dim=1)
         for outcome in trainer.pipeline.outcomes(trainer.valid.batches())
     ]
     return torch.cat(pairs).numpy()

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from ranks import run_ranks
+from reference_loss import weighted_bce
 from zoo import B, T, Whole, formula, make, rows, shape, whole_rows
 
 from msrec.model.backbones import BACKBONES, make_backbone
-from msrec.model.losses import weighted_bce
 
 pytestmark = pytest.mark.slow
 
