@@ -6,7 +6,7 @@ clipped, transformed (by `log(1 + value)`, or to its rank among the training row
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,12 @@ class LabelOptions(StrictModel):
     are. Null does not clip."""
     scale: LabelScale | None = None
     """Statistics of a regression label, which the conversion computes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_kind(cls, value: Any) -> Any:
+        """Takes a kind alone for the options of that kind."""
+        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

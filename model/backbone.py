@@ -86,8 +86,8 @@ class BackboneShape:
             for task, parent in enumerate(self.parents)
         ):
             raise ValueError(
-                f"parents must be empty or hold, for each of the {self.num_tasks} tasks, the number "
-                f"of an earlier task or None; got {self.parents}."
+                "parents must be empty or hold the number of an earlier task, or None, for each of "
+                f"{self.num_tasks} tasks; got {self.parents}."
             )
 
 

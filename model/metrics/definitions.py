@@ -86,6 +86,15 @@ class Metrics:
 
 
 METRIC_NAMES = tuple(f.name for f in fields(Metrics) if f.name != "intervals")
+HIGHER_IS_BETTER = (
+    *("auc", "average_precision", "rig", "gauc", "gauc_by_user", "ndcg", "recall"),
+    *("gauc_by_impression", "ndcg_by_impression", "spearman"),
+)
+LOWER_IS_BETTER = (
+    *("log_loss", "ne", "calibration_error", "mae", "rmse", "quantile_calibration_error"),
+)
+DIRECTION = dict.fromkeys(HIGHER_IS_BETTER, 1) | dict.fromkeys(LOWER_IS_BETTER, -1)
+"""Metric -> 1 if higher is better, -1 if lower is better."""
 
 
 @dataclass(frozen=True)

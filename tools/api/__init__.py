@@ -142,14 +142,16 @@ class Training(Run):
 
     Attributes:
         steps: steps trained so far, those of earlier calls included.
-        best_auc: validation AUC of the best checkpoint; None if there was no validation.
+        metric: metric of the validation that chooses the best checkpoint, such as `auc/all`.
+        best_value: its value for the best checkpoint; None if there was no validation.
         best_step: step of that checkpoint.
         rows_per_s: training rows per second of this call, without validation; 0 if it had no step.
         preempted: whether SIGTERM ended the call; the same call continues.
     """
 
     steps: int
-    best_auc: float | None
+    metric: str
+    best_value: float | None
     best_step: int | None
     rows_per_s: float
     preempted: bool
@@ -272,7 +274,8 @@ def train(config: str | Path, overrides: Sequence[str] = ()) -> Training:
     return Training(
         folder=resolved.run_dir,
         steps=progress.step,
-        best_auc=progress.best_auc,
+        metric=progress.metric,
+        best_value=progress.best_value,
         best_step=progress.best_step,
         rows_per_s=result.rows_per_s if result.losses else 0.0,
         preempted=result.preempted,

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.io.yaml_files import read_yaml
-from msrec.data.labels import LabelKind, LabelOptions, check_labels
+from msrec.data.labels import LabelOptions, check_labels
 from msrec.data.schema import TextFields
 
 MAPPING_FILE = "tables.yaml"
@@ -43,7 +43,7 @@ class TablesMapping(StrictModel):
     """Columns of items.parquet that are features, with their kinds. Default: guessed."""
     interaction: Kinds = {}
     """Columns of interactions.parquet that are features; ratings and labels may not be."""
-    labels: dict[str, LabelKind | LabelOptions] = {}
+    labels: dict[str, LabelOptions] = {}
     """Columns of interactions.parquet that are labels, the main one first: `click: binary`,
     `watch: {kind: regression, clip: [0, 600]}`, `buy: {exists_where: click}`. Default: one."""
     weight: str | None = None
@@ -87,10 +87,7 @@ def declared_labels(declared: TablesMapping, label: str) -> dict[str, LabelOptio
     """
     if not declared.labels:
         return {label: LabelOptions()}
-    labels = {
-        name: LabelOptions(kind=each) if isinstance(each, str) else each
-        for name, each in declared.labels.items()
-    }
+    labels = declared.labels
     if label != DEFAULT_LABEL and label not in labels:
         raise ValueError(
             f"--label must be one of the labels of {MAPPING_FILE} ({', '.join(labels)}); got "
