@@ -44,10 +44,12 @@ def group_metrics(cell: Cell, label: str | None = None) -> dict[Group, Metrics]:
 
 
 def best_metrics(cell: Cell, label: str | None = None) -> dict[Group, Metrics]:
-    """Returns the metrics of the true probability of the first label; empty without it."""
-    best = cell.evaluation.best_possible
-    is_first = label in (None, cell.evaluation.label)
-    return {} if best is None or not is_first else _groups(best, cell.evaluation.best_slices)
+    """Returns the metrics of the best possible scores of a label; empty without them."""
+    by_label = cell.evaluation.by_label
+    found = by_label.get(next(iter(by_label)) if label is None else label)
+    if found is None or found.best_possible is None:
+        return {}
+    return _groups(found.best_possible, found.best_slices)
 
 
 def _groups(
@@ -171,6 +173,7 @@ def _rows(cells: SettingCells) -> Iterator[dict[str, Any]]:
                 "parameters": cell.parameters,
                 "seconds": cell.seconds,
                 "best_auc": best[kind, name].auc if (kind, name) in best else None,
+                "best_rmse": best[kind, name].rmse if (kind, name) in best else None,
             }
 
 
