@@ -15,19 +15,13 @@ from msrec.launch.evaluation.evaluate import predictions_folder
 from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
 from msrec.launch.evaluation.results import ResultHistory, Results, label_rows, load_results
 from msrec.launch.trained_run import find_run
-from msrec.model.metrics.bootstrap import CONFIDENCE, MIN_USERS, jackknife_error
-from msrec.model.metrics.definitions import Array
+from msrec.model.metrics.bootstrap import CONFIDENCE, MIN_USERS, NORMS, jackknife_error
+from msrec.model.metrics.definitions import DIRECTION, Array
 from msrec.model.metrics.exact import Grouping, MetricOptions, SortedRows
 from msrec.model.metrics.user_sums import UserSums
 
-DIRECTION = {
-    **dict.fromkeys(("auc", "average_precision", "rig", "gauc", "gauc_by_user"), 1),
-    **dict.fromkeys(("ndcg", "recall", "gauc_by_impression", "ndcg_by_impression"), 1),
-    **dict.fromkeys(("log_loss", "ne"), -1),
-    **dict.fromkeys(("mae", "rmse"), -1),
-    "spearman": 1,
-}
-"""Metrics that can be compared: 1 if higher is better, -1 if lower is better."""
+COMPARED = tuple(metric for metric in DIRECTION if metric not in NORMS)
+"""Metrics that can be compared."""
 MAIN_METRIC: dict[LabelKind, str] = {"binary": "auc", "regression": "rmse"}
 """Kind of a label -> metric that is compared if none is named."""
 ALL = "all"
@@ -260,7 +254,7 @@ def differences(first: UserSums, second: UserSums) -> dict[str, Difference]:
     counts = first.counts()
     num_blocks = len(first.blocks)
     by_metric = {}
-    for metric in (metric for metric in DIRECTION if metric in values[0]):
+    for metric in (metric for metric in COMPARED if metric in values[0]):
         one, two = (float(value[metric]) for value in values)
         fields: dict[str, Any] = {
             "rows": counts["rows"],

@@ -10,7 +10,6 @@ from simulated_clicks import clicks
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.compare import (
-    DIRECTION,
     compare,
     differences,
     find_predictions,
@@ -24,6 +23,7 @@ from msrec.launch.evaluation.results import (
     save_results,
 )
 from msrec.launch.reporting.difference_table import differences_table, history_note, verdict
+from msrec.model.metrics.definitions import DIRECTION
 from msrec.model.metrics.exact import sort_rows
 
 NAMES = ("search", "feed", "friends")
