@@ -51,6 +51,6 @@ def test_a_table_holds_the_runs_that_have_the_label():
 
 
 @pytest.mark.parametrize("label", ["stay", "click"])
-def test_all_metrics_have_a_column_for_every_run_with_the_label(label):
+def test_a_table_has_a_column_for_every_run_with_the_label(label):
     found = comparison_rows(RUNS, metric="rmse", label=label)[0]
     assert set(found[1:-1]) == set(with_label(RUNS, label))
