@@ -16,6 +16,7 @@ from msrec.data.io.outputs import FolderKind
 from msrec.data.io.parquet_files import named_errors
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.schema import Split
+from msrec.model.score_head import COMBINED
 
 COMMIT_FILE = "_COMMIT"
 PREDICTIONS = FolderKind(
@@ -29,8 +30,8 @@ LABEL_COLUMNS = ("label", "score", "label_weight")
 """Columns of a label, see `label_column`."""
 TRUTH = "p_click"
 """Optional column of the true click probability, known for simulated data."""
-IMPRESSION, COMBINED = "impression", "combined"
-"""Optional columns: id of the impression, and the combined score of all labels."""
+IMPRESSION = "impression"
+"""Optional column of the id of the impression."""
 INTEGERS = ("row_id", "scenario", IMPRESSION)
 
 
