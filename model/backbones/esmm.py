@@ -46,7 +46,8 @@ class ESMM(Backbone):
             raise ValueError(
                 "ESMM needs a label that exists only where another is 1, such as conversion after "
                 f"click; none of the {shape.num_tasks} trained labels does. Set label_options."
-                "NAME.exists_where in dataset.yaml and train both labels, or choose another model."
+                "NAME.exists_where in dataset.yaml and train both by objective.labels, or choose "
+                "another model."
             )
         self.towers = Towers(shape.in_dim, dims, shape.num_scenarios, shape.num_tasks, hidden)
 
