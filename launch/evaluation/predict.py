@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ from msrec.data.schema import Schema, Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import (
-    COMBINED,
     IMPRESSION,
     Commit,
     label_column,
@@ -31,6 +30,7 @@ from msrec.launch.run_tasks import combined_score, run_labels
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
+from msrec.model.score_head import COMBINED, ScoreHead
 
 GROUP_ROWS = 1 << 20
 """Fewest rows of a row group of a part, except the last one."""
@@ -78,17 +78,17 @@ def truth_columns(dataset: AnyPath, split: Split, schema: Schema) -> dict[str, s
     return {label: name for label, name in of_labels.items() if name in names}
 
 
-class Scores(NamedTuple):
-    """Scores of the rows of a batch.
+def score_head(run: TrainedRun) -> ScoreHead:
+    """Returns the module that turns the outputs of a run into scores, calibrated if the run is.
 
-    Shape:
-        labels: (B, T), float32: calibrated probabilities, values of regression labels in their
-            unit.
-        combined: (B,), float32; None without a formula.
+    Raises:
+        ValueError: the formula of the combined score is wrong.
     """
-
-    labels: torch.Tensor
-    combined: torch.Tensor | None
+    scales = unwrapped(run.model).loss.scales
+    calibration = None
+    if run.calibration is not None:
+        calibration = run.calibration.module([task.name for task in scales.tasks])
+    return ScoreHead(scales, calibration, combined_score(run.config, run.schema))
 
 
 class RunScores:
@@ -99,29 +99,13 @@ class RunScores:
     """
 
     def __init__(self, run: TrainedRun) -> None:
-        self.labels = run_labels(run.config, run.schema)
-        self._scales = unwrapped(run.model).loss.scales
-        self._calibration = None
-        if run.calibration is not None:
-            self._calibration = run.calibration.module(self.labels).to(run.model.device)
-        self._combined = combined_score(run.config, run.schema)
+        self._head = score_head(run).to(run.model.device)
+        self.labels, self.tasks = self._head.labels, self._head.scales.tasks
 
     @property
     def columns(self) -> list[str]:
-        """Columns of the scores of `arrays`, those of the labels first."""
-        of_labels = [label_column("score", number) for number in range(len(self.labels))]
-        return [*of_labels, *([COMBINED] if self._combined else [])]
-
-    def __call__(self, outcome: Outcome) -> Scores:
-        """Returns the scores of a batch, on its device."""
-        scores = self._scales.scores(outcome.outputs)
-        if self._calibration is not None:
-            # Padding has scenario -1 in no batch, but any value of a valid id.
-            scores = self._calibration(scores, outcome.scenario)
-        if self._combined is None:
-            return Scores(scores, None)
-        by_label = dict(zip(self.labels, scores.unbind(1), strict=True))
-        return Scores(scores, self._combined(by_label))
+        """Columns of the scores of `array`, those of the labels first."""
+        return score_columns(self._head)
 
     def array(self, outcome: Outcome) -> npt.NDArray[np.float32]:
         """Returns the scores as an array (B, len(columns)).
@@ -129,23 +113,23 @@ class RunScores:
         Raises:
             ValueError: the combined score of a row is not finite.
         """
-        labels, combined = self(outcome)
-        if combined is None:
-            return labels.cpu().numpy()
-        bad = ~torch.isfinite(combined) & (outcome.row_id >= 0)
+        scores: torch.Tensor = self._head(outcome.outputs, outcome.scenario)
+        bad = ~torch.isfinite(scores).all(1) & (outcome.row_id >= 0)
         if bad.any():
             row = int(bad.nonzero()[0, 0])
-            values = zip(self.labels, labels[row].tolist(), strict=True)
+            values = zip(self.columns, scores[row].tolist(), strict=True)
+            shown = ", ".join(f"{name} {value:g}" for name, value in values)
             raise ValueError(
-                f"objective.score must be finite for every row; it is {combined[row]:g} at row "
-                f"{int(outcome.row_id[row])}, with {', '.join(f'{n} {v:g}' for n, v in values)}."
+                "objective.score must be finite for every row; at row "
+                f"{int(outcome.row_id[row])} it is not: {shown}."
             )
-        return torch.cat([labels, combined[:, None]], dim=1).cpu().numpy()
+        return scores.cpu().numpy()
 
 
-def click_scores(outcome: Outcome) -> torch.Tensor:
-    """Returns the uncalibrated probability of the first label of each row (B,), float32."""
-    return torch.sigmoid(outcome.outputs[:, 0])
+def score_columns(head: ScoreHead) -> list[str]:
+    """Returns the columns of scores in files: `score`, `score_1`, ..., and `combined`."""
+    of_labels = [label_column("score", number) for number in range(len(head.labels))]
+    return [*of_labels, *([COMBINED] if head.combined else [])]
 
 
 def _scored_tables(

@@ -489,6 +489,7 @@ def explain(
     *,
     scenarios: bool = False,
     split: "Split" = "test",
+    label: str | None = None,
 ) -> Explanation:
     """Explains the effect of the LLM's knowledge in a run, for users and between scenarios.
 
@@ -499,13 +500,15 @@ def explain(
         users: raw keys.
         scenarios: whether to compare the scenarios.
         split: the rows of the users that are scored.
+        label: label whose scores are explained; None is the first label of the run.
     """
     from msrec.launch.explanations.explain import explanations
     from msrec.launch.explanations.explanation_file import UserExplanation
 
     of_users: list[UserExplanation] = []
     of_scenarios = None
-    for explained in explanations(local_path(run), users, scenarios=scenarios, split=split):
+    folder = local_path(run)
+    for explained in explanations(folder, users, scenarios=scenarios, split=split, label=label):
         if isinstance(explained, UserExplanation):
             of_users.append(explained)
         else:

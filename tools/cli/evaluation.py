@@ -308,6 +308,9 @@ def explain(
     rows: Annotated[
         int, typer.Option(min=1, help="Number of rows to print per user; all are saved.")
     ] = 20,
+    label: Annotated[
+        str | None, typer.Option(help="Label whose scores are explained. Default: the first.")
+    ] = None,
 ) -> None:
     """Explain scores: prompt, nearest users, scores without knowledge, attention to earlier items.
 
@@ -318,7 +321,7 @@ def explain(
     from msrec.tools.cli.terminal import console
     from msrec.tools.explain import explain as print_explanations
 
-    print_explanations(run, user or [], scenario, split, rows, console)
+    print_explanations(run, user or [], scenario, split, rows, console, label)
 
 
 def report(
