@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from msrec.launch.evaluation.compare import ALL, MAIN_METRIC, Comparison, Difference
+from msrec.launch.evaluation.compare import Comparison
 from msrec.launch.reporting.result_tables import UNDEFINED, format_value, metric_title
 from msrec.model.metrics.bootstrap import MIN_USERS
+from msrec.model.metrics.definitions import MAIN_METRIC
+from msrec.model.metrics.differences import ALL, Difference
 
 MAX_NAMED = 5
 """Most scenarios that the verdict lists by name; a longer list is given as a number."""

@@ -159,12 +159,12 @@ def compare(
 ) -> None:
     """Test whether the second run is better: paired differences over users, with a verdict."""
     import msrec
-    from msrec.launch.evaluation.compare import COMPARED
     from msrec.launch.reporting.difference_table import (
         combined_table,
         differences_table,
         history_note,
     )
+    from msrec.model.metrics.differences import COMPARED
     from msrec.tools.cli.terminal import console, say
 
     if metric is not None and metric not in COMPARED:

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from msrec.data.schema import SCHEMA_FILE
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.console import PlainConsole
-from msrec.launch.evaluation.compare import MAIN_METRIC
 from msrec.launch.reporting.result_tables import TITLES, format_value
+from msrec.model.metrics.definitions import MAIN_METRIC
 from msrec.tools.experiment.cell import Cell, PlannedTraining, train_cell
 from msrec.tools.experiment.sweep import Sweep
 from msrec.tools.experiment.trainings import Setting, SettingCells, load_cells, settings
