@@ -6,9 +6,6 @@ from torch import Tensor, nn
 from msrec.model.metrics.combined import CombinedScore
 from msrec.model.tasks import TaskScales
 
-COMBINED = "combined"
-"""Column of the combined score."""
-
 
 class ScoreHead(nn.Module):
     """Turns the outputs of a model into the scores that people read.

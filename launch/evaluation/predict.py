@@ -20,6 +20,7 @@ from msrec.data.schema import Schema, Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import (
+    COMBINED,
     IMPRESSION,
     Commit,
     label_column,
@@ -30,7 +31,7 @@ from msrec.launch.run_tasks import combined_score, run_labels
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
-from msrec.model.score_head import COMBINED, ScoreHead
+from msrec.model.score_head import ScoreHead
 
 GROUP_ROWS = 1 << 20
 """Fewest rows of a row group of a part, except the last one."""

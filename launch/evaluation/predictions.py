@@ -17,7 +17,6 @@ from msrec.data.io.outputs import FolderKind
 from msrec.data.io.parquet_files import named_errors
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.schema import Split
-from msrec.model.score_head import COMBINED
 
 COMMIT_FILE = "_COMMIT"
 PREDICTIONS = FolderKind(
@@ -30,8 +29,8 @@ COLUMNS = ("row_id", "scenario", "user", "label", "weight", "score")
 TRUTH = "p_click"
 """Optional column of the best possible score of the first label, known for simulated data; in a
 dataset and in predictions."""
-IMPRESSION = "impression"
-"""Optional column of the id of the impression."""
+IMPRESSION, COMBINED = "impression", "combined"
+"""Optional columns: id of the impression, and the combined score of all labels."""
 INTEGERS = ("row_id", "scenario", IMPRESSION)
 
 
