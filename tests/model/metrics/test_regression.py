@@ -99,6 +99,29 @@ def test_the_interval_of_spearman_agrees_with_a_true_bootstrap():
     }
 
 
+def population(rng, users):
+    """Watch times with a long tail; users differ in activity and in the error of the model."""
+    user = np.repeat(np.arange(users), rng.geometric(1 / 12, users))
+    mean = rng.gamma(2, 5, len(user)) * np.exp(rng.normal(0, 0.4, users))[user]
+    label = np.where(rng.random(len(user)) < 0.25, 0, mean * rng.gamma(3, 1 / 3, len(user)))
+    return mean * 0.75 * np.exp(rng.normal(0, 0.3, users))[user], label, user
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_true_value_about_as_often_as_they_claim():
+    """Except those of RMSE, which a few large errors decide."""
+    truth = metrics(*population(np.random.default_rng(0), 60_000))
+    hits = {"mae": 0, "rmse": 0, "spearman": 0, "calibration": 0, "quantile_calibration_error": 0}
+    for seed in range(300):
+        rows = population(np.random.default_rng([1, seed]), 200)
+        for name, (low, high) in metrics(*rows, resamples=250, seed=seed).intervals.items():
+            hits[name] += low <= getattr(truth, name) <= high
+    shares = {name: count / 300 for name, count in hits.items()}
+    assert shares.pop("quantile_calibration_error") > 0.95  # conservative by construction
+    assert 0.84 <= shares.pop("rmse") <= 0.95
+    assert all(0.90 <= share <= 0.985 for share in shares.values()), shares
+
+
 def test_equal_labels_have_no_spearman():
     ours = metrics(np.array([1.0, 2.0, 3.0]), np.full(3, 4.0), np.arange(3))
     assert (ours.spearman, ours.mae) == (None, 2.0)
