@@ -313,6 +313,7 @@ FAULTS = {
             "row 0 holds .'Beauty', 'Skin Care'. under 'categories', which must be a list of lists",
         ),
         ("meta_Beauty.json", "'Acme'", "['Acme']", "under 'brand', which must be a string"),
+        ("meta_Beauty.json", "'Acme'", "'Acme', 'brand': 'B'", "row 0 has a key twice"),
     ],
     "douban": [
         ("bookreviews_cleaned.txt", "2014-01-10", "10.1.2014", "begin with a date such as"),
