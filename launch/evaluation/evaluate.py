@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
-from msrec.launch.distributed import Process, exclusive_job, shared_folder
+from msrec.launch.distributed import Process, shared_folder
 from msrec.launch.evaluation.predict import predict, truth_column
 from msrec.launch.evaluation.predictions import PREDICTIONS, load_predictions
 from msrec.launch.evaluation.results import ResultHistory, Results, compute_results, save_results
@@ -79,20 +79,18 @@ def evaluate(
     config = load_run_config(run_dir)
     check_timestamps(data or config.dataset, by)
     out = predictions_folder(run_dir, split, checkpoint, data)
-    with exclusive_job(out, "evaluated"):
+    with shared_folder(out, PREDICTIONS) as folder:
         trained = open_run(run_dir, process, checkpoint, data, config)
-        with shared_folder(out, PREDICTIONS) as folder:
-            results = _evaluate(trained, run_dir, process, split, out, folder, by, metric_options)
-            if results is not None:
-                if data is not None:
-                    results = results.model_copy(update={"data": str(data)})
-                save_results(results, folder)
+        results = _evaluate(trained, run_dir, process, split, out, folder, by, metric_options)
         if results is None:
             return None
-        if split == "test" and checkpoint is None and data is None:
-            save_results(results, run_dir)
-        if data is None:
-            write_tensorboard(results, run_dir)
+        if data is not None:
+            results = results.model_copy(update={"data": str(data)})
+        save_results(results, folder)
+    if split == "test" and checkpoint is None and data is None:
+        save_results(results, run_dir)
+    if data is None:
+        write_tensorboard(results, run_dir)
     return results
 
 
