@@ -19,6 +19,7 @@ from msrec.launch.config import CONFIG_FILE, RunConfig, check_run_folder, save_c
 from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
+from msrec.launch.memory_limit import check_memory
 from msrec.launch.training.heartbeat import Heartbeat
 from msrec.launch.training.metric_accumulator import MetricAccumulator, add_rows, all_reduce_counts
 from msrec.launch.training.metric_logger import MetricLogger
@@ -65,6 +66,7 @@ class Trainer:
         self._scenarios = [scenario.name for scenario in self.schema.scenarios]
         self.knowledge = KnowledgeInputs(config, self.schema)
         trainer = config.trainer
+        check_memory(config, self.schema, self.knowledge, process)
         self.train = self._loader("train", trainer.global_batch, shuffle=True)
         self.valid = self._loader("valid", eval_batch(config, process.world_size), shuffle=False)
         self.model, self.plan = build_sharded(
