@@ -10,8 +10,9 @@ A dataset folder::
 
 Columns of an interactions file: `user` and `item` (int32, indices into users.parquet and
 items.parquet), `scenario` (int32), one column per sparse feature (int32, or list<int32> if
-`multi`), one float32 column per dense feature and per label, and `timestamp` (int64) if the schema
-names it. There are no nulls. Row 0 of a table is for every id that training never saw.
+`multi`), one float32 column per dense feature, label and weight, and `timestamp` and the impression
+(int64) if the schema names them. There are no nulls; a label that is missing is NaN. Row 0 of a
+table is for every id that training never saw.
 """
 
 from pathlib import Path
@@ -23,6 +24,7 @@ from msrec.data.io.names import check_name, module_name
 from msrec.data.io.paths import AnyPath, is_file, to_path
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.io.yaml_files import read_yaml, write_yaml
+from msrec.data.labels import LabelOptions, check_labels, weight_columns
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -141,7 +143,13 @@ class Schema(StrictModel):
     dense: list[str] = []
     """Features of numbers, float32."""
     labels: list[str] = Field(min_length=1)
-    """Binary labels; the first one is judged."""
+    """Labels. The first one is binary and exists in every row."""
+    label_options: dict[str, LabelOptions] = {}
+    """Label -> its kind and the rows that have it; a label that is not in it is binary."""
+    weight: str | None = None
+    """Column with the weight of each row, float32, at least 0; None if all rows weigh the same."""
+    impression: str | None = None
+    """Column with the id of the list that a row was shown in, int64; None if it is unknown."""
     timestamp: str | None = None
     """Column of timestamps, int64; None if rows have none."""
     timestamp_unit: Literal["s", "ms"] | None = None
@@ -161,7 +169,8 @@ class Schema(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
-        features = [*(f.name for f in self.sparse), *self.dense, *self.labels]
+        check_labels(self.labels, self.label_options)
+        features = [*(f.name for f in self.sparse), *self.dense, *self.labels, *self.weights]
         scenarios = [s.name for s in self.scenarios]
         texts = [*self.text.item_attributes, *self.text.user_attributes]
         for name in (self.name, *scenarios, *features, *self.tables, *texts):
@@ -183,6 +192,15 @@ class Schema(StrictModel):
         """Number of scenarios, S."""
         return len(self.scenarios)
 
+    def label(self, name: str) -> LabelOptions:
+        """Returns the options of a label."""
+        return self.label_options.get(name, LabelOptions())
+
+    @property
+    def weights(self) -> list[str]:
+        """Columns with weights, of rows and of labels, each once."""
+        return weight_columns(self.weight, self.labels, self.label_options)
+
     def size_of(self, side: Literal["user", "item"]) -> int:
         """Returns the number of users or of items."""
         return self.num_users if side == "user" else self.num_items
@@ -191,8 +209,9 @@ class Schema(StrictModel):
     def columns(self) -> list[str]:
         """Columns of an interactions file that a loader reads."""
         sparse = [feature.name for feature in self.sparse]
-        timestamp = [self.timestamp] if self.timestamp else []
-        return ["user", "item", "scenario", *sparse, *self.dense, *self.labels, *timestamp]
+        others = [name for name in (self.timestamp, self.impression) if name]
+        numbers = [*self.dense, *self.labels, *self.weights]
+        return ["user", "item", "scenario", *sparse, *numbers, *others]
 
     def per_scenario(self) -> "Schema":
         """Returns the schema with a copy of every table for each scenario, see `ScenarioIds`.

@@ -16,6 +16,7 @@ from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.launch.run_tasks import loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.distributed.sharding import (
@@ -41,6 +42,7 @@ from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
 from msrec.model.sequence_encoder import SequenceEncoder
 from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
 from msrec.model.sequence_items import SequenceItems
+from msrec.model.tasks import TaskScales
 
 MATCH_DIM = 16
 """Columns of `llm_feature.kind=match` if `llm_feature.dim` is null."""
@@ -167,7 +169,8 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     tables = table_schema(config, schema)
     dim = config.embeddings.dim
     embeddings = Embeddings(tables, dim, config.history.of)
-    num_tasks = _num_tasks(config, schema)
+    tasks = run_tasks(config, schema)
+    num_tasks = len(tasks)
     interaction = Interaction(
         num_sparse=len(embeddings.names),
         dim=dim,
@@ -184,7 +187,8 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     # The dot mode passes no vector on to the backbone: one that needs a vector raises an error.
     names = () if config.interaction.mode == "dot" else embeddings.names
     layout = FeatureLayout(names, dim, interaction.dense_dim)
-    shape = BackboneShape(in_dim, schema.num_scenarios, num_tasks, layout)
+    parents = tuple(task.parent for task in tasks)
+    shape = BackboneShape(in_dim, schema.num_scenarios, num_tasks, layout, parents)
     backbone = make_backbone(shape=shape, **config.backbone.model_dump())
     # Modules draw their initial weights from one generator, so their order here is part of a run.
     parts = KnowledgeParts(
@@ -197,7 +201,7 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     )
     dropout = config.interaction.dropout
     dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder)
-    loss = RankLoss(config.embeddings.l2, config.objective.aux_weight)
+    loss = RankLoss(TaskScales(tasks), loss_options(config, tasks, backbone.entire_space))
     items, sequence_items = None, None
     if interest is not None:
         dims = {each.name: each.dim for each in knowledge.item_sources}
@@ -229,17 +233,6 @@ def _interest(
         InterestOptions(**config.interest.model_dump(exclude={"enabled"})),
         knowledge.scenario,
     )
-
-
-def _num_tasks(config: RunConfig, schema: Schema) -> int:
-    if config.objective.aux_weight == 0:
-        return 1
-    if len(schema.labels) == 1:
-        raise ValueError(
-            f"objective.aux_weight must be 0 where a dataset has one label; {config.dataset} has "
-            f"only {schema.labels[0]!r}."
-        )
-    return len(schema.labels)
 
 
 def _llm_features(config: RunConfig, knowledge: KnowledgeInputs) -> dict[str, Any]:

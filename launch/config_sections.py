@@ -19,6 +19,7 @@ from msrec.data.io.validation import (
     Widths,
 )
 from msrec.data.schema import HistoryProtocol, TableName
+from msrec.model.losses import Weighting
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 
@@ -287,11 +288,34 @@ class InterestConfig(StrictModel):
 
 
 class ObjectiveConfig(StrictModel):
-    """The loss."""
+    """The labels that a model learns, and their losses."""
 
+    labels: list[str] | None = Field(None, min_length=1)
+    """Labels of the dataset to learn and predict, the main one first; null is the first label of
+    the dataset, or all of them with `aux_weight` above 0."""
+    weights: dict[str, NotNegative] = {}
+    """Label -> weight of its loss; 1 for a label that is not named."""
     aux_weight: NotNegative = 0.0
-    """Weight of the mean loss of all labels but the first; with 0 the model does not predict
-    them. Metrics always use the first label."""
+    """Sum of the weights of all labels but the first, shared equally by those that `weights` does
+    not name; 0 leaves them at 1."""
+    weighting: Weighting = "fixed"
+    """Change of the weights in training: `uncertainty` learns the noise of each label, `gradnorm`
+    balances the norms of the labels' gradients in the embeddings, `fixed` keeps the weights."""
+    gradnorm_alpha: float = Field(1.5, ge=0, le=100)
+    """Strength with which `gradnorm` prefers labels whose loss falls slowly."""
+    entire_space: bool = False
+    """Learn a label that exists only where another is 1, such as a purchase after a click, from all
+    rows, as the product of both probabilities. The backbone `esmm` always does."""
+    score: str | None = None
+    """Formula of a combined score, such as `click^0.5 * watch^1.0`, by which rows are ranked in
+    addition to the scores of the labels; null is none."""
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: list[str] | None) -> list[str] | None:
+        if labels is not None and len(set(labels)) < len(labels):
+            raise ValueError(f"labels must differ; got {', '.join(labels)}")
+        return labels
 
 
 class OptimizerConfig(StrictModel):
@@ -347,7 +371,17 @@ class TrainerConfig(StrictModel):
     """Steps between validations within an epoch; null validates only after each epoch. Each
     validation makes the loader read one window of training rows again."""
     patience: Steps = 2
-    """Number of validations without a better AUC after which training stops."""
+    """Number of validations without a better value of `metric` after which training stops."""
+    metric: str | None = None
+    """Metric of the validation that chooses the best checkpoint, by its name in metrics.jsonl:
+    `log_loss/all`, `auc/scenario=feed`, `rmse/label=watch/all`. Null is the AUC of the first label,
+    or the RMSE of a regression label."""
+    max_grad_norm: Positive | None = None
+    """Largest norm of the gradient of all parameters outside the tables; a longer one is scaled
+    down. Null does not clip."""
+    accumulate: Count = 1
+    """Number of batches whose gradients are summed before a step of the parameters outside the
+    tables; the tables are updated with every batch."""
     eval_batch: BatchRows = 16384
     """Rows per batch over all ranks in validation, evaluation and prediction."""
     checkpoint_every_steps: Steps | None = None

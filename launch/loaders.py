@@ -1,6 +1,7 @@
 """Loaders of a run's dataset, of another dataset to score, and of plain Parquet files."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from msrec.data.features.row_encoder import RowEncoder
@@ -8,6 +9,7 @@ from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.histories.reader import HistoryReader
 from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath
+from msrec.data.loading.behaviour_history import binary_labels
 from msrec.data.loading.collator import Collator
 from msrec.data.loading.global_order import GlobalOrder
 from msrec.data.loading.id_transforms import IdDropout, IdTransform, RareIds, table_transforms
@@ -18,6 +20,7 @@ from msrec.launch.build_model import model_schema, table_spec
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.launch.run_tasks import run_labels
 from msrec.model.distributed.sharding import sharding_type
 from msrec.model.sequence_items import SEQUENCE_TABLE
 
@@ -54,15 +57,18 @@ def build_loader(
         scored: another dataset to read.
     """
     schema, files = _schemas(config, scored)
-    if not config.history.of and config.objective.aux_weight == 0:
-        first_label = {"labels": schema.labels[:1]}
-        schema, files = schema.model_copy(update=first_label), files.model_copy(update=first_label)
+    labels = run_labels(config, schema)
+    # Histories count the binary labels of a row, whether the run learns them or not.
+    read = [*labels, *(binary_labels(schema) if config.history.of else [])]
+    some_labels = {"labels": list(dict.fromkeys(read))}
+    schema, files = schema.model_copy(update=some_labels), files.model_copy(update=some_labels)
     dataset = config.dataset if scored is None else scored.dataset
     reader = SplitReader(dataset, files, split, [*files.columns, *extra], config.faults)
     order = _order(config, reader, global_batch, shuffle)
     is_train = split == "train" and (scored is None or scored.alignment is None)
     equal_bags = is_train and _needs_equal_bags(config, schema, process.world_size)
     collator = _collator(config, knowledge, schema, scored, split, is_train, equal_bags)
+    collator = replace(collator, labels=labels)
     return _loader(config, process, knowledge, reader, order, collator, scored)
 
 
@@ -94,6 +100,7 @@ def build_file_loader(
     elif timestamp not in parquet_names(paths[0]):
         timestamp = None
     unlabelled: dict[str, Any] = {"labels": [], "timestamp": timestamp}
+    unlabelled |= {"weight": None, "impression": None}
     schema, files = (each.model_copy(update=unlabelled) for each in (schema, files))
     reader = SplitReader(
         scored.dataset,

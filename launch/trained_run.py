@@ -12,6 +12,7 @@ from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.build_model import build_sharded
+from msrec.launch.calibration.calibration_file import Calibration, load_calibration
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT
 from msrec.launch.checkpointing.loading import load_checkpoint
@@ -29,7 +30,7 @@ class TrainedRun:
     """A run on this rank, and the dataset that it scores.
 
     `schema` describes the dataset to score with the ids of the run; `checkpoint` is the name of the
-    folder with the weights.
+    folder with the weights; `calibration` belongs to these weights, if the run folder has one.
     """
 
     config: RunConfig
@@ -38,6 +39,7 @@ class TrainedRun:
     model: DistributedModelParallel
     checkpoint: str
     scored: ScoredDataset
+    calibration: Calibration | None = None
 
 
 class RunPath(NamedTuple):
@@ -91,6 +93,8 @@ def open_run(
     checkpoint: Path | None = None,
     data: AnyPath | None = None,
     config: RunConfig | None = None,
+    *,
+    calibrated: bool = True,
 ) -> TrainedRun:
     """Builds a run's model and loads its weights; every rank calls this.
 
@@ -100,10 +104,12 @@ def open_run(
         checkpoint: the weights to load; None takes the checkpoint with the best validation.
         data: another dataset folder to score; None is the run's own.
         config: the run's config if the caller has read it already.
+        calibrated: whether to read the calibration of the run folder.
 
     Raises:
         FileNotFoundError: there is no run, or no committed checkpoint.
-        ValueError: the checkpoint, the store or the data do not fit the config.
+        ValueError: the checkpoint, the store or the data do not fit the config, or the calibration
+            belongs to other weights than those with the best validation.
     """
     config = config or load_run_config(run_dir)
     path = checkpoint or Checkpoints(run_dir / CHECKPOINTS).best()
@@ -112,6 +118,10 @@ def open_run(
             f"{run_dir / CHECKPOINTS} must hold a committed checkpoint; it has none."
         )
     schema = load_schema(config.dataset)
+    calibration = None
+    if calibrated:
+        names = [scenario.name for scenario in schema.scenarios]
+        calibration = load_calibration(run_dir, path, names, is_best=checkpoint is None)
     alignment = None if data is None else _alignment(config, data, process)
     knowledge = KnowledgeInputs(config, schema, data)
     model, _ = build_sharded(config, schema, knowledge, process, plan=None)
@@ -123,6 +133,7 @@ def open_run(
         model=model,
         checkpoint=path.name,
         scored=ScoredDataset(data or config.dataset, alignment),
+        calibration=calibration,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,19 +63,32 @@ class FeatureLayout:
 class BackboneShape:
     """Sizes of a backbone that the data and the other parts of a model decide.
 
+    Args:
+        parents: for each task the earlier task where it exists (conversion exists after a click),
+            or None; empty if no task has one. The logit of such a task is conditional.
+
     Raises:
-        ValueError: a size is below 1.
+        ValueError: a size is below 1, or `parents` does not name an earlier task or None per task.
     """
 
     in_dim: int
     num_scenarios: int
     num_tasks: int = 1
     layout: FeatureLayout = FeatureLayout()
+    parents: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         check_positive(
             in_dim=self.in_dim, num_scenarios=self.num_scenarios, num_tasks=self.num_tasks
         )
+        if len(self.parents) not in (0, self.num_tasks) or any(
+            parent is not None and not 0 <= parent < task
+            for task, parent in enumerate(self.parents)
+        ):
+            raise ValueError(
+                "parents must be empty or hold the number of an earlier task, or None, for each of "
+                f"{self.num_tasks} tasks; got {self.parents}."
+            )
 
 
 class Backbone(nn.Module):
@@ -87,16 +101,34 @@ class Backbone(nn.Module):
         scenario: (B,), int64 in [0, num_scenarios).
         weight: (B,), float, at least 0; 0 marks padding rows, None means all 1. Read only by
             models that compute statistics of the batch.
-        returns: (B, num_tasks), float, logits.
+        returns: (B, num_tasks), float, one output per task: the logit of a binary label, or the
+            standardised value of a regression label.
+
+    Attributes:
+        entire_space: whether a task with a parent is trained on all rows, by the product
+            P(parent) * P(task | parent), as ESMM is.
 
     Raises:
         ValueError: a size is below 1; in `forward`, a scenario is out of range.
     """
 
+    entire_space: ClassVar[bool] = False
+
     def __init__(self, shape: BackboneShape) -> None:
         super().__init__()
         self.num_scenarios = shape.num_scenarios
+        self.num_tasks = shape.num_tasks
 
     def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
         """Returns the logits of each row."""
         raise NotImplementedError
+
+    def penalty(self, logits: Tensor, weight: Tensor) -> Tensor | None:
+        """Returns a further term of the loss, or None for a model without one.
+
+        Shape:
+            logits: (B, num_tasks), float, of `forward`.
+            weight: (B,), float, at least 0.
+            returns: (), float, per row of the batch (B includes padding).
+        """
+        return None

@@ -1,4 +1,4 @@
-"""Whole model: `Ranker` computes logits, `RankerTrain` adds the loss."""
+"""Whole model: `Ranker` computes outputs, `RankerTrain` adds the loss."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -56,7 +56,7 @@ class DenseArch(nn.Module):
         scenario: (B,), int64.
         weight: (B,), float; rows of weight 0 are padding.
         user_vectors, item_vectors: as in `Batch`.
-        returns: (B, T), logits.
+        returns: (B, T), outputs: logits, or standardised values of regression labels.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Ranker(nn.Module):
     """Embeddings, item vectors (frozen and learned), and the dense part over them.
 
     Shape:
-        returns: logits (B, T) and the embeddings (B, F, D).
+        returns: outputs (B, T) and the embeddings (B, F, D).
     """
 
     def __init__(
@@ -159,22 +159,20 @@ class Ranker(nn.Module):
 
 
 class Outcome(NamedTuple):
-    """Result of a step for metrics and predictions: the click loss, and values per row."""
+    """Result of a step for metrics and predictions: the labels' losses (T,), and values per row."""
 
-    loss: torch.Tensor
-    logits: torch.Tensor
+    losses: torch.Tensor
+    outputs: torch.Tensor
     label: torch.Tensor
     weight: torch.Tensor
+    label_weight: torch.Tensor
     scenario: torch.Tensor
     row_id: torch.Tensor
     user: torch.Tensor
 
 
 class RankerTrain(nn.Module):
-    """Module for TorchRec's train pipeline: returns the total loss and the fields of an `Outcome`.
-
-    The `loss` of the outcome is the cross entropy of the first label alone.
-    """
+    """Module for TorchRec's train pipeline: returns the total loss and an `Outcome`'s fields."""
 
     def __init__(self, ranker: Ranker, loss: RankLoss) -> None:
         super().__init__()
@@ -182,7 +180,11 @@ class RankerTrain(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # noqa: D102
-        logits, vectors = self.ranker(batch)
-        total, click = self.loss(logits, batch.label, batch.weight, vectors)
-        rows = (batch.label, batch.weight, batch.scenario, batch.row_id, batch.user)
-        return total, (click, logits.detach(), *rows)
+        outputs, vectors = self.ranker(batch)
+        weights = (batch.weight, batch.label_weight)
+        total, losses = self.loss(outputs, batch.label, *weights, vectors)
+        penalty = self.ranker.over.backbone.penalty(outputs, batch.weight)
+        if penalty is not None:
+            total = total + penalty
+        rows = (batch.label, *weights, batch.scenario, batch.row_id, batch.user)
+        return total, (losses, outputs.detach(), *rows)

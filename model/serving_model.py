@@ -16,6 +16,7 @@ from msrec.model.layers.generated_linear import Codes
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.meta import ScenarioMeta, fuse
 from msrec.model.ranker import DenseArch
+from msrec.model.score_head import ScoreHead
 
 
 class KnowledgeWidths(NamedTuple):
@@ -107,7 +108,7 @@ class ServingScenarioMeta(nn.Module):
 
 
 class ServingModel(nn.Module):
-    """From rows of tables to click probabilities.
+    """From rows of tables to the scores of `ScoreHead`.
 
     Shape:
         pooled: (B, (F + H) D + W_user + W_item), float: sums of the vectors of each feature, the
@@ -117,16 +118,22 @@ class ServingModel(nn.Module):
         scenario: (B,), int64 in [0, S).
         interest: candidate, bag, events, scenario and label of `Histories`, then the vectors of
             each source as in `Interest`; empty for a model without interest blocks.
-        returns: (B,), float, probability of the first label.
+        returns: (B, C), float, scores of the labels, and the combined score if there is one.
 
     Raises:
         ValueError: the model has learned vectors in place of the LLM's, or a sequence encoder.
     """
 
     def __init__(
-        self, dense_arch: DenseArch, num_features: int, num_histories: int, dim: int
+        self,
+        dense_arch: DenseArch,
+        head: ScoreHead,
+        num_features: int,
+        num_histories: int,
+        dim: int,
     ) -> None:
         super().__init__()
+        self.head = head
         if dense_arch.learned_users is not None:
             raise ValueError(
                 "llm.control must not be learned for a model to be served: its vectors are of the "
@@ -155,7 +162,7 @@ class ServingModel(nn.Module):
         scenario: Tensor,
         interest: tuple[Tensor, ...] = (),
     ) -> Tensor:
-        """Returns the probability of a click for each row."""
+        """Returns the scores of each row."""
         sizes = [self.num_vectors * self.dim, *self.user, *self.item]
         flat, user_code, user_columns, user_match, item_code, item_columns, item_match = (
             torch.split(pooled, sizes, dim=1)
@@ -182,7 +189,8 @@ class ServingModel(nn.Module):
             logits = fuse(logits, change, self.scenario_meta.fusion)
         if interest_logits is not None:
             logits = logits + interest_logits
-        return torch.sigmoid(logits[:, 0])
+        scores: Tensor = self.head(logits, scenario)
+        return scores
 
 
 def _codes(z: Tensor) -> Codes:

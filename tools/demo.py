@@ -8,8 +8,8 @@ from pathlib import Path
 
 from msrec.launch.console import PlainConsole
 from msrec.launch.evaluation.results import load_results
+from msrec.launch.reporting.comparison_tables import comparison_table
 from msrec.launch.reporting.report import write_report
-from msrec.launch.reporting.result_tables import comparison_table
 
 CONFIG = Path("configs/demo.yaml")
 RUNS = {"bare": [], "LLM4MSR": ["meta.user=true", "meta.scenario=true"]}

@@ -23,7 +23,8 @@ from msrec.launch.reporting.explanation_sections import (
     INTEREST_RULE,
     MAX_TITLE,
     interest_table,
-    log_losses,
+    label_text,
+    loss_text,
     nearest_users,
     user_facts,
 )
@@ -33,7 +34,13 @@ SHADES = ("grey30", "grey50", "white", "yellow", "dark_orange", "red")
 
 
 def explain(
-    run: Path, users: list[str], scenario: bool, split: Split, rows: int, console: Console
+    run: Path,
+    users: list[str],
+    scenario: bool,
+    split: Split,
+    rows: int,
+    console: Console,
+    label: str | None = None,
 ) -> None:
     """Prints explanations and saves them in the run folder.
 
@@ -44,12 +51,13 @@ def explain(
         split: the split whose rows are scored.
         rows: most rows to print for a user; all rows are saved.
         console: the console to print to.
+        label: label whose scores are explained; None is the first label of the run.
 
     Raises:
         FileNotFoundError, ValueError: see `Explainer`; or neither users nor scenarios are given.
     """
     logging.getLogger("msrec").setLevel(logging.WARNING)
-    for explained in explanations(run, users, scenarios=scenario, split=split):
+    for explained in explanations(run, users, scenarios=scenario, split=split, label=label):
         if isinstance(explained, UserExplanation):
             show_user(explained, rows, console)
         else:
@@ -71,7 +79,7 @@ def show_user(user: UserExplanation, max_rows: int, console: Console) -> None:
         console.print(f"No rows of this user in the {user.split} split.")
         return
     console.print(rows_table(user, max_rows))
-    console.print(log_losses(user), highlight=False)
+    console.print(loss_text(user), highlight=False)
     if user.interest:
         console.print(INTEREST_RULE, highlight=False)
     for row in user.interest:
@@ -81,7 +89,7 @@ def show_user(user: UserExplanation, max_rows: int, console: Console) -> None:
 def show_interest(row: RowInterest, console: Console) -> None:
     """Prints the events that a row attends to, and its scores without each part."""
     head, *events = interest_table(row)
-    table = Table(title=f"history of {row.item} ({row.scenario}, label {row.label:.0f})")
+    table = Table(title=f"history of {row.item} ({row.scenario}, label {label_text(row.label)})")
     table.add_column(head[0], max_width=MAX_TITLE, no_wrap=True, overflow="ellipsis")
     for number, name in enumerate(head[1:]):
         table.add_column(name, justify="right" if number > 1 else "left")
@@ -115,7 +123,7 @@ def rows_table(user: UserExplanation, max_rows: int) -> Table:
         table.add_column(VARIANTS[variant], justify="right")
     for row in rows:
         scores = [_score(row, variant) for variant in user.variants]
-        table.add_row(row.item, row.scenario, f"{row.label:.0f}", *scores)
+        table.add_row(row.item, row.scenario, label_text(row.label), *scores)
     return table
 
 
@@ -141,7 +149,8 @@ def cosine_table(title: str, names: list[str], cosines: list[list[float]]) -> Ta
 
 def _score(row: RowScore, variant: str) -> Text:
     score = getattr(row, variant)
-    is_closer = abs(score - row.label) < abs(row.score - row.label)
+    label = row.score if row.label is None else row.label
+    is_closer = abs(score - label) < abs(row.score - label)
     return Text(f"{score:.4f}", style="green" if is_closer and variant != "score" else "")
 
 

@@ -4,7 +4,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
 
 LAYOUT = FeatureLayout(("user_id", "item_id", *(f"feature_{i}" for i in range(6))), dim=16)
 SHAPE = BackboneShape(LAYOUT.end, num_scenarios=3, layout=LAYOUT)
-SIZES = "8 features of 16 numbers, 3 scenarios, 1 label"
-"""`SHAPE` in words: the sizes for which parameters are counted, without tables."""
+TWO_LABELS = replace(SHAPE, num_tasks=2, parents=(None, 0))
+"""`SHAPE` for models that need a second label, which exists only where the first is 1."""
+SIZES = "8 features of 16 numbers, 3 scenarios, 1 label (2 for esmm)"
+"""The shapes in words: the sizes for which parameters are counted, without tables."""
 LLM_PARTS: dict[str, tuple[type[nn.Module], str]] = {
     "llm_feature.kind=concat": (KnowledgeFeature, "the user's LLM vector as a feature in x"),
     "llm_feature.kind=experts": (KnowledgeFeature, "the same through a small mixture of experts"),
@@ -46,6 +48,7 @@ LLM_PARTS: dict[str, tuple[type[nn.Module], str]] = {
 NOTATION = {
     "x": "vector of a row: its embeddings, then the output of `interaction` for dense features",
     "s, S": "scenario of the row, and the number of scenarios",
+    "t, T": "label (task), and the number of labels; left out where a formula is the same for all",
     "e_s": "embedding of the scenario",
     "`*`": "element-wise product",
     "stopgrad": "value through which no gradient flows",
@@ -92,7 +95,8 @@ class Entry:
     @property
     def num_parameters(self) -> int:
         """Number of parameters at the default options and `SIZES`."""
-        model = make_backbone(self.name, SHAPE)
+        shape = TWO_LABELS if BACKBONES[self.name].entire_space else SHAPE
+        model = make_backbone(self.name, shape)
         return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -154,9 +158,10 @@ def page() -> str:
         *(f"| {symbol} | {meaning} |" for symbol, meaning in NOTATION.items()),
         "",
         _wrapped(
-            "A model returns one logit per label. The [LLM parts](#llm-parts) may change the input "
-            "x or add to the logits. The tests compare every model with a row-by-row version of "
-            "its formula (`tests/model/slow/`)."
+            "A model returns one logit per label. Each scenario and label has its own tower where "
+            "the formula has the index st; otherwise each label has its own last layer. The "
+            "[LLM parts](#llm-parts) may change the input x or add to the logits. The tests "
+            "compare every model with a row-by-row version of its formula (`tests/model/slow/`)."
         ),
         "",
         "## List of models",

@@ -1,5 +1,6 @@
 """Conversion of raw tables to a dataset folder: stage, split, encode, write, count."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from msrec.data.convert.dataset_writer import (
 )
 from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side
 from msrec.data.convert.row_filter import RowFilter
-from msrec.data.convert.split import SplitChoice, SplitCodes, split_rows
+from msrec.data.convert.split import TRAIN, SplitChoice, SplitCodes, split_rows
 from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
 from msrec.data.convert.table_checks import checked_tables
@@ -26,6 +27,7 @@ from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocab
 from msrec.data.io.names import safe_name
 from msrec.data.io.outputs import DATASET, new_folder
 from msrec.data.io.paths import AnyPath
+from msrec.data.labels import LabelOptions, make_scale
 from msrec.data.schema import (
     SPLITS,
     Schema,
@@ -79,6 +81,7 @@ def write_dataset(
         codes, record = split_rows(stage, choice, raw.location("interaction"))
         encoded = encode_features(raw, stage, codes, known, hashed)
         save_vocabularies(encoded.vocabularies, folder)
+        raw = dataclasses.replace(raw, label_options=_scaled_labels(raw, stage, codes))
         schema = _schema(raw, encoded, record)
         counts = _write_rows(raw, schema, stage, codes, encoded, folder, progress).to_dict()
         texts = {side: _text_table(raw, side) for side in SIDES}
@@ -139,6 +142,26 @@ def _write_rows(
     return counts
 
 
+def _scaled_labels(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, LabelOptions]:
+    """Returns the options of the labels, with the scales of regression labels."""
+    options = dict(raw.label_options)
+    for name, each in options.items():
+        if each.kind == "regression":
+            parts = [
+                frame[name].to_numpy()[codes[rows] == TRAIN] for rows, frame in stage.chunks([name])
+            ]
+            values = np.concatenate(parts)
+            try:
+                scale = make_scale(values[~np.isnan(values)], each)
+            except ValueError as error:
+                location = raw.location("interaction")
+                raise ValueError(
+                    f"{location}: label {name!r} {error}. Correct it or leave the label out."
+                ) from None
+            options[name] = each.model_copy(update={"scale": scale})
+    return options
+
+
 def _schema(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Schema:
     sparse = []
     for feature in raw.features:
@@ -164,6 +187,9 @@ def _schema(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Sc
         sparse=sparse,
         dense=[feature.name for feature in raw.features if feature.kind == "dense"],
         labels=list(raw.labels),
+        label_options=raw.label_options,
+        weight=raw.weight,
+        impression=raw.impression,
         timestamp=raw.timestamp,
         timestamp_unit=raw.timestamp_unit,
         text=raw.text,

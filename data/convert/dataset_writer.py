@@ -18,9 +18,9 @@ def arrow_schema(schema: Schema, extra: tuple[str, ...] = ()) -> pa.Schema:
     """Returns the columns of an interactions file; `extra` ones are float32. None is nullable."""
     types = {name: pa.int32() for name in ("user", "item", "scenario")}
     types |= {f.name: _LIST if f.multi else pa.int32() for f in schema.sparse}
-    types |= {name: pa.float32() for name in (*schema.dense, *schema.labels, *extra)}
-    if schema.timestamp:
-        types[schema.timestamp] = pa.int64()
+    numbers = (*schema.dense, *schema.labels, *schema.weights, *extra)
+    types |= dict.fromkeys(numbers, pa.float32())
+    types |= {name: pa.int64() for name in (schema.timestamp, schema.impression) if name}
     order = [*schema.columns, *extra]
     return pa.schema([pa.field(name, types[name], nullable=False) for name in order])
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
+from msrec.data.labels import LabelOptions, weight_columns
 from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 Progress = Callable[[str, int, int], None]
@@ -68,6 +69,10 @@ class RawTables:
     scenarios: list[Scenario]
     features: tuple[Feature, ...]
     labels: tuple[str, ...] = ("label",)
+    label_options: dict[str, LabelOptions] = field(default_factory=dict)
+    """Kinds of labels, as in `Schema`, without their scales."""
+    weight: str | None = None
+    impression: str | None = None
     timestamp: str | None = None
     timestamp_unit: Literal["s", "ms"] | None = None
     text: TextFields = TextFields()
@@ -111,8 +116,18 @@ class RawTables:
 
     @property
     def copied_columns(self) -> list[str]:
-        """Columns of the interactions that are written as they are: labels and timestamp."""
-        return [*self.labels, *([self.timestamp] if self.timestamp else [])]
+        """Columns of the interactions that are written as they are."""
+        others = [name for name in (self.timestamp, self.impression) if name]
+        return [*self.labels, *self.weights, *others]
+
+    def label(self, name: str) -> LabelOptions:
+        """Returns the options of a label."""
+        return self.label_options.get(name, LabelOptions())
+
+    @property
+    def weights(self) -> list[str]:
+        """Columns with weights, of rows and of labels, each once."""
+        return weight_columns(self.weight, self.labels, self.label_options)
 
 
 def star_labels(above: float) -> dict[str, float]:

@@ -120,9 +120,9 @@ def _write_chunks(
     features = [feature.raw_column for feature in raw.interaction_features]
     columns = ["user_key", "item_key", "scenario", *raw.copied_columns, *features]
     columns = list(dict.fromkeys([*columns, *extra_columns, ROW]))
-    types: dict[Any, Any] = {"scenario": pl.Int16} | dict.fromkeys(raw.labels, pl.Float32)
-    if raw.timestamp:
-        types[raw.timestamp] = pl.Int64
+    types: dict[Any, Any] = {"scenario": pl.Int16}
+    types |= dict.fromkeys([*raw.labels, *raw.weights], pl.Float32)
+    types |= {name: pl.Int64 for name in (raw.timestamp, raw.impression) if name}
     start = number = 0
     for location, frame in raw.chunks():
         if ROW not in frame.columns:

@@ -13,6 +13,7 @@ from msrec.data.convert.staging import StagedRows
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures
 from msrec.data.features.shard_balance import imbalance_by_ranks
 from msrec.data.features.vocabulary import UNKNOWN, Vocabulary
+from msrec.data.labels import LabelOptions
 from msrec.data.schema import SPLITS
 
 Ints = npt.NDArray[np.int64]
@@ -33,6 +34,7 @@ class ConversionCounts:
         shape = (len(SPLITS), len(self._scenarios))
         self._rows, self._positives = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         self._time: dict[str, list[int]] = {}
+        self._labels = {name: _LabelCounts(raw.label(name)) for name in raw.labels[1:]}
         sizes = {side: raw.table(side).height for side in SIDES}
         # Rows of each user (item) by split, and whether the user (item) is in a scenario.
         self._rows_of = {side: np.zeros((shape[0], n), np.int32) for side, n in sizes.items()}
@@ -57,6 +59,8 @@ class ConversionCounts:
         for total, weights in ((self._rows, None), (self._positives, label)):
             counts = np.bincount(cell, weights, minlength=total.size)
             total += counts.astype(np.int64).reshape(total.shape)
+        for name, counter in self._labels.items():
+            counter.add(columns[name].to_numpy(), codes)
         for side in SIDES:
             positions = columns[side].to_numpy()
             self._seen[side][scenario, positions] = True
@@ -82,6 +86,7 @@ class ConversionCounts:
                 | dict(zip(self._scenarios, seen.sum(axis=1).tolist(), strict=True))
                 for side, seen in self._seen.items()
             },
+            "labels": {name: counter.to_dict() for name, counter in self._labels.items()},
             "time": self._time,
             "unknown": {name: unknown for name, (_, unknown) in flaws.items() if unknown},
             "missing": {name: missing for name, (missing, _) in flaws.items() if missing},
@@ -125,6 +130,45 @@ class ConversionCounts:
             lookups = _lookups(self._encoded.values[feature.name], times, vocabulary.rows)
         by_value = vocabulary.by_value(lookups) if isinstance(vocabulary, Vocabulary) else None
         return imbalance_by_ranks(lookups, by_value)
+
+
+class _LabelCounts:
+    """Counts of a label in each split: rows that have it, lack it, and the sum of its values.
+
+    For regression labels with `clip` also the rows whose value is clipped.
+    """
+
+    def __init__(self, options: LabelOptions) -> None:
+        self._options = options
+        self._totals = {
+            name: np.zeros(len(SPLITS)) for name in ("rows", "missing", "clipped", "sum")
+        }
+
+    def add(self, values: npt.NDArray[np.float32], codes: SplitCodes) -> None:
+        is_missing = np.isnan(values)
+        low, high = self._options.clip or (-np.inf, np.inf)
+        weights = {
+            "rows": ~is_missing,
+            "missing": is_missing,
+            "clipped": (values < low) | (values > high),
+            "sum": np.where(is_missing, 0, values),
+        }
+        for name, total in self._totals.items():
+            total += np.bincount(codes, weights[name], minlength=len(SPLITS))
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Returns split -> counts: positives of a binary label, the mean of a regression label."""
+        is_binary = self._options.kind == "binary"
+        by_split: dict[str, dict[str, Any]] = {}
+        for code, split in enumerate(SPLITS):
+            rows, missing, clipped, total = (float(t[code]) for t in self._totals.values())
+            counts: dict[str, Any] = {"rows": int(rows), "missing": int(missing)}
+            if is_binary:
+                counts["positives"] = int(total)
+            else:
+                counts |= {"clipped": int(clipped), "mean": total / rows if rows else None}
+            by_split[split] = counts
+        return by_split
 
 
 def counts_by_split(table: Ints, scenarios: Sequence[str]) -> dict[str, dict[str, int]]:

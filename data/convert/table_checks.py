@@ -1,6 +1,7 @@
 """Checks of raw tables: the types of their columns by role, and the values in them."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import polars as pl
@@ -19,6 +20,7 @@ from msrec.data.features.value_types import (
     stored_series,
 )
 from msrec.data.io.names import check_name
+from msrec.data.labels import LabelOptions
 from msrec.data.schema import KEYS
 
 RESERVED = ("user", "item", "scenario", *KEYS, "p_click")
@@ -27,12 +29,16 @@ FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
 """Beginning of the year 1 and end of the year 9999, in seconds since 1970."""
 FINITE = ("be finite", "Fill it yourself or leave the column out.")
 FITS = ("fit int64", "Convert the column to strings.")
+OPTIONAL = "Correct it, or declare the label as `optional: true` if rows may lack it."
 _SCALARS = "integers, strings, Booleans or dates"
 _ROLES: dict[str, tuple[AllowedTypes, str]] = {
     "key": (AllowedTypes((INTEGER, TEXT)), "strings or integers to be a key"),
     "scenario": (AllowedTypes((INTEGER,)), "integers"),
     "scenario value": (AllowedTypes(VALUES), f"{_SCALARS} to be a scenario"),
     "label": (AllowedTypes((NUMBER, BOOLEAN)), "numbers, 0 or 1, to be a label"),
+    "regression label": (AllowedTypes((NUMBER,)), "numbers to be a label of kind regression"),
+    "weight": (AllowedTypes((NUMBER,)), "numbers to be a weight"),
+    "impression": (AllowedTypes((INTEGER,)), "integers to be an impression"),
     "timestamp": (AllowedTypes((INTEGER,)), "integers (such as Unix seconds)"),
     "sparse": (AllowedTypes(VALUES), f"{_SCALARS} to be a sparse feature"),
     "multi": (AllowedTypes(VALUES, (True,)), f"lists of {_SCALARS} to be a multi feature"),
@@ -118,18 +124,26 @@ def checked_rows(raw: RawTables, chunk: Chunk, row_filter: RowFilter) -> pl.Data
     """
     location, frame = chunk
     roles = dict.fromkeys(KEYS, "key") | {"scenario": "scenario"}
-    roles |= dict.fromkeys(raw.labels, "label")
+    is_regression = {name: raw.label(name).kind == "regression" for name in raw.labels}
+    roles |= {n: "regression label" if is_regression[n] else "label" for n in raw.labels}
+    roles |= dict.fromkeys(raw.weights, "weight")
+    if raw.impression:
+        roles[raw.impression] = "impression"
     if raw.timestamp:
         roles[raw.timestamp] = "timestamp"
     roles |= {feature.raw_column: feature.kind for feature in raw.interaction_features}
     require_columns(frame.columns, [*roles], location)
     for column, role in roles.items():
         check_type(frame[column], role, location)
-        if role in ("key", "sparse", "multi") and (fits := _fits(frame[column])) is not None:
+        if (
+            role in ("key", "sparse", "multi", "impression")
+            and (fits := _fits(frame[column])) is not None
+        ):
             frame = row_filter.keep(frame, column, fits, location, *FITS)
     for column, good, must, advice in _row_rules(raw):
         frame = row_filter.keep(frame, column, good, location, must, advice)
-    return frame.with_columns(stored_series(frame[key]) for key in KEYS)
+    labels = [_label_values(name, raw.label(name)) for name in raw.labels]
+    return frame.with_columns(*labels, *(stored_series(frame[key]) for key in KEYS))
 
 
 def require_columns(
@@ -166,12 +180,17 @@ def _row_rules(raw: RawTables) -> Iterator[tuple[str, pl.Expr, str, str]]:
     is_known = pl.col("scenario").is_between(0, len(raw.scenarios) - 1)
     yield "scenario", is_known, f"be a known scenario ({names})", "Declare it or drop the row."
     for label in raw.labels:
-        is_binary = pl.col(label).cast(pl.Float32).is_in([0.0, 1.0])
-        yield label, is_binary, "be 0 or 1", "Correct it."
+        yield from _label_rules(label, raw.label(label))
+    for name in raw.weights:
+        good = _is_finite(name) & (pl.col(name) >= 0)
+        yield name, good, "be a finite number of at least 0", "Correct it."
+    if raw.impression:
+        is_known = pl.col(raw.impression).is_not_null()
+        yield raw.impression, is_known, "have no null", "Give each row its impression."
     if raw.timestamp:
         time = pl.col(raw.timestamp)
-        is_known = time.is_not_null()
-        yield raw.timestamp, is_known, "have no null", "Remove the row or give it a time."
+        is_given = time.is_not_null()
+        yield raw.timestamp, is_given, "have no null", "Remove the row or give it a time."
         if raw.timestamp_unit is None:
             yield raw.timestamp, time <= MAX_INTEGER, *FITS
         else:
@@ -182,6 +201,35 @@ def _row_rules(raw: RawTables) -> Iterator[tuple[str, pl.Expr, str, str]]:
     for feature in raw.interaction_features:
         if feature.kind == "dense":
             yield feature.raw_column, _is_finite(feature.raw_column), *FINITE
+
+
+def _label_rules(name: str, options: LabelOptions) -> Iterator[tuple[str, pl.Expr, str, str]]:
+    """Yields the rules for a label, as `_row_rules`."""
+    value = pl.col(name).cast(pl.Float32)
+    good, must = value.is_in([0.0, 1.0]), "be 0 or 1"
+    if options.kind == "regression":
+        good, must = value.is_finite(), "be a finite number"
+        if options.transform == "log":
+            good, must = good & (value >= 0), "be at least 0 and finite, as its transform is log"
+    advice = "Correct it." if options.optional else OPTIONAL
+    is_missing = value.is_null() | value.is_nan()
+    if options.optional:
+        good, must = is_missing | good, f"{must}, or null"
+    if options.exists_where is not None:
+        parent = options.exists_where
+        exists = (pl.col(parent).cast(pl.Float32) == 1).fill_null(value=False)
+        good = pl.when(exists).then(good).otherwise(is_missing | (value == 0))
+        must = f"{must}; and 0 or null where {parent!r} is not 1"
+    yield name, good, must, advice
+
+
+def _label_values(name: str, options: LabelOptions) -> pl.Expr:
+    """Returns the label as float32, NaN in rows that do not have it."""
+    value = pl.col(name).cast(pl.Float32).fill_null(math.nan)
+    if options.exists_where is None:
+        return value
+    exists = pl.col(options.exists_where).cast(pl.Float32) == 1
+    return pl.when(exists).then(value).otherwise(math.nan).alias(name)
 
 
 def _is_finite(column: str) -> pl.Expr:

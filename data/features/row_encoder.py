@@ -151,8 +151,9 @@ class RowEncoder:
         Returns:
             `user` and `item`: int64, indices into users.parquet and items.parquet, -1 for new ones,
             which have no vector and no history. `scenario`: int32. Sparse features: int32, or a
-            list array of int32. Dense features: float32. Labels: float32, all 0. The timestamp, if
-            asked for: int64. And the counts of values of keys and sparse features.
+            list array of int32. Dense features: float32. Labels: float32, all 0. Weights: float32,
+            all 1. The timestamp, if asked for: int64. And the counts of values of keys and sparse
+            features.
 
         Raises:
             ValueError: a column is missing or has another type, or a value is not allowed; names
@@ -181,6 +182,7 @@ class RowEncoder:
         if self._timestamp is not None:
             columns[self._timestamp] = raw[self._timestamp].integers()
         zeros = np.zeros(table.num_rows, dtype=np.float32)
+        columns |= dict.fromkeys(self.schema.weights, zeros + 1)
         return columns | dict.fromkeys(self.schema.labels, zeros), counts
 
     def events(self, events: Sequence[Any], where: str) -> EncodedEvents:

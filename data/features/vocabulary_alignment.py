@@ -13,6 +13,7 @@ from msrec.data.features.value_types import is_text
 from msrec.data.features.vocabulary import UNKNOWN, VOCABULARIES, vocabulary_file
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
+from msrec.data.labels import LabelOptions
 from msrec.data.schema import Schema, load_schema
 
 ADVICE = "Convert the new data with the features and scenarios of the old."
@@ -66,8 +67,10 @@ class VocabularyAlignment:
             sizes = old.tables[feature.table], new.tables[same.table]
             self._ids[feature.name] = self._matched_ids(feature.name, *sizes)
         of_data = ["name", "description", "num_users", "num_items", "split", "counts"]
-        of_data += ["timestamp", "timestamp_unit", "histories"]
-        self.schema = old.model_copy(update={name: getattr(new, name) for name in of_data})
+        of_data += ["timestamp", "timestamp_unit", "histories", "weight", "impression"]
+        changes = {name: getattr(new, name) for name in of_data}
+        changes["label_options"] = {name: _label(old, new, name, data) for name in old.labels}
+        self.schema = old.model_copy(update=changes)
         sparse = [features[feature.name] for feature in old.sparse]
         self.files = new.model_copy(
             update={"sparse": sparse, "dense": old.dense, "labels": old.labels}
@@ -157,6 +160,18 @@ class VocabularyAlignment:
                 f"{self._data} must have the {what} of {self._trained}; it lacks "
                 f"{', '.join(missing)}. {ADVICE}"
             )
+
+
+def _label(old: Schema, new: Schema, name: str, data: AnyPath) -> LabelOptions:
+    """Returns the options of a label: as the model knows it, with the weights of `data`."""
+    known, found = old.label(name), new.label(name)
+    if (known.kind, known.exists_where) != (found.kind, found.exists_where):
+        raise ValueError(
+            f"{data}: label {name!r} must be of kind {known.kind} and exist where "
+            f"{known.exists_where or 'any row is'}, as in training; it is {found.kind} and exists "
+            f"where {found.exists_where or 'any row is'}. {ADVICE}"
+        )
+    return known.model_copy(update={"weight": found.weight})
 
 
 def _kind(multi: bool) -> str:

@@ -121,8 +121,9 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
 
         dense: (B, num_dense), float32.
         scenario: (B,), int64 in [0, S).
-        label: (B, T), float32 in {0, 1}.
+        label: (B, T), float32; NaN in a row without the label.
         weight: (B,), float32; 0 for bad rows and for the padding of an epoch's last batch.
+        label_weight: (B, T), float32, further weights of the labels; (B, 0) if all are 1.
         row_id: (B,), int64, the row's position in its split; -1 for bad rows and padding.
         user: (B,), int64, index into users.parquet.
         item: (B,), int64, index into items.parquet.
@@ -136,6 +137,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     scenario: torch.Tensor
     label: torch.Tensor
     weight: torch.Tensor
+    label_weight: torch.Tensor
     row_id: torch.Tensor
     user: torch.Tensor
     item: torch.Tensor

@@ -35,8 +35,8 @@ class BehaviourHistory:
     """Bags of the training rows of each user (item).
 
     A row is stored as the id `other * levels + level`: its item (user), and the number of its
-    labels that are 1. With the labels rating > 1, > 2, > 3 and > 4 the level is the number of stars
-    less one; with one label it is that label.
+    binary labels that are 1. With the labels rating > 1, > 2, > 3 and > 4 the level is the number
+    of stars less one; with one label it is that label.
 
     Memory: 5 bytes per training row and side, 20 while it is built.
 
@@ -61,9 +61,9 @@ class BehaviourHistory:
     ) -> None:
         self.of = tuple(of)
         self.levels = levels(schema)
-        self._labels = schema.labels
+        self._labels = binary_labels(schema)
         timestamp = [schema.timestamp] if schema.timestamp else []
-        names = ["user", "item", *schema.labels, *timestamp]
+        names = ["user", "item", *self._labels, *timestamp]
         columns = SplitReader(dataset, schema, "train", names, faults).read()
         is_good = ~columns[BAD] if BAD in columns else None
         level = self.level(columns)
@@ -86,8 +86,8 @@ class BehaviourHistory:
         return history
 
     def level(self, columns: Columns) -> npt.NDArray[np.int32]:
-        """Returns the number of labels of each row that are 1, (rows,), int32."""
-        total = np.sum([columns[name] for name in self._labels], axis=0)
+        """Returns the number of binary labels of each row that are 1, (rows,), int32."""
+        total = np.sum([columns[name] == 1 for name in self._labels], axis=0)
         return np.asarray(total, dtype=np.int32)
 
     def bags(
@@ -116,13 +116,18 @@ class BehaviourHistory:
         return self._bags[side].has_own[np.maximum(rows, 0)] & (rows >= 0)
 
 
+def binary_labels(schema: Schema) -> list[str]:
+    """Returns the labels that a level counts."""
+    return [name for name in schema.labels if schema.label(name).kind == "binary"]
+
+
 def levels(schema: Schema) -> int:
     """Returns the number of levels that a row may have.
 
     Raises:
         ValueError: ids of users or items with a level do not fit int32.
     """
-    count = len(schema.labels) + 1
+    count = len(binary_labels(schema)) + 1
     for what, size in (("items", schema.num_items), ("users", schema.num_users)):
         if size * count >= 2**31:
             raise ValueError(

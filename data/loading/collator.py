@@ -75,6 +75,7 @@ class Collator:
         is_train: whether the rows are those that `history` holds. A row is then excluded from its
             own history.
         sequences: earlier events of the batch's rows; None leaves them out.
+        labels: labels of the batch, in order; None is all of the schema.
     """
 
     schema: Schema
@@ -83,6 +84,7 @@ class Collator:
     history: BehaviourHistory | None = None
     is_train: bool = False
     sequences: SequenceSource | None = None
+    labels: Sequence[str] | None = None
 
 
 class Window:
@@ -110,9 +112,13 @@ class Window:
             columns[name].astype(np.int64, copy=False).reshape(rows.shape)
             for name in ("scenario", "user", "item")
         )
-        self._label = _stacked(columns, schema.labels, rows.shape, 2, np.float32)
+        labels = schema.labels if collator.labels is None else collator.labels
+        self._label = _stacked(columns, labels, rows.shape, 2, np.float32)
         self._dense = _stacked(columns, schema.dense, rows.shape, 2, np.float32)
         self._weight = (rows >= 0).astype(np.float32)
+        if schema.weight:
+            self._weight *= columns[schema.weight].reshape(rows.shape)
+        self._label_weight = _label_weights(columns, schema, labels, rows.shape)
         self._time: Longs | None = None
         if collator.sequences is not None and schema.timestamp:
             self._time = columns[schema.timestamp].reshape(rows.shape)
@@ -146,6 +152,7 @@ class Window:
             scenario=torch.from_numpy(self._scenario[number]),
             label=torch.from_numpy(self._label[number]),
             weight=torch.from_numpy(self._weight[number]),
+            label_weight=torch.from_numpy(self._label_weight[number]),
             row_id=torch.from_numpy(self._rows[number]),
             user=torch.from_numpy(user),
             item=torch.from_numpy(item),
@@ -213,6 +220,18 @@ class Window:
         return KeyedJaggedTensor(
             keys=self._keys, values=torch.from_numpy(values), lengths=torch.from_numpy(lengths)
         )
+
+
+def _label_weights(
+    columns: Columns, schema: Schema, labels: Sequence[str], shape: tuple[int, ...]
+) -> Scalars:
+    """Returns the weights of the labels, (W, B, T), or (W, B, 0) if none has weights."""
+    names = [schema.label(label).weight for label in labels]
+    if not any(names):
+        return np.empty((*shape, 0), np.float32)
+    ones = np.ones(shape, np.float32)
+    weights = [ones if name is None else columns[name].reshape(shape) for name in names]
+    return np.ascontiguousarray(np.stack(weights, axis=2))
 
 
 def _stacked(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from msrec.data.features.columns import Scalars, flattened, is_list, nulls
+from msrec.data.labels import LabelOptions
 from msrec.data.schema import Schema
 
 Mask = npt.NDArray[np.bool_]
@@ -43,14 +44,15 @@ class ColumnChecks:
     """
 
     def __init__(self, schema: Schema, columns: Sequence[str]) -> None:
-        self._labels = set(schema.labels)
-        self._timestamp = schema.timestamp
+        self._labels = {name: schema.label(name) for name in schema.labels}
+        self._weights = set(schema.weights)
+        self._whole_numbers = {n for n in (schema.timestamp, schema.impression) if n}
         self._sizes = {"user": schema.num_users, "item": schema.num_items}
         self._sizes["scenario"] = schema.num_scenarios
         self._sizes |= {feature.name: schema.tables[feature.table] for feature in schema.sparse}
         types = dict.fromkeys(self._sizes, pa.int32())
         types |= {f.name: pa.list_(pa.int32()) for f in schema.sparse if f.multi}
-        types |= {schema.timestamp: pa.int64()} if schema.timestamp else {}
+        types |= dict.fromkeys(self._whole_numbers, pa.int64())
         self.types: dict[str, pa.DataType] = {n: types.get(n, pa.float32()) for n in columns}
 
     def type_error(self, file: pa.Schema) -> str | None:
@@ -85,11 +87,13 @@ class ColumnChecks:
     def _broken_rule(self, values: Scalars, name: str) -> tuple[Mask | None, str]:
         """Returns which values break the rule of a column, and the rule."""
         if name in self._labels:
-            return (values != 0) & (values != 1), "a label must be 0 or 1"
+            return _broken_label(values, self._labels[name])
+        if name in self._weights:
+            return ~(np.isfinite(values) & (values >= 0)), "a weight must be finite and at least 0"
         size = self._sizes.get(name)
         if size is None:
-            is_finite = None if name == self._timestamp else ~np.isfinite(values)
-            return is_finite, "a dense value must be finite"
+            is_bad = None if name in self._whole_numbers else ~np.isfinite(values)
+            return is_bad, "a dense value must be finite"
         # One pass in the usual case that all ids are good: as uint32, negative ids are largest.
         if not len(values) or int(values.view(np.uint32).max()) < size:
             return None, ""
@@ -97,6 +101,16 @@ class ColumnChecks:
         if name == "scenario":
             must = f"the scenario must be one of the schema's, 0 to {size - 1}"
         return (values < 0) | (values >= size), must
+
+
+def _broken_label(values: Scalars, options: LabelOptions) -> tuple[Mask, str]:
+    """Returns which labels break the rule of their kind, and the rule."""
+    is_bad, must = (values != 0) & (values != 1), "a label must be 0 or 1"
+    if options.kind == "regression":
+        is_bad, must = ~np.isfinite(values), "a regression label must be finite"
+    if options.may_be_missing:
+        is_bad, must = is_bad & ~np.isnan(values), f"{must}, or NaN in a row without it"
+    return is_bad, must
 
 
 def harmless(array: pa.Array, bad: Mask, kind: pa.DataType) -> pa.Array:

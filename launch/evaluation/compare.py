@@ -5,26 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.io.validation import StrictModel
+from msrec.data.labels import LabelKind
 from msrec.data.schema import Split
 from msrec.launch.evaluation.evaluate import predictions_folder
 from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
-from msrec.launch.evaluation.results import ResultHistory, load_results
+from msrec.launch.evaluation.results import ResultHistory, Results, label_rows, load_results
 from msrec.launch.trained_run import find_run
 from msrec.model.metrics.bootstrap import CONFIDENCE, MIN_USERS, jackknife_error
-from msrec.model.metrics.exact import Grouping, MetricOptions, sort_rows
-from msrec.model.metrics.user_sums import SUMS, UserSums, metric_values
+from msrec.model.metrics.definitions import Array
+from msrec.model.metrics.exact import Grouping, MetricOptions, SortedRows
+from msrec.model.metrics.user_sums import UserSums
 
 DIRECTION = {
     **dict.fromkeys(("auc", "average_precision", "rig", "gauc", "gauc_by_user"), 1),
-    **dict.fromkeys(("ndcg", "recall"), 1),
+    **dict.fromkeys(("ndcg", "recall", "gauc_by_impression", "ndcg_by_impression"), 1),
     **dict.fromkeys(("log_loss", "ne"), -1),
+    **dict.fromkeys(("mae", "rmse"), -1),
+    "spearman": 1,
 }
 """Metrics that can be compared: 1 if higher is better, -1 if lower is better."""
+MAIN_METRIC: dict[LabelKind, str] = {"binary": "auc", "regression": "rmse"}
+"""Kind of a label -> metric that is compared if none is named."""
 ALL = "all"
 """Name of the group of all rows."""
 ZERO = 1e-12
@@ -35,7 +40,7 @@ class Difference(StrictModel):
     """Difference of two runs in one metric on the same rows; undefined values are None.
 
     `p` belongs to the two-sided t-test of a difference of 0. `p_holm` is the same value, corrected
-    for the number of scenarios; the group of all rows has none.
+    for the number of scenarios and labels; the group of all rows has none if there is one label.
     """
 
     rows: int
@@ -55,17 +60,33 @@ class Difference(StrictModel):
         return "better" if DIRECTION[metric] * self.difference > 0 else "worse"
 
 
+Differences = dict[str, dict[str, Difference]]
+"""Metric -> "all" or a scenario -> difference."""
+
+
 class Comparison(StrictModel):
-    """Two runs on one split: metric -> "all" or a scenario -> difference."""
+    """Two runs on one split."""
 
     dataset: str
     split: str
     names: tuple[str, str]
     checkpoints: tuple[str, str]
     k: int
-    metrics: dict[str, dict[str, Difference]]
+    metrics: Differences
+    """Of the first label."""
+    label: str = ""
+    """Name of the first label; empty if an older version scored the rows."""
+    labels: dict[str, Differences] = {}
+    """Of the further labels."""
+    combined: dict[str, Differences] = {}
+    """Of the combined scores, judged by each binary label."""
     histories: tuple[ResultHistory | None, ResultHistory | None] = (None, None)
     """Ordered histories that the rows had in each run; None for a run that reads none."""
+
+    @property
+    def by_label(self) -> dict[str, Differences]:
+        """Differences of every label, the first one first."""
+        return {self.label: self.metrics} | self.labels
 
 
 def find_predictions(path: Path, split: Split, data: AnyPath | None = None) -> Path:
@@ -115,8 +136,8 @@ def compare(
 
     The difference of each metric is computed without each user in turn (the jackknife; above 10,000
     users, without each of 10,000 random groups of users). Its t-interval and p-value follow.
-    The p-values of the scenarios are corrected by Holm's method, which is valid for dependent
-    tests: scenarios share users. The group of all rows is not part of that family of tests.
+    The p-values are corrected by Holm's method, which is valid for dependent tests: scenarios and
+    labels share users. All scenarios of all labels are one family of tests, see `correct`.
 
     Raises:
         FileNotFoundError: a folder has no predictions or no results.
@@ -130,52 +151,120 @@ def compare(
     pair = load_predictions(first), load_predictions(second)
     results = load_results(first), load_results(second)
     scenarios = [list(result.metrics.scenarios) for result in results]
-    _check_same_rows(names, *pair, scenarios)
+    labels = _common_labels(names, *results)
+    _check_same_rows(names, *pair, scenarios, labels)
     histories = results[0].history, results[1].history
     if not any_protocol:
         _check_protocols(names, histories)
     groups = Grouping(scenarios[0], pair[0].scenario)
     options = MetricOptions(k=k, resamples=0)
-    sums = []
-    for run in pair:
-        rows = sort_rows(run.score, run.label, run.user, run.weight, options)
-        sums.append([rows.sums(group) for group in (None, *rows.rows_of(groups))])
-    by_group = [differences(*group_sums) for group_sums in zip(*sums, strict=True)]
-    metrics = {}
-    for metric in DIRECTION:
-        whole, *parts = (group[metric] for group in by_group)
-        corrected = holm([part.p for part in parts])
-        metrics[metric] = {ALL: whole}
-        for name, part, p in zip(scenarios[0], parts, corrected, strict=True):
-            metrics[metric][name] = part.model_copy(update={"p_holm": p})
+    by_label: dict[str, Differences] = {}
+    combined: dict[str, Differences] = {}
+    for name, numbers in labels.items():
+        kind = list(results[0].by_label.values())[numbers[0]].kind
+        runs = list(zip(pair, numbers, strict=True))
+        rows = [label_rows(run, number, options, kind) for run, number in runs]
+        by_label[name] = _differences_by_group(rows, groups)
+        if kind == "binary" and all(run.combined is not None for run in pair):
+            ranked = [label_rows(run, n, options, "ranking", run.combined) for run, n in runs]
+            combined[name] = _differences_by_group(ranked, groups)
+    by_label, combined = correct(by_label), correct(combined)
+    label = next(iter(by_label))
     return Comparison(
         dataset=pair[0].commit.dataset,
         split=pair[0].commit.split,
         names=names,
         checkpoints=(pair[0].commit.checkpoint, pair[1].commit.checkpoint),
         k=k,
-        metrics=metrics,
+        metrics=by_label.pop(label),
+        label=label,
+        labels=by_label,
+        combined=combined,
         histories=histories,
     )
+
+
+def _common_labels(
+    names: tuple[str, str], first: Results, second: Results
+) -> dict[str, tuple[int, int]]:
+    """Returns the labels of both runs, with their number in each.
+
+    Results of an older version do not name their label, so that the first labels are compared.
+
+    Raises:
+        ValueError: the runs have no label in common.
+    """
+    one, two = list(first.by_label), list(second.by_label)
+    if "" in (one[0], two[0]):
+        return {one[0] or two[0]: (0, 0)}
+    common = {name: (one.index(name), two.index(name)) for name in one if name in two}
+    if not common:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have a label in common; they have {', '.join(one)} "
+            f"and {', '.join(two)}."
+        )
+    return common
+
+
+def _differences_by_group(runs: Sequence[SortedRows], groups: Grouping) -> Differences:
+    """Returns the differences of two runs in one label, of all rows and of each scenario."""
+    sums = [[rows.sums(group) for group in (None, *rows.rows_of(groups))] for rows in runs]
+    by_group = [differences(*of_group) for of_group in zip(*sums, strict=True)]
+    names = [ALL, *groups.names]
+    no_rows = Difference(rows=0, users=0, first=None, second=None)
+    return {
+        metric: {name: of.get(metric, no_rows) for name, of in zip(names, by_group, strict=True)}
+        for metric in by_group[0]
+    }
+
+
+def correct(by_label: dict[str, Differences]) -> dict[str, Differences]:
+    """Returns the differences with p-values corrected by Holm's method.
+
+    A family of tests is a metric in all scenarios of all labels. The main metrics, AUC of binary
+    and RMSE of regression labels, are one family. The differences over all rows are another
+    question: with several labels they are a family of their own, with one label they stay as they
+    are.
+    """
+    families: dict[tuple[str, bool], list[tuple[str, str, str]]] = {}
+    for label, metrics in by_label.items():
+        for metric, groups in metrics.items():
+            family = "main" if metric in MAIN_METRIC.values() else metric
+            for group in groups:
+                cells = families.setdefault((family, group == ALL), [])
+                cells.append((label, metric, group))
+    corrected = {
+        label: {metric: dict(groups) for metric, groups in metrics.items()}
+        for label, metrics in by_label.items()
+    }
+    for (_, is_whole), cells in families.items():
+        if is_whole and len(cells) == 1:
+            continue
+        p_values = holm([by_label[label][metric][group].p for label, metric, group in cells])
+        for (label, metric, group), p in zip(cells, p_values, strict=True):
+            cell = by_label[label][metric][group]
+            corrected[label][metric][group] = cell.model_copy(update={"p_holm": p})
+    return corrected
 
 
 def differences(first: UserSums, second: UserSums) -> dict[str, Difference]:
     """Returns the difference of each metric over one group of rows, from the sums of both runs."""
     totals = [sums.table.sum(axis=0) for sums in (first, second)]
-    values = [metric_values(total, total) for total in totals]
-    without_one = [
-        metric_values(total - sums.table, total)
-        for total, sums in zip(totals, (first, second), strict=True)
+    values = [
+        sums.values(total, total) for sums, total in zip((first, second), totals, strict=True)
     ]
-    counted = ("negatives", "positives", "users", "left_out")
-    count = {name: int(totals[0][SUMS.index(name)]) for name in counted}
+    without_one = [
+        sums.values(total - sums.table, total)
+        for sums, total in zip((first, second), totals, strict=True)
+    ]
+    counts = first.counts()
     num_blocks = len(first.blocks)
     by_metric = {}
-    for metric in DIRECTION:
+    for metric in (metric for metric in DIRECTION if metric in values[0]):
         one, two = (float(value[metric]) for value in values)
         fields: dict[str, Any] = {
-            "rows": count["negatives"] + count["positives"],
-            "users": count["users"] + count["left_out"],
+            "rows": counts["rows"],
+            "users": counts["users"] + counts.get("users_left_out", 0),
             "first": one if np.isfinite(one) else None,
             "second": two if np.isfinite(two) else None,
         }
@@ -232,7 +321,11 @@ def _check_protocols(
 
 
 def _check_same_rows(
-    names: tuple[str, str], one: Predictions, two: Predictions, scenarios: list[list[str]]
+    names: tuple[str, str],
+    one: Predictions,
+    two: Predictions,
+    scenarios: list[list[str]],
+    labels: dict[str, tuple[int, int]],
 ) -> None:
     start = f"{names[0]} and {names[1]} must have scored the same rows"
     advice = "Evaluate both on the same data and split."
@@ -244,14 +337,21 @@ def _check_same_rows(
     ):
         if first != second:
             raise ValueError(f"{start}; {fact} differs: {first} and {second}. {advice}")
-    for column in ("row_id", "label", "user", "scenario", "weight"):
-        values: tuple[NDArray[np.generic], NDArray[np.generic]]
-        values = getattr(one, column), getattr(two, column)
-        differs = values[0] != values[1]
+    pairs: dict[str, tuple[Array, Array]] = {
+        name: (getattr(one, name), getattr(two, name)) for name in ("row_id", "user", "scenario")
+    }
+    for label, (first_number, second_number) in labels.items():
+        both = one.labels[first_number], two.labels[second_number]
+        of_label = f" of {label}" if len(labels) > 1 else ""
+        pairs |= {f"label{of_label}": (both[0].label, both[1].label)}
+        pairs |= {f"weight{of_label}": (both[0].weight, both[1].weight)}
+    for column, values in pairs.items():
+        is_nan = values[0] != values[0]  # noqa: PLR0124 - also for integers
+        differs = (values[0] != values[1]) & ~(is_nan & (values[1] != values[1]))  # noqa: PLR0124
         if differs.any():
             row = int(np.argmax(differs))
-            both = f": {values[0][row]} and {values[1][row]}"
+            both_values = f": {values[0][row]} and {values[1][row]}"
             raise ValueError(
                 f"{start}; column {column} differs in {int(differs.sum()):,} rows, first in row_id "
-                f"{one.row_id[row]}{'' if column in ('user', 'row_id') else both}. {advice}"
+                f"{one.row_id[row]}{'' if column in ('user', 'row_id') else both_values}. {advice}"
             )

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 
 from msrec.data.io.parquet_files import named_parquet_files, read_parquet, scan_parquet
 from msrec.data.io.paths import AnyPath
-from msrec.launch.evaluation.predictions import TRUTH
+from msrec.launch.evaluation.predictions import IMPRESSION, TRUTH
 
 MAX_VALUE_BINS = 20
 """The most frequent values of a categorical column have a bin each; all others share one."""
@@ -18,7 +18,7 @@ QUANTILE_BINS = 10
 SMALL, LARGE = 0.1, 0.25
 """Customary bounds of a small and of a large shift (Siddiqi, Credit Risk Scorecards, 2006)."""
 NOISE_QUANTILE = 0.95
-IGNORED_COLUMNS = ("row_id", "timestamp", "weight", TRUTH)
+IGNORED_COLUMNS = ("row_id", "timestamp", "weight", TRUTH, IMPRESSION)
 
 
 @dataclass(frozen=True)

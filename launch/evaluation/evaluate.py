@@ -10,7 +10,7 @@ from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
 from msrec.launch.distributed import Process, shared_folder
 from msrec.launch.evaluation.predict import predict, truth_column
-from msrec.launch.evaluation.predictions import PREDICTIONS, load_predictions
+from msrec.launch.evaluation.predictions import PREDICTIONS, Predictions, load_predictions
 from msrec.launch.evaluation.results import ResultHistory, Results, compute_results, save_results
 from msrec.launch.evaluation.slices import Slice, check_timestamps, slice_rows
 from msrec.launch.loaders import build_loader, eval_batch
@@ -79,14 +79,10 @@ def evaluate(
     config = load_run_config(run_dir)
     check_timestamps(data or config.dataset, by)
     out = predictions_folder(run_dir, split, checkpoint, data)
-    with shared_folder(out, PREDICTIONS) as folder:
-        trained = open_run(run_dir, process, checkpoint, data, config)
-        results = _evaluate(trained, run_dir, process, split, out, folder, by, metric_options)
-        if results is None:
-            return None
-        if data is not None:
-            results = results.model_copy(update={"data": str(data)})
-        save_results(results, folder)
+    trained = open_run(run_dir, process, checkpoint, data, config)
+    results = score_split(trained, run_dir, process, split, out, by, metric_options)
+    if results is None:
+        return None
     if split == "test" and checkpoint is None and data is None:
         save_results(results, run_dir)
     if data is None:
@@ -94,17 +90,39 @@ def evaluate(
     return results
 
 
-def _evaluate(
+def score_split(
     trained: TrainedRun,
     run_dir: Path,
     process: Process,
     split: Split,
     out: Path,
-    folder: Path,
-    by: Sequence[Slice],
-    metric_options: MetricOptions | None,
+    by: Sequence[Slice] = (),
+    metric_options: MetricOptions | None = None,
 ) -> Results | None:
-    """Writes the predictions to `folder`, later `out`, and returns their results on rank 0."""
+    """Writes the predictions of a split and their `results.json` to `out`; every rank calls this.
+
+    Returns:
+        The results on rank 0, None on the others.
+    """
+    with shared_folder(out, PREDICTIONS) as folder:
+        predictions = _predict(trained, run_dir, process, split, out, folder)
+        if predictions is None:
+            return None
+        config, scored = trained.config, trained.scored
+        slices = slice_rows(predictions, config.dataset, by, config.faults, scored)
+        options = metric_options or MetricOptions()
+        results = compute_results(predictions, trained.schema, options, slices)
+        other_data = None if scored.alignment is None else str(scored.dataset)
+        update = {"history": _history(trained), "data": other_data}
+        results = results.model_copy(update=update)
+        save_results(results, folder)
+    return results
+
+
+def _predict(
+    trained: TrainedRun, run_dir: Path, process: Process, split: Split, out: Path, folder: Path
+) -> Predictions | None:
+    """Writes the predictions to `folder`, later `out`, and reads them on rank 0."""
     config, scored = trained.config, trained.scored
     loader = build_loader(
         config,
@@ -124,11 +142,7 @@ def _evaluate(
         report_bad_rows(excluded, quarantine, run_dir, split)
     else:
         report_bad_rows(excluded, quarantine, folder, split, final_folder=out)
-    predictions = load_predictions(folder)
-    slices = slice_rows(predictions, config.dataset, by, config.faults, scored)
-    options = metric_options or MetricOptions()
-    results = compute_results(predictions, trained.schema, options, slices)
-    return results.model_copy(update={"history": _history(trained)})
+    return load_predictions(folder)
 
 
 def _history(run: TrainedRun) -> ResultHistory | None:

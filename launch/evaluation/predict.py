@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -17,10 +19,18 @@ from msrec.data.loading.quarantine import BadRows, count_reasons, count_rows
 from msrec.data.schema import Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
-from msrec.launch.evaluation.predictions import TRUTH, Commit, write_commit
-from msrec.launch.trained_run import TrainedRun
+from msrec.launch.evaluation.predictions import (
+    IMPRESSION,
+    TRUTH,
+    Commit,
+    label_column,
+    write_commit,
+)
+from msrec.launch.run_tasks import combined_score, run_labels
+from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.launch.training.skipped_rows import gather_bad_rows
 from msrec.model.ranker import Outcome
+from msrec.model.score_head import COMBINED, ScoreHead
 
 GROUP_ROWS = 1 << 20
 """Fewest rows of a row group of a part, except the last one."""
@@ -51,6 +61,9 @@ def predict(run: TrainedRun, loader: Loader, process: Process, split: Split, out
             dataset=run.schema.name,
             left_out=count_rows(excluded),
             reasons=count_reasons(excluded),
+            labels=run_labels(run.config, run.schema),
+            combined=run.config.objective.score,
+            calibration=None if run.calibration is None else run.calibration.method,
         )
         write_commit(out, commit)
     dist.barrier()
@@ -64,9 +77,58 @@ def truth_column(dataset: AnyPath, split: Split) -> list[str]:
     return [TRUTH] if has_truth else []
 
 
-def click_scores(outcome: Outcome) -> torch.Tensor:
-    """Returns the predicted click probability of each row (B,), float32 in [0, 1]."""
-    return torch.sigmoid(outcome.logits[:, 0])
+def score_head(run: TrainedRun) -> ScoreHead:
+    """Returns the module that turns the outputs of a run into scores, calibrated if the run is.
+
+    Raises:
+        ValueError: the formula of the combined score is wrong.
+    """
+    scales = unwrapped(run.model).loss.scales
+    calibration = None
+    if run.calibration is not None:
+        calibration = run.calibration.module([task.name for task in scales.tasks])
+    return ScoreHead(scales, calibration, combined_score(run.config, run.schema))
+
+
+class RunScores:
+    """Computes the scores of a run from its outcomes: of all labels, calibrated, and combined.
+
+    Raises:
+        ValueError: the formula of the combined score is wrong.
+    """
+
+    def __init__(self, run: TrainedRun) -> None:
+        self._head = score_head(run).to(run.model.device)
+        self.labels, self.tasks = self._head.labels, self._head.scales.tasks
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the scores of `array`, those of the labels first."""
+        return score_columns(self._head)
+
+    def array(self, outcome: Outcome) -> npt.NDArray[np.float32]:
+        """Returns the scores as an array (B, len(columns)).
+
+        Raises:
+            ValueError: the combined score of a row is not finite.
+        """
+        scores: torch.Tensor = self._head(outcome.outputs, outcome.scenario)
+        bad = ~torch.isfinite(scores).all(1) & (outcome.row_id >= 0)
+        if bad.any():
+            row = int(bad.nonzero()[0, 0])
+            values = zip(self.columns, scores[row].tolist(), strict=True)
+            shown = ", ".join(f"{name} {value:g}" for name, value in values)
+            raise ValueError(
+                "objective.score must be finite for every row; at row "
+                f"{int(outcome.row_id[row])} it is not: {shown}."
+            )
+        return scores.cpu().numpy()
+
+
+def score_columns(head: ScoreHead) -> list[str]:
+    """Returns the columns of scores in files: `score`, `score_1`, ..., and `combined`."""
+    of_labels = [label_column("score", number) for number in range(len(head.labels))]
+    return [*of_labels, *([COMBINED] if head.combined else [])]
 
 
 def _scored_tables(
@@ -75,6 +137,7 @@ def _scored_tables(
     """Yields the predictions of one step after the other."""
     keys = read_parquet(run.scored.dataset / "users.parquet", ["user_key"])["user_key"]
     keys = keys.combine_chunks()
+    scores = RunScores(run)
     run.model.eval()
     outcomes = track(
         BatchPipeline(run.model, process).outcomes(loader.batches()),
@@ -84,22 +147,29 @@ def _scored_tables(
         transient=True,
     )
     for outcome in outcomes:
-        yield _table(outcome, loader, keys)
+        yield _table(outcome, scores, loader, keys, run.schema.impression)
 
 
-def _table(outcome: Outcome, loader: Loader, keys: pa.Array) -> pa.Table:
+def _table(
+    outcome: Outcome, scores: RunScores, loader: Loader, keys: pa.Array, impression: str | None
+) -> pa.Table:
     real = (outcome.row_id >= 0).cpu().numpy()  # padding and excluded rows have -1
     row_id = outcome.row_id.cpu().numpy()[real]
-    columns = {
+    columns: dict[str, Any] = {
         "row_id": row_id,
         "scenario": outcome.scenario.cpu().numpy()[real].astype(np.int32),
         "user": keys.take(pa.array(outcome.user.cpu().numpy()[real])),
-        "label": outcome.label[:, 0].cpu().numpy()[real],
         "weight": outcome.weight.cpu().numpy()[real],
-        "score": click_scores(outcome).cpu().numpy()[real],
     }
-    if TRUTH in loader.reader.columns:
-        columns[TRUTH] = loader.reader.take(row_id)[TRUTH]
+    for name, values in (("label", outcome.label), ("label_weight", outcome.label_weight)):
+        for number, column in enumerate(values.cpu().numpy()[real].T):
+            columns[label_column(name, number)] = column
+    columns |= dict(zip(scores.columns, scores.array(outcome)[real].T, strict=True))
+    more = {TRUTH: TRUTH} if TRUTH in loader.reader.columns else {}
+    more |= {IMPRESSION: impression} if impression is not None else {}
+    if more:
+        rows = loader.reader.take(row_id)
+        columns |= {name: rows[column] for name, column in more.items()}
     return pa.table(columns)
 
 

@@ -3,8 +3,11 @@
 The output folder::
 
     _request.json         run, checkpoint, files and columns; a resumed job must have the same
-    part-00000.parquet    the kept columns and `score` of consecutive rows, in order
-    _COMMIT               written last: rows, parts, rows without a score
+    part-00000.parquet    the kept columns and the scores of consecutive rows, in order
+    _COMMIT               written last: rows, parts, rows without scores, and the labels
+
+The scores are `score` of the first label, `score_1`, `score_2`, ... of the further ones, and
+`combined` if the run has a formula.
 
 A part holds whole row groups of one file and does not depend on the number of ranks. A job that was
 killed therefore resumes with the missing parts, on the same number of ranks or on another.
@@ -12,7 +15,8 @@ killed therefore resumes with the missing parts, on the same number of ranks or 
 
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +27,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from rich.progress import track
-from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from msrec.data.features.row_encoder import OTHER_NAMES
 from msrec.data.features.value_counts import CountedColumns, Counts, count_sentences
@@ -44,7 +47,7 @@ from msrec.data.loading.split_reader import RowGroup, SplitReader
 from msrec.data.schema import KEYS
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
-from msrec.launch.evaluation.predict import click_scores
+from msrec.launch.evaluation.predict import RunScores
 from msrec.launch.evaluation.predictions import COMMIT_FILE
 from msrec.launch.loaders import build_file_loader, eval_batch
 from msrec.launch.trained_run import TrainedRun
@@ -57,7 +60,6 @@ REQUEST_FILE = "_request.json"
 PREDICTED = FolderKind(
     "a folder of msrec predict", REQUEST_FILE, (REQUEST_FILE, "part-*.parquet", COMMIT_FILE)
 )
-SCORE = "score"
 ENCODED_COLUMNS = ("user", "item", "scenario")
 """Columns kept by default of a file of encoded ids."""
 
@@ -125,7 +127,7 @@ def predict_files(
             a column `user_key` or `user_id` and no column `user` are raw. Labels and timestamps are
             not needed.
         out: the output folder, local or remote.
-        keep: columns of the files to write with `score`; None means user, item and scenario, or
+        keep: columns of the files to write with the scores; None means user, item and scenario, or
             their keys for raw rows.
 
     Returns:
@@ -149,14 +151,14 @@ def predict_files(
     loader = build_file_loader(
         run.config, process, run.knowledge, batch, paths, raw=raw, scored=run.scored
     )
-    reader = loader.reader
-    _check_kept_columns(reader, keep)
+    reader, scores = loader.reader, RunScores(run)
+    _check_kept_columns(reader, keep, scores.columns)
     parts = list(_plan_parts(reader))
     _save_request(out, _request(run, reader, keep), process)
     present = {path.name for path in parquet_files(out)}
     dist.barrier()  # no rank writes a part before all ranks have listed the folder
     missing = [part for part in parts if part.name not in present]
-    _score_parts(run.model, loader, process, missing, out, keep)
+    _score_parts(run, scores, loader, process, missing, out, keep)
     reasons = count_reasons(gather_bad_rows(reader.quarantine))
     counts = _gather_counts(reader)
     if not process.is_main:
@@ -165,11 +167,18 @@ def predict_files(
         rows=reader.num_rows,
         parts=len(parts),
         resumed=len(parts) - len(missing),
-        unscored=sum(_null_scores(parquet_metadata(out / part.name)) for part in parts),
+        unscored=sum(_null_scores(out / part.name, len(scores.columns)) for part in parts),
         reasons=reasons,
         counts=counts,
     )
-    commit = {"rows": summary.rows, "parts": summary.parts, "unscored": summary.unscored}
+    commit = {
+        "rows": summary.rows,
+        "parts": summary.parts,
+        "unscored": summary.unscored,
+        "labels": scores.labels,
+        "combined": run.config.objective.score,
+        "calibration": None if run.calibration is None else run.calibration.method,
+    }
     write_json(out / COMMIT_FILE, commit)
     return summary
 
@@ -192,10 +201,13 @@ def _gather_counts(reader: SplitReader) -> Counts:
     return total.take()
 
 
-def _check_kept_columns(reader: SplitReader, keep: Sequence[str]) -> None:
-    if SCORE in keep or len(set(keep)) < len(keep):
+def _check_kept_columns(
+    reader: SplitReader, keep: Sequence[str], score_columns: Sequence[str]
+) -> None:
+    if set(score_columns) & set(keep) or len(set(keep)) < len(keep):
         raise ValueError(
-            f"columns must name columns to keep besides {SCORE}, each once; got {', '.join(keep)}."
+            f"columns must name columns to keep besides {', '.join(score_columns)}, each once; "
+            f"got {', '.join(keep)}."
         )
     for path, metadata in reader.metadata.items():
         names = metadata.schema.to_arrow_schema().names
@@ -223,11 +235,15 @@ def _plan_parts(reader: SplitReader) -> Iterator[OutputPart]:
 
 def _request(run: TrainedRun, reader: SplitReader, keep: Sequence[str]) -> dict[str, Any]:
     """Returns the facts that a resumed job must share with the job that started."""
+    calibration = {}
+    if run.calibration is not None:
+        calibration = {"calibration": zlib.crc32(run.calibration.model_dump_json().encode())}
     return {
         "run": run.config.run_id,
         "checkpoint": run.checkpoint,
         "dataset": run.schema.name,
         "columns": list(keep),
+        **calibration,
         "row_groups": [[str(group.path), group.index, group.num_rows] for group in reader.groups],
     }
 
@@ -250,7 +266,8 @@ def _save_request(out: AnyPath, request: dict[str, Any], process: Process) -> No
 
 
 def _score_parts(
-    model: DistributedModelParallel,
+    run: TrainedRun,
+    run_scores: RunScores,
     loader: Loader,
     process: Process,
     parts: Sequence[OutputPart],
@@ -264,25 +281,29 @@ def _score_parts(
         for part in parts
         for start in range(part.rows.start, part.rows.stop, batch)
     ]
-    model.eval()
-    outcomes = BatchPipeline(model, process).outcomes(loader.in_order([rows for _, rows in steps]))
-    scores = np.empty(0, np.float32)
+    run.model.eval()
+    pipeline = BatchPipeline(run.model, process)
+    outcomes = pipeline.outcomes(loader.in_order([rows for _, rows in steps]))
+    columns = run_scores.columns
+    scores = np.empty((0, len(columns)), np.float32)
     shown = track(steps, "predict", disable=not process.is_main, transient=True)
     for (part, rows), outcome in zip(shown, outcomes, strict=True):
         if rows.start == part.rows.start:
-            scores = np.zeros(len(part.rows), np.float32)
-        _fill(scores, outcome, rows, part, process)
+            scores = np.zeros((len(part.rows), len(columns)), np.float32)
+        _fill(scores, outcome, run_scores.array(outcome), rows, part, process)
         if rows.stop == part.rows.stop:
             owner = part.number % process.world_size
             dist.reduce(torch.from_numpy(scores), dst=owner)
             if process.rank == owner:
-                _write_part(out / part.name, part, loader.reader, scores, keep)
+                by_column = dict(zip(columns, scores.T, strict=True))
+                _write_part(out / part.name, part, loader.reader, by_column, keep)
     dist.barrier()
 
 
 def _fill(
     scores: npt.NDArray[np.float32],
     outcome: Outcome,
+    of_outcome: npt.NDArray[np.float32],
     rows: range,
     part: OutputPart,
     process: Process,
@@ -290,17 +311,17 @@ def _fill(
     """Fills in the scores of this rank's rows of a batch; NaN for excluded rows."""
     share = len(outcome.row_id)
     start = rows.start + process.rank * share
-    row_id = outcome.row_id[: max(0, min(share, rows.stop - start))].cpu()
-    own = click_scores(outcome)[: len(row_id)].cpu()
+    row_id = outcome.row_id[: max(0, min(share, rows.stop - start))].cpu().numpy()
     at = start - part.rows.start
-    scores[at : at + len(row_id)] = torch.where(row_id >= 0, own, torch.nan).numpy()
+    own = of_outcome[: len(row_id)]
+    scores[at : at + len(row_id)] = np.where(row_id[:, np.newaxis] >= 0, own, np.nan)
 
 
 def _write_part(
     path: AnyPath,
     part: OutputPart,
     reader: SplitReader,
-    scores: npt.NDArray[np.float32],
+    scores: Mapping[str, npt.NDArray[np.float32]],
     keep: Sequence[str],
 ) -> None:
     table = pa.table({})
@@ -309,13 +330,16 @@ def _write_part(
         metadata = reader.metadata[file]
         groups = [read_row_group(file, group.index, list(keep), metadata) for group in part.groups]
         table = pa.concat_tables(groups).select(list(keep))
-    table = table.append_column(SCORE, pa.array(scores, from_pandas=True))  # NaN becomes null
+    for name, values in scores.items():
+        table = table.append_column(name, pa.array(values, from_pandas=True))  # NaN becomes null
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_bytes(path, buffer.getvalue())
 
 
-def _null_scores(metadata: pq.FileMetaData) -> int:
-    """Returns the number of nulls in the last column, `score`."""
+def _null_scores(path: AnyPath, num_scores: int) -> int:
+    """Returns the number of nulls in the first of the columns of scores, which are the last."""
+    metadata = parquet_metadata(path)
+    position = metadata.num_columns - num_scores
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return sum(group.column(metadata.num_columns - 1).statistics.null_count for group in groups)
+    return sum(group.column(position).statistics.null_count for group in groups)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from msrec.data.io.outputs import FolderKind
 from msrec.data.io.parquet_files import named_errors
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.schema import Split
+from msrec.model.score_head import COMBINED
 
 COMMIT_FILE = "_COMMIT"
 PREDICTIONS = FolderKind(
@@ -23,11 +24,27 @@ PREDICTIONS = FolderKind(
     None,
     ("part-*.parquet", COMMIT_FILE, "results.json", "quarantine/*.parquet"),
 )
-INTEGERS = ("row_id", "scenario")
-FLOATS = ("label", "weight", "score")
-COLUMNS = (*INTEGERS, "user", *FLOATS)
+COLUMNS = ("row_id", "scenario", "user", "label", "weight", "score")
+"""Columns of every folder of predictions, with those of the first label."""
+LABEL_COLUMNS = ("label", "score", "label_weight")
+"""Columns of a label, see `label_column`."""
 TRUTH = "p_click"
 """Optional column of the true click probability, known for simulated data."""
+IMPRESSION = "impression"
+"""Optional column of the id of the impression."""
+INTEGERS = ("row_id", "scenario", IMPRESSION)
+
+
+def label_column(name: str, number: int) -> str:
+    """Returns the column of a label, by its number among the labels of a run.
+
+    Example:
+        >>> [label_column("score", number) for number in range(3)]
+        ['score', 'score_1', 'score_2']
+        >>> label_column("label_weight", 0)
+        'label_weight_0'
+    """
+    return name if number == 0 and name != "label_weight" else f"{name}_{number}"
 
 
 class Commit(StrictModel):
@@ -41,6 +58,31 @@ class Commit(StrictModel):
     """Number of these rows that broke the schema and were excluded."""
     reasons: dict[str, int] = {}
     """Reason -> number of rows excluded for it."""
+    labels: list[str] = []
+    """Labels in the order of their columns; empty in folders of an older version: one label."""
+    combined: str | None = None
+    """Formula of the combined score, if there is one."""
+    calibration: str | None = None
+    """Method by which the scores of binary labels were calibrated, if they were."""
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels with scores."""
+        return len(self.labels) or 1
+
+
+class LabelRows(NamedTuple):
+    """Rows of a label.
+
+    Shape:
+        label: (N,), float32, NaN where it is missing.
+        weight: (N,), float32, the row's weight times that of the label in the row.
+        score: (N,), float32; a probability, or a value in the unit of a regression label.
+    """
+
+    label: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    score: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -51,18 +93,30 @@ class Predictions:
         row_id: (N,), int64, each of 0..N-1 once, except excluded rows.
         scenario: (N,), int64.
         user: (N,), int64, a code per user in the order of first appearance, not the raw key.
-        label, weight, score: (N,), float32.
-        p_click: (N,), float32, the true click probability; None if it is unknown.
+        labels: the rows of each label.
+        p_click: (N,), float32, the true probability of the first label; None if it is unknown.
+        impression: (N,), int64; None if it is unknown.
+        combined: (N,), float32, the combined score; None without a formula.
     """
 
     commit: Commit
     row_id: NDArray[np.int64]
     scenario: NDArray[np.int64]
     user: NDArray[np.int64]
-    label: NDArray[np.float32]
-    weight: NDArray[np.float32]
-    score: NDArray[np.float32]
-    p_click: NDArray[np.float32] | None
+    labels: tuple[LabelRows, ...]
+    p_click: NDArray[np.float32] | None = None
+    impression: NDArray[np.int64] | None = None
+    combined: NDArray[np.float32] | None = None
+
+    @property
+    def label(self) -> NDArray[np.float32]:
+        """First label (N,)."""
+        return self.labels[0].label
+
+    @property
+    def score(self) -> NDArray[np.float32]:
+        """Score of the first label (N,)."""
+        return self.labels[0].score
 
 
 def write_commit(folder: Path, commit: Commit) -> Path:
@@ -101,10 +155,8 @@ def load_predictions(folder: Path | str) -> Predictions:
     paths = sorted(folder.glob("part-*.parquet"))
     if not paths:
         raise FileNotFoundError(f"{folder} must hold part-RANK.parquet files; found none.")
-    parts = [_read_part(path) for path in paths]
-    has_truth = {TRUTH in part.column_names for part in parts}
-    if len(has_truth) > 1:
-        raise ValueError(f"{folder}: column {TRUTH} must be in every part or in none.")
+    parts = [_read_part(path, commit) for path in paths]
+    _check_same_columns(folder, parts)
     table = pa.concat_tables(parts, promote_options="permissive")
     row_id = table["row_id"].to_numpy().astype(np.int64, copy=False)
     _check_rows(folder, commit, row_id, [(p, len(t)) for p, t in zip(paths, parts, strict=True)])
@@ -113,16 +165,37 @@ def load_predictions(folder: Path | str) -> Predictions:
     def column(name: str, dtype: type[np.generic]) -> NDArray[Any]:
         return _moved(table[name].to_numpy().astype(dtype, copy=False), positions)
 
+    def optional(name: str, dtype: type[np.generic]) -> NDArray[Any] | None:
+        return column(name, dtype) if name in table.column_names else None
+
+    weight = column("weight", np.float32)
+
+    def label_rows(number: int) -> LabelRows:
+        label, score, own = (label_column(name, number) for name in LABEL_COLUMNS)
+        of_label = optional(own, np.float32)
+        return LabelRows(
+            label=column(label, np.float32),
+            weight=weight if of_label is None else weight * of_label,
+            score=column(score, np.float32),
+        )
+
     return Predictions(
         commit=commit,
         row_id=_moved(row_id, positions),
         scenario=column("scenario", np.int64),
         user=_in_order_of_appearance(_moved(_user_codes(table["user"]), positions)),
-        label=column("label", np.float32),
-        weight=column("weight", np.float32),
-        score=column("score", np.float32),
-        p_click=column(TRUTH, np.float32) if has_truth == {True} else None,
+        labels=tuple(label_rows(number) for number in range(commit.num_labels)),
+        p_click=optional(TRUTH, np.float32),
+        impression=optional(IMPRESSION, np.int64),
+        combined=optional(COMBINED, np.float32),
     )
+
+
+def _check_same_columns(folder: Path, parts: list[pa.Table]) -> None:
+    every = dict.fromkeys(name for part in parts for name in part.column_names)
+    for name in every:
+        if any(name not in part.column_names for part in parts):
+            raise ValueError(f"{folder}: column {name} must be in every part or in none.")
 
 
 def _sorted_positions(row_id: NDArray[np.int64], num_rows: int) -> NDArray[np.int64] | None:
@@ -164,28 +237,36 @@ def _in_order_of_appearance(codes: NDArray[np.int64]) -> NDArray[np.int64]:
     return number[codes]
 
 
-def _read_part(path: Path) -> pa.Table:
+def _read_part(path: Path, commit: Commit) -> pa.Table:
+    labels = range(1, commit.num_labels)
+    required = [*COLUMNS, *(label_column(name, t) for t in labels for name in ("label", "score"))]
+    required += [COMBINED] if commit.combined else []
+    optional = [label_column("label_weight", number) for number in range(commit.num_labels)]
+    optional += [TRUTH, IMPRESSION]
     with named_errors(path), pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        missing = [name for name in COLUMNS if name not in names]
+        missing = [name for name in required if name not in names]
         if missing:
             raise ValueError(
-                f"{path} must have the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}."
+                f"{path} must have the columns {', '.join(required)}; missing: "
+                f"{', '.join(missing)}."
             )
-        table = file.read([*COLUMNS, *([TRUTH] if TRUTH in names else [])])
+        table = file.read([*required, *(name for name in optional if name in names)])
+    labels_with_nan = {label_column("label", number) for number in range(commit.num_labels)}
     for name in table.column_names:
-        _check_column(path, name, table)
+        _check_column(path, name, table, may_be_nan=name in labels_with_nan)
     return table
 
 
-def _check_column(path: Path, name: str, table: pa.Table) -> None:
+def _check_column(path: Path, name: str, table: pa.Table, *, may_be_nan: bool) -> None:
     column = table[name]
     is_float = pa.types.is_floating(column.type)
-    if name in INTEGERS and not pa.types.is_integer(column.type):
-        raise ValueError(f"{path}: {name} must be an integer column; found {column.type}.")
-    if name in (*FLOATS, TRUTH) and not is_float:
+    if name in INTEGERS:
+        if not pa.types.is_integer(column.type):
+            raise ValueError(f"{path}: {name} must be an integer column; found {column.type}.")
+    elif name != "user" and not is_float:
         raise ValueError(f"{path}: {name} must be a float column; found {column.type}.")
-    bad = column.is_null(nan_is_null=is_float)
+    bad = column.is_null(nan_is_null=is_float and not may_be_nan)
     if pc.any(bad).as_py():
         row = pc.index(bad, True).as_py()
         value = "NaN" if column[row].is_valid else "null"

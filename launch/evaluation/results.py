@@ -1,16 +1,24 @@
 """Computes the exact metrics of predictions; writes and reads them as `results.json`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.labels import LabelKind
 from msrec.data.schema import EventChoice, HistoryProtocol, Schema
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
 from msrec.model.metrics.definitions import Array, Metrics, ScenarioMetrics
-from msrec.model.metrics.exact import NO_INTERVALS, Grouping, MetricOptions, SortedRows, sort_rows
+from msrec.model.metrics.exact import (
+    NO_INTERVALS,
+    Grouping,
+    MetricOptions,
+    ScoreKind,
+    SortedRows,
+    sort_rows,
+)
 
 RESULTS_FILE = "results.json"
 LoggedValue = tuple[str, float, int]
@@ -28,13 +36,29 @@ class ResultHistory(StrictModel):
     """Newest events per row."""
 
 
+class LabelResults(StrictModel):
+    """Exact metrics of a label."""
+
+    kind: LabelKind = "binary"
+    metrics: ScenarioMetrics
+    slices: dict[str, dict[str, Metrics]] = {}
+    """Groups of rows other than scenarios, if requested: slice -> group -> metrics."""
+
+
+class CombinedResults(StrictModel):
+    """Rankings of the rows by the combined score, judged by each binary label."""
+
+    score: str
+    """The formula."""
+    labels: dict[str, ScenarioMetrics]
+
+
 class Results(StrictModel):
     """Exact metrics of one checkpoint on one split.
 
-    `best_possible` holds the metrics of the true click probability, if the data has it: no model
-    can be expected to do better on these rows. `slices` holds the metrics of groups of rows other
-    than scenarios, if requested: slice -> group -> metrics. `best_slices` holds those of the true
-    click probability.
+    `metrics` and `slices` are those of the first label, `labels` has those of the others.
+    `best_possible` and `best_slices` hold the metrics of the true probability of the first label,
+    if the data has it: no model can be expected to do better on these rows.
     """
 
     dataset: str
@@ -48,24 +72,54 @@ class Results(StrictModel):
     resamples: int = 0
     """Bootstrap resamples of the users for the intervals; 0 means no intervals."""
     seed: int = 0
+    label: str = ""
+    """Name of the first label; empty in results of an older version."""
+    kind: LabelKind = "binary"
+    """Kind of the first label."""
+    calibration: str | None = None
+    """Method by which the scores of binary labels were calibrated, if they were."""
     metrics: ScenarioMetrics
     best_possible: ScenarioMetrics | None = None
     left_out: dict[str, int] = {}
     """Rows that broke the schema and are in no metric: reason -> rows."""
     slices: dict[str, dict[str, Metrics]] = {}
     best_slices: dict[str, dict[str, Metrics]] = {}
+    labels: dict[str, LabelResults] = {}
+    """Further labels."""
+    combined: CombinedResults | None = None
+    """Combined score, if the run has a formula."""
     history: ResultHistory | None = None
     """Ordered histories, if the run reads them."""
 
     @property
     def is_old(self) -> bool:
         """Whether an older version wrote these results, which had fewer metrics."""
-        return self.rows > 0 and self.metrics.all.users_ranked is None
+        whole = self.metrics.all
+        return self.rows > 0 and self.kind == "binary" and whole.users_ranked is None
+
+    @property
+    def by_label(self) -> dict[str, LabelResults]:
+        """Results of every label, the first one first."""
+        first = LabelResults(kind=self.kind, metrics=self.metrics, slices=self.slices)
+        return {self.label: first} | self.labels
+
+    def named(self) -> dict[str, float]:
+        """Returns every metric of every label and of the combined score by its name in logs.
+
+        The metrics of the combined score are called `combined_ndcg` and so on.
+        """
+        named = self.metrics.named()
+        for label, results in self.labels.items():
+            named |= results.metrics.named(label)
+        for label, metrics in (self.combined.labels if self.combined else {}).items():
+            of_label = metrics.named(None if label == self.label else label)
+            named |= {f"combined_{name}": value for name, value in of_label.items()}
+        return named
 
     def logged_values(self) -> Iterator[LoggedValue]:
         """Yields every metric as `evaluated test/auc/scenario=feed`, at its checkpoint's step."""
         step = int(self.checkpoint.removeprefix("step-"))
-        for name, value in self.metrics.named().items():
+        for name, value in self.named().items():
             yield f"evaluated {self.split}/{name}", value, step
 
 
@@ -75,7 +129,8 @@ def evaluate_predictions(
     """Computes the exact metrics of a committed folder of predictions.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_predictions` and `compute_results`.
+        FileNotFoundError: the folder is not complete.
+        ValueError: its rows or values are broken, or belong to another dataset.
     """
     return compute_results(load_predictions(folder), schema, options)
 
@@ -86,12 +141,12 @@ def compute_results(
     options: MetricOptions = NO_INTERVALS,
     slices: Mapping[str, Grouping] | None = None,
 ) -> Results:
-    """Computes the exact metrics of predictions in memory.
+    """Computes the exact metrics of all labels: of all rows, of each scenario and of each slice.
 
     Args:
-        predictions: scored rows of the schema's dataset.
-        schema: names the scenarios.
-        options: cutoff of the rankings and resamples for intervals. The metrics of the true click
+        predictions: the scored rows.
+        schema: names the scenarios and the kinds of the labels.
+        options: cutoff of the rankings and resamples for intervals. The metrics of the true
             probability have no intervals.
         slices: more groups of the rows; empty groups are left out.
 
@@ -105,31 +160,80 @@ def compute_results(
             f"{commit.dataset!r}. Name the dataset that the run was trained on."
         )
     scenarios = Grouping([scenario.name for scenario in schema.scenarios], predictions.scenario)
-
-    def metrics_of(
-        score: Array, options: MetricOptions
-    ) -> tuple[ScenarioMetrics, dict[str, dict[str, Metrics]]]:
-        p = predictions
-        rows = sort_rows(score, p.label, p.user, p.weight, options)
-        by_slice = {name: slice_metrics(rows, groups) for name, groups in (slices or {}).items()}
-        return ScenarioMetrics(rows.metrics(), rows.metrics_by(scenarios)), by_slice
-
-    metrics, of_slices = metrics_of(predictions.score, options)
+    names = commit.labels or schema.labels[:1]
+    labels = {}
+    for number, name in enumerate(names):
+        kind = schema.label(name).kind
+        rows = label_rows(predictions, number, options, kind)
+        labels[name] = label_results(rows, kind, scenarios, slices or {})
     best = None
     if predictions.p_click is not None:
-        best = metrics_of(predictions.p_click, options._replace(resamples=0))
+        no_intervals = options._replace(resamples=0)
+        rows = label_rows(predictions, 0, no_intervals, "binary", predictions.p_click)
+        best = label_results(rows, "binary", scenarios, slices or {})
+    first = labels.pop(names[0])
     return Results(
         dataset=commit.dataset,
         split=commit.split,
         checkpoint=commit.checkpoint,
         rows=commit.rows - commit.left_out,
         **options._asdict(),
+        label=names[0],
+        kind=first.kind,
+        calibration=commit.calibration,
         left_out=commit.reasons,
-        metrics=metrics,
-        best_possible=best[0] if best else None,
-        slices=of_slices,
-        best_slices=best[1] if best else {},
+        metrics=first.metrics,
+        best_possible=best.metrics if best else None,
+        slices=first.slices,
+        best_slices=best.slices if best else {},
+        labels=labels,
+        combined=_combined_results(predictions, names, schema, scenarios, options),
     )
+
+
+def label_rows(
+    predictions: Predictions,
+    number: int,
+    options: MetricOptions,
+    kind: ScoreKind,
+    score: Array | None = None,
+) -> SortedRows:
+    """Returns the rows of a label, by its number, sorted by its score or by another one."""
+    label, weight, own_score = predictions.labels[number]
+    return sort_rows(
+        *(own_score if score is None else score, label, predictions.user, weight, options),
+        kind=kind,
+        impression=predictions.impression,
+    )
+
+
+def label_results(
+    rows: SortedRows, kind: LabelKind, scenarios: Grouping, slices: Mapping[str, Grouping]
+) -> LabelResults:
+    """Computes the metrics of the rows of a label."""
+    return LabelResults(
+        kind=kind,
+        metrics=ScenarioMetrics(rows.metrics(), rows.metrics_by(scenarios)),
+        slices={name: slice_metrics(rows, groups) for name, groups in slices.items()},
+    )
+
+
+def _combined_results(
+    predictions: Predictions,
+    names: Sequence[str],
+    schema: Schema,
+    scenarios: Grouping,
+    options: MetricOptions,
+) -> CombinedResults | None:
+    formula, score = predictions.commit.combined, predictions.combined
+    if formula is None or score is None:
+        return None
+    by_label = {}
+    for number, name in enumerate(names):
+        if schema.label(name).kind == "binary":
+            rows = label_rows(predictions, number, options, "ranking", score)
+            by_label[name] = ScenarioMetrics(rows.metrics(), rows.metrics_by(scenarios))
+    return CombinedResults(score=formula, labels=by_label)
 
 
 def slice_metrics(rows: SortedRows, groups: Grouping) -> dict[str, Metrics]:

@@ -102,6 +102,6 @@ def _has_ended(run_dir: Path) -> bool:
 
 
 def _append(run_dir: Path, curve: str, step: int, results: Results) -> None:
-    record = {"time": time.time(), "step": step, "split": curve, "metrics": results.metrics.named()}
+    record = {"time": time.time(), "step": step, "split": curve, "metrics": results.named()}
     with (run_dir / WATCHED_FILE).open("a") as file:
         file.write(json.dumps(record) + "\n")

@@ -23,7 +23,7 @@ from msrec.data.schema import Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process, process_group
 from msrec.launch.encoding.run_prompts import prompts_by_key
-from msrec.launch.evaluation.predict import click_scores
+from msrec.launch.evaluation.predict import RunScores
 from msrec.launch.explanations.explain_interest import InterestExplainer
 from msrec.launch.explanations.explanation_file import (
     FOLDER,
@@ -53,7 +53,12 @@ BEST_ROWS = 3
 
 
 def explanations(
-    run_dir: Path, users: Sequence[str], *, scenarios: bool, split: Split = "test"
+    run_dir: Path,
+    users: Sequence[str],
+    *,
+    scenarios: bool,
+    split: Split = "test",
+    label: str | None = None,
 ) -> Iterator[UserExplanation | ScenarioExplanation]:
     """Yields the explanation of each user, then of the scenarios, saved in the run folder.
 
@@ -62,6 +67,7 @@ def explanations(
         users: raw keys.
         scenarios: whether to compare the scenarios.
         split: the split whose rows are scored.
+        label: label whose scores are explained; None is the first label of the run.
 
     Raises:
         FileNotFoundError, ValueError: see `Explainer`; or neither users nor scenarios are given.
@@ -69,7 +75,7 @@ def explanations(
     if not users and not scenarios:
         raise ValueError("explain must be asked something: --user KEY, --scenario, or both.")
     with process_group("cpu") as process:
-        explainer = Explainer(run_dir, process, split)
+        explainer = Explainer(run_dir, process, split, label)
         for key in users:
             user = explainer.user(key)
             save_explanation(user, user_file(run_dir, key))
@@ -85,10 +91,13 @@ class Explainer:
 
     Raises:
         FileNotFoundError: there is no run or no committed checkpoint.
-        ValueError: the run uses neither knowledge of users or scenarios nor interest blocks.
+        ValueError: the run uses neither knowledge of users or scenarios nor interest blocks, or
+            does not learn the label.
     """
 
-    def __init__(self, run_dir: Path, process: Process, split: Split = "test") -> None:
+    def __init__(
+        self, run_dir: Path, process: Process, split: Split = "test", label: str | None = None
+    ) -> None:
         config = load_run_config(run_dir)
         self._has_knowledge = config.meta.user or config.meta.scenario
         if not self._has_knowledge and not config.interest.enabled:
@@ -101,6 +110,13 @@ class Explainer:
         self.split: Split = split
         self.model = run.model.eval()
         self._pipeline = BatchPipeline(self.model, process)
+        self._scores = RunScores(run)
+        if label is not None and label not in self._scores.labels:
+            raise ValueError(
+                f"--label must be a label of {run_dir} ({', '.join(self._scores.labels)}); got "
+                f"{label!r}."
+            )
+        self._label = 0 if label is None else self._scores.labels.index(label)
         self.dense_arch: DenseArch = unwrapped(self.model).ranker.over
         self.loader: Loader = build_loader(
             self.config, split, process, self.knowledge, 1, shuffle=False
@@ -133,6 +149,8 @@ class Explainer:
         return UserExplanation(
             user=key,
             split=self.split,
+            label=self._scores.labels[self._label],
+            is_binary=self._scores.tasks[self._label].is_binary,
             prompt=self._user_prompts[key] if self._has_knowledge else None,
             text=text,
             training_rows=int((training_users == user).sum()),
@@ -199,12 +217,13 @@ class Explainer:
                     scores["without_both"] = self._score(self._with_average_user(batch))
         titles = self._titles(batch.item.numpy())
         names = [scenario.name for scenario in self.schema.scenarios]
+        label = batch.label[:, self._label]
         return [
             RowScore(
                 row_id=int(row),
                 item=titles[at],
                 scenario=names[int(batch.scenario[at])],
-                label=float(batch.label[at, 0]),
+                label=None if torch.isnan(label[at]) else float(label[at]),
                 **{variant: float(values[at]) for variant, values in scores.items()},
             )
             for at, row in enumerate(rows)
@@ -225,7 +244,8 @@ class Explainer:
         return explainer.rows(self.loader.batch_of(np.array([row.row_id for row in best])), best)
 
     def _score(self, batch: Batch) -> torch.Tensor:
-        return click_scores(self._pipeline.progress(iter([batch])))
+        scores = self._scores.array(self._pipeline.progress(iter([batch])))
+        return torch.from_numpy(scores[:, self._label])
 
     def _with_average_user(self, batch: Batch) -> Batch:
         """Returns the batch with the mean vector for every user."""

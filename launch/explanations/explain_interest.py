@@ -16,7 +16,7 @@ from msrec.model.interest.histories import row_events
 from msrec.model.interest.interest import Interest
 
 Score = Callable[[Batch], Tensor]
-"""Returns the click probabilities of a batch, (B,)."""
+"""Returns the scores of a batch, (B,)."""
 
 
 @dataclasses.dataclass(frozen=True)

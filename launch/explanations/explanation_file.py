@@ -49,7 +49,8 @@ class RowScore(StrictModel):
     row_id: int
     item: str
     scenario: str
-    label: float
+    label: float | None
+    """None if the row does not have the label."""
     score: float
     without_user: float | None = None
     without_scenario: float | None = None
@@ -81,7 +82,7 @@ class RowInterest(StrictModel):
     row_id: int
     item: str
     scenario: str
-    label: float
+    label: float | None
     score: float
     without_source: dict[str, float]
     without_history: float
@@ -99,6 +100,10 @@ class UserExplanation(StrictModel):
 
     user: str
     split: str
+    label: str = "label"
+    """Label whose scores are explained."""
+    is_binary: bool = True
+    """Whether it is binary; its scores are probabilities then."""
     prompt: str | None
     """Prompt of the LLM; None if the run has no meta networks of users or scenarios."""
     text: str | None
@@ -116,14 +121,21 @@ class UserExplanation(StrictModel):
         """The keys of `VARIANTS` that this run has; none if there are no rows."""
         return [name for name in VARIANTS if self.rows and getattr(self.rows[0], name) is not None]
 
-    def log_losses(self) -> dict[str, float]:
-        """Returns the mean log loss of the rows for each variant."""
+    def losses(self) -> dict[str, float]:
+        """Returns the loss of the rows that have the label, for each variant.
+
+        It is the mean log loss of a binary label, and the RMSE of a regression label.
+        """
         losses = {}
-        label = np.array([row.label for row in self.rows])
-        for name in self.variants:
-            scores = np.array([getattr(row, name) for row in self.rows])
+        rows = [row for row in self.rows if row.label is not None]
+        label = np.array([row.label for row in rows], np.float64)
+        for name in self.variants if rows else []:
+            scores = np.array([getattr(row, name) for row in rows])
             p = np.clip(scores, 1e-12, 1 - 1e-12)
-            losses[name] = float(-np.mean(np.log(np.where(label > 0, p, 1 - p))))
+            if self.is_binary:
+                losses[name] = float(-np.mean(np.log(np.where(label > 0, p, 1 - p))))
+            else:
+                losses[name] = float(np.sqrt(np.mean((scores - label) ** 2)))
         return losses
 
 

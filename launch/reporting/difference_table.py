@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from msrec.launch.evaluation.compare import ALL, Comparison, Difference
+from msrec.launch.evaluation.compare import ALL, MAIN_METRIC, Comparison, Difference
 from msrec.launch.reporting.result_tables import UNDEFINED, format_value, metric_title
 from msrec.model.metrics.bootstrap import MIN_USERS
 
@@ -13,11 +13,42 @@ MAX_NAMED = 5
 NOTE = "Paired over users. Holds for these two trained models; another seed gives another model."
 
 
-def verdict(comparison: Comparison, metric: str = "auc") -> str:
-    """Returns one sentence that may be quoted."""
-    scenarios = dict(comparison.metrics[metric])
+def label_metric(
+    comparison: Comparison, label: str | None, metric: str | None
+) -> tuple[str, str, dict[str, Difference]]:
+    """Returns a label, a metric of it, and its differences by group of rows.
+
+    Args:
+        comparison: of two runs.
+        label: name of the label; None means the first one.
+        metric: field of `Metrics`; None means AUC, of a regression label RMSE.
+
+    Raises:
+        ValueError: the runs do not have the label, or the label does not have the metric.
+    """
+    name = comparison.label if label is None else label
+    if name not in comparison.by_label:
+        known = ", ".join(comparison.by_label)
+        raise ValueError(f"label must be one that both runs have ({known}); got {name!r}.")
+    metrics = comparison.by_label[name]
+    metric = metric or next(each for each in MAIN_METRIC.values() if each in metrics)
+    if metric not in metrics:
+        raise ValueError(f"metric of {name} must be one of {', '.join(metrics)}; got {metric!r}.")
+    return name, metric, metrics[metric]
+
+
+def _title(comparison: Comparison, label: str, metric: str) -> str:
+    """Returns the metric's title, with the name of the label if there are several."""
+    title = metric_title(metric, comparison.k)
+    return f"{title} of {label}" if comparison.labels else title
+
+
+def verdict(comparison: Comparison, metric: str | None = None, label: str | None = None) -> str:
+    """Returns one sentence that may be quoted; see `label_metric` for the arguments."""
+    label, metric, groups = label_metric(comparison, label, metric)
+    scenarios = dict(groups)
     whole = scenarios.pop(ALL)
-    title, (first, second) = metric_title(metric, comparison.k), comparison.names
+    title, (first, second) = _title(comparison, label, metric), comparison.names
     where = f"in {title} on {comparison.dataset}, {comparison.split}"
     if whole.p is None or whole.difference is None or whole.interval is None:
         return (
@@ -32,8 +63,8 @@ def verdict(comparison: Comparison, metric: str = "auc") -> str:
     low, high = whole.interval
     return (
         f"{head}: {whole.difference:+.4f} over {whole.rows:,} rows of {whole.users:,} users "
-        f"(95 % interval {low:+.4f} to {high:+.4f}, p {_p_value(whole.p)}); "
-        f"{_by_scenario(scenarios, metric)}."
+        f"(95 % interval {low:+.4f} to {high:+.4f}, p {_p_value(whole.p)}{_corrected(whole)}); "
+        f"{_by_scenario(scenarios, metric, _family_size(comparison, metric))}."
     )
 
 
@@ -53,14 +84,30 @@ def history_note(comparison: Comparison) -> str:
     return f"Note: the runs scored the rows {' and '.join(parts)}."
 
 
-def _by_scenario(scenarios: Mapping[str, Difference], metric: str) -> str:
+def _corrected(whole: Difference) -> str:
+    """Returns the corrected p-value of all rows, if there are several labels."""
+    return "" if whole.p_holm is None else f", over all labels {_p_value(whole.p_holm)}"
+
+
+def _family_size(comparison: Comparison, metric: str) -> int:
+    """Returns the number of tests that were corrected together, see `correct`."""
+    metrics = MAIN_METRIC.values() if metric in MAIN_METRIC.values() else [metric]
+    return sum(
+        difference.p is not None
+        for of_label in comparison.by_label.values()
+        for name in metrics
+        for group, difference in of_label.get(name, {}).items()
+        if group != ALL
+    )
+
+
+def _by_scenario(scenarios: Mapping[str, Difference], metric: str, tests: int) -> str:
     outcomes: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
     for name, difference in scenarios.items():
         outcomes[difference.outcome(metric)].append(name)
     lists = ", ".join(
         f"{outcome} in {_names(names)}" for outcome, names in outcomes.items() if names
     )
-    tests = sum(difference.p is not None for difference in scenarios.values())
     return f"by scenario, with Holm's correction for {tests}: {lists}"
 
 
@@ -72,15 +119,18 @@ def _p_value(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
 
 
-def differences_table(comparison: Comparison, metric: str = "auc") -> Table:
-    """Returns a table with one row for all rows and one for each scenario."""
-    title = metric_title(metric, comparison.k)
+def differences_table(
+    comparison: Comparison, metric: str | None = None, label: str | None = None
+) -> Table:
+    """Returns a table with one row for all rows and one for each scenario, see `label_metric`."""
+    label, metric, groups = label_metric(comparison, label, metric)
+    title = _title(comparison, label, metric)
     table = Table(title=f"{title}: {comparison.dataset}, {comparison.split}", caption=NOTE)
     table.add_column("scenario")
     for head in (*comparison.names, "difference", "95 % interval", "p", "p, Holm", "rows", "users"):
         table.add_column(head, justify="right")
     table.add_column(comparison.names[1])
-    for name, part in comparison.metrics[metric].items():
+    for name, part in groups.items():
         cells = [
             format_value(part.first),
             format_value(part.second),

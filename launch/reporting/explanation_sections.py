@@ -52,12 +52,12 @@ def user_section(run: str, user: UserExplanation) -> Section:
     if user.rows:
         head = ["item", "scenario", "label", *(VARIANTS[name] for name in user.variants)]
         rows = [
-            [row.item, row.scenario, f"{row.label:.0f}"]
+            [row.item, row.scenario, label_text(row.label)]
             + [format_value(getattr(row, name)) for name in user.variants]
             for row in user.rows[:MAX_ROWS]
         ]
         caption = f"{user.split} rows, {len(rows)} of {len(user.rows)}"
-        blocks += [DataTable([head, *rows], caption), Text(f"{log_losses(user)}.")]
+        blocks += [DataTable([head, *rows], caption), Text(f"{loss_text(user)}.")]
     else:
         blocks.append(Text(f"No rows in the {user.split} split."))
     return Section(f"User {user.user} in {run}", blocks)
@@ -69,7 +69,7 @@ def interest_section(run: str, user: UserExplanation) -> Section:
     for row in user.interest:
         name = f"{row.item}, {row.scenario}"
         scores = ", ".join(f"{label} {score:.4f}" for label, score in row.scores.items())
-        blocks.append(Text(f"{name}: label {row.label:.0f}, score {scores}."))
+        blocks.append(Text(f"{name}: label {label_text(row.label)}, score {scores}."))
         if not row.events:
             blocks.append(Text("No earlier events."))
             continue
@@ -117,7 +117,14 @@ def nearest_users(user: UserExplanation) -> str:
     return f"Nearest users by vector (cosine): {nearest}"
 
 
-def log_losses(user: UserExplanation) -> str:
-    """Returns the log loss of all rows of a user, with and without knowledge, as text."""
-    losses = ", ".join(f"{VARIANTS[name]} {loss:.4f}" for name, loss in user.log_losses().items())
-    return f"Log loss of the {len(user.rows)} rows: {losses}"
+def loss_text(user: UserExplanation) -> str:
+    """Returns the loss of all rows of a user, with and without knowledge, as text."""
+    losses = ", ".join(f"{VARIANTS[name]} {loss:.4f}" for name, loss in user.losses().items())
+    count = sum(row.label is not None for row in user.rows)
+    what = "Log loss" if user.is_binary else "RMSE"
+    return f"{what} of the {count} rows with {user.label}: {losses or 'none'}"
+
+
+def label_text(label: float | None) -> str:
+    """Returns the label of a row as text."""
+    return "none" if label is None else f"{label:g}"

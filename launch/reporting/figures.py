@@ -1,8 +1,10 @@
 """Plotly figures of a report, as plain dicts; the page adds the colours of its theme."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from msrec.data.labels import LabelKind
 from msrec.launch.training.metric_log import WATCHED, MetricLog, Points
 from msrec.model.metrics.definitions import Floats
 
@@ -10,6 +12,8 @@ PALETTE = ("#3b82c4", "#e07b39", "#3aa17e", "#c06bb0", "#c9a227", "#7d8fa9")
 GREY = "#8a8f98"
 MAX_SCENARIOS = 12
 """Most scenarios with a curve each, or with numbers in a heat map."""
+OF_LABEL = re.compile(r"(?P<metric>auc|rmse)/label=(?P<label>.*)/all")
+"""Names of the main metrics of further labels in logs, see `metric_name`."""
 Trace = dict[str, Any]
 
 
@@ -48,12 +52,20 @@ def figure(name: str, caption: str, traces: list[Trace], x: str, y: str) -> Figu
 
 
 def training_figures(logs: Mapping[str, MetricLog]) -> list[Figure]:
-    """Returns loss and AUC over steps, a colour for each run; without figures that have no data."""
+    """Returns loss, AUC and RMSE over steps, a colour for each run; without those without data."""
     figures = []
-    for name, caption, axis, trained, metric in (
+    shown = [
         ("Loss", "Log loss by step; lower is better.", "log loss", "loss", "log_loss/all"),
         ("AUC", "AUC of all rows by step.", "AUC", "auc/all", "auc/all"),
-    ):
+        ("RMSE", "RMSE of all rows by step; lower is better.", "RMSE", "rmse/all", "rmse/all"),
+    ]
+    logged = dict.fromkeys(metric for log in logs.values() for metric in log.metrics("valid"))
+    for metric in logged:
+        if match := OF_LABEL.fullmatch(metric):
+            title = match["metric"].upper()
+            caption = f"{title} of {match['label']} in all rows by step."
+            shown.append((f"{title} of {match['label']}", caption, title, metric, metric))
+    for name, caption, axis, trained, metric in shown:
         traces: list[Trace] = []
         for number, (run, log) in enumerate(logs.items()):
             colour, curve = _colour(number), log.curve("train", trained)
@@ -84,14 +96,15 @@ def scenario_figures(logs: Mapping[str, MetricLog]) -> tuple[list[Figure], int]:
     return figures, len(metrics) - len(figures)
 
 
-def calibration_figure(points: Mapping[str, Points]) -> Figure:
-    """Returns the share of clicks against the mean score, a point for each tenth of the rows."""
+def calibration_figure(points: Mapping[str, Points], kind: LabelKind = "binary") -> Figure:
+    """Returns the mean label against the mean score, a point for each tenth of the rows."""
     top = max((max(x + y) for x, y in points.values() if x), default=1.0) * 1.04
     traces = _line("perfect", ([0.0, top], [0.0, top]), GREY, "dash", width=1.2)
     for number, (run, curve) in enumerate(points.items()):
         traces += _line(run, curve, _colour(number), markers=True)
     caption = "Each point is a tenth of the rows by score; the dashed line is ideal."
-    return figure("Calibration", caption, traces, "mean score", "share of clicks")
+    observed = "share of clicks" if kind == "binary" else "mean label"
+    return figure("Calibration", caption, traces, "mean score", observed)
 
 
 def roc_figure(points: Mapping[str, Points], best: Points | None) -> Figure:
@@ -111,13 +124,19 @@ def roc_figure(points: Mapping[str, Points], best: Points | None) -> Figure:
 
 
 def score_figure(run: str, edges: Floats, shares: Mapping[str, Floats]) -> Figure:
-    """Returns the distribution of the scores of a run, from `score_shares`."""
+    """Returns the distribution of the scores of a run, from `score_distribution`."""
     middles = ((edges[:-1] + edges[1:]) / 2).tolist()
     traces: list[Trace] = []
     for number, (label, values) in enumerate(shares.items()):
         traces += _line(label, (middles, values.tolist()), _colour(number))
     caption = "Distribution of the scores of positive and of negative rows."
     return figure(f"Scores of {run}", caption, traces, "score", "share of rows")
+
+
+def value_figure(run: str, edges: Floats, shares: Mapping[str, Floats]) -> Figure:
+    """Returns the distributions of scores and labels of a run, from `value_distribution`."""
+    caption = "Distribution of the scores and of the labels; the last bin holds all above it, too."
+    return {**score_figure(run, edges, shares), "caption": caption}
 
 
 def cosine_figure(

@@ -6,45 +6,28 @@ from pathlib import Path
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, check_output
 from msrec.data.io.paths import local_path
+from msrec.launch.calibration.calibration_file import read_calibration
 from msrec.launch.config import CONFIG_FILE
-from msrec.launch.evaluation.predictions import COMMIT_FILE, load_predictions
 from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
-from msrec.launch.evaluation.slices import SLICE_TITLES
 from msrec.launch.explanations.explanation_file import load_explanations
+from msrec.launch.reporting.comparison_tables import label_names, shown_metrics, with_label
 from msrec.launch.reporting.explanation_sections import (
     interest_section,
     scenario_section,
     user_section,
 )
-from msrec.launch.reporting.figures import (
-    Figure,
-    calibration_figure,
-    roc_figure,
-    scenario_figures,
-    score_figure,
-    training_figures,
-)
-from msrec.launch.reporting.page import (
-    Block,
-    DataTable,
-    Details,
-    Figures,
-    Section,
-    Text,
-    Tile,
-    render_page,
-)
+from msrec.launch.reporting.figures import scenario_figures, training_figures
+from msrec.launch.reporting.label_sections import result_sections
+from msrec.launch.reporting.page import DataTable, Figures, Section, Text, Tile, render_page
 from msrec.launch.reporting.result_tables import (
+    CALIBRATED,
     OLD_NOTE,
-    TITLES,
-    all_metrics_rows,
-    comparison_rows,
+    calibration_rows,
     format_value,
-    slice_comparison_rows,
+    metric_title,
 )
 from msrec.launch.reporting.setup_section import setup_section
-from msrec.launch.training.metric_log import LOG_FILE, MetricLog, Points, load_metric_log
-from msrec.model.metrics.curves import reliability_curve, roc_curve, score_distribution
+from msrec.launch.training.metric_log import LOG_FILE, MetricLog, load_metric_log
 
 RUN_FILES = (CONFIG_FILE, LOG_FILE, RESULTS_FILE)
 """A run folder must have one of these files for a report."""
@@ -88,20 +71,22 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
 def _report(folders: Mapping[str, Path]) -> str:
     logs = {name: load_metric_log(folder) for name, folder in folders.items()}
     results = {n: load_results(f) for n, f in folders.items() if (f / RESULTS_FILE).is_file()}
-    scores, unscored = _score_figures(folders, results)
+    of_labels, unscored = result_sections(folders, results)
     curves, (by_scenario, hidden) = training_figures(logs), scenario_figures(logs)
     notes = [*_result_notes(logs, results, unscored), *_log_notes(logs)]
     if hidden:
         notes.append(f"The curves of {hidden} more scenarios are not drawn; see {LOG_FILE}.")
     sections = [
         Section("Notes", [Text(note) for note in notes]),
-        Section("Results by scenario", _scenario_blocks(results)),
-        Section("Results by slice", _slice_blocks(results)),
-        Section("Scores", [Figures(scores)] if scores else []),
+        *of_labels,
     ]
     training = [Figures(curves)] if curves else []
     training += [Figures(by_scenario, "small", title="By scenario")] if by_scenario else []
     sections.append(Section("Training", training))
+    for name, folder in folders.items():
+        if (calibration := read_calibration(folder)) is not None:
+            table = DataTable(calibration_rows(calibration), "Calibration error", is_text=True)
+            sections.append(Section(f"Calibration of {name}", [table]))
     explained = {name: load_explanations(folder) for name, folder in folders.items()}
     sections += [scenario_section(n, s) for n, (_, s) in explained.items() if s is not None]
     for name, (users, _) in explained.items():
@@ -118,68 +103,27 @@ def _report(folders: Mapping[str, Path]) -> str:
 
 
 def _tiles(results: Mapping[str, Results]) -> list[Tile]:
-    """Returns the AUC of each run and the best possible AUC."""
+    """Returns the main metric of each label and run, and the best possible AUC."""
     if not results:
         return []
-    reference, first = next(iter(results.items()))
-    first_auc = first.metrics.all.auc
+    first = next(iter(results.values()))
+    labels = label_names(results)
     tiles = []
-    for name, result in results.items():
-        auc = result.metrics.all.auc
-        remark = "reference"
-        if name != reference and auc is not None and first_auc is not None:
-            remark = f"{auc - first_auc:+.4f} against {reference}"
-        tiles.append(Tile(format_value(auc), remark, label=f"{name}, AUC"))
+    for label in labels:
+        of_runs = with_label(results, label)
+        reference = next(iter(of_runs))
+        metric = shown_metrics(of_runs[reference])[0]
+        values = {name: getattr(run.metrics.all, metric) for name, run in of_runs.items()}
+        title = metric_title(metric, first.k) + (f" of {label}" if len(labels) > 1 else "")
+        for name, value in values.items():
+            remark = "reference"
+            if name != reference and None not in (value, values[reference]):
+                remark = f"{value - values[reference]:+.4f} against {reference}"
+            tiles.append(Tile(format_value(value), remark, label=f"{name}, {title}"))
     if first.best_possible is not None:
         best = format_value(first.best_possible.all.auc)
         tiles.append(Tile(best, "by the true click probability", label="best possible, AUC"))
     return tiles
-
-
-def _scenario_blocks(results: Mapping[str, Results]) -> list[Block]:
-    if not results:
-        return []
-    best = any(result.best_possible for result in results.values())
-    blocks: list[Block] = [
-        DataTable(comparison_rows(results, metric=name, best=best, intervals=True), TITLES[name])
-        for name in ("auc", "log_loss")
-    ]
-    for name, result in results.items():
-        blocks.append(Details(f"All metrics of {name}", [DataTable(all_metrics_rows(result))]))
-    return blocks
-
-
-def _slice_blocks(results: Mapping[str, Results]) -> list[Block]:
-    names = dict.fromkeys(name for result in results.values() for name in result.slices)
-    return [
-        DataTable(slice_comparison_rows(results, name), f"By {SLICE_TITLES[name]}")
-        for name in names
-    ]
-
-
-def _score_figures(
-    folders: Mapping[str, Path], results: Mapping[str, Results]
-) -> tuple[list[Figure], list[str]]:
-    """Returns calibration, ROC and score distributions, and the runs without predictions."""
-    calibration: dict[str, Points] = {}
-    roc_curves: dict[str, Points] = {}
-    best: Points | None = None
-    distributions: list[Figure] = []
-    missing = []
-    for name, result in results.items():
-        folder = folders[name] / "predictions" / result.split
-        if not (folder / COMMIT_FILE).is_file():
-            missing.append(name)
-            continue
-        p = load_predictions(folder)
-        calibration[name] = reliability_curve(p.score, p.label, p.weight)
-        roc_curves[name] = roc_curve(p.score, p.label, p.weight)
-        if best is None and p.p_click is not None:
-            best = roc_curve(p.p_click, p.label, p.weight)
-        distributions.append(score_figure(name, *score_distribution(p.score, p.label)))
-    if not calibration:
-        return [], missing
-    return [calibration_figure(calibration), roc_figure(roc_curves, best), *distributions], missing
 
 
 def _result_notes(
@@ -190,6 +134,11 @@ def _result_notes(
         f"{name}: not evaluated, so it is in no table." for name in logs if name not in results
     ]
     notes += [f"{name}: {OLD_NOTE}." for name, result in results.items() if result.is_old]
+    notes += [
+        f"{name}: {CALIBRATED.format(method=result.calibration)}."
+        for name, result in results.items()
+        if result.calibration is not None
+    ]
     intervals = {(r.resamples, r.seed) for r in results.values() if r.resamples}
     notes += [
         f"95 % intervals over users: percentile bootstrap, {resamples:,} resamples, seed {seed}."

@@ -1,19 +1,26 @@
-"""Shows results: tables of one run, and of several runs side by side."""
+"""Shows the results of one run as tables: all labels, scenarios and slices."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from msrec.data.labels import LabelKind
+from msrec.launch.calibration.calibration_file import ALL, Calibration
 from msrec.launch.evaluation.results import Results
 from msrec.launch.reporting.page import Rows
 from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
 
 UNDEFINED = "undefined"
-MAIN_METRICS = ("rows", "auc", "log_loss", "ne", "gauc", "calibration")
+MAIN_METRICS: dict[LabelKind, tuple[str, ...]] = {
+    "binary": ("rows", "auc", "log_loss", "ne", "gauc", "calibration"),
+    "regression": ("rows", "rmse", "mae", "spearman", "calibration", "quantile_calibration_error"),
+}
 MORE_METRICS = ("rig", "calibration_error", "average_precision", "gauc_by_user", "ndcg", "recall")
+RANKINGS = ("auc", "gauc", "ndcg", "recall")
+OF_IMPRESSIONS = ("gauc_by_impression", "ndcg_by_impression")
 COUNTS = ("positives", "users", "users_left_out", "users_ranked")
-ALL_COLUMNS = (*MAIN_METRICS, *MORE_METRICS, *COUNTS)
+OTHER_COUNTS = ("impressions", "impressions_left_out", "missing")
 TITLES = {
     "auc": "AUC",
     "log_loss": "log loss",
@@ -28,7 +35,17 @@ TITLES = {
     "ndcg": "NDCG@{k}",
     "recall": "recall@{k}",
     "users_ranked": "users with a positive",
+    "gauc_by_impression": "GAUC by impression",
+    "ndcg_by_impression": "NDCG@{k} by impression",
+    "impressions": "impressions with both labels",
+    "impressions_left_out": "impressions with one",
+    "missing": "rows without the label",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "spearman": "Spearman",
+    "quantile_calibration_error": "calibration error",
 }
+CALIBRATED = "probabilities calibrated on validation by {method} regression"
 OLD_NOTE = "evaluated by an older msrec: evaluate again for intervals, PR-AUC, NDCG and recall"
 
 
@@ -65,22 +82,50 @@ def metric_title(name: str, k: int) -> str:
     return TITLES.get(name, name).format(k=k)
 
 
-def _by_group(metrics: ScenarioMetrics) -> dict[str, Metrics]:
+def by_group(metrics: ScenarioMetrics) -> dict[str, Metrics]:
+    """Returns the metrics of all rows, called `all`, and of each scenario."""
     return {"all": metrics.all} | metrics.scenarios
 
 
 def results_tables(results: Results) -> list[Table]:
-    """Returns two tables, for short lines: one row for all rows and one for each scenario.
+    """Returns the tables of every label, and of the combined score: a row for each scenario.
 
-    Counts of users are only in `results.json`.
+    A binary label has two tables, for short lines. Counts of users are only in `results.json`.
     """
     title = f"{results.data or results.dataset}, {results.split}, checkpoint {results.checkpoint}"
-    groups = _by_group(results.metrics)
-    best = _by_group(results.best_possible) if results.best_possible else None
-    tables = [_metrics_table(title, "scenario", MAIN_METRICS, groups, results.k, best)]
-    if not results.is_old:
-        tables.append(_metrics_table(None, "scenario", MORE_METRICS, groups, results.k))
+    tables = []
+    for name, of_label in results.by_label.items():
+        heading = f"{name}: {title}" if results.labels else title
+        groups = by_group(of_label.metrics)
+        best = results.best_possible if name == results.label else None
+        tables.append(
+            _metrics_table(
+                heading,
+                "scenario",
+                (*MAIN_METRICS[of_label.kind], *_defined(of_label.metrics, ("missing",))),
+                groups,
+                results.k,
+                by_group(best) if best else None,
+            )
+        )
+        if of_label.kind == "binary" and not results.is_old:
+            second = (*MORE_METRICS, *_defined(of_label.metrics, OF_IMPRESSIONS))
+            tables.append(_metrics_table(None, "scenario", second, groups, results.k))
+    if results.combined is not None:
+        for name, metrics in results.combined.labels.items():
+            heading = f"{name} ranked by {results.combined.score}"
+            columns = ("rows", *RANKINGS, *_defined(metrics, OF_IMPRESSIONS))
+            tables.append(
+                _metrics_table(heading, "scenario", columns, by_group(metrics), results.k)
+            )
+    tables[-1].caption = "\n".join(_notes(results)) or None
+    return tables
+
+
+def _notes(results: Results) -> list[str]:
     notes = [OLD_NOTE] if results.is_old else []
+    if results.calibration is not None:
+        notes.append(CALIBRATED.format(method=results.calibration))
     if results.left_out:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in results.left_out.items())
         notes.append(f"excluded rows: {reasons}")
@@ -89,14 +134,31 @@ def results_tables(results: Results) -> list[Table]:
             f"95 % intervals over users: percentile bootstrap, {results.resamples:,} resamples, "
             f"seed {results.seed}"
         )
-    tables[-1].caption = "\n".join(notes) or None
+    return notes
+
+
+def _defined(metrics: ScenarioMetrics, names: Sequence[str]) -> list[str]:
+    """Returns the metrics that are defined for all rows."""
+    return [name for name in names if getattr(metrics.all, name) is not None]
+
+
+def slice_tables(results: Results, name: str, meaning: str) -> list[Table]:
+    """Returns a table of each label, with one row for each group of a slice."""
+    tables = []
+    for label, of_label in results.by_label.items():
+        title = f"by {name}: {meaning}"
+        best = results.best_slices.get(name) if label == results.label else None
+        tables.append(
+            _metrics_table(
+                f"{label} {title}" if results.labels else title,
+                name,
+                MAIN_METRICS[of_label.kind],
+                of_label.slices[name],
+                results.k,
+                best,
+            )
+        )
     return tables
-
-
-def slice_table(results: Results, name: str, meaning: str) -> Table:
-    """Returns a table of the main metrics with one row for each group of a slice."""
-    groups, best = results.slices[name], results.best_slices.get(name)
-    return _metrics_table(f"by {name}: {meaning}", name, MAIN_METRICS, groups, results.k, best)
 
 
 def _metrics_table(
@@ -115,10 +177,10 @@ def _metrics_table(
         rows[0].append("best possible AUC")
         for row in rows[1:]:
             row.append(format_value(best[row[0]].auc))
-    return _table(rows, title)
+    return terminal_table(rows, title)
 
 
-def _table(rows: Rows, title: str | None) -> Table:
+def terminal_table(rows: Rows, title: str | None) -> Table:
     """Returns a table for the terminal; all columns but the first are numbers."""
     table = Table(title=title)
     for number, head in enumerate(rows[0]):
@@ -128,95 +190,43 @@ def _table(rows: Rows, title: str | None) -> Table:
     return table
 
 
-def all_metrics_rows(results: Results) -> Rows:
-    """Returns every metric and count, for all rows and for each scenario, with intervals."""
-    columns = MAIN_METRICS if results.is_old else ALL_COLUMNS
+def all_metrics_rows(results: Results, label: str) -> Rows:
+    """Returns every metric and count of a label, for all rows and each scenario, with intervals."""
+    of_label = results.by_label[label]
+    columns: tuple[str, ...] = MAIN_METRICS[of_label.kind]
+    if of_label.kind == "binary" and not results.is_old:
+        columns += (*MORE_METRICS, *COUNTS)
+    columns += tuple(_defined(of_label.metrics, (*OF_IMPRESSIONS, *OTHER_COUNTS)))
     rows = [["scenario", *(metric_title(column, results.k) for column in columns)]]
-    for name, metrics in _by_group(results.metrics).items():
+    for name, metrics in by_group(of_label.metrics).items():
         rows.append([name, *(format_metric(metrics, column, one_line=True) for column in columns)])
     return rows
 
 
-def comparison_rows(
-    runs: Mapping[str, Results],
-    *,
-    metric: str = "auc",
-    best: bool = False,
-    intervals: bool = False,
-) -> Rows:
-    """Returns one metric of several runs: a column for each run, a row for each scenario.
-
-    Args:
-        runs: name -> results. Two runs get a column with their difference.
-        metric: field of `Metrics`.
-        best: adds the best possible value, if the first run knows it.
-        intervals: adds the intervals of the metric.
-
-    Raises:
-        ValueError: the runs differ in dataset, split, rows or scenarios, so that their numbers
-            cannot be compared.
-    """
-    _check_comparable(runs)
-    results = list(runs.values())
-    of_runs = [_by_group(run.metrics) for run in results]
-    truth = _by_group(results[0].best_possible) if best and results[0].best_possible else None
-    head = ["scenario", *runs]
-    head += ["difference"] if len(runs) == 2 else []
-    head += ["best possible"] if truth else []
-    rows = [[*head, "rows"]]
-    for group, first in of_runs[0].items():
-        values = [getattr(run[group], metric) for run in of_runs]
-        if intervals:
-            cells = [format_metric(run[group], metric, one_line=True) for run in of_runs]
-        else:
-            cells = [format_value(value) for value in values]
-        if len(runs) == 2:
-            cells.append(UNDEFINED if None in values else f"{values[1] - values[0]:+.4f}")
-        if truth:
-            cells.append(format_value(getattr(truth[group], metric)))
-        rows.append([group, *cells, format_value(first.rows)])
+def calibration_rows(calibration: Calibration) -> Rows:
+    """Returns the calibration errors before and after, by label and scenario, and the maps used."""
+    columns = [f"{split}, {when}" for split in calibration.errors for when in ("before", "after")]
+    rows = [["label", "scenario", *columns, "fitted on"]]
+    for label, maps in calibration.labels.items():
+        own = {ALL: maps.all} | maps.scenarios
+        for scenario in (ALL, *calibration.scenarios):
+            errors = [of[label].get(scenario, (None, None)) for of in calibration.errors.values()]
+            rows_used = own.get(scenario, maps.all).rows
+            reason = maps.fallbacks.get(scenario)
+            fitted = f"{rows_used:,} rows" if reason is None else f"all rows: {reason}"
+            cells = [format_value(value) for pair in errors for value in pair]
+            rows.append([label, scenario, *cells, fitted])
+    for label, reason in calibration.left_out.items():
+        rows.append([label, ALL, *[UNDEFINED] * len(columns), f"not calibrated: {reason}"])
     return rows
 
 
-def slice_comparison_rows(runs: Mapping[str, Results], slice_name: str) -> Rows:
-    """Returns AUC and log loss of several runs for each group of a slice, with intervals."""
-    slices = {run: r.slices[slice_name] for run, r in runs.items() if slice_name in r.slices}
-    groups = dict.fromkeys(group for by_group in slices.values() for group in by_group)
-    heads = [f"{run}, {title}" for run in slices for title in ("AUC", "log loss")]
-    rows = [[slice_name, "rows", *heads]]
-    for group in groups:
-        of_runs = [by_group.get(group) for by_group in slices.values()]
-        count = next(metrics.rows for metrics in of_runs if metrics)
-        cells = [group, format_value(count)]
-        for metrics in of_runs:
-            for name in ("auc", "log_loss"):
-                cells.append(format_metric(metrics, name, one_line=True) if metrics else "")
-        rows.append(cells)
-    return rows
-
-
-def comparison_table(
-    runs: Mapping[str, Results], *, metric: str = "auc", best: bool = False
-) -> Table:
-    """Returns the table of `comparison_rows` for the terminal."""
-    first = next(iter(runs.values()))
-    title = f"{metric_title(metric, first.k)}: {first.dataset}, {first.split}"
-    return _table(comparison_rows(runs, metric=metric, best=best), title)
-
-
-def _check_comparable(runs: Mapping[str, Results]) -> None:
-    if not runs:
-        raise ValueError("a comparison must have at least one run; got none.")
-    first_name, first = next(iter(runs.items()))
-    for name, run in runs.items():
-        for fact, expected, value in (
-            ("dataset", first.dataset, run.dataset),
-            ("split", first.split, run.split),
-            ("rows", first.rows, run.rows),
-            ("scenarios", list(first.metrics.scenarios), list(run.metrics.scenarios)),
-        ):
-            if value != expected:
-                raise ValueError(
-                    f"runs to compare must agree in {fact}; {first_name!r} has {expected}, "
-                    f"{name!r} has {value}. Evaluate both on the same split."
-                )
+def calibration_table(calibration: Calibration) -> Table:
+    """Returns the table of `calibration_rows` for the terminal."""
+    title = f"calibration error, {calibration.method}, checkpoint {calibration.checkpoint}"
+    table = terminal_table(calibration_rows(calibration), title)
+    table.caption = (
+        f"The maps were fitted on the {calibration.split} rows, so that the error after "
+        "calibration is too low there."
+    )
+    return table

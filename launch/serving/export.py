@@ -14,6 +14,7 @@ from msrec.data.io.parquet_files import parquet_files, read_parquet
 from msrec.data.schema import Split, save_schema
 from msrec.launch.build_model import model_schema
 from msrec.launch.distributed import Process
+from msrec.launch.evaluation.predict import score_columns, score_head
 from msrec.launch.serving.dense_program import write_program
 from msrec.launch.serving.export_folder import (
     EXPORT,
@@ -102,8 +103,9 @@ def _serving_model(run: TrainedRun) -> ServingModel:
     dense_arch = copy.deepcopy(unwrapped_dense_arch(run)).cpu().eval()
     num_features = len(model_schema(run.config, run.schema).sparse)
     num_histories = len(run.config.history.of)
-    model = ServingModel(dense_arch, num_features, num_histories, run.config.embeddings.dim)
-    return model.eval()
+    head = copy.deepcopy(score_head(run)).cpu()
+    dim = run.config.embeddings.dim
+    return ServingModel(dense_arch, head, num_features, num_histories, dim).eval()
 
 
 def _new_manifest(
@@ -129,6 +131,10 @@ def _new_manifest(
         features=features,
         histories=histories,
         known=known,
+        labels=model.head.labels,
+        scores=score_columns(model.head),
+        combined=run.config.objective.score,
+        calibration=None if run.calibration is None else run.calibration.method,
         versions=package_versions(),
         cpu=cpu_kind(),
         parity=None,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.outputs import FolderKind
@@ -32,7 +32,7 @@ from msrec.launch.versions import installed, is_cpu_build
 MANIFEST_FILE = "export.json"
 RARE_IDS_FILE = "rare.npz"
 SEMANTIC_IDS_FILE = "semantic_ids.npz"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EXPORT = FolderKind(
     "an export",
     MANIFEST_FILE,
@@ -87,15 +87,16 @@ class Parity(StrictModel):
 
     split: Split
     rows: int
-    auc_run: float
-    auc_export: float
+    auc: dict[str, tuple[float, float]]
+    """Binary label -> AUC of the run and of the export; labels with one class are left out."""
     largest_difference: float
+    """Of all scores; those that are no probabilities are divided by their standard deviation."""
     mean_difference: float
 
     @property
     def auc_difference(self) -> float:
-        """AUC of the export minus AUC of the run."""
-        return self.auc_export - self.auc_run
+        """Largest difference of the two AUCs of a label."""
+        return max((abs(export - run) for run, export in self.auc.values()), default=0.0)
 
 
 class Manifest(StrictModel):
@@ -117,6 +118,14 @@ class Manifest(StrictModel):
     histories: list[Side]
     known: list[Side]
     """Sides with a table of histories, and sides with a table of LLM knowledge."""
+    labels: list[str]
+    """Labels that have scores, in their order."""
+    scores: list[str]
+    """Columns of the scores in files, as those of predictions."""
+    combined: str | None = None
+    """Formula of the combined score; null if there is none."""
+    calibration: str | None = None
+    """Method by which the scores of binary labels are calibrated; null if they are not."""
     interest: InterestFiles | None = None
     """Files of the interest blocks; null if the model has none."""
     versions: dict[str, str | None]
@@ -129,6 +138,12 @@ class Manifest(StrictModel):
         """Columns of the first input of the program: the vectors of all features."""
         dim_of = {name: table.dim for table in self.tables for name in table.features}
         return sum(dim_of[name] for name in self.features)
+
+
+class _Version(BaseModel):
+    """Version of a manifest, which decides its other fields."""
+
+    version: int
 
 
 def package_versions() -> dict[str, str | None]:
@@ -163,13 +178,14 @@ def read_manifest(folder: Path, *, allow_unfinished: bool = False) -> Manifest:
             f"{path} must exist: {folder} holds no export. Make one by `msrec export RUN`."
         )
     try:
+        found = _Version.model_validate_json(path.read_text()).version
+        if found != FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: version must be {FORMAT_VERSION}; got {found}. Export again."
+            )
         manifest = Manifest.model_validate_json(path.read_text())
     except ValidationError as error:
         raise ValueError(f"{path}: {first_error(error)}. Export again.") from None
-    if manifest.version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: version must be {FORMAT_VERSION}; got {manifest.version}. Export again."
-        )
     installed_here = package_versions()
     for package, version in manifest.versions.items():
         if installed_here.get(package) != version:

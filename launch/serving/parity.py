@@ -1,5 +1,7 @@
 """Comparison of an export with its run: both score the same rows."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from rich.progress import track
 
@@ -7,13 +9,14 @@ from msrec.data.histories.reader import HistoryReader
 from msrec.data.schema import Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
-from msrec.launch.evaluation.predict import click_scores
+from msrec.launch.evaluation.predict import RunScores
 from msrec.launch.loaders import build_loader, eval_batch
 from msrec.launch.serving.export_folder import Parity
 from msrec.launch.serving.request_histories import RequestHistories
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.trained_run import TrainedRun
+from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.metrics.exact import exact_metrics
+from msrec.model.tasks import Task
 
 LARGEST_AUC_DIFFERENCE = 1e-4
 """Largest difference of the AUC on many rows."""
@@ -27,32 +30,63 @@ def compare_with_run(run: TrainedRun, scorer: Scorer, process: Process, split: S
     Raises:
         FileNotFoundError: there is no such split.
         ValueError: the scores differ by more than `LARGEST_MEAN_DIFFERENCE` on average, or the
-            AUCs by more than `allowed_auc_difference`; or the AUCs are not defined.
+            AUCs of a label by more than `allowed_auc_difference`; or no AUC is defined.
     """
-    label, run_score, export_score = _score_with_both(run, scorer, process, split)
-    auc_run, auc_export = _auc(run_score, label), _auc(export_score, label)
-    if auc_run is None or auc_export is None:
+    tasks = unwrapped(run.model).loss.scales.tasks
+    labels, run_scores, export_scores = _score_with_both(run, scorer, process, split)
+    return compare_scores(tasks, labels, run_scores, export_scores, split)
+
+
+def compare_scores(
+    tasks: Sequence[Task],
+    labels: np.ndarray,
+    run_scores: np.ndarray,
+    export_scores: np.ndarray,
+    split: Split,
+) -> Parity:
+    """Compares the scores of a run and of its export; errors as in `compare_with_run`.
+
+    Shape:
+        labels: (N, T), NaN where a label is missing.
+        run_scores, export_scores: (N, C), the scores of the labels first.
+    """
+    aucs, allowed = {}, {}
+    for number, task in enumerate(tasks):
+        label = labels[:, number]
+        has = ~np.isnan(label)
+        if not task.is_binary or len(np.unique(label[has])) < 2:
+            continue
+        of_run = _auc(run_scores[has, number], label[has])
+        aucs[task.name] = (of_run, _auc(export_scores[has, number], label[has]))
+        allowed[task.name] = allowed_auc_difference(label[has])
+    if any(task.is_binary for task in tasks) and not aucs:
         raise ValueError(
-            f"the {split} split must hold both labels, so that an export can be compared with its "
-            f"run; all of its {len(label)} rows have the same one. Choose another: --split valid."
+            f"the {split} split must hold both classes of a label, so that an export can be "
+            f"compared with its run; all of its {len(labels)} rows have the same one. Choose "
+            "another: --split valid."
         )
-    difference = np.abs(export_score.astype(np.float64) - run_score)
+    difference = np.abs(export_scores.astype(np.float64) - run_scores)
+    is_probability = [task.is_binary for task in tasks]
+    for column in range(difference.shape[1]):
+        if column >= len(tasks) or not is_probability[column]:
+            difference[:, column] /= max(float(run_scores[:, column].std()), 1e-12)
     parity = Parity(
         split=split,
-        rows=len(label),
-        auc_run=auc_run,
-        auc_export=auc_export,
+        rows=len(labels),
+        auc=aucs,
         largest_difference=float(difference.max()),
-        mean_difference=float(difference.mean()),
+        mean_difference=float(difference.mean(axis=0).max()),
     )
-    allowed = allowed_auc_difference(label)
-    if parity.mean_difference > LARGEST_MEAN_DIFFERENCE or abs(parity.auc_difference) > allowed:
+    far = [name for name, (one, two) in aucs.items() if abs(two - one) > allowed[name]]
+    if far or parity.mean_difference > LARGEST_MEAN_DIFFERENCE:
+        shown = [f"{n} {one:.6f} and {two:.6f}" for n, (one, two) in aucs.items()]
+        limits = [f"{value:.2g}" for value in allowed.values()]
         raise ValueError(
             f"an export must have the scores of its run within {LARGEST_MEAN_DIFFERENCE:g} on "
-            f"average and its AUC within {allowed:.2g}; on {len(label):,} {split} rows the scores "
-            f"differ by {parity.mean_difference:.2g} on average, the run has the AUC {auc_run:.6f} "
-            f"and the export {auc_export:.6f}. Nothing was written: try --tables float16 or "
-            "--dense float32."
+            f"average and the AUC of each label within {', '.join(limits)}; on {len(labels):,} "
+            f"{split} rows the scores differ by {parity.mean_difference:.2g} on average, and the "
+            f"AUCs of run and export are {', '.join(shown)}. Nothing was written: try --tables "
+            "float16 or --dense float32."
         )
     return parity
 
@@ -81,7 +115,7 @@ def allowed_auc_difference(label: np.ndarray) -> float:
 def _score_with_both(
     run: TrainedRun, scorer: Scorer, process: Process, split: Split
 ) -> tuple[np.ndarray, ...]:
-    """Returns label, score of the run and score of the export, (rows,), float32 each."""
+    """Returns labels (rows, T), scores of the run and of the export, (rows, C), float32 each."""
     loader = build_loader(
         run.config, split, process, run.knowledge, eval_batch(run.config, 1), shuffle=False
     )
@@ -92,14 +126,15 @@ def _score_with_both(
         max_len = run.config.sequence.max_len
         histories = HistoryReader(run.knowledge.sequences, max_len, split)
     labels, run_scores, export_scores = [], [], []
+    scores = RunScores(run)
     outcomes = BatchPipeline(run.model, process).outcomes(loader.batches())
     for outcome in track(outcomes, "compare with the run", total=len(loader), transient=True):
         row_id = outcome.row_id.cpu().numpy()
         real = row_id >= 0  # padding and excluded rows have -1
         if not real.any():
             continue
-        labels.append(outcome.label[:, 0].cpu().numpy()[real])
-        run_scores.append(click_scores(outcome).cpu().numpy()[real])
+        labels.append(outcome.label.cpu().numpy()[real])
+        run_scores.append(scores.array(outcome)[real])
         columns = loader.reader.take(row_id[real])
         rows = scorer.encoder.encode(columns)
         if histories is not None:
@@ -110,6 +145,8 @@ def _score_with_both(
     return tuple(map(np.concatenate, (labels, run_scores, export_scores)))
 
 
-def _auc(score: np.ndarray, label: np.ndarray) -> float | None:
+def _auc(score: np.ndarray, label: np.ndarray) -> float:
     same_group = np.zeros(len(label), dtype=np.int64)
-    return exact_metrics(score, label, same_group, same_group, ["all"]).all.auc
+    auc = exact_metrics(score, label, same_group, same_group, ["all"]).all.auc
+    assert auc is not None
+    return auc

@@ -21,14 +21,16 @@ from msrec.launch.serving.scorer import Scorer
 
 CHUNK_ROWS = 1 << 16
 KEPT_COLUMNS = ("user_key", "item_key", "scenario")
-"""Columns of the output besides the score; keys may have their other names in the input."""
+"""Columns of the output besides the scores; keys may have their other names in the input."""
 COLUMNS = (*KEPT_COLUMNS, "score")
+"""First columns of every file of scores."""
 
 
 def score_file(scorer: Scorer, source: Path, out: Path) -> int:
-    """Writes `user_key`, `item_key`, `scenario` and `score` of each row.
+    """Writes `user_key`, `item_key`, `scenario` and the scores of each row.
 
-    The output appears only when it is complete.
+    The scores are `score` of the first label, `score_1` and so on of the others, and `combined` if
+    the export has a formula. The output appears only when it is complete.
 
     Args:
         scorer: an export.
@@ -52,17 +54,19 @@ def score_file(scorer: Scorer, source: Path, out: Path) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     read, write = _READERS[source.suffix], _WRITERS[out.suffix]
     with atomic_path(out) as scratch:
-        return write(scratch, _scored(scorer, source, read(source, scorer.encoder.row_encoder)))
+        tables = _scored(scorer, source, read(source, scorer.encoder.row_encoder))
+        empty = pa.table({name: pa.nulls(0) for name in (*KEPT_COLUMNS, *scorer.manifest.scores)})
+        return write(scratch, tables, empty)
 
 
 def _scored(scorer: Scorer, source: Path, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     first_row = 0
     for table in tables:
         rows = scorer.encoder.encode_table(table, str(source), first_row)
-        scores = pa.array(scorer.score(rows))
+        scores = dict(zip(scorer.manifest.scores, scorer.score(rows).T, strict=True))
         present = table.column_names
         kept = {n: table[n if n in present else OTHER_NAMES[n]] for n in KEPT_COLUMNS}
-        yield pa.table(kept | {"score": scores})
+        yield pa.table(kept | {name: pa.array(values) for name, values in scores.items()})
         first_row += table.num_rows
 
 
@@ -100,8 +104,7 @@ def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> int:
-    empty = pa.table({name: pa.nulls(0) for name in COLUMNS})
+def _write_parquet(path: Path, tables: Iterator[pa.Table], empty: pa.Table) -> int:
     first, num_rows = next(tables, empty), 0
     with pq.ParquetWriter(path, first.schema) as writer:
         for table in itertools.chain([first], tables):
@@ -110,7 +113,7 @@ def _write_parquet(path: Path, tables: Iterator[pa.Table]) -> int:
     return num_rows
 
 
-def _write_json(path: Path, tables: Iterator[pa.Table]) -> int:
+def _write_json(path: Path, tables: Iterator[pa.Table], empty: pa.Table) -> int:
     num_rows = 0
     with path.open("w", encoding="utf-8") as file:
         for table in tables:
@@ -128,7 +131,7 @@ def _has_scores(path: Path) -> bool:
         row = json.loads(line)
     except ValueError:
         return False
-    return isinstance(row, dict) and list(row) == list(COLUMNS)
+    return isinstance(row, dict) and list(row)[: len(COLUMNS)] == list(COLUMNS)
 
 
 SCORES = {

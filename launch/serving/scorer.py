@@ -1,4 +1,4 @@
-"""An export in memory, which turns rows into click probabilities."""
+"""An export in memory, which turns rows into scores."""
 
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,16 @@ class Scorer:
         self._program, self.is_compiled = load_program(folder, manifest, compiled)
 
     def score(self, rows: RequestRows) -> npt.NDArray[np.float32]:
-        """Returns click probabilities (n,), float32. A score does not depend on the other rows."""
+        """Returns the scores (n, C), float32, of the columns `manifest.scores`.
+
+        The scores of a row do not depend on the other rows.
+        """
         if len(rows) > MAX_CALL_ROWS:
             starts = range(0, len(rows), MAX_CALL_ROWS)
             parts = [self.score(rows.cut(start, start + MAX_CALL_ROWS)) for start in starts]
             return np.concatenate(parts)
         if not len(rows):
-            return np.zeros(0, dtype=np.float32)
+            return np.zeros((0, len(self.manifest.scores)), dtype=np.float32)
         return self.run_program(self.look_up(self.tensors(rows)))
 
     def tensors(self, rows: RequestRows) -> RequestTensors:
@@ -95,7 +98,7 @@ class Scorer:
 
     @torch.inference_mode()
     def run_program(self, inputs: tuple[Any, ...]) -> npt.NDArray[np.float32]:
-        """Returns the click probabilities (B,), float32, for the inputs of the program."""
+        """Returns the scores (B, C), float32, for the inputs of the program."""
         num_rows = len(inputs[0])
         if num_rows == 1:  # torch.export treats a size of 1 as a constant
             of_rows, interest = inputs[:4], inputs[4:]

@@ -100,9 +100,9 @@ class MetricLogger:
         self._print(split, step, epoch, metrics)
 
     def _print(self, split: str, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        auc = f"AUC {metrics['auc/all']:.4f}" if "auc/all" in metrics else "AUC undefined"
         if split == "train":
-            line = f"{metrics['rows_per_s']:,.0f} rows/s  loss {metrics['loss']:.4f}  {auc}"
+            line = f"{metrics['rows_per_s']:,.0f} rows/s  loss {metrics['loss']:.4f}"
+            line += f"  {_summary(metrics)}"
             self._bar.update(self._task, completed=step, line=line)
             if self._console.is_terminal:  # the progress bar shows it
                 return
@@ -110,11 +110,25 @@ class MetricLogger:
             seconds = share_left * (time.perf_counter() - self._started)
             line += f"  up to {seconds / 60:.1f} min left"
         else:
-            per_scenario = "  ".join(
-                f"{name.partition('=')[2]} {value:.4f}"
-                for name, value in metrics.items()
-                if name.startswith("auc/scenario=")
-            )
-            line = f"{auc}  ({per_scenario})  log loss {metrics['log_loss/all']:.4f}"
+            line = _summary(metrics, by_scenario=True)
         position = f"epoch {epoch} step {step}/{self._total_steps}"
         self._console.print(f"{position} {split:5} {line}", soft_wrap=True)
+
+
+def _summary(metrics: Mapping[str, float], by_scenario: bool = False) -> str:
+    """Returns the AUC of each binary label and the RMSE of each regression label, in one line."""
+    parts = []
+    prefixes = ["", *sorted({n.split("/")[1] + "/" for n in metrics if n.count("/") == 2})]
+    for prefix in prefixes:
+        metric = "auc" if f"log_loss/{prefix}all" in metrics else "rmse"
+        label = prefix.removeprefix("label=").removesuffix("/")
+        value = metrics.get(f"{metric}/{prefix}all")
+        shown = f"{metric.upper()} undefined" if value is None else f"{metric.upper()} {value:.4f}"
+        parts.append(f"{label} {shown}".lstrip())
+        if by_scenario and not prefix:
+            start = f"{metric}/scenario="
+            values = [(n.removeprefix(start), v) for n, v in metrics.items() if n.startswith(start)]
+            parts.append(f"({'  '.join(f'{name} {value:.4f}' for name, value in values)})")
+            if metric == "auc":
+                parts.append(f"log loss {metrics['log_loss/all']:.4f}")
+    return "  ".join(parts)

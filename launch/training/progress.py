@@ -1,7 +1,9 @@
 """Position of a run in its steps, epochs and validations, and the decisions that follow from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 from msrec.data.loading.global_order import GlobalOrder
 from msrec.launch.config_sections import TrainerConfig
@@ -18,7 +20,9 @@ class Progress:
     step: int = 0
     epoch: int = 0
     batch: int = 0
-    best_auc: float | None = None
+    metric: str = "auc/all"
+    """Metric of the validation that chooses the best step."""
+    best_value: float | None = None
     best_step: int | None = None
     epochs_without_gain: int = 0
     """Validations since the best one; there may be several per epoch."""
@@ -27,6 +31,14 @@ class Progress:
     """Settings of the global order. A resumed run must have the same."""
     unlogged: list[float] = field(default_factory=list)
     """Losses of the steps since the last log line."""
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Self:
+        """Returns the position that a checkpoint holds; older ones know only the AUC."""
+        values = dict(state)
+        if "best_auc" in values:
+            values["best_value"] = values.pop("best_auc")
+        return cls(**values)
 
     def next_validation(self, trainer: TrainerConfig) -> int | None:
         """Returns the next step to validate before the epoch ends; None if there is none set.
@@ -41,13 +53,19 @@ class Progress:
             steps.append(self.step if is_due else (self.step // every + 1) * every)
         return min(steps, default=None)
 
-    def note_validation(self, auc: float, epoch_batches: int) -> None:
-        """Counts a validation, and the epoch if this was its last batch."""
+    def note_validation(self, value: float, sign: int, epoch_batches: int) -> None:
+        """Counts a validation, and the epoch if this was its last batch.
+
+        Args:
+            value: of `metric`.
+            sign: 1 if higher is better, -1 if lower is better.
+            epoch_batches: global batches of an epoch.
+        """
         if self.batch == epoch_batches:
             self.epoch, self.batch = self.epoch + 1, 0
         self.validated_step = self.step
-        if self.best_auc is None or auc > self.best_auc:
-            self.best_auc, self.best_step = auc, self.step
+        if self.best_value is None or sign * value > sign * self.best_value:
+            self.best_value, self.best_step = value, self.step
             self.epochs_without_gain = 0
         else:
             self.epochs_without_gain += 1
@@ -63,6 +81,19 @@ class Progress:
                 and self.validated_step == self.step
             )
         )
+
+    def require_metric(self, metric: str, checkpoint: Path) -> None:
+        """Checks that checkpoints are still compared by the same metric.
+
+        Raises:
+            ValueError: another metric chose the best checkpoint so far.
+        """
+        if self.best_value is not None and self.metric != metric:
+            raise ValueError(
+                f"{checkpoint}: a run compares all its checkpoints by one metric; it was "
+                f"{self.metric} and is {metric} now. Put trainer.metric back or use another run_id."
+            )
+        self.metric = metric
 
     def require_order(self, order: dict[str, int], checkpoint: Path) -> None:
         """Checks that the global order is still the same, so that `batch` means the same rows.

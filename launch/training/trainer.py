@@ -20,8 +20,10 @@ from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
 from msrec.launch.memory_limit import check_memory
+from msrec.launch.trained_run import unwrapped
+from msrec.launch.training.chosen_metric import ValidationRows, choose_metric
 from msrec.launch.training.heartbeat import Heartbeat
-from msrec.launch.training.metric_accumulator import MetricAccumulator, add_rows, all_reduce_counts
+from msrec.launch.training.metric_accumulator import MetricAccumulator, TaskMetrics
 from msrec.launch.training.metric_logger import MetricLogger
 from msrec.launch.training.preemption import Preempted, Preemption
 from msrec.launch.training.progress import Progress, order_settings
@@ -30,13 +32,8 @@ from msrec.launch.training.skipped_rows import BadRowReporter
 from msrec.launch.training.table_trace import write_table_times
 from msrec.launch.training.warm_start import warm_start
 from msrec.launch.versions import installed_versions
-from msrec.model.distributed.optimizers import Schedule, optimizers
+from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
 from msrec.model.distributed.sharding_plan import plan_to_dict
-from msrec.model.metrics.definitions import ScenarioMetrics
-from msrec.model.metrics.streaming import HistogramMetrics
-
-HISTOGRAM = "train_histogram"
-"""Name, in a checkpoint, of the metrics since the last log line."""
 
 
 @dataclass
@@ -74,8 +71,15 @@ class Trainer:
         )
         rates, epoch_steps = config.optimizer, len(self.train)
         self.optimizer = optimizers(
-            self.model, table_spec(config), rates.lr, rates.weight_decay, rates.meta_lr
+            self.model,
+            table_spec(config),
+            rates.lr,
+            rates.weight_decay,
+            rates.meta_lr,
+            trainer.max_grad_norm,
+            trainer.accumulate,
         )
+        self._accumulator = accumulator(self.optimizer)
         self.schedule = Schedule(
             self.optimizer,
             rates.warmup_steps,
@@ -87,7 +91,9 @@ class Trainer:
         self.checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, trainer.keep)
         all_steps = trainer.epochs * epoch_steps
         self._total_steps = min(all_steps, trainer.max_steps or all_steps)
-        self._unlogged = MetricAccumulator(len(self._scenarios))
+        self._scales = unwrapped(self.model).loss.scales
+        self._metric = choose_metric(trainer.metric, self._scales.tasks, self._scenarios)
+        self._unlogged = MetricAccumulator(len(self._scenarios), self._scales)
         self._bad_rows = BadRowReporter(
             config.run_dir, process, {"train": self.train, "valid": self.valid}
         )
@@ -108,13 +114,17 @@ class Trainer:
             init_item_table(config, self.schema, self.knowledge, self.model, self.plan)
             if config.init_from is not None:
                 warm_start(config.init_from, self.model, config.strict, config.run_dir)
-            return Progress(order=order)
-        counts = torch.from_numpy(HistogramMetrics(len(self._scenarios)).counts)
-        state = load_checkpoint(newest, self.model, self.optimizer, {HISTOGRAM: counts})
-        progress = Progress(**state)
+            return Progress(order=order, metric=self._metric.name)
+        counts = self._unlogged.empty_counts()
+        tensors = counts | self._gradients()
+        state = load_checkpoint(newest, self.model, self.optimizer, tensors)
+        progress = Progress.of_state(state)
         self._saved_step = progress.step
         self._unlogged.restore(counts, progress.unlogged)
+        if self._accumulator is not None:
+            self._accumulator.resume(progress.step)
         progress.require_order(order, newest)
+        progress.require_metric(self._metric.name, newest)
         return progress
 
     def fit(self, progress: Progress | None = None) -> FitResult:
@@ -151,18 +161,23 @@ class Trainer:
                 write_table_times(self.model, batch, config.trainer.trace, config.run_dir)
         return result
 
-    def evaluate(self, loader: Loader) -> ScenarioMetrics:
-        """Returns the streaming metrics of a split, the same on every rank."""
-        histogram = HistogramMetrics(len(self._scenarios))
+    def evaluate(self, loader: Loader) -> dict[str, float]:
+        """Returns the metrics of a split by their names in logs, the same on every rank.
+
+        They are streaming metrics, and exact ones of a label if `trainer.metric` needs them.
+        """
+        metrics = TaskMetrics(len(self._scenarios), self._scales)
+        rows = ValidationRows(self._metric, self._scales)
         self.model.eval()
         self._heartbeat.beat("validates")
         for outcome in self.pipeline.outcomes(loader.batches()):
-            add_rows(histogram, outcome)
+            metrics.add(outcome)
+            rows.add(outcome)
             self._heartbeat.beat("validates")
             self._preemption.check()
         self.model.train()
-        all_reduce_counts(histogram)
-        return histogram.compute(self._scenarios)
+        metrics.all_reduce()
+        return metrics.named(self._scenarios) | rows.named(self._scenarios)
 
     def _train(self, result: FitResult, metric_logger: MetricLogger) -> None:
         progress, trainer = result.progress, self.config.trainer
@@ -195,7 +210,7 @@ class Trainer:
         for outcome in self.pipeline.outcomes(batches, before_step):
             progress.step += 1
             progress.batch += 1
-            self._check_finite(outcome.loss, progress)
+            self._check_finite(outcome.losses, progress)
             self._unlogged.add(outcome)
             # After the last step comes a validation, and the checkpoint comes after that.
             is_last = progress.batch == len(self.train) or progress.step == last_step
@@ -215,37 +230,44 @@ class Trainer:
         # SIGTERM stops a run up to here. `progress` is unchanged so far, so that the checkpoint
         # that is saved then makes the next start repeat this validation.
         self._bad_rows.report()
-        if metrics.all.auc is None:
+        value = metrics.get(self._metric.name)
+        if value is None:
             raise ValueError(
-                f"{self.config.dataset}/valid must hold both labels to stop early; it has one "
-                "class."
+                f"{self.config.dataset}/valid must hold rows of both classes for "
+                f"{self._metric.name}, which chooses the best checkpoint; it does not. Choose "
+                "another trainer.metric."
             )
-        progress.note_validation(metrics.all.auc, len(self.train))
-        metric_logger.log("valid", progress.step, progress.epoch, metrics.named())
+        progress.note_validation(value, self._metric.sign, len(self.train))
+        metric_logger.log("valid", progress.step, progress.epoch, metrics)
         self._save(progress)
 
     def _save(self, progress: Progress) -> None:
         self._heartbeat.pause()
-        histogram, progress.unlogged = self._unlogged.reduced()
+        unlogged, progress.unlogged = self._unlogged.reduced()
         if progress.step == self._saved_step and self.checkpoints.amend(vars(progress)):
             return
         self._saved_step = progress.step
-        metrics = {HISTOGRAM: torch.from_numpy(histogram.counts)}
-        self.checkpoints.save(self.model, self.optimizer, vars(progress), metrics)
+        tensors = unlogged.counts() | self._gradients()
+        self.checkpoints.save(self.model, self.optimizer, vars(progress), tensors)
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        """Returns the gradients that no step has used yet."""
+        return {} if self._accumulator is None else self._accumulator.gradients()
 
     def _log(self, metric_logger: MetricLogger, progress: Progress) -> list[float]:
         """Logs the steps since the last log line; returns their losses."""
-        histogram, losses = self._unlogged.reduced()
+        metrics, losses = self._unlogged.reduced()
         self._unlogged.clear()
-        values = {"loss": sum(losses) / len(losses)} | histogram.compute(self._scenarios).named()
+        values = {"loss": sum(losses) / len(losses)} | metrics.named(self._scenarios)
         rows = len(losses) * self.config.trainer.global_batch
         metric_logger.log_training(progress.step, progress.epoch, rows, values)
         return losses
 
-    def _check_finite(self, loss: torch.Tensor, progress: Progress) -> None:
-        if not torch.isfinite(loss):
+    def _check_finite(self, losses: torch.Tensor, progress: Progress) -> None:
+        if not torch.isfinite(losses.sum()):
+            values = ", ".join(f"{loss:g}" for loss in losses.tolist())
             raise ValueError(
-                f"the loss must be finite; it is {loss.item()} at step {progress.step} (epoch "
+                f"the loss must be finite; it is {values} at step {progress.step} (epoch "
                 f"{progress.epoch}). Lower optimizer.lr or embeddings.lr; the newest checkpoint is "
                 "intact."
             )

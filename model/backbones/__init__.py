@@ -7,7 +7,7 @@ from typing import Any
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.backbones.adasparse import AdaSparse
 from msrec.model.backbones.aitm import AITM
-from msrec.model.backbones.baselines import MLP, Separate, SharedBottom
+from msrec.model.backbones.baselines import ESMM, MLP, Separate, SharedBottom
 from msrec.model.backbones.feature_interaction import DLRM, DCNv2, DeepFM
 from msrec.model.backbones.hamur import HAMUR
 from msrec.model.backbones.hinet import HiNet
@@ -31,6 +31,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "mmoe": MMoE,
     "ple": PLE,
     "aitm": AITM,
+    "esmm": ESMM,
     "hinet": HiNet,
     "sarnet": SARNet,
     "star": STAR,

@@ -117,7 +117,9 @@ def _cross_layer(dim: int, rank: int | None) -> nn.Module:
 class DeepFM(Backbone):
     """Factorisation machine plus an MLP, without scenarios.
 
-    logit = w x + sum of the dot products of all pairs of embedding vectors + MLP(x).
+    logit = w x + sum of the dot products of all pairs of embedding vectors + MLP(x). With several
+    labels, each has its own w, its own last layer, and learned weights, which start at 1, of the
+    dimensions of the dot products.
 
     Raises:
         ValueError: x has no embedding vectors.
@@ -129,7 +131,8 @@ class DeepFM(Backbone):
     Source:
         Guo et al., IJCAI 2017 (arXiv 1703.04247). The first-order weight of an id is a linear map
         of its vector (and of dense columns), where the paper has a table of single numbers; pairs
-        by (sum^2 - sum of squares) / 2.
+        by (sum^2 - sum of squares) / 2. The paper has one label; without weights all labels would
+        have the same pairs.
 
     Example:
         >>> from msrec.model.backbone import FeatureLayout
@@ -148,10 +151,14 @@ class DeepFM(Backbone):
         self.first_order = nn.Linear(shape.in_dim, shape.num_tasks)
         self.mlp = MLP(shape.in_dim, dims, hidden)
         self.head = nn.Linear(self.mlp.out_dim, shape.num_tasks)
+        self.pair_weights: nn.Parameter | None = None
+        if shape.num_tasks > 1:
+            self.pair_weights = nn.Parameter(torch.ones(shape.layout.dim, shape.num_tasks))
 
     def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         vectors = self.layout.vectors(x)
         pairs = vectors.sum(1).square() - vectors.square().sum(1)
         logits: Tensor = self.first_order(x) + self.head(self.mlp(x))
-        return logits + pairs.sum(1, keepdim=True) / 2
+        weights = self.pair_weights
+        return logits + (pairs.sum(1, keepdim=True) if weights is None else pairs @ weights) / 2

@@ -43,7 +43,7 @@ class M2M(Backbone):
 
     The view of a scenario is s~ = MLP(e_s). Experts E_i(x) are weighted by the softmax of a_i =
     v Meta([E_i, T_t]), with T_t the embedding of task t, to R_t = sum a_i E_i. The tower repeats
-    L <- leaky_relu(Meta(L) + L) from L = R_t; logit_t = head_t(L). Meta is a `MetaUnit` of s~.
+    L <- leaky_relu(Meta_t(L) + L) from L = R_t; logit_t = head_t(L). Meta is a `MetaUnit` of s~.
 
     When:
         Many scenarios, also new ones: the private part of a scenario is one embedding, from which
@@ -52,7 +52,8 @@ class M2M(Backbone):
     Source:
         Zhang et al., WSDM 2022 (arXiv 2201.06814). Experts read x, since there are no sequences for
         the paper's transformer; Scenario-Wise-Rec's transformer attends across the rows of a batch.
-        The tasks share the meta units; each has its own head.
+        The tasks share the meta unit of the attention, which reads the embedding of the task; each
+        has its own tower and head.
 
     Example:
         >>> model = M2M(BackboneShape(in_dim=8, num_scenarios=3), expert_dims=[4])
@@ -83,7 +84,8 @@ class M2M(Backbone):
         self.attention = MetaUnit(2 * dim, view_dim, num_meta_layers)
         self.score = nn.Linear(2 * dim, 1, bias=False)
         self.tower = nn.ModuleList(
-            MetaUnit(dim, view_dim, num_meta_layers) for _ in range(num_tower_layers)
+            MetaUnit(dim, view_dim, num_meta_layers)
+            for _ in range(num_tower_layers * shape.num_tasks)
         )
         self.heads = nn.ModuleList(
             nn.Sequential(MLP(dim, head_dims, hidden), nn.Linear([dim, *head_dims][-1], 1))
@@ -95,18 +97,17 @@ class M2M(Backbone):
         groups = group_rows(scenario, self.num_scenarios)
         view = self.view(self.scenario_embedding.weight)
         outputs = self.experts(groups.sort(x))
-        logits = [
-            head(self._tower(outputs, task, view, groups))
-            for head, task in zip(self.heads, self.task_embedding.weight.unbind(), strict=True)
-        ]
+        logits = []
+        for t, task in enumerate(self.task_embedding.weight.unbind()):
+            h = self._attended(outputs, task, view, groups)
+            for unit in list(self.tower)[t :: self.num_tasks]:
+                h = functional.leaky_relu(unit(h, view, groups) + h)
+            logits.append(self.heads[t](h))
         return groups.unsort(torch.cat(logits, dim=1))
 
-    def _tower(self, outputs: Tensor, task: Tensor, view: Tensor, groups: RowGroups) -> Tensor:
-        """Returns L of one task, (B, dim), from the outputs of the experts, (E, B, dim)."""
+    def _attended(self, outputs: Tensor, task: Tensor, view: Tensor, groups: RowGroups) -> Tensor:
+        """Returns R_t of one task, (B, dim), from the outputs of the experts, (E, B, dim)."""
         rows = outputs.transpose(0, 1)
         pairs = torch.cat([rows, task.expand_as(rows)], dim=2)
         score = self.score(self.attention(pairs, view, groups)).squeeze(2)
-        h = mix(score.softmax(dim=1), outputs)
-        for unit in self.tower:
-            h = functional.leaky_relu(unit(h, view, groups) + h)
-        return h
+        return mix(score.softmax(dim=1), outputs)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,9 @@ class EPNet(Backbone):
         Many scenarios at little cost: one head, and a gate on the input that knows the scenario.
 
     Source:
-        Chang et al., KDD 2023 (PEPNet, arXiv 2302.01115). One head for all scenarios, as the gate
-        is all that EPNet adds; no batch norm, which Scenario-Wise-Rec has in its head.
+        Chang et al., KDD 2023 (PEPNet, arXiv 2302.01115). One MLP for all scenarios and labels, as
+        the gate is all that EPNet adds, with a linear head per label; no batch norm, which
+        Scenario-Wise-Rec has in its head.
 
     Example:
         >>> model = EPNet(BackboneShape(in_dim=8, num_scenarios=3), dims=[4])
@@ -95,18 +97,19 @@ class EPNet(Backbone):
 
 
 class ScenarioGate(nn.Module):
-    """2 sigmoid(V_s relu(U prior + u) + v_s): a gate with a last layer per scenario.
+    """2 sigmoid(V_st relu(U prior + u) + v_st): a gate with a last layer per scenario and task.
 
     Shape:
         prior: (B, in_dim), float, rows in the order of `groups`.
-        returns: (B, out_dim), float, in (0, 2), same order.
+        returns: (B, num_tasks * out_dim), float, in (0, 2), same order; the factors of one task
+            after those of another.
     """
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_scenarios: int) -> None:
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, shape: BackboneShape) -> None:
         super().__init__()
         check_positive(gate_dim=hidden_dim)
         self.hidden = nn.Linear(in_dim, hidden_dim)
-        self.own = ScenarioLinear(hidden_dim, out_dim, num_scenarios)
+        self.own = ScenarioLinear(hidden_dim, shape.num_tasks * out_dim, shape.num_scenarios)
 
     def forward(self, prior: Tensor, groups: RowGroups) -> Tensor:
         """Returns the factors of each sorted row."""
@@ -116,8 +119,9 @@ class ScenarioGate(nn.Module):
 class PPNet(Backbone):
     """Parameter personalised network: gates made from user and item scale the input of every layer.
 
-    h_{l+1} = act(W_s (h_l * gate_ls([ids, stopgrad(x)])) + b_s) with h_0 = x. The last layer, gated
-    too, gives the logits without activation. ids are the embedding vectors of `id_features`.
+    h_{l+1} = act(W_st (h_l * gate_lst([ids, stopgrad(x)])) + b_st) with h_0 = x, for each label t.
+    The last layer, gated too, gives the logit without activation. ids are the embedding vectors of
+    `id_features`.
 
     Raises:
         ValueError: an id feature has no vector in x.
@@ -127,7 +131,8 @@ class PPNet(Backbone):
 
     Source:
         Chang et al., KDD 2023 (PEPNet, arXiv 2302.01115). One tower, and one last layer of each
-        gate, per scenario, where the paper has one per task. The gate scales the input of a layer,
+        gate, per scenario and label; the paper's are per label, and its scenarios are known to
+        EPNet alone, which this model lacks. The gate scales the input of a layer,
         as in the paper; Scenario-Wise-Rec scales its output and starts from the input of the gate,
         not from x.
 
@@ -153,12 +158,13 @@ class PPNet(Backbone):
         self.layout = shape.layout
         self.id_features = list(id_features)
         prior_dim = len(self.id_features) * self.layout.dim + shape.in_dim
-        sizes = [shape.in_dim, *dims, shape.num_tasks]
+        sizes = [shape.in_dim, *dims, 1]
         self.gates = nn.ModuleList(
-            ScenarioGate(prior_dim, gate_dim, size, shape.num_scenarios) for size in sizes[:-1]
+            ScenarioGate(prior_dim, gate_dim, size, shape) for size in sizes[:-1]
         )
         self.layers = nn.ModuleList(
-            ScenarioLinear(a, b, shape.num_scenarios) for a, b in itertools.pairwise(sizes)
+            ScenarioLinear(a, shape.num_tasks * b, shape.num_scenarios)
+            for a, b in itertools.pairwise(sizes)
         )
         self.finish = hidden.module()
 
@@ -167,12 +173,16 @@ class PPNet(Backbone):
         groups = group_rows(scenario, self.num_scenarios)
         x = groups.sort(x)
         prior = torch.cat([self.layout.select(x, self.id_features), x.detach()], dim=1)
-        last = len(self.layers) - 1
-        for i, (gate, layer) in enumerate(zip(self.gates, self.layers, strict=True)):
-            x = layer(x * gate(prior, groups), groups)
+        last, tasks = len(self.layers) - 1, self.num_tasks
+        towers = [x] * tasks
+        layers = cast(list[ScenarioLinear], self.layers)
+        for i, (gate, layer) in enumerate(zip(self.gates, layers, strict=True)):
+            factors = gate(prior, groups).chunk(tasks, dim=1)
+            gated = [h * factor for h, factor in zip(towers, factors, strict=True)]
+            towers = layer.by_task(gated, groups, tasks)
             if i < last:
-                x = self.finish(x)
-        return groups.unsort(x)
+                towers = [self.finish(h) for h in towers]
+        return groups.unsort(torch.cat(towers, dim=1))
 
 
 class PEPNet(Backbone):
@@ -189,8 +199,8 @@ class PEPNet(Backbone):
         choice for a large app with enough rows.
 
     Source:
-        Chang et al., KDD 2023 (arXiv 2302.01115). One tower per scenario, where the paper has one
-        per task.
+        Chang et al., KDD 2023 (arXiv 2302.01115). EPNet works by scenario and PPNet by label, as in
+        the paper; in addition, each scenario has its own towers and last layers of the gates.
 
     Example:
         >>> from msrec.model.backbone import FeatureLayout

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,11 @@ from msrec.model.layers.scenario_layers import StarLinear
 class STAR(Backbone):
     """Star topology: the weights of a scenario are the shared ones times its own, element-wise.
 
-    logit = star layers(norm_s(x)) + MLP([e_s, x]). A star layer has W_s = W_shared * W_own[s] and
-    b_s = b_shared + b_own[s]; norm_s uses the moments of the scenario's rows; e_s is the embedding
-    of the scenario. Rows of weight 0 do not count in the moments.
+    logit_t = star layers_t(norm_s(x)) + MLP_t([e_s, x]). A star layer has W_s = W_shared * W_own[s]
+    and b_s = b_shared + b_own[s]; norm_s uses the moments of the scenario's rows; e_s is the
+    embedding of the scenario. Rows of weight 0 do not count in the moments. The labels share all
+    star layers but the last of `dims` and the one to the logit, and all of the auxiliary MLP but
+    its last layer.
 
     Raises:
         ValueError: the norm is unknown.
@@ -35,7 +37,8 @@ class STAR(Backbone):
         the main logit takes both signs, and evaluation uses moving averages, so that the score of a
         row does not depend on its batch; Scenario-Wise-Rec differs in both. The auxiliary network
         sees x before the norm. A batch holds one scenario in the paper, all scenarios here; the
-        norm uses the moments of each scenario's rows.
+        norm uses the moments of each scenario's rows. The paper has one label; the towers of
+        several are star layers too.
 
     Example:
         >>> model = STAR(BackboneShape(in_dim=8, num_scenarios=3), dims=[4])
@@ -57,25 +60,30 @@ class STAR(Backbone):
         check_positive(scenario_dim=scenario_dim)
         if norm not in ("partitioned", "none"):
             raise ValueError(f"STAR's norm must be 'partitioned' or 'none'; got {norm!r}.")
-        in_dim, count = shape.in_dim, shape.num_scenarios
+        in_dim, count, tasks = shape.in_dim, shape.num_scenarios, shape.num_tasks
         self.norm = PartitionedNorm(in_dim, count) if norm == "partitioned" else None
+        # The last two layers are the towers of the tasks.
         self.layers = nn.ModuleList(
-            StarLinear(a, b, count) for a, b in itertools.pairwise([in_dim, *dims, shape.num_tasks])
+            StarLinear(a, b if i < len(dims) - 1 else tasks * b, count)
+            for i, (a, b) in enumerate(itertools.pairwise([in_dim, *dims, 1]))
         )
         self.finish = hidden.module()
         self.scenario_embedding = nn.Embedding(count, scenario_dim)
         aux = MLP(scenario_dim + in_dim, aux_dims, hidden)
-        self.aux = nn.Sequential(aux, nn.Linear(aux.out_dim, shape.num_tasks))
+        self.aux = nn.Sequential(aux, nn.Linear(aux.out_dim, tasks))
 
     def main_logit(self, x: Tensor, groups: RowGroups, weight: Tensor | None = None) -> Tensor:
         """Returns the logits of the star layers; rows and weights in the order of `groups`."""
         if self.norm is not None:
             x = self.norm(x, groups, weight)
-        *hidden, last = self.layers
-        for layer in hidden:
+        *shared, last = cast(list[StarLinear], self.layers)
+        tower = shared.pop() if shared else None
+        for layer in shared:
             x = self.finish(layer(x, groups))
-        x = last(x, groups)
-        return x
+        if tower is None:
+            return last(x, groups)  # type: ignore[no-any-return]
+        of_tasks = [self.finish(h) for h in tower.by_task(x, groups, self.num_tasks)]
+        return torch.cat(last.by_task(of_tasks, groups, self.num_tasks), dim=1)
 
     def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
@@ -101,7 +109,8 @@ class AdaptDHM(Backbone):
         Scenario labels that are coarse or missing: the model finds groups of rows by itself.
 
     Source:
-        Li et al., arXiv 2211.12105, as implemented in Scenario-Wise-Rec. Rows are routed by the
+        Li et al., arXiv 2211.12105, as implemented in Scenario-Wise-Rec. The paper has one label;
+        further ones have their own outputs of the last star layer. Rows are routed by the
         centres from before the step, so that a row never depends on its batch; the sums go over all
         ranks; biases are used, which Scenario-Wise-Rec creates and ignores.
 

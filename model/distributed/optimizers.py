@@ -1,12 +1,18 @@
 """Optimizers of the parts of a sharded model, and the schedule of their learning rates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import (
+    CombinedOptimizer,
+    KeyedOptimizer,
+    KeyedOptimizerWrapper,
+    OptimizerWrapper,
+)
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from msrec.model.distributed.sharding import TableOptions
@@ -20,6 +26,9 @@ META_MODULES = (
 """Modules of `DenseArch` that form the part meta."""
 FUSED = "fused"
 """Key of the fused optimizer of the tables in a checkpoint; other keys are names of parts."""
+REPLICATED = ""
+"""Key of the optimizer of the parts meta and backbone if it clips or accumulates gradients; empty,
+so that names in a checkpoint stay the same."""
 
 
 def optimizers(
@@ -28,8 +37,13 @@ def optimizers(
     lr: float,
     weight_decay: float,
     meta_lr: float | None = None,
+    max_grad_norm: float | None = None,
+    accumulate: int = 1,
 ) -> CombinedOptimizer:
     """Returns the fused optimizer of the tables and Adam for the rest, at their base rates.
+
+    Gradients outside the tables may be accumulated over batches and clipped. The fused optimizer
+    updates the tables in each backward pass, unclipped.
 
     Args:
         dmp: the sharded model.
@@ -37,6 +51,8 @@ def optimizers(
         lr: learning rate of the backbone.
         weight_decay: of the parameters outside the tables.
         meta_lr: learning rate of the part meta; None is `lr`.
+        max_grad_norm: largest norm of all gradients outside the tables; None does not clip.
+        accumulate: batches per step outside the tables.
     """
     parameters: dict[ModelPart, dict[str, torch.nn.Parameter]]
     parameters = {"tables": {}, "meta": {}, "backbone": {}}
@@ -47,12 +63,75 @@ def optimizers(
         "meta": {"lr": lr if meta_lr is None else meta_lr, "weight_decay": weight_decay},
         "backbone": {"lr": lr, "weight_decay": weight_decay},
     }
-    keyed: list[tuple[str, KeyedOptimizer]] = [(FUSED, dmp.fused_optimizer)]
+    keyed: dict[str, KeyedOptimizer] = {FUSED: dmp.fused_optimizer}
     for part, of_part in parameters.items():
         if of_part:
             adam: Callable[..., torch.optim.Optimizer] = partial(torch.optim.Adam, **options[part])
-            keyed.append((part, KeyedOptimizerWrapper(of_part, adam)))
-    return CombinedOptimizer(keyed)
+            keyed[part] = KeyedOptimizerWrapper(of_part, adam)
+    if max_grad_norm is None and accumulate == 1:
+        return CombinedOptimizer(list(keyed.items()))
+    replicated = CombinedOptimizer([(p, keyed.pop(p)) for p in ("meta", "backbone") if p in keyed])
+    if max_grad_norm is not None:
+        by_norm = GradientClipping.NORM
+        replicated = GradientClippingOptimizer(replicated, by_norm, max_grad_norm)
+    if accumulate > 1:
+        replicated = AccumulatingOptimizer(replicated, accumulate)
+    return CombinedOptimizer([*keyed.items(), (REPLICATED, replicated)])
+
+
+class AccumulatingOptimizer(OptimizerWrapper):  # type: ignore[misc]  # TorchRec has no types
+    """Takes a step with the mean gradient of every `batches` batches.
+
+    A checkpoint may fall between two steps: `gradients` has to be saved with it, and `resume` to be
+    called with the number of batches so far.
+    """
+
+    def __init__(self, optimizer: KeyedOptimizer, batches: int) -> None:
+        super().__init__(optimizer)
+        self._batches = batches
+        self._pending = 0
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Clears the gradients, unless they are those of earlier batches of the next step."""
+        if not self._pending:
+            super().zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> None:
+        """Counts a batch, and takes a step after the last one."""
+        self._pending = (self._pending + 1) % self._batches
+        if self._pending:
+            return
+        for parameter in self.params.values():
+            if parameter.grad is not None:
+                parameter.grad /= self._batches
+        super().step(closure)
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Returns the sum of the gradients since the last step, by parameter, the same tensors."""
+        for parameter in self.params.values():
+            if not self._pending or parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return {f"gradient/{name}": p.grad for name, p in self.params.items()}
+
+    def resume(self, batches: int) -> None:
+        """Continues after `batches` batches, with the tensors of `gradients` as they are now."""
+        self._pending = batches % self._batches
+
+
+def accumulator(optimizer: CombinedOptimizer) -> AccumulatingOptimizer | None:
+    """Returns the part of an optimizer that accumulates gradients, if it does."""
+    last = optimizer.optimizers[-1][1]
+    return last if isinstance(last, AccumulatingOptimizer) else None
+
+
+def _parts(optimizer: CombinedOptimizer) -> Iterator[tuple[ModelPart, KeyedOptimizer]]:
+    for key, of_part in optimizer.optimizers:
+        if key == REPLICATED:
+            while isinstance(of_part, OptimizerWrapper):
+                of_part = of_part._optimizer
+            yield from _parts(of_part)
+        else:
+            yield cast(ModelPart, "tables" if key == FUSED else key), of_part
 
 
 def _part_of(parameter: str) -> ModelPart:
@@ -82,8 +161,8 @@ class Schedule:
         frozen: Mapping[ModelPart, tuple[int, int | None]] | None = None,
     ) -> None:
         self._groups = [
-            (cast(ModelPart, "tables" if key == FUSED else key), group, float(group["lr"]))
-            for key, of_part in optimizer.optimizers
+            (part, group, float(group["lr"]))
+            for part, of_part in _parts(optimizer)
             for group in of_part.param_groups
         ]
         self._warmup_steps = warmup_steps

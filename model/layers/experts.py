@@ -21,6 +21,17 @@ def mix(gate: Tensor, outputs: Tensor) -> Tensor:
     return (gate.T.unsqueeze(2) * outputs).sum(0)
 
 
+def mix_by_task(gates: Tensor, outputs: Tensor, num_tasks: int) -> list[Tensor]:
+    """Returns the sum of the same outputs for each task, weighted by the softmax of its gate.
+
+    Shape:
+        gates: (B, T * E), float, logits, those of one task after those of another.
+        outputs: (E, B, D), float.
+        returns: (B, D) for each task.
+    """
+    return [mix(gate.softmax(dim=1), outputs) for gate in gates.chunk(num_tasks, dim=1)]
+
+
 class Experts(nn.Module):
     """Experts for all rows: one wide product for their first layers, then one batched product each.
 

@@ -1,6 +1,7 @@
 """Rows grouped by an integer key: one sort, then each group is multiplied by its own weights."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,24 @@ class RowGroups:
             return every.gather(1, self.key.view(-1, 1, 1).expand(-1, 1, bias.shape[1])).squeeze(1)
         parts = zip(bias.unbind(), torch.split(x, self.counts), weight.unbind(), strict=True)
         return torch.cat([torch.addmm(b, rows, w) for b, rows, w in parts])
+
+    def linear_by_task(
+        self, x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor, num_tasks: int
+    ) -> list[Tensor]:
+        """Multiplies each row by the weights of its group, separately for each task.
+
+        Shape:
+            x: (B, in), the same for all tasks, or one such tensor per task; rows in key order.
+            weight: (G, in, T * out), the columns of one task after those of another.
+            bias: (G, T * out).
+            returns: (B, out) for each task, rows in key order.
+        """
+        if num_tasks == 1:
+            return [self.linear(x if isinstance(x, Tensor) else x[0], weight, bias)]
+        if isinstance(x, Tensor):  # one wide product
+            return list(self.linear(x, weight, bias).chunk(num_tasks, dim=1))
+        parts = zip(x, weight.chunk(num_tasks, dim=2), bias.chunk(num_tasks, dim=1), strict=True)
+        return [self.linear(*part) for part in parts]
 
     def pick(self, every: Tensor) -> Tensor:
         """Returns each row's result out of those of all groups: (G, B, D) -> (B, D)."""

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from msrec.model.layers.row_groups import RowGroups
 
 
 class ScenarioLinear(nn.Module):
-    """Linear layer with separate weights per scenario.
+    """Linear layer with separate weights per scenario, and per task in `by_task`.
 
     Shape:
         x: (B, in_dim), float, rows in the order of `groups`.
@@ -34,6 +35,12 @@ class ScenarioLinear(nn.Module):
     def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
         """Multiplies sorted rows by the weights of their scenario."""
         return groups.linear(x, self.weight, self.bias)
+
+    def by_task(
+        self, x: Tensor | Sequence[Tensor], groups: RowGroups, num_tasks: int
+    ) -> list[Tensor]:
+        """Returns (B, out_dim / num_tasks) for each task, see `RowGroups.linear_by_task`."""
+        return groups.linear_by_task(x, self.weight, self.bias, num_tasks)
 
     def of(self, scenario: int, x: Tensor) -> Tensor:
         """Multiplies all rows by the weights of one scenario."""
@@ -61,15 +68,24 @@ class StarLinear(nn.Module):
 
     def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
         """Multiplies sorted rows by the weights of their group."""
-        weight = self.shared_weight * self.own_weight
-        return groups.linear(x, weight, self.shared_bias + self.own_bias)
+        return groups.linear(x, *self._parameters_of_groups())
+
+    def by_task(
+        self, x: Tensor | Sequence[Tensor], groups: RowGroups, num_tasks: int
+    ) -> list[Tensor]:
+        """Returns (B, out_dim / num_tasks) for each task, see `RowGroups.linear_by_task`."""
+        return groups.linear_by_task(x, *self._parameters_of_groups(), num_tasks)
+
+    def _parameters_of_groups(self) -> tuple[Tensor, Tensor]:
+        return self.shared_weight * self.own_weight, self.shared_bias + self.own_bias
 
 
 class Towers(nn.Module):
-    """MLP per scenario: hidden layers of sizes `dims`, then a linear layer to the logits.
+    """MLP per scenario and task: hidden layers of sizes `dims`, then a linear layer to the logit.
 
     Shape:
-        x: (B, in_dim), float, rows in the order of `groups`.
+        x: (B, in_dim), float, the same for all tasks, or one such tensor per task; rows in the
+            order of `groups`.
         returns: (B, num_tasks), float, same order.
     """
 
@@ -83,16 +99,16 @@ class Towers(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(num_tasks=num_tasks)
+        self.num_tasks = num_tasks
         self.layers = nn.ModuleList(
-            ScenarioLinear(a, b, num_scenarios)
-            for a, b in itertools.pairwise([in_dim, *dims, num_tasks])
+            ScenarioLinear(a, num_tasks * b, num_scenarios)
+            for a, b in itertools.pairwise([in_dim, *dims, 1])
         )
         self.finish = hidden.module()
 
-    def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
-        """Runs each sorted row through the tower of its scenario."""
-        *hidden, last = self.layers
+    def forward(self, x: Tensor | Sequence[Tensor], groups: RowGroups) -> Tensor:
+        """Runs each sorted row through the towers of its scenario."""
+        *hidden, last = cast(list[ScenarioLinear], self.layers)
         for layer in hidden:
-            x = self.finish(layer(x, groups))
-        x = last(x, groups)
-        return x
+            x = [self.finish(h) for h in layer.by_task(x, groups, self.num_tasks)]
+        return torch.cat(last.by_task(x, groups, self.num_tasks), dim=1)

@@ -7,13 +7,15 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
 from msrec.model.metrics.definitions import Floats, Interval, Ints
-from msrec.model.metrics.user_sums import UserSums, calibration_gaps, metric_values
+from msrec.model.metrics.user_sums import UserSums
 
 MAX_BLOCKS = 10_000
 """More users than these are put at random into so many blocks, which are resampled instead."""
 MIN_USERS = 10
 """Users (blocks) below which the intervals of a group are undefined."""
 CONFIDENCE = 0.95
+NORMS = ("calibration_error", "quantile_calibration_error")
+"""Metrics that are sums over bins of |mean score - mean label|."""
 RESAMPLES_AT_ONCE = 64
 """Resamples that are computed at once, to bound memory."""
 
@@ -59,27 +61,27 @@ class Bootstrap:
         for the group or for one of the resamples.
 
         Source:
-            `percentile_interval`; for the calibration error `norm_interval`.
+            `percentile_interval`; for the calibration errors `norm_interval`.
         """
-        blocks, table = sums
+        blocks, table = sums.blocks, sums.table
         if len(blocks) < MIN_USERS:
             return {}
         total = table.sum(axis=0)
-        gaps = calibration_gaps(total)
+        gaps = sums.calibration_gaps(total)
         parts, distances = [], []
         for start in range(0, len(self.counts), RESAMPLES_AT_ONCE):
             counts = self.counts[start : start + RESAMPLES_AT_ONCE]
             if len(blocks) < counts.shape[1]:
                 counts = counts[:, blocks]
             resampled = counts.astype(np.float64) @ table
-            parts.append(metric_values(resampled, total))
-            distances.append(np.abs(calibration_gaps(resampled) - gaps).sum(axis=-1))
+            parts.append(sums.values(resampled, total))
+            distances.append(np.abs(sums.calibration_gaps(resampled) - gaps).sum(axis=-1))
         intervals = {}
-        for name, value in metric_values(total, total).items():
+        for name, value in sums.values(total, total).items():
             values = np.concatenate([part[name] for part in parts])
             if not (np.isfinite(value) and np.isfinite(values).all()):
                 continue
-            if name == "calibration_error":
+            if name in NORMS:
                 intervals[name] = norm_interval(float(value), np.concatenate(distances))
             else:
                 intervals[name] = percentile_interval(values, len(blocks))

@@ -21,8 +21,26 @@ def score_distribution(
     return edges, shares
 
 
+def value_distribution(
+    score: Array, label: Array, bins: int = 40
+) -> tuple[Floats, dict[str, Floats]]:
+    """Returns the edges of equal bins, and the shares of scores and of labels in each.
+
+    The bins end at the 99 % quantile of the labels; the last one also holds all larger values.
+    """
+    label = label[~np.isnan(label)]
+    low = min(float(score.min(initial=0.0)), float(label.min(initial=0.0)))
+    high = float(np.quantile(label, 0.99)) if len(label) else low
+    edges = np.linspace(low, max(high, low + 1e-9), bins + 1)
+    shares = {}
+    for name, values in (("scores", score), ("labels", label)):
+        counts = np.histogram(values.clip(max=edges[-1]), edges)[0]
+        shares[name] = counts / max(len(values), 1)
+    return edges, shares
+
+
 def reliability_curve(score: Array, label: Array, weight: Array, bins: int = 10) -> Curve:
-    """Returns mean score and share of clicks in bins with equal numbers of rows, sorted by score.
+    """Returns mean score and mean label in bins with equal numbers of rows, sorted by score.
 
     Example:
         >>> scores, labels = np.array([0.1, 0.3, 0.7, 0.9]), np.array([0, 0, 1, 1])
@@ -56,8 +74,8 @@ def roc_curve(score: Array, label: Array, weight: Array, points: int = 200) -> C
 
 
 def _sorted(score: Array, label: Array, weight: Array) -> tuple[Floats, Floats, Floats]:
-    """Returns the rows with a weight above 0, by rising score, in float64."""
-    used = weight > 0
+    """Returns the rows with a label and a weight above 0, by rising score, in float64."""
+    used = (weight > 0) & ~np.isnan(label)
     score, label, weight = score[used], label[used], weight[used]
     order = score_order(score)
     return score[order].astype(float), label[order].astype(float), weight[order].astype(float)

@@ -18,7 +18,15 @@ Interval = tuple[float, float]
 class Metrics:
     """Metrics of one group of rows; None for one that is undefined, such as AUC with one class.
 
-    rows: rows with a weight above 0; the others do not count.
+    Of every label:
+
+    rows: rows with the label and a weight above 0; the others do not count.
+    missing: rows with a weight above 0, but without the label; None if there are none.
+    calibration: mean score / mean label; above 1, the label is overestimated.
+    intervals: metric -> its 95 % interval over users, see `bootstrap.Bootstrap`.
+
+    Of a binary label:
+
     positives: rows with label 1.
     auc: P(score of a positive > score of a negative); a tie counts half.
     average_precision: mean over positives of the share of positives among the rows with the same or
@@ -27,20 +35,30 @@ class Metrics:
     ne: log_loss / (-q log q - (1 - q) log(1 - q)), where q is the mean label; below 1 is better
         than predicting q for all rows (He et al., ADKDD 2014).
     rig: 1 - ne, the relative information gain.
-    calibration: mean score / mean label; above 1, clicks are overestimated.
     calibration_error: expected calibration error. Rows are sorted by score into ten bins of equal
         weight, tied scores together: mean over rows of |mean score - mean label| of the row's bin.
-    gauc: mean over users of the AUC of the user's rows, weighted by impressions.
+    gauc: mean over users of the AUC of the user's rows, weighted by the weight of the rows.
     gauc_by_user: the same mean, unweighted.
-    users, users_left_out: users in `gauc`, and users left out for having one class only.
+    users, users_left_out: users in `gauc`, and users left out for having one class only. Of a
+        regression label, `users` are all users with rows.
     ndcg: mean over users with a positive of NDCG@k of the user's rows by score.
     recall: mean over the same users of the share of their positives among their first k rows.
     users_ranked: number of users with a positive.
-    intervals: metric -> its 95 % interval over users, see `bootstrap.Bootstrap`.
+    gauc_by_impression, ndcg_by_impression: `gauc` and `ndcg` over impressions (lists of items that
+        were shown together to a user) in place of users, if the rows have impressions.
+    impressions, impressions_left_out: impressions in `gauc_by_impression`, and those left out for
+        having one class only.
+
+    Of a regression label, in its own unit where it has one:
+
+    mae: mean of |score - label|.
+    rmse: square root of the mean of (score - label)^2.
+    spearman: correlation of the ranks of scores and labels; ties have the mean of their ranks.
+    quantile_calibration_error: as `calibration_error`, with the label's values for clicks.
     """
 
     rows: int
-    positives: int
+    positives: int | None = None
     auc: float | None = None
     average_precision: float | None = None
     log_loss: float | None = None
@@ -55,10 +73,28 @@ class Metrics:
     ndcg: float | None = None
     recall: float | None = None
     users_ranked: int | None = None
+    gauc_by_impression: float | None = None
+    ndcg_by_impression: float | None = None
+    impressions: int | None = None
+    impressions_left_out: int | None = None
+    mae: float | None = None
+    rmse: float | None = None
+    spearman: float | None = None
+    quantile_calibration_error: float | None = None
+    missing: int | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
 
 
 METRIC_NAMES = tuple(f.name for f in fields(Metrics) if f.name != "intervals")
+HIGHER_IS_BETTER = (
+    *("auc", "average_precision", "rig", "gauc", "gauc_by_user", "ndcg", "recall"),
+    *("gauc_by_impression", "ndcg_by_impression", "spearman"),
+)
+LOWER_IS_BETTER = (
+    *("log_loss", "ne", "calibration_error", "mae", "rmse", "quantile_calibration_error"),
+)
+DIRECTION = dict.fromkeys(HIGHER_IS_BETTER, 1) | dict.fromkeys(LOWER_IS_BETTER, -1)
+"""Metric -> 1 if higher is better, -1 if lower is better."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +104,31 @@ class ScenarioMetrics:
     all: Metrics
     scenarios: dict[str, Metrics]
 
-    def named(self) -> dict[str, float]:
+    def named(self, label: str | None = None) -> dict[str, float]:
         """Returns every defined value by its name in logs: `auc/all`, `ne/scenario=feed`."""
         groups: list[tuple[str | None, Metrics]] = [(None, self.all), *self.scenarios.items()]
         return {
-            metric_name(name, scenario): float(value)
+            metric_name(name, scenario, label): float(value)
             for scenario, metrics in groups
             for name in METRIC_NAMES
             if (value := getattr(metrics, name)) is not None
         }
 
 
-def metric_name(metric: str, scenario: str | None = None) -> str:
+def metric_name(metric: str, scenario: str | None = None, label: str | None = None) -> str:
     """Returns the name of a metric in logs and curves; the only place that forms it.
 
+    Args:
+        metric: field of `Metrics`.
+        scenario: name of the scenario; None means all rows.
+        label: name of the label; None means the first label of the dataset.
+
     Example:
-        >>> metric_name("auc"), metric_name("auc", "feed")
-        ('auc/all', 'auc/scenario=feed')
+        >>> metric_name("auc"), metric_name("auc", "feed"), metric_name("rmse", label="watch")
+        ('auc/all', 'auc/scenario=feed', 'rmse/label=watch/all')
     """
-    return f"{metric}/all" if scenario is None else f"{metric}/scenario={scenario}"
+    of_label = metric if label is None else f"{metric}/label={label}"
+    return f"{of_label}/all" if scenario is None else f"{of_label}/scenario={scenario}"
 
 
 def loss_metrics(weight: Floats, clicked: Floats, loss: Floats, score: Floats) -> dict[str, Floats]:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from msrec.model.metrics.bootstrap import Bootstrap, user_blocks
 from msrec.model.metrics.definitions import (
     Array,
-    Bools,
     Floats,
     Ints,
     Metrics,
@@ -21,15 +20,12 @@ from msrec.model.metrics.definitions import (
     defined,
 )
 from msrec.model.metrics.ranking import score_order, stable_order
-from msrec.model.metrics.user_sums import SUMS, UserSums, metric_values, user_sums
+from msrec.model.metrics.regression import regression_sums
+from msrec.model.metrics.user_sums import RankingSums, UserSums, binary_sums
 
-COUNTS = {
-    "positives": "positives",
-    "users": "users",
-    "users_left_out": "left_out",
-    "users_ranked": "ranked",
-}
-"""Field of `Metrics` -> column of the sums, for counts."""
+ScoreKind = Literal["binary", "regression", "ranking"]
+"""Probabilities of a binary label, values of a regression label, or any numbers by which the rows
+of a binary label are ranked."""
 MAX_GROUPS = 1 << 16
 
 
@@ -94,15 +90,19 @@ class SortedRows:
 
     Shape:
         order: (n,), int64, positions among the rows as given.
-        score, label, user, weight: (n,), in this order; weight None means all 1.
+        missing: (m,), int64, positions of the rows with a weight above 0, but without a label.
+        score, label, user, weight, impression: (n,), in this order; weight None means all 1.
         block_of: (U,), block of each user code.
     """
 
+    kind: ScoreKind
     order: Ints
+    missing: Ints
     score: Array
-    label: Bools
+    label: Array
     user: NDArray[np.uint32]
     weight: Floats | None
+    impression: NDArray[np.uint32] | None
     block_of: Ints
     options: MetricOptions
 
@@ -115,12 +115,16 @@ class SortedRows:
         return Bootstrap.draw(num_blocks, self.options.resamples, self.options.seed)
 
     def sums(self, rows: Ints | None = None) -> UserSums:
-        """Returns `user_sums` of all rows or of some, given by rising score."""
-        score, label, weight, user = self.score, self.label, self.weight, self.user
-        if rows is not None:
-            score, label, user = score[rows], label[rows], user[rows]
-            weight = None if weight is None else weight[rows]
-        return user_sums(score, label, weight, user, self.block_of, self.options.k)
+        """Returns the sums of all rows or of some, given by rising score."""
+        chosen = slice(None) if rows is None else rows
+        score, label, user = self.score[chosen], self.label[chosen], self.user[chosen]
+        weight = None if self.weight is None else self.weight[chosen]
+        if self.kind == "regression":
+            return regression_sums(score, label, weight, user, self.block_of)
+        impression = None if self.impression is None else self.impression[chosen]
+        k = self.options.k
+        sums = binary_sums(score, label, weight, user, self.block_of, k, impression)
+        return sums if self.kind == "binary" else RankingSums(sums.blocks, sums.table)
 
     def rows_of(self, grouping: Grouping) -> list[Ints]:
         """Returns the rows of each group, by rising score.
@@ -140,12 +144,15 @@ class SortedRows:
 
     def metrics(self) -> Metrics:
         """Computes the metrics of all rows."""
-        return group_metrics(self.sums(), self.bootstrap)
+        return group_metrics(self.sums(), self.bootstrap, len(self.missing))
 
     def metrics_by(self, grouping: Grouping) -> dict[str, Metrics]:
         """Computes the metrics of each group, by its name."""
-        groups = zip(grouping.names, self.rows_of(grouping), strict=True)
-        return {name: group_metrics(self.sums(rows), self.bootstrap) for name, rows in groups}
+        rows = self.rows_of(grouping)
+        ids = grouping.ids[self.missing].astype(np.uint16)
+        missing = np.bincount(ids, minlength=len(rows)).tolist()
+        groups = zip(grouping.names, rows, missing, strict=True)
+        return {name: group_metrics(self.sums(r), self.bootstrap, m) for name, r, m in groups}
 
 
 def sort_rows(
@@ -154,53 +161,85 @@ def sort_rows(
     user: Array,
     weight: Array | None = None,
     options: MetricOptions = NO_INTERVALS,
+    *,
+    kind: ScoreKind = "binary",
+    impression: Array | None = None,
 ) -> SortedRows:
     """Checks rows and sorts them by score.
 
     Shape:
-        score: (N,), float32 or float64 probabilities in [0, 1].
-        label: (N,), 0 or 1, any dtype.
+        score: (N,), float32 or float64; probabilities in [0, 1] for `kind` binary, else finite.
+        label: (N,), NaN where it is missing: such rows are counted, but are in no metric. 0 or 1,
+            any dtype; for `kind` regression any finite number.
         user: (N,), int in [0, 2^32), equal for the rows of a user.
         weight: (N,), at least 0; rows of weight 0 are left out. None means all 1.
+        impression: (N,), int, equal for the rows of a user that were shown together; the same
+            number with another user is another impression. None means unknown.
 
     Raises:
         ValueError: a value is out of its range; the message names the row.
     """
-    check_values("score", score, (score >= 0) & (score <= 1), "between 0 and 1")
-    check_values("label", label, (label == 0) | (label == 1), "0 or 1")
+    is_missing = np.isnan(label)
+    if kind == "binary":
+        check_values("score", score, (score >= 0) & (score <= 1), "between 0 and 1")
+    else:
+        check_values("score", score, np.isfinite(score), "a finite number")
+    if kind == "regression":
+        check_values("label", label, is_missing | np.isfinite(label), "a finite number")
+    else:
+        check_values("label", label, is_missing | (label == 0) | (label == 1), "0 or 1")
     check_values("user", user, (user >= 0) & (user < 1 << 32), "a code in [0, 2^32)")
     order, weights = score_order(score), None
+    missing = np.flatnonzero(is_missing)
+    if len(missing):
+        order = order[~is_missing[order]]
     if weight is not None:
         is_valid = (weight >= 0) & np.isfinite(weight)
         check_values("weight", weight, is_valid, "at least 0 and finite")
         if not (weight > 0).all():
-            order = order[weight[order] > 0]
+            order, missing = order[weight[order] > 0], missing[weight[missing] > 0]
         if not (weight == 1).all():
             weights = weight[order].astype(np.float64)
     code = user[order]
     if code.max(initial=0) >= max(2 * len(user), 1 << 16):  # codes with gaps
         code = np.unique(code, return_inverse=True)[1]
+    labels = label[order]
     return SortedRows(
+        kind=kind,
         order=order,
+        missing=missing,
         score=score[order],
-        label=label[order] == 1,
+        label=labels if kind == "regression" else labels == 1,
         user=code.astype(np.uint32),
         weight=weights,
+        impression=None if impression is None else _impression_codes(impression[order], code),
         block_of=user_blocks(int(code.max(initial=-1)) + 1, options.seed),
         options=options,
     )
 
 
-def group_metrics(sums: UserSums, bootstrap: Bootstrap | None) -> Metrics:
-    """Computes the metrics of a group of rows, with intervals if there is a bootstrap."""
+def _impression_codes(impression: Array, user: Array) -> NDArray[np.uint32]:
+    """Returns a code from 0 for each pair of user and impression (n,)."""
+    numbers, code = np.unique(impression, return_inverse=True)
+    pair = user.astype(np.int64) * len(numbers) + code
+    return np.asarray(np.unique(pair, return_inverse=True)[1], np.uint32)
+
+
+def group_metrics(sums: UserSums, bootstrap: Bootstrap | None, missing: int = 0) -> Metrics:
+    """Computes the metrics of a group of rows, with intervals if there is a bootstrap.
+
+    Args:
+        sums: of the rows with a label.
+        bootstrap: resamples of the users.
+        missing: number of rows without the label.
+    """
+    counts = sums.counts()
+    if not counts["rows"]:
+        return Metrics(0, counts.get("positives"), missing=missing or None)
     total = sums.table.sum(axis=0)
-    counts = {name: int(total[SUMS.index(name)]) for name in COUNTS.values()}
-    rows = int(total[SUMS.index("negatives")]) + counts["positives"]
-    if not rows:
-        return Metrics(0, 0)
     return Metrics(
-        rows=rows,
-        **defined(metric_values(total, total)),
-        **{field: counts[name] for field, name in COUNTS.items()},
+        **counts,
+        **defined(sums.values(total, total)),
+        missing=missing or None,
         intervals={} if bootstrap is None else bootstrap.intervals(sums),
     )

@@ -1,4 +1,7 @@
-"""Rankings of rows by score: contributions to AUC and average precision, and metrics per user."""
+"""Rankings of rows by score: contributions to AUC and average precision, and metrics per user.
+
+Impressions are ranked as users are.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -13,8 +16,8 @@ CHUNK = 1 << 18
 
 
 def score_order(score: Array) -> Ints:
-    """Returns the order of rows (N,) by rising score, at least 0; ties keep their order."""
-    if score.dtype != np.float32:
+    """Returns the order of rows (N,) by rising score; ties keep their order."""
+    if score.dtype != np.float32 or score.min(initial=0) < 0:
         return np.argsort(score, kind="stable")
     # The bits of non-negative floats have the order of the floats.
     return stable_order(np.abs(score).view(np.uint32))
@@ -114,23 +117,24 @@ def rank_contributions(
         )
 
 
-class UserRankings(NamedTuple):
-    """Metrics of some users, one entry per user, from the user's own rows; NaN if undefined.
+class GroupRankings(NamedTuple):
+    """Metrics of some users (or impressions), one entry each, from its own rows; NaN if undefined.
 
-    weight is the weight of all rows; auc needs both classes; ndcg and recall need a positive.
+    group is the code of the user; weight is the weight of all rows; auc needs both classes; ndcg
+    and recall need a positive.
     """
 
-    user: Array
+    group: Array
     weight: Floats
     auc: Floats
     ndcg: Floats
     recall: Floats
 
 
-def user_rankings(
+def group_rankings(
     score: Array, label: Bools, weight: Floats | None, user: Array, k: int
-) -> Iterator[UserRankings]:
-    """Yields AUC, NDCG@k and recall@k of every user, some users at a time.
+) -> Iterator[GroupRankings]:
+    """Yields AUC, NDCG@k and recall@k of every user (or impression), some users at a time.
 
     Ties share their ranks: values are expectations over all orders of tied rows. Weights count in
     AUC; in NDCG and recall each row is one item.
@@ -159,7 +163,7 @@ def user_rankings(
 
 def _rankings_of_chunk(
     score: Array, label: Bools, weight: Floats | None, user: Array, k: int
-) -> UserRankings:
+) -> GroupRankings:
     """Ranks rows that are sorted by user and, for each user, by rising score."""
     new_user = user[1:] != user[:-1]
     # Ties of one user: last row, number of rows, and the user's number; first tie of each user.
@@ -186,8 +190,8 @@ def _rankings_of_chunk(
     hits = np.add.reduceat(share * (stop - start), first_ties)
     relevant = np.add.reduceat(clicks, first_ties)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return UserRankings(
-            user=user[last_rows],
+        return GroupRankings(
+            group=user[last_rows],
             weight=np.asarray(user_positive + user_negative, np.float64),
             auc=np.where(pairs > 0, 0.5 * area / pairs, np.nan),
             ndcg=gain / discounts[np.minimum(relevant, k)],

@@ -15,7 +15,6 @@ from msrec.data.loading.loader import Loader, open_loader
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import load_schema
 from msrec.model.embeddings import Embeddings
-from msrec.model.losses import RankLoss, weighted_bce
 
 pytestmark = pytest.mark.slow
 
@@ -146,19 +145,6 @@ def test_more_ids_than_int32_are_refused(data):
 
 
 # Labels that are learned but not judged -----------------------------------------------------
-
-
-def test_the_loss_is_the_first_label_and_the_weighted_mean_of_the_others():
-    torch.manual_seed(0)
-    logits, label = torch.randn(7, 3), (torch.rand(7, 3) > 0.5).float()
-    weight, vectors = torch.rand(7), torch.randn(7, 2, 4)
-    total, click = RankLoss(l2=0.1, aux_weight=0.5)(logits, label, weight, vectors)
-    entropy = [weighted_bce(logits[:, [k]], label[:, [k]], weight) for k in range(3)]
-    norms = sum(w * v.square().sum() for w, v in zip(weight, vectors, strict=True)) / 7
-    assert torch.allclose(total, entropy[0] + 0.5 * (entropy[1] + entropy[2]) / 2 + 0.1 * norms)
-    assert torch.equal(click, entropy[0])
-    alone, _ = RankLoss()(logits[:, :1], label, weight, vectors)
-    assert torch.equal(alone, entropy[0])
 
 
 def test_other_labels_need_other_labels(tmp_path):

@@ -26,7 +26,8 @@ from msrec.launch.checkpointing.dcp_storage import INDEX, read_index
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config import load_config
 from msrec.launch.distributed import Process
-from msrec.launch.training.trainer import HISTOGRAM, Trainer
+from msrec.launch.training.metric_accumulator import HISTOGRAM
+from msrec.launch.training.trainer import Trainer
 from msrec.tools.show import show
 
 pytestmark = pytest.mark.slow
@@ -75,9 +76,9 @@ def pieces(value):
 
 def state_of(trainer):
     """The state that a checkpoint must restore."""
-    histogram, losses = trainer._unlogged.reduced()
+    metrics, losses = trainer._unlogged.reduced()
     weights = pieces({"model": trainer.model.state_dict(), "optim": trainer.optimizer.state_dict()})
-    return weights, histogram.counts, losses
+    return weights, metrics.counts()[HISTOGRAM].numpy(), losses
 
 
 def put_together(ranks):

@@ -99,15 +99,15 @@ def test_users_with_one_row_each_give_the_paired_t_test_of_their_losses():
 
 def test_equal_models_differ_significantly_as_rarely_as_by_chance():
     found = [paired(*two_models(users=60, seed=seed)) for seed in range(300)]
-    for metric in DIRECTION:
+    for metric in found[0]:
         share = np.mean([one[metric].p < 0.05 for one in found])
         assert 0.015 <= share <= 0.095, (metric, share)
 
 
 def test_a_better_model_is_found_in_every_metric():
     found = paired(*two_models(users=800, noise=(1.5, 0.3)))
-    for metric, sign in DIRECTION.items():
-        assert sign * found[metric].difference > 0, metric
+    for metric, one in found.items():
+        assert DIRECTION[metric] * one.difference > 0, metric
         assert found[metric].p < 0.01, metric
 
 

@@ -116,11 +116,11 @@ def test_scores_equal_the_predictions_and_those_of_a_model_without_knowledge(run
     torch.testing.assert_close(torch.tensor([row.without_both for row in found.rows]), without_both)
     again = explainer.user("u7")
     assert [row.score for row in again.rows] == [row.score for row in found.rows]
-    assert found.log_losses().keys() == VARIANTS.keys()
+    assert found.losses().keys() == VARIANTS.keys()
     p = np.array([row.score for row in found.rows])
     label = np.array([row.label for row in found.rows])
     loss = -np.mean(label * np.log(p) + (1 - label) * np.log(1 - p))
-    assert found.log_losses()["score"] == pytest.approx(loss)
+    assert found.losses()["score"] == pytest.approx(loss)
 
 
 def generated(layer, code):

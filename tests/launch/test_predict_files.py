@@ -15,7 +15,7 @@ from msrec.launch.config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation import predict_files as module
 from msrec.launch.evaluation.evaluate import evaluate
-from msrec.launch.evaluation.predict_files import SCORE, predict_files
+from msrec.launch.evaluation.predict_files import predict_files
 from msrec.launch.trained_run import open_run
 from msrec.launch.training.trainer import Trainer
 
@@ -62,7 +62,7 @@ def run(tmp_path_factory):
 def expected(run):
     """Scores of the test rows in the order of their files, by `msrec evaluate`."""
     table = pq.read_table(run / "predictions/test/part-00000.parquet")
-    return table.sort_by("row_id")[SCORE].to_numpy()
+    return table.sort_by("row_id")["score"].to_numpy()
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def test_rows_keep_their_order_and_have_the_scores_of_evaluate(
     # 40+40+40, 30; 64+64, 64+58: whole row groups of one file up to 100 rows.
     assert (found.rows, found.parts, found.resumed, found.unscored) == (400, 4, 0, 0)
     table = pq.read_table(tmp_path / "out")
-    assert table.column_names == ["request", "user", SCORE]
+    assert table.column_names == ["request", "user", "score"]
     assert table["request"].to_pylist() == [f"r{i}" for i in range(400)]
-    np.testing.assert_allclose(table[SCORE].to_numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(table["score"].to_numpy(), expected, atol=1e-6)
 
 
 def test_a_killed_job_resumes_with_the_missing_parts(run, expected, new_rows, tmp_path):
@@ -100,7 +100,7 @@ def test_a_killed_job_resumes_with_the_missing_parts(run, expected, new_rows, tm
     assert (found.parts, found.resumed) == (4, 3)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert (out / "_COMMIT").is_file()
-    np.testing.assert_allclose(pq.read_table(out)[SCORE].to_numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(pq.read_table(out)["score"].to_numpy(), expected, atol=1e-6)
 
 
 def test_remote_files_and_a_remote_folder(run, expected, new_rows):
@@ -116,7 +116,7 @@ def test_remote_files_and_a_remote_folder(run, expected, new_rows):
 
     written = run_ranks(work, 1)[0]
     parts = [pq.read_table(pa.BufferReader(written[p])) for p in sorted(written) if "part" in p]
-    np.testing.assert_allclose(pa.concat_tables(parts)[SCORE].to_numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(pa.concat_tables(parts)["score"].to_numpy(), expected, atol=1e-6)
     assert "/out/_COMMIT" in written
 
 
@@ -130,9 +130,9 @@ def test_a_row_that_breaks_the_schema_has_no_score_and_is_counted(
     assert found.unscored == 1
     assert found.reasons == {"item_id: an id must be in [0, 61)": 1}
     table = pq.read_table(tmp_path / "out")
-    assert table[SCORE].is_null().to_numpy().nonzero()[0].tolist() == [7]
+    assert table["score"].is_null().to_numpy().nonzero()[0].tolist() == [7]
     others = np.delete(np.arange(400), 7)
-    scores = table[SCORE].to_numpy()[others]
+    scores = table["score"].to_numpy()[others]
     np.testing.assert_allclose(scores, expected[others], atol=1e-6)
 
 
@@ -171,9 +171,9 @@ def test_raw_rows_have_the_scores_of_their_encoded_rows(run, expected, tmp_path,
     found = run_ranks(predicted, ranks, run, [tmp_path / "raw.parquet"], tmp_path / "out")[0]
     assert (found.rows, found.unscored) == (401, 0)
     scored = pq.read_table(tmp_path / "out")
-    assert scored.column_names == ["user_key", "item_key", "scenario", SCORE]
+    assert scored.column_names == ["user_key", "item_key", "scenario", "score"]
     assert scored["user_key"].to_pylist() == raw["user_key"]
-    np.testing.assert_allclose(scored[SCORE].to_numpy()[:400], expected, atol=1e-6)
+    np.testing.assert_allclose(scored["score"].to_numpy()[:400], expected, atol=1e-6)
     assert found.counts["user_key"] == (401, 1, 0)
     assert found.counts["genres"] == (sum(map(len, raw["genres"])), 1, 0)
     assert "user_key: 1 of 401 values unknown (0.2%)" in found.sentence(tmp_path / "out")
@@ -194,7 +194,7 @@ def test_keys_may_have_the_names_of_the_converted_tables(run, tmp_path):
         pq.write_table(pa.table({user: users, item: items, **rest}), path)
         run_ranks(predicted, 1, run, [path], tmp_path / user)
         scored = pq.read_table(tmp_path / user)
-        assert scored.column_names == [user, item, "scenario", SCORE]
+        assert scored.column_names == [user, item, "scenario", "score"]
         assert scored[user].to_pylist() == users
-        scores.append(scored[SCORE].to_pylist())
+        scores.append(scored["score"].to_pylist())
     assert scores[0] == scores[1]

@@ -79,7 +79,7 @@ def test_a_run_stopped_in_its_last_validation_still_validates(dataset, tmp_path)
     config = config_of(dataset, tmp_path, *options)
     ((preempted, progress, _, _),) = run_ranks(fit, 1, config, 2, True)
     assert preempted
-    assert (progress["step"], progress["best_auc"]) == (7, None)
+    assert (progress["step"], progress["best_value"]) == (7, None)
     ((preempted, progress, losses, _),) = run_ranks(fit, 1, config)
     assert not preempted
     assert losses == []

@@ -11,7 +11,8 @@ from rich.console import Console
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
 from msrec.launch.evaluation.results import evaluate_predictions, load_results, save_results
-from msrec.launch.reporting.result_tables import comparison_table, results_tables
+from msrec.launch.reporting.comparison_tables import comparison_table
+from msrec.launch.reporting.result_tables import results_tables
 from msrec.model.metrics.exact import MetricOptions, exact_metrics
 
 SCHEMA = Schema(

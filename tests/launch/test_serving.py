@@ -32,12 +32,13 @@ from msrec.launch.serving import parity
 from msrec.launch.serving.dense_program import use_bfloat16_products
 from msrec.launch.serving.export import export
 from msrec.launch.serving.export_folder import ExportTable
-from msrec.launch.serving.parity import compare_with_run
+from msrec.launch.serving.parity import compare_scores
 from msrec.launch.serving.quantized_tables import QuantizedTables, quantize_rows, table_path
 from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import open_run
+from msrec.model.tasks import Task
 from msrec.tools.bench.harness.http_load import running_server
 from msrec.tools.bench.serve import raw_lines
 
@@ -108,7 +109,8 @@ def test_manifest_holds_the_difference_of_scores(app):
     parity = json.loads((app / "full" / "export.json").read_text())["parity"]
     assert parity["rows"] == 600
     assert 0 < parity["mean_difference"] < parity["largest_difference"] < 2e-3
-    assert abs(parity["auc_run"] - parity["auc_export"]) < 1e-4
+    of_run, of_export = parity["auc"]["label"]
+    assert abs(of_run - of_export) < 1e-4
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -131,7 +133,7 @@ def test_unknown_users_items_and_values_get_the_scores_of_the_model(app, scorers
         batch = Window(Collator(run.schema, *known), np.arange(4)[np.newaxis], columns).batch(0)
         with torch.no_grad():
             logits = run.model.eval()(batch)[1][1][:, 0]
-    np.testing.assert_allclose(scores, torch.sigmoid(logits), atol=2e-3)
+    np.testing.assert_allclose(scores[:, 0], torch.sigmoid(logits), atol=2e-3)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -224,7 +226,7 @@ def test_damaged_export_is_refused(app, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 0}, "version must be 1; got 0"),
+        ({"version": 1, "labels": None}, "version must be 2; got 1. Export again"),
         ({"versions": {"torch": "2.0.0"}}, "torch must be 2.0.0, because .* found 2.13.0"),
         ({"features": 3}, "export.json: features: "),
         ({"parity": None}, "a finished export; this one was not compared with its run"),
@@ -261,29 +263,27 @@ def test_export_with_another_auc_is_not_written(app, tmp_path, monkeypatch):
         (20_000, 0.02, False),
     ],
 )
-def test_parity_is_judged_by_scores_and_by_what_the_number_of_rows_allows(
-    monkeypatch, rows, moved, is_good
-):
+def test_parity_is_judged_by_scores_and_by_what_the_number_of_rows_allows(rows, moved, is_good):
     label = (np.arange(rows) % 6 == 0).astype(np.float32)
     run = np.linspace(0.2, 0.4, rows, dtype=np.float32)
     run[5] = run[6] + 1e-5
     export = run + moved * np.resize([1, -1], rows).astype(np.float32)
-    monkeypatch.setattr(parity, "_score_with_both", lambda *_: (label, run, export))
+    arguments = ([Task("click")], *(x[:, np.newaxis] for x in (label, run, export)), "test")
     if is_good:
-        compared = compare_with_run(None, None, None, "test")
+        compared = compare_scores(*arguments)
         assert compared.auc_difference != 0 or rows > 60
     else:
         with pytest.raises(ValueError, match="scores of its run within"):
-            compare_with_run(None, None, None, "test")
+            compare_scores(*arguments)
 
 
-def test_many_rows_may_not_change_the_auc(monkeypatch):
+def test_many_rows_may_not_change_the_auc():
     label = (np.arange(20_000) % 6 == 0).astype(np.float32)
     run = np.full(20_000, 0.3, np.float32)
     export = run + 1e-4 * label
-    monkeypatch.setattr(parity, "_score_with_both", lambda *_: (label, run, export))
-    with pytest.raises(ValueError, match="its AUC within 0.0001"):
-        compare_with_run(None, None, None, "test")
+    arguments = ([Task("click")], *(x[:, np.newaxis] for x in (label, run, export)), "test")
+    with pytest.raises(ValueError, match="the AUC of each label within 0.0001"):
+        compare_scores(*arguments)
 
 
 def test_killed_export_leaves_no_folder(app, tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def test_validating_within_an_epoch_changes_nothing_but_what_is_kept(dataset, tm
     ]
     after_epochs = [line for line in lines if line[0] in (21, 42)]
     assert after_epochs == validations(tmp_path / "plain")
-    assert progress["best_auc"] == max(auc for _, _, auc in lines)
+    assert progress["best_value"] == max(auc for _, _, auc in lines)
 
 
 def test_a_run_stopped_before_a_validation_within_an_epoch_validates_later(dataset, tmp_path):
@@ -170,7 +170,7 @@ def run_and_evaluate(rank, world_size, config):
     trainer.fit()
     streaming = trainer.evaluate(trainer.valid)
     evaluate(config.run_dir, process, "valid")
-    return streaming.named()
+    return streaming
 
 
 def test_evaluation_on_two_ranks_equals_one_and_the_streaming_metrics(dataset, tmp_path):
@@ -308,7 +308,7 @@ def test_one_class_in_validation_is_an_error(dataset, tmp_path):
         size = pq.read_metadata(path).num_rows
         replace_column(path, "label", pa.array(np.zeros(size), pa.float32()))
     message = refusal(tmp_path / "data", tmp_path, "llm.store=null")
-    assert "must hold both labels" in message
+    assert "must hold rows of both classes for auc/all" in message
 
 
 def test_separate_models_with_their_own_tables_learn_nothing_from_other_scenarios(
@@ -339,7 +339,7 @@ def predicted(rank, world_size, config):
     trainer.resume()
     trainer.model.eval()
     pairs = [
-        torch.stack([outcome.scenario, outcome.logits[:, 0]], dim=1)
+        torch.stack([outcome.scenario, outcome.outputs[:, 0]], dim=1)
         for outcome in trainer.pipeline.outcomes(trainer.valid.batches())
     ]
     return torch.cat(pairs).numpy()

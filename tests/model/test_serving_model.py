@@ -5,27 +5,37 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from msrec.data.labels import LabelScale
 from msrec.data.loading.batch import EntityVectors
 from msrec.launch.serving.dense_program import export_program
 from msrec.launch.serving.export_folder import InterestFiles
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
+from msrec.model.calibration import IsotonicCalibration
 from msrec.model.interest.block import InterestOptions
 from msrec.model.interest.histories import Histories
 from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta
+from msrec.model.metrics.combined import parse_score
 from msrec.model.ranker import DenseArch, ItemInputs, KnowledgeParts
+from msrec.model.score_head import ScoreHead
 from msrec.model.serving_model import (
     ServingModel,
     ServingScenarioMeta,
     knowledge_rows,
     knowledge_widths,
 )
+from msrec.model.tasks import Task, TaskScales
 
 B, F, H, D, U, I = 30, 3, 2, 4, 7, 5  # noqa: E741 - rows, features, histories, sizes
 USER_DIM, ITEM_DIM = 9, 6
+HEAD = ScoreHead(
+    TaskScales([Task("click"), Task("watch", LabelScale(low=0, high=99, mean=2, std=0.5))]),
+    IsotonicCalibration([[([0.2, 0.7], [0.1, 0.9]), None]] * 30),
+    parse_score("click^0.5 * watch", ["click", "watch"]),
+)
 PLACES = 5  # of a history
 
 
@@ -142,7 +152,7 @@ def check(over, scenarios):
             knowledge_widths(over, side).total for side in ("user", "item")
         ]
         inputs = (torch.cat([sums.flatten(1), *rows], dim=1), lengths, dense, scenario)
-        model = ServingModel(over, F, H, D).eval()
+        model = ServingModel(over, HEAD, F, H, D).eval()
         if interest is not None:
             (candidate, events, of_event, label, bag), sources, _ = interest
             inputs += ((candidate, bag, events, of_event, label, *sources),)
@@ -150,7 +160,7 @@ def check(over, scenarios):
             torch.testing.assert_close(program(*inputs), model(*inputs), atol=2e-6, rtol=1e-5)
         found = model(*inputs)
     assert logits[:, 0].std() > 0.1
-    torch.testing.assert_close(found, torch.sigmoid(logits[:, 0]), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found, HEAD(logits, scenario), atol=1e-5, rtol=1e-4)
 
 
 def test_few_scenarios_keep_their_layers_and_many_their_codes():
@@ -167,4 +177,4 @@ def test_learned_vectors_cannot_be_served():
     over = trained(3, ("user_meta",))
     over.learned_users = torch.nn.Embedding(U, USER_DIM)
     with pytest.raises(ValueError, match="llm.control must not be learned"):
-        ServingModel(over, F, H, D)
+        ServingModel(over, HEAD, F, H, D)

@@ -10,7 +10,9 @@ from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta
 
-S, B, T, H = 4, 40, 2, 9
+S, B, T, H = 4, 40, 3, 9
+PARENTS = (None, 0, None)
+"""Of the tasks: the second exists only where the first is 1."""
 LAYOUT = FeatureLayout(("user_id", "item_id", "genre"), dim=2, start=2)
 IN = 9
 """A bottom output of two, three vectors of two, and one more column, as an LLM feature would be."""
@@ -18,7 +20,8 @@ IN = 9
 
 def shape(num_scenarios=S, num_tasks=T):
     """Sizes of the backbones under test."""
-    return BackboneShape(IN, num_scenarios, num_tasks, LAYOUT)
+    parents = PARENTS[:num_tasks] if num_tasks > 1 else ()
+    return BackboneShape(IN, num_scenarios, num_tasks, LAYOUT, parents)
 
 
 def formula(name):

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from tiny import tiny_dataset, tiny_store
 
 from msrec.launch.config import load_config
-from msrec.launch.evaluation.predictions import Commit, Predictions
+from msrec.launch.evaluation.predictions import Commit, LabelRows, Predictions
 from msrec.launch.evaluation.results import slice_metrics
 from msrec.launch.evaluation.slices import EDGES, bucket_names, slice_rows
 from msrec.model.metrics.exact import sort_rows
@@ -244,10 +244,13 @@ def test_a_bucket_holds_the_rows_whose_user_or_item_has_so_many_training_rows(fo
         row_id=rows,
         scenario=values["scenario"].astype(np.int64),
         user=values["user"].astype(np.int64),
-        label=values["label"],
-        weight=np.ones(400, np.float32),
-        score=rng.random(400).astype(np.float32),
-        p_click=None,
+        labels=(
+            LabelRows(
+                label=values["label"],
+                weight=np.ones(400, np.float32),
+                score=rng.random(400).astype(np.float32),
+            ),
+        ),
     )
     [groups] = slice_rows(predictions, folder / "data", [f"{column}_history"]).values()
     p = predictions

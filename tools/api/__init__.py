@@ -27,6 +27,7 @@ from msrec.data.io.paths import local_path, to_path
 if TYPE_CHECKING:
     from msrec.data.loading.batch import Batch
     from msrec.data.schema import Schema, Split
+    from msrec.launch.calibration.calibration_file import Calibration, Method
     from msrec.launch.config import RunConfig
     from msrec.launch.encoding.encode import EncodeResult
     from msrec.launch.evaluation.compare import Comparison
@@ -41,6 +42,7 @@ __all__ = [
     "Explanation",
     "Run",
     "Training",
+    "calibrate",
     "compare",
     "convert",
     "encode",
@@ -140,14 +142,16 @@ class Training(Run):
 
     Attributes:
         steps: steps trained so far, those of earlier calls included.
-        best_auc: validation AUC of the best checkpoint; None if there was no validation.
+        metric: metric of the validation that chooses the best checkpoint, such as `auc/all`.
+        best_value: its value for the best checkpoint; None if there was no validation.
         best_step: step of that checkpoint.
         rows_per_s: training rows per second of this call, without validation; 0 if it had no step.
         preempted: whether SIGTERM ended the call; the same call continues.
     """
 
     steps: int
-    best_auc: float | None
+    metric: str
+    best_value: float | None
     best_step: int | None
     rows_per_s: float
     preempted: bool
@@ -270,7 +274,8 @@ def train(config: str | Path, overrides: Sequence[str] = ()) -> Training:
     return Training(
         folder=resolved.run_dir,
         steps=progress.step,
-        best_auc=progress.best_auc,
+        metric=progress.metric,
+        best_value=progress.best_value,
         best_step=progress.best_step,
         rows_per_s=result.rows_per_s if result.losses else 0.0,
         preempted=result.preempted,
@@ -372,6 +377,26 @@ def evaluate(
         return evaluate_run(local_path(run), process, split, path, slices, scored, options)
 
 
+def calibrate(run: str | Path, method: "Method" = "isotonic") -> "Calibration | None":
+    """Fits the predicted probabilities to the validation split, per scenario and binary label.
+
+    Scores the validation and the test split, and writes `calibration.json` in the run folder.
+    `evaluate`, `predict` and an export of the checkpoint apply it.
+
+    Args:
+        run: a run folder.
+        method: "isotonic" or "platt".
+
+    Returns:
+        The maps, and the calibration errors before and after; None on other ranks than 0.
+    """
+    from msrec.launch.distributed import process_group
+    from msrec.launch.evaluation.calibrate import calibrate as calibrate_run
+
+    with process_group() as process:
+        return calibrate_run(local_path(run), process, method)
+
+
 def compare(
     first: str | Path,
     second: str | Path,
@@ -403,17 +428,19 @@ def compare(
     )
 
 
-def verdict(comparison: "Comparison", metric: str = "auc") -> str:
+def verdict(comparison: "Comparison", metric: str | None = None, label: str | None = None) -> str:
     """Returns the result of a comparison in one sentence that may be quoted.
 
     Args:
         comparison: of two runs.
-        metric: "auc", "log_loss", "ne", "rig", "average_precision", "gauc", "gauc_by_user", "ndcg"
-            or "recall".
+        metric: "auc", "log_loss", "ne", "rig", "average_precision", "gauc", "gauc_by_user", "ndcg",
+            "recall", "gauc_by_impression" or "ndcg_by_impression"; "rmse", "mae" or "spearman" of a
+            regression label. None means AUC, of a regression label RMSE.
+        label: name of the label; None means the first one.
     """
     from msrec.launch.reporting.difference_table import verdict as sentence
 
-    return sentence(comparison, metric)
+    return sentence(comparison, metric, label)
 
 
 def predict(
@@ -462,6 +489,7 @@ def explain(
     *,
     scenarios: bool = False,
     split: "Split" = "test",
+    label: str | None = None,
 ) -> Explanation:
     """Explains the effect of the LLM's knowledge in a run, for users and between scenarios.
 
@@ -472,13 +500,15 @@ def explain(
         users: raw keys.
         scenarios: whether to compare the scenarios.
         split: the rows of the users that are scored.
+        label: label whose scores are explained; None is the first label of the run.
     """
     from msrec.launch.explanations.explain import explanations
     from msrec.launch.explanations.explanation_file import UserExplanation
 
     of_users: list[UserExplanation] = []
     of_scenarios = None
-    for explained in explanations(local_path(run), users, scenarios=scenarios, split=split):
+    folder = local_path(run)
+    for explained in explanations(folder, users, scenarios=scenarios, split=split, label=label):
         if isinstance(explained, UserExplanation):
             of_users.append(explained)
         else:

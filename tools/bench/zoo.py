@@ -1,5 +1,6 @@
 """`msrec bench zoo`: a training step of each model, against every row through every tower."""
 
+from dataclasses import replace
 from typing import Annotated
 from unittest import mock
 
@@ -7,12 +8,11 @@ import torch
 import typer
 from torch.nn import functional
 
-from msrec.model.backbone import BackboneShape
 from msrec.model.backbones import BACKBONES, make_backbone
 from msrec.tools.bench.harness.measure import Case, Seconds, compare_all, interleaved, timed
 from msrec.tools.bench.harness.options import Batch, Repeats, comma_list
 from msrec.tools.bench.harness.report import console, prepare, report
-from msrec.tools.zoo import LAYOUT
+from msrec.tools.zoo import LAYOUT, SHAPE, TWO_LABELS
 
 LONG_STEP_S = 2.0
 """Longer steps are timed once."""
@@ -53,10 +53,11 @@ def bench_zoo(
 def step_times(name: str, num_scenarios: int, batch: int, repeats: int) -> dict[str, list[Seconds]]:
     """Returns the times of forward, loss and backward: "ours" and "plain"."""
     torch.manual_seed(0)
-    model = make_backbone(name, BackboneShape(LAYOUT.end, num_scenarios, layout=LAYOUT))
+    shape = TWO_LABELS if BACKBONES[name].entire_space else SHAPE
+    model = make_backbone(name, replace(shape, num_scenarios=num_scenarios))
     x = torch.randn(batch, LAYOUT.end)
     scenario = torch.randint(num_scenarios, (batch,))
-    label = torch.randint(2, (batch, 1)).float()
+    label = torch.randint(2, (batch, model.num_tasks)).float()
 
     def step(inputs: torch.Tensor) -> None:
         logits = model(inputs, scenario)

@@ -1,8 +1,7 @@
-"""`msrec evaluate`, `compare`, `predict`, `drift`, `explain` and `report`."""
+"""`msrec evaluate`, `compare`, `calibrate`, `predict`, `drift`, `explain` and `report`."""
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -62,7 +61,7 @@ def evaluate(
     import msrec
     from msrec.launch.cluster.job_specs import EVALUATE_OPTIONS, read_options
     from msrec.launch.evaluation.slices import SLICE_TITLES
-    from msrec.launch.reporting.result_tables import results_tables, slice_table
+    from msrec.launch.reporting.result_tables import results_tables, slice_tables
     from msrec.tools.cli.terminal import console, log_to_terminal
 
     log_to_terminal()
@@ -84,7 +83,8 @@ def evaluate(
         for table in results_tables(results):
             console.print(table)
         for name in results.slices:
-            console.print(slice_table(results, name, SLICE_TITLES[name]))
+            for table in slice_tables(results, name, SLICE_TITLES[name]):
+                console.print(table)
 
 
 def _split(name: str) -> Split:
@@ -98,15 +98,20 @@ def _split(name: str) -> Split:
 def _watch(run: Path, split: Split, data: str | None, every_s: float) -> None:
     from msrec.launch.distributed import process_group
     from msrec.launch.evaluation.watch import watch
+    from msrec.launch.reporting.comparison_tables import shown_metrics
+    from msrec.launch.reporting.result_tables import format_value, metric_title
     from msrec.launch.trained_run import load_run_config
     from msrec.tools.cli.terminal import say
 
     def print_metrics(step: int, results: "Results") -> None:
-        metrics = results.metrics.all
-        say(
-            f"step {step:,}: {split} AUC {metrics.auc or math.nan:.4f}, log loss "
-            f"{metrics.log_loss or math.nan:.4f}"
-        )
+        k, parts = results.k, []
+        for label, of_label in results.by_label.items():
+            values = [
+                f"{metric_title(name, k)} {format_value(getattr(of_label.metrics.all, name))}"
+                for name in shown_metrics(of_label)
+            ]
+            parts.append(f"{label} " * bool(results.labels) + ", ".join(values))
+        say(f"step {step:,}: {split} {'; '.join(parts)}")
 
     load_run_config(run)
     with process_group() as process:
@@ -129,12 +134,18 @@ def compare(
         ),
     ] = None,
     metric: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Metric of the table and the verdict: auc, log_loss, ne, rig, average_precision, "
-            "gauc, gauc_by_user, ndcg or recall."
+            help="Metric of the tables and the verdicts: auc, log_loss, ne, rig, "
+            "average_precision, gauc, gauc_by_user, ndcg, recall, gauc_by_impression, "
+            "ndcg_by_impression; rmse, mae or spearman of a regression label.",
+            show_default="auc, of a regression label rmse",
         ),
-    ] = "auc",
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Label to compare the runs in.", show_default="all that have the metric"),
+    ] = None,
     k: PlacesK = 10,
     any_protocol: Annotated[
         bool,
@@ -152,16 +163,43 @@ def compare(
     from msrec.launch.reporting.difference_table import differences_table, history_note
     from msrec.tools.cli.terminal import console, say
 
-    if metric not in DIRECTION:
+    if metric is not None and metric not in DIRECTION:
         raise ValueError(f"metric must be one of {', '.join(DIRECTION)}; got {metric!r}.")
     comparison = msrec.compare(first, second, split, data=data, k=k, any_protocol=any_protocol)
     if json:
         console.print_json(comparison.model_dump_json())
         return
-    console.print(differences_table(comparison, metric))
-    say(msrec.verdict(comparison, metric))
+    by_label = comparison.by_label
+    labels = [name for name, metrics in by_label.items() if metric is None or metric in metrics]
+    for name in [label] if label is not None else labels or [comparison.label]:
+        console.print(differences_table(comparison, metric, name))
+        say(msrec.verdict(comparison, metric, name))
     if note := history_note(comparison):
         say(note)
+
+
+def calibrate(
+    run: Run,
+    method: Annotated[
+        Literal["isotonic", "platt"],
+        typer.Option(help="isotonic: any rising map; platt: logistic, for few rows."),
+    ] = "isotonic",
+) -> None:
+    """Fit the predicted probabilities to the validation split, per scenario and label.
+
+    Scores the validation and the test split with the best checkpoint, fits the maps, and writes
+    calibration.json in the run folder, which evaluate, predict and export apply from then on.
+    Without that file the scores are those of the model again.
+    """
+    import msrec
+    from msrec.launch.reporting.result_tables import calibration_table
+    from msrec.tools.cli.terminal import console, log_to_terminal, say
+
+    log_to_terminal()
+    calibration = msrec.calibrate(run, method)
+    if calibration is not None:
+        console.print(calibration_table(calibration))
+        say(f"wrote {run / 'calibration.json'}; `msrec evaluate {run}` computes the new results")
 
 
 def predict(
@@ -264,6 +302,9 @@ def explain(
     rows: Annotated[
         int, typer.Option(min=1, help="Number of rows to print per user; all are saved.")
     ] = 20,
+    label: Annotated[
+        str | None, typer.Option(help="Label whose scores are explained. Default: the first.")
+    ] = None,
 ) -> None:
     """Explain scores: prompt, nearest users, scores without knowledge, attention to earlier items.
 
@@ -274,7 +315,7 @@ def explain(
     from msrec.tools.cli.terminal import console
     from msrec.tools.explain import explain as print_explanations
 
-    print_explanations(run, user or [], scenario, split, rows, console)
+    print_explanations(run, user or [], scenario, split, rows, console, label)
 
 
 def report(

@@ -27,7 +27,7 @@ PANELS: dict[str, tuple[Any, ...]] = {
     "Data": (convert_app, data.synthetic, data.histories, data.show),
     "Training": (training.encode, training.train, training.track),
     "Evaluation": (
-        *(evaluation.evaluate, evaluation.compare, evaluation.predict),
+        *(evaluation.evaluate, evaluation.compare, evaluation.calibrate, evaluation.predict),
         *(evaluation.report, evaluation.explain, evaluation.drift),
     ),
     "Serving": (serving.export, serving.score, serving.serve),

@@ -53,10 +53,15 @@ def export(
         made = export_run(run, folder, process, checkpoint, split, tables, dense, **options)
     parity = made.parity
     assert parity is not None
+    for label, (of_run, of_export) in parity.auc.items():
+        name = f"AUC of {label}" if len(made.labels) > 1 else "AUC"
+        say(
+            f"{name}, {parity.rows:,} {split} rows: run {of_run:.6f}, export {of_export:.6f} "
+            f"({of_export - of_run:+.6f})"
+        )
     say(
-        f"AUC of {parity.rows:,} {split} rows: run {parity.auc_run:.6f}, export "
-        f"{parity.auc_export:.6f} ({parity.auc_difference:+.6f}); scores differ by at most "
-        f"{parity.largest_difference:.2g}, {parity.mean_difference:.2g} on average"
+        f"scores differ by at most {parity.largest_difference:.2g}, {parity.mean_difference:.2g} "
+        "on average"
     )
     interest = made.interest
     if interest is not None:

@@ -42,9 +42,10 @@ def train(
             sys.exit(STOPPED)
         return
     speed = f" at {result.rows_per_s:,.0f} rows/s" if result.rows_per_s else ""
+    metric = "AUC" if result.metric == "auc/all" else result.metric
     say(
-        f"{result.folder}: best validation AUC {result.best_auc:.4f} at step {result.best_step} "
-        f"of {result.steps}{speed}"
+        f"{result.folder}: best validation {metric} {result.best_value:.4f} at step "
+        f"{result.best_step} of {result.steps}{speed}"
     )
 
 

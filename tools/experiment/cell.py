@@ -131,7 +131,7 @@ def _train(training: PlannedTraining) -> Cell:
     return Cell(
         choice=training.choice,
         options=training.options,
-        valid_auc=progress.best_auc if progress else None,
+        valid_auc=progress.best_value if progress and progress.metric == "auc/all" else None,
         epochs=progress.epoch if progress else 0,
         seconds=time.monotonic() - started,
         rows_per_s=median(speeds or [0.0]),

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import Field, ValidationError
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, Side
 from msrec.data.convert.row_filter import STRICT
@@ -14,59 +13,30 @@ from msrec.data.convert.sources.guess import (
     guess_text,
     split_strings,
 )
+from msrec.data.convert.sources.tables_mapping import (
+    DEFAULT_LABEL,
+    MAPPING_FILE,
+    Kinds,
+    Separated,
+    TablesMapping,
+    check_interaction_features,
+    declared_labels,
+    read_mapping,
+)
 from msrec.data.convert.table_checks import check_type, require_columns
 from msrec.data.features.value_types import stored_series
 from msrec.data.io.parquet_files import named_errors
-from msrec.data.io.validation import StrictModel, first_error
-from msrec.data.io.yaml_files import read_yaml
-from msrec.data.schema import ID_KEYS, Scenario, TextFields
+from msrec.data.labels import LabelOptions, weight_columns
+from msrec.data.schema import ID_KEYS, Scenario
 
-MAPPING_FILE = "tables.yaml"
 TIMESTAMP = "timestamp"
 MAX_SCENARIOS = 2**15 - 1
-Kind = Literal["sparse", "multi", "dense", "words"]
-"""Kind of a feature; `words` is a multi-valued feature of the distinct words of a text."""
-
-
-class Separated(StrictModel):
-    """A multi-valued feature whose values are in one string."""
-
-    multi: str = Field(min_length=1)
-    """Separator of the values, such as `|`."""
-
-
-Kinds = dict[str, Kind | Separated]
-
-
-class TablesMapping(StrictModel):
-    """Content of tables.yaml; what it leaves out gets a default or is guessed and printed."""
-
-    name: str | None = None
-    """Name of the data set, default: that of the folder."""
-    description: str | None = None
-    """One sentence about the app, for prompts."""
-    scenarios: dict[str, str] = {}
-    """Name of a scenario -> its description, for prompts."""
-    user: Kinds | None = None
-    """Columns of users.parquet that are features, with their kinds: `{age: sparse, city: sparse}`.
-    `title: words` makes a feature title_words of the words of a text, and `genres: {multi: ","}`
-    makes lists of the strings of a column. Default: guessed."""
-    item: Kinds | None = None
-    """Columns of items.parquet that are features, with their kinds. Default: guessed."""
-    interaction: Kinds = {}
-    """Columns of interactions.parquet that are features; ratings and labels may not be."""
-    more_labels: dict[str, list[float]] = {}
-    """Further labels by thresholds: `{rating: [1, 2]}` adds the labels rating>1 and rating>2."""
-    text: TextFields | None = None
-    """Columns of texts that prompts may read. Default: guessed."""
-    timestamp_unit: Literal["s", "ms"] | None = None
-    """Unit of the column timestamp since 1970; without it timestamps only order the rows."""
 
 
 def read_tables(
     folder: Path | str,
     scenario_column: str = "scenario",
-    label: str = "label",
+    label: str = DEFAULT_LABEL,
     mapping: Path | str | None = None,
 ) -> RawTables:
     """Reads interactions.parquet (user_id, item_id, scenario, label, ...), users and items.
@@ -78,7 +48,8 @@ def read_tables(
     Args:
         folder: with the three files.
         scenario_column: column of the interactions.
-        label: column of the interactions with the first label.
+        label: column of the interactions with the first label, which is renamed to `label` if
+            tables.yaml names no labels.
         mapping: the YAML file; `tables.yaml` in the folder if None.
 
     Raises:
@@ -87,12 +58,15 @@ def read_tables(
     """
     folder = Path(folder)
     paths = {table: folder / f"{table}.parquet" for table in ("interactions", "users", "items")}
-    declared = _read_mapping(Path(mapping) if mapping else folder / MAPPING_FILE, bool(mapping))
+    declared = read_mapping(Path(mapping) if mapping else folder / MAPPING_FILE, bool(mapping))
     location = str(paths["interactions"])
-    rows = _read_parquet(paths["interactions"], ["user_id", "item_id", scenario_column, label])
+    labels = declared_labels(declared, label)
+    weights = weight_columns(declared.weight, list(labels), labels)
+    others = [*labels, *weights, *([declared.impression] if declared.impression else [])]
+    rows = _read_parquet(paths["interactions"], ["user_id", "item_id", scenario_column, *others])
     if declared.timestamp_unit is not None:
         require_columns(rows.columns, [TIMESTAMP], f"{location} (its unit is given)")
-    _check_interaction_features(declared, label, location)
+    check_interaction_features(declared, others, location)
     rows, row_features, row_notes = _declared_features(
         rows, "interaction", declared.interaction, location
     )
@@ -101,17 +75,24 @@ def read_tables(
     users, user_features, user_notes = _read_side(paths["users"], "user", declared.user)
     items, item_features, item_notes = _read_side(paths["items"], "item", declared.item)
     guessed_text, text_notes = guess_text(users, items)
-    if label != "label":
-        rows = rows.drop("label", strict=False)
+    names = {"user_id": "user_key", "item_id": "item_key"}
+    if not declared.labels:
+        names[label], labels = "label", {"label": LabelOptions()}
+        if label != "label":
+            rows = rows.drop("label", strict=False)
+    rows, impression_notes = _with_impressions(rows, declared.impression)
     return RawTables(
         name=declared.name or folder.resolve().name,
         description=declared.description or f"The data set {folder.resolve().name}.",
-        interactions=rows.rename({"user_id": "user_key", "item_id": "item_key", label: "label"}),
+        interactions=rows.rename(names),
         users=users,
         items=items,
         scenarios=scenarios,
         features=(*ID_FEATURES, *user_features, *item_features, *row_features),
-        labels=("label", *more_labels),
+        labels=(*labels, *more_labels),
+        label_options={name: each for name, each in labels.items() if each != LabelOptions()},
+        weight=declared.weight,
+        impression=declared.impression,
         timestamp=TIMESTAMP if TIMESTAMP in rows.columns else None,
         timestamp_unit=declared.timestamp_unit,
         text=declared.text or guessed_text,
@@ -122,6 +103,7 @@ def read_tables(
             *item_notes,
             *row_notes,
             *([] if declared.text else text_notes),
+            *impression_notes,
         ),
     )
 
@@ -144,33 +126,13 @@ def _read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
     return pl.DataFrame([stored_series(values) for values in frame])
 
 
-def _read_mapping(path: Path, must_exist: bool) -> TablesMapping:
-    if not path.is_file():
-        if must_exist:
-            raise FileNotFoundError(f"{path} must exist, since it was given as the mapping.")
-        return TablesMapping()
-    try:
-        return TablesMapping.model_validate(read_yaml(path) or {})
-    except ValidationError as error:
-        value = error.errors()[0]["input"]
-        raise ValueError(
-            f"{path}: {first_error(error)}; got {value!r}. Known fields: "
-            f"{', '.join(TablesMapping.model_fields)}."
-        ) from None
-
-
-def _check_interaction_features(declared: TablesMapping, label: str, location: str) -> None:
-    for name, kind in declared.interaction.items():
-        if name == label or name.startswith(("rating", "label")):
-            raise ValueError(
-                f"{MAPPING_FILE}: interaction: a feature must not give the label away; found "
-                f"{name!r} of {location}. Remove it from the mapping."
-            )
-        if kind == "words":
-            raise ValueError(
-                f"{MAPPING_FILE}: interaction: words are made of columns of users and items only; "
-                f"found {name!r}. Declare it as sparse or multi."
-            )
+def _with_impressions(rows: pl.DataFrame, column: str | None) -> tuple[pl.DataFrame, list[str]]:
+    """Numbers impressions that are not integers; returns a note on it."""
+    if column is None or rows[column].dtype.is_integer():
+        return rows, []
+    check_type(rows[column], "key", "interactions")
+    numbers = rows.select(pl.col(column).rank("dense").cast(pl.Int64) - 1)
+    return rows.with_columns(numbers), [f"values of {column!r} are numbered from 0, in their order"]
 
 
 def _with_more_labels(

@@ -76,7 +76,7 @@ class Batcher:
         self._thread.shutdown()
 
     async def score(self, rows: RequestRows) -> Scores:
-        """Returns the scores of a request after its batch was scored.
+        """Returns the scores (n, C) of a request after its batch was scored.
 
         Raises:
             QueueFullError: the queue has no room, or the batcher is stopping.

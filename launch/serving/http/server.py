@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
-from msrec.launch.serving.http.batcher import Batcher, Limits, QueueFullError
+from msrec.launch.serving.http.batcher import Batcher, Limits, QueueFullError, Scores
 from msrec.launch.serving.http.metrics import Metrics
 from msrec.launch.serving.http.request_body import WHERE, BodyReader, parse_body, unavailable
 from msrec.launch.serving.request_histories import EventCounts
@@ -81,10 +81,19 @@ class _Service:
         self._metrics.requests.labels(200).inc()
         self._metrics.rows.inc(len(rows))
         self._metrics.seconds.observe(time.perf_counter() - started)
-        answer: dict[str, Any] = {"scores": scores.tolist()}
+        answer = self._answer(scores)
         if counts is not None:
             answer["history"] = counts._asdict()
         return Response(to_json(answer), media_type="application/json")
+
+    def _answer(self, scores: Scores) -> dict[str, Any]:
+        manifest = self._scorer.manifest
+        columns = scores.T.tolist()
+        # With a formula, the combined score is the one to rank by.
+        answer: dict[str, Any] = {"scores": columns[-1] if manifest.combined else columns[0]}
+        if len(columns) > 1:
+            answer["labels"] = dict(zip(manifest.labels, columns, strict=False))
+        return answer
 
     async def _rows(self, request: Request) -> tuple[RequestRows, EventCounts | None]:
         body = await self._bodies.read(request)
@@ -129,11 +138,13 @@ def create_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
     """Returns the app that serves an export.
 
     POST /score takes {"rows": [ROW, ...]}, raw rows as `RowEncoder` describes them, and answers
-    {"scores": [...]} in the same order. With {"rows": [...], "history": [EVENT, ...]} the rows have
-    that history instead of those of their users, and the answer also has the counts of its events,
-    see `EventCounts`. Errors are {"detail": SENTENCE}: 400 for a body that is not JSON, 413 for a
-    body that is too large or more rows than may ever wait, 422 for an invalid row (the sentence
-    names row and column), 503 with Retry-After while too many rows wait.
+    {"scores": [...]} in the same order: the combined score if the export has a formula, else that
+    of the first label. If there are several labels, "labels" has the scores of each. With {"rows":
+    [...], "history": [EVENT, ...]} the rows have that history instead of those of their users, and
+    the answer also has the counts of its events, see `EventCounts`. Errors are {"detail":
+    SENTENCE}: 400 for a body that is not JSON, 413 for a body that is too large or more rows than
+    may ever wait, 422 for an invalid row (the sentence names row and column), 503 with Retry-After
+    while too many rows wait.
     """
     service = _Service(scorer, limits or Limits())
     app = FastAPI(title="msrec", lifespan=service.lifespan, openapi_url=None)

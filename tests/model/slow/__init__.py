@@ -53,12 +53,27 @@ def layers(modules, x):
     return x
 
 
+def own_linear(layer, x, s, t=0, num_tasks=1):
+    """Layer of scenario s and task t; the tasks' columns follow each other."""
+    return of_task(layer.weight[s], t, num_tasks).T @ x + of_task(layer.bias[s], t, num_tasks)
+
+
+def of_task(columns, t, num_tasks):
+    """The last dimension's part of task t."""
+    width = columns.shape[-1] // num_tasks
+    return columns[..., t * width : (t + 1) * width]
+
+
 def tower(towers, x, s):
-    """Tower s: relu after every layer but the last."""
-    *hidden, last = towers.layers
-    for layer in hidden:
-        x = F.relu(x @ layer.weight[s] + layer.bias[s])
-    return x @ last.weight[s] + last.bias[s]
+    """Towers of scenario s: relu after every layer but the last; x may be a list, one per task."""
+    logits = []
+    for t in range(towers.num_tasks):
+        h = x[t] if isinstance(x, list) else x
+        *hidden, last = towers.layers
+        for layer in hidden:
+            h = F.relu(own_linear(layer, h, s, t, towers.num_tasks))
+        logits.append(own_linear(last, h, s, t, towers.num_tasks))
+    return torch.cat(logits)
 
 
 def gated(gate, outputs):

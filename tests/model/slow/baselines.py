@@ -11,6 +11,11 @@ def separate(model, x, s):
     return tower(model.towers, x, s)
 
 
+@formula({"dims": [8, 5]}, private=("towers.",))
+def esmm(model, x, s):
+    return tower(model.towers, x, s)
+
+
 @formula({"bottom_dims": [8, 5], "tower_dims": [3]}, private=("towers.",))
 def shared_bottom(model, x, s):
     return tower(model.towers, layers(model.bottom, x), s)

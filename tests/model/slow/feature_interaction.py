@@ -33,5 +33,6 @@ def dcnv2(model, x, s):
 def deepfm(model, x, s):
     starts = [LAYOUT.start + i * LAYOUT.dim for i in range(len(LAYOUT.names))]
     vectors = [x[start : start + LAYOUT.dim] for start in starts]
-    pairs = sum(vectors[i] @ vectors[j] for i in range(len(vectors)) for j in range(i))
+    pairs = sum(vectors[i] * vectors[j] for i in range(len(vectors)) for j in range(i))
+    pairs = pairs.sum() if model.pair_weights is None else model.pair_weights.T @ pairs
     return dense(model.first_order, x) + pairs + dense(model.head, layers(model.mlp, x))

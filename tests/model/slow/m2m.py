@@ -19,10 +19,11 @@ def m2m(model, x, s):
     view = layers(model.view, model.scenario_embedding.weight[s])
     outputs = [expert(model.experts, x, e) for e in range(model.experts.num_experts)]
     logits = []
-    for head, task in zip(model.heads, model.task_embedding.weight, strict=True):
+    pairs = zip(model.heads, model.task_embedding.weight, strict=True)
+    for t, (head, task) in enumerate(pairs):
         scores = [meta(model.attention, torch.cat([h, task]), view) for h in outputs]
         h = gated(torch.cat([model.score.weight @ score for score in scores]), outputs)
-        for unit in model.tower:
+        for unit in list(model.tower)[t :: model.num_tasks]:
             h = F.leaky_relu(meta(unit, h, view) + h)
         logits.append(dense(head[1], layers(head[0], h)))
     return torch.cat(logits)

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from slow import dense, expert, formula, gated, tower
+from slow import dense, expert, formula, gated, own_linear, tower
 
 
 def block(modules, x):
@@ -9,6 +9,12 @@ def block(modules, x):
     h = dense(linear, x)
     h = (h - h.mean()) / (h.var(correction=0) + norm.eps).sqrt()
     return F.relu(norm.weight * h + norm.bias)
+
+
+def blended(experts, e, own, share):
+    beta = torch.sigmoid(share)
+    others = [expert(experts, e, j) for j in range(experts.num_experts) if j != own]
+    return beta * expert(experts, e, own) + (1 - beta) / len(others) * sum(others)
 
 
 @formula(
@@ -19,10 +25,14 @@ def m3oe(model, x, s):
     star = model.star
     weight, bias = star.shared_weight * star.own_weight[s], star.shared_bias + star.own_bias[s]
     e = block(model.star_block, x @ weight + bias) + block(model.skip_block, x)
-    gate = e.detach() @ model.gates.weight[s] + model.gates.bias[s]
-    fused = gated(gate, [expert(model.shared, e, k) for k in range(3)])
-    beta, w = torch.sigmoid(model.own_share), torch.sigmoid(model.scenario_share)
-    own = expert(model.domain, e, s)
-    others = [expert(model.domain, e, j) for j in range(model.num_scenarios) if j != s]
-    d = beta * own + (1 - beta) / (model.num_scenarios - 1) * sum(others)
-    return tower(model.towers, fused + w * d, s)
+    fused = []
+    for t in range(model.num_tasks):
+        gate = own_linear(model.gates, e.detach(), s, t, model.num_tasks)
+        h = gated(gate, [expert(model.shared, e, k) for k in range(3)])
+        d = blended(model.domain, e, s, model.own_share)
+        h = h + torch.sigmoid(model.scenario_share) * d
+        if model.num_tasks > 1:
+            c = blended(model.task, e, t, model.own_task_share)
+            h = h + torch.sigmoid(model.task_share) * c
+        fused.append(h)
+    return tower(model.towers, fused, s)

@@ -1,4 +1,4 @@
-from slow import dense, expert, formula, gated, tower
+from slow import dense, expert, formula, gated, of_task, own_linear, tower
 
 OPTIONS = {"num_experts": 3, "expert_dims": [8, 5], "tower_dims": [3]}
 
@@ -12,7 +12,15 @@ def omoe(model, x, s):
     return tower(model.towers, gated(dense(model.gate, x), outputs(model, x)), s)
 
 
-@formula(OPTIONS, private=("towers.", "gates."))
+# The gates of the tasks belong to all scenarios.
+@formula(OPTIONS, private=("towers.",), variants=[{"gates": "factored"}])
 def mmoe(model, x, s):
-    gate = x @ model.gates.weight[s] + model.gates.bias[s]
-    return tower(model.towers, gated(gate, outputs(model, x)), s)
+    mixed = []
+    for t in range(model.num_tasks):
+        if model.task_gates is None:
+            gate = own_linear(model.gates, x, s, t, model.num_tasks)
+        else:
+            of_tasks = dense(model.task_gates, x)
+            gate = own_linear(model.gates, x, s) + of_task(of_tasks, t, model.num_tasks)
+        mixed.append(gated(gate, outputs(model, x)))
+    return tower(model.towers, mixed, s)

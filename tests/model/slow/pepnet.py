@@ -1,7 +1,7 @@
 import torch
 from zoo import LAYOUT
 
-from slow import dense, formula, layers
+from slow import dense, formula, layers, own_linear
 
 EPNET = {"dims": [8, 5], "scenario_dim": 3, "gate_dim": 4}
 
@@ -21,13 +21,16 @@ def epnet(model, x, s):
 def ppnet(model, x, s):
     vectors = x[LAYOUT.start : LAYOUT.start + len(LAYOUT.names) * LAYOUT.dim].chunk(3)
     user, item = (vectors[LAYOUT.names.index(name)] for name in ("user_id", "item_id"))
-    prior, h = torch.cat([user, item, x.detach()]), x
-    for i, (gate, layer) in enumerate(zip(model.gates, model.layers, strict=True)):
-        hidden = torch.relu(dense(gate.hidden, prior))
-        delta = 2 * torch.sigmoid(hidden @ gate.own.weight[s] + gate.own.bias[s])
-        h = (h * delta) @ layer.weight[s] + layer.bias[s]
-        h = torch.relu(h) if i + 1 < len(model.layers) else h
-    return h
+    prior, logits = torch.cat([user, item, x.detach()]), []
+    for t in range(model.num_tasks):
+        h = x
+        for i, (gate, layer) in enumerate(zip(model.gates, model.layers, strict=True)):
+            hidden = torch.relu(dense(gate.hidden, prior))
+            delta = 2 * torch.sigmoid(own_linear(gate.own, hidden, s, t, model.num_tasks))
+            h = own_linear(layer, h * delta, s, t, model.num_tasks)
+            h = torch.relu(h) if i + 1 < len(model.layers) else h
+        logits.append(h)
+    return torch.cat(logits)
 
 
 @formula(EPNET, private=("towers.layers.", ".own.", "scenario_embedding"))

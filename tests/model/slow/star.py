@@ -1,18 +1,24 @@
 import torch
 from torch.nn import functional as F
 
-from slow import dense, formula, layers
+from slow import dense, formula, layers, of_task
+
+
+def star_linear(layer, h, s, t=0, num_tasks=1):
+    weight = of_task(layer.shared_weight * layer.own_weight[s], t, num_tasks)
+    return h @ weight + of_task(layer.shared_bias + layer.own_bias[s], t, num_tasks)
 
 
 def star_layers(modules, h, s):
     for i, layer in enumerate(modules):
-        h = h @ (layer.shared_weight * layer.own_weight[s]) + layer.shared_bias + layer.own_bias[s]
+        h = star_linear(layer, h, s)
         h = F.relu(h) if i + 1 < len(modules) else h
     return h
 
 
 @formula(
-    {"dims": [8, 5], "aux_dims": [4], "scenario_dim": 3},
+    {"dims": [8, 6, 5], "aux_dims": [4], "scenario_dim": 3},
+    variants=[{"dims": [5]}, {"dims": []}],
     private=(".own_", "scenario_embedding"),
     alone={"norm": "none"},
 )
@@ -24,7 +30,16 @@ def star(model, x, s, mean=None, var=None):
         h = (n.shared_scale * n.own_scale[s]) * (x - mean) / (var + n.eps).sqrt()
         h = h + n.shared_shift + n.own_shift[s]
     aux = layers(model.aux[0], torch.cat([model.scenario_embedding.weight[s], x]))
-    return star_layers(model.layers, h, s) + dense(model.aux[1], aux)
+    *shared, last = model.layers
+    for layer in shared[:-1]:
+        h = F.relu(star_linear(layer, h, s))
+    logits = []
+    for t in range(model.num_tasks):
+        own = h
+        for layer in shared[-1:]:
+            own = F.relu(star_linear(layer, own, s, t, model.num_tasks))
+        logits.append(star_linear(last, own, s, t, model.num_tasks))
+    return torch.cat(logits) + dense(model.aux[1], aux)
 
 
 # The weights of a cluster belong to no scenario.

@@ -7,7 +7,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from msrec.model.metrics.bootstrap import MIN_USERS, Bootstrap
 from msrec.model.metrics.exact import Grouping, MetricOptions, exact_metrics, sort_rows
-from msrec.model.metrics.user_sums import metric_values
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +36,7 @@ def test_a_resample_has_the_metrics_of_its_rows():
     score, label, user = scored(users=40)
     sums = sort_rows(score, label, user).sums()
     counts = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40))
-    found = metric_values(counts @ sums.table, sums.table.sum(axis=0))
+    found = sums.values(counts @ sums.table, sums.table.sum(axis=0))
     again = sort_rows(*repeated(score, label, user, counts)).metrics()
     names = ("log_loss", "ne", "rig", "calibration", "gauc", "gauc_by_user", "ndcg", "recall")
     for name in names:
@@ -57,8 +56,8 @@ def test_derivatives_of_rankings_equal_differences(name, reference, digits):
     for one in range(0, 30, 3):
         weight = np.where(user == one, 1 + step, 1.0)
         by_weight = reference(label, score, sample_weight=weight) - reference(label, score)
-        ours = metric_values(total + step * sums.table[one], total)[name]
-        ours = ours - metric_values(total, total)[name]
+        ours = sums.values(total + step * sums.table[one], total)[name]
+        ours = ours - sums.values(total, total)[name]
         assert ours / step == pytest.approx(by_weight / step, abs=1e-4)
 
 

@@ -297,7 +297,9 @@ def test_merged_histograms_of_two_ranks_equal_one_rank():
     second.update(logit[1::2], label[1::2], scenario[1::2])
     first.merge(second.counts)
     np.testing.assert_allclose(first.counts, whole.counts, rtol=1e-12)
-    with pytest.raises(ValueError, match="must have the shape"):
+    with pytest.raises(
+        ValueError, match=r"counts of the shape \(3, 2, 8196\), scenarios first; got \(4"
+    ):
         first.merge(HistogramMetrics(4).counts)
 
 
