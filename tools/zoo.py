@@ -158,7 +158,8 @@ def page() -> str:
         *(f"| {symbol} | {meaning} |" for symbol, meaning in NOTATION.items()),
         "",
         _wrapped(
-            "A model returns one logit per label. Each scenario and label has its own tower where "
+            "A model returns one output per label: a logit, or for a regression label its "
+            "standardised value. Each scenario and label has its own tower where "
             "the formula has the index st; otherwise each label has its own last layer. The "
             "[LLM parts](#llm-parts) may change the input x or add to the logits. The tests "
             "compare every model with a row-by-row version of its formula (`tests/model/slow/`)."

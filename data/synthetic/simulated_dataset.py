@@ -19,9 +19,9 @@ from msrec.data.synthetic.integer_vocabulary import IntegerVocabulary
 from msrec.data.synthetic.simulator import SHARES, App, Rows
 from msrec.data.synthetic.streamed_counts import CHUNK_ROWS, LABELS, StreamedCounts
 
-TRUTHS = ("p_click", "p_like", "e_watch")
-"""Columns with the known probabilities of click and like, and the expected watch time in seconds;
-not in `Schema.columns`, so that no model reads them."""
+TRUTHS = {"p_click": "p_click", "truth_like": "p_like", "truth_watch": "e_watch"}
+"""Column with the best possible score of a label -> its field of `Rows`; the columns are not in
+`Schema.columns`, so that no model reads them."""
 
 
 def synthesize(
@@ -39,10 +39,10 @@ def synthesize(
 
     The labels are `click`, `like`, and `watch`, the seconds of a watched video, which exists only
     after a click. Interactions have three columns that the schema does not name: `p_click` and
-    `p_like`, the probabilities that the labels were drawn with, and `e_watch`, the expectation of
-    `watch`. `Schema.counts` has what these reach on the test split, for all rows, per scenario, and
-    for cold and warm users: `best_auc` of click, and under `best` the `auc` of like, and `rmse` and
-    `mae` of watch (by its median, for the MAE). A better model has seen the labels.
+    `truth_like`, the probabilities of the labels, and `truth_watch`, the expectation of `watch`.
+    `Schema.counts` has what these reach on the test split, for all rows, per scenario, and for cold
+    and warm users: `best_auc` of click, and under `best` the `auc` of like, and `rmse` and `mae` of
+    watch (by its median, for the MAE). A better model has seen the labels.
 
     `users.parquet` has an additional column `is_cold`. The scale of `watch` is that of the first
     training rows, at most `CHUNK_ROWS`.
@@ -82,7 +82,8 @@ def _table(
         "duration": app.log_duration[chunk.item],
         "hour": (chunk.hour - 11.5) / 6.922,  # mean and standard deviation of 0 to 23
         "timestamp": chunk.timestamp,
-        **{name: getattr(chunk, name) for name in (*LABELS, *TRUTHS)},
+        **{name: getattr(chunk, name) for name in LABELS},
+        **{name: getattr(chunk, truth) for name, truth in TRUTHS.items()},
         **encoded,
     }
     arrays = [

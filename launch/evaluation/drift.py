@@ -8,8 +8,9 @@ import polars as pl
 from scipy.stats import chi2
 
 from msrec.data.io.parquet_files import named_parquet_files, read_parquet, scan_parquet
-from msrec.data.io.paths import AnyPath
-from msrec.launch.evaluation.predictions import IMPRESSION, TRUTH
+from msrec.data.io.paths import AnyPath, is_file
+from msrec.data.schema import SCHEMA_FILE, load_schema
+from msrec.launch.evaluation.predictions import IMPRESSION, TRUTH, truth_name
 
 MAX_VALUE_BINS = 20
 """The most frequent values of a categorical column have a bin each; all others share one."""
@@ -71,7 +72,8 @@ def measure_drift(reference: AnyPath, current: AnyPath) -> tuple[list[Drift], li
     """
     before, now = _scan(reference), _scan(current)
     types, new_types = before.collect_schema(), now.collect_schema()
-    common = [name for name in types if name in new_types and name not in IGNORED_COLUMNS]
+    ignored = {*IGNORED_COLUMNS, *_columns_without_drift(reference)}
+    common = [name for name in types if name in new_types and name not in ignored]
     comparable = [name for name in common if types[name] == new_types[name]]
     if not comparable:
         raise ValueError(
@@ -88,6 +90,15 @@ def measure_drift(reference: AnyPath, current: AnyPath) -> tuple[list[Drift], li
         pair = (_column(reference, name), _column(current, name))
         drifts.append((_drift_of_numbers if types[name].is_float() else _drift_of_values)(*pair))
     return sorted(drifts, key=lambda drift: -drift.psi), skipped
+
+
+def _columns_without_drift(rows: AnyPath) -> list[str]:
+    """Returns the columns of a dataset's split whose values are new in any later rows."""
+    if not is_file(rows.parent / SCHEMA_FILE):
+        return []
+    schema = load_schema(rows.parent)
+    truths = [truth_name(schema.labels, label) for label in schema.labels]
+    return [name for name in (schema.timestamp, schema.impression, *truths) if name]
 
 
 def _column(path: AnyPath, name: str) -> pl.Series:

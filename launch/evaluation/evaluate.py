@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
 from msrec.launch.distributed import Process, shared_folder
-from msrec.launch.evaluation.predict import predict, truth_column
+from msrec.launch.evaluation.predict import predict, truth_columns
 from msrec.launch.evaluation.predictions import PREDICTIONS, Predictions, load_predictions
 from msrec.launch.evaluation.results import ResultHistory, Results, compute_results, save_results
 from msrec.launch.evaluation.slices import Slice, check_timestamps, slice_rows
@@ -131,7 +131,7 @@ def _predict(
         trained.knowledge,
         eval_batch(config, process.world_size),
         shuffle=False,
-        extra=truth_column(scored.dataset, split),
+        extra=list(truth_columns(scored.dataset, split, trained.schema).values()),
         scored=scored,
     )
     excluded = predict(trained, loader, process, split, folder)

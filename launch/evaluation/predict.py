@@ -16,14 +16,14 @@ from msrec.data.io.parquet_files import parquet_files, parquet_names, read_parqu
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
 from msrec.data.loading.quarantine import BadRows, count_reasons, count_rows
-from msrec.data.schema import Split
+from msrec.data.schema import Schema, Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import (
     IMPRESSION,
-    TRUTH,
     Commit,
     label_column,
+    truth_name,
     write_commit,
 )
 from msrec.launch.run_tasks import combined_score, run_labels
@@ -70,11 +70,12 @@ def predict(run: TrainedRun, loader: Loader, process: Process, split: Split, out
     return excluded
 
 
-def truth_column(dataset: AnyPath, split: Split) -> list[str]:
-    """Returns the column of true click probabilities, if the dataset has it."""
+def truth_columns(dataset: AnyPath, split: Split, schema: Schema) -> dict[str, str]:
+    """Returns label -> column with its best possible scores, of the labels that have one."""
     first = next(iter(parquet_files(dataset / split)), None)
-    has_truth = first is not None and TRUTH in parquet_names(first)
-    return [TRUTH] if has_truth else []
+    names = [] if first is None else parquet_names(first)
+    of_labels = {label: truth_name(schema.labels, label) for label in schema.labels}
+    return {label: name for label, name in of_labels.items() if name in names}
 
 
 def score_head(run: TrainedRun) -> ScoreHead:
@@ -146,13 +147,30 @@ def _scored_tables(
         disable=not process.is_main,
         transient=True,
     )
+    truths = truth_columns(run.scored.dataset, split, run.schema)
+    more = {
+        label_column("truth", number): truths[label]
+        for number, label in enumerate(scores.labels)
+        if label in truths
+    }
+    if run.schema.impression is not None:
+        more[IMPRESSION] = run.schema.impression
     for outcome in outcomes:
-        yield _table(outcome, scores, loader, keys, run.schema.impression)
+        yield _table(outcome, scores, loader, keys, more)
 
 
 def _table(
-    outcome: Outcome, scores: RunScores, loader: Loader, keys: pa.Array, impression: str | None
+    outcome: Outcome, scores: RunScores, loader: Loader, keys: pa.Array, more: dict[str, str]
 ) -> pa.Table:
+    """Returns the predictions of a step.
+
+    Args:
+        outcome: of the step.
+        scores: computes the scores.
+        loader: has the further columns.
+        keys: raw keys of the users.
+        more: further column -> its name in the dataset.
+    """
     real = (outcome.row_id >= 0).cpu().numpy()  # padding and excluded rows have -1
     row_id = outcome.row_id.cpu().numpy()[real]
     columns: dict[str, Any] = {
@@ -165,8 +183,6 @@ def _table(
         for number, column in enumerate(values.cpu().numpy()[real].T):
             columns[label_column(name, number)] = column
     columns |= dict(zip(scores.columns, scores.array(outcome)[real].T, strict=True))
-    more = {TRUTH: TRUTH} if TRUTH in loader.reader.columns else {}
-    more |= {IMPRESSION: impression} if impression is not None else {}
     if more:
         rows = loader.reader.take(row_id)
         columns |= {name: rows[column] for name, column in more.items()}

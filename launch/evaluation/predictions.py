@@ -1,5 +1,6 @@
 """Reads a committed folder of predictions and checks it as a whole."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +27,9 @@ PREDICTIONS = FolderKind(
 )
 COLUMNS = ("row_id", "scenario", "user", "label", "weight", "score")
 """Columns of every folder of predictions, with those of the first label."""
-LABEL_COLUMNS = ("label", "score", "label_weight")
-"""Columns of a label, see `label_column`."""
 TRUTH = "p_click"
-"""Optional column of the true click probability, known for simulated data."""
+"""Optional column of the best possible score of the first label, known for simulated data; in a
+dataset and in predictions."""
 IMPRESSION = "impression"
 """Optional column of the id of the impression."""
 INTEGERS = ("row_id", "scenario", IMPRESSION)
@@ -43,8 +43,24 @@ def label_column(name: str, number: int) -> str:
         ['score', 'score_1', 'score_2']
         >>> label_column("label_weight", 0)
         'label_weight_0'
+        >>> label_column("truth", 0), label_column("truth", 1)
+        ('p_click', 'truth_1')
     """
-    return name if number == 0 and name != "label_weight" else f"{name}_{number}"
+    if number == 0 and name != "label_weight":
+        return TRUTH if name == "truth" else name
+    return f"{name}_{number}"
+
+
+def truth_name(labels: Sequence[str], label: str) -> str:
+    """Returns the column of a dataset with the best possible scores of a label, if it has one.
+
+    A true probability, or the expected value of a regression label; known for simulated data.
+
+    Example:
+        >>> truth_name(["click", "like"], "click"), truth_name(["click", "like"], "like")
+        ('p_click', 'truth_like')
+    """
+    return TRUTH if label == labels[0] else f"truth_{label}"
 
 
 class Commit(StrictModel):
@@ -78,11 +94,13 @@ class LabelRows(NamedTuple):
         label: (N,), float32, NaN where it is missing.
         weight: (N,), float32, the row's weight times that of the label in the row.
         score: (N,), float32; a probability, or a value in the unit of a regression label.
+        truth: (N,), float32, the best possible score; None if it is unknown.
     """
 
     label: NDArray[np.float32]
     weight: NDArray[np.float32]
     score: NDArray[np.float32]
+    truth: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +112,6 @@ class Predictions:
         scenario: (N,), int64.
         user: (N,), int64, a code per user in the order of first appearance, not the raw key.
         labels: the rows of each label.
-        p_click: (N,), float32, the true probability of the first label; None if it is unknown.
         impression: (N,), int64; None if it is unknown.
         combined: (N,), float32, the combined score; None without a formula.
     """
@@ -104,7 +121,6 @@ class Predictions:
     scenario: NDArray[np.int64]
     user: NDArray[np.int64]
     labels: tuple[LabelRows, ...]
-    p_click: NDArray[np.float32] | None = None
     impression: NDArray[np.int64] | None = None
     combined: NDArray[np.float32] | None = None
 
@@ -171,12 +187,12 @@ def load_predictions(folder: Path | str) -> Predictions:
     weight = column("weight", np.float32)
 
     def label_rows(number: int) -> LabelRows:
-        label, score, own = (label_column(name, number) for name in LABEL_COLUMNS)
-        of_label = optional(own, np.float32)
+        of_label = optional(label_column("label_weight", number), np.float32)
         return LabelRows(
-            label=column(label, np.float32),
+            label=column(label_column("label", number), np.float32),
             weight=weight if of_label is None else weight * of_label,
-            score=column(score, np.float32),
+            score=column(label_column("score", number), np.float32),
+            truth=optional(label_column("truth", number), np.float32),
         )
 
     return Predictions(
@@ -185,7 +201,6 @@ def load_predictions(folder: Path | str) -> Predictions:
         scenario=column("scenario", np.int64),
         user=_in_order_of_appearance(_moved(_user_codes(table["user"]), positions)),
         labels=tuple(label_rows(number) for number in range(commit.num_labels)),
-        p_click=optional(TRUTH, np.float32),
         impression=optional(IMPRESSION, np.int64),
         combined=optional(COMBINED, np.float32),
     )
@@ -241,8 +256,9 @@ def _read_part(path: Path, commit: Commit) -> pa.Table:
     labels = range(1, commit.num_labels)
     required = [*COLUMNS, *(label_column(name, t) for t in labels for name in ("label", "score"))]
     required += [COMBINED] if commit.combined else []
-    optional = [label_column("label_weight", number) for number in range(commit.num_labels)]
-    optional += [TRUTH, IMPRESSION]
+    numbers, names_of_label = range(commit.num_labels), ("label_weight", "truth")
+    optional = [label_column(name, number) for name in names_of_label for number in numbers]
+    optional.append(IMPRESSION)
     with named_errors(path), pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         missing = [name for name in required if name not in names]

@@ -43,6 +43,10 @@ class LabelResults(StrictModel):
     metrics: ScenarioMetrics
     slices: dict[str, dict[str, Metrics]] = {}
     """Groups of rows other than scenarios, if requested: slice -> group -> metrics."""
+    best_possible: ScenarioMetrics | None = None
+    """Metrics of the best possible scores, if the data has them: no model can be expected to do
+    better on these rows."""
+    best_slices: dict[str, dict[str, Metrics]] = {}
 
 
 class CombinedResults(StrictModel):
@@ -56,9 +60,7 @@ class CombinedResults(StrictModel):
 class Results(StrictModel):
     """Exact metrics of one checkpoint on one split.
 
-    `metrics` and `slices` are those of the first label, `labels` has those of the others.
-    `best_possible` and `best_slices` hold the metrics of the true probability of the first label,
-    if the data has it: no model can be expected to do better on these rows.
+    `metrics`, `slices` and so on are those of the first label, `labels` has those of the others.
     """
 
     dataset: str
@@ -100,7 +102,13 @@ class Results(StrictModel):
     @property
     def by_label(self) -> dict[str, LabelResults]:
         """Results of every label, the first one first."""
-        first = LabelResults(kind=self.kind, metrics=self.metrics, slices=self.slices)
+        first = LabelResults(
+            kind=self.kind,
+            metrics=self.metrics,
+            slices=self.slices,
+            best_possible=self.best_possible,
+            best_slices=self.best_slices,
+        )
         return {self.label: first} | self.labels
 
     def named(self) -> dict[str, float]:
@@ -146,8 +154,8 @@ def compute_results(
     Args:
         predictions: the scored rows.
         schema: names the scenarios and the kinds of the labels.
-        options: cutoff of the rankings and resamples for intervals. The metrics of the true
-            probability have no intervals.
+        options: cutoff of the rankings and resamples for intervals. The metrics of the best
+            possible scores have no intervals.
         slices: more groups of the rows; empty groups are left out.
 
     Raises:
@@ -166,11 +174,12 @@ def compute_results(
         kind = schema.label(name).kind
         rows = label_rows(predictions, number, options, kind)
         labels[name] = label_results(rows, kind, scenarios, slices or {})
-    best = None
-    if predictions.p_click is not None:
-        no_intervals = options._replace(resamples=0)
-        rows = label_rows(predictions, 0, no_intervals, "binary", predictions.p_click)
-        best = label_results(rows, "binary", scenarios, slices or {})
+        if (truth := predictions.labels[number].truth) is not None:
+            no_intervals = options._replace(resamples=0)
+            rows = label_rows(predictions, number, no_intervals, kind, truth)
+            best = label_results(rows, kind, scenarios, slices or {})
+            update = {"best_possible": best.metrics, "best_slices": best.slices}
+            labels[name] = labels[name].model_copy(update=update)
     first = labels.pop(names[0])
     return Results(
         dataset=commit.dataset,
@@ -183,9 +192,9 @@ def compute_results(
         calibration=commit.calibration,
         left_out=commit.reasons,
         metrics=first.metrics,
-        best_possible=best.metrics if best else None,
+        best_possible=first.best_possible,
         slices=first.slices,
-        best_slices=best.slices if best else {},
+        best_slices=first.best_slices,
         labels=labels,
         combined=_combined_results(predictions, names, schema, scenarios, options),
     )
@@ -199,9 +208,10 @@ def label_rows(
     score: Array | None = None,
 ) -> SortedRows:
     """Returns the rows of a label, by its number, sorted by its score or by another one."""
-    label, weight, own_score = predictions.labels[number]
+    rows = predictions.labels[number]
+    scores = rows.score if score is None else score
     return sort_rows(
-        *(own_score if score is None else score, label, predictions.user, weight, options),
+        *(scores, rows.label, predictions.user, rows.weight, options),
         kind=kind,
         impression=predictions.impression,
     )

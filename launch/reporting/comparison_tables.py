@@ -69,7 +69,7 @@ def comparison_rows(
     first_label = label_names(runs)[0]
     labels = with_label(runs, first_label if label is None else label)
     of_runs = [by_group(run.metrics) for run in labels.values()]
-    possible = next(iter(runs.values())).best_possible if label in (None, first_label) else None
+    possible = next(iter(labels.values())).best_possible
     truth = by_group(possible) if best and possible else None
     head = ["scenario", *labels]
     head += ["difference"] if len(labels) == 2 else []

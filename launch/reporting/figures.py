@@ -192,14 +192,15 @@ def attention_figure(
 
 
 def difference_figure(
-    name: str, reference: str, points: Sequence[tuple[str, str, float, float]]
+    name: str, reference: str, points: Sequence[tuple[str, str, float, float]], metric: str = "AUC"
 ) -> Figure:
-    """Returns the mean AUC difference and its interval: a row per model and arm, a colour per arm.
+    """Returns mean differences and their intervals: a row per model and arm, a colour per arm.
 
     Args:
         name: title of the figure.
-        reference: the arm whose AUC is subtracted.
+        reference: the arm whose metric is subtracted.
         points: (model, arm, mean, half the interval's width).
+        metric: title of the metric.
     """
     arms = list(dict.fromkeys(arm for _, arm, _, _ in points))
     traces = []
@@ -216,8 +217,8 @@ def difference_figure(
                 "marker": {"color": _colour(number), "size": 9},
             }
         )
-    caption = f"AUC minus the AUC of {reference}: mean over seeds with its 95 % interval."
-    forest_plot = figure(name, caption, traces, f"AUC - {reference}", "")
+    caption = f"{metric} minus that of {reference}: mean over seeds with its 95 % interval."
+    forest_plot = figure(name, caption, traces, f"{metric} - {reference}", "")
     models = list(dict.fromkeys(model for model, *_ in points))
     rows = [f"{model}, {arm}" for model in models for arm in arms]
     forest_plot["layout"] |= {"height": 140 + 22 * len(points)}

@@ -68,7 +68,7 @@ def result_sections(
 
 def _scenario_blocks(results: Mapping[str, Results], label: str) -> list[Block]:
     of_label = with_label(results, label)
-    best = any(result.best_possible for result in results.values())
+    best = any(run.best_possible for run in of_label.values())
     k = next(iter(results.values())).k
     blocks: list[Block] = [
         DataTable(
@@ -130,15 +130,15 @@ def _score_figures(
         p, kind = predictions[run], of_label.kind
         names = list(results[run].by_label)
         number = names.index(label) if label in names else 0
-        truth, weight, score = p.labels[number]
-        calibration[run] = reliability_curve(score, truth, weight)
+        y, weight, score, best_score = p.labels[number]
+        calibration[run] = reliability_curve(score, y, weight)
         if kind == "regression":
-            distributions.append(value_figure(run, *value_distribution(score, truth)))
+            distributions.append(value_figure(run, *value_distribution(score, y)))
             continue
-        roc_curves[run] = roc_curve(score, truth, weight)
-        if best is None and number == 0 and p.p_click is not None:
-            best = roc_curve(p.p_click, truth, weight)
-        distributions.append(score_figure(run, *score_distribution(score, truth)))
+        roc_curves[run] = roc_curve(score, y, weight)
+        if best is None and best_score is not None:
+            best = roc_curve(best_score, y, weight)
+        distributions.append(score_figure(run, *score_distribution(score, y)))
     if not calibration:
         return []
     rocs = [roc_figure(roc_curves, best)] if roc_curves else []

@@ -120,9 +120,9 @@ def _tiles(results: Mapping[str, Results]) -> list[Tile]:
             if name != reference and None not in (value, values[reference]):
                 remark = f"{value - values[reference]:+.4f} against {reference}"
             tiles.append(Tile(format_value(value), remark, label=f"{name}, {title}"))
-    if first.best_possible is not None:
-        best = format_value(first.best_possible.all.auc)
-        tiles.append(Tile(best, "by the true click probability", label="best possible, AUC"))
+        if (best := of_runs[reference].best_possible) is not None:
+            value = format_value(getattr(best.all, metric))
+            tiles.append(Tile(value, "by the true probability", label=f"best possible, {title}"))
     return tiles
 
 

@@ -97,7 +97,7 @@ def results_tables(results: Results) -> list[Table]:
     for name, of_label in results.by_label.items():
         heading = f"{name}: {title}" if results.labels else title
         groups = by_group(of_label.metrics)
-        best = results.best_possible if name == results.label else None
+        best = of_label.best_possible
         tables.append(
             _metrics_table(
                 heading,
@@ -147,7 +147,7 @@ def slice_tables(results: Results, name: str, meaning: str) -> list[Table]:
     tables = []
     for label, of_label in results.by_label.items():
         title = f"by {name}: {meaning}"
-        best = results.best_slices.get(name) if label == results.label else None
+        best = of_label.best_slices.get(name)
         tables.append(
             _metrics_table(
                 f"{label} {title}" if results.labels else title,
@@ -174,9 +174,10 @@ def _metrics_table(
         [name, *(format_metric(m, column) for column in columns)] for name, m in groups.items()
     ]
     if best is not None:
-        rows[0].append("best possible AUC")
+        main = columns[1]
+        rows[0].append(f"best possible {metric_title(main, k)}")
         for row in rows[1:]:
-            row.append(format_value(best[row[0]].auc))
+            row.append(format_value(getattr(best[row[0]], main)))
     return terminal_table(rows, title)
 
 

@@ -1,4 +1,4 @@
-"""Baselines: one MLP for all, one per scenario and label, a shared bottom with towers, ESMM."""
+"""MLPs: one for all, one per scenario and label (also as ESMM), a shared bottom with towers."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -156,7 +156,8 @@ class ESMM(Backbone):
             raise ValueError(
                 "ESMM needs a label that exists only where another is 1, such as conversion after "
                 f"click; none of the {shape.num_tasks} trained labels does. Set label_options."
-                "NAME.exists_where in dataset.yaml and train both labels, or choose another model."
+                "NAME.exists_where in dataset.yaml and train both by objective.labels, or choose "
+                "another model."
             )
         self.towers = Towers(shape.in_dim, dims, shape.num_scenarios, shape.num_tasks, hidden)
 

@@ -128,10 +128,10 @@ def test_the_recorded_best_values_of_like_and_watch_are_those_of_the_truth(datas
     feed = test.filter(scenario=1)
     best = schema.counts["best"]
     for name, rows in (("all", test), ("feed", feed)):
-        exact = roc_auc_score(rows["like"], rows["p_like"])
+        exact = roc_auc_score(rows["like"], rows["truth_like"])
         assert best["like"]["auc"][name] == pytest.approx(exact, abs=1e-4)
         rows = rows.filter(click=1)
-        watch, mean = rows["watch"], rows["e_watch"].cast(pl.Float64)
+        watch, mean = rows["watch"], rows["truth_watch"].cast(pl.Float64)
         rmse, mae = root_mean_squared_error(watch, mean), mean_absolute_error(watch, mean)
         median = mean * np.exp(-0.125)
         assert best["watch"]["rmse"][name] == pytest.approx(rmse, rel=1e-4)
@@ -234,7 +234,7 @@ def test_the_files_hold_what_the_schema_says(dataset):
     schema = load_schema(dataset)
     for split in ("train", "valid", "test"):
         rows = rows_of(dataset, split)
-        assert rows.columns == [*schema.columns, "p_click", "p_like", "e_watch"]
+        assert rows.columns == [*schema.columns, "p_click", "truth_like", "truth_watch"]
         assert sum(rows.null_count().row(0)) == 0
         assert len(rows) == schema.counts["rows"][split]["all"]
         for feature in schema.sparse:

@@ -33,9 +33,9 @@ def test_a_backbone_equals_its_formula_row_by_row(name, num_tasks, options):
     assert expected.std(0).min() > 1e-3  # the rows differ, so that equality says something
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_gradients_equal_those_of_the_formula(name):
-    model, (x, scenario) = make(name).eval().double(), rows(scenarios=(0, 1, 2, 3))
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_gradients_equal_those_of_the_formula(name, options):
+    model, (x, scenario) = make(name, **options).eval().double(), rows(scenarios=(0, 1, 2, 3))
     x = x.double().requires_grad_()
     parameters = [x, *model.parameters()]
     expected = row_by_row(name, model, x, scenario).sin().sum()

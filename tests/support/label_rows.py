@@ -20,7 +20,8 @@ FORMULA = "label^0.5 * watch + 2 * like"
 
 def labelled_dataset(folder, rows=1500):
     """Adds to the tiny dataset: `like`, missing in a fifth of the rows and with weights; `buy`,
-    which exists where `label` is 1; `watch`, in seconds; a row weight; and impressions.
+    which exists where `label` is 1; `watch`, in seconds, with its expected value; a row weight;
+    and impressions.
     """
     tiny_dataset(folder, rows=rows)
     watched = []
@@ -56,12 +57,14 @@ def label_columns(table, seed):
     like = (rng.random(rows) < np.where(fits, 0.6, 0.2)).astype(np.float32)
     like[rng.random(rows) < 0.2] = np.nan
     buy = (rng.random(rows) < np.where(fits, 0.5, 0.2)).astype(np.float32)
-    watch = (np.where(fits, 20, 5) * rng.gamma(2, 0.5, rows)).astype(np.float32)
+    expected = np.where(fits, 20, 5)
+    watch = (expected * rng.gamma(2, 0.5, rows)).astype(np.float32)
     watch[rng.random(rows) < 0.05] = np.nan
     return {
         "like": like,
         "buy": np.where(click == 1, buy, np.nan).astype(np.float32),
         "watch": watch,
+        "truth_watch": expected.astype(np.float32),
         "row_weight": rng.choice([1.0, 2.0], rows).astype(np.float32),
         "like_weight": rng.choice([0.0, 1.0, 3.0], rows).astype(np.float32),
         "page": rng.integers(100, 103, rows),  # three impressions of each user

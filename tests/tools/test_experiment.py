@@ -12,15 +12,17 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tiny import tiny_dataset, tiny_store
 
+from msrec.data.io.atomic_files import write_json
 from msrec.launch.config import load_config
 from msrec.launch.evaluation.predictions import Commit, LabelRows, Predictions
-from msrec.launch.evaluation.results import slice_metrics
+from msrec.launch.evaluation.results import LabelResults, slice_metrics
 from msrec.launch.evaluation.slices import EDGES, bucket_names, slice_rows
+from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import sort_rows
 from msrec.tools.cli.studies import experiment
 from msrec.tools.experiment import runner
 from msrec.tools.experiment.cell import CELL_FILE
-from msrec.tools.experiment.results import auc_difference, paired_difference
+from msrec.tools.experiment.results import metric_difference, paired_difference
 from msrec.tools.experiment.sweep import ARMS, load_sweep
 from msrec.tools.experiment.sweep_report import write_sweep_report
 from msrec.tools.experiment.trainings import load_cells, settings
@@ -210,11 +212,52 @@ def test_controls_that_a_sweep_names_are_compared_too(evaluated):
     assert "- shuffled above both: 0 of 1 backbones, 0 with p < .01" in text
 
 
+def test_the_report_compares_arms_label_by_label(tmp_path):
+    """One arm learns `like` alone; it is compared with the second label of the others."""
+    (tmp_path / "conf.yaml").write_text(CONFIG.format(data="data"))
+    path = sweep_file(tmp_path, seeds=3)
+    sweep = load_sweep(path)
+    watch = {"bare": (9.0, 9.5, 9.2), "both": (8.0, 8.1, 8.3)}
+    for setting in settings(sweep):
+        for seed in range(3 if setting.model == "mlp" else 0):
+            training = setting.training("seed", seed, {})
+            cell, like = save_cell(training, BARE[seed]), Metrics(rows=8, auc=BOTH[seed])
+            results = cell.results.model_copy(update={"label": "like"})
+            if setting.arm in watch:
+                rmse = Metrics(rows=9, rmse=watch[setting.arm][seed])
+                of_label = {"like": like, "watch": rmse}
+                kinds = {"like": "binary", "watch": "regression"}
+                labels = {
+                    name: LabelResults(
+                        kind=kinds[name], metrics=ScenarioMetrics(one, {"feed": one})
+                    )
+                    for name, one in of_label.items()
+                }
+                results = results.model_copy(update={"label": "click", "labels": labels})
+            cell = cell.model_copy(update={"results": results})
+            write_json(training.folder / CELL_FILE, cell.model_dump(mode="json"))
+    text = write_sweep_report(sweep, path)
+    click, like, watched = text.split("### ")[1:]
+    assert [part.split()[0] for part in (click, like, watched)] == ["click", "like", "watch"]
+    line = next(x for x in like.splitlines() if x.startswith("| mlp | shuffled |"))
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[3] == f"{mean(BARE):.4f} ± {stdev(BARE):.4f}"
+    both = next(x for x in like.splitlines() if x.startswith("| mlp | both |"))
+    assert str(paired_difference(BOTH, BARE)) in both
+    both = next(x for x in watched.splitlines() if x.startswith("| mlp | both |"))
+    assert str(paired_difference(watch["both"], watch["bare"])) in both
+    assert "- both better than bare: 1 of 1 backbones" in watched
+    frame = pl.read_parquet(sweep.out / "results.parquet")
+    assert frame.filter(label="watch", kind="scenario")["rmse"].sort().to_list() == sorted(
+        watch["bare"] + watch["both"]
+    )
+
+
 def test_seeds_are_matched_and_a_cell_of_other_options_or_split_does_not_count(evaluated):
     sweep, _ = evaluated
     (sweep.out / "tiny/mlp/both/seed-1" / CELL_FILE).unlink()
     bare, both, *_ = map(load_cells, settings(sweep))
-    difference = auc_difference(both, bare)
+    difference = metric_difference(both, bare)
     assert difference.mean == pytest.approx(mean([0.02, 0.022]))
     changed = sweep.model_copy(
         update={

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 from scipy import stats
 
+from msrec.data.labels import LabelKind
 from msrec.model.metrics.definitions import METRIC_NAMES, Metrics, ScenarioMetrics
 from msrec.tools.experiment.cell import Cell
 from msrec.tools.experiment.trainings import SettingCells
@@ -19,15 +20,36 @@ LEVEL = 0.95
 """Level of the intervals."""
 
 
-def group_metrics(cell: Cell) -> dict[Group, Metrics]:
-    """Returns the metrics of all rows, of each scenario and of each group of a slice."""
-    return _groups(cell.evaluation.metrics, cell.evaluation.slices)
+def label_kinds(cells: Iterable[Cell]) -> dict[str, LabelKind]:
+    """Returns the labels of any of some evaluated trainings, with their kinds.
+
+    Trainings of an older version have one label without a name, which only counts alone.
+    """
+    kinds: dict[str, LabelKind] = {}
+    for cell in cells:
+        kinds |= {name: of.kind for name, of in cell.evaluation.by_label.items()}
+    return {name: kind for name, kind in kinds.items() if name or len(kinds) == 1}
 
 
-def best_metrics(cell: Cell) -> dict[Group, Metrics]:
-    """Returns the metrics of the true click probability; empty if the data has none."""
-    best = cell.evaluation.best_possible
-    return {} if best is None else _groups(best, cell.evaluation.best_slices)
+def group_metrics(cell: Cell, label: str | None = None) -> dict[Group, Metrics]:
+    """Returns the metrics of all rows, of each scenario and of each group of a slice.
+
+    Args:
+        cell: of an evaluated training.
+        label: name of a label; empty if the training does not have it. None is its first label.
+    """
+    by_label = cell.evaluation.by_label
+    found = by_label.get(next(iter(by_label)) if label is None else label)
+    return {} if found is None else _groups(found.metrics, found.slices)
+
+
+def best_metrics(cell: Cell, label: str | None = None) -> dict[Group, Metrics]:
+    """Returns the metrics of the best possible scores of a label; empty without them."""
+    by_label = cell.evaluation.by_label
+    found = by_label.get(next(iter(by_label)) if label is None else label)
+    if found is None or found.best_possible is None:
+        return {}
+    return _groups(found.best_possible, found.best_slices)
 
 
 def _groups(
@@ -37,15 +59,17 @@ def _groups(
     return {(kind, name): group for kind in kinds for name, group in kinds[kind].items()}
 
 
-def seed_values(cells: SettingCells, metric: str, group: Group = ALL) -> dict[int, float | None]:
+def seed_values(
+    cells: SettingCells, metric: str, group: Group = ALL, label: str | None = None
+) -> dict[int, float | None]:
     """Returns a metric of a group of rows by seed; seeds that are not evaluated are left out."""
-    groups = {seed: group_metrics(cell) for seed, cell in cells.evaluated.items()}
+    groups = {seed: group_metrics(cell, label) for seed, cell in cells.evaluated.items()}
     return {seed: getattr(of[group], metric) for seed, of in groups.items() if group in of}
 
 
-def spread(cells: SettingCells, metric: str, group: Group = ALL) -> str:
+def spread(cells: SettingCells, metric: str, group: Group = ALL, label: str | None = None) -> str:
     """Returns mean and, of several seeds, standard deviation, such as `0.8100 ± 0.0141`."""
-    values = seed_values(cells, metric, group).values()
+    values = seed_values(cells, metric, group, label).values()
     known = [value for value in values if value is not None]
     if len(known) > 1:
         return f"{mean(known):.4f} ± {stdev(known):.4f}"
@@ -98,18 +122,22 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Pa
     return PairedDifference(average, float(interval.high - interval.low) / 2, float(test.pvalue))
 
 
-def auc_difference(
-    cells: SettingCells, other: SettingCells, group: Group = ALL
+def metric_difference(
+    cells: SettingCells,
+    other: SettingCells,
+    metric: str = "auc",
+    group: Group = ALL,
+    label: str | None = None,
 ) -> PairedDifference | None:
-    """Returns the AUC of an arm minus that of another, over the seeds that have both, if any."""
-    values, reference = (seed_values(of, "auc", group) for of in (cells, other))
+    """Returns a metric of an arm minus that of another, over the seeds that have both, if any."""
+    values, reference = (seed_values(of, metric, group, label) for of in (cells, other))
     pairs = [(value, reference.get(seed)) for seed, value in values.items()]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     return paired_difference(*zip(*known, strict=True)) if known else None
 
 
 def results_frame(loaded: Iterable[SettingCells]) -> pl.DataFrame:
-    """Returns a row for each evaluated training and group of rows: names, seed and metrics.
+    """Returns a row for each evaluated training, label and group of rows: names, seed and metrics.
 
     The intervals over users are left out, since a sweep compares trainings.
 
@@ -125,20 +153,27 @@ def results_frame(loaded: Iterable[SettingCells]) -> pl.DataFrame:
 def _rows(cells: SettingCells) -> Iterator[dict[str, Any]]:
     setting = cells.setting
     for seed, cell in cells.evaluated.items():
-        best = best_metrics(cell)
-        for (kind, name), metrics in group_metrics(cell).items():
+        groups = [
+            (label, group, metrics)
+            for label in cell.evaluation.by_label
+            for group, metrics in group_metrics(cell, label).items()
+        ]
+        for label, (kind, name), metrics in groups:
+            best = best_metrics(cell, label)
             yield {
                 "dataset": setting.dataset,
                 "backbone": setting.model,
                 "arm": setting.arm,
                 "seed": seed,
                 "split": cell.evaluation.split,
+                "label": label,
                 "kind": kind,
                 "group": name,
                 **{metric: getattr(metrics, metric) for metric in METRIC_NAMES},
                 "parameters": cell.parameters,
                 "seconds": cell.seconds,
                 "best_auc": best[kind, name].auc if (kind, name) in best else None,
+                "best_rmse": best[kind, name].rmse if (kind, name) in best else None,
             }
 
 

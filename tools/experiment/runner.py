@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from msrec.data.schema import SCHEMA_FILE
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.console import PlainConsole
+from msrec.launch.evaluation.compare import MAIN_METRIC
+from msrec.launch.reporting.result_tables import format_value
 from msrec.tools.experiment.cell import Cell, PlannedTraining, train_cell
 from msrec.tools.experiment.sweep import Sweep
 from msrec.tools.experiment.trainings import Setting, SettingCells, load_cells, settings
@@ -151,7 +153,7 @@ def tune(setting: Setting) -> Cell:
 def run_all(
     stage: str, function: Callable[[Item], Cell], items: Sequence[Item], jobs: int
 ) -> list[str]:
-    """Calls a function on each item in worker processes, and prints the AUC of its cell.
+    """Calls a function on each item in worker processes, and prints the main metric of its cell.
 
     Args:
         stage: label of the progress bar.
@@ -180,11 +182,11 @@ def run_all(
 
 
 def _summary(cell: Cell) -> str:
-    split, auc = "valid", cell.valid_auc
+    split, metric, value = "valid", "auc", cell.valid_auc
     if cell.results is not None:
-        split, auc = cell.results.split, cell.results.metrics.all.auc
-    shown = "undefined" if auc is None else f"{auc:.4f}"
-    return f"{split} AUC {shown}, {cell.rows_per_s:,.0f} rows/s"
+        split, metric = cell.results.split, MAIN_METRIC[cell.results.kind]
+        value = getattr(cell.results.metrics.all, metric)
+    return f"{split} {metric.upper()} {format_value(value)}, {cell.rows_per_s:,.0f} rows/s"
 
 
 def worker_pool(jobs: int) -> ProcessPoolExecutor:

@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score, root_mean_squared_error
 
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.compare import compare
+from msrec.launch.evaluation.drift import measure_drift
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files
 from msrec.launch.evaluation.predictions import load_predictions
@@ -81,7 +82,7 @@ def test_results_equal_scikit_learn_label_by_label(folder, rows, predictions):
     results = load_results(folder / "joint")
     assert (results.label, list(results.labels)) == ("label", LABELS[1:])
     feed = rows["scenario"].to_numpy() == 1
-    for label, (y, w, score) in zip(LABELS, predictions.labels, strict=True):
+    for label, (y, w, score, _) in zip(LABELS, predictions.labels, strict=True):
         of_label = results.by_label[label].metrics
         for ours, mine in ((of_label.all, True), (of_label.scenarios["feed"], feed)):
             used = ~np.isnan(y) & (w > 0) & mine
@@ -104,6 +105,27 @@ def test_results_equal_scikit_learn_label_by_label(folder, rows, predictions):
     assert set(results.labels["watch"].slices["user_history"]) == set(
         results.slices["user_history"]
     )
+
+
+def test_the_best_possible_scores_of_a_label_are_judged_too(folder, rows, predictions):
+    watch = load_results(folder / "joint").labels["watch"]
+    truth = rows["truth_watch"].to_numpy()
+    y, weight = predictions.labels[3].label, predictions.labels[3].weight
+    used = ~np.isnan(y)
+    best = root_mean_squared_error(y[used], truth[used], sample_weight=weight[used])
+    assert watch.best_possible.all.rmse == pytest.approx(best, abs=1e-5)
+    assert best < watch.metrics.all.rmse
+    assert load_results(folder / "joint").best_possible is None
+
+
+def test_drift_leaves_out_ids_of_impressions_and_true_values(folder):
+    drifts, skipped = measure_drift(folder / "tiny/train", folder / "tiny/test")
+    columns = {drift.column: drift for drift in drifts}
+    assert {"like", "watch", "row_weight"} <= set(columns)
+    assert not {"page", "timestamp", "truth_watch"} & set(columns)
+    assert columns["like"].empty[0] == pytest.approx(0.2, abs=0.05)  # missing labels
+    scores, _ = measure_drift(folder / "joint/predictions/test", folder / "joint/predictions/test")
+    assert {"score_1", "label_3", "combined"} <= {drift.column for drift in scores}
 
 
 def _known(label):

@@ -12,8 +12,7 @@ def omoe(model, x, s):
     return tower(model.towers, gated(dense(model.gate, x), outputs(model, x)), s)
 
 
-# The gates of the tasks belong to all scenarios.
-@formula(OPTIONS, private=("towers.",), variants=[{"gates": "factored"}])
+@formula(OPTIONS, private=("towers.", "gates."), variants=[{"gates": "factored"}])
 def mmoe(model, x, s):
     mixed = []
     for t in range(model.num_tasks):
