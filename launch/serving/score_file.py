@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from msrec.data.features.row_encoder import OTHER_NAMES, RowEncoder
 from msrec.data.io.atomic_files import atomic_path
+from msrec.data.io.json_files import unique_keys
 from msrec.data.io.outputs import SEARCHED_BYTES, FileKind, check_output, has_columns
 from msrec.data.io.parquet_files import named_errors
 from msrec.launch.evaluation.predictions import label_column
@@ -96,6 +97,8 @@ def _read_json(path: Path, encoder: RowEncoder) -> Iterator[pa.Table]:
 def _json_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = from_json(line, allow_inf_nan=True)
+        if isinstance(row, dict) and line.count(b":") > len(row):  # it may have a key twice
+            json.loads(line, object_pairs_hook=unique_keys)
     except ValueError as error:
         raise ValueError(f"{path}: row {number} must be JSON in UTF-8; {error}.") from None
     if not isinstance(row, dict):
