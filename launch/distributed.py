@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from msrec.data.io.exclusive_files import exclusive, lock_file
+from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import FolderKind, new_folder
 from msrec.data.io.paths import AnyPath
 from msrec.model.distributed.collectives import from_rank_0
@@ -89,7 +89,7 @@ def exclusive_job(output: AnyPath, work: str) -> Iterator[None]:
 
         def hold() -> None:
             if isinstance(output, Path):
-                held.enter_context(exclusive(lock_file(output), f"{output} must be {work}"))
+                held.enter_context(exclusive(output, f"{output} must be {work}"))
 
         from_rank_0(hold)
         yield

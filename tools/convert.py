@@ -289,6 +289,7 @@ def remarks(schema: Schema, of_tables: bool = True) -> list[str]:
             f"{feature}: hashed; {collisions['shared']:,} of {collisions['values']:,} training "
             "values share all their rows with another"
         )
+    lines += [_label_remark(name, splits) for name, splits in counts.get("labels", {}).items()]
     for side in ("users", "items"):
         cold = {k: n for k, n in counts.get(f"{side}_without_training", {}).items() if n}
         if cold:
@@ -302,9 +303,32 @@ def remarks(schema: Schema, of_tables: bool = True) -> list[str]:
         lines.append(f"duplicate (user, item, timestamp) rows, kept: {counts['duplicates']:,}")
     lines += [f"{name}: {n:,} empty" for name, n in counts.get("empty_text", {}).items()]
     for name, value in counts.get("best_auc", {}).items():
-        shown = "undefined" if value is None else f"{value:.4f}"
-        lines.append(f"best possible test AUC, {name}: {shown}")
+        lines.append(f"best possible test AUC, {name}: {_number(value)}")
+    for label, metrics in counts.get("best", {}).items():
+        for metric, groups in metrics.items():
+            lines.append(f"best possible test {metric} of {label}: {_number(groups['all'])}")
     return lines
+
+
+def _label_remark(name: str, by_split: dict[str, dict[str, Any]]) -> str:
+    """Returns the rows of all splits that have a label and lack it, and its values."""
+    totals = {
+        key: sum(counts[key] or 0 for counts in by_split.values())
+        for key in ("rows", "missing", "positives", "clipped")
+        if key in by_split["train"]
+    }
+    line = f"label {name}: in {totals['rows']:,} rows"
+    if "positives" in totals:
+        line += f", positive in {totals['positives']:,}"
+    else:
+        line += f", training mean {_number(by_split['train']['mean'])}"
+    for key in ("missing", "clipped"):
+        line += f", {key} in {totals[key]:,}" if totals.get(key) else ""
+    return line
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _per_split(counts: dict[str, int]) -> str:

@@ -34,7 +34,7 @@ class ConversionCounts:
         shape = (len(SPLITS), len(self._scenarios))
         self._rows, self._positives = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         self._time: dict[str, list[int]] = {}
-        self._labels = {name: _LabelCounts(raw.label(name)) for name in raw.labels[1:]}
+        self._labels = {name: LabelCounts(raw.label(name)) for name in raw.labels[1:]}
         sizes = {side: raw.table(side).height for side in SIDES}
         # Rows of each user (item) by split, and whether the user (item) is in a scenario.
         self._rows_of = {side: np.zeros((shape[0], n), np.int32) for side, n in sizes.items()}
@@ -132,7 +132,7 @@ class ConversionCounts:
         return imbalance_by_ranks(lookups, by_value)
 
 
-class _LabelCounts:
+class LabelCounts:
     """Counts of a label in each split: rows that have it, lack it, and the sum of its values.
 
     For regression labels with `clip` also the rows whose value is clipped.
@@ -145,6 +145,7 @@ class _LabelCounts:
         }
 
     def add(self, values: npt.NDArray[np.float32], codes: SplitCodes) -> None:
+        """Counts some rows, (N,), with their splits; NaN is a missing value."""
         is_missing = np.isnan(values)
         low, high = self._options.clip or (-np.inf, np.inf)
         weights = {

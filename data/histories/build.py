@@ -26,6 +26,7 @@ from msrec.data.histories.index import (
     data_files,
 )
 from msrec.data.io.atomic_files import checksums, write_text
+from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import FolderKind, new_folder
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.quarantine import BAD, Policy
@@ -94,17 +95,34 @@ def build_histories(
 
     Raises:
         FileNotFoundError: the folder or a split does not exist.
-        ValueError: the dataset is remote or has not this order, a row breaks the schema, or the
-            folder of an index holds something else.
+        ValueError: the dataset is remote or has not this order, a row breaks the schema, the
+            folder of an index holds something else, or another job writes to the dataset.
     """
     if not isinstance(dataset, Path):
         raise ValueError(
             f"{dataset} must be a folder of this machine, because histories are mapped into "
             "memory; copy the dataset first."
         )
-    schema = load_schema(dataset)
-    check_order(dataset, schema, protocols, order)
     progress = progress or (lambda stage, done, total: None)
+    with exclusive(dataset, f"the histories of {dataset} must be written"):
+        schema = load_schema(dataset)
+        check_order(dataset, schema, protocols, order)
+        records = _write_indices(dataset, schema, protocols, events, order, faults, progress)
+        schema = schema.model_copy(update={"histories": {**schema.histories, **records}})
+        save_schema(schema, dataset)
+    return schema
+
+
+def _write_indices(
+    dataset: Path,
+    schema: Schema,
+    protocols: Sequence[HistoryProtocol],
+    events: EventChoice,
+    order: EventOrder,
+    faults: Policy,
+    progress: Progress,
+) -> dict[HistoryProtocol, HistoryRecord]:
+    """Writes the index of each protocol and returns their records."""
     rows = _read_rows(dataset, schema, order, faults, progress)
     sorting = np.lexsort((rows.times, rows.user))
     records: dict[HistoryProtocol, HistoryRecord] = {}
@@ -115,9 +133,7 @@ def build_histories(
         _write_index(dataset, protocol, arrays, record)
         records[protocol] = record
     progress("writing", len(protocols), len(protocols))
-    schema = schema.model_copy(update={"histories": {**schema.histories, **records}})
-    save_schema(schema, dataset)
-    return schema
+    return records
 
 
 def check_order(

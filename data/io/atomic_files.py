@@ -47,6 +47,22 @@ def _scratch_file(scratch: Path) -> BinaryIO:
 
 
 @contextmanager
+def writable(output: Path) -> Iterator[None]:
+    """Names the output whose folder cannot be written, in place of a file that nobody knows.
+
+    Raises:
+        OSError: the folder is read-only, full, or another user's.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the folder of {output} must be writable; {error.strerror or error} (at "
+            f"{error.filename}). Choose another place, or allow writing there."
+        ) from None
+
+
+@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds an exclusive lock of a local file; it ends with the process at the latest."""
     with path.open("w") as file:

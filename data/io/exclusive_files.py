@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from msrec.data.io.atomic_files import writable
+
 REFRESH_S = 5.0
 """Seconds between two writes of a lock by its holder."""
 STALE_S = 30.0
@@ -43,25 +45,27 @@ class Holder:
 
 
 @contextmanager
-def exclusive(path: Path, work: str) -> Iterator[None]:
-    """Holds a lock file while its body runs, so that no second job does the same work.
+def exclusive(output: Path, work: str) -> Iterator[None]:
+    """Holds the lock of an output while its body runs, so that no second job does the same work.
 
     On one machine the kernel ends the lock with its process. A holder on another machine is alive
     as long as it writes the file; a lock that nobody writes is taken over after `STALE_S`, and one
     of an earlier start of the same job at once.
 
     Args:
-        path: lock file, on a local or a shared file system.
+        output: file or folder on a local or a shared file system; see `lock_file`.
         work: the work, for the error: "runs/a must be trained".
 
     Raises:
         ValueError: another process does the work; names its host, process and start.
-        OSError: the file cannot be written.
+        OSError: the lock cannot be written.
     """
+    path = lock_file(output)
     missing = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     own = _own()
-    file = _acquire(path, work, own)
+    with writable(output):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _acquire(path, work, own)
     ended = threading.Event()
     refresher = threading.Thread(target=_refresh, args=(file, own, ended), daemon=True)
     refresher.start()

@@ -1,7 +1,9 @@
-"""Reads JSON files that msrec wrote, and that may have been damaged since."""
+"""Reads JSON of which no object has a key twice, such as files that msrec wrote."""
 
 import json
 import reprlib
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from msrec.data.io.paths import AnyPath
@@ -20,7 +22,7 @@ def read_json_object(path: AnyPath, advice: str = "") -> dict[str, Any]:
     """
     end = f" {advice}" if advice else ""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError(f"{path} must be JSON; it is nested too deeply.{end}") from None
     except ValueError as error:
@@ -29,3 +31,20 @@ def read_json_object(path: AnyPath, advice: str = "") -> dict[str, Any]:
         found = reprlib.repr(content)
         raise ValueError(f"{path} must hold a JSON object; found {found}.{end}")
     return content
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object of which no key is there twice; the `object_pairs_hook` of parsers.
+
+    Raises:
+        ValueError: names the key.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"an object has the key {reprlib.repr(repeated_keys(pairs)[0])} twice")
+    return content
+
+
+def repeated_keys(pairs: Sequence[tuple[str, Any]]) -> list[str]:
+    """Returns the keys that are there more than once."""
+    return [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]

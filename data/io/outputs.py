@@ -4,21 +4,21 @@ A path may be written if nothing exists there, if it is empty, or if it holds wh
 of the same kind wrote and nothing else. It must be apart from the inputs of the command.
 """
 
-import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath, is_file
 
 SCRATCH_MARK = ".msrec-partial"
-"""File of a folder in which `new_folder` prepares another one; its lock tells who is at work."""
+"""File of a folder in which `new_folder` prepares another one."""
 SEARCHED_BYTES = 1 << 16
 _KILLED_WRITE = re.compile(r"^\.(.+)\.(?:partial|\d+)$")
 """Name of a file that a killed process had not completed, see `atomic_path`."""
@@ -76,12 +76,12 @@ def contains(signature: str) -> Callable[[Path], bool]:
     return is_own
 
 
-def has_columns(names: Sequence[str]) -> Callable[[Path], bool]:
-    """Returns a test of whether a file is Parquet with exactly these columns."""
+def has_columns(are_own: Callable[[list[str]], bool]) -> Callable[[Path], bool]:
+    """Returns a test of whether a file is Parquet with columns whose names pass a test."""
 
     def is_own(path: Path) -> bool:
         try:
-            return list(parquet_names(path)) == list(names)
+            return are_own(list(parquet_names(path)))
         except ValueError:
             return False
 
@@ -152,7 +152,8 @@ def new_folder(
     until the new one is complete, and is put back if a process was killed between both.
 
     Raises:
-        ValueError: see `check_output`; or another process is writing the same folder.
+        ValueError: see `check_output`; or another job is writing the same folder.
+        OSError: the folder around it cannot be written.
     """
     check_output(Path(out), kind, inputs, overwrite=overwrite)
     out = Path(out).resolve()
@@ -190,20 +191,14 @@ def emptied_folder(out: Path, kind: FolderKind, inputs: Iterable[AnyPath | None]
 def _scratch_folder(scratch: Path, out: Path) -> Iterator[Path]:
     """Yields an empty folder that only this process uses, and removes it."""
     mark = scratch / SCRATCH_MARK
-    if scratch.exists() and not mark.is_file() and any(scratch.iterdir()):
-        raise ValueError(
-            f"{scratch} must not exist, because msrec prepares {out} there; it holds other files. "
-            "Move it away."
-        )
-    scratch.mkdir(parents=True, exist_ok=True)
-    with mark.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with exclusive(out, f"{out} must be written"):
+        if scratch.exists() and not mark.is_file() and any(scratch.iterdir()):
             raise ValueError(
-                f"{out} must be written by one process at a time; another one is at work. Wait for "
-                "it or choose another folder."
-            ) from None
+                f"{scratch} must not exist, because msrec prepares {out} there; it holds other "
+                "files. Move it away."
+            )
+        scratch.mkdir(exist_ok=True)
+        mark.touch()
         if (scratch / "old").exists() and not out.exists():
             (scratch / "old").rename(out)
         try:

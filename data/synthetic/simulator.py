@@ -27,8 +27,21 @@ FAMILY_SHARE, OWN_SHARE, DEVIATION = 0.9, 0.6, 0.3
 CITY_EFFECT = np.array([0.1, 0.0, -0.05, -0.15])
 HOUR_EFFECT = 0.15 * np.sin(2 * np.pi * (np.arange(24) - 14) / 24)
 TENDENCY = 0.25
-DRAWS = 8
-"""Uniform numbers for each row; a multiple of 4, the numbers in one step of Philox."""
+OWN_DEVIATION = 0.6
+"""Standard deviation by which the taste of a like, or of a long watch, differs from a click's."""
+LIKE_BIAS = np.array([-3.8, -3.4, -2.8])
+LIKE_QUALITY = 0.3
+WATCH_BIAS = np.array([0.3, 0.0, 0.6])
+WATCH_LENGTH, WATCH_INTEREST, PATIENCE = 0.8, 0.3, 0.2
+"""Effects on the logarithm of the watch time: of the logarithm of the video's seconds, and of the
+user's interest; and the standard deviation of that of the user."""
+WATCH_NOISE = 0.5
+"""Standard deviation of the logarithm of the watch time that nothing explains."""
+WATCH_STEPS = 64
+"""Steps of a second to which watch times are rounded: their sums are exact in any order."""
+CLICK_STREAM, LABEL_STREAM = 2**32, 2**32 + 1
+DRAWS, LABEL_DRAWS = 8, 4
+"""Uniform numbers for each row; multiples of 4, the numbers in one step of Philox."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,12 @@ class Rows:
     hour: Ints
     p_click: npt.NDArray[np.float32]
     click: npt.NDArray[np.float32]
+    p_like: npt.NDArray[np.float32]
+    like: npt.NDArray[np.float32]
+    e_watch: npt.NDArray[np.float32]
+    """Expected watch time after a click, in seconds, in every row."""
+    watch: npt.NDArray[np.float32]
+    """Watch time in seconds; NaN without a click."""
 
 
 class App:
@@ -50,6 +69,15 @@ class App:
     A click has probability `sigmoid(bias[s] + strength[s] * interest[u, s, category] + quality +
     tendency[u] + hour)`. A user's interests follow five families of categories, differ a little
     between scenarios, and depend a little on the age band.
+
+    A click is followed by a like with probability `sigmoid(like_bias[s] + strength[s] * (interest +
+    like_taste[u, category]) + quality + like_quality)`, so that `p_like` is this times `p_click`,
+    and by a watch time whose logarithm is normal with standard deviation 0.5 and the mean
+    `watch_bias[s] + 0.8 log(seconds) + 0.3 strength[s] * (interest + watch_taste[u, category]) +
+    patience[u]`; `e_watch` is its expectation `exp(mean + 0.5**2 / 2)`. Both tastes are N(0,
+    0.6**2), next to interests of standard deviation 1.1: the labels share most of a user's taste,
+    and clicks, which are the most frequent, tell most about it. No draw of users, videos and clicks
+    depends on the other labels.
 
     Cold users have 3 to 8 training rows, spread evenly over time, and are as active as other users
     afterwards. Memory grows with users and items, not with rows.
@@ -61,6 +89,10 @@ class App:
         tendency: (users,), float64, readiness of each user to click.
         category, creator: (items,), int64; no category is empty.
         log_duration: (items,), float64, standardised logarithm of the length of the video.
+        seconds: (items,), float64, length of the video.
+        like_taste, watch_taste: (users, categories), float32.
+        patience: (users,), float64, effect of the user on the logarithm of watch times.
+        like_quality: (items,), float64, effect of the video on likes besides `quality`.
         quality: (items,), float64, effect of the video, its creator and its length.
 
     Raises:
@@ -119,6 +151,7 @@ class App:
         self.creator = self.category * self.creators_per_category + number
         log = np.log(np.exp(self._rng(8).normal(3.5, 0.6, self.items)))
         spread = float(log.std())
+        self.seconds = np.exp(log)
         self.log_duration = (log - log.mean()) / (spread if spread > 0 else 1.0)
         rng = self._rng(9)
         of_creator = 0.3 * rng.normal(size=int(self.creator.max()) + 1)[self.creator]
@@ -129,6 +162,7 @@ class App:
         # Videos in the order of their categories, the first video of each, and popularities.
         self._by_category = np.argsort(self.category, kind="stable")
         self._edges = np.append(0, np.bincount(self.category).cumsum())
+        self.like_quality = LIKE_QUALITY * self._rng(14).normal(size=self.items)
         popularity = np.exp(0.8 * self._rng(12).normal(size=self.items))
         self._video_popularity = np.append(0.0, popularity.cumsum())
 
@@ -146,6 +180,9 @@ class App:
         deviation = DEVIATION * self._rng(5).normal(size=shape)
         self.interest = (taste[:, None, :] + deviation).astype(np.float32)
         self.tendency = CITY_EFFECT[self.city] + TENDENCY * self._rng(6).normal(size=users)
+        of_label = (OWN_DEVIATION * self._rng(n).normal(size=shape[::2]) for n in (15, 16))
+        self.like_taste, self.watch_taste = (each.astype(np.float32) for each in of_label)
+        self.patience = PATIENCE * self._rng(17).normal(size=users)
         # Cumulated probability that interest picks each category, (users, categories).
         running = np.exp(taste).cumsum(axis=1)
         self._liked = (running / running[:, -1:]).astype(np.float32)
@@ -156,7 +193,7 @@ class App:
 
     def generate(self, start: int, stop: int) -> Rows:
         """Returns rows [start, stop); a row does not depend on the others that are generated."""
-        draws = self._draws(start, stop)
+        draws = self._draws(start, stop, CLICK_STREAM, DRAWS)
         row = np.arange(start, stop)
         user = self._pick_users(row, draws[:, 0])
         scenario = np.searchsorted(np.cumsum(SCENARIO_SHARE), draws[:, 1], side="right")
@@ -164,25 +201,48 @@ class App:
         timestamp = START_S + row * SPAN_S // self.rows
         hour = timestamp // 3600 % 24
         category = self.category[item]
-        logit = (
+        interest = self.interest[user, scenario, category]
+        p_click = _sigmoid(
             BIAS[scenario]
-            + STRENGTH[scenario] * self.interest[user, scenario, category]
+            + STRENGTH[scenario] * interest
             + self.quality[item]
             + self.tendency[user]
             + HOUR_EFFECT[hour]
-        )
-        p_click = (1 / (1 + np.exp(-logit))).astype(np.float32)
+        ).astype(np.float32)
         click = (draws[:, 5] < p_click).astype(np.float32)
-        return Rows(user, item, scenario, timestamp, hour, p_click, click)
+        more = self._draws(start, stop, LABEL_STREAM, LABEL_DRAWS)
+        after_click = _sigmoid(
+            LIKE_BIAS[scenario]
+            + STRENGTH[scenario] * (interest + self.like_taste[user, category])
+            + self.quality[item]
+            + self.like_quality[item]
+        )
+        like = click * (more[:, 0] < after_click)
+        mean = (
+            WATCH_BIAS[scenario]
+            + WATCH_LENGTH * np.log(self.seconds[item])
+            + WATCH_INTEREST * STRENGTH[scenario] * (interest + self.watch_taste[user, category])
+            + self.patience[user]
+        )
+        seconds = np.exp(mean + WATCH_NOISE * _normal(more[:, 1], more[:, 2]))
+        return Rows(
+            *(user, item, scenario, timestamp, hour, p_click, click),
+            p_like=(p_click * after_click).astype(np.float32),
+            like=like.astype(np.float32),
+            e_watch=np.exp(mean + WATCH_NOISE**2 / 2).astype(np.float32),
+            watch=np.where(click, np.rint(WATCH_STEPS * seconds) / WATCH_STEPS, np.nan).astype(
+                np.float32
+            ),
+        )
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed, stream]))
 
-    def _draws(self, start: int, stop: int) -> Floats:
-        """Uniform numbers that depend on seed and row only, (stop - start, DRAWS)."""
-        bits = np.random.Philox(key=[self.seed, 2**32])
-        bits.advance(start * DRAWS // 4)
-        return np.random.Generator(bits).random((stop - start, DRAWS))
+    def _draws(self, start: int, stop: int, stream: int, draws: int) -> Floats:
+        """Uniform numbers that depend on seed, stream and row only, (stop - start, draws)."""
+        bits = np.random.Philox(key=[self.seed, stream])
+        bits.advance(start * draws // 4)
+        return np.random.Generator(bits).random((stop - start, draws))
 
     def _pick_users(self, row: Ints, draw: Floats) -> Ints:
         """Any user after training; in training warm users, and cold ones in their few rows."""
@@ -207,6 +267,15 @@ class App:
         position = np.searchsorted(below, target, side="right") - 1
         item: Ints = self._by_category[np.clip(position, low, high - 1)]
         return item
+
+
+def _sigmoid(logit: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-logit)))
+
+
+def _normal(first: Floats, second: Floats) -> Floats:
+    """Returns a standard normal number of each two uniform ones (Box and Muller, 1958)."""
+    return np.asarray(np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second))
 
 
 def _pick(cumulated: Floats, draw: Floats) -> Ints:

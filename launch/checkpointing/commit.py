@@ -1,12 +1,12 @@
 """The COMMIT file, which marks a checkpoint as complete and holds the state of the trainer."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
 from msrec.data.io.atomic_files import check_files
+from msrec.data.io.json_files import read_json_object
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints in a run folder."""
@@ -30,20 +30,17 @@ def read_commit(path: Path) -> Commit:
     marker = path / COMMIT
     if not marker.is_file():
         raise FileNotFoundError(f"{path} must be a committed checkpoint; it has no {COMMIT} file.")
+    advice = "Delete the folder to go on from an older checkpoint."
+    content = read_json_object(marker, advice)
     try:
-        content = json.loads(marker.read_bytes())
         commit = Commit(dict(content["state"]), dict(content["crc32"]))
         step = int(commit.state["step"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
-            f"{marker} must be JSON with the trainer's state and checksums; it is not. Delete the "
-            "folder to go on from an older checkpoint."
+            f"{marker} must hold the trainer's state and checksums; it does not. {advice}"
         ) from None
     if path.name.startswith("step-") and path.name != step_name(step):
-        raise ValueError(
-            f"{marker} must have the step of its folder; it has step {step}. Delete the folder to "
-            "go on from an older checkpoint."
-        )
+        raise ValueError(f"{marker} must have the step of its folder; it has step {step}. {advice}")
     return commit
 
 

@@ -5,8 +5,8 @@ from collections.abc import Collection
 from importlib.metadata import entry_points
 
 from torchx.specs import Resource, resource
-from torchx.specs.named_resources_aws import K8S_ITYPE
 from torchx.specs.named_resources_aws import NAMED_RESOURCES as AWS_RESOURCES
+from torchx.specs.named_resources_aws import aws_p4de_24xlarge, aws_p5_48xlarge
 from torchx.specs.named_resources_generic import NAMED_RESOURCES as GENERIC_RESOURCES
 
 USABLE_MIB = 983
@@ -19,15 +19,13 @@ def cpu8() -> Resource:
 
 
 def a100x8() -> Resource:
-    """Eight A100 GPUs of 80 GiB. Kubernetes and AWS Batch take an AWS p4de.24xlarge."""
-    itype = {K8S_ITYPE: "p4de.24xlarge"}
-    return Resource(cpu=96, gpu=8, memMB=1152 * USABLE_MIB, capabilities=itype)
+    """Eight A100 GPUs of 80 GiB: an AWS p4de.24xlarge with its EFA network."""
+    return aws_p4de_24xlarge()
 
 
 def h100x8() -> Resource:
-    """Eight H100 GPUs of 80 GiB. Kubernetes and AWS Batch take an AWS p5.48xlarge."""
-    itype = {K8S_ITYPE: "p5.48xlarge"}
-    return Resource(cpu=192, gpu=8, memMB=2048 * USABLE_MIB, capabilities=itype)
+    """Eight H100 GPUs of 80 GiB: an AWS p5.48xlarge with its EFA network."""
+    return aws_p5_48xlarge()
 
 
 def node_resource(cpu: int, gpu: int, mem_mib: int, name: str | None) -> Resource:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import replace
 
-from msrec.data.io.exclusive_files import exclusive, lock_file
+from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import check_apart
 from msrec.data.llm.store import VectorSettings
 from msrec.launch.config import RunConfig
@@ -46,7 +46,7 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
     result = EncodeResult({}, None)
     # Ranks encode without a process group, so each has a lock; another job has a rank 0 too.
     share = llm.store / f"share-{rank}"
-    with exclusive(lock_file(share), f"share {rank} of {llm.store} must be encoded"):
+    with exclusive(share, f"share {rank} of {llm.store} must be encoded"):
         if options.levels:
             result = encode(config.dataset, llm.store, vectors, options, on_progress)
         sources = {

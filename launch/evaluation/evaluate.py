@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
-from msrec.launch.distributed import Process, exclusive_job, shared_folder
+from msrec.launch.distributed import Process, shared_folder
 from msrec.launch.evaluation.predict import predict, truth_columns
 from msrec.launch.evaluation.predictions import PREDICTIONS, Predictions, load_predictions
 from msrec.launch.evaluation.results import ResultHistory, Results, compute_results, save_results
@@ -79,15 +79,14 @@ def evaluate(
     config = load_run_config(run_dir)
     check_timestamps(data or config.dataset, by)
     out = predictions_folder(run_dir, split, checkpoint, data)
-    with exclusive_job(out, "evaluated"):
-        trained = open_run(run_dir, process, checkpoint, data, config)
-        results = score_split(trained, run_dir, process, split, out, by, metric_options)
-        if results is None:
-            return None
-        if split == "test" and checkpoint is None and data is None:
-            save_results(results, run_dir)
-        if data is None:
-            write_tensorboard(results, run_dir)
+    trained = open_run(run_dir, process, checkpoint, data, config)
+    results = score_split(trained, run_dir, process, split, out, by, metric_options)
+    if results is None:
+        return None
+    if split == "test" and checkpoint is None and data is None:
+        save_results(results, run_dir)
+    if data is None:
+        write_tensorboard(results, run_dir)
     return results
 
 

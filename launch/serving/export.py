@@ -13,7 +13,7 @@ from msrec.data.io.outputs import new_folder
 from msrec.data.io.parquet_files import parquet_files, read_parquet
 from msrec.data.schema import Split, save_schema
 from msrec.launch.build_model import model_schema
-from msrec.launch.distributed import Process, exclusive_job
+from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import score_columns, score_head
 from msrec.launch.serving.dense_program import write_program
 from msrec.launch.serving.export_folder import (
@@ -74,9 +74,7 @@ def export(
     """
     if process.world_size != 1:
         raise ValueError(f"an export must be made by one rank; there are {process.world_size}.")
-    lock = exclusive_job(out, "written")
-    new = new_folder(out, EXPORT, run_inputs(run_dir), overwrite=overwrite)
-    with lock, new as folder:
+    with new_folder(out, EXPORT, run_inputs(run_dir), overwrite=overwrite) as folder:
         run = open_run(run_dir, process, checkpoint)
         run.model.eval()
         model = _serving_model(run)

@@ -19,6 +19,7 @@ from msrec.launch.config import CONFIG_FILE, RunConfig, check_run_folder, save_c
 from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
+from msrec.launch.memory_limit import check_memory
 from msrec.launch.trained_run import unwrapped
 from msrec.launch.training.chosen_metric import ValidationRows, choose_metric
 from msrec.launch.training.heartbeat import Heartbeat
@@ -62,6 +63,7 @@ class Trainer:
         self._scenarios = [scenario.name for scenario in self.schema.scenarios]
         self.knowledge = KnowledgeInputs(config, self.schema)
         trainer = config.trainer
+        check_memory(config, self.schema, self.knowledge, process)
         self.train = self._loader("train", trainer.global_batch, shuffle=True)
         self.valid = self._loader("valid", eval_batch(config, process.world_size), shuffle=False)
         self.model, self.plan = build_sharded(
@@ -114,13 +116,14 @@ class Trainer:
                 warm_start(config.init_from, self.model, config.strict, config.run_dir)
             return Progress(order=order, metric=self._metric.name)
         counts = self._unlogged.empty_counts()
-        tensors = counts | self._gradients()
+        gradients = self._gradients()
+        tensors = counts | gradients
         state = load_checkpoint(newest, self.model, self.optimizer, tensors)
         progress = Progress.of_state(state)
         self._saved_step = progress.step
         self._unlogged.restore(counts, progress.unlogged)
         if self._accumulator is not None:
-            self._accumulator.resume(progress.step)
+            self._accumulator.resume(progress.step, gradients)
         progress.require_order(order, newest)
         progress.require_metric(self._metric.name, newest)
         return progress

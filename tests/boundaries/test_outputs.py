@@ -210,7 +210,10 @@ def test_the_scratch_folder_of_others_is_kept_and_one_process_writes_at_a_time(t
     (mine / "notes.txt").unlink()
     with new_folder(tmp_path / "out") as first:
         (first / "dataset.yaml").write_text("first")
-        with pytest.raises(ValueError, match="one process at a time"), new_folder(tmp_path / "out"):
+        with (
+            pytest.raises(ValueError, match="one job at a time; process"),
+            new_folder(tmp_path / "out"),
+        ):
             pass
     assert (tmp_path / "out" / "dataset.yaml").read_text() == "first"
 

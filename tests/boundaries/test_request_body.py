@@ -102,7 +102,7 @@ def row_of(text):
         (b'{"rows": [], "rows": []}', 422, "must have rows once"),
         (b'{"rows": [], "histroy": []}', 422, "may have history; found 'histroy'"),
         (b'{"rows": [], "history": 1}', 422, "history must be a list of events"),
-        (row_of(b'{"a": 1, "a": 2}'), 400, "an object has the same key twice at character 14"),
+        (row_of(b'{"a": 1, "a": 2}'), 400, "an object has the key 'a' twice at character 14"),
         (row_of(b'{"a": "\\ud800"}'), 400, "a lone surrogate"),
         (row_of(b"[" * 5_000), 400, "values are nested too deeply at character 14"),
         (row_of(b'{"a": ' * 5_000), 400, "values are nested too deeply at character 14"),

@@ -52,6 +52,64 @@ def test_nan_is_no_number_and_its_row_is_named(tmp_path):
     assert sum(row_filter.excluded.values()) == 1
 
 
+REPEATED = [
+    '{"n": 1, "n": 2}',
+    '{"n": 2, "text": "a", "n": 2}',
+    '{"n": null, "n": 2}',
+    '{"n":1,"tags":["a"],"tags" :null}',
+    '{"n": 1, "\\u006e": 2}',
+    '{"text": "a", "n": 1, "z": {"n": 1}, "text": "b"}',
+    '{"text": "a", "n": NaN, "text": "b"}',
+]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("line", REPEATED)
+def test_a_key_that_is_there_twice_makes_the_line_bad(tmp_path, line, pack):
+    content = pack(f'{{"n": 7}}\n{{"tags": []}}\n{line}\n{{"n": 8, "text": "n"}}\n'.encode())
+    with pytest.raises(ValueError, match=r"a.json: each line .* row 2 has '\w+' twice"):
+        json_frame(tmp_path / "a.json", content)
+    frame, row_filter = json_frame(tmp_path / "a.json", content, "skip")
+    assert frame["row"].to_list() == [0, 1, 3]
+    assert list(row_filter.excluded.values()) == [1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"n": 1, "z": {"n": 2, "text": {"n": 3}}}',
+        '{"z": 1, "n": 1, "z": 2}',
+        '{"n": 1, "text": "\\"n\\": 2"}',
+        '{"z": [{"n": 1}, {"n": 2}], "\\u006e": 1}',
+    ],
+)
+def test_a_key_that_is_there_once_may_be_elsewhere_too(tmp_path, line):
+    frame, row_filter = json_frame(tmp_path / "a.json", f"{line}\n{{}}\n".encode())
+    assert frame["n"].to_list() == [1, None]
+    assert row_filter.excluded == {}
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from(["n", "z", "text"]), st.sampled_from(["1", "null"]))),
+        min_size=1,
+        max_size=5,
+    ).filter(lambda rows: all(rows))
+)
+@settings(max_examples=examples(60), deadline=None)
+def test_repeated_keys_are_found_as_python_finds_them(rows):
+    lines = ["{" + ", ".join(f'"{key}": {value}' for key, value in row) + "}" for row in rows]
+    frame, problems = parse_json("\n".join(lines).encode(), ["n", "text"], [], 0)
+    good = []
+    for number, row in enumerate(rows):
+        names = [key for key, _ in row if key != "z"]
+        if len({*names}) == len(names):
+            values = {key: None if value == "null" else value for key, value in row}
+            good.append((values.get("n"), values.get("text"), number))
+    assert frame.select("n", "text", "row").rows() == good
+    assert len(problems) == len(rows) - len(good)
+
+
 @pytest.mark.parametrize(
     ("written", "read"),
     [

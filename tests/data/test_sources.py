@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 import raw_files
@@ -22,6 +23,7 @@ from msrec.tools.convert import SOURCES, convert, split_choice
 pytestmark = pytest.mark.slow
 
 AMAZON_YEARS = (2014, 2018, 2023)
+KUAIRAND_LABELS = ["click", "like", "follow", "comment", "forward", "long_view", "play_time"]
 MAKERS = {
     "kuaisar": raw_files.kuaisar,
     "kuairand": raw_files.kuairand,
@@ -100,7 +102,10 @@ def test_kuairand_tabs_are_scenarios_and_other_tabs_are_counted(tmp_path):
     number = rows["user_key"] * 30 + rows["item_key"]
     tabs = pl.Series([0, 1, 2, 4, 6]).gather(rows["scenario"])
     assert (tabs == number % 7).all()
-    assert (rows["label"] == number % 2).all()
+    assert schema.labels == KUAIRAND_LABELS
+    assert (rows["click"] == number % 2).all()
+    assert (rows["long_view"] == (number % 3 == 0)).all()
+    assert (rows["play_time"] == rows["item_key"] * 0.5 + 0.25).all()
     items = pl.read_parquet(out / "items.parquet")
     assert items["tags"].to_list()[:4] == ["", "tag 12, tag 65", "", "tag 12, tag 65"]
     seconds = rows.group_by(pl.col("item_key") % 2).agg(pl.col("seconds").max()).sort("item_key")
@@ -116,6 +121,32 @@ def test_kuairand_takes_other_tabs_and_labels(tmp_path):
     _, schema, _ = converted(tmp_path, "kuairand", tabs=[5, 3], label="long_view")
     assert [s.name for s in schema.scenarios] == ["tab 5", "tab 3"]
     assert 0 < total(schema.counts["positives"]) < total(schema.counts["rows"]) == 34
+    assert schema.labels == ["long_view", *(n for n in KUAIRAND_LABELS if n != "long_view")]
+
+
+def test_kuairand_play_times_are_clipped_in_training_and_counted(tmp_path):
+    replace(make(tmp_path, "kuairand") / "data/log_standard_4_08_to_4_21_1k.csv", ",250,", ",,")
+    for log in (tmp_path / "raw" / "data").glob("log_standard*"):
+        log.write_text(log.read_text().replace(",14250,", ",9000000,"))
+    out, schema, report = converted(tmp_path, "kuairand")
+    options = schema.label("play_time")
+    assert (options.kind, options.transform, options.clip) == ("regression", "log", (0, 600))
+    played = rows_of(out)["play_time"].to_numpy()
+    counts = schema.counts["labels"]["play_time"].values()
+    assert sum(split["clipped"] for split in counts) == (played == 9000).sum() > 0
+    assert sum(split["missing"] for split in counts) == np.isnan(played).sum() > 0
+    train = pl.read_parquet(out / "train" / "*.parquet")["play_time"].to_numpy()
+    targets = np.log1p(np.clip(train[~np.isnan(train)].astype(np.float64), 0, 600))
+    assert (options.scale.mean, options.scale.std) == pytest.approx((targets.mean(), targets.std()))
+    assert "label play_time: in" in report
+
+
+def test_kuairand_takes_the_labels_that_its_logs_have(tmp_path):
+    for log in (make(tmp_path, "kuairand") / "data").glob("log_standard*"):
+        log.write_text(log.read_text().replace("is_like", "liked").replace("play_time_ms", "ms"))
+    _, schema, report = converted(tmp_path, "kuairand")
+    assert schema.labels == ["click", "follow", "comment", "forward", "long_view"]
+    assert "no such label in the logs: is_like, play_time_ms" in report
 
 
 @pytest.mark.parametrize("year", AMAZON_YEARS)
@@ -176,6 +207,13 @@ def test_aliccp_joins_the_common_features_and_halves_the_test_part(tmp_path):
     assert train["item_key"].to_list() == [n % 11 for n in range(60)]
     assert train["user_key"].to_list() == [100 + n % 6 // 2 for n in range(60)]
     assert train["scenario"].to_list() == [n % 3 for n in range(60)]
+    # A purchase exists only after a click.
+    assert schema.labels == ["click", "purchase"]
+    assert schema.label("purchase").exists_where == "click"
+    bought = train["purchase"].to_numpy()
+    np.testing.assert_array_equal(np.isnan(bought), train["click"] == 0)
+    clicked = train["click"].to_numpy() == 1
+    np.testing.assert_array_equal(bought[clicked], (np.arange(60) % 5 == 0)[clicked])
     # Values are dealt out: category 0, 1, 2 and user field 121 0, 1, 2 get rows 1, 3, 2.
     assert train["f206"].to_list() == [(1, 3, 2)[n % 3] for n in range(60)]
     assert train["f121"].to_list() == [(1, 3, 2)[n % 6 // 2] for n in range(60)]
@@ -313,6 +351,7 @@ FAULTS = {
             "row 0 holds .'Beauty', 'Skin Care'. under 'categories', which must be a list of lists",
         ),
         ("meta_Beauty.json", "'Acme'", "['Acme']", "under 'brand', which must be a string"),
+        ("meta_Beauty.json", "'Acme'", "'Acme', 'brand': 'B'", "row 0 has a key twice"),
     ],
     "douban": [
         ("bookreviews_cleaned.txt", "2014-01-10", "10.1.2014", "begin with a date such as"),

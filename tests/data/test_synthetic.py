@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.metrics import roc_auc_score
+from scipy.stats import kstest
+from sklearn.metrics import mean_absolute_error, roc_auc_score, root_mean_squared_error
 
 from msrec.data.schema import load_schema
-from msrec.data.synthetic.simulated_dataset import binned_auc, synthesize
-from msrec.data.synthetic.simulator import App
+from msrec.data.synthetic.simulated_dataset import synthesize
+from msrec.data.synthetic.simulator import STRENGTH, WATCH_BIAS, App
+from msrec.data.synthetic.streamed_counts import binned_auc
 
 ROWS = 120_000
+OLD_COLUMNS = ("user", "item", "scenario", "timestamp", "click")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def test_another_chunk_size_gives_the_same_bytes(tmp_path):
 def test_a_chunk_depends_on_nothing_but_its_place():
     whole = App(rows=5_000, users=40, items=30).generate(0, 5_000)
     part = App(rows=5_000, users=40, items=30).generate(1_234, 1_241)
-    for name in ("user", "item", "scenario", "timestamp", "p_click", "click"):
+    for name in (*OLD_COLUMNS, "p_click", "p_like", "like", "e_watch", "watch"):
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[1_234:1_241])
 
 
@@ -57,6 +60,104 @@ def test_clicks_happen_as_often_as_the_known_probability_says():
     expected = np.bincount(tenth, weights=log.p_click) / count
     rate = np.bincount(tenth, weights=log.click) / count
     assert (np.abs(rate - expected) < 4.5 * np.sqrt(expected * (1 - expected) / count)).all()
+
+
+def test_users_videos_and_clicks_are_those_that_had_no_other_labels():
+    log = App(rows=20_000, users=60, items=90, seed=3).generate(0, 20_000)
+    columns = (getattr(log, name).astype(np.int64).tobytes() for name in OLD_COLUMNS)
+    found = hashlib.sha256(b"".join(columns)).hexdigest()
+    assert found == "05e1a52b1428b3adc294c2033b7a5039268132ba2db41eb2c69fdca70b84cb89"
+
+
+def test_likes_follow_clicks_as_often_as_the_known_probability_says():
+    log = App(rows=400_000).generate(0, 400_000)
+    assert set(np.unique(log.like)) == {0, 1}
+    assert (log.like <= log.click).all()
+    assert (log.p_like < log.p_click).all()
+    tenth = np.searchsorted(np.quantile(log.p_like, np.arange(1, 10) / 10), log.p_like)
+    count = np.bincount(tenth)
+    expected = np.bincount(tenth, weights=log.p_like) / count
+    rate = np.bincount(tenth, weights=log.like) / count
+    assert (np.abs(rate - expected) < 4.5 * np.sqrt(expected * (1 - expected) / count)).all()
+    assert log.like.mean() < 0.25 * log.click.mean()
+
+
+def test_the_logarithm_of_a_watch_time_is_normal_around_that_of_its_median():
+    log = App(rows=200_000).generate(0, 200_000)
+    np.testing.assert_array_equal(np.isnan(log.watch), log.click == 0)
+    rows = log.click == 1
+    watch, mean = log.watch[rows].astype(np.float64), log.e_watch[rows].astype(np.float64)
+    noise = (np.log(watch) - (np.log(mean) - 0.5**2 / 2)) / 0.5
+    assert kstest(noise, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(noise, np.log(mean))[0, 1]) < 4.5 / np.sqrt(rows.sum())
+    error = watch - mean  # the variance of such a time is mean^2 (exp(0.5^2) - 1)
+    assert abs(error.mean()) < 4.5 * np.sqrt((mean**2).mean() * np.expm1(0.25) / rows.sum())
+    assert (watch * 64 == np.rint(watch * 64)).all()
+
+
+def test_a_watch_time_follows_the_length_of_the_video_and_the_interest():
+    app = App(rows=50_000)
+    log = app.generate(0, app.rows)
+    category = app.category[log.item]
+    interest = app.interest[log.user, log.scenario, category]
+    interest = interest + app.watch_taste[log.user, category]
+    expected = (
+        WATCH_BIAS[log.scenario]
+        + 0.8 * np.log(app.seconds[log.item])
+        + 0.3 * STRENGTH[log.scenario] * interest
+        + app.patience[log.user]
+        + 0.125
+    )
+    np.testing.assert_allclose(np.log(log.e_watch), expected, atol=1e-5)
+    standardised = (np.log(app.seconds) - np.log(app.seconds).mean()) / np.log(app.seconds).std()
+    np.testing.assert_allclose(app.log_duration, standardised, atol=1e-12)
+
+
+def test_labels_share_most_taste_but_not_all():
+    app = App(rows=200_000)
+    log = app.generate(0, app.rows)
+    for own in (app.like_taste, app.watch_taste):
+        shared = app.interest[:, 1].ravel()
+        assert 0.8 < np.corrcoef(shared, shared + own.ravel())[0, 1] < 0.95
+    best, by_click = (roc_auc_score(log.like, p) for p in (log.p_like, log.p_click))
+    assert 0.015 < best - by_click < 0.04
+
+
+def test_the_recorded_best_values_of_like_and_watch_are_those_of_the_truth(dataset):
+    schema, test = load_schema(dataset), rows_of(dataset, "test")
+    feed = test.filter(scenario=1)
+    best = schema.counts["best"]
+    for name, rows in (("all", test), ("feed", feed)):
+        exact = roc_auc_score(rows["like"], rows["truth_like"])
+        assert best["like"]["auc"][name] == pytest.approx(exact, abs=1e-4)
+        rows = rows.filter(click=1)
+        watch, mean = rows["watch"], rows["truth_watch"].cast(pl.Float64)
+        rmse, mae = root_mean_squared_error(watch, mean), mean_absolute_error(watch, mean)
+        median = mean * np.exp(-0.125)
+        assert best["watch"]["rmse"][name] == pytest.approx(rmse, rel=1e-4)
+        assert best["watch"]["mae"][name] == pytest.approx(
+            mean_absolute_error(watch, median), rel=1e-3
+        )
+        assert best["watch"]["mae"][name] < mae
+        assert rmse < root_mean_squared_error(watch, median)
+    assert best["watch"]["rmse"].keys() == schema.counts["best_auc"].keys()
+
+
+def test_labels_are_counted_and_the_scale_is_that_of_the_training_rows(dataset):
+    schema = load_schema(dataset)
+    assert schema.labels == ["click", "like", "watch"]
+    options = schema.label("watch")
+    assert (options.kind, options.exists_where, options.transform) == ("regression", "click", "log")
+    train = rows_of(dataset, "train").filter(click=1)["watch"].to_numpy().astype(np.float64)
+    scale = options.scale
+    assert (scale.mean, scale.std) == pytest.approx((np.log1p(train).mean(), np.log1p(train).std()))
+    assert (scale.low, scale.high) == (train.min(), train.max())
+    counts = schema.counts["labels"]
+    for split in ("train", "valid", "test"):
+        rows = rows_of(dataset, split)
+        assert counts["like"][split]["positives"] == rows["like"].sum()
+        assert counts["watch"][split]["missing"] == len(rows) - rows["click"].sum()
+    assert counts["watch"]["train"]["mean"] == pytest.approx(train.mean())
 
 
 def test_the_recorded_best_auc_is_that_of_the_known_probability(dataset):
@@ -133,7 +234,7 @@ def test_the_files_hold_what_the_schema_says(dataset):
     schema = load_schema(dataset)
     for split in ("train", "valid", "test"):
         rows = rows_of(dataset, split)
-        assert rows.columns == [*schema.columns, "p_click"]
+        assert rows.columns == [*schema.columns, "p_click", "truth_like", "truth_watch"]
         assert sum(rows.null_count().row(0)) == 0
         assert len(rows) == schema.counts["rows"][split]["all"]
         for feature in schema.sparse:

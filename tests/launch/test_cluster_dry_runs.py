@@ -38,7 +38,7 @@ OF_KUBERNETES = {
     "node_selector": ["pool:gpu"],
     "tolerations": ["nvidia.com/gpu:NoSchedule", "team:ads:NoExecute"],
 }
-CONTAINERS = ["--image", "registry/msrec:1", "-h", "msrec_h100x8", "--max_retries", "3"]
+CONTAINERS = ["--image", "registry/msrec:1", "-h", "msrec_a100x8", "--max_retries", "3"]
 # Scheduler -> its options, and those of the component.
 SCHEDULERS = {
     "local_cwd": ({"log_dir": "logs"}, []),

@@ -310,6 +310,10 @@ def test_bad_row_is_named_and_no_file_is_written(app, scorers, tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n[1]\n")
     with pytest.raises(ValueError, match="row 1 must be an object"):
         score_file(scorers["bare"], tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    repeated = json.dumps(lines[0])[:-1] + ', "price": 2.0}'
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(lines[0])}\n{repeated}\n")
+    with pytest.raises(ValueError, match="jsonl: row 1 must be JSON .* has the key 'price' twice"):
+        score_file(scorers["bare"], tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
 
 
 def test_workers_share_a_socket_and_their_metrics_and_one_that_dies_is_replaced(app):

@@ -81,7 +81,8 @@ def kuairand(folder, version="1k"):
     """4 users, tabs 0 to 6, two standard logs and a random one, which must not be read."""
     ms, data = 1_650_485_801_301, folder / "data"
     rows = [
-        (u, v, 20220421, 400, ms + n, n % 2, 0, 0, 0, 0, 0, n % 3 == 0, 10, 20, 0, 0, 0, 0, n % 7)
+        (u, v, 20220421, 400, ms + n, n % 2, 0, 0, 0, 0, 0, n % 3 == 0)
+        + (500 * v + 250, 20, 0, 0, 0, 0, n % 7)
         for n, (u, v) in enumerate(product(range(4), range(30)))
     ]
     rows = [tuple(int(x) for x in row) for row in rows]

@@ -127,7 +127,11 @@ OWN: dict[str, dict[str, Option]] = {
             "tabs of the app, from 0 to 14, that are the scenarios; rows of other tabs are left "
             "out",
         ),
-        "label": _option(str, "is_click", "column to predict, such as is_like or long_view"),
+        "label": _option(
+            str,
+            "is_click",
+            "column of the first label, by which models are judged, such as long_view",
+        ),
     },
     "amazon": {
         "categories": _option(
@@ -138,7 +142,11 @@ OWN: dict[str, dict[str, Option]] = {
         ),
         "above": _option(float, 3.0, "a review is positive if its stars (1 to 5) exceed this"),
     },
-    "aliccp": {"label": _option(Literal["click", "purchase"], "click", "what to predict")},
+    "aliccp": {
+        "label": _option(
+            Literal["click", "purchase"], "click", "first label, by which models are judged"
+        )
+    },
     "tables": {
         "scenario_column": _option(str, "scenario", "column of the interactions with the scenario"),
         "label": _option(str, "label", "column of the interactions to predict, 0 or 1"),

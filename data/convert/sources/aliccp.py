@@ -9,6 +9,7 @@ import polars as pl
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, RawTables
 from msrec.data.convert.sources.text_blocks import CsvFormat
 from msrec.data.convert.sources.text_reader import TextReader, required_files
+from msrec.data.labels import LabelOptions
 from msrec.data.schema import Scenario
 
 SITE = "https://tianchi.aliyun.com/dataset/408"
@@ -22,6 +23,8 @@ SCENARIOS = ("1", "2", "3")
 USER_FIELDS = ("121", "122", "124", "125", "126", "127", "128", "129")
 ROW_FIELDS = ("206", "207", "216", "508", "509", "702", "853")
 """Category, shop and brand of the item; crosses of the user with category, shop, brand, intent."""
+LABELS = ("click", "purchase")
+AFTER_CLICK = LabelOptions(exists_where="click")
 SPLIT_SEED = 2022
 SPLIT_COLUMN = "split"
 PUBLISHED = {
@@ -51,10 +54,13 @@ def read_aliccp(folder: Path, reader: TextReader, label: str = "click") -> RawTa
     (109_14, 110_14, 127_14, 150_14; some hundred ids a row) and the weights of features are not
     read. There are no texts.
 
+    The labels are `click`, and `purchase`, which exists only in clicked rows. With `purchase` as
+    the first label it exists in all rows, as 0 without a click.
+
     Args:
         folder: with the four files.
         reader: reads the files.
-        label: click or purchase.
+        label: the first label, click or purchase.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -64,7 +70,7 @@ def read_aliccp(folder: Path, reader: TextReader, label: str = "click") -> RawTa
         Ma et al., SIGIR 2018 (ESMM, arXiv 1804.07931); files as described on
         tianchi.aliyun.com/dataset/408; scenarios (field 301) and split of Scenario-Wise-Rec.
     """
-    if label not in ("click", "purchase"):
+    if label not in LABELS:
         raise ValueError(f"label must be click or purchase; got {label!r}.")
     train, test, *skeletons = required_files(folder, "Ali-CCP", FILES, SITE)
     common = [_common_features(path, reader) for path in (train, test)]
@@ -72,7 +78,7 @@ def read_aliccp(folder: Path, reader: TextReader, label: str = "click") -> RawTa
     return RawTables(
         name="aliccp",
         description="A shop's app; items are shown at three positions and clicked or not.",
-        interactions=_interactions(skeletons, common, label, reader),
+        interactions=_interactions(skeletons, common, reader),
         users=users.unique("user_key", keep="first", maintain_order=True),
         items=pl.DataFrame(schema={"item_key": pl.Int64}),
         scenarios=[
@@ -80,6 +86,8 @@ def read_aliccp(folder: Path, reader: TextReader, label: str = "click") -> RawTa
             for code in SCENARIOS
         ],
         features=FEATURES,
+        labels=(label, *(name for name in LABELS if name != label)),
+        label_options={"purchase": AFTER_CLICK} if label == "click" else {},
         files={"interactions": str(folder), "users": str(train), "items": str(skeletons[0])},
         unknown_keys="add",
         published=PUBLISHED,
@@ -109,7 +117,7 @@ def _common_features(path: Path, reader: TextReader) -> pl.DataFrame:
 
 
 def _interactions(
-    skeletons: list[Path], common: list[pl.DataFrame], label: str, reader: TextReader
+    skeletons: list[Path], common: list[pl.DataFrame], reader: TextReader
 ) -> Iterator[Chunk]:
     exclude, keep = reader.row_filter.exclude, reader.row_filter.keep
     columns = {"click": int, "purchase": int, "common_id": str, "features": str}
@@ -121,7 +129,7 @@ def _interactions(
         keys = users.select("common_id", "user_key")
         lost = f"{path}: a row whose common features are not in common_features_{part}.csv"
         for frame in reader.csv(path, columns, SKELETON):
-            rows = frame.with_columns(pl.col(label).alias("label"), **fields)
+            rows = frame.with_columns(**fields)
             rows = rows.join(keys, on="common_id", how="left", maintain_order="left")
             rows = exclude(rows, unclicked, f"{path}: bought without a click")
             rows = exclude(rows, pl.col("user_key").is_null(), lost)
@@ -133,5 +141,5 @@ def _interactions(
             else:
                 is_test = pl.Series(rng.random(rows.height) < 0.5)
                 split = pl.when(is_test).then(pl.lit("test")).otherwise(pl.lit("valid"))
-            rows = rows.drop("common_id", "features", "click", "purchase")
+            rows = rows.drop("common_id", "features")
             yield Chunk(str(path), rows.with_columns(split.alias(SPLIT_COLUMN)))

@@ -248,11 +248,14 @@ def _literal_row(line: str, texts: Sequence[str], category: str) -> list[Any] | 
     with the line if it is not as published.
     """
     try:
-        value = ast.literal_eval(line)
+        tree = ast.parse(line.strip(), mode="eval")
+        value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return "is not"
     if not isinstance(value, dict):
         return f"is a {type(value).__name__}"
+    if isinstance(tree.body, ast.Dict) and len(value) < len(tree.body.keys):
+        return "has a key twice"
     paths = value.get(category)
     if not _is_list_of(list, paths) or not all(_is_list_of(str, path) for path in paths or ()):
         return f"holds {paths!r} under {category!r}, which must be a list of lists of strings"

@@ -10,12 +10,15 @@ import polars as pl
 
 from msrec.data.convert.row_filter import ROW
 from msrec.data.convert.sources.text_blocks import split_lines
+from msrec.data.io.json_files import repeated_keys
 
 PIECE_LINES = 1024
 """Lines that are parsed one by one if one of them is not readable."""
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 """Half of a pair, which polars reads as NUL."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_ESCAPED_KEY = re.compile(rb'\\u00[2-7][0-9a-fA-F]\w*"[ \t\r]*:')
+"""Key that may be one of those to read, although it is spelt with an escape."""
 
 
 def parse_json(
@@ -24,8 +27,8 @@ def parse_json(
     """Returns some keys of a block of JSON lines, and what is wrong with each bad line.
 
     Values are strings, or lists of strings under the keys in `lists`. A key that a line lacks is
-    null. NaN and Infinity are strings too. A lone surrogate becomes U+FFFD. Rows are numbered as by
-    `parse_csv`.
+    null; one that is there twice makes the line bad. NaN and Infinity are strings too. A lone
+    surrogate becomes U+FFFD. Rows are numbered as by `parse_csv`.
     """
     schema = {key: pl.List(pl.String) if key in lists else pl.String() for key in keys}
     frame = _parse_fast(block, schema)
@@ -52,12 +55,36 @@ def parse_json(
 
 def _parse_fast(block: bytes, schema: dict[str, Any]) -> pl.DataFrame | None:
     """Parses all lines at once; None if a line cannot be read so."""
-    if _LONE_SURROGATE.search(block):
+    if _LONE_SURROGATE.search(block) or _ESCAPED_KEY.search(block):
         return None
     try:
-        return pl.read_ndjson(block, schema=schema)
+        frame = pl.read_ndjson(block, schema=schema)
     except pl.exceptions.PolarsError:
         return None
+    # Of a key that is there twice, polars takes the first value and Python the last.
+    return None if any(_is_repeated(block, key, frame[key].count()) for key in schema) else frame
+
+
+def _is_repeated(block: bytes, key: str, num_values: int) -> bool:
+    """Returns whether a line has a key twice; `num_values` lines have a value under it."""
+    name = json.dumps(key).encode()
+    if block.count(name) == num_values:
+        return False
+    twice = re.compile(rb"%b[ \t\r]*:[^\n]*%b[ \t\r]*:" % ((re.escape(name),) * 2))
+    for match in twice.finditer(block):
+        start, end = block.rfind(b"\n", 0, match.start()) + 1, block.find(b"\n", match.end())
+        row = _load(block[start : None if end < 0 else end])
+        if not isinstance(row, _Object) or key in row.repeated:
+            return True
+    return False
+
+
+class _Object(dict[str, Any]):
+    """JSON object that knows which of its keys were there twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated = [] if len(self) == len(pairs) else repeated_keys(pairs)
 
 
 def _parse_line(line: bytes, keys: Sequence[str], lists: Sequence[str]) -> list[Any] | str:
@@ -66,12 +93,11 @@ def _parse_line(line: bytes, keys: Sequence[str], lists: Sequence[str]) -> list[
     This accepts what polars refuses without need: NaN, Infinity, numbers beyond float64 and bytes
     that are not UTF-8.
     """
-    try:
-        row = json.loads(line.decode(errors="replace"))
-    except (ValueError, RecursionError) as error:
-        return f"is not JSON: {error}"
-    if not isinstance(row, dict):
-        return f"is a {type(row).__name__}"
+    row = _load(line)
+    if not isinstance(row, _Object):
+        return row
+    if repeated := [key for key in keys if key in row.repeated]:
+        return f"has {', '.join(map(repr, repeated))} twice"
     for key in lists:
         if not isinstance(row.get(key), list | None):
             return f"holds {row[key]!r} under {key!r}, which must be a list"
@@ -83,6 +109,15 @@ def _parse_line(line: bytes, keys: Sequence[str], lists: Sequence[str]) -> list[
         else _text(row[key])
         for key in keys
     ]
+
+
+def _load(line: bytes) -> _Object | str:
+    """Parses a line; returns what is wrong with it if it is no object."""
+    try:
+        row = json.loads(line.decode(errors="replace"), object_pairs_hook=_Object)
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON: {error}"
+    return row if isinstance(row, _Object) else f"is a {type(row).__name__}"
 
 
 def _texts(values: list[Any]) -> Iterator[str | None]:

@@ -1,19 +1,31 @@
 """KuaiRand as published: logs of one short-video app under fifteen tabs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, RawTables
 from msrec.data.convert.sources.text_reader import TextReader, raw_file, required_files
+from msrec.data.labels import LabelOptions
 from msrec.data.schema import Scenario, TextFields
 
 SITE = "https://kuairand.com"
 VERSIONS = ("1k", "pure", "27k")
 NUM_TABS = 15
 PUBLISHED_TABS = (0, 1, 2, 4, 6)
-LABELS = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view")
+SIGNALS = ("is_click", "is_like", "is_follow", "is_comment", "is_forward", "long_view")
+"""Columns that are labels, under their names without `is_`."""
+LABELS = (*SIGNALS, "is_hate")
+"""Columns that `label` may name."""
+PLAY_TIME, PLAY_TIME_MS = "play_time", "play_time_ms"
+LONGEST_PLAY_S = 600.0
+"""Seconds to which play times are clipped in training: longer ones are mostly videos that were left
+running, and the squared error of a few hours would outweigh thousands of usual plays."""
+PLAY_TIME_OPTIONS = LabelOptions(
+    kind="regression", transform="log", clip=(0.0, LONGEST_PLAY_S), optional=True
+)
 PUBLISHED = {
     "KuaiRand-1K, Scenario-Wise-Rec, arXiv 2412.17374": {
         "tab 0": (2_407_352, 961, 1_596_491),
@@ -54,11 +66,15 @@ def read_kuairand(
     videos and the statistics per video are not read: the statistics cover the test period.
     `seconds` is the length of the video, rounded down to a power of two.
 
+    The labels are `label`, then the other signals that the logs have, then `play_time` in seconds,
+    a regression label with the transform log, clipped to `LONGEST_PLAY_S` in training; every row
+    has all of them, and a play time may be missing.
+
     Args:
         folder: that of the download, or its `data`.
         reader: reads the files.
         tabs: numbers from 0 to 14.
-        label: the signal to predict.
+        label: the signal that is the first label, by which models are judged.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -78,13 +94,15 @@ def read_kuairand(
         raise ValueError(f"label must be one of {', '.join(LABELS)}; got {label!r}.")
     data = folder / "data" if (folder / "data").is_dir() else folder
     version, logs = _version(data)
+    labels = _labels(logs[0], label, reader)
+    absent = [name for name in (*SIGNALS, PLAY_TIME_MS) if name not in labels.values()]
     names = [f"user_features_{version}.csv", f"video_features_basic_{version}.csv"]
     title = f"KuaiRand-{version} with {logs[0].name}"
     users, items = required_files(data, title, names, SITE)
     return RawTables(
         name=f"kuairand-{version}",
         description="A short-video app; its pages, called tabs, show recommended videos.",
-        interactions=_interactions(logs, list(tabs), label, reader),
+        interactions=_interactions(logs, list(tabs), labels, reader),
         users=_users(users, reader),
         items=_items(items, reader),
         scenarios=[
@@ -94,6 +112,8 @@ def read_kuairand(
             for tab in tabs
         ],
         features=FEATURES,
+        labels=tuple(labels),
+        label_options={PLAY_TIME: PLAY_TIME_OPTIONS} if PLAY_TIME in labels else {},
         timestamp="time_ms",
         timestamp_unit="ms",
         text=TextFields(
@@ -101,7 +121,11 @@ def read_kuairand(
             user_attributes=["user_active_degree", "register_days_range", "follow_user_num_range"],
         ),
         files={"interactions": str(data), "users": str(users), "items": str(items)},
-        notes=(f"logs: {', '.join(path.name for path in logs)}",),
+        notes=(
+            f"logs: {', '.join(path.name for path in logs)}",
+            f"labels: {', '.join(labels)}",
+            *([f"no such label in the logs: {', '.join(absent)}"] if absent else []),
+        ),
         unknown_keys="add",
         published=PUBLISHED if version == "1k" else {},
         differs_from_published=_difference(version, tabs, label),
@@ -138,10 +162,23 @@ def _difference(version: str, tabs: Sequence[int], label: str) -> str:
     return "" if label == "is_click" else "the published label is is_click"
 
 
+def _labels(log: Path, first: str, reader: TextReader) -> dict[str, str]:
+    """Returns the names of the labels, the first one first, with their columns in a log."""
+    header = reader.header(log)
+    others = [name for name in (*SIGNALS, PLAY_TIME_MS) if name in header and name != first]
+    names = {PLAY_TIME_MS: PLAY_TIME}
+    return {names.get(name, name.removeprefix("is_")): name for name in (first, *others)}
+
+
 def _interactions(
-    logs: Sequence[Path], tabs: list[int], label: str, reader: TextReader
+    logs: Sequence[Path], tabs: list[int], labels: Mapping[str, str], reader: TextReader
 ) -> Iterator[Chunk]:
-    columns = dict.fromkeys(("user_id", "video_id", "time_ms", label, "tab"), int)
+    columns: dict[str, Any] = dict.fromkeys(("user_id", "video_id", "time_ms", "tab"), int)
+    columns |= dict.fromkeys(labels.values(), int)
+    values = {name: pl.col(column) for name, column in labels.items()}
+    if PLAY_TIME in labels:
+        columns[PLAY_TIME_MS] = int | None
+        values[PLAY_TIME] = pl.col(PLAY_TIME_MS) / 1000
     is_other = ~pl.col("tab").is_in(tabs)
     for path in logs:
         for frame in reader.csv(path, columns):
@@ -149,7 +186,7 @@ def _interactions(
                 *("row", "time_ms"),
                 user_key="user_id",
                 item_key="video_id",
-                label=label,
+                **values,
                 scenario=pl.col("tab").replace_strict(tabs, list(range(len(tabs)))),
             )
             yield Chunk(str(path), rows)

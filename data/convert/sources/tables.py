@@ -25,6 +25,7 @@ from msrec.data.convert.sources.tables_mapping import (
 )
 from msrec.data.convert.table_checks import check_type, require_columns
 from msrec.data.features.value_types import stored_series
+from msrec.data.io.parquet_files import named_errors
 from msrec.data.labels import LabelOptions, weight_columns
 from msrec.data.schema import ID_KEYS, Scenario
 
@@ -112,12 +113,8 @@ def _read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
         raise FileNotFoundError(
             f"{path} must exist: plain tables are interactions, users and items .parquet."
         )
-    try:
+    with named_errors(path):
         frame = pl.read_parquet(path, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(
-            f"{path} must be a whole Parquet file; {str(error).splitlines()[0]}. Copy it again."
-        ) from None
     require_columns(frame.columns, columns, str(path))
     for name in columns:
         key = ID_KEYS.get(name)

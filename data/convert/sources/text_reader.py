@@ -66,6 +66,18 @@ class TextReader:
         if first_row == 0 and header is form.header:
             raise ValueError(f"{path} must hold rows; it is empty. Copy it again.")
 
+    def header(self, path: Path, form: CsvFormat = COMMAS) -> list[str]:
+        """Returns the names in the first line of a CSV file; none if the file is empty.
+
+        Raises:
+            ValueError: the line is not CSV.
+        """
+        block = next(read_blocks(path, form.quote, None), b"")
+        try:
+            return read_header(block.partition(b"\n")[0], form)
+        except csv.Error as error:
+            raise ValueError(f"{path} must be CSV; {first_line(error)}. Correct it.") from None
+
     def json_lines(self, path: Path, columns: Columns) -> Iterator[pl.DataFrame]:
         """Yields the rows of a file with a JSON object on each line, in order.
 

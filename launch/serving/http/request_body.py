@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from fastapi import HTTPException, Request
 
+from msrec.data.io.json_files import unique_keys
+
 RETRY_AFTER_S = 1
 WHERE = "request"
 """Name of a request in errors about its rows."""
@@ -178,7 +180,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self._text, self._at = text, 0
         self._move_window()
-        self._decode = json.JSONDecoder(object_pairs_hook=_object).raw_decode
+        self._decode = json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
 
     def skip(self, character: str) -> bool:
         """Skips white space and then the character, if it is there."""
@@ -263,10 +265,3 @@ class _Parser:
 
     def _error(self, reason: str, at: int) -> HTTPException:
         return HTTPException(400, f"{WHERE} must be JSON; {reason} at character {at}.")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("an object has the same key twice")
-    return content
