@@ -33,6 +33,10 @@ class Comparison(StrictModel):
     """Of the further labels."""
     combined: dict[str, Differences] = {}
     """Of the combined scores, judged by each binary label."""
+    all_labels: list[str] = []
+    """Labels that any of the runs has, also those that only one has."""
+    calibrations: tuple[str | None, str | None] = (None, None)
+    """Method by which the scores of each run were calibrated, if they were."""
     histories: tuple[ResultHistory | None, ResultHistory | None] = (None, None)
     """Ordered histories that the rows had in each run; None for a run that reads none."""
 
@@ -133,6 +137,8 @@ def compare(
         label=label,
         labels=by_label,
         combined=combined,
+        all_labels=list(dict.fromkeys(n for result in results for n in result.by_label if n)),
+        calibrations=(results[0].calibration, results[1].calibration),
         histories=histories,
     )
 

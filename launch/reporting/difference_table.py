@@ -40,9 +40,9 @@ def label_metric(
 
 
 def _title(comparison: Comparison, label: str, metric: str) -> str:
-    """Returns the metric's title, with the name of the label if there are several."""
+    """Returns the metric's title, with the name of the label if a run has several."""
     title = metric_title(metric, comparison.k)
-    return f"{title} of {label}" if comparison.labels else title
+    return f"{title} of {label}" if len(comparison.all_labels) > 1 else title
 
 
 def verdict(comparison: Comparison, metric: str | None = None, label: str | None = None) -> str:
@@ -68,6 +68,16 @@ def verdict(comparison: Comparison, metric: str | None = None, label: str | None
         f"(95 % interval {low:+.4f} to {high:+.4f}, p {_p_value(whole.p)}{_corrected(whole)}); "
         f"{_by_scenario(scenarios, metric, _family_size(comparison, metric))}."
     )
+
+
+def calibration_note(comparison: Comparison) -> str:
+    """Returns a sentence if the runs were calibrated in different ways, else an empty text."""
+    one, two = comparison.calibrations
+    if one == two:
+        return ""
+    pairs = zip(comparison.names, comparison.calibrations, strict=True)
+    parts = [f"{name} {f'by {how}' if how else 'not at all'}" for name, how in pairs]
+    return f"Note: the scores are calibrated differently: {', '.join(parts)}."
 
 
 def history_note(comparison: Comparison) -> str:

@@ -12,6 +12,8 @@ from msrec.launch.reporting.page import Rows
 from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
 
 UNDEFINED = "undefined"
+SHORT_FROM = 10
+"""Values from here on, such as errors in seconds, are shown with two decimals in place of four."""
 MAIN_METRICS: dict[LabelKind, tuple[str, ...]] = {
     "binary": ("rows", "auc", "log_loss", "ne", "gauc", "calibration"),
     "regression": ("rows", "rmse", "mae", "spearman", "calibration", "quantile_calibration_error"),
@@ -53,12 +55,14 @@ def format_value(value: float | int | None) -> str:
     """Returns a metric or a count as text.
 
     Example:
-        >>> format_value(1234567), format_value(0.80951), format_value(None)
-        ('1,234,567', '0.8095', 'undefined')
+        >>> format_value(1234567), format_value(0.80951), format_value(24.4259), format_value(None)
+        ('1,234,567', '0.8095', '24.43', 'undefined')
     """
     if value is None or math.isnan(value):
         return UNDEFINED
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if abs(value) < SHORT_FROM else f"{value:,.2f}"
 
 
 def format_metric(metrics: Metrics, name: str, one_line: bool = False) -> str:
@@ -73,7 +77,7 @@ def format_metric(metrics: Metrics, name: str, one_line: bool = False) -> str:
     if name not in metrics.intervals:
         return value
     low, high = metrics.intervals[name]
-    interval = f"{low:.4f}{'–' if low >= 0 else ' to '}{high:.4f}"
+    interval = f"{format_value(low)}{'–' if low >= 0 else ' to '}{format_value(high)}"
     return f"{value} ({interval})" if one_line else f"{value}\n{interval}"
 
 

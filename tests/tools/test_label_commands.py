@@ -48,7 +48,7 @@ def test_evaluate_calibrate_and_compare_show_every_label(run, output):
     for label in LABELS:
         assert f"{label}: tiny, test, checkpoint step-" in printed
         assert f"{label} by user_history" in printed
-    assert f"{results.labels['watch'].metrics.all.rmse:.4f}" in printed
+    assert f"{results.labels['watch'].metrics.all.rmse:.2f}" in printed
     assert "like ranked by label^0.5 * watch + 2 * like" in printed
 
     printed = output("calibrate", run, "--method", "platt")

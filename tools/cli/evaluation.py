@@ -160,6 +160,7 @@ def compare(
     """Test whether the second run is better: paired differences over users, with a verdict."""
     import msrec
     from msrec.launch.reporting.difference_table import (
+        calibration_note,
         combined_table,
         differences_table,
         history_note,
@@ -180,7 +181,7 @@ def compare(
         say(msrec.verdict(comparison, metric, name))
     if comparison.combined and label is None:
         console.print(combined_table(comparison))
-    if note := history_note(comparison):
+    for note in filter(None, (history_note(comparison), calibration_note(comparison))):
         say(note)
 
 

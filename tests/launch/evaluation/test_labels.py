@@ -19,7 +19,7 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import load_results
-from msrec.launch.reporting.difference_table import verdict
+from msrec.launch.reporting.difference_table import calibration_note, verdict
 from msrec.launch.reporting.report import write_report
 from msrec.launch.trained_run import open_run
 
@@ -156,7 +156,10 @@ def test_a_label_is_compared_with_its_single_task_model(folder):
     assert (found.label, found.labels, found.combined) == ("like", {}, {})
     joint = load_results(folder / "joint").labels["like"].metrics
     assert found.metrics["auc"]["feed"].second == pytest.approx(joint.scenarios["feed"].auc)
-    assert "in AUC on tiny, test" in verdict(found)
+    assert "in AUC of like on tiny, test" in verdict(found)
+    assert calibration_note(found) == ""
+    other = found.model_copy(update={"calibrations": (None, "platt")})
+    assert calibration_note(other).endswith("differently: alone not at all, joint by platt.")
 
 
 def test_holm_corrects_over_all_labels_and_scenarios(folder):
@@ -205,5 +208,5 @@ def test_a_report_has_a_section_for_each_label(folder, tmp_path):
         assert f"Results of {label} by scenario" in page
         assert f"Scores of {label}" in page
     results = load_results(folder / "joint")
-    assert f"{results.labels['watch'].metrics.all.rmse:.4f}" in page
+    assert f"{results.labels['watch'].metrics.all.rmse:.2f}" in page
     assert "Combined score" in page
