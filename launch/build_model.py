@@ -16,7 +16,7 @@ from msrec.data.schema import Schema
 from msrec.launch.config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
-from msrec.launch.run_tasks import loss_options, run_tasks
+from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.distributed.sharding import (
@@ -170,6 +170,7 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     dim = config.embeddings.dim
     embeddings = Embeddings(tables, dim, config.history.of)
     tasks = run_tasks(config, schema)
+    check_calibrator(config, tasks)
     num_tasks = len(tasks)
     interaction = Interaction(
         num_sparse=len(embeddings.names),

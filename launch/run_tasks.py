@@ -50,6 +50,20 @@ def combined_score(config: RunConfig, schema: Schema) -> CombinedScore | None:
         raise ValueError(f"objective.score: {error}") from None
 
 
+def check_calibrator(config: RunConfig, tasks: list[Task]) -> None:
+    """Refuses AITM's calibrator for labels that are no probabilities.
+
+    Raises:
+        ValueError: names the label.
+    """
+    numbers = [task.name for task in tasks if not task.is_binary]
+    if numbers and getattr(config.backbone, "calibrator", 0) > 0:
+        raise ValueError(
+            "backbone.calibrator must be 0 for a label that is not binary, since it compares "
+            f"probabilities; {numbers[0]!r} is a regression label."
+        )
+
+
 def loss_options(config: RunConfig, tasks: list[Task], entire_space: bool) -> LossOptions:
     """Returns the options of a run's loss.
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
+from msrec.data.labels import LabelOptions
 from msrec.data.llm.item_vectors import item_projection
 from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
@@ -84,7 +85,8 @@ def _show_dataset(schema: Schema, console: Console) -> None:
     if schema.histories:
         console.print(histories_table(schema))
     console.print(f"dense: {', '.join(schema.dense) or 'none'}", highlight=False)
-    console.print(f"labels: {', '.join(schema.labels)}", highlight=False)
+    labels = [_label_text(name, schema.label(name)) for name in schema.labels]
+    console.print(f"labels: {', '.join(labels)}", highlight=False)
     for scenario in schema.scenarios:
         console.print(f"{scenario.name}: {scenario.description}", highlight=False)
     for remark in remarks(schema, of_tables=False):
@@ -262,6 +264,14 @@ def progress_table(log: MetricLog) -> Table:
         values = [format_value(metrics.get(name)) for name in names]
         table.add_row(f"{step:,}", *values, style="bold" if step == best else "")
     return table
+
+
+def _label_text(name: str, options: LabelOptions) -> str:
+    """Returns a label with its kind and the rows that have it."""
+    facts = [] if options.kind == "binary" else [f"regression, transform {options.transform}"]
+    facts += [f"where {options.exists_where} is 1"] if options.exists_where else []
+    facts += ["missing in some rows"] if options.optional else []
+    return f"{name} ({', '.join(facts)})" if facts else name
 
 
 def _show_checkpoint(folder: Path, console: Console) -> None:

@@ -1,5 +1,6 @@
 """Files of a dataset folder: Parquet parts of a split, and tables of users and items."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ FILE_ROWS = 4 * 1024 * 1024
 _LIST = pa.list_(pa.field("element", pa.int32(), nullable=False))
 
 
-def arrow_schema(schema: Schema, extra: tuple[str, ...] = ()) -> pa.Schema:
+def arrow_schema(schema: Schema, extra: Iterable[str] = ()) -> pa.Schema:
     """Returns the columns of an interactions file; `extra` ones are float32. None is nullable."""
     types = {name: pa.int32() for name in ("user", "item", "scenario")}
     types |= {f.name: _LIST if f.multi else pa.int32() for f in schema.sparse}

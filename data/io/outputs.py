@@ -7,7 +7,7 @@ of the same kind wrote and nothing else. It must be apart from the inputs of the
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -76,12 +76,12 @@ def contains(signature: str) -> Callable[[Path], bool]:
     return is_own
 
 
-def has_columns(names: Sequence[str]) -> Callable[[Path], bool]:
-    """Returns a test of whether a file is Parquet with exactly these columns."""
+def has_columns(are_own: Callable[[list[str]], bool]) -> Callable[[Path], bool]:
+    """Returns a test of whether a file is Parquet with columns whose names pass a test."""
 
     def is_own(path: Path) -> bool:
         try:
-            return list(parquet_names(path)) == list(names)
+            return are_own(list(parquet_names(path)))
         except ValueError:
             return False
 

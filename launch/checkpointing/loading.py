@@ -11,6 +11,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.launch.checkpointing.commit import verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
+from msrec.model.distributed.optimizers import accumulator
 from msrec.model.frozen_items import without_frozen
 
 
@@ -41,6 +42,8 @@ def load_checkpoint(
     if metrics:
         values["metrics"] = dict(metrics)
     if optimizer is not None:
+        if (accumulating := accumulator(optimizer)) is not None:
+            accumulating.init_states()
         optimizer.init_state(set())  # otherwise DCP silently skips Adam's moments
         settings = optimizer.state_dict()
         values["optim"] = without_frozen(settings["state"])

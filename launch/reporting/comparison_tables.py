@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from msrec.launch.evaluation.compare import MAIN_METRIC
 from msrec.launch.evaluation.results import LabelResults, Results
 from msrec.launch.reporting.page import Rows
 from msrec.launch.reporting.result_tables import (
@@ -15,6 +14,7 @@ from msrec.launch.reporting.result_tables import (
     metric_title,
     terminal_table,
 )
+from msrec.model.metrics.definitions import MAIN_METRIC
 
 
 def label_names(runs: Mapping[str, Results]) -> list[str]:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from msrec.launch.evaluation.compare import ALL, MAIN_METRIC, Comparison, Difference
+from msrec.launch.evaluation.compare import Comparison
 from msrec.launch.reporting.result_tables import UNDEFINED, format_value, metric_title
 from msrec.model.metrics.bootstrap import MIN_USERS
+from msrec.model.metrics.definitions import MAIN_METRIC
+from msrec.model.metrics.differences import ALL, Difference
 
 MAX_NAMED = 5
 """Most scenarios that the verdict lists by name; a longer list is given as a number."""
@@ -125,22 +127,43 @@ def differences_table(
     """Returns a table with one row for all rows and one for each scenario, see `label_metric`."""
     label, metric, groups = label_metric(comparison, label, metric)
     title = _title(comparison, label, metric)
-    table = Table(title=f"{title}: {comparison.dataset}, {comparison.split}", caption=NOTE)
+    table = _empty_table(comparison, f"{title}: {comparison.dataset}, {comparison.split}")
+    for name, part in groups.items():
+        table.add_row(name, *_cells(part, metric), end_section=name == ALL)
+    return table
+
+
+def combined_table(comparison: Comparison) -> Table:
+    """Returns a table of NDCG by the combined scores: a row for each label and scenario."""
+    metrics = ("ndcg_by_impression", "ndcg")
+    first = next(iter(comparison.combined.values()))
+    metric = next(name for name in metrics if name in first)
+    title = f"{metric_title(metric, comparison.k)} by the combined score"
+    table = _empty_table(comparison, f"{title}: {comparison.dataset}, {comparison.split}")
+    for label, of_label in comparison.combined.items():
+        for name, part in of_label[metric].items():
+            table.add_row(f"{label}, {name}", *_cells(part, metric), end_section=name == ALL)
+    return table
+
+
+def _empty_table(comparison: Comparison, title: str) -> Table:
+    table = Table(title=title, caption=NOTE)
     table.add_column("scenario")
     for head in (*comparison.names, "difference", "95 % interval", "p", "p, Holm", "rows", "users"):
         table.add_column(head, justify="right")
     table.add_column(comparison.names[1])
-    for name, part in groups.items():
-        cells = [
-            format_value(part.first),
-            format_value(part.second),
-            UNDEFINED if part.difference is None else f"{part.difference:+.4f}",
-            UNDEFINED if part.interval is None else "{:+.4f} to {:+.4f}".format(*part.interval),
-            UNDEFINED if part.p is None else _p_value(part.p).removeprefix("= "),
-            "" if part.p_holm is None else _p_value(part.p_holm).removeprefix("= "),
-            format_value(part.rows),
-            format_value(part.users),
-            part.outcome(metric),
-        ]
-        table.add_row(name, *cells, end_section=name == ALL)
     return table
+
+
+def _cells(part: Difference, metric: str) -> list[str]:
+    return [
+        format_value(part.first),
+        format_value(part.second),
+        UNDEFINED if part.difference is None else f"{part.difference:+.4f}",
+        UNDEFINED if part.interval is None else "{:+.4f} to {:+.4f}".format(*part.interval),
+        UNDEFINED if part.p is None else _p_value(part.p).removeprefix("= "),
+        "" if part.p_holm is None else _p_value(part.p_holm).removeprefix("= "),
+        format_value(part.rows),
+        format_value(part.users),
+        part.outcome(metric),
+    ]

@@ -17,7 +17,9 @@ from msrec.data.io.atomic_files import atomic_path
 from msrec.data.io.json_files import unique_keys
 from msrec.data.io.outputs import SEARCHED_BYTES, FileKind, check_output, has_columns
 from msrec.data.io.parquet_files import named_errors
+from msrec.launch.evaluation.predictions import label_column
 from msrec.launch.serving.scorer import Scorer
+from msrec.model.score_head import COMBINED
 
 CHUNK_ROWS = 1 << 16
 KEPT_COLUMNS = ("user_key", "item_key", "scenario")
@@ -131,11 +133,19 @@ def _has_scores(path: Path) -> bool:
         row = json.loads(line)
     except ValueError:
         return False
-    return isinstance(row, dict) and list(row)[: len(COLUMNS)] == list(COLUMNS)
+    return isinstance(row, dict) and _are_scores(list(row))
+
+
+def _are_scores(columns: list[str]) -> bool:
+    """Returns whether these are the columns of a file of scores, of one label or of several."""
+    others = columns[len(COLUMNS) :]
+    of_labels = [label_column("score", number) for number in range(1, len(others) + 1)]
+    is_known = others in (of_labels, [*of_labels[:-1], COMBINED])
+    return columns[: len(COLUMNS)] == list(COLUMNS) and is_known
 
 
 SCORES = {
-    ".parquet": FileKind("a file of scores", has_columns(COLUMNS)),
+    ".parquet": FileKind("a file of scores", has_columns(_are_scores)),
     ".jsonl": FileKind("a file of scores", _has_scores),
 }
 _READERS = {".parquet": _read_parquet, ".jsonl": _read_json}

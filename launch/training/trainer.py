@@ -116,13 +116,14 @@ class Trainer:
                 warm_start(config.init_from, self.model, config.strict, config.run_dir)
             return Progress(order=order, metric=self._metric.name)
         counts = self._unlogged.empty_counts()
-        tensors = counts | self._gradients()
+        gradients = self._gradients()
+        tensors = counts | gradients
         state = load_checkpoint(newest, self.model, self.optimizer, tensors)
         progress = Progress.of_state(state)
         self._saved_step = progress.step
         self._unlogged.restore(counts, progress.unlogged)
         if self._accumulator is not None:
-            self._accumulator.resume(progress.step)
+            self._accumulator.resume(progress.step, gradients)
         progress.require_order(order, newest)
         progress.require_metric(self._metric.name, newest)
         return progress

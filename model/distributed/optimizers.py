@@ -29,6 +29,7 @@ FUSED = "fused"
 REPLICATED = ""
 """Key of the optimizer of the parts meta and backbone if it clips or accumulates gradients; empty,
 so that names in a checkpoint stay the same."""
+REPLICATED_PARTS: tuple[ModelPart, ...] = ("meta", "backbone")
 
 
 def optimizers(
@@ -63,20 +64,27 @@ def optimizers(
         "meta": {"lr": lr if meta_lr is None else meta_lr, "weight_decay": weight_decay},
         "backbone": {"lr": lr, "weight_decay": weight_decay},
     }
-    keyed: dict[str, KeyedOptimizer] = {FUSED: dmp.fused_optimizer}
+    keyed: list[tuple[str, KeyedOptimizer]] = [(FUSED, dmp.fused_optimizer)]
+    is_wrapped = max_grad_norm is not None or accumulate > 1
     for part, of_part in parameters.items():
-        if of_part:
+        if of_part and (part == "tables" or not is_wrapped):
             adam: Callable[..., torch.optim.Optimizer] = partial(torch.optim.Adam, **options[part])
-            keyed[part] = KeyedOptimizerWrapper(of_part, adam)
-    if max_grad_norm is None and accumulate == 1:
-        return CombinedOptimizer(list(keyed.items()))
-    replicated = CombinedOptimizer([(p, keyed.pop(p)) for p in ("meta", "backbone") if p in keyed])
-    if max_grad_norm is not None:
-        by_norm = GradientClipping.NORM
-        replicated = GradientClippingOptimizer(replicated, by_norm, max_grad_norm)
-    if accumulate > 1:
-        replicated = AccumulatingOptimizer(replicated, accumulate)
-    return CombinedOptimizer([*keyed.items(), (REPLICATED, replicated)])
+            keyed.append((part, KeyedOptimizerWrapper(of_part, adam)))
+    if is_wrapped:
+        # One Adam for both parts, since TorchRec's wrappers keep a reference to the state of one.
+        groups = [
+            {"params": list(parameters[part].values()), "part": part, **options[part]}
+            for part in REPLICATED_PARTS
+        ]
+        named = {f"{p}.{n}": value for p in REPLICATED_PARTS for n, value in parameters[p].items()}
+        replicated = KeyedOptimizerWrapper(named, lambda _: torch.optim.Adam(groups))
+        if max_grad_norm is not None:
+            by_norm = GradientClipping.NORM
+            replicated = GradientClippingOptimizer(replicated, by_norm, max_grad_norm)
+        if accumulate > 1:
+            replicated = AccumulatingOptimizer(replicated, accumulate)
+        keyed.append((REPLICATED, replicated))
+    return CombinedOptimizer(keyed)
 
 
 class AccumulatingOptimizer(OptimizerWrapper):  # type: ignore[misc]  # TorchRec has no types
@@ -107,15 +115,23 @@ class AccumulatingOptimizer(OptimizerWrapper):  # type: ignore[misc]  # TorchRec
         super().step(closure)
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Returns the sum of the gradients since the last step, by parameter, the same tensors."""
-        for parameter in self.params.values():
-            if not self._pending or parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return {f"gradient/{name}": p.grad for name, p in self.params.items()}
+        """Returns the sum of the gradients since the last step, by parameter."""
+        return {
+            f"gradient/{name}": torch.zeros_like(parameter)
+            if not self._pending or parameter.grad is None
+            else parameter.grad
+            for name, parameter in self.params.items()
+        }
 
-    def resume(self, batches: int) -> None:
-        """Continues after `batches` batches, with the tensors of `gradients` as they are now."""
+    def resume(self, batches: int, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Continues after `batches` batches with what `gradients` returned then."""
         self._pending = batches % self._batches
+        for name, parameter in self.params.items():
+            parameter.grad = gradients[f"gradient/{name}"]
+
+    def init_states(self) -> None:
+        """Makes the next call of `step` a real one, as TorchRec's `init_state` needs it."""
+        self._pending = self._batches - 1
 
 
 def accumulator(optimizer: CombinedOptimizer) -> AccumulatingOptimizer | None:
@@ -124,14 +140,12 @@ def accumulator(optimizer: CombinedOptimizer) -> AccumulatingOptimizer | None:
     return last if isinstance(last, AccumulatingOptimizer) else None
 
 
-def _parts(optimizer: CombinedOptimizer) -> Iterator[tuple[ModelPart, KeyedOptimizer]]:
+def _groups(optimizer: CombinedOptimizer) -> Iterator[tuple[ModelPart, dict[str, Any]]]:
+    """Yields each group of parameters and its part."""
     for key, of_part in optimizer.optimizers:
-        if key == REPLICATED:
-            while isinstance(of_part, OptimizerWrapper):
-                of_part = of_part._optimizer
-            yield from _parts(of_part)
-        else:
-            yield cast(ModelPart, "tables" if key == FUSED else key), of_part
+        for group in of_part.param_groups:
+            part = group["part"] if key == REPLICATED else "tables" if key == FUSED else key
+            yield cast(ModelPart, part), group
 
 
 def _part_of(parameter: str) -> ModelPart:
@@ -160,11 +174,7 @@ class Schedule:
         decay: Literal["none", "linear", "cosine"],
         frozen: Mapping[ModelPart, tuple[int, int | None]] | None = None,
     ) -> None:
-        self._groups = [
-            (part, group, float(group["lr"]))
-            for part, of_part in _parts(optimizer)
-            for group in of_part.param_groups
-        ]
+        self._groups = [(part, group, float(group["lr"])) for part, group in _groups(optimizer)]
         self._warmup_steps = warmup_steps
         self._total_steps = max(total_steps, warmup_steps + 1)
         self._decay = decay

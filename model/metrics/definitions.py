@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msrec.data.labels import LabelKind
+
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -95,6 +97,8 @@ LOWER_IS_BETTER = (
 )
 DIRECTION = dict.fromkeys(HIGHER_IS_BETTER, 1) | dict.fromkeys(LOWER_IS_BETTER, -1)
 """Metric -> 1 if higher is better, -1 if lower is better."""
+MAIN_METRIC: dict[LabelKind, str] = {"binary": "auc", "regression": "rmse"}
+"""Kind of a label -> metric that is compared if none is named."""
 
 
 @dataclass(frozen=True)

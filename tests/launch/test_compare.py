@@ -5,17 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
-from scipy.stats import ttest_rel
-from simulated_clicks import clicks
+from simulated_clicks import two_models
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.evaluation.compare import (
-    DIRECTION,
-    compare,
-    differences,
-    find_predictions,
-    holm,
-)
+from msrec.launch.evaluation.compare import compare, find_predictions
 from msrec.launch.evaluation.predictions import Commit, write_commit
 from msrec.launch.evaluation.results import (
     ResultHistory,
@@ -24,7 +17,7 @@ from msrec.launch.evaluation.results import (
     save_results,
 )
 from msrec.launch.reporting.difference_table import differences_table, history_note, verdict
-from msrec.model.metrics.exact import sort_rows
+from msrec.model.metrics.differences import holm
 
 NAMES = ("search", "feed", "friends")
 SCHEMA = Schema(
@@ -38,90 +31,6 @@ SCHEMA = Schema(
     num_users=9,
     num_items=1,
 )
-
-
-def two_models(users=150, seed=0, noise=(0.8, 0.8)):
-    """Labels, users and scores of two models with independent errors of the given size."""
-    rng = np.random.default_rng(seed)
-    user, label, logit = clicks(rng, users)
-    scores = []
-    for spread in noise:
-        wrong = rng.normal(0, spread, users)[user] + rng.normal(0, spread, len(user))
-        scores.append((1 / (1 + np.exp(-logit - wrong))).astype(np.float32))
-    return label, user, scores
-
-
-def paired(label, user, scores):
-    return differences(*(sort_rows(score, label, user).sums() for score in scores))
-
-
-def obuchowski(label, user, scores):
-    """AUC difference and its variance by the formula of the paper, users as clusters."""
-    components = []
-    for score in scores:
-        positive, negative = score[label], score[~label]
-        wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
-        components.append((wins.mean(axis=1), wins.mean(axis=0), wins.mean()))
-    users, m, n = np.unique(user), label.sum(), (~label).sum()
-    v10 = components[1][0] - components[0][0]
-    v01 = components[1][1] - components[0][1]
-    difference = components[1][2] - components[0][2]
-    of_user = [user[label][:, None] == users, user[~label][:, None] == users]
-    first = (v10[:, None] * of_user[0]).sum(axis=0) - of_user[0].sum(axis=0) * difference
-    second = (v01[:, None] * of_user[1]).sum(axis=0) - of_user[1].sum(axis=0) * difference
-    clusters = len(users) / (len(users) - 1)
-    s10 = clusters * (first**2).sum() / m**2
-    s01 = clusters * (second**2).sum() / n**2
-    return difference, s10 + s01 + 2 * clusters * (first * second).sum() / (m * n)
-
-
-@pytest.mark.parametrize("digits", [7, 1], ids=["distinct", "many ties"])
-def test_auc_differences_are_clustered_delong(digits):
-    label, user, scores = two_models(users=400)
-    scores = [score.round(digits) for score in scores]
-    found = paired(label, user, scores)["auc"]
-    difference, variance = obuchowski(label, user, scores)
-    low, high = found.interval
-    assert found.difference == pytest.approx(difference, abs=1e-12)
-    assert (high - low) / 2 == pytest.approx(1.966 * np.sqrt(variance), rel=0.02)
-
-
-def test_users_with_one_row_each_give_the_paired_t_test_of_their_losses():
-    rng = np.random.default_rng(0)
-    label, user = rng.random(500) < 0.3, np.arange(500)
-    scores = [rng.uniform(0.05, 0.95, 500) for _ in range(2)]
-    losses = [-np.log(np.where(label, score, 1 - score)) for score in scores]
-    expected = ttest_rel(losses[1], losses[0])
-    found = paired(label, user, scores)["log_loss"]
-    assert found.p == pytest.approx(expected.pvalue, rel=1e-6)
-    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-6)
-
-
-def test_equal_models_differ_significantly_as_rarely_as_by_chance():
-    found = [paired(*two_models(users=60, seed=seed)) for seed in range(300)]
-    for metric in found[0]:
-        share = np.mean([one[metric].p < 0.05 for one in found])
-        assert 0.015 <= share <= 0.095, (metric, share)
-
-
-def test_a_better_model_is_found_in_every_metric():
-    found = paired(*two_models(users=800, noise=(1.5, 0.3)))
-    for metric, one in found.items():
-        assert DIRECTION[metric] * one.difference > 0, metric
-        assert found[metric].p < 0.01, metric
-
-
-def test_a_model_and_itself_do_not_differ():
-    label, user, [score, _] = two_models()
-    for metric, one in paired(label, user, [score, score]).items():
-        assert (one.difference, one.p, one.interval) == (0, 1, (0, 0)), metric
-
-
-def test_holm_corrects_for_the_number_of_defined_tests():
-    ps = [0.001, 0.04, None, 0.03, 0.2]
-    assert holm(ps) == pytest.approx([0.004, 0.09, None, 0.09, 0.2])
-    assert holm([]) == []
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 def write(folder, score, label, user, scenario, with_results=True, **commit):

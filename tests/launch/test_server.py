@@ -26,7 +26,7 @@ class GatedScorer:
 
     def __init__(self, row_encoder):
         self.encoder = RequestEncoder(row_encoder, 1.0, False, {}, [])
-        self.manifest = SimpleNamespace(run="runs/tiny")
+        self.manifest = SimpleNamespace(run="runs/tiny", labels=["label"], combined=None)
         self.gate, self.began, self.sizes = threading.Event(), threading.Event(), []
         self.fails = False
 
@@ -37,7 +37,8 @@ class GatedScorer:
         if self.fails:
             raise RuntimeError("no memory")
         items, genres = rows.ids[1], np.cumsum(rows.lengths[2])
-        return (rows.dense[:, 0] + items + 100 * np.diff(genres, prepend=0)).astype(np.float32)
+        scores = rows.dense[:, 0] + items + 100 * np.diff(genres, prepend=0)
+        return scores.astype(np.float32)[:, np.newaxis]
 
 
 @pytest.fixture(scope="module")

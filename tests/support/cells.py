@@ -22,7 +22,7 @@ def made_cell(auc, choice, options=(), split=None, seconds=10.0):
     return Cell(
         choice=choice,
         options=list(options),
-        valid_auc=auc,
+        valid=auc,
         epochs=2,
         seconds=seconds,
         rows_per_s=1000.0,

@@ -38,3 +38,14 @@ def coverage(truth, users, samples, resamples):
                 low, high = metrics.intervals.get(name, (np.inf, -np.inf))
                 hits[name] = hits.get(name, 0) + (low <= value <= high)
     return {name: count / samples for name, count in hits.items()}
+
+
+def two_models(users=150, seed=0, noise=(0.8, 0.8)):
+    """Labels, users and scores of two models with independent errors of the given size."""
+    rng = np.random.default_rng(seed)
+    user, label, logit = clicks(rng, users)
+    scores = []
+    for spread in noise:
+        wrong = rng.normal(0, spread, users)[user] + rng.normal(0, spread, len(user))
+        scores.append((1 / (1 + np.exp(-logit - wrong))).astype(np.float32))
+    return label, user, scores

@@ -11,11 +11,11 @@ from msrec.model.backbones import BACKBONES
 from msrec.tools.cli.bench import BENCHMARK, bench_table
 from msrec.tools.experiment import runner
 from msrec.tools.experiment.benchmark_page import benchmark_page
-from msrec.tools.experiment.cell import PlannedTraining, load_cell, train_cell
+from msrec.tools.experiment.cell import Cell, PlannedTraining, load_cell, train_cell
 from msrec.tools.experiment.results import seed_values
 from msrec.tools.experiment.sweep import load_sweep
 from msrec.tools.experiment.trainings import Setting, load_cells, settings
-from msrec.tools.experiment.tuning import START, overrides, propose, search_space
+from msrec.tools.experiment.tuning import START, best_trial, overrides, propose, search_space
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +86,7 @@ def test_a_cell_keeps_its_figures_and_looks_at_the_test_split_only_when_asked(ti
     trial = run(tiny / "trial", options, None)
     assert trial.results is None
     assert not (tiny / "trial/results.json").exists()
-    assert 0.5 < trial.valid_auc < 1
+    assert 0.5 < trial.valid < 1
     # 41 + 61 + 7 rows of 4; the dense column through 64, 3 vectors of 4, 8 hidden, 1 logit
     assert trial.table_parameters == 109 * 4
     assert trial.parameters == 2 * 64 + (64 + 12 + 1) * 8 + 9
@@ -99,7 +99,7 @@ def test_a_cell_keeps_its_figures_and_looks_at_the_test_split_only_when_asked(ti
 def test_a_loss_that_is_not_finite_is_a_finding_not_a_failure(tiny, run):
     options = ["backbone.name=mlp", "optimizer.lr=1e30"]
     cell = run(tiny / "burst", options, "test")
-    assert cell.valid_auc is None
+    assert cell.valid is None
     assert cell.results is None
 
 
@@ -118,6 +118,21 @@ def setting(tmp_path):
     return changed
 
 
+def test_the_best_trial_has_the_best_metric_in_its_direction():
+    cells = [made_cell(value, {"optimizer.lr": value}) for value in (9.0, 7.5, 8.0)]
+    lower = [cell.model_copy(update={"metric": "rmse/label=watch/all"}) for cell in cells]
+    assert best_trial(cells).valid == 9.0
+    assert best_trial(lower).valid == 7.5
+    assert best_trial([*cells, None]) is None
+
+
+def test_a_cell_of_an_older_version_is_read():
+    tree = made_cell(0.75, {}).model_dump(mode="json")
+    old = {("valid_auc" if key == "valid" else key): value for key, value in tree.items()}
+    del old["metric"]
+    assert Cell.model_validate(old) == made_cell(0.75, {})
+
+
 def test_the_best_trial_on_validation_is_evaluated_and_no_other(setting, monkeypatch):
     setting = setting(trials=3, seeds=2)
     trained = []
@@ -128,7 +143,7 @@ def test_the_best_trial_on_validation_is_evaluated_and_no_other(setting, monkeyp
         return save_cell(training, aucs.get(training.folder.name, 0.8))
 
     monkeypatch.setattr(runner, "train_cell", train)
-    assert runner.tune(setting).valid_auc == 0.75
+    assert runner.tune(setting).valid == 0.75
     for training in runner.missing_seeds(setting.sweep, [load_cells(setting)]):
         train(training)
     names = [training.folder.name for training in trained]

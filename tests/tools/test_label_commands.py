@@ -60,6 +60,7 @@ def test_evaluate_calibrate_and_compare_show_every_label(run, output):
 
     printed = output("compare", run, run)
     assert all(f"of {label}: tiny, test" in printed for label in LABELS)
+    assert "NDCG@10 by impression by the combined score: tiny, test" in printed
     printed = output("compare", run, run, "--label", "watch", "--metric", "mae")
     assert "MAE of watch: tiny, test" in printed
     assert "AUC" not in printed

@@ -159,12 +159,16 @@ def compare(
 ) -> None:
     """Test whether the second run is better: paired differences over users, with a verdict."""
     import msrec
-    from msrec.launch.evaluation.compare import DIRECTION
-    from msrec.launch.reporting.difference_table import differences_table, history_note
+    from msrec.launch.reporting.difference_table import (
+        combined_table,
+        differences_table,
+        history_note,
+    )
+    from msrec.model.metrics.differences import COMPARED
     from msrec.tools.cli.terminal import console, say
 
-    if metric is not None and metric not in DIRECTION:
-        raise ValueError(f"metric must be one of {', '.join(DIRECTION)}; got {metric!r}.")
+    if metric is not None and metric not in COMPARED:
+        raise ValueError(f"metric must be one of {', '.join(COMPARED)}; got {metric!r}.")
     comparison = msrec.compare(first, second, split, data=data, k=k, any_protocol=any_protocol)
     if json:
         console.print_json(comparison.model_dump_json())
@@ -174,6 +178,8 @@ def compare(
     for name in [label] if label is not None else labels or [comparison.label]:
         console.print(differences_table(comparison, metric, name))
         say(msrec.verdict(comparison, metric, name))
+    if comparison.combined and label is None:
+        console.print(combined_table(comparison))
     if note := history_note(comparison):
         say(note)
 

@@ -136,7 +136,7 @@ def _comparison(published: PublishedAUC, evaluated: Sequence[SettingCells]) -> s
 
 def _tuned_row(cells: SettingCells) -> list[str]:
     choice = cells.choice or {}
-    aucs = [cell.valid_auc for cell in cells.trials if cell and cell.valid_auc is not None]
+    aucs = [cell.valid for cell in cells.trials if cell and cell.valid is not None]
     best = cells.trials.index(best_trial(cells.trials))
     row = [cells.setting.model, *(f"{choice[name]:.3g}" for name in START)]
     row += [str(best), f"{min(aucs):.4f} to {max(aucs):.4f}"]

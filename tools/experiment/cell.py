@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from pydantic import AliasChoices, Field
+
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.outputs import FolderKind, emptied_folder
 from msrec.data.io.validation import StrictModel
@@ -19,6 +21,7 @@ from msrec.launch.evaluation.results import Results
 from msrec.launch.evaluation.slices import HISTORIES
 from msrec.launch.training.metric_log import load_metric_log
 from msrec.launch.training.trainer import Trainer
+from msrec.model.metrics.definitions import DIRECTION
 
 CELL_FILE = "cell.json"
 OUTPUT_FILE = "output.txt"
@@ -36,8 +39,11 @@ class Cell(StrictModel):
     choice: Choice = {}
     options: list[str]
     """Overrides that it was trained with, those of `choice` included."""
-    valid_auc: float | None
-    """Of the best epoch; None if the loss became infinite."""
+    valid: float | None = Field(validation_alias=AliasChoices("valid", "valid_auc"))
+    """Validation `metric` of the best epoch; None if the loss became infinite. Cells of an older
+    version call it `valid_auc`."""
+    metric: str = "auc/all"
+    """Name of the metric that chose the best epoch, see `metric_name`."""
     epochs: int
     seconds: float
     """Of training and evaluation together."""
@@ -48,6 +54,12 @@ class Cell(StrictModel):
     table_parameters: int
     results: Results | None = None
     """On the evaluated split, if any."""
+
+    @property
+    def gain(self) -> float | None:
+        """The validation metric with the sign that makes higher values better."""
+        direction = DIRECTION[self.metric.split("/")[0]]
+        return None if self.valid is None else direction * self.valid
 
     @property
     def evaluation(self) -> Results:
@@ -131,7 +143,8 @@ def _train(training: PlannedTraining) -> Cell:
     return Cell(
         choice=training.choice,
         options=training.options,
-        valid_auc=progress.best_value if progress and progress.metric == "auc/all" else None,
+        valid=progress.best_value if progress else None,
+        metric=progress.metric if progress else "auc/all",
         epochs=progress.epoch if progress else 0,
         seconds=time.monotonic() - started,
         rows_per_s=median(speeds or [0.0]),

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from msrec.data.schema import SCHEMA_FILE
 from msrec.launch.config import RunConfig, load_config
 from msrec.launch.console import PlainConsole
-from msrec.launch.evaluation.compare import MAIN_METRIC
-from msrec.launch.reporting.result_tables import format_value
+from msrec.launch.reporting.result_tables import TITLES, format_value
+from msrec.model.metrics.definitions import MAIN_METRIC
 from msrec.tools.experiment.cell import Cell, PlannedTraining, train_cell
 from msrec.tools.experiment.sweep import Sweep
 from msrec.tools.experiment.trainings import Setting, SettingCells, load_cells, settings
@@ -182,11 +182,13 @@ def run_all(
 
 
 def _summary(cell: Cell) -> str:
-    split, metric, value = "valid", "auc", cell.valid_auc
+    split, metric, value = "valid", cell.metric.removesuffix("/all"), cell.valid
     if cell.results is not None:
         split, metric = cell.results.split, MAIN_METRIC[cell.results.kind]
         value = getattr(cell.results.metrics.all, metric)
-    return f"{split} {metric.upper()} {format_value(value)}, {cell.rows_per_s:,.0f} rows/s"
+    return (
+        f"{split} {TITLES.get(metric, metric)} {format_value(value)}, {cell.rows_per_s:,.0f} rows/s"
+    )
 
 
 def worker_pool(jobs: int) -> ProcessPoolExecutor:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
 from msrec.data.labels import LabelKind
-from msrec.launch.evaluation.compare import DIRECTION, MAIN_METRIC
 from msrec.launch.evaluation.slices import HISTORIES, SLICE_TITLES, bucket_names
 from msrec.launch.reporting.figures import Figure, difference_figure
 from msrec.launch.reporting.page import Figures, Markdown, Section, render_page
 from msrec.launch.reporting.result_tables import TITLES
+from msrec.model.metrics.definitions import DIRECTION, MAIN_METRIC
 from msrec.tools.experiment.results import (
     ALL,
     LEVEL,

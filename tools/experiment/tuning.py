@@ -57,23 +57,23 @@ def propose(trials: Sequence[Cell]) -> Choice:
     sampler = optuna.samplers.TPESampler(seed=len(trials), n_startup_trials=2)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for cell in trials:
-        if cell.valid_auc is not None:
+        if cell.gain is not None:
             trial = optuna.trial.create_trial(
-                params=cell.choice, distributions=space, value=cell.valid_auc
+                params=cell.choice, distributions=space, value=cell.gain
             )
             study.add_trial(trial)
     return dict(study.ask(space).params)
 
 
 def best_trial(trials: Sequence[Cell | None]) -> Cell | None:
-    """Returns the trial with the best validation AUC.
+    """Returns the trial with the best validation metric, see `trainer.metric`.
 
     Returns None if a trial is missing, or if none has a finite loss.
     """
     if None in trials:
         return None
-    finite = [cell for cell in trials if cell is not None and cell.valid_auc is not None]
-    return max(finite, key=lambda cell: cell.valid_auc or 0.0, default=None)
+    gains = {n: cell.gain for n, cell in enumerate(trials) if cell and cell.gain is not None}
+    return trials[max(gains, key=lambda number: gains[number])] if gains else None
 
 
 def overrides(choice: Mapping[str, float], backbone: str) -> list[str]:

@@ -6,6 +6,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from msrec.model.metrics.bootstrap import Bootstrap
+from msrec.model.metrics.definitions import Metrics
 from msrec.model.metrics.exact import Grouping, MetricOptions, sort_rows
 from msrec.model.metrics.streaming import RegressionTotals
 
@@ -101,6 +102,17 @@ def test_the_interval_of_spearman_agrees_with_a_true_bootstrap():
 def test_equal_labels_have_no_spearman():
     ours = metrics(np.array([1.0, 2.0, 3.0]), np.full(3, 4.0), np.arange(3))
     assert (ours.spearman, ours.mae) == (None, 2.0)
+
+
+def test_a_scenario_without_a_label_has_no_metrics():
+    score, label, user, scenario = watched(rows=300)
+    label[scenario == 1] = np.nan
+    rows = sort_rows(score, label, user, options=MetricOptions(resamples=20), kind="regression")
+    found = rows.metrics_by(Grouping([*NAMES, "shop"], scenario))
+    missing = int((scenario == 1).sum())
+    assert found["feed"] == Metrics(0, missing=missing)
+    assert found["shop"] == Metrics(0)
+    assert found["search"].rows == 300 - missing
 
 
 def test_missing_labels_are_left_out_and_counted_by_group():
