@@ -54,7 +54,7 @@ def synthesize(
     stream = StreamedCounts(app)
     with new_folder(out, overwrite=overwrite) as folder:
         edges = (0, *app.bounds, app.rows)
-        target = arrow_schema(_schema(app, stream), extra=TRUTHS)
+        target = arrow_schema(_schema(app, stream), extra=tuple(TRUTHS))
         for split, start, stop in zip(SPLITS, edges[:-1], edges[1:], strict=True):
             with PartWriter(folder / split, target) as writer:
                 for begin in range(start, stop, chunk_rows):

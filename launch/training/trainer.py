@@ -9,9 +9,9 @@ import torch
 
 from msrec.data.io.atomic_files import write_json
 from msrec.data.loading.loader import Loader
-from msrec.data.schema import Split, load_schema
+from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.batch_pipeline import BatchPipeline
-from msrec.launch.build_model import build_sharded, init_item_table, table_spec
+from msrec.launch.build_model import build_model, build_sharded, init_item_table, table_spec
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
@@ -19,7 +19,6 @@ from msrec.launch.config import CONFIG_FILE, RunConfig, check_run_folder, save_c
 from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
-from msrec.launch.memory_limit import check_memory
 from msrec.launch.trained_run import unwrapped
 from msrec.launch.training.chosen_metric import ValidationRows, choose_metric
 from msrec.launch.training.heartbeat import Heartbeat
@@ -32,6 +31,7 @@ from msrec.launch.training.skipped_rows import BadRowReporter
 from msrec.launch.training.table_trace import write_table_times
 from msrec.launch.training.warm_start import warm_start
 from msrec.launch.versions import installed_versions
+from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
 from msrec.model.distributed.sharding_plan import plan_to_dict
 
@@ -63,7 +63,7 @@ class Trainer:
         self._scenarios = [scenario.name for scenario in self.schema.scenarios]
         self.knowledge = KnowledgeInputs(config, self.schema)
         trainer = config.trainer
-        check_memory(config, self.schema, self.knowledge, process)
+        _check_memory(config, self.schema, self.knowledge, process)
         self.train = self._loader("train", trainer.global_batch, shuffle=True)
         self.valid = self._loader("valid", eval_batch(config, process.world_size), shuffle=False)
         self.model, self.plan = build_sharded(
@@ -277,6 +277,17 @@ class Trainer:
         return build_loader(
             self.config, split, self.process, self.knowledge, global_batch, shuffle=shuffle
         )
+
+
+def _check_memory(
+    config: RunConfig, schema: Schema, knowledge: KnowledgeInputs, process: Process
+) -> None:
+    """Builds the model without storage, and refuses one that cannot fit."""
+    with torch.device("meta"):
+        model = build_model(config, schema, knowledge)
+    rows = -(-config.trainer.global_batch // process.world_size)
+    memory = machine_bytes(process.device, process.local_world_size)
+    check_memory(model, rows, process.world_size, memory // process.local_world_size)
 
 
 def train_run(config: RunConfig, process: Process) -> FitResult:

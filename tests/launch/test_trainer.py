@@ -15,7 +15,7 @@ from trainings import BOTH, config_of, fit, fit_partly_then_resume, weights
 
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.config import save_config
-from msrec.launch.distributed import Process
+from msrec.launch.distributed import Process, process_group
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.training.preemption import Preempted
@@ -48,6 +48,33 @@ def test_two_ranks_give_the_losses_of_one_rank(dataset, tmp_path, backbone, shar
     two = run_ranks(fit, 2, config_of(dataset, tmp_path / "2", *options))[0][0]
     assert len(one) >= 20
     np.testing.assert_allclose(two, one, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "largest"),
+    [
+        # 10,000 x 10,000 weights, four floats each, in 1,000 experts
+        (
+            [
+                "backbone.name=mmoe",
+                "backbone.num_experts=1000",
+                "backbone.expert_dims=[10000,10000]",
+            ],
+            r"Largest: backbone, 100,\d{3},\d{3},\d{3} parameters with gradients .*: 1,49\d\.\d G",
+        ),
+        (
+            ["trainer.global_batch=16000000", "embeddings.dim=2048"],
+            r"Largest: the vectors of 16,000,000 rows \(.*\): 732\.4 GiB",
+        ),
+    ],
+)
+def test_a_training_that_cannot_fit_is_refused_with_its_largest_parts(
+    dataset, tmp_path, options, largest
+):
+    config = config_of(dataset, tmp_path, *options)
+    with pytest.raises(ValueError, match=largest), process_group("cpu") as process:
+        Trainer(config, process)
+    assert not config.run_dir.exists()
 
 
 def test_tables_trained_with_adam_give_the_same_on_two_ranks(dataset, tmp_path):

@@ -128,7 +128,7 @@ def _peak_bytes(model: RankerTrain, batch: Batch, bags: int) -> dict[str, int]:
         shape = (len(batch.label), len(embeddings.names), embeddings.dim)
         vectors = torch.zeros(shape, requires_grad=True)
         logits = over(vectors, *inputs, _item_inputs(model, batch, bags))
-        loss, _ = model.loss(logits, batch.label, batch.weight, vectors)
+        loss, _ = model.loss(logits, batch.label, batch.weight, batch.label_weight, vectors)
         loss.backward()
     weights = sum(generated.values())
     return {"activations": memory.peak - weights, "generated meta weights": weights}
