@@ -103,7 +103,7 @@ def calibration_figure(points: Mapping[str, Points], kind: LabelKind = "binary")
     for number, (run, curve) in enumerate(points.items()):
         traces += _line(run, curve, _colour(number), markers=True)
     caption = "Each point is a tenth of the rows by score; the dashed line is ideal."
-    observed = "share of clicks" if kind == "binary" else "mean label"
+    observed = "share of positives" if kind == "binary" else "mean label"
     return figure("Calibration", caption, traces, "mean score", observed)
 
 
@@ -119,7 +119,7 @@ def roc_figure(points: Mapping[str, Points], best: Points | None) -> Figure:
         traces += _line("best possible", best, GREY, width=1.6)
     for number, (run, curve) in enumerate(points.items()):
         traces += _line(run, curve, _colour(number))
-    caption = "Share of clicks against share of non-clicks above each score threshold."
+    caption = "Share of positives against share of negatives above each score threshold."
     return figure("ROC", caption, traces, "false positive rate", "true positive rate")
 
 
