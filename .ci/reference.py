@@ -16,7 +16,7 @@ from typer.core import TyperGroup, TyperOption
 import msrec
 from msrec.data.convert.sources.tables import TablesMapping
 from msrec.data.schema import Schema
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.tools.cli.main import app
 
 TABLES_EXAMPLE = """\
@@ -168,7 +168,7 @@ def _default(field: Any) -> str:
     if value is PydanticUndefined:
         return "required" if field.default_factory is None else ""
     if isinstance(value, BaseModel):
-        return "see below" if type(value).__module__ == "msrec.launch.config" else ""
+        return "see below" if type(value).__module__.startswith("msrec.launch.config.") else ""
     text = {None: "null", True: "true", False: "false"}.get(value) if _plain(value) else None
     return f"`{value if text is None else text}`"
 

@@ -13,7 +13,7 @@ from msrec.data.features.vocabulary import UNKNOWN, item_table_rows
 from msrec.data.llm.knowledge import EntityKnowledge
 from msrec.data.loading.semantic_ids import with_semantic_ids
 from msrec.data.schema import Schema
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks

@@ -13,7 +13,7 @@ from msrec.data.loading.behaviour_history import BehaviourHistory
 from msrec.data.loading.id_transforms import rare_ids, require_single_valued
 from msrec.data.loading.semantic_ids import SemanticIds
 from msrec.data.schema import Schema
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 
 
 class KnowledgeInputs:

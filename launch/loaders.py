@@ -17,7 +17,7 @@ from msrec.data.loading.loader import Loader, RankShare
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.build_model import model_schema, table_spec
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.run_tasks import run_labels

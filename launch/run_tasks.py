@@ -1,7 +1,7 @@
 """Labels that a run learns, and the options of its loss."""
 
 from msrec.data.schema import Schema
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.model.losses import LossOptions
 from msrec.model.metrics.combined import CombinedScore, parse_score
 from msrec.model.tasks import Task, make_tasks

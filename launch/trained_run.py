@@ -16,7 +16,7 @@ from msrec.launch.calibration.calibration_file import Calibration, load_calibrat
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT
 from msrec.launch.checkpointing.loading import load_checkpoint
-from msrec.launch.config import CONFIG_FILE, RunConfig, load_config
+from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, load_config
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import ScoredDataset

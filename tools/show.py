@@ -18,7 +18,7 @@ from msrec.data.llm.store import ITEM_SOURCES, MANIFEST, KnowledgeStore, item_so
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.checkpointing.commit import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import Index, read_index
-from msrec.launch.config_sections import LLMConfig
+from msrec.launch.config.llm_section import LLMConfig
 from msrec.launch.console import PlainConsole
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, load_results

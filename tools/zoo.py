@@ -16,7 +16,7 @@ from torch import nn
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import FileKind, check_output, contains
-from msrec.launch.backbone_config import BACKBONE_OPTIONS
+from msrec.launch.config.backbone_section import BACKBONE_OPTIONS
 from msrec.launch.console import PlainConsole
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import BACKBONES, backbone_options, make_backbone

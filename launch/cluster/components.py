@@ -16,7 +16,7 @@ from torchx.specs.finder import ComponentValidationException
 from msrec.data.io.paths import refuse_secrets
 from msrec.launch.cluster.resources import node_resource
 from msrec.launch.cluster.torchrun_role import RENDEZVOUS_PORT, LaunchOptions, torchrun_app
-from msrec.launch.config import RunConfig, load_config
+from msrec.launch.config.run_config import RunConfig, load_config
 
 OPTIONS_HELP = """
     Args:

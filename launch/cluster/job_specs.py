@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from msrec.data.io.paths import refuse_secrets
-from msrec.launch.config import RunConfig, check_run_folder, save_config
+from msrec.launch.config.run_config import RunConfig, check_run_folder, save_config
 from msrec.launch.trained_run import load_run_config
 
 Job = Literal["train", "encode", "evaluate", "predict"]

@@ -11,7 +11,7 @@ from msrec.data.io.atomic_files import write_json
 from msrec.launch.cluster.job_specs import JobSpec, encode_spec, evaluate_spec, train_spec
 from msrec.launch.cluster.profiles import Target
 from msrec.launch.cluster.submit import submit
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.reporting.report import write_report
 
 STAGES_FILE = "pipeline.json"

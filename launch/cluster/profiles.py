@@ -13,7 +13,7 @@ from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.io.yaml_files import read_yaml
 from msrec.launch.cluster.resources import closest_names, node_resource
 from msrec.launch.cluster.torchrun_role import RENDEZVOUS_PORT, LaunchOptions
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 SUBMIT_FOLDER_SCHEDULERS = ("local_cwd", "slurm")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import check_apart
 from msrec.data.llm.store import VectorSettings
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import end_with_launcher
 from msrec.launch.encoding.encode import EncodeResult, encode
 from msrec.launch.encoding.item_sources import encode_items

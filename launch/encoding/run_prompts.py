@@ -5,7 +5,7 @@ from msrec.data.llm.prompts import item_prompts, level_prompts
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 
 LEVELS = ("user", "scenario", "item")
 

@@ -7,7 +7,7 @@ from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, check_output
 from msrec.data.io.paths import local_path
 from msrec.launch.calibration.calibration_file import read_calibration
-from msrec.launch.config import CONFIG_FILE
+from msrec.launch.config.run_config import CONFIG_FILE
 from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
 from msrec.launch.explanations.explanation_file import load_explanations
 from msrec.launch.reporting.comparison_tables import label_names, shown_metrics, with_label

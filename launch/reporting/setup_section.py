@@ -8,7 +8,7 @@ from typing import Any
 from msrec.data.io.yaml_files import read_yaml, yaml_text
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.schema import SPLITS, Schema, load_schema
-from msrec.launch.config import CONFIG_FILE, RunConfig, load_config
+from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, load_config
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, load_results
 from msrec.launch.reporting.page import Block, DataTable, Details, Rows, Section, Text

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from msrec.data.loading.global_order import GlobalOrder
-from msrec.launch.config_sections import TrainerConfig
+from msrec.launch.config.training_sections import TrainerConfig
 
 
 @dataclass

@@ -15,7 +15,7 @@ from msrec.launch.build_model import build_model, build_sharded, init_item_table
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
-from msrec.launch.config import CONFIG_FILE, RunConfig, check_run_folder, save_config
+from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, check_run_folder, save_config
 from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch

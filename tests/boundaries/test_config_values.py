@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msrec.data.schema import Schema
-from msrec.launch.backbone_config import BACKBONE_OPTIONS
-from msrec.launch.config import RunConfig, load_config
+from msrec.launch.config.backbone_section import BACKBONE_OPTIONS
+from msrec.launch.config.run_config import RunConfig, load_config
 from msrec.model.embeddings import table_configs
 from msrec.tools.planner.tables import TableLoad
 

@@ -20,7 +20,7 @@ from msrec.data.io.outputs import (
     new_folder,
 )
 from msrec.data.synthetic.simulated_dataset import synthesize
-from msrec.launch.config import check_run_folder, load_config
+from msrec.launch.config.run_config import check_run_folder, load_config
 from msrec.launch.reporting.page import render_page
 from msrec.launch.serving.score_file import SCORES
 from msrec.tools.fault_injection.torture import TORTURE, torture

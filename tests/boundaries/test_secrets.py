@@ -16,7 +16,7 @@ from msrec.data.io.paths import local_path, redacted, refuse_secrets, to_path
 from msrec.launch.cluster.components import evaluate, train
 from msrec.launch.cluster.job_specs import EVALUATE_OPTIONS, read_options
 from msrec.launch.cluster.profiles import load_profile
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.tools.cli.main import main
 from msrec.tools.cli.terminal import LineFormatter
 from msrec.tools.experiment.sweep import load_sweep

@@ -13,7 +13,7 @@ from msrec.data.io.yaml_files import MAX_DEPTH, parse_yaml, read_yaml, write_yam
 from msrec.data.llm.templates import load_template
 from msrec.data.schema import load_schema
 from msrec.launch.cluster.profiles import load_profile
-from msrec.launch.config import RunConfig, load_config, save_config
+from msrec.launch.config.run_config import RunConfig, load_config, save_config
 from msrec.tools.experiment.sweep import load_sweep
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.tables import read_tables_file

@@ -15,7 +15,7 @@ from msrec.launch.checkpointing.dcp_storage import read_tensors
 from msrec.launch.cluster.job_specs import train_spec
 from msrec.launch.cluster.profiles import Target, load_profile
 from msrec.launch.cluster.submit import torchx_app
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.tools.cli.main import app
 
 STEPS, SAVE_EVERY, KILL_AT = 240, 10, 20

@@ -13,7 +13,7 @@ from tiny import replace_column, tiny_dataset, tiny_schema
 from msrec.data.loading.behaviour_history import BehaviourHistory
 from msrec.data.loading.loader import open_loader
 from msrec.data.loading.quarantine import count_reasons, count_rows
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.training.skipped_rows import quarantine_file

@@ -9,7 +9,7 @@ from tiny import tiny_dataset
 from msrec.data.loading.id_transforms import IdDropout, RareIds, rare_ids, require_single_valued
 from msrec.data.loading.loader import RankShare, open_loader
 from msrec.data.schema import load_schema
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader

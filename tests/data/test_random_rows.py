@@ -16,7 +16,7 @@ from msrec.data.loading.loader import open_loader
 from msrec.data.schema import SPLITS, load_schema
 from msrec.data.synthetic.random_rows import random_rows
 from msrec.launch.build_model import build_model
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.tools.planner.tables import TableLoad, read_tables_file
 

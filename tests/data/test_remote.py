@@ -26,7 +26,7 @@ from msrec.data.llm.templates import load_template
 from msrec.data.loading import split_reader
 from msrec.data.loading.loader import RankShare, open_loader
 from msrec.data.schema import load_schema
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.tools.experiment.sweep import load_sweep
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from tiny import replace_column, tiny_dataset, tiny_store
 from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.schema import load_schema, save_schema
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate, predictions_folder
 from msrec.launch.evaluation.predictions import load_predictions

@@ -24,7 +24,7 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import INDEX, read_index
 from msrec.launch.checkpointing.loading import load_checkpoint
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.metric_accumulator import HISTOGRAM
 from msrec.launch.training.trainer import Trainer

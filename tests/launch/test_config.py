@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from msrec.launch.backbone_config import BACKBONE_OPTIONS
-from msrec.launch.config import RunConfig
+from msrec.launch.config.backbone_section import BACKBONE_OPTIONS
+from msrec.launch.config.run_config import RunConfig
 
 
 def undescribed(section, prefix=""):
@@ -28,6 +28,6 @@ def test_every_backbone_option_has_a_description(name):
 
 def test_importing_the_config_does_not_import_torchrec():
     """It takes two seconds, and `msrec launch` and dry runs need none of it."""
-    code = "import sys, msrec.launch.config; print('torchrec' in sys.modules)"
+    code = "import sys, msrec.launch.config.run_config; print('torchrec' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

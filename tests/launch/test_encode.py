@@ -13,7 +13,7 @@ from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
 from msrec.data.llm.templates import load_template
 from msrec.data.schema import TextFields, load_schema, save_schema
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.encoding.encode import encode
 from msrec.launch.encoding.job import encode_config
 from msrec.launch.encoding.options import EncodeOptions

@@ -15,7 +15,7 @@ from tiny import tiny_dataset, tiny_store
 from trainings import BOTH, config_of
 
 from msrec.data.llm.store import KnowledgeStore
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.explanations import explain as engine

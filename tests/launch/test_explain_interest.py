@@ -14,7 +14,7 @@ from ranks import run_ranks
 from rich.console import Console
 from trainings import fit
 
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.explanations import explain as engine

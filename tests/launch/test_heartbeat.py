@@ -18,7 +18,7 @@ from tiny import tiny_dataset, tiny_store
 from trainings import config_of
 
 from msrec.launch.cluster.status import print_status
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.heartbeat import RankState, read_ranks, read_stack
 from msrec.launch.training.run_status import status_of, stragglers
@@ -79,7 +79,7 @@ def test_a_rank_that_hangs_ends_with_its_stack_and_is_named_first(dataset, tmp_p
     # Not by fork, see ranks.py.
     code = (
         "import faulthandler; later = faulthandler.dump_traceback_later\n"
-        "import test_heartbeat as t; from msrec.launch.config import load_config\n"
+        "import test_heartbeat as t; from msrec.launch.config.run_config import load_config\n"
         "def fit(*args): t.faulthandler.dump_traceback_later = later; t.fit(*args)\n"
         f"t.run_ranks(fit, 2, load_config({str(tmp_path / 'conf.yaml')!r}), 4, t.forget_the_others)"
     )

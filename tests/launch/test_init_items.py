@@ -13,7 +13,7 @@ from trainings import config_of, weights
 
 from msrec.data.llm.item_vectors import load_item_vectors
 from msrec.data.schema import load_schema
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.training.trainer import Trainer
 from msrec.model.embeddings import fill_rows

@@ -17,7 +17,7 @@ from trainings import fit
 
 from msrec.data.histories.index import HistoryIndex
 from msrec.data.io.paths import to_path
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import process_group
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files

@@ -16,7 +16,7 @@ from msrec.data.llm.item_source.lsa import LsaModel
 from msrec.data.llm.item_vectors import load_item_vectors
 from msrec.data.llm.prompts import item_prompts
 from msrec.data.llm.store import KnowledgeStore, VectorSettings, item_source_folder
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.encoding.item_sources import encode_items
 from msrec.launch.encoding.job import encode_config
 from msrec.launch.encoding.options import EncodeOptions

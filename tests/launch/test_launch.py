@@ -17,7 +17,7 @@ from msrec.launch.cluster.job_specs import train_spec
 from msrec.launch.cluster.profiles import Profile, Target, load_profile
 from msrec.launch.cluster.status import _rank_of, _with_job_state, log_file, print_status
 from msrec.launch.cluster.submit import Submitted, cancel, read_submitted, submit
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.launch.rank_errors import Failure, first_failure
 from msrec.launch.training.heartbeat import RankState
 from msrec.launch.training.run_status import Status

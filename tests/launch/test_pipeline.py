@@ -10,7 +10,7 @@ from tiny import tiny_dataset
 from msrec.launch.cluster import pipeline
 from msrec.launch.cluster.job_specs import evaluate_spec, predict_spec
 from msrec.launch.cluster.profiles import Profile, Target
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 
 pytestmark = pytest.mark.slow
 

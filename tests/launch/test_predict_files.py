@@ -11,7 +11,7 @@ from tiny import replace_column, tiny_dataset, tiny_rows, tiny_store
 from upath import UPath
 
 from msrec.data.features.vocabulary import Vocabulary, save_vocabularies
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation import predict_files as module
 from msrec.launch.evaluation.evaluate import evaluate

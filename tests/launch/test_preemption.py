@@ -17,7 +17,7 @@ from tiny import tiny_dataset, tiny_store
 from trainings import BOTH, config_of, weights
 
 from msrec.launch.checkpointing.checkpoint import Checkpoints
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.heartbeat import read_ranks
 from msrec.launch.training.preemption import STOPPED, Preempted, Preemption

@@ -15,7 +15,7 @@ from tiny import tiny_dataset, tiny_store
 from trainings import config_of
 
 from msrec.data.loading.loader import open_loader
-from msrec.launch.config import with_overrides
+from msrec.launch.config.run_config import with_overrides
 from msrec.launch.distributed import Process
 from msrec.launch.rank_errors import NO_RESTART
 from msrec.launch.training import heartbeat

@@ -11,7 +11,7 @@ from tiny import tiny_dataset, tiny_store
 
 from msrec.data.llm.store import KnowledgeStore
 from msrec.data.schema import load_schema
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.tools.experiment.sweep import load_sweep
 
 pytestmark = pytest.mark.slow

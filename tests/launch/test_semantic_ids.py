@@ -19,8 +19,8 @@ from msrec.data.llm.item_source.settings import source_settings
 from msrec.data.llm.store import VERSION, VectorSettings
 from msrec.data.schema import SparseFeature, load_schema, save_schema
 from msrec.launch.build_model import build_model
-from msrec.launch.config import RunConfig, load_config, save_config
-from msrec.launch.config_sections import LLMConfig
+from msrec.launch.config.llm_section import LLMConfig
+from msrec.launch.config.run_config import RunConfig, load_config, save_config
 from msrec.launch.distributed import Process, process_group
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files

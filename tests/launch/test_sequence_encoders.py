@@ -9,7 +9,7 @@ from trainings import config_of, fit, fit_partly_then_resume
 
 from msrec.data.histories.build import build_histories
 from msrec.data.schema import load_schema
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results

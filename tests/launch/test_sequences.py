@@ -20,7 +20,7 @@ from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.histories.build import build_histories
 from msrec.data.loading.batch import no_events
 from msrec.data.schema import SPLITS, load_schema
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results

@@ -23,7 +23,7 @@ from msrec.data.io.outputs import SCRATCH_MARK
 from msrec.data.loading.collator import Collator, Window
 from msrec.data.loading.id_transforms import RareIds
 from msrec.data.loading.split_reader import SplitReader
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import process_group
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predictions import load_predictions

@@ -14,7 +14,7 @@ from ranks import run_ranks
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.split import SplitChoice
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.calibrate import calibrate
 from msrec.launch.evaluation.evaluate import evaluate

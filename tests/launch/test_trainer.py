@@ -14,7 +14,7 @@ from tiny import replace_column, tiny_dataset, tiny_store
 from trainings import BOTH, config_of, fit, fit_partly_then_resume, weights
 
 from msrec.launch.checkpointing.checkpoint import Checkpoints
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process, process_group
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results

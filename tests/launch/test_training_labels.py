@@ -9,7 +9,7 @@ from trainings import fit, fit_partly_then_resume
 
 from msrec.data.schema import load_schema
 from msrec.launch.build_model import build_model
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results

@@ -12,7 +12,7 @@ from ranks import run_ranks
 from tiny import tiny_dataset, tiny_schema, tiny_store
 
 from msrec.data.schema import save_schema
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.trainer import Trainer
 

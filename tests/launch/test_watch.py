@@ -13,7 +13,7 @@ from ranks import run_ranks
 from tiny import tiny_dataset
 
 from msrec.data.features.vocabulary import Vocabulary, save_vocabularies
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.watch import watch

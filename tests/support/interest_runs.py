@@ -14,8 +14,8 @@ from msrec.data.histories.build import build_histories
 from msrec.data.llm.item_source.settings import source_settings
 from msrec.data.llm.store import VERSION, VectorSettings
 from msrec.data.schema import TextFields
-from msrec.launch.config import load_config
-from msrec.launch.config_sections import LLMConfig
+from msrec.launch.config.llm_section import LLMConfig
+from msrec.launch.config.run_config import load_config
 
 SOURCES = {"made": 12, "org/other": 9}
 """Source -> size of its vectors."""

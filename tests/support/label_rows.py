@@ -10,7 +10,7 @@ from tiny import tiny_dataset, tiny_schema
 from msrec.data.features.vocabulary import Vocabulary, save_vocabularies
 from msrec.data.labels import LabelOptions, LabelScale
 from msrec.data.schema import SPLITS, save_schema
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.trainer import Trainer
 

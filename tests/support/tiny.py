@@ -102,7 +102,7 @@ def tiny_store(dataset, store, dim=12, seed=0, llm=None, **changes):
     """All levels of a knowledge store with made-up vectors, for all keys but the last user's."""
     from msrec.data.llm.store import VERSION, VectorSettings, store_settings
     from msrec.data.llm.store_writer import StoreWriter
-    from msrec.launch.config_sections import LLMConfig
+    from msrec.launch.config.llm_section import LLMConfig
 
     llm = llm or LLMConfig()
     settings = store_settings(dataset, VectorSettings(**llm.encoding)) | {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.trainer import Trainer
 

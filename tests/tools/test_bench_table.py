@@ -6,7 +6,7 @@ import pytest
 from cells import made_cell, save_cell
 from tiny import tiny_dataset
 
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.model.backbones import BACKBONES
 from msrec.tools.cli.bench import BENCHMARK, bench_table
 from msrec.tools.experiment import runner

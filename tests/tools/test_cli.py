@@ -153,7 +153,7 @@ def test_a_value_error_from_inside_a_library_shows_its_stack(msrec, monkeypatch)
     def load_config(*args):
         return [].index("a fault of ours")
 
-    monkeypatch.setattr("msrec.launch.config.load_config", load_config)
+    monkeypatch.setattr("msrec.launch.config.run_config.load_config", load_config)
     status, _, told = msrec("train", "conf.yaml")
     assert status == 2
     assert "Traceback" in told

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from tiny import tiny_dataset, tiny_store
 
 from msrec.data.io.atomic_files import write_json
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.launch.evaluation.predictions import Commit, LabelRows, Predictions
 from msrec.launch.evaluation.results import LabelResults, slice_metrics
 from msrec.launch.evaluation.slices import EDGES, bucket_names, slice_rows

@@ -22,7 +22,7 @@ from trainings import fit, weights
 from msrec.data.io.atomic_files import write_text
 from msrec.data.schema import load_schema
 from msrec.launch.build_model import build_model
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader

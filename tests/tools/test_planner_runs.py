@@ -16,7 +16,7 @@ from torch import nn
 from trainings import config_of, fit
 
 from msrec.data.synthetic.random_rows import random_rows
-from msrec.launch.config import save_config
+from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.training.table_trace import trace_tables
 from msrec.launch.training.trainer import Trainer

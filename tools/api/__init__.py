@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from msrec.data.loading.batch import Batch
     from msrec.data.schema import Schema, Split
     from msrec.launch.calibration.calibration_file import Calibration, Method
-    from msrec.launch.config import RunConfig
+    from msrec.launch.config.run_config import RunConfig
     from msrec.launch.encoding.encode import EncodeResult
     from msrec.launch.evaluation.compare import Comparison
     from msrec.launch.evaluation.predict_files import PredictionSummary
@@ -234,7 +234,7 @@ def load_config(config: str | Path, overrides: Sequence[str] = ()) -> "RunConfig
         FileNotFoundError: the file does not exist.
         ValueError: a key is unknown (the nearest known ones are named) or a value is invalid.
     """
-    from msrec.launch.config import load_config as load
+    from msrec.launch.config.run_config import load_config as load
 
     return load(config, overrides)
 

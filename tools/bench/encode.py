@@ -15,7 +15,7 @@ from msrec.data.llm.prompts import user_prompts
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
-from msrec.launch.config import RunConfig, load_config
+from msrec.launch.config.run_config import RunConfig, load_config
 from msrec.tools.bench.harness.measure import compare_all, interleaved
 from msrec.tools.bench.harness.options import Repeats
 from msrec.tools.bench.harness.report import console, prepare, report

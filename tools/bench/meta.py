@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msrec.data.llm.store import VERSION, VectorSettings, store_settings
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.schema import load_schema
-from msrec.launch.config_sections import LLMConfig
+from msrec.launch.config.llm_section import LLMConfig
 from msrec.launch.distributed import process_group
 from msrec.model.layers.generated_linear import GeneratedLinear, make_codes
 from msrec.tools.bench.harness.measure import (

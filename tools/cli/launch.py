@@ -45,7 +45,7 @@ def _add_config_command(job: Literal["train", "encode"], about: str) -> None:
         wait: Wait = False,
     ) -> None:
         from msrec.launch.cluster.job_specs import encode_spec, train_spec
-        from msrec.launch.config import load_config
+        from msrec.launch.config.run_config import load_config
 
         make_spec = train_spec if job == "train" else encode_spec
         spec = make_spec(load_config(config, overrides or []))
@@ -108,7 +108,7 @@ def pipeline(
 ) -> None:
     """Encode, train, evaluate on the test split and report; finished stages are not repeated."""
     from msrec.launch.cluster.pipeline import run_pipeline
-    from msrec.launch.config import load_config
+    from msrec.launch.config.run_config import load_config
     from msrec.launch.console import wide_console
 
     resolved, target = load_config(config, overrides or []), _target(on, profiles, j)

@@ -52,7 +52,7 @@ def train(
 def _print_plan(config: Config, overrides: Overrides) -> None:
     from msrec.data.schema import load_schema
     from msrec.launch.build_model import plan_model
-    from msrec.launch.config import load_config
+    from msrec.launch.config.run_config import load_config
     from msrec.launch.distributed import process_group
     from msrec.launch.knowledge_inputs import KnowledgeInputs
     from msrec.launch.loaders import build_loader
@@ -90,7 +90,7 @@ def encode(
     With llm.items or llm.sources also the items, once per source.
     """
     # The frozen model's library takes a second to import, which no other command needs.
-    from msrec.launch.config import load_config
+    from msrec.launch.config.run_config import load_config
     from msrec.launch.encoding.job import encode_config, environment_rank
     from msrec.launch.encoding.progress import EncodeProgress, speed_line
     from msrec.launch.encoding.run_prompts import named_prompt

@@ -14,7 +14,7 @@ from msrec.data.io.atomic_files import write_json
 from msrec.data.io.outputs import FolderKind, emptied_folder
 from msrec.data.io.validation import StrictModel
 from msrec.data.schema import Split
-from msrec.launch.config import load_config, save_config
+from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import Results

@@ -14,7 +14,7 @@ from typing import TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from msrec.data.schema import SCHEMA_FILE
-from msrec.launch.config import RunConfig, load_config
+from msrec.launch.config.run_config import RunConfig, load_config
 from msrec.launch.console import PlainConsole
 from msrec.launch.reporting.result_tables import TITLES, format_value
 from msrec.model.metrics.definitions import MAIN_METRIC

@@ -13,7 +13,7 @@ from msrec.data.loading.quarantine import Policy, count_rows
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import COMMIT
 from msrec.launch.checkpointing.dcp_storage import INDEX
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.tools.fault_injection.killed_ranks import run_attempt
 
 

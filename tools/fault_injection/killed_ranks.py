@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.loading.batch import Batch
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process, quiet_libraries
 from msrec.launch.training.repeated_failure import forget_failures
 from msrec.launch.training.trainer import Trainer

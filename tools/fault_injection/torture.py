@@ -16,7 +16,7 @@ from msrec.data.loading.global_order import GlobalOrder
 from msrec.data.loading.loader import open_loader
 from msrec.data.schema import load_schema
 from msrec.launch.checkpointing.dcp_storage import read_tensors
-from msrec.launch.config import RunConfig, load_config
+from msrec.launch.config.run_config import RunConfig, load_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
 from msrec.tools.fault_injection.damaged_files import (

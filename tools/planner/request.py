@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
 
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
 from msrec.model.distributed.sharding import TableOptimizer, TableSharding
 from msrec.tools.planner.hardware import Hardware

@@ -13,7 +13,7 @@ from msrec.data.loading.batch import Batch
 from msrec.data.loading.loader import Loader
 from msrec.data.schema import load_schema
 from msrec.launch.build_model import build_model
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader

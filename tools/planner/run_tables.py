@@ -8,7 +8,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.loading.batch import ITEM, Batch
 from msrec.data.loading.loader import Loader
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.model.distributed.sharding import frozen_tables
 from msrec.model.ranker import RankerTrain
 from msrec.tools.planner.tables import Sharding, TableLoad

@@ -14,7 +14,7 @@ from msrec.data.io.outputs import check_output, new_folder
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import local_path
 from msrec.data.schema import Schema
-from msrec.launch.config import RunConfig, load_config
+from msrec.launch.config.run_config import RunConfig, load_config
 from msrec.launch.evaluation.predictions import PREDICTIONS, Commit, load_predictions, write_commit
 from msrec.launch.evaluation.results import (
     ResultHistory,

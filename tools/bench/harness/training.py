@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from msrec.data.loading.batch import Batch
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.launch.distributed import Process
 from msrec.launch.loaders import build_loader
 from msrec.launch.training.progress import Progress

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from msrec.data.io.names import module_name
 from msrec.data.io.validation import first_error
 from msrec.data.io.yaml_files import parse_yaml, read_yaml
-from msrec.launch.config import RunConfig, load_config, with_overrides
+from msrec.launch.config.run_config import RunConfig, load_config, with_overrides
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
 from msrec.model.distributed.sharding import TableOptimizer
 from msrec.tools.planner.command.plan_options import PlanOptions

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
 from msrec.data.io.yaml_files import write_yaml
-from msrec.launch.config import load_config
+from msrec.launch.config.run_config import load_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
 from msrec.launch.training.table_trace import TRACE_FILE

@@ -16,7 +16,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing.spawn import spawn
 
 from msrec.data.io.atomic_files import write_json, write_text
-from msrec.launch.config import RunConfig
+from msrec.launch.config.run_config import RunConfig
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import process_group
 from msrec.launch.reporting.plan_table import format_bytes

@@ -18,21 +18,18 @@ from msrec.data.io.paths import AnyPath, refuse_secrets, to_path
 from msrec.data.io.validation import Seed, StrictModel
 from msrec.data.io.yaml_files import MAX_DEPTH, parse_yaml, read_yaml, write_yaml
 from msrec.data.loading.quarantine import Policy
-from msrec.launch.backbone_config import BACKBONE_OPTIONS, BackboneConfig
-from msrec.launch.config_sections import (
+from msrec.launch.config.backbone_section import BACKBONE_OPTIONS, BackboneConfig
+from msrec.launch.config.llm_section import LLMConfig, LocalPath
+from msrec.launch.config.model_sections import (
     EmbeddingsConfig,
     HistoryConfig,
     InteractionConfig,
     InterestConfig,
-    LLMConfig,
     LLMFeatureConfig,
-    LocalPath,
     MetaConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
     SequenceConfig,
-    TrainerConfig,
 )
+from msrec.launch.config.training_sections import ObjectiveConfig, OptimizerConfig, TrainerConfig
 from msrec.model.backbones import BACKBONES
 
 DEFAULT_BACKBONE = "shared_bottom"
