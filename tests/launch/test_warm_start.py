@@ -47,7 +47,9 @@ def begun(rank, world_size, config):
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
     trainer.resume()
     trainer.model.eval()
-    logits = torch.cat([o.logits[:, 0] for o in trainer.pipeline.outcomes(trainer.valid.batches())])
+    logits = torch.cat(
+        [o.outputs[:, 0] for o in trainer.pipeline.outcomes(trainer.valid.batches())]
+    )
     tables = {}
     for name, value in trainer.model.state_dict().items():
         for shard in value.local_shards() if hasattr(value, "local_shards") else []:

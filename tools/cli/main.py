@@ -9,7 +9,7 @@ import typer
 
 from msrec.data.io.names import visible
 from msrec.data.io.paths import redacted, refuse_secrets
-from msrec.tools.cli import data, evaluation, plan, serving, studies, training
+from msrec.tools.cli import data, evaluation, plan, reports, serving, studies, training
 from msrec.tools.cli.arguments import take_local_paths
 from msrec.tools.cli.bench import bench_app
 from msrec.tools.cli.convert import convert_app
@@ -28,7 +28,7 @@ PANELS: dict[str, tuple[Any, ...]] = {
     "Training": (training.encode, training.train, training.track),
     "Evaluation": (
         *(evaluation.evaluate, evaluation.compare, evaluation.calibrate, evaluation.predict),
-        *(evaluation.report, evaluation.explain, evaluation.drift),
+        *(reports.report, reports.explain, reports.drift),
     ),
     "Serving": (serving.export, serving.score, serving.serve),
     "Planning and launching": (plan.plan, launch_app),
