@@ -12,7 +12,7 @@ from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.build_model import build_sharded
-from msrec.launch.calibration.calibration_file import Calibration, load_calibration
+from msrec.launch.calibration.calibration_file import Calibration, Method, load_calibration
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT
 from msrec.launch.checkpointing.loading import load_checkpoint
@@ -40,6 +40,11 @@ class TrainedRun:
     checkpoint: str
     scored: ScoredDataset
     calibration: Calibration | None = None
+
+    @property
+    def calibration_method(self) -> Method | None:
+        """Method by which the scores of binary labels are calibrated; None if they are not."""
+        return None if self.calibration is None else self.calibration.method
 
 
 class RunPath(NamedTuple):

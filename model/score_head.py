@@ -18,8 +18,8 @@ class ScoreHead(nn.Module):
     Shape:
         outputs: (B, T), float.
         scenario: (B,), int64.
-        returns: (B, len(columns)), float: probabilities, values of regression labels in their unit,
-            and the combined score last.
+        returns: (B, T), or (B, T + 1) with a formula, float: probabilities, values of regression
+            labels in their unit, and the combined score last.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ def predict(run: TrainedRun, loader: Loader, process: Process, split: Split, out
             reasons=count_reasons(excluded),
             labels=run_labels(run.config, run.schema),
             combined=run.config.objective.score,
-            calibration=None if run.calibration is None else run.calibration.method,
+            calibration=run.calibration_method,
         )
         write_commit(out, commit)
     dist.barrier()

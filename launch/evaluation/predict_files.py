@@ -177,7 +177,7 @@ def predict_files(
         "unscored": summary.unscored,
         "labels": scores.labels,
         "combined": run.config.objective.score,
-        "calibration": None if run.calibration is None else run.calibration.method,
+        "calibration": run.calibration_method,
     }
     write_json(out / COMMIT_FILE, commit)
     return summary

@@ -1,19 +1,16 @@
 """Plotly figures of a report, as plain dicts; the page adds the colours of its theme."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from msrec.data.labels import LabelKind
 from msrec.launch.training.metric_log import WATCHED, MetricLog, Points
-from msrec.model.metrics.definitions import Floats
+from msrec.model.metrics.definitions import MAIN_METRIC, Floats, parse_metric_name
 
 PALETTE = ("#3b82c4", "#e07b39", "#3aa17e", "#c06bb0", "#c9a227", "#7d8fa9")
 GREY = "#8a8f98"
 MAX_SCENARIOS = 12
 """Most scenarios with a curve each, or with numbers in a heat map."""
-OF_LABEL = re.compile(r"(?P<metric>auc|rmse)/label=(?P<label>.*)/all")
-"""Names of the main metrics of further labels in logs, see `metric_name`."""
 Trace = dict[str, Any]
 
 
@@ -61,10 +58,13 @@ def training_figures(logs: Mapping[str, MetricLog]) -> list[Figure]:
     ]
     logged = dict.fromkeys(metric for log in logs.values() for metric in log.metrics("valid"))
     for metric in logged:
-        if match := OF_LABEL.fullmatch(metric):
-            title = match["metric"].upper()
-            caption = f"{title} of {match['label']} in all rows by step."
-            shown.append((f"{title} of {match['label']}", caption, title, metric, metric))
+        parts = parse_metric_name(metric)
+        if parts is None or parts.label is None or parts.scenario is not None:
+            continue
+        if parts.metric in MAIN_METRIC.values():
+            title = parts.metric.upper()
+            caption = f"{title} of {parts.label} in all rows by step."
+            shown.append((f"{title} of {parts.label}", caption, title, metric, metric))
     for name, caption, axis, trained, metric in shown:
         traces: list[Trace] = []
         for number, (run, log) in enumerate(logs.items()):

@@ -23,7 +23,6 @@ from msrec.launch.reporting.figures import (
 )
 from msrec.launch.reporting.page import Block, DataTable, Details, Figures, Section
 from msrec.launch.reporting.result_tables import (
-    OF_IMPRESSIONS,
     all_metrics_rows,
     by_group,
     format_metric,
@@ -36,6 +35,7 @@ from msrec.model.metrics.curves import (
     score_distribution,
     value_distribution,
 )
+from msrec.model.metrics.definitions import OF_IMPRESSIONS
 
 
 def result_sections(

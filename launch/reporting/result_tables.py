@@ -9,7 +9,7 @@ from msrec.data.labels import LabelKind
 from msrec.launch.calibration.calibration_file import ALL, Calibration
 from msrec.launch.evaluation.results import Results
 from msrec.launch.reporting.page import Rows
-from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
+from msrec.model.metrics.definitions import OF_IMPRESSIONS, Metrics, ScenarioMetrics
 
 UNDEFINED = "undefined"
 SHORT_FROM = 10
@@ -20,7 +20,6 @@ MAIN_METRICS: dict[LabelKind, tuple[str, ...]] = {
 }
 MORE_METRICS = ("rig", "calibration_error", "average_precision", "gauc_by_user", "ndcg", "recall")
 RANKINGS = ("auc", "gauc", "ndcg", "recall")
-OF_IMPRESSIONS = ("gauc_by_impression", "ndcg_by_impression")
 COUNTS = ("positives", "users", "users_left_out", "users_ranked")
 OTHER_COUNTS = ("impressions", "impressions_left_out", "missing")
 TITLES = {

@@ -134,7 +134,7 @@ def _new_manifest(
         labels=model.head.labels,
         scores=score_columns(model.head),
         combined=run.config.objective.score,
-        calibration=None if run.calibration is None else run.calibration.method,
+        calibration=run.calibration_method,
         versions=package_versions(),
         cpu=cpu_kind(),
         parity=None,

@@ -7,18 +7,21 @@ from typing import NamedTuple
 import numpy as np
 import torch.distributed as dist
 
+from msrec.data.labels import LabelKind
 from msrec.model.metrics.definitions import (
     DIRECTION,
+    MAIN_METRIC,
+    OF_IMPRESSIONS,
+    OF_REGRESSION,
     Array,
     ScenarioMetrics,
     metric_name,
+    parse_metric_name,
 )
 from msrec.model.metrics.exact import Grouping, ScoreKind, sort_rows
 from msrec.model.ranker import Outcome
 from msrec.model.tasks import Task, TaskScales
 
-REGRESSION = ("mae", "rmse", "spearman", "quantile_calibration_error")
-BY_IMPRESSION = ("gauc_by_impression", "ndcg_by_impression")
 STREAMING = ("auc", "log_loss", "ne", "rig", "mae", "rmse")
 """Metrics that the validation computes without keeping its rows."""
 
@@ -51,24 +54,32 @@ def choose_metric(
     Raises:
         ValueError: there is no such metric, or it has no better direction.
     """
-    known = {
-        metric_name(metric, scenario, task.name if number else None): (metric, number)
-        for number, task in enumerate(tasks)
-        for metric in DIRECTION
-        for scenario in (None, *scenarios)
-        if (metric in REGRESSION) != task.is_binary and metric not in BY_IMPRESSION
-    }
+    kinds: list[LabelKind] = ["binary" if task.is_binary else "regression" for task in tasks]
     if name is None:
-        name = metric_name("auc" if tasks[0].is_binary else "rmse")
-    full = name if name in known else f"{name}/all"
-    if full not in known:
-        near = difflib.get_close_matches(name, known, n=5) or list(known)[:5]
-        raise ValueError(
-            f"trainer.metric must be a metric of a label of the run, of all rows or of a scenario; "
-            f"got {name!r}, near it are {', '.join(near)}."
-        )
-    metric, task = known[full]
-    return ChosenMetric(full, metric, task, DIRECTION[metric])
+        name = metric_name(MAIN_METRIC[kinds[0]])
+    parts = parse_metric_name(name) or parse_metric_name(f"{name}/all")
+    if parts is not None and (parts.scenario is None or parts.scenario in scenarios):
+        labels = [None, *(task.name for task in tasks[1:])]
+        number = labels.index(parts.label) if parts.label in labels else None
+        if number is not None and parts.metric in _metrics(kinds[number]):
+            return ChosenMetric(metric_name(*parts), parts.metric, number, DIRECTION[parts.metric])
+    known = [
+        metric_name(metric, label=task.name if number else None)
+        for number, task in enumerate(tasks)
+        for metric in _metrics(kinds[number])
+    ]
+    near = difflib.get_close_matches(name, known, n=5) or known[:5]
+    raise ValueError(
+        f"trainer.metric must be a metric of a label of the run, of all rows or of a scenario; "
+        f"got {name!r}, near it are {', '.join(near)}."
+    )
+
+
+def _metrics(kind: LabelKind) -> list[str]:
+    """Returns the metrics of a label that have a direction and need no impressions."""
+    of_regression = kind == "regression"
+    names = [n for n in DIRECTION if (n in OF_REGRESSION) == of_regression]
+    return [n for n in names if n not in OF_IMPRESSIONS]
 
 
 class ValidationRows:

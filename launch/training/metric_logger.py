@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from msrec.launch.console import PlainConsole
 from msrec.launch.distributed import Process
 from msrec.launch.training.metric_log import LOG_FILE
+from msrec.model.metrics.definitions import MAIN_METRIC, metric_name, parse_metric_name
 
 logger = logging.getLogger(__name__)
 
@@ -118,17 +119,20 @@ class MetricLogger:
 def _summary(metrics: Mapping[str, float], by_scenario: bool = False) -> str:
     """Returns the AUC of each binary label and the RMSE of each regression label, in one line."""
     parts = []
-    prefixes = ["", *sorted({n.split("/")[1] + "/" for n in metrics if n.count("/") == 2})]
-    for prefix in prefixes:
-        metric = "auc" if f"log_loss/{prefix}all" in metrics else "rmse"
-        label = prefix.removeprefix("label=").removesuffix("/")
-        value = metrics.get(f"{metric}/{prefix}all")
+    names = [parsed for name in metrics if (parsed := parse_metric_name(name)) is not None]
+    for label in (None, *sorted({name.label for name in names if name.label is not None})):
+        is_binary = metric_name("log_loss", label=label) in metrics
+        metric = MAIN_METRIC["binary" if is_binary else "regression"]
+        value = metrics.get(metric_name(metric, label=label))
         shown = f"{metric.upper()} undefined" if value is None else f"{metric.upper()} {value:.4f}"
-        parts.append(f"{label} {shown}".lstrip())
-        if by_scenario and not prefix:
-            start = f"{metric}/scenario="
-            values = [(n.removeprefix(start), v) for n, v in metrics.items() if n.startswith(start)]
-            parts.append(f"({'  '.join(f'{name} {value:.4f}' for name, value in values)})")
-            if metric == "auc":
+        parts.append(f"{label or ''} {shown}".lstrip())
+        if by_scenario and label is None:
+            of_scenarios = [
+                f"{scenario} {metrics[metric_name(metric, scenario)]:.4f}"
+                for name, scenario, of_label in names
+                if name == metric and scenario is not None and of_label is None
+            ]
+            parts.append(f"({'  '.join(of_scenarios)})")
+            if is_binary:
                 parts.append(f"log loss {metrics['log_loss/all']:.4f}")
     return "  ".join(parts)

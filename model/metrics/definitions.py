@@ -1,8 +1,9 @@
 """Definitions of the metrics: names, meanings, and formulas of those that are sums of losses."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,9 @@ class Metrics:
     intervals: dict[str, Interval] = field(default_factory=dict)
 
 
+_METRIC_NAME = re.compile(
+    r"(?P<metric>\w+)(/label=(?P<label>.*?))?/(all|scenario=(?P<scenario>.*))", re.DOTALL
+)
 METRIC_NAMES = tuple(f.name for f in fields(Metrics) if f.name != "intervals")
 HIGHER_IS_BETTER = (
     *("auc", "average_precision", "rig", "gauc", "gauc_by_user", "ndcg", "recall"),
@@ -97,6 +101,9 @@ LOWER_IS_BETTER = (
 )
 DIRECTION = dict.fromkeys(HIGHER_IS_BETTER, 1) | dict.fromkeys(LOWER_IS_BETTER, -1)
 """Metric -> 1 if higher is better, -1 if lower is better."""
+OF_IMPRESSIONS = ("gauc_by_impression", "ndcg_by_impression")
+OF_REGRESSION = ("mae", "rmse", "spearman", "quantile_calibration_error")
+"""Metrics of regression labels; those that have a direction and are not here are of binary ones."""
 MAIN_METRIC: dict[LabelKind, str] = {"binary": "auc", "regression": "rmse"}
 """Kind of a label -> metric that is compared if none is named."""
 
@@ -120,7 +127,7 @@ class ScenarioMetrics:
 
 
 def metric_name(metric: str, scenario: str | None = None, label: str | None = None) -> str:
-    """Returns the name of a metric in logs and curves; the only place that forms it.
+    """Returns the name of a metric in logs and curves; `parse_metric_name` is its inverse.
 
     Args:
         metric: field of `Metrics`.
@@ -133,6 +140,25 @@ def metric_name(metric: str, scenario: str | None = None, label: str | None = No
     """
     of_label = metric if label is None else f"{metric}/label={label}"
     return f"{of_label}/all" if scenario is None else f"{of_label}/scenario={scenario}"
+
+
+class MetricName(NamedTuple):
+    """Parts of a metric's name in logs, as the arguments of `metric_name`."""
+
+    metric: str
+    scenario: str | None
+    label: str | None
+
+
+def parse_metric_name(name: str) -> MetricName | None:
+    """Returns the parts of a name in logs; None for other values, such as `loss`.
+
+    Example:
+        >>> parse_metric_name("rmse/label=a/b/scenario=feed")
+        MetricName(metric='rmse', scenario='feed', label='a/b')
+    """
+    match = _METRIC_NAME.fullmatch(name)
+    return None if match is None else MetricName(*match.group("metric", "scenario", "label"))
 
 
 def loss_metrics(weight: Floats, clicked: Floats, loss: Floats, score: Floats) -> dict[str, Floats]:

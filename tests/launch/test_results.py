@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
+from terminal_text import shown
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
@@ -57,14 +57,6 @@ def write(folder, parts, rows=None, **commit):
 def halves(table):
     """Returns the rows of rank 0 and of rank 1: every second row each."""
     return [{name: values[rank::2] for name, values in table.items()} for rank in (0, 1)]
-
-
-def shown(*tables):
-    console = Console(width=200)
-    with console.capture() as capture:
-        for table in tables:
-            console.print(table)
-    return capture.get()
 
 
 def test_parts_of_two_ranks_give_the_metrics_of_all_rows(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from label_rows import LABELS, labelled_config, labelled_dataset, train_labelled
 from ranks import run_ranks
-from rich.console import Console
+from terminal_text import shown
 
 from msrec.launch.calibration import fitting
 from msrec.launch.calibration.calibration_file import read_calibration
@@ -104,14 +104,6 @@ def predicted(rank, world_size, run_dir, out):
     process = process_of(rank, world_size)
     data = [run_dir.parent / "tiny/test"]
     return predict_files(open_run(run_dir, process), process, data, out)
-
-
-def shown(*tables):
-    console = Console(width=200)
-    with console.capture() as capture:
-        for table in tables:
-            console.print(table)
-    return capture.get()
 
 
 def test_the_table_and_the_report_show_the_errors(run, calibration, tmp_path):

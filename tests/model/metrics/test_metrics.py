@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, log_loss, ndcg_score, roc_a
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 from torchmetrics.retrieval import RetrievalNormalizedDCG, RetrievalRecall
 
-from msrec.model.metrics.definitions import metric_name
+from msrec.model.metrics.definitions import metric_name, parse_metric_name
 from msrec.model.metrics.exact import MetricOptions, exact_metrics
 from msrec.model.metrics.streaming import HistogramMetrics
 
@@ -324,3 +324,14 @@ def test_metrics_import_without_torch():
     modules = "msrec.model.metrics.streaming, msrec.launch.evaluation.results"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("metric", ["auc", "combined_ndcg"])
+@pytest.mark.parametrize("scenario", [None, "feed", "a/b", "x/all", "label=y/all", ""])
+@pytest.mark.parametrize("label", [None, "like", "rating>1", "a/b", "a/all", "x=y"])
+def test_a_name_in_logs_has_the_parts_it_was_formed_of(metric, scenario, label):
+    assert parse_metric_name(metric_name(metric, scenario, label)) == (metric, scenario, label)
+
+
+def test_other_values_in_logs_are_no_metrics():
+    assert [parse_metric_name(name) for name in ("loss", "rows_per_s", "auc", "/all")] == [None] * 4
