@@ -5,7 +5,7 @@ it. A model learns a regression label on a scale of mean 0 and standard deviatio
 clipped, transformed (by `log(1 + value)`, or to its rank among the training rows) and standardised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -80,6 +80,11 @@ class LabelOptions(StrictModel):
         return self.optional or self.exists_where is not None
 
 
+def options_of(options: Mapping[str, LabelOptions], label: str) -> LabelOptions:
+    """Returns the options of a label; those of a binary label that every row has by default."""
+    return options.get(label, LabelOptions())
+
+
 def check_labels(labels: Sequence[str], options: dict[str, LabelOptions]) -> None:
     """Refuses options that do not fit a list of labels.
 
@@ -91,19 +96,17 @@ def check_labels(labels: Sequence[str], options: dict[str, LabelOptions]) -> Non
         raise ValueError(
             f"label options must be of labels ({', '.join(labels)}); got {unknown[0]!r}"
         )
-    first = options.get(labels[0], LabelOptions())
+    first = options_of(options, labels[0])
     if first.kind != "binary" or first.may_be_missing:
         raise ValueError(
             f"the first label must be binary and exist in every row; {labels[0]!r} does not. List "
             "such a label first"
         )
     for position, name in enumerate(labels):
-        parent = options[name].exists_where if name in options else None
+        parent = options_of(options, name).exists_where
         if parent is None:
             continue
-        earlier = [
-            each for each in labels[:position] if options.get(each, LabelOptions()).kind == "binary"
-        ]
+        earlier = [n for n in labels[:position] if options_of(options, n).kind == "binary"]
         if parent not in earlier:
             raise ValueError(
                 f"label {name!r} must exist where an earlier binary label is 1 "
@@ -115,7 +118,7 @@ def weight_columns(
     row_weight: str | None, labels: Sequence[str], options: dict[str, LabelOptions]
 ) -> list[str]:
     """Returns the columns with weights, of rows and of labels, each once."""
-    of_labels = [options[name].weight for name in labels if name in options]
+    of_labels = [options_of(options, name).weight for name in labels]
     return list(dict.fromkeys(name for name in (row_weight, *of_labels) if name))
 
 

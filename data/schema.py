@@ -24,7 +24,7 @@ from msrec.data.io.names import check_name, module_name
 from msrec.data.io.paths import AnyPath, is_file, to_path
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.io.yaml_files import read_yaml, write_yaml
-from msrec.data.labels import LabelOptions, check_labels, weight_columns
+from msrec.data.labels import LabelOptions, check_labels, options_of, weight_columns
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -194,7 +194,7 @@ class Schema(StrictModel):
 
     def label(self, name: str) -> LabelOptions:
         """Returns the options of a label."""
-        return self.label_options.get(name, LabelOptions())
+        return options_of(self.label_options, name)
 
     @property
     def weights(self) -> list[str]:

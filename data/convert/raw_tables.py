@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
-from msrec.data.labels import LabelOptions, weight_columns
+from msrec.data.labels import LabelOptions, options_of, weight_columns
 from msrec.data.schema import ID_KEYS, Scenario, TextFields
 
 Progress = Callable[[str, int, int], None]
@@ -122,7 +122,7 @@ class RawTables:
 
     def label(self, name: str) -> LabelOptions:
         """Returns the options of a label."""
-        return self.label_options.get(name, LabelOptions())
+        return options_of(self.label_options, name)
 
     @property
     def weights(self) -> list[str]:
