@@ -12,7 +12,8 @@ from msrec.data.features.vocabulary_alignment import VocabularyAlignment
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.build_model import build_sharded
-from msrec.launch.calibration.calibration_file import Calibration, Method, load_calibration
+from msrec.launch.calibration.calibration_file import Calibration, Method
+from msrec.launch.calibration.checkpoint_calibration import load_calibration
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT
 from msrec.launch.checkpointing.loading import load_checkpoint

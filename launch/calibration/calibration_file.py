@@ -1,20 +1,12 @@
 """Calibration of a checkpoint: `calibration.json` in its run folder."""
 
-import logging
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
-from torch import nn
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.validation import StrictModel, first_error
-from msrec.launch.checkpointing.commit import COMMIT
-from msrec.model.calibration import IsotonicCalibration, PlattCalibration
-
-logger = logging.getLogger(__name__)
 
 CALIBRATION_FILE = "calibration.json"
 ALL = "all"
@@ -78,29 +70,6 @@ class Calibration(StrictModel):
     errors: dict[str, dict[str, Errors]] = {}
     """Split -> label -> calibration errors before and after."""
 
-    def module(self, labels: Sequence[str]) -> nn.Module:
-        """Returns a module that maps the scores (B, T) of some labels, see `model.calibration`."""
-        maps = [
-            [self._map(self.labels.get(label), scenario) for label in labels]
-            for scenario in self.scenarios
-        ]
-        if self.method == "isotonic":
-            return IsotonicCalibration(
-                [[(m.x, m.y) if isinstance(m, IsotonicMap) else None for m in row] for row in maps]
-            )
-        return PlattCalibration(
-            [[(m.a, m.b) if isinstance(m, PlattMap) else None for m in row] for row in maps]
-        )
-
-    @staticmethod
-    def _map(label: LabelCalibration | None, scenario: str) -> ScoreMap | None:
-        return None if label is None else label.scenarios.get(scenario, label.all)
-
-
-def commit_crc32(checkpoint: Path) -> int:
-    """Returns the checksum by which a calibration recognises its checkpoint."""
-    return zlib.crc32((checkpoint / COMMIT).read_bytes())
-
 
 def save_calibration(calibration: Calibration, run_dir: Path) -> Path:
     """Writes `calibration.json` in one step."""
@@ -121,38 +90,3 @@ def read_calibration(run_dir: Path) -> Calibration | None:
         return Calibration.model_validate_json(path.read_text())
     except ValidationError as error:
         raise ValueError(f"{path}: {first_error(error)}.") from None
-
-
-def load_calibration(
-    run_dir: Path, checkpoint: Path, scenarios: Sequence[str], *, is_best: bool
-) -> Calibration | None:
-    """Reads the calibration of a checkpoint; None if the run has none.
-
-    A calibration of another checkpoint is refused for the best checkpoint. For a checkpoint that
-    was chosen by name there is none then, and a warning says so.
-
-    Args:
-        run_dir: a run folder.
-        checkpoint: the checkpoint whose scores are to be calibrated.
-        scenarios: names of the run's scenarios.
-        is_best: whether the checkpoint is the one with the best validation.
-
-    Raises:
-        ValueError: the file is broken, or belongs to another checkpoint or other scenarios.
-    """
-    calibration, path = read_calibration(run_dir), run_dir / CALIBRATION_FILE
-    if calibration is None:
-        return None
-    owner = (calibration.checkpoint, calibration.commit_crc32, calibration.scenarios)
-    if owner == (checkpoint.name, commit_crc32(checkpoint), list(scenarios)):
-        return calibration
-    if is_best:
-        raise ValueError(
-            f"{path} must belong to the best checkpoint, {checkpoint.name}; it was fitted on "
-            f"another one, {calibration.checkpoint}. Run `msrec calibrate` again, or delete it."
-        )
-    logger.warning(
-        "%s belongs to %s: scores of %s are not calibrated",
-        *(path, calibration.checkpoint, checkpoint),
-    )
-    return None

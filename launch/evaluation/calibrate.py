@@ -12,9 +12,9 @@ from msrec.launch.calibration.calibration_file import (
     Errors,
     LabelCalibration,
     Method,
-    commit_crc32,
     save_calibration,
 )
+from msrec.launch.calibration.checkpoint_calibration import calibration_module, commit_crc32
 from msrec.launch.calibration.fitting import fit_label
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.distributed import Process, exclusive_job
@@ -103,7 +103,7 @@ def calibration_errors(
         calibration: its maps are applied.
     """
     commit = predictions.commit
-    module = calibration.module(commit.labels)
+    module = calibration_module(calibration, commit.labels)
     scores = torch.from_numpy(np.stack([rows.score for rows in predictions.labels], axis=1))
     mapped = module(scores, torch.from_numpy(predictions.scenario)).numpy()
     scenarios = Grouping([scenario.name for scenario in schema.scenarios], predictions.scenario)

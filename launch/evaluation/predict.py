@@ -18,6 +18,7 @@ from msrec.data.loading.loader import Loader
 from msrec.data.loading.quarantine import BadRows, count_reasons, count_rows
 from msrec.data.schema import Schema, Split
 from msrec.launch.batch_pipeline import BatchPipeline
+from msrec.launch.calibration.checkpoint_calibration import calibration_module
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predictions import (
     COMBINED,
@@ -88,7 +89,7 @@ def score_head(run: TrainedRun) -> ScoreHead:
     scales = unwrapped(run.model).loss.scales
     calibration = None
     if run.calibration is not None:
-        calibration = run.calibration.module([task.name for task in scales.tasks])
+        calibration = calibration_module(run.calibration, [task.name for task in scales.tasks])
     return ScoreHead(scales, calibration, combined_score(run.config, run.schema))
 
 

@@ -12,6 +12,7 @@ from terminal_text import shown
 
 from msrec.launch.calibration import fitting
 from msrec.launch.calibration.calibration_file import read_calibration
+from msrec.launch.calibration.checkpoint_calibration import calibration_module
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.calibrate import calibrate
 from msrec.launch.evaluation.evaluate import evaluate
@@ -81,7 +82,7 @@ def test_evaluate_and_predict_apply_the_maps(run, calibration, tmp_path):
     raw = load_predictions(run / "predictions/uncalibrated/test")
     results = run_ranks(evaluated, 1, run)[0]
     found = load_predictions(run / "predictions/test")
-    module = calibration.module(LABELS)
+    module = calibration_module(calibration, LABELS)
     scores = torch.from_numpy(np.stack([rows.score for rows in raw.labels], axis=1))
     expected = module(scores, torch.from_numpy(raw.scenario)).numpy()
     for number, rows in enumerate(found.labels):
