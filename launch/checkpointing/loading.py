@@ -11,7 +11,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.launch.checkpointing.commit import verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
-from msrec.model.distributed.optimizers import accumulator
+from msrec.model.distributed.optimizers import init_state
 from msrec.model.frozen_items import without_frozen
 
 
@@ -42,9 +42,7 @@ def load_checkpoint(
     if metrics:
         values["metrics"] = dict(metrics)
     if optimizer is not None:
-        if (accumulating := accumulator(optimizer)) is not None:
-            accumulating.init_states()
-        optimizer.init_state(set())  # otherwise DCP silently skips Adam's moments
+        init_state(optimizer)  # otherwise DCP silently skips Adam's moments
         settings = optimizer.state_dict()
         values["optim"] = without_frozen(settings["state"])
     _check_keys(path, values["model"])
@@ -55,18 +53,15 @@ def load_checkpoint(
     return state
 
 
-def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each tensor of the model that a checkpoint holds."""
-    prefix = "model."
-    return {
-        name.removeprefix(prefix): tuple(entry["size"])
-        for name, entry in read_index(path).items()
-        if name.startswith(prefix)
-    }
+def saved_shapes(path: Path, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor of a checkpoint whose name starts with a prefix."""
+    index = read_index(path)
+    return {n: tuple(entry["size"]) for n, entry in index.items() if n.startswith(prefix)}
 
 
 def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
-    saved = saved_shapes(path)
+    prefix = "model."
+    saved = {n.removeprefix(prefix): shape for n, shape in saved_shapes(path, prefix).items()}
     missing = sorted(model_state.keys() - saved.keys())
     extra = sorted(saved.keys() - model_state.keys())
     if missing or extra:

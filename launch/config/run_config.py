@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 
@@ -45,6 +45,7 @@ NEW_RUN = FolderKind(
     ),
 )
 """What a run folder may hold before its config; people keep the files of their configs there."""
+Strictness = bool | Literal["grown"]
 DatasetPath = Annotated[
     AnyPath, PlainValidator(to_path, json_schema_input_type=str), PlainSerializer(str)
 ]
@@ -69,9 +70,12 @@ class RunConfig(StrictModel):
     init_from: LocalPath | None = None
     """Run folder (for its best checkpoint) or checkpoint with the initial weights of a new run.
     A run that resumes ignores it."""
-    strict: bool = True
-    """Require that `init_from` has the tensors of this model and no others; false loads those that
-    fit."""
+    init_optimizer: bool = False
+    """Also take the optimizer state of `init_from`, as far as its weights are taken; new rows of a
+    table start at zero. False starts with a new optimizer."""
+    strict: Strictness = True
+    """Require that `init_from` has the tensors of this model and no others. `grown` allows tables
+    to have more rows, whose old values must have kept their rows; false loads what fits."""
     scale: float = Field(1.0, gt=0, le=1)
     """Share of the rows of each table to keep, with ids taken modulo the new size, to try a model
     that does not fit into memory. Tables of up to 1,000 rows keep their size."""

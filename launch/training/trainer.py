@@ -113,7 +113,7 @@ class Trainer:
             config = self.config
             init_item_table(config, self.schema, self.knowledge, self.model, self.plan)
             if config.init_from is not None:
-                warm_start(config.init_from, self.model, config.strict, config.run_dir)
+                warm_start(config, self.model, self.optimizer)
             return Progress(order=order, metric=self._metric.name)
         counts = self._unlogged.empty_counts()
         gradients = self._gradients()

@@ -1,41 +1,60 @@
-"""Starts a run with the weights of another run, as far as they fit, and reports each tensor."""
+"""Starts a run with the weights of another run, as far as they fit, and reports each tensor.
 
+With `init_optimizer` it also takes the optimizer state.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 from rich.table import Table
 from torch import nn
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata
-from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed.checkpoint.state_dict_loader import load
+from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.io.atomic_files import write_json
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import JsonReader
+from msrec.launch.checkpointing.grown_rows import copy_first_rows, empty_rows
 from msrec.launch.checkpointing.loading import saved_shapes
+from msrec.launch.config.run_config import RunConfig, Strictness
 from msrec.launch.console import PlainConsole
+from msrec.launch.daily.kept_rows import require_kept_rows
+from msrec.model.distributed.collectives import from_rank_0
+from msrec.model.distributed.optimizers import init_state
 from msrec.model.frozen_items import without_frozen
 
+INIT_FILE = "init_from.json"
+"""File of a run folder with the use of each tensor."""
 Action = Literal["taken", "grown", "left", "new", "unused"]
 MEANING: dict[Action, str] = {
     "taken": "as it was saved",
     "grown": "first rows as they were saved, the rows after them as initialised",
-    "left": "as initialised: the saved one has another shape",
+    "left": "as initialised: the saved one does not fit",
     "new": "as initialised: the checkpoint has none",
     "unused": "only in the checkpoint",
 }
+ACCEPTED: dict[Strictness, tuple[Action, ...]] = {
+    True: ("taken",),
+    "grown": ("taken", "grown"),
+    False: ("taken", "grown", "left", "new", "unused"),
+}
+"""`strict` -> actions that it accepts."""
 Shape = tuple[int, ...]
+WEIGHT, STATE = "model.", "optim."
+"""Beginnings of names in a checkpoint, of weights and of optimizer state."""
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """Use of one tensor; a shape is None on the side that does not have the tensor."""
+    """Use of one tensor; a shape is None on the side that does not have the tensor.
+
+    Names of optimizer state begin with `optim.`.
+    """
 
     name: str
     action: Action
@@ -43,32 +62,61 @@ class TensorReport:
     here: Shape | None
 
 
-def warm_start(source: Path, model: nn.Module, strict: bool, run_dir: Path) -> None:
+def warm_start(config: RunConfig, model: nn.Module, optimizer: CombinedOptimizer) -> None:
     """Loads weights, prints a table of them and writes `init_from.json`; every rank calls this.
 
-    Args and errors are those of `load_weights`.
+    Raises:
+        FileNotFoundError, ValueError: as `load_weights`; or with `strict=grown`, a value of the
+            dataset of `init_from` has another table row here.
     """
-    reports = load_weights(source, model, strict)
+    source = config.init_from
+    assert source is not None
+    if config.strict == "grown":
+        from_rank_0(lambda: require_kept_rows(source, config))
+    state = optimizer if config.init_optimizer else None
+    reports = load_weights(source, model, config.strict, state)
+    if any(each.action == "grown" for each in reports) and (
+        config.scale != 1 or config.embeddings.per_scenario
+    ):
+        raise ValueError(
+            "tables can grow with scale=1 and embeddings.per_scenario=false only, because the rows "
+            f"of old ids move otherwise; got scale={config.scale:g} and embeddings.per_scenario="
+            f"{str(config.embeddings.per_scenario).lower()}. Train without init_from."
+        )
     if dist.get_rank() == 0:
         PlainConsole(stderr=True).print(_table(source, reports))
-        run_dir.mkdir(parents=True, exist_ok=True)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
         record = {"init_from": str(source), "tensors": [asdict(report) for report in reports]}
-        write_json(run_dir / "init_from.json", record)
+        write_json(config.run_dir / INIT_FILE, record)
 
 
-def load_weights(source: Path, model: nn.Module, strict: bool) -> list[TensorReport]:
-    """Loads weights by name; the optimizer state starts anew. Every rank calls this.
+def saved_rows(run_dir: Path) -> dict[str, int]:
+    """Returns table -> rows that `init_from` had, of the tables that grew when a run began."""
+    tensors = json.loads((run_dir / INIT_FILE).read_bytes())["tensors"]
+    grown = [each for each in tensors if each["action"] == "grown" and _is_table(each["name"])]
+    return {each["name"].split(".")[-2]: each["saved"][0] for each in grown}
+
+
+def load_weights(
+    source: Path,
+    model: nn.Module,
+    strict: Strictness,
+    optimizer: CombinedOptimizer | None = None,
+) -> list[TensorReport]:
+    """Loads weights by name, and optimizer state if an optimizer is given; every rank calls this.
 
     If a table has more rows here than in the checkpoint, its first rows are the saved ones: a
-    vocabulary that grew keeps the rows of its old values.
+    vocabulary that grew keeps the rows of its old values. Optimizer state is taken, or grows, with
+    its parameter. State that is not taken is zero, so that its parameter starts as in a new run.
 
     Args:
         source: a run folder (for its best checkpoint) or a checkpoint.
         model: the sharded model, initialised.
-        strict: refuse unless model and checkpoint have the same tensors in the same shapes.
+        strict: tensors that are refused, see `RunConfig`.
+        optimizer: of `optimizers`; None leaves the optimizer state as it is.
 
     Returns:
-        A report of every tensor of the model and of the checkpoint.
+        A report of every tensor of model, optimizer and checkpoint.
 
     Raises:
         FileNotFoundError: there is no committed checkpoint.
@@ -83,35 +131,84 @@ def load_weights(source: Path, model: nn.Module, strict: bool) -> list[TensorRep
             "checkpoint; it is neither."
         )
     verify_checkpoint(path)
-    state: dict[str, Any] = model.state_dict()
-    shapes = saved_shapes(path)
-    trained = without_frozen(state)
-    reports = [_report(n, shapes.get(n), tuple(tensor.size())) for n, tensor in trained.items()]
-    reports += [TensorReport(n, "unused", s, None) for n, s in shapes.items() if n not in state]
-    if strict:
-        _require_all_taken(path, reports)
-    taken = {report.name: state[report.name] for report in reports if report.action == "taken"}
-    grown = {
-        report.name: _empty_rows(state[report.name], shapes[report.name])
-        for report in reports
-        if report.action == "grown"
-    }
-    if taken or grown:
-        load({"model": taken | grown}, storage_reader=JsonReader(path))
-    for name, rows in grown.items():
-        _copy_first_rows(rows, state[name])
-    model.load_state_dict(state)
-    return reports
+    weights: dict[str, Any] = model.state_dict()
+    tensors = {f"{WEIGHT}{name}": tensor for name, tensor in without_frozen(weights).items()}
+    saved = saved_shapes(path, WEIGHT)
+    reports = {name: _weight_report(name, saved.get(name), t) for name, t in tensors.items()}
+    settings: dict[str, Any] = {}
+    if optimizer is not None:
+        init_state(optimizer)
+        settings = optimizer.state_dict()
+        saved |= saved_shapes(path, STATE)
+        for key, parts in without_frozen(settings["state"]).items():
+            weight = reports[_weight_of(key, tensors)]
+            for part, tensor in parts.items():
+                name = f"{STATE}{key}.{part}"
+                tensors[name] = tensor
+                reports[name] = _state_report(name, saved.get(name), tensor, weight)
+    every = list(reports.values())
+    for name, shape in saved.items():
+        if name not in tensors:
+            every.append(TensorReport(name.removeprefix(WEIGHT), "unused", shape, None))
+    _require_accepted(path, every, ACCEPTED[strict])
+    _load_tensors(path, reports, tensors)
+    model.load_state_dict(weights)
+    if optimizer is not None:
+        optimizer.load_state_dict(settings)
+    return every
 
 
-def _report(name: str, saved: Shape | None, here: Shape) -> TensorReport:
+def _is_table(name: str) -> bool:
+    return ".embedding_bags." in name and not name.startswith(STATE)
+
+
+def _weight_of(key: str, tensors: Mapping[str, Any]) -> str:
+    """Returns the name of a parameter; the key of its optimizer state has the part in front."""
+    while key and f"{WEIGHT}{key}" not in tensors:
+        key = key.partition(".")[2]
+    return f"{WEIGHT}{key}"
+
+
+def _weight_report(name: str, saved: Shape | None, tensor: Any) -> TensorReport:
+    name, here = name.removeprefix(WEIGHT), tuple(tensor.size())
     if saved is None:
         return TensorReport(name, "new", None, here)
     if saved == here:
         return TensorReport(name, "taken", saved, here)
-    is_table = ".embedding_bags." in name
-    grew = is_table and saved[1:] == here[1:] and saved[0] < here[0]
+    grew = _is_table(name) and saved[1:] == here[1:] and saved[0] < here[0]
     return TensorReport(name, "grown" if grew else "left", saved, here)
+
+
+def _state_report(
+    name: str, saved: Shape | None, tensor: Any, weight: TensorReport
+) -> TensorReport:
+    """Returns the report of a part of the optimizer state of a parameter.
+
+    A count of steps has the same shape as ever, but belongs to the saved parameter.
+    """
+    here = tuple(tensor.size())
+    if saved is None:
+        return TensorReport(name, "new", None, here)
+    if weight.action in ("taken", "grown") and saved == here:
+        return TensorReport(name, "taken", saved, here)
+    grew = weight.action == "grown" and saved[1:] == here[1:]
+    if grew and weight.saved is not None and weight.here is not None:
+        grew = (saved[0], here[0]) == (weight.saved[0], weight.here[0])  # one value per row
+    return TensorReport(name, "grown" if grew else "left", saved, here)
+
+
+def _load_tensors(
+    path: Path, reports: Mapping[str, TensorReport], tensors: Mapping[str, Any]
+) -> None:
+    grown: dict[str, Any] = {}
+    for name, report in reports.items():
+        if report.action == "grown" and report.saved is not None:
+            grown[name] = empty_rows(tensors[name], report.saved)
+    taken = {name: tensors[name] for name, each in reports.items() if each.action == "taken"}
+    if taken or grown:
+        load(taken | grown, storage_reader=JsonReader(path))
+    for name, rows in grown.items():
+        copy_first_rows(rows, tensors[name])
 
 
 def _table(source: Path, reports: list[TensorReport]) -> Table:
@@ -128,8 +225,10 @@ def _table(source: Path, reports: list[TensorReport]) -> Table:
     return table
 
 
-def _require_all_taken(path: Path, reports: list[TensorReport]) -> None:
-    others = [report for report in reports if report.action != "taken"]
+def _require_accepted(
+    path: Path, reports: Sequence[TensorReport], accepted: tuple[Action, ...]
+) -> None:
+    others = [report for report in reports if report.action not in accepted]
     if not others:
         return
     by_action = "; ".join(
@@ -137,50 +236,8 @@ def _require_all_taken(path: Path, reports: list[TensorReport]) -> None:
         for action in MEANING
         if (names := [report.name for report in others if report.action == action])
     )
+    may_grow = ", but for tables that grew" if "grown" in accepted else ""
     raise ValueError(
-        f"{path} must hold every tensor of this model and no other, in the same shapes; "
+        f"{path} must hold every tensor of this model and no other, in the same shapes{may_grow}; "
         f"{len(others)} differ: {by_action}. To take what fits, say strict=false."
     )
-
-
-def _empty_rows(tensor: Any, saved: Shape) -> Any:
-    """Returns an empty tensor of the saved shape, with its rows on the ranks of `tensor`'s rows.
-
-    DCP fills it, each rank reading only its rows. So no rank ever holds a whole table.
-    """
-    if not isinstance(tensor, ShardedTensor):
-        return torch.empty(saved, dtype=tensor.dtype, device=tensor.device)
-    whole = tensor.metadata()
-    cut = [_first_rows(shard, saved[0]) for shard in whole.shards_metadata]
-    metadata = ShardedTensorMetadata(
-        shards_metadata=[shard for shard in cut if shard is not None],
-        size=torch.Size(saved),
-        tensor_properties=whole.tensor_properties,
-    )
-    shards = [
-        Shard(shard.tensor.new_empty(own.shard_sizes), own)
-        for shard in tensor.local_shards()
-        if (own := _first_rows(shard.metadata, saved[0])) is not None
-    ]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(
-        shards, metadata, process_group=tensor._process_group
-    )
-
-
-def _first_rows(shard: ShardMetadata, num_rows: int) -> ShardMetadata | None:
-    """Returns the part of a shard within the first rows of the table; None if it is empty."""
-    rows = min(shard.shard_sizes[0], num_rows - shard.shard_offsets[0])
-    if rows <= 0:
-        return None
-    sizes = [rows, *shard.shard_sizes[1:]]
-    return ShardMetadata(list(shard.shard_offsets), sizes, shard.placement)
-
-
-def _copy_first_rows(rows: Any, tensor: Any) -> None:
-    with torch.no_grad():
-        if not isinstance(tensor, ShardedTensor):
-            tensor[: len(rows)].copy_(rows)
-            return
-        to = {shard.metadata.shard_offsets[0]: shard.tensor for shard in tensor.local_shards()}
-        for shard in rows.local_shards():
-            to[shard.metadata.shard_offsets[0]][: len(shard.tensor)].copy_(shard.tensor)
