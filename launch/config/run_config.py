@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from msrec.data.io.outputs import (
     FileKind,
@@ -104,6 +104,12 @@ class RunConfig(StrictModel):
     trainer: TrainerConfig = TrainerConfig()
     """Training loop."""
 
+    @model_validator(mode="after")
+    def _check_progressive(self) -> Self:
+        if self.trainer.progressive and self.init_from is None:
+            raise ValueError("trainer.progressive must be 0 without init_from; there is no model")
+        return self
+
     @property
     def knowledge_levels(self) -> list[str]:
         """Levels of the knowledge store that the run reads: of user, item and scenario."""
@@ -159,6 +165,13 @@ def check_run_folder(config: RunConfig) -> None:
         ValueError: names the folder and the file.
     """
     check_apart(config.run_dir, [config.dataset])
+    if config.init_from is not None and config.init_from.resolve().is_relative_to(
+        config.run_dir.resolve()
+    ):
+        raise ValueError(
+            f"init_from={config.init_from} must be another run than the one to train, "
+            f"{config.run_dir}. Choose another run_id."
+        )
     if (config.run_dir / CONFIG_FILE).is_file():
         check_output(config.run_dir / CONFIG_FILE, SAVED_CONFIG)
     else:
@@ -218,7 +231,8 @@ def _explanation(error: ValidationError) -> str:
             must = f"{key}.name must be a model of `msrec zoo`"
             return f"{must}; got {tag!r}, near it are {', '.join(near)}"
         case "value_error":
-            return f"{key}: {str(first['ctx']['error']).rstrip('.')}"
+            sentence = str(first["ctx"]["error"]).rstrip(".")
+            return f"{key}: {sentence}" if key else sentence
         case "model_type" | "model_attributes_type":
             known = _known_keys(location)
             example = f"{key}.{'name' if 'name' in known else known[0]}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch.distributed as dist
 from rich.table import Table
@@ -66,15 +66,17 @@ def warm_start(config: RunConfig, model: nn.Module, optimizer: CombinedOptimizer
     """Loads weights, prints a table of them and writes `init_from.json`; every rank calls this.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_weights`; or with `strict=grown`, a value of the
-            dataset of `init_from` has another table row here.
+        FileNotFoundError: `init_from` has no committed checkpoint.
+        ValueError: as `load_weights`; or with `strict=grown`, a value of the dataset of
+            `init_from` has another table row here.
     """
     source = config.init_from
     assert source is not None
     if config.strict == "grown":
         from_rank_0(lambda: require_kept_rows(source, config))
+    path = _checkpoint_of(source)
     state = optimizer if config.init_optimizer else None
-    reports = load_weights(source, model, config.strict, state)
+    reports = load_weights(path, model, config.strict, state)
     if any(each.action == "grown" for each in reports) and (
         config.scale != 1 or config.embeddings.per_scenario
     ):
@@ -86,19 +88,41 @@ def warm_start(config: RunConfig, model: nn.Module, optimizer: CombinedOptimizer
     if dist.get_rank() == 0:
         PlainConsole(stderr=True).print(_table(source, reports))
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        record = {"init_from": str(source), "tensors": [asdict(report) for report in reports]}
+        tensors = [asdict(report) for report in reports]
+        record = {"init_from": str(source), "checkpoint": path.name, "tensors": tensors}
         write_json(config.run_dir / INIT_FILE, record)
 
 
-def saved_rows(run_dir: Path) -> dict[str, int]:
-    """Returns table -> rows that `init_from` had, of the tables that grew when a run began."""
-    tensors = json.loads((run_dir / INIT_FILE).read_bytes())["tensors"]
-    grown = [each for each in tensors if each["action"] == "grown" and _is_table(each["name"])]
-    return {each["name"].split(".")[-2]: each["saved"][0] for each in grown}
+class Origin(NamedTuple):
+    """Origin of a run's first weights: name of the checkpoint, and table -> rows of grown ones."""
+
+    checkpoint: str
+    rows: dict[str, int]
+
+
+def read_origin(run_dir: Path) -> Origin:
+    """Reads what `warm_start` has written."""
+    content = json.loads((run_dir / INIT_FILE).read_bytes())
+    grown = [tensor for tensor in content["tensors"] if tensor["action"] == "grown"]
+    rows = {t["name"].split(".")[-2]: t["saved"][0] for t in grown if _is_table(t["name"])}
+    return Origin(content["checkpoint"], rows)
+
+
+def _checkpoint_of(source: Path) -> Path:
+    """Returns the best checkpoint of a run folder, or the checkpoint itself."""
+    path: Path | None = source
+    if not (source / COMMIT).is_file():
+        path = Checkpoints(source / CHECKPOINTS).best()
+    if path is None:
+        raise FileNotFoundError(
+            f"init_from={source} must be a run folder with a committed checkpoint, or such a "
+            "checkpoint; it is neither."
+        )
+    return path
 
 
 def load_weights(
-    source: Path,
+    path: Path,
     model: nn.Module,
     strict: Strictness,
     optimizer: CombinedOptimizer | None = None,
@@ -110,7 +134,7 @@ def load_weights(
     its parameter. State that is not taken is zero, so that its parameter starts as in a new run.
 
     Args:
-        source: a run folder (for its best checkpoint) or a checkpoint.
+        path: a checkpoint.
         model: the sharded model, initialised.
         strict: tensors that are refused, see `RunConfig`.
         optimizer: of `optimizers`; None leaves the optimizer state as it is.
@@ -119,17 +143,8 @@ def load_weights(
         A report of every tensor of model, optimizer and checkpoint.
 
     Raises:
-        FileNotFoundError: there is no committed checkpoint.
         ValueError: it is damaged; or with `strict`, something does not fit.
     """
-    path: Path | None = source
-    if not (source / COMMIT).is_file():
-        path = Checkpoints(source / CHECKPOINTS).best()
-    if path is None:
-        raise FileNotFoundError(
-            f"init_from={source} must be a run folder with a committed checkpoint, or such a "
-            "checkpoint; it is neither."
-        )
     verify_checkpoint(path)
     weights: dict[str, Any] = model.state_dict()
     tensors = {f"{WEIGHT}{name}": tensor for name, tensor in without_frozen(weights).items()}
