@@ -107,7 +107,10 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _check_progressive(self) -> Self:
         if self.trainer.progressive and self.init_from is None:
-            raise ValueError("trainer.progressive must be 0 without init_from; there is no model")
+            raise ValueError(
+                f"trainer.progressive must be 0 without init_from, whose model it evaluates; got "
+                f"{self.trainer.progressive:g}"
+            )
         return self
 
     @property
