@@ -46,7 +46,8 @@ def train(
     log_to_terminal()
     overrides = overrides or []
     if config is not None and "=" in config and not Path(config).is_file():
-        config, overrides = None, [config, *overrides]
+        overrides = [config, *overrides]
+        config = None
     if dry_run:
         _print_plan(config, overrides, data)
         return
