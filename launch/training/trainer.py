@@ -19,8 +19,9 @@ from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, check_run_fol
 from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
+from msrec.launch.run_tasks import combined_score
 from msrec.launch.trained_run import unwrapped
-from msrec.launch.training.chosen_metric import ValidationRows, choose_metric
+from msrec.launch.training.chosen_metric import ValidationRows, choose_metric, valid_impressions
 from msrec.launch.training.heartbeat import Heartbeat
 from msrec.launch.training.metric_accumulator import MetricAccumulator, TaskMetrics
 from msrec.launch.training.metric_logger import MetricLogger
@@ -34,6 +35,7 @@ from msrec.launch.versions import installed_versions
 from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
 from msrec.model.distributed.sharding_plan import plan_to_dict
+from msrec.model.score_head import ScoreHead
 
 
 @dataclass
@@ -92,7 +94,15 @@ class Trainer:
         all_steps = trainer.epochs * epoch_steps
         self._total_steps = min(all_steps, trainer.max_steps or all_steps)
         self._scales = unwrapped(self.model).loss.scales
-        self._metric = choose_metric(trainer.metric, self._scales.tasks, self._scenarios)
+        self._head = ScoreHead(self._scales, combined=combined_score(config, self.schema))
+        self._metric = choose_metric(
+            trainer.metric,
+            self._scales.tasks,
+            self._scenarios,
+            has_impressions=self.schema.impression is not None,
+            has_formula=self._head.combined is not None,
+        )
+        self._impressions = valid_impressions(config, self.schema, self._metric)
         self._unlogged = MetricAccumulator(len(self._scenarios), self._scales)
         self._bad_rows = BadRowReporter(
             config.run_dir, process, {"train": self.train, "valid": self.valid}
@@ -168,7 +178,7 @@ class Trainer:
         They are streaming metrics, and exact ones of a label if `trainer.metric` needs them.
         """
         metrics = TaskMetrics(len(self._scenarios), self._scales)
-        rows = ValidationRows(self._metric, self._scales)
+        rows = ValidationRows(self._metric, self._head, self._impressions)
         self.model.eval()
         self._heartbeat.beat("validates")
         for outcome in self.pipeline.outcomes(loader.batches()):
