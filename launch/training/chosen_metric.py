@@ -124,7 +124,8 @@ def valid_impressions(
     @cache
     def impressions() -> Ints:
         reader = SplitReader(config.dataset, schema, "valid", [column], config.faults)
-        return reader.read()[column]
+        column_of_all: Ints = reader.read()[column]
+        return column_of_all
 
     return lambda row_ids: impressions()[row_ids]
 
