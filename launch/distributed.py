@@ -24,6 +24,9 @@ from msrec.model.distributed.collectives import from_rank_0
 COLLECTIVE_TIMEOUT_S = 600
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2), Linux."""
+KEPT_MEMORY = {-1: 1 << 30, -2: 64 << 20, -3: 32 << 20}
+"""Options of mallopt(3) in glibc -> bytes: M_TRIM_THRESHOLD, freed memory to keep; M_TOP_PAD, memory
+to fetch at a time; M_MMAP_THRESHOLD, size of blocks that are always returned (its largest value)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def process_group(device: str | None = None) -> Iterator[Process]:
         device: "cpu" or "cuda"; None takes CUDA if it is available.
     """
     end_with_launcher()
+    keep_freed_memory()
     quiet_libraries()
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -117,6 +121,19 @@ def end_with_launcher() -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep the memory that a step frees for the next step.
+
+    By default it returns large blocks to the system and fetches them again page by page, thousands
+    of page faults in each step. Environment variables such as MALLOC_TRIM_THRESHOLD_ go first.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    for option, num_bytes in KEPT_MEMORY.items():
+        mallopt(option, num_bytes)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
