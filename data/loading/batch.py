@@ -104,8 +104,10 @@ def keyed_bags(
 
     Args:
         keys: names.
+        values: ids.
         length_per_key: ids of each key.
         stride: bags of each key.
+        lengths: ids of each bag.
     """
     if lengths is None:
         lengths = torch.ones(len(keys) * stride, dtype=torch.int32)

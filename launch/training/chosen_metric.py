@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from msrec.data.labels import LabelKind
 from msrec.model.metrics.definitions import (
@@ -85,6 +87,8 @@ def _metrics(kind: LabelKind) -> list[str]:
 class ValidationRows:
     """Rows of one label in a validation, for metrics that need all of them at once.
 
+    They stay on the device until `named` reads them.
+
     Args:
         chosen: the metric.
         scales: of the model's tasks.
@@ -92,7 +96,7 @@ class ValidationRows:
 
     def __init__(self, chosen: ChosenMetric, scales: TaskScales) -> None:
         self._chosen, self._scales = chosen, scales
-        self._parts: list[tuple[Array, ...]] = []
+        self._parts: list[tuple[Tensor, ...]] = []
 
     def add(self, outcome: Outcome) -> None:
         """Adds the rows of a batch."""
@@ -103,14 +107,16 @@ class ValidationRows:
         if outcome.label_weight.shape[1]:
             weight = weight * outcome.label_weight[:, task]
         score = self._scales.scores(outcome.outputs)[:, task]
-        columns = (score, outcome.label[:, task], outcome.user, weight, outcome.scenario)
-        self._parts.append(tuple(column.cpu().numpy() for column in columns))
+        label = outcome.label[:, task]
+        self._parts.append((score, label, outcome.user, weight, outcome.scenario))
 
     def named(self, scenarios: Sequence[str]) -> dict[str, float]:
         """Returns the exact metrics of the rows of all ranks by name, the same on each rank."""
         if not self._chosen.needs_rows:
             return {}
-        own = tuple(np.concatenate(column) for column in zip(*self._parts, strict=True))
+        own: tuple[Array, ...] = tuple(
+            torch.cat(column).cpu().numpy() for column in zip(*self._parts, strict=True)
+        )
         is_main = dist.get_rank() == 0
         parts = [own] * dist.get_world_size()
         dist.gather_object(own, parts if is_main else None)
