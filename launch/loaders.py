@@ -191,4 +191,5 @@ def _loader(
         transforms.append(knowledge.semantic_ids)
     transforms += table_transforms(collator.schema, config.scale, config.embeddings.per_scenario)
     share = RankShare(process.rank, process.world_size)
-    return Loader(reader, order, collator, transforms, share, config.trainer.prefetch)
+    prefetch, pin = config.trainer.prefetch, process.device.type == "cuda"
+    return Loader(reader, order, collator, transforms, share, prefetch, pin)

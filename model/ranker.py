@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from msrec.data.loading.batch import Batch, EntityVectors
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems
@@ -55,7 +56,7 @@ class DenseArch(nn.Module):
         dense: (B, num_dense), float.
         scenario: (B,), int64.
         weight: (B,), float; rows of weight 0 are padding.
-        user_vectors, item_vectors: as in `Batch`.
+        user_vectors, item_vectors, scenario_counts: as in `Batch`.
         returns: (B, T), outputs: logits, or standardised values of regression labels.
     """
 
@@ -89,6 +90,7 @@ class DenseArch(nn.Module):
         user_vectors: EntityVectors,
         item_vectors: EntityVectors,
         items: ItemInputs | None = None,
+        scenario_counts: RowCounts | None = None,
     ) -> torch.Tensor:
         if self.learned_users is not None:
             user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
@@ -113,12 +115,12 @@ class DenseArch(nn.Module):
             columns.append(self.sequence_encoder(items.learned, items.histories, scenario))
         x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
         if self.user_meta is not None:
-            x = self.user_meta(x, *user)
+            x = self.user_meta(x, *user, user_vectors.counts)
         if self.item_meta is not None:
-            x = self.item_meta(x, *item)
-        logits: torch.Tensor = self.backbone(x, scenario, weight)
+            x = self.item_meta(x, *item, item_vectors.counts)
+        logits: torch.Tensor = self.backbone(x, scenario, weight, scenario_counts)
         if self.scenario_meta is not None:
-            change = self.scenario_meta(x, scenario)
+            change = self.scenario_meta(x, scenario, scenario_counts)
             logits = fuse(logits, change, self.scenario_meta.fusion)
         return logits if interest_logits is None else logits + interest_logits
 
@@ -153,7 +155,7 @@ class Ranker(nn.Module):
                 () if self.items is None else self.items(events.items),
                 None if self.sequence_items is None else self.sequence_items(events.items),
             )
-        others = (batch.user_vectors, batch.item_vectors, items)
+        others = (batch.user_vectors, batch.item_vectors, items, batch.scenario_counts)
         logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *others)
         return logits, vectors
 

@@ -103,7 +103,7 @@ class Trainer:
             has_formula=self._head.combined is not None,
         )
         self._impressions = valid_impressions(config, self.schema, self._metric)
-        self._unlogged = MetricAccumulator(len(self._scenarios), self._scales)
+        self._unlogged = MetricAccumulator(len(self._scenarios), self._scales, process.device)
         self._bad_rows = BadRowReporter(
             config.run_dir, process, {"train": self.train, "valid": self.valid}
         )
@@ -177,7 +177,7 @@ class Trainer:
 
         They are streaming metrics, and exact ones of a label if `trainer.metric` needs them.
         """
-        metrics = TaskMetrics(len(self._scenarios), self._scales)
+        metrics = TaskMetrics(len(self._scenarios), self._scales, self.process.device)
         rows = ValidationRows(self._metric, self._head, self._impressions)
         self.model.eval()
         self._heartbeat.beat("validates")
@@ -221,7 +221,6 @@ class Trainer:
         for outcome in self.pipeline.outcomes(batches, before_step):
             progress.step += 1
             progress.batch += 1
-            self._check_finite(outcome.losses, progress)
             self._unlogged.add(outcome)
             # After the last step comes a validation, and the checkpoint comes after that.
             is_last = progress.batch == len(self.train) or progress.step == last_step
@@ -254,7 +253,7 @@ class Trainer:
 
     def _save(self, progress: Progress) -> None:
         self._heartbeat.pause()
-        unlogged, progress.unlogged = self._unlogged.reduced()
+        unlogged, progress.unlogged = self._read_unlogged(progress)
         if progress.step == self._saved_step and self.checkpoints.amend(vars(progress)):
             return
         self._saved_step = progress.step
@@ -267,21 +266,31 @@ class Trainer:
 
     def _log(self, metric_logger: MetricLogger, progress: Progress) -> list[float]:
         """Logs the steps since the last log line; returns their losses."""
-        metrics, losses = self._unlogged.reduced()
+        metrics, losses = self._read_unlogged(progress)
         self._unlogged.clear()
         values = {"loss": sum(losses) / len(losses)} | metrics.named(self._scenarios)
         rows = len(losses) * self.config.trainer.global_batch
         metric_logger.log_training(progress.step, progress.epoch, rows, values)
         return losses
 
-    def _check_finite(self, losses: torch.Tensor, progress: Progress) -> None:
-        if not torch.isfinite(losses.sum()):
-            values = ", ".join(f"{loss:g}" for loss in losses.tolist())
+    def _read_unlogged(self, progress: Progress) -> tuple[TaskMetrics, list[float]]:
+        """Returns metrics and losses since the last log line; the steps before did not wait.
+
+        Raises:
+            ValueError: a loss or a logit is not finite; on every rank.
+        """
+        metrics, losses, bad = self._unlogged.reduced()
+        if bad is not None:
+            steps_ago, values = bad
+            step = progress.step - steps_ago + 1
+            self._heartbeat.beat("trains", step - 1)  # that is the step that failed, not this one
             raise ValueError(
-                f"the loss must be finite; it is {values} at step {progress.step} (epoch "
-                f"{progress.epoch}). Lower optimizer.lr or embeddings.lr; the newest checkpoint is "
-                "intact."
+                f"the loss must be finite; it is {', '.join(f'{loss:g}' for loss in values)} at "
+                f"step {step} (epoch {progress.epoch}). Lower optimizer.lr or embeddings.lr; the "
+                "newest checkpoint is intact."
             )
+        metrics.check()
+        return metrics, losses
 
     def _loader(self, split: Split, global_batch: int, shuffle: bool) -> Loader:
         return build_loader(
