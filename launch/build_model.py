@@ -201,7 +201,8 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
         **features,
     )
     dropout = config.interaction.dropout
-    dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder)
+    precision = config.trainer.precision
+    dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder, precision)
     loss = RankLoss(TaskScales(tasks), loss_options(config, tasks, backbone.entire_space))
     items, sequence_items = None, None
     if interest is not None:

@@ -14,6 +14,7 @@ from msrec.model.interest.histories import Histories
 from msrec.model.interest.interest import Interest
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.interaction import Interaction
+from msrec.model.layers.precision import Precision, bfloat16_products, widened
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta, fuse
@@ -56,7 +57,12 @@ class DenseArch(nn.Module):
         scenario: (B,), int64.
         weight: (B,), float; rows of weight 0 are padding.
         user_vectors, item_vectors: as in `Batch`.
-        returns: (B, T), outputs: logits, or standardised values of regression labels.
+        returns: (B, T), float32, outputs: logits, or standardised values of regression labels.
+
+    Args:
+        precision: "bf16" computes matrix products in bfloat16 while training, with gradients and
+            sensitive sums (norms, softmax, standardised vectors) in float32. In eval mode all is
+            float32, so that scores are exact and have no ties from rounding.
     """
 
     def __init__(
@@ -66,8 +72,10 @@ class DenseArch(nn.Module):
         parts: KnowledgeParts | None = None,
         input_dropout: float = 0.0,
         sequence_encoder: SequenceEncoder | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
+        self.precision = precision
         self.interaction = interaction
         self.input_dropout = Dropout(input_dropout)
         self.backbone = backbone
@@ -90,37 +98,40 @@ class DenseArch(nn.Module):
         item_vectors: EntityVectors,
         items: ItemInputs | None = None,
     ) -> torch.Tensor:
-        if self.learned_users is not None:
-            user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
-        user = (user_vectors.vectors, user_vectors.inverse, user_vectors.has)
-        item = (item_vectors.vectors, item_vectors.inverse, item_vectors.has)
-        columns = [self.input_dropout(self.interaction(vectors, dense))]
-        if self.user_feature is not None:
-            columns.append(self.user_feature(*user))
-        if self.item_feature is not None:
-            columns.append(self.item_feature(*item))
-        if self.match is not None:
-            columns.append(self.match(user, item))
-        interest_logits = None
-        if self.interest is not None:
-            assert items is not None
-            matched, interest_logits = self.interest(
-                items.frozen, items.histories, scenario, weight
-            )
-            columns.append(matched)
-        if self.sequence_encoder is not None:
-            assert items is not None
-            columns.append(self.sequence_encoder(items.learned, items.histories, scenario))
-        x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
-        if self.user_meta is not None:
-            x = self.user_meta(x, *user)
-        if self.item_meta is not None:
-            x = self.item_meta(x, *item)
-        logits: torch.Tensor = self.backbone(x, scenario, weight)
-        if self.scenario_meta is not None:
-            change = self.scenario_meta(x, scenario)
-            logits = fuse(logits, change, self.scenario_meta.fusion)
-        return logits if interest_logits is None else logits + interest_logits
+        is_bfloat16 = self.training and self.precision == "bf16"
+        with bfloat16_products(vectors.device.type, is_bfloat16):
+            if self.learned_users is not None:
+                user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
+            user = (user_vectors.vectors, user_vectors.inverse, user_vectors.has)
+            item = (item_vectors.vectors, item_vectors.inverse, item_vectors.has)
+            columns = [self.input_dropout(self.interaction(vectors, dense))]
+            if self.user_feature is not None:
+                columns.append(self.user_feature(*user))
+            if self.item_feature is not None:
+                columns.append(self.item_feature(*item))
+            if self.match is not None:
+                columns.append(self.match(user, item))
+            interest_logits = None
+            if self.interest is not None:
+                assert items is not None
+                matched, interest_logits = self.interest(
+                    items.frozen, items.histories, scenario, weight
+                )
+                columns.append(matched)
+            if self.sequence_encoder is not None:
+                assert items is not None
+                columns.append(self.sequence_encoder(items.learned, items.histories, scenario))
+            x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
+            if self.user_meta is not None:
+                x = self.user_meta(x, *user)
+            if self.item_meta is not None:
+                x = self.item_meta(x, *item)
+            logits: torch.Tensor = self.backbone(x, scenario, weight)
+            if self.scenario_meta is not None:
+                change = self.scenario_meta(x, scenario)
+                logits = fuse(logits, change, self.scenario_meta.fusion)
+            outputs = logits if interest_logits is None else logits + interest_logits
+        return widened(outputs)
 
 
 class Ranker(nn.Module):

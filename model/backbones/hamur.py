@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive, linear_init
 from msrec.model.layers.partitioned_norm import PartitionedNorm
+from msrec.model.layers.precision import LayerNorm
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear
 
@@ -36,7 +37,7 @@ class Adapter(nn.Module):
         for matrix in (self.down_left, self.down_right, self.up_left, self.up_right):
             linear_init(matrix, None, matrix.shape[0])
         partitioned = norm == "partitioned"
-        self.norm = PartitionedNorm(dim, num_scenarios) if partitioned else nn.LayerNorm(dim)
+        self.norm = PartitionedNorm(dim, num_scenarios) if partitioned else LayerNorm(dim)
 
     def forward(
         self, h: Tensor, instance: Tensor, groups: RowGroups, weight: Tensor | None

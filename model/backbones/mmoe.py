@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, mix, mix_by_task
 from msrec.model.layers.mlp import RELU, Hidden
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
 
@@ -49,7 +50,7 @@ class OMoE(Backbone):
     def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         groups = group_rows(scenario, self.num_scenarios)
-        mixed = mix(self.gate(x).softmax(dim=1), self.experts(x))
+        mixed = mix(softmax(self.gate(x), dim=1), self.experts(x))
         return groups.unsort(self.towers(groups.sort(mixed), groups))
 
 

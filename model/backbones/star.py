@@ -12,6 +12,7 @@ from torch.nn import functional
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
 from msrec.model.layers.partitioned_norm import PartitionedNorm, is_distributed
+from msrec.model.layers.precision import float32_products, widened
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.scenario_layers import StarLinear
 
@@ -145,9 +146,11 @@ class AdaptDHM(Backbone):
 
     def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        cluster = (x.detach() @ self.get_buffer("moving_centres").T).argmax(dim=1)
-        if self.training:
-            self._move_centres(x.detach(), weight)
+        rows = widened(x.detach())
+        with float32_products(rows):  # rows go to the same clusters as in an evaluation
+            cluster = (rows @ self.get_buffer("moving_centres").T).argmax(dim=1)
+            if self.training:
+                self._move_centres(rows, weight)
         groups = group_rows(cluster, self.num_clusters, "cluster")
         h = groups.sort(x)
         *hidden, last = self.layers
