@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive, linear_init
 from msrec.model.layers.partitioned_norm import PartitionedNorm
-from msrec.model.layers.precision import LayerNorm
+from msrec.model.layers.precision import LayerNorm, float32_products, widened
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear
 
@@ -43,8 +43,11 @@ class Adapter(nn.Module):
         self, h: Tensor, instance: Tensor, groups: RowGroups, weight: Tensor | None
     ) -> Tensor:
         """Adds the change by the adapter."""
-        z = torch.sigmoid(_times(h @ self.down_left, instance) @ self.down_right + self.down_bias)
-        change: Tensor = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias
+        z = _times(h @ self.down_left, instance) @ self.down_right + self.down_bias
+        z, instance = torch.sigmoid(widened(z)), widened(instance)
+        # z is near 1/2 at first. The norm subtracts the mean and would leave the rounding.
+        with float32_products(z):
+            change: Tensor = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias
         if isinstance(self.norm, PartitionedNorm):
             change = self.norm(change, groups, weight)
         else:

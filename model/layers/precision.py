@@ -55,15 +55,14 @@ def product_dtype(x: Tensor) -> torch.dtype:
 @contextmanager
 def tf32_products(enabled: bool) -> Iterator[None]:
     """Lets CUDA round the factors of float32 products to TF32 within, if it is enabled."""
-    settings = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    before = [setting.fp32_precision for setting in settings]
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if enabled:
+        matmul.fp32_precision = "tf32"
     try:
-        for setting in settings if enabled else ():
-            setting.fp32_precision = "tf32"
         yield
     finally:
-        for setting, value in zip(settings, before, strict=True) if enabled else ():
-            setting.fp32_precision = value
+        matmul.fp32_precision = before
 
 
 def widened(x: Tensor) -> Tensor:
