@@ -35,7 +35,7 @@ class EmbeddingsConfig(StrictModel):
     round updates at random, CPUs to the nearest number."""
     comms: Literal["fp32", "fp16"] = "fp32"
     """Type in which ranks send each other the vectors. With `fp16` their gradients are sent in
-    bfloat16 on GPUs, in fp16 on CPUs. One rank sends nothing."""
+    bfloat16. One rank sends nothing."""
     init_std: Positive = 0.01
     """Standard deviation of the initial values."""
     l2: NotNegative = 0.0

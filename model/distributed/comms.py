@@ -11,23 +11,18 @@ from torchrec.distributed.fbgemm_qcomm_codec import (
 from torchrec.distributed.types import QuantizedCommCodecs
 
 Comms = Literal["fp32", "fp16"]
-FP16_GRADIENT_SCALE = 2.0**12
-"""Factor of gradients that are sent in fp16. A gradient of the mean over a batch is of the size of
-1 / B, where fp16 has few digits left, and none below 6e-8."""
 
 
-def comms_codecs(comms: Comms, device: torch.device) -> dict[str, QuantizedCommCodecs] | None:
+def comms_codecs(comms: Comms) -> dict[str, QuantizedCommCodecs] | None:
     """Returns the codecs for a sharder; None sends float32.
 
-    Gradients travel in bfloat16, which has the range of float32. Gloo cannot send it, so that CPUs
-    send scaled float16. A value beyond the range of float16, 65504, becomes its largest number.
+    Vectors travel in float16; a value beyond its range, 65504, becomes its largest number.
+    Gradients travel in bfloat16, which has the range of float32: those of the mean over a batch
+    would be zeros in float16.
     """
     if comms == "fp32":
         return None
-    is_cpu = device.type == "cpu"
-    config = QCommsConfig(
-        forward_precision=CommType.FP16,
-        backward_precision=CommType.FP16 if is_cpu else CommType.BF16,
-        backward_loss_scale=FP16_GRADIENT_SCALE if is_cpu else None,
-    )
-    return get_qcomm_codecs_registry(config, device=device)
+    config = QCommsConfig(forward_precision=CommType.FP16, backward_precision=CommType.BF16)
+    # For a CPU TorchRec would take float16 in place of bfloat16. But gloo only copies gradients
+    # (all-to-all, all-gather), and that it does in any type.
+    return get_qcomm_codecs_registry(config, device=torch.device("cuda"))

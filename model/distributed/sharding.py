@@ -89,9 +89,9 @@ class CpuEBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # Tor
         return ["table_wise", "row_wise", "data_parallel"]
 
 
-def sharders(device: torch.device, comms: Comms = "fp32") -> list[ModuleSharder[nn.Module]]:
+def sharders(comms: Comms = "fp32") -> list[ModuleSharder[nn.Module]]:
     """Returns the sharders of every job."""
-    return [CpuEBCSharder(qcomm_codecs_registry=comms_codecs(comms, device))]
+    return [CpuEBCSharder(qcomm_codecs_registry=comms_codecs(comms))]
 
 
 def fuse_optimizer(ebc: EmbeddingBagCollection, tables: TableOptions, device: torch.device) -> bool:
@@ -161,7 +161,7 @@ def plan_sharding(
         debug=False,
     )
     try:
-        return planner.collective_plan(model, sharders(device, tables.comms), dist.group.WORLD)
+        return planner.collective_plan(model, sharders(tables.comms), dist.group.WORLD)
     except PlannerError as error:
         reason = str(error).strip().splitlines()[0].rstrip(". ")
         rows, table = max((rows, name) for name, rows in rows_of.items())
@@ -220,7 +220,7 @@ def shard(
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=device,
         plan=plan,
-        sharders=sharders(device, comms),
+        sharders=sharders(comms),
         # DDP otherwise rebuilds its buckets after the first step. On three and more ranks that
         # changes the order of sums, so that a resumed run would differ in the last bits. The search
         # for unused parameters that prevents it takes about 3 % of a small step.

@@ -50,9 +50,7 @@ def dense_arch(name, form, encoder):
         "user_feature": KnowledgeFeature(*moments, kind="experts", expert_dims=[6, 3]),
         "item_feature": KnowledgeFeature(*moments, kind="concat", dim=3),
         "match": KnowledgeMatch(moments, moments, 4, dropout=0.0),
-        "interest": Interest(
-            [6], PLACES, S, T, InterestOptions(4, scenario=True), torch.randn(S, H)
-        ),
+        "interest": Interest([6], PLACES, S, T, interest, torch.randn(S, H)),
     }
     sequence = SEQUENCE_ENCODERS[encoder](D, PLACES, S, EncoderOptions(1, 2, (4,)))
     size = interaction.out_dim + sequence.out_dim + sum(part.out_dim for part in columns.values())

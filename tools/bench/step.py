@@ -205,7 +205,7 @@ def torchrec_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch]) -> L
     spec = TableOptions("rowwise_adagrad", 0.02, MIN_SPARSE_ROWS, {})
     fuse_optimizer(ebc, spec, device)
     plan = plan_sharding(model, spec, device, local_world_size=1)
-    dmp = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders(device))
+    dmp = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     dense = in_backward_optimizer_filter(dmp.named_parameters())
     adam = torch.optim.Adam([parameter for _, parameter in dense])
     inputs = [(batch.sparse, batch.dense, batch.label[:, 0]) for batch in batches]
