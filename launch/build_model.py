@@ -58,7 +58,8 @@ def build_sharded(
     """Returns the sharded model and its plan, see `plan_model`."""
     model, sharding = plan_model(config, schema, knowledge, process, plan)
     std = config.embeddings.init_std
-    sharded = shard(model, sharding, process.device, std, config.seed)
+    comms = config.embeddings.comms
+    sharded = shard(model, sharding, process.device, std, config.seed, comms)
     chunks = {item_table(each.name): each.chunks for each in knowledge.item_sources}
     fill_frozen(sharded, sharding, chunks)
     return sharded, sharding
@@ -121,6 +122,8 @@ def plan_model(
     model = build_model(config, schema, knowledge)
     spec = table_spec(config)
     is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
+    if not is_fused:
+        _check_replicated(config)
     if model.ranker.sequence_items is not None:
         fuse_optimizer(model.ranker.sequence_items.ebc, spec, process.device)
     if model.ranker.items is not None:
@@ -145,10 +148,23 @@ def plan_model(
     return model, sharding
 
 
+def _check_replicated(config: RunConfig) -> None:
+    """Refuses options that only tables with a fused optimizer have."""
+    tables = config.embeddings
+    for option, value in (("dtype", tables.dtype), ("comms", tables.comms)):
+        if value != "fp32":
+            raise ValueError(
+                f"embeddings.{option}={value} needs embeddings.optimizer=rowwise_adagrad on a CPU; "
+                f"{tables.optimizer} replicates the tables there and trains them in fp32."
+            )
+
+
 def table_spec(config: RunConfig) -> TableOptions:
     """Returns optimizer and sharding of the tables."""
     tables = config.embeddings
-    return TableOptions(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
+    return TableOptions(
+        tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding, comms=tables.comms
+    )
 
 
 def model_schema(config: RunConfig, schema: Schema) -> Schema:
@@ -168,7 +184,8 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     torch.manual_seed(config.seed)
     tables = table_schema(config, schema)
     dim = config.embeddings.dim
-    embeddings = Embeddings(tables, dim, config.history.of)
+    dtype = config.embeddings.dtype
+    embeddings = Embeddings(tables, dim, config.history.of, dtype=dtype)
     tasks = run_tasks(config, schema)
     check_calibrator(config, tasks)
     num_tasks = len(tasks)
@@ -201,14 +218,15 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
         **features,
     )
     dropout = config.interaction.dropout
-    dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder)
+    precision = config.trainer.precision
+    dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder, precision)
     loss = RankLoss(TaskScales(tasks), loss_options(config, tasks, backbone.entire_space))
     items, sequence_items = None, None
     if interest is not None:
         dims = {each.name: each.dim for each in knowledge.item_sources}
         items = FrozenItems(schema.num_items, dims)
     if encoder is not None:
-        sequence_items = SequenceItems(schema.num_items, dim)
+        sequence_items = SequenceItems(schema.num_items, dim, dtype=dtype)
     return RankerTrain(Ranker(embeddings, dense_arch, items, sequence_items), loss)
 
 

@@ -35,6 +35,7 @@ from msrec.launch.versions import installed_versions
 from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
 from msrec.model.distributed.sharding_plan import plan_to_dict
+from msrec.model.layers.precision import check_precision, tf32_products
 from msrec.model.score_head import ScoreHead
 
 
@@ -65,6 +66,7 @@ class Trainer:
         self._scenarios = [scenario.name for scenario in self.schema.scenarios]
         self.knowledge = KnowledgeInputs(config, self.schema)
         trainer = config.trainer
+        check_precision(trainer.precision, process.device)
         _check_memory(config, self.schema, self.knowledge, process)
         self.train = self._loader("train", trainer.global_batch, shuffle=True)
         self.valid = self._loader("valid", eval_batch(config, process.world_size), shuffle=False)
@@ -194,7 +196,8 @@ class Trainer:
         progress, trainer = result.progress, self.config.trainer
         started, first_step = time.perf_counter(), progress.step
         while not progress.is_finished(trainer):
-            self._train_until_validation(progress, metric_logger, result.losses)
+            with tf32_products(trainer.precision == "tf32"):
+                self._train_until_validation(progress, metric_logger, result.losses)
             with metric_logger.paused():
                 self._validate(progress, metric_logger)
         if progress.step > first_step:

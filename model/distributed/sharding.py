@@ -33,6 +33,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from msrec.model.distributed.comms import Comms, comms_codecs
 from msrec.model.embeddings import fill_rows
 from msrec.model.frozen_items import FrozenItems, item_table
 
@@ -57,6 +58,7 @@ class TableOptions:
         row_wise_from: rows from which a table is split by rows over all ranks.
         sharding: table -> type, which overrides `row_wise_from`.
         eps: of RowWiseAdagrad, explicit because the defaults of FBGEMM and torch differ.
+        comms: type in which ranks send each other vectors.
     """
 
     optimizer: TableOptimizer
@@ -64,6 +66,7 @@ class TableOptions:
     row_wise_from: int
     sharding: Mapping[str, TableSharding]
     eps: float = 1e-8
+    comms: Comms = "fp32"
 
     def is_dense(self, device: torch.device) -> bool:
         """Whether the tables are replicated and trained by a dense optimizer."""
@@ -86,9 +89,9 @@ class CpuEBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # Tor
         return ["table_wise", "row_wise", "data_parallel"]
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
+def sharders(comms: Comms = "fp32") -> list[ModuleSharder[nn.Module]]:
     """Returns the sharders of every job."""
-    return [CpuEBCSharder()]
+    return [CpuEBCSharder(qcomm_codecs_registry=comms_codecs(comms))]
 
 
 def fuse_optimizer(ebc: EmbeddingBagCollection, tables: TableOptions, device: torch.device) -> bool:
@@ -158,7 +161,7 @@ def plan_sharding(
         debug=False,
     )
     try:
-        return planner.collective_plan(model, sharders(), dist.group.WORLD)
+        return planner.collective_plan(model, sharders(tables.comms), dist.group.WORLD)
     except PlannerError as error:
         reason = str(error).strip().splitlines()[0].rstrip(". ")
         rows, table = max((rows, name) for name, rows in rows_of.items())
@@ -203,7 +206,12 @@ def _topology(device: torch.device, local_world_size: int) -> Topology:
 
 
 def shard(
-    model: nn.Module, plan: ShardingPlan, device: torch.device, init_std: float, seed: int
+    model: nn.Module,
+    plan: ShardingPlan,
+    device: torch.device,
+    init_std: float,
+    seed: int,
+    comms: Comms = "fp32",
 ) -> DistributedModelParallel:
     """Shards the model by a plan and gives the tables their seeded initial values."""
     ranks = dist.get_world_size()
@@ -212,7 +220,7 @@ def shard(
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=device,
         plan=plan,
-        sharders=sharders(),
+        sharders=sharders(comms),
         # DDP otherwise rebuilds its buckets after the first step. On three and more ranks that
         # changes the order of sums, so that a resumed run would differ in the last bits. The search
         # for unused parameters that prevents it takes about 3 % of a small step.
