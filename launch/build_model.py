@@ -19,17 +19,12 @@ from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.distributed.sharding import (
-    TableOptions,
-    fill_frozen,
-    fill_projected,
-    freeze,
-    frozen_tables,
-    fuse_optimizer,
-    plan_sharding,
-    shard,
-)
+from msrec.model.distributed.filling import fill_frozen, fill_projected
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import shard
 from msrec.model.distributed.sharding_plan import load_plan
+from msrec.model.distributed.table_options import TableOptions
+from msrec.model.distributed.tables import freeze, frozen_tables, fuse_optimizer
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems, item_table
 from msrec.model.interest.block import InterestOptions
@@ -148,7 +143,8 @@ def plan_model(
 def table_spec(config: RunConfig) -> TableOptions:
     """Returns optimizer and sharding of the tables."""
     tables = config.embeddings
-    return TableOptions(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
+    shared = {"optimizer", "lr", "row_wise_from", "sharding", "min_columns"}
+    return TableOptions(**tables.model_dump(include=shared))
 
 
 def model_schema(config: RunConfig, schema: Schema) -> Schema:

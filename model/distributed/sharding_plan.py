@@ -16,7 +16,7 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
-from msrec.model.distributed.sharding import table_sizes
+from msrec.model.distributed.tables import table_sizes
 
 
 def plan_to_dict(plan: ShardingPlan, world_size: int, per_node: int) -> dict[str, Any]:
