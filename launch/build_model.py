@@ -49,9 +49,11 @@ def build_sharded(
     knowledge: KnowledgeInputs,
     process: Process,
     plan: Path | None,
+    *,
+    host_memory: bool = False,
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Returns the sharded model and its plan, see `plan_model`."""
-    model, sharding = plan_model(config, schema, knowledge, process, plan)
+    model, sharding = plan_model(config, schema, knowledge, process, plan, host_memory=host_memory)
     std = config.embeddings.init_std
     sharded = shard(model, sharding, process.device, std, config.seed)
     chunks = {item_table(each.name): each.chunks for each in knowledge.item_sources}
@@ -107,8 +109,12 @@ def plan_model(
     knowledge: KnowledgeInputs,
     process: Process,
     plan: Path | None,
+    *,
+    host_memory: bool = False,
 ) -> tuple[RankerTrain, ShardingPlan]:
     """Returns the model before sharding and its plan: from a plan file, or by the planner if None.
+
+    With `host_memory` the planner may place a table there for which the GPUs have no room.
 
     Raises:
         ValueError: the plan does not fit the model, the ranks or the optimizer.
@@ -121,7 +127,8 @@ def plan_model(
     if model.ranker.items is not None:
         freeze(model.ranker.items)
     if plan is None:
-        return model, plan_sharding(model, spec, process.device, process.local_world_size)
+        local = process.local_world_size
+        return model, plan_sharding(model, spec, process.device, local, host_memory=host_memory)
     ranks = (process.world_size, process.local_world_size)
     sharding = load_plan(plan, model, *ranks, process.device.type)
     frozen = frozen_tables(model)

@@ -15,7 +15,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import CacheParams, ShardingPlan
 
 from msrec.model.distributed.sharding import sharders
 from msrec.model.distributed.table_options import (
@@ -25,14 +25,30 @@ from msrec.model.distributed.table_options import (
 )
 from msrec.model.distributed.tables import frozen_tables, table_sizes
 
+HOST_KERNELS = ["fused", "fused_uvm_caching", "fused_uvm"]
+"""Kernels of a table on the GPU, in host memory with a cache on the GPU, and in host memory."""
+CACHED_SHARE = 0.2
+"""Share of the rows of a table in host memory that the cache holds."""
 DENSE_MEMORY_SHARE = 0.15
 """Share of a rank's memory that the planner keeps free for dense weights and activations."""
 
 
 def plan_sharding(
-    model: nn.Module, tables: TableOptions, device: torch.device, local_world_size: int
+    model: nn.Module,
+    tables: TableOptions,
+    device: torch.device,
+    local_world_size: int,
+    *,
+    host_memory: bool = False,
 ) -> ShardingPlan:
-    """Runs TorchRec's planner with a fixed type and kernel per table; all ranks get the same plan.
+    """Runs TorchRec's planner with a fixed type per table; all ranks get the same plan.
+
+    Args:
+        model: before sharding.
+        tables: options of its tables.
+        device: kind of device of all ranks.
+        local_world_size: ranks on this node.
+        host_memory: whether a table may be in host memory if the GPUs have no room for it.
 
     Raises:
         ValueError: a table named in `tables.sharding` does not exist or cannot be divided so, or no
@@ -45,11 +61,12 @@ def plan_sharding(
             f"embeddings.sharding names table {unknown[0]!r}; the tables are {', '.join(sizes)}."
         )
     frozen = frozen_tables(model)
+    kernels = HOST_KERNELS if host_memory and device.type == "cuda" else ["fused"]
     constraints = {
         name: ParameterConstraints(sharding_types=["data_parallel"], compute_kernels=["dense"])
         # The planner allows the dense kernel for replicated tables only.
         if tables.is_dense(device) and name not in frozen
-        else _constraint(name, size, tables)
+        else _constraint(name, size, tables, kernels)
         for name, size in sizes.items()
     }
     planner = EmbeddingShardingPlanner(
@@ -72,8 +89,10 @@ def plan_sharding(
         ) from None
 
 
-def _constraint(table: str, size: tuple[int, int], tables: TableOptions) -> ParameterConstraints:
-    """Allows one sharding type and one kernel, so that the planner has nothing to search."""
+def _constraint(
+    table: str, size: tuple[int, int], tables: TableOptions, kernels: list[str]
+) -> ParameterConstraints:
+    """Allows one sharding type, so that the planner has little to search."""
     rows, dim = size
     sharding = tables.sharding_of(table, rows, dist.get_world_size())
     is_divided = sharding in COLUMN_SHARDINGS
@@ -86,8 +105,9 @@ def _constraint(table: str, size: tuple[int, int], tables: TableOptions) -> Para
         )
     return ParameterConstraints(
         sharding_types=[TORCHREC_NAMES[sharding]],
-        compute_kernels=["fused"],
+        compute_kernels=kernels,
         min_partition=tables.min_columns if is_divided else None,
+        cache_params=CacheParams(load_factor=CACHED_SHARE) if kernels == HOST_KERNELS else None,
     )
 
 

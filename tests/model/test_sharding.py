@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 from typing import get_args
 from unittest.mock import patch
 
@@ -10,13 +11,27 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from tiny import tiny_dataset, tiny_schema
+from torchrec.distributed.train_pipeline import (
+    EvalPipelineSparseDist,
+    PrefetchTrainPipelineSparseDist,
+    TrainPipelineSparseDist,
+)
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.loading.loader import RankShare, open_loader
+from msrec.launch.batch_pipeline import pipeline_kind
 from msrec.model.distributed import filling, planning
 from msrec.model.distributed.optimizers import optimizers
 from msrec.model.distributed.planning import plan_sharding
 from msrec.model.distributed.sharding import shard
-from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
+from msrec.model.distributed.sharding_plan import (
+    load_plan,
+    plan_from_dict,
+    plan_to_dict,
+    shard_entry,
+    table_entry,
+)
 from msrec.model.distributed.table_options import COLUMN_SHARDINGS, TableOptions, TableSharding
 from msrec.model.distributed.tables import fuse_optimizer
 from msrec.model.embeddings import Embeddings, fill_rows
@@ -172,6 +187,70 @@ def test_a_plan_shards_by_size_or_by_name_and_round_trips_through_json():
     tables = saved["modules"]["0.ebc"]
     types = {name: entry["sharding_type"] for name, entry in tables.items()}
     assert types == {"user_id": "table_wise", "item_id": "row_wise", "genre": "row_wise"}
+
+
+def plan_for_gpus(rank, world_size, gpu_bytes, host_memory):
+    """Kernels in a plan for GPUs with a memory of so many bytes each."""
+    gpu = SimpleNamespace(total_memory=gpu_bytes)
+    collection = EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(name=name, num_embeddings=rows, embedding_dim=64)
+            for name, rows in (("large", 4_000_000), ("small", 1000))
+        ],
+        device=torch.device("meta"),
+    )
+    tables = TableOptions("rowwise_adagrad", LR, row_wise_from=10**6, sharding={})
+    fuse_optimizer(collection, tables, torch.device("cuda"))
+    with patch("torch.cuda.get_device_properties", lambda _: gpu):
+        plan = plan_sharding(
+            torch.nn.Sequential(collection),
+            tables,
+            torch.device("cuda"),
+            world_size,
+            host_memory=host_memory,
+        )
+    for table in plan.plan["0"].values():
+        assert pipeline_kind(plan, trains=False) is EvalPipelineSparseDist
+        assert table.sharding_type in ("row_wise", "table_wise")
+    return {name: table.compute_kernel for name, table in plan.plan["0"].items()}
+
+
+@pytest.mark.parametrize(
+    ("gpu_gib", "large"), [(16, {"fused"}), (0.45, {"fused_uvm", "fused_uvm_caching"})]
+)
+def test_a_scored_run_has_a_table_in_host_memory_if_the_gpus_are_small(gpu_gib, large):
+    kernels = run_ranks(plan_for_gpus, 2, int(gpu_gib * 2**30), True)[0]
+    assert kernels["large"] in large
+    if gpu_gib < 1:
+        with pytest.raises(AssertionError, match="must fit on 2 ranks"):
+            run_ranks(plan_for_gpus, 2, int(gpu_gib * 2**30), False)
+
+
+def test_tables_in_host_memory_train_with_a_pipeline_that_fills_their_cache():
+    entry = table_entry("row_wise", "fused_uvm_caching", [0], 0.2, [])
+    for load_factor, kind in (
+        (0.2, PrefetchTrainPipelineSparseDist),
+        (None, TrainPipelineSparseDist),
+    ):
+        tables = {
+            "item": entry | {"load_factor": load_factor},
+            "user": entry | {"load_factor": None},
+        }
+        plan = plan_from_dict({"modules": {"ebc": tables}})
+        assert pipeline_kind(plan, trains=True) is kind
+        assert pipeline_kind(plan, trains=False) is EvalPipelineSparseDist
+
+
+@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching", "key_value"])
+def test_a_plan_with_a_kernel_of_gpus_is_refused_on_the_cpu(tmp_path, kernel):
+    shards = [shard_entry([0, 0], [10, DIM], "rank:0/cpu")]
+    entry = table_entry("table_wise", kernel, [0], None, shards)
+    path = tmp_path / "plan.json"
+    saved = {"format": 1, "world_size": 1, "per_node": 1, "modules": {"ebc": {"item": entry}}}
+    path.write_text(json.dumps(saved))
+    message = f"'item' has the kernel {kernel}; training on cpu runs fused, dense. Plan again"
+    with pytest.raises(ValueError, match=message):
+        load_plan(path, torch.nn.Linear(1, 1), 1, 1, "cpu")
 
 
 def test_columns_that_cannot_be_divided_are_refused():
