@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -11,6 +11,7 @@ from msrec.launch.versions import TO_GPU
 logger = logging.getLogger(__name__)
 Device = Literal["auto", "cpu", "cuda"]
 """`auto` is CUDA where both torch and FBGEMM can use a GPU, else the CPU."""
+DEVICES: tuple[Device, ...] = get_args(Device)
 
 
 def rank_device(wanted: Device = "auto", *, has_tables: bool = True) -> torch.device:

@@ -89,7 +89,8 @@ class Checkpoints:
             values["metrics"] = dict(metrics)
         self._copy = snapshot(values, self._group, self._copy)
         # Each thread begins on GPU 0, where every rank of a host would open a context.
-        gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        has_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        gpu = torch.cuda.current_device() if has_gpu else None
         arguments = (path, self._copy, dict(state), self._group, gpu)
         self._writer = threading.Thread(target=self._write, args=arguments, name="msrec-checkpoint")
         self._writer.start()

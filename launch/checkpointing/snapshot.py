@@ -78,7 +78,8 @@ def _copy(tensor: torch.Tensor, reuse: Any) -> torch.Tensor:
         and reuse.data_ptr() != tensor.data_ptr()
     ):
         reuse = torch.empty_like(tensor, device=CPU, pin_memory=tensor.is_cuda)
-    return reuse.copy_(tensor, non_blocking=tensor.is_cuda)
+    target: torch.Tensor = reuse
+    return target.copy_(tensor, non_blocking=tensor.is_cuda)
 
 
 def num_bytes(value: Any, rank: int) -> int:

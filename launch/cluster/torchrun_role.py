@@ -78,7 +78,7 @@ class LaunchOptions:
             return self.threads
         if not self.resource.gpu:
             return 1
-        ranks = parse_nnodes(self.nodes_and_ranks)[2]
+        ranks: int = parse_nnodes(self.nodes_and_ranks)[2]
         return min(MAX_THREADS, max(1, self.resource.cpu // ranks))
 
 

@@ -99,7 +99,9 @@ def _split(name: str) -> Split:
 
 
 def _device(name: str) -> Device:
-    if name not in ("auto", "cpu", "cuda"):
+    from msrec.launch.devices import DEVICES
+
+    if name not in DEVICES:
         raise ValueError(f"device must be auto, cpu or cuda; got {name!r}.")
     return name
 
