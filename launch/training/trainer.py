@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -38,6 +39,11 @@ from msrec.model.distributed.sharding_plan import plan_to_dict
 from msrec.model.layers.precision import check_precision, tf32_products
 from msrec.model.score_head import ScoreHead
 
+logger = logging.getLogger(__name__)
+FEW_ROWS = 4096
+"""Rows of a step on one GPU below which most of a step is its launch, not its work: a guess until
+it is measured."""
+
 
 @dataclass
 class FitResult:
@@ -68,6 +74,7 @@ class Trainer:
         trainer = config.trainer
         check_precision(trainer.precision, process.device)
         _check_memory(config, self.schema, self.knowledge, process)
+        _warn_of_few_rows(trainer.global_batch, process)
         self.train = self._loader("train", trainer.global_batch, shuffle=True)
         self.valid = self._loader("valid", eval_batch(config, process.world_size), shuffle=False)
         self.model, self.plan = build_sharded(
@@ -310,6 +317,17 @@ def _check_memory(
     rows = -(-config.trainer.global_batch // process.world_size)
     memory = machine_bytes(process.device, process.local_world_size)
     check_memory(model, rows, process.world_size, memory // process.local_world_size)
+
+
+def _warn_of_few_rows(global_batch: int, process: Process) -> None:
+    """Warns on rank 0 of a batch that keeps no GPU busy; it is not changed, as results would be."""
+    rows = global_batch // process.world_size
+    if process.is_main and process.device.type == "cuda" and rows < FEW_ROWS:
+        logger.warning(
+            "a step has %s rows per GPU (trainer.global_batch=%s on %s ranks); a GPU needs about "
+            "%s to be busy. A larger batch is another training: choose its learning rates anew.",
+            *(f"{value:,}" for value in (rows, global_batch, process.world_size, FEW_ROWS)),
+        )
 
 
 def train_run(config: RunConfig, process: Process) -> FitResult:
