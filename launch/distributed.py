@@ -26,8 +26,9 @@ COLLECTIVE_TIMEOUT_S = 600
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2), Linux."""
 KEPT_MEMORY = {-1: 1 << 30, -2: 64 << 20, -3: 32 << 20}
-"""Options of mallopt(3) in glibc -> bytes. M_TRIM_THRESHOLD: freed memory to keep. M_TOP_PAD: memory
-to fetch at a time. M_MMAP_THRESHOLD: size of blocks that are always returned, its largest value."""
+"""Options of mallopt(3) in glibc -> bytes. M_TRIM_THRESHOLD: freed memory to keep. M_TOP_PAD: size
+of each request to the system. M_MMAP_THRESHOLD: size of blocks that are mapped by themselves and
+always returned, here its largest value."""
 
 
 @dataclass(frozen=True)
