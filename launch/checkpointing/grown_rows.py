@@ -39,9 +39,9 @@ def copy_first_rows(rows: Any, tensor: Any) -> None:
         if not isinstance(tensor, ShardedTensor):
             tensor[: len(rows)].copy_(rows)
             return
-        to = {shard.metadata.shard_offsets[0]: shard.tensor for shard in tensor.local_shards()}
+        to = {tuple(shard.metadata.shard_offsets): shard.tensor for shard in tensor.local_shards()}
         for shard in rows.local_shards():
-            to[shard.metadata.shard_offsets[0]][: len(shard.tensor)].copy_(shard.tensor)
+            to[tuple(shard.metadata.shard_offsets)][: len(shard.tensor)].copy_(shard.tensor)
 
 
 def _first_rows(shard: ShardMetadata, num_rows: int) -> ShardMetadata | None:

@@ -4,13 +4,12 @@ With `init_optimizer` it also takes the optimizer state.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
-from rich.table import Table
 from torch import nn
 from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.optim.keyed import CombinedOptimizer
@@ -18,9 +17,25 @@ from torchrec.optim.keyed import CombinedOptimizer
 from msrec.data.io.atomic_files import write_json
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, verify_checkpoint
-from msrec.launch.checkpointing.dcp_storage import JsonReader
+from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
 from msrec.launch.checkpointing.grown_rows import copy_first_rows, empty_rows
-from msrec.launch.checkpointing.loading import saved_shapes
+from msrec.launch.checkpointing.row_accumulators import (
+    read_accumulators,
+    take_divided_otherwise,
+)
+from msrec.launch.checkpointing.tensor_reports import (
+    STATE,
+    USED,
+    WEIGHT,
+    TensorReport,
+    is_table,
+    of_all_ranks,
+    report_table,
+    require_accepted,
+    state_report,
+    weight_of,
+    weight_report,
+)
 from msrec.launch.config.run_config import RunConfig, Strictness
 from msrec.launch.console import PlainConsole
 from msrec.launch.daily.kept_rows import require_kept_rows
@@ -30,36 +45,6 @@ from msrec.model.frozen_items import without_frozen
 
 INIT_FILE = "init_from.json"
 """File of a run folder with the use of each tensor."""
-Action = Literal["taken", "grown", "left", "new", "unused"]
-MEANING: dict[Action, str] = {
-    "taken": "as it was saved",
-    "grown": "first rows as they were saved, the rows after them as initialised",
-    "left": "as initialised: the saved one does not fit",
-    "new": "as initialised: the checkpoint has none",
-    "unused": "only in the checkpoint",
-}
-ACCEPTED: dict[Strictness, tuple[Action, ...]] = {
-    True: ("taken",),
-    "grown": ("taken", "grown"),
-    False: ("taken", "grown", "left", "new", "unused"),
-}
-"""`strict` -> actions that it accepts."""
-Shape = tuple[int, ...]
-WEIGHT, STATE = "model.", "optim."
-"""Beginnings of names in a checkpoint, of weights and of optimizer state."""
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """Use of one tensor; a shape is None on the side that does not have the tensor.
-
-    Names of optimizer state begin with `optim.`.
-    """
-
-    name: str
-    action: Action
-    saved: Shape | None
-    here: Shape | None
 
 
 def warm_start(config: RunConfig, model: nn.Module, optimizer: CombinedOptimizer) -> None:
@@ -86,7 +71,7 @@ def warm_start(config: RunConfig, model: nn.Module, optimizer: CombinedOptimizer
             f"{str(config.embeddings.per_scenario).lower()}. Train without init_from."
         )
     if dist.get_rank() == 0:
-        PlainConsole(stderr=True).print(_table(source, reports))
+        PlainConsole(stderr=True).print(report_table(source, reports))
         config.run_dir.mkdir(parents=True, exist_ok=True)
         tensors = [asdict(report) for report in reports]
         record = {"init_from": str(source), "checkpoint": path.name, "tensors": tensors}
@@ -104,7 +89,7 @@ def read_origin(run_dir: Path) -> Origin:
     """Reads what `warm_start` has written."""
     content = json.loads((run_dir / INIT_FILE).read_bytes())
     grown = [tensor for tensor in content["tensors"] if tensor["action"] == "grown"]
-    rows = {t["name"].split(".")[-2]: t["saved"][0] for t in grown if _is_table(t["name"])}
+    rows = {t["name"].split(".")[-2]: t["saved"][0] for t in grown if is_table(t["name"])}
     return Origin(content["checkpoint"], rows)
 
 
@@ -140,76 +125,41 @@ def load_weights(
         optimizer: of `optimizers`; None leaves the optimizer state as it is.
 
     Returns:
-        A report of every tensor of model, optimizer and checkpoint.
+        A report of every tensor of model, optimizer and checkpoint, the same on every rank.
 
     Raises:
-        ValueError: it is damaged; or with `strict`, something does not fit.
+        ValueError: the checkpoint is damaged; or with `strict`, something does not fit.
     """
     verify_checkpoint(path)
+    index = read_index(path)
     weights: dict[str, Any] = model.state_dict()
-    tensors = {f"{WEIGHT}{name}": tensor for name, tensor in without_frozen(weights).items()}
-    saved = saved_shapes(path, WEIGHT)
-    reports = {name: _weight_report(name, saved.get(name), t) for name, t in tensors.items()}
-    settings: dict[str, Any] = {}
+    trained = without_frozen(weights)
+    reports = {f"{WEIGHT}{n}": weight_report(index, n, tensor) for n, tensor in trained.items()}
+    settings: dict[str, Any] = {"state": {}}
     if optimizer is not None:
         init_state(optimizer)
         settings = optimizer.state_dict()
-        saved |= saved_shapes(path, STATE)
-        for key, parts in without_frozen(settings["state"]).items():
-            weight = reports[_weight_of(key, tensors)]
-            for part, tensor in parts.items():
-                name = f"{STATE}{key}.{part}"
-                tensors[name] = tensor
-                reports[name] = _state_report(name, saved.get(name), tensor, weight)
-    every = list(reports.values())
-    for name, shape in saved.items():
-        if name not in tensors:
-            every.append(TensorReport(name.removeprefix(WEIGHT), "unused", shape, None))
-    _require_accepted(path, every, ACCEPTED[strict])
-    _load_tensors(path, reports, tensors)
+    state = {key: dict(parts) for key, parts in without_frozen(settings["state"]).items()}
+    for key, parts in state.items():
+        weight = reports[weight_of(key, reports)]
+        for part, tensor in list(parts.items()):
+            name = f"{STATE}{key}.{part}"
+            reports[name] = state_report(index, name, tensor, weight)
+            if reports[name].action not in USED:
+                del parts[part]
+    prefixes = (WEIGHT,) if optimizer is None else (WEIGHT, STATE)
+    every = of_all_ranks(reports, index, prefixes)
+    require_accepted(path, every, strict)
+    by_row = take_divided_otherwise(index, state)
+    tensors = {f"{WEIGHT}{name}": tensor for name, tensor in trained.items()}
+    for key, parts in state.items():
+        tensors |= {f"{STATE}{key}.{part}": tensor for part, tensor in parts.items()}
+    _load_tensors(path, {name: reports[name] for name in tensors}, tensors)
+    read_accumulators(path, index, by_row, trained)
     model.load_state_dict(weights)
     if optimizer is not None:
         optimizer.load_state_dict(settings)
     return every
-
-
-def _is_table(name: str) -> bool:
-    return ".embedding_bags." in name and not name.startswith(STATE)
-
-
-def _weight_of(key: str, tensors: Mapping[str, Any]) -> str:
-    """Returns the name of a parameter; the key of its optimizer state has the part in front."""
-    while key and f"{WEIGHT}{key}" not in tensors:
-        key = key.partition(".")[2]
-    return f"{WEIGHT}{key}"
-
-
-def _weight_report(name: str, saved: Shape | None, tensor: Any) -> TensorReport:
-    name, here = name.removeprefix(WEIGHT), tuple(tensor.size())
-    if saved is None:
-        return TensorReport(name, "new", None, here)
-    if saved == here:
-        return TensorReport(name, "taken", saved, here)
-    grew = _is_table(name) and saved[1:] == here[1:] and saved[0] < here[0]
-    return TensorReport(name, "grown" if grew else "left", saved, here)
-
-
-def _state_report(
-    name: str, saved: Shape | None, tensor: Any, weight: TensorReport
-) -> TensorReport:
-    """Returns the report of a part of the optimizer state of a parameter.
-
-    A count of steps has the same shape as ever, but belongs to the saved parameter.
-    """
-    here = tuple(tensor.size())
-    if saved is None:
-        return TensorReport(name, "new", None, here)
-    if weight.action in ("taken", "grown") and saved == here:
-        return TensorReport(name, "taken", saved, here)
-    grew = weight.action == "grown" and saved[1:] == here[1:]
-    if grew and weight.saved is not None and weight.here is not None:
-        grew = (saved[0], here[0]) == (weight.saved[0], weight.here[0])  # one value per row
-    return TensorReport(name, "grown" if grew else "left", saved, here)
 
 
 def _load_tensors(
@@ -224,35 +174,3 @@ def _load_tensors(
         load(taken | grown, storage_reader=JsonReader(path))
     for name, rows in grown.items():
         copy_first_rows(rows, tensors[name])
-
-
-def _table(source: Path, reports: list[TensorReport]) -> Table:
-    """Returns a table with one row per tensor, but one row for all that were taken."""
-    table = Table(title=f"init_from {source}", title_justify="left")
-    for head in ("tensor", "saved", "here", ""):
-        table.add_column(head, overflow="fold")
-    num_taken = sum(report.action == "taken" for report in reports)
-    table.add_row(f"{num_taken} tensors", "", "", f"taken: {MEANING['taken']}")
-    for report in reports:
-        if report.action != "taken":
-            shapes = ["x".join(map(str, shape or ())) for shape in (report.saved, report.here)]
-            table.add_row(report.name, *shapes, f"{report.action}: {MEANING[report.action]}")
-    return table
-
-
-def _require_accepted(
-    path: Path, reports: Sequence[TensorReport], accepted: tuple[Action, ...]
-) -> None:
-    others = [report for report in reports if report.action not in accepted]
-    if not others:
-        return
-    by_action = "; ".join(
-        f"{action} {', '.join(names)}"
-        for action in MEANING
-        if (names := [report.name for report in others if report.action == action])
-    )
-    may_grow = ", but for tables that grew" if "grown" in accepted else ""
-    raise ValueError(
-        f"{path} must hold every tensor of this model and no other, in the same shapes{may_grow}; "
-        f"{len(others)} differ: {by_action}. To take what fits, say strict=false."
-    )

@@ -80,7 +80,7 @@ def _print_plan(config: str | None, overrides: list[str], data: str | None) -> N
     from msrec.tools.cli.terminal import console, is_main, say
 
     run = training_config(None if config is None else local_path(config), overrides, data)
-    with process_group() as process:
+    with process_group(run.device) as process:
         schema = load_schema(run.dataset)
         knowledge = KnowledgeInputs(run, schema)
         batch = run.trainer.global_batch
