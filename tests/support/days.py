@@ -11,6 +11,8 @@ from msrec.launch.daily.next_day import training_config
 from msrec.launch.distributed import process_group
 from msrec.launch.training.trainer import train_run
 
+DAYS = range(1, 6)
+
 
 def raw_day(number, rows=800):
     """Raw tables of a day: of the old users, some come; the clicks follow user and item."""

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from days import contents, convert_days, train_day
+from days import DAYS, contents
 from sklearn.metrics import log_loss, roc_auc_score
 
 from msrec.data.loading.split_reader import SplitReader
@@ -16,27 +16,9 @@ from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.serving.delta.apply import apply_delta, point_link
 from msrec.launch.serving.delta.delta_folder import rows_files
-from msrec.launch.serving.delta.make import write_delta
-from msrec.launch.serving.export import export
 from msrec.launch.training.metric_log import load_metric_log
 
 pytestmark = pytest.mark.slow
-DAYS = range(1, 6)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Datasets, runs, exports and deltas of the days: day3, runs/day3, exports/3, deltas/3."""
-    folder = tmp_path_factory.mktemp("days")
-    convert_days(folder, DAYS[-1])
-    for day in DAYS:
-        run = train_day(folder, day)
-        with process_group("cpu") as process:
-            export(run, folder / f"exports/{day}", process, compiled=False)
-        if day > 1:
-            exports = (folder / f"exports/{day - 1}", folder / f"exports/{day}")
-            write_delta(*exports, folder / f"deltas/{day}")
-    return folder
 
 
 def test_the_deltas_of_five_days_make_the_last_export_bit_for_bit(root, tmp_path):
