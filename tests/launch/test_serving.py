@@ -321,7 +321,7 @@ def test_workers_share_a_socket_and_metrics_follow_a_link_and_are_replaced(app, 
     rows = pl.read_parquet(app / "test.parquet").head(2)
     body, link = json.dumps({"rows": rows.to_dicts()}), tmp_path / "current"
     link.symlink_to(app / "bare")
-    with running_server(link, "--workers", "2", "--drain-s", "0", "--follow") as port:
+    with running_server(link, "--workers", "2", "--drain-s", "0") as port:
 
         def answers(path, content=None):
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:

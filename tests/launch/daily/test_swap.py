@@ -148,7 +148,7 @@ def test_an_export_that_cannot_be_loaded_is_refused_and_the_old_one_stays(root, 
         more(answers, 5)
         assert {status for own in answers for status, _ in own} == {200}
         assert all(scores == old for own in answers for _, scores in own)
-        link.unlink()  # nothing is there for a moment, as when a folder is replaced
+        link.unlink()  # there is no export for a moment
         time.sleep(0.1)
         link.symlink_to(root / "exports/3")
         until(lambda: health(port)["version"] == export_version(root / "exports/3"))
