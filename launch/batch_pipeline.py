@@ -62,7 +62,7 @@ class BatchPipeline:
         waiting: tuple[Outcome, torch.cuda.Event] | None = None
         for outcome in self.outcomes(batches):
             copied = Outcome(*(value.to("cpu", non_blocking=True) for value in outcome))
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
             if waiting is not None:
                 waiting[1].synchronize()
