@@ -19,17 +19,12 @@ from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.distributed.sharding import (
-    TableOptions,
-    fill_frozen,
-    fill_projected,
-    freeze,
-    frozen_tables,
-    fuse_optimizer,
-    plan_sharding,
-    shard,
-)
+from msrec.model.distributed.filling import fill_frozen, fill_projected
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import shard
 from msrec.model.distributed.sharding_plan import load_plan
+from msrec.model.distributed.table_options import TableOptions
+from msrec.model.distributed.tables import freeze, frozen_tables, fuse_optimizer
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems, item_table
 from msrec.model.interest.block import InterestOptions
@@ -54,9 +49,11 @@ def build_sharded(
     knowledge: KnowledgeInputs,
     process: Process,
     plan: Path | None,
+    *,
+    host_memory: bool = False,
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Returns the sharded model and its plan, see `plan_model`."""
-    model, sharding = plan_model(config, schema, knowledge, process, plan)
+    model, sharding = plan_model(config, schema, knowledge, process, plan, host_memory=host_memory)
     std = config.embeddings.init_std
     comms = config.embeddings.comms
     sharded = shard(model, sharding, process.device, std, config.seed, comms)
@@ -113,8 +110,12 @@ def plan_model(
     knowledge: KnowledgeInputs,
     process: Process,
     plan: Path | None,
+    *,
+    host_memory: bool = False,
 ) -> tuple[RankerTrain, ShardingPlan]:
     """Returns the model before sharding and its plan: from a plan file, or by the planner if None.
+
+    With `host_memory` the planner may place a table there for which the GPUs have no room.
 
     Raises:
         ValueError: the plan does not fit the model, the ranks or the optimizer.
@@ -129,7 +130,8 @@ def plan_model(
     if model.ranker.items is not None:
         freeze(model.ranker.items)
     if plan is None:
-        return model, plan_sharding(model, spec, process.device, process.local_world_size)
+        local = process.local_world_size
+        return model, plan_sharding(model, spec, process.device, local, host_memory=host_memory)
     ranks = (process.world_size, process.local_world_size)
     sharding = load_plan(plan, model, *ranks, process.device.type)
     frozen = frozen_tables(model)
@@ -162,9 +164,8 @@ def _check_replicated(config: RunConfig) -> None:
 def table_spec(config: RunConfig) -> TableOptions:
     """Returns optimizer and sharding of the tables."""
     tables = config.embeddings
-    return TableOptions(
-        tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding, comms=tables.comms
-    )
+    shared = {"optimizer", "lr", "row_wise_from", "sharding", "min_columns", "comms"}
+    return TableOptions(**tables.model_dump(include=shared))
 
 
 def model_schema(config: RunConfig, schema: Schema) -> Schema:

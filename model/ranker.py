@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from msrec.data.loading.batch import Batch, EntityVectors
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems
@@ -56,7 +57,7 @@ class DenseArch(nn.Module):
         dense: (B, num_dense), float.
         scenario: (B,), int64.
         weight: (B,), float; rows of weight 0 are padding.
-        user_vectors, item_vectors: as in `Batch`.
+        user_vectors, item_vectors, scenario_counts: as in `Batch`.
         returns: (B, T), float32, outputs: logits, or standardised values of regression labels.
 
     Args:
@@ -97,41 +98,57 @@ class DenseArch(nn.Module):
         user_vectors: EntityVectors,
         item_vectors: EntityVectors,
         items: ItemInputs | None = None,
+        scenario_counts: RowCounts | None = None,
     ) -> torch.Tensor:
         is_bfloat16 = self.training and self.precision == "bf16"
         with bfloat16_products(vectors.device.type, is_bfloat16):
-            if self.learned_users is not None:
-                user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
-            user = (user_vectors.vectors, user_vectors.inverse, user_vectors.has)
-            item = (item_vectors.vectors, item_vectors.inverse, item_vectors.has)
-            columns = [self.input_dropout(self.interaction(vectors, dense))]
-            if self.user_feature is not None:
-                columns.append(self.user_feature(*user))
-            if self.item_feature is not None:
-                columns.append(self.item_feature(*item))
-            if self.match is not None:
-                columns.append(self.match(user, item))
-            interest_logits = None
-            if self.interest is not None:
-                assert items is not None
-                matched, interest_logits = self.interest(
-                    items.frozen, items.histories, scenario, weight
-                )
-                columns.append(matched)
-            if self.sequence_encoder is not None:
-                assert items is not None
-                columns.append(self.sequence_encoder(items.learned, items.histories, scenario))
-            x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
-            if self.user_meta is not None:
-                x = self.user_meta(x, *user)
-            if self.item_meta is not None:
-                x = self.item_meta(x, *item)
-            logits: torch.Tensor = self.backbone(x, scenario, weight)
-            if self.scenario_meta is not None:
-                change = self.scenario_meta(x, scenario)
-                logits = fuse(logits, change, self.scenario_meta.fusion)
-            outputs = logits if interest_logits is None else logits + interest_logits
+            outputs = self._outputs(
+                vectors, dense, scenario, weight, user_vectors, item_vectors, items, scenario_counts
+            )
         return widened(outputs)
+
+    def _outputs(
+        self,
+        vectors: torch.Tensor,
+        dense: torch.Tensor,
+        scenario: torch.Tensor,
+        weight: torch.Tensor,
+        user_vectors: EntityVectors,
+        item_vectors: EntityVectors,
+        items: ItemInputs | None,
+        scenario_counts: RowCounts | None,
+    ) -> torch.Tensor:
+        if self.learned_users is not None:
+            user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
+        user = (user_vectors.vectors, user_vectors.inverse, user_vectors.has)
+        item = (item_vectors.vectors, item_vectors.inverse, item_vectors.has)
+        columns = [self.input_dropout(self.interaction(vectors, dense))]
+        if self.user_feature is not None:
+            columns.append(self.user_feature(*user))
+        if self.item_feature is not None:
+            columns.append(self.item_feature(*item))
+        if self.match is not None:
+            columns.append(self.match(user, item))
+        interest_logits = None
+        if self.interest is not None:
+            assert items is not None
+            matched, interest_logits = self.interest(
+                items.frozen, items.histories, scenario, weight
+            )
+            columns.append(matched)
+        if self.sequence_encoder is not None:
+            assert items is not None
+            columns.append(self.sequence_encoder(items.learned, items.histories, scenario))
+        x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
+        if self.user_meta is not None:
+            x = self.user_meta(x, *user, user_vectors.counts)
+        if self.item_meta is not None:
+            x = self.item_meta(x, *item, item_vectors.counts)
+        logits: torch.Tensor = self.backbone(x, scenario, weight, scenario_counts)
+        if self.scenario_meta is not None:
+            change = self.scenario_meta(x, scenario, scenario_counts)
+            logits = fuse(logits, change, self.scenario_meta.fusion)
+        return logits if interest_logits is None else logits + interest_logits
 
 
 class Ranker(nn.Module):
@@ -164,7 +181,7 @@ class Ranker(nn.Module):
                 () if self.items is None else self.items(events.items),
                 None if self.sequence_items is None else self.sequence_items(events.items),
             )
-        others = (batch.user_vectors, batch.item_vectors, items)
+        others = (batch.user_vectors, batch.item_vectors, items, batch.scenario_counts)
         logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *others)
         return logits, vectors
 

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.launch.checkpointing.commit import verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import Index, JsonReader, read_index
+from msrec.launch.checkpointing.row_accumulators import (
+    read_accumulators,
+    take_divided_otherwise,
+)
 from msrec.model.distributed.optimizers import accumulator
 from msrec.model.frozen_items import without_frozen
 
@@ -46,12 +51,18 @@ def load_checkpoint(
             accumulating.init_states()
         optimizer.init_state(set())  # otherwise DCP silently skips Adam's moments
         settings = optimizer.state_dict()
-        values["optim"] = without_frozen(settings["state"])
+        # A copy of each dict: accumulators that are read in another way are taken out of it.
+        of_parameters = without_frozen(settings["state"]).items()
+        values["optim"] = {parameter: dict(tensors) for parameter, tensors in of_parameters}
     _check_keys(path, values["model"])
+    index = read_index(path)
+    _check_optimizer(path, index, values.get("optim", {}))
+    divided_otherwise = take_divided_otherwise(index, values.get("optim", {}))
     load(values, storage_reader=JsonReader(path))
+    read_accumulators(path, index, divided_otherwise, values["model"])
     model.load_state_dict(state_dict | values["model"])
     if optimizer is not None:
-        optimizer.load_state_dict(settings | {"state": settings["state"] | values["optim"]})
+        optimizer.load_state_dict(settings)
     return state
 
 
@@ -100,6 +111,22 @@ def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
                 f"there and {type_name(tensor)} here. Keep embeddings.dtype, or start another run "
                 "with init_from."
             )
+
+
+def _check_optimizer(path: Path, index: Index, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises the error of one rank on all, because each has the state of its own tables only."""
+    names = [f"optim.{parameter}.{name}" for parameter in state for name in state[parameter]]
+    missing = sorted(name.removeprefix("optim.") for name in names if name not in index)
+    of_ranks: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, missing)
+    missing = sorted({name for names in of_ranks for name in names})
+    if missing:
+        raise ValueError(
+            f"{path} must hold the state of this run's optimizers; it lacks "
+            f"{_first_names(missing)}. Tables with embeddings.optimizer=adam continue on the kind "
+            "of device that they were trained on; to train on with new optimizers, start another "
+            "run with init_from."
+        )
 
 
 def _first_names(names: list[str]) -> str:

@@ -16,6 +16,7 @@ from msrec.data.io.validation import (
     Widths,
 )
 from msrec.data.schema import HistoryProtocol, TableName
+from msrec.model.distributed.table_options import MIN_COLUMNS, TableSharding
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 
@@ -52,8 +53,14 @@ class EmbeddingsConfig(StrictModel):
     row_wise_from: Steps = 1_000_000
     """Number of rows from which a table is split by rows over all ranks; a smaller table is on one
     rank."""
-    sharding: dict[TableName, Literal["table_wise", "row_wise"]] = {}
-    """Table -> sharding type. It overrides `row_wise_from`."""
+    sharding: dict[TableName, TableSharding] = {}
+    """Table -> sharding: `table_wise` (one rank), `row_wise` (rows over all ranks), `column_wise`
+    (columns over ranks), `table_row_wise` (rows over the ranks of one node), `table_column_wise`
+    (columns over the ranks of one node), `grid` (columns over nodes, their rows over the ranks of
+    each node). It overrides `row_wise_from`."""
+    min_columns: Width = MIN_COLUMNS
+    """Smallest number of columns of a shard of a `column_wise`, `table_column_wise` or `grid`
+    table. A shard has the next multiple of 4 that divides `dim`."""
 
     @field_validator("dtype", mode="before")
     @classmethod

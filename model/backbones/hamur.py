@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive, linear_init
 from msrec.model.layers.partitioned_norm import PartitionedNorm
@@ -119,9 +120,15 @@ class HAMUR(Backbone):
         self.hyper = nn.Sequential(hyper, nn.Linear(hyper.out_dim, k * k))
         self.finish = hidden.module()
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         x = groups.sort(x)
         weight = None if weight is None else groups.sort(weight)
         instance = torch.unflatten(self.hyper(x), 1, (self.k, self.k))

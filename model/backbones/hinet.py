@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, ScenarioExperts, mix
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
@@ -80,9 +81,15 @@ class HiNet(Backbone):
             self.other_towers.append(nn.Sequential(mlp, nn.Linear(mlp.out_dim, 1)))
         self.register_buffer("itself", torch.eye(count).bool(), persistent=False)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         x = groups.sort(x)
         shared = mix(softmax(self.shared_gate(x), dim=1), self.shared(x))
         every = self._every_scenario(x)

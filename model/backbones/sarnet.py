@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, ScenarioExperts, mix
 from msrec.model.layers.mlp import MLP, RELU, Hidden
@@ -52,9 +53,15 @@ class SARNet(Backbone):
         self.mlp = MLP(expert_dims[-1], dims, hidden)
         self.head = nn.Linear(self.mlp.out_dim, shape.num_tasks)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         scale, shift = groups.lookup(self.own_scale), groups.lookup(self.own_shift)
         x = torch.addcmul(shift, groups.sort(x), scale)
         outputs = torch.cat([self.shared(x), self.specific.own(x, groups)])
