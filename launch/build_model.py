@@ -150,7 +150,7 @@ def plan_model(
 def table_spec(config: RunConfig) -> TableOptions:
     """Returns optimizer and sharding of the tables."""
     tables = config.embeddings
-    shared = {"optimizer", "lr", "row_wise_from", "sharding", "min_columns"}
+    shared = {"optimizer", "lr", "row_wise_from", "sharding", "min_columns", "group_ranks"}
     return TableOptions(**tables.model_dump(include=shared))
 
 

@@ -9,6 +9,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
 
 from msrec.model.distributed.data_parallel import DenseParallel
 from msrec.model.distributed.filling import init_tables
+from msrec.model.distributed.replicas import plan_of_group
 from msrec.model.distributed.table_options import TORCHREC_NAMES
 
 
@@ -26,14 +27,29 @@ def sharders() -> list[ModuleSharder[nn.Module]]:
 
 
 def shard(
-    model: nn.Module, plan: ShardingPlan, device: torch.device, init_std: float, seed: int
+    model: nn.Module,
+    plan: ShardingPlan,
+    device: torch.device,
+    init_std: float,
+    seed: int,
+    env: ShardingEnv | None = None,
 ) -> DistributedModelParallel:
-    """Shards the model by a plan and gives the tables their seeded initial values."""
+    """Shards the model by a plan and gives the tables their seeded initial values.
+
+    Args:
+        model: before sharding.
+        plan: of the ranks that share the tables.
+        device: of this rank.
+        init_std: standard deviation of the initial values.
+        seed: of the initial values.
+        env: of `sharding_env`; None shares the tables between all ranks.
+    """
+    env = env or ShardingEnv.from_process_group(dist.group.WORLD)
     dmp = DistributedModelParallel(
         module=model,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        env=env,
         device=device,
-        plan=plan,
+        plan=plan_of_group(plan, env),
         sharders=sharders(),
         data_parallel_wrapper=DenseParallel(),
     )
