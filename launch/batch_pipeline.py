@@ -50,7 +50,7 @@ class BatchPipeline:
         process: Process,
         optimizer: CombinedOptimizer | None = None,
     ) -> None:
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._device = model, optimizer, process.device
         self._torchrec: TrainPipelineSparseDist | None = None
         if process.world_size > 1 or process.device.type != "cpu":
             kind = pipeline_kind(model.plan, trains=optimizer is not None)
@@ -68,6 +68,27 @@ class BatchPipeline:
             except StopIteration:
                 return
             yield outcome
+
+    def outcomes_on_host(self, batches: Iterator[Batch]) -> Iterator[Outcome]:
+        """Yields the outcomes as CPU tensors; a GPU runs the next batch while one is used.
+
+        The copy of an outcome is queued behind its batch and ends while the next batch runs.
+        """
+        if self._device.type == "cpu":
+            yield from self.outcomes(batches)
+            return
+        waiting: tuple[Outcome, torch.cuda.Event] | None = None
+        for outcome in self.outcomes(batches):
+            copied = Outcome(*(value.to("cpu", non_blocking=True) for value in outcome))
+            done = torch.cuda.Event()
+            done.record()
+            if waiting is not None:
+                waiting[1].synchronize()
+                yield waiting[0]
+            waiting = copied, done
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield waiting[0]
 
     def progress(self, batches: Iterator[Batch]) -> Outcome:
         """Runs the next batch.

@@ -166,7 +166,8 @@ def _needs_equal_bags(config: RunConfig, schema: Schema, world_size: int) -> boo
     if config.sequence.encoder == "none" or world_size == 1:
         return False
     spec = table_spec(config)
-    sharding = spec.sharding_of(SEQUENCE_TABLE, schema.num_items, world_size)
+    ranks = spec.group_ranks or world_size
+    sharding = spec.sharding_of(SEQUENCE_TABLE, schema.num_items, ranks)
     return config.plan is not None or sharding in ROW_SHARDINGS
 
 
@@ -191,4 +192,5 @@ def _loader(
         transforms.append(knowledge.semantic_ids)
     transforms += table_transforms(collator.schema, config.scale, config.embeddings.per_scenario)
     share = RankShare(process.rank, process.world_size)
-    return Loader(reader, order, collator, transforms, share, config.trainer.prefetch)
+    prefetch, pin = config.trainer.prefetch, process.device.type == "cuda"
+    return Loader(reader, order, collator, transforms, share, prefetch, pin)

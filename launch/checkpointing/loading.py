@@ -68,16 +68,30 @@ def load_checkpoint(
 
 def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each tensor of the model that a checkpoint holds."""
+    return {name: tuple(entry["size"]) for name, entry in _model_entries(path).items()}
+
+
+def saved_types(path: Path) -> dict[str, str]:
+    """Returns the type of the values of each tensor of the model, such as `float16`."""
+    return {name: entry["dtype"] for name, entry in _model_entries(path).items()}
+
+
+def type_name(tensor: torch.Tensor) -> str:
+    """Returns the type of the values of a tensor, as `saved_types` does."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _model_entries(path: Path) -> Index:
     prefix = "model."
     return {
-        name.removeprefix(prefix): tuple(entry["size"])
+        name.removeprefix(prefix): entry
         for name, entry in read_index(path).items()
         if name.startswith(prefix)
     }
 
 
 def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
-    saved = saved_shapes(path)
+    saved, types = saved_shapes(path), saved_types(path)
     missing = sorted(model_state.keys() - saved.keys())
     extra = sorted(saved.keys() - model_state.keys())
     if missing or extra:
@@ -90,6 +104,12 @@ def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
             raise ValueError(
                 f"{path} is a checkpoint of another model: {name} has shape {saved[name]} there "
                 f"and {tuple(tensor.size())} here. Use the config in its run folder."
+            )
+        if types[name] != type_name(tensor):
+            raise ValueError(
+                f"{path} must have values of the same type as the model; {name} is {types[name]} "
+                f"there and {type_name(tensor)} here. Keep embeddings.dtype, or start another run "
+                "with init_from."
             )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from msrec.data.io.validation import (
     Count,
@@ -31,6 +31,12 @@ class EmbeddingsConfig(StrictModel):
     small tables, because on a CPU its gradient is as large as the table."""
     lr: Positive = 0.02
     """Learning rate of the tables."""
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    """Type of the stored values. `fp16` halves the tables; the optimizer's state stays fp32. GPUs
+    round updates at random, CPUs to the nearest number."""
+    comms: Literal["fp32", "fp16"] = "fp32"
+    """Type in which ranks send each other the vectors. With `fp16` their gradients are sent in
+    bfloat16. One rank sends nothing."""
     init_std: Positive = 0.01
     """Standard deviation of the initial values."""
     l2: NotNegative = 0.0
@@ -61,6 +67,13 @@ class EmbeddingsConfig(StrictModel):
     sync_every: Count = 1
     """Steps between averages of the copies of `group_ranks`. They are also averaged before each
     validation and checkpoint."""
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _check_dtype(cls, dtype: object) -> object:
+        if dtype == "bf16":
+            raise ValueError("must be fp32 or fp16: FBGEMM has no kernel that trains bf16 tables")
+        return dtype
 
 
 class InteractionConfig(StrictModel):

@@ -79,7 +79,7 @@ def plan_sharding(
         debug=False,
     )
     try:
-        return planner.collective_plan(model, sharders(), dist.group.WORLD)
+        return planner.collective_plan(model, sharders(tables.comms), dist.group.WORLD)
     except PlannerError as error:
         reason = str(error).strip().splitlines()[0].rstrip(". ")
         rows, table = max((rows, name) for name, (rows, _) in sizes.items())

@@ -80,17 +80,20 @@ class TableReplicas:
         env = model._env
         self._group = env.replica_pg if isinstance(env, ShardingEnv2D) else None
         self._model, self._every = model, every
+        self._averaged: int | None = None
+        """Step after which the copies were averaged last."""
 
     def sync_after(self, step: int) -> None:
         """Averages the copies if it is time after a step."""
         if step % self._every == 0:
-            self.sync()
+            self.sync(step)
 
     @torch.no_grad()
-    def sync(self) -> None:
-        """Averages weights and optimizer state of all copies; every rank calls this."""
-        if self._group is None:
+    def sync(self, step: int) -> None:
+        """Averages weights and optimizer state of all copies after a step, once; on every rank."""
+        if self._group is None or step == self._averaged:
             return
+        self._averaged = step
         tensors = _tensors(self._model)
         for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
             same = [tensor for tensor in tensors if tensor.dtype == dtype]

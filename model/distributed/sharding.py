@@ -7,6 +7,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
 
+from msrec.model.distributed.comms import Comms, comms_codecs
 from msrec.model.distributed.data_parallel import DenseParallel
 from msrec.model.distributed.filling import init_tables
 from msrec.model.distributed.replicas import plan_of_group
@@ -21,9 +22,9 @@ class EBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchR
         return [*TORCHREC_NAMES.values(), "data_parallel"]
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
+def sharders(comms: Comms = "fp32") -> list[ModuleSharder[nn.Module]]:
     """Returns the sharders of every job."""
-    return [EBCSharder()]
+    return [EBCSharder(qcomm_codecs_registry=comms_codecs(comms))]
 
 
 def shard(
@@ -33,6 +34,7 @@ def shard(
     init_std: float,
     seed: int,
     env: ShardingEnv | None = None,
+    comms: Comms = "fp32",
 ) -> DistributedModelParallel:
     """Shards the model by a plan and gives the tables their seeded initial values.
 
@@ -43,6 +45,7 @@ def shard(
         init_std: standard deviation of the initial values.
         seed: of the initial values.
         env: of `sharding_env`; None shares the tables between all ranks.
+        comms: type in which ranks send each other vectors.
     """
     env = env or ShardingEnv.from_process_group(dist.group.WORLD)
     dmp = DistributedModelParallel(
@@ -50,7 +53,7 @@ def shard(
         env=env,
         device=device,
         plan=plan_of_group(plan, env),
-        sharders=sharders(),
+        sharders=sharders(comms),
         data_parallel_wrapper=DenseParallel(),
     )
     init_tables(dmp, plan, init_std, seed)

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 import torch
 
+from msrec.model.distributed.comms import Comms
+
 TableOptimizer = Literal["rowwise_adagrad", "adam"]
 TableSharding = Literal[
     "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid"
@@ -34,6 +36,7 @@ class TableOptions:
         min_columns: smallest number of columns of a shard, for tables divided by columns.
         group_ranks: number of consecutive ranks that share one copy of the tables; None is all.
         eps: of RowWiseAdagrad, explicit because the defaults of FBGEMM and torch differ.
+        comms: type in which ranks send each other vectors.
     """
 
     optimizer: TableOptimizer
@@ -43,6 +46,7 @@ class TableOptions:
     min_columns: int = MIN_COLUMNS
     group_ranks: int | None = None
     eps: float = 1e-8
+    comms: Comms = "fp32"
 
     def is_dense(self, device: torch.device) -> bool:
         """Whether the tables are replicated and trained by a dense optimizer."""

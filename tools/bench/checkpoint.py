@@ -49,7 +49,7 @@ def bench_checkpoint(
     Saving blocks training only until the state is copied; a thread then writes and commits it.
     """
     on = prepare(threads=None)
-    with process_group("cpu") as process:
+    with process_group() as process:
         model, optimizer = _sharded_table(int(gib * 2**30) // (4 * DIM), process)
         if process.is_main:
             emptied_folder(out, BENCH_CHECKPOINTS)
