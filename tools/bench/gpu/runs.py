@@ -91,6 +91,7 @@ def export(setting: Setting) -> Found:
     with process_group("cpu") as process:
         manifest = export_run(config.run_dir, out, process, compiled=False)
     parity = manifest.parity
+    assert parity is not None
     figures = {"mean": parity.mean_difference, "largest": parity.largest_difference}
     text = f"{parity.rows:,} rows, scores differ by {parity.mean_difference:.1e} on average"
     return Found(text, figures)
