@@ -25,6 +25,10 @@ from msrec.model.distributed.collectives import from_rank_0
 COLLECTIVE_TIMEOUT_S = 600
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2), Linux."""
+KEPT_MEMORY = {-1: 1 << 30, -2: 64 << 20, -3: 32 << 20}
+"""Options of mallopt(3) in glibc -> bytes. M_TRIM_THRESHOLD: freed memory to keep. M_TOP_PAD: size
+of each request to the system. M_MMAP_THRESHOLD: size of blocks that are mapped by themselves and
+always returned, here its largest value."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def process_group(device: Device = "auto") -> Iterator[Process]:
         ValueError: the device is not there, or has too few GPUs for the ranks of this host.
     """
     end_with_launcher()
+    keep_freed_memory()
     quiet_libraries()
     own_device = rank_device(device)
     is_cuda = own_device.type == "cuda"
@@ -122,6 +127,19 @@ def end_with_launcher() -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep the memory that a step frees for the next step.
+
+    By default it returns large blocks to the system and fetches them again page by page, thousands
+    of page faults in each step. Environment variables such as MALLOC_TRIM_THRESHOLD_ go first.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    for option, num_bytes in KEPT_MEMORY.items():
+        mallopt(option, num_bytes)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

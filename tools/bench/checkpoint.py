@@ -17,7 +17,10 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.distributed import Process, process_group
 from msrec.model.distributed.optimizers import optimizers
-from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import shard
+from msrec.model.distributed.table_options import TableOptions
+from msrec.model.distributed.tables import fuse_optimizer
 from msrec.tools.bench.harness.measure import (
     Seconds,
     compare_rates,

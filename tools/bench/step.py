@@ -19,7 +19,10 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from msrec.data.loading.batch import Batch as LoadedBatch
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.distributed import process_group
-from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, sharders
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import sharders
+from msrec.model.distributed.table_options import TableOptions
+from msrec.model.distributed.tables import fuse_optimizer
 from msrec.tools.bench.harness.measure import (
     Aim,
     Case,
