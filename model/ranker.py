@@ -15,6 +15,7 @@ from msrec.model.interest.histories import Histories
 from msrec.model.interest.interest import Interest
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.interaction import Interaction
+from msrec.model.layers.precision import Precision, bfloat16_products, widened
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta, fuse
@@ -57,7 +58,12 @@ class DenseArch(nn.Module):
         scenario: (B,), int64.
         weight: (B,), float; rows of weight 0 are padding.
         user_vectors, item_vectors, scenario_counts: as in `Batch`.
-        returns: (B, T), outputs: logits, or standardised values of regression labels.
+        returns: (B, T), float32, outputs: logits, or standardised values of regression labels.
+
+    Args:
+        precision: "bf16" computes matrix products in bfloat16 while training, with gradients and
+            sensitive sums (norms, softmax, standardised vectors) in float32. In eval mode all is
+            float32, so that scores are exact and have no ties from rounding.
     """
 
     def __init__(
@@ -67,8 +73,10 @@ class DenseArch(nn.Module):
         parts: KnowledgeParts | None = None,
         input_dropout: float = 0.0,
         sequence_encoder: SequenceEncoder | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
+        self.precision = precision
         self.interaction = interaction
         self.input_dropout = Dropout(input_dropout)
         self.backbone = backbone
@@ -91,6 +99,24 @@ class DenseArch(nn.Module):
         item_vectors: EntityVectors,
         items: ItemInputs | None = None,
         scenario_counts: RowCounts | None = None,
+    ) -> torch.Tensor:
+        is_bfloat16 = self.training and self.precision == "bf16"
+        with bfloat16_products(vectors.device.type, is_bfloat16):
+            outputs = self._outputs(
+                vectors, dense, scenario, weight, user_vectors, item_vectors, items, scenario_counts
+            )
+        return widened(outputs)
+
+    def _outputs(
+        self,
+        vectors: torch.Tensor,
+        dense: torch.Tensor,
+        scenario: torch.Tensor,
+        weight: torch.Tensor,
+        user_vectors: EntityVectors,
+        item_vectors: EntityVectors,
+        items: ItemInputs | None,
+        scenario_counts: RowCounts | None,
     ) -> torch.Tensor:
         if self.learned_users is not None:
             user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import RELU, Hidden, check_positive
+from msrec.model.layers.precision import widened
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
 
@@ -142,6 +143,7 @@ class AITM(Backbone):
 
     def _attention(self, transferred: Tensor, h: Tensor) -> Tensor:
         both = torch.stack([transferred, h], dim=1)
-        score = (self.key(both) * self.query(both)).sum(2) / math.sqrt(h.shape[1])
+        products = widened(self.key(both)) * self.query(both)
+        score = products.sum(2) / math.sqrt(h.shape[1])
         mixed: Tensor = (score.softmax(dim=1).unsqueeze(2) * self.value(both)).sum(1)
         return mixed

@@ -10,6 +10,7 @@ from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.interaction import PairDots
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
+from msrec.model.layers.precision import widened
 
 
 class DLRM(Backbone):
@@ -176,7 +177,7 @@ class DeepFM(Backbone):
         counts: RowCounts | None = None,
     ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        vectors = self.layout.vectors(x)
+        vectors = self.layout.vectors(widened(x))
         pairs = vectors.sum(1).square() - vectors.square().sum(1)
         logits: Tensor = self.first_order(x) + self.head(self.mlp(x))
         weights = self.pair_weights

@@ -10,6 +10,7 @@ from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, mix
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import RowGroups, group_rows
 
 
@@ -117,4 +118,4 @@ class M2M(Backbone):
         rows = outputs.transpose(0, 1)
         pairs = torch.cat([rows, task.expand_as(rows)], dim=2)
         score = self.score(self.attention(pairs, view, groups)).squeeze(2)
-        return mix(score.softmax(dim=1), outputs)
+        return mix(softmax(score, dim=1), outputs)

@@ -9,6 +9,7 @@ from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, mix, mix_by_task
 from msrec.model.layers.mlp import RELU, Hidden
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
 
@@ -56,7 +57,7 @@ class OMoE(Backbone):
     ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         groups = group_rows(scenario, self.num_scenarios, counts)
-        mixed = mix(self.gate(x).softmax(dim=1), self.experts(x))
+        mixed = mix(softmax(self.gate(x), dim=1), self.experts(x))
         return groups.unsort(self.towers(groups.sort(mixed), groups))
 
 

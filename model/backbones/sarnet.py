@@ -9,6 +9,7 @@ from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, ScenarioExperts, mix
 from msrec.model.layers.mlp import MLP, RELU, Hidden
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import group_rows
 
 
@@ -64,5 +65,5 @@ class SARNet(Backbone):
         scale, shift = groups.lookup(self.own_scale), groups.lookup(self.own_shift)
         x = torch.addcmul(shift, groups.sort(x), scale)
         outputs = torch.cat([self.shared(x), self.specific.own(x, groups)])
-        mixed = mix(self.gate(x).softmax(dim=1), outputs)
+        mixed = mix(softmax(self.gate(x), dim=1), outputs)
         return groups.unsort(self.head(self.mlp(mixed)))

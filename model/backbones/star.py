@@ -13,6 +13,7 @@ from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
 from msrec.model.layers.partitioned_norm import PartitionedNorm, is_distributed
+from msrec.model.layers.precision import float32_products, widened
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.scenario_layers import StarLinear
 
@@ -158,9 +159,11 @@ class AdaptDHM(Backbone):
         counts: RowCounts | None = None,
     ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        cluster = (x.detach() @ self.get_buffer("moving_centres").T).argmax(dim=1)
-        if self.training:
-            self._move_centres(x.detach(), weight)
+        rows = widened(x.detach())
+        with float32_products(rows):  # rows go to the same clusters as in an evaluation
+            cluster = (rows @ self.get_buffer("moving_centres").T).argmax(dim=1)
+            if self.training:
+                self._move_centres(rows, weight)
         groups = group_rows(cluster, self.num_clusters, name="cluster")
         h = groups.sort(x)
         *hidden, last = self.layers

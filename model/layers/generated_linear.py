@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from msrec.data.loading.row_counts import RowCounts
 from msrec.model.layers.mlp import check_positive
+from msrec.model.layers.precision import float32_products, product_dtype
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.tiles import Tiles
 
@@ -149,7 +150,8 @@ class GeneratedLinear(nn.Module):
         if codes.groups is None and torch.compiler.is_exporting():
             return _outer(z, x) @ self.weight.flatten(0, 1) + z @ self.bias
         if codes.groups is None:
-            product: Tensor = _Contracted.apply(x, z, self.weight)  # type: ignore[no-untyped-call]
+            dtype = product_dtype(x)
+            product: Tensor = _Contracted.apply(x, z, self.weight, dtype)  # type: ignore[no-untyped-call]
             return product + z @ self.bias
         return codes.groups.linear(x, *self.generate(z))
 
@@ -159,27 +161,42 @@ class _Contracted(torch.autograd.Function):
 
     Written by hand because autograd would keep x_b M_r of all rows, and fresh memory of that size
     costs more than the products. One product each gives y, the gradients of x and z, and that of M.
+
+    Products and y have the type `dtype`, gradients those of the inputs, and the sum over chunks
+    that of M. Autocast is off within, because it would not reach into the backward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x, z, weight)
-        flat = weight.flatten(0, 1)
+        ctx.dtype = dtype
+        x, z, flat = x.to(dtype), z.to(dtype), weight.flatten(0, 1).to(dtype)
         chunks = zip(*_chunks(x, z, flat), strict=True)
-        return torch.cat([_outer(z_rows, x_rows) @ flat for x_rows, z_rows in chunks])
+        with float32_products(x):
+            return torch.cat([_outer(z_rows, x_rows) @ flat for x_rows, z_rows in chunks])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, z, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        inputs = ctx.saved_tensors
+        x, z, weight = (each.to(ctx.dtype) for each in inputs)
         flat = weight.flatten(0, 1)
-        grad_x, grad_z, grad_flat = [], [], torch.zeros_like(flat)
-        for x_rows, z_rows, g in zip(*_chunks(x, z, flat, grad), strict=True):
-            back = (g @ flat.T).unflatten(1, (len(weight), -1))
-            grad_x.append(torch.bmm(z_rows.unsqueeze(1), back).squeeze(1))
-            grad_z.append(torch.bmm(back, x_rows.unsqueeze(2)).squeeze(2))
-            grad_flat.addmm_(_outer(z_rows, x_rows).T, g)
-        return torch.cat(grad_x), torch.cat(grad_z), grad_flat.view_as(weight)
+        grad_x, grad_z, grad_flat = [], [], torch.zeros_like(inputs[2]).flatten(0, 1)
+        with float32_products(x):
+            for x_rows, z_rows, g in zip(*_chunks(x, z, flat, grad), strict=True):
+                back = (g @ flat.T).unflatten(1, (len(weight), -1))
+                grad_x.append(torch.bmm(z_rows.unsqueeze(1), back).squeeze(1))
+                grad_z.append(torch.bmm(back, x_rows.unsqueeze(2)).squeeze(2))
+                _add_product(grad_flat, _outer(z_rows, x_rows).T, g)
+        return torch.cat(grad_x), torch.cat(grad_z), grad_flat.view_as(weight), None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a @ b to a sum of the same or a wider type."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _chunks(x: Tensor, z: Tensor, flat: Tensor, *more: Tensor) -> list[tuple[Tensor, ...]]:

@@ -102,6 +102,17 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_stopped(
         np.testing.assert_array_equal(resumed[2][name], value, name)
 
 
+def test_a_run_resumed_on_three_ranks_has_the_same_sums_of_gradients(dataset, tmp_path):
+    """The order in which three ranks' values are added must not change after the first step."""
+    options = ["trainer.max_steps=9", *BOTH]
+    whole = run_ranks(fit, 3, config_of(dataset, tmp_path / "whole", *options))
+    config = config_of(dataset, tmp_path / "resumed", *options)
+    resumed = run_ranks(fit_partly_then_resume, 3, config, 5)
+    for of_whole, of_resumed in zip(whole, resumed, strict=True):
+        for name, value in of_whole[2].items():
+            np.testing.assert_array_equal(of_resumed[2][name], value, name)
+
+
 def test_a_run_goes_on_with_another_world_size(dataset, tmp_path):
     """Stopped on 2 ranks, finished on 1: the losses are those of an undisturbed run."""
     options = ["embeddings.sharding={user_id: row_wise}"]
