@@ -24,6 +24,9 @@ class Tiles:
     min(B / G, `MAX_TILE`) rows, B + min(B, G * MAX_TILE) rows are multiplied at most, and there are
     at most G + max(G, B / MAX_TILE) tiles, whatever the sizes of the groups.
 
+    torch's own `grouped_mm` needs bfloat16 and sizes that are multiples of 8. On other GPUs than
+    Hopper and Blackwell it reads the sizes of the groups back.
+
     Shape:
         slot: (B,), int64, place of each row in the tiles.
         group: (N,), int64, group of each tile; None if tile g holds all rows of group g.
