@@ -12,9 +12,9 @@ MAX_TILE = 256
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sorted rows cut into tiles of equal size, each of one group; its last tile is padded.
+    """Sorted rows, cut into tiles of equal size with rows of one group each.
 
-    Two groups, a with 3 rows and b with 1, and tiles of 2::
+    The last tile of a group is padded. Two groups, a with 3 rows and b with 1, and tiles of 2::
 
         rows   a0 a1 a2 b0
         slot   [0, 1, 2, 4]
