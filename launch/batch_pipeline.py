@@ -24,11 +24,12 @@ def pipeline_kind(plan: ShardingPlan, *, trains: bool) -> type[TrainPipelineSpar
     One that trains with a table in host memory fetches the rows of the next batch into the cache of
     the GPU while the model computes this one, if the table's cache allows it.
     """
-    if not trains:
-        return EvalPipelineSparseDist
     caches = [table.cache_params for module in plan.plan.values() for table in module.values()]
     prefetches = any(cache is not None and cache.prefetch_pipeline for cache in caches)
-    return PrefetchTrainPipelineSparseDist if prefetches else TrainPipelineSparseDist
+    kind: type[TrainPipelineSparseDist] = EvalPipelineSparseDist
+    if trains:
+        kind = PrefetchTrainPipelineSparseDist if prefetches else TrainPipelineSparseDist
+    return kind
 
 
 class BatchPipeline:
