@@ -23,7 +23,7 @@ from msrec.data.convert.sources.movielens import read_movielens
 from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
-from msrec.data.features.vocabulary import Hashed
+from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.histories.build import build_histories
 from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.io.paths import AnyPath
@@ -68,6 +68,7 @@ def convert(
     overwrite: bool = False,
     grow_from: AnyPath | None = None,
     hash: Sequence[str] | None = None,
+    managed: Sequence[str] | None = None,
     histories: bool = False,
     console: Console | None = None,
     **options: Any,
@@ -84,6 +85,8 @@ def convert(
         grow_from: an older dataset folder, whose values keep their table rows.
         hash: features with a table of fixed size, as `user_id=100000` or, with two hashes,
             `user_id=100000x2`.
+        managed: features whose table rows the model gives to values while it trains, as
+            `user_id=100000`.
         histories: index the histories of all rows, by both protocols, with all rows as events.
         console: prints the report.
         options: those of the source.
@@ -96,6 +99,9 @@ def convert(
     choice = choice or split_choice(source)
     row_filter = RowFilter(bad_rows)
     hashed = dict(map(_hashed, hash or ()))
+    of_model = dict(map(_managed, managed or ()))
+    if both := sorted(hashed.keys() & of_model.keys()):
+        raise ValueError(f"a feature must have --hash or --managed, not both; got {both[0]!r}.")
     check_output(Path(out), DATASET, [Path(raw), grow_from], overwrite=overwrite)
     with progress_bars(console) as progress:
         reader = [TextReader(row_filter, progress)] if SOURCES[source].is_text else []
@@ -118,7 +124,7 @@ def convert(
             progress,
             row_filter,
             grow_from,
-            hashed,
+            hashed | of_model,
             partial(build_histories, progress=progress) if histories else None,
         )
     for note in tables.notes:
@@ -169,6 +175,13 @@ def _hashed(option: str) -> tuple[str, Hashed]:
         )
     name, rows, hashes = matched.groups()
     return name, Hashed(int(rows), int(hashes or 1))
+
+
+def _managed(option: str) -> tuple[str, Managed]:
+    matched = re.fullmatch(r"(.+)=(\d+)", option)
+    if matched is None:
+        raise ValueError(f"--managed must look like user_id=100000; got {option!r}.")
+    return matched.group(1), Managed(int(matched.group(2)))
 
 
 def make_synthetic(out: Path | str, console: Console | None = None, **options: Any) -> Schema:

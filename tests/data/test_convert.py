@@ -16,7 +16,7 @@ from msrec.data.convert.sources.movielens import read_movielens
 from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
-from msrec.data.features.vocabulary import Hashed
+from msrec.data.features.hashed_values import Hashed
 from msrec.data.io.outputs import SCRATCH_MARK, new_folder
 from msrec.data.loading.loader import open_loader
 from msrec.data.schema import load_schema

@@ -93,6 +93,12 @@ SHARED: dict[str, Option] = {
         "feature that gets a table of a fixed number of rows instead of a vocabulary: "
         "user_id=100000, or user_id=100000x2 for two hashes; may be repeated",
     ),
+    "managed": _option(
+        list[str] | None,
+        None,
+        "feature whose table has a fixed number of rows, which the model gives to new values while "
+        "it trains and takes from old ones: user_id=100000; may be repeated",
+    ),
     "histories": (
         Annotated[
             bool,
