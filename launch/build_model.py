@@ -19,6 +19,7 @@ from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
+from msrec.model.distributed.managed_tables import check_managed
 from msrec.model.distributed.sharding import (
     TableOptions,
     fill_frozen,
@@ -37,6 +38,7 @@ from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
+from msrec.model.managed_ids import ManagedOptions
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
 from msrec.model.sequence_encoder import SequenceEncoder
@@ -57,6 +59,7 @@ def build_sharded(
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Returns the sharded model and its plan, see `plan_model`."""
     model, sharding = plan_model(config, schema, knowledge, process, plan)
+    check_managed(model.ranker.embeddings.managed, sharding)
     std = config.embeddings.init_std
     sharded = shard(model, sharding, process.device, std, config.seed)
     chunks = {item_table(each.name): each.chunks for each in knowledge.item_sources}
@@ -168,7 +171,9 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     torch.manual_seed(config.seed)
     tables = table_schema(config, schema)
     dim = config.embeddings.dim
-    embeddings = Embeddings(tables, dim, config.history.of)
+    embeddings = Embeddings(
+        tables, dim, config.history.of, managed=_managed_options(config, tables)
+    )
     tasks = run_tasks(config, schema)
     check_calibrator(config, tasks)
     num_tasks = len(tasks)
@@ -210,6 +215,24 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     if encoder is not None:
         sequence_items = SequenceItems(schema.num_items, dim)
     return RankerTrain(Ranker(embeddings, dense_arch, items, sequence_items), loss)
+
+
+def _managed_options(config: RunConfig, schema: Schema) -> ManagedOptions | None:
+    if not schema.managed:
+        return None
+    if config.embeddings.per_scenario:
+        raise ValueError(
+            f"embeddings.per_scenario must be false with the managed feature "
+            f"{schema.managed[0].name!r}, whose ids have one table row for all scenarios."
+        )
+    tables = config.embeddings
+    return ManagedOptions(
+        tables.eviction,
+        tables.eviction_every_steps,
+        config.trainer.global_batch,
+        tables.init_std,
+        config.seed,
+    )
 
 
 def _sequence_encoder(config: RunConfig, schema: Schema) -> SequenceEncoder | None:

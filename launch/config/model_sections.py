@@ -16,6 +16,7 @@ from msrec.data.io.validation import (
     Widths,
 )
 from msrec.data.schema import HistoryProtocol, TableName
+from msrec.model.managed_ids import Eviction
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 
@@ -48,6 +49,12 @@ class EmbeddingsConfig(StrictModel):
     rank."""
     sharding: dict[TableName, Literal["table_wise", "row_wise"]] = {}
     """Table -> sharding type. It overrides `row_wise_from`."""
+    eviction: Eviction = "lfu"
+    """Rule by which an id of a managed feature loses its table row to a new one: `lfu` the fewest
+    occurrences, `lru` the oldest last occurrence, `distance` the fewest occurrences divided by the
+    steps since the last one."""
+    eviction_every_steps: Steps = 50
+    """Steps after which new ids of a managed feature get rows, and old ones lose them."""
 
 
 class InteractionConfig(StrictModel):

@@ -1,0 +1,85 @@
+"""Updates of the maps of managed tables after a step, the same on every rank."""
+
+import zlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ShardingPlan
+
+from msrec.model.managed_ids import IdMap, ManagedIds
+
+
+def check_managed(managed: ManagedIds | None, plan: ShardingPlan) -> None:
+    """Refuses a plan with a managed table whose rows cannot be reset in place.
+
+    Raises:
+        ValueError: the table is replicated, or cached in another memory.
+    """
+    tables = [] if managed is None else managed.tables
+    for of_module in plan.plan.values():
+        for table in of_module.keys() & set(tables):
+            if (kernel := of_module[table].compute_kernel) != "fused":
+                raise ValueError(
+                    f"the managed table {table!r} must have the kernel fused, whose rows can be "
+                    f"reset; the sharding plan has {kernel}. Use embeddings.optimizer="
+                    "rowwise_adagrad and a plan without caches for it."
+                )
+
+
+@torch.no_grad()
+def update_managed(model: nn.Module, managed: ManagedIds) -> None:
+    """Records the ids of the step that was just taken, and updates the maps if it is time to.
+
+    Every rank calls this. A row that gets a new id starts as any other row does: with random values
+    and without optimizer state. It has nothing of the id that it belonged to.
+
+    Args:
+        model: the sharded model, after its backward pass and update.
+        managed: its managed features.
+    """
+    if managed.seen is None:
+        return
+    seen, managed.seen = managed.seen, None
+    ranks = dist.get_world_size()
+    joined = seen.new_empty(ranks * seen.numel())
+    dist.all_gather_into_tensor(joined, seen.reshape(-1))
+    of_ranks = joined.view(ranks, *seen.shape)
+    for number, (of_map, table) in enumerate(zip(managed.maps, managed.tables, strict=True)):
+        of_map.record(of_ranks[:, number].flatten())
+        rows = of_map.update()
+        if rows is not None and len(rows):
+            _reset_rows(model, managed, of_map, table, rows)
+
+
+def _reset_rows(
+    model: nn.Module, managed: ManagedIds, of_map: IdMap, table: str, rows: torch.Tensor
+) -> None:
+    """Gives rows of a table values that depend only on (seed, table, step, rows)."""
+    name = f"{managed.options.seed}/{table}/{int(of_map._current_iter_tensor)}"
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    for first_row, weights, states in _shards(model, table):
+        size = (len(rows), weights.shape[1])
+        values = torch.randn(size, generator=generator) * managed.options.init_std
+        is_local = (rows >= first_row) & (rows < first_row + len(weights))
+        local = rows[is_local] - first_row
+        weights[local] = values.to(weights)[is_local]
+        for state in states:
+            state[local] = 0
+
+
+def _shards(model: nn.Module, table: str) -> Iterator[tuple[int, torch.Tensor, list[torch.Tensor]]]:
+    """Yields first row, weights and optimizer state of this rank's shard, which may be written."""
+    for module in model.modules():
+        if not isinstance(module, ShardedEmbeddingBagCollection):
+            continue
+        for lookup in module._lookups:
+            for kernel in lookup._emb_modules:
+                for number, config in enumerate(kernel.config.embedding_tables):
+                    if config.name == table:
+                        batched = kernel.emb_module
+                        states = batched.split_optimizer_states()[number]
+                        weights = batched.split_embedding_weights()[number]
+                        yield config.local_metadata.shard_offsets[0], weights, states
