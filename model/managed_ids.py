@@ -127,9 +127,9 @@ class IdMap(MCHManagedCollisionModule):  # type: ignore[misc]  # TorchRec is unt
         return self._zch_size - 1 - self.open_slots()[0]
 
     def counts(self) -> dict[str, int]:
-        """Returns the ids that got and lost rows so far, and those that have one."""
+        """Returns the ids that got and lost rows so far, and those that have one now."""
         inserted, evicted = self._totals.tolist()
-        return {"inserted": inserted, "evicted": evicted, "used": int(self.used())}
+        return {"inserted": inserted, "evicted": evicted, "with_row": int(self.used())}
 
     def ids_and_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the ids that have rows, (N,), int64, ascending, and their rows (N,), int32."""
@@ -164,13 +164,20 @@ class ManagedIds(nn.Module):
         self.maps = nn.ModuleList(IdMap(size, options) for size in rows.values())
         self.seen: torch.Tensor | None = None
         """`managed` of the last training batch, until `update_managed` takes it."""
+        lookups = torch.zeros(2, len(rows), dtype=torch.int64)
+        self.register_buffer("lookups", lookups, persistent=False)
+        """In eval mode: lookups of each feature on this rank, and those of ids without a row."""
 
     def forward(  # noqa: D102
         self, sparse: KeyedJaggedTensor, managed: torch.Tensor
     ) -> KeyedJaggedTensor:
+        rows = [of_map(ids) for of_map, ids in zip(self.maps, managed, strict=True)]
         if self.training:
             self.seen = managed
-        rows = [of_map(ids) for of_map, ids in zip(self.maps, managed, strict=True)]
+        else:
+            is_id = managed != NO_ID
+            without_row = is_id & (torch.stack(rows) == 0)
+            self.lookups += torch.stack([is_id.sum(1), without_row.sum(1)])
         ones = sparse.lengths().new_ones(managed.numel())
         return KeyedJaggedTensor(
             keys=[*sparse.keys(), *self.features],
@@ -178,8 +185,15 @@ class ManagedIds(nn.Module):
             lengths=torch.cat([sparse.lengths(), ones]),
         )
 
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Returns feature -> counts of its map; see `IdMap.counts`."""
+    def named_counts(self) -> dict[str, int]:
+        """Returns the counts of every map by their names in logs: `ids_inserted/user_id`."""
         return {
-            name: of_map.counts() for name, of_map in zip(self.features, self.maps, strict=True)
+            f"ids_{what}/{name}": count
+            for name, of_map in zip(self.features, self.maps, strict=True)
+            for what, count in of_map.counts().items()
         }
+
+
+def map_bytes(managed: ManagedIds) -> int:
+    """Returns the bytes that the maps take on every rank, with the ids that they record."""
+    return sum(buffer.nbytes for buffer in managed.buffers())

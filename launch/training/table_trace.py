@@ -53,8 +53,10 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
     for path, module in model.named_modules():
         if not isinstance(module, ShardedEmbeddingBagCollection):
             continue
-        of_features = path.endswith("ranker.embeddings.ebc")
-        sparse = batch.sparse if of_features else batch.sequence.items
+        sparse = batch.sequence.items
+        if path.endswith("ranker.embeddings.ebc"):
+            managed = model.get_submodule(path.removesuffix(".ebc")).managed
+            sparse = batch.sparse if managed is None else managed(batch.sparse, batch.managed)
         traced = _trace(module, sparse, repeats, is_trained=FROZEN_PATH not in path)
         times = {"tables": times["tables"] | traced.pop("tables")} | {
             part: times[part] + ms for part, ms in traced.items()

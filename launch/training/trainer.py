@@ -31,6 +31,7 @@ from msrec.launch.training.skipped_rows import BadRowReporter
 from msrec.launch.training.table_trace import write_table_times
 from msrec.launch.training.warm_start import warm_start
 from msrec.launch.versions import installed_versions
+from msrec.model.distributed.managed_tables import take_lookup_counts
 from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
 from msrec.model.distributed.sharding_plan import plan_to_dict
@@ -93,6 +94,7 @@ class Trainer:
         self._total_steps = min(all_steps, trainer.max_steps or all_steps)
         self._scales = unwrapped(self.model).loss.scales
         self._metric = choose_metric(trainer.metric, self._scales.tasks, self._scenarios)
+        self._managed = unwrapped(self.model).ranker.embeddings.managed
         self._unlogged = MetricAccumulator(len(self._scenarios), self._scales)
         self._bad_rows = BadRowReporter(
             config.run_dir, process, {"train": self.train, "valid": self.valid}
@@ -178,7 +180,11 @@ class Trainer:
             self._preemption.check()
         self.model.train()
         metrics.all_reduce()
-        return metrics.named(self._scenarios) | rows.named(self._scenarios)
+        unknown = {
+            f"share_without_row/{name}": count.unknown / max(count.values, 1)
+            for name, count in take_lookup_counts(self._managed).items()
+        }
+        return metrics.named(self._scenarios) | rows.named(self._scenarios) | unknown
 
     def _train(self, result: FitResult, metric_logger: MetricLogger) -> None:
         progress, trainer = result.progress, self.config.trainer
@@ -260,6 +266,8 @@ class Trainer:
         metrics, losses = self._unlogged.reduced()
         self._unlogged.clear()
         values = {"loss": sum(losses) / len(losses)} | metrics.named(self._scenarios)
+        if self._managed is not None:
+            values |= self._managed.named_counts()
         rows = len(losses) * self.config.trainer.global_batch
         metric_logger.log_training(progress.step, progress.epoch, rows, values)
         return losses

@@ -9,6 +9,7 @@ from torch import nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardingPlan
 
+from msrec.data.features.value_counts import ValueCounts
 from msrec.model.managed_ids import IdMap, ManagedIds
 
 
@@ -54,13 +55,30 @@ def update_managed(model: nn.Module, managed: ManagedIds) -> None:
             _reset_rows(model, managed, of_map, table, rows)
 
 
+def take_lookup_counts(managed: ManagedIds | None) -> dict[str, ValueCounts]:
+    """Returns feature -> values looked up in eval mode, and those without a row; starts anew.
+
+    Every rank calls this and gets the sums over all ranks. Missing values are not counted.
+    """
+    if managed is None:
+        return {}
+    counts = managed.lookups.clone()
+    managed.lookups.zero_()
+    dist.all_reduce(counts)
+    values, unknown = counts.tolist()
+    return {
+        name: ValueCounts(*numbers)
+        for name, *numbers in zip(managed.features, values, unknown, strict=True)
+    }
+
+
 def _reset_rows(
     model: nn.Module, managed: ManagedIds, of_map: IdMap, table: str, rows: torch.Tensor
 ) -> None:
     """Gives rows of a table values that depend only on (seed, table, step, rows)."""
     name = f"{managed.options.seed}/{table}/{int(of_map._current_iter_tensor)}"
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    for first_row, weights, states in _shards(model, table):
+    for first_row, weights, states in table_shards(model, table):
         size = (len(rows), weights.shape[1])
         values = torch.randn(size, generator=generator) * managed.options.init_std
         is_local = (rows >= first_row) & (rows < first_row + len(weights))
@@ -70,7 +88,9 @@ def _reset_rows(
             state[local] = 0
 
 
-def _shards(model: nn.Module, table: str) -> Iterator[tuple[int, torch.Tensor, list[torch.Tensor]]]:
+def table_shards(
+    model: nn.Module, table: str
+) -> Iterator[tuple[int, torch.Tensor, list[torch.Tensor]]]:
     """Yields first row, weights and optimizer state of this rank's shard, which may be written."""
     for module in model.modules():
         if not isinstance(module, ShardedEmbeddingBagCollection):

@@ -1,14 +1,21 @@
 """Training with managed features: ranks, resume, evaluation, and rows that get new ids."""
 
+import json
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from managed_data import ROWS, managed_dataset
+from managed_data import managed_dataset
 from ranks import run_ranks
-from trainings import config_of, fit, fit_partly_then_resume
+from trainings import config_of, fit, fit_partly_then_resume, weights
 
-from msrec.launch.distributed import Process
-from msrec.launch.training.trainer import Trainer
+from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.distributed import Process, process_group
+from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.trained_run import open_run, unwrapped
+from msrec.launch.training.trainer import Trainer, train_run
+from msrec.model.distributed.managed_tables import table_shards
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +55,91 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(dataset, tmp_path, evic
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def updated_shards(rank, world_size, config):
+    """Trains 15 steps; returns weights, state and new rows of every shard after each of them."""
+    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
+    managed = unwrapped(trainer.model).ranker.embeddings.managed
+    batches, found = trainer.train.batches(0), []
+    trainer.model.train()
+    for _ in range(15):
+        old = [of_map.ids_and_rows()[0].clone() for of_map in managed.maps]
+        trainer.pipeline.progress(batches)
+        for of_map, old_ids, table in zip(managed.maps, old, managed.tables, strict=True):
+            ids, rows = of_map.ids_and_rows()
+            new = rows[~torch.isin(ids, old_ids)]
+            for first_row, values, states in table_shards(trainer.model, table):
+                is_new = torch.isin(torch.arange(len(values)) + first_row, new)
+                found.append([each.numpy().copy() for each in (values, states[0], is_new)])
+    return found
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+def test_a_row_that_gets_a_new_id_has_nothing_of_the_old_one(dataset, tmp_path, sharding):
+    tables = "{" + f"user_id: {sharding}, item_id: {sharding}" + "}"
+    options = [*OPTIONS, f"embeddings.sharding={tables}", "embeddings.lr=10"]
+    ranks = run_ranks(updated_shards, 2, config_of(dataset, tmp_path, *options), timeout_s=90)
+    shards = [shard for of_rank in ranks for shard in of_rank]
+    assert sum(is_new.sum() for _, _, is_new in shards) > 60
+    for values, state, is_new in shards:
+        assert (state[is_new] == 0).all()
+        # Trained values are of the size of the learning rate, new ones of init_std = 0.01.
+        assert np.abs(values[is_new]).max(initial=0) < 0.06
+    values, state, is_new = shards[-1]
+    assert (state[~is_new] > 0).any()
+    assert np.abs(values[~is_new]).max() > 1
+
+
+def test_evaluation_uses_the_map_and_leaves_it_as_it_is(dataset, tmp_path, caplog):
+    config = config_of(dataset, tmp_path, *OPTIONS)
+    with process_group("cpu") as process:
+        train_run(config, process)
+        run = open_run(config.run_dir, process)
+        before = weights(run)
+        results = evaluate(config.run_dir, process)
+        again = open_run(config.run_dir, process)
+    ids, _ = unwrapped(run.model).ranker.embeddings.managed.maps[0].ids_and_rows()
+    users = np.concatenate(
+        [pq.read_table(path)["user_id"].to_numpy() for path in (dataset / "test").glob("*")]
+    )
+    unknown = int((~np.isin(users, ids.numpy())).sum())
+    assert f"test: user_id: {unknown} of 400 values unknown" in caplog.text
+    assert 0 < unknown < 400
+    assert results.metrics.all.rows == 400
+    for name, value in maps(weights(again)).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_the_log_has_the_ids_that_got_and_lost_rows(dataset, tmp_path):
+    config = config_of(dataset, tmp_path, *OPTIONS)
+    with process_group("cpu") as process:
+        train_run(config, process)
+        run = open_run(
+            config.run_dir, process, Checkpoints(config.run_dir / "checkpoints").newest()
+        )
+    last = [
+        line["metrics"]
+        for line in map(json.loads, (config.run_dir / "metrics.jsonl").read_text().splitlines())
+        if line["split"] == "train"
+    ][-1]
+    counts = unwrapped(run.model).ranker.embeddings.managed.named_counts()
+    assert {name: last[name] for name in counts} == counts
+    assert counts["ids_with_row/user_id"] == 23
+    assert counts["ids_inserted/user_id"] - counts["ids_evicted/user_id"] == 23
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["embeddings.per_scenario=true"], "per_scenario must be false with the managed feature"),
+        (["embeddings.rare={user_id: 3}"], "'user_id' is managed, and its rare ids leave"),
+        (["embeddings.optimizer=adam"], "the managed table 'user_id' must have the kernel fused"),
+    ],
+)
+def test_options_that_do_not_go_with_managed_features_are_refused(
+    dataset, tmp_path, options, message
+):
+    config = config_of(dataset, tmp_path, *options)
+    with pytest.raises(ValueError, match=message), process_group("cpu") as process:
+        Trainer(config, process)

@@ -85,7 +85,7 @@ def test_a_map_follows_the_rules_of_its_eviction(eviction):
         assert of_map.counts() == {
             "inserted": inserted,
             "evicted": evicted,
-            "used": len(slow.row_of),
+            "with_row": len(slow.row_of),
         }
     assert evicted >= 5
     known, rows = of_map.ids_and_rows()
