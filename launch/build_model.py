@@ -36,9 +36,9 @@ from msrec.model.frozen_items import FrozenItems, item_table
 from msrec.model.interest.block import InterestOptions
 from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
+from msrec.model.layers.managed_ids import ManagedOptions
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
-from msrec.model.managed_ids import ManagedOptions
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
 from msrec.model.sequence_encoder import SequenceEncoder

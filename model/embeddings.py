@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from msrec.data.loading.batch import HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, Side, levels
 from msrec.data.schema import Schema, SparseFeature
-from msrec.model.managed_ids import ManagedIds, ManagedOptions
+from msrec.model.layers.managed_ids import ManagedIds, ManagedOptions
 
 INIT_BLOCK_ROWS = 1 << 12
 """Rows of a table that are initialised from one seed."""

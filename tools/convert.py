@@ -1,7 +1,7 @@
 """Conversion and simulation of data sets with progress bars and a report on the console."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -67,8 +67,7 @@ def convert(
     bad_rows: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
     grow_from: AnyPath | None = None,
-    hash: Sequence[str] | None = None,
-    managed: Sequence[str] | None = None,
+    hashed: Mapping[str, Hashed | Managed] | None = None,
     histories: bool = False,
     console: Console | None = None,
     **options: Any,
@@ -83,10 +82,7 @@ def convert(
         bad_rows: refuse the first bad row, or leave bad rows out and count them.
         overwrite: replace the dataset folder `out`.
         grow_from: an older dataset folder, whose values keep their table rows.
-        hash: features with a table of fixed size, as `user_id=100000` or, with two hashes,
-            `user_id=100000x2`.
-        managed: features whose table rows the model gives to values while it trains, as
-            `user_id=100000`.
+        hashed: features with a table of fixed size, see `tables_by_option`.
         histories: index the histories of all rows, by both protocols, with all rows as events.
         console: prints the report.
         options: those of the source.
@@ -98,10 +94,6 @@ def convert(
     console = console or PlainConsole()
     choice = choice or split_choice(source)
     row_filter = RowFilter(bad_rows)
-    hashed = dict(map(_hashed, hash or ()))
-    of_model = dict(map(_managed, managed or ()))
-    if both := sorted(hashed.keys() & of_model.keys()):
-        raise ValueError(f"a feature must have --hash or --managed, not both; got {both[0]!r}.")
     check_output(Path(out), DATASET, [Path(raw), grow_from], overwrite=overwrite)
     with progress_bars(console) as progress:
         reader = [TextReader(row_filter, progress)] if SOURCES[source].is_text else []
@@ -124,7 +116,7 @@ def convert(
             progress,
             row_filter,
             grow_from,
-            hashed | of_model,
+            hashed,
             partial(build_histories, progress=progress) if histories else None,
         )
     for note in tables.notes:
@@ -164,6 +156,20 @@ def split_choice(
         return SplitChoice.of(protocol, seed)
     column = split_column if split == "given" else None
     return SplitChoice(split or "random", seed, fractions, last, column)
+
+
+def tables_by_option(
+    hash: Sequence[str] | None, managed: Sequence[str] | None
+) -> dict[str, Hashed | Managed]:
+    """Returns feature -> its table of fixed size, of the options `--hash` and `--managed`.
+
+    Raises:
+        ValueError: an option is not valid, or a feature has both.
+    """
+    hashed, of_model = dict(map(_hashed, hash or ())), dict(map(_managed, managed or ()))
+    if both := sorted(hashed.keys() & of_model.keys()):
+        raise ValueError(f"a feature must have --hash or --managed, not both; got {both[0]!r}.")
+    return {**hashed, **of_model}
 
 
 def _hashed(option: str) -> tuple[str, Hashed]:

@@ -82,8 +82,8 @@ class ConversionCounts:
             for number, flaws in enumerate(_flaws(is_missing[name], columns[name])):
                 total[number] += np.bincount(codes, flaws, minlength=len(SPLITS)).astype(np.int64)
         times = (codes == TRAIN).astype(np.int64)
-        for name, total in self._lookups.items():
-            total += _lookups(columns[name], times, len(total))
+        for name, lookups in self._lookups.items():
+            lookups += _lookups(columns[name], times, len(lookups))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the counts under their names in `Schema.counts`."""

@@ -93,8 +93,8 @@ class ColumnChecks:
         if name in self._weights:
             return ~(np.isfinite(values) & (values >= 0)), "a weight must be finite and at least 0"
         if name in self._managed:
-            is_bad = (values < 0) | (values > MAX_MANAGED_ID)
-            return is_bad, "a managed id must be in [0, 2^63 - 2]"
+            outside: Mask = (values < 0) | (values > MAX_MANAGED_ID)
+            return outside, "a managed id must be in [0, 2^63 - 2]"
         size = self._sizes.get(name)
         if size is None:
             is_bad = None if name in self._whole_numbers else ~np.isfinite(values)

@@ -16,7 +16,7 @@ from msrec.data.io.validation import (
     Widths,
 )
 from msrec.data.schema import HistoryProtocol, TableName
-from msrec.model.managed_ids import Eviction
+from msrec.model.layers.managed_ids import Eviction
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 

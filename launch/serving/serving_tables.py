@@ -20,7 +20,7 @@ from msrec.launch.build_model import table_schema
 from msrec.launch.serving.export_folder import ExportTable, TableDtype
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.embeddings import table_configs
-from msrec.model.managed_ids import ManagedIds
+from msrec.model.layers.managed_ids import ManagedIds
 from msrec.model.ranker import DenseArch
 from msrec.model.serving_model import knowledge_rows, knowledge_widths
 
@@ -93,7 +93,7 @@ def trained_tables(run: TrainedRun) -> dict[str, Tensor]:
 def managed_rows(managed: ManagedIds) -> ManagedRows:
     """Returns the maps of a model's managed features."""
     rows_of = {}
-    for name, of_map in zip(managed.features, managed.maps, strict=True):
+    for name, of_map in managed.by_feature.items():
         ids, rows = of_map.ids_and_rows()
         rows_of[name] = (ids.cpu().numpy(), rows.cpu().numpy())
     return ManagedRows(rows_of)

@@ -10,7 +10,7 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardingPlan
 
 from msrec.data.features.value_counts import ValueCounts
-from msrec.model.managed_ids import IdMap, ManagedIds
+from msrec.model.layers.managed_ids import IdMap, ManagedIds
 
 
 def check_managed(managed: ManagedIds | None, plan: ShardingPlan) -> None:
@@ -44,12 +44,12 @@ def update_managed(model: nn.Module, managed: ManagedIds) -> None:
     if managed.seen is None:
         return
     seen, managed.seen = managed.seen, None
-    ranks = dist.get_world_size()
-    joined = seen.new_empty(ranks * seen.numel())
-    dist.all_gather_into_tensor(joined, seen.reshape(-1))
-    of_ranks = joined.view(ranks, *seen.shape)
-    for number, (of_map, table) in enumerate(zip(managed.maps, managed.tables, strict=True)):
-        of_map.record(of_ranks[:, number].flatten())
+    of_ranks = [torch.empty_like(seen) for _ in range(dist.get_world_size())]
+    dist.all_gather(of_ranks, seen.contiguous())
+    of_all = torch.cat(of_ranks, dim=1)
+    maps = managed.by_feature.values()
+    for of_map, table, ids in zip(maps, managed.tables, of_all, strict=True):
+        of_map.record(ids)
         rows = of_map.update()
         if rows is not None and len(rows):
             _reset_rows(model, managed, of_map, table, rows)

@@ -20,7 +20,7 @@ from msrec.data.loading.loader import open_loader
 from msrec.data.loading.managed_rows import ManagedRows
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import load_schema
-from msrec.tools.convert import convert
+from msrec.tools.convert import tables_by_option
 
 
 def number_of(value):
@@ -105,14 +105,14 @@ def test_data_whose_feature_is_not_managed_cannot_be_scored(tmp_path, dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"managed": ["user_id"]}, "must look like user_id=100000; got 'user_id'"),
-        ({"managed": ["user_id=1"]}, "must have 2 to 2147483647 rows; got 1"),
-        ({"managed": ["user_id=9"], "hash": ["user_id=9"]}, "--hash or --managed, not both"),
+        (([], ["user_id"]), "must look like user_id=100000; got 'user_id'"),
+        (([], ["user_id=1"]), "must have 2 to 2147483647 rows; got 1"),
+        ((["user_id=9"], ["user_id=9"]), "--hash or --managed, not both"),
     ],
 )
-def test_a_managed_option_that_cannot_be_is_refused(tmp_path, options, message):
+def test_a_managed_option_that_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        convert("tables", tmp_path, tmp_path / "out", **options)
+        tables_by_option(*options)
 
 
 @pytest.mark.parametrize("name", ["tags", "price", "nothing"])

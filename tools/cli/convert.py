@@ -174,11 +174,12 @@ def _command(source: str) -> Callable[..., None]:
     """Returns a function whose signature typer can read, made of the tables above."""
 
     def command(**options: Any) -> None:
-        from msrec.tools.convert import convert, split_choice
+        from msrec.tools.convert import convert, split_choice, tables_by_option
 
         options = _split_lists(options)
         choice = split_choice(source, **{name: options.pop(name) for name in SPLIT})
-        convert(source, choice=choice, **options)
+        hashed = tables_by_option(options.pop("hash"), options.pop("managed"))
+        convert(source, choice=choice, hashed=hashed, **options)
 
     parameters = [
         inspect.Parameter(

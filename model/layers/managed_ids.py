@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -67,6 +67,7 @@ class IdMap(MCHManagedCollisionModule):  # type: ignore[misc]  # TorchRec is unt
     """
 
     def __init__(self, rows: int, options: ManagedOptions) -> None:
+        self._current_iter: int
         super().__init__(
             zch_size=rows,
             device=torch.get_default_device(),
@@ -91,7 +92,7 @@ class IdMap(MCHManagedCollisionModule):  # type: ignore[misc]  # TorchRec is unt
         Shape:
             ids: (N,), int64, of all ranks, N at most `step_rows`; `NO_ID` is left out.
         """
-        if self._current_iter < 0:
+        if self._current_iter < 0:  # a new map, or one that was loaded
             self._current_iter = int(self._current_iter_tensor)
         self._recorded[self._current_iter % self._eviction_interval, : len(ids)] = ids
         self._current_iter += 1
@@ -118,13 +119,14 @@ class IdMap(MCHManagedCollisionModule):  # type: ignore[misc]  # TorchRec is unt
         self._mch_metadata = {name: self.get_buffer(f"_mch_{name}") for name in names}
         used = self.used()
         self._coalesce_history()
-        slots = self.evict()
+        slots: torch.Tensor = self.evict()
         self._totals += torch.stack([used.new_tensor(len(slots)), len(slots) - self.used() + used])
         return slots + 1
 
     def used(self) -> torch.Tensor:
         """Returns the number of ids with rows, ()."""
-        return self._zch_size - 1 - self.open_slots()[0]
+        used: torch.Tensor = self._zch_size - 1 - self.open_slots()[0]
+        return used
 
     def counts(self) -> dict[str, int]:
         """Returns the ids that got and lost rows so far, and those that have one now."""
@@ -166,12 +168,13 @@ class ManagedIds(nn.Module):
         """`managed` of the last training batch, until `update_managed` takes it."""
         lookups = torch.zeros(2, len(rows), dtype=torch.int64)
         self.register_buffer("lookups", lookups, persistent=False)
+        self.lookups: torch.Tensor
         """In eval mode: lookups of each feature on this rank, and those of ids without a row."""
 
     def forward(  # noqa: D102
         self, sparse: KeyedJaggedTensor, managed: torch.Tensor
     ) -> KeyedJaggedTensor:
-        rows = [of_map(ids) for of_map, ids in zip(self.maps, managed, strict=True)]
+        rows = [of_map(ids) for of_map, ids in zip(self.by_feature.values(), managed, strict=True)]
         if self.training:
             self.seen = managed
         else:
@@ -185,11 +188,16 @@ class ManagedIds(nn.Module):
             lengths=torch.cat([sparse.lengths(), ones]),
         )
 
+    @property
+    def by_feature(self) -> dict[str, IdMap]:
+        """Managed feature -> its map."""
+        return dict(zip(self.features, cast(list[IdMap], list(self.maps)), strict=True))
+
     def named_counts(self) -> dict[str, int]:
         """Returns the counts of every map by their names in logs: `ids_inserted/user_id`."""
         return {
             f"ids_{what}/{name}": count
-            for name, of_map in zip(self.features, self.maps, strict=True)
+            for name, of_map in self.by_feature.items()
             for what, count in of_map.counts().items()
         }
 
