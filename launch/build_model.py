@@ -19,18 +19,13 @@ from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
+from msrec.model.distributed.filling import fill_frozen, fill_projected
 from msrec.model.distributed.managed_tables import check_managed
-from msrec.model.distributed.sharding import (
-    TableOptions,
-    fill_frozen,
-    fill_projected,
-    freeze,
-    frozen_tables,
-    fuse_optimizer,
-    plan_sharding,
-    shard,
-)
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import shard
 from msrec.model.distributed.sharding_plan import load_plan
+from msrec.model.distributed.table_options import TableOptions
+from msrec.model.distributed.tables import freeze, frozen_tables, fuse_optimizer
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems, item_table
 from msrec.model.interest.block import InterestOptions
@@ -56,12 +51,15 @@ def build_sharded(
     knowledge: KnowledgeInputs,
     process: Process,
     plan: Path | None,
+    *,
+    host_memory: bool = False,
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Returns the sharded model and its plan, see `plan_model`."""
-    model, sharding = plan_model(config, schema, knowledge, process, plan)
+    model, sharding = plan_model(config, schema, knowledge, process, plan, host_memory=host_memory)
     check_managed(model.ranker.embeddings.managed, sharding)
     std = config.embeddings.init_std
-    sharded = shard(model, sharding, process.device, std, config.seed)
+    comms = config.embeddings.comms
+    sharded = shard(model, sharding, process.device, std, config.seed, comms)
     chunks = {item_table(each.name): each.chunks for each in knowledge.item_sources}
     fill_frozen(sharded, sharding, chunks)
     return sharded, sharding
@@ -115,8 +113,12 @@ def plan_model(
     knowledge: KnowledgeInputs,
     process: Process,
     plan: Path | None,
+    *,
+    host_memory: bool = False,
 ) -> tuple[RankerTrain, ShardingPlan]:
     """Returns the model before sharding and its plan: from a plan file, or by the planner if None.
+
+    With `host_memory` the planner may place a table there for which the GPUs have no room.
 
     Raises:
         ValueError: the plan does not fit the model, the ranks or the optimizer.
@@ -124,12 +126,15 @@ def plan_model(
     model = build_model(config, schema, knowledge)
     spec = table_spec(config)
     is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
+    if not is_fused:
+        _check_replicated(config)
     if model.ranker.sequence_items is not None:
         fuse_optimizer(model.ranker.sequence_items.ebc, spec, process.device)
     if model.ranker.items is not None:
         freeze(model.ranker.items)
     if plan is None:
-        return model, plan_sharding(model, spec, process.device, process.local_world_size)
+        local = process.local_world_size
+        return model, plan_sharding(model, spec, process.device, local, host_memory=host_memory)
     ranks = (process.world_size, process.local_world_size)
     sharding = load_plan(plan, model, *ranks, process.device.type)
     frozen = frozen_tables(model)
@@ -148,10 +153,22 @@ def plan_model(
     return model, sharding
 
 
+def _check_replicated(config: RunConfig) -> None:
+    """Refuses options that only tables with a fused optimizer have."""
+    tables = config.embeddings
+    for option, value in (("dtype", tables.dtype), ("comms", tables.comms)):
+        if value != "fp32":
+            raise ValueError(
+                f"embeddings.{option}={value} needs embeddings.optimizer=rowwise_adagrad on a CPU; "
+                f"{tables.optimizer} replicates the tables there and trains them in fp32."
+            )
+
+
 def table_spec(config: RunConfig) -> TableOptions:
     """Returns optimizer and sharding of the tables."""
     tables = config.embeddings
-    return TableOptions(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
+    shared = {"optimizer", "lr", "row_wise_from", "sharding", "min_columns", "comms"}
+    return TableOptions(**tables.model_dump(include=shared))
 
 
 def model_schema(config: RunConfig, schema: Schema) -> Schema:
@@ -171,9 +188,8 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     torch.manual_seed(config.seed)
     tables = table_schema(config, schema)
     dim = config.embeddings.dim
-    embeddings = Embeddings(
-        tables, dim, config.history.of, managed=_managed_options(config, tables)
-    )
+    managed, dtype = _managed_options(config, tables), config.embeddings.dtype
+    embeddings = Embeddings(tables, dim, config.history.of, managed=managed, dtype=dtype)
     tasks = run_tasks(config, schema)
     check_calibrator(config, tasks)
     num_tasks = len(tasks)
@@ -206,14 +222,15 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
         **features,
     )
     dropout = config.interaction.dropout
-    dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder)
+    precision = config.trainer.precision
+    dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder, precision)
     loss = RankLoss(TaskScales(tasks), loss_options(config, tasks, backbone.entire_space))
     items, sequence_items = None, None
     if interest is not None:
         dims = {each.name: each.dim for each in knowledge.item_sources}
         items = FrozenItems(schema.num_items, dims)
     if encoder is not None:
-        sequence_items = SequenceItems(schema.num_items, dim)
+        sequence_items = SequenceItems(schema.num_items, dim, dtype=dtype)
     return RankerTrain(Ranker(embeddings, dense_arch, items, sequence_items), loss)
 
 
@@ -230,6 +247,7 @@ def _managed_options(config: RunConfig, schema: Schema) -> ManagedOptions | None
         tables.eviction,
         tables.eviction_every_steps,
         config.trainer.global_batch,
+        tables.dim,
         tables.init_std,
         config.seed,
     )

@@ -21,7 +21,7 @@ from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.run_tasks import run_labels
-from msrec.model.distributed.sharding import sharding_type
+from msrec.model.distributed.table_options import ROW_SHARDINGS
 from msrec.model.sequence_items import SEQUENCE_TABLE
 
 
@@ -159,15 +159,15 @@ def _collator(
 def _needs_equal_bags(config: RunConfig, schema: Schema, world_size: int) -> bool:
     """Whether the batches of all ranks must look up as many items, distinct or not.
 
-    The backward pass of a row-wise table exchanges gradients by an all-gather, which gloo runs for
-    equal sizes only. A table on one rank has no such limit, and fewer bags are faster. A plan file
-    may split any table.
+    The backward pass of a table that is divided by rows exchanges gradients by an all-gather, which
+    gloo runs for equal sizes only. Other tables have no such limit, and fewer bags are faster. A
+    plan file may divide any table.
     """
     if config.sequence.encoder == "none" or world_size == 1:
         return False
     spec = table_spec(config)
-    sharding = sharding_type(SEQUENCE_TABLE, schema.num_items, spec, world_size)
-    return config.plan is not None or sharding == "row_wise"
+    sharding = spec.sharding_of(SEQUENCE_TABLE, schema.num_items, world_size)
+    return config.plan is not None or sharding in ROW_SHARDINGS
 
 
 def _loader(
@@ -191,4 +191,5 @@ def _loader(
         transforms.append(knowledge.semantic_ids)
     transforms += table_transforms(collator.schema, config.scale, config.embeddings.per_scenario)
     share = RankShare(process.rank, process.world_size)
-    return Loader(reader, order, collator, transforms, share, config.trainer.prefetch)
+    prefetch, pin = config.trainer.prefetch, process.device.type == "cuda"
+    return Loader(reader, order, collator, transforms, share, prefetch, pin)

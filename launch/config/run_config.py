@@ -30,6 +30,7 @@ from msrec.launch.config.model_sections import (
     SequenceConfig,
 )
 from msrec.launch.config.training_sections import ObjectiveConfig, OptimizerConfig, TrainerConfig
+from msrec.launch.devices import Device
 from msrec.model.backbones import BACKBONES
 
 DEFAULT_BACKBONE = "shared_bottom"
@@ -61,6 +62,9 @@ class RunConfig(StrictModel):
     """Name of the run's folder in `run_root`. Training again with the same name resumes the run."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the rows and dropout."""
+    device: Device = "auto"
+    """Device of the ranks in training and encoding: `cpu`, `cuda` (one GPU per rank), or `auto`,
+    which takes the GPUs if torch and the build of fbgemm can use them."""
     faults: Policy = "fail"
     """Treatment of rows that break the schema: `fail` on the first, `skip` them, or `quarantine`
     them, which also records file, row and reason in the run folder. The results count them."""

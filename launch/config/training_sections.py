@@ -12,6 +12,7 @@ from msrec.data.io.validation import (
     Steps,
     StrictModel,
 )
+from msrec.model.layers.precision import Precision
 from msrec.model.losses import Weighting
 
 ParameterGroup = Literal["tables", "meta", "backbone"]
@@ -116,6 +117,10 @@ class TrainerConfig(StrictModel):
     accumulate: Count = 1
     """Number of batches whose gradients are summed before a step of the parameters outside the
     tables; the tables are updated with every batch."""
+    precision: Precision = "fp32"
+    """Precision of the matrix products of training steps: `fp32`; `tf32` rounds their factors to 10
+    bits on a GPU; `bf16` computes them in bfloat16. Weights, norms, losses, embedding tables and
+    their updates stay fp32. Whatever scores stays fp32 too: validation, evaluation, exports."""
     eval_batch: BatchRows = 16384
     """Rows per batch over all ranks in validation, evaluation and prediction."""
     checkpoint_every_steps: Steps | None = None

@@ -10,7 +10,8 @@ from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.labels import LabelKind
 from msrec.data.schema import EventChoice, HistoryProtocol, Schema
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
-from msrec.model.metrics.definitions import Array, Metrics, ScenarioMetrics
+from msrec.model.layers.precision import Precision
+from msrec.model.metrics.definitions import COMBINED_PREFIX, Array, Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import (
     NO_INTERVALS,
     Grouping,
@@ -54,7 +55,8 @@ class CombinedResults(StrictModel):
 
     score: str
     """The formula."""
-    labels: dict[str, ScenarioMetrics]
+    labels: dict[str, LabelResults]
+    """Binary label -> metrics that depend on the ranking only."""
 
 
 class Results(StrictModel):
@@ -68,6 +70,8 @@ class Results(StrictModel):
     """Folder of the evaluated dataset, if it is not the dataset the run was trained on."""
     split: str
     checkpoint: str
+    precision: Precision = "fp32"
+    """Precision of the training steps; scores are always computed in fp32."""
     rows: int
     k: int = MetricOptions().k
     """Cutoff of NDCG and recall."""
@@ -119,10 +123,18 @@ class Results(StrictModel):
         named = self.metrics.named()
         for label, results in self.labels.items():
             named |= results.metrics.named(label)
-        for label, metrics in (self.combined.labels if self.combined else {}).items():
-            of_label = metrics.named(None if label == self.label else label)
-            named |= {f"combined_{name}": value for name, value in of_label.items()}
+        for label, ranked in (self.combined.labels if self.combined else {}).items():
+            of_label = ranked.metrics.named(None if label == self.label else label)
+            named |= {f"{COMBINED_PREFIX}{name}": value for name, value in of_label.items()}
         return named
+
+    @property
+    def rankings(self) -> dict[str, LabelResults]:
+        """Results of the combined score, by titles such as `like ranked by click^0.5 * watch`."""
+        combined = self.combined
+        if combined is None:
+            return {}
+        return {f"{label} ranked by {combined.score}": of for label, of in combined.labels.items()}
 
     def logged_values(self) -> Iterator[LoggedValue]:
         """Yields every metric as `evaluated test/auc/scenario=feed`, at its checkpoint's step."""
@@ -196,7 +208,7 @@ def compute_results(
         slices=first.slices,
         best_slices=first.best_slices,
         labels=labels,
-        combined=_combined_results(predictions, names, schema, scenarios, options),
+        combined=_combined_results(predictions, names, schema, scenarios, slices or {}, options),
     )
 
 
@@ -233,6 +245,7 @@ def _combined_results(
     names: Sequence[str],
     schema: Schema,
     scenarios: Grouping,
+    slices: Mapping[str, Grouping],
     options: MetricOptions,
 ) -> CombinedResults | None:
     formula, score = predictions.commit.combined, predictions.combined
@@ -242,7 +255,7 @@ def _combined_results(
     for number, name in enumerate(names):
         if schema.label(name).kind == "binary":
             rows = label_rows(predictions, number, options, "ranking", score)
-            by_label[name] = ScenarioMetrics(rows.metrics(), rows.metrics_by(scenarios))
+            by_label[name] = label_results(rows, "binary", scenarios, slices)
     return CombinedResults(score=formula, labels=by_label)
 
 

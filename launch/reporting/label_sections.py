@@ -99,11 +99,11 @@ def _combined_blocks(results: Mapping[str, Results]) -> list[Block]:
     for name, run in results.items():
         if run.combined is None:
             continue
-        by_impression = any(m.all.impressions for m in run.combined.labels.values())
+        by_impression = any(of.metrics.all.impressions for of in run.combined.labels.values())
         columns = OF_IMPRESSIONS if by_impression else ("gauc", "ndcg")
         titles = [metric_title(column, run.k) for column in columns]
         rows = [["scenario", *(f"{label}, {t}" for label in run.combined.labels for t in titles)]]
-        groups = [by_group(metrics) for metrics in run.combined.labels.values()]
+        groups = [by_group(of.metrics) for of in run.combined.labels.values()]
         for scenario in groups[0] if groups else []:
             cells = [
                 format_metric(of_label[scenario], column, one_line=True)

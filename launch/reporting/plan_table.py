@@ -4,7 +4,7 @@ from rich.table import Table
 from torch import nn
 from torchrec.distributed.types import ShardingPlan
 
-from msrec.model.distributed.sharding import frozen_tables, table_sizes
+from msrec.model.distributed.tables import frozen_tables, table_sizes
 
 FLOAT_BYTES, HALF_BYTES = 4, 2
 

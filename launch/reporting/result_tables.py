@@ -114,13 +114,10 @@ def results_tables(results: Results) -> list[Table]:
         if of_label.kind == "binary" and not results.is_old:
             second = (*MORE_METRICS, *_defined(of_label.metrics, OF_IMPRESSIONS))
             tables.append(_metrics_table(None, "scenario", second, groups, results.k))
-    if results.combined is not None:
-        for name, metrics in results.combined.labels.items():
-            heading = f"{name} ranked by {results.combined.score}"
-            columns = ("rows", *RANKINGS, *_defined(metrics, OF_IMPRESSIONS))
-            tables.append(
-                _metrics_table(heading, "scenario", columns, by_group(metrics), results.k)
-            )
+    for heading, ranked in results.rankings.items():
+        columns = ("rows", *RANKINGS, *_defined(ranked.metrics, OF_IMPRESSIONS))
+        groups = by_group(ranked.metrics)
+        tables.append(_metrics_table(heading, "scenario", columns, groups, results.k))
     tables[-1].caption = "\n".join(_notes(results)) or None
     return tables
 
@@ -146,10 +143,10 @@ def _defined(metrics: ScenarioMetrics, names: Sequence[str]) -> list[str]:
 
 
 def slice_tables(results: Results, name: str, meaning: str) -> list[Table]:
-    """Returns a table of each label, with one row for each group of a slice."""
+    """Returns a table of each label and ranking, with one row for each group of a slice."""
+    title = f"by {name}: {meaning}"
     tables = []
     for label, of_label in results.by_label.items():
-        title = f"by {name}: {meaning}"
         best = of_label.best_slices.get(name)
         tables.append(
             _metrics_table(
@@ -161,6 +158,9 @@ def slice_tables(results: Results, name: str, meaning: str) -> list[Table]:
                 best,
             )
         )
+    for heading, ranked in results.rankings.items():
+        columns, groups = ("rows", *RANKINGS), ranked.slices[name]
+        tables.append(_metrics_table(f"{heading}, {title}", name, columns, groups, results.k))
     return tables
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -19,8 +20,9 @@ from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, check_run_fol
 from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
+from msrec.launch.run_tasks import combined_score
 from msrec.launch.trained_run import unwrapped
-from msrec.launch.training.chosen_metric import ValidationRows, choose_metric
+from msrec.launch.training.chosen_metric import ValidationRows, choose_metric, valid_impressions
 from msrec.launch.training.heartbeat import Heartbeat
 from msrec.launch.training.metric_accumulator import MetricAccumulator, TaskMetrics
 from msrec.launch.training.metric_logger import MetricLogger
@@ -35,6 +37,13 @@ from msrec.model.distributed.managed_tables import take_lookup_counts
 from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
 from msrec.model.distributed.sharding_plan import plan_to_dict
+from msrec.model.layers.precision import check_precision, tf32_products
+from msrec.model.score_head import ScoreHead
+
+logger = logging.getLogger(__name__)
+FEW_ROWS = 4096
+"""Rows of a step on one GPU below which most of a step is its launch, not its work: a guess until
+it is measured."""
 
 
 @dataclass
@@ -64,7 +73,9 @@ class Trainer:
         self._scenarios = [scenario.name for scenario in self.schema.scenarios]
         self.knowledge = KnowledgeInputs(config, self.schema)
         trainer = config.trainer
+        check_precision(trainer.precision, process.device)
         _check_memory(config, self.schema, self.knowledge, process)
+        _warn_of_few_rows(trainer.global_batch, process)
         self.train = self._loader("train", trainer.global_batch, shuffle=True)
         self.valid = self._loader("valid", eval_batch(config, process.world_size), shuffle=False)
         self.model, self.plan = build_sharded(
@@ -93,9 +104,17 @@ class Trainer:
         all_steps = trainer.epochs * epoch_steps
         self._total_steps = min(all_steps, trainer.max_steps or all_steps)
         self._scales = unwrapped(self.model).loss.scales
-        self._metric = choose_metric(trainer.metric, self._scales.tasks, self._scenarios)
+        self._head = ScoreHead(self._scales, combined=combined_score(config, self.schema))
+        self._metric = choose_metric(
+            trainer.metric,
+            self._scales.tasks,
+            self._scenarios,
+            has_impressions=self.schema.impression is not None,
+            has_formula=self._head.combined is not None,
+        )
+        self._impressions = valid_impressions(config, self.schema, self._metric)
         self._managed = unwrapped(self.model).ranker.embeddings.managed
-        self._unlogged = MetricAccumulator(len(self._scenarios), self._scales)
+        self._unlogged = MetricAccumulator(len(self._scenarios), self._scales, process.device)
         self._bad_rows = BadRowReporter(
             config.run_dir, process, {"train": self.train, "valid": self.valid}
         )
@@ -169,8 +188,8 @@ class Trainer:
 
         They are streaming metrics, and exact ones of a label if `trainer.metric` needs them.
         """
-        metrics = TaskMetrics(len(self._scenarios), self._scales)
-        rows = ValidationRows(self._metric, self._scales)
+        metrics = TaskMetrics(len(self._scenarios), self._scales, self.process.device)
+        rows = ValidationRows(self._metric, self._head, self._impressions)
         self.model.eval()
         self._heartbeat.beat("validates")
         for outcome in self.pipeline.outcomes(loader.batches()):
@@ -190,7 +209,8 @@ class Trainer:
         progress, trainer = result.progress, self.config.trainer
         started, first_step = time.perf_counter(), progress.step
         while not progress.is_finished(trainer):
-            self._train_until_validation(progress, metric_logger, result.losses)
+            with tf32_products(trainer.precision == "tf32"):
+                self._train_until_validation(progress, metric_logger, result.losses)
             with metric_logger.paused():
                 self._validate(progress, metric_logger)
         if progress.step > first_step:
@@ -217,7 +237,6 @@ class Trainer:
         for outcome in self.pipeline.outcomes(batches, before_step):
             progress.step += 1
             progress.batch += 1
-            self._check_finite(outcome.losses, progress)
             self._unlogged.add(outcome)
             # After the last step comes a validation, and the checkpoint comes after that.
             is_last = progress.batch == len(self.train) or progress.step == last_step
@@ -250,7 +269,7 @@ class Trainer:
 
     def _save(self, progress: Progress) -> None:
         self._heartbeat.pause()
-        unlogged, progress.unlogged = self._unlogged.reduced()
+        unlogged, progress.unlogged = self._read_unlogged(progress)
         if progress.step == self._saved_step and self.checkpoints.amend(vars(progress)):
             return
         self._saved_step = progress.step
@@ -263,7 +282,7 @@ class Trainer:
 
     def _log(self, metric_logger: MetricLogger, progress: Progress) -> list[float]:
         """Logs the steps since the last log line; returns their losses."""
-        metrics, losses = self._unlogged.reduced()
+        metrics, losses = self._read_unlogged(progress)
         self._unlogged.clear()
         values = {"loss": sum(losses) / len(losses)} | metrics.named(self._scenarios)
         if self._managed is not None:
@@ -272,14 +291,24 @@ class Trainer:
         metric_logger.log_training(progress.step, progress.epoch, rows, values)
         return losses
 
-    def _check_finite(self, losses: torch.Tensor, progress: Progress) -> None:
-        if not torch.isfinite(losses.sum()):
-            values = ", ".join(f"{loss:g}" for loss in losses.tolist())
+    def _read_unlogged(self, progress: Progress) -> tuple[TaskMetrics, list[float]]:
+        """Returns metrics and losses since the last log line; the steps before did not wait.
+
+        Raises:
+            ValueError: a loss or a logit is not finite; on every rank.
+        """
+        metrics, losses, bad = self._unlogged.reduced()
+        if bad is not None:
+            steps_ago, values = bad
+            step = progress.step - steps_ago + 1
+            self._heartbeat.beat("trains", step - 1)  # that is the step that failed, not this one
             raise ValueError(
-                f"the loss must be finite; it is {values} at step {progress.step} (epoch "
-                f"{progress.epoch}). Lower optimizer.lr or embeddings.lr; the newest checkpoint is "
-                "intact."
+                f"the loss must be finite; it is {', '.join(f'{loss:g}' for loss in values)} at "
+                f"step {step} (epoch {progress.epoch}). Lower optimizer.lr or embeddings.lr; the "
+                "newest checkpoint is intact."
             )
+        metrics.check()
+        return metrics, losses
 
     def _loader(self, split: Split, global_batch: int, shuffle: bool) -> Loader:
         return build_loader(
@@ -296,6 +325,17 @@ def _check_memory(
     rows = -(-config.trainer.global_batch // process.world_size)
     memory = machine_bytes(process.device, process.local_world_size)
     check_memory(model, rows, process.world_size, memory // process.local_world_size)
+
+
+def _warn_of_few_rows(global_batch: int, process: Process) -> None:
+    """Warns on rank 0 of a batch that keeps no GPU busy; it is not changed, as results would be."""
+    rows = global_batch // process.world_size
+    if process.is_main and process.device.type == "cuda" and rows < FEW_ROWS:
+        logger.warning(
+            "a step has %s rows per GPU (trainer.global_batch=%s on %s ranks); a GPU needs about "
+            "%s to be busy. A larger batch is another training: choose its learning rates anew.",
+            *(f"{value:,}" for value in (rows, global_batch, process.world_size, FEW_ROWS)),
+        )
 
 
 def train_run(config: RunConfig, process: Process) -> FitResult:

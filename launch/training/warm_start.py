@@ -18,7 +18,7 @@ from msrec.data.io.atomic_files import write_json
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import JsonReader
-from msrec.launch.checkpointing.loading import saved_shapes
+from msrec.launch.checkpointing.loading import saved_shapes, saved_types, type_name
 from msrec.launch.console import PlainConsole
 from msrec.model.frozen_items import without_frozen
 
@@ -30,17 +30,22 @@ MEANING: dict[Action, str] = {
     "new": "as initialised: the checkpoint has none",
     "unused": "only in the checkpoint",
 }
+CONVERTED = ", converted to the type of the model"
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """Use of one tensor; a shape is None on the side that does not have the tensor."""
+    """Use of one tensor; a shape is None on the side that does not have the tensor.
+
+    `converted` tells that the saved values have another type, as with another `embeddings.dtype`.
+    """
 
     name: str
     action: Action
     saved: Shape | None
     here: Shape | None
+    converted: bool = False
 
 
 def warm_start(source: Path, model: nn.Module, strict: bool, run_dir: Path) -> None:
@@ -86,7 +91,11 @@ def load_weights(source: Path, model: nn.Module, strict: bool) -> list[TensorRep
     state: dict[str, Any] = model.state_dict()
     shapes = saved_shapes(path)
     trained = without_frozen(state)
-    reports = [_report(n, shapes.get(n), tuple(tensor.size())) for n, tensor in trained.items()]
+    types = saved_types(path)
+    reports = [
+        _report(n, shapes.get(n), tuple(tensor.size()), types.get(n) != type_name(tensor))
+        for n, tensor in trained.items()
+    ]
     reports += [TensorReport(n, "unused", s, None) for n, s in shapes.items() if n not in state]
     if strict:
         _require_all_taken(path, reports)
@@ -104,14 +113,14 @@ def load_weights(source: Path, model: nn.Module, strict: bool) -> list[TensorRep
     return reports
 
 
-def _report(name: str, saved: Shape | None, here: Shape) -> TensorReport:
+def _report(name: str, saved: Shape | None, here: Shape, converted: bool) -> TensorReport:
     if saved is None:
         return TensorReport(name, "new", None, here)
     if saved == here:
-        return TensorReport(name, "taken", saved, here)
+        return TensorReport(name, "taken", saved, here, converted)
     is_table = ".embedding_bags." in name
     grew = is_table and saved[1:] == here[1:] and saved[0] < here[0]
-    return TensorReport(name, "grown" if grew else "left", saved, here)
+    return TensorReport(name, "grown" if grew else "left", saved, here, grew and converted)
 
 
 def _table(source: Path, reports: list[TensorReport]) -> Table:
@@ -119,12 +128,13 @@ def _table(source: Path, reports: list[TensorReport]) -> Table:
     table = Table(title=f"init_from {source}", title_justify="left")
     for head in ("tensor", "saved", "here", ""):
         table.add_column(head, overflow="fold")
-    num_taken = sum(report.action == "taken" for report in reports)
+    shown = [report for report in reports if report.action != "taken" or report.converted]
+    num_taken = len(reports) - len(shown)
     table.add_row(f"{num_taken} tensors", "", "", f"taken: {MEANING['taken']}")
-    for report in reports:
-        if report.action != "taken":
-            shapes = ["x".join(map(str, shape or ())) for shape in (report.saved, report.here)]
-            table.add_row(report.name, *shapes, f"{report.action}: {MEANING[report.action]}")
+    for report in shown:
+        shapes = ["x".join(map(str, shape or ())) for shape in (report.saved, report.here)]
+        use = f"{report.action}: {MEANING[report.action]}"
+        table.add_row(report.name, *shapes, use + CONVERTED * report.converted)
     return table
 
 

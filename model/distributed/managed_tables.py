@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ def check_managed(managed: ManagedIds | None, plan: ShardingPlan) -> None:
     """
     tables = [] if managed is None else managed.tables
     for of_module in plan.plan.values():
-        for table in of_module.keys() & set(tables):
+        for table in (name for name in tables if name in of_module):
             if (kernel := of_module[table].compute_kernel) != "fused":
                 raise ValueError(
                     f"the managed table {table!r} must have the kernel fused, whose rows can be "
@@ -75,31 +76,48 @@ def take_lookup_counts(managed: ManagedIds | None) -> dict[str, ValueCounts]:
 def _reset_rows(
     model: nn.Module, managed: ManagedIds, of_map: IdMap, table: str, rows: torch.Tensor
 ) -> None:
-    """Gives rows of a table values that depend only on (seed, table, step, rows)."""
-    name = f"{managed.options.seed}/{table}/{int(of_map._current_iter_tensor)}"
+    """Gives rows of a table values that depend only on (seed, table, step, order of the rows)."""
+    options = managed.options
+    name = f"{options.seed}/{table}/{of_map.step}"
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    for first_row, weights, states in table_shards(model, table):
-        size = (len(rows), weights.shape[1])
-        values = torch.randn(size, generator=generator) * managed.options.init_std
-        is_local = (rows >= first_row) & (rows < first_row + len(weights))
-        local = rows[is_local] - first_row
-        weights[local] = values.to(weights)[is_local]
-        for state in states:
+    values = torch.randn(len(rows), options.dim, generator=generator) * options.init_std
+    for shard in table_shards(model, table):
+        last_row = shard.first_row + len(shard.weights)
+        is_local = (rows >= shard.first_row) & (rows < last_row)
+        local = rows[is_local] - shard.first_row
+        columns = slice(shard.first_column, shard.first_column + shard.weights.shape[1])
+        shard.weights[local] = values[:, columns].to(shard.weights)[is_local]
+        for state in shard.states:
             state[local] = 0
 
 
-def table_shards(
-    model: nn.Module, table: str
-) -> Iterator[tuple[int, torch.Tensor, list[torch.Tensor]]]:
-    """Yields first row, weights and optimizer state of this rank's shard, which may be written."""
+class TableShard(NamedTuple):
+    """A part of a table on this rank, which may be written.
+
+    Shape:
+        weights: (rows, columns), float, of the table from `first_row` and `first_column` on.
+        states: (rows,) or (rows, columns), float, of the optimizer.
+    """
+
+    first_row: int
+    first_column: int
+    weights: torch.Tensor
+    states: list[torch.Tensor]
+
+
+def table_shards(model: nn.Module, table: str) -> Iterator[TableShard]:
+    """Yields the parts of a table with a fused optimizer that this rank has."""
     for module in model.modules():
         if not isinstance(module, ShardedEmbeddingBagCollection):
             continue
-        for lookup in module._lookups:
-            for kernel in lookup._emb_modules:
-                for number, config in enumerate(kernel.config.embedding_tables):
-                    if config.name == table:
-                        batched = kernel.emb_module
-                        states = batched.split_optimizer_states()[number]
-                        weights = batched.split_embedding_weights()[number]
-                        yield config.local_metadata.shard_offsets[0], weights, states
+        for kernel in (kernel for lookup in module._lookups for kernel in lookup._emb_modules):
+            for number, config in enumerate(kernel.config.embedding_tables):
+                if config.name == table:
+                    batched = kernel.emb_module
+                    first_row, first_column = config.local_metadata.shard_offsets
+                    yield TableShard(
+                        first_row,
+                        first_column,
+                        batched.split_embedding_weights()[number],
+                        batched.split_optimizer_states()[number],
+                    )

@@ -36,13 +36,13 @@ def check_memory(model: RankerTrain, rows: int, ranks: int, limit: int) -> None:
     """
     embeddings = model.ranker.embeddings
     tables = sum(
-        parameter.numel()
+        parameter.numel() * parameter.element_size()
         for name, parameter in model.named_parameters()
         if not name.startswith("ranker.over.")
     )
     vectors = rows * len(embeddings.names) * embeddings.dim
     parts = {
-        "the tables (rows x embeddings.dim)": tables * FLOAT_BYTES // ranks,
+        "the tables (rows x embeddings.dim)": tables // ranks,
         f"the vectors of {rows:,} rows (trainer.global_batch x features x embeddings.dim)": (
             vectors * FLOAT_BYTES * VECTOR_COPIES
         ),

@@ -15,7 +15,7 @@ from torchrec.optim.keyed import (
 )
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from msrec.model.distributed.sharding import TableOptions
+from msrec.model.distributed.table_options import TableOptions
 
 ModelPart = Literal["tables", "meta", "backbone"]
 """meta: all that reads LLM vectors; backbone: every other parameter outside the tables."""

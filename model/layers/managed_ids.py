@@ -14,6 +14,8 @@ from torchrec.modules.mc_modules import (
 )
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from msrec.data.loading.batch import keyed_bags
+
 Eviction = Literal["lfu", "lru", "distance"]
 POLICIES = {
     "lfu": LFU_EvictionPolicy,
@@ -34,6 +36,7 @@ class ManagedOptions:
             ("distance").
         interval: steps between two updates of a map.
         step_rows: most rows of a step over all ranks.
+        dim: length of a row's vector.
         init_std: standard deviation of a new row's values.
         seed: of a new row's values.
     """
@@ -41,6 +44,7 @@ class ManagedOptions:
     eviction: Eviction
     interval: int
     step_rows: int
+    dim: int
     init_std: float
     seed: int
 
@@ -123,6 +127,11 @@ class IdMap(MCHManagedCollisionModule):  # type: ignore[misc]  # TorchRec is unt
         self._totals += torch.stack([used.new_tensor(len(slots)), len(slots) - self.used() + used])
         return slots + 1
 
+    @property
+    def step(self) -> int:
+        """Number of steps whose ids were recorded, if there are any since the map was loaded."""
+        return self._current_iter
+
     def used(self) -> torch.Tensor:
         """Returns the number of ids with rows, ()."""
         used: torch.Tensor = self._zch_size - 1 - self.open_slots()[0]
@@ -182,10 +191,13 @@ class ManagedIds(nn.Module):
             without_row = is_id & (torch.stack(rows) == 0)
             self.lookups += torch.stack([is_id.sum(1), without_row.sum(1)])
         ones = sparse.lengths().new_ones(managed.numel())
-        return KeyedJaggedTensor(
-            keys=[*sparse.keys(), *self.features],
-            values=torch.cat([sparse.values(), *rows]),
-            lengths=torch.cat([sparse.lengths(), ones]),
+        stride = managed.shape[1]
+        return keyed_bags(
+            [*sparse.keys(), *self.features],
+            torch.cat([sparse.values(), *rows]),
+            [*sparse.length_per_key(), *[stride] * len(rows)],
+            stride,
+            torch.cat([sparse.lengths(), ones]),
         )
 
     @property

@@ -101,6 +101,8 @@ LOWER_IS_BETTER = (
 )
 DIRECTION = dict.fromkeys(HIGHER_IS_BETTER, 1) | dict.fromkeys(LOWER_IS_BETTER, -1)
 """Metric -> 1 if higher is better, -1 if lower is better."""
+COMBINED_PREFIX = "combined_"
+"""Start of the names of metrics by which the combined score ranks the rows of a label."""
 OF_IMPRESSIONS = ("gauc_by_impression", "ndcg_by_impression")
 OF_REGRESSION = ("mae", "rmse", "spearman", "quantile_calibration_error")
 """Metrics of regression labels; those that have a direction and are not here are of binary ones."""

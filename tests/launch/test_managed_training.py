@@ -31,10 +31,10 @@ def maps(weights):
     return {name: value for name, value in weights.items() if ".managed.maps." in name}
 
 
-@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise"])
 def test_two_ranks_have_the_losses_and_the_map_of_one_rank(dataset, tmp_path, sharding):
     tables = "{" + f"user_id: {sharding}, item_id: {sharding}" + "}"
-    options = [*OPTIONS, f"embeddings.sharding={tables}"]
+    options = [*OPTIONS, f"embeddings.sharding={tables}", "embeddings.min_columns=4"]
     one, _, of_one = run_ranks(fit, 1, config_of(dataset, tmp_path / "1", *options))[0]
     both = run_ranks(fit, 2, config_of(dataset, tmp_path / "2", *options))
     np.testing.assert_allclose(both[0][0], one, atol=1e-4)
@@ -69,9 +69,10 @@ def updated_shards(rank, world_size, config):
         for of_map, old_ids, table in zip(managed.maps, old, managed.tables, strict=True):
             ids, rows = of_map.ids_and_rows()
             new = rows[~torch.isin(ids, old_ids)]
-            for first_row, values, states in table_shards(trainer.model, table):
-                is_new = torch.isin(torch.arange(len(values)) + first_row, new)
-                found.append([each.numpy().copy() for each in (values, states[0], is_new)])
+            for shard in table_shards(trainer.model, table):
+                is_new = torch.isin(torch.arange(len(shard.weights)) + shard.first_row, new)
+                parts = (shard.weights, shard.states[0], is_new)
+                found.append([each.numpy().copy() for each in parts])
     return found
 
 

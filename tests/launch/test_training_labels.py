@@ -131,6 +131,8 @@ def fit_and_evaluate(rank, world_size, config):
         ("log_loss/label=buy/all", min),
         ("spearman/label=watch/all", max),
         ("rmse/label=watch/scenario=feed", min),
+        ("ndcg_by_impression/label=like/all", max),
+        ("combined_gauc_by_impression/label=buy/scenario=shop", max),
     ],
 )
 def test_the_best_checkpoint_is_that_of_the_named_metric(dataset, tmp_path, metric, best):

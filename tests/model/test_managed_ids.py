@@ -12,7 +12,7 @@ ROWS, INTERVAL, STEP_ROWS = 8, 3, 6
 
 
 def options(eviction="lfu"):
-    return ManagedOptions(eviction, INTERVAL, STEP_ROWS, init_std=0.1, seed=0)
+    return ManagedOptions(eviction, INTERVAL, STEP_ROWS, dim=4, init_std=0.1, seed=0)
 
 
 class SlowMap:

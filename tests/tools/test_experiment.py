@@ -15,7 +15,7 @@ from tiny import tiny_dataset, tiny_store
 from msrec.data.io.atomic_files import write_json
 from msrec.launch.config.run_config import load_config
 from msrec.launch.evaluation.predictions import Commit, LabelRows, Predictions
-from msrec.launch.evaluation.results import LabelResults, slice_metrics
+from msrec.launch.evaluation.results import CombinedResults, LabelResults, slice_metrics
 from msrec.launch.evaluation.slices import EDGES, bucket_names, slice_rows
 from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import sort_rows
@@ -233,12 +233,18 @@ def test_the_report_compares_arms_label_by_label(tmp_path):
                     )
                     for name, one in of_label.items()
                 }
-                results = results.model_copy(update={"label": "click", "labels": labels})
+                ranked = Metrics(rows=8, auc=BOTH[seed], ndcg=0.5)
+                ranked = LabelResults(metrics=ScenarioMetrics(ranked, {"feed": ranked}))
+                combined = CombinedResults(score="click * watch", labels={"like": ranked})
+                update = {"label": "click", "labels": labels, "combined": combined}
+                results = results.model_copy(update=update)
             cell = cell.model_copy(update={"results": results})
             write_json(training.folder / CELL_FILE, cell.model_dump(mode="json"))
     text = write_sweep_report(sweep, path)
-    click, like, watched = text.split("### ")[1:]
+    click, like, watched, ranked = text.split("### ")[1:]
     assert [part.split()[0] for part in (click, like, watched)] == ["click", "like", "watch"]
+    assert ranked.startswith("like ranked by click * watch\n")
+    assert f"| mlp | both | {mean(BOTH):.4f} ± {stdev(BOTH):.4f} |" in ranked
     line = next(x for x in like.splitlines() if x.startswith("| mlp | shuffled |"))
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[3] == f"{mean(BARE):.4f} ± {stdev(BARE):.4f}"

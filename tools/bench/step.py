@@ -19,7 +19,10 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from msrec.data.loading.batch import Batch as LoadedBatch
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.distributed import process_group
-from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, sharders
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import sharders
+from msrec.model.distributed.table_options import TableOptions
+from msrec.model.distributed.tables import fuse_optimizer
 from msrec.tools.bench.harness.measure import (
     Aim,
     Case,
@@ -75,7 +78,7 @@ def bench_step(
         if name not in SHAPES:
             raise ValueError(f"--shapes must name some of {', '.join(SHAPES)}; got {name!r}.")
     on, findings = prepare(), list[Finding]()
-    with tempfile.TemporaryDirectory() as scratch, process_group("cpu") as process:
+    with tempfile.TemporaryDirectory() as scratch, process_group() as process:
         folders = {}
         for shape in names:
             tables = large_tables() if shape == "large" else movielens_tables()
@@ -93,7 +96,8 @@ def bench_step(
 
 
 def _cases(schema: Schema, dim: int, training: Training, steps: int) -> dict[str, Case]:
-    batches = training.batches()
+    device = training.device
+    batches = [batch.to(device) for batch in training.batches()]
     cases = {"msrec": training.in_memory(steps)}
     if max(schema.tables.values()) >= MIN_SPARSE_ROWS:
         return cases | {PLAIN_SPARSE: plain_loop(schema, dim, batches, sparse=True).case(steps)}
@@ -172,10 +176,13 @@ class Loop:
 
 
 def plain_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch], sparse: bool) -> Loop:
-    """Returns a loop of plain PyTorch: Adam, or SGD with sparse gradients for the tables."""
+    """Returns a loop of plain PyTorch: Adam, or SGD with sparse gradients for the tables.
+
+    It runs on the device of the batches.
+    """
     sizes = [schema.tables[feature.table] for feature in schema.sparse]
     tables = PlainTables(nn.EmbeddingBag(n, dim, mode="mean", sparse=sparse) for n in sizes)
-    model = Model(tables, schema, dim)
+    model = Model(tables, schema, dim).to(batches[0].label.device)
     inputs = []
     for batch in batches:
         features = [batch.sparse[feature.name] for feature in schema.sparse]
@@ -199,7 +206,7 @@ def torchrec_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch]) -> L
         )
         for feature in schema.sparse
     ]
-    device = torch.device("cpu")
+    device = batches[0].label.device
     ebc = EmbeddingBagCollection(tables=configs, device=device)
     model = Model(ebc, schema, dim)
     spec = TableOptions("rowwise_adagrad", 0.02, MIN_SPARSE_ROWS, {})

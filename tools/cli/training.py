@@ -60,7 +60,7 @@ def _print_plan(config: Config, overrides: Overrides) -> None:
     from msrec.tools.cli.terminal import console, is_main, say
 
     run = load_config(config, overrides or [])
-    with process_group() as process:
+    with process_group(run.device) as process:
         schema = load_schema(run.dataset)
         knowledge = KnowledgeInputs(run, schema)
         batch = run.trainer.global_batch

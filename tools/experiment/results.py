@@ -9,6 +9,7 @@ import polars as pl
 from scipy import stats
 
 from msrec.data.labels import LabelKind
+from msrec.launch.evaluation.results import LabelResults
 from msrec.model.metrics.definitions import METRIC_NAMES, Metrics, ScenarioMetrics
 from msrec.tools.experiment.cell import Cell
 from msrec.tools.experiment.trainings import SettingCells
@@ -21,14 +22,19 @@ LEVEL = 0.95
 
 
 def label_kinds(cells: Iterable[Cell]) -> dict[str, LabelKind]:
-    """Returns the labels of any of some evaluated trainings, with their kinds.
+    """Returns the labels and rankings of any of some evaluated trainings, with their kinds.
 
     Trainings of an older version have one label without a name, which only counts alone.
     """
     kinds: dict[str, LabelKind] = {}
     for cell in cells:
-        kinds |= {name: of.kind for name, of in cell.evaluation.by_label.items()}
+        kinds |= {name: of.kind for name, of in _judged(cell).items()}
     return {name: kind for name, kind in kinds.items() if name or len(kinds) == 1}
+
+
+def _judged(cell: Cell) -> dict[str, LabelResults]:
+    """Returns the results of every label, and of every label ranked by the combined score."""
+    return cell.evaluation.by_label | cell.evaluation.rankings
 
 
 def group_metrics(cell: Cell, label: str | None = None) -> dict[Group, Metrics]:
@@ -36,16 +42,17 @@ def group_metrics(cell: Cell, label: str | None = None) -> dict[Group, Metrics]:
 
     Args:
         cell: of an evaluated training.
-        label: name of a label; empty if the training does not have it. None is its first label.
+        label: name of a label, or title of a ranking; the result is empty if the training does
+            not have it. None is the first label.
     """
-    by_label = cell.evaluation.by_label
+    by_label = _judged(cell)
     found = by_label.get(next(iter(by_label)) if label is None else label)
     return {} if found is None else _groups(found.metrics, found.slices)
 
 
 def best_metrics(cell: Cell, label: str | None = None) -> dict[Group, Metrics]:
     """Returns the metrics of the best possible scores of a label; empty without them."""
-    by_label = cell.evaluation.by_label
+    by_label = _judged(cell)
     found = by_label.get(next(iter(by_label)) if label is None else label)
     if found is None or found.best_possible is None:
         return {}
@@ -155,7 +162,7 @@ def _rows(cells: SettingCells) -> Iterator[dict[str, Any]]:
     for seed, cell in cells.evaluated.items():
         groups = [
             (label, group, metrics)
-            for label in cell.evaluation.by_label
+            for label in _judged(cell)
             for group, metrics in group_metrics(cell, label).items()
         ]
         for label, (kind, name), metrics in groups:

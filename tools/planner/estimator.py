@@ -6,7 +6,6 @@ and all full shards of a table are equal, so one shard of each distinct table is
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
 
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import ParameterConstraints
@@ -19,9 +18,16 @@ from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 from torchrec.distributed.types import CacheParams
 
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.sharding import TableOptimizer, TableSharding
+from msrec.model.distributed.table_options import TableOptimizer
 from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
-from msrec.tools.planner.tables import VALUE_BYTES, Kernel, Sharding, TableLoad, meta_collection
+from msrec.tools.planner.tables import (
+    RUN_SHARDINGS,
+    VALUE_BYTES,
+    Kernel,
+    Sharding,
+    TableLoad,
+    meta_collection,
+)
 
 ID_BYTES = 8
 DEFAULT_LOAD_FACTOR = 0.2
@@ -192,7 +198,7 @@ def _shardings(table: TableLoad, allowed: Sequence[Sharding]) -> Sequence[Shardi
         return [table.sharding]
     if not table.frozen:
         return allowed
-    return [each for each in allowed if each != "data_parallel"] or get_args(TableSharding)
+    return [each for each in allowed if each != "data_parallel"] or RUN_SHARDINGS
 
 
 def _kernels(table: TableLoad, load_factors: Sequence[float]) -> list[tuple[Kernel, float | None]]:

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from msrec.launch.config.run_config import RunConfig
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.sharding import TableOptimizer, TableSharding
+from msrec.model.distributed.table_options import TableOptimizer
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.placement import Cluster
 from msrec.tools.planner.sharding_options import SPAN
-from msrec.tools.planner.tables import Sharding, TableLoad
+from msrec.tools.planner.tables import RUN_SHARDINGS, Sharding, TableLoad
 
 MAX_NODES, MAX_PER_NODE, MAX_BATCH = 4096, 64, 1 << 24
 
@@ -58,8 +58,8 @@ class PlanRequest:
 
     Attributes:
         batch: rows of a step on one rank; None divides the config's global batch among the ranks.
-        shardings: allowed sharding types; None allows those that `msrec train` supports if there is
-            a config, else all.
+        shardings: allowed sharding types; None allows table-wise and row-wise if there is a
+            config, else all.
         load_factors: shares of a table's rows to cache, if tables may be in host memory.
         dense: memory on every rank besides the tables.
         budget: most bytes of an accelerator to use; None is all of it.
@@ -117,7 +117,7 @@ class PlanRequest:
         if self.config is None:
             return tuple(SPAN)
         is_replicated = self.optimizer == "adam" and self.hardware.device == "cpu"
-        return ("data_parallel",) if is_replicated else get_args(TableSharding)
+        return ("data_parallel",) if is_replicated else RUN_SHARDINGS
 
     @property
     def capacity(self) -> int:

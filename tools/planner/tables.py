@@ -14,10 +14,13 @@ from msrec.data.io.names import module_name
 from msrec.data.io.validation import StrictModel, VectorSize, Width, first_error
 from msrec.data.io.yaml_files import read_yaml
 from msrec.data.schema import TableRows
-from msrec.model.distributed.sharding import TableOptimizer, TableOptions, fuse_optimizer
+from msrec.model.distributed.table_options import TableOptimizer, TableOptions
+from msrec.model.distributed.tables import fuse_optimizer
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
+RUN_SHARDINGS: tuple[Sharding, ...] = ("table_wise", "row_wise")
+"""Sharding types that a plan for a run chooses from; others only if they are asked for."""
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 """Table on the accelerator, in host memory, or in host memory with a cache on the accelerator."""
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}

@@ -136,10 +136,12 @@ def _known(label):
 def test_the_combined_score_is_judged_by_every_binary_label(folder):
     combined = load_results(folder / "joint").combined
     assert (combined.score, list(combined.labels)) == (FORMULA, LABELS[:3])
-    whole = combined.labels["like"].all
+    whole = combined.labels["like"].metrics.all
     assert 0 < whole.ndcg_by_impression <= 1
     assert whole.impressions > 10
     assert (whole.log_loss, whole.calibration) == (None, None)
+    groups = combined.labels["like"].slices["user_history"]
+    assert sum(group.positives for group in groups.values()) == whole.positives
 
 
 def test_logs_name_every_label(folder):

@@ -25,6 +25,17 @@ def test_a_metric_is_found_by_its_name(name, expected):
     assert choose_metric(name, TASKS, SCENARIOS) == ChosenMetric(*expected)
 
 
+def test_impressions_and_a_formula_bring_more_metrics():
+    more = {"has_impressions": True, "has_formula": True}
+    found = choose_metric("combined_ndcg_by_impression/label=a/b", TASKS, SCENARIOS, **more)
+    name = "combined_ndcg_by_impression/label=a/b/all"
+    assert found == ChosenMetric(name, "ndcg_by_impression", 1, 1, is_combined=True)
+    assert found.needs_rows
+    for name in ("combined_log_loss", "combined_rmse/label=watch"):
+        with pytest.raises(ValueError, match=f"got '{name}'"):
+            choose_metric(name, TASKS, SCENARIOS, **more)
+
+
 def test_a_run_of_a_number_is_judged_by_its_rmse():
     assert choose_metric(None, TASKS[2:], SCENARIOS).name == "rmse/all"
 
@@ -33,7 +44,7 @@ def test_a_run_of_a_number_is_judged_by_its_rmse():
     "name",
     [
         *("acu", "rmse", "calibration", "rows", "auc/label=watch", "auc/label=click"),
-        *("auc/scenario=shop", "gauc_by_impression"),
+        *("auc/scenario=shop", "gauc_by_impression", "combined_gauc"),
     ],
 )
 def test_other_names_are_refused_with_near_ones(name):

@@ -13,7 +13,7 @@ from msrec.data.io.validation import first_error
 from msrec.data.io.yaml_files import parse_yaml, read_yaml
 from msrec.launch.config.run_config import RunConfig, load_config, with_overrides
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.sharding import TableOptimizer
+from msrec.model.distributed.table_options import TableOptimizer
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.request import DenseMemory, PlanRequest, adam_memory
