@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from managed_data import managed_dataset
+from managed_data import ROWS, managed_dataset
 from ranks import run_ranks
 from trainings import config_of, fit, fit_partly_then_resume, weights
 
@@ -16,6 +16,7 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.trained_run import open_run, unwrapped
 from msrec.launch.training.trainer import Trainer, train_run
 from msrec.model.distributed.managed_tables import table_shards
+from msrec.tools.planner.run_memory import tables_and_dense
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +56,48 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(dataset, tmp_path, evic
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_a_run_goes_on_with_its_map_on_another_number_of_ranks(dataset, tmp_path):
+    whole, _, expected = run_ranks(fit, 1, config_of(dataset, tmp_path / "whole", *OPTIONS))[0]
+    some = config_of(dataset, tmp_path / "some", *OPTIONS, "trainer.max_steps=13")
+    run_ranks(fit, 2, some)
+    rest, _, found = run_ranks(fit, 1, config_of(dataset, tmp_path / "some", *OPTIONS))[0]
+    np.testing.assert_allclose(rest, whole[13:], atol=1e-4)
+    for name, value in maps(expected).items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_a_new_run_starts_with_the_map_of_another(dataset, tmp_path):
+    config = config_of(dataset, tmp_path / "old", *OPTIONS, "trainer.epochs=1")
+    new = config_of(dataset, tmp_path / "new", *OPTIONS, f"init_from={config.run_dir}")
+    with process_group("cpu") as process:
+        train_run(config, process)
+        expected = weights(open_run(config.run_dir, process))
+        trainer = Trainer(new, process)
+        trainer.resume()
+        found = weights(trainer)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_a_plan_counts_the_maps_and_one_lookup_of_each_row(dataset, tmp_path):
+    config = config_of(dataset, tmp_path, "embeddings.eviction=distance")
+    loads, dense = tables_and_dense(config, 96)
+    assert {load.name: load.pooling for load in loads if load.name in ROWS} == {
+        "user_id": 1,
+        "item_id": 1,
+    }
+    # Ids, slots, counts and last steps of each row; the ids of 50 steps; segments of TorchRec.
+    expected = 2 * 50 * 96 * 8 + sum(ROWS.values()) * 32 + 2 * 1025 * 8
+    assert expected <= dense.fixed["maps of managed features"] < expected + 200
+
+
+def test_a_map_that_cannot_fit_is_refused_with_its_size(dataset, tmp_path):
+    config = config_of(dataset, tmp_path, "embeddings.eviction_every_steps=400000000")
+    with pytest.raises(ValueError, match=r"Largest: the maps of managed .*: 572\.\d GiB"):
+        with process_group("cpu") as process:
+            Trainer(config, process)
 
 
 def updated_shards(rank, world_size, config):
