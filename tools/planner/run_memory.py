@@ -20,6 +20,7 @@ from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
 from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
+from msrec.model.layers.managed_ids import map_bytes
 from msrec.model.layers.precision import product_dtype
 from msrec.model.ranker import ItemInputs, RankerTrain
 from msrec.tools.planner.peak_memory import TensorMemoryCounter
@@ -73,14 +74,20 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
 
 
 def _parameter_bytes(model: RankerTrain) -> dict[str, int]:
-    """Returns the bytes of dense parameters, their gradients and optimizer state, by use."""
+    """Returns the bytes of dense parameters, their gradients and optimizer state, by use.
+
+    Maps of managed features count too.
+    """
     total = dense_parameters(model)
     modules = [getattr(model.ranker.over, name) for name in KNOWLEDGE]
     knowledge = sum(dense_parameters(module) for module in modules if module is not None)
+    managed = model.ranker.embeddings.managed
+    maps = {} if managed is None else {"maps of managed features": map_bytes(managed)}
     return {
         "dense parameters": (total - knowledge) * FLOAT_BYTES,
         "networks that read the LLM": knowledge * FLOAT_BYTES,
         **adam_memory(total),
+        **maps,
     }
 
 
