@@ -168,7 +168,8 @@ def _needs_equal_bags(config: RunConfig, schema: Schema, world_size: int) -> boo
     if config.sequence.encoder == "none" or world_size == 1:
         return False
     spec = table_spec(config)
-    sharding = spec.sharding_of(SEQUENCE_TABLE, schema.num_items, world_size)
+    ranks = spec.group_ranks or world_size
+    sharding = spec.sharding_of(SEQUENCE_TABLE, schema.num_items, ranks)
     return config.plan is not None or sharding in ROW_SHARDINGS
 
 

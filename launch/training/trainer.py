@@ -38,8 +38,11 @@ from msrec.launch.training.table_trace import write_table_times
 from msrec.launch.training.warm_start import read_origin, warm_start
 from msrec.launch.versions import installed_versions
 from msrec.model.distributed.collectives import from_rank_0
+from msrec.model.distributed.kernels import set_update_count
+from msrec.model.distributed.managed_tables import take_lookup_counts
 from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
+from msrec.model.distributed.replicas import TableReplicas
 from msrec.model.distributed.sharding_plan import plan_to_dict
 from msrec.model.layers.precision import check_precision, tf32_products
 from msrec.model.ranker import Outcome
@@ -118,10 +121,12 @@ class Trainer:
             has_formula=self._head.combined is not None,
         )
         self._impressions = valid_impressions(config, self.schema, self._metric)
+        self._managed = unwrapped(self.model).ranker.embeddings.managed
         self._unlogged = MetricAccumulator(len(self._scenarios), self._scales, process.device)
         self._bad_rows = BadRowReporter(
             config.run_dir, process, {"train": self.train, "valid": self.valid}
         )
+        self._replicas = TableReplicas(self.model, config.embeddings.sync_every)
         self._preemption = Preemption()
         self._heartbeat = Heartbeat(config.run_dir, process, self._total_steps, trainer.hang_s)
         self._saved_step: int | None = None
@@ -166,8 +171,9 @@ class Trainer:
         self._heartbeat.start_from(progress.step, start, digest)
         if self.process.is_main:
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            ranks = (self.process.world_size, self.process.local_world_size)
-            write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, *ranks))
+            ranks = config.embeddings.group_ranks or self.process.world_size
+            per_node = min(self.process.local_world_size, ranks)
+            write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, ranks, per_node))
         result = FitResult(progress, progress.step or None)
         metric_logger = MetricLogger(config.run_dir, self.process, self._total_steps, progress.step)
         with metric_logger, self.checkpoints, self._preemption, self._heartbeat:
@@ -194,7 +200,11 @@ class Trainer:
         """
         rows = ValidationRows(self._metric, self._head, self._impressions)
         metrics = self._score(loader.batches(), rows.add)
-        return metrics.named(self._scenarios) | rows.named(self._scenarios)
+        unknown = {
+            f"share_without_row/{name}": count.unknown / max(count.values, 1)
+            for name, count in take_lookup_counts(self._managed).items()
+        }
+        return metrics.named(self._scenarios) | rows.named(self._scenarios) | unknown
 
     def _score(
         self, batches: Iterator[Batch], add: Callable[[Outcome], None] | None = None
@@ -255,6 +265,7 @@ class Trainer:
         if last_step is not None:
             batches = itertools.islice(batches, max(0, last_step - progress.step))
         self.model.train()
+        set_update_count(self.model, progress.step)
         save_every = trainer.checkpoint_every_steps
 
         def before_step() -> None:
@@ -264,6 +275,7 @@ class Trainer:
         for outcome in self.pipeline.outcomes(batches, before_step):
             progress.step += 1
             progress.batch += 1
+            self._replicas.sync_after(progress.step)
             self._unlogged.add(outcome)
             # After the last step comes a validation, and the checkpoint comes after that.
             is_last = progress.batch == len(self.train) or progress.step == last_step
@@ -279,6 +291,7 @@ class Trainer:
             losses += self._log(metric_logger, progress)
 
     def _validate(self, progress: Progress, metric_logger: MetricLogger) -> None:
+        self._replicas.sync(progress.step)
         metrics = self.evaluate(self.valid)
         # SIGTERM stops a run up to here. `progress` is unchanged so far, so that the checkpoint
         # that is saved then makes the next start repeat this validation.
@@ -300,6 +313,7 @@ class Trainer:
         if progress.step == self._saved_step and self.checkpoints.amend(vars(progress)):
             return
         self._saved_step = progress.step
+        self._replicas.sync(progress.step)
         tensors = unlogged.counts() | self._gradients()
         self.checkpoints.save(self.model, self.optimizer, vars(progress), tensors)
 
@@ -312,6 +326,8 @@ class Trainer:
         metrics, losses = self._read_unlogged(progress)
         self._unlogged.clear()
         values = {"loss": sum(losses) / len(losses)} | metrics.named(self._scenarios)
+        if self._managed is not None:
+            values |= self._managed.named_counts()
         rows = len(losses) * self.config.trainer.global_batch
         metric_logger.log_training(progress.step, progress.epoch, rows, values)
         return losses
@@ -349,7 +365,8 @@ def _check_memory(
         model = build_model(config, schema, knowledge)
     rows = -(-config.trainer.global_batch // process.world_size)
     memory = machine_bytes(process.device, process.local_world_size)
-    check_memory(model, rows, process.world_size, memory // process.local_world_size)
+    sharing = config.embeddings.group_ranks or process.world_size
+    check_memory(model, rows, sharing, memory // process.local_world_size)
 
 
 def _warn_of_few_rows(global_batch: int, process: Process) -> None:
