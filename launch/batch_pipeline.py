@@ -15,6 +15,8 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.loading.batch import Batch
 from msrec.launch.distributed import Process
+from msrec.model.distributed.managed_tables import update_managed
+from msrec.model.layers.managed_ids import ManagedIds
 from msrec.model.ranker import Outcome
 
 
@@ -52,6 +54,7 @@ class BatchPipeline:
         optimizer: CombinedOptimizer | None = None,
     ) -> None:
         self._model, self._optimizer, self._device = model, optimizer, process.device
+        self._managed = [each for each in model.modules() if isinstance(each, ManagedIds)]
         self._torchrec: TrainPipelineSparseDist | None = None
         if process.world_size > 1 or process.device.type != "cpu":
             kind = pipeline_kind(model.plan, trains=optimizer is not None)
@@ -81,7 +84,7 @@ class BatchPipeline:
         waiting: tuple[Outcome, torch.cuda.Event] | None = None
         for outcome in self.outcomes(batches):
             copied = Outcome(*(value.to("cpu", non_blocking=True) for value in outcome))
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
             if waiting is not None:
                 waiting[1].synchronize()
@@ -99,8 +102,12 @@ class BatchPipeline:
         """
         with torch.set_grad_enabled(self._model.training):
             if self._torchrec is not None:
-                return Outcome(*self._torchrec.progress(batches))
-            return self._run_directly(next(batches))
+                outcome = Outcome(*self._torchrec.progress(batches))
+            else:
+                outcome = self._run_directly(next(batches))
+        for managed in self._managed:
+            update_managed(self._model, managed)
+        return outcome
 
     def _run_directly(self, batch: Batch) -> Outcome:
         if not self._model.training:
