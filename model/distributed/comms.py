@@ -25,4 +25,6 @@ def comms_codecs(comms: Comms) -> dict[str, QuantizedCommCodecs] | None:
     config = QCommsConfig(forward_precision=CommType.FP16, backward_precision=CommType.BF16)
     # For a CPU TorchRec would take float16 in place of bfloat16. But gloo only copies gradients
     # (all-to-all, all-gather), and that it does in any type.
-    return get_qcomm_codecs_registry(config, device=torch.device("cuda"))
+    codecs: dict[str, QuantizedCommCodecs] | None
+    codecs = get_qcomm_codecs_registry(config, device=torch.device("cuda"))
+    return codecs

@@ -17,8 +17,8 @@ from trainings import fit
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice
+from msrec.data.features.hashed_values import Hashed
 from msrec.data.features.row_encoder import RowEncoder
-from msrec.data.features.vocabulary import Hashed
 from msrec.data.io.outputs import SCRATCH_MARK
 from msrec.data.loading.collator import Collator, Window
 from msrec.data.loading.id_transforms import RareIds

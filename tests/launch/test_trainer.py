@@ -349,7 +349,7 @@ def lose(rank, world_size, config, at):
             yield outcome._replace(losses=outcome.losses * torch.nan) if is_lost else outcome
 
     trainer.pipeline.outcomes = with_nan
-    with pytest.raises(ValueError, match="must be finite") as error:
+    with pytest.raises(ValueError, match="the loss must be finite") as error:
         trainer.fit()
     return str(error.value)
 

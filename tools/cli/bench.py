@@ -28,6 +28,10 @@ BENCHES = {
     "planner": ("planner", "Sharding plans for five sets of tables, against TorchRec's planner."),
     "evaluate": ("evaluate", "Metrics of many predictions, against scikit-learn and polars."),
     "serve": ("serve", "Latency of an export, against its run; then a server under load."),
+    "managed": (
+        "drift.command",
+        "Managed tables, against a vocabulary and a hash of drifting ids.",
+    ),
     "lightgbm": ("boosting.command", "LightGBM over the same histories, an opponent in AUC."),
 }
 """Name of a bench -> its module in `msrec.tools.bench`, and one line of help.

@@ -74,7 +74,9 @@ def plan_as_placed(request: PlanRequest, entries: Mapping[str, Any]) -> Plan:
 
 def _estimator(request: PlanRequest) -> Estimator:
     topology = request.hardware.topology(request.world_size, request.per_node)
-    return Estimator(request.tables, topology, request.rows_per_rank, request.optimizer)
+    return Estimator(
+        *(request.tables, topology, request.rows_per_rank, request.optimizer, request.comms)
+    )
 
 
 def _plan(

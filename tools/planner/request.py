@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from msrec.launch.config.run_config import RunConfig
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
+from msrec.model.distributed.comms import Comms
 from msrec.model.distributed.table_options import TableOptimizer
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.placement import Cluster
@@ -77,6 +78,7 @@ class PlanRequest:
     nodes: int
     per_node: int
     optimizer: TableOptimizer = "rowwise_adagrad"
+    comms: Comms = "fp32"
     shardings: Sequence[Sharding] | None = None
     load_factors: Sequence[float] = ()
     dense: DenseMemory = DenseMemory()
