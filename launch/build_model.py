@@ -1,6 +1,7 @@
 """Builds the model of a run, plans the sharding of its tables, and shards it."""
 
 import zlib
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from msrec.model.backbones import make_backbone
 from msrec.model.distributed.filling import fill_frozen, fill_projected
 from msrec.model.distributed.managed_tables import check_managed
 from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.replicas import sharding_env
 from msrec.model.distributed.sharding import shard
 from msrec.model.distributed.sharding_plan import load_plan
 from msrec.model.distributed.table_options import TableOptions
@@ -52,14 +54,17 @@ def build_sharded(
     process: Process,
     plan: Path | None,
     *,
-    host_memory: bool = False,
+    scored: bool = False,
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Returns the sharded model and its plan, see `plan_model`."""
-    model, sharding = plan_model(config, schema, knowledge, process, plan, host_memory=host_memory)
-    check_managed(model.ranker.embeddings.managed, sharding)
-    std = config.embeddings.init_std
-    comms = config.embeddings.comms
-    sharded = shard(model, sharding, process.device, std, config.seed, comms)
+    model, sharding = plan_model(config, schema, knowledge, process, plan, scored=scored)
+    if not scored:
+        check_managed(model.ranker.embeddings.managed, sharding)
+    tables = config.embeddings
+    group = process.world_size if scored else tables.group_ranks or process.world_size
+    env = sharding_env(group, process.local_world_size, process.device)
+    options = (tables.init_std, config.seed, env, tables.comms)
+    sharded = shard(model, sharding, process.device, *options)
     chunks = {item_table(each.name): each.chunks for each in knowledge.item_sources}
     fill_frozen(sharded, sharding, chunks)
     return sharded, sharding
@@ -114,11 +119,12 @@ def plan_model(
     process: Process,
     plan: Path | None,
     *,
-    host_memory: bool = False,
+    scored: bool = False,
 ) -> tuple[RankerTrain, ShardingPlan]:
     """Returns the model before sharding and its plan: from a plan file, or by the planner if None.
 
-    With `host_memory` the planner may place a table there for which the GPUs have no room.
+    The tables of a model that is only `scored` have one copy, and may be in host memory if the GPUs
+    have no room for them.
 
     Raises:
         ValueError: the plan does not fit the model, the ranks or the optimizer.
@@ -134,9 +140,11 @@ def plan_model(
         freeze(model.ranker.items)
     if plan is None:
         local = process.local_world_size
-        return model, plan_sharding(model, spec, process.device, local, host_memory=host_memory)
-    ranks = (process.world_size, process.local_world_size)
-    sharding = load_plan(plan, model, *ranks, process.device.type)
+        spec = replace(spec, group_ranks=None) if scored else spec
+        return model, plan_sharding(model, spec, process.device, local, host_memory=scored)
+    ranks = spec.group_ranks or process.world_size
+    per_node = min(process.local_world_size, ranks)
+    sharding = load_plan(plan, model, ranks, per_node, process.device.type)
     frozen = frozen_tables(model)
     kernels = {
         table.compute_kernel
@@ -144,6 +152,12 @@ def plan_model(
         for name, table in tables.items()
         if name not in frozen
     }
+    if spec.group_ranks is not None and kernels != {"fused"}:
+        raise ValueError(
+            f"{plan}: with embeddings.group_ranks={spec.group_ranks} every table must have the "
+            f"kernel fused, because copies in host memory are not averaged; this plan has "
+            f"{', '.join(sorted(kernels))}."
+        )
     if not is_fused and kernels != {"dense"}:
         # A fused kernel without a fused optimizer would silently train with SGD.
         raise ValueError(
@@ -156,18 +170,19 @@ def plan_model(
 def _check_replicated(config: RunConfig) -> None:
     """Refuses options that only tables with a fused optimizer have."""
     tables = config.embeddings
-    for option, value in (("dtype", tables.dtype), ("comms", tables.comms)):
-        if value != "fp32":
+    plain = {"dtype": "fp32", "comms": "fp32", "group_ranks": None}
+    for option, default in plain.items():
+        if (value := getattr(tables, option)) != default:
             raise ValueError(
                 f"embeddings.{option}={value} needs embeddings.optimizer=rowwise_adagrad on a CPU; "
-                f"{tables.optimizer} replicates the tables there and trains them in fp32."
+                f"{tables.optimizer} keeps plain copies on all ranks."
             )
 
 
 def table_spec(config: RunConfig) -> TableOptions:
     """Returns optimizer and sharding of the tables."""
     tables = config.embeddings
-    shared = {"optimizer", "lr", "row_wise_from", "sharding", "min_columns", "comms"}
+    shared = {field.name for field in fields(TableOptions)} - {"eps"}
     return TableOptions(**tables.model_dump(include=shared))
 
 

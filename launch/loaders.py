@@ -42,6 +42,7 @@ def build_loader(
     shuffle: bool,
     extra: Sequence[str] = (),
     scored: ScoredDataset | None = None,
+    first: Sequence[IdTransform] = (),
 ) -> Loader:
     """Builds this rank's loader of a split of the run's dataset, or of another one.
 
@@ -55,6 +56,7 @@ def build_loader(
         shuffle: whether rows are mixed.
         extra: float32 columns that `loader.reader` must be able to read, such as `p_click`.
         scored: another dataset to read.
+        first: changes of the ids of the files, before those of the run.
     """
     schema, files = _schemas(config, scored)
     labels = run_labels(config, schema)
@@ -69,7 +71,7 @@ def build_loader(
     equal_bags = is_train and _needs_equal_bags(config, schema, process.world_size)
     collator = _collator(config, knowledge, schema, scored, split, is_train, equal_bags)
     collator = replace(collator, labels=labels)
-    return _loader(config, process, knowledge, reader, order, collator, scored)
+    return _loader(config, process, knowledge, reader, order, collator, scored, first)
 
 
 def build_file_loader(
@@ -166,7 +168,8 @@ def _needs_equal_bags(config: RunConfig, schema: Schema, world_size: int) -> boo
     if config.sequence.encoder == "none" or world_size == 1:
         return False
     spec = table_spec(config)
-    sharding = spec.sharding_of(SEQUENCE_TABLE, schema.num_items, world_size)
+    ranks = spec.group_ranks or world_size
+    sharding = spec.sharding_of(SEQUENCE_TABLE, schema.num_items, ranks)
     return config.plan is not None or sharding in ROW_SHARDINGS
 
 
@@ -178,11 +181,12 @@ def _loader(
     order: GlobalOrder,
     collator: Collator,
     scored: ScoredDataset | None,
+    first: Sequence[IdTransform] = (),
 ) -> Loader:
     alignment = None if scored is None else scored.alignment
     # From the ids of the files to rows of the tables: each transform reads the ids of the one
     # before it.
-    transforms: list[IdTransform] = [] if alignment is None else [alignment]
+    transforms: list[IdTransform] = [*first, *([] if alignment is None else [alignment])]
     if knowledge.is_rare:
         transforms.append(RareIds(knowledge.is_rare))
     if collator.is_train and config.embeddings.id_dropout:

@@ -131,7 +131,7 @@ def open_run(
     alignment = None if data is None else _alignment(config, data, process)
     knowledge = KnowledgeInputs(config, schema, data)
     # A plan of the training may be for other ranks. Weights load into any sharding and kernel.
-    model, _ = build_sharded(config, schema, knowledge, process, plan=None, host_memory=True)
+    model, _ = build_sharded(config, schema, knowledge, process, plan=None, scored=True)
     load_checkpoint(path, model, None)
     return TrainedRun(
         config=config,

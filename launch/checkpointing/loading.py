@@ -16,7 +16,7 @@ from msrec.launch.checkpointing.row_accumulators import (
     read_accumulators,
     take_divided_otherwise,
 )
-from msrec.model.distributed.optimizers import accumulator
+from msrec.model.distributed.optimizers import init_state
 from msrec.model.frozen_items import without_frozen
 
 
@@ -47,15 +47,13 @@ def load_checkpoint(
     if metrics:
         values["metrics"] = dict(metrics)
     if optimizer is not None:
-        if (accumulating := accumulator(optimizer)) is not None:
-            accumulating.init_states()
-        optimizer.init_state(set())  # otherwise DCP silently skips Adam's moments
+        init_state(optimizer)  # otherwise DCP silently skips Adam's moments
         settings = optimizer.state_dict()
         # A copy of each dict: accumulators that are read in another way are taken out of it.
         of_parameters = without_frozen(settings["state"]).items()
         values["optim"] = {parameter: dict(tensors) for parameter, tensors in of_parameters}
-    _check_keys(path, values["model"])
     index = read_index(path)
+    _check_keys(path, index, values["model"])
     _check_optimizer(path, index, values.get("optim", {}))
     divided_otherwise = take_divided_otherwise(index, values.get("optim", {}))
     load(values, storage_reader=JsonReader(path))
@@ -66,32 +64,14 @@ def load_checkpoint(
     return state
 
 
-def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each tensor of the model that a checkpoint holds."""
-    return {name: tuple(entry["size"]) for name, entry in _model_entries(path).items()}
-
-
-def saved_types(path: Path) -> dict[str, str]:
-    """Returns the type of the values of each tensor of the model, such as `float16`."""
-    return {name: entry["dtype"] for name, entry in _model_entries(path).items()}
-
-
 def type_name(tensor: torch.Tensor) -> str:
-    """Returns the type of the values of a tensor, as `saved_types` does."""
+    """Returns the type of the values of a tensor as the index has it, such as `float16`."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _model_entries(path: Path) -> Index:
+def _check_keys(path: Path, index: Index, model_state: dict[str, Any]) -> None:
     prefix = "model."
-    return {
-        name.removeprefix(prefix): entry
-        for name, entry in read_index(path).items()
-        if name.startswith(prefix)
-    }
-
-
-def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
-    saved, types = saved_shapes(path), saved_types(path)
+    saved = {n.removeprefix(prefix): e for n, e in index.items() if n.startswith(prefix)}
     missing = sorted(model_state.keys() - saved.keys())
     extra = sorted(saved.keys() - model_state.keys())
     if missing or extra:
@@ -100,14 +80,15 @@ def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
             f"also {_first_names(extra)}. Use the config in its run folder."
         )
     for name, tensor in model_state.items():
-        if saved[name] != tuple(tensor.size()):
+        shape, kind = tuple(saved[name]["size"]), saved[name]["dtype"]
+        if shape != tuple(tensor.size()):
             raise ValueError(
-                f"{path} is a checkpoint of another model: {name} has shape {saved[name]} there "
+                f"{path} is a checkpoint of another model: {name} has shape {shape} there "
                 f"and {tuple(tensor.size())} here. Use the config in its run folder."
             )
-        if types[name] != type_name(tensor):
+        if kind != type_name(tensor):
             raise ValueError(
-                f"{path} must have values of the same type as the model; {name} is {types[name]} "
+                f"{path} must have values of the same type as the model; {name} is {kind} "
                 f"there and {type_name(tensor)} here. Keep embeddings.dtype, or start another run "
                 "with init_from."
             )

@@ -1,4 +1,4 @@
-"""Reads accumulators of row-wise Adagrad for tables whose columns were divided in another way.
+"""Reads accumulators of row-wise Adagrad for tables that grew or whose columns are divided anew.
 
 Row-wise Adagrad has one accumulator per row: the sum over steps of the mean square of the row's
 gradient. A table that is divided by columns has one per row and column shard, the mean square over
@@ -9,6 +9,7 @@ the columns of the shard. TorchRec saves them one shard after the other, in orde
 
 A mean over columns is a mean over shards, weighted by their columns, so that fewer shards continue
 with the sums that their own gradients would have had. More shards continue with the row's mean.
+Rows after the saved ones keep their accumulators.
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ Cut = tuple[int, int]
 def take_divided_otherwise(
     index: Index, state: dict[str, dict[str, Any]]
 ) -> dict[str, tuple[str, ShardedTensor]]:
-    """Removes the accumulators that were saved for other column shards from an optimizer's state.
+    """Removes the accumulators that were saved in another shape from an optimizer's state.
 
     Args:
         index: of the checkpoint.
@@ -67,14 +68,14 @@ def read_accumulators(
     for full, (parameter, accumulators) in taken.items():
         table = parameter.partition(".")[2]  # the name starts with that of the optimizer
         weight = weights[table]
-        chunks = index[f"model.{table}"]["chunks"]
+        chunks, num_rows = index[f"model.{table}"]["chunks"], index[f"model.{table}"]["size"][0]
         old = sorted({(chunk["offsets"][1], chunk["sizes"][1]) for chunk in chunks})
-        saved = read_tensors(path, full)[full].view(len(old), weight.size(0))
+        saved = read_tensors(path, full)[full].view(len(old), num_rows)
         pairs = zip(weight.local_shards(), accumulators.local_shards(), strict=True)
         for own, accumulator in pairs:
             (row, column), (rows, columns) = own.metadata.shard_offsets, own.metadata.shard_sizes
-            shares = _shares(old, (column, columns))
-            accumulator.tensor.copy_(shares @ saved[:, row : row + rows])
+            values = _shares(old, (column, columns)) @ saved[:, row : row + rows]
+            accumulator.tensor[: len(values)].copy_(values)
 
 
 def _shares(old: list[Cut], new: Cut) -> torch.Tensor:

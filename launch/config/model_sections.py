@@ -62,6 +62,12 @@ class EmbeddingsConfig(StrictModel):
     min_columns: Width = MIN_COLUMNS
     """Smallest number of columns of a shard of a `column_wise`, `table_column_wise` or `grid`
     table. A shard has the next multiple of 4 that divides `dim`."""
+    group_ranks: Count | None = None
+    """Number of consecutive ranks that share one copy of the tables; null is all ranks. With fewer,
+    each group of ranks has a copy, and the copies are averaged every `sync_every` steps."""
+    sync_every: Count = 1
+    """Steps between averages of the copies of `group_ranks`. They are also averaged before each
+    validation and checkpoint."""
     eviction: Eviction = "lfu"
     """Rule by which an id of a managed feature loses its table row to a new one: `lfu` the fewest
     occurrences, `lru` the oldest last occurrence, `distance` the fewest occurrences divided by the

@@ -111,6 +111,9 @@ class TrainerConfig(StrictModel):
     """Metric of the validation that chooses the best checkpoint, by its name in metrics.jsonl:
     `log_loss/all`, `auc/scenario=feed`, `rmse/label=watch/all`. Null is the AUC of the first label,
     or the RMSE of a regression label."""
+    progressive: float = Field(0.0, ge=0, le=1)
+    """Share of the training rows on which the model of `init_from` is evaluated before the first
+    step, logged as the split `progressive`. Ids that are new to it have row 0. 0 skips this."""
     max_grad_norm: Positive | None = None
     """Largest norm of the gradient of all parameters outside the tables; a longer one is scaled
     down. Null does not clip."""

@@ -28,7 +28,7 @@ def check_memory(model: RankerTrain, rows: int, ranks: int, limit: int) -> None:
     Args:
         model: before sharding; its parameters may be on the meta device.
         rows: of a step on one rank.
-        ranks: number of all ranks, which share the tables.
+        ranks: number of ranks that share the tables.
         limit: bytes of memory for one rank.
 
     Raises:

@@ -55,6 +55,7 @@ def plan_sharding(
             plan fits in memory.
     """
     sizes = table_sizes(model)
+    ranks = tables.group_ranks or dist.get_world_size()
     unknown = sorted(set(tables.sharding) - set(sizes))
     if unknown:
         raise ValueError(
@@ -66,11 +67,11 @@ def plan_sharding(
         name: ParameterConstraints(sharding_types=["data_parallel"], compute_kernels=["dense"])
         # The planner allows the dense kernel for replicated tables only.
         if tables.is_dense(device) and name not in frozen
-        else _constraint(name, size, tables, kernels)
+        else _constraint(name, size, tables, ranks, kernels)
         for name, size in sizes.items()
     }
     planner = EmbeddingShardingPlanner(
-        topology=_topology(device, local_world_size),
+        topology=_topology(device, ranks, min(local_world_size, ranks)),
         # Dense weights and activations are small compared with the tables, so a fixed share is
         # enough; TorchRec's default is a heuristic that warns about its own result.
         storage_reservation=FixedPercentageStorageReservation(percentage=DENSE_MEMORY_SHARE),
@@ -83,18 +84,18 @@ def plan_sharding(
         reason = str(error).strip().splitlines()[0].rstrip(". ")
         rows, table = max((rows, name) for name, (rows, _) in sizes.items())
         raise ValueError(
-            f"the embedding tables must fit on {dist.get_world_size()} ranks; TorchRec's planner "
+            f"the embedding tables must fit on {ranks} ranks; TorchRec's planner "
             f"says: {reason}. Take more ranks, a smaller embeddings.dim, or split the largest "
             f"table ({table}, {rows:,} rows) with embeddings.sharding."
         ) from None
 
 
 def _constraint(
-    table: str, size: tuple[int, int], tables: TableOptions, kernels: list[str]
+    table: str, size: tuple[int, int], tables: TableOptions, ranks: int, kernels: list[str]
 ) -> ParameterConstraints:
     """Allows one sharding type, so that the planner has little to search."""
     rows, dim = size
-    sharding = tables.sharding_of(table, rows, dist.get_world_size())
+    sharding = tables.sharding_of(table, rows, ranks)
     is_divided = sharding in COLUMN_SHARDINGS
     if is_divided and _column_shards(dim, tables.min_columns) == 1:
         raise ValueError(
@@ -118,14 +119,14 @@ def _column_shards(dim: int, min_columns: int) -> int:
     return len(sizes)
 
 
-def _topology(device: torch.device, local_world_size: int) -> Topology:
+def _topology(device: torch.device, ranks: int, local_world_size: int) -> Topology:
     """Returns the ranks and their memory, as the planner needs them."""
     gpu_bytes = 0
     if device.type == "cuda":
         gpu_bytes = int(torch.cuda.get_device_properties(device).total_memory)
     host_bytes = psutil.virtual_memory().total // local_world_size
     return TopologyFactory.create_topology(
-        TrainerConfig(world_size=dist.get_world_size(), local_world_size=local_world_size),
+        TrainerConfig(world_size=ranks, local_world_size=local_world_size),
         HardwareConfig(hbm_cap_bytes=gpu_bytes, ddr_cap_bytes=host_bytes),
         KernelConfig(compute_device=device.type),
     )

@@ -1,27 +1,17 @@
-"""Shards a planned model over the ranks: DistributedModelParallel, its sharders, its DDP."""
+"""Shards a planned model over the ranks: TorchRec's sharders and its wrapper."""
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import (
-    DataParallelWrapper,
-    DefaultDataParallelWrapper,
-    DistributedModelParallel,
-)
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
 
 from msrec.model.distributed.comms import Comms, comms_codecs
+from msrec.model.distributed.data_parallel import DenseParallel
 from msrec.model.distributed.filling import init_tables
+from msrec.model.distributed.replicas import plan_of_group
 from msrec.model.distributed.table_options import TORCHREC_NAMES
-
-
-class Unwrapped(DataParallelWrapper):  # type: ignore[misc]  # TorchRec is untyped
-    """Data parallelism of one rank: the dense part needs no gradients of other ranks."""
-
-    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
-        """Moves the dense part to its device."""
-        dmp._dmp_wrapped_module.to(device)
 
 
 class EBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchRec is untyped
@@ -43,22 +33,28 @@ def shard(
     device: torch.device,
     init_std: float,
     seed: int,
+    env: ShardingEnv | None = None,
     comms: Comms = "fp32",
 ) -> DistributedModelParallel:
-    """Shards the model by a plan and gives the tables their seeded initial values."""
-    ranks = dist.get_world_size()
+    """Shards the model by a plan and gives the tables their seeded initial values.
+
+    Args:
+        model: before sharding.
+        plan: of the ranks that share the tables.
+        device: of this rank.
+        init_std: standard deviation of the initial values.
+        seed: of the initial values.
+        env: of `sharding_env`; None shares the tables between all ranks.
+        comms: type in which ranks send each other vectors.
+    """
+    env = env or ShardingEnv.from_process_group(dist.group.WORLD)
     dmp = DistributedModelParallel(
         module=model,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        env=env,
         device=device,
-        plan=plan,
+        plan=plan_of_group(plan, env),
         sharders=sharders(comms),
-        # DDP otherwise rebuilds its buckets after the first step. On three and more ranks that
-        # changes the order of sums, so that a resumed run would differ in the last bits. The search
-        # for unused parameters that prevents it takes about 3 % of a small step.
-        data_parallel_wrapper=Unwrapped()
-        if ranks == 1
-        else DefaultDataParallelWrapper(static_graph=ranks < 3, find_unused_parameters=ranks > 2),
+        data_parallel_wrapper=DenseParallel(),
     )
     init_tables(dmp, plan, init_std, seed)
     return dmp

@@ -34,6 +34,7 @@ class TableOptions:
         row_wise_from: rows from which a table is split by rows over all ranks.
         sharding: table -> type, which overrides `row_wise_from`.
         min_columns: smallest number of columns of a shard, for tables divided by columns.
+        group_ranks: number of consecutive ranks that share one copy of the tables; None is all.
         eps: of RowWiseAdagrad, explicit because the defaults of FBGEMM and torch differ.
         comms: type in which ranks send each other vectors.
     """
@@ -43,6 +44,7 @@ class TableOptions:
     row_wise_from: int
     sharding: Mapping[str, TableSharding]
     min_columns: int = MIN_COLUMNS
+    group_ranks: int | None = None
     eps: float = 1e-8
     comms: Comms = "fp32"
 

@@ -1,7 +1,6 @@
 """Sharded tables against plain torch: values, updates, initialisation, plan files."""
 
 import json
-import os
 from types import SimpleNamespace
 from typing import get_args
 from unittest.mock import patch
@@ -9,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+from plain_tables import CPU, DIM, LR, plain_vectors, sharded_vectors
 from ranks import run_ranks
 from tiny import tiny_dataset, tiny_schema
 from torchrec.distributed.train_pipeline import (
@@ -19,12 +19,9 @@ from torchrec.distributed.train_pipeline import (
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.data.loading.loader import RankShare, open_loader
 from msrec.launch.batch_pipeline import pipeline_kind
-from msrec.model.distributed import filling, planning
-from msrec.model.distributed.optimizers import optimizers
+from msrec.model.distributed import planning
 from msrec.model.distributed.planning import plan_sharding
-from msrec.model.distributed.sharding import shard
 from msrec.model.distributed.sharding_plan import (
     load_plan,
     plan_from_dict,
@@ -37,93 +34,6 @@ from msrec.model.distributed.tables import fuse_optimizer
 from msrec.model.embeddings import Embeddings, fill_rows
 
 pytestmark = pytest.mark.slow
-
-CPU = torch.device("cpu")
-DIM, STD, LR, EPS = 8, 0.1, 0.05, 1e-8
-
-
-def options_of(optimizer, sharding="table_wise"):
-    tables = dict.fromkeys(tiny_schema().tables, sharding)
-    return TableOptions(
-        optimizer, lr=LR, row_wise_from=10**6, sharding=tables, min_columns=4, eps=EPS
-    )
-
-
-class Plain(torch.nn.Module):
-    """The same tables as nn.EmbeddingBag; a multi-valued feature is the mean of its rows."""
-
-    def __init__(self):
-        super().__init__()
-        self.tables = torch.nn.ModuleDict()
-        for table, rows in tiny_schema().tables.items():
-            weight = torch.empty(rows, DIM)
-            fill_rows(weight, table, 0, STD, seed=3)
-            self.tables[table] = torch.nn.EmbeddingBag.from_pretrained(weight, False, mode="mean")
-
-    def forward(self, sparse):
-        vectors = []
-        for feature in tiny_schema().sparse:
-            bags = sparse[feature.name]
-            offsets = bags.offsets()[:-1].long()
-            vectors.append(self.tables[feature.table](bags.values().long(), offsets))
-        return torch.stack(vectors, 1)
-
-
-def loss_of(vectors, label):
-    """Some smooth function that couples the features."""
-    logit = 5 * vectors.prod(dim=1).sum(dim=1) + vectors.sum(dim=(1, 2))
-    return torch.nn.functional.binary_cross_entropy_with_logits(logit, label[:, 0])
-
-
-def plain_vectors(dataset, optimizer, steps, column_shards=1):
-    """Vectors after some steps of plain torch; RowWiseAdagrad by its formula, for each shard."""
-    model = Plain()
-    adam = torch.optim.Adam(model.parameters(), lr=LR, eps=EPS)
-    moments = {name: torch.zeros(len(p), column_shards, 1) for name, p in model.named_parameters()}
-    batches = list(open_loader(dataset, "train", 64, shuffle=False).batches())
-    for batch in batches[:steps]:
-        loss = loss_of(model(batch.sparse), batch.label)
-        model.zero_grad()
-        loss.backward()
-        if optimizer == "adam":
-            adam.step()
-            continue
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                grad = p.grad.unflatten(1, (column_shards, -1))
-                moments[name] += grad.square().mean(dim=2, keepdim=True)
-                p -= (LR * grad / (moments[name].sqrt() + EPS)).flatten(1)
-    with torch.no_grad():
-        return model(batches[steps].sparse)
-
-
-def sharded_vectors(rank, world_size, dataset, optimizer, sharding, steps, per_node):
-    # TorchRec makes its groups of nodes from the environment that torchrun sets.
-    os.environ["LOCAL_WORLD_SIZE"] = str(per_node)
-    filling.FILL_ROWS = 16  # several chunks, none of them at the start of a block of seeds
-
-    class Wrapped(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embeddings = Embeddings(tiny_schema(), DIM)
-            self.unused = torch.nn.Parameter(torch.zeros(()))  # the dense part must not be empty
-
-        def forward(self, sparse):
-            return self.embeddings(sparse) + 0 * self.unused
-
-    model, tables = Wrapped(), options_of(optimizer, sharding)
-    fuse_optimizer(model.embeddings.ebc, tables, CPU)
-    plan = plan_sharding(model, tables, CPU, per_node)
-    dmp = shard(model, plan, CPU, STD, seed=3)
-    optimizer = optimizers(dmp, tables, lr=1.0, weight_decay=0.0)
-    loader = open_loader(dataset, "train", 64, share=RankShare(rank, world_size), shuffle=False)
-    batches = list(loader.batches())
-    for batch in batches[:steps]:
-        optimizer.zero_grad()
-        loss_of(dmp(batch.sparse), batch.label).backward()
-        optimizer.step()
-    with torch.no_grad():
-        return dmp(batches[steps].sparse).numpy().copy()
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +50,7 @@ def test_every_sharding_looks_up_and_trains_like_plain_torch(
     expected = plain_vectors(dataset, "rowwise_adagrad", 3, shards)
     arguments = (dataset, "rowwise_adagrad", sharding, 3, per_node)
     parts = run_ranks(sharded_vectors, world_size, *arguments)
-    vectors = torch.cat([torch.from_numpy(part) for part in parts])
+    vectors = torch.cat([torch.from_numpy(part) for part, _ in parts])
     torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-5)
     if shards == 2:  # one accumulator of each row in each shard, which is another optimizer
         whole = plain_vectors(dataset, "rowwise_adagrad", 3)
@@ -152,7 +62,7 @@ def test_replicated_tables_train_by_adam_like_plain_torch(dataset, world_size):
     expected = plain_vectors(dataset, "adam", steps=3)
     arguments = (dataset, "adam", "table_wise", 3, world_size)
     parts = run_ranks(sharded_vectors, world_size, *arguments)
-    vectors = torch.cat([torch.from_numpy(part) for part in parts])
+    vectors = torch.cat([torch.from_numpy(part) for part, _ in parts])
     torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -255,21 +255,27 @@ def encode(config: str | Path, overrides: Sequence[str] = ()) -> "EncodeResult":
     return encode_config(load_config(config, overrides))
 
 
-def train(config: str | Path, overrides: Sequence[str] = ()) -> Training:
+def train(
+    config: str | Path | None, overrides: Sequence[str] = (), *, data: str | Path | None = None
+) -> Training:
     """Trains a run, or continues it: the same run_id resumes from its newest checkpoint.
 
     Args:
-        config: a run's YAML file.
+        config: a run's YAML file; None goes on from the run that `init_from` names, with its config
+            and optimizer state, in a new run that is named after `data`.
         overrides: `key.sub=value`.
+        data: the dataset folder to train on, in place of the config's.
 
     Raises:
         FileNotFoundError, ValueError: the config, the data, the knowledge store or a checkpoint is
             missing or does not fit.
     """
+    from msrec.launch.daily.next_day import training_config
     from msrec.launch.distributed import process_group
     from msrec.launch.training.trainer import train_run
 
-    resolved = load_config(config, overrides)
+    path = None if config is None else local_path(config)
+    resolved = training_config(path, overrides, None if data is None else str(data))
     with process_group(resolved.device) as process:
         result = train_run(resolved, process)
     progress = result.progress

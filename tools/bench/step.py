@@ -2,8 +2,9 @@
 
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,14 +65,17 @@ def bench_step(
     batch: Batch = 4096,
     steps: Steps = 20,
     repeats: Repeats = 15,
+    backbones: Annotated[
+        str, typer.Option(help="measure these models in bf16 against fp32 instead of an MLP")
+    ] = "",
 ) -> None:
     """A training step, against hand-written loops of plain PyTorch and TorchRec.
 
     All train the same MLP on batches in memory. Large tables get a tenth of the steps. Several
-    shapes are separated by commas. A dataset is measured in addition to them.
+    shapes or models are separated by commas. A dataset is measured in addition to the shapes.
 
     Raises:
-        ValueError: a shape is unknown.
+        ValueError: a shape or a model is unknown.
     """
     names = comma_list("shapes", shapes, str)
     for name in names:
@@ -88,11 +92,37 @@ def bench_step(
         for name, folder in folders.items():
             is_large = name == "large"
             dim, count = (LARGE_DIM, max(steps // 10, 2)) if is_large else (MOVIELENS_DIM, steps)
-            options = [*OPTIONS, f"embeddings.dim={dim}", f"trainer.global_batch={batch}"]
-            training = Training(folder, Path(scratch) / "runs", options, process)
-            rounds = interleaved(_cases(load_schema(folder), dim, training, count), repeats)
-            findings += compare_all(name, rounds, count * batch, aims=AIMS)
+            options = [f"embeddings.dim={dim}", f"trainer.global_batch={batch}"]
+            make = partial(Training, folder, process=process)
+            root = Path(scratch) / "runs" / name
+            comparisons = _precisions(
+                comma_list("backbones", backbones, str), make, root, options, count
+            )
+            if not backbones:
+                training = make(root, [*OPTIONS, *options])
+                comparisons = {name: _cases(load_schema(folder), dim, training, count)}
+            for what, cases in comparisons.items():
+                rounds = interleaved(cases, repeats)
+                findings += compare_all(what, rounds, count * batch, aims=AIMS)
     report("step", f"training steps of {batch:,} rows", findings, on)
+
+
+def _precisions(
+    models: Sequence[str],
+    make: Callable[[Path, Sequence[str]], Training],
+    root: Path,
+    options: Sequence[str],
+    steps: int,
+) -> dict[str, dict[str, Case]]:
+    """Returns the trainings of each model in bf16 and in fp32."""
+    comparisons: dict[str, dict[str, Case]] = {}
+    for model in models:
+        cases = comparisons[f"{model} in bf16"] = {}
+        for precision in ("bf16", "fp32"):
+            own = [f"backbone.name={model}", f"trainer.precision={precision}"]
+            training = make(root / model / precision, [*options, *own])
+            cases[precision] = training.in_memory(steps)
+    return comparisons
 
 
 def _cases(schema: Schema, dim: int, training: Training, steps: int) -> dict[str, Case]:

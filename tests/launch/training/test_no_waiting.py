@@ -35,7 +35,12 @@ ALL_PARTS = (
     *("meta.user=true", "meta.item=true", "meta.scenario=true", "history.of=[user,item]"),
     *("interest.enabled=true", "interest.scenario=true", "llm.sources=[made]"),
     *("sequence.protocol=stream", f"sequence.max_len={K}"),
-    *("llm_feature.kind=match", "llm_feature.dim=3", "embeddings.l2=0.1"),
+    *(
+        "llm_feature.kind=match",
+        "llm_feature.dim=3",
+        "embeddings.l2=0.1",
+        "interaction.bottom_dims=[4]",
+    ),
 )
 
 
@@ -149,11 +154,13 @@ def test_counts_stay_on_the_host_and_ids_keep_their_sizes():
     assert rows.scenario_counts.tolist() == [8, 8, 8]
     assert rows.user_vectors.counts.sum() == B
     assert rows.sparse.device() == META
+    order = list(reversed(range(7)))
+    order_on_device = torch.tensor(order, dtype=torch.int32).to(META)
     with no_waits():
         assert rows.sparse.length_per_key_or_none() == rows.sparse.length_per_key()
         assert rows.sparse.offset_per_key()[-1] == sum(rows.sparse.length_per_key())
         assert rows.sparse.stride() == B
-        first, rest = rows.sparse.permute(list(reversed(range(7)))).split([2, 5])
+        first, rest = rows.sparse.permute(order, order_on_device).split([2, 5])
         assert first.keys() + rest.keys() == rows.sparse.keys()[::-1]
 
 

@@ -129,7 +129,7 @@ def test_a_run_may_go_on_in_another_precision_but_not_with_tables_of_another_typ
     config = config_of(dataset, tmp_path / "a", "trainer.epochs=1")
     assert run_ranks(resumed_with, 1, config, BF16, "trainer.epochs=2")[0]
     config = config_of(dataset, tmp_path / "b", "trainer.epochs=1")
-    message = r"item_id.weight is float32 there and float16 here. Keep embeddings.dtype, or start"
+    message = r"weight is float32 there and float16 here. Keep embeddings.dtype, or start"
     with pytest.raises(AssertionError, match=message):
         run_ranks(resumed_with, 1, config, FP16, "trainer.epochs=2")
 
