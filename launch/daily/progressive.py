@@ -2,10 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,11 @@ from msrec.data.loading.batch import Batch
 from msrec.data.schema import Schema, SparseFeature
 from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process
-from msrec.launch.evaluation.results import LabelResults, Results, save_results
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
-from msrec.model.metrics.definitions import ScenarioMetrics
-from msrec.model.tasks import Task
 
 PROGRESSIVE = "progressive"
-"""Name of the split in logs and results."""
+"""Name of the split in logs."""
 logger = logging.getLogger(__name__)
 
 
@@ -86,39 +82,3 @@ def progressive_batches(
             PROGRESSIVE,
         )
     return islice(loader.batches(), math.ceil(share * len(loader)))
-
-
-def save_progressive(
-    run_dir: Path,
-    schema: Schema,
-    checkpoint: str,
-    tasks: Sequence[Task],
-    metrics: Sequence[ScenarioMetrics],
-) -> None:
-    """Writes the streaming metrics of each label as the results of the split `progressive`.
-
-    Args:
-        run_dir: of the run.
-        schema: of the dataset.
-        checkpoint: name of the checkpoint that the run started from.
-        tasks: labels of the run, the first one first.
-        metrics: of each label.
-    """
-    labels = {
-        task.name: LabelResults(kind="binary" if task.is_binary else "regression", metrics=values)
-        for task, values in zip(tasks, metrics, strict=True)
-    }
-    first = labels.pop(tasks[0].name)
-    results = Results(
-        dataset=schema.name,
-        split=PROGRESSIVE,
-        checkpoint=checkpoint,
-        rows=first.metrics.all.rows,
-        label=tasks[0].name,
-        kind=first.kind,
-        metrics=first.metrics,
-        labels=labels,
-    )
-    folder = run_dir / "predictions" / PROGRESSIVE
-    folder.mkdir(parents=True, exist_ok=True)
-    save_results(results, folder)

@@ -8,7 +8,6 @@ from typing import NamedTuple, Self
 import torch
 import torch.distributed as dist
 
-from msrec.model.metrics.definitions import ScenarioMetrics
 from msrec.model.metrics.streaming import HistogramMetrics, RegressionTotals, StreamingMetrics
 from msrec.model.ranker import Outcome
 from msrec.model.tasks import TaskScales
@@ -69,15 +68,14 @@ class TaskMetrics:
         for metrics in self._metrics:
             metrics.check()
 
-    def computed(self, scenarios: Sequence[str]) -> list[ScenarioMetrics]:
-        """Returns the metrics of each label."""
-        return [metrics.compute(scenarios) for metrics in self._metrics]
-
     def named(self, scenarios: Sequence[str]) -> dict[str, float]:
         """Returns every defined metric by its name in logs."""
         values: dict[str, float] = {}
-        for number, metrics in enumerate(self.computed(scenarios)):
-            values |= metrics.named(self._scales.tasks[number].name if number else None)
+        for number, (task, metrics) in enumerate(
+            zip(self._scales.tasks, self._metrics, strict=True)
+        ):
+            label = task.name if number else None
+            values |= metrics.compute(scenarios).named(label)
         return values
 
     def reset(self) -> None:

@@ -19,7 +19,7 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, check_run_folder, save_config
-from msrec.launch.daily.progressive import PROGRESSIVE, progressive_batches, save_progressive
+from msrec.launch.daily.progressive import PROGRESSIVE, progressive_batches
 from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
@@ -35,7 +35,7 @@ from msrec.launch.training.progress import Progress, order_settings
 from msrec.launch.training.repeated_failure import check_last_start, forget_failures
 from msrec.launch.training.skipped_rows import BadRowReporter
 from msrec.launch.training.table_trace import write_table_times
-from msrec.launch.training.warm_start import read_origin, warm_start
+from msrec.launch.training.warm_start import saved_rows, warm_start
 from msrec.launch.versions import installed_versions
 from msrec.model.distributed.collectives import from_rank_0
 from msrec.model.distributed.kernels import set_update_count
@@ -243,17 +243,14 @@ class Trainer:
     def _validate_progressively(self, metric_logger: MetricLogger) -> None:
         """Evaluates the initial model on the rows that it will learn, once in the life of a run.
 
-        The line in the log is written last and says that it is done.
+        The line in the log says that it is done.
         """
         config, run_dir = self.config, self.config.run_dir
         if from_rank_0(lambda: PROGRESSIVE in load_metric_log(run_dir).steps):
             return
-        checkpoint, rows = from_rank_0(lambda: read_origin(run_dir))
+        rows = from_rank_0(lambda: saved_rows(run_dir))
         batches = progressive_batches(config, self.schema, self.process, self.knowledge, rows)
         metrics = self._score(batches)
-        if self.process.is_main:
-            computed = metrics.computed(self._scenarios)
-            save_progressive(run_dir, self.schema, checkpoint, self._scales.tasks, computed)
         metric_logger.log(PROGRESSIVE, 0, 0, metrics.named(self._scenarios))
 
     def _train_until_validation(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
@@ -78,19 +78,11 @@ def warm_start(config: RunConfig, model: nn.Module, optimizer: CombinedOptimizer
         write_json(config.run_dir / INIT_FILE, record)
 
 
-class Origin(NamedTuple):
-    """Origin of a run's first weights: name of the checkpoint, and table -> rows of grown ones."""
-
-    checkpoint: str
-    rows: dict[str, int]
-
-
-def read_origin(run_dir: Path) -> Origin:
-    """Reads what `warm_start` has written."""
-    content = json.loads((run_dir / INIT_FILE).read_bytes())
-    grown = [tensor for tensor in content["tensors"] if tensor["action"] == "grown"]
-    rows = {t["name"].split(".")[-2]: t["saved"][0] for t in grown if is_table(t["name"])}
-    return Origin(content["checkpoint"], rows)
+def saved_rows(run_dir: Path) -> dict[str, int]:
+    """Returns table -> rows that `init_from` has, of the tables that grew when a run began."""
+    tensors = json.loads((run_dir / INIT_FILE).read_bytes())["tensors"]
+    grown = [each for each in tensors if each["action"] == "grown" and is_table(each["name"])]
+    return {each["name"].split(".")[-2]: each["saved"][0] for each in grown}
 
 
 def _checkpoint_of(source: Path) -> Path:
