@@ -42,14 +42,18 @@ def bfloat16_products(device_type: str, enabled: bool) -> AbstractContextManager
 def float32_products(x: Tensor) -> AbstractContextManager[object]:
     """Returns a context within `bfloat16_products` in which products keep the type of x."""
     kind = x.device.type
-    is_on = torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
+    return torch.autocast(kind, enabled=False) if _is_autocast(kind) else nullcontext()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """Returns the type in which a product with x is computed here."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.get_autocast_dtype(kind) if _is_autocast(kind) else x.dtype
+
+
+def _is_autocast(kind: str) -> bool:
+    # The device "meta" knows no autocast.
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 @contextmanager
