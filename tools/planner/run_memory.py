@@ -181,7 +181,7 @@ def _tensors(part: Any) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(part)
     elif isinstance(part, KeyedJaggedTensor):
         yield from (part.values(), part.lengths(), part.offsets())
-    else:
+    elif part is not None:
         parts = part if isinstance(part, tuple) else [getattr(part, f.name) for f in fields(part)]
         for each in parts:
             yield from _tensors(each)
