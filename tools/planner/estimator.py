@@ -18,8 +18,8 @@ from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 from torchrec.distributed.types import CacheParams
 
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.comms import Comms, comms_codecs
-from msrec.model.distributed.table_options import TableOptimizer
+from msrec.model.distributed.sharding import comms_codecs
+from msrec.model.distributed.table_options import Comms, TableOptimizer
 from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
 from msrec.tools.planner.tables import (
     RUN_SHARDINGS,

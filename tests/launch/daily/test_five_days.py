@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from msrec.launch.evaluation.results import load_results
 from msrec.launch.serving.delta.apply import apply_delta, point_link
 from msrec.launch.serving.delta.delta_folder import rows_files
 from msrec.launch.training.metric_log import load_metric_log
+from msrec.tools.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +69,32 @@ def test_progressive_metrics_are_those_of_the_model_of_the_day_before(root):
         assert results.metrics.all.auc == logged[0]["auc/all"]
         origin = json.loads((run / "init_from.json").read_text())
         assert results.checkpoint == origin["checkpoint"]
+
+
+def msrec(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["msrec", *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+
+
+def test_the_commands_of_a_day(root, tmp_path, monkeypatch, capsys):
+    run, out = tmp_path / "day3", tmp_path / "export"
+    options = [f"init_from={root}/runs/day2", f"run_root={tmp_path}"]
+    msrec(monkeypatch, "train", *options, "--data", root / "day3", "trainer.max_steps=2")
+    assert list(load_metric_log(run).steps) == ["progressive", "train", "valid"]
+    base = root / "exports/2"
+    msrec(monkeypatch, "export", run, "--out", out, "--since", base, "--no-compile")
+    (tmp_path / "current").symlink_to(base)
+    delta, new = tmp_path / "export-delta", tmp_path / "new"
+    capsys.readouterr()
+    msrec(monkeypatch, "apply", tmp_path / "current", delta, "--out", new, "--swap")
+    assert f"{tmp_path}/current points to {new}" in " ".join(capsys.readouterr().out.split())
+    assert contents(tmp_path / "current") == contents(out)
+    assert contents(base) != contents(out)
+    (sizes,) = [json.loads((delta / "delta.json").read_text())]
+    files = contents(delta)
+    assert sizes["num_bytes"] == sum(map(len, files.values())) - len(files["delta.json"])
 
 
 def refusal(root, tmp_path, base, delta):

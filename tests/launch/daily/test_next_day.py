@@ -17,6 +17,7 @@ from msrec.launch.config.run_config import check_run_folder, load_config
 from msrec.launch.daily.next_day import training_config
 from msrec.launch.distributed import Process, process_group
 from msrec.launch.trained_run import find_run
+from msrec.launch.training.preemption import Preempted
 from msrec.launch.training.trainer import Trainer, train_run
 
 pytestmark = pytest.mark.slow
@@ -182,16 +183,18 @@ class Killed(Exception):
     pass
 
 
-def killed(trainer, place):
-    def die(*_, **__):
-        raise Killed
+def ended(trainer, function, error):
+    """Trains until the function is called, which raises the error."""
 
-    if place == "in the progressive validation":
-        trainer._score = die
+    def end(*_, **__):
+        raise error
+
+    setattr(trainer, function, end)
+    if error is Preempted:
+        assert trainer.fit().preempted
     else:
-        trainer._train_until_validation = die
-    with pytest.raises(Killed):
-        trainer.fit()
+        with pytest.raises(error):
+            trainer.fit()
 
 
 def lines(run_dir):
@@ -200,21 +203,41 @@ def lines(run_dir):
     return [(each["split"], each["step"], each["metrics"].get("auc/all")) for each in records]
 
 
-@pytest.mark.parametrize("place", ["in the progressive validation", "after it"])
-def test_a_killed_run_has_its_progressive_validation_once(root, tmp_path, place):
-    whole = day_config(root, 2, f"run_root={tmp_path}/whole", "trainer.progressive=0.3")
-    config = day_config(root, 2, f"run_root={tmp_path}/killed", "trainer.progressive=0.3")
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [("_score", Killed), ("_score", Preempted), ("_train_until_validation", Killed)],
+    ids=["killed in it", "SIGTERM in it", "killed after it"],
+)
+def test_a_stopped_run_has_its_progressive_validation_once(root, tmp_path, function, error):
+    share = ["trainer.progressive=0.3", "trainer.eval_batch=100"]
+    whole = day_config(root, 2, f"run_root={tmp_path}/whole", *share)
+    config = day_config(root, 2, f"run_root={tmp_path}/stopped", *share)
     with process_group("cpu") as process:
         undisturbed = Trainer(whole, process)
         undisturbed.fit()
-        killed(Trainer(config, process), place)
+        ended(Trainer(config, process), function, error)
         trainer = Trainer(config, process)
         trainer.fit()
     found = lines(config.run_dir)
     assert [split for split, _, _ in found].count("progressive") == 1
     assert found == lines(whole.run_dir)
+    first = json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["metrics"]["rows/all"] == 300  # of 7 batches, 0.3 rounded up
     for name, value in weights(undisturbed).items():
         np.testing.assert_array_equal(weights(trainer)[name], value, name)
+
+
+def first_line(rank, world_size, config):
+    Trainer(config, Process(rank, world_size, world_size, torch.device("cpu"))).fit()
+    return json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[0])["metrics"]
+
+
+def test_progressive_validation_on_two_ranks_equals_one(root, tmp_path):
+    one, two = (
+        run_ranks(first_line, ranks, day_config(root, 2, f"run_root={tmp_path}/{ranks}", *options))
+        for ranks, options in ((1, ["trainer.max_steps=1"]), (2, ["trainer.max_steps=1"]))
+    )
+    assert one[0] == pytest.approx(two[0], abs=1e-6)
 
 
 def test_progressive_validation_does_not_change_the_training(root, tmp_path):
