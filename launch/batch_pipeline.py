@@ -26,11 +26,12 @@ def pipeline_kind(plan: ShardingPlan, *, trains: bool) -> type[TrainPipelineSpar
     One that trains with a table in host memory fetches the rows of the next batch into the cache of
     the GPU while the model computes this one, if the table's cache allows it.
     """
-    if not trains:
-        return EvalPipelineSparseDist
     caches = [table.cache_params for module in plan.plan.values() for table in module.values()]
     prefetches = any(cache is not None and cache.prefetch_pipeline for cache in caches)
-    return PrefetchTrainPipelineSparseDist if prefetches else TrainPipelineSparseDist
+    kind: type[TrainPipelineSparseDist] = EvalPipelineSparseDist
+    if trains:
+        kind = PrefetchTrainPipelineSparseDist if prefetches else TrainPipelineSparseDist
+    return kind
 
 
 class BatchPipeline:
@@ -83,7 +84,7 @@ class BatchPipeline:
         waiting: tuple[Outcome, torch.cuda.Event] | None = None
         for outcome in self.outcomes(batches):
             copied = Outcome(*(value.to("cpu", non_blocking=True) for value in outcome))
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
             if waiting is not None:
                 waiting[1].synchronize()

@@ -62,6 +62,11 @@ def build_sharded(
         check_managed(model.ranker.embeddings.managed, sharding)
     tables = config.embeddings
     group = process.world_size if scored else tables.group_ranks or process.world_size
+    if group < process.world_size and model.ranker.embeddings.managed is not None:
+        raise ValueError(
+            f"embeddings.group_ranks must be null for a dataset with managed features; it is "
+            f"{group}. A row that an id gets is reset in one copy of the tables only."
+        )
     env = sharding_env(group, process.local_world_size, process.device)
     options = (tables.init_std, config.seed, env, tables.comms)
     sharded = shard(model, sharding, process.device, *options)

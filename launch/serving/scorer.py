@@ -45,10 +45,10 @@ class Scorer:
         self, folder: Path, compiled: bool = True, *, allow_unfinished: bool = False
     ) -> None:
         self.folder = folder
-        self.version = export_version(folder)
-        """CRC-32 of its manifest, which names the export."""
         manifest = read_manifest(folder, allow_unfinished=allow_unfinished)
         self.manifest = manifest
+        self.version = export_version(folder)
+        """CRC-32 of its manifest, which names the export."""
         interest, histories = manifest.interest, None
         self._sources: ItemSources | None = None
         if interest is not None:

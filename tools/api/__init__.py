@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from msrec.data.loading.batch import Batch
     from msrec.data.schema import Schema, Split
     from msrec.launch.calibration.calibration_file import Calibration, Method
-    from msrec.launch.config.run_config import RunConfig
-    from msrec.launch.devices import Device
+    from msrec.launch.config.run_config import Device, RunConfig
     from msrec.launch.encoding.encode import EncodeResult
     from msrec.launch.evaluation.compare import Comparison
     from msrec.launch.evaluation.predict_files import PredictionSummary

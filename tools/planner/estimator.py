@@ -18,7 +18,8 @@ from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
 from torchrec.distributed.types import CacheParams
 
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.table_options import TableOptimizer
+from msrec.model.distributed.sharding import comms_codecs
+from msrec.model.distributed.table_options import Comms, TableOptimizer
 from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
 from msrec.tools.planner.tables import (
     RUN_SHARDINGS,
@@ -42,6 +43,7 @@ class Estimator:
         topology: of the ranks.
         batch: rows of a step on one rank.
         optimizer: of the tables.
+        comms: type in which ranks send each other vectors.
     """
 
     def __init__(
@@ -50,11 +52,12 @@ class Estimator:
         topology: Topology,
         batch: int,
         optimizer: TableOptimizer,
+        comms: Comms = "fp32",
     ) -> None:
         self._tables, self._topology = tables, topology
-        self._batch, self._optimizer = batch, optimizer
+        self._batch, self._optimizer, self._comms = batch, optimizer, comms
         self._collection = meta_collection(tables, optimizer)
-        sharder = EmbeddingBagCollectionSharder()
+        sharder = EmbeddingBagCollectionSharder(qcomm_codecs_registry=comms_codecs(comms))
         self._sharders = build_sharder_data_map({sharder_name(sharder.module_type): sharder})
         self._constraints: dict[str, ParameterConstraints] = {}
         # One estimator for all tables: every new one logs the whole topology.
@@ -136,7 +139,7 @@ class Estimator:
             kernel=option.compute_kernel,
             column_shards=len(sizes) if sharding == "column_wise" else 1,
             shape=(rows, columns),
-            cost=_cost(perf, table),
+            cost=_cost(perf, table, sharding, self._comms),
             load_factor=load_factor,
             **self._stored_bytes(rows, columns, table, option),
             **self._buffer_bytes(columns, table, sharding),
@@ -180,12 +183,15 @@ class Estimator:
         return {"inputs": int(ID_BYTES * ids / row_shards.get(sharding, 1)), "outputs": outputs}
 
 
-def _cost(perf: Perf, table: TableLoad) -> ShardCost:
-    if not table.frozen:
-        return ShardCost(perf.fwd_compute, perf.fwd_comms, perf.bwd_compute, perf.bwd_comms)
-    # TorchRec takes vectors to be sent in the type of the table; pooled vectors are float32.
-    wider = FLOAT_BYTES / VALUE_BYTES[table.precision]
-    return ShardCost(perf.fwd_compute, perf.fwd_comms * wider)
+def _cost(perf: Perf, table: TableLoad, sharding: Sharding, comms: Comms) -> ShardCost:
+    wider = 1.0
+    if comms == "fp32" and sharding != "data_parallel":
+        # TorchRec takes vectors to be sent in the type of the table; pooled vectors are float32.
+        wider = FLOAT_BYTES / VALUE_BYTES[table.precision]
+    forward = (perf.fwd_compute, perf.fwd_comms * wider)
+    if table.frozen:
+        return ShardCost(*forward)
+    return ShardCost(*forward, perf.bwd_compute, perf.bwd_comms * wider)
 
 
 def _shardings(table: TableLoad, allowed: Sequence[Sharding]) -> Sequence[Sharding]:

@@ -9,7 +9,7 @@ from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.placement import Placement, placement_on, step_ms_with
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, RankLoad, TablePlan
 from msrec.tools.planner.request import PlanRequest
-from msrec.tools.planner.sharding_options import COST_PARTS, ShardingOption
+from msrec.tools.planner.sharding_options import COST_PARTS, SPAN, ShardingOption
 from msrec.tools.planner.solver import solve, total_cost_ms
 from msrec.tools.planner.tables import TableLoad
 
@@ -60,11 +60,14 @@ def plan_as_placed(request: PlanRequest, entries: Mapping[str, Any]) -> Plan:
         entry = entries[table.name]
         kernel: Any = entry["compute_kernel"].replace("dense", "fused")
         factor = entry.get("load_factor")
-        option = estimator.option(table, entry["sharding_type"], kernel, factor)
-        if option is None:  # fewer rows than ranks: some shards are empty
+        sharding, option = entry["sharding_type"], None
+        if sharding in SPAN:
+            option = estimator.option(table, sharding, kernel, factor)
+        # Also: fewer rows than ranks, so that some shards are empty, or narrow shards of columns.
+        if option is None:
             raise ValueError(
-                f"table {table.name!r} must have a sharding with an estimate; it is planned "
-                f"{entry['sharding_type']}, with {table.rows:,} rows on {request.world_size} ranks."
+                f"table {table.name!r} must have a sharding with an estimate; it is {sharding}, "
+                f"with {table.rows:,} rows of {table.dim} on {request.world_size} ranks."
             )
         chosen[table.name] = option
         ranks[table.name] = list(entry["ranks"]) or list(range(request.world_size))
@@ -74,7 +77,9 @@ def plan_as_placed(request: PlanRequest, entries: Mapping[str, Any]) -> Plan:
 
 def _estimator(request: PlanRequest) -> Estimator:
     topology = request.hardware.topology(request.world_size, request.per_node)
-    return Estimator(request.tables, topology, request.rows_per_rank, request.optimizer)
+    return Estimator(
+        *(request.tables, topology, request.rows_per_rank, request.optimizer, request.comms)
+    )
 
 
 def _plan(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from msrec.launch.config.run_config import RunConfig
 from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.table_options import TableOptimizer
+from msrec.model.distributed.table_options import Comms, TableOptimizer
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.placement import Cluster
 from msrec.tools.planner.sharding_options import SPAN
@@ -77,6 +77,7 @@ class PlanRequest:
     nodes: int
     per_node: int
     optimizer: TableOptimizer = "rowwise_adagrad"
+    comms: Comms = "fp32"
     shardings: Sequence[Sharding] | None = None
     load_factors: Sequence[float] = ()
     dense: DenseMemory = DenseMemory()

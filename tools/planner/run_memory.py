@@ -20,6 +20,7 @@ from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
 from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
+from msrec.model.layers.precision import product_dtype
 from msrec.model.managed.managed_ids import map_bytes
 from msrec.model.ranker import ItemInputs, RankerTrain
 from msrec.tools.planner.peak_memory import TensorMemoryCounter
@@ -156,9 +157,9 @@ def _generated_sizes(model: RankerTrain, sizes: set[int]) -> ExitStack:
     """Returns a context in which `sizes` has the bytes of the weights of the layer that runs."""
 
     def enter(layer: GeneratedLinear, args: tuple[Any, ...]) -> None:
-        codes = args[1]
+        x, codes = args
         if codes.groups is not None:  # otherwise the weights are never made
-            sizes.add(len(codes.z) * layer.in_dim * layer.out_dim * FLOAT_BYTES)
+            sizes.add(len(codes.z) * layer.in_dim * layer.out_dim * product_dtype(x).itemsize)
 
     hooks = ExitStack()
     for layer in model.modules():

@@ -97,6 +97,7 @@ def config_fields(config: RunConfig, rows: int) -> dict[str, Any]:
         "tables": tables,
         "batch": None,
         "optimizer": config.embeddings.optimizer,
+        "comms": config.embeddings.comms,
         "dense": dense,
         "config": config,
     }
