@@ -20,8 +20,8 @@ from msrec.launch.loaders import build_loader
 from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
 from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
-from msrec.model.layers.managed_ids import map_bytes
 from msrec.model.layers.precision import product_dtype
+from msrec.model.managed.managed_ids import map_bytes
 from msrec.model.ranker import ItemInputs, RankerTrain
 from msrec.tools.planner.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.request import DenseMemory, LinearBytes, adam_memory
