@@ -32,7 +32,8 @@ from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
 from msrec.tools.planner.sharding_options import SPAN
-from msrec.tools.planner.tables import TableLoad, meta_collection
+from msrec.tools.planner.tables import TableLoad
+from msrec.tools.planner.torchrec_times import meta_collection, topology
 
 NODES, PER_NODE, BATCH = 2, 8, 2048
 HEADROOM = 0.05
@@ -95,6 +96,7 @@ def _our_plan(tables: list[TableLoad], hardware: Hardware) -> Plan:
         per_node=PER_NODE,
         shardings=tuple(SPAN),
         headroom=HEADROOM,
+        estimator="torchrec",
     )
     return make_plan(request)
 
@@ -133,10 +135,10 @@ def _torchrec_step_ms(
 
     Infinite if it finds no plan. The planner has its defaults except for `parts`.
     """
-    topology = hardware.topology(NODES * PER_NODE, PER_NODE)
-    perf_model = _RecordingPerfModel(topology)
+    ranks = topology(hardware, NODES * PER_NODE, PER_NODE)
+    perf_model = _RecordingPerfModel(ranks)
     planner = EmbeddingShardingPlanner(
-        topology=topology,
+        topology=ranks,
         batch_size=BATCH,
         performance_model=perf_model,
         storage_reservation=FixedPercentageStorageReservation(HEADROOM),

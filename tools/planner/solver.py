@@ -1,7 +1,8 @@
 """Search for the sharding options and ranks that give the shortest step that fits in memory.
 
 The search minimises the step time of the critical rank, which is the rank with the largest sum of
-estimated shard costs. As long as something does not fit, it minimises the excess memory first.
+estimated shard costs and latency. As long as something does not fit, it minimises the excess memory
+first. Of equal steps, the one with the emptier fullest rank is better.
 
 1. Starts: every small table gets one option and every large table another one, for all pairs of
    options and several limits between small and large. The best of these placements is kept.
@@ -66,12 +67,17 @@ def solve(options: Options, cluster: Cluster, effort: int = EFFORT) -> Placement
     return best
 
 
+def total_shards(option: ShardingOption, cluster: Cluster) -> int:
+    """Returns the number of shards of a table."""
+    return option.column_shards * cluster.ranks_of(option)
+
+
 def total_cost_ms(option: ShardingOption, cluster: Cluster) -> float:
     """Returns the milliseconds of all shards of a table together."""
-    return option.cost.total * (option.column_shards * cluster.ranks_of(option))
+    return option.cost.total * total_shards(option, cluster)
 
 
-def _objective(placement: Placement) -> tuple[float, float]:
+def _objective(placement: Placement) -> tuple[float, float, float]:
     return placement.objective
 
 

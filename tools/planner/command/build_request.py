@@ -4,21 +4,22 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
 from msrec.data.io.names import module_name
 from msrec.data.io.validation import first_error
 from msrec.data.io.yaml_files import parse_yaml, read_yaml
-from msrec.launch.config.run_config import RunConfig, load_config, with_overrides
-from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.sharding import TableOptimizer
+from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.request import DenseMemory, PlanRequest, adam_memory
 from msrec.tools.planner.sharding_options import SPAN
-from msrec.tools.planner.tables import TableLoad, read_tables_file
+from msrec.tools.planner.tables import Optimizer, TableLoad, read_tables_file
+
+if TYPE_CHECKING:
+    from msrec.launch.config.run_config import RunConfig
 
 LIST_BATCH = 4096
 """Rows of a step on one rank, for a list of tables without --batch."""
@@ -52,6 +53,7 @@ def request_from_options(options: PlanOptions) -> PlanRequest:
         "load_factors": options.cached or (),
         "budget": None if budget is None else int(budget * 2**30),
     }
+    fields["estimator"] = options.estimator
     fields |= _source_fields(options)
     if options.batch is not None:
         fields["batch"] = options.batch
@@ -66,6 +68,8 @@ def _source_fields(options: PlanOptions) -> dict[str, Any]:
     if source is None:
         raise ValueError("msrec plan needs a run's config, a list of tables, or --from RUN.")
     if _is_config(source):
+        from msrec.launch.config.run_config import load_config
+
         config = load_config(source, overrides)
         ranks = options.nodes * options.gpus_per_node
         return config_fields(config, options.batch or max(config.trainer.global_batch // ranks, 1))
@@ -87,10 +91,10 @@ def _is_config(source: Path) -> bool:
     return isinstance(tree, dict) and "tables" not in tree
 
 
-def config_fields(config: RunConfig, rows: int) -> dict[str, Any]:
+def config_fields(config: "RunConfig", rows: int) -> dict[str, Any]:
     """Returns the fields of a `PlanRequest` from a run's config, for `rows` on each rank."""
     # Imported here, because it needs the model, which a list of tables does not.
-    from msrec.tools.planner.run_memory import tables_and_dense
+    from msrec.tools.planner.sources.run_memory import tables_and_dense
 
     tables, dense = tables_and_dense(config, rows)
     return {
@@ -124,21 +128,25 @@ def _changed_fields(
 ) -> dict[str, Any]:
     key, equals, text = change.partition("=")
     table, _, name = key.rpartition(".")
-    config = request.config if key.partition(".")[0] in RunConfig.model_fields else None
+    config = request.config
+    if config is not None and key.partition(".")[0] not in type(config).model_fields:
+        config = None
     if not equals or (name not in CHANGES and config is None):
         known = ", ".join(f"{c}=..." for c in CHANGES)
         if request.config is not None:
             known += ", or a value of the config, embeddings.dim=..."
         raise ValueError(f"a change must be one of {known}; got {change!r}.")
     if config is not None:
+        from msrec.launch.config.run_config import with_overrides
+
         return config_fields(with_overrides(config, [change]), request.rows_per_rank)
     value = parse_yaml(text, f"{key}: the value")
     if name in TABLE_CHANGES:
         return {"tables": _changed_tables(request, change, table, name, value)}
     if name == "gpu":
         return {"hardware_name": str(value), "hardware": load_hardware(str(value), hardware_file)}
-    if name == "optimizer" and value not in get_args(TableOptimizer):
-        known = ", ".join(get_args(TableOptimizer))
+    if name == "optimizer" and value not in get_args(Optimizer):
+        known = ", ".join(get_args(Optimizer))
         raise ValueError(f"{change}: the optimizer must be one of {known}.")
     if name != "optimizer" and (not isinstance(value, int) or value < 1):
         raise ValueError(f"{change}: {name} must be a whole number of 1 or more.")

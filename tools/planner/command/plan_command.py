@@ -9,18 +9,19 @@ from rich.console import Console
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, check_output
 from msrec.launch.console import wide_console
-from msrec.launch.distributed import quiet_libraries
+from msrec.tools.planner.cluster_size import fewest_gpus
 from msrec.tools.planner.command.build_request import request_from_options, with_changes
+from msrec.tools.planner.command.plan_file import PLAN
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.plan_text import (
     comparison_table,
+    estimators_table,
     print_plan,
     print_sentence,
-    summary,
 )
-from msrec.tools.planner.make_plan import make_plan
-from msrec.tools.planner.plan import PLAN, Plan
-from msrec.tools.planner.request import MAX_NODES, PlanRequest
+from msrec.tools.planner.make_plan import make_plan, plan_as_placed
+from msrec.tools.planner.plan import Plan
+from msrec.tools.planner.request import PlanRequest
 
 
 def plan_command(options: PlanOptions) -> bool:
@@ -77,23 +78,32 @@ def plan_tables(
         request: to plan for.
         out: JSON file to write; None writes none. A plan that does not fit is not written.
         page: HTML file with charts to write; None writes none.
-        min_gpus: whether to take the fewest nodes (of `request.per_node` ranks) that have room.
+        min_gpus: whether to take the fewest GPUs that have room, see `fewest_gpus`.
         compare: changes, such as dim=128 or gpu=h200, whose plans are compared with this one.
         hardware_file: YAML file to look up a changed `gpu` in.
         console: to print on; None makes one.
 
     Raises:
-        ValueError: a change is invalid, or no number of nodes has room.
+        ValueError: a change is invalid, or no number of GPUs has room.
     """
     console = console or wide_console()
-    quiet_libraries()
-    plan = fewest_nodes(request) if min_gpus else make_plan(request)
-    request = dataclasses.replace(request, nodes=plan.nodes)
+    plan = fewest_gpus(request) if min_gpus else make_plan(request)
+    request = dataclasses.replace(request, nodes=plan.nodes, per_node=plan.per_node)
     changed = {change: with_changes(request, change, hardware_file) for change in compare}
     print_plan(plan, console)
+    if request.estimator == "torchrec":
+        entries = {name: entry for of in plan.modules.values() for name, entry in of.items()}
+        other = plan_as_placed(dataclasses.replace(request, estimator="msrec"), entries)
+        console.print(estimators_table(plan, other))
+        print_sentence(
+            f"TorchRec's planner estimates a step of {plan.step_ms:.3f} ms for this plan, and "
+            f"msrec {other.step_ms:.3f} ms, {max(r.ms['latency'] for r in other.ranks):.3f} ms of "
+            "it latency.",
+            console,
+        )
     if min_gpus:
-        nodes = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''} of {plan.per_node} ranks"
-        print_sentence(f"The fewest nodes with room: {nodes}.", console)
+        gpus = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''} of {plan.per_node}"
+        print_sentence(f"The fewest GPUs with room: {gpus}.", console)
     compared = {change: make_plan(other) for change, other in changed.items()}
     if compared:
         console.print(comparison_table({"as asked": plan} | compared))
@@ -104,34 +114,4 @@ def plan_tables(
         from msrec.tools.planner.command.page import write_page  # takes half a second to import
 
         write_page(page, plan, compared, console)
-    return plan
-
-
-def fewest_nodes(request: PlanRequest) -> Plan:
-    """Returns the plan on the fewest nodes that have room.
-
-    The number of nodes is doubled until the plan fits, then the smallest is found by bisection.
-
-    Raises:
-        ValueError: even `MAX_NODES` have no room.
-    """
-
-    def plan_on(nodes: int) -> Plan:
-        return make_plan(dataclasses.replace(request, nodes=nodes))
-
-    plan = plan_on(1)
-    while not plan.fits:
-        if plan.nodes >= MAX_NODES:
-            raise ValueError(
-                f"some number of nodes up to {MAX_NODES} must have room for the tables; none has. "
-                f"{next(summary(plan))}"
-            )
-        plan = plan_on(2 * plan.nodes)
-    too_few = plan.nodes // 2
-    while plan.nodes - too_few > 1:
-        middle = plan_on((too_few + plan.nodes) // 2)
-        if middle.fits:
-            plan = middle
-        else:
-            too_few = middle.nodes
     return plan

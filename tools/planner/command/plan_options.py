@@ -41,6 +41,12 @@ class PlanOptions:
         Literal["rowwise_adagrad", "adam"] | None,
         typer.Option(help="optimizer of the tables; default: the config's, else rowwise_adagrad"),
     ] = None
+    estimator: Annotated[
+        Literal["msrec", "torchrec"],
+        typer.Option(
+            help="estimates of time: msrec's, or those of TorchRec's planner with msrec's beside"
+        ),
+    ] = "msrec"
     sharding: Annotated[
         list[str] | None,
         typer.Option(help="sharding type to allow; may be repeated; default: all"),
@@ -59,7 +65,7 @@ class PlanOptions:
         int, typer.Option(min=0, help="dense parameters, trained with Adam, for a list of tables")
     ] = 0
     min_gpus: Annotated[
-        bool, typer.Option("--min-gpus", help="find the fewest nodes with room for the tables")
+        bool, typer.Option("--min-gpus", help="find the fewest GPUs with room for the tables")
     ] = False
     set_: Annotated[
         list[str] | None,
