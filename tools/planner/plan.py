@@ -1,9 +1,9 @@
 """A plan: sharding and cost of each table, load of each rank; one JSON file with all of it."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from msrec.data.io.validation import StrictModel
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.sharding_options import option_label

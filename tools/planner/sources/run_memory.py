@@ -22,8 +22,8 @@ from msrec.launch.reporting.plan_table import dense_parameters
 from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
 from msrec.model.ranker import ItemInputs, RankerTrain
-from msrec.tools.planner.sources.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.request import DenseMemory, LinearBytes, adam_memory
+from msrec.tools.planner.sources.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.sources.run_tables import item_lookups, num_bags, run_tables
 from msrec.tools.planner.tables import TableLoad
 
