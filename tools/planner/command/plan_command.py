@@ -36,9 +36,14 @@ def plan_command(options: PlanOptions) -> bool:
     """
     # Imports of the trainer and of plots, which a plain plan does not need, are in the branches.
     if options.measured or options.from_:
-        from msrec.tools.planner.command.measured_runs import report_run
+        if is_of_run(options.measured or options.from_):
+            from msrec.tools.planner.command.measured_runs import report_run
 
-        report_run(options)
+            report_run(options)
+        else:
+            from msrec.tools.planner.command.measured_traces import report_plan
+
+            report_plan(options)
         return True
     for out, kind in ((options.out, PLAN), (options.page, PAGE)):
         if out is not None:
@@ -60,6 +65,16 @@ def plan_command(options: PlanOptions) -> bool:
         compare=changes if options.compare else (),
         hardware_file=options.hardware,
     ).fits
+
+
+def is_of_run(path: Path | None) -> bool:
+    """Returns whether the times, or the plan, are those of a run folder of msrec.
+
+    A folder without traces is taken for one, so that the error is about runs.
+    """
+    if path is None or path.suffix in (".json", ".gz", ".csv"):
+        return False
+    return (path / "config.yaml").exists() or not any(path.glob("*.json*"))
 
 
 def plan_tables(

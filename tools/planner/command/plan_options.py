@@ -87,12 +87,17 @@ class PlanOptions:
         ),
     ] = None
     from_: Annotated[
-        Path | None, typer.Option("--from", help="run folder: show the plan that the run used")
+        Path | None,
+        typer.Option(
+            "--from", help="run folder or plan.json: show that plan, with --measured its times"
+        ),
     ] = None
     measured: Annotated[
         Path | None,
         typer.Option(
-            help="run folder: compare its plan with the times that it traced (trainer.trace=20)"
+            help="compare a plan with measured times: a run folder (trainer.trace=20), or with "
+            "--from PLAN a trace of torch.profiler, a folder with one of each rank, or a CSV file "
+            "with table, rank, ms"
         ),
     ] = None
     recalibrate: Annotated[
