@@ -69,6 +69,7 @@ class PlanRequest:
         headroom: share of the memory left to the allocator and to what no estimate covers.
         config: of a run; None for a list of tables.
         estimator: whose estimates of time the search minimises.
+        notes: sentences on what was assumed, printed with the plan.
 
     Raises:
         ValueError: nodes, ranks, batch or budget are out of range.
@@ -88,6 +89,7 @@ class PlanRequest:
     headroom: float = 0.05
     config: "RunConfig | None" = None
     estimator: EstimatorName = "msrec"
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         batch = 1 if self.batch is None else self.batch

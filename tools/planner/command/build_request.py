@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from msrec.data.io.names import module_name
 from msrec.data.io.validation import first_error
 from msrec.data.io.yaml_files import parse_yaml, read_yaml
+from msrec.data.schema import SCHEMA_FILE
 from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.hardware import load_hardware
@@ -63,25 +65,75 @@ def request_from_options(options: PlanOptions) -> PlanRequest:
 
 
 def _source_fields(options: PlanOptions) -> dict[str, Any]:
-    """Returns the fields that come from the run's config or the list of tables."""
+    """Returns the fields that come from the run's config, the list of tables, or the model."""
     source, overrides = options.source, options.overrides or []
+    if options.model is not None:
+        if source is not None:
+            raise ValueError(f"a plan must have --model or a file, not both; got {source} too.")
+        return _model_fields(options)
     if source is None:
-        raise ValueError("msrec plan needs a run's config, a list of tables, or --from RUN.")
+        raise ValueError(
+            "msrec plan needs a run's config, a list of tables, --model package.module:factory, or "
+            "--from RUN."
+        )
     if _is_config(source):
         from msrec.launch.config.run_config import load_config
 
         config = load_config(source, overrides)
         ranks = options.nodes * options.gpus_per_node
-        return config_fields(config, options.batch or max(config.trainer.global_batch // ranks, 1))
+        rows = options.batch or max(config.trainer.global_batch // ranks, 1)
+        if not (config.dataset / SCHEMA_FILE).is_file():
+            return _fields_without_data(options, config, rows)
+        if options.tables or options.llm_dim:
+            raise ValueError(
+                f"--tables and --llm-dim are for a config without data; {config.dataset} exists."
+            )
+        return config_fields(config, rows)
     if overrides:
         raise ValueError(f"{source} is a list of tables, which takes no overrides; use --set.")
-    parameters = options.dense_parameters
-    dense = {"dense parameters": parameters * FLOAT_BYTES} | adam_memory(parameters)
-    return {
-        "tables": read_tables_file(source),
-        "batch": LIST_BATCH,
-        "dense": DenseMemory(dense if parameters else {}),
-    }
+    return _list_fields(read_tables_file(source), options.dense_parameters)
+
+
+def _list_fields(tables: list[TableLoad], dense_parameters: int) -> dict[str, Any]:
+    """Returns the fields for tables with a dense part of which only the size is known."""
+    dense = {"dense parameters": dense_parameters * FLOAT_BYTES} | adam_memory(dense_parameters)
+    memory = DenseMemory(dense if dense_parameters else {})
+    return {"tables": tables, "batch": LIST_BATCH, "dense": memory}
+
+
+def _model_fields(options: PlanOptions) -> dict[str, Any]:
+    from msrec.tools.planner.sources.module_tables import (
+        build_on_meta,
+        dense_parameters_of,
+        tables_of,
+    )
+
+    assert options.model is not None, "the caller has it"
+    if options.dense_parameters:
+        raise ValueError("--dense-parameters is for a list of tables; a model has its own.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # so that a module of the working directory is found
+    model = build_on_meta(options.model)
+    return _list_fields(tables_of(model), dense_parameters_of(model))
+
+
+def _fields_without_data(options: PlanOptions, config: "RunConfig", rows: int) -> dict[str, Any]:
+    """Returns the fields for a config whose data set does not exist yet."""
+    from msrec.tools.planner.sources.without_data import tables_and_dense_without_data
+
+    assert options.source is not None, "the caller has it"
+    beside = options.source.with_name(f"{options.source.stem}_tables.yaml")
+    file = options.tables or beside
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{config.dataset} must be a data set, or --tables a list of its tables; neither "
+            f"exists, nor does {beside}."
+        )
+    tables, dense, notes = tables_and_dense_without_data(
+        config, read_tables_file(file), rows, options.llm_dim
+    )
+    notes = [f"{config.dataset} does not exist: planned with the tables of {file}.", *notes]
+    return _run_fields(config, tables, dense) | {"notes": notes}
 
 
 def _is_config(source: Path) -> bool:
@@ -96,7 +148,10 @@ def config_fields(config: "RunConfig", rows: int) -> dict[str, Any]:
     # Imported here, because it needs the model, which a list of tables does not.
     from msrec.tools.planner.sources.run_memory import tables_and_dense
 
-    tables, dense = tables_and_dense(config, rows)
+    return _run_fields(config, *tables_and_dense(config, rows))
+
+
+def _run_fields(config: "RunConfig", tables: list[TableLoad], dense: DenseMemory) -> dict[str, Any]:
     return {
         "tables": tables,
         "batch": None,

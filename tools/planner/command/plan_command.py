@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from msrec.data.io.atomic_files import write_text
-from msrec.data.io.outputs import PAGE, check_output
+from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
 from msrec.launch.console import wide_console
 from msrec.tools.planner.cluster_size import fewest_gpus
 from msrec.tools.planner.command.build_request import request_from_options, with_changes
@@ -19,9 +19,12 @@ from msrec.tools.planner.command.plan_text import (
     print_plan,
     print_sentence,
 )
+from msrec.tools.planner.export.constraints import constraints_source
 from msrec.tools.planner.make_plan import make_plan, plan_as_placed
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+
+CONSTRAINTS = FileKind("constraints of msrec plan", contains("Constraints for TorchRec's planner"))
 
 
 def plan_command(options: PlanOptions) -> bool:
@@ -45,9 +48,10 @@ def plan_command(options: PlanOptions) -> bool:
 
             report_plan(options)
         return True
-    for out, kind in ((options.out, PLAN), (options.page, PAGE)):
+    outputs = ((options.out, PLAN), (options.page, PAGE), (options.constraints, CONSTRAINTS))
+    for out, kind in outputs:
         if out is not None:
-            check_output(out, kind, [options.source, options.hardware])
+            check_output(out, kind, [options.source, options.hardware, options.tables])
     request = request_from_options(options)
     changes = options.set_ or []
     if not options.compare:
@@ -64,6 +68,7 @@ def plan_command(options: PlanOptions) -> bool:
         min_gpus=options.min_gpus,
         compare=changes if options.compare else (),
         hardware_file=options.hardware,
+        constraints=options.constraints,
     ).fits
 
 
@@ -85,6 +90,7 @@ def plan_tables(
     min_gpus: bool = False,
     compare: Sequence[str] = (),
     hardware_file: Path | None = None,
+    constraints: Path | None = None,
     console: Console | None = None,
 ) -> Plan:
     """Makes a plan, prints it and writes it.
@@ -96,6 +102,7 @@ def plan_tables(
         min_gpus: whether to take the fewest GPUs that have room, see `fewest_gpus`.
         compare: changes, such as dim=128 or gpu=h200, whose plans are compared with this one.
         hardware_file: YAML file to look up a changed `gpu` in.
+        constraints: Python file to write for TorchRec's planner; None writes none.
         console: to print on; None makes one.
 
     Raises:
@@ -105,6 +112,8 @@ def plan_tables(
     plan = fewest_gpus(request) if min_gpus else make_plan(request)
     request = dataclasses.replace(request, nodes=plan.nodes, per_node=plan.per_node)
     changed = {change: with_changes(request, change, hardware_file) for change in compare}
+    for note in request.notes:
+        print_sentence(note, console)
     print_plan(plan, console)
     if request.estimator == "torchrec":
         entries = {name: entry for of in plan.modules.values() for name, entry in of.items()}
@@ -125,6 +134,9 @@ def plan_tables(
     if out is not None and plan.fits:
         write_text(out, plan.model_dump_json(indent=1) + "\n")
         print_sentence(f"wrote {out}, plan {plan.hash[:12]}", console)
+    if constraints is not None and plan.fits:
+        write_text(constraints, constraints_source(plan, request.tables))
+        print_sentence(f"wrote {constraints}", console)
     if page is not None:
         from msrec.tools.planner.command.page import write_page  # takes half a second to import
 

@@ -18,6 +18,28 @@ class PlanOptions:
         list[str] | None,
         typer.Argument(help="key.sub=value, such as [b]backbone.name=mmoe meta.user=true[/]"),
     ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="plan the tables of a TorchRec model: package.module:factory, a function without "
+            "arguments, called on the meta device"
+        ),
+    ] = None
+    tables: Annotated[
+        Path | None,
+        typer.Option(
+            help="list of tables for a config whose data set does not exist yet; default: "
+            "NAME_tables.yaml beside NAME.yaml"
+        ),
+    ] = None
+    llm_dim: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="components of the LLM's vectors, for a config whose knowledge store does not "
+            "exist yet; default: those of the installed llm.model",
+        ),
+    ] = None
     nodes: Annotated[int, typer.Option(min=1, help="number of nodes")] = 1
     gpus_per_node: Annotated[int, typer.Option(min=1, help="ranks per node")] = 8
     gpu: Annotated[
@@ -107,6 +129,10 @@ class PlanOptions:
     out: Annotated[Path, typer.Option(help="plan to write, for msrec train plan=FILE")] = Path(
         "plan.json"
     )
+    constraints: Annotated[
+        Path | None,
+        typer.Option(help="Python file to write, with ParameterConstraints for TorchRec's planner"),
+    ] = None
     page: Annotated[
         Path | None, typer.Option(help="HTML page to write, with charts; needs no network")
     ] = None
