@@ -4,6 +4,7 @@ import pytest
 
 from msrec.tools.planner.costs import Ranks, kernel_width, shard_cost
 from msrec.tools.planner.estimator import Estimator
+from msrec.tools.planner.export.published import published_steps
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.request import PlanRequest
@@ -186,3 +187,21 @@ def test_latency_grows_with_the_ring_and_a_second_kind_of_sharding_adds_its_own(
     assert sum(each.ms for each in ranks.latencies(frozen, "table_wise", "fused")) == pytest.approx(
         (8.4 + 14 + 3) / 1e3
     )
+
+
+def test_published_steps_are_compared_with_the_estimates():
+    mlperf, torchrec = published_steps()
+    # 135,168 rows of a step at 70.75 M rows a second; the log's time stamps give 2.963 s.
+    assert mlperf.batch * 128 == 135_168
+    assert mlperf.published_ms == pytest.approx(135_168 / (209_644_991 / 2.963) * 1e3, rel=1e-4)
+    assert mlperf.published_ms == pytest.approx(1.910, abs=1e-3)
+    weights = 13 * 512 + 512 * 256 + 256 * 128 + 3 * 2 * 3456 * 512
+    weights += 3456 * 1024 + 1024 * 1024 + 1024 * 512 + 512 * 256 + 256
+    assert mlperf.dense_mflop_per_row == pytest.approx(6 * weights / 1e6, abs=0.01)
+    weights = 13 * 512 + 512 * 256 + 256 * 128 + 27 * 27 * 128
+    weights += (128 + 351) * 1024 + 1024 * 1024 + 1024 * 512 + 512 * 256 + 256
+    assert torchrec.dense_mflop_per_row == pytest.approx(6 * weights / 1e6, abs=0.1)
+    assert torchrec.published_ms == pytest.approx(65536 / 5373.952 - 16384 / 1671.168)
+    # What is left out can only make a step longer than the estimate.
+    assert 0.8 < mlperf.estimated_ms / mlperf.published_ms < 1
+    assert 0.3 < torchrec.estimated_ms / torchrec.published_ms < 1

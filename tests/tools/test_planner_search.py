@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from msrec.tools.planner.cluster_size import fewest_gpus
+from msrec.tools.planner.command.cluster_size import fewest_gpus
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.memory_balance import balanced

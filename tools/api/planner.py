@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msrec.tools.planner.cluster_size import fewest_gpus
+from msrec.tools.planner.command.cluster_size import fewest_gpus
 from msrec.tools.planner.estimator import EstimatorName
 from msrec.tools.planner.export.constraints import constraints_source
 from msrec.tools.planner.hardware import Hardware, load_hardware

@@ -9,8 +9,8 @@ from rich.console import Console
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
 from msrec.launch.console import wide_console
-from msrec.tools.planner.cluster_size import fewest_gpus
 from msrec.tools.planner.command.build_request import request_from_options, with_changes
+from msrec.tools.planner.command.cluster_size import fewest_gpus
 from msrec.tools.planner.command.plan_file import PLAN
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.plan_text import (
