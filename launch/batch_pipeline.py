@@ -5,12 +5,30 @@ from contextlib import contextmanager
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.train_pipeline import EvalPipelineSparseDist, TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import (
+    EvalPipelineSparseDist,
+    PrefetchTrainPipelineSparseDist,
+    TrainPipelineSparseDist,
+)
+from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.loading.batch import Batch
 from msrec.launch.distributed import Process
 from msrec.model.ranker import Outcome
+
+
+def pipeline_kind(plan: ShardingPlan, *, trains: bool) -> type[TrainPipelineSparseDist]:
+    """Returns TorchRec's pipeline for a plan.
+
+    One that trains with a table in host memory fetches the rows of the next batch into the cache of
+    the GPU while the model computes this one, if the table's cache allows it.
+    """
+    if not trains:
+        return EvalPipelineSparseDist
+    caches = [table.cache_params for module in plan.plan.values() for table in module.values()]
+    prefetches = any(cache is not None and cache.prefetch_pipeline for cache in caches)
+    return PrefetchTrainPipelineSparseDist if prefetches else TrainPipelineSparseDist
 
 
 class BatchPipeline:
@@ -32,10 +50,10 @@ class BatchPipeline:
         process: Process,
         optimizer: CombinedOptimizer | None = None,
     ) -> None:
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._device = model, optimizer, process.device
         self._torchrec: TrainPipelineSparseDist | None = None
         if process.world_size > 1 or process.device.type != "cpu":
-            kind = EvalPipelineSparseDist if optimizer is None else TrainPipelineSparseDist
+            kind = pipeline_kind(model.plan, trains=optimizer is not None)
             self._torchrec = kind(model, optimizer, process.device)
 
     def outcomes(
@@ -50,6 +68,27 @@ class BatchPipeline:
             except StopIteration:
                 return
             yield outcome
+
+    def outcomes_on_host(self, batches: Iterator[Batch]) -> Iterator[Outcome]:
+        """Yields the outcomes as CPU tensors; a GPU runs the next batch while one is used.
+
+        The copy of an outcome is queued behind its batch and ends while the next batch runs.
+        """
+        if self._device.type == "cpu":
+            yield from self.outcomes(batches)
+            return
+        waiting: tuple[Outcome, torch.cuda.Event] | None = None
+        for outcome in self.outcomes(batches):
+            copied = Outcome(*(value.to("cpu", non_blocking=True) for value in outcome))
+            done = torch.cuda.Event()
+            done.record()
+            if waiting is not None:
+                waiting[1].synchronize()
+                yield waiting[0]
+            waiting = copied, done
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield waiting[0]
 
     def progress(self, batches: Iterator[Batch]) -> Outcome:
         """Runs the next batch.

@@ -2,10 +2,11 @@
 
 import zlib
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
@@ -13,6 +14,9 @@ from msrec.data.loading.batch import HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, Side, levels
 from msrec.data.schema import Schema, SparseFeature
 
+TableType = Literal["fp32", "fp16"]
+DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+"""Types of the values of trained tables. FBGEMM has no kernels that train bfloat16 tables."""
 INIT_BLOCK_ROWS = 1 << 12
 """Rows of a table that are initialised from one seed."""
 
@@ -42,10 +46,16 @@ class Embeddings(nn.Module):
         history: sides ("user", "item") with a history.
         device: "meta" for tables that will be sharded (weights are then created shard by shard),
             else the device of the weights.
+        dtype: type of the values of the tables.
     """
 
     def __init__(
-        self, schema: Schema, dim: int, history: Sequence[Side] = (), device: str = "meta"
+        self,
+        schema: Schema,
+        dim: int,
+        history: Sequence[Side] = (),
+        device: str = "meta",
+        dtype: TableType = "fp32",
     ) -> None:
         super().__init__()
         self.dim, self.history = dim, tuple(history)
@@ -53,7 +63,7 @@ class Embeddings(nn.Module):
         """Name of each vector of a row."""
         self._vectors = _Vectors(schema.sparse, dim, history)
         self.ebc = EmbeddingBagCollection(
-            tables=table_configs(schema, dim, history), device=torch.device(device)
+            tables=table_configs(schema, dim, history, dtype), device=torch.device(device)
         )
 
     def forward(  # noqa: D102
@@ -101,7 +111,7 @@ class _Vectors(nn.Module):
 
 
 def table_configs(
-    schema: Schema, dim: int, history: Sequence[Side] = ()
+    schema: Schema, dim: int, history: Sequence[Side] = (), dtype: TableType = "fp32"
 ) -> list[EmbeddingBagConfig]:
     """Returns TorchRec's configs of the tables that features use, in order of first use."""
     features_of: dict[str, list[str]] = {}
@@ -123,6 +133,7 @@ def table_configs(
             num_embeddings=rows[table],
             feature_names=features,
             pooling=PoolingType.SUM,
+            data_type=DATA_TYPES[dtype],
         )
         for table, features in features_of.items()
     ]

@@ -31,7 +31,7 @@ OPTIONS_HELP = """
         max_retries: retries of the whole job
         rdzv_port: port where the nodes meet
         python: Python interpreter
-        threads: threads per rank
+        threads: threads per rank; 0 is 1 without GPUs, else the share of the cores up to 16
 """
 
 
@@ -141,12 +141,12 @@ def encode(
     max_retries: int = 0,
     rdzv_port: int = RENDEZVOUS_PORT,
     python: str = "",
-    threads: int = 1,
+    threads: int = 0,
 ) -> specs.AppDef:
     """Encodes users and scenarios with the LLM: `-- config=conf.yaml [llm.key=value ...]`."""
     resource = node_resource(cpu, gpu, memMB, h)
     options = LaunchOptions(
-        j, image, resource, max_restarts, max_retries, rdzv_port, python, threads
+        j, image, resource, max_restarts, max_retries, rdzv_port, python, threads or None
     )
     arguments = _arguments(args, "config")
     _load_config(arguments, image)

@@ -283,7 +283,7 @@ def _score_parts(
     ]
     run.model.eval()
     pipeline = BatchPipeline(run.model, process)
-    outcomes = pipeline.outcomes(loader.in_order([rows for _, rows in steps]))
+    outcomes = pipeline.outcomes_on_host(loader.in_order([rows for _, rows in steps]))
     columns = run_scores.columns
     scores = np.empty((0, len(columns)), np.float32)
     shown = track(steps, "predict", disable=not process.is_main, transient=True)
@@ -311,7 +311,7 @@ def _fill(
     """Fills in the scores of this rank's rows of a batch; NaN for excluded rows."""
     share = len(outcome.row_id)
     start = rows.start + process.rank * share
-    row_id = outcome.row_id[: max(0, min(share, rows.stop - start))].cpu().numpy()
+    row_id = outcome.row_id[: max(0, min(share, rows.stop - start))].numpy()
     at = start - part.rows.start
     own = of_outcome[: len(row_id)]
     scores[at : at + len(row_id)] = np.where(row_id[:, np.newaxis] >= 0, own, np.nan)

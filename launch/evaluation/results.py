@@ -10,6 +10,7 @@ from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.labels import LabelKind
 from msrec.data.schema import EventChoice, HistoryProtocol, Schema
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
+from msrec.model.layers.precision import Precision
 from msrec.model.metrics.definitions import COMBINED_PREFIX, Array, Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import (
     NO_INTERVALS,
@@ -69,6 +70,8 @@ class Results(StrictModel):
     """Folder of the evaluated dataset, if it is not the dataset the run was trained on."""
     split: str
     checkpoint: str
+    precision: Precision = "fp32"
+    """Precision of the training steps; scores are always computed in fp32."""
     rows: int
     k: int = MetricOptions().k
     """Cutoff of NDCG and recall."""

@@ -5,7 +5,7 @@ from torch import nn
 from torchrec.distributed.types import ShardingPlan
 
 from msrec.launch.reporting.byte_sizes import FLOAT_BYTES, HALF_BYTES, format_bytes, format_ranks
-from msrec.model.distributed.sharding import frozen_tables, table_sizes
+from msrec.model.distributed.tables import frozen_tables, table_sizes
 
 
 def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.io.atomic_files import checksums, write_json
@@ -28,6 +27,7 @@ from msrec.launch.serving.export_folder import (
     TableDtype,
     cpu_kind,
     package_versions,
+    write_values,
 )
 from msrec.launch.serving.interest_files import write_interest
 from msrec.launch.serving.parity import compare_with_run
@@ -152,10 +152,10 @@ def _write_encoding(run: TrainedRun, folder: Path) -> None:
     dataset = run.config.dataset
     (folder / VOCABULARIES).mkdir()
     for path in parquet_files(dataset / VOCABULARIES):
-        (folder / VOCABULARIES / path.name).write_bytes(path.read_bytes())
+        write_values(read_parquet(path, ["value"]), folder / VOCABULARIES / path.name)
     for side in SIDES:
         name = f"{side}s.parquet"
-        pq.write_table(read_parquet(dataset / name, [f"{side}_key"]), folder / name)
+        write_values(read_parquet(dataset / name, [f"{side}_key"]), folder / name)
     rare: dict[str, Any] = dict(run.knowledge.is_rare)
     np.savez_compressed(folder / RARE_IDS_FILE, **rare)
     if run.knowledge.semantic_ids is not None:

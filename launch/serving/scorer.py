@@ -14,6 +14,7 @@ from msrec.launch.serving.dense_program import load_program
 from msrec.launch.serving.export_folder import (
     RARE_IDS_FILE,
     SEMANTIC_IDS_FILE,
+    export_version,
     read_manifest,
 )
 from msrec.launch.serving.interest_files import ItemSources, UserHistories
@@ -43,6 +44,8 @@ class Scorer:
         self, folder: Path, compiled: bool = True, *, allow_unfinished: bool = False
     ) -> None:
         self.folder = folder
+        self.version = export_version(folder)
+        """CRC-32 of its manifest, which names the export."""
         manifest = read_manifest(folder, allow_unfinished=allow_unfinished)
         self.manifest = manifest
         interest, histories = manifest.interest, None

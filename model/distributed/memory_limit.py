@@ -27,7 +27,7 @@ def check_memory(model: RankerTrain, rows: int, ranks: int, limit: int) -> None:
     Args:
         model: before sharding; its parameters may be on the meta device.
         rows: of a step on one rank.
-        ranks: number of all ranks, which share the tables.
+        ranks: number of ranks that share the tables.
         limit: bytes of memory for one rank.
 
     Raises:
@@ -35,13 +35,13 @@ def check_memory(model: RankerTrain, rows: int, ranks: int, limit: int) -> None:
     """
     embeddings = model.ranker.embeddings
     tables = sum(
-        parameter.numel()
+        parameter.numel() * parameter.element_size()
         for name, parameter in model.named_parameters()
         if not name.startswith("ranker.over.")
     )
     vectors = rows * len(embeddings.names) * embeddings.dim
     parts = {
-        "the tables (rows x embeddings.dim)": tables * FLOAT_BYTES // ranks,
+        "the tables (rows x embeddings.dim)": tables // ranks,
         f"the vectors of {rows:,} rows (trainer.global_batch x features x embeddings.dim)": (
             vectors * FLOAT_BYTES * VECTOR_COPIES
         ),

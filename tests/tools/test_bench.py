@@ -134,6 +134,7 @@ def test_the_listed_help_of_a_bench_is_the_first_line_of_its_own(name):
         ("loader", loader.bench_loader, (None, 64, 3, 1), 2),
         ("hidden", loader.bench_hidden, (None, 64, 4, 1), 1),
         ("step", step.bench_step, ("movielens", None, 64, 2, 1), 2),
+        ("step", step.bench_step, ("movielens", None, 64, 2, 1, "mlp,star"), 2),
         ("tables", tables.bench_tables, ("8", 0.001, 2, 16, 3, 1), 2),
     ],
 )

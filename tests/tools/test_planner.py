@@ -24,7 +24,7 @@ from torchrec.distributed.planner.types import PlannerError
 from trainings import BOTH, config_of, fit
 
 from msrec.launch.config.run_config import load_config
-from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
+from msrec.model.distributed.plan_files.sharding_plan import plan_from_dict, plan_to_dict
 from msrec.tools.planner.command.build_request import with_changes
 from msrec.tools.planner.command.plan_command import plan_tables
 from msrec.tools.planner.costs import Ranks

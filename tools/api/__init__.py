@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from msrec.data.schema import Schema, Split
     from msrec.launch.calibration.calibration_file import Calibration, Method
     from msrec.launch.config.run_config import RunConfig
+    from msrec.launch.devices import Device
     from msrec.launch.encoding.encode import EncodeResult
     from msrec.launch.evaluation.compare import Comparison
     from msrec.launch.evaluation.predict_files import PredictionSummary
@@ -253,22 +254,28 @@ def encode(config: str | Path, overrides: Sequence[str] = ()) -> "EncodeResult":
     return encode_config(load_config(config, overrides))
 
 
-def train(config: str | Path, overrides: Sequence[str] = ()) -> Training:
+def train(
+    config: str | Path | None, overrides: Sequence[str] = (), *, data: str | Path | None = None
+) -> Training:
     """Trains a run, or continues it: the same run_id resumes from its newest checkpoint.
 
     Args:
-        config: a run's YAML file.
+        config: a run's YAML file; None goes on from the run that `init_from` names, with its config
+            and optimizer state, in a new run that is named after `data`.
         overrides: `key.sub=value`.
+        data: the dataset folder to train on, in place of the config's.
 
     Raises:
         FileNotFoundError, ValueError: the config, the data, the knowledge store or a checkpoint is
             missing or does not fit.
     """
+    from msrec.launch.daily.next_day import training_config
     from msrec.launch.distributed import process_group
     from msrec.launch.training.trainer import train_run
 
-    resolved = load_config(config, overrides)
-    with process_group() as process:
+    path = None if config is None else local_path(config)
+    resolved = training_config(path, overrides, None if data is None else str(data))
+    with process_group(resolved.device) as process:
         result = train_run(resolved, process)
     progress = result.progress
     return Training(
@@ -349,6 +356,7 @@ def evaluate(
     k: int = 10,
     resamples: int = 1000,
     seed: int = 0,
+    device: "Device" = "auto",
 ) -> "Results | None":
     """Scores a split with a run's best checkpoint and computes exact metrics.
 
@@ -361,6 +369,7 @@ def evaluate(
         k: number of places of NDCG and recall.
         resamples: bootstrap resamples of the users for 95 % intervals; 0 computes none.
         seed: of the resamples.
+        device: "cpu", "cuda", or "auto", which takes a GPU if torch and fbgemm can use one.
 
     Returns:
         The results, which are also saved in the run folder; None on other ranks than 0.
@@ -373,11 +382,13 @@ def evaluate(
     scored = None if data is None else to_path(str(data))
     path = None if checkpoint is None else local_path(checkpoint)
     slices, options = check_slices(by), MetricOptions(k, resamples, seed)
-    with process_group() as process:
+    with process_group(device) as process:
         return evaluate_run(local_path(run), process, split, path, slices, scored, options)
 
 
-def calibrate(run: str | Path, method: "Method" = "isotonic") -> "Calibration | None":
+def calibrate(
+    run: str | Path, method: "Method" = "isotonic", *, device: "Device" = "auto"
+) -> "Calibration | None":
     """Fits the predicted probabilities to the validation split, per scenario and binary label.
 
     Scores the validation and the test split, and writes `calibration.json` in the run folder.
@@ -386,6 +397,7 @@ def calibrate(run: str | Path, method: "Method" = "isotonic") -> "Calibration | 
     Args:
         run: a run folder.
         method: "isotonic" or "platt".
+        device: see `evaluate`.
 
     Returns:
         The maps, and the calibration errors before and after; None on other ranks than 0.
@@ -393,7 +405,7 @@ def calibrate(run: str | Path, method: "Method" = "isotonic") -> "Calibration | 
     from msrec.launch.distributed import process_group
     from msrec.launch.evaluation.calibrate import calibrate as calibrate_run
 
-    with process_group() as process:
+    with process_group(device) as process:
         return calibrate_run(local_path(run), process, method)
 
 
@@ -451,6 +463,7 @@ def predict(
     columns: Sequence[str] | None = None,
     checkpoint: str | Path | None = None,
     dataset: str | Path | None = None,
+    device: "Device" = "auto",
 ) -> "PredictionSummary | None":
     """Scores the rows of Parquet files: as many rows out as in, in order. Resumes after a kill.
 
@@ -461,6 +474,7 @@ def predict(
         columns: to keep in addition to the score; None keeps user, item and scenario.
         checkpoint: other weights than those with the best validation.
         dataset: the dataset folder whose ids the files have, if not the run's.
+        device: see `evaluate`.
 
     Returns:
         Counts of what was scored; None on other ranks than 0.
@@ -477,7 +491,7 @@ def predict(
     weights = None if checkpoint is None else local_path(checkpoint)
     scored = None if dataset is None else to_path(str(dataset))
     check_output(target, PREDICTED, [*paths, scored, weights, *run_inputs(local_path(run))])
-    with process_group() as process, exclusive_job(target, "written"):
+    with process_group(device) as process, exclusive_job(target, "written"):
         opened = open_trained_run(local_path(run), process, weights, scored)
         kept = None if columns is None else list(columns)
         return predict_files(opened, process, paths, target, kept)

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from msrec.tools.cli.arguments import take_local_paths
 
 BENCHES = {
+    "gpu": ("gpu.command", "One GPU: correct against the CPU, then fast; under ten minutes."),
     "loader": ("loader", "Parquet to shuffled batches on one thread, against pyarrow's decoding."),
     "hidden": ("loader", "Training from Parquet, against training on batches in memory."),
     "step": ("step", "A training step, against hand-written loops of plain PyTorch and TorchRec."),

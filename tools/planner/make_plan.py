@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msrec.model.distributed.plan_entries import plan_hash, shard_entry, table_entry
+from msrec.model.distributed.plan_files.plan_entries import plan_hash, shard_entry, table_entry
 from msrec.tools.planner.colocation import groups_of, merged, split
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.memory_balance import balanced
@@ -178,7 +178,7 @@ def _rank_loads(placement: Placement, request: PlanRequest) -> list[RankLoad]:
 
 
 def _entry(table: TableLoad, placement: Placement, request: PlanRequest) -> dict[str, Any]:
-    """Returns a table's entry in the format of `msrec.model.distributed.sharding_plan`."""
+    """Returns a table's entry in the format of `msrec.model.distributed.plan_files.sharding_plan`."""
     option, ranks = placement.options[table.name], placement.ranks[table.name]
     rows, columns = option.shape
     shards = []

@@ -35,6 +35,9 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.exports = Counter(
+            "msrec_exports", "exports found by --follow", ["result"], registry=registry
+        )
         self._values = [
             Counter(f"msrec_{name}", text, ["column"], registry=registry)
             for name, text in (

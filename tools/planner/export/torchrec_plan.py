@@ -8,8 +8,8 @@ from torch import nn
 from torchrec.distributed.types import ShardingPlan
 
 from msrec.data.io.json_files import read_json_object
-from msrec.model.distributed.plan_entries import plan_hash
-from msrec.model.distributed.sharding_plan import plan_from_dict
+from msrec.model.distributed.plan_files.plan_entries import plan_hash
+from msrec.model.distributed.plan_files.sharding_plan import plan_from_dict
 from msrec.tools.planner.sources.module_tables import collections_of
 
 

@@ -15,8 +15,13 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
-from msrec.model.distributed.plan_entries import plan_hash, shard_entry, table_entry
-from msrec.model.distributed.sharding import table_sizes
+from msrec.model.distributed.plan_files.plan_entries import plan_hash, shard_entry, table_entry
+from msrec.model.distributed.tables import table_sizes
+
+KERNELS = {"cpu": ("fused", "dense"), "cuda": ("fused", "fused_uvm", "fused_uvm_caching", "dense")}
+"""Kernels with which tables train, by kind of device. Without a GPU there is no unified memory.
+Tables on SSD (`key_value`) are not offered: FBGEMM has them for CUDA only, and their weights are no
+plain tensors, to which initial values or those of a checkpoint could be written."""
 
 
 def plan_to_dict(plan: ShardingPlan, world_size: int, per_node: int) -> dict[str, Any]:
@@ -54,6 +59,10 @@ def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
 
 def _parameter_sharding(entry: Mapping[str, Any]) -> ParameterSharding:
     load_factor = entry.get("load_factor")
+    # The training pipeline fetches the rows of the next batch into the cache during this one.
+    cache = None
+    if load_factor is not None:
+        cache = CacheParams(load_factor=load_factor, prefetch_pipeline=True)
     shards = [
         ShardMetadata(
             shard_offsets=shard["offsets"],
@@ -66,7 +75,7 @@ def _parameter_sharding(entry: Mapping[str, Any]) -> ParameterSharding:
         sharding_type=entry["sharding_type"],
         compute_kernel=entry["compute_kernel"],
         ranks=entry["ranks"],
-        cache_params=None if load_factor is None else CacheParams(load_factor=load_factor),
+        cache_params=cache,
         sharding_spec=EnumerableShardingSpec(shards) if shards else None,
     )
 
@@ -123,6 +132,12 @@ def _check_device(path: Path, entries: Mapping[str, Any], device: str) -> None:
             f"{path} is a plan for {', '.join(sorted(planned))}; this job runs on {device}. Plan "
             "again for it."
         )
+    for table, entry in entries.items():
+        if entry["compute_kernel"] not in KERNELS[device]:
+            raise ValueError(
+                f"{path}: table {table!r} has the kernel {entry['compute_kernel']}; training on "
+                f"{device} runs {', '.join(KERNELS[device])}. Plan again with one of them."
+            )
 
 
 def _check_tables(
