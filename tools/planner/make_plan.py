@@ -178,7 +178,7 @@ def _rank_loads(placement: Placement, request: PlanRequest) -> list[RankLoad]:
 
 
 def _entry(table: TableLoad, placement: Placement, request: PlanRequest) -> dict[str, Any]:
-    """Returns a table's entry in the format of `msrec.model.distributed.plan_files.sharding_plan`."""
+    """Returns a table's entry in the format of `msrec.model.distributed.plan_files`."""
     option, ranks = placement.options[table.name], placement.ranks[table.name]
     rows, columns = option.shape
     shards = []

@@ -88,7 +88,7 @@ class Plan(StrictModel):
     """Plan as `msrec plan` writes it, and as `msrec train plan=FILE` reads it.
 
     Attributes:
-        modules: the sharding plan, in the format of `msrec.model.distributed.plan_files.sharding_plan`.
+        modules: the sharding plan, in the format of `msrec.model.distributed.plan_files`.
         hash: of all other fields (see `plan_hash`); the same in every process.
         batch: rows of a step on one rank.
         capacity: bytes of an accelerator that may be used.
