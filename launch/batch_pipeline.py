@@ -15,6 +15,8 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.loading.batch import Batch
 from msrec.launch.distributed import Process
+from msrec.model.distributed.managed_tables import update_managed
+from msrec.model.layers.managed_ids import ManagedIds
 from msrec.model.ranker import Outcome
 
 
@@ -24,11 +26,12 @@ def pipeline_kind(plan: ShardingPlan, *, trains: bool) -> type[TrainPipelineSpar
     One that trains with a table in host memory fetches the rows of the next batch into the cache of
     the GPU while the model computes this one, if the table's cache allows it.
     """
-    if not trains:
-        return EvalPipelineSparseDist
     caches = [table.cache_params for module in plan.plan.values() for table in module.values()]
     prefetches = any(cache is not None and cache.prefetch_pipeline for cache in caches)
-    return PrefetchTrainPipelineSparseDist if prefetches else TrainPipelineSparseDist
+    kind: type[TrainPipelineSparseDist] = EvalPipelineSparseDist
+    if trains:
+        kind = PrefetchTrainPipelineSparseDist if prefetches else TrainPipelineSparseDist
+    return kind
 
 
 class BatchPipeline:
@@ -51,6 +54,7 @@ class BatchPipeline:
         optimizer: CombinedOptimizer | None = None,
     ) -> None:
         self._model, self._optimizer, self._device = model, optimizer, process.device
+        self._managed = [each for each in model.modules() if isinstance(each, ManagedIds)]
         self._torchrec: TrainPipelineSparseDist | None = None
         if process.world_size > 1 or process.device.type != "cpu":
             kind = pipeline_kind(model.plan, trains=optimizer is not None)
@@ -80,7 +84,7 @@ class BatchPipeline:
         waiting: tuple[Outcome, torch.cuda.Event] | None = None
         for outcome in self.outcomes(batches):
             copied = Outcome(*(value.to("cpu", non_blocking=True) for value in outcome))
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
             if waiting is not None:
                 waiting[1].synchronize()
@@ -98,8 +102,12 @@ class BatchPipeline:
         """
         with torch.set_grad_enabled(self._model.training):
             if self._torchrec is not None:
-                return Outcome(*self._torchrec.progress(batches))
-            return self._run_directly(next(batches))
+                outcome = Outcome(*self._torchrec.progress(batches))
+            else:
+                outcome = self._run_directly(next(batches))
+        for managed in self._managed:
+            update_managed(self._model, managed)
+        return outcome
 
     def _run_directly(self, batch: Batch) -> Outcome:
         if not self._model.training:

@@ -21,6 +21,7 @@ from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.distributed.filling import fill_frozen, fill_projected
+from msrec.model.distributed.managed_tables import check_managed
 from msrec.model.distributed.plan_files.sharding_plan import load_plan
 from msrec.model.distributed.planning import plan_sharding
 from msrec.model.distributed.replicas import sharding_env
@@ -32,6 +33,7 @@ from msrec.model.frozen_items import FrozenItems, item_table
 from msrec.model.interest.block import InterestOptions
 from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
+from msrec.model.layers.managed_ids import ManagedOptions
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta
@@ -56,8 +58,14 @@ def build_sharded(
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Returns the sharded model and its plan, see `plan_model`."""
     model, sharding = plan_model(config, schema, knowledge, process, plan, scored=scored)
+    check_managed(model.ranker.embeddings.managed, sharding)
     tables = config.embeddings
     group = process.world_size if scored else tables.group_ranks or process.world_size
+    if group < process.world_size and model.ranker.embeddings.managed is not None:
+        raise ValueError(
+            f"embeddings.group_ranks must be null for a dataset with managed features; it is "
+            f"{group}. A row that an id gets is reset in one copy of the tables only."
+        )
     env = sharding_env(group, process.local_world_size, process.device)
     options = (tables.init_std, config.seed, env, tables.comms)
     sharded = shard(model, sharding, process.device, *options)
@@ -199,8 +207,8 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     torch.manual_seed(config.seed)
     tables = table_schema(config, schema)
     dim = config.embeddings.dim
-    dtype = config.embeddings.dtype
-    embeddings = Embeddings(tables, dim, config.history.of, dtype=dtype)
+    managed, dtype = _managed_options(config, tables), config.embeddings.dtype
+    embeddings = Embeddings(tables, dim, config.history.of, managed=managed, dtype=dtype)
     tasks = run_tasks(config, schema)
     check_calibrator(config, tasks)
     num_tasks = len(tasks)
@@ -243,6 +251,25 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     if encoder is not None:
         sequence_items = SequenceItems(schema.num_items, dim, dtype=dtype)
     return RankerTrain(Ranker(embeddings, dense_arch, items, sequence_items), loss)
+
+
+def _managed_options(config: RunConfig, schema: Schema) -> ManagedOptions | None:
+    if not schema.managed:
+        return None
+    if config.embeddings.per_scenario:
+        raise ValueError(
+            f"embeddings.per_scenario must be false with the managed feature "
+            f"{schema.managed[0].name!r}, whose ids have one table row for all scenarios."
+        )
+    tables = config.embeddings
+    return ManagedOptions(
+        tables.eviction,
+        tables.eviction_every_steps,
+        config.trainer.global_batch,
+        tables.dim,
+        tables.init_std,
+        config.seed,
+    )
 
 
 def _sequence_encoder(config: RunConfig, schema: Schema) -> SequenceEncoder | None:

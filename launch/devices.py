@@ -2,16 +2,13 @@
 
 import logging
 import os
-from typing import Literal, get_args
 
 import torch
 
+from msrec.launch.config.run_config import Device
 from msrec.launch.versions import TO_GPU
 
 logger = logging.getLogger(__name__)
-Device = Literal["auto", "cpu", "cuda"]
-"""`auto` is CUDA where both torch and FBGEMM can use a GPU, else the CPU."""
-DEVICES: tuple[Device, ...] = get_args(Device)
 
 
 def rank_device(wanted: Device = "auto", *, has_tables: bool = True) -> torch.device:
@@ -20,8 +17,8 @@ def rank_device(wanted: Device = "auto", *, has_tables: bool = True) -> torch.de
     Every rank of a host returns or raises alike, and before any process group is made.
 
     Args:
-        wanted: device that the user asks for. With `auto`, a GPU that FBGEMM cannot use is left
-            alone, with a warning on rank 0.
+        wanted: device that the user asks for. `auto` is CUDA where both torch and FBGEMM can use a
+            GPU; one that FBGEMM cannot use is left alone, with a warning on rank 0.
         has_tables: whether the work needs FBGEMM; a frozen LLM does not.
 
     Raises:

@@ -19,7 +19,8 @@ from torch._C._distributed_c10d import HashStore
 from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import FolderKind, new_folder
 from msrec.data.io.paths import AnyPath
-from msrec.launch.devices import Device, rank_device
+from msrec.launch.config.run_config import Device
+from msrec.launch.devices import rank_device
 from msrec.model.distributed.collectives import from_rank_0
 
 COLLECTIVE_TIMEOUT_S = 600

@@ -172,7 +172,7 @@ class Ranker(nn.Module):
         self.over = dense_arch  # its name in checkpoints
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
-        vectors = self.embeddings(batch.sparse, batch.past)
+        vectors = self.embeddings(batch.sparse, batch.past, batch.managed)
         events = batch.sequence
         items = None
         if self.items is not None or self.sequence_items is not None:

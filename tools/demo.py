@@ -6,8 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+from msrec.launch.config.run_config import Device
 from msrec.launch.console import PlainConsole
-from msrec.launch.devices import Device, num_local_ranks
+from msrec.launch.devices import num_local_ranks
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.reporting.comparison_tables import comparison_table
 from msrec.launch.reporting.report import write_report

@@ -145,7 +145,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     """The rows of a global batch that belong to one rank.
 
     Shape:
-        sparse: keys in the schema's order, B bags per key, int32 ids::
+        sparse: keys in the schema's order without managed features, B bags per key, int32 ids::
 
                         row 0      row 1
             user_id     [7]        [3]
@@ -166,6 +166,8 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         item: (B,), int64, index into items.parquet.
         user_vectors, item_vectors: their vectors in the knowledge stores.
         past: their histories in `sparse`.
+        managed: (M, B), int64, numbers of the values of managed features, in the schema's order; 0
+            for a missing value and in rows whose `row_id` is -1. They are not in `sparse`.
         sequence: the earlier events of the rows; `no_events()` unless the run reads sequences.
     """
 
@@ -183,6 +185,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     item_vectors: EntityVectors
     past: HistoryBags
     sequence: HistoryEvents = field(default_factory=no_events)
+    managed: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """Copies to a device."""

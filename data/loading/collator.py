@@ -131,9 +131,14 @@ class Window:
             for f in schema.sparse
             if f.multi
         }
-        single = [f.name for f in schema.sparse if not f.multi]
+        # A row has a table row for each of these features; the model manages those of the others.
+        self._features = [f for f in schema.sparse if not f.managed]
+        single = [f.name for f in self._features if not f.multi]
         self._single = _stacked(columns, single, rows.shape, 1, np.int32)
-        self._keys = [f.name for f in schema.sparse]
+        self._keys = [f.name for f in self._features]
+        managed = [f.name for f in schema.managed]
+        self._managed = _stacked(columns, managed, rows.shape, 1, np.int64)
+        self._managed *= (rows >= 0)[:, np.newaxis]
         if self._history is not None:
             # Only a training row has to be taken out of a history, by its label's level.
             zeros = np.zeros(rows.size, np.int32)
@@ -168,6 +173,7 @@ class Window:
             item_vectors=self._vectors(item, self._collator.item_vectors),
             past=past,
             sequence=self._sequence(number),
+            managed=torch.from_numpy(self._managed[number]),
         )
 
     def _vectors(self, ids: npt.NDArray[np.int64], source: VectorSource | None) -> EntityVectors:
@@ -216,7 +222,7 @@ class Window:
             return keyed_bags(self._keys, ids, [size] * len(self._keys), size)
         bags: list[tuple[Ints, Ints]] = []
         singles, ones = iter(single), np.ones(size, dtype=np.int32)
-        for feature in self._collator.schema.sparse:
+        for feature in self._features:
             if feature.multi:
                 offsets, of_feature = self._multi[feature.name]
                 of_batch = offsets[number * size : (number + 1) * size + 1]

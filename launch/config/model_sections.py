@@ -17,6 +17,7 @@ from msrec.data.io.validation import (
 )
 from msrec.data.schema import HistoryProtocol, TableName
 from msrec.model.distributed.table_options import MIN_COLUMNS, TableSharding
+from msrec.model.layers.managed_ids import Eviction
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 
@@ -67,6 +68,12 @@ class EmbeddingsConfig(StrictModel):
     sync_every: Count = 1
     """Steps between averages of the copies of `group_ranks`. They are also averaged before each
     validation and checkpoint."""
+    eviction: Eviction = "lfu"
+    """Rule by which an id of a managed feature loses its table row to a new one: `lfu` the fewest
+    occurrences, `lru` the oldest last occurrence, `distance` the fewest occurrences divided by the
+    steps since the last one."""
+    eviction_every_steps: Steps = 50
+    """Steps after which new ids of a managed feature get rows, and old ones lose them."""
 
     @field_validator("dtype", mode="before")
     @classmethod

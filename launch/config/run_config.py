@@ -30,9 +30,11 @@ from msrec.launch.config.model_sections import (
     SequenceConfig,
 )
 from msrec.launch.config.training_sections import ObjectiveConfig, OptimizerConfig, TrainerConfig
-from msrec.launch.devices import Device
 from msrec.model.backbones import BACKBONES
 
+Device = Literal["auto", "cpu", "cuda"]
+"""Device of the ranks, see `msrec.launch.devices.rank_device`."""
+DEVICES: tuple[Device, ...] = get_args(Device)
 DEFAULT_BACKBONE = "shared_bottom"
 CONFIG_FILE = "config.yaml"
 """File of a run folder with the resolved config."""

@@ -131,7 +131,7 @@ class TrainerConfig(StrictModel):
     keep: int = Field(2, ge=2, le=10**6)
     """Number of newest checkpoints to keep; the best one is always kept."""
     log_every: Steps = 50
-    """Steps between log lines."""
+    """Steps between log lines. A loss that is not finite ends the run then, and names its step."""
     hang_s: float | None = Field(300, gt=0, le=1e6)
     """Seconds without progress after which a rank writes its stack to ranks/ in the run folder and
     exits; null waits forever. Time spent on checkpoints does not count."""

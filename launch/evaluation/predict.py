@@ -1,6 +1,7 @@
 """Scores a split with a checkpoint: one Parquet part per rank, committed as a whole."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from rich.progress import track
 
+from msrec.data.features.value_counts import count_sentences
 from msrec.data.io.parquet_files import parquet_files, parquet_names, read_parquet
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
@@ -32,9 +34,11 @@ from msrec.launch.evaluation.predictions import (
 from msrec.launch.run_tasks import combined_score, run_labels
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.launch.training.skipped_rows import gather_bad_rows
+from msrec.model.distributed.managed_tables import take_lookup_counts
 from msrec.model.ranker import Outcome
 from msrec.model.score_head import ScoreHead
 
+logger = logging.getLogger(__name__)
 GROUP_ROWS = 1 << 20
 """Fewest rows of a row group of a part, except the last one."""
 
@@ -55,6 +59,8 @@ def predict(run: TrainedRun, loader: Loader, process: Process, split: Split, out
     tables = _scored_tables(run, loader, process, split)
     _write_part(out / f"part-{process.rank:05d}.parquet", tables)
     dist.barrier()
+    for line in count_sentences(take_lookup_counts(unwrapped(run.model).ranker.embeddings.managed)):
+        logger.warning("%s: %s", split, line)
     excluded = gather_bad_rows(loader.reader.quarantine)
     if process.is_main:
         commit = Commit(

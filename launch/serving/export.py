@@ -36,10 +36,11 @@ from msrec.launch.serving.scorer import Scorer
 from msrec.launch.serving.serving_tables import (
     SIDES,
     knowledge_sides,
+    managed_rows,
     serving_tables,
     unwrapped_dense_arch,
 )
-from msrec.launch.trained_run import TrainedRun, open_run, run_inputs
+from msrec.launch.trained_run import TrainedRun, open_run, run_inputs, unwrapped
 from msrec.model.serving_model import ServingModel
 
 
@@ -158,5 +159,8 @@ def _write_encoding(run: TrainedRun, folder: Path) -> None:
         write_values(read_parquet(dataset / name, [f"{side}_key"]), folder / name)
     rare: dict[str, Any] = dict(run.knowledge.is_rare)
     np.savez_compressed(folder / RARE_IDS_FILE, **rare)
+    managed = unwrapped(run.model).ranker.embeddings.managed
+    if managed is not None:
+        managed_rows(managed).save(folder)
     if run.knowledge.semantic_ids is not None:
         run.knowledge.semantic_ids.save(folder / SEMANTIC_IDS_FILE)

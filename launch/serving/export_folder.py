@@ -8,6 +8,7 @@ The folder::
     users.parquet, items.parquet        keys only
     rare.npz                rare ids, which training replaced by row 0
     semantic_ids.npz        codes of the items, if the run has semantic ids
+    managed/FEATURE.parquet the ids of managed features and their table rows
     tables/NAME.npy         rows of each table, int8 or float16
     item-sources/NAME.npy   vectors of the items by source, for interest blocks
     histories/NAME.npy      newest events of each user, for interest blocks
@@ -28,6 +29,7 @@ from msrec.data.io.atomic_files import check_files, checksums
 from msrec.data.io.outputs import FolderKind
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.loading.behaviour_history import Side
+from msrec.data.loading.managed_rows import MANAGED
 from msrec.data.schema import EventChoice, HistoryProtocol, Split
 from msrec.launch.versions import installed, is_cpu_build
 
@@ -42,6 +44,7 @@ EXPORT = FolderKind(
         *(MANIFEST_FILE, "dataset.yaml", "users.parquet", "items.parquet", RARE_IDS_FILE),
         *(SEMANTIC_IDS_FILE, "dense.pt2", "dense_compiled.pt2", "vocabularies/*.parquet"),
         *("tables/*.npy", "item-sources/*.npy", "histories/*.npy"),
+        f"{MANAGED}/*.parquet",
     ),
 )
 INT8_SCALE_BYTES = 4

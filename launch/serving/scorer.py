@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from msrec.data.features.row_encoder import RowEncoder
+from msrec.data.loading.managed_rows import ManagedRows
 from msrec.data.loading.semantic_ids import SemanticIds
 from msrec.launch.serving.dense_program import load_program
 from msrec.launch.serving.export_folder import (
@@ -44,10 +45,10 @@ class Scorer:
         self, folder: Path, compiled: bool = True, *, allow_unfinished: bool = False
     ) -> None:
         self.folder = folder
-        self.version = export_version(folder)
-        """CRC-32 of its manifest, which names the export."""
         manifest = read_manifest(folder, allow_unfinished=allow_unfinished)
         self.manifest = manifest
+        self.version = export_version(folder)
+        """CRC-32 of its manifest, which names the export."""
         interest, histories = manifest.interest, None
         self._sources: ItemSources | None = None
         if interest is not None:
@@ -56,14 +57,16 @@ class Scorer:
         codes = folder / SEMANTIC_IDS_FILE
         semantic_ids = SemanticIds.load(codes) if codes.is_file() else None
         with np.load(folder / RARE_IDS_FILE, allow_pickle=False) as rare:
+            row_encoder = RowEncoder(folder)
             self.encoder = RequestEncoder(
-                RowEncoder(folder),
+                row_encoder,
                 manifest.scale,
                 manifest.per_scenario,
                 dict(rare),
                 [*manifest.histories, *manifest.known],
                 histories,
                 semantic_ids,
+                ManagedRows.load(folder, row_encoder.schema),
             )
         self._tables = QuantizedTables(manifest.tables, folder, manifest.features)
         self._program, self.is_compiled = load_program(folder, manifest, compiled)

@@ -72,6 +72,7 @@ class Preemption:
 
     def _exchange(self) -> None:
         """Reads the exchange before, and starts one; the interval is the same on all ranks."""
+        own_interval = self._own_interval()
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
@@ -79,7 +80,7 @@ class Preemption:
             if requested:
                 raise Preempted
             self._interval = -interval
-        self._exchanged[0], self._exchanged[1] = int(self._requested), -self._own_interval()
+        self._exchanged[0], self._exchanged[1] = int(self._requested), -own_interval
         self._pending = dist.all_reduce(self._exchanged, dist.ReduceOp.MAX, async_op=True)
 
     def _own_interval(self) -> int:

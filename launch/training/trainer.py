@@ -39,6 +39,7 @@ from msrec.launch.training.warm_start import read_origin, warm_start
 from msrec.launch.versions import installed_versions
 from msrec.model.distributed.collectives import from_rank_0
 from msrec.model.distributed.kernels import set_update_count
+from msrec.model.distributed.managed_tables import take_lookup_counts
 from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
 from msrec.model.distributed.plan_files.sharding_plan import plan_to_dict
@@ -120,6 +121,7 @@ class Trainer:
             has_formula=self._head.combined is not None,
         )
         self._impressions = valid_impressions(config, self.schema, self._metric)
+        self._managed = unwrapped(self.model).ranker.embeddings.managed
         self._unlogged = MetricAccumulator(len(self._scenarios), self._scales, process.device)
         self._bad_rows = BadRowReporter(
             config.run_dir, process, {"train": self.train, "valid": self.valid}
@@ -198,7 +200,11 @@ class Trainer:
         """
         rows = ValidationRows(self._metric, self._head, self._impressions)
         metrics = self._score(loader.batches(), rows.add)
-        return metrics.named(self._scenarios) | rows.named(self._scenarios)
+        unknown = {
+            f"share_without_row/{name}": count.unknown / max(count.values, 1)
+            for name, count in take_lookup_counts(self._managed).items()
+        }
+        return metrics.named(self._scenarios) | rows.named(self._scenarios) | unknown
 
     def _score(
         self, batches: Iterator[Batch], add: Callable[[Outcome], None] | None = None
@@ -320,6 +326,8 @@ class Trainer:
         metrics, losses = self._read_unlogged(progress)
         self._unlogged.clear()
         values = {"loss": sum(losses) / len(losses)} | metrics.named(self._scenarios)
+        if self._managed is not None:
+            values |= self._managed.named_counts()
         rows = len(losses) * self.config.trainer.global_batch
         metric_logger.log_training(progress.step, progress.epoch, rows, values)
         return losses

@@ -91,8 +91,8 @@ class AITM(Backbone):
         x = groups.sort(x)
         if self.num_tasks > 1:
             return groups.unsort(self.towers(self._over_tasks(x, groups), groups))
-        counts_known = groups.counts
-        u = self._pick_own(x, groups) if counts_known is None else self._chain(x, counts_known)
+        sizes = groups.counts
+        u = self._pick_own(x, groups) if sizes is None else self._chain(x, sizes)
         return groups.unsort(self.towers(u, groups))
 
     def penalty(self, logits: Tensor, weight: Tensor) -> Tensor | None:

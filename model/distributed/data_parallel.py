@@ -16,7 +16,9 @@ class DenseParallel(DataParallelWrapper):  # type: ignore[misc]  # TorchRec is u
         module = dmp._dmp_wrapped_module.to(device)
         if env.process_group.size() > 1:
             sharded = list(DistributedModelParallel._sharded_parameter_names(module))
-            FixedOrderDDP._set_params_and_buffers_to_ignore_for_model(module, sharded)
+            FixedOrderDDP._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+                module, sharded
+            )
             module = FixedOrderDDP(
                 module,
                 device_ids=None if device.type == "cpu" else [device],
@@ -44,5 +46,5 @@ class FixedOrderDDP(DistributedDataParallel):
         self.reducer._rebuild_buckets()
 
     def _build_params_for_reducer(self) -> tuple[list[torch.nn.Parameter], list[bool]]:
-        parameters, is_sparse = super()._build_params_for_reducer()
+        parameters, is_sparse = super()._build_params_for_reducer()  # type: ignore[no-untyped-call]
         return parameters[::-1], is_sparse[::-1]

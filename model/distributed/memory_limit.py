@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from msrec.model.layers.managed_ids import map_bytes
 from msrec.model.ranker import RankerTrain
 
 FLOAT_BYTES = 4
@@ -46,6 +47,9 @@ def check_memory(model: RankerTrain, rows: int, ranks: int, limit: int) -> None:
             vectors * FLOAT_BYTES * VECTOR_COPIES
         ),
     }
+    if embeddings.managed is not None:
+        part = "the maps of managed features (24 to 32 bytes a row, on every rank)"
+        parts[part] = map_bytes(embeddings.managed)
     for name, module in model.ranker.over.named_children():
         numbers = sum(parameter.numel() for parameter in module.parameters())
         part = f"{name}, {numbers:,} parameters with gradients and Adam"

@@ -55,12 +55,12 @@ def plan_sharding(
             plan fits in memory.
     """
     sizes = table_sizes(model)
-    ranks = tables.group_ranks or dist.get_world_size()
     unknown = sorted(set(tables.sharding) - set(sizes))
     if unknown:
         raise ValueError(
             f"embeddings.sharding names table {unknown[0]!r}; the tables are {', '.join(sizes)}."
         )
+    ranks = tables.group_ranks or dist.get_world_size()
     frozen = frozen_tables(model)
     kernels = HOST_KERNELS if host_memory and device.type == "cuda" else ["fused"]
     constraints = {

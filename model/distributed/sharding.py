@@ -4,14 +4,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import (
+    CommType,
+    QCommsConfig,
+    get_qcomm_codecs_registry,
+)
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
+from torchrec.distributed.types import (
+    ModuleSharder,
+    QuantizedCommCodecs,
+    ShardingEnv,
+    ShardingPlan,
+)
 
-from msrec.model.distributed.comms import Comms, comms_codecs
 from msrec.model.distributed.data_parallel import DenseParallel
 from msrec.model.distributed.filling import init_tables
 from msrec.model.distributed.replicas import plan_of_group
-from msrec.model.distributed.table_options import TORCHREC_NAMES
+from msrec.model.distributed.table_options import TORCHREC_NAMES, Comms
 
 
 class EBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchRec is untyped
@@ -20,6 +29,23 @@ class EBCSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchR
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """All types for fused tables, data-parallel for a dense optimizer."""
         return [*TORCHREC_NAMES.values(), "data_parallel"]
+
+
+def comms_codecs(comms: Comms) -> dict[str, QuantizedCommCodecs] | None:
+    """Returns the codecs for a sharder; None sends float32.
+
+    Vectors travel in float16; a value beyond its range, 65504, becomes its largest number.
+    Gradients travel in bfloat16, which has the range of float32: those of the mean over a batch
+    would be zeros in float16.
+    """
+    if comms == "fp32":
+        return None
+    config = QCommsConfig(forward_precision=CommType.FP16, backward_precision=CommType.BF16)
+    # For a CPU TorchRec would take float16 in place of bfloat16. But gloo only copies gradients
+    # (all-to-all, all-gather), and that it does in any type.
+    codecs: dict[str, QuantizedCommCodecs] | None
+    codecs = get_qcomm_codecs_registry(config, device=torch.device("cuda"))
+    return codecs
 
 
 def sharders(comms: Comms = "fp32") -> list[ModuleSharder[nn.Module]]:

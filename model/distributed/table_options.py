@@ -6,12 +6,12 @@ from typing import Literal, get_args
 
 import torch
 
-from msrec.model.distributed.comms import Comms
-
 TableOptimizer = Literal["rowwise_adagrad", "adam"]
 TableSharding = Literal[
     "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid"
 ]
+Comms = Literal["fp32", "fp16"]
+"""Type in which ranks send each other vectors; with fp16 gradients are sent in bfloat16."""
 COLUMN_SHARDINGS: tuple[TableSharding, ...] = ("column_wise", "table_column_wise", "grid")
 """Shardings that divide the vectors of a table."""
 ROW_SHARDINGS: tuple[TableSharding, ...] = ("row_wise", "table_row_wise", "grid")

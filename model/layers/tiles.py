@@ -12,9 +12,9 @@ MAX_TILE = 256
 
 @dataclass(frozen=True)
 class Tiles:
-    """Sorted rows cut into tiles of equal size, each of one group; its last tile is padded.
+    """Sorted rows, cut into tiles of equal size with rows of one group each.
 
-    Two groups, a with 3 rows and b with 1, and tiles of 2::
+    The last tile of a group is padded. Two groups, a with 3 rows and b with 1, and tiles of 2::
 
         rows   a0 a1 a2 b0
         slot   [0, 1, 2, 4]
@@ -23,6 +23,9 @@ class Tiles:
     A loop over groups runs one small product each, which leaves a GPU idle. With tiles of
     min(B / G, `MAX_TILE`) rows, B + min(B, G * MAX_TILE) rows are multiplied at most, and there are
     at most G + max(G, B / MAX_TILE) tiles, whatever the sizes of the groups.
+
+    torch's own `grouped_mm` needs bfloat16 and sizes that are multiples of 8. On other GPUs than
+    Hopper and Blackwell it reads the sizes of the groups back.
 
     Shape:
         slot: (B,), int64, place of each row in the tiles.

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from msrec.launch import devices, versions
-from msrec.launch.distributed import process_group
+from msrec.launch.config.run_config import load_config
+from msrec.launch.distributed import Process, process_group
+from msrec.launch.encoding import job
+from msrec.launch.encoding.encode import EncodeResult
+from msrec.launch.training.trainer import _warn_of_few_rows
 
 
 @pytest.fixture
@@ -80,6 +84,33 @@ def test_commands_that_start_ranks_take_one_per_gpu(machine):
 
 def test_the_build_of_fbgemm_is_told_by_its_kernels():
     assert devices.fbgemm_has_cuda() == (not versions.is_cpu_build())
+
+
+def test_few_rows_per_gpu_are_a_warning_on_rank_0(caplog):
+    def warnings(rank, kind, batch):
+        caplog.clear()
+        _warn_of_few_rows(batch, Process(rank, 8, 8, torch.device(kind)))
+        return caplog.messages
+
+    assert (
+        "512 rows per GPU (trainer.global_batch=4,096 on 8 ranks)" in warnings(0, "cuda", 4096)[0]
+    )
+    assert warnings(1, "cuda", 4096) == warnings(0, "cpu", 4096) == warnings(0, "cuda", 32768) == []
+
+
+def test_encoding_takes_more_tokens_at_once_on_a_gpu(monkeypatch, tmp_path):
+    taken = []
+
+    def encode(dataset, store, vectors, options, on_progress):
+        taken.append((options.device, options.batch_tokens))
+        return EncodeResult({}, None)
+
+    monkeypatch.setattr(job, "encode", encode)
+    options = ["dataset=data", f"llm.store={tmp_path / 'store'}"]
+    for device, more in (("cpu", []), ("cuda:1", []), ("cuda:1", ["llm.batch_tokens=500"])):
+        monkeypatch.setattr(job, "rank_device", lambda *_, at=device, **__: torch.device(at))
+        job.encode_config(load_config(None, [*options, *more]))
+    assert taken == [("cpu", 2048), ("cuda:1", 32768), ("cuda:1", 500)]
 
 
 @pytest.mark.slow

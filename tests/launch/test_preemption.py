@@ -138,6 +138,22 @@ def test_ranks_with_fast_steps_exchange_twice_a_second_and_stop_within_seconds()
     assert seconds < 5
 
 
+def test_the_interval_settles_at_half_a_second_of_calls(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    preemption = Preemption()
+    intervals = []
+    for _ in range(FIRST_CALLS + 400):
+        now += 0.06
+        preemption._calls += 1
+        preemption._until_exchange -= 1
+        if not preemption._until_exchange:
+            preemption._interval = preemption._until_exchange = preemption._own_interval()
+            intervals.append(preemption._interval)
+    assert intervals[: FIRST_CALLS - 1] == [1] * (FIRST_CALLS - 1)
+    assert set(intervals[FIRST_CALLS + 1 :]) == {8}
+
+
 def leave(rank, world_size):
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:

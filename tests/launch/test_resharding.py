@@ -142,6 +142,22 @@ def test_a_run_goes_on_from_columns_to_rows_to_whole_tables(dataset, tmp_path):
         np.testing.assert_array_equal(tables[name], values)
 
 
+def test_a_run_with_two_copies_resumes_exactly_and_loads_into_one(dataset, tmp_path):
+    """Copies are averaged every three steps, and before the checkpoint of step 4."""
+    way, copies = ("row_wise", 4, 4), ["embeddings.group_ranks=2", "embeddings.sync_every=3"]
+    options = [*copies, "trainer.max_steps=6", "trainer.checkpoint_every_steps=4"]
+    undisturbed = trained(way, dataset, tmp_path, *options)
+    checkpoints = tmp_path / "default/checkpoints"
+    (checkpoints / "step-00000006/COMMIT").unlink()
+    assert Checkpoints(checkpoints).newest().name == "step-00000004"
+    resumed = trained(way, dataset, tmp_path, *options)
+    one_copy = loaded(ROWS, dataset, tmp_path)
+    assert undisturbed.keys() == resumed.keys() == one_copy.keys()
+    for name, values in undisturbed.items():
+        np.testing.assert_array_equal(resumed[name], values)
+        np.testing.assert_array_equal(one_copy[name], values)
+
+
 def test_a_checkpoint_without_the_state_of_the_optimizer_is_refused(dataset, saved):
     config = config_of(dataset, saved[ROWS][0], TABLE, "embeddings.optimizer=adam")
     with pytest.raises(AssertionError, match=r"must hold the state .* lacks tables\..*exp_avg"):

@@ -22,6 +22,7 @@ from msrec.launch.evaluation.results import load_results
 from msrec.launch.training.heartbeat import read_ranks
 from msrec.launch.training.preemption import Preempted
 from msrec.launch.training.trainer import Trainer
+from msrec.model.distributed.kernels import trained_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +101,29 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_stopped(
     assert len(resumed[0]) == len(whole[0]) - 13
     for name, value in whole[2].items():
         np.testing.assert_array_equal(resumed[2][name], value, name)
+
+
+def updates_counted(rank, world_size, config):
+    """Each kernel's number of updates after each step; lookups of validations count as none."""
+    trainer, counts = Trainer(config, Process(0, 1, 1, torch.device("cpu"))), []
+    add = trainer._unlogged.add
+
+    def add_and_count(outcome):
+        counts.append({int(kernel.iter_cpu) for kernel in trained_kernels(trainer.model)})
+        add(outcome)
+
+    trainer._unlogged.add = add_and_count
+    trainer.fit()
+    return counts
+
+
+def test_updates_of_tables_are_counted_without_validations_and_on_resuming(dataset, tmp_path):
+    """Adam on a GPU corrects the bias of its moments by this count."""
+    options = ["trainer.validate_every_steps=2", "trainer.patience=9"]
+    config = config_of(dataset, tmp_path, "trainer.max_steps=5", *options)
+    assert run_ranks(updates_counted, 1, config)[0] == [{1}, {2}, {3}, {4}, {5}]
+    config = config_of(dataset, tmp_path, "trainer.max_steps=7", *options)
+    assert run_ranks(updates_counted, 1, config)[0] == [{6}, {7}]
 
 
 def test_a_run_resumed_on_three_ranks_has_the_same_sums_of_gradients(dataset, tmp_path):
@@ -349,7 +373,7 @@ def lose(rank, world_size, config, at):
             yield outcome._replace(losses=outcome.losses * torch.nan) if is_lost else outcome
 
     trainer.pipeline.outcomes = with_nan
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="the loss must be finite") as error:
         trainer.fit()
     return str(error.value)
 

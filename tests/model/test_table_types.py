@@ -10,9 +10,11 @@ from ranks import run_ranks
 from tiny import tiny_dataset, tiny_schema
 
 from msrec.data.loading.loader import RankShare, open_loader
-from msrec.model.distributed.comms import Comms, comms_codecs
 from msrec.model.distributed.optimizers import optimizers
-from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import comms_codecs, shard
+from msrec.model.distributed.table_options import Comms, TableOptions
+from msrec.model.distributed.tables import fuse_optimizer
 from msrec.model.embeddings import Embeddings, TableType, fill_rows
 
 pytestmark = pytest.mark.slow

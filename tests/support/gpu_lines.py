@@ -37,7 +37,7 @@ FAULTS = {
     "wrong": Line(wrong),
     "not here": Line(not_here),
     "crash": Line(crash),
-    "hang": Line(hang, limit_s=0.5),
     "after": Line(well),
     "again": Line(well),
+    "hang": Line(hang, limit_s=0.5),
 }

@@ -51,9 +51,9 @@ def test_a_line_that_fails_crashes_or_hangs_leaves_the_others(tmp_path):
         "wrong": ("FAILED", "ValueError: a loss must be finite"),
         "not here": ("skipped", "needs CUDA"),
         "crash": ("FAILED", "its process ended with signal 6"),
-        "hang": ("FAILED", "no result within 0 s"),
         "after": ("ok", "on cpu"),
         "again": ("ok", "on cpu"),
+        "hang": ("FAILED", "no result within 0 s"),
     }
     process = {name: r.figures.get("process") for name, r in results.items()}
     assert process["after"] == process["again"] != process["before"]

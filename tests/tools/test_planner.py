@@ -30,13 +30,14 @@ from msrec.tools.planner.command.plan_command import plan_tables
 from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.make_plan import make_plan, plan_as_placed
 from msrec.tools.planner.placement import Cluster
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
 from msrec.tools.planner.sharding_options import SPAN, ShardCost, ShardingOption
 from msrec.tools.planner.solver import solve
 from msrec.tools.planner.sources.run_memory import tables_and_dense
+from msrec.tools.planner.sources.run_tables import run_tables
 from msrec.tools.planner.tables import TableLoad, read_tables_file
 from msrec.tools.planner.torchrec_times import meta_collection, topology
 
@@ -76,7 +77,7 @@ def test_costs_and_bytes_of_a_shard_are_those_of_torchrecs_planner(sharding):
     theirs = EmbeddingEnumerator(ranks, 512, constraints).enumerate(
         torch.nn.ModuleDict({"ebc": collection}), [EmbeddingBagCollectionSharder()]
     )
-    estimator = Estimator(TABLES, Ranks(H100, 8, 4), 512, "rowwise_adagrad", "torchrec")
+    estimator = Estimator(TABLES, Ranks(H100, 8, 4), 512, "rowwise_adagrad", name="torchrec")
     compared = 0
     for option in theirs:
         table = next(t for t in TABLES if t.name == option.name)
@@ -96,6 +97,16 @@ def test_costs_and_bytes_of_a_shard_are_those_of_torchrecs_planner(sharding):
             assert counted == pytest.approx(storage.hbm, rel=rel, abs=64)
         compared += 1
     assert compared >= (1 if sharding == "column_wise" else 3)
+
+
+def test_shardings_that_are_not_planned_are_refused():
+    plan = make_plan(request())
+    entries = {name: dict(entry) for name, entry in plan.modules["ebc"].items()}
+    entries["city"]["sharding_type"] = "grid_shard"
+    with pytest.raises(ValueError, match=r"'city' must have a sharding with an estimate; it is gr"):
+        plan_as_placed(request(), entries)
+    with pytest.raises(ValueError, match=r"places tables as table_wise, .*\.city is grid\. Train"):
+        run_tables(None, None, None, {"city": "grid"})
 
 
 def test_the_step_time_is_torchrecs_rating_of_the_same_placement():

@@ -26,6 +26,7 @@ def cost(table, sharding="table_wise", world=8, hardware=A100, columns=None, **c
     shape = (table.rows, columns or table.dim)
     ranks = Ranks(hardware, world, 8)
     rest = {"kernel": "fused", "hit_rate": None, "batch": 8192, "optimizer": "rowwise_adagrad"}
+    rest["comms"] = "fp32"
     return shard_cost(ranks, table, sharding, shape=shape, **(rest | changes))
 
 

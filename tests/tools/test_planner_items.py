@@ -126,15 +126,24 @@ def cpu_ranks():
     return Ranks(load_hardware("cpu"), 2, 2)
 
 
-def test_float16_vectors_are_sent_as_float32():
+@pytest.mark.parametrize("frozen", [True, False])
+def test_float16_vectors_are_sent_as_float32(frozen):
     shape = {"rows": 10_000, "dim": 32, "pooling": 3.0, "bags": 3.0}
-    trained = TableLoad(name="fp32", **shape)
-    half = TableLoad(name="fp16", precision="fp16", frozen=True, **shape)
-    estimator = Estimator([trained, half], cpu_ranks(), 64, "rowwise_adagrad")
+    full = TableLoad(name="fp32", frozen=frozen, **shape)
+    half = TableLoad(name="fp16", precision="fp16", frozen=frozen, **shape)
+    exact, quantised = (
+        Estimator([full, half], cpu_ranks(), 64, "rowwise_adagrad", comms)
+        for comms in ("fp32", "fp16")
+    )
     for sharding in ("table_wise", "row_wise"):
-        costs = [estimator.option(table, sharding).cost for table in (trained, half)]
+        costs = [exact.option(table, sharding).cost for table in (full, half)]
         assert costs[1].fwd_comms == pytest.approx(costs[0].fwd_comms)
+        assert costs[1].bwd_comms == pytest.approx(costs[0].bwd_comms)
         assert 0 < costs[1].fwd_compute < costs[0].fwd_compute
+        for table in (full, half):  # quantised communication sends half of the bytes
+            cost = quantised.option(table, sharding).cost
+            assert cost.fwd_comms == pytest.approx(costs[0].fwd_comms / 2)
+            assert cost.bwd_comms == pytest.approx(costs[0].bwd_comms / 2)
 
 
 def test_bags_are_vectors_to_send_and_ids_are_not_counted_twice():

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from msrec.data.loading.batch import Batch
     from msrec.data.schema import Schema, Split
     from msrec.launch.calibration.calibration_file import Calibration, Method
-    from msrec.launch.config.run_config import RunConfig
-    from msrec.launch.devices import Device
+    from msrec.launch.config.run_config import Device, RunConfig
     from msrec.launch.encoding.encode import EncodeResult
     from msrec.launch.evaluation.compare import Comparison
     from msrec.launch.evaluation.predict_files import PredictionSummary
@@ -188,7 +187,7 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     from rich.console import Console
 
     from msrec.tools.convert import convert as convert_source
-    from msrec.tools.convert import split_choice
+    from msrec.tools.convert import split_choice, tables_by_option
 
     names = ("protocol", "split", "seed", "fractions", "last", "split_column")
     choice = split_choice(source, **{name: options.pop(name) for name in names if name in options})
@@ -197,6 +196,7 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
         local_path(raw),
         local_path(out),
         choice=choice,
+        hashed=tables_by_option(options.pop("hash", None), options.pop("managed", None)),
         console=Console(quiet=True),
         **options,
     )
@@ -327,7 +327,12 @@ def plan(
     if out is not None:
         check_output(local_path(out), PLAN, [local_path(source)])
     options = PlanOptions(
-        local_path(source), list(overrides), nodes, gpus_per_node, gpu, batch=batch
+        local_path(source),
+        list(overrides),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        gpu=gpu,
+        batch=batch,
     )
     made = make_plan(request_from_options(options))
     if out is not None and made.fits:

@@ -42,7 +42,7 @@ def bench_job(
             run = Path(scratch) / f"{ranks}-ranks-{len(training_rows_per_s[ranks])}"
             options = [*OPTIONS, f"trainer.global_batch={batch}", f"run_id={run.name}"]
             _msrec(ranks, "train", str(config), *options, f"device={device}")
-            _msrec(ranks, "evaluate", str(run), "--device", device)
+            _msrec(ranks, "evaluate", str(run), f"device={device}")
             training_rows_per_s[ranks].append(_rows_per_s(run))
 
         cases = {"1": lambda: job(1), "2": lambda: job(2)}

@@ -1,5 +1,6 @@
 """`msrec evaluate`, `compare`, `calibrate` and `predict`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,7 +28,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             help="The options as key=value, for torchx: split=valid, checkpoint=FOLDER, data=, "
-            "by=, device=."
+            "by=. Also device=cpu or cuda."
         ),
     ] = None,
     data: DataOption = None,
@@ -47,7 +48,6 @@ def evaluate(
         ),
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
-    device: Device = "auto",
     watch: Annotated[
         bool,
         typer.Option("--watch", help="Evaluate new checkpoints during training, until it ends."),
@@ -67,10 +67,10 @@ def evaluate(
     from msrec.tools.cli.terminal import console, log_to_terminal
 
     log_to_terminal()
-    if watch:
-        _watch(run, split, data, every, device)
-        return
     options = read_options(overrides or [], EVALUATE_OPTIONS)
+    if watch:
+        _watch(run, split, data, every, _device(options))
+        return
     results = msrec.evaluate(
         run,
         _split(options.get("split", split)),
@@ -80,7 +80,7 @@ def evaluate(
         k=k,
         resamples=resamples,
         seed=seed,
-        device=_device(options.get("device", device)),
+        device=_device(options),
     )
     if results is not None:
         for table in results_tables(results):
@@ -98,9 +98,11 @@ def _split(name: str) -> Split:
     return name
 
 
-def _device(name: str) -> Device:
-    from msrec.launch.devices import DEVICES
+def _device(options: Mapping[str, str]) -> Device:
+    """Returns the device that the options name, or `auto`."""
+    from msrec.launch.config.run_config import DEVICES
 
+    name = options.get("device", "auto")
     if name not in DEVICES:
         raise ValueError(f"device must be auto, cpu or cuda; got {name!r}.")
     return name
@@ -255,7 +257,6 @@ def predict(
             show_default="the run's own",
         ),
     ] = None,
-    device: Device = "auto",
 ) -> None:
     """Score the rows of Parquet files: as many rows out as in, in order; resumes after a kill.
 
@@ -279,7 +280,7 @@ def predict(
         columns=None if names is None else [name for name in names.split(",") if name],
         checkpoint=options.get("checkpoint"),
         dataset=options.get("dataset", dataset),
-        device=_device(options.get("device", device)),
+        device=_device(options),
     )
     if summary is not None:
         say(summary.sentence(to_path(str(target))))

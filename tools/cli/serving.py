@@ -103,7 +103,7 @@ def apply(
         bool,
         typer.Option(
             "--swap",
-            help="Then point the link EXPORT to the new export; servers with --follow take it.",
+            help="Then point the link EXPORT to the new export; servers of that link swap to it.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -174,16 +174,12 @@ def serve(
             min=0, help="Seconds after SIGTERM in which load balancers can turn away from us."
         ),
     ] = 2,
-    follow: Annotated[
-        bool,
-        typer.Option(
-            "--follow",
-            help="Swap to another export, without a failed request, when the link EXPORT is "
-            "pointed to it or the folder EXPORT is replaced. Needs memory for both meanwhile.",
-        ),
-    ] = False,
 ) -> None:
-    """Serve an export over HTTP: /score, /health, /ready, /metrics. Needs the extra `serve`."""
+    """Serve an export over HTTP: /score, /health, /ready, /metrics. Needs the extra `serve`.
+
+    If the folder is a link, the server swaps to another export when the link is pointed to it,
+    without a failed request. It then needs memory for both.
+    """
     from msrec.launch.serving.scorer import Scorer
 
     def announce(scorer: Scorer) -> None:
@@ -201,7 +197,7 @@ def serve(
         ) from None
     run(
         folder,
-        ServerOptions(host, port, workers, threads, drain_s, follow=follow),
+        ServerOptions(host, port, workers, threads, drain_s),
         Limits(max_batch, max_wait_ms, max_queue, max_body_mib),
         announce,
     )

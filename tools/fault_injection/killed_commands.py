@@ -61,13 +61,13 @@ COMMANDS = {  # on the CPU, where a start repeats every bit of another
         earlier="--tables float16",
     ),
     "evaluate": Command(
-        "evaluate {work}/run --resamples 20 --device cpu",
+        "evaluate {work}/run device=cpu --resamples 20",
         ("run/predictions/test", "run/results.json"),
         earlier="--k 3",
         begins_with="runs/run",
     ),
     "predict": Command(
-        "predict {inputs}/runs/run --data {inputs}/rows --out {work}/scores --device cpu",
+        "predict {inputs}/runs/run --data {inputs}/rows --out {work}/scores device=cpu",
         ("scores",),
         marker="scores/_COMMIT",
     ),

@@ -1,7 +1,8 @@
 """Estimated milliseconds of a shard: bytes over bandwidths, inside a node and between nodes.
 
 Bytes are those that FBGEMM's kernels read and write and that NCCL's collectives send. TorchRec
-returns float32 vectors for every precision, so vectors and their gradients count 4 bytes a value.
+returns float32 vectors for every precision, so vectors and their gradients count 4 bytes a value,
+unless communication is quantised.
 The distribution of ids is left out: TorchRec's pipeline overlaps it with the step before.
 
 Source:
@@ -14,10 +15,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
+from msrec.launch.reporting.byte_sizes import FLOAT_BYTES, HALF_BYTES
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.sharding_options import Latency, ShardCost
-from msrec.tools.planner.tables import Kernel, Optimizer, Sharding, TableLoad
+from msrec.tools.planner.tables import Comms, Kernel, Optimizer, Sharding, TableLoad
 
 ID_BYTES = 8
 WEIGHT_BYTES = 4
@@ -143,6 +144,7 @@ def shard_cost(
     shape: tuple[int, int],
     batch: int,
     optimizer: Optimizer,
+    comms: Comms,
 ) -> ShardCost:
     """Returns the estimated milliseconds of a shard in one step, without latency.
 
@@ -155,11 +157,13 @@ def shard_cost(
         shape: rows and columns of the shard.
         batch: rows of a step on one rank.
         optimizer: of the table.
+        comms: type in which vectors are sent.
     """
     rows, columns = shape
     ids, vectors = lookups(ranks, table, sharding, batch)
     width = kernel_width(columns) / columns * table.row_bytes(columns)
-    sent = vectors * columns * FLOAT_BYTES
+    made = vectors * columns * FLOAT_BYTES
+    sent = made if comms == "fp32" else made * HALF_BYTES / FLOAT_BYTES
     distinct = rows * -math.expm1(-ids / rows)
 
     def row_ms(number: float) -> float:
@@ -170,17 +174,17 @@ def shard_cost(
         return ranks.memory(number * hits * width) + ranks.host_rows(number * (1 - hits) * width)
 
     of_ids = ids * (ID_BYTES + (WEIGHT_BYTES if table.weighted else 0))
-    forward = row_ms(ids) + ranks.memory(of_ids + sent)
+    forward = row_ms(ids) + ranks.memory(of_ids + made)
     send = _sending(ranks, table, sharding)
     if table.frozen:
         return ShardCost(forward, send(sent))
     if sharding == "data_parallel":
         size = rows * columns * FLOAT_BYTES
-        update = ranks.memory(sent + ids * width + size * DENSE_OPTIMIZER_PASSES)
+        update = ranks.memory(made + ids * width + size * DENSE_OPTIMIZER_PASSES)
         return ShardCost(forward, 0.0, update, 2 * ranks.ring(size))
     state = FLOAT_BYTES * (1 if optimizer == "rowwise_adagrad" else 2 * columns)
     sort = SORT_PASSES * ids * ID_BYTES
-    update = 2 * row_ms(distinct) + ranks.memory(sent + sort + 2 * distinct * state)
+    update = 2 * row_ms(distinct) + ranks.memory(made + sort + 2 * distinct * state)
     if table.weighted:
         update += row_ms(ids)  # the gradient of each weight reads its row again
     return ShardCost(forward, send(sent), update, send(sent))

@@ -12,7 +12,7 @@ from typing import Literal
 from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
 from msrec.tools.planner.costs import ID_BYTES, WEIGHT_BYTES, Ranks, lookups, shard_cost
 from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
-from msrec.tools.planner.tables import RUN_SHARDINGS, Kernel, Optimizer, Sharding, TableLoad
+from msrec.tools.planner.tables import RUN_SHARDINGS, Comms, Kernel, Optimizer, Sharding, TableLoad
 
 EstimatorName = Literal["msrec", "torchrec"]
 DEFAULT_LOAD_FACTOR = 0.2
@@ -30,6 +30,7 @@ class Estimator:
         ranks: of the job.
         batch: rows of a step on one rank.
         optimizer: of the tables.
+        comms: type in which ranks send each other vectors.
         name: `msrec` estimates times by `costs`, `torchrec` by TorchRec's own planner, which counts
             no latency.
     """
@@ -40,16 +41,17 @@ class Estimator:
         ranks: Ranks,
         batch: int,
         optimizer: Optimizer,
+        comms: Comms = "fp32",
         name: EstimatorName = "msrec",
     ) -> None:
         self._tables, self._ranks = tables, ranks
-        self._batch, self._optimizer = batch, optimizer
+        self._batch, self._optimizer, self._comms = batch, optimizer, comms
         self._torchrec: TorchRecTimes | None = None
         if name == "torchrec":
             # Imported here, because its import takes seconds.
             from msrec.tools.planner.torchrec_times import TorchRecEstimator
 
-            self._torchrec = TorchRecEstimator(tables, ranks, batch, optimizer).cost
+            self._torchrec = TorchRecEstimator(tables, ranks, batch, optimizer, comms).cost
         self._estimated: dict[tuple[object, ...], ShardingOption | None] = {}
 
     def options(
@@ -97,7 +99,7 @@ class Estimator:
         rows, columns = shape
         name = "dense" if sharding == "data_parallel" else kernel
         if self._torchrec is None:
-            job = (self._batch, self._optimizer)
+            job = (self._batch, self._optimizer, self._comms)
             cost = shard_cost(self._ranks, table, sharding, kernel, load_factor, shape, *job)
             latencies = self._ranks.latencies(table, sharding, name)
         else:

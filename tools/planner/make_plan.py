@@ -11,7 +11,7 @@ from msrec.tools.planner.memory_balance import balanced
 from msrec.tools.planner.placement import Placement, placement_on, shared_latency, step_ms_with
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, RankLoad, TablePlan
 from msrec.tools.planner.request import PlanRequest
-from msrec.tools.planner.sharding_options import COST_PARTS, ShardingOption
+from msrec.tools.planner.sharding_options import COST_PARTS, SPAN, ShardingOption
 from msrec.tools.planner.solver import solve, total_cost_ms
 from msrec.tools.planner.tables import TableLoad
 
@@ -74,11 +74,14 @@ def plan_as_placed(request: PlanRequest, entries: Mapping[str, Any]) -> Plan:
         entry = entries[table.name]
         kernel: Any = entry["compute_kernel"].replace("dense", "fused")
         factor = entry.get("load_factor")
-        option = estimator.option(table, entry["sharding_type"], kernel, factor)
-        if option is None:  # fewer rows than ranks: some shards are empty
+        sharding, option = entry["sharding_type"], None
+        if sharding in SPAN:
+            option = estimator.option(table, sharding, kernel, factor)
+        # Also: fewer rows than ranks, so that some shards are empty, or narrow shards of columns.
+        if option is None:
             raise ValueError(
-                f"table {table.name!r} must have a sharding with an estimate; it is planned "
-                f"{entry['sharding_type']}, with {table.rows:,} rows on {request.world_size} ranks."
+                f"table {table.name!r} must have a sharding with an estimate; it is {sharding}, "
+                f"with {table.rows:,} rows of {table.dim} on {request.world_size} ranks."
             )
         chosen[table.name] = option
         ranks[table.name] = list(entry["ranks"]) or list(range(request.world_size))
@@ -87,7 +90,7 @@ def plan_as_placed(request: PlanRequest, entries: Mapping[str, Any]) -> Plan:
 
 
 def _estimator(request: PlanRequest) -> Estimator:
-    job = (request.ranks, request.rows_per_rank, request.optimizer)
+    job = (request.ranks, request.rows_per_rank, request.optimizer, request.comms)
     return Estimator(request.tables, *job, request.estimator)
 
 

@@ -10,7 +10,7 @@ from msrec.tools.planner.estimator import EstimatorName
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.placement import Cluster
 from msrec.tools.planner.sharding_options import SPAN
-from msrec.tools.planner.tables import RUN_SHARDINGS, Optimizer, Sharding, TableLoad
+from msrec.tools.planner.tables import RUN_SHARDINGS, Comms, Optimizer, Sharding, TableLoad
 
 if TYPE_CHECKING:  # it needs torch, which a list of tables does not
     from msrec.launch.config.run_config import RunConfig
@@ -61,6 +61,7 @@ class PlanRequest:
 
     Attributes:
         batch: rows of a step on one rank; None divides the config's global batch among the ranks.
+        comms: type in which ranks send each other vectors.
         shardings: allowed sharding types; None allows `RUN_SHARDINGS` if there is a config, else
             all.
         load_factors: shares of a table's rows to cache, if tables may be in host memory.
@@ -82,6 +83,7 @@ class PlanRequest:
     nodes: int
     per_node: int
     optimizer: Optimizer = "rowwise_adagrad"
+    comms: Comms = "fp32"
     shardings: Sequence[Sharding] | None = None
     load_factors: Sequence[float] = ()
     dense: DenseMemory = DenseMemory()

@@ -12,6 +12,8 @@ from msrec.data.io.yaml_files import read_yaml
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Optimizer = Literal["rowwise_adagrad", "adam"]
+Comms = Literal["fp32", "fp16"]
+"""Type in which ranks send each other vectors, by TorchRec's quantised communication."""
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 """Table on the accelerator, in host memory, or in host memory with a cache on the accelerator."""

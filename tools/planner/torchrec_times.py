@@ -27,10 +27,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
+from msrec.model.distributed.sharding import comms_codecs
 from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.sharding_options import ShardCost
-from msrec.tools.planner.tables import VALUE_BYTES, Optimizer, Sharding, TableLoad
+from msrec.tools.planner.tables import VALUE_BYTES, Comms, Optimizer, Sharding, TableLoad
 
 BYTES_PER_MS = 1e6
 """TorchRec's unit of bandwidth, bytes per millisecond, in one GB/s."""
@@ -44,14 +45,20 @@ class TorchRecEstimator:
         ranks: of the job.
         batch: rows of a step on one rank.
         optimizer: of the tables.
+        comms: type in which ranks send each other vectors.
     """
 
     def __init__(
-        self, tables: Sequence[TableLoad], ranks: Ranks, batch: int, optimizer: Optimizer
+        self,
+        tables: Sequence[TableLoad],
+        ranks: Ranks,
+        batch: int,
+        optimizer: Optimizer,
+        comms: Comms = "fp32",
     ) -> None:
-        self._ranks, self._batch = ranks, batch
+        self._ranks, self._batch, self._comms = ranks, batch, comms
         self._collection = meta_collection(tables, optimizer)
-        sharder = EmbeddingBagCollectionSharder()
+        sharder = EmbeddingBagCollectionSharder(qcomm_codecs_registry=comms_codecs(comms))
         self._sharders = build_sharder_data_map({sharder_name(sharder.module_type): sharder})
         self._constraints: dict[str, ParameterConstraints] = {}
         # One estimator for all tables: every new one logs the whole topology.
@@ -92,7 +99,7 @@ class TorchRecEstimator:
         if not table.frozen:
             return ShardCost(perf.fwd_compute, perf.fwd_comms, perf.bwd_compute, perf.bwd_comms)
         # TorchRec takes vectors to be sent in the type of the table; pooled vectors are float32.
-        wider = FLOAT_BYTES / VALUE_BYTES[table.precision]
+        wider = FLOAT_BYTES / VALUE_BYTES[table.precision] if self._comms == "fp32" else 1.0
         return ShardCost(perf.fwd_compute, perf.fwd_comms * wider)
 
 

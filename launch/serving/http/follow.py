@@ -1,4 +1,4 @@
-"""Watches a path for another export, which the server then swaps to."""
+"""Watches a link for another export, which the server then swaps to."""
 
 import logging
 import threading
@@ -13,12 +13,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class Follower:
-    """Thread that loads the export that a path leads to, whenever it is another one.
+    """Thread that loads the export that a link leads to, whenever it is another one.
 
-    A path with no export, such as a folder that is being replaced, is ignored until it has one.
+    A link that leads to no export is ignored until it does.
 
     Args:
-        path: a link to an export, or an export.
+        link: to an export.
         version: of the export that is served.
         swap: called with each other export after it was loaded.
         refuse: called with the reason if an export cannot be loaded; it is not tried again.
@@ -26,12 +26,12 @@ class Follower:
 
     def __init__(
         self,
-        path: Path,
+        link: Path,
         version: str,
         swap: Callable[[Scorer], None],
         refuse: Callable[[str], None],
     ) -> None:
-        self._path, self._version = path, version
+        self._link, self._version = link, version
         self._swap, self._refuse = swap, refuse
         self._seen: object = None
         self._stopped = threading.Event()
@@ -55,8 +55,8 @@ class Follower:
                 self._refuse(str(error))
 
     def _check(self) -> None:
-        # A link is followed once, so that all files are of one export.
-        folder = self._path.resolve()
+        # The link is followed once, so that all files are of one export.
+        folder = self._link.resolve()
         try:
             file = (folder / MANIFEST_FILE).stat()
         except FileNotFoundError:

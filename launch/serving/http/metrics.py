@@ -36,7 +36,7 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self.exports = Counter(
-            "msrec_exports", "exports found by --follow", ["result"], registry=registry
+            "msrec_exports", "other exports that the link led to", ["result"], registry=registry
         )
         self._values = [
             Counter(f"msrec_{name}", text, ["column"], registry=registry)

@@ -50,7 +50,6 @@ class ServerOptions:
         drain_s: seconds after a signal in which requests are accepted.
         stop_s: seconds after that in which requests under way are answered.
         read_s: seconds in which a client must send a whole request.
-        follow: whether to swap to another export when the path leads to one.
     """
 
     host: str = "127.0.0.1"
@@ -60,7 +59,6 @@ class ServerOptions:
     drain_s: float = 2.0
     stop_s: float = 5.0
     read_s: float = 10.0
-    follow: bool = False
 
 
 class DrainingServer(uvicorn.Server):
@@ -88,7 +86,7 @@ def serve(
     """Answers requests until SIGTERM or SIGINT, see `ServerOptions`.
 
     Args:
-        path: an export, or a link to it.
+        path: an export, or a link to it, which is followed when it is pointed to another one.
         options: of the server.
         limits: of batches and requests.
         on_loaded: called with the export before it is served; must not keep it, since another one
@@ -99,7 +97,7 @@ def serve(
         ValueError: it cannot be loaded, the address is not free, or a worker does not start.
     """
     if options.workers == 1:
-        app = _new_app(path, options, limits, on_loaded)
+        app = _new_app(path, limits, on_loaded)
         _serve_here(app, _listener(options), options)
         return
     on_loaded(Scorer(path.resolve()))
@@ -122,14 +120,11 @@ def _listener(options: ServerOptions) -> socket.socket:
 
 
 def _new_app(
-    path: Path,
-    options: ServerOptions,
-    limits: Limits,
-    on_loaded: Callable[[Scorer], None] = lambda _: None,
+    path: Path, limits: Limits, on_loaded: Callable[[Scorer], None] = lambda _: None
 ) -> FastAPI:
     scorer = Scorer(path.resolve())  # a link may be pointed elsewhere while the files are read
     on_loaded(scorer)
-    return create_app(scorer, limits, path if options.follow else None)
+    return create_app(scorer, limits, path if path.is_symlink() else None)
 
 
 def _serve_here(app: FastAPI, listener: socket.socket, options: ServerOptions) -> None:
@@ -160,7 +155,7 @@ def _work(path: Path, listener: socket.socket, options: ServerOptions, limits: L
     """Serves in a worker process, which ends when its parent does."""
     os.setsid()  # Ctrl-C reaches the parent alone, which tells its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _serve_here(_new_app(path, options, limits), listener, options)
+    _serve_here(_new_app(path, limits), listener, options)
 
 
 def _end_with_parent() -> None:

@@ -182,7 +182,7 @@ def create_app(scorer: Scorer, limits: Limits | None = None, follow: Path | None
     may ever wait, 422 for an invalid row (the sentence names row and column), 503 with Retry-After
     while too many rows wait.
 
-    GET /health names the export. If the path `follow` leads to another export, that one answers new
+    GET /health names the export. If the link `follow` leads to another export, that one answers new
     requests as soon as it is loaded; if it cannot be loaded, /health says why.
     """
     service = _Service(scorer, limits or Limits(), follow)

@@ -21,7 +21,7 @@ class Line:
 
     @property
     def about(self) -> str:
-        """One sentence on what it does."""
+        """Sentence on its work."""
         return (self.run.__doc__ or "").partition("\n")[0]
 
 

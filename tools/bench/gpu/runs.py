@@ -101,9 +101,10 @@ def uvm(setting: Setting) -> Found:
     """Tables in host memory with a fifth of the rows cached: trained, saved, evaluated."""
     config, plain = _trained(setting, "fused", trace=0)
     plan = json.loads((config.run_dir / "plan.json").read_text())
+    cache = {"compute_kernel": "fused_uvm_caching", "load_factor": 0.2}
     for tables in plan["modules"].values():
         for entry in tables.values():
-            entry |= {"compute_kernel": "fused_uvm_caching", "load_factor": 0.2}
+            entry |= cache if setting.is_gpu else {}  # a CPU has no such kernel
     file = setting.folder / f"{config.run_id}-uvm.json"
     write_json(file, plan)
     cached = with_overrides(config, [f"plan={file}", f"run_id={config.run_id}-uvm"])

@@ -25,7 +25,7 @@ class Skipped(Exception):
 
 
 class Found(NamedTuple):
-    """What a line found: one sentence for people, and figures for the JSON file."""
+    """Finding of a line: a sentence for people, and figures for the JSON file."""
 
     text: str
     figures: dict[str, Any] = {}

@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 from msrec.data.loading.batch import Batch
 from msrec.data.synthetic.random_rows import random_rows
 from msrec.launch.config.run_config import RunConfig, save_config
-from msrec.launch.config.training_sections import TrainerConfig
 from msrec.launch.distributed import Process
+from msrec.launch.loaders import build_loader
 from msrec.launch.training.trainer import Trainer
-from msrec.tools.bench.gpu.setting import Found, Setting, Skipped, synchronize
+from msrec.tools.bench.gpu.setting import Found, Setting, synchronize
 from msrec.tools.bench.gpu.training import first_batches, train
 from msrec.tools.bench.harness.shapes import LARGE_DIM, large_tables
 from msrec.tools.planner.command.build_request import request_from_options
@@ -84,40 +84,46 @@ def profiled(setting: Setting) -> Found:
 
 
 def precision(setting: Setting) -> Found:
-    """TF32 and bf16 against fp32: rows/s, and the loss after the same steps."""
-    if "precision" not in TrainerConfig.model_fields:
-        raise Skipped("this version has no trainer.precision")
+    """TF32, bf16 and fp16 tables against fp32: rows/s, and the loss of a step after them."""
     size = setting.size(32_768, 512)
+    options = {
+        "fp32": "trainer.precision=fp32",
+        "tf32": "trainer.precision=tf32",
+        "bf16": "trainer.precision=bf16",
+        "fp16 tables": "embeddings.dtype=fp16",
+    }
+    if not setting.is_gpu:
+        del options["tf32"]
     figures = {}
     with setting.one_rank() as process:
-        for name in ("fp32", "tf32", "bf16") if setting.is_gpu else ("fp32", "bf16"):
-            option = f"trainer.precision={name}"
+        for name, option in options.items():
             trainer, batches = _trainer(setting, process, size, IN_MEMORY, option)
             rate = rows_per_s(setting, trainer, batches)
             (loss,) = train(trainer, batches[:1])
             figures[name] = {"rows_per_s": rate, "loss": float(loss)}
     shown = [
-        f"{name} {f['rows_per_s']:,.0f} rows/s, loss {f['loss']:.4f}" for name, f in figures.items()
+        f"{name} {each['rows_per_s']:,.0f} rows/s, loss {each['loss']:.4f}"
+        for name, each in figures.items()
     ]
     return Found("; ".join(shown), figures)
 
 
 def pinned(setting: Setting) -> Found:
-    """Batches in pinned against pageable memory: rows/s of training, GB/s of the copy."""
+    """Batches in pinned against pageable memory: rows/s of training, ms of the copy of a batch."""
     setting.require_gpu("pinned memory")
     size, figures = 32_768, {}
+    alone = Process(0, 1, 1, torch.device("cpu"))
     with setting.one_rank() as process:
         trainer, batches = _trainer(setting, process, size, IN_MEMORY)
-        pageable = [each.to(torch.device("cpu")) for each in batches]
-        for name, some in (
-            ("pinned", [each.pin_memory() for each in pageable]),
-            ("pageable", pageable),
-        ):
+        # The loader of a CPU rank does not pin.
+        loader = build_loader(trainer.config, "train", alone, trainer.knowledge, size, shuffle=True)
+        pageable = list(itertools.islice(loader.batches(), IN_MEMORY))
+        for name, some in (("pinned", batches), ("pageable", pageable)):
             rate = rows_per_s(setting, trainer, some)
             figures[name] = {"rows_per_s": rate, "copy_ms": _copy_ms(some, process.device)}
     shown = [
-        f"{name} {f['rows_per_s']:,.0f} rows/s, copy {f['copy_ms']:.2f} ms"
-        for name, f in figures.items()
+        f"{name} {each['rows_per_s']:,.0f} rows/s, copy {each['copy_ms']:.2f} ms"
+        for name, each in figures.items()
     ]
     return Found("; ".join(shown), figures)
 

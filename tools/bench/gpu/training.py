@@ -10,6 +10,7 @@ from msrec.data.loading.batch import Batch
 from msrec.launch.config.run_config import RunConfig, with_overrides
 from msrec.launch.distributed import Process, seed_step
 from msrec.launch.training.trainer import Trainer
+from msrec.model.layers.precision import tf32_products
 from msrec.tools.bench.gpu.setting import Setting
 
 LIMIT = 1e-4
@@ -26,8 +27,9 @@ def train(trainer: Trainer, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
         seed_step(trainer.config.seed, step, trainer.process.rank)
 
     trainer.model.train()
-    for outcome in trainer.pipeline.outcomes(iter(batches), before_step):
-        yield outcome.losses.detach().sum()
+    with tf32_products(trainer.config.trainer.precision == "tf32"):
+        for outcome in trainer.pipeline.outcomes(iter(batches), before_step):
+            yield outcome.losses.detach().sum()
 
 
 def first_batches(trainer: Trainer, count: int) -> list[Batch]:

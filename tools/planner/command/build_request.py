@@ -156,6 +156,7 @@ def _run_fields(config: "RunConfig", tables: list[TableLoad], dense: DenseMemory
         "tables": tables,
         "batch": None,
         "optimizer": config.embeddings.optimizer,
+        "comms": config.embeddings.comms,
         "dense": dense,
         "config": config,
     }

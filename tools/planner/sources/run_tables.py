@@ -108,5 +108,7 @@ def _lookups(table: EmbeddingBagConfig, probe: Batch, items: ItemLookups) -> tup
     names = table.feature_names
     if names == [ITEM]:
         return items.items / items.rows, items.bags / items.rows
+    if not set(names) <= set(probe.sparse.keys()):  # managed: one id in each row
+        return 1.0, 1.0
     ids = sum(float(probe.sparse[name].lengths().sum()) for name in names)
     return max(ids / len(probe.label) / len(names), 1.0), 1.0

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,12 +103,16 @@ def _write_random_store(
     settings = store_settings(dataset, VectorSettings(**config.llm.encoding))
     settings |= {"version": VERSION, "model_sha256": "0" * 64}
     names = [scenario.name for scenario in schema.scenarios]
-    keys = {"user": list(range(ENTITIES)), "item": list(range(ENTITIES)), "scenario": names}
+    keys: dict[str, list[Any]] = {
+        "user": list(range(ENTITIES)),
+        "item": list(range(ENTITIES)),
+        "scenario": names,
+    }
     rng = np.random.default_rng(0)
     for level in config.knowledge_levels:
         of_level, count = keys[level], len(keys[level])
         writer = StoreWriter(store / level, settings | {"level": level}, rank=0, world_size=1)
-        columns = {
+        columns: dict[str, list[Any]] = {
             "index": list(range(count)),
             "key": of_level,
             "tokens": [1] * count,
