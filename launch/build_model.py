@@ -58,7 +58,8 @@ def build_sharded(
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Returns the sharded model and its plan, see `plan_model`."""
     model, sharding = plan_model(config, schema, knowledge, process, plan, scored=scored)
-    check_managed(model.ranker.embeddings.managed, sharding)
+    if not scored:
+        check_managed(model.ranker.embeddings.managed, sharding)
     tables = config.embeddings
     group = process.world_size if scored else tables.group_ranks or process.world_size
     if group < process.world_size and model.ranker.embeddings.managed is not None:

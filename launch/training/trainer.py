@@ -200,17 +200,19 @@ class Trainer:
         """
         rows = ValidationRows(self._metric, self._head, self._impressions)
         metrics = self._score(loader.batches(), rows.add)
-        unknown = {
+        without_row = {
             f"share_without_row/{name}": count.unknown / max(count.values, 1)
             for name, count in take_lookup_counts(self._managed).items()
         }
-        return metrics.named(self._scenarios) | rows.named(self._scenarios) | unknown
+        return metrics.named(self._scenarios) | rows.named(self._scenarios) | without_row
 
     def _score(
         self, batches: Iterator[Batch], add: Callable[[Outcome], None] | None = None
     ) -> TaskMetrics:
         """Returns the streaming metrics of batches, the same on every rank."""
         metrics = TaskMetrics(len(self._scenarios), self._scales, self.process.device)
+        if self._managed is not None:
+            self._managed.lookups.zero_()
         self.model.eval()
         self._heartbeat.beat("validates")
         for outcome in self.pipeline.outcomes(batches):

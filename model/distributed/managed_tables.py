@@ -110,7 +110,8 @@ def table_shards(model: nn.Module, table: str) -> Iterator[TableShard]:
     for module in model.modules():
         if not isinstance(module, ShardedEmbeddingBagCollection):
             continue
-        for kernel in (kernel for lookup in module._lookups for kernel in lookup._emb_modules):
+        lookups = [getattr(lookup, "module", lookup) for lookup in module._lookups]
+        for kernel in (kernel for lookup in lookups for kernel in lookup._emb_modules):
             for number, config in enumerate(kernel.config.embedding_tables):
                 if config.name == table:
                     batched = kernel.emb_module

@@ -178,11 +178,9 @@ def _tensors(part: Any) -> Iterator[torch.Tensor]:
     """Yields all tensors of a batch or of a part of it."""
     if isinstance(part, torch.Tensor):
         yield part
-    elif isinstance(part, np.ndarray):
-        yield torch.from_numpy(part)
     elif isinstance(part, KeyedJaggedTensor):
         yield from (part.values(), part.lengths(), part.offsets())
-    elif part is not None:
+    elif part is not None and not isinstance(part, np.ndarray):  # counts on the host are small
         parts = part if isinstance(part, tuple) else [getattr(part, f.name) for f in fields(part)]
         for each in parts:
             yield from _tensors(each)
