@@ -64,7 +64,7 @@ def distinct_items(config, rows):
     """Distinct items of the first training batch, row by row."""
     schema = load_schema(config.dataset)
     knowledge = KnowledgeInputs(config, schema)
-    process = Process(0, 1, 1, "cpu")
+    process = Process(0, 1, 1, torch.device("cpu"))
     loader = build_loader(config, "train", process, knowledge, 96, shuffle=True)
     batch = next(loader.batches())
     items = set()
