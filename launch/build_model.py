@@ -21,10 +21,10 @@ from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.distributed.filling import fill_frozen, fill_projected
+from msrec.model.distributed.plan_files.sharding_plan import load_plan
 from msrec.model.distributed.planning import plan_sharding
 from msrec.model.distributed.replicas import sharding_env
 from msrec.model.distributed.sharding import shard
-from msrec.model.distributed.sharding_plan import load_plan
 from msrec.model.distributed.table_options import TableOptions
 from msrec.model.distributed.tables import freeze, frozen_tables, fuse_optimizer
 from msrec.model.embeddings import Embeddings

@@ -41,8 +41,8 @@ from msrec.model.distributed.collectives import from_rank_0
 from msrec.model.distributed.kernels import set_update_count
 from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
+from msrec.model.distributed.plan_files.sharding_plan import plan_to_dict
 from msrec.model.distributed.replicas import TableReplicas
-from msrec.model.distributed.sharding_plan import plan_to_dict
 from msrec.model.layers.precision import check_precision, tf32_products
 from msrec.model.managed.managed_tables import take_lookup_counts
 from msrec.model.ranker import Outcome
