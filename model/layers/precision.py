@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["fp32", "tf32", "bf16"]
-"""Precision of the products of training steps."""
+from msrec.data.io.validation import Precision
+
 TENSOR_CORES = (8, 0)
 """First compute capability of GPUs that multiply in TF32 and bfloat16."""
 
