@@ -9,7 +9,7 @@ from rich.table import Table
 
 from msrec.launch.cluster.submit import Submitted, job_state, read_submitted
 from msrec.launch.rank_errors import Failure, first_failure
-from msrec.launch.reporting.plan_table import format_bytes
+from msrec.launch.reporting.byte_sizes import format_bytes
 from msrec.launch.training.heartbeat import (
     CRASH,
     RANKS_FOLDER,

@@ -4,9 +4,8 @@ from rich.table import Table
 from torch import nn
 from torchrec.distributed.types import ShardingPlan
 
+from msrec.launch.reporting.byte_sizes import FLOAT_BYTES, HALF_BYTES, format_bytes, format_ranks
 from msrec.model.distributed.tables import frozen_tables, table_sizes
-
-FLOAT_BYTES, HALF_BYTES = 4, 2
 
 
 def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
@@ -60,19 +59,6 @@ def dense_parameters(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if ".embedding_bags." not in name)
 
 
-def format_bytes(num_bytes: float) -> str:
-    """Returns a number of bytes with its unit.
-
-    Example:
-        >>> [format_bytes(n) for n in (512, 3 << 20, 5 << 29)]
-        ['0.5 KiB', '3.0 MiB', '2.5 GiB']
-    """
-    unit, power = ("GiB", 30) if num_bytes >= 1 << 30 else ("MiB", 20)
-    if num_bytes < 1 << 20:
-        unit, power = "KiB", 10
-    return f"{num_bytes / (1 << power):,.1f} {unit}"
-
-
 def _values_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
     """Returns the values of a table on each rank; a replicated table is whole on every rank."""
     shards = getattr(getattr(sharding, "sharding_spec", None), "shards", None)
@@ -83,16 +69,3 @@ def _values_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
         rows, dim = shard.shard_sizes
         by_rank[shard.placement.rank()] += rows * dim
     return by_rank
-
-
-def format_ranks(ranks: list[int]) -> str:
-    """Returns ranks as text, three or more consecutive ones as a range.
-
-    Example:
-        >>> format_ranks([0, 1, 2, 3]), format_ranks([2, 5])
-        ('0-3', '2, 5')
-    """
-    first, last = min(ranks), max(ranks)
-    if len(ranks) > 2 and sorted(ranks) == list(range(first, last + 1)):
-        return f"{first}-{last}"
-    return ", ".join(map(str, ranks))

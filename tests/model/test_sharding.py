@@ -21,14 +21,14 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.launch.batch_pipeline import pipeline_kind
 from msrec.model.distributed import planning
-from msrec.model.distributed.planning import plan_sharding
-from msrec.model.distributed.sharding_plan import (
+from msrec.model.distributed.plan_files.sharding_plan import (
     load_plan,
     plan_from_dict,
     plan_to_dict,
     shard_entry,
     table_entry,
 )
+from msrec.model.distributed.planning import plan_sharding
 from msrec.model.distributed.table_options import COLUMN_SHARDINGS, TableOptions, TableSharding
 from msrec.model.distributed.tables import fuse_optimizer
 from msrec.model.embeddings import Embeddings, fill_rows

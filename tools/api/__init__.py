@@ -320,14 +320,19 @@ def plan(
     from msrec.data.io.atomic_files import write_text
     from msrec.data.io.outputs import check_output
     from msrec.tools.planner.command.build_request import request_from_options
+    from msrec.tools.planner.command.plan_file import PLAN
     from msrec.tools.planner.command.plan_options import PlanOptions
     from msrec.tools.planner.make_plan import make_plan
-    from msrec.tools.planner.plan import PLAN
 
     if out is not None:
         check_output(local_path(out), PLAN, [local_path(source)])
     options = PlanOptions(
-        local_path(source), list(overrides), nodes, gpus_per_node, gpu, batch=batch
+        local_path(source),
+        list(overrides),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        gpu=gpu,
+        batch=batch,
     )
     made = make_plan(request_from_options(options))
     if out is not None and made.fits:

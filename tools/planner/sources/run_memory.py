@@ -17,15 +17,16 @@ from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader
-from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
+from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
+from msrec.launch.reporting.plan_table import dense_parameters
 from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
-from msrec.model.layers.managed_ids import map_bytes
 from msrec.model.layers.precision import product_dtype
+from msrec.model.managed.managed_ids import map_bytes
 from msrec.model.ranker import ItemInputs, RankerTrain
-from msrec.tools.planner.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.request import DenseMemory, LinearBytes, adam_memory
-from msrec.tools.planner.run_tables import item_lookups, num_bags, run_tables
+from msrec.tools.planner.sources.peak_memory import TensorMemoryCounter
+from msrec.tools.planner.sources.run_tables import item_lookups, num_bags, run_tables
 from msrec.tools.planner.tables import TableLoad
 
 PROBE_ROWS = 1024

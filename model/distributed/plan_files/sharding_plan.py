@@ -1,8 +1,7 @@
 """Sharding plan as JSON: write, read, and check that it fits a job."""
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
+from msrec.model.distributed.plan_files.plan_entries import plan_hash, shard_entry, table_entry
 from msrec.model.distributed.tables import table_sizes
 
 KERNELS = {"cpu": ("fused", "dense"), "cuda": ("fused", "fused_uvm", "fused_uvm_caching", "dense")}
@@ -43,37 +43,6 @@ def plan_to_dict(plan: ShardingPlan, world_size: int, per_node: int) -> dict[str
         for path, module in plan.plan.items()
     }
     return {"format": 1, "world_size": world_size, "per_node": per_node, "modules": modules}
-
-
-def table_entry(
-    sharding_type: str,
-    kernel: str,
-    ranks: Sequence[int],
-    load_factor: float | None,
-    shards: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Returns the entry of a table in a plan file.
-
-    Args:
-        sharding_type: TorchRec's name.
-        kernel: TorchRec's name.
-        ranks: of the shards, in order.
-        load_factor: share of a table in host memory that the accelerator caches; None for a table
-            that is not in host memory.
-        shards: entries by `shard_entry`; empty for a replicated table.
-    """
-    return {
-        "sharding_type": sharding_type,
-        "compute_kernel": kernel,
-        "ranks": list(ranks),
-        "shards": shards,
-        **({} if load_factor is None else {"load_factor": load_factor}),
-    }
-
-
-def shard_entry(offsets: Sequence[int], sizes: Sequence[int], placement: str) -> dict[str, Any]:
-    """Returns the entry of a shard: first row and column, their numbers, and `rank:R/DEVICE`."""
-    return {"offsets": list(offsets), "sizes": list(sizes), "placement": placement}
 
 
 def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
@@ -109,13 +78,6 @@ def _parameter_sharding(entry: Mapping[str, Any]) -> ParameterSharding:
         cache_params=cache,
         sharding_spec=EnumerableShardingSpec(shards) if shards else None,
     )
-
-
-def plan_hash(plan: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of a plan without its `hash`, the same in every process."""
-    content = {key: value for key, value in plan.items() if key != "hash"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_plan(
