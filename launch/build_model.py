@@ -21,7 +21,6 @@ from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.distributed.filling import fill_frozen, fill_projected
-from msrec.model.distributed.managed_tables import check_managed
 from msrec.model.distributed.plan_files.sharding_plan import load_plan
 from msrec.model.distributed.planning import plan_sharding
 from msrec.model.distributed.replicas import sharding_env
@@ -33,9 +32,10 @@ from msrec.model.frozen_items import FrozenItems, item_table
 from msrec.model.interest.block import InterestOptions
 from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
-from msrec.model.layers.managed_ids import ManagedOptions
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
+from msrec.model.managed.managed_ids import ManagedOptions
+from msrec.model.managed.managed_tables import check_managed
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
 from msrec.model.sequence_encoder import SequenceEncoder

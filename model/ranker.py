@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from msrec.data.io.validation import Precision
 from msrec.data.loading.batch import Batch, EntityVectors
 from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone
@@ -15,7 +16,7 @@ from msrec.model.interest.histories import Histories
 from msrec.model.interest.interest import Interest
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.interaction import Interaction
-from msrec.model.layers.precision import Precision, bfloat16_products, widened
+from msrec.model.layers.precision import bfloat16_products, widened
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta, fuse

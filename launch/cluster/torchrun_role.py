@@ -78,8 +78,8 @@ class LaunchOptions:
             return self.threads
         if not self.resource.gpu:
             return 1
-        ranks: int = parse_nnodes(self.nodes_and_ranks)[2]
-        return min(MAX_THREADS, max(1, self.resource.cpu // ranks))
+        share: int = self.resource.cpu // parse_nnodes(self.nodes_and_ranks)[2]
+        return min(MAX_THREADS, max(1, share))
 
 
 def torchrun_app(

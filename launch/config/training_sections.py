@@ -9,10 +9,10 @@ from msrec.data.io.validation import (
     Count,
     NotNegative,
     Positive,
+    Precision,
     Steps,
     StrictModel,
 )
-from msrec.model.layers.precision import Precision
 from msrec.model.losses import Weighting
 
 ParameterGroup = Literal["tables", "meta", "backbone"]

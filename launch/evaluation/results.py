@@ -6,11 +6,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from msrec.data.io.atomic_files import write_text
-from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.validation import Precision, StrictModel, first_error
 from msrec.data.labels import LabelKind
 from msrec.data.schema import EventChoice, HistoryProtocol, Schema
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
-from msrec.model.layers.precision import Precision
 from msrec.model.metrics.definitions import COMBINED_PREFIX, Array, Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import (
     NO_INTERVALS,

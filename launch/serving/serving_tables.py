@@ -20,7 +20,7 @@ from msrec.launch.build_model import table_schema
 from msrec.launch.serving.export_folder import ExportTable, TableDtype
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.embeddings import table_configs
-from msrec.model.layers.managed_ids import ManagedIds
+from msrec.model.managed.managed_ids import ManagedIds
 from msrec.model.ranker import DenseArch
 from msrec.model.serving_model import knowledge_rows, knowledge_widths
 

@@ -39,12 +39,12 @@ from msrec.launch.training.warm_start import read_origin, warm_start
 from msrec.launch.versions import installed_versions
 from msrec.model.distributed.collectives import from_rank_0
 from msrec.model.distributed.kernels import set_update_count
-from msrec.model.distributed.managed_tables import take_lookup_counts
 from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
 from msrec.model.distributed.plan_files.sharding_plan import plan_to_dict
 from msrec.model.distributed.replicas import TableReplicas
 from msrec.model.layers.precision import check_precision, tf32_products
+from msrec.model.managed.managed_tables import take_lookup_counts
 from msrec.model.ranker import Outcome
 from msrec.model.score_head import ScoreHead
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from msrec.model.layers.managed_ids import map_bytes
+from msrec.model.managed.managed_ids import map_bytes
 from msrec.model.ranker import RankerTrain
 
 FLOAT_BYTES = 4

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["fp32", "tf32", "bf16"]
-"""Precision of the products of training steps."""
+from msrec.data.io.validation import Precision
+
 TENSOR_CORES = (8, 0)
 """First compute capability of GPUs that multiply in TF32 and bfloat16."""
 
@@ -42,14 +41,18 @@ def bfloat16_products(device_type: str, enabled: bool) -> AbstractContextManager
 def float32_products(x: Tensor) -> AbstractContextManager[object]:
     """Returns a context within `bfloat16_products` in which products keep the type of x."""
     kind = x.device.type
-    is_on = torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
+    return torch.autocast(kind, enabled=False) if _is_autocast(kind) else nullcontext()
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """Returns the type in which a product with x is computed here."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.get_autocast_dtype(kind) if _is_autocast(kind) else x.dtype
+
+
+def _is_autocast(kind: str) -> bool:
+    # The device "meta" knows no autocast.
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from msrec.tools.cli.arguments import take_local_paths
 BENCHES = {
     "gpu": (
         "gpu.command",
-        "One GPU against the CPU, and its speed: twenty lines within ten minutes.",
+        "Checks of one GPU against the CPU, and its speed: twenty lines within ten minutes.",
     ),
     "loader": ("loader", "Parquet to shuffled batches on one thread, against pyarrow's decoding."),
     "hidden": ("loader", "Training from Parquet, against training on batches in memory."),

@@ -18,6 +18,7 @@ from msrec.launch.training.metric_accumulator import MetricAccumulator
 from msrec.model.backbones import BACKBONES
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.ranker import Outcome
+from msrec.model.score_head import ScoreHead
 
 B, U, S, T, H, K, M = 24, 7, 3, 4, 12, 5, 9
 META = torch.device("meta")
@@ -106,7 +107,7 @@ def step(model, rows):
     names = [scenario.name for scenario in SCHEMA.scenarios]
     accumulator = MetricAccumulator(S, scales, META)
     chosen = choose_metric("gauc/all", scales.tasks, names)
-    validation = ValidationRows(chosen, scales)
+    validation = ValidationRows(chosen, ScoreHead(scales))
     with no_waits():
         loss, outcome = model(rows)
         loss.backward()

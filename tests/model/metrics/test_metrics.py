@@ -369,7 +369,10 @@ def test_an_empty_histogram_has_no_metrics():
 
 
 def test_metrics_import_without_torch():
-    modules = "msrec.model.metrics.exact, msrec.launch.evaluation.results"
+    modules = (
+        "msrec.model.metrics.exact, msrec.launch.evaluation.results, "
+        "msrec.launch.reporting.comparison_tables"
+    )
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

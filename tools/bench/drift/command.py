@@ -25,7 +25,7 @@ from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader
 from msrec.launch.trained_run import unwrapped
 from msrec.model.distributed.optimizers import optimizers
-from msrec.model.layers.managed_ids import POLICIES, map_bytes
+from msrec.model.managed.managed_ids import POLICIES, map_bytes
 from msrec.tools.bench.drift.stream import DriftingStream, drifting_tables
 from msrec.tools.bench.harness.report import BENCH_FILE, OUT, console, prepare, text_table
 

@@ -34,7 +34,7 @@ def bench_gpu(
     out: Annotated[Path, typer.Option(help="JSON file; a .log file is written beside it")] = OUT
     / "gpu.json",
 ) -> None:
-    """One GPU against the CPU, and its speed: twenty lines within ten minutes.
+    """Checks of one GPU against the CPU, and its speed: twenty lines within ten minutes.
 
     Each line runs by itself and may fail by itself; the status is 1 if one failed. All data are
     made up, in a temporary folder. Start here on a new machine.

@@ -41,7 +41,7 @@ def sync(setting: Setting) -> Found:
     setting.require_gpu("torch.cuda.set_sync_debug_mode")
     steps = 10
     with setting.one_rank() as process:
-        trainer, batches = _trainer(setting, process, 4096, WARM_UP + steps)
+        trainer, batches = _trainer(setting, process, setting.size(4096, 256), WARM_UP + steps)
         steps_done = train(trainer, batches)
         for _ in range(WARM_UP):
             next(steps_done)
@@ -111,7 +111,7 @@ def precision(setting: Setting) -> Found:
 def pinned(setting: Setting) -> Found:
     """Batches in pinned against pageable memory: rows/s of training, ms of the copy of a batch."""
     setting.require_gpu("pinned memory")
-    size, figures = 32_768, {}
+    size, figures = setting.size(32_768, 512), {}
     alone = Process(0, 1, 1, torch.device("cpu"))
     with setting.one_rank() as process:
         trainer, batches = _trainer(setting, process, size, IN_MEMORY)
@@ -188,7 +188,8 @@ def _idle_share(trainer: Trainer, batches: Sequence[Batch], steps: int = 30) -> 
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in profiler.events() or ()
-        if event.device_type == DeviceType.CUDA
+        # An annotation of TorchRec spans kernels and the gaps between them.
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     ]
     return 1 - busy_share(spans)
 

@@ -21,8 +21,8 @@ from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
 from msrec.launch.reporting.plan_table import dense_parameters
 from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
-from msrec.model.layers.managed_ids import map_bytes
 from msrec.model.layers.precision import product_dtype
+from msrec.model.managed.managed_ids import map_bytes
 from msrec.model.ranker import ItemInputs, RankerTrain
 from msrec.tools.planner.request import DenseMemory, LinearBytes, adam_memory
 from msrec.tools.planner.sources.peak_memory import TensorMemoryCounter

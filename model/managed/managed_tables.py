@@ -11,7 +11,7 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardingPlan
 
 from msrec.data.features.value_counts import ValueCounts
-from msrec.model.layers.managed_ids import IdMap, ManagedIds
+from msrec.model.managed.managed_ids import IdMap, ManagedIds
 
 
 def check_managed(managed: ManagedIds | None, plan: ShardingPlan) -> None:
