@@ -34,7 +34,7 @@ from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
-from msrec.model.managed.managed_ids import ManagedOptions
+from msrec.model.managed.managed_options import ManagedOptions
 from msrec.model.managed.managed_tables import check_managed
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain

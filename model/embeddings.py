@@ -13,7 +13,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from msrec.data.loading.batch import HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, Side, levels
 from msrec.data.schema import Schema, SparseFeature
-from msrec.model.managed.managed_ids import ManagedIds, ManagedOptions
+from msrec.model.managed.managed_ids import ManagedIds
+from msrec.model.managed.managed_options import ManagedOptions
 
 TableType = Literal["fp32", "fp16"]
 DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}

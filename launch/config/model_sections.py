@@ -17,7 +17,7 @@ from msrec.data.io.validation import (
 )
 from msrec.data.schema import HistoryProtocol, TableName
 from msrec.model.distributed.table_options import MIN_COLUMNS, TableSharding
-from msrec.model.managed.managed_ids import Eviction
+from msrec.model.managed.managed_options import Eviction
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 

@@ -1,8 +1,7 @@
 """Table rows for any number of ids: new ids get rows while training, old ones lose them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,38 +14,15 @@ from torchrec.modules.mc_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.loading.batch import keyed_bags
+from msrec.model.managed.managed_options import Eviction, ManagedOptions
 
-Eviction = Literal["lfu", "lru", "distance"]
-POLICIES = {
+POLICIES: dict[Eviction, type] = {
     "lfu": LFU_EvictionPolicy,
     "lru": LRU_EvictionPolicy,
     "distance": DistanceLFU_EvictionPolicy,
 }
 NO_ID = 0
 """Number of a missing value; it has the table row 0, as an id without a row."""
-
-
-@dataclass(frozen=True)
-class ManagedOptions:
-    """Options of all managed tables.
-
-    Args:
-        eviction: rule by which an id loses its row: the fewest occurrences ("lfu"), the oldest last
-            occurrence ("lru"), or the fewest occurrences divided by the steps since the last one
-            ("distance").
-        interval: steps between two updates of a map.
-        step_rows: most rows of a step over all ranks.
-        dim: length of a row's vector.
-        init_std: standard deviation of a new row's values.
-        seed: of a new row's values.
-    """
-
-    eviction: Eviction
-    interval: int
-    step_rows: int
-    dim: int
-    init_std: float
-    seed: int
 
 
 class IdMap(MCHManagedCollisionModule):  # type: ignore[misc]  # TorchRec is untyped

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from msrec.model.managed.managed_ids import POLICIES, IdMap, ManagedIds, ManagedOptions
+from msrec.model.managed.managed_ids import POLICIES, IdMap, ManagedIds
+from msrec.model.managed.managed_options import ManagedOptions
 
 ROWS, INTERVAL, STEP_ROWS = 8, 3, 6
 
