@@ -52,7 +52,9 @@ def report_run(options: PlanOptions, console: Console | None = None) -> Plan:
     if options.measured:
         ratios = print_measured(run_dir, plan, console)
         if options.recalibrate is not None:
-            hardware = write_recalibrated(options, plan, ratios, f"{MEASURED} {run_dir}", console)
+            hardware = write_recalibrated(
+                options, plan, ratios, f"{MEASURED} the run {run_dir}", console
+            )
             again = dataclasses.replace(request, hardware=hardware)
             compared["recalibrated"] = plan_as_placed(again, entries)
             console.print(comparison_table({"as estimated": plan} | compared))
