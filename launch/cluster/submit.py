@@ -133,12 +133,12 @@ def _require_client_library(target: Target) -> None:
 
 
 def _dry_run(runner: Runner, app: AppDef, profile: Profile) -> AppDryRunInfo[Any]:
-    profile.refuse_unknown_options(runner.scheduler_run_opts(profile.scheduler))
+    cfg = profile.scheduler_options(runner.scheduler_run_opts(profile.scheduler))
     with TemporaryDirectory() as empty:
         # Ray requires a folder of code for the cluster. msrec is already installed there.
         workspace = empty if profile.scheduler == "ray" else None
         try:
-            return runner.dryrun(app, profile.scheduler, profile.cfg, workspace)
+            return runner.dryrun(app, profile.scheduler, cfg, workspace)
         except (InvalidRunConfigException, ComponentValidationException) as error:
             raise ValueError(str(error)) from None
 

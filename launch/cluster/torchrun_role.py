@@ -9,17 +9,26 @@ Words used by torchx and torchrun:
 * role: a group of identical processes that torchx starts. A job has one role, its agents.
 """
 
+import re
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torchx
 from torchx import specs
 from torchx.components.dist import parse_nnodes
 from torchx.specs import macros
 
+from msrec.data.io.paths import refuse_secrets
+from msrec.launch.cluster.resources import network_env
+
 RENDEZVOUS_PORT = 29500
 MAX_NODES, MAX_RANKS, MAX_STARTS = 4096, 256, 1000
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,28}[a-z0-9])?")
+"""Names of jobs. Kubernetes makes host names of them, with up to 33 characters more."""
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+RETRY_POLICIES = (specs.RetryPolicy.APPLICATION.value, specs.RetryPolicy.REPLICA.value)
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,15 @@ class LaunchOptions:
         port: port of the rendezvous, if there are several nodes.
         python: interpreter; empty means this one for local images and `python` in containers.
         threads: threads per rank. One by default, because two on busy cores make steps stall.
+        name: name of the job for the scheduler; empty means that of the command.
+        env: environment variables of the agents and ranks. They take precedence over the defaults
+            for a node's network and for torch; an empty value leaves a default out.
+        mounts: mounts of a container, each type=bind|volume|device,src=...,dst=...[,readonly].
+        retry_policy: APPLICATION if a retry starts the whole job again, REPLICA if it starts the
+            lost node alone.
 
     Raises:
-        ValueError: `nodes_and_ranks` has another form, or a number is out of range.
+        ValueError: an option has another form, or a number is out of range.
     """
 
     nodes_and_ranks: str
@@ -48,6 +63,10 @@ class LaunchOptions:
     port: int = RENDEZVOUS_PORT
     python: str = ""
     threads: int = 1
+    name: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: Sequence[str] = ()
+    retry_policy: str = RETRY_POLICIES[0]
 
     def __post_init__(self) -> None:
         try:
@@ -67,6 +86,45 @@ class LaunchOptions:
         ):
             if not first <= value <= last:
                 raise ValueError(f"{name} must be from {first} to {last:,}; got {value:,}.")
+        _check_texts(self)
+        parse_mounts(self.mounts)
+
+
+def _check_texts(options: LaunchOptions) -> None:
+    refuse_secrets("an environment variable", dict(options.env))
+    if options.name and not NAME.fullmatch(options.name):
+        raise ValueError(
+            "a job's name must be up to 30 small letters, digits and dashes, a letter first; got "
+            f"{options.name!r:.60}."
+        )
+    for name in options.env:
+        if not VARIABLE.fullmatch(name):
+            raise ValueError(
+                "an environment variable must have a name of letters, digits and underscores; got "
+                f"{name!r:.60}."
+            )
+    if options.retry_policy not in RETRY_POLICIES:
+        raise ValueError(
+            f"the retry policy must be {' or '.join(RETRY_POLICIES)}; got "
+            f"{options.retry_policy!r:.60}."
+        )
+
+
+def parse_mounts(texts: Sequence[str]) -> list[specs.BindMount]:
+    """Returns torchx's mounts (bind, volume or device).
+
+    Raises:
+        ValueError: a text is not a mount.
+    """
+    words = ",".join(texts)
+    try:
+        mounts: list[specs.BindMount] = specs.parse_mounts(words.split(",") if words else [])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            "a mount must be type=bind|volume|device,src=SOURCE,dst=/PATH[,readonly]; got "
+            f"{words!r} (torchx: {error.args[0]})."
+        ) from None
+    return mounts
 
 
 def torchrun_app(
@@ -82,6 +140,7 @@ def torchrun_app(
             uses a temporary folder.
     """
     min_nodes, max_nodes, _, _ = parse_nnodes(options.nodes_and_ranks)
+    given = {name: _literal(value) for name, value in options.env.items()}
     role = specs.Role(
         name=job,
         image=options.image,
@@ -94,12 +153,17 @@ def torchrun_app(
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "OMP_NUM_THREADS": str(options.threads),
             "LOGLEVEL": "WARNING",
-        },
+        }
+        | network_env(options.resource)
+        | given,
         resource=options.resource,
         max_retries=options.max_retries,
+        retry_policy=specs.RetryPolicy(options.retry_policy),
         port_map={"c10d": options.port},
+        mounts=parse_mounts(options.mounts),
     )
-    return specs.AppDef(name=job, roles=[role])
+    role.env = {name: value for name, value in role.env.items() if value != ""}
+    return specs.AppDef(name=options.name or job, roles=[role])
 
 
 def _agent_command(job: str, args: list[str], options: LaunchOptions, log_dir: str | None) -> str:
