@@ -4,6 +4,7 @@ from rich.table import Table
 from torch import nn
 from torchrec.distributed.types import ShardingPlan
 
+from msrec.launch.console import format_bytes
 from msrec.model.distributed.sharding import frozen_tables, table_sizes
 
 FLOAT_BYTES, HALF_BYTES = 4, 2
@@ -58,19 +59,6 @@ def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
 def dense_parameters(model: nn.Module) -> int:
     """Returns the number of weights outside the embedding tables."""
     return sum(p.numel() for name, p in model.named_parameters() if ".embedding_bags." not in name)
-
-
-def format_bytes(num_bytes: float) -> str:
-    """Returns a number of bytes with its unit.
-
-    Example:
-        >>> [format_bytes(n) for n in (512, 3 << 20, 5 << 29)]
-        ['0.5 KiB', '3.0 MiB', '2.5 GiB']
-    """
-    unit, power = ("GiB", 30) if num_bytes >= 1 << 30 else ("MiB", 20)
-    if num_bytes < 1 << 20:
-        unit, power = "KiB", 10
-    return f"{num_bytes / (1 << power):,.1f} {unit}"
 
 
 def _values_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:

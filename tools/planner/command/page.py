@@ -8,9 +8,10 @@ import numpy as np
 from rich.console import Console
 
 from msrec.data.io.atomic_files import write_text
+from msrec.launch.console import format_bytes
 from msrec.launch.reporting.figures import GREY, PALETTE, Figure, figure
 from msrec.launch.reporting.page import DataTable, Figures, Section, Text, Tile, render_page
-from msrec.launch.reporting.plan_table import format_bytes, format_ranks
+from msrec.launch.reporting.plan_table import format_ranks
 from msrec.tools.planner.command.plan_text import placement_reasons, print_sentence, summary
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, TablePlan
 from msrec.tools.planner.sharding_options import COST_PARTS

@@ -7,7 +7,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from msrec.launch.reporting.plan_table import format_bytes, format_ranks
+from msrec.launch.console import format_bytes
+from msrec.launch.reporting.plan_table import format_ranks
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.sharding_options import COST_PARTS
 from msrec.tools.planner.tables import Sharding
