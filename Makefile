@@ -9,7 +9,7 @@ PIP = $(VENV)/bin/pip install --disable-pip-version-check --quiet --no-compile
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo format lint types test test-fast test-cluster fuzz docs check benchmark lock
+.PHONY: help install demo format lint types test test-fast test-cluster test-gpu fuzz docs check benchmark lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ fuzz: $(READY) ## property tests of the boundaries with EXAMPLES=2000 new inputs
 
 docs: $(READY) ## build the documentation site in build/site (40 s)
 	.ci/docs
+
+test-gpu: $(READY) ## one GPU against the CPU, speeds; DEVICE=cpu tests the command (10 min)
+	$(VENV)/bin/msrec bench gpu --device $(or $(DEVICE),cuda)
 
 check: ## everything that CI runs (12 min)
 	.ci/run

@@ -7,7 +7,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LAYERS = ("data", "model", "launch", "tools")
 ROOT_PACKAGE = "tools/api"
-ROOT_FILES = ("__init__.py", "__main__.py", "py.typed")
+ROOT_FILES = ("__init__.py", "__main__.py", "planner.py", "py.typed")
 
 
 class PackageHook(BuildHookInterface):

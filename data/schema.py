@@ -9,10 +9,10 @@ A dataset folder::
     histories/PROTOCOL/            optional, the earlier events of each row; see `HistoryIndex`
 
 Columns of an interactions file: `user` and `item` (int32, indices into users.parquet and
-items.parquet), `scenario` (int32), one column per sparse feature (int32, or list<int32> if
-`multi`), one float32 column per dense feature, label and weight, and `timestamp` and the impression
-(int64) if the schema names them. There are no nulls; a label that is missing is NaN. Row 0 of a
-table is for every id that training never saw.
+items.parquet), `scenario` (int32), one column per sparse feature (int32, list<int32> if `multi`,
+int64 if `managed`), one float32 column per dense feature, label and weight, and `timestamp` and the
+impression (int64) if the schema names them. There are no nulls; a label that is missing is NaN. Row
+0 of a table is for every id that training never saw.
 """
 
 from pathlib import Path
@@ -57,7 +57,11 @@ class Scenario(StrictModel):
 
 
 class SparseFeature(StrictModel):
-    """A column of table rows: int32, or list<int32> if `multi`. Several may share a table."""
+    """A column of table rows: int32, or list<int32> if `multi`. Several may share a table.
+
+    A `managed` column has hashes of values instead, int64, which get table rows while the model
+    trains; see `ManagedIds`. Its table has no other feature.
+    """
 
     name: str
     """Name of the column."""
@@ -67,6 +71,8 @@ class SparseFeature(StrictModel):
     """Whether a row has a list of ids."""
     hashes: int | None = None
     """Table rows per value of a hashed feature; None if the feature has a vocabulary."""
+    managed: bool = False
+    """Whether the model gives table rows to values while it trains, and takes them away again."""
     separator: str | None = None
     """Separator of the values if raw rows may give them in one string; None if only as a list."""
 
@@ -185,7 +191,20 @@ class Schema(StrictModel):
                     f"sparse feature {feature.name!r} names table {feature.table!r}, which is not "
                     f"in tables ({', '.join(sorted(self.tables))})"
                 )
+        for feature in self.managed:
+            others = [f.name for f in self.sparse if f.table == feature.table and f != feature]
+            if feature.multi or feature.hashes is not None or others:
+                raise ValueError(
+                    f"the managed feature {feature.name!r} must have one value in a row, no hashes "
+                    f"and a table without other features; found multi={feature.multi}, "
+                    f"hashes={feature.hashes} and table {feature.table!r} with {others}"
+                )
         return self
+
+    @property
+    def managed(self) -> list[SparseFeature]:
+        """Sparse features whose table rows the model manages."""
+        return [feature for feature in self.sparse if feature.managed]
 
     @property
     def num_scenarios(self) -> int:

@@ -1,6 +1,7 @@
 """Builds the model of a run, plans the sharding of its tables, and shards it."""
 
 import zlib
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,13 @@ from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
-from msrec.model.distributed.sharding import (
-    TableOptions,
-    fill_frozen,
-    fill_projected,
-    freeze,
-    frozen_tables,
-    fuse_optimizer,
-    plan_sharding,
-    shard,
-)
-from msrec.model.distributed.sharding_plan import load_plan
+from msrec.model.distributed.filling import fill_frozen, fill_projected
+from msrec.model.distributed.plan_files.sharding_plan import load_plan
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.replicas import sharding_env
+from msrec.model.distributed.sharding import shard
+from msrec.model.distributed.table_options import TableOptions
+from msrec.model.distributed.tables import freeze, frozen_tables, fuse_optimizer
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems, item_table
 from msrec.model.interest.block import InterestOptions
@@ -37,6 +34,8 @@ from msrec.model.interest.interest import Interest
 from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
+from msrec.model.managed.managed_options import ManagedOptions
+from msrec.model.managed.managed_tables import check_managed
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
 from msrec.model.sequence_encoder import SequenceEncoder
@@ -54,11 +53,23 @@ def build_sharded(
     knowledge: KnowledgeInputs,
     process: Process,
     plan: Path | None,
+    *,
+    scored: bool = False,
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Returns the sharded model and its plan, see `plan_model`."""
-    model, sharding = plan_model(config, schema, knowledge, process, plan)
-    std = config.embeddings.init_std
-    sharded = shard(model, sharding, process.device, std, config.seed)
+    model, sharding = plan_model(config, schema, knowledge, process, plan, scored=scored)
+    if not scored:
+        check_managed(model.ranker.embeddings.managed, sharding)
+    tables = config.embeddings
+    group = process.world_size if scored else tables.group_ranks or process.world_size
+    if group < process.world_size and model.ranker.embeddings.managed is not None:
+        raise ValueError(
+            f"embeddings.group_ranks must be null for a dataset with managed features; it is "
+            f"{group}. A row that an id gets is reset in one copy of the tables only."
+        )
+    env = sharding_env(group, process.local_world_size, process.device)
+    options = (tables.init_std, config.seed, env, tables.comms)
+    sharded = shard(model, sharding, process.device, *options)
     chunks = {item_table(each.name): each.chunks for each in knowledge.item_sources}
     fill_frozen(sharded, sharding, chunks)
     return sharded, sharding
@@ -112,8 +123,13 @@ def plan_model(
     knowledge: KnowledgeInputs,
     process: Process,
     plan: Path | None,
+    *,
+    scored: bool = False,
 ) -> tuple[RankerTrain, ShardingPlan]:
     """Returns the model before sharding and its plan: from a plan file, or by the planner if None.
+
+    The tables of a model that is only `scored` have one copy, and may be in host memory if the GPUs
+    have no room for them.
 
     Raises:
         ValueError: the plan does not fit the model, the ranks or the optimizer.
@@ -121,14 +137,19 @@ def plan_model(
     model = build_model(config, schema, knowledge)
     spec = table_spec(config)
     is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
+    if not is_fused:
+        _check_replicated(config)
     if model.ranker.sequence_items is not None:
         fuse_optimizer(model.ranker.sequence_items.ebc, spec, process.device)
     if model.ranker.items is not None:
         freeze(model.ranker.items)
     if plan is None:
-        return model, plan_sharding(model, spec, process.device, process.local_world_size)
-    ranks = (process.world_size, process.local_world_size)
-    sharding = load_plan(plan, model, *ranks, process.device.type)
+        local = process.local_world_size
+        spec = replace(spec, group_ranks=None) if scored else spec
+        return model, plan_sharding(model, spec, process.device, local, host_memory=scored)
+    ranks = spec.group_ranks or process.world_size
+    per_node = min(process.local_world_size, ranks)
+    sharding = load_plan(plan, model, ranks, per_node, process.device.type)
     frozen = frozen_tables(model)
     kernels = {
         table.compute_kernel
@@ -136,6 +157,12 @@ def plan_model(
         for name, table in tables.items()
         if name not in frozen
     }
+    if spec.group_ranks is not None and kernels != {"fused"}:
+        raise ValueError(
+            f"{plan}: with embeddings.group_ranks={spec.group_ranks} every table must have the "
+            f"kernel fused, because copies in host memory are not averaged; this plan has "
+            f"{', '.join(sorted(kernels))}."
+        )
     if not is_fused and kernels != {"dense"}:
         # A fused kernel without a fused optimizer would silently train with SGD.
         raise ValueError(
@@ -145,10 +172,23 @@ def plan_model(
     return model, sharding
 
 
+def _check_replicated(config: RunConfig) -> None:
+    """Refuses options that only tables with a fused optimizer have."""
+    tables = config.embeddings
+    plain = {"dtype": "fp32", "comms": "fp32", "group_ranks": None}
+    for option, default in plain.items():
+        if (value := getattr(tables, option)) != default:
+            raise ValueError(
+                f"embeddings.{option}={value} needs embeddings.optimizer=rowwise_adagrad on a CPU; "
+                f"{tables.optimizer} keeps plain copies on all ranks."
+            )
+
+
 def table_spec(config: RunConfig) -> TableOptions:
     """Returns optimizer and sharding of the tables."""
     tables = config.embeddings
-    return TableOptions(tables.optimizer, tables.lr, tables.row_wise_from, tables.sharding)
+    shared = {field.name for field in fields(TableOptions)} - {"eps"}
+    return TableOptions(**tables.model_dump(include=shared))
 
 
 def model_schema(config: RunConfig, schema: Schema) -> Schema:
@@ -168,7 +208,8 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
     torch.manual_seed(config.seed)
     tables = table_schema(config, schema)
     dim = config.embeddings.dim
-    embeddings = Embeddings(tables, dim, config.history.of)
+    managed, dtype = _managed_options(config, tables), config.embeddings.dtype
+    embeddings = Embeddings(tables, dim, config.history.of, managed=managed, dtype=dtype)
     tasks = run_tasks(config, schema)
     check_calibrator(config, tasks)
     num_tasks = len(tasks)
@@ -201,15 +242,35 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
         **features,
     )
     dropout = config.interaction.dropout
-    dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder)
+    precision = config.trainer.precision
+    dense_arch = DenseArch(interaction, backbone, parts, dropout, encoder, precision)
     loss = RankLoss(TaskScales(tasks), loss_options(config, tasks, backbone.entire_space))
     items, sequence_items = None, None
     if interest is not None:
         dims = {each.name: each.dim for each in knowledge.item_sources}
         items = FrozenItems(schema.num_items, dims)
     if encoder is not None:
-        sequence_items = SequenceItems(schema.num_items, dim)
+        sequence_items = SequenceItems(schema.num_items, dim, dtype=dtype)
     return RankerTrain(Ranker(embeddings, dense_arch, items, sequence_items), loss)
+
+
+def _managed_options(config: RunConfig, schema: Schema) -> ManagedOptions | None:
+    if not schema.managed:
+        return None
+    if config.embeddings.per_scenario:
+        raise ValueError(
+            f"embeddings.per_scenario must be false with the managed feature "
+            f"{schema.managed[0].name!r}, whose ids have one table row for all scenarios."
+        )
+    tables = config.embeddings
+    return ManagedOptions(
+        tables.eviction,
+        tables.eviction_every_steps,
+        config.trainer.global_batch,
+        tables.dim,
+        tables.init_std,
+        config.seed,
+    )
 
 
 def _sequence_encoder(config: RunConfig, schema: Schema) -> SequenceEncoder | None:

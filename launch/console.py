@@ -1,4 +1,4 @@
-"""Consoles that show text from data as it is, without markup or control characters; sizes."""
+"""Consoles that show text from data as it is: names are neither markup nor control characters."""
 
 import sys
 from typing import Any
@@ -29,16 +29,3 @@ def wide_console() -> Console:
     Tables keep their width if the output is not a terminal.
     """
     return PlainConsole(width=None if sys.stdout.isatty() else LOG_WIDTH)
-
-
-def format_bytes(num_bytes: float) -> str:
-    """Returns a number of bytes with its unit.
-
-    Example:
-        >>> [format_bytes(n) for n in (512, 3 << 20, 5 << 29)]
-        ['0.5 KiB', '3.0 MiB', '2.5 GiB']
-    """
-    unit, power = ("GiB", 30) if num_bytes >= 1 << 30 else ("MiB", 20)
-    if num_bytes < 1 << 20:
-        unit, power = "KiB", 10
-    return f"{num_bytes / (1 << power):,.1f} {unit}"

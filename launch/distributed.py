@@ -19,11 +19,17 @@ from torch._C._distributed_c10d import HashStore
 from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import FolderKind, new_folder
 from msrec.data.io.paths import AnyPath
+from msrec.launch.config.run_config import Device
+from msrec.launch.devices import rank_device
 from msrec.model.distributed.collectives import from_rank_0
 
 COLLECTIVE_TIMEOUT_S = 600
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2), Linux."""
+KEPT_MEMORY = {-1: 1 << 30, -2: 64 << 20, -3: 32 << 20}
+"""Options of mallopt(3) in glibc -> bytes. M_TRIM_THRESHOLD: freed memory to keep. M_TOP_PAD: size
+of each request to the system. M_MMAP_THRESHOLD: size of blocks that are mapped by themselves and
+always returned, here its largest value."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +51,35 @@ class Process:
 
 
 @contextmanager
-def process_group(device: str | None = None) -> Iterator[Process]:
+def process_group(device: Device = "auto") -> Iterator[Process]:
     """Joins the ranks that torchrun started, or makes a group of one rank.
 
     The backend is NCCL on CUDA, with gloo for CPU tensors, and gloo elsewhere.
 
     Args:
-        device: "cpu" or "cuda"; None takes CUDA if it is available.
+        device: of the ranks; see `rank_device`.
+
+    Raises:
+        ValueError: the device is not there, or has too few GPUs for the ranks of this host.
     """
     end_with_launcher()
+    keep_freed_memory()
     quiet_libraries()
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    own_device = rank_device(device)
+    is_cuda = own_device.type == "cuda"
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    own_device = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
-    if kind == "cuda":
+    if is_cuda:
         torch.cuda.set_device(own_device)
     # Under torchrun, its store. Otherwise a store in memory: a single rank opens no port.
     store = None if "RANK" in os.environ else HashStore()
     dist.init_process_group(
-        "cuda:nccl,cpu:gloo" if kind == "cuda" else "gloo",
+        "cuda:nccl,cpu:gloo" if is_cuda else "gloo",
         store=store,
         rank=rank if store else -1,
         world_size=world_size if store else -1,
         timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        # NCCL then connects here, and no collective has to guess a rank's GPU.
+        device_id=own_device if is_cuda else None,
     )
     try:
         yield Process(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), own_device)
@@ -117,6 +128,19 @@ def end_with_launcher() -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep the memory that a step frees for the next step.
+
+    By default it returns large blocks to the system and fetches them again page by page, thousands
+    of page faults in each step. Environment variables such as MALLOC_TRIM_THRESHOLD_ go first.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    for option, num_bytes in KEPT_MEMORY.items():
+        mallopt(option, num_bytes)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -35,7 +35,10 @@ class JobTracker:
             return
         job_file = config.run_dir / JOB_FILE
         # Not run_id, which is an argument of torchx's trackers; the config has it.
-        values = {"dataset": str(config.dataset), "run_dir": str(config.run_dir.absolute())}
+        values: dict[str, Any] = {
+            "dataset": str(config.dataset),
+            "run_dir": str(config.run_dir.absolute()),
+        }
         values["config"] = config.model_dump(mode="json")
         self._run.add_metadata(**values, first_step=first_step, world_size=world_size)
         if config.init_from is not None:

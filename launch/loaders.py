@@ -21,7 +21,7 @@ from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.run_tasks import run_labels
-from msrec.model.distributed.sharding import sharding_type
+from msrec.model.distributed.table_options import ROW_SHARDINGS
 from msrec.model.sequence_items import SEQUENCE_TABLE
 
 
@@ -42,6 +42,7 @@ def build_loader(
     shuffle: bool,
     extra: Sequence[str] = (),
     scored: ScoredDataset | None = None,
+    first: Sequence[IdTransform] = (),
 ) -> Loader:
     """Builds this rank's loader of a split of the run's dataset, or of another one.
 
@@ -55,6 +56,7 @@ def build_loader(
         shuffle: whether rows are mixed.
         extra: float32 columns that `loader.reader` must be able to read, such as `p_click`.
         scored: another dataset to read.
+        first: changes of the ids of the files, before those of the run.
     """
     schema, files = _schemas(config, scored)
     labels = run_labels(config, schema)
@@ -69,7 +71,7 @@ def build_loader(
     equal_bags = is_train and _needs_equal_bags(config, schema, process.world_size)
     collator = _collator(config, knowledge, schema, scored, split, is_train, equal_bags)
     collator = replace(collator, labels=labels)
-    return _loader(config, process, knowledge, reader, order, collator, scored)
+    return _loader(config, process, knowledge, reader, order, collator, scored, first)
 
 
 def build_file_loader(
@@ -159,15 +161,16 @@ def _collator(
 def _needs_equal_bags(config: RunConfig, schema: Schema, world_size: int) -> bool:
     """Whether the batches of all ranks must look up as many items, distinct or not.
 
-    The backward pass of a row-wise table exchanges gradients by an all-gather, which gloo runs for
-    equal sizes only. A table on one rank has no such limit, and fewer bags are faster. A plan file
-    may split any table.
+    The backward pass of a table that is divided by rows exchanges gradients by an all-gather, which
+    gloo runs for equal sizes only. Other tables have no such limit, and fewer bags are faster. A
+    plan file may divide any table.
     """
     if config.sequence.encoder == "none" or world_size == 1:
         return False
     spec = table_spec(config)
-    sharding = sharding_type(SEQUENCE_TABLE, schema.num_items, spec, world_size)
-    return config.plan is not None or sharding == "row_wise"
+    ranks = spec.group_ranks or world_size
+    sharding = spec.sharding_of(SEQUENCE_TABLE, schema.num_items, ranks)
+    return config.plan is not None or sharding in ROW_SHARDINGS
 
 
 def _loader(
@@ -178,11 +181,12 @@ def _loader(
     order: GlobalOrder,
     collator: Collator,
     scored: ScoredDataset | None,
+    first: Sequence[IdTransform] = (),
 ) -> Loader:
     alignment = None if scored is None else scored.alignment
     # From the ids of the files to rows of the tables: each transform reads the ids of the one
     # before it.
-    transforms: list[IdTransform] = [] if alignment is None else [alignment]
+    transforms: list[IdTransform] = [*first, *([] if alignment is None else [alignment])]
     if knowledge.is_rare:
         transforms.append(RareIds(knowledge.is_rare))
     if collator.is_train and config.embeddings.id_dropout:
@@ -191,4 +195,5 @@ def _loader(
         transforms.append(knowledge.semantic_ids)
     transforms += table_transforms(collator.schema, config.scale, config.embeddings.per_scenario)
     share = RankShare(process.rank, process.world_size)
-    return Loader(reader, order, collator, transforms, share, config.trainer.prefetch)
+    prefetch, pin = config.trainer.prefetch, process.device.type == "cuda"
+    return Loader(reader, order, collator, transforms, share, prefetch, pin)

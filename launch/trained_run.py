@@ -130,7 +130,8 @@ def open_run(
         calibration = load_calibration(run_dir, path, names, is_best=checkpoint is None)
     alignment = None if data is None else _alignment(config, data, process)
     knowledge = KnowledgeInputs(config, schema, data)
-    model, _ = build_sharded(config, schema, knowledge, process, plan=None)
+    # A plan of the training may be for other ranks. Weights load into any sharding and kernel.
+    model, _ = build_sharded(config, schema, knowledge, process, plan=None, scored=True)
     load_checkpoint(path, model, None)
     return TrainedRun(
         config=config,

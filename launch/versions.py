@@ -19,6 +19,12 @@ GPU_LINES = (
     "pip install -r requirements/gpu.txt",
     f"pip install torch=={TORCH} fbgemm-gpu=={FBGEMM} torchrec=={TORCHREC}",
 )
+TO_GPU = (
+    f"pip uninstall -y torch fbgemm-gpu fbgemm-gpu-cpu && {GPU_LINES[0]} (in a checkout), "
+    f"or there: {GPU_LINES[1]}"
+)
+"""Way from a CPU installation to a CUDA one. pip takes `torch 2.13.0+cpu` and the shim for the
+pinned versions, so that without the first step it would change nothing."""
 
 
 @dataclass(frozen=True)

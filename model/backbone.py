@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.layers.mlp import check_positive
 
 
@@ -101,6 +102,7 @@ class Backbone(nn.Module):
         scenario: (B,), int64 in [0, num_scenarios).
         weight: (B,), float, at least 0; 0 marks padding rows, None means all 1. Read only by
             models that compute statistics of the batch.
+        counts: (num_scenarios,), int64, rows of each scenario, on the host; see `group_rows`.
         returns: (B, num_tasks), float, one output per task: the logit of a binary label, or the
             standardised value of a regression label.
 
@@ -119,7 +121,13 @@ class Backbone(nn.Module):
         self.num_scenarios = shape.num_scenarios
         self.num_tasks = shape.num_tasks
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns the logits of each row."""
         raise NotImplementedError
 

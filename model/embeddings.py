@@ -2,17 +2,23 @@
 
 import zlib
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from msrec.data.loading.batch import HistoryBags
 from msrec.data.loading.behaviour_history import OTHER, Side, levels
 from msrec.data.schema import Schema, SparseFeature
+from msrec.model.managed.managed_ids import ManagedIds
+from msrec.model.managed.managed_options import ManagedOptions
 
+TableType = Literal["fp32", "fp16"]
+DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+"""Types of the values of trained tables. FBGEMM has no kernels that train bfloat16 tables."""
 INIT_BLOCK_ROWS = 1 << 12
 """Rows of a table that are initialised from one seed."""
 
@@ -28,7 +34,9 @@ class Embeddings(nn.Module):
     number.
 
     Shape:
-        sparse: F keys, B bags each; `Batch.sparse`.
+        sparse: B bags for each key; `Batch.sparse`.
+        managed: (M, B); `Batch.managed`; not read without managed features. F is the number of all
+            features.
         past: (H, B); `Batch.past`; not read without histories.
         returns: (B, F + H, D), float32, in the schema's order for any sharding plan.
 
@@ -42,23 +50,42 @@ class Embeddings(nn.Module):
         history: sides ("user", "item") with a history.
         device: "meta" for tables that will be sharded (weights are then created shard by shard),
             else the device of the weights.
+        managed: options of managed features; None if there are none.
+        dtype: type of the values of the tables.
     """
 
     def __init__(
-        self, schema: Schema, dim: int, history: Sequence[Side] = (), device: str = "meta"
+        self,
+        schema: Schema,
+        dim: int,
+        history: Sequence[Side] = (),
+        device: str = "meta",
+        managed: ManagedOptions | None = None,
+        dtype: TableType = "fp32",
     ) -> None:
         super().__init__()
         self.dim, self.history = dim, tuple(history)
         self.names = (*(f.name for f in schema.sparse), *(f"{side}_history" for side in history))
         """Name of each vector of a row."""
         self._vectors = _Vectors(schema.sparse, dim, history)
+        self.managed: ManagedIds | None = None
+        if managed is not None:
+            rows = {feature.name: schema.tables[feature.table] for feature in schema.managed}
+            tables = [feature.table for feature in schema.managed]
+            self.managed = ManagedIds(rows, tables, managed)
         self.ebc = EmbeddingBagCollection(
-            tables=table_configs(schema, dim, history), device=torch.device(device)
+            tables=table_configs(schema, dim, history, dtype), device=torch.device(device)
         )
 
     def forward(  # noqa: D102
-        self, sparse: KeyedJaggedTensor, past: HistoryBags | None = None
+        self,
+        sparse: KeyedJaggedTensor,
+        past: HistoryBags | None = None,
+        managed: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        if self.managed is not None:
+            # TorchRec's pipeline then cannot send the ids of a batch ahead.
+            sparse = self.managed(sparse, managed)
         vectors: torch.Tensor = self._vectors(self.ebc(sparse), sparse, past)
         return vectors
 
@@ -73,7 +100,8 @@ class _Vectors(nn.Module):
         self, features: Sequence[SparseFeature], dim: int, history: Sequence[Side]
     ) -> None:
         super().__init__()
-        self._features = [(f.name, key if f.multi else None) for key, f in enumerate(features)]
+        others = [f.name for f in features if not f.managed]
+        self._features = [(f.name, others.index(f.name) if f.multi else None) for f in features]
         self._dim, self._history = dim, tuple(history)
 
     def forward(
@@ -101,7 +129,7 @@ class _Vectors(nn.Module):
 
 
 def table_configs(
-    schema: Schema, dim: int, history: Sequence[Side] = ()
+    schema: Schema, dim: int, history: Sequence[Side] = (), dtype: TableType = "fp32"
 ) -> list[EmbeddingBagConfig]:
     """Returns TorchRec's configs of the tables that features use, in order of first use."""
     features_of: dict[str, list[str]] = {}
@@ -123,6 +151,7 @@ def table_configs(
             num_embeddings=rows[table],
             feature_names=features,
             pooling=PoolingType.SUM,
+            data_type=DATA_TYPES[dtype],
         )
         for table, features in features_of.items()
     ]

@@ -10,6 +10,7 @@ from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.experts import Experts, mix
 from msrec.model.layers.knowledge_reducer import mean_and_scale
 from msrec.model.layers.mlp import Hidden, check_positive
+from msrec.model.layers.precision import softmax
 
 
 class StandardizedKnowledge(nn.Module):
@@ -96,7 +97,7 @@ class KnowledgeFeature(nn.Module):
         """Returns the columns of each user, (U, out_dim)."""
         v: Tensor = self.standard(knowledge, has)
         if self.experts is not None:
-            return mix(self.gate(v).softmax(dim=1), self.experts(v))
+            return mix(softmax(self.gate(v), dim=1), self.experts(v))
         if self.linear is not None:
             v = self.linear(v)
         return v

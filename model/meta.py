@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.layers.generated_linear import Codes, GeneratedLinear, check_form, make_codes
 from msrec.model.layers.knowledge_reducer import KnowledgeReducer
 from msrec.model.layers.mlp import check_positive, make_activation
@@ -64,6 +65,7 @@ class UserMeta(nn.Module):
         knowledge: (U, knowledge_dim), float, raw vectors of the batch's users.
         user_index: (B,), int64 in [0, U).
         has_knowledge: (U,), float, 0 where the store has no vector.
+        counts: (U,), int64, rows of each user, on the host; see `group_rows`.
         returns: (B, in_dim), float.
 
     Raises:
@@ -110,11 +112,16 @@ class UserMeta(nn.Module):
             self.scales = nn.ParameterList(torch.zeros(in_dim) for _ in self.layers)
 
     def forward(
-        self, x: Tensor, knowledge: Tensor, user_index: Tensor, has_knowledge: Tensor
+        self,
+        x: Tensor,
+        knowledge: Tensor,
+        user_index: Tensor,
+        has_knowledge: Tensor,
+        counts: RowCounts | None = None,
     ) -> Tensor:
         """Changes each row by the knowledge of its user."""
         z = self.reducer(knowledge, has_knowledge)
-        return self.change(x, make_codes(z, user_index, self.form))
+        return self.change(x, make_codes(z, user_index, self.form, counts))
 
     def change(self, x: Tensor, codes: Codes) -> Tensor:
         """Changes each row by the code of its user."""
@@ -153,6 +160,7 @@ class ScenarioMeta(nn.Module):
     Shape:
         x: (B, in_dim), float.
         scenario: (B,), int64 in [0, S), where S is the number of rows of `knowledge`.
+        counts: (S,), int64, rows of each scenario, on the host; see `group_rows`.
         returns: (B, num_tasks), float, for `fuse`.
 
     Raises:
@@ -193,9 +201,10 @@ class ScenarioMeta(nn.Module):
         self.head = GeneratedLinear(sizes[-1], num_tasks, options.rank, zero=True)
         self.activation = make_activation(options.activation)
 
-    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scenario: Tensor, counts: RowCounts | None = None) -> Tensor:
         """Returns the change of the logits of each row by its scenario."""
-        codes = make_codes(self.reducer(self.get_buffer("knowledge")), scenario, self.form)
+        z = self.reducer(self.get_buffer("knowledge"))
+        codes = make_codes(z, scenario, self.form, counts)
         h = codes.sort(x)
         for layer in self.layers:
             h = self.activation(layer(h, codes))

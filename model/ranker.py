@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from msrec.data.io.validation import Precision
 from msrec.data.loading.batch import Batch, EntityVectors
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone
 from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FrozenItems
@@ -14,6 +16,7 @@ from msrec.model.interest.histories import Histories
 from msrec.model.interest.interest import Interest
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.interaction import Interaction
+from msrec.model.layers.precision import bfloat16_products, widened
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.meta import ScenarioMeta, UserMeta, fuse
@@ -55,8 +58,13 @@ class DenseArch(nn.Module):
         dense: (B, num_dense), float.
         scenario: (B,), int64.
         weight: (B,), float; rows of weight 0 are padding.
-        user_vectors, item_vectors: as in `Batch`.
-        returns: (B, T), outputs: logits, or standardised values of regression labels.
+        user_vectors, item_vectors, scenario_counts: as in `Batch`.
+        returns: (B, T), float32, outputs: logits, or standardised values of regression labels.
+
+    Args:
+        precision: "bf16" computes matrix products in bfloat16 while training, with gradients and
+            sensitive sums (norms, softmax, standardised vectors) in float32. In eval mode all is
+            float32, so that scores are exact and have no ties from rounding.
     """
 
     def __init__(
@@ -66,8 +74,10 @@ class DenseArch(nn.Module):
         parts: KnowledgeParts | None = None,
         input_dropout: float = 0.0,
         sequence_encoder: SequenceEncoder | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
+        self.precision = precision
         self.interaction = interaction
         self.input_dropout = Dropout(input_dropout)
         self.backbone = backbone
@@ -89,6 +99,25 @@ class DenseArch(nn.Module):
         user_vectors: EntityVectors,
         item_vectors: EntityVectors,
         items: ItemInputs | None = None,
+        scenario_counts: RowCounts | None = None,
+    ) -> torch.Tensor:
+        is_bfloat16 = self.training and self.precision == "bf16"
+        with bfloat16_products(vectors.device.type, is_bfloat16):
+            outputs = self._outputs(
+                vectors, dense, scenario, weight, user_vectors, item_vectors, items, scenario_counts
+            )
+        return widened(outputs)
+
+    def _outputs(
+        self,
+        vectors: torch.Tensor,
+        dense: torch.Tensor,
+        scenario: torch.Tensor,
+        weight: torch.Tensor,
+        user_vectors: EntityVectors,
+        item_vectors: EntityVectors,
+        items: ItemInputs | None,
+        scenario_counts: RowCounts | None,
     ) -> torch.Tensor:
         if self.learned_users is not None:
             user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
@@ -113,12 +142,12 @@ class DenseArch(nn.Module):
             columns.append(self.sequence_encoder(items.learned, items.histories, scenario))
         x = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
         if self.user_meta is not None:
-            x = self.user_meta(x, *user)
+            x = self.user_meta(x, *user, user_vectors.counts)
         if self.item_meta is not None:
-            x = self.item_meta(x, *item)
-        logits: torch.Tensor = self.backbone(x, scenario, weight)
+            x = self.item_meta(x, *item, item_vectors.counts)
+        logits: torch.Tensor = self.backbone(x, scenario, weight, scenario_counts)
         if self.scenario_meta is not None:
-            change = self.scenario_meta(x, scenario)
+            change = self.scenario_meta(x, scenario, scenario_counts)
             logits = fuse(logits, change, self.scenario_meta.fusion)
         return logits if interest_logits is None else logits + interest_logits
 
@@ -144,7 +173,7 @@ class Ranker(nn.Module):
         self.over = dense_arch  # its name in checkpoints
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
-        vectors = self.embeddings(batch.sparse, batch.past)
+        vectors = self.embeddings(batch.sparse, batch.past, batch.managed)
         events = batch.sequence
         items = None
         if self.items is not None or self.sequence_items is not None:
@@ -153,7 +182,7 @@ class Ranker(nn.Module):
                 () if self.items is None else self.items(events.items),
                 None if self.sequence_items is None else self.sequence_items(events.items),
             )
-        others = (batch.user_vectors, batch.item_vectors, items)
+        others = (batch.user_vectors, batch.item_vectors, items, batch.scenario_counts)
         logits = self.over(vectors, batch.dense, batch.scenario, batch.weight, *others)
         return logits, vectors
 

@@ -7,6 +7,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.loading.batch import ITEM
+from msrec.model.embeddings import DATA_TYPES, TableType
 
 SEQUENCE_TABLE = "sequence_item"
 """Name of the table."""
@@ -25,9 +26,12 @@ class SequenceItems(nn.Module):
         num_items: rows of the table.
         dim: size of the vectors.
         device: "meta" for a table that will be sharded.
+        dtype: type of the values.
     """
 
-    def __init__(self, num_items: int, dim: int, device: str = "meta") -> None:
+    def __init__(
+        self, num_items: int, dim: int, device: str = "meta", dtype: TableType = "fp32"
+    ) -> None:
         super().__init__()
         # Bags, because FBGEMM's kernels for sequences are many times slower on CPUs.
         self.ebc = EmbeddingBagCollection(
@@ -38,6 +42,7 @@ class SequenceItems(nn.Module):
                     num_embeddings=num_items,
                     feature_names=[ITEM],
                     pooling=PoolingType.SUM,
+                    data_type=DATA_TYPES[dtype],
                 )
             ],
             device=torch.device(device),

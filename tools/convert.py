@@ -1,7 +1,7 @@
 """Conversion and simulation of data sets with progress bars and a report on the console."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,7 @@ from msrec.data.convert.sources.movielens import read_movielens
 from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
-from msrec.data.features.vocabulary import Hashed
+from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.histories.build import build_histories
 from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.io.paths import AnyPath
@@ -67,7 +67,7 @@ def convert(
     bad_rows: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
     grow_from: AnyPath | None = None,
-    hash: Sequence[str] | None = None,
+    hashed: Mapping[str, Hashed | Managed] | None = None,
     histories: bool = False,
     console: Console | None = None,
     **options: Any,
@@ -82,8 +82,7 @@ def convert(
         bad_rows: refuse the first bad row, or leave bad rows out and count them.
         overwrite: replace the dataset folder `out`.
         grow_from: an older dataset folder, whose values keep their table rows.
-        hash: features with a table of fixed size, as `user_id=100000` or, with two hashes,
-            `user_id=100000x2`.
+        hashed: features with a table of fixed size, see `tables_by_option`.
         histories: index the histories of all rows, by both protocols, with all rows as events.
         console: prints the report.
         options: those of the source.
@@ -95,7 +94,6 @@ def convert(
     console = console or PlainConsole()
     choice = choice or split_choice(source)
     row_filter = RowFilter(bad_rows)
-    hashed = dict(map(_hashed, hash or ()))
     check_output(Path(out), DATASET, [Path(raw), grow_from], overwrite=overwrite)
     with progress_bars(console) as progress:
         reader = [TextReader(row_filter, progress)] if SOURCES[source].is_text else []
@@ -160,6 +158,20 @@ def split_choice(
     return SplitChoice(split or "random", seed, fractions, last, column)
 
 
+def tables_by_option(
+    hash: Sequence[str] | None, managed: Sequence[str] | None
+) -> dict[str, Hashed | Managed]:
+    """Returns feature -> its table of fixed size, of the options `--hash` and `--managed`.
+
+    Raises:
+        ValueError: an option is not valid, or a feature has both.
+    """
+    hashed, of_model = dict(map(_hashed, hash or ())), dict(map(_managed, managed or ()))
+    if both := sorted(hashed.keys() & of_model.keys()):
+        raise ValueError(f"a feature must have --hash or --managed, not both; got {both[0]!r}.")
+    return {**hashed, **of_model}
+
+
 def _hashed(option: str) -> tuple[str, Hashed]:
     matched = re.fullmatch(r"(.+)=(\d+)(?:x(\d+))?", option)
     if matched is None:
@@ -169,6 +181,13 @@ def _hashed(option: str) -> tuple[str, Hashed]:
         )
     name, rows, hashes = matched.groups()
     return name, Hashed(int(rows), int(hashes or 1))
+
+
+def _managed(option: str) -> tuple[str, Managed]:
+    matched = re.fullmatch(r"(.+)=(\d+)", option)
+    if matched is None:
+        raise ValueError(f"--managed must look like user_id=100000; got {option!r}.")
+    return matched.group(1), Managed(int(matched.group(2)))
 
 
 def make_synthetic(out: Path | str, console: Console | None = None, **options: Any) -> Schema:

@@ -6,7 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+from msrec.launch.config.run_config import Device
 from msrec.launch.console import PlainConsole
+from msrec.launch.devices import num_local_ranks
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.reporting.comparison_tables import comparison_table
 from msrec.launch.reporting.report import write_report
@@ -14,15 +16,15 @@ from msrec.launch.reporting.report import write_report
 CONFIG = Path("configs/demo.yaml")
 RUNS = {"bare": [], "LLM4MSR": ["meta.user=true", "meta.scenario=true"]}
 """Name of each run, and its options."""
-RANKS = "1x2"
 console = PlainConsole()
 
 
-def demo(folder: Path) -> None:
+def demo(folder: Path, device: Device = "auto") -> None:
     """Runs each step by its command, as a user would, and prints the results.
 
     Args:
         folder: folder of the dataset, the store, the runs and the report.
+        device: of the ranks: one per GPU, or two on the CPU.
 
     Raises:
         FileNotFoundError: the current folder is not the root of a checkout.
@@ -31,14 +33,15 @@ def demo(folder: Path) -> None:
     if not CONFIG.is_file():
         raise FileNotFoundError(f"{CONFIG} must exist: run the demo from the root of a checkout.")
     started = time.monotonic()
+    ranks = f"1x{num_local_ranks(device)}"
     config = [f"config={CONFIG}", f"dataset={folder}/data", f"run_root={folder}"]
-    config.append(f"llm.store={folder}/store")
+    config += [f"llm.store={folder}/store", f"device={device}"]
     if not (folder / "data" / "dataset.yaml").is_file():
         _run("msrec", "synthetic", f"{folder}/data")
-    _launch("encode", *config)
+    _launch("encode", ranks, *config)
     for name, options in RUNS.items():
-        _launch("train", *config, f"run_id={name}", *options)
-        _launch("evaluate", f"run={folder}/{name}")
+        _launch("train", ranks, *config, f"run_id={name}", *options)
+        _launch("evaluate", ranks, f"run={folder}/{name}", f"device={device}")
     results = {name: load_results(folder / name) for name in RUNS}
     console.print(comparison_table(results, best=True))
     page = folder / "report.html"
@@ -46,8 +49,8 @@ def demo(folder: Path) -> None:
     console.print(f"report: {page}   ({time.monotonic() - started:.0f} s in all)")
 
 
-def _launch(job: str, *args: str) -> None:
-    _run("torchx", "run", "-s", "local_cwd", f"msrec.{job}", "-j", RANKS, "--", *args)
+def _launch(job: str, ranks: str, *args: str) -> None:
+    _run("torchx", "run", "-s", "local_cwd", f"msrec.{job}", "-j", ranks, "--", *args)
 
 
 def _run(program: str, *args: str) -> None:

@@ -16,7 +16,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from msrec.data.llm.models.model_weights import DEFAULT_MODEL, is_local
-from msrec.launch.versions import CPU_LINES, GPU_LINES, check_versions, installed, is_cpu_build
+from msrec.launch.versions import (
+    CPU_LINES,
+    GPU_LINES,
+    TO_GPU,
+    check_versions,
+    installed,
+    is_cpu_build,
+)
 
 State = Literal["ok", "note", "fail"]
 COLOURS: dict[State, str] = {"ok": "green", "note": "yellow", "fail": "bold red"}
@@ -38,13 +45,12 @@ one = torch.ones(1); dist.all_reduce(one); assert one.item() == 1
 dist.destroy_process_group()
 """
 CUDA = """
-import torch, torch.distributed as dist
+import torch
 count = torch.cuda.device_count()
-nccl = dist.is_nccl_available()
-print(f"{count} CUDA device(s)" + (f", {torch.cuda.get_device_name(0)}" if count else "")
-      + f", NCCL {'available' if nccl else 'missing'}")
-raise SystemExit(1 if count and not nccl else 0)
+print(f"{count} CUDA device(s)" + (f", {torch.cuda.get_device_name(0)}" if count else ""))
 """
+CUDA_USE = "from msrec.tools.device_probe import main; main()"
+HIDE_GPUS = "Reinstall as above, or use the CPU: export CUDA_VISIBLE_DEVICES="
 
 
 @dataclass(frozen=True)
@@ -125,15 +131,14 @@ def _check_code(name: str, code: str, fix: str) -> Check:
 
 def _check_cuda() -> Check:
     status, output = _run_code(CUDA)
-    has_devices = not output.startswith("0 ")
     if status:
-        return Check("CUDA", "fail", output, "Install a torch build with NCCL, or hide the GPUs.")
+        return Check("CUDA", "fail", output, "Reinstall torch, or hide the GPUs.")
+    has_devices = not output.startswith("0 ")
     if has_devices and is_cpu_build():
-        fix = "To use the GPUs: pip install -r requirements/gpu.txt"
-        return Check("CUDA", "note", output, fix)
+        return Check("CUDA", "note", output, f"To use the GPUs: {TO_GPU}")
     if not has_devices and not is_cpu_build():
         return Check("CUDA", "note", output, "The CUDA build is installed; it will use the CPU.")
-    return Check("CUDA", "ok", output)
+    return _check_code("CUDA", CUDA_USE, HIDE_GPUS) if has_devices else Check("CUDA", "ok", output)
 
 
 def _check_python() -> Check:
@@ -183,7 +188,9 @@ def _check_cores() -> Check:
 
 def _check_threads() -> Check:
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    fix = "export OMP_NUM_THREADS=1 before you start ranks by hand: more threads slow each other."
+    fix = (
+        "export OMP_NUM_THREADS=1 before you start CPU ranks by hand: more threads slow each other."
+    )
     return Check("OMP_NUM_THREADS", "ok" if threads == "1" else "note", threads, fix)
 
 

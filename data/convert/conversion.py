@@ -23,7 +23,8 @@ from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
 from msrec.data.convert.table_checks import checked_tables
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
-from msrec.data.features.vocabulary import Hashed, load_vocabularies, save_vocabularies
+from msrec.data.features.hashed_values import Hashed, Managed
+from msrec.data.features.vocabulary import load_vocabularies, save_vocabularies
 from msrec.data.io.names import safe_name
 from msrec.data.io.outputs import DATASET, new_folder
 from msrec.data.io.paths import AnyPath
@@ -45,7 +46,7 @@ def write_dataset(
     progress: Progress | None = None,
     row_filter: RowFilter | None = None,
     grow_from: AnyPath | None = None,
-    hashed: Mapping[str, Hashed] | None = None,
+    hashed: Mapping[str, Hashed | Managed] | None = None,
     finish: Callable[[Path], Schema] | None = None,
 ) -> Schema:
     """Checks, splits, encodes and writes raw tables; the folder appears as a whole.
@@ -63,7 +64,7 @@ def write_dataset(
         progress: called while rows are written.
         row_filter: decides what happens to a bad row; the first one is refused if None.
         grow_from: an older dataset folder, whose values keep their table rows.
-        hashed: features with a table of fixed size instead of a vocabulary.
+        hashed: features with a table of fixed size, hashed or managed, instead of a vocabulary.
         finish: adds files to the folder before it appears, and returns its new schema.
 
     Raises:
@@ -176,6 +177,7 @@ def _schema(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Sc
                     table=table,
                     multi=is_multi,
                     hashes=hashes,
+                    managed=isinstance(vocabulary, Managed),
                     separator=feature.separator,
                 )
             )

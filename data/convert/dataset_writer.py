@@ -19,6 +19,7 @@ def arrow_schema(schema: Schema, extra: Iterable[str] = ()) -> pa.Schema:
     """Returns the columns of an interactions file; `extra` ones are float32. None is nullable."""
     types = {name: pa.int32() for name in ("user", "item", "scenario")}
     types |= {f.name: _LIST if f.multi else pa.int32() for f in schema.sparse}
+    types |= {f.name: pa.int64() for f in schema.managed}
     numbers = (*schema.dense, *schema.labels, *schema.weights, *extra)
     types |= dict.fromkeys(numbers, pa.float32())
     types |= {name: pa.int64() for name in (schema.timestamp, schema.impression) if name}

@@ -11,6 +11,7 @@ from msrec.data.convert.raw_tables import SIDES, Feature, RawTables
 from msrec.data.convert.split import TRAIN, SplitCodes, user_shares
 from msrec.data.convert.staging import StagedRows
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures
+from msrec.data.features.hashed_values import Managed
 from msrec.data.features.shard_balance import imbalance_by_ranks
 from msrec.data.features.vocabulary import UNKNOWN, Vocabulary
 from msrec.data.labels import LabelOptions
@@ -41,7 +42,15 @@ class ConversionCounts:
         self._seen = {side: np.zeros((shape[1], n), dtype=bool) for side, n in sizes.items()}
         names = [feature.name for feature in self._features if feature.side == "interaction"]
         self._flaws = {name: np.zeros((2, len(SPLITS)), np.int64) for name in names}
-        self._lookups = {name: np.zeros(encoded.table_rows[name], np.int64) for name in names}
+        # Which row of a managed table a value has is for the model to decide.
+        self._counted = [
+            f for f in self._features if not isinstance(encoded.vocabularies[f.name], Managed)
+        ]
+        self._lookups = {
+            f.name: np.zeros(encoded.table_rows[f.name], np.int64)
+            for f in self._counted
+            if f.side == "interaction"
+        }
 
     def add(
         self, codes: SplitCodes, columns: Mapping[str, pl.Series], is_missing: Mapping[str, Bools]
@@ -72,8 +81,9 @@ class ConversionCounts:
         for name, total in self._flaws.items():
             for number, flaws in enumerate(_flaws(is_missing[name], columns[name])):
                 total[number] += np.bincount(codes, flaws, minlength=len(SPLITS)).astype(np.int64)
-            times = (codes == TRAIN).astype(np.int64)
-            self._lookups[name] += _lookups(columns[name], times, len(self._lookups[name]))
+        times = (codes == TRAIN).astype(np.int64)
+        for name, lookups in self._lookups.items():
+            lookups += _lookups(columns[name], times, len(lookups))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the counts under their names in `Schema.counts`."""
@@ -90,7 +100,7 @@ class ConversionCounts:
             "time": self._time,
             "unknown": {name: unknown for name, (_, unknown) in flaws.items() if unknown},
             "missing": {name: missing for name, (missing, _) in flaws.items() if missing},
-            "hottest_rank": {f.name: self._hottest_rank(f) for f in self._features},
+            "hottest_rank": {f.name: self._hottest_rank(f) for f in self._counted},
             **{
                 f"{side}s_without_training": {
                     split: int(((rows[code] > 0) & (rows[TRAIN] == 0)).sum())

@@ -10,7 +10,8 @@ import polars as pl
 from msrec.data.convert.raw_tables import SIDES, RawTables
 from msrec.data.convert.split import TRAIN, SplitCodes
 from msrec.data.convert.staging import StagedRows
-from msrec.data.features.vocabulary import Hashed, Vocabulary, distinct_values
+from msrec.data.features.hashed_values import Hashed, Managed
+from msrec.data.features.vocabulary import Vocabulary, distinct_values
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,13 @@ class EncodedFeatures:
     """Encoded features of users and items, and the vocabularies of all features.
 
     `values` and `missing` (true for a raw null) have an entry for each user or item, by feature.
-    `vocabularies` has the vocabulary or hash of each sparse or multi feature; `collisions` has the
-    counts of those that are hashed.
+    `vocabularies` has the encoder of each sparse or multi feature; `collisions` has the counts of
+    those that are hashed.
     """
 
     values: dict[str, pl.Series] = field(default_factory=dict)
     missing: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-    vocabularies: dict[str, Vocabulary | Hashed] = field(default_factory=dict)
+    vocabularies: dict[str, Vocabulary | Hashed | Managed] = field(default_factory=dict)
     collisions: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
@@ -43,7 +44,7 @@ def encode_features(
     stage: StagedRows,
     codes: SplitCodes,
     known: Mapping[str, pl.Series] | None = None,
-    hashed: Mapping[str, Hashed] | None = None,
+    hashed: Mapping[str, Hashed | Managed] | None = None,
 ) -> EncodedFeatures:
     """Fits the vocabularies to the training rows, and encodes users and items.
 
@@ -52,20 +53,24 @@ def encode_features(
         stage: their rows.
         codes: the split of each row.
         known: feature -> values that keep their rows, see `Vocabulary.fit`.
-        hashed: features that get a hashed table instead of a vocabulary.
+        hashed: features that get a hashed or managed table instead of a vocabulary.
 
     Raises:
         ValueError: a feature has more values than int32 ids can name, or of another type than the
-            known ones; or a hashed feature is not sparse.
+            known ones; or a hashed or managed feature is not sparse.
     """
     known, hashed = known or {}, hashed or {}
     features = [feature for feature in raw.features if feature.kind != "dense"]
-    names = [feature.name for feature in features]
-    for name in hashed:
-        if name not in names:
-            raise ValueError(
-                f"only a sparse feature can be hashed ({', '.join(names)}); got {name!r}."
+    kinds = {feature.name: feature.kind for feature in features}
+    for name, table in hashed.items():
+        is_managed = isinstance(table, Managed)
+        if kinds.get(name) not in (("sparse",) if is_managed else ("sparse", "multi")):
+            what = (
+                "single-valued sparse feature can be managed"
+                if is_managed
+                else ("sparse feature can be hashed")
             )
+            raise ValueError(f"only a {what} ({', '.join(kinds)}); got {name!r}.")
     trained = _trained(raw, stage, codes)
     training_values = _training_values(raw, stage, codes)
     encoded = EncodedFeatures()

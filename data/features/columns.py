@@ -22,16 +22,16 @@ class Bags(NamedTuple):
     """Ids of n rows, those of one row after those of another.
 
     Shape:
-        ids: (sum of lengths,), int32.
+        ids: (sum of lengths,), int32, or int64 of a managed feature.
         lengths: (n,), int, number of ids per row; None if every row has exactly one::
 
             rows [7, 3], [], [5]   ->   ids [7, 3, 5], lengths [2, 0, 1]
     """
 
-    ids: Ids
+    ids: Ids | npt.NDArray[np.int64]
     lengths: Lengths | None = None
 
-    def column(self) -> Ids | pa.ListArray:
+    def column(self) -> Scalars | pa.ListArray:
         """Returns the ids as a column of `Columns`."""
         if self.lengths is None:
             return self.ids
@@ -80,7 +80,7 @@ def flattened(values: pa.Array) -> tuple[pa.Array, Lengths | None]:
 
 
 def map_ids(schema: Schema, columns: Columns, change: IdMap) -> Columns:
-    """Applies a function to the ids of every sparse feature.
+    """Applies a function to the ids of every sparse feature that is not managed.
 
     Args:
         schema: names the sparse features.
@@ -92,6 +92,8 @@ def map_ids(schema: Schema, columns: Columns, change: IdMap) -> Columns:
     """
     mapped = dict(columns)
     for feature in schema.sparse:
+        if feature.managed:
+            continue
         column = columns[feature.name]
         if not feature.multi:
             mapped[feature.name] = change(feature, column, slice(None))

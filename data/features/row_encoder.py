@@ -19,8 +19,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from msrec.data.features.columns import Bags, Columns, Ids, nulls
+from msrec.data.features.columns import Bags, Columns, Ids, Scalars, nulls
 from msrec.data.features.event_rows import EncodedEvents, encode_events
+from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.features.raw_values import RawColumn, json_column
 from msrec.data.features.scenario_values import SCENARIO_TYPES, ScenarioValues
 from msrec.data.features.value_counts import Counts, ValueCounts
@@ -35,7 +36,7 @@ from msrec.data.features.value_types import (
     split_texts,
     types_like,
 )
-from msrec.data.features.vocabulary import UNKNOWN, Hashed, Vocabulary, vocabulary_file
+from msrec.data.features.vocabulary import UNKNOWN, Vocabulary, vocabulary_file
 from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.schema import ID_KEYS, KEYS, Schema, SparseFeature, load_schema
@@ -49,8 +50,8 @@ class RowEncoder:
     """Encodes raw rows by the vocabularies of a dataset folder, and refuses bad values.
 
     A value gets the table row that it has in training: by the vocabulary of its feature or by its
-    hash, see `TableEncoder`. A feature without vocabulary (in simulated tables) holds table rows
-    already, which must be in the table.
+    hash, see `TableEncoder`. A value of a managed feature gets its number, see `Managed`. A feature
+    without vocabulary (in simulated tables) holds table rows already, which must be in the table.
 
     Reads `dataset.yaml`, `vocabularies/`, and the keys in `users.parquet` and `items.parquet`.
 
@@ -150,10 +151,10 @@ class RowEncoder:
 
         Returns:
             `user` and `item`: int64, indices into users.parquet and items.parquet, -1 for new ones,
-            which have no vector and no history. `scenario`: int32. Sparse features: int32, or a
-            list array of int32. Dense features: float32. Labels: float32, all 0. Weights: float32,
-            all 1. The timestamp, if asked for: int64. And the counts of values of keys and sparse
-            features.
+            which have no vector and no history. `scenario`: int32. Sparse features: int32, a list
+            array of int32, or int64 if managed. Dense features: float32. Labels: float32, all 0.
+            Weights: float32, all 1. The timestamp, if asked for: int64. And the counts of values of
+            keys and sparse features.
 
         Raises:
             ValueError: a column is missing or has another type, or a value is not allowed; names
@@ -194,7 +195,7 @@ class RowEncoder:
         column.refuse(numbers < 0, f"the scenario must be one of {self._scenarios}")
         return numbers
 
-    def _feature(self, column: RawColumn) -> tuple[Ids | pa.ListArray, ValueCounts]:
+    def _feature(self, column: RawColumn) -> tuple[Scalars | pa.ListArray, ValueCounts]:
         """Returns the table rows of a feature, and the counts of its values."""
         table, allowed = self._tables[column.name], self._allowed[column.name]
         missing = int(column.values.null_count)
@@ -209,7 +210,7 @@ class RowEncoder:
             bags = Bags(column.integers_below(table, must), column.lengths)
             return bags.column(), ValueCounts(len(column.values), 0)
         column.refuse_large_integers()
-        if isinstance(table, Hashed):
+        if isinstance(table, Hashed | Managed):
             bags = table.bags(column.values, column.lengths)
             return bags.column(), ValueCounts(
                 len(column.values) - column.values.null_count, 0, missing
@@ -221,9 +222,13 @@ class RowEncoder:
         return bags.column(), counts
 
 
-def _table_of(schema: Schema, feature: SparseFeature, folder: AnyPath) -> Vocabulary | Hashed | int:
+def _table_of(
+    schema: Schema, feature: SparseFeature, folder: AnyPath
+) -> Vocabulary | Hashed | Managed | int:
     """Returns the encoder of a feature, or the size of its table if values are rows already."""
     rows = schema.tables[feature.table]
+    if feature.managed:
+        return Managed(rows)
     path = vocabulary_file(folder, feature.name)
     if is_file(path):
         vocabulary = Vocabulary(pl.Series(pl.from_arrow(_column(path, "value"))))
@@ -243,10 +248,13 @@ def _column(path: AnyPath, name: str) -> pa.Array:
     return read_parquet(path, [name])[name].combine_chunks()
 
 
-def _allowed_types(table: Vocabulary | Hashed | int, feature: SparseFeature) -> AllowedTypes:
-    if isinstance(table, Hashed):
+def _allowed_types(
+    table: Vocabulary | Hashed | Managed | int, feature: SparseFeature
+) -> AllowedTypes:
+    if isinstance(table, Hashed | Managed):
         # With several hashes a single value is a list of rows, too: raw values may be either.
-        lists = (False, True) if table.hashes > 1 else (feature.multi,)
+        is_either = isinstance(table, Hashed) and table.hashes > 1
+        lists = (False, True) if is_either else (feature.multi,)
         return AllowedTypes(VALUES, lists, feature.separator)
     types = types_like(table.index.type) if isinstance(table, Vocabulary) else (INTEGER,)
     return AllowedTypes(types, (feature.multi,), feature.separator)

@@ -1,4 +1,4 @@
-"""Rows of embedding tables for raw values: by a vocabulary of training values, or by a hash.
+"""Rows of embedding tables for raw values: by a vocabulary of training values, or without one.
 
 A dataset folder keeps its vocabularies in `vocabularies/FEATURE.parquet`. Value i of the column
 `value` has table row i + 1; the row of a null is not used. A later conversion may grow a
@@ -6,7 +6,6 @@ vocabulary. Old values then keep their rows, so that a model that starts from th
 older one (`init_from`) finds them in the right places.
 """
 
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from msrec.data.features.columns import Bags, Ids, Lengths, flattened, nulls
+from msrec.data.features.columns import Bags, Ids, Lengths, flattened
 from msrec.data.features.shard_balance import spread
 from msrec.data.features.value_index import ValueIndex
 from msrec.data.features.value_types import stored, stored_series
@@ -154,74 +153,6 @@ class Vocabulary(TableEncoder):
 
 def _permuted(values: pl.Series) -> pl.Series:
     return values.sort().gather(spread(len(values)))
-
-
-@dataclass(frozen=True)
-class Hashed(TableEncoder):
-    """A table of fixed size for any number of values; row 0 is for missing ones.
-
-    A value has `hashes` rows in [1, rows), drawn by BLAKE2b of its text. With several hashes the
-    model averages their vectors, so that two values are alike only if all of their rows are.
-
-    Raises:
-        ValueError: `rows` is below 2 or exceeds int32, or `hashes` is below 1.
-
-    Source:
-        Weinberger et al., ICML 2009; several hashes: Svenstrup et al., NIPS 2017, without weights.
-
-    Example:
-        >>> Hashed(rows=100).encode(pl.Series(["a", "b", "a", None])).to_list()
-        [6, 27, 6, 0]
-        >>> Hashed(rows=100, hashes=2).encode(pl.Series(["a", None])).to_list()
-        [[15, 33], []]
-    """
-
-    rows: int
-    hashes: int = 1
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.rows <= MAX_ROWS or self.hashes < 1:
-            raise ValueError(
-                f"a hashed table must have 2 to {MAX_ROWS} rows and at least 1 hash; got "
-                f"{self.rows} rows and {self.hashes} hashes."
-            )
-
-    def bags(self, values: pa.Array, lengths: Lengths | None) -> Bags:
-        """Returns the table rows of values; see `TableEncoder`.
-
-        A null in a list is left out. A null row has row 0, or none if there are several hashes.
-        """
-        is_valid = ~nulls(values)
-        rows = self._rows(values.drop_null())
-        if lengths is not None:
-            row_of = np.repeat(np.arange(len(lengths)), lengths)
-            counts = np.bincount(row_of[is_valid], minlength=len(lengths))
-        elif self.hashes == 1:
-            ids = np.full(len(values), UNKNOWN, dtype=np.int32)
-            ids[is_valid] = rows[:, 0]
-            return Bags(ids)
-        else:
-            counts = is_valid.astype(np.int64)
-        return Bags(rows.reshape(-1), counts * self.hashes)
-
-    def collisions(self, values: pl.Series) -> dict[str, int]:
-        """Returns the number of distinct values, and of those that share all rows with another."""
-        distinct = distinct_values(values)
-        rows = self._rows(distinct.to_arrow())
-        rows.sort(axis=1)
-        _, counts = np.unique(rows, axis=0, return_counts=True)
-        return {"values": len(distinct), "shared": int(counts[counts > 1].sum())}
-
-    def _rows(self, values: pa.Array) -> Ids:
-        """Returns (N, hashes) rows; each distinct value is hashed once."""
-        distinct = stored(values).dictionary_encode()
-        texts = distinct.dictionary.cast(pa.string()).to_pylist()
-        size = 8 * self.hashes
-        digests = b"".join(hashlib.blake2b(t.encode(), digest_size=size).digest() for t in texts)
-        numbers = np.frombuffer(digests, dtype="<u8").reshape(len(texts), self.hashes)
-        rows_of_distinct = (numbers % np.uint64(self.rows - 1)).astype(np.int32) + np.int32(1)
-        rows: Ids = rows_of_distinct[distinct.indices.to_numpy()]
-        return rows
 
 
 def save_vocabularies(tables: Mapping[str, TableEncoder], dataset: Path) -> None:

@@ -64,6 +64,13 @@ class VocabularyAlignment:
                     f"{data}: feature {feature.name!r} must hold {_kind(feature.multi)} in a row, "
                     f"as in {trained}; it holds {_kind(same.multi)}. {ADVICE}"
                 )
+            if same.managed != feature.managed:
+                raise ValueError(
+                    f"{data}: feature {feature.name!r} must {'' if feature.managed else 'not '}be "
+                    f"managed, as in {trained}. {ADVICE}"
+                )
+            if feature.managed:  # a value has the same number in every data set
+                continue
             sizes = old.tables[feature.table], new.tables[same.table]
             self._ids[feature.name] = self._matched_ids(feature.name, *sizes)
         of_data = ["name", "description", "num_users", "num_items", "split", "counts"]

@@ -3,11 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.features.columns import slice_positions
 from msrec.data.histories.index import HistoryIndex
-from msrec.data.loading.batch import ITEM, HistoryEvents
+from msrec.data.loading.batch import ITEM, HistoryEvents, keyed_bags
 from msrec.data.schema import Split
 
 Longs = npt.NDArray[np.int64]
@@ -90,9 +89,9 @@ class HistoryReader:
         time_of_event = np.zeros(is_event.shape, np.int64)
         time_of_event[is_event] = self._times.take(positions, mode="clip")
         return HistoryEvents(
-            items=KeyedJaggedTensor(
-                keys=[ITEM],
-                values=torch.from_numpy(distinct),
+            items=keyed_bags(
+                *([ITEM], torch.from_numpy(distinct), [len(distinct)]),
+                stride=num_bags,
                 lengths=torch.from_numpy(bag_lengths),
             ),
             candidate=torch.from_numpy(np.where(item < 0, len(distinct), numbers[:size])),

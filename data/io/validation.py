@@ -1,6 +1,6 @@
 """Checks of files that people write: strict models and a sentence for a fault."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +16,8 @@ Widths = Annotated[list[Width], Field(max_length=64)]
 """Layer sizes of an MLP."""
 BatchRows = Annotated[int, Field(ge=1, le=1 << 24)]
 """Rows, or tokens, that are computed at once."""
+Precision = Literal["fp32", "tf32", "bf16"]
+"""Precision of the matrix products of training steps."""
 Steps = Annotated[int, Field(ge=1, le=10**12)]
 """Number of steps, rows or epochs."""
 MAX_FLOAT = 1e30

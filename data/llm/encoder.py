@@ -19,6 +19,8 @@ from msrec.data.llm.store import Layer, Pooling
 from msrec.data.llm.tokenization import PromptTokenizer
 
 POOLINGS = get_args(Pooling)
+END_CHECK_TOKENS = 8
+"""Generated tokens after which a GPU is asked whether all answers have ended."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -218,14 +220,16 @@ class FrozenEncoder:
         """Decodes greedily; a row that has ended keeps the state that chose its end token."""
         head = self.lm.get_output_embeddings()  # type: ignore[operator]
         end_ids = torch.tensor(_end_ids(self.lm), device=self.device)
-        kept, is_open = state.clone(), torch.ones_like(lengths, dtype=torch.bool)
+        kept, is_open = state, torch.ones_like(lengths, dtype=torch.bool)
         answers: list[Tensor] = []
+        was_open: list[Tensor] = []
         for step in range(self.answer_tokens):
-            kept[is_open] = state[is_open]
+            kept = torch.where(is_open[:, None], state, kept)
             token = head(state).argmax(dim=-1)
             answers.append(torch.where(is_open, token, self.pad_id))
-            is_open &= ~torch.isin(token, end_ids)
-            if step + 1 == self.answer_tokens or not is_open.any():
+            was_open.append(is_open)
+            is_open = is_open & ~torch.isin(token, end_ids)
+            if step + 1 == self.answer_tokens or self._have_all_ended(is_open, step):
                 break
             # In shorter rows, masked padding is between prompt and answer in the cache. Positions
             # leave it out.
@@ -237,8 +241,16 @@ class FrozenEncoder:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[:, 0]
-        rows = torch.stack(answers, dim=1).tolist()
+        # Without the tokens after the last row ended, before that was looked at.
+        longest = int(torch.stack(was_open).any(dim=1).sum())
+        rows = torch.stack(answers[:longest], dim=1).tolist()
         return Encoded(_numpy(kept), [self.tokens.decode(row) for row in rows])
+
+    def _have_all_ended(self, is_open: Tensor, step: int) -> bool:
+        """Whether all answers have ended; on a GPU, which would wait, looked at now and then."""
+        if self.device.type != "cpu" and (step + 1) % END_CHECK_TOKENS:
+            return False
+        return not is_open.any()
 
 
 @torch.inference_mode()

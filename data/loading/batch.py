@@ -1,13 +1,17 @@
 """The batch that travels from the loader through the train pipeline to the model."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
+
+from msrec.data.loading.row_counts import RowCounts
 
 
 class EntityVectors(NamedTuple):
@@ -18,12 +22,14 @@ class EntityVectors(NamedTuple):
         vectors: (U, H), float32 or float16 as stored; (U, 0) without a store.
         has: (U,), float32, 0 if the store has no vector and the policy filled it in.
         inverse: (B,), int64 in [0, U), position of each row's user (item) in `ids`.
+        counts: (U,), int64, rows of each user (item), on the host; None if nobody counted them.
     """
 
     ids: torch.Tensor
     vectors: torch.Tensor
     has: torch.Tensor
     inverse: torch.Tensor
+    counts: RowCounts | None = None
 
 
 class HistoryBags(NamedTuple):
@@ -81,6 +87,40 @@ ITEM = "item"
 """Key of `HistoryEvents.items`."""
 
 
+def keyed_bags(
+    keys: list[str],
+    values: torch.Tensor,
+    length_per_key: list[int],
+    stride: int,
+    lengths: torch.Tensor | None = None,
+) -> KeyedJaggedTensor:
+    """Returns the bags of some keys, with all that TorchRec would else read back from the device.
+
+    `permute`, `split` and the exchange of ids between ranks need the number of ids of each key.
+
+    Shape:
+        values: (sum of `length_per_key`,), int32, the ids of one key after those of another.
+        lengths: (keys * stride,), int32, ids of each bag; None if each bag has one.
+
+    Args:
+        keys: names.
+        values: ids.
+        length_per_key: ids of each key.
+        stride: bags of each key.
+        lengths: ids of each bag.
+    """
+    if lengths is None:
+        lengths = torch.ones(len(keys) * stride, dtype=torch.int32)
+    return KeyedJaggedTensor(
+        keys=keys,
+        values=values,
+        lengths=lengths,
+        stride=stride,
+        length_per_key=length_per_key,
+        offset_per_key=[0, *itertools.accumulate(length_per_key)],
+    )
+
+
 @cache
 def no_events() -> HistoryEvents:
     """Returns the value of `Batch.sequence` without sequences: no rows, always on the CPU.
@@ -89,11 +129,7 @@ def no_events() -> HistoryEvents:
     """
     empty = torch.zeros(0, 0, dtype=torch.int64)
     return HistoryEvents(
-        items=KeyedJaggedTensor(
-            keys=[ITEM],
-            values=torch.zeros(0, dtype=torch.int32),
-            lengths=torch.zeros(0, dtype=torch.int32),
-        ),
+        items=keyed_bags([ITEM], torch.zeros(0, dtype=torch.int32), [0], stride=0),
         candidate=torch.zeros(0, dtype=torch.int64),
         bag=torch.zeros(0, dtype=torch.int64),
         events=empty,
@@ -109,7 +145,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     """The rows of a global batch that belong to one rank.
 
     Shape:
-        sparse: keys in the schema's order, B bags per key, int32 ids::
+        sparse: keys in the schema's order without managed features, B bags per key, int32 ids::
 
                         row 0      row 1
             user_id     [7]        [3]
@@ -121,6 +157,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
 
         dense: (B, num_dense), float32.
         scenario: (B,), int64 in [0, S).
+        scenario_counts: (S,), int64, rows of each scenario; on the host.
         label: (B, T), float32; NaN in a row without the label.
         weight: (B,), float32; 0 for bad rows and for the padding of an epoch's last batch.
         label_weight: (B, T), float32, further weights of the labels; (B, 0) if all are 1.
@@ -129,12 +166,15 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         item: (B,), int64, index into items.parquet.
         user_vectors, item_vectors: their vectors in the knowledge stores.
         past: their histories in `sparse`.
+        managed: (M, B), int64, numbers of the values of managed features, in the schema's order; 0
+            for a missing value and in rows whose `row_id` is -1. They are not in `sparse`.
         sequence: the earlier events of the rows; `no_events()` unless the run reads sequences.
     """
 
     sparse: KeyedJaggedTensor
     dense: torch.Tensor
     scenario: torch.Tensor
+    scenario_counts: RowCounts
     label: torch.Tensor
     weight: torch.Tensor
     label_weight: torch.Tensor
@@ -145,13 +185,14 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
     item_vectors: EntityVectors
     past: HistoryBags
     sequence: HistoryEvents = field(default_factory=no_events)
+    managed: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """Copies to a device."""
         return self._map(lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Copies to page-locked memory; needs CUDA."""
+        """Copies to page-locked memory, so that `to` need not wait; needs CUDA."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def record_stream(self, stream: Any) -> None:
@@ -159,11 +200,12 @@ class Batch(Pipelineable):  # type: ignore[misc]  # TorchRec's types are not fol
         self._map(lambda tensor: tensor.record_stream(stream))
 
     def _map(self, change: Callable[[Any], Any]) -> Self:
-        changed: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if value is no_events():
-                continue
+        """Changes all tensors; counts stay on the host."""
+
+        def changed(value: Any) -> Any:
+            if value is None or value is no_events() or isinstance(value, np.ndarray):
+                return value
             is_tuple = isinstance(value, EntityVectors | HistoryBags | HistoryEvents)
-            changed[each.name] = type(value)(*map(change, value)) if is_tuple else change(value)
-        return type(self)(**changed)
+            return type(value)(*map(changed, value)) if is_tuple else change(value)
+
+        return type(self)(**{each.name: changed(getattr(self, each.name)) for each in fields(self)})

@@ -15,9 +15,11 @@ from msrec.data.loading.batch import (
     EntityVectors,
     HistoryBags,
     HistoryEvents,
+    keyed_bags,
     no_events,
 )
 from msrec.data.loading.behaviour_history import OTHER, BehaviourHistory, Side
+from msrec.data.loading.row_counts import count_rows
 from msrec.data.schema import Schema
 
 Ints = npt.NDArray[np.int32]
@@ -58,9 +60,10 @@ def entity_vectors(ids: npt.NDArray[np.int64], source: VectorSource | None) -> E
     if source is None:
         zeros = torch.zeros(len(ids), dtype=torch.int64)
         return EntityVectors(zeros[:0], torch.zeros(0, 0), torch.zeros(0), zeros)
-    distinct, inverse = np.unique(ids, return_inverse=True)
+    distinct, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
     vectors, has = source.gather(distinct)
-    return EntityVectors(torch.from_numpy(distinct), vectors, has, torch.from_numpy(inverse))
+    tensors = torch.from_numpy(distinct), vectors, has, torch.from_numpy(inverse)
+    return EntityVectors(*tensors, counts.astype(np.int64, copy=False))
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,14 @@ class Window:
             for f in schema.sparse
             if f.multi
         }
-        single = [f.name for f in schema.sparse if not f.multi]
+        # A row has a table row for each of these features; the model manages those of the others.
+        self._features = [f for f in schema.sparse if not f.managed]
+        single = [f.name for f in self._features if not f.multi]
         self._single = _stacked(columns, single, rows.shape, 1, np.int32)
-        self._keys = [f.name for f in schema.sparse]
+        self._keys = [f.name for f in self._features]
+        managed = [f.name for f in schema.managed]
+        self._managed = _stacked(columns, managed, rows.shape, 1, np.int64)
+        self._managed *= (rows >= 0)[:, np.newaxis]
         if self._history is not None:
             # Only a training row has to be taken out of a history, by its label's level.
             zeros = np.zeros(rows.size, np.int32)
@@ -143,13 +151,18 @@ class Window:
         return len(self._rows)
 
     def batch(self, number: int) -> Batch:
-        """Returns one of the W batches."""
-        user, item = self._user[number], self._item[number]
+        """Returns one of the W batches.
+
+        Raises:
+            ValueError: the schema has no scenario of a row's number.
+        """
+        user, item, scenario = self._user[number], self._item[number], self._scenario[number]
         history_bags, past = self._past(number)
         return Batch(
             sparse=self._sparse(number, history_bags),
             dense=torch.from_numpy(self._dense[number]),
-            scenario=torch.from_numpy(self._scenario[number]),
+            scenario=torch.from_numpy(scenario),
+            scenario_counts=count_rows(scenario, len(self._collator.schema.scenarios)),
             label=torch.from_numpy(self._label[number]),
             weight=torch.from_numpy(self._weight[number]),
             label_weight=torch.from_numpy(self._label_weight[number]),
@@ -160,6 +173,7 @@ class Window:
             item_vectors=self._vectors(item, self._collator.item_vectors),
             past=past,
             sequence=self._sequence(number),
+            managed=torch.from_numpy(self._managed[number]),
         )
 
     def _vectors(self, ids: npt.NDArray[np.int64], source: VectorSource | None) -> EntityVectors:
@@ -204,22 +218,21 @@ class Window:
         size = self._rows.shape[1]
         single = self._single[number]
         if not self._multi and not history_bags:
-            values, lengths = single.reshape(-1), np.ones(single.size, dtype=np.int32)
-        else:
-            bags: list[tuple[Ints, Ints]] = []
-            singles, ones = iter(single), np.ones(size, dtype=np.int32)
-            for feature in self._collator.schema.sparse:
-                if feature.multi:
-                    offsets, ids = self._multi[feature.name]
-                    of_batch = offsets[number * size : (number + 1) * size + 1]
-                    cut = ids[of_batch[0] : of_batch[-1]]
-                    bags.append((cut, np.diff(of_batch).astype(np.int32)))
-                else:
-                    bags.append((next(singles), ones))
-            values, lengths = map(np.concatenate, zip(*bags, *history_bags, strict=True))
-        return KeyedJaggedTensor(
-            keys=self._keys, values=torch.from_numpy(values), lengths=torch.from_numpy(lengths)
-        )
+            ids = torch.from_numpy(single.reshape(-1))
+            return keyed_bags(self._keys, ids, [size] * len(self._keys), size)
+        bags: list[tuple[Ints, Ints]] = []
+        singles, ones = iter(single), np.ones(size, dtype=np.int32)
+        for feature in self._features:
+            if feature.multi:
+                offsets, of_feature = self._multi[feature.name]
+                of_batch = offsets[number * size : (number + 1) * size + 1]
+                cut = of_feature[of_batch[0] : of_batch[-1]]
+                bags.append((cut, np.diff(of_batch).astype(np.int32)))
+            else:
+                bags.append((next(singles), ones))
+        values, lengths = zip(*bags, *history_bags, strict=True)
+        ids, of_bags = (torch.from_numpy(np.concatenate(parts)) for parts in (values, lengths))
+        return keyed_bags(self._keys, ids, list(map(len, values)), size, of_bags)
 
 
 def _label_weights(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from msrec.data.features.columns import Scalars, flattened, is_list, nulls
+from msrec.data.features.hashed_values import MAX_MANAGED_ID
 from msrec.data.labels import LabelOptions
 from msrec.data.schema import Schema
 
@@ -49,10 +50,11 @@ class ColumnChecks:
         self._whole_numbers = {n for n in (schema.timestamp, schema.impression) if n}
         self._sizes = {"user": schema.num_users, "item": schema.num_items}
         self._sizes["scenario"] = schema.num_scenarios
-        self._sizes |= {feature.name: schema.tables[feature.table] for feature in schema.sparse}
+        self._managed = {feature.name for feature in schema.managed}
+        self._sizes |= {f.name: schema.tables[f.table] for f in schema.sparse if not f.managed}
         types = dict.fromkeys(self._sizes, pa.int32())
         types |= {f.name: pa.list_(pa.int32()) for f in schema.sparse if f.multi}
-        types |= dict.fromkeys(self._whole_numbers, pa.int64())
+        types |= dict.fromkeys((*self._whole_numbers, *self._managed), pa.int64())
         self.types: dict[str, pa.DataType] = {n: types.get(n, pa.float32()) for n in columns}
 
     def type_error(self, file: pa.Schema) -> str | None:
@@ -90,6 +92,9 @@ class ColumnChecks:
             return _broken_label(values, self._labels[name])
         if name in self._weights:
             return ~(np.isfinite(values) & (values >= 0)), "a weight must be finite and at least 0"
+        if name in self._managed:
+            outside: Mask = (values < 0) | (values > MAX_MANAGED_ID)
+            return outside, "a managed id must be in [0, 2^63 - 2]"
         size = self._sizes.get(name)
         if size is None:
             is_bad = None if name in self._whole_numbers else ~np.isfinite(values)

@@ -64,9 +64,17 @@ def rare_ids(
         schema: of the dataset.
         min_rows: feature -> training rows below which an id is rare.
         faults: policy for rows that break the schema; excluded rows are not counted.
+
+    Raises:
+        ValueError: a feature is managed.
     """
     if not min_rows:
         return {}
+    if managed := sorted(set(min_rows) & {feature.name for feature in schema.managed}):
+        raise ValueError(
+            f"embeddings.rare must name features with a vocabulary or a hash; {managed[0]!r} is "
+            "managed, and its rare ids leave their rows by themselves."
+        )
     columns = SplitReader(dataset, schema, "train", list(min_rows), faults).read_good()
     return {
         name: np.bincount(columns[name], minlength=schema.tables[schema.table_of(name)]) < least

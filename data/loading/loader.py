@@ -44,6 +44,7 @@ class Loader:
         transforms: changes of ids, applied in order.
         share: this rank.
         prefetch: number of batches made ahead by a thread; 0 makes them in the caller's thread.
+        pin: whether that thread copies them to page-locked memory, for a CUDA device.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class Loader:
         transforms: Sequence[IdTransform] = (),
         share: RankShare = WHOLE,
         prefetch: int = 8,
+        pin: bool = False,
     ) -> None:
         self.reader, self.order = reader, order
         self._collator, self._transforms = collator, transforms
-        self._share, self._prefetch = share, prefetch
+        self._share, self._prefetch, self._pin = share, prefetch, pin
 
     def __len__(self) -> int:
         """Global batches of an epoch, the same on every rank."""
@@ -65,7 +67,7 @@ class Loader:
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch from global batch `start` on."""
-        return _prefetched(self._epoch(epoch, start), self._prefetch)
+        return self._ready(self._epoch(epoch, start))
 
     def in_order(self, ranges: Sequence[range]) -> Iterator[Batch]:
         """Yields this rank's share of global batches whose rows are in file order.
@@ -74,11 +76,14 @@ class Loader:
             ranges: the consecutive rows of each batch, at most `global_batch` of them. A rank has
                 the slots from `rank` times its share on; those past the end are padding.
         """
-        return _prefetched(map(self._consecutive, ranges), self._prefetch)
+        return self._ready(map(self._consecutive, ranges))
 
     def batch_of(self, rows: Rows) -> Batch:
         """Returns one batch of the given rows (n,) of the split, in that order."""
         return self._window(rows[np.newaxis], self.reader.take(rows), epoch=0).batch(0)
+
+    def _ready(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return _prefetched(map(Batch.pin_memory, batches) if self._pin else batches, self._prefetch)
 
     def _consecutive(self, rows_of_all: range) -> Batch:
         size = self.order.global_batch // self._share.world_size

@@ -59,6 +59,7 @@ def random_rows(
     items: int = 500,
     seed: int = 0,
     overwrite: bool = False,
+    scenarios: int = NUM_SCENARIOS,
 ) -> Schema:
     """Writes a dataset folder of a few rows, whose ids cover the tables in full size.
 
@@ -74,6 +75,7 @@ def random_rows(
         items: number of items.
         seed: seed of the random numbers.
         overwrite: replace an older dataset folder.
+        scenarios: number of scenarios.
 
     Raises:
         ValueError: `out` exists, or a table has fewer than 2 rows or more than 2^31 - 1.
@@ -85,7 +87,7 @@ def random_rows(
                 f"{table.rows}. Scale it."
             )
     rng = np.random.default_rng(seed)
-    schema = _schema(tables, users, items, seed)
+    schema = _schema(tables, users, items, seed, scenarios)
     effects = {"user": rng.normal(size=users), "item": rng.normal(size=items)}
     own_ids = {
         name: _ids(rng, table.rows, len(effects[side]))
@@ -93,14 +95,14 @@ def random_rows(
         if (side := _side(table.name)) is not None
         for name in _feature_names(table)
     }
-    num_rows, num_positives = np.zeros((2, len(SPLITS), NUM_SCENARIOS), dtype=np.int64)
+    num_rows, num_positives = np.zeros((2, len(SPLITS), scenarios), dtype=np.int64)
     target = arrow_schema(schema)
     with new_folder(out, overwrite=overwrite) as folder:
         for code, (split, share) in enumerate(zip(SPLITS, SHARES, strict=True)):
-            columns = _columns(rng, max(int(rows * share), 2), effects)
+            columns = _columns(rng, max(int(rows * share), 2), effects, scenarios)
             scenario, click = columns["scenario"], columns["click"]
-            num_rows[code] = np.bincount(scenario, minlength=NUM_SCENARIOS)
-            num_positives[code] = np.bincount(scenario[click], minlength=NUM_SCENARIOS)
+            num_rows[code] = np.bincount(scenario, minlength=scenarios)
+            num_positives[code] = np.bincount(scenario[click], minlength=scenarios)
             for table in tables:
                 for name in _feature_names(table):
                     columns[name] = _feature(rng, table, own_ids.get(name), columns)
@@ -132,12 +134,14 @@ def _feature_names(table: TableShape) -> list[str]:
     return [f"{table.name}_{number}" for number in range(table.features)]
 
 
-def _columns(rng: np.random.Generator, num_rows: int, effects: dict[str, Any]) -> dict[str, Any]:
+def _columns(
+    rng: np.random.Generator, num_rows: int, effects: dict[str, Any], scenarios: int
+) -> dict[str, Any]:
     """Returns the columns of a split that do not depend on the tables."""
     columns: dict[str, Any] = {
         side: rng.integers(0, len(effects[side]), num_rows) for side in ("user", "item")
     }
-    columns["scenario"] = rng.integers(0, NUM_SCENARIOS, num_rows)
+    columns["scenario"] = rng.integers(0, scenarios, num_rows)
     columns |= {name: rng.normal(size=num_rows) for name in DENSE}
     odds = sum(effects[side][columns[side]] for side in effects)
     columns["click"] = rng.random(num_rows) < 1 / (1 + np.exp(1 - odds))
@@ -173,13 +177,15 @@ def _arrow(values: Any, kind: pa.DataType) -> pa.Array:
     return pa.array(values.astype(kind.to_pandas_dtype(), copy=False))
 
 
-def _schema(tables: Sequence[TableShape], users: int, items: int, seed: int) -> Schema:
+def _schema(
+    tables: Sequence[TableShape], users: int, items: int, seed: int, scenarios: int
+) -> Schema:
     return Schema(
         name="random",
         description="An app of which only the sizes of its tables are known; its rows are random.",
         scenarios=[
-            Scenario(name=f"scenario {n}", description=f"scenario {n} of {NUM_SCENARIOS}")
-            for n in range(1, NUM_SCENARIOS + 1)
+            Scenario(name=f"scenario {n}", description=f"scenario {n} of {scenarios}")
+            for n in range(1, scenarios + 1)
         ],
         tables={table.name: table.rows for table in tables},
         sparse=[

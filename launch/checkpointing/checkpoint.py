@@ -90,7 +90,10 @@ class Checkpoints:
         if metrics:
             values["metrics"] = dict(metrics)
         self._copy = snapshot(values, self._group, self._copy)
-        arguments = (path, self._copy, dict(state), self._group)
+        # Each thread begins on GPU 0, where every rank of a host would open a context.
+        has_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        gpu = torch.cuda.current_device() if has_gpu else None
+        arguments = (path, self._copy, dict(state), self._group, gpu)
         self._writer = threading.Thread(target=self._write, args=arguments, name="msrec-checkpoint")
         self._writer.start()
         return path
@@ -166,10 +169,17 @@ class Checkpoints:
         return self.folder / step_name(step)
 
     def _write(
-        self, path: Path, values: dict[str, Any], state: dict[str, Any], group: dist.ProcessGroup
+        self,
+        path: Path,
+        values: dict[str, Any],
+        state: dict[str, Any],
+        group: dist.ProcessGroup,
+        gpu: int | None,
     ) -> None:
         """Runs in a thread of every rank."""
         try:
+            if gpu is not None:
+                torch.cuda.set_device(gpu)
             self._failure = self._write_and_commit(path, values, state, group)
         except Exception as error:  # noqa: BLE001 - also another rank's death; raised by `wait`
             self._failure = self._failure_message(path, error)

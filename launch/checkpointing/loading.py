@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.launch.checkpointing.commit import verify_checkpoint
-from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
-from msrec.model.distributed.optimizers import accumulator
+from msrec.launch.checkpointing.dcp_storage import Index, JsonReader, read_index
+from msrec.launch.checkpointing.row_accumulators import (
+    read_accumulators,
+    take_divided_otherwise,
+)
+from msrec.model.distributed.optimizers import init_state
 from msrec.model.frozen_items import without_frozen
 
 
@@ -42,31 +47,31 @@ def load_checkpoint(
     if metrics:
         values["metrics"] = dict(metrics)
     if optimizer is not None:
-        if (accumulating := accumulator(optimizer)) is not None:
-            accumulating.init_states()
-        optimizer.init_state(set())  # otherwise DCP silently skips Adam's moments
+        init_state(optimizer)  # otherwise DCP silently skips Adam's moments
         settings = optimizer.state_dict()
-        values["optim"] = without_frozen(settings["state"])
-    _check_keys(path, values["model"])
+        # A copy of each dict: accumulators that are read in another way are taken out of it.
+        of_parameters = without_frozen(settings["state"]).items()
+        values["optim"] = {parameter: dict(tensors) for parameter, tensors in of_parameters}
+    index = read_index(path)
+    _check_keys(path, index, values["model"])
+    _check_optimizer(path, index, values.get("optim", {}))
+    divided_otherwise = take_divided_otherwise(index, values.get("optim", {}))
     load(values, storage_reader=JsonReader(path))
+    read_accumulators(path, index, divided_otherwise, values["model"])
     model.load_state_dict(state_dict | values["model"])
     if optimizer is not None:
-        optimizer.load_state_dict(settings | {"state": settings["state"] | values["optim"]})
+        optimizer.load_state_dict(settings)
     return state
 
 
-def saved_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each tensor of the model that a checkpoint holds."""
+def type_name(tensor: torch.Tensor) -> str:
+    """Returns the type of the values of a tensor as the index has it, such as `float16`."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _check_keys(path: Path, index: Index, model_state: dict[str, Any]) -> None:
     prefix = "model."
-    return {
-        name.removeprefix(prefix): tuple(entry["size"])
-        for name, entry in read_index(path).items()
-        if name.startswith(prefix)
-    }
-
-
-def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
-    saved = saved_shapes(path)
+    saved = {n.removeprefix(prefix): e for n, e in index.items() if n.startswith(prefix)}
     missing = sorted(model_state.keys() - saved.keys())
     extra = sorted(saved.keys() - model_state.keys())
     if missing or extra:
@@ -75,11 +80,34 @@ def _check_keys(path: Path, model_state: dict[str, Any]) -> None:
             f"also {_first_names(extra)}. Use the config in its run folder."
         )
     for name, tensor in model_state.items():
-        if saved[name] != tuple(tensor.size()):
+        shape, kind = tuple(saved[name]["size"]), saved[name]["dtype"]
+        if shape != tuple(tensor.size()):
             raise ValueError(
-                f"{path} is a checkpoint of another model: {name} has shape {saved[name]} there "
+                f"{path} is a checkpoint of another model: {name} has shape {shape} there "
                 f"and {tuple(tensor.size())} here. Use the config in its run folder."
             )
+        if kind != type_name(tensor):
+            raise ValueError(
+                f"{path} must have values of the same type as the model; {name} is {kind} "
+                f"there and {type_name(tensor)} here. Keep embeddings.dtype, or start another run "
+                "with init_from."
+            )
+
+
+def _check_optimizer(path: Path, index: Index, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises the error of one rank on all, because each has the state of its own tables only."""
+    names = [f"optim.{parameter}.{name}" for parameter in state for name in state[parameter]]
+    missing = sorted(name.removeprefix("optim.") for name in names if name not in index)
+    of_ranks: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, missing)
+    missing = sorted({name for names in of_ranks for name in names})
+    if missing:
+        raise ValueError(
+            f"{path} must hold the state of this run's optimizers; it lacks "
+            f"{_first_names(missing)}. Tables with embeddings.optimizer=adam continue on the kind "
+            "of device that they were trained on; to train on with new optimizers, start another "
+            "run with init_from."
+        )
 
 
 def _first_names(names: list[str]) -> str:

@@ -43,7 +43,9 @@ OPTIONS = {
     ),
     "rdzv_port": Option(int, RENDEZVOUS_PORT, "port where the nodes meet"),
     "python": Option(str, "", "Python interpreter"),
-    "threads": Option(int, 1, "threads per rank"),
+    "threads": Option(
+        int, 0, "threads per rank; 0 is 1 without GPUs, else the share of the cores up to 16"
+    ),
 }
 """Options of the components by torchx's names, which are those of its own `dist.ddp`."""
 Component = Callable[..., specs.AppDef]
@@ -130,6 +132,7 @@ def _launch_options(options: dict[str, Any]) -> LaunchOptions:
         nodes_and_ranks=values.pop("j"),
         resource=node_resource(cpu, gpu, mem_mib, values.pop("h")),
         port=values.pop("rdzv_port", RENDEZVOUS_PORT),
+        threads=values.pop("threads", 0) or None,
         **values,
     )
 

@@ -12,8 +12,8 @@ from msrec.launch.trained_run import load_run_config
 CONFIG_FILE = "submitted.yaml"
 JOBS_FOLDER = "jobs"
 """Subfolder of a run for its jobs other than training."""
-EVALUATE_OPTIONS = frozenset({"split", "checkpoint", "by", "data"})
-PREDICT_OPTIONS = frozenset({"data", "out", "columns", "checkpoint", "dataset"})
+EVALUATE_OPTIONS = frozenset({"split", "checkpoint", "by", "data", "device"})
+PREDICT_OPTIONS = frozenset({"data", "out", "columns", "checkpoint", "dataset", "device"})
 
 
 @dataclass(frozen=True)

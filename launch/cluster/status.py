@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.launch.cluster.submitted import ACTIVE_STATES, Submitted, job_state, read_submitted
-from msrec.launch.console import format_bytes
 from msrec.launch.rank_errors import Failure, last_failure
 from msrec.launch.rank_states import CRASH, ENDED, RANKS_FOLDER, RankState, read_ranks, read_stack
+from msrec.launch.reporting.byte_sizes import format_bytes
 from msrec.launch.training.metric_log import load_metric_log
 from msrec.launch.training.run_status import CONTINUES, Status, status_of, stragglers
 

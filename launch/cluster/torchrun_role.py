@@ -28,6 +28,8 @@ MAX_NODES, MAX_RANKS, MAX_STARTS = 4096, 256, 1000
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,28}[a-z0-9])?")
 """Names of jobs. Kubernetes makes host names of them, with up to 33 characters more."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MAX_THREADS = 16
+"""Threads of a rank with a GPU, whose CPU only prepares batches and copies checkpoints."""
 RETRY_POLICIES = (specs.RetryPolicy.APPLICATION.value, specs.RetryPolicy.REPLICA.value)
 
 
@@ -43,7 +45,8 @@ class LaunchOptions:
         max_retries: how often the scheduler starts the whole job again.
         port: port of the rendezvous, if there are several nodes.
         python: interpreter; empty means this one for local images and `python` in containers.
-        threads: threads per rank. One by default, because two on busy cores make steps stall.
+        threads: threads per rank. None is 1 on a node without GPUs, because two on busy cores make
+            steps stall; with GPUs it is the rank's share of the cores, at most MAX_THREADS.
         name: name of the job for the scheduler; empty means that of the command.
         env: environment variables of the agents and ranks. They take precedence over the defaults
             for a node's network and for torch; an empty value leaves a default out.
@@ -62,7 +65,7 @@ class LaunchOptions:
     max_retries: int = 0
     port: int = RENDEZVOUS_PORT
     python: str = ""
-    threads: int = 1
+    threads: int | None = None
     name: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[str] = ()
@@ -82,12 +85,22 @@ class LaunchOptions:
             ("restarts", self.max_restarts, 0, MAX_STARTS),
             ("retries", self.max_retries, 0, MAX_STARTS),
             ("rendezvous port", self.port, 1024, 65535),
-            ("threads of a rank", self.threads, 1, 1024),
+            ("threads of a rank", self.threads_per_rank, 1, 1024),
         ):
             if not first <= value <= last:
                 raise ValueError(f"{name} must be from {first} to {last:,}; got {value:,}.")
         _check_texts(self)
         parse_mounts(self.mounts)
+
+    @property
+    def threads_per_rank(self) -> int:
+        """Value of OMP_NUM_THREADS."""
+        if self.threads is not None:
+            return self.threads
+        if not self.resource.gpu:
+            return 1
+        share: int = self.resource.cpu // parse_nnodes(self.nodes_and_ranks)[2]
+        return min(MAX_THREADS, max(1, share))
 
 
 def _check_texts(options: LaunchOptions) -> None:
@@ -140,6 +153,7 @@ def torchrun_app(
             uses a temporary folder.
     """
     min_nodes, max_nodes, _, _ = parse_nnodes(options.nodes_and_ranks)
+    has_gpus = options.resource.gpu > 0
     given = {name: _literal(value) for name, value in options.env.items()}
     role = specs.Role(
         name=job,
@@ -151,8 +165,11 @@ def torchrun_app(
         env={
             # Without it a restarted rank reads the dead attempt's address from the shared store.
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            "OMP_NUM_THREADS": str(options.threads),
+            "OMP_NUM_THREADS": str(options.threads_per_rank),
             "LOGLEVEL": "WARNING",
+            # Pinned memory, which holds a copy of the tables for a checkpoint, would otherwise be
+            # rounded up to a power of two.
+            **({"PYTORCH_ALLOC_CONF": "pinned_max_round_threshold_mb:64"} if has_gpus else {}),
         }
         | network_env(options.resource)
         | given,

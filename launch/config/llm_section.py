@@ -51,8 +51,9 @@ class LLMConfig(StrictModel):
     max_tokens: int = Field(512, ge=16, le=1 << 20)
     """Maximum number of tokens of a prompt; a history gets as many items as fit. The part that all
     prompts share counts too. `msrec encode --show` prints one prompt."""
-    batch_tokens: int = Field(2048, ge=16, le=1 << 24)
-    """Number of tokens, padding included, that are encoded at once."""
+    batch_tokens: int | None = Field(None, ge=16, le=1 << 24)
+    """Number of tokens, padding included, that are encoded at once. Null is 2,048 on a CPU and
+    32,768 on a GPU; it changes the speed, and vectors only by their rounding."""
     storage: Literal["float16", "float32", "int8"] = "float16"
     """Number format of the vectors in the store."""
     pca: Width | None = None

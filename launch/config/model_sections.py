@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from msrec.data.io.validation import (
     Count,
@@ -16,6 +16,8 @@ from msrec.data.io.validation import (
     Widths,
 )
 from msrec.data.schema import HistoryProtocol, TableName
+from msrec.model.distributed.table_options import MIN_COLUMNS, TableSharding
+from msrec.model.managed.managed_options import Eviction
 from msrec.model.meta import Fusion, MetaOptions
 from msrec.model.sequence_encoder import EncoderOptions
 
@@ -30,6 +32,12 @@ class EmbeddingsConfig(StrictModel):
     small tables, because on a CPU its gradient is as large as the table."""
     lr: Positive = 0.02
     """Learning rate of the tables."""
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    """Type of the stored values. `fp16` halves the tables; the optimizer's state stays fp32. GPUs
+    round updates at random, CPUs to the nearest number."""
+    comms: Literal["fp32", "fp16"] = "fp32"
+    """Type in which ranks send each other the vectors. With `fp16` their gradients are sent in
+    bfloat16. One rank sends nothing."""
     init_std: Positive = 0.01
     """Standard deviation of the initial values."""
     l2: NotNegative = 0.0
@@ -46,8 +54,33 @@ class EmbeddingsConfig(StrictModel):
     row_wise_from: Steps = 1_000_000
     """Number of rows from which a table is split by rows over all ranks; a smaller table is on one
     rank."""
-    sharding: dict[TableName, Literal["table_wise", "row_wise"]] = {}
-    """Table -> sharding type. It overrides `row_wise_from`."""
+    sharding: dict[TableName, TableSharding] = {}
+    """Table -> sharding: `table_wise` (one rank), `row_wise` (rows over all ranks), `column_wise`
+    (columns over ranks), `table_row_wise` (rows over the ranks of one node), `table_column_wise`
+    (columns over the ranks of one node), `grid` (columns over nodes, their rows over the ranks of
+    each node). It overrides `row_wise_from`."""
+    min_columns: Width = MIN_COLUMNS
+    """Smallest number of columns of a shard of a `column_wise`, `table_column_wise` or `grid`
+    table. A shard has the next multiple of 4 that divides `dim`."""
+    group_ranks: Count | None = None
+    """Number of consecutive ranks that share one copy of the tables; null is all ranks. With fewer,
+    each group of ranks has a copy, and the copies are averaged every `sync_every` steps."""
+    sync_every: Count = 1
+    """Steps between averages of the copies of `group_ranks`. They are also averaged before each
+    validation and checkpoint."""
+    eviction: Eviction = "lfu"
+    """Rule by which an id of a managed feature loses its table row to a new one: `lfu` the fewest
+    occurrences, `lru` the oldest last occurrence, `distance` the fewest occurrences divided by the
+    steps since the last one."""
+    eviction_every_steps: Steps = 50
+    """Steps after which new ids of a managed feature get rows, and old ones lose them."""
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _check_dtype(cls, dtype: object) -> object:
+        if dtype == "bf16":
+            raise ValueError("must be fp32 or fp16: FBGEMM has no kernel that trains bf16 tables")
+        return dtype
 
 
 class InteractionConfig(StrictModel):

@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from msrec.data.io.outputs import (
     FileKind,
@@ -32,6 +32,9 @@ from msrec.launch.config.model_sections import (
 from msrec.launch.config.training_sections import ObjectiveConfig, OptimizerConfig, TrainerConfig
 from msrec.model.backbones import BACKBONES
 
+Device = Literal["auto", "cpu", "cuda"]
+"""Device of the ranks, see `msrec.launch.devices.rank_device`."""
+DEVICES: tuple[Device, ...] = get_args(Device)
 DEFAULT_BACKBONE = "shared_bottom"
 CONFIG_FILE = "config.yaml"
 """File of a run folder with the resolved config."""
@@ -45,6 +48,7 @@ NEW_RUN = FolderKind(
     ),
 )
 """What a run folder may hold before its config; people keep the files of their configs there."""
+Strictness = bool | Literal["grown"]
 DatasetPath = Annotated[
     AnyPath, PlainValidator(to_path, json_schema_input_type=str), PlainSerializer(str)
 ]
@@ -61,6 +65,9 @@ class RunConfig(StrictModel):
     """Name of the run's folder in `run_root`. Training again with the same name resumes the run."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the rows and dropout."""
+    device: Device = "auto"
+    """Device of the ranks in training and encoding: `cpu`, `cuda` (one GPU per rank), or `auto`,
+    which takes the GPUs if torch and the build of fbgemm can use them."""
     faults: Policy = "fail"
     """Treatment of rows that break the schema: `fail` on the first, `skip` them, or `quarantine`
     them, which also records file, row and reason in the run folder. The results count them."""
@@ -69,9 +76,12 @@ class RunConfig(StrictModel):
     init_from: LocalPath | None = None
     """Run folder (for its best checkpoint) or checkpoint with the initial weights of a new run.
     A run that resumes ignores it."""
-    strict: bool = True
-    """Require that `init_from` has the tensors of this model and no others; false loads those that
-    fit."""
+    init_optimizer: bool = False
+    """Also take the optimizer state of `init_from`, as far as its weights are taken; new rows of a
+    table start at zero. False starts with a new optimizer."""
+    strict: Strictness = True
+    """Require that `init_from` has the tensors of this model and no others. `grown` allows tables
+    to have more rows, whose old values must have kept their rows; false loads what fits."""
     scale: float = Field(1.0, gt=0, le=1)
     """Share of the rows of each table to keep, with ids taken modulo the new size, to try a model
     that does not fit into memory. Tables of up to 1,000 rows keep their size."""
@@ -99,6 +109,15 @@ class RunConfig(StrictModel):
     """Optimizer outside the tables, and all schedules."""
     trainer: TrainerConfig = TrainerConfig()
     """Training loop."""
+
+    @model_validator(mode="after")
+    def _check_progressive(self) -> Self:
+        if self.trainer.progressive and self.init_from is None:
+            raise ValueError(
+                f"trainer.progressive must be 0 without init_from, whose model it evaluates; got "
+                f"{self.trainer.progressive:g}"
+            )
+        return self
 
     @property
     def knowledge_levels(self) -> list[str]:
@@ -155,6 +174,13 @@ def check_run_folder(config: RunConfig) -> None:
         ValueError: names the folder and the file.
     """
     check_apart(config.run_dir, [config.dataset])
+    if config.init_from is not None and config.init_from.resolve().is_relative_to(
+        config.run_dir.resolve()
+    ):
+        raise ValueError(
+            f"init_from={config.init_from} must be another run than the one to train, "
+            f"{config.run_dir}. Choose another run_id."
+        )
     if (config.run_dir / CONFIG_FILE).is_file():
         check_output(config.run_dir / CONFIG_FILE, SAVED_CONFIG)
     else:
@@ -214,7 +240,8 @@ def _explanation(error: ValidationError) -> str:
             must = f"{key}.name must be a model of `msrec zoo`"
             return f"{must}; got {tag!r}, near it are {', '.join(near)}"
         case "value_error":
-            return f"{key}: {str(first['ctx']['error']).rstrip('.')}"
+            sentence = str(first["ctx"]["error"]).rstrip(".")
+            return f"{key}: {sentence}" if key else sentence
         case "model_type" | "model_attributes_type":
             known = _known_keys(location)
             example = f"{key}.{'name' if 'name' in known else known[0]}"

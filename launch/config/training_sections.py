@@ -9,6 +9,7 @@ from msrec.data.io.validation import (
     Count,
     NotNegative,
     Positive,
+    Precision,
     Steps,
     StrictModel,
 )
@@ -110,12 +111,19 @@ class TrainerConfig(StrictModel):
     """Metric of the validation that chooses the best checkpoint, by its name in metrics.jsonl:
     `log_loss/all`, `auc/scenario=feed`, `rmse/label=watch/all`. Null is the AUC of the first label,
     or the RMSE of a regression label."""
+    progressive: float = Field(0.0, ge=0, le=1)
+    """Share of the training rows on which the model of `init_from` is evaluated before the first
+    step, logged as the split `progressive`. Ids that are new to it have row 0. 0 skips this."""
     max_grad_norm: Positive | None = None
     """Largest norm of the gradient of all parameters outside the tables; a longer one is scaled
     down. Null does not clip."""
     accumulate: Count = 1
     """Number of batches whose gradients are summed before a step of the parameters outside the
     tables; the tables are updated with every batch."""
+    precision: Precision = "fp32"
+    """Precision of the matrix products of training steps: `fp32`; `tf32` rounds their factors to 10
+    bits on a GPU; `bf16` computes them in bfloat16. Weights, norms, losses, embedding tables and
+    their updates stay fp32. Whatever scores stays fp32 too: validation, evaluation, exports."""
     eval_batch: BatchRows = 16384
     """Rows per batch over all ranks in validation, evaluation and prediction."""
     checkpoint_every_steps: Steps | None = None
@@ -123,7 +131,7 @@ class TrainerConfig(StrictModel):
     keep: int = Field(2, ge=2, le=10**6)
     """Number of newest checkpoints to keep; the best one is always kept."""
     log_every: Steps = 50
-    """Steps between log lines."""
+    """Steps between log lines. A loss that is not finite ends the run then, and names its step."""
     hang_s: float | None = Field(300, gt=0, le=1e6)
     """Seconds without progress after which a rank writes its stack to ranks/ in the run folder and
     exits; null waits forever. Time spent on checkpoints does not count."""

@@ -1,10 +1,7 @@
 """Encoding job: prompts of a dataset through the frozen model into a knowledge store."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.encoder import FrozenEncoder
@@ -99,11 +96,7 @@ def check_vectors(folder: Path, vectors: VectorSettings, options: EncodeOptions)
 def load_encoder(
     folder: Path, vectors: VectorSettings, options: EncodeOptions, *, is_chat: bool = True
 ) -> FrozenEncoder:
-    """Loads the frozen model on the device of this rank."""
-    device = options.device
-    if device is None:
-        has_cuda = torch.cuda.is_available()
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if has_cuda else "cpu"
+    """Loads the frozen model on the device of the options."""
     return FrozenEncoder.load(
         folder,
         pooling=vectors.pooling,
@@ -113,7 +106,7 @@ def load_encoder(
         max_tokens=vectors.max_tokens,
         answer_tokens=vectors.answer_tokens,
         is_chat=is_chat,
-        device=device,
+        device=options.device,
     )
 
 

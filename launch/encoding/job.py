@@ -7,10 +7,11 @@ from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import check_apart
 from msrec.data.llm.store import VectorSettings
 from msrec.launch.config.run_config import RunConfig
+from msrec.launch.devices import rank_device
 from msrec.launch.distributed import end_with_launcher
 from msrec.launch.encoding.encode import EncodeResult, encode
 from msrec.launch.encoding.item_sources import encode_items
-from msrec.launch.encoding.options import LEVELS, EncodeOptions, Level
+from msrec.launch.encoding.options import BATCH_TOKENS, LEVELS, EncodeOptions, Level
 from msrec.launch.encoding.speed import OnProgress
 
 
@@ -26,7 +27,8 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
 
     Raises:
         FileNotFoundError: the dataset, the model or `llm.previous` does not exist.
-        ValueError: `llm.store` is not given, or the folder was begun with other settings.
+        ValueError: `llm.store` is not given, the device is not there, or the folder was begun with
+            other settings.
     """
     llm = config.llm
     if llm.store is None:
@@ -34,11 +36,13 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
     check_apart(llm.store, [config.dataset, llm.previous])
     end_with_launcher()
     rank, world_size = environment_rank()
+    device = rank_device(config.device, has_tables=False)
     options = EncodeOptions(
         levels=_levels(config),
         previous=llm.previous,
         trust_remote_code=llm.trust_remote_code,
-        batch_tokens=llm.batch_tokens,
+        batch_tokens=llm.batch_tokens or BATCH_TOKENS[device.type],
+        device=str(device),
         rank=rank,
         world_size=world_size,
     )

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+"""Kind of device -> most tokens of a padded batch, if `llm.batch_tokens` is null. A GPU needs many
+rows to be busy. Its number is a choice that was never measured."""
 Level = Literal["scenario", "user", "item"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -19,7 +22,7 @@ class EncodeOptions:
         batch_tokens: most tokens of a padded batch.
         rank: of this process, in [0, world_size).
         world_size: number of processes that share the work.
-        device: of the model; None takes the CUDA device of LOCAL_RANK if there is one, or the CPU.
+        device: of the model.
         save_every_s: seconds between two parts, the most work that a kill loses.
 
     Raises:
@@ -29,10 +32,10 @@ class EncodeOptions:
     levels: tuple[Level, ...] = ("scenario", "user")
     previous: Path | None = None
     trust_remote_code: bool = False
-    batch_tokens: int = 2048
+    batch_tokens: int = BATCH_TOKENS["cpu"]
     rank: int = 0
     world_size: int = 1
-    device: str | None = None
+    device: str = "cpu"
     save_every_s: float = 10.0
 
     def __post_init__(self) -> None:

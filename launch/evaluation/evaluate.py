@@ -113,7 +113,11 @@ def score_split(
         options = metric_options or MetricOptions()
         results = compute_results(predictions, trained.schema, options, slices)
         other_data = None if scored.alignment is None else str(scored.dataset)
-        update = {"history": _history(trained), "data": other_data}
+        update = {
+            "history": _history(trained),
+            "data": other_data,
+            "precision": config.trainer.precision,
+        }
         results = results.model_copy(update=update)
         save_results(results, folder)
     return results

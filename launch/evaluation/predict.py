@@ -1,5 +1,7 @@
 """Scores a split with a checkpoint: one Parquet part per rank, committed as a whole."""
 
+import copy
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 import torch.distributed as dist
 from rich.progress import track
 
+from msrec.data.features.value_counts import count_sentences
 from msrec.data.io.parquet_files import parquet_files, parquet_names, read_parquet
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
@@ -31,9 +34,11 @@ from msrec.launch.evaluation.predictions import (
 from msrec.launch.run_tasks import combined_score, run_labels
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.launch.training.skipped_rows import gather_bad_rows
+from msrec.model.managed.managed_tables import take_lookup_counts
 from msrec.model.ranker import Outcome
 from msrec.model.score_head import ScoreHead
 
+logger = logging.getLogger(__name__)
 GROUP_ROWS = 1 << 20
 """Fewest rows of a row group of a part, except the last one."""
 
@@ -54,6 +59,8 @@ def predict(run: TrainedRun, loader: Loader, process: Process, split: Split, out
     tables = _scored_tables(run, loader, process, split)
     _write_part(out / f"part-{process.rank:05d}.parquet", tables)
     dist.barrier()
+    for line in count_sentences(take_lookup_counts(unwrapped(run.model).ranker.embeddings.managed)):
+        logger.warning("%s: %s", split, line)
     excluded = gather_bad_rows(loader.reader.quarantine)
     if process.is_main:
         commit = Commit(
@@ -101,7 +108,7 @@ class RunScores:
     """
 
     def __init__(self, run: TrainedRun) -> None:
-        self._head = score_head(run).to(run.model.device)
+        self._head = copy.deepcopy(score_head(run)).cpu()
         self.labels, self.tasks = self._head.labels, self._head.scales.tasks
 
     @property
@@ -110,7 +117,7 @@ class RunScores:
         return score_columns(self._head)
 
     def array(self, outcome: Outcome) -> npt.NDArray[np.float32]:
-        """Returns the scores as an array (B, len(columns)).
+        """Returns the scores of an outcome on the host as an array (B, len(columns)).
 
         Raises:
             ValueError: the combined score of a row is not finite.
@@ -125,7 +132,7 @@ class RunScores:
                 "objective.score must be finite for every row; at row "
                 f"{int(outcome.row_id[row])} it is not: {shown}."
             )
-        return scores.cpu().numpy()
+        return scores.numpy()
 
 
 def score_columns(head: ScoreHead) -> list[str]:
@@ -143,7 +150,7 @@ def _scored_tables(
     scores = RunScores(run)
     run.model.eval()
     outcomes = track(
-        BatchPipeline(run.model, process).outcomes(loader.batches()),
+        BatchPipeline(run.model, process).outcomes_on_host(loader.batches()),
         f"predict {split}",
         total=len(loader),
         disable=not process.is_main,
@@ -167,22 +174,22 @@ def _table(
     """Returns the predictions of a step.
 
     Args:
-        outcome: of the step.
+        outcome: of the step, on the host.
         scores: computes the scores.
         loader: has the further columns.
         keys: raw keys of the users.
         more: further column -> its name in the dataset.
     """
-    real = (outcome.row_id >= 0).cpu().numpy()  # padding and excluded rows have -1
-    row_id = outcome.row_id.cpu().numpy()[real]
+    real = (outcome.row_id >= 0).numpy()  # padding and excluded rows have -1
+    row_id = outcome.row_id.numpy()[real]
     columns: dict[str, Any] = {
         "row_id": row_id,
-        "scenario": outcome.scenario.cpu().numpy()[real].astype(np.int32),
-        "user": keys.take(pa.array(outcome.user.cpu().numpy()[real])),
-        "weight": outcome.weight.cpu().numpy()[real],
+        "scenario": outcome.scenario.numpy()[real].astype(np.int32),
+        "user": keys.take(pa.array(outcome.user.numpy()[real])),
+        "weight": outcome.weight.numpy()[real],
     }
     for name, values in (("label", outcome.label), ("label_weight", outcome.label_weight)):
-        for number, column in enumerate(values.cpu().numpy()[real].T):
+        for number, column in enumerate(values.numpy()[real].T):
             columns[label_column(name, number)] = column
     columns |= dict(zip(scores.columns, scores.array(outcome)[real].T, strict=True))
     if more:

@@ -29,7 +29,12 @@ import torch.distributed as dist
 from rich.progress import track
 
 from msrec.data.features.row_encoder import OTHER_NAMES
-from msrec.data.features.value_counts import CountedColumns, Counts, count_sentences
+from msrec.data.features.value_counts import (
+    CountedColumns,
+    Counts,
+    ValueCounts,
+    count_sentences,
+)
 from msrec.data.io.atomic_files import write_bytes, write_json
 from msrec.data.io.json_files import read_json_object
 from msrec.data.io.outputs import FolderKind, check_output
@@ -50,8 +55,9 @@ from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import RunScores
 from msrec.launch.evaluation.predictions import COMMIT_FILE
 from msrec.launch.loaders import build_file_loader, eval_batch
-from msrec.launch.trained_run import TrainedRun
+from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.launch.training.skipped_rows import gather_bad_rows
+from msrec.model.managed.managed_tables import take_lookup_counts
 from msrec.model.ranker import Outcome
 
 PART_ROWS = 1 << 20
@@ -89,7 +95,8 @@ class PredictionSummary:
         unscored: rows without a score, because they break the schema and the run's `faults` policy
             excludes them.
         reasons: reason -> rows of this start that were excluded for it.
-        counts: column -> counts of the raw values of this start; empty for encoded ids.
+        counts: column -> counts of the raw values of this start; of encoded ids only those of
+            managed features.
     """
 
     rows: int
@@ -160,7 +167,13 @@ def predict_files(
     missing = [part for part in parts if part.name not in present]
     _score_parts(run, scores, loader, process, missing, out, keep)
     reasons = count_reasons(gather_bad_rows(reader.quarantine))
-    counts = _gather_counts(reader)
+    # Which numbers of a managed feature have rows is known to the model alone.
+    of_maps = take_lookup_counts(unwrapped(run.model).ranker.embeddings.managed)
+    counts = dict(_gather_counts(reader))
+    for name, count in of_maps.items():
+        counts[name] = counts.get(name, ValueCounts(count.values, 0))._replace(
+            unknown=count.unknown
+        )
     if not process.is_main:
         return None
     summary = PredictionSummary(
@@ -283,7 +296,7 @@ def _score_parts(
     ]
     run.model.eval()
     pipeline = BatchPipeline(run.model, process)
-    outcomes = pipeline.outcomes(loader.in_order([rows for _, rows in steps]))
+    outcomes = pipeline.outcomes_on_host(loader.in_order([rows for _, rows in steps]))
     columns = run_scores.columns
     scores = np.empty((0, len(columns)), np.float32)
     shown = track(steps, "predict", disable=not process.is_main, transient=True)
@@ -311,7 +324,7 @@ def _fill(
     """Fills in the scores of this rank's rows of a batch; NaN for excluded rows."""
     share = len(outcome.row_id)
     start = rows.start + process.rank * share
-    row_id = outcome.row_id[: max(0, min(share, rows.stop - start))].cpu().numpy()
+    row_id = outcome.row_id[: max(0, min(share, rows.stop - start))].numpy()
     at = start - part.rows.start
     own = of_outcome[: len(row_id)]
     scores[at : at + len(row_id)] = np.where(row_id[:, np.newaxis] >= 0, own, np.nan)

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from msrec.data.io.atomic_files import write_text
-from msrec.data.io.validation import StrictModel, first_error
+from msrec.data.io.validation import Precision, StrictModel, first_error
 from msrec.data.labels import LabelKind
 from msrec.data.schema import EventChoice, HistoryProtocol, Schema
 from msrec.launch.evaluation.predictions import Predictions, load_predictions
@@ -69,6 +69,8 @@ class Results(StrictModel):
     """Folder of the evaluated dataset, if it is not the dataset the run was trained on."""
     split: str
     checkpoint: str
+    precision: Precision = "fp32"
+    """Precision of the training steps; scores are always computed in fp32."""
     rows: int
     k: int = MetricOptions().k
     """Cutoff of NDCG and recall."""

@@ -4,10 +4,8 @@ from rich.table import Table
 from torch import nn
 from torchrec.distributed.types import ShardingPlan
 
-from msrec.launch.console import format_bytes
-from msrec.model.distributed.sharding import frozen_tables, table_sizes
-
-FLOAT_BYTES, HALF_BYTES = 4, 2
+from msrec.launch.reporting.byte_sizes import FLOAT_BYTES, HALF_BYTES, format_bytes, format_ranks
+from msrec.model.distributed.tables import frozen_tables, table_sizes
 
 
 def plan_table(plan: ShardingPlan, model: nn.Module, world_size: int) -> Table:
@@ -71,16 +69,3 @@ def _values_by_rank(sharding: object, whole: int, world_size: int) -> list[int]:
         rows, dim = shard.shard_sizes
         by_rank[shard.placement.rank()] += rows * dim
     return by_rank
-
-
-def format_ranks(ranks: list[int]) -> str:
-    """Returns ranks as text, three or more consecutive ones as a range.
-
-    Example:
-        >>> format_ranks([0, 1, 2, 3]), format_ranks([2, 5])
-        ('0-3', '2, 5')
-    """
-    first, last = min(ranks), max(ranks)
-    if len(ranks) > 2 and sorted(ranks) == list(range(first, last + 1)):
-        return f"{first}-{last}"
-    return ", ".join(map(str, ranks))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.io.atomic_files import checksums, write_json
@@ -28,6 +27,7 @@ from msrec.launch.serving.export_folder import (
     TableDtype,
     cpu_kind,
     package_versions,
+    write_values,
 )
 from msrec.launch.serving.interest_files import write_interest
 from msrec.launch.serving.parity import compare_with_run
@@ -36,10 +36,11 @@ from msrec.launch.serving.scorer import Scorer
 from msrec.launch.serving.serving_tables import (
     SIDES,
     knowledge_sides,
+    managed_rows,
     serving_tables,
     unwrapped_dense_arch,
 )
-from msrec.launch.trained_run import TrainedRun, open_run, run_inputs
+from msrec.launch.trained_run import TrainedRun, open_run, run_inputs, unwrapped
 from msrec.model.serving_model import ServingModel
 
 
@@ -152,11 +153,14 @@ def _write_encoding(run: TrainedRun, folder: Path) -> None:
     dataset = run.config.dataset
     (folder / VOCABULARIES).mkdir()
     for path in parquet_files(dataset / VOCABULARIES):
-        (folder / VOCABULARIES / path.name).write_bytes(path.read_bytes())
+        write_values(read_parquet(path, ["value"]), folder / VOCABULARIES / path.name)
     for side in SIDES:
         name = f"{side}s.parquet"
-        pq.write_table(read_parquet(dataset / name, [f"{side}_key"]), folder / name)
+        write_values(read_parquet(dataset / name, [f"{side}_key"]), folder / name)
     rare: dict[str, Any] = dict(run.knowledge.is_rare)
     np.savez_compressed(folder / RARE_IDS_FILE, **rare)
+    managed = unwrapped(run.model).ranker.embeddings.managed
+    if managed is not None:
+        managed_rows(managed).save(folder)
     if run.knowledge.semantic_ids is not None:
         run.knowledge.semantic_ids.save(folder / SEMANTIC_IDS_FILE)

@@ -8,6 +8,7 @@ The folder::
     users.parquet, items.parquet        keys only
     rare.npz                rare ids, which training replaced by row 0
     semantic_ids.npz        codes of the items, if the run has semantic ids
+    managed/FEATURE.parquet the ids of managed features and their table rows
     tables/NAME.npy         rows of each table, int8 or float16
     item-sources/NAME.npy   vectors of the items by source, for interest blocks
     histories/NAME.npy      newest events of each user, for interest blocks
@@ -19,13 +20,16 @@ import platform
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ValidationError
 
-from msrec.data.io.atomic_files import check_files
+from msrec.data.io.atomic_files import check_files, checksums
 from msrec.data.io.outputs import FolderKind
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.loading.behaviour_history import Side
+from msrec.data.loading.managed_rows import MANAGED
 from msrec.data.schema import EventChoice, HistoryProtocol, Split
 from msrec.launch.versions import installed, is_cpu_build
 
@@ -40,6 +44,7 @@ EXPORT = FolderKind(
         *(MANIFEST_FILE, "dataset.yaml", "users.parquet", "items.parquet", RARE_IDS_FILE),
         *(SEMANTIC_IDS_FILE, "dense.pt2", "dense_compiled.pt2", "vocabularies/*.parquet"),
         *("tables/*.npy", "item-sources/*.npy", "histories/*.npy"),
+        f"{MANAGED}/*.parquet",
     ),
 )
 INT8_SCALE_BYTES = 4
@@ -161,6 +166,16 @@ def cpu_kind() -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
+def export_version(folder: Path) -> str:
+    """Returns the CRC-32 of `export.json`, which has the checksums of all other files."""
+    return checksums(folder, [folder / MANIFEST_FILE])[MANIFEST_FILE]
+
+
+def write_values(values: pa.Table, path: Path) -> None:
+    """Writes a table of one column, in bytes that depend on nothing but the values."""
+    pq.write_table(values.combine_chunks(), path)
+
+
 def read_manifest(folder: Path, *, allow_unfinished: bool = False) -> Manifest:
     """Reads `export.json` and checks versions and the checksum of every file.
 
@@ -172,20 +187,7 @@ def read_manifest(folder: Path, *, allow_unfinished: bool = False) -> Manifest:
         FileNotFoundError: the folder holds no export, or an unfinished one.
         ValueError: the export was made with other versions, or a file is missing or damaged.
     """
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} must exist: {folder} holds no export. Make one by `msrec export RUN`."
-        )
-    try:
-        found = _Version.model_validate_json(path.read_text()).version
-        if found != FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: version must be {FORMAT_VERSION}; got {found}. Export again."
-            )
-        manifest = Manifest.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise ValueError(f"{path}: {first_error(error)}. Export again.") from None
+    manifest = read_manifest_file(folder)
     installed_here = package_versions()
     for package, version in manifest.versions.items():
         if installed_here.get(package) != version:
@@ -200,3 +202,26 @@ def read_manifest(folder: Path, *, allow_unfinished: bool = False) -> Manifest:
         )
     check_files(folder, manifest.crc32, "The export is damaged: copy it again or export again.")
     return manifest
+
+
+def read_manifest_file(folder: Path) -> Manifest:
+    """Reads `export.json` alone, without a check of versions and of other files.
+
+    Raises:
+        FileNotFoundError: the folder holds no export.
+        ValueError: the file is of another version or damaged.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} must exist: {folder} holds no export. Make one by `msrec export RUN`."
+        )
+    try:
+        found = _Version.model_validate_json(path.read_text()).version
+        if found != FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: version must be {FORMAT_VERSION}; got {found}. Export again."
+            )
+        return Manifest.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first_error(error)}. Export again.") from None

@@ -134,13 +134,13 @@ def _score_with_both(
         histories = HistoryReader(run.knowledge.sequences, max_len, split)
     labels, run_scores, export_scores = [], [], []
     scores = RunScores(run)
-    outcomes = BatchPipeline(run.model, process).outcomes(loader.batches())
+    outcomes = BatchPipeline(run.model, process).outcomes_on_host(loader.batches())
     for outcome in track(outcomes, "compare with the run", total=len(loader), transient=True):
-        row_id = outcome.row_id.cpu().numpy()
+        row_id = outcome.row_id.numpy()
         real = row_id >= 0  # padding and excluded rows have -1
         if not real.any():
             continue
-        labels.append(outcome.label.cpu().numpy()[real])
+        labels.append(outcome.label.numpy()[real])
         run_scores.append(scores.array(outcome)[real])
         columns = loader.reader.take(row_id[real])
         rows = scorer.encoder.encode(columns)

@@ -19,6 +19,7 @@ from msrec.data.loading.id_transforms import (
     apply_all,
     table_transforms,
 )
+from msrec.data.loading.managed_rows import ManagedRows
 from msrec.data.loading.semantic_ids import SemanticIds
 from msrec.launch.serving.interest_files import UserHistories
 from msrec.launch.serving.request_histories import (
@@ -135,6 +136,7 @@ class RequestEncoder:
         sides: user or item for each table of histories or LLM knowledge, in the order of lookup.
         histories: events of the export's users, for a model with interest blocks.
         semantic_ids: codes of the export's items, for a model with semantic ids.
+        managed: table rows of managed features.
     """
 
     def __init__(
@@ -146,10 +148,12 @@ class RequestEncoder:
         sides: Sequence[Side],
         histories: UserHistories | None = None,
         semantic_ids: SemanticIds | None = None,
+        managed: ManagedRows | None = None,
     ) -> None:
         self.row_encoder = row_encoder
         self.schema = row_encoder.schema
-        self._transforms: list[IdTransform] = [RareIds(rare)]
+        self._managed = managed or ManagedRows({})
+        self._transforms: list[IdTransform] = [self._managed, RareIds(rare)]
         if semantic_ids is not None:
             self.schema = semantic_ids.extended(self.schema)
             self._transforms.append(semantic_ids)
@@ -198,7 +202,7 @@ class RequestEncoder:
 
     def _encode_raw(self, table: pa.Table, where: str, first_row: int = 0) -> Columns:
         columns, counts = self.row_encoder.encode_counted(table, where, first_row)
-        self.counts.add(counts)
+        self.counts.add(self._managed.counts(columns, counts))
         return columns
 
     def encode(self, columns: Columns) -> RequestRows:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from msrec.data.features.row_encoder import RowEncoder
+from msrec.data.loading.managed_rows import ManagedRows
 from msrec.data.loading.semantic_ids import SemanticIds
 from msrec.launch.serving.dense_program import load_program
 from msrec.launch.serving.export_folder import (
     RARE_IDS_FILE,
     SEMANTIC_IDS_FILE,
+    export_version,
     read_manifest,
 )
 from msrec.launch.serving.interest_files import ItemSources, UserHistories
@@ -45,6 +47,8 @@ class Scorer:
         self.folder = folder
         manifest = read_manifest(folder, allow_unfinished=allow_unfinished)
         self.manifest = manifest
+        self.version = export_version(folder)
+        """CRC-32 of its manifest, which names the export."""
         interest, histories = manifest.interest, None
         self._sources: ItemSources | None = None
         if interest is not None:
@@ -53,14 +57,16 @@ class Scorer:
         codes = folder / SEMANTIC_IDS_FILE
         semantic_ids = SemanticIds.load(codes) if codes.is_file() else None
         with np.load(folder / RARE_IDS_FILE, allow_pickle=False) as rare:
+            row_encoder = RowEncoder(folder)
             self.encoder = RequestEncoder(
-                RowEncoder(folder),
+                row_encoder,
                 manifest.scale,
                 manifest.per_scenario,
                 dict(rare),
                 [*manifest.histories, *manifest.known],
                 histories,
                 semantic_ids,
+                ManagedRows.load(folder, row_encoder.schema),
             )
         self._tables = QuantizedTables(manifest.tables, folder, manifest.features)
         self._program, self.is_compiled = load_program(folder, manifest, compiled)

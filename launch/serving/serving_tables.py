@@ -14,11 +14,13 @@ from torch.nn import functional
 
 from msrec.data.llm.knowledge import EntityKnowledge
 from msrec.data.loading.behaviour_history import BehaviourHistory, Side
+from msrec.data.loading.managed_rows import ManagedRows
 from msrec.data.schema import Schema
 from msrec.launch.build_model import table_schema
 from msrec.launch.serving.export_folder import ExportTable, TableDtype
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.embeddings import table_configs
+from msrec.model.managed.managed_ids import ManagedIds
 from msrec.model.ranker import DenseArch
 from msrec.model.serving_model import knowledge_rows, knowledge_widths
 
@@ -79,13 +81,22 @@ def knowledge_sides(dense_arch: DenseArch) -> list[Side]:
 def trained_tables(run: TrainedRun) -> dict[str, Tensor]:
     """Returns table -> (rows, dim), float32, of a run on one rank."""
     tables = {}
-    for name, value in unwrapped(run.model).ranker.embeddings.state_dict().items():
+    for name, value in unwrapped(run.model).ranker.embeddings.ebc.state_dict().items():
         shards = [value]
         if hasattr(value, "local_shards"):
             shards = [shard.tensor for shard in value.local_shards()]
         weight = torch.cat([shard.detach() for shard in shards])
         tables[name.split(".")[-2]] = weight.cpu().float()
     return tables
+
+
+def managed_rows(managed: ManagedIds) -> ManagedRows:
+    """Returns the maps of a model's managed features."""
+    rows_of = {}
+    for name, of_map in managed.by_feature.items():
+        ids, rows = of_map.ids_and_rows()
+        rows_of[name] = (ids.cpu().numpy(), rows.cpu().numpy())
+    return ManagedRows(rows_of)
 
 
 def _entity_chunks(rows: int) -> Iterator[np.ndarray]:

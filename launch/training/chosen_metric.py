@@ -6,7 +6,9 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from msrec.data.labels import LabelKind
 from msrec.data.loading.split_reader import SplitReader
@@ -133,6 +135,8 @@ def valid_impressions(
 class ValidationRows:
     """Rows of one label in a validation, for metrics that need all of them at once.
 
+    They stay on the device until `named` reads them.
+
     Args:
         chosen: the metric.
         head: turns the model's outputs into scores, without calibration.
@@ -147,7 +151,7 @@ class ValidationRows:
         impressions: Callable[[Ints], Ints] | None = None,
     ) -> None:
         self._chosen, self._head, self._impressions = chosen, head, impressions
-        self._parts: list[tuple[Array, ...]] = []
+        self._parts: list[tuple[Tensor, ...]] = []
 
     def add(self, outcome: Outcome) -> None:
         """Adds the rows of a batch."""
@@ -161,13 +165,15 @@ class ValidationRows:
         score = scores[:, -1 if self._chosen.is_combined else task]
         label = outcome.label[:, task]
         columns = (score, label, outcome.user, weight, outcome.scenario, outcome.row_id)
-        self._parts.append(tuple(column.cpu().numpy() for column in columns))
+        self._parts.append(columns)
 
     def named(self, scenarios: Sequence[str]) -> dict[str, float]:
         """Returns the exact metrics of the rows of all ranks by name, the same on each rank."""
         if not self._chosen.needs_rows:
             return {}
-        own = tuple(np.concatenate(column) for column in zip(*self._parts, strict=True))
+        own: tuple[Array, ...] = tuple(
+            torch.cat(column).cpu().numpy() for column in zip(*self._parts, strict=True)
+        )
         is_main = dist.get_rank() == 0
         parts = [own] * dist.get_world_size()
         dist.gather_object(own, parts if is_main else None)

@@ -1,11 +1,14 @@
 """Streaming metrics of all labels, in training since the last log line, and in validation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple, Self
 
 import torch
 import torch.distributed as dist
 
+from msrec.model.metrics.definitions import ScenarioMetrics
 from msrec.model.metrics.streaming import HistogramMetrics, RegressionTotals, StreamingMetrics
 from msrec.model.ranker import Outcome
 from msrec.model.tasks import TaskScales
@@ -17,49 +20,64 @@ HISTOGRAM = "train_histogram"
 class TaskMetrics:
     """Streaming metrics of the labels of a run, overall and per scenario.
 
+    They stay on the device until they are read.
+
     Args:
         num_scenarios: of the dataset.
         scales: of the model's tasks.
+        device: of the outcomes.
     """
 
-    def __init__(self, num_scenarios: int, scales: TaskScales) -> None:
+    def __init__(self, num_scenarios: int, scales: TaskScales, device: torch.device) -> None:
         self._scales = scales
+        is_binary = [task.is_binary for task in scales.tasks]
+        self._is_binary = None if all(is_binary) else torch.tensor(is_binary, device=device)
         self._metrics: list[StreamingMetrics] = [
-            HistogramMetrics(num_scenarios) if task.is_binary else RegressionTotals(num_scenarios)
+            HistogramMetrics(num_scenarios, device=device)
+            if task.is_binary
+            else RegressionTotals(num_scenarios, device=device)
             for task in scales.tasks
         ]
 
     def add(self, outcome: Outcome) -> None:
         """Adds the rows of a batch."""
-        is_binary = [task.is_binary for task in self._scales.tasks]
         outputs = outcome.outputs
-        if not all(is_binary):
-            binary = torch.tensor(is_binary, device=outputs.device)
-            outputs = torch.where(binary, outputs, self._scales.scores(outputs))
-        weight = outcome.weight.unsqueeze(1)
-        weight = weight * outcome.label_weight if outcome.label_weight.shape[1] else weight
-        values, labels, weights = (x.cpu().numpy() for x in (outputs, outcome.label, weight))
-        scenario = outcome.scenario.cpu().numpy()
+        if self._is_binary is not None:
+            outputs = torch.where(self._is_binary, outputs, self._scales.scores(outputs))
+        weights = outcome.weight.unsqueeze(1)
+        if outcome.label_weight.shape[1]:
+            weights = weights * outcome.label_weight
         last = weights.shape[1] - 1
         for task, metrics in enumerate(self._metrics):
-            own_weight = weights[:, min(task, last)]
-            metrics.update(values[:, task], labels[:, task], scenario, own_weight)
+            weight = weights[:, min(task, last)]
+            metrics.update(outputs[:, task], outcome.label[:, task], outcome.scenario, weight)
 
     def all_reduce(self) -> None:
         """Adds up the counts of all ranks, in place."""
         for metrics in self._metrics:
-            counts = torch.from_numpy(metrics.counts)
-            dist.all_reduce(counts)
-            metrics.counts[:] = counts.numpy()
+            dist.all_reduce(metrics.counts)
+            dist.all_reduce(metrics.faults)
+
+    def add_all(self, other: Self) -> None:
+        """Adds the rows of other metrics on the same device."""
+        for metrics, more in zip(self._metrics, other._metrics, strict=True):
+            metrics.counts += more.counts
+            metrics.faults += more.faults
+
+    def check(self) -> None:
+        """Refuses rows with invalid values, see `StreamingMetrics.check`."""
+        for metrics in self._metrics:
+            metrics.check()
+
+    def computed(self, scenarios: Sequence[str]) -> list[ScenarioMetrics]:
+        """Returns the metrics of each label."""
+        return [metrics.compute(scenarios) for metrics in self._metrics]
 
     def named(self, scenarios: Sequence[str]) -> dict[str, float]:
         """Returns every defined metric by its name in logs."""
         values: dict[str, float] = {}
-        for number, (task, metrics) in enumerate(
-            zip(self._scales.tasks, self._metrics, strict=True)
-        ):
-            label = task.name if number else None
-            values |= metrics.compute(scenarios).named(label)
+        for number, metrics in enumerate(self.computed(scenarios)):
+            values |= metrics.named(self._scales.tasks[number].name if number else None)
         return values
 
     def reset(self) -> None:
@@ -70,18 +88,32 @@ class TaskMetrics:
     def merge(self, counts: Mapping[str, torch.Tensor]) -> None:
         """Adds counts by their names in a checkpoint."""
         for name, metrics in self._by_name().items():
-            metrics.merge(counts[name].numpy())
+            metrics.merge(counts[name])
 
     def counts(self) -> dict[str, torch.Tensor]:
-        """Returns the counts by their names in a checkpoint; the tensors share their memory."""
-        return {name: torch.from_numpy(m.counts) for name, m in self._by_name().items()}
+        """Returns the counts on the host, by their names in a checkpoint."""
+        return {name: metrics.counts.cpu() for name, metrics in self._by_name().items()}
 
     def _by_name(self) -> dict[str, StreamingMetrics]:
         return {HISTOGRAM + (f"_{n}" if n else ""): m for n, m in enumerate(self._metrics)}
 
 
+class Unlogged(NamedTuple):
+    """Values of the steps since the last log line, the same on each rank.
+
+    metrics: of the rows of all ranks.
+    losses: mean loss of the first label in each step.
+    bad: steps from the first one whose losses are not finite to the last one, and the losses of
+        all labels in that step; None if all are finite.
+    """
+
+    metrics: TaskMetrics
+    losses: list[float]
+    bad: tuple[int, list[float]] | None = None
+
+
 class MetricAccumulator:
-    """Accumulates this rank's outcomes between two log lines.
+    """Accumulates this rank's outcomes between two log lines, on the device.
 
     A checkpoint keeps the accumulated values and a resumed run starts with them. So a log line
     covers the same rows whether or not the run was interrupted.
@@ -89,10 +121,11 @@ class MetricAccumulator:
     Args:
         num_scenarios: of the dataset.
         scales: of the model's tasks.
+        device: of the outcomes.
     """
 
-    def __init__(self, num_scenarios: int, scales: TaskScales) -> None:
-        self._new = partial(TaskMetrics, num_scenarios, scales)
+    def __init__(self, num_scenarios: int, scales: TaskScales, device: torch.device) -> None:
+        self._new = partial(TaskMetrics, num_scenarios, scales, device)
         self._metrics = self._new()
         self._losses: list[torch.Tensor] = []
         self._resumed_losses: list[float] = []
@@ -100,26 +133,32 @@ class MetricAccumulator:
     def add(self, outcome: Outcome) -> None:
         """Adds a step."""
         self._metrics.add(outcome)
-        self._losses.append(outcome.losses[0])
+        self._losses.append(outcome.losses)
 
     def is_empty(self) -> bool:
         """Whether there is nothing to log."""
         return not self._losses and not self._resumed_losses
 
-    def reduced(self) -> tuple[TaskMetrics, list[float]]:
-        """Returns the metrics and the mean loss of the first label in each step over all ranks.
-
-        They are the same on each rank.
-        """
+    def reduced(self) -> Unlogged:
+        """Returns the values over all ranks; this waits for the device."""
         merged = self._new()
-        merged.merge(self._metrics.counts())
+        merged.add_all(self._metrics)
         merged.all_reduce()
         if not self._losses:
-            return merged, list(self._resumed_losses)
-        losses = torch.stack(self._losses).double()
-        dist.all_reduce(losses)
-        losses /= dist.get_world_size()
-        return merged, self._resumed_losses + losses.tolist()
+            return Unlogged(merged, list(self._resumed_losses))
+        means = torch.stack(self._losses).double()
+        dist.all_reduce(means)
+        means /= dist.get_world_size()
+        steps: list[list[float]] = means.tolist()
+        bad = next(
+            (
+                (len(steps) - number, losses)
+                for number, losses in enumerate(steps)
+                if not all(map(math.isfinite, losses))
+            ),
+            None,
+        )
+        return Unlogged(merged, self._resumed_losses + [losses[0] for losses in steps], bad)
 
     def clear(self) -> None:
         """Drops all values; called after a log line."""

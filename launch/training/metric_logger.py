@@ -103,7 +103,7 @@ class MetricLogger:
     def _print(self, split: str, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         if split == "train":
             line = f"{metrics['rows_per_s']:,.0f} rows/s  loss {metrics['loss']:.4f}"
-            line += f"  {_summary(metrics)}"
+            line += f"  {_summary(metrics)}{_managed_summary(metrics)}"
             self._bar.update(self._task, completed=step, line=line)
             if self._console.is_terminal:  # the progress bar shows it
                 return
@@ -114,6 +114,17 @@ class MetricLogger:
             line = _summary(metrics, by_scenario=True)
         position = f"epoch {epoch} step {step}/{self._total_steps}"
         self._console.print(f"{position} {split:5} {line}", soft_wrap=True)
+
+
+def _managed_summary(metrics: Mapping[str, float]) -> str:
+    """Returns the ids of each managed feature that have, got and lost rows."""
+    start = "ids_with_row/"
+    names = [name.removeprefix(start) for name in metrics if name.startswith(start)]
+    return "".join(
+        f"  {name} {metrics[start + name]:,} ids with rows "
+        f"(+{metrics[f'ids_inserted/{name}']:,} -{metrics[f'ids_evicted/{name}']:,})"
+        for name in names
+    )
 
 
 def _summary(metrics: Mapping[str, float], by_scenario: bool = False) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.io.atomic_files import write_json
 from msrec.data.loading.batch import Batch
+from msrec.model.embeddings import Embeddings
 from msrec.model.frozen_items import FROZEN_PATH
 
 TRACE_FILE = "table_times.json"
@@ -53,8 +54,10 @@ def trace_tables(model: nn.Module, batch: Batch, repeats: int) -> list[dict[str,
     for path, module in model.named_modules():
         if not isinstance(module, ShardedEmbeddingBagCollection):
             continue
-        of_features = path.endswith("ranker.embeddings.ebc")
-        sparse = batch.sparse if of_features else batch.sequence.items
+        sparse = batch.sequence.items
+        if path.endswith("ranker.embeddings.ebc"):
+            managed = cast(Embeddings, model.get_submodule(path.removesuffix(".ebc"))).managed
+            sparse = batch.sparse if managed is None else managed(batch.sparse, batch.managed)
         traced = _trace(module, sparse, repeats, is_trained=FROZEN_PATH not in path)
         times = {"tables": times["tables"] | traced.pop("tables")} | {
             part: times[part] + ms for part, ms in traced.items()

@@ -2,12 +2,15 @@
 
 import hashlib
 import itertools
+import logging
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.loading.batch import Batch
 from msrec.data.loading.loader import Loader
 from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.batch_pipeline import BatchPipeline
@@ -16,6 +19,7 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, check_run_folder, save_config
+from msrec.launch.daily.progressive import PROGRESSIVE, progressive_batches, save_progressive
 from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.job_tracker import JobTracker
 from msrec.launch.knowledge_inputs import KnowledgeInputs
@@ -25,18 +29,30 @@ from msrec.launch.trained_run import unwrapped
 from msrec.launch.training.chosen_metric import ValidationRows, choose_metric, valid_impressions
 from msrec.launch.training.heartbeat import Heartbeat
 from msrec.launch.training.metric_accumulator import MetricAccumulator, TaskMetrics
+from msrec.launch.training.metric_log import load_metric_log
 from msrec.launch.training.metric_logger import MetricLogger
 from msrec.launch.training.preemption import Preempted, Preemption
 from msrec.launch.training.progress import Progress, order_settings
 from msrec.launch.training.repeated_failure import check_last_start, forget_failures
 from msrec.launch.training.skipped_rows import BadRowReporter
 from msrec.launch.training.table_trace import write_table_times
-from msrec.launch.training.warm_start import warm_start
+from msrec.launch.training.warm_start import read_origin, warm_start
 from msrec.launch.versions import installed_versions
+from msrec.model.distributed.collectives import from_rank_0
+from msrec.model.distributed.kernels import set_update_count
 from msrec.model.distributed.memory_limit import check_memory, machine_bytes
 from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
-from msrec.model.distributed.sharding_plan import plan_to_dict
+from msrec.model.distributed.plan_files.sharding_plan import plan_to_dict
+from msrec.model.distributed.replicas import TableReplicas
+from msrec.model.layers.precision import check_precision, tf32_products
+from msrec.model.managed.managed_tables import take_lookup_counts
+from msrec.model.ranker import Outcome
 from msrec.model.score_head import ScoreHead
+
+logger = logging.getLogger(__name__)
+FEW_ROWS = 4096
+"""Rows of a step on one GPU below which most of a step is its launch, not its work: a guess until
+it is measured."""
 
 
 @dataclass
@@ -66,7 +82,9 @@ class Trainer:
         self._scenarios = [scenario.name for scenario in self.schema.scenarios]
         self.knowledge = KnowledgeInputs(config, self.schema)
         trainer = config.trainer
+        check_precision(trainer.precision, process.device)
         _check_memory(config, self.schema, self.knowledge, process)
+        _warn_of_few_rows(trainer.global_batch, process)
         self.train = self._loader("train", trainer.global_batch, shuffle=True)
         self.valid = self._loader("valid", eval_batch(config, process.world_size), shuffle=False)
         self.model, self.plan = build_sharded(
@@ -104,10 +122,12 @@ class Trainer:
             has_formula=self._head.combined is not None,
         )
         self._impressions = valid_impressions(config, self.schema, self._metric)
-        self._unlogged = MetricAccumulator(len(self._scenarios), self._scales)
+        self._managed = unwrapped(self.model).ranker.embeddings.managed
+        self._unlogged = MetricAccumulator(len(self._scenarios), self._scales, process.device)
         self._bad_rows = BadRowReporter(
             config.run_dir, process, {"train": self.train, "valid": self.valid}
         )
+        self._replicas = TableReplicas(self.model, config.embeddings.sync_every)
         self._preemption = Preemption()
         self._heartbeat = Heartbeat(config.run_dir, process, self._total_steps, trainer.hang_s)
         self._saved_step: int | None = None
@@ -124,7 +144,7 @@ class Trainer:
             config = self.config
             init_item_table(config, self.schema, self.knowledge, self.model, self.plan)
             if config.init_from is not None:
-                warm_start(config.init_from, self.model, config.strict, config.run_dir)
+                warm_start(config, self.model, self.optimizer)
             return Progress(order=order, metric=self._metric.name)
         counts = self._unlogged.empty_counts()
         gradients = self._gradients()
@@ -152,8 +172,9 @@ class Trainer:
         self._heartbeat.start_from(progress.step, start, digest)
         if self.process.is_main:
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            ranks = (self.process.world_size, self.process.local_world_size)
-            write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, *ranks))
+            ranks = config.embeddings.group_ranks or self.process.world_size
+            per_node = min(self.process.local_world_size, ranks)
+            write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, ranks, per_node))
         result = FitResult(progress, progress.step or None)
         metric_logger = MetricLogger(config.run_dir, self.process, self._total_steps, progress.step)
         with metric_logger, self.checkpoints, self._preemption, self._heartbeat:
@@ -178,29 +199,63 @@ class Trainer:
 
         They are streaming metrics, and exact ones of a label if `trainer.metric` needs them.
         """
-        metrics = TaskMetrics(len(self._scenarios), self._scales)
         rows = ValidationRows(self._metric, self._head, self._impressions)
+        metrics = self._score(loader.batches(), rows.add)
+        without_row = {
+            f"share_without_row/{name}": count.unknown / max(count.values, 1)
+            for name, count in take_lookup_counts(self._managed).items()
+        }
+        return metrics.named(self._scenarios) | rows.named(self._scenarios) | without_row
+
+    def _score(
+        self, batches: Iterator[Batch], add: Callable[[Outcome], None] | None = None
+    ) -> TaskMetrics:
+        """Returns the streaming metrics of batches, the same on every rank."""
+        metrics = TaskMetrics(len(self._scenarios), self._scales, self.process.device)
+        if self._managed is not None:
+            self._managed.lookups.zero_()
         self.model.eval()
         self._heartbeat.beat("validates")
-        for outcome in self.pipeline.outcomes(loader.batches()):
+        for outcome in self.pipeline.outcomes(batches):
             metrics.add(outcome)
-            rows.add(outcome)
+            if add is not None:
+                add(outcome)
             self._heartbeat.beat("validates")
             self._preemption.check()
         self.model.train()
         metrics.all_reduce()
-        return metrics.named(self._scenarios) | rows.named(self._scenarios)
+        return metrics
 
     def _train(self, result: FitResult, metric_logger: MetricLogger) -> None:
         progress, trainer = result.progress, self.config.trainer
         started, first_step = time.perf_counter(), progress.step
+        if trainer.progressive and progress.step == 0:
+            with metric_logger.paused():
+                self._validate_progressively(metric_logger)
         while not progress.is_finished(trainer):
-            self._train_until_validation(progress, metric_logger, result.losses)
+            with tf32_products(trainer.precision == "tf32"):
+                self._train_until_validation(progress, metric_logger, result.losses)
             with metric_logger.paused():
                 self._validate(progress, metric_logger)
         if progress.step > first_step:
             seconds = time.perf_counter() - started - metric_logger.paused_s
             result.rows_per_s = (progress.step - first_step) * trainer.global_batch / seconds
+
+    def _validate_progressively(self, metric_logger: MetricLogger) -> None:
+        """Evaluates the initial model on the rows that it will learn, once in the life of a run.
+
+        The line in the log is written last and says that it is done.
+        """
+        config, run_dir = self.config, self.config.run_dir
+        if from_rank_0(lambda: PROGRESSIVE in load_metric_log(run_dir).steps):
+            return
+        checkpoint, rows = from_rank_0(lambda: read_origin(run_dir))
+        batches = progressive_batches(config, self.schema, self.process, self.knowledge, rows)
+        metrics = self._score(batches)
+        if self.process.is_main:
+            computed = metrics.computed(self._scenarios)
+            save_progressive(run_dir, self.schema, checkpoint, self._scales.tasks, computed)
+        metric_logger.log(PROGRESSIVE, 0, 0, metrics.named(self._scenarios))
 
     def _train_until_validation(
         self, progress: Progress, metric_logger: MetricLogger, losses: list[float]
@@ -213,6 +268,7 @@ class Trainer:
         if last_step is not None:
             batches = itertools.islice(batches, max(0, last_step - progress.step))
         self.model.train()
+        set_update_count(self.model, progress.step)
         save_every = trainer.checkpoint_every_steps
 
         def before_step() -> None:
@@ -222,7 +278,7 @@ class Trainer:
         for outcome in self.pipeline.outcomes(batches, before_step):
             progress.step += 1
             progress.batch += 1
-            self._check_finite(outcome.losses, progress)
+            self._replicas.sync_after(progress.step)
             self._unlogged.add(outcome)
             # After the last step comes a validation, and the checkpoint comes after that.
             is_last = progress.batch == len(self.train) or progress.step == last_step
@@ -238,6 +294,7 @@ class Trainer:
             losses += self._log(metric_logger, progress)
 
     def _validate(self, progress: Progress, metric_logger: MetricLogger) -> None:
+        self._replicas.sync(progress.step)
         metrics = self.evaluate(self.valid)
         # SIGTERM stops a run up to here. `progress` is unchanged so far, so that the checkpoint
         # that is saved then makes the next start repeat this validation.
@@ -255,10 +312,11 @@ class Trainer:
 
     def _save(self, progress: Progress) -> None:
         self._heartbeat.pause()
-        unlogged, progress.unlogged = self._unlogged.reduced()
+        unlogged, progress.unlogged = self._read_unlogged(progress)
         if progress.step == self._saved_step and self.checkpoints.amend(vars(progress)):
             return
         self._saved_step = progress.step
+        self._replicas.sync(progress.step)
         tensors = unlogged.counts() | self._gradients()
         self.checkpoints.save(self.model, self.optimizer, vars(progress), tensors)
 
@@ -268,21 +326,33 @@ class Trainer:
 
     def _log(self, metric_logger: MetricLogger, progress: Progress) -> list[float]:
         """Logs the steps since the last log line; returns their losses."""
-        metrics, losses = self._unlogged.reduced()
+        metrics, losses = self._read_unlogged(progress)
         self._unlogged.clear()
         values = {"loss": sum(losses) / len(losses)} | metrics.named(self._scenarios)
+        if self._managed is not None:
+            values |= self._managed.named_counts()
         rows = len(losses) * self.config.trainer.global_batch
         metric_logger.log_training(progress.step, progress.epoch, rows, values)
         return losses
 
-    def _check_finite(self, losses: torch.Tensor, progress: Progress) -> None:
-        if not torch.isfinite(losses.sum()):
-            values = ", ".join(f"{loss:g}" for loss in losses.tolist())
+    def _read_unlogged(self, progress: Progress) -> tuple[TaskMetrics, list[float]]:
+        """Returns metrics and losses since the last log line; the steps before did not wait.
+
+        Raises:
+            ValueError: a loss or a logit is not finite; on every rank.
+        """
+        metrics, losses, bad = self._unlogged.reduced()
+        if bad is not None:
+            steps_ago, values = bad
+            step = progress.step - steps_ago + 1
+            self._heartbeat.beat("trains", step - 1)  # that is the step that failed, not this one
             raise ValueError(
-                f"the loss must be finite; it is {values} at step {progress.step} (epoch "
-                f"{progress.epoch}). Lower optimizer.lr or embeddings.lr; the newest checkpoint is "
-                "intact."
+                f"the loss must be finite; it is {', '.join(f'{loss:g}' for loss in values)} at "
+                f"step {step} (epoch {progress.epoch}). Lower optimizer.lr or embeddings.lr; the "
+                "newest checkpoint is intact."
             )
+        metrics.check()
+        return metrics, losses
 
     def _loader(self, split: Split, global_batch: int, shuffle: bool) -> Loader:
         return build_loader(
@@ -298,7 +368,19 @@ def _check_memory(
         model = build_model(config, schema, knowledge)
     rows = -(-config.trainer.global_batch // process.world_size)
     memory = machine_bytes(process.device, process.local_world_size)
-    check_memory(model, rows, process.world_size, memory // process.local_world_size)
+    sharing = config.embeddings.group_ranks or process.world_size
+    check_memory(model, rows, sharing, memory // process.local_world_size)
+
+
+def _warn_of_few_rows(global_batch: int, process: Process) -> None:
+    """Warns on rank 0 of a batch that keeps no GPU busy; it is not changed, as results would be."""
+    rows = global_batch // process.world_size
+    if process.is_main and process.device.type == "cuda" and rows < FEW_ROWS:
+        logger.warning(
+            "a step has %s rows per GPU (trainer.global_batch=%s on %s ranks); a GPU needs about "
+            "%s to be busy. A larger batch is another training: choose its learning rates anew.",
+            *(f"{value:,}" for value in (rows, global_batch, process.world_size, FEW_ROWS)),
+        )
 
 
 def train_run(config: RunConfig, process: Process) -> FitResult:

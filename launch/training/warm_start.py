@@ -1,79 +1,100 @@
-"""Starts a run with the weights of another run, as far as they fit, and reports each tensor."""
+"""Starts a run with the weights of another run, as far as they fit, and reports each tensor.
 
-from dataclasses import asdict, dataclass
+With `init_optimizer` it also takes the optimizer state.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
-from rich.table import Table
 from torch import nn
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata
-from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed.checkpoint.state_dict_loader import load
+from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.io.atomic_files import write_json
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, verify_checkpoint
-from msrec.launch.checkpointing.dcp_storage import JsonReader
-from msrec.launch.checkpointing.loading import saved_shapes
+from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
+from msrec.launch.checkpointing.grown_rows import copy_first_rows, empty_rows
+from msrec.launch.checkpointing.row_accumulators import (
+    read_accumulators,
+    take_divided_otherwise,
+)
+from msrec.launch.checkpointing.tensor_reports import (
+    STATE,
+    USED,
+    WEIGHT,
+    TensorReport,
+    is_table,
+    of_all_ranks,
+    report_table,
+    require_accepted,
+    state_report,
+    weight_of,
+    weight_report,
+)
+from msrec.launch.config.run_config import RunConfig, Strictness
 from msrec.launch.console import PlainConsole
+from msrec.launch.daily.kept_rows import require_kept_rows
+from msrec.model.distributed.collectives import from_rank_0
+from msrec.model.distributed.optimizers import init_state
 from msrec.model.frozen_items import without_frozen
 
-Action = Literal["taken", "grown", "left", "new", "unused"]
-MEANING: dict[Action, str] = {
-    "taken": "as it was saved",
-    "grown": "first rows as they were saved, the rows after them as initialised",
-    "left": "as initialised: the saved one has another shape",
-    "new": "as initialised: the checkpoint has none",
-    "unused": "only in the checkpoint",
-}
-Shape = tuple[int, ...]
+INIT_FILE = "init_from.json"
+"""File of a run folder with the use of each tensor."""
 
 
-@dataclass(frozen=True)
-class TensorReport:
-    """Use of one tensor; a shape is None on the side that does not have the tensor."""
-
-    name: str
-    action: Action
-    saved: Shape | None
-    here: Shape | None
-
-
-def warm_start(source: Path, model: nn.Module, strict: bool, run_dir: Path) -> None:
+def warm_start(config: RunConfig, model: nn.Module, optimizer: CombinedOptimizer) -> None:
     """Loads weights, prints a table of them and writes `init_from.json`; every rank calls this.
 
-    Args and errors are those of `load_weights`.
-    """
-    reports = load_weights(source, model, strict)
-    if dist.get_rank() == 0:
-        PlainConsole(stderr=True).print(_table(source, reports))
-        run_dir.mkdir(parents=True, exist_ok=True)
-        record = {"init_from": str(source), "tensors": [asdict(report) for report in reports]}
-        write_json(run_dir / "init_from.json", record)
-
-
-def load_weights(source: Path, model: nn.Module, strict: bool) -> list[TensorReport]:
-    """Loads weights by name; the optimizer state starts anew. Every rank calls this.
-
-    If a table has more rows here than in the checkpoint, its first rows are the saved ones: a
-    vocabulary that grew keeps the rows of its old values.
-
-    Args:
-        source: a run folder (for its best checkpoint) or a checkpoint.
-        model: the sharded model, initialised.
-        strict: refuse unless model and checkpoint have the same tensors in the same shapes.
-
-    Returns:
-        A report of every tensor of the model and of the checkpoint.
-
     Raises:
-        FileNotFoundError: there is no committed checkpoint.
-        ValueError: it is damaged; or with `strict`, something does not fit.
+        FileNotFoundError: `init_from` has no committed checkpoint.
+        ValueError: as `load_weights`; or with `strict=grown`, a value of the dataset of
+            `init_from` has another table row here.
     """
+    source = config.init_from
+    assert source is not None
+    if config.strict == "grown":
+        from_rank_0(lambda: require_kept_rows(source, config))
+    path = _checkpoint_of(source)
+    state = optimizer if config.init_optimizer else None
+    reports = load_weights(path, model, config.strict, state)
+    if any(each.action == "grown" for each in reports) and (
+        config.scale != 1 or config.embeddings.per_scenario
+    ):
+        raise ValueError(
+            "tables can grow with scale=1 and embeddings.per_scenario=false only, because the rows "
+            f"of old ids move otherwise; got scale={config.scale:g} and embeddings.per_scenario="
+            f"{str(config.embeddings.per_scenario).lower()}. Train without init_from."
+        )
+    if dist.get_rank() == 0:
+        PlainConsole(stderr=True).print(report_table(source, reports))
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        tensors = [asdict(report) for report in reports]
+        record = {"init_from": str(source), "checkpoint": path.name, "tensors": tensors}
+        write_json(config.run_dir / INIT_FILE, record)
+
+
+class Origin(NamedTuple):
+    """Origin of a run's first weights: name of the checkpoint, and table -> rows of grown ones."""
+
+    checkpoint: str
+    rows: dict[str, int]
+
+
+def read_origin(run_dir: Path) -> Origin:
+    """Reads what `warm_start` has written."""
+    content = json.loads((run_dir / INIT_FILE).read_bytes())
+    grown = [tensor for tensor in content["tensors"] if tensor["action"] == "grown"]
+    rows = {t["name"].split(".")[-2]: t["saved"][0] for t in grown if is_table(t["name"])}
+    return Origin(content["checkpoint"], rows)
+
+
+def _checkpoint_of(source: Path) -> Path:
+    """Returns the best checkpoint of a run folder, or the checkpoint itself."""
     path: Path | None = source
     if not (source / COMMIT).is_file():
         path = Checkpoints(source / CHECKPOINTS).best()
@@ -82,105 +103,74 @@ def load_weights(source: Path, model: nn.Module, strict: bool) -> list[TensorRep
             f"init_from={source} must be a run folder with a committed checkpoint, or such a "
             "checkpoint; it is neither."
         )
-    verify_checkpoint(path)
-    state: dict[str, Any] = model.state_dict()
-    shapes = saved_shapes(path)
-    trained = without_frozen(state)
-    reports = [_report(n, shapes.get(n), tuple(tensor.size())) for n, tensor in trained.items()]
-    reports += [TensorReport(n, "unused", s, None) for n, s in shapes.items() if n not in state]
-    if strict:
-        _require_all_taken(path, reports)
-    taken = {report.name: state[report.name] for report in reports if report.action == "taken"}
-    grown = {
-        report.name: _empty_rows(state[report.name], shapes[report.name])
-        for report in reports
-        if report.action == "grown"
-    }
-    if taken or grown:
-        load({"model": taken | grown}, storage_reader=JsonReader(path))
-    for name, rows in grown.items():
-        _copy_first_rows(rows, state[name])
-    model.load_state_dict(state)
-    return reports
+    return path
 
 
-def _report(name: str, saved: Shape | None, here: Shape) -> TensorReport:
-    if saved is None:
-        return TensorReport(name, "new", None, here)
-    if saved == here:
-        return TensorReport(name, "taken", saved, here)
-    is_table = ".embedding_bags." in name
-    grew = is_table and saved[1:] == here[1:] and saved[0] < here[0]
-    return TensorReport(name, "grown" if grew else "left", saved, here)
+def load_weights(
+    path: Path,
+    model: nn.Module,
+    strict: Strictness,
+    optimizer: CombinedOptimizer | None = None,
+) -> list[TensorReport]:
+    """Loads weights by name, and optimizer state if an optimizer is given; every rank calls this.
 
+    If a table has more rows here than in the checkpoint, its first rows are the saved ones: a
+    vocabulary that grew keeps the rows of its old values. Optimizer state is taken, or grows, with
+    its parameter. State that is not taken is zero, so that its parameter starts as in a new run.
 
-def _table(source: Path, reports: list[TensorReport]) -> Table:
-    """Returns a table with one row per tensor, but one row for all that were taken."""
-    table = Table(title=f"init_from {source}", title_justify="left")
-    for head in ("tensor", "saved", "here", ""):
-        table.add_column(head, overflow="fold")
-    num_taken = sum(report.action == "taken" for report in reports)
-    table.add_row(f"{num_taken} tensors", "", "", f"taken: {MEANING['taken']}")
-    for report in reports:
-        if report.action != "taken":
-            shapes = ["x".join(map(str, shape or ())) for shape in (report.saved, report.here)]
-            table.add_row(report.name, *shapes, f"{report.action}: {MEANING[report.action]}")
-    return table
+    Args:
+        path: a checkpoint.
+        model: the sharded model, initialised.
+        strict: tensors that are refused, see `RunConfig`.
+        optimizer: of `optimizers`; None leaves the optimizer state as it is.
 
+    Returns:
+        A report of every tensor of model, optimizer and checkpoint, the same on every rank.
 
-def _require_all_taken(path: Path, reports: list[TensorReport]) -> None:
-    others = [report for report in reports if report.action != "taken"]
-    if not others:
-        return
-    by_action = "; ".join(
-        f"{action} {', '.join(names)}"
-        for action in MEANING
-        if (names := [report.name for report in others if report.action == action])
-    )
-    raise ValueError(
-        f"{path} must hold every tensor of this model and no other, in the same shapes; "
-        f"{len(others)} differ: {by_action}. To take what fits, say strict=false."
-    )
-
-
-def _empty_rows(tensor: Any, saved: Shape) -> Any:
-    """Returns an empty tensor of the saved shape, with its rows on the ranks of `tensor`'s rows.
-
-    DCP fills it, each rank reading only its rows. So no rank ever holds a whole table.
+    Raises:
+        ValueError: the checkpoint is damaged; or with `strict`, something does not fit.
     """
-    if not isinstance(tensor, ShardedTensor):
-        return torch.empty(saved, dtype=tensor.dtype, device=tensor.device)
-    whole = tensor.metadata()
-    cut = [_first_rows(shard, saved[0]) for shard in whole.shards_metadata]
-    metadata = ShardedTensorMetadata(
-        shards_metadata=[shard for shard in cut if shard is not None],
-        size=torch.Size(saved),
-        tensor_properties=whole.tensor_properties,
-    )
-    shards = [
-        Shard(shard.tensor.new_empty(own.shard_sizes), own)
-        for shard in tensor.local_shards()
-        if (own := _first_rows(shard.metadata, saved[0])) is not None
-    ]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(
-        shards, metadata, process_group=tensor._process_group
-    )
+    verify_checkpoint(path)
+    index = read_index(path)
+    weights: dict[str, Any] = model.state_dict()
+    trained = without_frozen(weights)
+    reports = {f"{WEIGHT}{n}": weight_report(index, n, tensor) for n, tensor in trained.items()}
+    settings: dict[str, Any] = {"state": {}}
+    if optimizer is not None:
+        init_state(optimizer)
+        settings = optimizer.state_dict()
+    state = {key: dict(parts) for key, parts in without_frozen(settings["state"]).items()}
+    for key, parts in state.items():
+        weight = reports[weight_of(key, reports)]
+        for part, tensor in list(parts.items()):
+            name = f"{STATE}{key}.{part}"
+            reports[name] = state_report(index, name, tensor, weight)
+            if reports[name].action not in USED:
+                del parts[part]
+    prefixes = (WEIGHT,) if optimizer is None else (WEIGHT, STATE)
+    every = of_all_ranks(reports, index, prefixes)
+    require_accepted(path, every, strict)
+    by_row = take_divided_otherwise(index, state)
+    tensors = {f"{WEIGHT}{name}": tensor for name, tensor in trained.items()}
+    for key, parts in state.items():
+        tensors |= {f"{STATE}{key}.{part}": tensor for part, tensor in parts.items()}
+    _load_tensors(path, {name: reports[name] for name in tensors}, tensors)
+    read_accumulators(path, index, by_row, trained)
+    model.load_state_dict(weights)
+    if optimizer is not None:
+        optimizer.load_state_dict(settings)
+    return every
 
 
-def _first_rows(shard: ShardMetadata, num_rows: int) -> ShardMetadata | None:
-    """Returns the part of a shard within the first rows of the table; None if it is empty."""
-    rows = min(shard.shard_sizes[0], num_rows - shard.shard_offsets[0])
-    if rows <= 0:
-        return None
-    sizes = [rows, *shard.shard_sizes[1:]]
-    return ShardMetadata(list(shard.shard_offsets), sizes, shard.placement)
-
-
-def _copy_first_rows(rows: Any, tensor: Any) -> None:
-    with torch.no_grad():
-        if not isinstance(tensor, ShardedTensor):
-            tensor[: len(rows)].copy_(rows)
-            return
-        to = {shard.metadata.shard_offsets[0]: shard.tensor for shard in tensor.local_shards()}
-        for shard in rows.local_shards():
-            to[shard.metadata.shard_offsets[0]][: len(shard.tensor)].copy_(shard.tensor)
+def _load_tensors(
+    path: Path, reports: Mapping[str, TensorReport], tensors: Mapping[str, Any]
+) -> None:
+    grown: dict[str, Any] = {}
+    for name, report in reports.items():
+        if report.action == "grown" and report.saved is not None:
+            grown[name] = empty_rows(tensors[name], report.saved)
+    taken = {name: tensors[name] for name, each in reports.items() if each.action == "taken"}
+    if taken or grown:
+        load(taken | grown, storage_reader=JsonReader(path))
+    for name, rows in grown.items():
+        copy_first_rows(rows, tensors[name])

@@ -8,8 +8,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import RELU, Hidden, check_positive
+from msrec.model.layers.precision import widened
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
 
@@ -77,13 +79,20 @@ class AITM(Backbone):
         self.finish = hidden.module()
         self.towers = Towers(dim, tower_dims, count, tasks, hidden)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         x = groups.sort(x)
         if self.num_tasks > 1:
             return groups.unsort(self.towers(self._over_tasks(x, groups), groups))
-        u = self._pick_own(x, groups) if groups.order is None else self._chain(x, groups.counts)
+        sizes = groups.counts
+        u = self._pick_own(x, groups) if sizes is None else self._chain(x, sizes)
         return groups.unsort(self.towers(u, groups))
 
     def penalty(self, logits: Tensor, weight: Tensor) -> Tensor | None:
@@ -134,6 +143,7 @@ class AITM(Backbone):
 
     def _attention(self, transferred: Tensor, h: Tensor) -> Tensor:
         both = torch.stack([transferred, h], dim=1)
-        score = (self.key(both) * self.query(both)).sum(2) / math.sqrt(h.shape[1])
+        products = widened(self.key(both)) * self.query(both)
+        score = products.sum(2) / math.sqrt(h.shape[1])
         mixed: Tensor = (score.softmax(dim=1).unsqueeze(2) * self.value(both)).sum(1)
         return mixed

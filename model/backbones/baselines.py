@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers import mlp
 from msrec.model.layers.mlp import RELU, Hidden
@@ -43,7 +44,13 @@ class MLP(Backbone):
         self.mlp = mlp.MLP(shape.in_dim, dims, hidden, norm)
         self.head = nn.Linear(self.mlp.out_dim, shape.num_tasks)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         logits: Tensor = self.head(self.mlp(x))
         return logits
@@ -77,9 +84,15 @@ class Separate(Backbone):
         super().__init__(shape)
         self.towers = Towers(shape.in_dim, dims, shape.num_scenarios, shape.num_tasks, hidden)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         return groups.unsort(self.towers(groups.sort(x), groups))
 
 
@@ -115,9 +128,15 @@ class SharedBottom(Backbone):
         size = self.bottom.out_dim
         self.towers = Towers(size, tower_dims, shape.num_scenarios, shape.num_tasks, hidden)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         return groups.unsort(self.towers(groups.sort(self.bottom(x)), groups))
 
 
@@ -161,7 +180,13 @@ class ESMM(Backbone):
             )
         self.towers = Towers(shape.in_dim, dims, shape.num_scenarios, shape.num_tasks, hidden)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         return groups.unsort(self.towers(groups.sort(x), groups))

@@ -6,9 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.interaction import PairDots
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
+from msrec.model.layers.precision import widened
 
 
 class DLRM(Backbone):
@@ -51,7 +53,13 @@ class DLRM(Backbone):
         self.mlp = MLP(layout.start + self.dots.out_dim + others, dims, hidden)
         self.head = nn.Linear(self.mlp.out_dim, shape.num_tasks)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         bottom, vectors = x[:, : self.layout.start], self.layout.vectors(x)
         if self.layout.start:
@@ -98,7 +106,13 @@ class DCNv2(Backbone):
         self.mlp = MLP(in_dim, dims, hidden)
         self.head = nn.Linear(self.mlp.out_dim + in_dim * self.parallel, shape.num_tasks)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         crossed = x
         for layer in self.cross:
@@ -155,9 +169,15 @@ class DeepFM(Backbone):
         if shape.num_tasks > 1:
             self.pair_weights = nn.Parameter(torch.ones(shape.layout.dim, shape.num_tasks))
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        vectors = self.layout.vectors(x)
+        vectors = self.layout.vectors(widened(x))
         pairs = vectors.sum(1).square() - vectors.square().sum(1)
         logits: Tensor = self.first_order(x) + self.head(self.mlp(x))
         weights = self.pair_weights

@@ -7,9 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive, linear_init
 from msrec.model.layers.partitioned_norm import PartitionedNorm
+from msrec.model.layers.precision import LayerNorm, float32_products, widened
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear
 
@@ -36,14 +38,17 @@ class Adapter(nn.Module):
         for matrix in (self.down_left, self.down_right, self.up_left, self.up_right):
             linear_init(matrix, None, matrix.shape[0])
         partitioned = norm == "partitioned"
-        self.norm = PartitionedNorm(dim, num_scenarios) if partitioned else nn.LayerNorm(dim)
+        self.norm = PartitionedNorm(dim, num_scenarios) if partitioned else LayerNorm(dim)
 
     def forward(
         self, h: Tensor, instance: Tensor, groups: RowGroups, weight: Tensor | None
     ) -> Tensor:
         """Adds the change by the adapter."""
-        z = torch.sigmoid(_times(h @ self.down_left, instance) @ self.down_right + self.down_bias)
-        change: Tensor = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias
+        z = _times(h @ self.down_left, instance) @ self.down_right + self.down_bias
+        z, instance = torch.sigmoid(widened(z)), widened(instance)
+        # z is near 1/2 at first. The norm subtracts the mean and would leave the rounding.
+        with float32_products(z):
+            change: Tensor = _times(z @ self.up_left, instance) @ self.up_right + self.up_bias
         if isinstance(self.norm, PartitionedNorm):
             change = self.norm(change, groups, weight)
         else:
@@ -115,9 +120,15 @@ class HAMUR(Backbone):
         self.hyper = nn.Sequential(hyper, nn.Linear(hyper.out_dim, k * k))
         self.finish = hidden.module()
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         x = groups.sort(x)
         weight = None if weight is None else groups.sort(weight)
         instance = torch.unflatten(self.hyper(x), 1, (self.k, self.k))

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, ScenarioExperts, mix
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import group_rows
 
 
@@ -79,15 +81,21 @@ class HiNet(Backbone):
             self.other_towers.append(nn.Sequential(mlp, nn.Linear(mlp.out_dim, 1)))
         self.register_buffer("itself", torch.eye(count).bool(), persistent=False)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         x = groups.sort(x)
-        shared = mix(self.shared_gate(x).softmax(dim=1), self.shared(x))
+        shared = mix(softmax(self.shared_gate(x), dim=1), self.shared(x))
         every = self._every_scenario(x)
         likeness = self.likeness(self.scenario_embedding(groups.key))
         itself = functional.embedding(groups.key, self.get_buffer("itself"))
-        others = mix(likeness.masked_fill(itself, -torch.inf).softmax(dim=1), every)
+        others = mix(softmax(likeness.masked_fill(itself, -torch.inf), dim=1), every)
         extracted = torch.cat([shared, groups.pick(every), others], dim=1)
         first, *more = self._of_tasks(extracted)
         logits = [self.head(self.mlp(first))]
@@ -98,16 +106,16 @@ class HiNet(Backbone):
         """Returns the gated sum of each task's experts, (B, task_expert_dims[-1])."""
         gates, shared = self.task_gate(extracted), self.task(extracted)
         if self.own_tasks is None:
-            return [mix(gates.softmax(dim=1), shared)]
+            return [mix(softmax(gates, dim=1), shared)]
         of_tasks = self.own_tasks(extracted).chunk(self.num_tasks)
         return [
-            mix(gate.softmax(dim=1), torch.cat([shared, own]))
+            mix(softmax(gate, dim=1), torch.cat([shared, own]))
             for gate, own in zip(gates.chunk(self.num_tasks, dim=1), of_tasks, strict=True)
         ]
 
     def _every_scenario(self, x: Tensor) -> Tensor:
         """Returns S_i(x) of all scenarios, (S, B, expert_dims[-1])."""
         shape = (self.num_scenarios, self.specific.num_experts)
-        gates = torch.unflatten(self.specific_gates(x), 1, shape).softmax(dim=2)
+        gates = softmax(torch.unflatten(self.specific_gates(x), 1, shape), dim=2)
         outputs = torch.unflatten(self.specific.every(x), 0, shape)
         return torch.einsum("bse,sebd->sbd", gates, outputs)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, mix
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import RowGroups, group_rows
 
 
@@ -92,9 +94,15 @@ class M2M(Backbone):
             for _ in range(shape.num_tasks)
         )
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         view = self.view(self.scenario_embedding.weight)
         outputs = self.experts(groups.sort(x))
         logits = []
@@ -110,4 +118,4 @@ class M2M(Backbone):
         rows = outputs.transpose(0, 1)
         pairs = torch.cat([rows, task.expand_as(rows)], dim=2)
         score = self.score(self.attention(pairs, view, groups)).squeeze(2)
-        return mix(score.softmax(dim=1), outputs)
+        return mix(softmax(score, dim=1), outputs)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, mix_by_task
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
@@ -73,9 +74,15 @@ class M3oE(Backbone):
             self.own_task_share = nn.Parameter(_logit(own_share, "own_share"))
             self.task_share = nn.Parameter(_logit(task_share, "task_share"))
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         x = groups.sort(x)
         e = self.star_block(self.star(x, groups)) + self.skip_block(x)
         gates, domain = self.gates(e.detach(), groups), self.domain(e)

@@ -5,9 +5,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, mix, mix_by_task
 from msrec.model.layers.mlp import RELU, Hidden
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
 
@@ -46,10 +48,16 @@ class OMoE(Backbone):
         size = expert_dims[-1]
         self.towers = Towers(size, tower_dims, shape.num_scenarios, shape.num_tasks, hidden)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
-        mixed = mix(self.gate(x).softmax(dim=1), self.experts(x))
+        groups = group_rows(scenario, self.num_scenarios, counts)
+        mixed = mix(softmax(self.gate(x), dim=1), self.experts(x))
         return groups.unsort(self.towers(groups.sort(mixed), groups))
 
 
@@ -100,9 +108,15 @@ class MMoE(Backbone):
         self.towers = Towers(expert_dims[-1], tower_dims, count, tasks, hidden)
         self.task_gates = nn.Linear(in_dim, num_experts * tasks) if factored else None
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         x = groups.sort(x)
         gates = self.gates(x, groups)
         if self.task_gates is not None:

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
 from msrec.model.layers.row_groups import RowGroups, group_rows
@@ -90,7 +91,13 @@ class EPNet(Backbone):
         self.mlp = MLP(shape.in_dim, dims, hidden)
         self.head = nn.Linear(self.mlp.out_dim, shape.num_tasks)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         logits: Tensor = self.head(self.mlp(self.gate(x, scenario)))
         return logits
@@ -168,9 +175,15 @@ class PPNet(Backbone):
         )
         self.finish = hidden.module()
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         x = groups.sort(x)
         prior = torch.cat([self.layout.select(x, self.id_features), x.detach()], dim=1)
         last, tasks = len(self.layers) - 1, self.num_tasks
@@ -226,7 +239,13 @@ class PEPNet(Backbone):
             shape, dims=dims, id_features=id_features, gate_dim=gate_dim, hidden=hidden
         )
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        logits: Tensor = self.towers(self.gate(x, scenario), scenario)
+        logits: Tensor = self.towers(self.gate(x, scenario), scenario, weight, counts)
         return logits

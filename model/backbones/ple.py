@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, ScenarioExperts, mix
 from msrec.model.layers.mlp import RELU, Hidden, check_positive
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
 
@@ -66,13 +68,13 @@ class ExtractionLevel(nn.Module):
         if self.task_experts is not None and self.task_gates is not None:
             outputs.append(self.task_experts.every(tasks))
             tasks = _mixed(self.task_gates, tasks, outputs[1], common)
-        gate = self.shared_gate(shared).softmax(dim=1)
+        gate = softmax(self.shared_gate(shared), dim=1)
         return next_every, tasks, mix(gate, torch.cat([*outputs, common]))
 
 
 def _mixed(gates: ScenarioLinear, inputs: Tensor, outputs: Tensor, common: Tensor) -> Tensor:
     """Returns the gated sums of own and common outputs of all scenarios (or tasks), (S, B, D)."""
-    share = (inputs @ gates.weight + gates.bias.unsqueeze(1)).softmax(dim=2)
+    share = softmax(inputs @ gates.weight + gates.bias.unsqueeze(1), dim=2)
     outputs = torch.unflatten(outputs, 0, (len(gates.weight), -1))
     own, shared = torch.split(share, [outputs.shape[1], len(common)], dim=2)
     mixed = torch.einsum("sbe,sebd->sbd", own, outputs)
@@ -108,10 +110,10 @@ class LastLevel(nn.Module):
         specific, common = self.specific.own(own, groups), self.shared(shared)
         gates = self.gates(own, groups)
         if self.task_experts is None:
-            return [mix(gates.softmax(dim=1), torch.cat([specific, common]))]
+            return [mix(softmax(gates, dim=1), torch.cat([specific, common]))]
         of_tasks = self.task_experts.every(tasks).chunk(self.num_tasks)
         return [
-            mix(gate.softmax(dim=1), torch.cat([specific, of_task, common]))
+            mix(softmax(gate, dim=1), torch.cat([specific, of_task, common]))
             for gate, of_task in zip(gates.chunk(self.num_tasks, dim=1), of_tasks, strict=True)
         ]
 
@@ -170,9 +172,15 @@ class PLE(Backbone):
         self.last = LastLevel(last, *options)
         self.towers = Towers(size, tower_dims, scenarios, tasks, hidden)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         x = groups.sort(x)
         every, tasks, shared = x, x, x
         for level in self.levels:

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.experts import Experts, ScenarioExperts, mix
 from msrec.model.layers.mlp import MLP, RELU, Hidden
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import group_rows
 
 
@@ -51,11 +53,17 @@ class SARNet(Backbone):
         self.mlp = MLP(expert_dims[-1], dims, hidden)
         self.head = nn.Linear(self.mlp.out_dim, shape.num_tasks)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         scale, shift = groups.lookup(self.own_scale), groups.lookup(self.own_shift)
         x = torch.addcmul(shift, groups.sort(x), scale)
         outputs = torch.cat([self.shared(x), self.specific.own(x, groups)])
-        mixed = mix(self.gate(x).softmax(dim=1), outputs)
+        mixed = mix(softmax(self.gate(x), dim=1), outputs)
         return groups.unsort(self.head(self.mlp(mixed)))

@@ -9,9 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone, BackboneShape
 from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
 from msrec.model.layers.partitioned_norm import PartitionedNorm, is_distributed
+from msrec.model.layers.precision import float32_products, widened
 from msrec.model.layers.row_groups import RowGroups, group_rows
 from msrec.model.layers.scenario_layers import StarLinear
 
@@ -85,9 +87,15 @@ class STAR(Backbone):
         of_tasks = [self.finish(h) for h in tower.by_task(x, groups, self.num_tasks)]
         return torch.cat(last.by_task(of_tasks, groups, self.num_tasks), dim=1)
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        groups = group_rows(scenario, self.num_scenarios)
+        groups = group_rows(scenario, self.num_scenarios, counts)
         sorted_weight = None if weight is None else groups.sort(weight)
         main = groups.unsort(self.main_logit(groups.sort(x), groups, sorted_weight))
         aux: Tensor = self.aux(torch.cat([self.scenario_embedding(scenario), x], dim=1))
@@ -143,12 +151,20 @@ class AdaptDHM(Backbone):
         )
         self.finish = hidden.module()
 
-    def forward(self, x: Tensor, scenario: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        scenario: Tensor,
+        weight: Tensor | None = None,
+        counts: RowCounts | None = None,
+    ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        cluster = (x.detach() @ self.get_buffer("moving_centres").T).argmax(dim=1)
-        if self.training:
-            self._move_centres(x.detach(), weight)
-        groups = group_rows(cluster, self.num_clusters, "cluster")
+        rows = widened(x.detach())
+        with float32_products(rows):  # rows go to the same clusters as in an evaluation
+            cluster = (rows @ self.get_buffer("moving_centres").T).argmax(dim=1)
+            if self.training:
+                self._move_centres(rows, weight)
+        groups = group_rows(cluster, self.num_clusters, name="cluster")
         h = groups.sort(x)
         *hidden, last = self.layers
         for layer in hidden:

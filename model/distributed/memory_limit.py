@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from msrec.model.managed.managed_ids import map_bytes
 from msrec.model.ranker import RankerTrain
 
 FLOAT_BYTES = 4
@@ -27,7 +28,7 @@ def check_memory(model: RankerTrain, rows: int, ranks: int, limit: int) -> None:
     Args:
         model: before sharding; its parameters may be on the meta device.
         rows: of a step on one rank.
-        ranks: number of all ranks, which share the tables.
+        ranks: number of ranks that share the tables.
         limit: bytes of memory for one rank.
 
     Raises:
@@ -35,17 +36,20 @@ def check_memory(model: RankerTrain, rows: int, ranks: int, limit: int) -> None:
     """
     embeddings = model.ranker.embeddings
     tables = sum(
-        parameter.numel()
+        parameter.numel() * parameter.element_size()
         for name, parameter in model.named_parameters()
         if not name.startswith("ranker.over.")
     )
     vectors = rows * len(embeddings.names) * embeddings.dim
     parts = {
-        "the tables (rows x embeddings.dim)": tables * FLOAT_BYTES // ranks,
+        "the tables (rows x embeddings.dim)": tables // ranks,
         f"the vectors of {rows:,} rows (trainer.global_batch x features x embeddings.dim)": (
             vectors * FLOAT_BYTES * VECTOR_COPIES
         ),
     }
+    if embeddings.managed is not None:
+        part = "the maps of managed features (24 to 32 bytes a row, on every rank)"
+        parts[part] = map_bytes(embeddings.managed)
     for name, module in model.ranker.over.named_children():
         numbers = sum(parameter.numel() for parameter in module.parameters())
         part = f"{name}, {numbers:,} parameters with gradients and Adam"

@@ -15,7 +15,7 @@ from torchrec.optim.keyed import (
 )
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from msrec.model.distributed.sharding import TableOptions
+from msrec.model.distributed.table_options import TableOptions
 
 ModelPart = Literal["tables", "meta", "backbone"]
 """meta: all that reads LLM vectors; backbone: every other parameter outside the tables."""
@@ -138,6 +138,26 @@ def accumulator(optimizer: CombinedOptimizer) -> AccumulatingOptimizer | None:
     """Returns the part of an optimizer that accumulates gradients, if it does."""
     last = optimizer.optimizers[-1][1]
     return last if isinstance(last, AccumulatingOptimizer) else None
+
+
+def init_state(optimizer: CombinedOptimizer) -> None:
+    """Creates the optimizer state as before the first step; the weights stay as they are.
+
+    TorchRec takes a step with zero gradients to create it. Weight decay would make that step change
+    the weights, and Adam counts it.
+    """
+    if (accumulating := accumulator(optimizer)) is not None:
+        accumulating.init_states()
+    decays = [(g, g["weight_decay"]) for _, g in _groups(optimizer) if "weight_decay" in g]
+    for group, _ in decays:
+        group["weight_decay"] = 0.0
+    optimizer.init_state(set())
+    for group, decay in decays:
+        group["weight_decay"] = decay
+    for key, of_part in optimizer.optimizers:
+        for state in of_part.state.values() if key != FUSED else ():
+            for tensor in state.values():
+                tensor.zero_()
 
 
 def _groups(optimizer: CombinedOptimizer) -> Iterator[tuple[ModelPart, dict[str, Any]]]:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from msrec.model.layers.precision import widened
+
 
 class _GatherDot(torch.autograd.Function):
     """Dot products of rows with gathered rows of a frozen table.
@@ -42,7 +44,7 @@ def gather_dot(rows: Tensor, table: Tensor, index: Tensor) -> Tensor:
     """
     if torch.compiler.is_exporting():
         return torch.bmm(table[index], rows.unsqueeze(2)).squeeze(2)
-    products: Tensor = _GatherDot.apply(rows, table, index)  # type: ignore[no-untyped-call]
+    products: Tensor = _GatherDot.apply(widened(rows), table, index)  # type: ignore[no-untyped-call]
     return products
 
 
@@ -50,4 +52,5 @@ def weighted_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Returns the sum over K of weight[b, k] * table[index[b, k]]: (B, D)."""
     if torch.compiler.is_exporting():
         return torch.bmm(weight.unsqueeze(1), table[index]).squeeze(1)
+    weight = widened(weight)
     return functional.embedding_bag(index, table, per_sample_weights=weight, mode="sum")

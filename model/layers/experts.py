@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.layers.mlp import Hidden, check_positive, linear_init
+from msrec.model.layers.precision import softmax
 from msrec.model.layers.row_groups import RowGroups
 
 
@@ -29,7 +30,7 @@ def mix_by_task(gates: Tensor, outputs: Tensor, num_tasks: int) -> list[Tensor]:
         outputs: (E, B, D), float.
         returns: (B, D) for each task.
     """
-    return [mix(gate.softmax(dim=1), outputs) for gate in gates.chunk(num_tasks, dim=1)]
+    return [mix(softmax(gate, dim=1), outputs) for gate in gates.chunk(num_tasks, dim=1)]
 
 
 class Experts(nn.Module):

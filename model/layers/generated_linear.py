@@ -1,21 +1,24 @@
 """Linear layer with weights generated from a vector, one per row or per distinct key."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from msrec.data.loading.row_counts import RowCounts
 from msrec.model.layers.mlp import check_positive
+from msrec.model.layers.precision import float32_products, product_dtype
 from msrec.model.layers.row_groups import RowGroups, group_rows
+from msrec.model.layers.tiles import Tiles
 
 CHUNK_ELEMENTS = 2**18
 """Elements of z ⊗ x per step of the contracted form: 1 MiB, so that it stays in a CPU's cache."""
 FORMS = ("auto", "contracted", "distinct")
 LOOP_KEYS = 256
-"""Keys up to which `distinct` multiplies group by group; above, it runs one padded product."""
+"""Keys up to which a CPU multiplies group by group; above, it runs one padded product."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class Codes:
         return x if self.groups is None else self.groups.unsort(x)
 
 
-def make_codes(z: Tensor, key: Tensor, form: str = "auto") -> Codes:
+def make_codes(
+    z: Tensor, key: Tensor, form: str = "auto", counts: RowCounts | None = None
+) -> Codes:
     """Chooses the form for one batch; all generated layers share the result.
 
     `auto` takes the cheaper form by this estimate, in multiply-adds per in_dim * out_dim::
@@ -52,32 +57,44 @@ def make_codes(z: Tensor, key: Tensor, form: str = "auto") -> Codes:
 
     n is the number of rows of the most frequent key, to which all keys are padded. 16 and 2 are
     fitted to times on one CPU thread (B=4096, R=16, layers of 16 to 64, U of 512 to 2048): W(z) of
-    each key must pass through memory, and small products are slower than one large product.
+    each key must pass through memory, and small products are slower than one large product. Other
+    devices multiply `Tiles`, which are not padded to n, so that the second line holds for any U.
 
     Shape:
         z: (U, R + 1), float.
         key: (B,), int64 in [0, U).
+        counts: (U,), int64, rows of each key, on the host; see `group_rows`.
 
     Raises:
         ValueError: the form is unknown, or a key is out of range.
     """
     check_form(form)
-    if torch.compiler.is_exporting():  # costs and groups are unknown while torch.export traces
-        return Codes(z.index_select(0, key), None)
+    groups = None
+    if form != "contracted" and not torch.compiler.is_exporting():  # while it traces, U is unknown
+        groups = _distinct_groups(z, key, form, counts)
+    return Codes(z.index_select(0, key), None) if groups is None else Codes(z, groups)
+
+
+def _distinct_groups(
+    z: Tensor, key: Tensor, form: str, counts: RowCounts | None
+) -> RowGroups | None:
+    """Returns the groups of the distinct form, or None if the contracted form is cheaper."""
     (keys, width), rows = z.shape, len(key)
-    contracted = rows * width
-    if form == "distinct" or (form == "auto" and _distinct_cost(keys, width, rows, 1) < contracted):
-        groups = group_rows(key, keys, "user_index")
-        largest = max(groups.counts, default=0)
-        if form == "distinct" or _distinct_cost(keys, width, rows, largest) < contracted:
-            return Codes(z, groups)
-    return Codes(z.index_select(0, key), None)
+    is_padded = keys > LOOP_KEYS and key.device.type == "cpu"
 
+    def is_cheaper(largest: int) -> bool:
+        of_rows = keys * (16 + 2 * largest) if is_padded else rows
+        return form == "distinct" or keys * width + of_rows < rows * width
 
-def _distinct_cost(keys: int, width: int, rows: int, largest: int) -> int:
-    if keys <= LOOP_KEYS:
-        return keys * width + rows
-    return keys * width + keys * (16 + 2 * largest)
+    if not is_cheaper(largest=1):
+        return None
+    groups = group_rows(key, keys, counts, "user_index")
+    if not is_padded:
+        return groups
+    largest = max(groups.counts or [0])
+    if not is_cheaper(largest):
+        return None
+    return replace(groups, tiles=Tiles.one_per_group(groups.key, keys, largest))
 
 
 def check_form(form: str) -> None:
@@ -133,12 +150,10 @@ class GeneratedLinear(nn.Module):
         if codes.groups is None and torch.compiler.is_exporting():
             return _outer(z, x) @ self.weight.flatten(0, 1) + z @ self.bias
         if codes.groups is None:
-            product: Tensor = _Contracted.apply(x, z, self.weight)  # type: ignore[no-untyped-call]
+            dtype = product_dtype(x)
+            product: Tensor = _Contracted.apply(x, z, self.weight, dtype)  # type: ignore[no-untyped-call]
             return product + z @ self.bias
-        weight, bias = self.generate(z)
-        if len(z) <= LOOP_KEYS:
-            return codes.groups.linear(x, weight, bias)
-        return _padded_linear(x, weight, bias, codes.groups)
+        return codes.groups.linear(x, *self.generate(z))
 
 
 class _Contracted(torch.autograd.Function):
@@ -146,27 +161,42 @@ class _Contracted(torch.autograd.Function):
 
     Written by hand because autograd would keep x_b M_r of all rows, and fresh memory of that size
     costs more than the products. One product each gives y, the gradients of x and z, and that of M.
+
+    Products and y have the type `dtype`, gradients those of the inputs, and the sum over chunks
+    that of M. Autocast is off within, because it would not reach into the backward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x, z, weight)
-        flat = weight.flatten(0, 1)
+        ctx.dtype = dtype
+        x, z, flat = x.to(dtype), z.to(dtype), weight.flatten(0, 1).to(dtype)
         chunks = zip(*_chunks(x, z, flat), strict=True)
-        return torch.cat([_outer(z_rows, x_rows) @ flat for x_rows, z_rows in chunks])
+        with float32_products(x):
+            return torch.cat([_outer(z_rows, x_rows) @ flat for x_rows, z_rows in chunks])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, z, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        inputs = ctx.saved_tensors
+        x, z, weight = (each.to(ctx.dtype) for each in inputs)
         flat = weight.flatten(0, 1)
-        grad_x, grad_z, grad_flat = [], [], torch.zeros_like(flat)
-        for x_rows, z_rows, g in zip(*_chunks(x, z, flat, grad), strict=True):
-            back = (g @ flat.T).unflatten(1, (len(weight), -1))
-            grad_x.append(torch.bmm(z_rows.unsqueeze(1), back).squeeze(1))
-            grad_z.append(torch.bmm(back, x_rows.unsqueeze(2)).squeeze(2))
-            grad_flat.addmm_(_outer(z_rows, x_rows).T, g)
-        return torch.cat(grad_x), torch.cat(grad_z), grad_flat.view_as(weight)
+        grad_x, grad_z, grad_flat = [], [], torch.zeros_like(inputs[2]).flatten(0, 1)
+        with float32_products(x):
+            for x_rows, z_rows, g in zip(*_chunks(x, z, flat, grad), strict=True):
+                back = (g @ flat.T).unflatten(1, (len(weight), -1))
+                grad_x.append(torch.bmm(z_rows.unsqueeze(1), back).squeeze(1))
+                grad_z.append(torch.bmm(back, x_rows.unsqueeze(2)).squeeze(2))
+                _add_product(grad_flat, _outer(z_rows, x_rows).T, g)
+        return torch.cat(grad_x), torch.cat(grad_z), grad_flat.view_as(weight), None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a @ b to a sum of the same or a wider type."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _chunks(x: Tensor, z: Tensor, flat: Tensor, *more: Tensor) -> list[tuple[Tensor, ...]]:
@@ -177,21 +207,3 @@ def _chunks(x: Tensor, z: Tensor, flat: Tensor, *more: Tensor) -> list[tuple[Ten
 
 def _outer(z: Tensor, x: Tensor) -> Tensor:
     return (z.unsqueeze(2) * x.unsqueeze(1)).flatten(1)
-
-
-def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
-    """Pads each group of sorted rows to the largest and multiplies all in one batched product.
-
-    Shape::
-
-        rows   a0 a1 b0        counts [2, 1], largest 2
-        slots  [a0 a1] [b0 --]
-    """
-    keys, largest = len(weight), max(groups.counts)
-    counts = torch.tensor(groups.counts, device=x.device)
-    starts = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=len(x))
-    key = torch.arange(keys, device=x.device).repeat_interleave(counts, output_size=len(x))
-    slot = key * largest + torch.arange(len(x), device=x.device) - starts
-    padded = x.new_zeros(keys * largest, x.shape[1]).index_copy(0, slot, x)
-    out = torch.baddbmm(bias.unsqueeze(1), padded.view(keys, largest, -1), weight)
-    return out.flatten(0, 1).index_select(0, slot)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.precision import float32_products
 
 
 class KnowledgeReducer(nn.Module):
@@ -57,7 +58,9 @@ class KnowledgeReducer(nn.Module):
             )
         # Standardising the weights costs R * H, standardising the vectors U * H.
         weight = self.linear.weight * self.get_buffer("scale")
-        z = torch.addmm(-(weight @ self.get_buffer("mean")), knowledge.to(weight.dtype), weight.T)
+        with float32_products(weight):  # vectors are large next to their differences
+            offset = -(weight @ self.get_buffer("mean"))
+            z = torch.addmm(offset, knowledge.to(weight.dtype), weight.T)
         if self.flag is not None:
             assert has_knowledge is not None
             has = has_knowledge.unsqueeze(1)

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.precision import LayerNorm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -102,7 +103,7 @@ class MLP(nn.Sequential):
             check_positive(mlp_dim=b)
             layers.append(nn.Linear(a, b))
             if norm == "layer":
-                layers.append(nn.LayerNorm(b))
+                layers.append(LayerNorm(b))
             layers.append(make_activation(hidden.activation))
             if hidden.dropout > 0:
                 layers.append(Dropout(hidden.dropout))

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from msrec.model.layers.precision import widened
 from msrec.model.layers.row_groups import RowGroups
 
 
@@ -63,6 +64,7 @@ class PartitionedNorm(nn.Module):
 
     def forward(self, x: Tensor, groups: RowGroups, weight: Tensor | None = None) -> Tensor:
         """Normalises sorted rows."""
+        x = widened(x)
         mean, var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
         if self.training:
             mean, var = self._batch_moments(x, groups, weight)

@@ -1,12 +1,14 @@
 """Rows grouped by an integer key: one sort, then each group is multiplied by its own weights."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from msrec.data.loading.row_counts import RowCounts, count_rows
+from msrec.model.layers.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,19 @@ class RowGroups:
         inverse [1, 0, 2]      position of each row after sorting
         counts  [1, 0, 2, 0]   rows of each group; a group may be empty
 
+    `linear` multiplies `tiles` if there are any, as on a GPU, else group by group.
+
     While `torch.export` traces, counts are unknown. Rows then keep their places, and `linear`
     computes the results of all groups and picks each row's. The values are the same.
     """
 
     key: Tensor
     """(B,), int64, in the order that `sort` gives."""
-    order: Tensor | None
-    inverse: Tensor | None
-    counts: list[int]
+    order: Tensor | None = None
+    inverse: Tensor | None = None
+    counts: list[int] | None = None
+    """Always known on a CPU, unless `torch.export` traces."""
+    tiles: Tiles | None = None
 
     def sort(self, x: Tensor) -> Tensor:
         """Returns the rows in key order."""
@@ -62,12 +68,14 @@ class RowGroups:
             bias: (G, out).
             returns: (B, out) or (B, N, out), rows in key order.
         """
+        if self.tiles is not None:
+            return self.tiles.linear(x, weight, bias)
         if x.dim() == 3:
             n = x.shape[1]
-            counts = [count * n for count in self.counts]
+            counts = None if self.counts is None else [count * n for count in self.counts]
             flat = RowGroups(self.key.repeat_interleave(n), self.order, self.inverse, counts)
             return torch.unflatten(flat.linear(x.flatten(0, 1), weight, bias), 0, x.shape[:2])
-        if self.order is None:
+        if self.counts is None:
             every = torch.einsum("bi,gio->bgo", x, weight) + bias
             return every.gather(1, self.key.view(-1, 1, 1).expand(-1, 1, bias.shape[1])).squeeze(1)
         parts = zip(bias.unbind(), torch.split(x, self.counts), weight.unbind(), strict=True)
@@ -97,14 +105,19 @@ class RowGroups:
         return every.gather(0, index).squeeze(0)
 
 
-def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> RowGroups:
-    """Groups rows by key. On CUDA, reading the counts waits once for the device.
+def group_rows(
+    key: Tensor, num_groups: int, counts: RowCounts | None = None, name: str = "scenario"
+) -> RowGroups:
+    """Groups rows by key, without waiting for the device.
 
     Shape:
         key: (B,), int64 in [0, num_groups).
+        counts: (num_groups,), int64, rows of each group, as the loader counts them. Without them
+            rows on a CPU are counted here. Elsewhere a few more rows are multiplied, see `Tiles`.
 
     Raises:
-        ValueError: a key is out of range. (An exported program fails in `gather` instead.)
+        ValueError: rows are counted here and a key is out of range. (An exported program fails in
+            `gather` instead.)
 
     Example:
         >>> groups = group_rows(torch.tensor([2, 0, 2]), 4)
@@ -112,17 +125,13 @@ def group_rows(key: Tensor, num_groups: int, name: str = "scenario") -> RowGroup
         ([1, 0, 2, 0], [11, 10, 12])
     """
     if torch.compiler.is_exporting():
-        return RowGroups(key, None, None, [])
+        return RowGroups(key)
+    is_cpu = key.device.type == "cpu"
+    if counts is None and is_cpu:
+        counts = count_rows(key.numpy(), num_groups, name)
     sorted_key, order = key.sort(stable=True)
-    edges = torch.arange(num_groups + 1, dtype=key.dtype, device=key.device)
-    bounds: list[int] = torch.searchsorted(sorted_key, edges).tolist()
-    if bounds[0] != 0 or bounds[-1] != len(key):
-        row = int(order[0] if bounds[0] != 0 else order[-1])
-        raise ValueError(
-            f"every {name} must be in [0, {num_groups}); got {int(key[row])} in row {row} of the "
-            f"batch. Check the {name} ids of the data against the number the model was built with."
-        )
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
-    counts = [b - a for a, b in itertools.pairwise(bounds)]
-    return RowGroups(sorted_key, order, inverse, counts)
+    sizes: list[int] | None = None if counts is None else counts.tolist()
+    tiles = None if is_cpu else Tiles.cut(sorted_key, num_groups, sizes)
+    return RowGroups(sorted_key, order, inverse, sizes, tiles)

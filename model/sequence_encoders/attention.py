@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.layers.mlp import check_positive
+from msrec.model.layers.precision import widened
 
 
 def check_heads(dim: int, num_heads: int) -> None:
@@ -49,7 +50,7 @@ class MultiHeadAttention(nn.Module):
             split_heads(x, self.num_heads)
             for x in (self.query(query), self.key(keys), self.value(keys))
         )
-        logits = q @ k.transpose(2, 3) * self.scale
+        logits = widened(q @ k.transpose(2, 3)) * self.scale
         mask = mask[:, None, None, :]
         # The lowest number instead of -inf: without any key the softmax is defined, then set to 0.
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from msrec.model.interest.histories import Histories
 from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.precision import LayerNorm
 from msrec.model.sequence_encoder import INIT_STD, EncoderOptions, SequenceEncoder
 from msrec.model.sequence_encoders.attention import MultiHeadAttention
 
@@ -29,7 +30,7 @@ class TransformerBlock(nn.Module):
             nn.LeakyReLU(),
             nn.Linear(FEED_FORWARD_FACTOR * dim, dim),
         )
-        self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
+        self.norms = nn.ModuleList([LayerNorm(dim), LayerNorm(dim)])
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, last_only: bool = False) -> Tensor:  # noqa: D102

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from msrec.model.interest.histories import Histories
 from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.precision import LayerNorm
 from msrec.model.sequence_encoder import EncoderOptions, SequenceEncoder
 from msrec.model.sequence_encoders.attention import check_heads, split_heads
 
@@ -26,8 +27,8 @@ class HSTUBlock(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_places, self.num_heads = num_places, num_heads
-        self.norm_in = nn.LayerNorm(dim, NORM_EPS, elementwise_affine=False)
-        self.norm_attention = nn.LayerNorm(dim, NORM_EPS, elementwise_affine=False)
+        self.norm_in = LayerNorm(dim, NORM_EPS, elementwise_affine=False)
+        self.norm_attention = LayerNorm(dim, NORM_EPS, elementwise_affine=False)
         self.maps = nn.Linear(dim, 4 * dim, bias=False)
         self.bias = nn.Parameter(torch.zeros(num_places))
         self.out = nn.Linear(dim, dim)
@@ -85,7 +86,7 @@ class HSTU(SequenceEncoder):
             HSTUBlock(dim, max_len + 1, options.num_heads, options.dropout)
             for _ in range(options.num_layers)
         )
-        self.norm = nn.LayerNorm(dim, NORM_EPS)
+        self.norm = LayerNorm(dim, NORM_EPS)
         self.out_dim = dim
 
     def forward(self, items: Tensor, histories: Histories, scenario: Tensor) -> Tensor:  # noqa: D102

@@ -24,7 +24,8 @@ from msrec.launch.explanations.explanation_file import user_file
 from msrec.launch.serving.quantized_tables import table_path
 from msrec.launch.training.trainer import train_run
 from msrec.model.embeddings import table_configs
-from msrec.tools.planner.tables import meta_collection, read_tables_file
+from msrec.tools.planner.tables import read_tables_file
+from msrec.tools.planner.torchrec_times import meta_collection
 
 HOSTILE = [
     *("../../../victim", "/etc/passwd", "..", ".", "a.b", "a%2Eb", "age/group", "C:\\x", "50%"),

@@ -16,11 +16,11 @@ from msrec.data.convert.sources.movielens import read_movielens
 from msrec.data.convert.sources.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
-from msrec.data.features.vocabulary import Hashed
+from msrec.data.features.hashed_values import Hashed
 from msrec.data.io.outputs import SCRATCH_MARK, new_folder
 from msrec.data.loading.loader import open_loader
 from msrec.data.schema import load_schema
-from msrec.tools.convert import convert
+from msrec.tools.convert import convert, tables_by_option
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ML1M_FEATURES = {"user_id", "item_id", "gender", "age", "occupation", "zip_code", "genres", "year"}
@@ -503,7 +503,7 @@ def test_a_data_set_without_vocabularies_cannot_grow(tmp_path):
 def test_a_hashed_feature_has_a_table_of_that_size_and_its_collisions_are_counted(tmp_path, option):
     raw, out = make_tables(tmp_path / "raw"), tmp_path / "out"
     console = Console(file=io.StringIO(), width=200)
-    schema = convert("tables", raw, out, hash=[option], console=console)
+    schema = convert("tables", raw, out, hashed=tables_by_option([option], None), console=console)
     rows, _, hashes = option.partition("=")[2].partition("x")
     assert schema.tables["user_id"] == int(rows)
     feature = next(f for f in schema.sparse if f.name == "user_id")
@@ -527,8 +527,9 @@ def test_a_hashed_feature_has_a_table_of_that_size_and_its_collisions_are_counte
     [("user_id", "must look like user_id=100000"), ("balance=10", "only a sparse feature can be")],
 )
 def test_a_hash_that_cannot_be_is_refused(tmp_path, option, message):
+    raw = make_tables(tmp_path / "raw")
     with pytest.raises(ValueError, match=message):
-        convert("tables", make_tables(tmp_path / "raw"), tmp_path / "out", hash=[option])
+        convert("tables", raw, tmp_path / "out", hashed=tables_by_option([option], None))
 
 
 def test_the_words_of_a_text_are_a_feature_and_the_text_stays_for_prompts(tmp_path):

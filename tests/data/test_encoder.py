@@ -113,6 +113,28 @@ def test_batches_hold_every_prompt_once_and_keep_to_batch_tokens():
     assert token_batches([300, 2], 256) == [[0], [1]]
 
 
+@pytest.mark.parametrize("answer_tokens", [6, 20])
+def test_looking_at_the_end_of_answers_late_changes_nothing(folder, monkeypatch, answer_tokens):
+    encoder = load(folder, pooling="generate", answer_tokens=answer_tokens)
+    monkeypatch.setattr(encoder.tokens, "decode", list)
+    rows, _ = encoder.tokens.tokenize(TEXTS)
+    ends = [ids[place] for place, ids in enumerate(encoder.encode(rows).texts)]
+    monkeypatch.setattr(encoder.lm.generation_config, "eos_token_id", ends)
+    at_once = encoder.encode(rows)
+    assert len(at_once.texts[0]) < answer_tokens
+    steps = []
+
+    def looked_at(self, is_open, step):
+        steps.append(bool(is_open.any()))
+        return False
+
+    monkeypatch.setattr(FrozenEncoder, "_have_all_ended", looked_at)
+    late = encoder.encode(rows)
+    assert steps[-1] is False
+    np.testing.assert_array_equal(late.vectors, at_once.vectors)
+    assert late.texts == at_once.texts
+
+
 # Shared prefixes -----------------------------------------------------------------------------
 
 

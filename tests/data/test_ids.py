@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from msrec.data.features.hashed_values import Hashed
 from msrec.data.features.shard_balance import shard_imbalance, spread
-from msrec.data.features.vocabulary import UNKNOWN, Hashed, Vocabulary
+from msrec.data.features.vocabulary import UNKNOWN, Vocabulary
 from msrec.data.synthetic.integer_vocabulary import IntegerVocabulary
 
 

@@ -1,5 +1,7 @@
 """Batches hold the values of the Parquet files, every row once; errors name what is wrong."""
 
+import threading
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,8 +9,10 @@ import pytest
 import torch
 from tiny import replace_column, tiny_dataset
 
+from msrec.data.loading.batch import Batch
+from msrec.data.loading.collator import Collator, Window, entity_vectors
 from msrec.data.loading.id_transforms import table_transforms
-from msrec.data.loading.loader import RankShare, open_loader
+from msrec.data.loading.loader import Loader, RankShare, open_loader
 from msrec.data.schema import load_schema
 
 
@@ -43,6 +47,53 @@ def test_a_batch_holds_what_its_rows_hold_in_the_files(dataset):
         kept = [bag for bag, is_real in zip(bags, real.tolist(), strict=True) if is_real]
         assert kept == expected["genres"].to_pylist()
         assert (batch.weight == real.float()).all()
+
+
+def test_rows_and_ids_are_counted_on_the_host(dataset):
+    batch = next(open_loader(dataset, "train", 60, shuffle=False).batches())
+    assert isinstance(batch.scenario_counts, np.ndarray)
+    scenarios = torch.bincount(batch.scenario, minlength=3)
+    assert batch.scenario_counts.tolist() == scenarios.tolist()
+    ids = [bags.values().numel() for bags in batch.sparse.to_dict().values()]
+    assert batch.sparse.length_per_key_or_none() == ids
+    assert batch.sparse.offset_per_key_or_none() == [0, *np.cumsum(ids)]
+    lengths = batch.sparse.lengths().view(3, 60)
+    assert lengths.sum(1).tolist() == ids
+    known = entity_vectors(batch.user.numpy(), Ones())
+    assert known.counts.tolist() == torch.bincount(known.inverse).tolist()
+
+
+class Ones:
+    dim = 2
+
+    def gather(self, ids):
+        return torch.ones(len(ids), 2), torch.ones(len(ids))
+
+
+def test_a_scenario_that_the_schema_lacks_is_refused_when_the_batch_is_made(dataset):
+    loader = open_loader(dataset, "train", 60)
+    rows = np.arange(3)
+    columns = loader.reader.take(rows)
+    columns["scenario"] = np.array([0, 7, 1], np.int32)
+    window = Window(Collator(load_schema(dataset)), rows[np.newaxis], columns)
+    with pytest.raises(
+        ValueError, match=r"scenario must be in \[0, 3\); got 7 in row 1 of the batch"
+    ):
+        window.batch(0)
+
+
+def test_batches_are_pinned_by_the_thread_that_makes_them(dataset, monkeypatch):
+    threads = []
+
+    def pinned(batch):
+        threads.append(threading.current_thread().name)
+        return batch
+
+    monkeypatch.setattr(Batch, "pin_memory", pinned)
+    made = open_loader(dataset, "train", 60)
+    pinning = Loader(made.reader, made.order, Collator(load_schema(dataset)), pin=True)
+    batches = list(pinning.batches())
+    assert threads == ["msrec-loader"] * len(batches)
 
 
 @pytest.mark.parametrize("prefetch", [0, 4])

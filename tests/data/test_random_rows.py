@@ -70,8 +70,11 @@ def test_the_same_seed_gives_the_same_files(dataset, tmp_path):
 
 
 def test_a_table_that_no_id_of_four_bytes_spans_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="less than 2147483648"):
-        TableLoad(name="big", rows=3_000_000_000, dim=4)
+    big = TableLoad(name="big", rows=3_000_000_000, dim=4)
+    with pytest.raises(
+        ValueError, match="2 to 2147483647 rows to be drawn from; big has 3000000000"
+    ):
+        random_rows(tmp_path / "d", [big])
     with pytest.raises(ValueError, match="2 to 2147483647 rows to be drawn from; small has 1"):
         random_rows(tmp_path / "d", [TableLoad(name="small", rows=1, dim=4)])
 

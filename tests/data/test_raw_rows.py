@@ -12,8 +12,9 @@ from tiny import tiny_dataset, tiny_schema
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice
+from msrec.data.features.hashed_values import Hashed
 from msrec.data.features.row_encoder import RowEncoder
-from msrec.data.features.vocabulary import Hashed, Vocabulary, save_vocabularies
+from msrec.data.features.vocabulary import Vocabulary, save_vocabularies
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import SparseFeature, load_schema, save_schema
 from msrec.data.synthetic.simulated_dataset import synthesize

@@ -76,7 +76,7 @@ def pieces(value):
 
 def state_of(trainer):
     """The state that a checkpoint must restore."""
-    metrics, losses = trainer._unlogged.reduced()
+    metrics, losses, _ = trainer._unlogged.reduced()
     weights = pieces({"model": trainer.model.state_dict(), "optim": trainer.optimizer.state_dict()})
     return weights, metrics.counts()[HISTOGRAM].numpy(), losses
 

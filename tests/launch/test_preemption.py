@@ -20,7 +20,13 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.rank_states import read_ranks
-from msrec.launch.training.preemption import STOPPED, Preempted, Preemption
+from msrec.launch.training.preemption import (
+    FIRST_CALLS,
+    MAX_CALLS,
+    STOPPED,
+    Preempted,
+    Preemption,
+)
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.fault_injection.killed_ranks import observe_outcomes
 
@@ -104,6 +110,48 @@ def test_all_ranks_stop_at_the_same_call_whoever_was_asked():
         assert len(set(run_ranks(ask, 3, at))) == 1
         assert at <= run_ranks(ask, 3, at)[0] <= at + 2
     assert run_ranks(ask, 2, 1000) == [None, None]
+
+
+def ask_late(rank, world_size, call_s, at):
+    """Asks rank 0 after the first calls; returns the call and time of the end."""
+    with Preemption() as preemption:
+        try:
+            asked = None
+            for calls in range(10_000):
+                if rank == 0 and calls == at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if calls == at:
+                    asked = time.monotonic()
+                time.sleep(call_s * (1 + rank))
+                preemption.check()
+        except Preempted:
+            return calls, preemption._interval, time.monotonic() - asked
+    return None
+
+
+def test_ranks_with_fast_steps_exchange_twice_a_second_and_stop_within_seconds():
+    ranks = run_ranks(ask_late, 2, 0.002, FIRST_CALLS + 30)
+    (calls, interval, seconds), (other_calls, other_interval, _) = ranks
+    assert (calls, interval) == (other_calls, other_interval)
+    assert 1 < interval <= MAX_CALLS
+    assert calls <= FIRST_CALLS + 30 + 2 * MAX_CALLS
+    assert seconds < 5
+
+
+def test_the_interval_settles_at_half_a_second_of_calls(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    preemption = Preemption()
+    intervals = []
+    for _ in range(FIRST_CALLS + 400):
+        now += 0.06
+        preemption._calls += 1
+        preemption._until_exchange -= 1
+        if not preemption._until_exchange:
+            preemption._interval = preemption._until_exchange = preemption._own_interval()
+            intervals.append(preemption._interval)
+    assert intervals[: FIRST_CALLS - 1] == [1] * (FIRST_CALLS - 1)
+    assert set(intervals[FIRST_CALLS + 1 :]) == {8}
 
 
 def leave(rank, world_size):

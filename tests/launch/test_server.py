@@ -26,7 +26,10 @@ class GatedScorer:
 
     def __init__(self, row_encoder):
         self.encoder = RequestEncoder(row_encoder, 1.0, False, {}, [])
-        self.manifest = SimpleNamespace(run="runs/tiny", labels=["label"], combined=None)
+        self.version = "00000000"
+        self.manifest = SimpleNamespace(
+            run="runs/tiny", checkpoint="step-00000001", labels=["label"], combined=None
+        )
         self.gate, self.began, self.sizes = threading.Event(), threading.Event(), []
         self.fails = False
 
@@ -110,6 +113,27 @@ def test_waiting_requests_are_one_batch_and_get_their_own_scores(gated):
     assert gated.sizes[:2] == [1, sum(map(len, parts))]
     for scores, expected in zip(together, alone, strict=True):
         np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_waiting_requests_are_scored_by_the_export_that_encoded_them(row_encoder, gated):
+    other = GatedScorer(row_encoder)
+    other.gate.set()
+
+    async def requests():
+        app = create_app(gated, Limits(max_batch=64, max_wait_ms=0))
+        async with client_of(app) as client:
+            tasks = [asyncio.create_task(score(client, ROWS[:1]))]
+            await until(gated.began.is_set)
+            tasks.append(asyncio.create_task(score(client, ROWS[:2])))
+            await until(lambda: waiting_rows(app) == 2)
+            app.state.service._swap(other)
+            tasks.append(asyncio.create_task(score(client, ROWS[:3])))
+            await until(lambda: waiting_rows(app) == 5)
+            gated.gate.set()
+            return [answer.status_code for answer in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(requests()) == [200, 200, 200]
+    assert (gated.sizes, other.sizes) == ([1, 2], [3])
 
 
 def test_batch_has_a_limit_of_rows_and_of_waiting(ungated):
@@ -215,7 +239,12 @@ def test_a_large_request_does_not_block_the_event_loop(ungated, body, status):
 def test_metrics_count_requests_rows_and_batches(ungated):
     async def requests():
         async with client_of(create_app(ungated, Limits(max_wait_ms=0))) as client:
-            assert (await client.get("/health")).json() == {"status": "alive"}
+            assert (await client.get("/health")).json() == {
+                "status": "alive",
+                "version": "00000000",
+                "run": "runs/tiny",
+                "checkpoint": "step-00000001",
+            }
             assert (await client.get("/ready")).status_code == 200
             for size in (1, 3):
                 await score(client, ROWS[:size])

@@ -17,8 +17,8 @@ from trainings import fit
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice
+from msrec.data.features.hashed_values import Hashed
 from msrec.data.features.row_encoder import RowEncoder
-from msrec.data.features.vocabulary import Hashed
 from msrec.data.io.outputs import SCRATCH_MARK
 from msrec.data.loading.collator import Collator, Window
 from msrec.data.loading.id_transforms import RareIds
@@ -29,6 +29,7 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.serving import export as export_module
 from msrec.launch.serving import parity
+from msrec.launch.serving.delta.apply import point_link
 from msrec.launch.serving.dense_program import use_bfloat16_products
 from msrec.launch.serving.export import export
 from msrec.launch.serving.export_folder import ExportTable
@@ -316,9 +317,11 @@ def test_bad_row_is_named_and_no_file_is_written(app, scorers, tmp_path):
         score_file(scorers["bare"], tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
 
 
-def test_workers_share_a_socket_and_their_metrics_and_one_that_dies_is_replaced(app):
-    body = json.dumps({"rows": pl.read_parquet(app / "test.parquet").head(2).to_dicts()})
-    with running_server(app / "bare", "--workers", "2", "--drain-s", "0") as port:
+def test_workers_share_a_socket_and_metrics_follow_a_link_and_are_replaced(app, scorers, tmp_path):
+    rows = pl.read_parquet(app / "test.parquet").head(2)
+    body, link = json.dumps({"rows": rows.to_dicts()}), tmp_path / "current"
+    link.symlink_to(app / "bare")
+    with running_server(link, "--workers", "2", "--drain-s", "0") as port:
 
         def answers(path, content=None):
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
@@ -338,4 +341,13 @@ def test_workers_share_a_socket_and_their_metrics_and_one_that_dies_is_replaced(
         workers[0].kill()
         time.sleep(1)
         assert answers("/score", body).json() == scores[0].json()
+        point_link(link, app / "full")
+        deadline = time.monotonic() + 60
+        while {answers("/health").json()["version"] for _ in range(20)} != {
+            scorers["full"].version
+        }:
+            assert time.monotonic() < deadline
+        full = scorers["full"].score(scorers["full"].encoder.encode_table(rows.to_arrow(), "rows"))
+        np.testing.assert_allclose(answers("/score", body).json()["scores"], full[:, 0], atol=1e-6)
+        assert np.abs(scores[0].json()["scores"] - full[:, 0]).max() > 1e-3
     assert psutil.wait_procs(workers, timeout=5)[1] == []

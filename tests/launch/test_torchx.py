@@ -182,6 +182,20 @@ def test_one_node_takes_any_free_port_and_several_meet_at_the_first(config):
     assert any(word.endswith("=localhost}:29500") for word in command(two))
 
 
+@pytest.mark.parametrize(
+    ("options", "threads"),
+    [
+        (["-j", "1x2", "--cpu", "64"], "1"),
+        (["-j", "2x4", "--cpu", "32", "--gpu", "4"], "8"),
+        (["-j", "8x8", "-h", "msrec_h100x8"], "16"),
+        (["-j", "1x8", "--cpu", "4", "--gpu", "8"], "1"),
+    ],
+)
+def test_ranks_with_gpus_share_the_cores_and_others_have_one_thread(config, options, threads):
+    app, _ = dry_run("msrec.train", *options, "--", f"config={config}")
+    assert app.roles[0].env["OMP_NUM_THREADS"] == threads
+
+
 def test_ranks_get_their_threads_and_no_shared_store(config):
     app, _ = dry_run("msrec.encode", "--threads", "4", "--", f"config={config}")
     environment = app.roles[0].env

@@ -1,5 +1,6 @@
 """Training: 2 ranks = 1 rank, resume = no resume, early stopping, and errors of users."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -18,8 +19,10 @@ from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process, process_group
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results
+from msrec.launch.rank_states import read_ranks
 from msrec.launch.training.preemption import Preempted
 from msrec.launch.training.trainer import Trainer
+from msrec.model.distributed.kernels import trained_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +101,40 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_stopped(
     assert len(resumed[0]) == len(whole[0]) - 13
     for name, value in whole[2].items():
         np.testing.assert_array_equal(resumed[2][name], value, name)
+
+
+def updates_counted(rank, world_size, config):
+    """Each kernel's number of updates after each step; lookups of validations count as none."""
+    trainer, counts = Trainer(config, Process(0, 1, 1, torch.device("cpu"))), []
+    add = trainer._unlogged.add
+
+    def add_and_count(outcome):
+        counts.append({int(kernel.iter_cpu) for kernel in trained_kernels(trainer.model)})
+        add(outcome)
+
+    trainer._unlogged.add = add_and_count
+    trainer.fit()
+    return counts
+
+
+def test_updates_of_tables_are_counted_without_validations_and_on_resuming(dataset, tmp_path):
+    """Adam on a GPU corrects the bias of its moments by this count."""
+    options = ["trainer.validate_every_steps=2", "trainer.patience=9"]
+    config = config_of(dataset, tmp_path, "trainer.max_steps=5", *options)
+    assert run_ranks(updates_counted, 1, config)[0] == [{1}, {2}, {3}, {4}, {5}]
+    config = config_of(dataset, tmp_path, "trainer.max_steps=7", *options)
+    assert run_ranks(updates_counted, 1, config)[0] == [{6}, {7}]
+
+
+def test_a_run_resumed_on_three_ranks_has_the_same_sums_of_gradients(dataset, tmp_path):
+    """The order in which three ranks' values are added must not change after the first step."""
+    options = ["trainer.max_steps=9", *BOTH]
+    whole = run_ranks(fit, 3, config_of(dataset, tmp_path / "whole", *options))
+    config = config_of(dataset, tmp_path / "resumed", *options)
+    resumed = run_ranks(fit_partly_then_resume, 3, config, 5)
+    for of_whole, of_resumed in zip(whole, resumed, strict=True):
+        for name, value in of_whole[2].items():
+            np.testing.assert_array_equal(of_resumed[2][name], value, name)
 
 
 def test_a_run_goes_on_with_another_world_size(dataset, tmp_path):
@@ -323,6 +360,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(dataset, tmp_path
     shutil.copytree(dataset, tmp_path / "data")
     message = refusal(tmp_path / "data", tmp_path, "optimizer.lr=1e30", "llm.store=null")
     assert "the loss must be finite" in message
+
+
+def lose(rank, world_size, config, at):
+    """Trains until the loss of rank 0's step `at` is not finite."""
+    trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
+    steps, outcomes = itertools.count(1), trainer.pipeline.outcomes
+
+    def with_nan(*args):
+        for outcome in outcomes(*args):
+            is_lost = next(steps) == at and rank == 0
+            yield outcome._replace(losses=outcome.losses * torch.nan) if is_lost else outcome
+
+    trainer.pipeline.outcomes = with_nan
+    with pytest.raises(ValueError, match="the loss must be finite") as error:
+        trainer.fit()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("save_every", "newest"), [(4, 4), (7, None)])
+def test_a_lost_step_is_named_when_losses_are_read_and_never_saved(
+    dataset, tmp_path, save_every, newest
+):
+    options = (f"trainer.checkpoint_every_steps={save_every}", "trainer.log_every=10")
+    config = config_of(dataset, tmp_path, *options, "llm.store=null")
+    for message in run_ranks(lose, 2, config, 6):
+        assert "the loss must be finite; it is nan at step 6 (epoch 0)" in message
+    saved = Checkpoints(config.run_dir / "checkpoints").newest()
+    assert saved is None if newest is None else saved.name == f"step-{newest:08d}"
+    assert {rank.step for rank in read_ranks(config.run_dir)} == {5}
 
 
 def test_one_class_in_validation_is_an_error(dataset, tmp_path):

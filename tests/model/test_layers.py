@@ -1,5 +1,8 @@
 """Layers: MLPs, grouped rows, interaction, dropout; and the loss."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from reference_loss import weighted_bce
@@ -11,6 +14,7 @@ from msrec.model.layers.interaction import MODES, Interaction
 from msrec.model.layers.mlp import MLP, Hidden
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.layers.scenario_layers import ScenarioLinear, Towers
+from msrec.model.layers.tiles import MAX_TILE, Tiles
 
 
 def test_mlp_equals_linear_and_relu_by_hand():
@@ -64,6 +68,45 @@ def test_each_row_runs_its_own_scenarios_weights(num_scenarios):
         [r @ layer.weight[s] + layer.bias[s] for r, s in zip(x, scenario, strict=True)]
     )
     torch.testing.assert_close(groups.unsort(layer(groups.sort(x), groups)), by_row)
+
+
+@pytest.mark.parametrize("num_groups", [1, 7, 200])
+@pytest.mark.parametrize("has_counts", [True, False])
+@pytest.mark.parametrize("shape", [(300, 4), (300, 2, 4), (0, 4)])
+def test_tiles_give_the_values_and_gradients_of_the_loop(num_groups, has_counts, shape):
+    # Half of the rows are of one group, and others have none.
+    key = torch.randint(0, num_groups, shape[:1]) * (torch.rand(shape[:1]) < 0.5)
+    groups = group_rows(key, num_groups)
+    counts = groups.counts if has_counts else None
+    tiled = replace(groups, tiles=Tiles.cut(groups.key, num_groups, counts))
+    found = []
+    sizes = (shape, (num_groups, 4, 3), (num_groups, 3))
+    x, weight, bias = (torch.randn(size, dtype=torch.float64) for size in sizes)
+    for way in (groups, tiled):
+        inputs = [each.clone().requires_grad_() for each in (x, weight, bias)]
+        y = way.linear(*inputs)
+        found.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("num_groups", [1, 7, 200])
+@pytest.mark.parametrize("rows", [1, 100, 5000])
+@pytest.mark.parametrize("skew", [0.0, 0.9, 1.0])
+def test_tiles_waste_no_more_than_they_say(num_groups, rows, skew):
+    key = (torch.randint(0, num_groups, (rows,)) * (torch.rand(rows) >= skew)).sort().values
+    counts = torch.bincount(key, minlength=num_groups).tolist()
+    tiles, without = Tiles.cut(key, num_groups, counts), Tiles.cut(key, num_groups)
+    assert tiles.num * tiles.size <= rows + min(rows, num_groups * MAX_TILE) + num_groups
+    assert tiles.num <= without.num <= num_groups + max(num_groups, rows / MAX_TILE)
+    group_of_slot = tiles.group.repeat_interleave(tiles.size)
+    assert torch.equal(group_of_slot[tiles.slot], key)
+    assert torch.equal(tiles.slot.unique(), tiles.slot)  # ascending, and no place twice
+
+
+def test_counts_of_the_loader_take_the_place_of_those_of_the_key():
+    key = torch.tensor([2, 0, 2])
+    given = group_rows(key, 4, np.array([1, 0, 2, 0]))
+    assert given.counts == group_rows(key, 4).counts == [1, 0, 2, 0]
 
 
 def test_a_tower_without_rows_gets_zero_gradients_not_none():

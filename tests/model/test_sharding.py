@@ -1,99 +1,39 @@
 """Sharded tables against plain torch: values, updates, initialisation, plan files."""
 
 import json
+from types import SimpleNamespace
+from typing import get_args
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+from plain_tables import CPU, DIM, LR, plain_vectors, sharded_vectors
 from ranks import run_ranks
 from tiny import tiny_dataset, tiny_schema
+from torchrec.distributed.train_pipeline import (
+    EvalPipelineSparseDist,
+    PrefetchTrainPipelineSparseDist,
+    TrainPipelineSparseDist,
+)
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from msrec.data.loading.loader import RankShare, open_loader
-from msrec.model.distributed.optimizers import optimizers
-from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
-from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
+from msrec.launch.batch_pipeline import pipeline_kind
+from msrec.model.distributed import planning
+from msrec.model.distributed.plan_files.sharding_plan import (
+    load_plan,
+    plan_from_dict,
+    plan_to_dict,
+    shard_entry,
+    table_entry,
+)
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.table_options import COLUMN_SHARDINGS, TableOptions, TableSharding
+from msrec.model.distributed.tables import fuse_optimizer
 from msrec.model.embeddings import Embeddings, fill_rows
 
 pytestmark = pytest.mark.slow
-
-CPU = torch.device("cpu")
-DIM, STD, LR, EPS = 8, 0.1, 0.05, 1e-8
-
-
-def options_of(optimizer, sharding="table_wise"):
-    tables = dict.fromkeys(tiny_schema().tables, sharding)
-    return TableOptions(optimizer, lr=LR, row_wise_from=10**6, sharding=tables, eps=EPS)
-
-
-class Plain(torch.nn.Module):
-    """The same tables as nn.EmbeddingBag; a multi-valued feature is the mean of its rows."""
-
-    def __init__(self):
-        super().__init__()
-        self.tables = torch.nn.ModuleDict()
-        for table, rows in tiny_schema().tables.items():
-            weight = torch.empty(rows, DIM)
-            fill_rows(weight, table, 0, STD, seed=3)
-            self.tables[table] = torch.nn.EmbeddingBag.from_pretrained(weight, False, mode="mean")
-
-    def forward(self, sparse):
-        vectors = []
-        for feature in tiny_schema().sparse:
-            bags = sparse[feature.name]
-            offsets = bags.offsets()[:-1].long()
-            vectors.append(self.tables[feature.table](bags.values().long(), offsets))
-        return torch.stack(vectors, 1)
-
-
-def loss_of(vectors, label):
-    """Some smooth function that couples the features."""
-    logit = 5 * vectors.prod(dim=1).sum(dim=1) + vectors.sum(dim=(1, 2))
-    return torch.nn.functional.binary_cross_entropy_with_logits(logit, label[:, 0])
-
-
-def plain_vectors(dataset, optimizer, steps):
-    """Vectors after some steps of plain torch; RowWiseAdagrad by its formula."""
-    model = Plain()
-    adam = torch.optim.Adam(model.parameters(), lr=LR, eps=EPS)
-    moments = {name: torch.zeros(len(p)) for name, p in model.named_parameters()}
-    batches = list(open_loader(dataset, "train", 64, shuffle=False).batches())
-    for batch in batches[:steps]:
-        loss = loss_of(model(batch.sparse), batch.label)
-        model.zero_grad()
-        loss.backward()
-        if optimizer == "adam":
-            adam.step()
-            continue
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                moments[name] += p.grad.square().mean(dim=1)
-                p -= LR * p.grad / (moments[name].sqrt() + EPS)[:, None]
-    with torch.no_grad():
-        return model(batches[steps].sparse)
-
-
-def sharded_vectors(rank, world_size, dataset, optimizer, sharding, steps):
-    class Wrapped(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embeddings = Embeddings(tiny_schema(), DIM)
-            self.unused = torch.nn.Parameter(torch.zeros(()))  # the dense part must not be empty
-
-        def forward(self, sparse):
-            return self.embeddings(sparse) + 0 * self.unused
-
-    model, tables = Wrapped(), options_of(optimizer, sharding)
-    fuse_optimizer(model.embeddings.ebc, tables, CPU)
-    dmp = shard(model, plan_sharding(model, tables, CPU, world_size), CPU, STD, seed=3)
-    optimizer = optimizers(dmp, tables, lr=1.0, weight_decay=0.0)
-    loader = open_loader(dataset, "train", 64, share=RankShare(rank, world_size), shuffle=False)
-    batches = list(loader.batches())
-    for batch in batches[:steps]:
-        optimizer.zero_grad()
-        loss_of(dmp(batch.sparse), batch.label).backward()
-        optimizer.step()
-    with torch.no_grad():
-        return dmp(batches[steps].sparse).numpy().copy()
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +41,28 @@ def dataset(tmp_path_factory):
     return tiny_dataset(tmp_path_factory.mktemp("data") / "tiny")
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(
-    ("optimizer", "sharding"),
-    [("rowwise_adagrad", "table_wise"), ("rowwise_adagrad", "row_wise"), ("adam", "table_wise")],
-)
-def test_sharded_tables_look_up_and_train_like_plain_torch(
-    dataset, optimizer, sharding, world_size
+@pytest.mark.parametrize(("world_size", "per_node"), [(1, 1), (2, 2), (2, 1), (4, 4), (4, 2)])
+@pytest.mark.parametrize("sharding", get_args(TableSharding))
+def test_every_sharding_looks_up_and_trains_like_plain_torch(
+    dataset, sharding, world_size, per_node
 ):
-    expected = plain_vectors(dataset, optimizer, steps=3)
-    parts = run_ranks(sharded_vectors, world_size, dataset, optimizer, sharding, 3)
-    vectors = torch.cat([torch.from_numpy(part) for part in parts])
+    shards = 2 if sharding in COLUMN_SHARDINGS else 1
+    expected = plain_vectors(dataset, "rowwise_adagrad", 3, shards)
+    arguments = (dataset, "rowwise_adagrad", sharding, 3, per_node)
+    parts = run_ranks(sharded_vectors, world_size, *arguments)
+    vectors = torch.cat([torch.from_numpy(part) for part, _ in parts])
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-5)
+    if shards == 2:  # one accumulator of each row in each shard, which is another optimizer
+        whole = plain_vectors(dataset, "rowwise_adagrad", 3)
+        assert not torch.allclose(vectors, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_replicated_tables_train_by_adam_like_plain_torch(dataset, world_size):
+    expected = plain_vectors(dataset, "adam", steps=3)
+    arguments = (dataset, "adam", "table_wise", 3, world_size)
+    parts = run_ranks(sharded_vectors, world_size, *arguments)
+    vectors = torch.cat([torch.from_numpy(part) for part, _ in parts])
     torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -146,6 +97,80 @@ def test_a_plan_shards_by_size_or_by_name_and_round_trips_through_json():
     tables = saved["modules"]["0.ebc"]
     types = {name: entry["sharding_type"] for name, entry in tables.items()}
     assert types == {"user_id": "table_wise", "item_id": "row_wise", "genre": "row_wise"}
+
+
+def plan_for_gpus(rank, world_size, gpu_bytes, host_memory):
+    """Kernels in a plan for GPUs with a memory of so many bytes each."""
+    gpu = SimpleNamespace(total_memory=gpu_bytes)
+    collection = EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(name=name, num_embeddings=rows, embedding_dim=64)
+            for name, rows in (("large", 4_000_000), ("small", 1000))
+        ],
+        device=torch.device("meta"),
+    )
+    tables = TableOptions("rowwise_adagrad", LR, row_wise_from=10**6, sharding={})
+    fuse_optimizer(collection, tables, torch.device("cuda"))
+    with patch("torch.cuda.get_device_properties", lambda _: gpu):
+        plan = plan_sharding(
+            torch.nn.Sequential(collection),
+            tables,
+            torch.device("cuda"),
+            world_size,
+            host_memory=host_memory,
+        )
+    for table in plan.plan["0"].values():
+        assert pipeline_kind(plan, trains=False) is EvalPipelineSparseDist
+        assert table.sharding_type in ("row_wise", "table_wise")
+    return {name: table.compute_kernel for name, table in plan.plan["0"].items()}
+
+
+@pytest.mark.parametrize(
+    ("gpu_gib", "large"), [(16, {"fused"}), (0.45, {"fused_uvm", "fused_uvm_caching"})]
+)
+def test_a_scored_run_has_a_table_in_host_memory_if_the_gpus_are_small(gpu_gib, large):
+    kernels = run_ranks(plan_for_gpus, 2, int(gpu_gib * 2**30), True)[0]
+    assert kernels["large"] in large
+    if gpu_gib < 1:
+        with pytest.raises(AssertionError, match="must fit on 2 ranks"):
+            run_ranks(plan_for_gpus, 2, int(gpu_gib * 2**30), False)
+
+
+def test_tables_in_host_memory_train_with_a_pipeline_that_fills_their_cache():
+    entry = table_entry("row_wise", "fused_uvm_caching", [0], 0.2, [])
+    for load_factor, kind in (
+        (0.2, PrefetchTrainPipelineSparseDist),
+        (None, TrainPipelineSparseDist),
+    ):
+        tables = {
+            "item": entry | {"load_factor": load_factor},
+            "user": entry | {"load_factor": None},
+        }
+        plan = plan_from_dict({"modules": {"ebc": tables}})
+        assert pipeline_kind(plan, trains=True) is kind
+        assert pipeline_kind(plan, trains=False) is EvalPipelineSparseDist
+
+
+@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching", "key_value"])
+def test_a_plan_with_a_kernel_of_gpus_is_refused_on_the_cpu(tmp_path, kernel):
+    shards = [shard_entry([0, 0], [10, DIM], "rank:0/cpu")]
+    entry = table_entry("table_wise", kernel, [0], None, shards)
+    path = tmp_path / "plan.json"
+    saved = {"format": 1, "world_size": 1, "per_node": 1, "modules": {"ebc": {"item": entry}}}
+    path.write_text(json.dumps(saved))
+    message = f"'item' has the kernel {kernel}; training on cpu runs fused, dense. Plan again"
+    with pytest.raises(ValueError, match=message):
+        load_plan(path, torch.nn.Linear(1, 1), 1, 1, "cpu")
+
+
+def test_columns_that_cannot_be_divided_are_refused():
+    model = torch.nn.Sequential(Embeddings(tiny_schema(), DIM))
+    tables = TableOptions("rowwise_adagrad", LR, 50, {"genre": "grid"}, min_columns=5)
+    with (
+        patch.object(planning.dist, "get_world_size", lambda: 2),
+        pytest.raises(ValueError, match=r"genre=grid needs two .* 8 columns; .* to 4 or less"),
+    ):
+        plan_sharding(model, tables, CPU, 1)
 
 
 def test_a_sharding_for_an_unknown_table_is_refused():

@@ -9,7 +9,7 @@ from raw_rows import joined, raw_tables
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.split import SplitChoice
-from msrec.data.features.vocabulary import Hashed
+from msrec.data.features.hashed_values import Hashed
 from msrec.data.histories.build import build_histories
 from msrec.data.llm.item_source.settings import source_settings
 from msrec.data.llm.store import VERSION, VectorSettings

@@ -48,6 +48,14 @@ def bench(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
+def test_a_time_includes_the_work_that_a_gpu_still_does(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(len(waits)))
+    assert timed(lambda: waits.append("work")).clock >= 0
+    assert waits == [0, "work", 2]
+
+
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
     """Not of the medians: they would give 2 / 4 for rounds with the ratios 4, 0.25 and 2."""
     finding = compare_rates(
@@ -134,6 +142,7 @@ def test_the_listed_help_of_a_bench_is_the_first_line_of_its_own(name):
         ("loader", loader.bench_loader, (None, 64, 3, 1), 2),
         ("hidden", loader.bench_hidden, (None, 64, 4, 1), 1),
         ("step", step.bench_step, ("movielens", None, 64, 2, 1), 2),
+        ("step", step.bench_step, ("movielens", None, 64, 2, 1, "mlp,star"), 2),
         ("tables", tables.bench_tables, ("8", 0.001, 2, 16, 3, 1), 2),
     ],
 )

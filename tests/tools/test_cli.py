@@ -47,7 +47,7 @@ COMMANDS = [
         ["bench", "encode"],
         ["bench", "store"],
         ["bench", "serve"],
-        *(["export"], ["score"], ["serve"]),
+        *(["export"], ["apply"], ["score"], ["serve"]),
         ["experiment"],
         ["explain"],
         ["convert"],
@@ -111,6 +111,16 @@ def test_a_mistake_before_training_is_one_sentence(msrec, overrides, sentence):
 
 OTHERS = {
     "no config": (["train", "none.yaml"], "the config file none.yaml must exist"),
+    "no config and no run": (["train", "seed=1"], "msrec train must have a CONFIG file; or --data"),
+    "no run to go on from": (
+        ["train", "init_from=tiny", "--data", "tiny"],
+        "tiny must be a run folder; it has no config.yaml",
+    ),
+    "no export": (["apply", "tiny", "tiny", "--out", "new"], "tiny holds no export. Make one by"),
+    "no link": (
+        ["apply", "tiny", "tiny", "--out", "new", "--swap"],
+        "tiny must be a link to an export",
+    ),
     "no run": (["evaluate", "tiny"], "tiny must be a run folder; it has no config.yaml"),
     "no checkpoint": (["evaluate", "begun"], "begun/checkpoints must hold a committed checkpoint"),
     "no such split": (["evaluate", "begun", "split=all"], "split must be train, valid or test"),
@@ -153,7 +163,7 @@ def test_a_value_error_from_inside_a_library_shows_its_stack(msrec, monkeypatch)
     def load_config(*args):
         return [].index("a fault of ours")
 
-    monkeypatch.setattr("msrec.launch.config.run_config.load_config", load_config)
+    monkeypatch.setattr("msrec.launch.daily.next_day.load_config", load_config)
     status, _, told = msrec("train", "conf.yaml")
     assert status == 2
     assert "Traceback" in told

@@ -24,19 +24,22 @@ from torchrec.distributed.planner.types import PlannerError
 from trainings import BOTH, config_of, fit
 
 from msrec.launch.config.run_config import load_config
-from msrec.model.distributed.sharding_plan import plan_from_dict, plan_to_dict
+from msrec.model.distributed.plan_files.sharding_plan import plan_from_dict, plan_to_dict
 from msrec.tools.planner.command.build_request import with_changes
-from msrec.tools.planner.command.plan_command import fewest_nodes, plan_tables
+from msrec.tools.planner.command.plan_command import plan_tables
+from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.make_plan import make_plan, plan_as_placed
 from msrec.tools.planner.placement import Cluster
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
-from msrec.tools.planner.run_memory import tables_and_dense
 from msrec.tools.planner.sharding_options import SPAN, ShardCost, ShardingOption
 from msrec.tools.planner.solver import solve
-from msrec.tools.planner.tables import TableLoad, meta_collection, read_tables_file
+from msrec.tools.planner.sources.run_memory import tables_and_dense
+from msrec.tools.planner.sources.run_tables import run_tables
+from msrec.tools.planner.tables import TableLoad, read_tables_file
+from msrec.tools.planner.torchrec_times import meta_collection, topology
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +63,7 @@ def request(**changes):
 
 @pytest.mark.parametrize("sharding", SPAN)
 def test_costs_and_bytes_of_a_shard_are_those_of_torchrecs_planner(sharding):
-    topology = H100.topology(8, 4)
+    ranks = topology(H100, 8, 4)
     collection = meta_collection(TABLES, "rowwise_adagrad")
     kernel = "dense" if sharding == "data_parallel" else "fused"
     constraints = {
@@ -71,10 +74,10 @@ def test_costs_and_bytes_of_a_shard_are_those_of_torchrecs_planner(sharding):
         )
         for table in TABLES
     }
-    theirs = EmbeddingEnumerator(topology, 512, constraints).enumerate(
+    theirs = EmbeddingEnumerator(ranks, 512, constraints).enumerate(
         torch.nn.ModuleDict({"ebc": collection}), [EmbeddingBagCollectionSharder()]
     )
-    estimator = Estimator(TABLES, topology, 512, "rowwise_adagrad")
+    estimator = Estimator(TABLES, Ranks(H100, 8, 4), 512, "rowwise_adagrad", name="torchrec")
     compared = 0
     for option in theirs:
         table = next(t for t in TABLES if t.name == option.name)
@@ -96,9 +99,20 @@ def test_costs_and_bytes_of_a_shard_are_those_of_torchrecs_planner(sharding):
     assert compared >= (1 if sharding == "column_wise" else 3)
 
 
+def test_shardings_that_are_not_planned_are_refused():
+    plan = make_plan(request())
+    entries = {name: dict(entry) for name, entry in plan.modules["ebc"].items()}
+    entries["city"]["sharding_type"] = "grid_shard"
+    with pytest.raises(ValueError, match=r"'city' must have a sharding with an estimate; it is gr"):
+        plan_as_placed(request(), entries)
+    with pytest.raises(ValueError, match=r"places tables as table_wise, .*\.city is grid\. Train"):
+        run_tables(None, None, None, {"city": "grid"})
+
+
 def test_the_step_time_is_torchrecs_rating_of_the_same_placement():
-    plan = make_plan(request(shardings=("table_wise", "row_wise", "table_row_wise")))
-    topology = H100.topology(8, 4)
+    allowed = ("table_wise", "row_wise", "table_row_wise")
+    plan = make_plan(request(shardings=allowed, estimator="torchrec"))
+    ranks = topology(H100, 8, 4)
     chosen = {t.name: t for t in plan.tables}
     constraints = {
         table.name: ParameterConstraints(
@@ -109,13 +123,13 @@ def test_the_step_time_is_torchrecs_rating_of_the_same_placement():
         for table in TABLES
     }
     collection = meta_collection(TABLES, "rowwise_adagrad")
-    options = EmbeddingEnumerator(topology, 512, constraints).enumerate(
+    options = EmbeddingEnumerator(ranks, 512, constraints).enumerate(
         torch.nn.ModuleDict({"ebc": collection}), [EmbeddingBagCollectionSharder()]
     )
     for option in options:
         for shard, rank in zip(option.shards, chosen[option.name].ranks, strict=True):
             shard.rank = rank
-    assert plan.step_ms == pytest.approx(NoopPerfModel(topology).rate(options), rel=1e-2)
+    assert plan.step_ms == pytest.approx(NoopPerfModel(ranks).rate(options), rel=1e-2)
 
 
 def made_up(rng, tables, memory):
@@ -257,20 +271,12 @@ def test_the_page_has_every_table_and_draws_the_plans_figures(tmp_path):
         assert f">{table.name}</th>" in text
     drawn = json.loads(re.search(r"const figures = (\[.*?\]);\n", text, re.DOTALL)[1])
     names = [trace["name"] for trace in drawn[1]["data"]]
-    assert sorted(names) == sorted(table.name for table in TABLES)
+    assert sorted(names) == sorted(["latency", *(table.name for table in TABLES)])
     of_ranks = np.sum([trace["y"] for trace in drawn[1]["data"]], axis=0)
     np.testing.assert_allclose(of_ranks, [rank.total_ms for rank in plan.ranks])
     critical = drawn[2]["data"]
     ends = max(b + x for t in critical for b, x in zip(t["base"], t["x"], strict=True))
     assert ends == pytest.approx(plan.step_ms)
-
-
-def test_the_fewest_nodes_have_room_and_one_less_does_not():
-    asked = request(budget=500 << 20, per_node=2)
-    found = fewest_nodes(asked)
-    assert found.fits
-    assert found.nodes > 1
-    assert not make_plan(request(budget=500 << 20, per_node=2, nodes=found.nodes - 1)).fits
 
 
 def test_tables_go_to_host_memory_if_the_accelerator_is_too_small():
@@ -322,7 +328,7 @@ def test_what_if_changes_one_table_all_of_them_or_the_machine():
         ("dim=0", "dim=0: dim: Input should be greater than or equal to 4."),
         ("dim=10", "dim=10: dim: Input should be a multiple of 4."),
         ("dim=4096", "dim=4096: dim: Input should be less than or equal to 2048."),
-        ("rows=5000000000", "rows: Input should be less than 2147483648."),
+        ("rows=5000000000000", "rows: Input should be less than 1099511627776."),
         ("batch=1000000000000", "rows of a step on one rank must be from 1 to 16,777,216"),
         ("nodes=1000000", "nodes must be from 1 to 4,096"),
         ("item.precision=fp8", "item.precision=fp8: precision: Input should be 'fp32'"),
@@ -362,8 +368,8 @@ MISTAKES = {
         "table a: rows: Input should be greater than or equal to 1",
     ),
     "too many rows": (
-        "- {name: a, rows: 5000000000, dim: 8}",
-        "table a: rows: Input should be less than 2147483648",
+        "- {name: a, rows: 5000000000000, dim: 8}",
+        "table a: rows: Input should be less than 1099511627776",
     ),
     "dim": ("- {name: a, rows: 5, dim: 10}", "table a: dim: Input should be a multiple of 4"),
     "infinite": (
@@ -515,7 +521,7 @@ def test_torchrecs_planner_agrees_whether_a_plan_fits():
         )
         assert ours.fits is fits
         planner = EmbeddingShardingPlanner(
-            topology=hardware.topology(2, 2),
+            topology=topology(hardware, 2, 2),
             batch_size=512,
             storage_reservation=FixedPercentageStorageReservation(0.05),
             constraints={
@@ -564,7 +570,7 @@ def test_generated_weights_are_counted_separately(dataset, tmp_path):
 
 def test_options_of_equal_tables_are_estimated_once(monkeypatch):
     tables = [TableLoad(name=f"t{i}", rows=1000 + i % 2, dim=16) for i in range(50)]
-    estimator = Estimator(tables, H100.topology(8, 4), 512, "adam")
+    estimator = Estimator(tables, Ranks(H100, 8, 4), 512, "adam")
     estimated = []
     inner = estimator._estimate
 

@@ -33,10 +33,11 @@ from msrec.model.frozen_items import item_table
 from msrec.model.sequence_items import SEQUENCE_TABLE
 from msrec.tools.planner.command.measured_runs import report_run
 from msrec.tools.planner.command.plan_options import PlanOptions
+from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.make_plan import make_plan
-from msrec.tools.planner.run_memory import tables_and_dense
+from msrec.tools.planner.sources.run_memory import tables_and_dense
 from msrec.tools.planner.tables import TableLoad
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ def distinct_items(config, rows):
     """Distinct items of the first training batch, row by row."""
     schema = load_schema(config.dataset)
     knowledge = KnowledgeInputs(config, schema)
-    process = Process(0, 1, 1, "cpu")
+    process = Process(0, 1, 1, torch.device("cpu"))
     loader = build_loader(config, "train", process, knowledge, 96, shuffle=True)
     batch = next(loader.batches())
     items = set()
@@ -113,7 +114,7 @@ def test_a_frozen_table_takes_its_float16_rows_and_no_state(root, tmp_path):
         assert tables[name].ms["bwd_compute"] == tables[name].ms["bwd_comms"] == 0
     learned = tables[SEQUENCE_TABLE]
     assert (learned.weights, learned.state) == (rows * 8 * 4, rows * 4)
-    estimator = Estimator(asked_of(tmp_path / "conf.yaml").tables, cpu_topology(), 48, "adam")
+    estimator = Estimator(asked_of(tmp_path / "conf.yaml").tables, cpu_ranks(), 48, "adam")
     load = next(t for t in estimator._tables if t.name == "item_made")
     option = estimator.option(load, "row_wise")
     # Ids of two ranks, of which half are of this shard; a float32 vector for each of their bags.
@@ -121,19 +122,28 @@ def test_a_frozen_table_takes_its_float16_rows_and_no_state(root, tmp_path):
     assert option.outputs == 2 * (48 * (1 + MAX_LEN) + 1) * ITEM_DIM * 4
 
 
-def cpu_topology():
-    return load_hardware("cpu").topology(2, 2)
+def cpu_ranks():
+    return Ranks(load_hardware("cpu"), 2, 2)
 
 
-def test_float16_vectors_are_sent_as_float32():
+@pytest.mark.parametrize("frozen", [True, False])
+def test_float16_vectors_are_sent_as_float32(frozen):
     shape = {"rows": 10_000, "dim": 32, "pooling": 3.0, "bags": 3.0}
-    trained = TableLoad(name="fp32", **shape)
-    half = TableLoad(name="fp16", precision="fp16", frozen=True, **shape)
-    estimator = Estimator([trained, half], cpu_topology(), 64, "rowwise_adagrad")
+    full = TableLoad(name="fp32", frozen=frozen, **shape)
+    half = TableLoad(name="fp16", precision="fp16", frozen=frozen, **shape)
+    exact, quantised = (
+        Estimator([full, half], cpu_ranks(), 64, "rowwise_adagrad", comms)
+        for comms in ("fp32", "fp16")
+    )
     for sharding in ("table_wise", "row_wise"):
-        costs = [estimator.option(table, sharding).cost for table in (trained, half)]
+        costs = [exact.option(table, sharding).cost for table in (full, half)]
         assert costs[1].fwd_comms == pytest.approx(costs[0].fwd_comms)
+        assert costs[1].bwd_comms == pytest.approx(costs[0].bwd_comms)
         assert 0 < costs[1].fwd_compute < costs[0].fwd_compute
+        for table in (full, half):  # quantised communication sends half of the bytes
+            cost = quantised.option(table, sharding).cost
+            assert cost.fwd_comms == pytest.approx(costs[0].fwd_comms / 2)
+            assert cost.bwd_comms == pytest.approx(costs[0].bwd_comms / 2)
 
 
 def test_bags_are_vectors_to_send_and_ids_are_not_counted_twice():
@@ -142,7 +152,7 @@ def test_bags_are_vectors_to_send_and_ids_are_not_counted_twice():
             TableLoad(name="list", rows=1000, dim=16, pooling=6.0),
             TableLoad(name="bags", rows=1000, dim=16, pooling=6.0, bags=6.0),
         ],
-        cpu_topology(),
+        cpu_ranks(),
         64,
         "rowwise_adagrad",
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from msrec.data.loading.batch import Batch
     from msrec.data.schema import Schema, Split
     from msrec.launch.calibration.calibration_file import Calibration, Method
-    from msrec.launch.config.run_config import RunConfig
+    from msrec.launch.config.run_config import Device, RunConfig
     from msrec.launch.encoding.encode import EncodeResult
     from msrec.launch.evaluation.compare import Comparison
     from msrec.launch.evaluation.predict_files import PredictionSummary
@@ -187,7 +187,7 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     from rich.console import Console
 
     from msrec.tools.convert import convert as convert_source
-    from msrec.tools.convert import split_choice
+    from msrec.tools.convert import split_choice, tables_by_option
 
     names = ("protocol", "split", "seed", "fractions", "last", "split_column")
     choice = split_choice(source, **{name: options.pop(name) for name in names if name in options})
@@ -196,6 +196,7 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
         local_path(raw),
         local_path(out),
         choice=choice,
+        hashed=tables_by_option(options.pop("hash", None), options.pop("managed", None)),
         console=Console(quiet=True),
         **options,
     )
@@ -253,22 +254,28 @@ def encode(config: str | Path, overrides: Sequence[str] = ()) -> "EncodeResult":
     return encode_config(load_config(config, overrides))
 
 
-def train(config: str | Path, overrides: Sequence[str] = ()) -> Training:
+def train(
+    config: str | Path | None, overrides: Sequence[str] = (), *, data: str | Path | None = None
+) -> Training:
     """Trains a run, or continues it: the same run_id resumes from its newest checkpoint.
 
     Args:
-        config: a run's YAML file.
+        config: a run's YAML file; None goes on from the run that `init_from` names, with its config
+            and optimizer state, in a new run that is named after `data`.
         overrides: `key.sub=value`.
+        data: the dataset folder to train on, in place of the config's.
 
     Raises:
         FileNotFoundError, ValueError: the config, the data, the knowledge store or a checkpoint is
             missing or does not fit.
     """
+    from msrec.launch.daily.next_day import training_config
     from msrec.launch.distributed import process_group
     from msrec.launch.training.trainer import train_run
 
-    resolved = load_config(config, overrides)
-    with process_group() as process:
+    path = None if config is None else local_path(config)
+    resolved = training_config(path, overrides, None if data is None else str(data))
+    with process_group(resolved.device) as process:
         result = train_run(resolved, process)
     progress = result.progress
     return Training(
@@ -313,14 +320,19 @@ def plan(
     from msrec.data.io.atomic_files import write_text
     from msrec.data.io.outputs import check_output
     from msrec.tools.planner.command.build_request import request_from_options
+    from msrec.tools.planner.command.plan_file import PLAN
     from msrec.tools.planner.command.plan_options import PlanOptions
     from msrec.tools.planner.make_plan import make_plan
-    from msrec.tools.planner.plan import PLAN
 
     if out is not None:
         check_output(local_path(out), PLAN, [local_path(source)])
     options = PlanOptions(
-        local_path(source), list(overrides), nodes, gpus_per_node, gpu, batch=batch
+        local_path(source),
+        list(overrides),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        gpu=gpu,
+        batch=batch,
     )
     made = make_plan(request_from_options(options))
     if out is not None and made.fits:
@@ -349,6 +361,7 @@ def evaluate(
     k: int = 10,
     resamples: int = 1000,
     seed: int = 0,
+    device: "Device" = "auto",
 ) -> "Results | None":
     """Scores a split with a run's best checkpoint and computes exact metrics.
 
@@ -361,6 +374,7 @@ def evaluate(
         k: number of places of NDCG and recall.
         resamples: bootstrap resamples of the users for 95 % intervals; 0 computes none.
         seed: of the resamples.
+        device: "cpu", "cuda", or "auto", which takes a GPU if torch and fbgemm can use one.
 
     Returns:
         The results, which are also saved in the run folder; None on other ranks than 0.
@@ -373,11 +387,13 @@ def evaluate(
     scored = None if data is None else to_path(str(data))
     path = None if checkpoint is None else local_path(checkpoint)
     slices, options = check_slices(by), MetricOptions(k, resamples, seed)
-    with process_group() as process:
+    with process_group(device) as process:
         return evaluate_run(local_path(run), process, split, path, slices, scored, options)
 
 
-def calibrate(run: str | Path, method: "Method" = "isotonic") -> "Calibration | None":
+def calibrate(
+    run: str | Path, method: "Method" = "isotonic", *, device: "Device" = "auto"
+) -> "Calibration | None":
     """Fits the predicted probabilities to the validation split, per scenario and binary label.
 
     Scores the validation and the test split, and writes `calibration.json` in the run folder.
@@ -386,6 +402,7 @@ def calibrate(run: str | Path, method: "Method" = "isotonic") -> "Calibration | 
     Args:
         run: a run folder.
         method: "isotonic" or "platt".
+        device: see `evaluate`.
 
     Returns:
         The maps, and the calibration errors before and after; None on other ranks than 0.
@@ -393,7 +410,7 @@ def calibrate(run: str | Path, method: "Method" = "isotonic") -> "Calibration | 
     from msrec.launch.distributed import process_group
     from msrec.launch.evaluation.calibrate import calibrate as calibrate_run
 
-    with process_group() as process:
+    with process_group(device) as process:
         return calibrate_run(local_path(run), process, method)
 
 
@@ -451,6 +468,7 @@ def predict(
     columns: Sequence[str] | None = None,
     checkpoint: str | Path | None = None,
     dataset: str | Path | None = None,
+    device: "Device" = "auto",
 ) -> "PredictionSummary | None":
     """Scores the rows of Parquet files: as many rows out as in, in order. Resumes after a kill.
 
@@ -461,6 +479,7 @@ def predict(
         columns: to keep in addition to the score; None keeps user, item and scenario.
         checkpoint: other weights than those with the best validation.
         dataset: the dataset folder whose ids the files have, if not the run's.
+        device: see `evaluate`.
 
     Returns:
         Counts of what was scored; None on other ranks than 0.
@@ -477,7 +496,7 @@ def predict(
     weights = None if checkpoint is None else local_path(checkpoint)
     scored = None if dataset is None else to_path(str(dataset))
     check_output(target, PREDICTED, [*paths, scored, weights, *run_inputs(local_path(run))])
-    with process_group() as process, exclusive_job(target, "written"):
+    with process_group(device) as process, exclusive_job(target, "written"):
         opened = open_trained_run(local_path(run), process, weights, scored)
         kept = None if columns is None else list(columns)
         return predict_files(opened, process, paths, target, kept)

@@ -17,7 +17,10 @@ from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.distributed import Process, process_group
 from msrec.model.distributed.optimizers import optimizers
-from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, shard
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import shard
+from msrec.model.distributed.table_options import TableOptions
+from msrec.model.distributed.tables import fuse_optimizer
 from msrec.tools.bench.harness.measure import (
     Seconds,
     compare_rates,
@@ -46,7 +49,7 @@ def bench_checkpoint(
     Saving blocks training only until the state is copied; a thread then writes and commits it.
     """
     on = prepare(threads=None)
-    with process_group("cpu") as process:
+    with process_group() as process:
         model, optimizer = _sharded_table(int(gib * 2**30) // (4 * DIM), process)
         if process.is_main:
             emptied_folder(out, BENCH_CHECKPOINTS)

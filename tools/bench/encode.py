@@ -16,6 +16,8 @@ from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
 from msrec.launch.config.run_config import RunConfig, load_config
+from msrec.launch.devices import rank_device
+from msrec.launch.encoding.options import BATCH_TOKENS
 from msrec.tools.bench.harness.measure import compare_all, interleaved
 from msrec.tools.bench.harness.options import Repeats
 from msrec.tools.bench.harness.report import console, prepare, report
@@ -40,17 +42,22 @@ def bench_encode(
     on = prepare(threads=None)
     run = load_config(config, overrides or [])
     schema = load_schema(run.dataset)
+    device = rank_device(run.device, has_tables=False)
+    batch_tokens = run.llm.batch_tokens or BATCH_TOKENS[device.type]
     encoder = FrozenEncoder.load(
-        model_folder(run.llm.model), dtype=run.llm.dtype, max_tokens=run.llm.max_tokens
+        model_folder(run.llm.model),
+        dtype=run.llm.dtype,
+        max_tokens=run.llm.max_tokens,
+        device=str(device),
     )
-    rows = _prompt_tokens(run, schema.name, prompts)
+    rows = prompt_tokens(run, schema.name, prompts)
     vectors: dict[str, np.ndarray] = {}
 
     def plain() -> None:
         vectors["plain"] = _encode_plain(encoder.lm, rows, batch)
 
     def ours() -> None:
-        vectors["msrec"] = _encode(encoder, rows, run.llm.batch_tokens)
+        vectors["msrec"] = encode_rows(encoder, rows, batch_tokens)
 
     rounds = interleaved({"msrec": ours, "the plain loop": plain}, repeats)
     tokens = sum(map(len, rows))
@@ -60,7 +67,7 @@ def bench_encode(
     ]
     padded = sum(len(part) * max(map(len, part)) for part in _batches(rows, batch))
     computed = tokens - (len(rows) - 1) * len(shared_prefix(encoder, rows))
-    cosine = _smallest_cosine(vectors["plain"], vectors["msrec"])
+    cosine = smallest_cosine(vectors["plain"], vectors["msrec"])
     more = {"padded_tokens": padded, "computed_tokens": computed, "smallest_cosine": cosine}
     title = f"{schema.name}: {len(rows)} users, {run.llm.model}, {run.llm.dtype}"
     report("encode", title, findings, on, more)
@@ -71,7 +78,8 @@ def bench_encode(
     )
 
 
-def _prompt_tokens(run: RunConfig, dataset: str, prompts: int) -> PromptTokens:
+def prompt_tokens(run: RunConfig, dataset: str, prompts: int) -> PromptTokens:
+    """Returns the prompts of some users, drawn by a seed, as the run's model reads them."""
     template = load_template(template_of(dataset, run.llm.template))
     tokenizer = load_tokenizer(model_folder(run.llm.model), run.llm.trust_remote_code)
     tokens = PromptTokenizer(tokenizer, run.llm.max_tokens)
@@ -83,19 +91,19 @@ def _prompt_tokens(run: RunConfig, dataset: str, prompts: int) -> PromptTokens:
 
 def _encode_plain(model: nn.Module, rows: PromptTokens, batch: int) -> np.ndarray:
     """Encodes as one would write it by hand; returns (prompts, H)."""
-    pooled = []
+    pooled, device = [], next(model.parameters()).device
     for part in _batches(rows, batch):
-        tensors = [torch.tensor(row) for row in part]
+        tensors = [torch.tensor(row, device=device) for row in part]
         ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True)
         ones = [torch.ones_like(row) for row in tensors]
         mask = nn.utils.rnn.pad_sequence(ones, batch_first=True)
         states = model(input_ids=ids, attention_mask=mask).last_hidden_state
         real = mask.unsqueeze(2).float()
         pooled.append((states.float() * real).sum(1) / real.sum(1))
-    return np.asarray(torch.cat(pooled).numpy())
+    return np.asarray(torch.cat(pooled).cpu().numpy())
 
 
-def _encode(encoder: FrozenEncoder, rows: PromptTokens, batch_tokens: int) -> np.ndarray:
+def encode_rows(encoder: FrozenEncoder, rows: PromptTokens, batch_tokens: int) -> np.ndarray:
     """Encodes as `msrec encode` does; returns (prompts, H)."""
     batches = list(encoded_batches(encoder, rows, batch_tokens))
     order = np.argsort(np.concatenate([batch.positions for batch in batches]))
@@ -106,6 +114,7 @@ def _batches(rows: PromptTokens, batch: int) -> Sequence[PromptTokens]:
     return [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
 
-def _smallest_cosine(a: np.ndarray, b: np.ndarray) -> float:
+def smallest_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the smallest cosine of two vectors in the same row."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(((a * b).sum(1) / norms).min())

@@ -10,6 +10,7 @@ from statistics import median
 
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.schema import load_schema
+from msrec.launch.devices import num_local_ranks
 from msrec.tools.bench.harness.measure import compare_rates, interleaved
 from msrec.tools.bench.harness.options import Batch, Batches, Dataset, Repeats
 from msrec.tools.bench.harness.report import prepare, report
@@ -26,6 +27,8 @@ def bench_job(
     Runs `msrec train` and `msrec evaluate` as commands, with one thread per rank.
     """
     on = prepare()
+    # Two ranks and one must run on the same kind of device.
+    device = "auto" if num_local_ranks() > 1 else "cpu"
     with (
         dataset_or_random(dataset, batches, batch) as folder,
         tempfile.TemporaryDirectory() as scratch,
@@ -38,8 +41,8 @@ def bench_job(
         def job(ranks: int) -> None:
             run = Path(scratch) / f"{ranks}-ranks-{len(training_rows_per_s[ranks])}"
             options = [*OPTIONS, f"trainer.global_batch={batch}", f"run_id={run.name}"]
-            _msrec(ranks, "train", str(config), *options)
-            _msrec(ranks, "evaluate", str(run))
+            _msrec(ranks, "train", str(config), *options, f"device={device}")
+            _msrec(ranks, "evaluate", str(run), f"device={device}")
             training_rows_per_s[ranks].append(_rows_per_s(run))
 
         cases = {"1": lambda: job(1), "2": lambda: job(2)}

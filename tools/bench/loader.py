@@ -73,7 +73,7 @@ def bench_hidden(
     with (
         dataset_or_random(dataset, steps, batch) as folder,
         tempfile.TemporaryDirectory() as scratch,
-        process_group("cpu") as process,
+        process_group() as process,
     ):
         options = [*OPTIONS, f"trainer.global_batch={batch}"]
         training = Training(folder, Path(scratch), options, process)

@@ -15,6 +15,7 @@ from msrec.data.llm.store import VERSION, VectorSettings, store_settings
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.schema import load_schema
 from msrec.launch.config.llm_section import LLMConfig
+from msrec.launch.devices import rank_device
 from msrec.launch.distributed import process_group
 from msrec.model.layers.generated_linear import GeneratedLinear, make_codes
 from msrec.tools.bench.harness.measure import (
@@ -59,7 +60,7 @@ def _compare_training(root: Path, batch: int, steps: int, repeats: int) -> list[
     arms = {"meta": [*BARE, *META, f"llm.store={store}"], "bare": BARE}
     cases: dict[str, Case] = {}
     gflop, mib = dict[str, float](), dict[str, float]()
-    with process_group("cpu") as process:
+    with process_group() as process:
         for name, arm in arms.items():
             options = [*arm, f"run_id={name}", f"trainer.global_batch={batch}"]
             training = Training(data, root, options, process)
@@ -84,14 +85,15 @@ def _gflop_per_step(training: Training) -> float:
 
 def few_steps(dataset: Path, run_root: Path, options: list[str]) -> Iterator[Seconds]:
     """Trains four steps once, for `peak_memory`."""
-    with process_group("cpu") as process:
+    with process_group("cpu") as process:  # whose memory is that of the process
         training = Training(dataset, run_root, options, process)
         batches = training.batches(2)
         yield training.run(lambda: itertools.cycle(batches), 4)
 
 
 def _compare_forms(batch: int, repeats: int) -> list[Finding]:
-    rounds = interleaved({form: _layer(form, batch) for form in FORMS}, repeats)
+    device = rank_device()
+    rounds = interleaved({form: _layer(form, batch, device) for form in FORMS}, repeats)
     contracted, per_row = (peak_memory(one_layer, form, batch) / MIB for form in FORMS)
     return [
         *compare_all("contracted", rounds, batch, aims={"W per row": ("at least", 2.5)}),
@@ -101,17 +103,17 @@ def _compare_forms(batch: int, repeats: int) -> list[Finding]:
 
 def one_layer(form: str, batch: int) -> Iterator[None]:
     """Runs a layer forward and backward once, for `peak_memory`."""
-    _layer(form, batch)()
+    _layer(form, batch, torch.device("cpu"))()
     yield None
 
 
-def _layer(form: str, batch: int) -> Case:
+def _layer(form: str, batch: int, device: torch.device) -> Case:
     """Returns forward and backward of a generated layer with another vector in each row."""
     torch.manual_seed(0)
-    linear = GeneratedLinear(WIDTH, WIDTH, RANK)
-    x = torch.randn(batch, WIDTH, requires_grad=True)
-    z = torch.randn(batch, RANK + 1, requires_grad=True)
-    key = torch.arange(batch)
+    linear = GeneratedLinear(WIDTH, WIDTH, RANK).to(device)
+    x = torch.randn(batch, WIDTH, requires_grad=True, device=device)
+    z = torch.randn(batch, RANK + 1, requires_grad=True, device=device)
+    key = torch.arange(batch, device=device)
 
     def contracted() -> None:
         torch.autograd.backward(linear(x, make_codes(z, key, "contracted")).sum())

@@ -27,12 +27,14 @@ from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
 from msrec.tools.bench.harness.measure import Finding, compare_times, compare_values, now
 from msrec.tools.bench.harness.report import console, prepare, report
+from msrec.tools.planner.export.published import published_steps
 from msrec.tools.planner.hardware import Hardware, load_hardware
 from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
 from msrec.tools.planner.sharding_options import SPAN
-from msrec.tools.planner.tables import TableLoad, meta_collection
+from msrec.tools.planner.tables import TableLoad
+from msrec.tools.planner.torchrec_times import meta_collection, topology
 
 NODES, PER_NODE, BATCH = 2, 8, 2048
 HEADROOM = 0.05
@@ -54,16 +56,21 @@ def bench_planner(
         int, typer.Option(min=10, help="limit of TorchRec's defaults on a set, and of all pairs")
     ] = 600,
 ) -> None:
-    """Sharding plans for five sets of tables, against TorchRec's planner.
+    """Sharding plans for seven sets of tables, against TorchRec's planner.
 
     A pair is one of TorchRec's proposers and one of its partitioners. Plans are compared by the
-    step time that TorchRec's own performance model estimates.
+    step time that TorchRec's own performance model estimates. At the end msrec's own estimates are
+    compared with published steps.
     """
     on, findings = prepare(threads=None), list[Finding]()
     warnings.filterwarnings("ignore", module="torchrec")
     hardware = load_hardware("h100")
     for name, tables in table_sets().items():
         findings += _compare(f"{name} ({len(tables)})", tables, hardware, seconds)
+    findings += [
+        compare_values(f"estimate, against {s.name}", s.estimated_ms, s.published_ms, "ms")
+        for s in published_steps()
+    ]
     title = f"estimated step on {NODES} x {PER_NODE} h100, {BATCH} rows a rank"
     report("planner", title, findings, on)
 
@@ -95,6 +102,7 @@ def _our_plan(tables: list[TableLoad], hardware: Hardware) -> Plan:
         per_node=PER_NODE,
         shardings=tuple(SPAN),
         headroom=HEADROOM,
+        estimator="torchrec",
     )
     return make_plan(request)
 
@@ -133,10 +141,10 @@ def _torchrec_step_ms(
 
     Infinite if it finds no plan. The planner has its defaults except for `parts`.
     """
-    topology = hardware.topology(NODES * PER_NODE, PER_NODE)
-    perf_model = _RecordingPerfModel(topology)
+    ranks = topology(hardware, NODES * PER_NODE, PER_NODE)
+    perf_model = _RecordingPerfModel(ranks)
     planner = EmbeddingShardingPlanner(
-        topology=topology,
+        topology=ranks,
         batch_size=BATCH,
         performance_model=perf_model,
         storage_reservation=FixedPercentageStorageReservation(HEADROOM),
@@ -159,12 +167,12 @@ def _torchrec_step_ms(
 
 
 def table_sets(seed: int = 0) -> dict[str, list[TableLoad]]:
-    """Returns five sets of tables of different sizes, by name."""
+    """Returns seven sets of tables of different sizes, by name; the last two are public."""
     rng = np.random.default_rng(seed)
 
     def tables(rows: list[float], dims: list[int], pooling: list[float]) -> list[TableLoad]:
         return [
-            TableLoad(name=f"t{i}", rows=max(int(r), 10), dim=d, pooling=p)
+            TableLoad(name=f"t{i}", rows=int(r), dim=d, pooling=p)
             for i, (r, d, p) in enumerate(zip(rows, dims, pooling, strict=True))
         ]
 
@@ -174,6 +182,7 @@ def table_sets(seed: int = 0) -> dict[str, list[TableLoad]]:
     skewed = np.exp(rng.uniform(np.log(1e3), np.log(3e8), 40))
     tiny = np.exp(rng.uniform(np.log(1e2), np.log(1e5), 150))
     mixed = np.exp(rng.uniform(np.log(1e4), np.log(2e7), 40))
+    dcnv2, criteo = published_steps()
     return {
         "skewed": tables(list(skewed), [64] * 40, lengths(40)),
         "uniform": tables([5e6] * 40, [64] * 40, [10.0] * 40),
@@ -182,4 +191,6 @@ def table_sets(seed: int = 0) -> dict[str, list[TableLoad]]:
         "mixed dims": tables(
             list(mixed), [int(d) for d in rng.choice([16, 64, 128, 512], 40)], lengths(40)
         ),
+        "DLRM-DCNv2": tables([*map(float, dcnv2.rows)], [128] * 26, dcnv2.pooling),
+        "Criteo 1TB": tables([*map(float, criteo.rows)], [128] * 26, [1.0] * 26),
     }

@@ -19,8 +19,8 @@ def bench_ranks(
 ) -> None:
     """Training on two ranks, against one rank with the same global batch.
 
-    Batches are in memory and each rank has one thread. Two independent trainings of half a batch
-    at the same time show the most that two ranks could reach.
+    On the CPU; batches are in memory and each rank has one thread. Two independent trainings of
+    half a batch at the same time show the most that two ranks could reach.
     """
     on = prepare()
     with (

@@ -120,6 +120,7 @@ def _plain_model(run: TrainedRun) -> Ranker:
     embeddings = Embeddings(
         table_schema(config, run.schema), trained.dim, trained.history, device="cpu"
     )
+    embeddings.managed = trained.managed
     for name, weight in trained_tables(run).items():
         embeddings.ebc.embedding_bags[name].weight.copy_(weight)
     parts = (unwrapped_dense_arch(run), ranker.items, ranker.sequence_items)

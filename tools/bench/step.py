@@ -2,8 +2,9 @@
 
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,10 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from msrec.data.loading.batch import Batch as LoadedBatch
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.distributed import process_group
-from msrec.model.distributed.sharding import TableOptions, fuse_optimizer, plan_sharding, sharders
+from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import sharders
+from msrec.model.distributed.table_options import TableOptions
+from msrec.model.distributed.tables import fuse_optimizer
 from msrec.tools.bench.harness.measure import (
     Aim,
     Case,
@@ -61,21 +65,24 @@ def bench_step(
     batch: Batch = 4096,
     steps: Steps = 20,
     repeats: Repeats = 15,
+    backbones: Annotated[
+        str, typer.Option(help="measure these models in bf16 against fp32 instead of an MLP")
+    ] = "",
 ) -> None:
     """A training step, against hand-written loops of plain PyTorch and TorchRec.
 
     All train the same MLP on batches in memory. Large tables get a tenth of the steps. Several
-    shapes are separated by commas. A dataset is measured in addition to them.
+    shapes or models are separated by commas. A dataset is measured in addition to the shapes.
 
     Raises:
-        ValueError: a shape is unknown.
+        ValueError: a shape or a model is unknown.
     """
     names = comma_list("shapes", shapes, str)
     for name in names:
         if name not in SHAPES:
             raise ValueError(f"--shapes must name some of {', '.join(SHAPES)}; got {name!r}.")
     on, findings = prepare(), list[Finding]()
-    with tempfile.TemporaryDirectory() as scratch, process_group("cpu") as process:
+    with tempfile.TemporaryDirectory() as scratch, process_group() as process:
         folders = {}
         for shape in names:
             tables = large_tables() if shape == "large" else movielens_tables()
@@ -85,15 +92,42 @@ def bench_step(
         for name, folder in folders.items():
             is_large = name == "large"
             dim, count = (LARGE_DIM, max(steps // 10, 2)) if is_large else (MOVIELENS_DIM, steps)
-            options = [*OPTIONS, f"embeddings.dim={dim}", f"trainer.global_batch={batch}"]
-            training = Training(folder, Path(scratch) / "runs", options, process)
-            rounds = interleaved(_cases(load_schema(folder), dim, training, count), repeats)
-            findings += compare_all(name, rounds, count * batch, aims=AIMS)
+            options = [f"embeddings.dim={dim}", f"trainer.global_batch={batch}"]
+            make = partial(Training, folder, process=process)
+            root = Path(scratch) / "runs" / name
+            comparisons = _precisions(
+                comma_list("backbones", backbones, str), make, root, options, count
+            )
+            if not backbones:
+                training = make(root, [*OPTIONS, *options])
+                comparisons = {name: _cases(load_schema(folder), dim, training, count)}
+            for what, cases in comparisons.items():
+                rounds = interleaved(cases, repeats)
+                findings += compare_all(what, rounds, count * batch, aims=AIMS)
     report("step", f"training steps of {batch:,} rows", findings, on)
 
 
+def _precisions(
+    models: Sequence[str],
+    make: Callable[[Path, Sequence[str]], Training],
+    root: Path,
+    options: Sequence[str],
+    steps: int,
+) -> dict[str, dict[str, Case]]:
+    """Returns the trainings of each model in bf16 and in fp32."""
+    comparisons: dict[str, dict[str, Case]] = {}
+    for model in models:
+        cases = comparisons[f"{model} in bf16"] = {}
+        for precision in ("bf16", "fp32"):
+            own = [f"backbone.name={model}", f"trainer.precision={precision}"]
+            training = make(root / model / precision, [*options, *own])
+            cases[precision] = training.in_memory(steps)
+    return comparisons
+
+
 def _cases(schema: Schema, dim: int, training: Training, steps: int) -> dict[str, Case]:
-    batches = training.batches()
+    device = training.device
+    batches = [batch.to(device) for batch in training.batches()]
     cases = {"msrec": training.in_memory(steps)}
     if max(schema.tables.values()) >= MIN_SPARSE_ROWS:
         return cases | {PLAIN_SPARSE: plain_loop(schema, dim, batches, sparse=True).case(steps)}
@@ -172,10 +206,13 @@ class Loop:
 
 
 def plain_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch], sparse: bool) -> Loop:
-    """Returns a loop of plain PyTorch: Adam, or SGD with sparse gradients for the tables."""
+    """Returns a loop of plain PyTorch: Adam, or SGD with sparse gradients for the tables.
+
+    It runs on the device of the batches.
+    """
     sizes = [schema.tables[feature.table] for feature in schema.sparse]
     tables = PlainTables(nn.EmbeddingBag(n, dim, mode="mean", sparse=sparse) for n in sizes)
-    model = Model(tables, schema, dim)
+    model = Model(tables, schema, dim).to(batches[0].label.device)
     inputs = []
     for batch in batches:
         features = [batch.sparse[feature.name] for feature in schema.sparse]
@@ -199,7 +236,7 @@ def torchrec_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch]) -> L
         )
         for feature in schema.sparse
     ]
-    device = torch.device("cpu")
+    device = batches[0].label.device
     ebc = EmbeddingBagCollection(tables=configs, device=device)
     model = Model(ebc, schema, dim)
     spec = TableOptions("rowwise_adagrad", 0.02, MIN_SPARSE_ROWS, {})

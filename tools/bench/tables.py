@@ -5,12 +5,11 @@ from typing import Annotated, Any
 import torch
 import typer
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    ComputeDevice,
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
+from msrec.launch.devices import rank_device
 from msrec.tools.bench.harness.measure import (
     Aim,
     Case,
@@ -22,6 +21,7 @@ from msrec.tools.bench.harness.measure import (
 )
 from msrec.tools.bench.harness.options import Batch, Repeats, comma_list
 from msrec.tools.bench.harness.report import prepare, report
+from msrec.tools.device_probe import PLACES
 
 COPY_BYTES = 1 << 28
 FLOAT_BYTES = 4
@@ -45,19 +45,24 @@ def bench_tables(
     Ids are uniform, and the tables are larger than the caches.
     """
     on, findings = prepare(), list[Finding]()
-    source = torch.ones(COPY_BYTES // FLOAT_BYTES)
+    device = rank_device()
+    place = PLACES[device.type]
+    source = torch.ones(COPY_BYTES // FLOAT_BYTES, device=device)
     target = torch.empty_like(source)
     copied_gb = 2 * COPY_BYTES / 1e9  # read and written
     for dim in comma_list("dims", dims, int):
         rows = int(gib * 2**30) // (FLOAT_BYTES * dim * tables)
         kernel = SplitTableBatchedEmbeddingBagsCodegen(
-            [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * tables,
+            [(rows, dim, *place)] * tables,
             optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             learning_rate=0.01,
         )
         lookups = tables * batch * ids
-        bags = torch.randint(rows, (lookups,)), torch.arange(0, lookups + 1, ids)
-        gradient = torch.ones(batch, tables * dim)
+        bags = (
+            torch.randint(rows, (lookups,), device=device),
+            torch.arange(0, lookups + 1, ids, device=device),
+        )
+        gradient = torch.ones(batch, tables * dim, device=device)
         rounds = interleaved(
             {
                 "copy": lambda: target.copy_(source),

@@ -8,6 +8,7 @@ import torch
 import typer
 from torch.nn import functional
 
+from msrec.launch.devices import rank_device
 from msrec.model.backbones import BACKBONES, make_backbone
 from msrec.tools.bench.harness.measure import Case, Seconds, compare_all, interleaved, timed
 from msrec.tools.bench.harness.options import Batch, Repeats, comma_list
@@ -53,11 +54,12 @@ def bench_zoo(
 def step_times(name: str, num_scenarios: int, batch: int, repeats: int) -> dict[str, list[Seconds]]:
     """Returns the times of forward, loss and backward: "ours" and "plain"."""
     torch.manual_seed(0)
+    device = rank_device()
     shape = TWO_LABELS if BACKBONES[name].entire_space else SHAPE
-    model = make_backbone(name, replace(shape, num_scenarios=num_scenarios))
-    x = torch.randn(batch, LAYOUT.end)
-    scenario = torch.randint(num_scenarios, (batch,))
-    label = torch.randint(2, (batch, model.num_tasks)).float()
+    model = make_backbone(name, replace(shape, num_scenarios=num_scenarios)).to(device)
+    x = torch.randn(batch, LAYOUT.end, device=device)
+    scenario = torch.randint(num_scenarios, (batch,), device=device)
+    label = torch.randint(2, (batch, model.num_tasks), device=device).float()
 
     def step(inputs: torch.Tensor) -> None:
         logits = model(inputs, scenario)

@@ -21,6 +21,10 @@ Run = Annotated[Path, typer.Argument(help="Run folder, such as runs/demo.")]
 Split = Annotated[
     Literal["train", "valid", "test"], typer.Option(help="Split whose rows are scored.")
 ]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Device of the ranks; auto takes a GPU if torch and fbgemm can use one."),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier call wrote to the folder.")
 ]

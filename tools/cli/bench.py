@@ -10,6 +10,10 @@ from typer.core import TyperGroup
 from msrec.tools.cli.arguments import take_local_paths
 
 BENCHES = {
+    "gpu": (
+        "gpu.command",
+        "Checks of one GPU against the CPU, and its speed: twenty lines within ten minutes.",
+    ),
     "loader": ("loader", "Parquet to shuffled batches on one thread, against pyarrow's decoding."),
     "hidden": ("loader", "Training from Parquet, against training on batches in memory."),
     "step": ("step", "A training step, against hand-written loops of plain PyTorch and TorchRec."),
@@ -24,6 +28,10 @@ BENCHES = {
     "planner": ("planner", "Sharding plans for five sets of tables, against TorchRec's planner."),
     "evaluate": ("evaluate", "Metrics of many predictions, against scikit-learn and polars."),
     "serve": ("serve", "Latency of an export, against its run; then a server under load."),
+    "managed": (
+        "drift.command",
+        "Managed tables, against a vocabulary and a hash of drifting ids.",
+    ),
     "lightgbm": ("boosting.command", "LightGBM over the same histories, an opponent in AUC."),
 }
 """Name of a bench -> its module in `msrec.tools.bench`, and one line of help.

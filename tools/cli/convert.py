@@ -93,6 +93,12 @@ SHARED: dict[str, Option] = {
         "feature that gets a table of a fixed number of rows instead of a vocabulary: "
         "user_id=100000, or user_id=100000x2 for two hashes; may be repeated",
     ),
+    "managed": _option(
+        list[str] | None,
+        None,
+        "feature whose table has a fixed number of rows, which the model gives to new values while "
+        "it trains and takes from old ones: user_id=100000; may be repeated",
+    ),
     "histories": (
         Annotated[
             bool,
@@ -168,11 +174,12 @@ def _command(source: str) -> Callable[..., None]:
     """Returns a function whose signature typer can read, made of the tables above."""
 
     def command(**options: Any) -> None:
-        from msrec.tools.convert import convert, split_choice
+        from msrec.tools.convert import convert, split_choice, tables_by_option
 
         options = _split_lists(options)
         choice = split_choice(source, **{name: options.pop(name) for name in SPLIT})
-        convert(source, choice=choice, **options)
+        hashed = tables_by_option(options.pop("hash"), options.pop("managed"))
+        convert(source, choice=choice, hashed=hashed, **options)
 
     parameters = [
         inspect.Parameter(

@@ -1,12 +1,13 @@
 """`msrec evaluate`, `compare`, `calibrate` and `predict`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from msrec.data.io.paths import to_path
-from msrec.tools.cli.arguments import Run, Split
+from msrec.tools.cli.arguments import Device, Run, Split
 
 if TYPE_CHECKING:
     from msrec.launch.evaluation.results import Results
@@ -26,7 +27,8 @@ def evaluate(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="The options as key=value, for torchx: split=valid, checkpoint=FOLDER, data=, by=."
+            help="The options as key=value, for torchx: split=valid, checkpoint=FOLDER, data=, "
+            "by=. Also device=cpu or cuda."
         ),
     ] = None,
     data: DataOption = None,
@@ -65,10 +67,10 @@ def evaluate(
     from msrec.tools.cli.terminal import console, log_to_terminal
 
     log_to_terminal()
-    if watch:
-        _watch(run, split, data, every)
-        return
     options = read_options(overrides or [], EVALUATE_OPTIONS)
+    if watch:
+        _watch(run, split, data, every, _device(options))
+        return
     results = msrec.evaluate(
         run,
         _split(options.get("split", split)),
@@ -78,6 +80,7 @@ def evaluate(
         k=k,
         resamples=resamples,
         seed=seed,
+        device=_device(options),
     )
     if results is not None:
         for table in results_tables(results):
@@ -95,7 +98,17 @@ def _split(name: str) -> Split:
     return name
 
 
-def _watch(run: Path, split: Split, data: str | None, every_s: float) -> None:
+def _device(options: Mapping[str, str]) -> Device:
+    """Returns the device that the options name, or `auto`."""
+    from msrec.launch.config.run_config import DEVICES
+
+    name = options.get("device", "auto")
+    if name not in DEVICES:
+        raise ValueError(f"device must be auto, cpu or cuda; got {name!r}.")
+    return name
+
+
+def _watch(run: Path, split: Split, data: str | None, every_s: float, device: Device) -> None:
     from msrec.launch.distributed import process_group
     from msrec.launch.evaluation.watch import watch
     from msrec.launch.reporting.comparison_tables import shown_metrics
@@ -114,7 +127,7 @@ def _watch(run: Path, split: Split, data: str | None, every_s: float) -> None:
         say(f"step {step:,}: {split} {'; '.join(parts)}")
 
     load_run_config(run)
-    with process_group() as process:
+    with process_group(device) as process:
         scored = to_path(data) if data else None
         count = watch(run, process, split, scored, every_s, print_metrics)
     say(f"{run} has ended; {count} checkpoints evaluated")
@@ -191,6 +204,7 @@ def calibrate(
         Literal["isotonic", "platt"],
         typer.Option(help="isotonic: any rising map; platt: logistic, for few rows."),
     ] = "isotonic",
+    device: Device = "auto",
 ) -> None:
     """Fit the predicted probabilities to the validation split, per scenario and label.
 
@@ -203,7 +217,7 @@ def calibrate(
     from msrec.tools.cli.terminal import console, log_to_terminal, say
 
     log_to_terminal()
-    calibration = msrec.calibrate(run, method)
+    calibration = msrec.calibrate(run, method, device=device)
     if calibration is not None:
         console.print(calibration_table(calibration))
         say(f"wrote {run / 'calibration.json'}; `msrec evaluate {run}` computes the new results")
@@ -215,7 +229,7 @@ def predict(
         list[str] | None,
         typer.Argument(
             help="The options as key=value, for torchx: data=A,B out=DIR columns=A,B "
-            "checkpoint=FOLDER dataset=FOLDER."
+            "checkpoint=FOLDER dataset=FOLDER device=cpu."
         ),
     ] = None,
     data: Annotated[
@@ -266,6 +280,7 @@ def predict(
         columns=None if names is None else [name for name in names.split(",") if name],
         checkpoint=options.get("checkpoint"),
         dataset=options.get("dataset", dataset),
+        device=_device(options),
     )
     if summary is not None:
         say(summary.sentence(to_path(str(target))))

@@ -30,7 +30,7 @@ PANELS: dict[str, tuple[Any, ...]] = {
         *(evaluation.evaluate, evaluation.compare, evaluation.calibrate, evaluation.predict),
         *(reports.report, reports.explain, reports.drift),
     ),
-    "Serving": (serving.export, serving.score, serving.serve),
+    "Serving": (serving.export, serving.apply, serving.score, serving.serve),
     "Planning and launching": (plan.plan, launch_app),
     "Models, studies and this machine": (
         *(studies.zoo, studies.experiment, bench_app, studies.torture),

@@ -36,6 +36,13 @@ def export(
             "--compile/--no-compile", help="Compile the program by AOTInductor; needs g++."
         ),
     ] = True,
+    since: Annotated[
+        Path | None,
+        typer.Option(
+            help="Earlier export that servers have. What changed since then is also written, to "
+            "the folder OUT-delta, which [b]msrec apply[/] takes.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a folder that serves a run: int8 tables and a program, checked against the run.
@@ -43,11 +50,15 @@ def export(
     The rows of --split are scored by both, and the differences are printed.
     """
     from msrec.launch.distributed import process_group
+    from msrec.launch.serving.delta.make import check_delta, write_delta
     from msrec.launch.serving.export import export as export_run
     from msrec.tools.cli.terminal import log_to_terminal, say
 
     log_to_terminal()
     folder = out or run / "export"
+    delta_folder = folder.with_name(f"{folder.name}-delta")
+    if since is not None:
+        check_delta(since, folder, delta_folder, overwrite=overwrite)
     options = {"compiled": compiled, "overwrite": overwrite}
     with process_group("cpu") as process:
         made = export_run(run, folder, process, checkpoint, split, tables, dense, **options)
@@ -72,6 +83,45 @@ def export(
             f"({interest.history_bytes / 2**20:,.1f} MiB)"
         )
     say(f"wrote {folder}")
+    if since is not None:
+        delta = write_delta(since, folder, delta_folder, overwrite=overwrite)
+        for name, part in delta.parts.items():
+            if part.kind != "whole":
+                say(f"  {name}: {part.changed:,} changed, {part.new:,} new")
+        say(
+            f"wrote {delta_folder}: {delta.num_bytes / 2**20:,.2f} MiB, "
+            f"{delta.num_bytes / delta.export_bytes:.1%} of the export; from {delta.base} to "
+            f"{delta.result}"
+        )
+
+
+def apply(
+    base: Annotated[Path, typer.Argument(metavar="EXPORT", help="Export, or a link to it.")],
+    delta: Annotated[Path, typer.Argument(help="Folder that `msrec export --since` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new export.")],
+    swap: Annotated[
+        bool,
+        typer.Option(
+            "--swap",
+            help="Then point the link EXPORT to the new export; servers of that link swap to it.",
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a new export of an older one and a delta: bit for bit the one that was exported.
+
+    A damaged delta, or one that was made against another export, is refused and changes nothing.
+    """
+    from msrec.launch.serving.delta.apply import apply_delta, point_link, require_link
+    from msrec.tools.cli.terminal import say
+
+    if swap:
+        require_link(base)
+    made = apply_delta(base, delta, out, overwrite=overwrite)
+    say(f"wrote {out}: version {made.result}, from {made.base}")
+    if swap:
+        point_link(base, out)
+        say(f"{base} points to {out}")
 
 
 def score(
@@ -125,8 +175,16 @@ def serve(
         ),
     ] = 2,
 ) -> None:
-    """Serve an export over HTTP: /score, /health, /ready, /metrics. Needs the extra `serve`."""
+    """Serve an export over HTTP: /score, /health, /ready, /metrics. Needs the extra `serve`.
+
+    If the folder is a link, the server swaps to another export when the link is pointed to it,
+    without a failed request. It then needs memory for both.
+    """
     from msrec.launch.serving.scorer import Scorer
+
+    def announce(scorer: Scorer) -> None:
+        how = "compiled" if scorer.is_compiled else "not compiled"
+        typer.echo(f"serving {folder} ({how}) on http://{host}:{port}")
 
     try:
         from msrec.launch.serving.http.batcher import Limits
@@ -137,11 +195,9 @@ def serve(
             f"msrec serve needs the package {error.name}, which is not installed. Run: "
             "pip install '.[serve]' (in a checkout)"
         ) from None
-    scorer = Scorer(folder)
-    how = "compiled" if scorer.is_compiled else "not compiled"
-    typer.echo(f"serving {folder} ({how}) on http://{host}:{port}")
     run(
-        scorer,
+        folder,
         ServerOptions(host, port, workers, threads, drain_s),
         Limits(max_batch, max_wait_ms, max_queue, max_body_mib),
+        announce,
     )

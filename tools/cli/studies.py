@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from msrec.data.io.paths import local_path
+from msrec.tools.cli.arguments import Device
 
 
 def zoo(
@@ -83,11 +84,15 @@ def torture(
 
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for data and runs.")] = Path("runs/demo"),
+    device: Device = "auto",
 ) -> None:
-    """Simulate, encode, train bare and with the LLM on two ranks, compare: one table, one page."""
+    """Simulate, encode, train bare and with the LLM, compare: one table, one page.
+
+    Runs on one rank per GPU, or on two ranks on the CPU.
+    """
     from msrec.tools.demo import demo as run
 
-    run(folder)
+    run(folder, device)
 
 
 def doctor() -> None:

@@ -2,16 +2,27 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from msrec.data.io.paths import local_path
 from msrec.tools.cli.arguments import Config, Overrides, Run
 
 
 def train(
-    config: Config,
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="YAML file of a run; see configs/ for examples. Without it, the run goes on from "
+            "the run [b]init_from[/], see below.",
+        ),
+    ] = None,
     overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option(help="Dataset folder to train on.", show_default="the config's")
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -22,16 +33,25 @@ def train(
     """Train a run, or continue it: the same run_id resumes from its newest checkpoint.
 
     On several ranks: torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml run_id=mine
+
+    The next day's rows: msrec train --data data/day2 init_from=runs/day1
+
+    This trains the new run runs/day2 with the config, the weights and the optimizer state of
+    runs/day1, after it has evaluated runs/day1 on the training rows (progressive validation).
     """
     import msrec
     from msrec.launch.training.preemption import STOPPED
     from msrec.tools.cli.terminal import log_to_terminal, say
 
     log_to_terminal()
+    overrides = overrides or []
+    if config is not None and "=" in config and not Path(config).is_file():
+        overrides = [config, *overrides]
+        config = None
     if dry_run:
-        _print_plan(config, overrides)
+        _print_plan(config, overrides, data)
         return
-    result = msrec.train(config, overrides or [])
+    result = msrec.train(config, overrides, data=data)
     if result.preempted:
         say(
             f"{result.folder}: stopped by SIGTERM after step {result.steps}, which is saved; the "
@@ -49,18 +69,18 @@ def train(
     )
 
 
-def _print_plan(config: Config, overrides: Overrides) -> None:
+def _print_plan(config: str | None, overrides: list[str], data: str | None) -> None:
     from msrec.data.schema import load_schema
     from msrec.launch.build_model import plan_model
-    from msrec.launch.config.run_config import load_config
+    from msrec.launch.daily.next_day import training_config
     from msrec.launch.distributed import process_group
     from msrec.launch.knowledge_inputs import KnowledgeInputs
     from msrec.launch.loaders import build_loader
     from msrec.launch.reporting.plan_table import plan_table
     from msrec.tools.cli.terminal import console, is_main, say
 
-    run = load_config(config, overrides or [])
-    with process_group() as process:
+    run = training_config(None if config is None else local_path(config), overrides, data)
+    with process_group(run.device) as process:
         schema = load_schema(run.dataset)
         knowledge = KnowledgeInputs(run, schema)
         batch = run.trainer.global_batch

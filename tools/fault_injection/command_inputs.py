@@ -33,6 +33,7 @@ def make_inputs(dataset: Path, folder: Path, run: Callable[[Sequence[str]], None
         "dataset": str(dataset.resolve()),
         "run_root": str(folder / "runs"),
         "run_id": "run",
+        "device": "cpu",
         "embeddings": {"dim": 8},
         "trainer": {"global_batch": 512, "epochs": 1},
     }

@@ -44,7 +44,7 @@ class Command:
     begins_with: str | None = None
 
 
-COMMANDS = {
+COMMANDS = {  # on the CPU, where a start repeats every bit of another
     "convert": Command(
         "convert tables {inputs}/raw {work}/data --split random --overwrite --histories",
         ("data",),
@@ -61,13 +61,13 @@ COMMANDS = {
         earlier="--tables float16",
     ),
     "evaluate": Command(
-        "evaluate {work}/run --resamples 20",
+        "evaluate {work}/run device=cpu --resamples 20",
         ("run/predictions/test", "run/results.json"),
         earlier="--k 3",
         begins_with="runs/run",
     ),
     "predict": Command(
-        "predict {inputs}/runs/run --data {inputs}/rows --out {work}/scores",
+        "predict {inputs}/runs/run --data {inputs}/rows --out {work}/scores device=cpu",
         ("scores",),
         marker="scores/_COMMIT",
     ),

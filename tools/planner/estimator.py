@@ -1,31 +1,25 @@
 """Estimates of time and memory for the sharding options of tables.
 
-Times come from TorchRec's own estimators. Many tables of a large model differ in their name only,
-and all full shards of a table are equal, so one shard of each distinct table is estimated.
+Many tables of a large model differ in their name only, and all full shards of a table are equal, so
+one shard of each distinct table is estimated.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Literal
 
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import ParameterConstraints
-from torchrec.distributed.planner.enumerators import get_partition_by_type
-from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
-from torchrec.distributed.planner.types import Perf, Shard, Topology
-from torchrec.distributed.planner.types import ShardingOption as TorchRecOption
-from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
-from torchrec.distributed.sharding_plan import calculate_shard_sizes_and_offsets
-from torchrec.distributed.types import CacheParams
-
-from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.sharding import TableOptimizer, TableSharding
+from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
+from msrec.tools.planner.costs import ID_BYTES, WEIGHT_BYTES, Ranks, lookups, shard_cost
 from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
-from msrec.tools.planner.tables import VALUE_BYTES, Kernel, Sharding, TableLoad, meta_collection
+from msrec.tools.planner.tables import RUN_SHARDINGS, Comms, Kernel, Optimizer, Sharding, TableLoad
 
-ID_BYTES = 8
+EstimatorName = Literal["msrec", "torchrec"]
 DEFAULT_LOAD_FACTOR = 0.2
 """Share of rows cached for a table that asks for the caching kernel without a share."""
+MIN_PARTITION = 128
+"""Columns of a column shard of a table that does not name them, as in TorchRec."""
+TorchRecTimes = Callable[[TableLoad, Sharding, str, float | None], ShardCost]
 
 
 class Estimator:
@@ -33,26 +27,31 @@ class Estimator:
 
     Args:
         tables: all tables of the model.
-        topology: of the ranks.
+        ranks: of the job.
         batch: rows of a step on one rank.
         optimizer: of the tables.
+        comms: type in which ranks send each other vectors.
+        name: `msrec` estimates times by `costs`, `torchrec` by TorchRec's own planner, which counts
+            no latency.
     """
 
     def __init__(
         self,
         tables: Sequence[TableLoad],
-        topology: Topology,
+        ranks: Ranks,
         batch: int,
-        optimizer: TableOptimizer,
+        optimizer: Optimizer,
+        comms: Comms = "fp32",
+        name: EstimatorName = "msrec",
     ) -> None:
-        self._tables, self._topology = tables, topology
-        self._batch, self._optimizer = batch, optimizer
-        self._collection = meta_collection(tables, optimizer)
-        sharder = EmbeddingBagCollectionSharder()
-        self._sharders = build_sharder_data_map({sharder_name(sharder.module_type): sharder})
-        self._constraints: dict[str, ParameterConstraints] = {}
-        # One estimator for all tables: every new one logs the whole topology.
-        self._perf = EmbeddingPerfEstimator(topology, self._constraints)
+        self._tables, self._ranks = tables, ranks
+        self._batch, self._optimizer, self._comms = batch, optimizer, comms
+        self._torchrec: TorchRecTimes | None = None
+        if name == "torchrec":
+            # Imported here, because its import takes seconds.
+            from msrec.tools.planner.torchrec_times import TorchRecEstimator
+
+            self._torchrec = TorchRecEstimator(tables, ranks, batch, optimizer, comms).cost
         self._estimated: dict[tuple[object, ...], ShardingOption | None] = {}
 
     def options(
@@ -84,7 +83,7 @@ class Estimator:
         load_factor: float | None = None,
     ) -> ShardingOption | None:
         """Returns one sharding option; None if the table has too few rows or columns for it."""
-        differing = table.model_dump(exclude={"name", "module", "sharding", "kernel"})
+        differing = table.model_dump(exclude={"name", "sharding", "kernel", "co_locate"})
         key = (*differing.values(), sharding, kernel, load_factor)
         if key not in self._estimated:
             self._estimated[key] = self._estimate(table, sharding, kernel, load_factor)
@@ -94,105 +93,92 @@ class Estimator:
     def _estimate(
         self, table: TableLoad, sharding: Sharding, kernel: Kernel, load_factor: float | None
     ) -> ShardingOption | None:
-        world, local = self._topology.world_size, self._topology.local_world_size
-        if sharding == "table_row_wise" and world == local:
-            return None  # the same as row_wise
-        if sharding in ("row_wise", "table_row_wise") and table.rows < world:
+        shape = self._shard_shape(table, sharding)
+        if shape is None:
             return None
-        weight = self._collection.embedding_bags[table.name].weight
-        sizes, offsets = calculate_shard_sizes_and_offsets(weight, world, local, sharding)
-        if sharding == "column_wise" and len(sizes) < 2:
-            return None  # the same as table_wise
-        option = TorchRecOption(
-            name=table.name,
-            tensor=weight,
-            module=("", self._collection),
-            # TorchRec takes empty bags to have no output. They have one, so they count as lookups.
-            input_lengths=[max(table.pooling / table.bags, 1.0)] * table.features,
-            batch_size=self._batch,
-            sharding_type=sharding,
-            partition_by=get_partition_by_type(sharding),
-            compute_kernel="dense" if sharding == "data_parallel" else kernel,
-            shards=[Shard(size=sizes[0], offset=offsets[0])],
-            cache_params=None if load_factor is None else CacheParams(load_factor=load_factor),
-            is_pooled=True,
-        )
-        self._constraints[table.name] = ParameterConstraints(
-            pooling_factors=option.input_lengths, num_poolings=[table.bags] * table.features
-        )
-        self._perf.estimate([option], self._sharders)
-        perf = option.shards[0].perf
-        assert perf is not None, "the estimator sets it"
-        rows, columns = sizes[0]
+        rows, columns = shape
+        name = "dense" if sharding == "data_parallel" else kernel
+        if self._torchrec is None:
+            job = (self._batch, self._optimizer, self._comms)
+            cost = shard_cost(self._ranks, table, sharding, kernel, load_factor, shape, *job)
+            latencies = self._ranks.latencies(table, sharding, name)
+        else:
+            cost, latencies = self._torchrec(table, sharding, name, load_factor), ()
         return ShardingOption(
             table=table.name,
             sharding=sharding,
-            kernel=option.compute_kernel,
-            column_shards=len(sizes) if sharding == "column_wise" else 1,
-            shape=(rows, columns),
-            cost=_cost(perf, table),
+            kernel=name,
+            column_shards=table.dim // columns,
+            shape=shape,
+            cost=cost,
             load_factor=load_factor,
-            **self._stored_bytes(rows, columns, table, option),
+            latencies=latencies,
+            **self._stored_bytes(rows, columns, table, name, load_factor),
             **self._buffer_bytes(columns, table, sharding),
         )
 
+    def _shard_shape(self, table: TableLoad, sharding: Sharding) -> tuple[int, int] | None:
+        """Returns rows and columns of the largest shard; None if the table is not divided so."""
+        world, local = self._ranks.world, self._ranks.per_node
+        if sharding == "column_wise":
+            columns = table.min_partition or MIN_PARTITION
+            # One shard would be the same as table_wise.
+            return None if table.dim % columns or table.dim == columns else (table.rows, columns)
+        if sharding not in ("row_wise", "table_row_wise"):
+            return table.rows, table.dim
+        if table.rows < world or (sharding == "table_row_wise" and world == local):
+            return None  # in one node, table_row_wise is the same as row_wise
+        parts = world if sharding == "row_wise" else local
+        return -(-table.rows // parts), table.dim
+
     def _stored_bytes(
-        self, rows: int, columns: int, table: TableLoad, option: TorchRecOption
+        self, rows: int, columns: int, table: TableLoad, kernel: str, load_factor: float | None
     ) -> dict[str, int]:
         """Returns the bytes of a shard's weights and optimizer state, and of its host memory."""
-        weights = rows * columns * VALUE_BYTES[table.precision]
+        weights = rows * table.row_bytes(columns)
         # Row-wise Adagrad keeps one number per row, Adam two per value.
         is_row_wise = self._optimizer == "rowwise_adagrad"
         state = rows * FLOAT_BYTES * (1 if is_row_wise else 2 * columns)
         host = 0
-        if option.compute_kernel == "fused_uvm":
+        if kernel == "fused_uvm":
             host, weights = weights, 0
-        elif option.cache_params is not None:
+        elif load_factor is not None:
             # FBGEMM's cache index takes 4 bytes per row and 16 per cache slot.
-            cached = option.cache_params.load_factor
-            host, weights = weights, int(weights * cached) + int(rows * (4 + 16 * cached))
+            host, weights = weights, int(weights * load_factor) + int(rows * (4 + 16 * load_factor))
         if host and not is_row_wise:
             # FBGEMM keeps one number per row on the accelerator; larger state is in host memory.
             host, state = host + state, 0
         if table.frozen:
             return {"weights": weights, "state": 0, "host": host}
-        if option.compute_kernel == "dense":
+        if kernel == "dense":
             state += weights  # its gradient is dense, and as large as the table
         return {"weights": weights, "state": state, "host": host}
 
     def _buffer_bytes(self, columns: int, table: TableLoad, sharding: Sharding) -> dict[str, int]:
-        """Returns the bytes of ids and of vectors that pass through a shard in one step.
-
-        A shard receives the ids of its rows from the batches of all ranks, and makes a vector for
-        each bag of these batches. If rows are divided, the vectors are partial sums.
-        """
-        world, local = self._topology.world_size, self._topology.local_world_size
-        row_shards = {"row_wise": world, "table_row_wise": local, "data_parallel": world}
-        ids = self._batch * world * (table.pooling * table.features)
-        batches = 1 if sharding == "data_parallel" else world
-        outputs = int(self._batch * batches * table.features * table.bags) * columns * FLOAT_BYTES
-        return {"inputs": int(ID_BYTES * ids / row_shards.get(sharding, 1)), "outputs": outputs}
-
-
-def _cost(perf: Perf, table: TableLoad) -> ShardCost:
-    if not table.frozen:
-        return ShardCost(perf.fwd_compute, perf.fwd_comms, perf.bwd_compute, perf.bwd_comms)
-    # TorchRec takes vectors to be sent in the type of the table; pooled vectors are float32.
-    wider = FLOAT_BYTES / VALUE_BYTES[table.precision]
-    return ShardCost(perf.fwd_compute, perf.fwd_comms * wider)
+        """Returns the bytes of ids and of vectors that pass through a shard in one step."""
+        ids, vectors = lookups(self._ranks, table, sharding, self._batch)
+        ids *= table.pooling / max(table.pooling, table.bags)  # an empty bag has no id
+        id_bytes = ID_BYTES + (WEIGHT_BYTES if table.weighted else 0)
+        return {
+            "inputs": math.floor(id_bytes * ids),
+            "outputs": int(vectors) * columns * FLOAT_BYTES,
+        }
 
 
 def _shardings(table: TableLoad, allowed: Sequence[Sharding]) -> Sequence[Sharding]:
     """Returns the sharding types that a table may have.
 
     Replicated tables train with a dense optimizer. A frozen table has none and needs the kernel of
-    sharded tables, so that it is sharded even if the others are replicated.
+    sharded tables, so that it is sharded even if the others are replicated. Tables with a common
+    label are on one rank.
     """
+    if table.co_locate:
+        return ["table_wise"]
     if table.sharding:
         return [table.sharding]
     if not table.frozen:
         return allowed
-    return [each for each in allowed if each != "data_parallel"] or get_args(TableSharding)
+    return [each for each in allowed if each != "data_parallel"] or RUN_SHARDINGS
 
 
 def _kernels(table: TableLoad, load_factors: Sequence[float]) -> list[tuple[Kernel, float | None]]:

@@ -5,20 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
-from torchrec.distributed.planner.types import (
-    HardwareConfig,
-    KernelConfig,
-    Topology,
-    TopologyFactory,
-    TrainerConfig,
-)
 
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.io.yaml_files import read_yaml
 
 HARDWARE_FILE = Path(__file__).with_name("hardware.yaml")
-BYTES_PER_MS = 1e6
-"""TorchRec's unit of bandwidth, bytes per millisecond, in one GB/s."""
 
 
 class Hardware(StrictModel):
@@ -28,6 +19,8 @@ class Hardware(StrictModel):
         memory_gib, host_memory_gib: 2^30 bytes. host_memory is the share of a GPU's rank in the
             memory of its node.
         *_gb_s: 1e9 bytes per second, one direction. host_link is between GPU and host memory.
+        *_us: microseconds. collective_us starts a collective, a hop passes it on to the next rank
+            of the node or to the next node, kernel_us is a small kernel.
         dense_tflops: 1e12 floating-point operations per second, of the matrix type used in
             training.
     """
@@ -42,6 +35,10 @@ class Hardware(StrictModel):
     intra_node_gb_s: float = Field(gt=0)
     inter_node_gb_s: float = Field(gt=0)
     dense_tflops: float = Field(gt=0)
+    collective_us: float = Field(8.4, ge=0)
+    node_hop_us: float = Field(3.4, ge=0)
+    network_hop_us: float = Field(14.0, ge=0)
+    kernel_us: float = Field(3.0, ge=0)
     sources: list[str] = Field(min_length=1)
     """Data sheets or measurements that the figures come from."""
 
@@ -54,23 +51,6 @@ class Hardware(StrictModel):
     def host_memory(self) -> int:
         """Bytes of host memory of a GPU's rank; 0 on CPU, where `memory` is host memory."""
         return int(self.host_memory_gib * 2**30) if self.device == "cuda" else 0
-
-    def topology(self, world_size: int, local_world_size: int) -> Topology:
-        """Returns the topology that TorchRec's estimators take."""
-        is_gpu = self.device == "cuda"
-        return TopologyFactory.create_topology(
-            TrainerConfig(world_size=world_size, local_world_size=local_world_size),
-            HardwareConfig(
-                hbm_cap_bytes=self.memory if is_gpu else 0,
-                ddr_cap_bytes=self.host_memory if is_gpu else self.memory,
-                hbm_mem_bw=self.memory_gb_s * BYTES_PER_MS,
-                ddr_mem_bw=(self.host_gb_s if is_gpu else self.memory_gb_s) * BYTES_PER_MS,
-                hbm_to_ddr_mem_bw=self.host_link_gb_s * BYTES_PER_MS,
-                intra_host_bw=self.intra_node_gb_s * BYTES_PER_MS,
-                inter_host_bw=self.inter_node_gb_s * BYTES_PER_MS,
-            ),
-            KernelConfig(compute_device=self.device, use_hardware_based_bandwidth=True),
-        )
 
 
 def load_hardware(name: str, file: Path | None = None) -> Hardware:

@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msrec.model.distributed.sharding_plan import plan_hash, shard_entry, table_entry
+from msrec.model.distributed.plan_files.plan_entries import plan_hash, shard_entry, table_entry
+from msrec.tools.planner.colocation import groups_of, merged, split
 from msrec.tools.planner.estimator import Estimator
-from msrec.tools.planner.placement import Placement, placement_on, step_ms_with
+from msrec.tools.planner.memory_balance import balanced
+from msrec.tools.planner.placement import Placement, placement_on, shared_latency, step_ms_with
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, RankLoad, TablePlan
 from msrec.tools.planner.request import PlanRequest
-from msrec.tools.planner.sharding_options import COST_PARTS, ShardingOption
+from msrec.tools.planner.sharding_options import COST_PARTS, SPAN, ShardingOption
 from msrec.tools.planner.solver import solve, total_cost_ms
 from msrec.tools.planner.tables import TableLoad
 
@@ -25,6 +27,18 @@ def make_plan(request: PlanRequest) -> Plan:
     Raises:
         ValueError: a table has no allowed sharding option.
     """
+    options = sharding_options(request)
+    groups, cluster = groups_of(request.tables), request.cluster
+    found = balanced(solve(merged(options, groups), cluster), cluster)
+    return _plan(request, options, split(found, options, groups, cluster) if groups else found)
+
+
+def sharding_options(request: PlanRequest) -> dict[str, list[ShardingOption]]:
+    """Returns table -> its allowed sharding options, one or more.
+
+    Raises:
+        ValueError: a table has none.
+    """
     options = _estimator(request).options(request.allowed_shardings, request.load_factors)
     for table in request.tables:
         if not options[table.name]:
@@ -35,7 +49,7 @@ def make_plan(request: PlanRequest) -> Plan:
                 f"cannot place its {table.rows:,} rows of {table.dim} on {request.nodes} x "
                 f"{request.per_node} ranks. Allow table_wise and kernel fused."
             )
-    return _plan(request, options, solve(options, request.cluster))
+    return options
 
 
 def plan_as_placed(request: PlanRequest, entries: Mapping[str, Any]) -> Plan:
@@ -60,11 +74,14 @@ def plan_as_placed(request: PlanRequest, entries: Mapping[str, Any]) -> Plan:
         entry = entries[table.name]
         kernel: Any = entry["compute_kernel"].replace("dense", "fused")
         factor = entry.get("load_factor")
-        option = estimator.option(table, entry["sharding_type"], kernel, factor)
-        if option is None:  # fewer rows than ranks: some shards are empty
+        sharding, option = entry["sharding_type"], None
+        if sharding in SPAN:
+            option = estimator.option(table, sharding, kernel, factor)
+        # Also: fewer rows than ranks, so that some shards are empty, or narrow shards of columns.
+        if option is None:
             raise ValueError(
-                f"table {table.name!r} must have a sharding with an estimate; it is planned "
-                f"{entry['sharding_type']}, with {table.rows:,} rows on {request.world_size} ranks."
+                f"table {table.name!r} must have a sharding with an estimate; it is {sharding}, "
+                f"with {table.rows:,} rows of {table.dim} on {request.world_size} ranks."
             )
         chosen[table.name] = option
         ranks[table.name] = list(entry["ranks"]) or list(range(request.world_size))
@@ -73,8 +90,8 @@ def plan_as_placed(request: PlanRequest, entries: Mapping[str, Any]) -> Plan:
 
 
 def _estimator(request: PlanRequest) -> Estimator:
-    topology = request.hardware.topology(request.world_size, request.per_node)
-    return Estimator(request.tables, topology, request.rows_per_rank, request.optimizer)
+    job = (request.ranks, request.rows_per_rank, request.optimizer, request.comms)
+    return Estimator(request.tables, *job, request.estimator)
 
 
 def _plan(
@@ -94,6 +111,7 @@ def _plan(
         per_node=request.per_node,
         batch=request.rows_per_rank,
         optimizer=request.optimizer,
+        estimator=request.estimator,
         capacity=request.capacity,
         tables=[_table_plan(t, options[t.name], placement, request) for t in tables],
         ranks=_rank_loads(placement, request),
@@ -156,11 +174,14 @@ def _rank_loads(placement: Placement, request: PlanRequest) -> list[RankLoad]:
             host[rank] += option.host
             for part in COST_PARTS:
                 ms[rank][part] += getattr(option.cost, part)
+    latency = shared_latency(placement.options, placement.ranks, request.cluster)
+    for rank in ranks:
+        ms[rank]["latency"] = float(latency[rank])
     return [RankLoad(memory=m, host=h, ms=t) for m, h, t in zip(memory, host, ms, strict=True)]
 
 
 def _entry(table: TableLoad, placement: Placement, request: PlanRequest) -> dict[str, Any]:
-    """Returns a table's entry in the format of `msrec.model.distributed.sharding_plan`."""
+    """Returns a table's entry in the format of `msrec.model.distributed.plan_files`."""
     option, ranks = placement.options[table.name], placement.ranks[table.name]
     rows, columns = option.shape
     shards = []

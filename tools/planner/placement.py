@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from msrec.tools.planner.sharding_options import ShardingOption
+from msrec.tools.planner.sharding_options import Latency, ShardingOption
 
 Floats = npt.NDArray[np.float64]
+SAME_MS_DIGITS = 4
+"""Digits of a millisecond. Step times that are equal to a tenth of a microsecond are the same."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Placement:
     Attributes:
         options: table -> its sharding option.
         ranks: table -> ranks of its shards, in order.
-        ms, memory, host: (ranks,), load of each rank: milliseconds, bytes on the accelerator and
-            bytes in host memory.
+        ms, memory, host: (ranks,), load of each rank: milliseconds with latency, bytes on the
+            accelerator and bytes in host memory.
         excess: bytes by which ranks exceed their memory, summed over ranks; 0 if everything fits.
     """
 
@@ -55,9 +57,9 @@ class Placement:
         return float(self.ms.max())
 
     @property
-    def objective(self) -> tuple[float, float]:
-        """Quantity to minimise: first the excess memory, then the step time."""
-        return self.excess, self.step_ms
+    def objective(self) -> tuple[float, float, float]:
+        """Quantity to minimise: excess memory, then the step time, then the fullest rank."""
+        return self.excess, round(self.step_ms, SAME_MS_DIGITS), float(self.memory.max())
 
 
 def assign_shards(
@@ -136,8 +138,27 @@ def _placement(
     cluster: Cluster,
 ) -> Placement:
     ms, memory, host = loads
+    ms = ms + shared_latency(options, ranks, cluster)
     over = np.maximum(memory - cluster.memory, 0) + np.maximum(host - cluster.host, 0)
     return Placement(dict(options), dict(ranks), ms, memory, host, float(over.sum()))
+
+
+def shared_latency(
+    options: Mapping[str, ShardingOption], ranks: Mapping[str, list[int]], cluster: Cluster
+) -> Floats:
+    """Returns (ranks,), the milliseconds of latency of each rank: each group of it once."""
+    found: dict[Latency, set[int]] = {}
+    ms = np.zeros(cluster.ranks)
+    for table, option in options.items():
+        for latency in option.latencies:
+            on = found.setdefault(latency, set())
+            if not latency.on_all and option.span != "all":
+                on.update(ranks[table])
+            elif not on:
+                on.update(range(cluster.ranks))
+    for latency, on in found.items():
+        ms[list(on)] += latency.ms
+    return ms
 
 
 class _Loads:

@@ -1,12 +1,9 @@
 """A plan: sharding and cost of each table, load of each rank; one JSON file with all of it."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from msrec.data.io.outputs import FileKind
 from msrec.data.io.validation import StrictModel
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.sharding_options import option_label
@@ -91,7 +88,7 @@ class Plan(StrictModel):
     """Plan as `msrec plan` writes it, and as `msrec train plan=FILE` reads it.
 
     Attributes:
-        modules: the sharding plan, in the format of `msrec.model.distributed.sharding_plan`.
+        modules: the sharding plan, in the format of `msrec.model.distributed.plan_files`.
         hash: of all other fields (see `plan_hash`); the same in every process.
         batch: rows of a step on one rank.
         capacity: bytes of an accelerator that may be used.
@@ -107,6 +104,8 @@ class Plan(StrictModel):
     per_node: int
     batch: int
     optimizer: str
+    estimator: str = "torchrec"
+    """Whose estimates of time the plan has; plans without this field are older."""
     capacity: int
     tables: list[TablePlan]
     ranks: list[RankLoad]
@@ -154,14 +153,3 @@ class Plan(StrictModel):
             group[0].name + (f" and {len(group) - 1} like it" if len(group) > 1 else ""): group
             for group in groups.values()
         }
-
-
-def _is_plan(path: Path) -> bool:
-    try:
-        Plan.model_validate_json(path.read_bytes())
-    except ValidationError:
-        return False
-    return True
-
-
-PLAN = FileKind("a plan of msrec plan", _is_plan)

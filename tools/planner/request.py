@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
-from msrec.launch.config.run_config import RunConfig
-from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.sharding import TableOptimizer, TableSharding
+from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
+from msrec.tools.planner.costs import Ranks
+from msrec.tools.planner.estimator import EstimatorName
 from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.placement import Cluster
 from msrec.tools.planner.sharding_options import SPAN
-from msrec.tools.planner.tables import Sharding, TableLoad
+from msrec.tools.planner.tables import RUN_SHARDINGS, Comms, Optimizer, Sharding, TableLoad
+
+if TYPE_CHECKING:  # it needs torch, which a list of tables does not
+    from msrec.launch.config.run_config import RunConfig
 
 MAX_NODES, MAX_PER_NODE, MAX_BATCH = 4096, 64, 1 << 24
 
@@ -58,13 +61,16 @@ class PlanRequest:
 
     Attributes:
         batch: rows of a step on one rank; None divides the config's global batch among the ranks.
-        shardings: allowed sharding types; None allows those that `msrec train` supports if there is
-            a config, else all.
+        comms: type in which ranks send each other vectors.
+        shardings: allowed sharding types; None allows `RUN_SHARDINGS` if there is a config, else
+            all.
         load_factors: shares of a table's rows to cache, if tables may be in host memory.
         dense: memory on every rank besides the tables.
         budget: most bytes of an accelerator to use; None is all of it.
         headroom: share of the memory left to the allocator and to what no estimate covers.
         config: of a run; None for a list of tables.
+        estimator: whose estimates of time the search minimises.
+        notes: sentences on what was assumed, printed with the plan.
 
     Raises:
         ValueError: nodes, ranks, batch or budget are out of range.
@@ -76,13 +82,16 @@ class PlanRequest:
     hardware: Hardware
     nodes: int
     per_node: int
-    optimizer: TableOptimizer = "rowwise_adagrad"
+    optimizer: Optimizer = "rowwise_adagrad"
+    comms: Comms = "fp32"
     shardings: Sequence[Sharding] | None = None
     load_factors: Sequence[float] = ()
     dense: DenseMemory = DenseMemory()
     budget: int | None = None
     headroom: float = 0.05
-    config: RunConfig | None = None
+    config: "RunConfig | None" = None
+    estimator: EstimatorName = "msrec"
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         batch = 1 if self.batch is None else self.batch
@@ -117,7 +126,7 @@ class PlanRequest:
         if self.config is None:
             return tuple(SPAN)
         is_replicated = self.optimizer == "adam" and self.hardware.device == "cpu"
-        return ("data_parallel",) if is_replicated else get_args(TableSharding)
+        return ("data_parallel",) if is_replicated else RUN_SHARDINGS
 
     @property
     def capacity(self) -> int:
@@ -138,6 +147,11 @@ class PlanRequest:
         """Bytes of host memory that do not depend on the placement; 0 on CPU."""
         on_cpu = self.hardware.device == "cpu"
         return 0 if on_cpu else int(self.dense.reading.at(self.rows_per_rank))
+
+    @property
+    def ranks(self) -> Ranks:
+        """Ranks with their accelerator."""
+        return Ranks(self.hardware, self.world_size, self.per_node)
 
     @property
     def cluster(self) -> Cluster:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msrec.tools.planner.tables import Sharding
 
@@ -17,6 +17,8 @@ SPAN: dict[Sharding, Span] = {
 """Ranks that a table is divided over: one, those of a node, or all. The column shards of a
 column-wise table are placed independently, each on one rank."""
 COST_PARTS = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
+RANK_PARTS = (*COST_PARTS, "latency")
+"""Parts of a rank's step: those of its shards, and the latency that shards share."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,22 @@ class ShardCost:
         return self.fwd_compute + self.fwd_comms + self.bwd_compute + self.bwd_comms
 
 
+class Latency(NamedTuple):
+    """Milliseconds that the shards of a group take together, however many they are.
+
+    TorchRec has one collective for all tables of a module with the same sharding type, and one
+    kernel for those that also have the same precision and kernel.
+
+    Attributes:
+        group: name of the group.
+        on_all: whether all ranks take it (a collective) or only those with a shard (a kernel).
+    """
+
+    group: tuple[str, ...]
+    ms: float
+    on_all: bool
+
+
 @dataclass(frozen=True)
 class ShardingOption:
     """Sharding option of one table. All figures are those of its largest shard.
@@ -46,6 +64,7 @@ class ShardingOption:
         host: bytes in host memory.
         inputs, outputs: bytes of ids received and of vectors sent in one step.
         load_factor: share of the rows in the accelerator's cache; None without a cache.
+        latencies: of the groups that the shard belongs to.
     """
 
     table: str
@@ -60,6 +79,7 @@ class ShardingOption:
     inputs: int
     outputs: int
     load_factor: float | None = None
+    latencies: tuple[Latency, ...] = ()
 
     @property
     def span(self) -> Span:

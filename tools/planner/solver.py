@@ -1,7 +1,8 @@
 """Search for the sharding options and ranks that give the shortest step that fits in memory.
 
 The search minimises the step time of the critical rank, which is the rank with the largest sum of
-estimated shard costs. As long as something does not fit, it minimises the excess memory first.
+estimated shard costs and latency. As long as something does not fit, it minimises the excess memory
+first. Of equal steps, the one with the emptier fullest rank is better.
 
 1. Starts: every small table gets one option and every large table another one, for all pairs of
    options and several limits between small and large. The best of these placements is kept.
@@ -37,6 +38,8 @@ ORDER_NOISE = 0.3
 """Standard deviation of the logarithm of the noise in the order of assignment."""
 CRITICAL_TABLES = 12
 """Costliest tables of the critical rank that local search tries."""
+MEMORY_PLACEMENTS = 100
+"""Placements at the end that look for an emptier fullest rank, with a step as short."""
 
 Options = Mapping[str, Sequence[ShardingOption]]
 
@@ -63,15 +66,21 @@ def solve(options: Options, cluster: Cluster, effort: int = EFFORT) -> Placement
         noise = np.exp(rng.normal(0, ORDER_NOISE, len(names))).tolist()
         search.order_noise = dict(zip(names, noise, strict=True))
         best = min(best, search.improve(search.place(perturbed)), key=_objective)
-    return best
+    search.placements_left = MEMORY_PLACEMENTS
+    return search.relieve(best)
+
+
+def total_shards(option: ShardingOption, cluster: Cluster) -> int:
+    """Returns the number of shards of a table."""
+    return option.column_shards * cluster.ranks_of(option)
 
 
 def total_cost_ms(option: ShardingOption, cluster: Cluster) -> float:
     """Returns the milliseconds of all shards of a table together."""
-    return option.cost.total * (option.column_shards * cluster.ranks_of(option))
+    return option.cost.total * total_shards(option, cluster)
 
 
-def _objective(placement: Placement) -> tuple[float, float]:
+def _objective(placement: Placement) -> tuple[float, float, float]:
     return placement.objective
 
 
@@ -94,9 +103,27 @@ class _Search:
             best = better
         return best
 
-    def _neighbour(self, best: Placement) -> Placement | None:
-        """Returns the first better placement with another option of one table."""
-        for current in self._critical_options(best):
+    def relieve(self, best: Placement) -> Placement:
+        """Changes tables of the fullest rank, as long as that is better."""
+        self.order_noise = {}
+        while best.ms.size > 1:
+            rank = int(np.argmax(best.memory))
+            on_rank = [o for table, o in best.options.items() if rank in best.ranks[table]]
+            on_rank.sort(key=lambda o: -o.memory)
+            better = self._neighbour(best, on_rank[:CRITICAL_TABLES])
+            if better is None:
+                break
+            best = better
+        return best
+
+    def _neighbour(
+        self, best: Placement, tables: Sequence[ShardingOption] | None = None
+    ) -> Placement | None:
+        """Returns the first better placement with another option of one table.
+
+        The tables are those of the critical rank, or the given ones.
+        """
+        for current in self._critical_options(best) if tables is None else tables:
             for option in self._options[current.table]:
                 if option is current or self.placements_left <= 0:
                     continue

@@ -1,27 +1,30 @@
 """Embedding tables to plan for, and how to read a list of them from a file."""
 
-from collections.abc import Sequence
+import csv
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import polars as pl
-import torch
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from msrec.data.io.names import module_name
 from msrec.data.io.validation import StrictModel, VectorSize, Width, first_error
 from msrec.data.io.yaml_files import read_yaml
-from msrec.data.schema import TableRows
-from msrec.model.distributed.sharding import TableOptimizer, TableOptions, fuse_optimizer
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Optimizer = Literal["rowwise_adagrad", "adam"]
+Comms = Literal["fp32", "fp16"]
+"""Type in which ranks send each other vectors, by TorchRec's quantised communication."""
 Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 """Table on the accelerator, in host memory, or in host memory with a cache on the accelerator."""
-VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
+RUN_SHARDINGS: tuple[Sharding, ...] = ("table_wise", "row_wise")
+"""Sharding types that a plan for a run chooses from; others only if they are asked for."""
+Kind = Literal["pooled", "sequence"]
+VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+ROW_BYTES = {"int8": 8}
+"""Bytes that a row has besides its values: scale and bias of 8-bit integers."""
+Rows = Annotated[int, Field(ge=1, lt=1 << 40)]
+"""Rows of a table; more than the int32 ids of msrec, because TorchRec takes int64 ids."""
 
 
 class TableLoad(StrictModel):
@@ -32,28 +35,55 @@ class TableLoad(StrictModel):
         pooling: mean number of ids per row and feature; 1 for an id, the mean length of a list.
         features: number of features that look up this table, each with `pooling` ids.
         bags: mean number of bags of ids per row and feature, which have a pooled vector each.
+        kind: `pooled` for an EmbeddingBagCollection, `sequence` for an EmbeddingCollection, which
+            returns a vector for each id.
+        weighted: whether each id comes with a weight.
+        batch: rows of a step on one rank, if they differ from those of the other tables.
         frozen: whether the table is read only, without gradient and optimizer.
         module: dotted name of its collection in the model.
+        min_partition: columns of a column shard; a multiple of 4 that divides `dim`.
+        co_locate: label; tables with the same one are table-wise on the same rank.
         sharding: the only sharding type allowed; None allows all.
         kernel: the only compute kernel allowed; None allows all.
     """
 
     name: Annotated[str, Field(min_length=1), AfterValidator(module_name)]
-    rows: TableRows
+    rows: Rows
     dim: VectorSize
     pooling: float = Field(1.0, gt=0, le=1e6)
     features: Width = 1
     bags: float = Field(1.0, gt=0)
+    kind: Kind = "pooled"
+    weighted: bool = False
+    batch: int | None = Field(None, ge=1, le=1 << 24)
     precision: Precision = "fp32"
     frozen: bool = False
     module: str = "ebc"
     sharding: Sharding | None = None
     kernel: Kernel | None = None
+    min_partition: VectorSize | None = None
+    co_locate: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _check_partition(self) -> "TableLoad":
+        if self.min_partition is not None and self.dim % self.min_partition:
+            raise ValueError(f"min_partition must divide dim, {self.dim}; got {self.min_partition}")
+        if self.co_locate is not None and self.sharding not in (None, "table_wise"):
+            raise ValueError(f"a table with co_locate is table_wise; sharding is {self.sharding}")
+        return self
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the weights."""
-        return self.rows * self.dim * VALUE_BYTES[self.precision]
+        return self.rows * self.row_bytes(self.dim)
+
+    def row_bytes(self, columns: int) -> int:
+        """Returns the bytes of `columns` of a row."""
+        return columns * VALUE_BYTES[self.precision] + ROW_BYTES.get(self.precision, 0)
+
+
+TEXT_COLUMNS = ("name", "module", "co_locate")
+"""Columns of a CSV file whose cells stay text, though they look like numbers."""
 
 
 class _Count(BaseModel):
@@ -101,11 +131,26 @@ def _expanded(entry: Any) -> list[Any]:
 
 
 def _csv_entries(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a CSV file without their empty cells."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            rows = list(reader)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} must be CSV; {error}.") from None
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            heads = ", ".join(reader.fieldnames or ())
+            raise ValueError(f"{path} must have the columns {heads} in each row; row {number} not.")
+    return [{key.strip(): _cell(key, text) for key, text in r.items() if text} for r in rows]
+
+
+def _cell(column: str, text: str) -> str | float:
+    """Returns a cell as a number, where it is one; 1e9 is 1000000000."""
     try:
-        frame = pl.read_csv(path)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} must be CSV; {str(error).splitlines()[0]}.") from None
-    return [{k: v for k, v in row.items() if v is not None} for row in frame.to_dicts()]
+        return text.strip() if column.strip() in TEXT_COLUMNS else float(text)
+    except ValueError:
+        return text.strip()
 
 
 def _yaml_entries(path: Path) -> list[Any]:
@@ -114,29 +159,3 @@ def _yaml_entries(path: Path) -> list[Any]:
     if not isinstance(entries, list):
         raise ValueError(f"{path} must hold a list of tables, or `tables:` with one.")
     return entries
-
-
-def meta_collection(
-    tables: Sequence[TableLoad], optimizer: TableOptimizer
-) -> EmbeddingBagCollection:
-    """Returns the tables as a TorchRec module on the meta device, which takes no memory.
-
-    Their fused optimizer is attached, because TorchRec's estimators count its state.
-    """
-    collection = EmbeddingBagCollection(
-        tables=[
-            EmbeddingBagConfig(
-                name=table.name,
-                embedding_dim=table.dim,
-                num_embeddings=table.rows,
-                feature_names=[f"{table.name}.{number}" for number in range(table.features)],
-                pooling=PoolingType.SUM,
-                data_type=_DATA_TYPES[table.precision],
-            )
-            for table in tables
-        ],
-        device=torch.device("meta"),
-    )
-    spec = TableOptions(optimizer, lr=0.1, row_wise_from=1, sharding={})
-    fuse_optimizer(collection, spec, torch.device("cuda"))
-    return collection

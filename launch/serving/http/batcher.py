@@ -14,6 +14,7 @@ import numpy.typing as npt
 from msrec.launch.serving.request_rows import RequestRows
 
 Scores = npt.NDArray[np.float32]
+Score = Callable[[RequestRows], Scores]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class QueueFullError(Exception):
 
 
 class _Request(NamedTuple):
+    score: Score
     rows: RequestRows
     scores: asyncio.Future[Scores]
 
@@ -40,23 +42,18 @@ class Batcher:
 
     A batch starts when a request is waiting and no call is running. It waits at most `max_wait_ms`
     for other requests, and not at all once it has `max_batch` rows. Requests that arrive during a
-    call wait for the next one. A request is never split, so a batch can exceed `max_batch`.
+    call wait for the next one. A request is never split, so a batch can exceed `max_batch`. A batch
+    has requests of one function `score` only, that of the export that encoded their rows.
 
     Args:
-        score: returns the scores of some rows.
         limits: limits of batches and of the queue.
         on_batch: called with the number of rows of each batch.
     """
 
-    def __init__(
-        self,
-        score: Callable[[RequestRows], Scores],
-        limits: Limits,
-        on_batch: Callable[[int], None],
-    ) -> None:
+    def __init__(self, limits: Limits, on_batch: Callable[[int], None]) -> None:
         self.limits = limits
         self.waiting_rows = 0
-        self._score, self._on_batch = score, on_batch
+        self._on_batch = on_batch
         self._queue: deque[_Request] = deque()
         self._arrived = asyncio.Event()
         self._is_stopping = False
@@ -75,14 +72,18 @@ class Batcher:
             await self._task
         self._thread.shutdown()
 
-    async def score(self, rows: RequestRows) -> Scores:
+    async def score(self, score: Score, rows: RequestRows) -> Scores:
         """Returns the scores (n, C) of a request after its batch was scored.
+
+        Args:
+            score: returns the scores of some rows.
+            rows: of the request.
 
         Raises:
             QueueFullError: the queue has no room, or the batcher is stopping.
         """
         self.require_room(len(rows))
-        request = _Request(rows, asyncio.get_running_loop().create_future())
+        request = _Request(score, rows, asyncio.get_running_loop().create_future())
         self._queue.append(request)
         self.waiting_rows += len(rows)
         self._arrived.set()
@@ -119,7 +120,7 @@ class Batcher:
                     request.scores.set_result(own)
 
     def _score_batch(self, batch: list[_Request]) -> Scores:
-        return self._score(RequestRows.join([request.rows for request in batch]))
+        return batch[0].score(RequestRows.join([request.rows for request in batch]))
 
     async def _wait_for_batch(self) -> bool:
         """Returns True when a batch must start, False when the batcher has stopped."""
@@ -141,7 +142,11 @@ class Batcher:
         """Removes the requests of the next batch from the queue."""
         batch = [self._queue.popleft()]
         size = len(batch[0].rows)
-        while self._queue and size + len(self._queue[0].rows) <= self.limits.max_batch:
+        while (
+            self._queue
+            and self._queue[0].score == batch[0].score
+            and size + len(self._queue[0].rows) <= self.limits.max_batch
+        ):
             batch.append(self._queue.popleft())
             size += len(batch[-1].rows)
         self.waiting_rows -= size

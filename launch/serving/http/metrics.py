@@ -35,6 +35,9 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.exports = Counter(
+            "msrec_exports", "other exports that the link led to", ["result"], registry=registry
+        )
         self._values = [
             Counter(f"msrec_{name}", text, ["column"], registry=registry)
             for name, text in (

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
@@ -79,40 +80,60 @@ class DrainingServer(uvicorn.Server):
         timer.start()
 
 
-def serve(scorer: Scorer, options: ServerOptions, limits: Limits) -> None:
+def serve(
+    path: Path, options: ServerOptions, limits: Limits, on_loaded: Callable[[Scorer], None]
+) -> None:
     """Answers requests until SIGTERM or SIGINT, see `ServerOptions`.
 
+    Args:
+        path: an export, or a link to it, which is followed when it is pointed to another one.
+        options: of the server.
+        limits: of batches and requests.
+        on_loaded: called with the export before it is served; must not keep it, since another one
+            may replace it.
+
     Raises:
-        ValueError: the address is not free, or a worker does not start.
+        FileNotFoundError: there is no export.
+        ValueError: it cannot be loaded, the address is not free, or a worker does not start.
     """
+    if options.workers == 1:
+        app = _new_app(path, limits, on_loaded)
+        _serve_here(app, _listener(options), options)
+        return
+    on_loaded(Scorer(path.resolve()))
+    listener = _listener(options)
+    with tempfile.TemporaryDirectory(prefix="msrec-metrics-") as metrics:
+        os.environ[WORKERS_VARIABLE] = metrics
+        ended_by = _Workers(path, listener, options, limits).run()
+    signal.raise_signal(ended_by)
+
+
+def _listener(options: ServerOptions) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
-        listener = socket.create_server((options.host, options.port), family=family)
+        return socket.create_server((options.host, options.port), family=family)
     except OSError as error:
         raise ValueError(
             f"msrec serve must be able to listen on {options.host}:{options.port}; "
             f"{error.strerror}. Choose another address by --host or --port."
         ) from None
-    if options.workers == 1:
-        _serve_here(scorer, listener, options, limits)
-        return
-    folder = scorer.folder
-    del scorer
-    with tempfile.TemporaryDirectory(prefix="msrec-metrics-") as metrics:
-        os.environ[WORKERS_VARIABLE] = metrics
-        ended_by = _Workers(folder, listener, options, limits).run()
-    signal.raise_signal(ended_by)
 
 
-def _serve_here(
-    scorer: Scorer, listener: socket.socket, options: ServerOptions, limits: Limits
-) -> None:
+def _new_app(
+    path: Path, limits: Limits, on_loaded: Callable[[Scorer], None] = lambda _: None
+) -> FastAPI:
+    scorer = Scorer(path.resolve())  # a link may be pointed elsewhere while the files are read
+    on_loaded(scorer)
+    return create_app(scorer, limits, path if path.is_symlink() else None)
+
+
+def _serve_here(app: FastAPI, listener: socket.socket, options: ServerOptions) -> None:
     torch.set_num_threads(options.threads)
     # The scoring thread needs the interpreter for microseconds between calls that release it. By
     # default it would wait 5 ms each time while another thread parses a request.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     allow_open_files()
-    draining_server(create_app(scorer, limits), options).run([listener])
+    draining_server(app, options).run([listener])
 
 
 def draining_server(app: FastAPI, options: ServerOptions) -> DrainingServer:
@@ -130,11 +151,11 @@ def draining_server(app: FastAPI, options: ServerOptions) -> DrainingServer:
     )
 
 
-def _work(folder: Path, listener: socket.socket, options: ServerOptions, limits: Limits) -> None:
+def _work(path: Path, listener: socket.socket, options: ServerOptions, limits: Limits) -> None:
     """Serves in a worker process, which ends when its parent does."""
     os.setsid()  # Ctrl-C reaches the parent alone, which tells its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _serve_here(Scorer(folder), listener, options, limits)
+    _serve_here(_new_app(path, limits), listener, options)
 
 
 def _end_with_parent() -> None:
@@ -148,12 +169,12 @@ class _Workers:
     """Processes that serve the same socket; one that dies is replaced."""
 
     def __init__(
-        self, folder: Path, listener: socket.socket, options: ServerOptions, limits: Limits
+        self, path: Path, listener: socket.socket, options: ServerOptions, limits: Limits
     ) -> None:
         self._options = options
         self._signal: int | None = None
         context = multiprocessing.get_context("spawn")
-        self._new = partial(context.Process, target=_work, args=(folder, listener, options, limits))
+        self._new = partial(context.Process, target=_work, args=(path, listener, options, limits))
         self._processes: dict[SpawnProcess, float] = {}
 
     def run(self) -> int:

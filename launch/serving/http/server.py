@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -14,7 +15,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
+from msrec.launch.serving.export_folder import Manifest
 from msrec.launch.serving.http.batcher import Batcher, Limits, QueueFullError, Scores
+from msrec.launch.serving.http.follow import Follower
 from msrec.launch.serving.http.metrics import Metrics
 from msrec.launch.serving.http.request_body import WHERE, BodyReader, parse_body, unavailable
 from msrec.launch.serving.request_histories import EventCounts
@@ -30,10 +33,15 @@ LONGEST_ERROR = 2000
 class _Service:
     """Endpoints of the app, which share a batcher and metrics."""
 
-    def __init__(self, scorer: Scorer, limits: Limits) -> None:
+    def __init__(self, scorer: Scorer, limits: Limits, follow: Path | None) -> None:
         self.is_ready = False
         self._scorer, self._metrics = scorer, Metrics()
-        self.batcher = Batcher(scorer.score, limits, self._metrics.batch_rows.observe)
+        """A request reads the scorer once, so that one export encodes and scores its rows."""
+        self._refused: str | None = None
+        self._follower: Follower | None = None
+        if follow is not None:
+            self._follower = Follower(follow, scorer.version, self._swap, self._refuse)
+        self.batcher = Batcher(limits, self._metrics.batch_rows.observe)
         self._bodies = BodyReader(limits.max_body_mib << 20)
         # Parsing on the event loop would block /health. One thread, since more would only take
         # the interpreter's lock from each other.
@@ -42,10 +50,14 @@ class _Service:
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         self.batcher.start()
-        collecting = asyncio.create_task(_collect_garbage())
+        collecting = asyncio.create_task(self._collect_garbage())
+        if self._follower is not None:
+            self._follower.start()
         self.is_ready = True
         yield
         self.is_ready = False
+        if self._follower is not None:
+            self._follower.stop()
         collecting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await collecting
@@ -53,7 +65,10 @@ class _Service:
         await self.batcher.stop()
 
     async def health(self) -> dict[str, str]:
-        return {"status": "alive"}
+        scorer = self._scorer
+        answer = {"status": "alive", "version": scorer.version, "run": scorer.manifest.run}
+        answer["checkpoint"] = scorer.manifest.checkpoint
+        return answer if self._refused is None else answer | {"refused": self._refused}
 
     async def ready(self) -> dict[str, str]:
         if not self.is_ready:
@@ -65,10 +80,10 @@ class _Service:
         return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def score(self, request: Request) -> Response:
-        started = time.perf_counter()
+        started, scorer = time.perf_counter(), self._scorer
         try:
-            rows, counts = await self._rows(request)
-            scores = await self.batcher.score(rows)
+            rows, counts = await self._rows(request, scorer)
+            scores = await self.batcher.score(scorer.score, rows)
         except ClientDisconnect:
             self._metrics.requests.labels("disconnected").inc()
             return Response(status_code=400)  # nobody reads it
@@ -81,29 +96,22 @@ class _Service:
         self._metrics.requests.labels(200).inc()
         self._metrics.rows.inc(len(rows))
         self._metrics.seconds.observe(time.perf_counter() - started)
-        answer = self._answer(scores)
+        answer = _answer(scores, scorer.manifest)
         if counts is not None:
             answer["history"] = counts._asdict()
         return Response(to_json(answer), media_type="application/json")
 
-    def _answer(self, scores: Scores) -> dict[str, Any]:
-        manifest = self._scorer.manifest
-        columns = scores.T.tolist()
-        # With a formula, the combined score is the one to rank by.
-        answer: dict[str, Any] = {"scores": columns[-1] if manifest.combined else columns[0]}
-        if len(columns) > 1:
-            answer["labels"] = dict(zip(manifest.labels, columns, strict=False))
-        return answer
-
-    async def _rows(self, request: Request) -> tuple[RequestRows, EventCounts | None]:
+    async def _rows(
+        self, request: Request, scorer: Scorer
+    ) -> tuple[RequestRows, EventCounts | None]:
         body = await self._bodies.read(request)
         with self._bodies.waiting(body):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._encoding, self._encode, body)
+            return await loop.run_in_executor(self._encoding, self._encode, body, scorer)
 
-    def _encode(self, body: bytes) -> tuple[RequestRows, EventCounts | None]:
+    def _encode(self, body: bytes, scorer: Scorer) -> tuple[RequestRows, EventCounts | None]:
         rows, events = parse_body(body, self.batcher.limits.max_queue)
-        encoder = self._scorer.encoder
+        encoder = scorer.encoder
         try:
             self.batcher.require_room(len(rows))  # before the work of encoding
             history = None if events is None else encoder.encode_history(events, WHERE)
@@ -116,25 +124,53 @@ class _Service:
             while rows:  # one by one: freeing all at once would keep the interpreter's lock
                 rows.pop()
 
+    def _swap(self, scorer: Scorer) -> None:
+        """Serves new requests by another export; those under way keep theirs."""
+        self._scorer, self._refused = scorer, None
+        self._metrics.exports.labels("swapped").inc()
+
+    def _refuse(self, reason: str) -> None:
+        self._refused = _cut(reason)
+        self._metrics.exports.labels("refused").inc()
+
+    async def _collect_garbage(self) -> None:
+        """Collects garbage now and then, instead of while a large request is parsed.
+
+        The objects of the export are frozen, so that collections do not visit them. After a swap,
+        those of the older export are garbage.
+        """
+        gc.freeze()
+        gc.disable()
+        frozen = self._scorer.version
+        try:
+            while True:
+                await asyncio.sleep(COLLECT_S)
+                version = self._scorer.version
+                if version != frozen:
+                    gc.unfreeze()
+                gc.collect()
+                if version != frozen:
+                    gc.freeze()
+                    frozen = version
+        finally:
+            gc.enable()
+            gc.unfreeze()
+
+
+def _answer(scores: Scores, manifest: Manifest) -> dict[str, Any]:
+    columns = scores.T.tolist()
+    # With a formula, the combined score is the one to rank by.
+    answer: dict[str, Any] = {"scores": columns[-1] if manifest.combined else columns[0]}
+    if len(columns) > 1:
+        answer["labels"] = dict(zip(manifest.labels, columns, strict=False))
+    return answer
+
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
 
 
-async def _collect_garbage() -> None:
-    """Collects garbage now and then, instead of while a large request is parsed."""
-    gc.freeze()
-    gc.disable()
-    try:
-        while True:
-            await asyncio.sleep(COLLECT_S)
-            gc.collect()
-    finally:
-        gc.enable()
-        gc.unfreeze()
-
-
-def create_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
+def create_app(scorer: Scorer, limits: Limits | None = None, follow: Path | None = None) -> FastAPI:
     """Returns the app that serves an export.
 
     POST /score takes {"rows": [ROW, ...]}, raw rows as `RowEncoder` describes them, and answers
@@ -145,8 +181,11 @@ def create_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
     SENTENCE}: 400 for a body that is not JSON, 413 for a body that is too large or more rows than
     may ever wait, 422 for an invalid row (the sentence names row and column), 503 with Retry-After
     while too many rows wait.
+
+    GET /health names the export. If the link `follow` leads to another export, that one answers new
+    requests as soon as it is loaded; if it cannot be loaded, /health says why.
     """
-    service = _Service(scorer, limits or Limits())
+    service = _Service(scorer, limits or Limits(), follow)
     app = FastAPI(title="msrec", lifespan=service.lifespan, openapi_url=None)
     app.add_api_route("/health", service.health)
     app.add_api_route("/ready", service.ready)

@@ -250,6 +250,10 @@ def test_names_contain_metric_and_scenario():
     assert metric_name("ne", "feed") == "ne/scenario=feed"
 
 
+def tensors(*columns):
+    return map(torch.from_numpy, columns)
+
+
 def uniform(rng, rows):
     return rng.uniform(-4, 4, rows)
 
@@ -276,7 +280,7 @@ def test_histogram_agrees_with_exact_metrics(scores):
     exact = exact_metrics(score, label, scenario, scenario, NAMES, weight)
     stream = HistogramMetrics(3)
     for part in np.array_split(np.arange(len(score)), 50):
-        stream.update(logit[part], label[part], scenario[part], weight[part])
+        stream.update(*tensors(logit[part], label[part], scenario[part], weight[part]))
     result = stream.compute(NAMES)
     for ours, truth in zip(
         (result.all, *result.scenarios.values()),
@@ -292,9 +296,9 @@ def test_histogram_agrees_with_exact_metrics(scores):
 def test_merged_histograms_of_two_ranks_equal_one_rank():
     _, label, scenario, _, logit = sample(rows=4_000)
     whole, first, second = (HistogramMetrics(3) for _ in range(3))
-    whole.update(logit, label, scenario)
-    first.update(logit[::2], label[::2], scenario[::2])
-    second.update(logit[1::2], label[1::2], scenario[1::2])
+    whole.update(*tensors(logit, label, scenario))
+    first.update(*tensors(logit[::2], label[::2], scenario[::2]))
+    second.update(*tensors(logit[1::2], label[1::2], scenario[1::2]))
     first.merge(second.counts)
     np.testing.assert_allclose(first.counts, whole.counts, rtol=1e-12)
     with pytest.raises(
@@ -306,13 +310,57 @@ def test_merged_histograms_of_two_ranks_equal_one_rank():
 def test_padding_rows_do_not_reach_the_histogram():
     stream = HistogramMetrics(1)
     values = np.array([np.nan, 0.0]), np.array([-1.0, 1.0]), np.array([7, 0])
-    stream.update(*values, np.array([0.0, 1.0]))
+    stream.update(*tensors(*values, np.array([0.0, 1.0])))
     assert stream.compute(["feed"]).all.rows == 1
 
 
-def test_nan_logit_is_an_error_naming_the_row():
-    with pytest.raises(ValueError, match="logit must be a finite number; got nan at row 1"):
-        HistogramMetrics(1).update(np.array([0.0, np.nan]), np.zeros(2), np.zeros(2, int))
+@pytest.mark.parametrize(
+    ("logit", "label", "scenario", "message"),
+    [
+        (np.nan, 0, 0, "logit must be a finite number in every row; it is not in 1 rows"),
+        (0, 0.5, 0, "label must be 0 or 1 in every row; it is not in 1 rows"),
+        (0, 0, 2, r"scenario must be 0\.\.1 in every row; it is not in 1 rows"),
+    ],
+)
+def test_rows_with_invalid_values_are_refused_when_metrics_are_read(
+    logit, label, scenario, message
+):
+    stream = HistogramMetrics(2)
+    rows = np.array([0.0, logit]), np.array([1.0, label]), np.array([0, scenario])
+    stream.update(*tensors(*rows))
+    with pytest.raises(ValueError, match=message):
+        stream.compute(["feed", "shop"])
+    stream.reset()
+    assert stream.compute(["feed", "shop"]).all.rows == 0
+
+
+def numpy_histogram(logit, label, scenario, weight, bins):
+    """The counts of `HistogramMetrics`, in NumPy."""
+    counts = np.zeros((3, 2, bins + 4))
+    used = (weight > 0) & ~np.isnan(label)
+    z, label, scenario = (values[used] for values in (logit.astype(float), label, scenario))
+    weight = weight[used].astype(float)
+    group = scenario * 2 + (label == 1)
+    place = np.clip((z + 16) * (bins / 32), 0, bins - 1).astype(int)
+    np.add.at(counts.reshape(-1), group * (bins + 4) + place, weight)
+    loss = np.logaddexp(0.0, z)
+    score = np.exp(z - loss)
+    loss -= np.where(label == 1, z, 0.0)
+    for column, values in enumerate((None, weight, weight * loss, weight * score)):
+        counts[:, :, bins + column] += np.bincount(group, values, minlength=6).reshape(3, 2)
+    return counts
+
+
+def test_counts_are_those_of_numpy_to_the_last_digit():
+    rng = np.random.default_rng(4)
+    label = rng.choice([0.0, 1.0, np.nan], 5_000).astype(np.float32)
+    logit = rng.normal(0, 9, len(label)).astype(np.float32)
+    scenario = rng.integers(0, 3, len(label))
+    weight = (rng.random(len(label)) * rng.integers(0, 2, len(label))).astype(np.float32)
+    stream = HistogramMetrics(3)
+    stream.update(*tensors(logit, label, scenario, weight))
+    expected = numpy_histogram(logit, label, scenario, weight, stream.bins)
+    np.testing.assert_array_equal(stream.counts.numpy(), expected)
 
 
 def test_an_empty_histogram_has_no_metrics():
@@ -321,7 +369,10 @@ def test_an_empty_histogram_has_no_metrics():
 
 
 def test_metrics_import_without_torch():
-    modules = "msrec.model.metrics.streaming, msrec.launch.evaluation.results"
+    modules = (
+        "msrec.model.metrics.exact, msrec.launch.evaluation.results, "
+        "msrec.launch.reporting.comparison_tables"
+    )
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
@@ -168,7 +169,7 @@ def test_totals_of_two_ranks_equal_the_exact_metrics():
     first, second = RegressionTotals(2), RegressionTotals(2)
     for rank, totals in enumerate((first, second)):
         columns = (score, label, scenario, weight)
-        totals.update(*(column[rank::2] for column in columns))
+        totals.update(*(torch.from_numpy(column[rank::2]) for column in columns))
     first.merge(second.counts)
     result = first.compute(NAMES)
     exact = sort_rows(score, label, user, weight, kind="regression")

@@ -1,6 +1,7 @@
 """Runs cases in turn and compares them: medians, spread and ratios."""
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,10 +31,18 @@ Case = Callable[[], object]
 
 
 def now() -> Seconds:
-    """Returns the clock and the CPU time so far."""
+    """Returns the clock and the CPU time so far, when a GPU has done all that it was given."""
+    if is_cuda_in_use():
+        sys.modules["torch"].cuda.synchronize()
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = time.process_time() + children.ru_utime + children.ru_stime
     return Seconds(time.perf_counter(), processor)
+
+
+def is_cuda_in_use() -> bool:
+    """Returns whether this process runs work on a GPU; it does not import torch to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def timed(case: Case) -> Seconds:

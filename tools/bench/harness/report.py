@@ -23,7 +23,7 @@ OUT = Path("runs/bench")
 BENCH_FILE = FileKind("a file of msrec bench", contains('{\n  "bench": "'))
 BUSY_LOAD_PER_CORE = 0.5
 """Load from which the table calls the machine busy."""
-PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow", "polars")
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow", "polars")
 
 console = PlainConsole(width=120, highlight=False)
 
@@ -49,6 +49,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch_threads": torch.get_num_threads(),
         "load": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
@@ -125,8 +126,9 @@ def _figure(value: float) -> str:
 
 def _caption(on: dict[str, Any], rounds: int) -> str:
     is_busy = on["load"][0] > BUSY_LOAD_PER_CORE * on["cores"]
+    processors = ", ".join(filter(None, (on["gpu"], on["processor"])))
     return (
-        f"{on['processor']}, {on['cores']} cores ({'BUSY' if is_busy else 'quiet'}, load "
+        f"{processors}, {on['cores']} cores ({'BUSY' if is_busy else 'quiet'}, load "
         f"{on['load'][0]}), {on['torch_threads']} torch threads; medians of {rounds} interleaved "
         "rounds, ± half the interquartile range"
     )

@@ -42,7 +42,7 @@ class Training:
     ) -> None:
         folders = [f"dataset={dataset}", f"run_root={run_root}"]
         self.config = load_config(None, [*folders, *options])
-        self._process = process
+        self._process, self.device = process, process.device
         self._trainer = Trainer(self.config, process)
 
     def parquet(self) -> Iterator[Batch]:

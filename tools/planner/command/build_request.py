@@ -2,23 +2,26 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
 from msrec.data.io.names import module_name
 from msrec.data.io.validation import first_error
 from msrec.data.io.yaml_files import parse_yaml, read_yaml
-from msrec.launch.config.run_config import RunConfig, load_config, with_overrides
-from msrec.launch.reporting.plan_table import FLOAT_BYTES
-from msrec.model.distributed.sharding import TableOptimizer
+from msrec.data.schema import SCHEMA_FILE
+from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.request import DenseMemory, PlanRequest, adam_memory
 from msrec.tools.planner.sharding_options import SPAN
-from msrec.tools.planner.tables import TableLoad, read_tables_file
+from msrec.tools.planner.tables import Optimizer, TableLoad, read_tables_file
+
+if TYPE_CHECKING:
+    from msrec.launch.config.run_config import RunConfig
 
 LIST_BATCH = 4096
 """Rows of a step on one rank, for a list of tables without --batch."""
@@ -52,6 +55,7 @@ def request_from_options(options: PlanOptions) -> PlanRequest:
         "load_factors": options.cached or (),
         "budget": None if budget is None else int(budget * 2**30),
     }
+    fields["estimator"] = options.estimator
     fields |= _source_fields(options)
     if options.batch is not None:
         fields["batch"] = options.batch
@@ -61,23 +65,75 @@ def request_from_options(options: PlanOptions) -> PlanRequest:
 
 
 def _source_fields(options: PlanOptions) -> dict[str, Any]:
-    """Returns the fields that come from the run's config or the list of tables."""
+    """Returns the fields that come from the run's config, the list of tables, or the model."""
     source, overrides = options.source, options.overrides or []
+    if options.model is not None:
+        if source is not None:
+            raise ValueError(f"a plan must have --model or a file, not both; got {source} too.")
+        return _model_fields(options)
     if source is None:
-        raise ValueError("msrec plan needs a run's config, a list of tables, or --from RUN.")
+        raise ValueError(
+            "msrec plan needs a run's config, a list of tables, --model package.module:factory, or "
+            "--from RUN."
+        )
     if _is_config(source):
+        from msrec.launch.config.run_config import load_config
+
         config = load_config(source, overrides)
         ranks = options.nodes * options.gpus_per_node
-        return config_fields(config, options.batch or max(config.trainer.global_batch // ranks, 1))
+        rows = options.batch or max(config.trainer.global_batch // ranks, 1)
+        if not (config.dataset / SCHEMA_FILE).is_file():
+            return _fields_without_data(options, config, rows)
+        if options.tables or options.llm_dim:
+            raise ValueError(
+                f"--tables and --llm-dim are for a config without data; {config.dataset} exists."
+            )
+        return config_fields(config, rows)
     if overrides:
         raise ValueError(f"{source} is a list of tables, which takes no overrides; use --set.")
-    parameters = options.dense_parameters
-    dense = {"dense parameters": parameters * FLOAT_BYTES} | adam_memory(parameters)
-    return {
-        "tables": read_tables_file(source),
-        "batch": LIST_BATCH,
-        "dense": DenseMemory(dense if parameters else {}),
-    }
+    return _list_fields(read_tables_file(source), options.dense_parameters)
+
+
+def _list_fields(tables: list[TableLoad], dense_parameters: int) -> dict[str, Any]:
+    """Returns the fields for tables with a dense part of which only the size is known."""
+    dense = {"dense parameters": dense_parameters * FLOAT_BYTES} | adam_memory(dense_parameters)
+    memory = DenseMemory(dense if dense_parameters else {})
+    return {"tables": tables, "batch": LIST_BATCH, "dense": memory}
+
+
+def _model_fields(options: PlanOptions) -> dict[str, Any]:
+    from msrec.tools.planner.sources.module_tables import (
+        build_on_meta,
+        dense_parameters_of,
+        tables_of,
+    )
+
+    assert options.model is not None, "the caller has it"
+    if options.dense_parameters:
+        raise ValueError("--dense-parameters is for a list of tables; a model has its own.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # so that a module of the working directory is found
+    model = build_on_meta(options.model)
+    return _list_fields(tables_of(model), dense_parameters_of(model))
+
+
+def _fields_without_data(options: PlanOptions, config: "RunConfig", rows: int) -> dict[str, Any]:
+    """Returns the fields for a config whose data set does not exist yet."""
+    from msrec.tools.planner.sources.without_data import tables_and_dense_without_data
+
+    assert options.source is not None, "the caller has it"
+    beside = options.source.with_name(f"{options.source.stem}_tables.yaml")
+    file = options.tables or beside
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{config.dataset} must be a data set, or --tables a list of its tables; neither "
+            f"exists, nor does {beside}."
+        )
+    tables, dense, notes = tables_and_dense_without_data(
+        config, read_tables_file(file), rows, options.llm_dim
+    )
+    notes = [f"{config.dataset} does not exist: planned with the tables of {file}.", *notes]
+    return _run_fields(config, tables, dense) | {"notes": notes}
 
 
 def _is_config(source: Path) -> bool:
@@ -87,16 +143,20 @@ def _is_config(source: Path) -> bool:
     return isinstance(tree, dict) and "tables" not in tree
 
 
-def config_fields(config: RunConfig, rows: int) -> dict[str, Any]:
+def config_fields(config: "RunConfig", rows: int) -> dict[str, Any]:
     """Returns the fields of a `PlanRequest` from a run's config, for `rows` on each rank."""
     # Imported here, because it needs the model, which a list of tables does not.
-    from msrec.tools.planner.run_memory import tables_and_dense
+    from msrec.tools.planner.sources.run_memory import tables_and_dense
 
-    tables, dense = tables_and_dense(config, rows)
+    return _run_fields(config, *tables_and_dense(config, rows))
+
+
+def _run_fields(config: "RunConfig", tables: list[TableLoad], dense: DenseMemory) -> dict[str, Any]:
     return {
         "tables": tables,
         "batch": None,
         "optimizer": config.embeddings.optimizer,
+        "comms": config.embeddings.comms,
         "dense": dense,
         "config": config,
     }
@@ -124,21 +184,25 @@ def _changed_fields(
 ) -> dict[str, Any]:
     key, equals, text = change.partition("=")
     table, _, name = key.rpartition(".")
-    config = request.config if key.partition(".")[0] in RunConfig.model_fields else None
+    config = request.config
+    if config is not None and key.partition(".")[0] not in type(config).model_fields:
+        config = None
     if not equals or (name not in CHANGES and config is None):
         known = ", ".join(f"{c}=..." for c in CHANGES)
         if request.config is not None:
             known += ", or a value of the config, embeddings.dim=..."
         raise ValueError(f"a change must be one of {known}; got {change!r}.")
     if config is not None:
+        from msrec.launch.config.run_config import with_overrides
+
         return config_fields(with_overrides(config, [change]), request.rows_per_rank)
     value = parse_yaml(text, f"{key}: the value")
     if name in TABLE_CHANGES:
         return {"tables": _changed_tables(request, change, table, name, value)}
     if name == "gpu":
         return {"hardware_name": str(value), "hardware": load_hardware(str(value), hardware_file)}
-    if name == "optimizer" and value not in get_args(TableOptimizer):
-        known = ", ".join(get_args(TableOptimizer))
+    if name == "optimizer" and value not in get_args(Optimizer):
+        known = ", ".join(get_args(Optimizer))
         raise ValueError(f"{change}: the optimizer must be one of {known}.")
     if name != "optimizer" and (not isinstance(value, int) or value < 1):
         raise ValueError(f"{change}: {name} must be a whole number of 1 or more.")

@@ -27,7 +27,7 @@ from msrec.tools.planner.sharding_options import COST_PARTS
 
 COMPUTE = ("fwd_compute", "bwd_compute")
 COMMS = ("fwd_comms", "bwd_comms")
-MEASURED = "measured by the run"
+MEASURED = "measured by"
 MEASURED_HARDWARE = FileKind("a file of msrec plan --recalibrate", contains(MEASURED))
 RankTimes = dict[str, Any]
 """Traced times of a rank, see `trace_tables`."""
@@ -45,17 +45,14 @@ def report_run(options: PlanOptions, console: Console | None = None) -> Plan:
     console = console or wide_console()
     quiet_libraries()
     request, entries = request_of_run(run_dir, options.gpu, options.gpus_per_node, options.hardware)
+    request = dataclasses.replace(request, estimator=options.estimator)
     plan = plan_as_placed(request, entries)
     print_plan(plan, console)
     compared = {}
     if options.measured:
         ratios = print_measured(run_dir, plan, console)
-        if (file := options.recalibrate) is not None:
-            check_output(file, MEASURED_HARDWARE, [options.hardware])
-            name = request.hardware_name
-            hardware = recalibrated(request.hardware, ratios, f"{MEASURED} {run_dir}")
-            write_yaml(file, {name: hardware.model_dump(mode="json")})
-            print_sentence(f"wrote {file}: plan with --hardware {file} --gpu {name}", console)
+        if options.recalibrate is not None:
+            hardware = write_recalibrated(options, plan, ratios, f"{MEASURED} {run_dir}", console)
             again = dataclasses.replace(request, hardware=hardware)
             compared["recalibrated"] = plan_as_placed(again, entries)
             console.print(comparison_table({"as estimated": plan} | compared))
@@ -138,6 +135,19 @@ def print_measured(run_dir: Path, plan: Plan, console: Console) -> dict[str, flo
             ratios[name] = measured[name] / estimated
             print_sentence(f"Measured {name} is {ratios[name]:.2f} times the estimate.", console)
     return ratios
+
+
+def write_recalibrated(
+    options: PlanOptions, plan: Plan, ratios: Mapping[str, float], source: str, console: Console
+) -> Hardware:
+    """Writes the accelerator with the measured bandwidths to `options.recalibrate`; returns it."""
+    file, name = options.recalibrate, plan.hardware
+    assert file is not None, "the command has it"
+    check_output(file, MEASURED_HARDWARE, [options.hardware])
+    hardware = recalibrated(plan.specification, ratios, source)
+    write_yaml(file, {name: hardware.model_dump(mode="json")})
+    print_sentence(f"wrote {file}: plan with --hardware {file} --gpu {name}", console)
+    return hardware
 
 
 def recalibrated(hardware: Hardware, ratios: Mapping[str, float], source: str) -> Hardware:

@@ -8,10 +8,9 @@ import numpy as np
 from rich.console import Console
 
 from msrec.data.io.atomic_files import write_text
-from msrec.launch.console import format_bytes
+from msrec.launch.reporting.byte_sizes import format_bytes, format_ranks
 from msrec.launch.reporting.figures import GREY, PALETTE, Figure, figure
 from msrec.launch.reporting.page import DataTable, Figures, Section, Text, Tile, render_page
-from msrec.launch.reporting.plan_table import format_ranks
 from msrec.tools.planner.command.plan_text import placement_reasons, print_sentence, summary
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, TablePlan
 from msrec.tools.planner.sharding_options import COST_PARTS
@@ -34,7 +33,8 @@ def write_page(path: Path, plan: Plan, compared: Mapping[str, Plan], console: Co
         figures += _comparison({"as asked": plan} | dict(compared))
     cluster = f"{plan.nodes} x {plan.per_node} {plan.hardware}"
     sources = "; ".join(plan.specification.sources)
-    note = f"Times are estimates by TorchRec's formulas with the bandwidths of {sources}."
+    formulas = "msrec's" if plan.estimator == "msrec" else "TorchRec's"
+    note = f"Times are estimates by {formulas} formulas with the figures of {sources}."
     table = DataTable([TABLE_HEAD, *map(_row, plan.by_cost)])
     page = render_page(
         title=f"msrec plan: {cluster}",
@@ -95,6 +95,8 @@ def _memory(plan: Plan) -> Figure:
 
 def _time(plan: Plan) -> Figure:
     traces = _stacked(plan, lambda table: table.total_ms)
+    latency = [rank.ms.get("latency", 0.0) for rank in plan.ranks]
+    traces.append(_bar("latency", latency, GREY))
     return _by_rank("Time", "Time of each rank in a step, by table (estimates).", traces, "ms")
 
 
@@ -118,6 +120,9 @@ def _critical_path(plan: Plan) -> Figure:
         )
         starts = starts + ms
     caption = f"Step of the critical rank, {rank}, as if nothing overlapped (estimates)."
+    latency = plan.ranks[rank].ms.get("latency", 0.0)
+    grey = {"type": "bar", "orientation": "h", "name": "latency", "marker": {"color": GREY}}
+    traces.append(grey | {"y": ["latency"], "x": [latency], "base": [float(ends[-1])]})
     drawn = figure("Critical path", caption, traces, "ms", "")
     drawn["layout"]["barmode"] = "overlay"
     drawn["layout"]["yaxis"]["autorange"] = "reversed"

@@ -7,20 +7,24 @@ from pathlib import Path
 from rich.console import Console
 
 from msrec.data.io.atomic_files import write_text
-from msrec.data.io.outputs import PAGE, check_output
+from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
 from msrec.launch.console import wide_console
-from msrec.launch.distributed import quiet_libraries
 from msrec.tools.planner.command.build_request import request_from_options, with_changes
+from msrec.tools.planner.command.cluster_size import fewest_gpus
+from msrec.tools.planner.command.plan_file import PLAN
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.plan_text import (
     comparison_table,
+    estimators_table,
     print_plan,
     print_sentence,
-    summary,
 )
-from msrec.tools.planner.make_plan import make_plan
-from msrec.tools.planner.plan import PLAN, Plan
-from msrec.tools.planner.request import MAX_NODES, PlanRequest
+from msrec.tools.planner.export.constraints import constraints_source
+from msrec.tools.planner.make_plan import make_plan, plan_as_placed
+from msrec.tools.planner.plan import Plan
+from msrec.tools.planner.request import PlanRequest
+
+CONSTRAINTS = FileKind("constraints of msrec plan", contains("Constraints for TorchRec's planner"))
 
 
 def plan_command(options: PlanOptions) -> bool:
@@ -35,13 +39,19 @@ def plan_command(options: PlanOptions) -> bool:
     """
     # Imports of the trainer and of plots, which a plain plan does not need, are in the branches.
     if options.measured or options.from_:
-        from msrec.tools.planner.command.measured_runs import report_run
+        if is_of_run(options.measured or options.from_):
+            from msrec.tools.planner.command.measured_runs import report_run
 
-        report_run(options)
+            report_run(options)
+        else:
+            from msrec.tools.planner.command.measured_traces import report_plan
+
+            report_plan(options)
         return True
-    for out, kind in ((options.out, PLAN), (options.page, PAGE)):
+    outputs = ((options.out, PLAN), (options.page, PAGE), (options.constraints, CONSTRAINTS))
+    for out, kind in outputs:
         if out is not None:
-            check_output(out, kind, [options.source, options.hardware])
+            check_output(out, kind, [options.source, options.hardware, options.tables])
     request = request_from_options(options)
     changes = options.set_ or []
     if not options.compare:
@@ -58,7 +68,18 @@ def plan_command(options: PlanOptions) -> bool:
         min_gpus=options.min_gpus,
         compare=changes if options.compare else (),
         hardware_file=options.hardware,
+        constraints=options.constraints,
     ).fits
+
+
+def is_of_run(path: Path | None) -> bool:
+    """Returns whether the times, or the plan, are those of a run folder of msrec.
+
+    A folder without traces is taken for one, so that the error is about runs.
+    """
+    if path is None or path.suffix in (".json", ".gz", ".csv"):
+        return False
+    return (path / "config.yaml").exists() or not any(path.glob("*.json*"))
 
 
 def plan_tables(
@@ -69,6 +90,7 @@ def plan_tables(
     min_gpus: bool = False,
     compare: Sequence[str] = (),
     hardware_file: Path | None = None,
+    constraints: Path | None = None,
     console: Console | None = None,
 ) -> Plan:
     """Makes a plan, prints it and writes it.
@@ -77,61 +99,46 @@ def plan_tables(
         request: to plan for.
         out: JSON file to write; None writes none. A plan that does not fit is not written.
         page: HTML file with charts to write; None writes none.
-        min_gpus: whether to take the fewest nodes (of `request.per_node` ranks) that have room.
+        min_gpus: whether to take the fewest GPUs that have room, see `fewest_gpus`.
         compare: changes, such as dim=128 or gpu=h200, whose plans are compared with this one.
         hardware_file: YAML file to look up a changed `gpu` in.
+        constraints: Python file to write for TorchRec's planner; None writes none.
         console: to print on; None makes one.
 
     Raises:
-        ValueError: a change is invalid, or no number of nodes has room.
+        ValueError: a change is invalid, or no number of GPUs has room.
     """
     console = console or wide_console()
-    quiet_libraries()
-    plan = fewest_nodes(request) if min_gpus else make_plan(request)
-    request = dataclasses.replace(request, nodes=plan.nodes)
+    plan = fewest_gpus(request) if min_gpus else make_plan(request)
+    request = dataclasses.replace(request, nodes=plan.nodes, per_node=plan.per_node)
     changed = {change: with_changes(request, change, hardware_file) for change in compare}
+    for note in request.notes:
+        print_sentence(note, console)
     print_plan(plan, console)
+    if request.estimator == "torchrec":
+        entries = {name: entry for of in plan.modules.values() for name, entry in of.items()}
+        other = plan_as_placed(dataclasses.replace(request, estimator="msrec"), entries)
+        console.print(estimators_table(plan, other))
+        print_sentence(
+            f"TorchRec's planner estimates a step of {plan.step_ms:.3f} ms for this plan, and "
+            f"msrec {other.step_ms:.3f} ms, {max(r.ms['latency'] for r in other.ranks):.3f} ms of "
+            "it latency.",
+            console,
+        )
     if min_gpus:
-        nodes = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''} of {plan.per_node} ranks"
-        print_sentence(f"The fewest nodes with room: {nodes}.", console)
+        gpus = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''} of {plan.per_node}"
+        print_sentence(f"The fewest GPUs with room: {gpus}.", console)
     compared = {change: make_plan(other) for change, other in changed.items()}
     if compared:
         console.print(comparison_table({"as asked": plan} | compared))
     if out is not None and plan.fits:
         write_text(out, plan.model_dump_json(indent=1) + "\n")
         print_sentence(f"wrote {out}, plan {plan.hash[:12]}", console)
+    if constraints is not None and plan.fits:
+        write_text(constraints, constraints_source(plan, request.tables))
+        print_sentence(f"wrote {constraints}", console)
     if page is not None:
         from msrec.tools.planner.command.page import write_page  # takes half a second to import
 
         write_page(page, plan, compared, console)
-    return plan
-
-
-def fewest_nodes(request: PlanRequest) -> Plan:
-    """Returns the plan on the fewest nodes that have room.
-
-    The number of nodes is doubled until the plan fits, then the smallest is found by bisection.
-
-    Raises:
-        ValueError: even `MAX_NODES` have no room.
-    """
-
-    def plan_on(nodes: int) -> Plan:
-        return make_plan(dataclasses.replace(request, nodes=nodes))
-
-    plan = plan_on(1)
-    while not plan.fits:
-        if plan.nodes >= MAX_NODES:
-            raise ValueError(
-                f"some number of nodes up to {MAX_NODES} must have room for the tables; none has. "
-                f"{next(summary(plan))}"
-            )
-        plan = plan_on(2 * plan.nodes)
-    too_few = plan.nodes // 2
-    while plan.nodes - too_few > 1:
-        middle = plan_on((too_few + plan.nodes) // 2)
-        if middle.fits:
-            plan = middle
-        else:
-            too_few = middle.nodes
     return plan

@@ -18,6 +18,28 @@ class PlanOptions:
         list[str] | None,
         typer.Argument(help="key.sub=value, such as [b]backbone.name=mmoe meta.user=true[/]"),
     ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="plan the tables of a TorchRec model: package.module:factory, a function without "
+            "arguments, called on the meta device"
+        ),
+    ] = None
+    tables: Annotated[
+        Path | None,
+        typer.Option(
+            help="list of tables for a config whose data set does not exist yet; default: "
+            "NAME_tables.yaml beside NAME.yaml"
+        ),
+    ] = None
+    llm_dim: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="components of the LLM's vectors, for a config whose knowledge store does not "
+            "exist yet; default: those of the installed llm.model",
+        ),
+    ] = None
     nodes: Annotated[int, typer.Option(min=1, help="number of nodes")] = 1
     gpus_per_node: Annotated[int, typer.Option(min=1, help="ranks per node")] = 8
     gpu: Annotated[
@@ -41,6 +63,12 @@ class PlanOptions:
         Literal["rowwise_adagrad", "adam"] | None,
         typer.Option(help="optimizer of the tables; default: the config's, else rowwise_adagrad"),
     ] = None
+    estimator: Annotated[
+        Literal["msrec", "torchrec"],
+        typer.Option(
+            help="estimates of time: msrec's, or those of TorchRec's planner with msrec's beside"
+        ),
+    ] = "msrec"
     sharding: Annotated[
         list[str] | None,
         typer.Option(help="sharding type to allow; may be repeated; default: all"),
@@ -59,7 +87,7 @@ class PlanOptions:
         int, typer.Option(min=0, help="dense parameters, trained with Adam, for a list of tables")
     ] = 0
     min_gpus: Annotated[
-        bool, typer.Option("--min-gpus", help="find the fewest nodes with room for the tables")
+        bool, typer.Option("--min-gpus", help="find the fewest GPUs with room for the tables")
     ] = False
     set_: Annotated[
         list[str] | None,
@@ -81,12 +109,17 @@ class PlanOptions:
         ),
     ] = None
     from_: Annotated[
-        Path | None, typer.Option("--from", help="run folder: show the plan that the run used")
+        Path | None,
+        typer.Option(
+            "--from", help="run folder or plan.json: show that plan, with --measured its times"
+        ),
     ] = None
     measured: Annotated[
         Path | None,
         typer.Option(
-            help="run folder: compare its plan with the times that it traced (trainer.trace=20)"
+            help="compare a plan with measured times: a run folder (trainer.trace=20), or with "
+            "--from PLAN a trace of torch.profiler, a folder with one of each rank, or a CSV file "
+            "with table, rank, ms"
         ),
     ] = None
     recalibrate: Annotated[
@@ -96,6 +129,10 @@ class PlanOptions:
     out: Annotated[Path, typer.Option(help="plan to write, for msrec train plan=FILE")] = Path(
         "plan.json"
     )
+    constraints: Annotated[
+        Path | None,
+        typer.Option(help="Python file to write, with ParameterConstraints for TorchRec's planner"),
+    ] = None
     page: Annotated[
         Path | None, typer.Option(help="HTML page to write, with charts; needs no network")
     ] = None

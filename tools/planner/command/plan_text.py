@@ -7,15 +7,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from msrec.launch.console import format_bytes
-from msrec.launch.reporting.plan_table import format_ranks
+from msrec.launch.reporting.byte_sizes import format_bytes, format_ranks
 from msrec.tools.planner.plan import Plan
-from msrec.tools.planner.sharding_options import COST_PARTS
+from msrec.tools.planner.sharding_options import COST_PARTS, RANK_PARTS
 from msrec.tools.planner.tables import Sharding
 
 MAX_GROUPS = 40
 """Groups of equal tables with a line of their own; all others share one line."""
 MAX_RANKS = 16
+ONE_WAY = ("compute", "comms")
+"""Parts that a step has forward and backward."""
 EXPLAINED_TABLES = 4
 """Tables whose placement is explained in words."""
 NAMED_TABLES = 3
@@ -96,14 +97,36 @@ def ranks_table(plan: Plan) -> Table:
         title += " (busiest and idlest)"
     table = Table(title=title)
     has_host = any(load.host for load in plan.ranks)
-    heads = ["rank", *(part.replace("_", " ") for part in COST_PARTS), "total", "memory"]
+    heads = ["rank", *(part.replace("_", " ") for part in RANK_PARTS), "total", "memory"]
     for head in [*heads, "host memory"] if has_host else heads:
         table.add_column(head, justify="right")
     for rank in shown:
         load = plan.ranks[rank]
-        ms = [f"{value:.2f}" for value in (*(load.ms[part] for part in COST_PARTS), load.total_ms)]
+        parts = [load.ms.get(part, 0.0) for part in RANK_PARTS]
+        ms = [f"{value:.2f}" for value in (*parts, load.total_ms)]
         sizes = [load.total_memory, load.host] if has_host else [load.total_memory]
         table.add_row(f"{rank}", *ms, *map(format_bytes, sizes))
+    return table
+
+
+def estimators_table(plan: Plan, other: Plan) -> Table:
+    """Returns a table of milliseconds per shard by TorchRec's estimates and by msrec's.
+
+    Args:
+        plan: with TorchRec's estimates.
+        other: the same placement with msrec's.
+    """
+    table = Table(title="ms per shard of both directions, by TorchRec's planner and by msrec")
+    for head in ("table", "sharding"):
+        table.add_column(head, overflow="fold")
+    for head in ("compute", "msrec", "comms", "msrec", "total", "msrec"):
+        table.add_column(head, justify="right")
+    ours = {each.name: each for each in other.tables}
+    for name, group in list(plan.groups.items())[:MAX_GROUPS]:
+        pair = [group[0].ms, ours[group[0].name].ms]
+        sums = [[ms["fwd_" + part] + ms["bwd_" + part] for ms in pair] for part in ONE_WAY]
+        sums.append([sum(ms.values()) for ms in pair])
+        table.add_row(name, group[0].option, *(f"{ms:.3f}" for each in sums for ms in each))
     return table
 
 
@@ -142,6 +165,13 @@ def summary(plan: Plan) -> Iterator[str]:
     part = max(COST_PARTS, key=lambda p: critical.ms[p])
     share = critical.ms[part] / max(critical.total_ms, 1e-12)
     on_it = [table for table in plan.tables if plan.critical_rank in table.ranks]
+    latency = critical.ms.get("latency", 0.0)
+    if latency > critical.ms[part]:
+        yield (
+            f"The tables take {plan.step_ms:.2f} ms of a step (estimate, as if nothing "
+            f"overlapped), {latency:.2f} ms of it latency, which does not grow with the batch."
+        )
+        return
     costliest = max(on_it, key=lambda table: table.ms[part])
     yield (
         f"The tables take {plan.step_ms:.2f} ms of a step (estimate, as if nothing overlapped). "

@@ -17,8 +17,9 @@ from torch.multiprocessing.spawn import spawn
 
 from msrec.data.io.atomic_files import write_json, write_text
 from msrec.launch.config.run_config import RunConfig
-from msrec.launch.console import format_bytes, wide_console
+from msrec.launch.console import wide_console
 from msrec.launch.distributed import process_group
+from msrec.launch.reporting.byte_sizes import format_bytes
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.planner.command.plan_text import print_sentence
 from msrec.tools.planner.hardware import load_hardware

@@ -1,7 +1,7 @@
 """Embedding tables of a run, with the lookups of a step that are measured on its dataset."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -9,7 +9,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from msrec.data.loading.batch import ITEM, Batch
 from msrec.data.loading.loader import Loader
 from msrec.launch.config.run_config import RunConfig
-from msrec.model.distributed.sharding import frozen_tables
+from msrec.model.distributed.table_options import TableSharding
+from msrec.model.distributed.tables import frozen_tables
 from msrec.model.ranker import RankerTrain
 from msrec.tools.planner.tables import Sharding, TableLoad
 
@@ -59,7 +60,7 @@ def _equal_bags(config: RunConfig, rows: int) -> int:
 
 
 def run_tables(
-    model: RankerTrain, probe: Batch, items: ItemLookups, sharding: Mapping[str, Sharding]
+    model: RankerTrain, probe: Batch, items: ItemLookups, sharding: Mapping[str, TableSharding]
 ) -> list[TableLoad]:
     """Returns the tables of all collections of a model.
 
@@ -68,7 +69,16 @@ def run_tables(
         probe: rows with which ids of features are counted.
         items: lookups of a step in tables of item vectors.
         sharding: table -> the only sharding type allowed.
+
+    Raises:
+        ValueError: a table has a sharding type that is not planned.
     """
+    for table, way in sharding.items():
+        if way not in get_args(Sharding):
+            raise ValueError(
+                f"msrec plan places tables as {', '.join(get_args(Sharding))}; "
+                f"embeddings.sharding.{table} is {way}. Train without a plan, or choose another."
+            )
     frozen = frozen_tables(model)
     loads = []
     for path, collection in model.named_modules():
@@ -87,7 +97,7 @@ def run_tables(
                     precision="fp16" if table.data_type == DataType.FP16 else "fp32",
                     frozen=table.name in frozen,
                     module=path,
-                    sharding=sharding.get(table.name),
+                    sharding=cast("Sharding | None", sharding.get(table.name)),
                 )
             )
     return loads
@@ -98,5 +108,7 @@ def _lookups(table: EmbeddingBagConfig, probe: Batch, items: ItemLookups) -> tup
     names = table.feature_names
     if names == [ITEM]:
         return items.items / items.rows, items.bags / items.rows
+    if not set(names) <= set(probe.sparse.keys()):  # managed: one id in each row
+        return 1.0, 1.0
     ids = sum(float(probe.sparse[name].lengths().sum()) for name in names)
     return max(ids / len(probe.label) / len(names), 1.0), 1.0

@@ -17,13 +17,16 @@ from msrec.launch.config.run_config import RunConfig
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader
-from msrec.launch.reporting.plan_table import FLOAT_BYTES, dense_parameters
+from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
+from msrec.launch.reporting.plan_table import dense_parameters
 from msrec.model.interest.histories import Histories
 from msrec.model.layers.generated_linear import GeneratedLinear
+from msrec.model.layers.precision import product_dtype
+from msrec.model.managed.managed_ids import map_bytes
 from msrec.model.ranker import ItemInputs, RankerTrain
-from msrec.tools.planner.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.request import DenseMemory, LinearBytes, adam_memory
-from msrec.tools.planner.run_tables import item_lookups, num_bags, run_tables
+from msrec.tools.planner.sources.peak_memory import TensorMemoryCounter
+from msrec.tools.planner.sources.run_tables import item_lookups, num_bags, run_tables
 from msrec.tools.planner.tables import TableLoad
 
 PROBE_ROWS = 1024
@@ -72,14 +75,20 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
 
 
 def _parameter_bytes(model: RankerTrain) -> dict[str, int]:
-    """Returns the bytes of dense parameters, their gradients and optimizer state, by use."""
+    """Returns the bytes of dense parameters, their gradients and optimizer state, by use.
+
+    Maps of managed features count too.
+    """
     total = dense_parameters(model)
     modules = [getattr(model.ranker.over, name) for name in KNOWLEDGE]
     knowledge = sum(dense_parameters(module) for module in modules if module is not None)
+    managed = model.ranker.embeddings.managed
+    maps = {} if managed is None else {"maps of managed features": map_bytes(managed)}
     return {
         "dense parameters": (total - knowledge) * FLOAT_BYTES,
         "networks that read the LLM": knowledge * FLOAT_BYTES,
         **adam_memory(total),
+        **maps,
     }
 
 
@@ -149,9 +158,9 @@ def _generated_sizes(model: RankerTrain, sizes: set[int]) -> ExitStack:
     """Returns a context in which `sizes` has the bytes of the weights of the layer that runs."""
 
     def enter(layer: GeneratedLinear, args: tuple[Any, ...]) -> None:
-        codes = args[1]
+        x, codes = args
         if codes.groups is not None:  # otherwise the weights are never made
-            sizes.add(len(codes.z) * layer.in_dim * layer.out_dim * FLOAT_BYTES)
+            sizes.add(len(codes.z) * layer.in_dim * layer.out_dim * product_dtype(x).itemsize)
 
     hooks = ExitStack()
     for layer in model.modules():
@@ -171,7 +180,7 @@ def _tensors(part: Any) -> Iterator[torch.Tensor]:
         yield part
     elif isinstance(part, KeyedJaggedTensor):
         yield from (part.values(), part.lengths(), part.offsets())
-    else:
+    elif part is not None and not isinstance(part, np.ndarray):  # counts on the host are small
         parts = part if isinstance(part, tuple) else [getattr(part, f.name) for f in fields(part)]
         for each in parts:
             yield from _tensors(each)

@@ -1,8 +1,7 @@
 """Sharding plan as JSON: write, read, and check that it fits a job."""
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,13 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
-from msrec.model.distributed.sharding import table_sizes
+from msrec.model.distributed.plan_files.plan_entries import plan_hash, shard_entry, table_entry
+from msrec.model.distributed.tables import table_sizes
+
+KERNELS = {"cpu": ("fused", "dense"), "cuda": ("fused", "fused_uvm", "fused_uvm_caching", "dense")}
+"""Kernels with which tables train, by kind of device. Without a GPU there is no unified memory.
+Tables on SSD (`key_value`) are not offered: FBGEMM has them for CUDA only, and their weights are no
+plain tensors, to which initial values or those of a checkpoint could be written."""
 
 
 def plan_to_dict(plan: ShardingPlan, world_size: int, per_node: int) -> dict[str, Any]:
@@ -40,37 +45,6 @@ def plan_to_dict(plan: ShardingPlan, world_size: int, per_node: int) -> dict[str
     return {"format": 1, "world_size": world_size, "per_node": per_node, "modules": modules}
 
 
-def table_entry(
-    sharding_type: str,
-    kernel: str,
-    ranks: Sequence[int],
-    load_factor: float | None,
-    shards: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Returns the entry of a table in a plan file.
-
-    Args:
-        sharding_type: TorchRec's name.
-        kernel: TorchRec's name.
-        ranks: of the shards, in order.
-        load_factor: share of a table in host memory that the accelerator caches; None for a table
-            that is not in host memory.
-        shards: entries by `shard_entry`; empty for a replicated table.
-    """
-    return {
-        "sharding_type": sharding_type,
-        "compute_kernel": kernel,
-        "ranks": list(ranks),
-        "shards": shards,
-        **({} if load_factor is None else {"load_factor": load_factor}),
-    }
-
-
-def shard_entry(offsets: Sequence[int], sizes: Sequence[int], placement: str) -> dict[str, Any]:
-    """Returns the entry of a shard: first row and column, their numbers, and `rank:R/DEVICE`."""
-    return {"offsets": list(offsets), "sizes": list(sizes), "placement": placement}
-
-
 def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
     """Returns the plan that `plan_to_dict` saved."""
     return ShardingPlan(
@@ -85,6 +59,10 @@ def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
 
 def _parameter_sharding(entry: Mapping[str, Any]) -> ParameterSharding:
     load_factor = entry.get("load_factor")
+    # The training pipeline fetches the rows of the next batch into the cache during this one.
+    cache = None
+    if load_factor is not None:
+        cache = CacheParams(load_factor=load_factor, prefetch_pipeline=True)
     shards = [
         ShardMetadata(
             shard_offsets=shard["offsets"],
@@ -97,16 +75,9 @@ def _parameter_sharding(entry: Mapping[str, Any]) -> ParameterSharding:
         sharding_type=entry["sharding_type"],
         compute_kernel=entry["compute_kernel"],
         ranks=entry["ranks"],
-        cache_params=None if load_factor is None else CacheParams(load_factor=load_factor),
+        cache_params=cache,
         sharding_spec=EnumerableShardingSpec(shards) if shards else None,
     )
-
-
-def plan_hash(plan: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of a plan without its `hash`, the same in every process."""
-    content = {key: value for key, value in plan.items() if key != "hash"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_plan(
@@ -161,6 +132,12 @@ def _check_device(path: Path, entries: Mapping[str, Any], device: str) -> None:
             f"{path} is a plan for {', '.join(sorted(planned))}; this job runs on {device}. Plan "
             "again for it."
         )
+    for table, entry in entries.items():
+        if entry["compute_kernel"] not in KERNELS[device]:
+            raise ValueError(
+                f"{path}: table {table!r} has the kernel {entry['compute_kernel']}; training on "
+                f"{device} runs {', '.join(KERNELS[device])}. Plan again with one of them."
+            )
 
 
 def _check_tables(

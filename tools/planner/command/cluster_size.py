@@ -1,0 +1,76 @@
+"""Search for the fewest GPUs with room for the tables: in one node, then in more nodes."""
+
+import dataclasses
+
+from msrec.launch.reporting.byte_sizes import format_bytes
+from msrec.tools.planner.make_plan import make_plan, sharding_options
+from msrec.tools.planner.plan import Plan
+from msrec.tools.planner.request import MAX_NODES, PlanRequest
+from msrec.tools.planner.solver import total_shards
+
+
+def fewest_gpus(request: PlanRequest) -> Plan:
+    """Returns the plan on the fewest GPUs that have room.
+
+    These are 1 to `request.per_node` GPUs of one node, or whole nodes of that many. The number is
+    doubled until the plan fits, then the smallest is found by bisection.
+
+    Raises:
+        ValueError: a table fits nowhere, or even `MAX_NODES` have no room.
+    """
+    largest = request.per_node + MAX_NODES - 1
+    _refuse_too_large(_resized(request, largest))
+    number, plan = 1, _plan_if_room(_resized(request, 1))
+    while plan is None:
+        if number == largest:
+            raise ValueError(
+                f"some number of nodes up to {MAX_NODES} must have room for the tables; none has."
+            )
+        number = min(2 * number, largest)
+        plan = _plan_if_room(_resized(request, number))
+    too_few = number // 2
+    while number - too_few > 1:
+        middle = (too_few + number) // 2
+        smaller = _plan_if_room(_resized(request, middle))
+        if smaller is None:
+            too_few = middle
+        else:
+            number, plan = middle, smaller
+    return plan
+
+
+def _resized(request: PlanRequest, number: int) -> PlanRequest:
+    """Returns the request for the `number`-th size of a cluster, the smallest being 1."""
+    extra = max(number - request.per_node, 0)
+    nodes, per_node = 1 + extra, request.per_node if extra else number
+    return dataclasses.replace(request, nodes=nodes, per_node=per_node)
+
+
+def _plan_if_room(request: PlanRequest) -> Plan | None:
+    """Returns the plan, None if it does not fit.
+
+    The search runs only if all shards together need less memory than all ranks have.
+    """
+    options = sharding_options(request)
+    cluster = request.cluster
+    needed = sum(
+        min((o.memory + o.host) * total_shards(o, cluster) for o in of) for of in options.values()
+    )
+    if needed > cluster.ranks * (max(cluster.memory, 0) + max(cluster.host, 0)):
+        return None
+    plan = make_plan(request)
+    return plan if plan.fits else None
+
+
+def _refuse_too_large(request: PlanRequest) -> None:
+    """Refuses a table of which every shard is too large for a GPU, however many GPUs there are."""
+    cluster = request.cluster
+    for table, options in sharding_options(request).items():
+        smallest = min(options, key=lambda o: max(o.weights + o.state - cluster.memory, 0))
+        if smallest.weights + smallest.state > cluster.memory:
+            raise ValueError(
+                f"each shard of a table must fit on a GPU; table {table} is {smallest.label} and a "
+                f"shard of it takes {format_bytes(smallest.weights + smallest.state)}, of which a "
+                f"{request.hardware_name} has {format_bytes(max(cluster.memory, 0))}. No number of "
+                "GPUs helps: allow row_wise, host memory (--cached 0.2), or a smaller dim."
+            )
