@@ -1,6 +1,7 @@
-"""Finds the first error of a job in the files that torchrun makes its ranks write."""
+"""Finds the error of a job in the files that torchrun makes its ranks write."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,41 +11,56 @@ NO_RESTART = 78
 
 @dataclass(frozen=True)
 class Failure:
-    """The first error of a job.
+    """An error of a rank.
 
     Attributes:
         message: the rank's stack, or its message.
         folder: the rank's folder, with stdout.log and stderr.log.
+        time: time of writing, in seconds since 1970.
+        stamp: time of the error in whole seconds, by the rank's clock.
     """
 
     message: str
     folder: Path
+    time: float = 0.0
+    stamp: float = 0.0
 
 
-def first_failure(log_dir: Path, since: float) -> Failure | None:
-    """Returns the earliest error; later ones are mostly its effect on other ranks.
+def last_failure(log_dir: Path, since: float) -> Failure | None:
+    """Returns the first error of the last attempt that failed; later ones are mostly its effect.
 
     Args:
-        log_dir: of torchrun, with one folder per node and attempt.
+        log_dir: of torchrun, with one folder per agent and attempt.
         since: seconds since 1970; older errors are of an earlier submission.
 
     Returns:
         None if no rank left an error: it was killed, or there is none.
     """
-    failures = []
+    failures = [each for each in _failures(log_dir) if each.time >= since]
+    if not failures:
+        return None
+    attempt = max(failures, key=lambda failure: failure.time).folder.parent
+    # An agent makes the folders of an attempt when the ranks of the attempt before are gone.
+    began = attempt.stat().st_mtime
+    of_attempt = [
+        each
+        for each in failures
+        if each.folder.parent == attempt
+        or (each.folder.parents[1] != attempt.parent and each.time >= began)
+    ]
+    # Stamps are whole seconds; the time of writing decides between equal ones.
+    return min(of_attempt, key=lambda failure: (failure.stamp, failure.time))
+
+
+def _failures(log_dir: Path) -> Iterator[Failure]:
     for file in log_dir.glob("*/attempt_*/*/error.json"):
         written = file.stat().st_mtime
-        if written < since:
-            continue
         try:
             message = json.loads(file.read_text())["message"]
         except (ValueError, KeyError, TypeError):
             continue  # being written
         stamp = message.get("extraInfo", {}).get("timestamp") if isinstance(message, dict) else None
-        # Stamps are whole seconds; the time of writing decides between equal ones.
-        order = (float(stamp or int(written)), written)
-        failures.append((order, Failure(error_text(message), file.parent)))
-    return min(failures, key=lambda failure: failure[0])[1] if failures else None
+        yield Failure(error_text(message), file.parent, written, float(stamp or int(written)))
 
 
 def error_text(message: object) -> str:

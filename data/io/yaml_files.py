@@ -21,6 +21,9 @@ MAX_NUMBER = 64
 HEADER = '# Written by msrec. The last line is "..."; a file without it was cut.\n'
 _END = "...\n"
 _LINE_ENDS = re.compile("[\r\x85\u2028\u2029\ufeff]")
+_ODD_NUMBER = re.compile(r"[-+]?(0[0-9]|.*:)")
+"""Number in base 60 or 8, which people write for a duration or an account."""
+_TEXT = "tag:yaml.org,2002:str"
 _BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Seven times as fast where PyYAML was built with libyaml."""
 
@@ -93,7 +96,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _represented(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     style = '"' if _LINE_ENDS.search(text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+    return dumper.represent_scalar(_TEXT, text, style)
 
 
 _Dumper.add_representer(str, _represented)
@@ -108,6 +111,12 @@ class _Refusal(ValueError):
 
 class _Loader(_BASE):  # type: ignore[misc]  # depends on how PyYAML was built
     """Loader of plain values that refuses repeated keys, of which YAML's takes the last one."""
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        """Returns the tag of a scalar; 1:30 and 007 are text, in YAML 1.1 they are 90 and 7."""
+        tag: str = super().resolve(kind, value, implicit)
+        is_number = tag.endswith((":int", ":float"))
+        return _TEXT if is_number and _ODD_NUMBER.match(value) else tag
 
     def construct_document(self, node: yaml.Node) -> Any:
         for each in _nodes(node):

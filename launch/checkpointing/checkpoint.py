@@ -3,7 +3,7 @@
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,6 +44,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder
         self._keep = keep
+        self.on_commit: Callable[[Path, Mapping[str, Any]], None] | None = None
+        """Called on rank 0 with the folder and the state of each committed checkpoint."""
         self._group: dist.ProcessGroup | None = None
         self._writer: threading.Thread | None = None
         self._failure: str | None = None
@@ -119,6 +121,8 @@ class Checkpoints:
                 write_json(path / COMMIT, commit._replace(state=dict(state))._asdict())
             except OSError as error:
                 raise OSError(self._failure_message(path, error)) from None
+            if self.on_commit is not None:
+                self.on_commit(path, state)
             return True
 
         return from_rank_0(replace_state)
@@ -241,6 +245,8 @@ class Checkpoints:
             self._prune(commit.state["best_step"])
         except OSError as error:
             return self._failure_message(path, error)
+        if self.on_commit is not None:
+            self.on_commit(path, commit.state)
         return None
 
     def _prune(self, best_step: int | None) -> None:

@@ -1,13 +1,10 @@
-"""torchx components: `torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml key=value`.
-
-torchx makes the command line of a component from its signature, so each component repeats the
-options with their defaults.
-"""
+"""torchx components: `torchx run -s local_cwd msrec.train -j 1x2 -- config=conf.yaml key=value`."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, NamedTuple
 
 import torchx
 from torchx import specs
@@ -18,139 +15,126 @@ from msrec.launch.cluster.resources import node_resource
 from msrec.launch.cluster.torchrun_role import RENDEZVOUS_PORT, LaunchOptions, torchrun_app
 from msrec.launch.config.run_config import RunConfig, load_config
 
-OPTIONS_HELP = """
-    Args:
-        args: arguments of the msrec command, behind `--`
-        j: nodes x ranks per node
-        image: container image, or a folder
-        h: a named resource, which replaces cpu, gpu and memMB
-        cpu: cores per node
-        gpu: GPUs per node
-        memMB: memory per node in MiB
-        max_restarts: restarts of crashed ranks
-        max_retries: retries of the whole job
-        rdzv_port: port where the nodes meet
-        python: Python interpreter
-        threads: threads per rank; 0 is 1 without GPUs, else the share of the cores up to 16
-"""
+
+class Option(NamedTuple):
+    """An option of the components on torchx's command line: its type, default and help."""
+
+    type: Any
+    default: object
+    help: str
 
 
-def _component(function: Callable[..., specs.AppDef]) -> Callable[..., specs.AppDef]:
-    """Adds the help of the options, and makes torchx print a user's mistake without a stack."""
+OPTIONS = {
+    "j": Option(str, "1x2", "nodes x ranks per node; 1:2x8 starts with one node and takes two"),
+    "image": Option(str, torchx.IMAGE, "container image, or a folder"),
+    "name": Option(str, "", "the job's name for the scheduler; empty: the command's"),
+    "h": Option(str, "", "a named resource, which replaces cpu, gpu and memMB"),
+    "cpu": Option(int, 2, "cores per node"),
+    "gpu": Option(int, 0, "GPUs per node"),
+    "memMB": Option(int, 8192, "memory per node in MiB"),
+    "env": Option(dict[str, str], None, "environment variables: A=1,B=2"),
+    "mounts": Option(
+        list[str], None, "mounts of a container: type=bind,src=/fsx,dst=/fsx[,readonly]"
+    ),
+    "max_restarts": Option(int, 1, "restarts of crashed ranks"),
+    "max_retries": Option(int, 0, "retries of the job by the scheduler"),
+    "retry_policy": Option(
+        str, "APPLICATION", "a retry starts the whole job (APPLICATION) or the lost node (REPLICA)"
+    ),
+    "rdzv_port": Option(int, RENDEZVOUS_PORT, "port where the nodes meet"),
+    "python": Option(str, "", "Python interpreter"),
+    "threads": Option(
+        int, 0, "threads per rank; 0 is 1 without GPUs, else the share of the cores up to 16"
+    ),
+}
+"""Options of the components by torchx's names, which are those of its own `dist.ddp`."""
+Component = Callable[..., specs.AppDef]
 
-    @functools.wraps(function)
-    def component(*args: str, **options: object) -> specs.AppDef:
-        try:
-            return function(*args, **options)
-        except (ValueError, OSError) as error:
-            raise ComponentValidationException(str(error)) from None
 
-    component.__doc__ = f"{function.__doc__}\n{OPTIONS_HELP}"
-    return component
+def _component(*left_out: str) -> Callable[[Component], Component]:
+    """Gives a component all `OPTIONS` but some, and makes a user's mistake one sentence.
+
+    torchx makes the command line from the signature and the docstring, so both are completed here.
+    """
+    options = {name: option for name, option in OPTIONS.items() if name not in left_out}
+
+    def decorator(function: Component) -> Component:
+        @functools.wraps(function)
+        def component(*args: str, **given: Any) -> specs.AppDef:
+            values = {name: option.default for name, option in options.items()} | given
+            try:
+                return function(*args, **values)
+            except (ValueError, OSError) as error:
+                # torchx prints only the message of this exception.
+                raise ComponentValidationException(str(error)) from None
+
+        args, _ = inspect.signature(function).parameters.values()
+        keywords = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type
+            )
+            for name, o in options.items()
+        ]
+        vars(component)["__signature__"] = inspect.Signature(
+            [args, *keywords], return_annotation=specs.AppDef
+        )
+        lines = [f"        {name}: {option.help}" for name, option in options.items()]
+        about = ["    Args:", "        args: arguments of the msrec command, behind `--`", *lines]
+        component.__doc__ = "\n".join([f"{function.__doc__}\n", *about])
+        return component
+
+    return decorator
 
 
-@_component
-def train(
-    *args: str,
-    j: str = "1x2",
-    image: str = torchx.IMAGE,
-    h: Optional[str] = None,  # noqa: UP045
-    cpu: int = 2,
-    gpu: int = 0,
-    memMB: int = 8192,  # noqa: N803
-    max_restarts: int = 1,
-    max_retries: int = 0,
-    rdzv_port: int = RENDEZVOUS_PORT,
-    python: str = "",
-) -> specs.AppDef:
+@_component("threads")
+def train(*args: str, **options: Any) -> specs.AppDef:
     """Trains a run: `-- config=conf.yaml [key.sub=value ...]`; the same run_id resumes it."""
-    resource = node_resource(cpu, gpu, memMB, h)
-    options = LaunchOptions(j, image, resource, max_restarts, max_retries, rdzv_port, python)
     arguments = _arguments(args, "config")
-    config = _load_config(arguments, image)
+    config = _load_config(arguments, options["image"])
     log_dir = None if config is None else str(config.run_dir / "logs")
-    return torchrun_app("train", arguments, options, log_dir)
+    return torchrun_app("train", arguments, _launch_options(options), log_dir)
 
 
-@_component
-def evaluate(
-    *args: str,
-    j: str = "1x2",
-    image: str = torchx.IMAGE,
-    h: Optional[str] = None,  # noqa: UP045
-    cpu: int = 2,
-    gpu: int = 0,
-    memMB: int = 8192,  # noqa: N803
-    max_retries: int = 0,
-    rdzv_port: int = RENDEZVOUS_PORT,
-    python: str = "",
-) -> specs.AppDef:
+@_component("threads", "max_restarts")
+def evaluate(*args: str, **options: Any) -> specs.AppDef:
     """Scores a split with a run's best checkpoint: `-- run=runs/demo [split=test]`."""
-    resource = node_resource(cpu, gpu, memMB, h)
-    options = LaunchOptions(j, image, resource, 0, max_retries, rdzv_port, python)
-    return torchrun_app("evaluate", _arguments(args, "run"), options)
+    return torchrun_app("evaluate", _arguments(args, "run"), _launch_options(options))
 
 
-@_component
-def predict(
-    *args: str,
-    j: str = "1x2",
-    image: str = torchx.IMAGE,
-    h: Optional[str] = None,  # noqa: UP045
-    cpu: int = 2,
-    gpu: int = 0,
-    memMB: int = 8192,  # noqa: N803
-    max_restarts: int = 1,
-    max_retries: int = 0,
-    rdzv_port: int = RENDEZVOUS_PORT,
-    python: str = "",
-) -> specs.AppDef:
+@_component("threads")
+def predict(*args: str, **options: Any) -> specs.AppDef:
     """Scores rows of Parquet files: `-- run=runs/demo data=new out=scores [columns=a,b]`."""
-    resource = node_resource(cpu, gpu, memMB, h)
-    options = LaunchOptions(j, image, resource, max_restarts, max_retries, rdzv_port, python)
-    return torchrun_app("predict", _arguments(args, "run"), options)
+    return torchrun_app("predict", _arguments(args, "run"), _launch_options(options))
 
 
-@_component
-def plan(
-    *args: str,
-    image: str = torchx.IMAGE,
-    h: Optional[str] = None,  # noqa: UP045
-    cpu: int = 2,
-    memMB: int = 8192,  # noqa: N803
-    python: str = "",
-) -> specs.AppDef:
+@_component("j", "gpu", "max_restarts", "rdzv_port", "threads")
+def plan(*args: str, **options: Any) -> specs.AppDef:
     """Plans where tables go: `-- config=conf.yaml [key=value] [--nodes=8]`.
 
     Runs as one process on a CPU node. The file may also be a list of tables.
     """
-    options = LaunchOptions("1x1", image, node_resource(cpu, 0, memMB, h), python=python)
-    return torchrun_app("plan", _arguments(args, "config"), options)
+    return torchrun_app("plan", _arguments(args, "config"), _launch_options({"j": "1x1"} | options))
 
 
-@_component
-def encode(
-    *args: str,
-    j: str = "1x2",
-    image: str = torchx.IMAGE,
-    h: Optional[str] = None,  # noqa: UP045
-    cpu: int = 2,
-    gpu: int = 0,
-    memMB: int = 8192,  # noqa: N803
-    max_restarts: int = 1,
-    max_retries: int = 0,
-    rdzv_port: int = RENDEZVOUS_PORT,
-    python: str = "",
-    threads: int = 0,
-) -> specs.AppDef:
+@_component()
+def encode(*args: str, **options: Any) -> specs.AppDef:
     """Encodes users and scenarios with the LLM: `-- config=conf.yaml [llm.key=value ...]`."""
-    resource = node_resource(cpu, gpu, memMB, h)
-    options = LaunchOptions(
-        j, image, resource, max_restarts, max_retries, rdzv_port, python, threads or None
-    )
     arguments = _arguments(args, "config")
-    _load_config(arguments, image)
-    return torchrun_app("encode", arguments, options)
+    _load_config(arguments, options["image"])
+    return torchrun_app("encode", arguments, _launch_options(options))
+
+
+def _launch_options(options: dict[str, Any]) -> LaunchOptions:
+    """Returns the options in the names of `LaunchOptions`; `plan` has not all of them."""
+    values = {name: value for name, value in options.items() if value is not None}
+    cpu, gpu, mem_mib = values.pop("cpu"), values.pop("gpu", 0), values.pop("memMB")
+    return LaunchOptions(
+        nodes_and_ranks=values.pop("j"),
+        resource=node_resource(cpu, gpu, mem_mib, values.pop("h")),
+        port=values.pop("rdzv_port", RENDEZVOUS_PORT),
+        threads=values.pop("threads", 0) or None,
+        **values,
+    )
 
 
 def _arguments(args: Sequence[str], first: str) -> list[str]:
@@ -162,7 +146,7 @@ def _arguments(args: Sequence[str], first: str) -> list[str]:
     return [given[0].partition("=")[2], *(arg for arg in args if arg not in given)]
 
 
-def _load_config(arguments: Sequence[str], image: str) -> Optional[RunConfig]:  # noqa: UP045
+def _load_config(arguments: Sequence[str], image: str) -> RunConfig | None:
     """Loads the config, so that a mistake in it is found before anything is launched.
 
     Returns None for a file that is not on this machine but may be in the image.

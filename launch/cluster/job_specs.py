@@ -3,13 +3,12 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from msrec.data.io.paths import refuse_secrets
+from msrec.launch.cluster.submitted import Job
 from msrec.launch.config.run_config import RunConfig, check_run_folder, save_config
 from msrec.launch.trained_run import load_run_config
 
-Job = Literal["train", "encode", "evaluate", "predict"]
 CONFIG_FILE = "submitted.yaml"
 JOBS_FOLDER = "jobs"
 """Subfolder of a run for its jobs other than training."""

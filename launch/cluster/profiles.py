@@ -1,10 +1,10 @@
 """Site profiles: a name for a scheduler, its options and the size of a node."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torchx
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torchx.schedulers import get_scheduler_factories
 from torchx.specs import runopts
 
@@ -12,7 +12,12 @@ from msrec.data.io.paths import refuse_secrets
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.io.yaml_files import read_yaml
 from msrec.launch.cluster.resources import closest_names, node_resource
-from msrec.launch.cluster.torchrun_role import RENDEZVOUS_PORT, LaunchOptions
+from msrec.launch.cluster.schedulers.options import refuse_ignored
+from msrec.launch.cluster.torchrun_role import (
+    RENDEZVOUS_PORT,
+    RETRY_POLICIES,
+    LaunchOptions,
+)
 from msrec.launch.config.run_config import RunConfig
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
@@ -38,7 +43,13 @@ class Profile(StrictModel):
     max_restarts: int = Field(1, ge=0)
     """Restarts of crashed ranks by torchrun."""
     max_retries: int = Field(0, ge=0)
-    """Retries of the whole job by the scheduler."""
+    """Retries of the job by the scheduler."""
+    retry_policy: str = RETRY_POLICIES[0]
+    """APPLICATION if a retry starts the whole job again, REPLICA if only the lost node."""
+    env: dict[str, str] = {}
+    """Environment variables, over the defaults of resources.py; an empty value leaves one out."""
+    mounts: list[str] = []
+    """Mounts of a container, each type=bind|volume|device,src=SOURCE,dst=/PATH[,readonly]."""
     port: int = Field(RENDEZVOUS_PORT, ge=1024, lt=65536)
 
     @field_validator("scheduler")
@@ -55,6 +66,24 @@ class Profile(StrictModel):
         node_resource(1, 0, 1, name)
         return name
 
+    @field_validator("env", mode="before")
+    @classmethod
+    def _texts(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for name, value in values.items():
+            if type(value) not in (str, int):  # true, 1.10 and null have another form as text
+                raise ValueError(
+                    f"must have texts or whole numbers; got {name}: {value!r}. Put it in quotes"
+                )
+        return {str(name): str(value) for name, value in values.items()}
+
+    @model_validator(mode="after")
+    def _no_ignored_options(self) -> Self:
+        refuse_ignored(self.scheduler, mounts=bool(self.mounts), retry_policy=self.retry_policy)
+        self.launch_options("1x1")  # checks the others
+        return self
+
     def launch_options(self, nodes_and_ranks: str) -> LaunchOptions:
         """Returns the options for torchrun.
 
@@ -70,21 +99,31 @@ class Profile(StrictModel):
             max_retries=self.max_retries,
             port=self.port,
             python=self.python,
+            env=self.env,
+            mounts=self.mounts,
+            retry_policy=self.retry_policy,
         )
 
-    def refuse_unknown_options(self, options: runopts) -> None:
-        """Refuses keys of `cfg` that the scheduler does not have; torchx would ignore them.
+    def scheduler_options(self, known: runopts) -> dict[str, Any]:
+        """Returns `cfg` for torchx, which takes no number for a text such as `time: 30`.
+
+        Args:
+            known: options of the scheduler. torchx would ignore others.
 
         Raises:
-            ValueError: there is such a key. Names the known ones near it.
+            ValueError: there is an unknown key. Names the known ones near it.
         """
-        known = [name for name, _ in options]
-        for name in self.cfg:
-            if name not in known:
+        values = dict(self.cfg)
+        for name, value in values.items():
+            option = known.get(name)
+            if option is None:
+                near = closest_names(name, [name for name, _ in known])
                 raise ValueError(
-                    f"cfg must hold options of {self.scheduler}; got {name!r}, near it are "
-                    f"{closest_names(name, known)}."
+                    f"cfg must hold options of {self.scheduler}; got {name!r}, near it are {near}."
                 )
+            if option.opt_type is str and type(value) is int:
+                values[name] = str(value)
+        return values
 
     def refuse_relative_paths(self, config: RunConfig) -> None:
         """Refuses relative paths in a config if the job starts in another folder.
@@ -140,7 +179,8 @@ def load_profile(name: str, file: Path | None = None) -> Profile:
     try:
         profile = Profile.model_validate(entry)
     except ValidationError as error:
-        raise ValueError(f"{path}: {name}.{first_error(error)}.") from None
+        fault = f"{name}.{first_error(error)}".replace(f"{name}.file: ", f"{name}: ")
+        raise ValueError(f"{path}: {fault}.") from None
     sizes = sorted({"cpu", "gpu", "mem_mib"} & profile.model_fields_set)
     if profile.resource and sizes:
         raise ValueError(f"{path}: {name}.resource must be given without {', '.join(sizes)}.")

@@ -1,4 +1,7 @@
-"""Prints the state of a run: its job, its ranks, its progress and its first error."""
+"""Prints the state of a run: its job, its error, its progress and its ranks.
+
+It must start at once, so nothing here imports torch.
+"""
 
 import time
 from collections.abc import Sequence
@@ -7,19 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from msrec.launch.cluster.submit import Submitted, job_state, read_submitted
-from msrec.launch.rank_errors import Failure, first_failure
+from msrec.launch.cluster.submitted import ACTIVE_STATES, Submitted, job_state, read_submitted
+from msrec.launch.rank_errors import Failure, last_failure
+from msrec.launch.rank_states import CRASH, ENDED, RANKS_FOLDER, RankState, read_ranks, read_stack
 from msrec.launch.reporting.byte_sizes import format_bytes
-from msrec.launch.training.heartbeat import (
-    CRASH,
-    RANKS_FOLDER,
-    RankState,
-    ranks_of_last_start,
-    read_ranks,
-    read_stack,
-)
 from msrec.launch.training.metric_log import load_metric_log
-from msrec.launch.training.run_status import Status, status_of, stragglers
+from msrec.launch.training.run_status import CONTINUES, Status, status_of, stragglers
 
 STACK_LINES = 12
 HEADLINE_METRICS = (("train", ("loss", "auc/all")), ("valid", ("auc/all",)))
@@ -27,54 +23,66 @@ RANK_COLUMNS = (
     *("rank", "host", "pid", "phase", "step", "s/step", "own s/step", "memory"),
     "reported, s ago",
 )
+RESTART_S = 300.0
+"""Seconds that agents wait for each other before ranks start again, see torchrun_role.py."""
 FAILED_STATES = ("ended", "failed", "cancelled")
 """States of a job that has stopped without success, see `job_state`."""
 
 
 def print_status(run_dir: Path, console: Console, now: float | None = None) -> Status:
-    """Prints a line for the job, one for the run, one per rank, and everything that is wrong.
+    """Prints the state now, then the last error that matters, then ranks and stacks.
 
-    An error that the run has recovered from is one line, at the end.
+    An error matters if it ended the last start, or if the job has not ended since.
 
     Raises:
         FileNotFoundError: there is neither a job nor a rank.
     """
+    now = time.time() if now is None else now
     submitted = read_submitted(run_dir)
     if submitted is None:  # started by torchx or by hand
         state, since = "", max(rank.start for rank in read_ranks(run_dir))
     else:
         state, since = job_state(submitted), submitted.time
+    failure = last_failure(run_dir / "logs", since)
+    if submitted is not None and not _has_rank_since(run_dir, since):
+        ranks: list[RankState] = []
+        status = _status_without_ranks(submitted, state, failure)
+    else:
+        ranks = read_ranks(run_dir)
+        status = _with_job_state(status_of(run_dir, now), state, now - max(r.time for r in ranks))
+    _print(console, _headline(run_dir, status, ranks))
+    if submitted is not None:
         job = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
         _print(console, f"{job}: {submitted.handle} {state}")
-    failure = first_failure(run_dir / "logs", since)
-    if submitted is not None and not _has_rank_since(run_dir, since):
-        status = _status_without_ranks(submitted, state, failure)
-        for reason in status.reasons:
-            _print(console, reason)
-    else:
-        status = _with_job_state(status_of(run_dir, now), state)
-        _print_ranks(run_dir, status, console, time.time() if now is None else now)
-        if status.exit_status != 0:  # of the last start, not one that was recovered from
-            failure = first_failure(run_dir / "logs", _last_start(run_dir)) or failure
-    if failure is not None:
-        _print_failure(run_dir, failure, console, is_recovered=status.exit_status == 0)
+    for reason in [*status.reasons, *stragglers(ranks)]:
+        _print(console, reason)
+    stack = [] if failure is None else _print_failure(failure, ranks, status, console)
+    if ranks:
+        console.print(_ranks_table(ranks, now))
+    for rank in ranks:
+        _print_stack(run_dir, rank, console)
+    if stack:
+        _print(console, "The stack of the error:")
+        _print_indented(console, stack)
     return status
 
 
-def _last_start(run_dir: Path) -> float:
-    return max((rank.start for rank in read_ranks(run_dir)), default=0.0)
-
-
 def _print_failure(
-    run_dir: Path, failure: Failure, console: Console, *, is_recovered: bool
-) -> None:
+    failure: Failure, ranks: Sequence[RankState], status: Status, console: Console
+) -> list[str]:
+    """Prints the last line of an error if it matters; returns its stack if the job failed."""
     lines = failure.message.splitlines() or [""]
-    if is_recovered:
-        folder = f"its rank's output is in {failure.folder}"
-        _print(console, f"The job has recovered from an error, {folder}: {lines[-1]}")
+    folder = f"its output is in {failure.folder}"
+    began = max((rank.start for rank in ranks), default=0.0)
+    if status.word in CONTINUES:
+        which = "The last error, after which the ranks start again"
+        which = "The job went on after an error" if failure.time < began else which
+    elif status.word not in ENDED and failure.time >= began:
+        which = "The error"
     else:
-        _print(console, f"The first error{_rank_of(run_dir, failure)} is in {failure.folder}:")
-        _print_indented(console, lines)
+        return []  # the job has ended well, or its last start left no error
+    _print(console, f"{which}{_rank_of(ranks, failure)} ({folder}): {lines[-1]}")
+    return lines if len(lines) > 1 and status.word not in CONTINUES else []
 
 
 def _print(console: Console, line: str) -> None:
@@ -86,25 +94,27 @@ def _print_indented(console: Console, lines: Sequence[str]) -> None:
         _print(console, f"  {line}")
 
 
-def _print_ranks(run_dir: Path, status: Status, console: Console, now: float) -> None:
-    ranks = read_ranks(run_dir)
-    _print(console, _headline(run_dir, status, ranks))
-    console.print(_ranks_table(ranks, now))
-    for reason in [*status.reasons, *stragglers(ranks)]:
-        _print(console, reason)
-    for rank in ranks:
-        if (stack := read_stack(run_dir, rank.rank)) is not None:
-            how = "crashed" if stack.startswith(CRASH) else "hung"
-            _print(console, f"rank {rank.rank} {how} here:")
-            _print_indented(console, stack.splitlines()[:STACK_LINES])
+def _print_stack(run_dir: Path, rank: RankState, console: Console) -> None:
+    if (stack := read_stack(run_dir, rank.rank)) is not None:
+        how = "crashed" if stack.startswith(CRASH) else "hung"
+        _print(console, f"rank {rank.rank} {how} here:")
+        _print_indented(console, stack.splitlines()[:STACK_LINES])
 
 
-def _with_job_state(status: Status, state: str) -> Status:
-    """Corrects the status from the ranks' files: a rank that was killed could not write."""
-    if status.word not in ("trains", "silent"):
+def _with_job_state(status: Status, state: str, silent_s: float) -> Status:
+    """Corrects the status from the ranks' files: a rank that was killed could not write.
+
+    Args:
+        status: from the ranks' files.
+        state: of the job, see `job_state`.
+        silent_s: seconds since the last report of any rank.
+    """
+    if status.word == "failed" and state == "running" and silent_s < RESTART_S:
+        return Status("restarts", status.reasons)
+    if status.word in ENDED or (status.word == "failed" and state != "pending"):
         return status
     if state == "pending":
-        return Status("waits", ["The job is back in the queue; the ranks' last reports are above."])
+        return Status("waits", ["The job is back in the queue; the ranks' last reports are below."])
     if state in FAILED_STATES:
         reason = f"The job is {state}; its ranks were killed before they could report it."
         return Status("failed", [reason])
@@ -116,21 +126,25 @@ def _has_rank_since(run_dir: Path, since: float) -> bool:
 
 
 def _status_without_ranks(submitted: Submitted, state: str, failure: Failure | None) -> Status:
-    """Returns the status of a job of which no rank has reported yet."""
+    """Returns the status of a job of which no rank has reported."""
+    is_training = submitted.job == "train"
     if state == "succeeded":
         return Status("done", [])
-    if failure is not None or state in FAILED_STATES:
-        is_training = submitted.job == "train"
+    if state in FAILED_STATES or (failure is not None and state not in ACTIVE_STATES):
         return Status("failed", ["No rank began to train." if is_training else "The job failed."])
-    return Status("waits" if state in ("pending", "submitted") else "starts", [])
+    if state not in ACTIVE_STATES:
+        return Status("forgotten", ["The scheduler does not know the job, and no rank reported."])
+    if state != "running":
+        return Status("waits", [])
+    return Status("restarts" if failure else "starts" if is_training else "runs", [])
 
 
-def _rank_of(run_dir: Path, failure: Failure) -> str:
+def _rank_of(ranks: Sequence[RankState], failure: Failure) -> str:
     """Returns the rank and host of an error, if that rank has reported since."""
-    for rank in ranks_of_last_start(run_dir):
+    for rank in ranks:
         if rank.logs is not None and Path(rank.logs) == failure.folder:
-            return f" is of rank {rank.rank} on {rank.host}, its output"
-    return ", its rank's output"
+            return f", of rank {rank.rank} on {rank.host}"
+    return ""
 
 
 def log_file(run_dir: Path, rank: int, stream: str) -> Path:
@@ -177,6 +191,8 @@ def _log_without_heartbeat(folder: Path, rank: int, stream: str) -> Path:
 
 
 def _headline(run_dir: Path, status: Status, ranks: Sequence[RankState]) -> str:
+    if not ranks:
+        return f"{run_dir}: {status.word}"
     step, total = min(rank.step for rank in ranks), ranks[0].total_steps
     line = f"{run_dir}: {status.word}, step {step:,} of {total:,}"
     log = load_metric_log(run_dir)

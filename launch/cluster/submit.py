@@ -1,4 +1,4 @@
-"""Submits a job with a site profile and cancels it; the job's folder keeps `submitted.json`."""
+"""Submits a job with a site profile, follows it and cancels it."""
 
 import os
 import signal
@@ -9,8 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from torchx.runner import Runner, get_runner
 from torchx.schedulers.api import Stream
@@ -18,52 +16,19 @@ from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDef, AppDryRunInfo, AppState, InvalidRunConfigException
 from torchx.specs.finder import ComponentValidationException
 
-from msrec.data.io.atomic_files import write_text
-from msrec.launch.cluster.job_specs import Job, JobSpec
+from msrec.launch.cluster.job_specs import JobSpec
 from msrec.launch.cluster.profiles import Profile, Target
+from msrec.launch.cluster.submitted import (
+    ACTIVE_STATES,
+    LOCAL,
+    Submitted,
+    job_state,
+    read_submitted,
+)
 from msrec.launch.cluster.torchrun_role import torchrun_app
 
-SUBMITTED_FILE = "submitted.json"
-LOCAL = "local_cwd"
-"""The scheduler whose jobs end with the process that submitted them."""
-ACTIVE_STATES = ("submitted", "pending", "running")
 CLIENT_LIBRARIES = {"kubernetes": "kubernetes", "aws_batch": "boto3", "ray": "ray"}
 """Scheduler -> the client library it needs. The extra of msrec has the scheduler's name."""
-
-
-class Submitted(BaseModel):
-    """Record of a job's last submission."""
-
-    model_config = ConfigDict(frozen=True)
-
-    job: Job
-    profile: str
-    scheduler: str
-    handle: str
-    """The job's name for torchx, SCHEDULER://SESSION/ID."""
-    nodes_and_ranks: str
-    time: float
-    """Seconds since 1970."""
-    pid: int
-    """Process that submitted the job. A local job does not outlive it."""
-    host: str = ""
-    """Host of that process."""
-    exit_status: int | None = None
-    """Exit status of a job that was followed to its end."""
-
-    @property
-    def is_followed(self) -> bool:
-        """Whether the process that submitted the job still runs, on this host."""
-        try:
-            started = psutil.Process(self.pid).create_time()
-        except psutil.NoSuchProcess:
-            return False
-        # A process that began later only has the number of the one that submitted.
-        return self.host in ("", socket.gethostname()) and started <= self.time
-
-    def save(self, folder: Path) -> None:
-        """Writes the record to the job's folder."""
-        write_text(folder / SUBMITTED_FILE, self.model_dump_json(indent=1))
 
 
 def submit(
@@ -133,12 +98,12 @@ def _require_client_library(target: Target) -> None:
 
 
 def _dry_run(runner: Runner, app: AppDef, profile: Profile) -> AppDryRunInfo[Any]:
-    profile.refuse_unknown_options(runner.scheduler_run_opts(profile.scheduler))
+    cfg = profile.scheduler_options(runner.scheduler_run_opts(profile.scheduler))
     with TemporaryDirectory() as empty:
         # Ray requires a folder of code for the cluster. msrec is already installed there.
         workspace = empty if profile.scheduler == "ray" else None
         try:
-            return runner.dryrun(app, profile.scheduler, profile.cfg, workspace)
+            return runner.dryrun(app, profile.scheduler, cfg, workspace)
         except (InvalidRunConfigException, ComponentValidationException) as error:
             raise ValueError(str(error)) from None
 
@@ -173,32 +138,6 @@ def _refuse_second(folder: Path) -> None:
             f"{folder} must have one job at a time; {earlier.handle} is {state}. Wait for its end, "
             f"or stop it: msrec launch cancel {folder}"
         )
-
-
-def job_state(submitted: Submitted) -> str:
-    """Returns the scheduler's state of a job; `ended` for a local one whose launcher was killed."""
-    if submitted.exit_status is not None:
-        return "succeeded" if submitted.exit_status == 0 else "failed"
-    if submitted.scheduler == LOCAL:
-        return "running" if submitted.is_followed else "ended"
-    with get_runner() as runner:
-        status = runner.status(submitted.handle)
-    return "forgotten" if status is None else status.state.name.lower()
-
-
-def read_submitted(folder: Path) -> Submitted | None:
-    """Reads the last submission of a job; None if it was not started by `msrec launch`.
-
-    Raises:
-        ValueError: the file is not a record of `msrec launch`.
-    """
-    file = folder / SUBMITTED_FILE
-    if not file.is_file():
-        return None
-    try:
-        return Submitted.model_validate_json(file.read_text())
-    except ValidationError:
-        raise ValueError(f"{file} must be what `msrec launch` writes; it is not.") from None
 
 
 def cancel(folder: Path) -> str:

@@ -9,19 +9,28 @@ Words used by torchx and torchrun:
 * role: a group of identical processes that torchx starts. A job has one role, its agents.
 """
 
+import re
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torchx
 from torchx import specs
 from torchx.components.dist import parse_nnodes
 from torchx.specs import macros
 
+from msrec.data.io.paths import refuse_secrets
+from msrec.launch.cluster.resources import network_env
+
 RENDEZVOUS_PORT = 29500
 MAX_NODES, MAX_RANKS, MAX_STARTS = 4096, 256, 1000
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,28}[a-z0-9])?")
+"""Names of jobs. Kubernetes makes host names of them, with up to 33 characters more."""
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MAX_THREADS = 16
 """Threads of a rank with a GPU, whose CPU only prepares batches and copies checkpoints."""
+RETRY_POLICIES = (specs.RetryPolicy.APPLICATION.value, specs.RetryPolicy.REPLICA.value)
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,15 @@ class LaunchOptions:
         python: interpreter; empty means this one for local images and `python` in containers.
         threads: threads per rank. None is 1 on a node without GPUs, because two on busy cores make
             steps stall; with GPUs it is the rank's share of the cores, at most MAX_THREADS.
+        name: name of the job for the scheduler; empty means that of the command.
+        env: environment variables of the agents and ranks. They take precedence over the defaults
+            for a node's network and for torch; an empty value leaves a default out.
+        mounts: mounts of a container, each type=bind|volume|device,src=...,dst=...[,readonly].
+        retry_policy: APPLICATION if a retry starts the whole job again, REPLICA if it starts the
+            lost node alone.
 
     Raises:
-        ValueError: `nodes_and_ranks` has another form, or a number is out of range.
+        ValueError: an option has another form, or a number is out of range.
     """
 
     nodes_and_ranks: str
@@ -51,6 +66,10 @@ class LaunchOptions:
     port: int = RENDEZVOUS_PORT
     python: str = ""
     threads: int | None = None
+    name: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: Sequence[str] = ()
+    retry_policy: str = RETRY_POLICIES[0]
 
     def __post_init__(self) -> None:
         try:
@@ -70,6 +89,8 @@ class LaunchOptions:
         ):
             if not first <= value <= last:
                 raise ValueError(f"{name} must be from {first} to {last:,}; got {value:,}.")
+        _check_texts(self)
+        parse_mounts(self.mounts)
 
     @property
     def threads_per_rank(self) -> int:
@@ -80,6 +101,43 @@ class LaunchOptions:
             return 1
         share: int = self.resource.cpu // parse_nnodes(self.nodes_and_ranks)[2]
         return min(MAX_THREADS, max(1, share))
+
+
+def _check_texts(options: LaunchOptions) -> None:
+    refuse_secrets("an environment variable", dict(options.env))
+    if options.name and not NAME.fullmatch(options.name):
+        raise ValueError(
+            "a job's name must be up to 30 small letters, digits and dashes, a letter first; got "
+            f"{options.name!r:.60}."
+        )
+    for name in options.env:
+        if not VARIABLE.fullmatch(name):
+            raise ValueError(
+                "an environment variable must have a name of letters, digits and underscores; got "
+                f"{name!r:.60}."
+            )
+    if options.retry_policy not in RETRY_POLICIES:
+        raise ValueError(
+            f"the retry policy must be {' or '.join(RETRY_POLICIES)}; got "
+            f"{options.retry_policy!r:.60}."
+        )
+
+
+def parse_mounts(texts: Sequence[str]) -> list[specs.BindMount]:
+    """Returns torchx's mounts (bind, volume or device).
+
+    Raises:
+        ValueError: a text is not a mount.
+    """
+    words = ",".join(texts)
+    try:
+        mounts: list[specs.BindMount] = specs.parse_mounts(words.split(",") if words else [])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            "a mount must be type=bind|volume|device,src=SOURCE,dst=/PATH[,readonly]; got "
+            f"{words!r} (torchx: {error.args[0]})."
+        ) from None
+    return mounts
 
 
 def torchrun_app(
@@ -96,6 +154,7 @@ def torchrun_app(
     """
     min_nodes, max_nodes, _, _ = parse_nnodes(options.nodes_and_ranks)
     has_gpus = options.resource.gpu > 0
+    given = {name: _literal(value) for name, value in options.env.items()}
     role = specs.Role(
         name=job,
         image=options.image,
@@ -111,12 +170,17 @@ def torchrun_app(
             # Pinned memory, which holds a copy of the tables for a checkpoint, would otherwise be
             # rounded up to a power of two.
             **({"PYTORCH_ALLOC_CONF": "pinned_max_round_threshold_mb:64"} if has_gpus else {}),
-        },
+        }
+        | network_env(options.resource)
+        | given,
         resource=options.resource,
         max_retries=options.max_retries,
+        retry_policy=specs.RetryPolicy(options.retry_policy),
         port_map={"c10d": options.port},
+        mounts=parse_mounts(options.mounts),
     )
-    return specs.AppDef(name=job, roles=[role])
+    role.env = {name: value for name, value in role.env.items() if value != ""}
+    return specs.AppDef(name=options.name or job, roles=[role])
 
 
 def _agent_command(job: str, args: list[str], options: LaunchOptions, log_dir: str | None) -> str:

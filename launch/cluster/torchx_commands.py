@@ -11,17 +11,23 @@ from torchx.cli.cmd_run import CmdRun
 from torchx.runner import get_runner
 from torchx.specs import make_app_handle
 
+from msrec.launch.cluster.schedulers.options import refuse_ignored
+
 log = logging.getLogger(__name__)
 
 
 class Run(CmdRun):  # type: ignore[misc]  # torchx is untyped
-    """`torchx run`; the library of a scheduler may be missing."""
+    """`torchx run`; a scheduler may lack its library, or ignore an option."""
 
     def run(self, args: argparse.Namespace) -> None:
         """Runs a component."""
+        words = " ".join(args.component_name_and_args).partition(" -- ")[0].replace("=", " ")
+        options = words.split(" ")
+        policy = "REPLICA" if "--retry_policy REPLICA" in words else "APPLICATION"
         try:
+            refuse_ignored(args.scheduler, mounts="--mounts" in options, retry_policy=policy)
             super().run(args)
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             _fail(error)
 
 

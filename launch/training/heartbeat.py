@@ -9,65 +9,24 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import IO, Self
 
 import psutil
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.loading.batch import Batch
 from msrec.launch.distributed import Process
+from msrec.launch.rank_states import ENDED, RANKS_FOLDER, Phase, RankState
 
-RANKS_FOLDER = "ranks"
 INTERVAL_S = 1.0
 """Shortest time between two writes of a rank's state."""
-Phase = Literal["starts", "trains", "validates", "stopped", "done", "failed"]
-ENDED: tuple[Phase, ...] = ("done", "stopped")
 STEP_FILE_BYTES = 32
-CRASH = "Fatal Python error"
-"""First words of the stack of a rank that crashed; that of a rank that hung begins otherwise."""
 VMSTAT = Path("/proc/vmstat")
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 OWN_TIME_REPORTS = 30
 """Reports over which a rank's own time per step is averaged: half a minute or more."""
-
-
-class RankState(BaseModel):
-    """State that a rank last reported; the content of `ranks/RANK.json`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    rank: int
-    host: str
-    pid: int
-    time: float
-    """Time of the report, in seconds since 1970 on the rank's clock."""
-    phase: Phase
-    step: int = 0
-    total_steps: int = 0
-    validates: bool = False
-    """Whether the rank is, or was when it failed, in a validation."""
-    step_s: float | None = None
-    """Mean seconds per step since the report before."""
-    own_s: float | None = None
-    """Seconds per step without waiting for other ranks, averaged over half a minute: processor time
-    of the training thread (not on a GPU, where it waits actively) and waiting for data."""
-    start: float = 0.0
-    """Seconds since 1970 at which rank 0 started, the same on all ranks."""
-    first_step: int = 0
-    """Step from which this start continued."""
-    fault: bool = False
-    """Whether the rank's own error ended it, not the loss of another rank or Ctrl-C."""
-    config: str = ""
-    """Hash of the run's config."""
-    oom_kills: int = 0
-    """Processes that the kernel of this host has killed for memory, since it was booted."""
-    memory: int = 0
-    """Resident bytes or, on a GPU, peak memory of the tensors."""
-    logs: str | None = None
-    """Folder with stdout.log and stderr.log, if torchrun keeps them."""
 
 
 class Heartbeat:
@@ -231,50 +190,3 @@ def oom_kills() -> int:
     counts = VMSTAT.read_text() if VMSTAT.is_file() else ""
     match = _OOM_KILLS.search(counts)  # every second, so without parsing 200 lines
     return int(match[1]) if match else 0
-
-
-def read_ranks(run_dir: Path) -> list[RankState]:
-    """Returns the last state of each rank of a run, by rank.
-
-    Raises:
-        FileNotFoundError: the run has not started to train.
-        ValueError: a file is not what a rank writes.
-    """
-    files = sorted((run_dir / RANKS_FOLDER).glob("*.json"), key=lambda file: int(file.stem))
-    if not files:
-        raise FileNotFoundError(
-            f"{run_dir / RANKS_FOLDER} must hold a file per rank; there is none: no rank began to "
-            "train."
-        )
-    return [_read_rank(file) for file in files]
-
-
-def ranks_of_last_start(run_dir: Path) -> list[RankState]:
-    """Returns the states of the ranks of the last start; empty if the run never started to train.
-
-    Raises:
-        ValueError: a file is not what a rank writes.
-    """
-    ranks = [_read_rank(file) for file in (run_dir / RANKS_FOLDER).glob("*.json")]
-    last = max((rank.start for rank in ranks), default=0.0)
-    return [rank for rank in ranks if rank.start == last]
-
-
-def _read_rank(file: Path) -> RankState:
-    """Reads a rank's state, with the step of its step file, which is newer."""
-    try:
-        state = RankState.model_validate_json(file.read_text())
-        step_file = file.with_suffix(".step")
-        content = step_file.read_text() if step_file.is_file() else ""
-        if state.phase in ENDED or not content:  # empty between its opening and the first beat
-            return state
-        step, validates = content.split()
-        return state.model_copy(update={"step": int(step), "validates": validates == "1"})
-    except ValueError:
-        raise ValueError(f"{file} must be the state that a rank writes; it is not.") from None
-
-
-def read_stack(run_dir: Path, rank: int) -> str | None:
-    """Returns the stacks of a rank that hung or crashed, innermost calls first; else None."""
-    file = run_dir / RANKS_FOLDER / f"{rank}.stack"
-    return file.read_text() or None if file.is_file() else None

@@ -11,13 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from msrec.data.io.atomic_files import write_text
 from msrec.data.loading.loader import Loader
 from msrec.launch.rank_errors import NO_RESTART
-from msrec.launch.training.heartbeat import (
-    ENDED,
-    RankState,
-    oom_kills,
-    ranks_of_last_start,
-    read_stack,
-)
+from msrec.launch.rank_states import ENDED, RankState, ranks_of_last_start, read_stack
+from msrec.launch.training.heartbeat import oom_kills
 from msrec.model.distributed.collectives import from_rank_0
 
 FAILED_STEP_FILE = "failed_step.json"

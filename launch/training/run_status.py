@@ -9,8 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from msrec.launch.training.heartbeat import CRASH, ENDED, RankState, read_ranks, read_stack
+from msrec.launch.rank_states import CRASH, ENDED, RankState, read_ranks, read_stack
 
+CONTINUES = ("waits", "starts", "runs", "trains", "restarts")
+"""Words of a job that has not ended and has no known problem."""
 SILENT_S = 60.0
 """Seconds without a report after which a rank counts as silent."""
 SLOW_FACTOR, SLOW_STEP_SHARE = 2.0, 0.1
@@ -23,7 +25,8 @@ class Status:
     """Status of a run.
 
     Attributes:
-        word: `waits`, `starts`, `trains`, `done`, `stopped` (by SIGTERM), `failed` or `silent`.
+        word: `waits`, `starts`, `runs` (a job other than training), `trains`, `restarts`, `done`,
+            `stopped` (by SIGTERM), `failed`, `silent` or `forgotten` (by the scheduler).
         reasons: one sentence per problem.
     """
 
@@ -33,7 +36,7 @@ class Status:
     @property
     def exit_status(self) -> int:
         """0 if nothing is wrong, 1 otherwise."""
-        return 0 if self.word in ("trains", "waits", "starts", *ENDED) else 1
+        return 0 if self.word in (*CONTINUES, *ENDED) else 1
 
 
 def status_of(run_dir: Path, now: float | None = None) -> Status:

@@ -21,6 +21,7 @@ from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, check_run_folder, save_config
 from msrec.launch.daily.progressive import PROGRESSIVE, progressive_batches
 from msrec.launch.distributed import Process, exclusive_job, seed_step
+from msrec.launch.job_tracker import JobTracker
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
 from msrec.launch.run_tasks import combined_score
@@ -399,4 +400,6 @@ def _train_run(config: RunConfig, process: Process) -> FitResult:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, config.run_dir / CONFIG_FILE)
         write_json(config.run_dir / "versions.json", installed_versions())
+        tracker = JobTracker(config, progress.step, process.world_size)
+        trainer.checkpoints.on_commit = tracker.record_checkpoint
     return trainer.fit(progress)

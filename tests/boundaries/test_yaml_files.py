@@ -1,11 +1,12 @@
 """YAML from outside: bombs, depth, tags, repeated keys, cut files; the same for every file."""
 
+import re
 import time
 
 import pytest
 import yaml
 from fuzz import examples
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from msrec.data.io.paths import refuse_secrets
@@ -34,7 +35,6 @@ ATTACKS = {
     "twice inside": ("a: [{b: 1, 'b': 2}]", "have each key of a mapping once; found 'b' again"),
     "twice, true and yes": ("true: 1\nyes: 2", "have each key of a mapping once; found 'yes'"),
     "long number": ("a: " + "9" * 5000, "have numbers of at most 64 characters; it has 5,000"),
-    "long time": ("a: " + ":".join(["1"] * 99_999), "have numbers of at most 64 characters"),
     "no date": ("a: 2020-13-01", "be YAML; month must be in 1..12"),
     "two documents": ("a: 1\n---\na: 1", "be YAML; but found another document in line 2"),
     "a cut list": ("a: [1, 2", "be YAML; "),
@@ -79,6 +79,13 @@ def test_aliases_and_merges_of_a_plain_file_are_kept():
     text = "base: &base {lr: 1, dim: 8}\nrun: {<<: *base, lr: 2}\nagain: *base"
     base = {"lr": 1, "dim": 8}
     assert parse_yaml(text, "x") == {"base": base, "run": {"lr": 2, "dim": 8}, "again": base}
+
+
+def test_times_and_leading_zeros_are_texts_and_other_numbers_are_numbers():
+    """YAML 1.1 reads 1:30:00 as 5400, in base 60, and 0022 as 18, in base 8."""
+    text = "[1:30:00, 30:00, -1:30, 1:30.5, 0022, 007, -01, 0, 0.5, 0x1F, 1_000, -3, 1e-3, 1.5e-3]"
+    texts = ["1:30:00", "30:00", "-1:30", "1:30.5", "0022", "007", "-01"]
+    assert parse_yaml(text, "x") == [*texts, 0, 0.5, 31, 1000, -3, "1e-3", 1.5e-3]
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path):
@@ -159,6 +166,7 @@ def test_plain_values_are_read_as_they_were_written(tmp_path_factory, tree):
 @settings(max_examples=examples(300), deadline=None)
 @given(st.text(alphabet="ab01:-[]{}?&*!%<>|#'\", \n\t\\.~=eE_+@`", max_size=60))
 def test_any_text_is_a_value_of_the_yaml_library_or_one_sentence(text):
+    assume(not re.search(r"\d:\d|0\d", text))  # times and leading zeros are texts here
     value, problem = _value_or_problem(text)
     if problem is None:
         same = yaml.load(text, yaml.CSafeLoader)

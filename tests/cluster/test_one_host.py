@@ -19,7 +19,7 @@ from jobs import (
     wait_for_step,
 )
 
-from msrec.launch.training.heartbeat import read_ranks
+from msrec.launch.rank_states import read_ranks
 
 
 def test_a_killed_rank_is_restarted_and_the_run_ends_as_an_undisturbed_one(

@@ -9,8 +9,8 @@ import pytest
 import slurm as machines
 from jobs import SAVE_EVERY, STEPS, assert_same_end, config_of, newest_step, saved, wait_for_step
 
-from msrec.launch.cluster.submit import read_submitted
-from msrec.launch.training.heartbeat import read_ranks
+from msrec.launch.cluster.submitted import read_submitted
+from msrec.launch.rank_states import read_ranks
 
 PROFILES = """
 two: { scheduler: slurm, cfg: { partition: msrec }, cpu: 1, mem_mib: 2048, max_restarts: 0,

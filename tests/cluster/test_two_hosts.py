@@ -8,7 +8,7 @@ import time
 import jobs
 from jobs import SAVE_EVERY, STEPS, assert_same_end, commands, config_of, newest_step, wait_for_step
 
-from msrec.launch.training.heartbeat import read_ranks
+from msrec.launch.rank_states import read_ranks
 from msrec.launch.training.preemption import STOPPED
 
 AGENT = "msrec.launch.cluster.elastic_agent"

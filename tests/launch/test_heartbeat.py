@@ -20,7 +20,7 @@ from trainings import config_of
 from msrec.launch.cluster.status import print_status
 from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
-from msrec.launch.training.heartbeat import RankState, read_ranks, read_stack
+from msrec.launch.rank_states import RankState, read_ranks, read_stack
 from msrec.launch.training.run_status import status_of, stragglers
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.fault_injection.killed_ranks import observe_outcomes

@@ -9,7 +9,8 @@ from torchx.specs import AppDef, AppState, Resource, Role
 from torchx.specs.finder import ComponentValidationException
 
 from msrec.launch.cluster.schedulers.kubernetes import MsrecKubernetesScheduler, create_scheduler
-from msrec.launch.cluster.submit import Submitted, cancel
+from msrec.launch.cluster.submit import cancel
+from msrec.launch.cluster.submitted import Submitted
 
 pytestmark = pytest.mark.slow
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -15,11 +16,18 @@ from torchx import specs
 
 from msrec.launch.cluster.job_specs import train_spec
 from msrec.launch.cluster.profiles import Profile, Target, load_profile
-from msrec.launch.cluster.status import _rank_of, _with_job_state, log_file, print_status
-from msrec.launch.cluster.submit import Submitted, cancel, read_submitted, submit
+from msrec.launch.cluster.status import (
+    _rank_of,
+    _status_without_ranks,
+    _with_job_state,
+    log_file,
+    print_status,
+)
+from msrec.launch.cluster.submit import cancel, submit
+from msrec.launch.cluster.submitted import Submitted, read_submitted
 from msrec.launch.config.run_config import load_config
-from msrec.launch.rank_errors import Failure, first_failure
-from msrec.launch.training.heartbeat import RankState
+from msrec.launch.rank_errors import Failure, last_failure
+from msrec.launch.rank_states import RankState, read_ranks
 from msrec.launch.training.run_status import Status
 
 pytestmark = pytest.mark.slow
@@ -85,7 +93,8 @@ def test_a_job_that_fails_ends_with_the_sentence_of_its_first_rank(config):
     assert "FAILED" in done.stdout
     status = msrec(config, "status", "runs/bad")
     assert status.returncode == 1
-    assert "The first error, its rank's output is in" in status.stdout
+    assert status.stdout.startswith("runs/bad: failed\ntrain on local, 1x2: local_cwd://")
+    assert "The error (its output is in" in status.stdout
     assert "nowhere/dataset.yaml must exist" in " ".join(status.stdout.split())
     assert "No rank began to train." in status.stdout
     assert "Traceback" not in status.stdout
@@ -236,6 +245,9 @@ def test_a_mistake_is_one_sentence_and_nothing_is_submitted(config, args, senten
 
 CORRECTIONS = [
     ("trains", "pending", "waits", 0),
+    ("failed", "pending", "waits", 0),
+    ("failed", "running", "restarts", 0),
+    ("failed", "failed", "failed", 1),
     ("trains", "failed", "failed", 1),
     ("silent", "cancelled", "failed", 1),
     ("trains", "running", "trains", 0),
@@ -246,8 +258,12 @@ CORRECTIONS = [
 
 @pytest.mark.parametrize(("reported", "job_state", "word", "exit_status"), CORRECTIONS)
 def test_the_scheduler_knows_of_ranks_that_were_killed(reported, job_state, word, exit_status):
-    status = _with_job_state(Status(reported, []), job_state)
+    status = _with_job_state(Status(reported, []), job_state, silent_s=10)
     assert (status.word, status.exit_status) == (word, exit_status)
+
+
+def test_ranks_that_failed_long_ago_do_not_start_again():
+    assert _with_job_state(Status("failed", []), "running", silent_s=400).word == "failed"
 
 
 def error(folder, rank, stamp, text):
@@ -260,10 +276,10 @@ def error(folder, rank, stamp, text):
 def test_the_first_error_is_found_and_none_of_an_earlier_submission(tmp_path):
     error(tmp_path, 0, 20, "a collective gave up")
     error(tmp_path, 1, 10, "the reason")
-    failure = first_failure(tmp_path, since=0.0)
+    failure = last_failure(tmp_path, since=0.0)
     assert failure.message == "the reason"
     assert failure.folder.name == "1"
-    assert first_failure(tmp_path, since=time.time() + 60) is None
+    assert last_failure(tmp_path, since=time.time() + 60) is None
 
 
 def test_errors_of_the_same_second_are_ordered_by_their_files_and_named_by_rank(tmp_path):
@@ -275,10 +291,11 @@ def test_errors_of_the_same_second_are_ordered_by_their_files_and_named_by_rank(
         state = RankState(rank=rank + 4, host="n2", pid=1, time=1, phase="failed", logs=str(folder))
         (tmp_path / "ranks").mkdir(exist_ok=True)
         (tmp_path / f"ranks/{rank + 4}.json").write_text(state.model_dump_json())
-    failure = first_failure(tmp_path / "logs", since=0.0)
+    failure = last_failure(tmp_path / "logs", since=0.0)
     assert failure.message == "the reason"
-    assert _rank_of(tmp_path, failure) == " is of rank 5 on n2, its output"
-    assert _rank_of(tmp_path, Failure("", tmp_path)) == ", its rank's output"
+    ranks = read_ranks(tmp_path)
+    assert _rank_of(ranks, failure) == ", of rank 5 on n2"
+    assert _rank_of(ranks, Failure("", tmp_path)) == ""
 
 
 def test_only_a_running_job_of_msrec_launch_is_cancelled(tmp_path):
@@ -311,25 +328,48 @@ def test_a_job_that_runs_is_not_submitted_again_and_its_config_stays(config, tmp
     assert (job.folder / "submitted.yaml").read_text() == before
 
 
-@pytest.fixture
-def restarted(tmp_path):
-    """Function that writes a run whose first attempt failed at 100 s and whose second began at 200.
+def attempt(folder, agent, number, at, **texts):
+    """Writes the errors of an attempt that began at `at`: rank_RANK=(seconds later, text)."""
+    attempt = folder / f"logs/{agent}/attempt_{number}"
+    attempt.mkdir(parents=True)
+    for rank, (after, text) in texts.items():
+        file = attempt / rank.removeprefix("rank_") / "error.json"
+        file.parent.mkdir()
+        file.write_text(json.dumps({"message": text}))
+        os.utime(file, (at + after, at + after))
+    os.utime(attempt, (at, at))
 
-    Its argument is the phase of the second; the result is what `launch status` prints.
+
+def test_the_error_is_the_first_one_of_the_last_attempt_on_all_nodes(tmp_path):
+    attempt(tmp_path, "x_a", 0, 100, rank_0=(9, "old"))
+    attempt(tmp_path, "x_b", 0, 100, rank_0=(8, "older"))
+    assert last_failure(tmp_path / "logs", 0).message == "older"
+    attempt(tmp_path, "x_a", 1, 120, rank_0=(7, "effect"))
+    attempt(tmp_path, "x_b", 1, 121, rank_0=(5, "cause"))
+    assert last_failure(tmp_path / "logs", 0).message == "cause"
+    attempt(tmp_path, "x_c", 0, 200, rank_0=(1, "of the job's retry"))
+    assert last_failure(tmp_path / "logs", 0).message == "of the job's retry"
+    assert last_failure(tmp_path / "logs", 202) is None
+
+
+@pytest.fixture
+def printed(tmp_path, monkeypatch):
+    """Function that prints the status of a run whose first attempt failed at 109 s.
+
+    The second attempt began at 200 s. The arguments are its phase, the state of the job and the
+    errors of the second attempt.
     """
 
-    def printed(phase):
-        error(tmp_path / "logs", 0, 100, "Traceback\n" + "  line\n" * 60 + "ValueError: first")
-        os.utime(tmp_path / "logs/x_1/attempt_0/0/error.json", (100, 100))
-        if phase == "failed":
-            file = tmp_path / "logs/x_1/attempt_1/0/error.json"
-            file.parent.mkdir(parents=True)
-            file.write_text(json.dumps({"message": "ValueError: second"}))
-            os.utime(file, (300, 300))
+    def printed(phase, state, **errors):
+        trace = "Traceback\n" + "  line\n" * 60
+        attempt(tmp_path, "x_1", 0, 100, rank_0=(9, f"{trace}ValueError: first"))
+        attempt(tmp_path, "x_1", 1, 190, **{k: (at, trace + e) for k, (at, e) in errors.items()})
         (tmp_path / "ranks").mkdir()
-        state = RankState(rank=0, host="n", pid=1, time=300, phase=phase, start=200, step=9)
-        (tmp_path / "ranks/0.json").write_text(state.model_dump_json())
-        submitted_by(1, time=50, exit_status=int(phase == "failed")).save(tmp_path)
+        rank = {"rank": 0, "host": "n", "pid": os.getpid(), "phase": phase, "step": 9}
+        rank |= {"time": 300, "start": 200, "logs": str(tmp_path / "logs/x_1/attempt_1/0")}
+        (tmp_path / "ranks/0.json").write_text(RankState(**rank).model_dump_json())
+        submitted_by(1, time=50).save(tmp_path)
+        monkeypatch.setattr("msrec.launch.cluster.status.job_state", lambda submitted: state)
         console = Console(width=200, file=io.StringIO())
         print_status(tmp_path, console, now=301)
         return console.file.getvalue().splitlines()
@@ -337,20 +377,76 @@ def restarted(tmp_path):
     return printed
 
 
-def test_an_error_that_was_recovered_from_is_the_last_line_of_the_status(restarted):
-    lines = restarted("done")
-    assert lines[0].endswith("x://y/z succeeded")
-    assert ": done, step 9 of 0" in lines[1]
-    assert lines[-1].startswith("The job has recovered from an error, its rank's output is in ")
-    assert lines[-1].endswith("attempt_0/0: ValueError: first")
-    assert len(lines) < 10
+FIRST, SECOND = "ValueError: first", "ValueError: second"
 
 
-def test_the_error_of_a_failed_job_is_that_of_its_last_start(restarted):
-    lines = restarted("failed")
-    assert ": failed, step 9 of 0" in lines[1]
-    assert lines[-1] == "  ValueError: second"
-    assert not any("first" in line for line in lines[:-2])
+def test_the_first_line_is_the_state_and_an_error_of_a_finished_run_is_not_shown(printed):
+    lines = printed("done", "succeeded")
+    assert ": done, step 9 of 0" in lines[0]
+    assert lines[1] == "train on local, 1x1: x://y/z succeeded"
+    assert FIRST not in "".join(lines)
+    assert len(lines) == 7
+
+
+def test_the_error_of_a_failed_job_is_that_of_its_last_start_and_its_stack_is_at_the_end(printed):
+    lines = printed("failed", "failed", rank_0=(110, SECOND))
+    assert ": failed, step 9 of 0" in lines[0]
+    assert lines[3].startswith("The error, of rank 0 on n (its output is in ")
+    assert lines[3].endswith(f"attempt_1/0): {SECOND}")
+    assert lines[-63:-60] == ["The stack of the error:", "  Traceback", "    line"]
+    assert lines[-1] == f"  {SECOND}"
+    assert FIRST not in "".join(lines)
+
+
+def test_a_job_whose_last_start_was_killed_does_not_show_the_error_of_an_earlier_one(printed):
+    lines = printed("trains", "failed")
+    assert ": failed, step 9 of 0" in lines[0]
+    assert lines[2] == "The job is failed; its ranks were killed before they could report it."
+    assert FIRST not in "".join(lines)
+
+
+def test_an_error_after_which_a_job_went_on_is_one_line_while_it_trains(printed):
+    lines = printed("trains", "running")
+    assert ": trains, step 9 of 0" in lines[0]
+    assert lines[2].startswith("The job went on after an error (its output is in ")
+    assert lines[2].endswith(f"attempt_0/0): {FIRST}")
+    assert len(lines) == 8
+
+
+def test_a_job_whose_ranks_start_again_says_why(printed):
+    lines = printed("failed", "running", rank_0=(110, SECOND))
+    assert ": restarts, step 9 of 0" in lines[0]
+    why = "The last error, after which the ranks start again, of rank 0 on n (its output is in "
+    assert lines[3].startswith(why)
+    assert lines[3].endswith(f"): {SECOND}")
+    assert len(lines) == 9
+
+
+STATES = {
+    ("train", "running", False): ("starts", 0),
+    ("evaluate", "running", False): ("runs", 0),
+    ("evaluate", "running", True): ("restarts", 0),
+    ("evaluate", "pending", True): ("waits", 0),
+    ("evaluate", "succeeded", True): ("done", 0),
+    ("evaluate", "failed", False): ("failed", 1),
+    ("train", "forgotten", True): ("failed", 1),
+    ("train", "forgotten", False): ("forgotten", 1),
+}
+
+
+@pytest.mark.parametrize(("job", "state", "has_error"), STATES)
+def test_without_a_report_of_a_rank_the_state_is_that_of_the_job(job, state, has_error):
+    failure = Failure(FIRST, Path()) if has_error else None
+    status = _status_without_ranks(submitted_by(1, job=job), state, failure)
+    assert (status.word, status.exit_status) == STATES[job, state, has_error]
+
+
+def test_the_status_is_printed_without_loading_torch_or_torchx():
+    code = "import msrec.launch.cluster.status, msrec.tools.cli.main, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = {"torch", "torchrec", "torchx", "numpy", "polars", "pyarrow", "transformers", "fsspec"}
+    assert "pydantic" in done.stdout.split()
+    assert not slow & set(done.stdout.split())
 
 
 def test_the_output_of_a_job_without_heartbeat_is_that_of_its_last_attempt(tmp_path):

@@ -19,7 +19,7 @@ from trainings import BOTH, config_of, weights
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
-from msrec.launch.training.heartbeat import read_ranks
+from msrec.launch.rank_states import read_ranks
 from msrec.launch.training.preemption import (
     FIRST_CALLS,
     MAX_CALLS,

@@ -19,7 +19,7 @@ from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process, process_group
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results
-from msrec.launch.training.heartbeat import read_ranks
+from msrec.launch.rank_states import read_ranks
 from msrec.launch.training.preemption import Preempted
 from msrec.launch.training.trainer import Trainer
 from msrec.model.distributed.kernels import trained_kernels

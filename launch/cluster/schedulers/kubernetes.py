@@ -16,7 +16,7 @@ from torchx.schedulers.kubernetes_scheduler import (
     KubernetesScheduler,
     sanitize_for_serialization,
 )
-from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
+from torchx.specs import AppDef, AppDryRunInfo, AppState, RetryPolicy, runopts
 from urllib3.exceptions import MaxRetryError
 
 from msrec.launch.cluster.schedulers.options import (
@@ -45,6 +45,10 @@ OPTIONS = ListOptions(
         "TAINT[:VALUE]:EFFECT", f"{LABEL}(?::{LABEL})?:{EFFECT}", "taints of nodes to accept"
     ),
 )
+LOST_POD = ("PodEvicted", "PodFailed")
+RESTART_POD = "RestartPod"
+"""Volcano's action for REPLICA, since Volcano 1.11. torchx sets none, and Volcano then ignores lost
+pods."""
 VOLCANO = {"group": "batch.volcano.sh", "version": "v1alpha1", "plural": "jobs"}
 JOB_PHASES = JOB_STATE | {"Completing": AppState.RUNNING}
 """torchx does not know the phase between the end of the last pod and the end of the job."""
@@ -126,6 +130,8 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
         job: Any = sanitize_for_serialization(info.request.resource)
         for task in job["spec"]["tasks"]:
             _add_options(task["template"]["spec"], app.roles[0].resource.memMB, parts)
+            if "policies" in task and app.roles[0].retry_policy == RetryPolicy.REPLICA:
+                task["policies"] = [{"event": lost, "action": RESTART_POD} for lost in LOST_POD]
         info.request.resource = job
         return info
 
@@ -136,10 +142,11 @@ def create_scheduler(session_name: str, **kwargs: Any) -> MsrecKubernetesSchedul
 
 
 def _add_options(pod: dict[str, Any], mem_mib: int, parts: Parts) -> None:
-    """Writes memory and options into the spec of a pod and escapes its command."""
+    """Writes memory and options into the spec of a pod and escapes its command and variables."""
     (container,) = pod["containers"]
-    # Kubernetes replaces $(NAME) by the value of a variable, and $$ by one dollar.
-    container["command"] = [re.sub(r"\$(?=[$(])", "$$", word) for word in container["command"]]
+    container["command"] = [_escaped(word) for word in container["command"]]
+    for variable in container["env"]:
+        variable["value"] = _escaped(variable["value"])
     for kind in ("requests", "limits"):
         container["resources"][kind]["memory"] = f"{mem_mib}Mi"
     for number, (claim, path) in enumerate(parts["volumes"]):
@@ -156,6 +163,11 @@ def _add_options(pod: dict[str, Any], mem_mib: int, parts: Parts) -> None:
     pod["nodeSelector"].update(parts["node_selector"])
     if parts["tolerations"]:
         pod["tolerations"] = [_toleration(*taint) for taint in parts["tolerations"]]
+
+
+def _escaped(text: str) -> str:
+    """Escapes dollars: Kubernetes replaces $(NAME) by a variable's value, and $$ by a dollar."""
+    return re.sub(r"\$(?=[$(])", "$$", text)
 
 
 def _toleration(key: str, value: str | None, effect: str) -> dict[str, str]:

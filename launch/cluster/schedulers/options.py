@@ -8,6 +8,9 @@ import torchx
 from torchx.specs import AppDef, runopts
 from torchx.specs.finder import ComponentValidationException
 
+WITH_MOUNTS = ("kubernetes", "aws_batch", "local_docker")
+WITH_REPLICA_RETRIES = ("kubernetes",)
+"""Schedulers that can start one node of a job again."""
 Parts = dict[str, list[tuple[str, ...]]]
 """Option -> the parts of each of its texts."""
 
@@ -70,3 +73,20 @@ def require_image(app: AppDef, scheduler: str) -> None:
             f"{scheduler} needs an image with msrec in it; got none. Give --image NAME, or "
             "image: NAME in the profile."
         )
+
+
+def refuse_ignored(scheduler: str, *, mounts: bool, retry_policy: str) -> None:
+    """Refuses options of a job that torchx accepts everywhere and most schedulers ignore.
+
+    Raises:
+        ValueError: the scheduler ignores one that is given.
+    """
+    for option, is_given, schedulers in (
+        ("mounts", mounts, WITH_MOUNTS),
+        ("the retry policy REPLICA", retry_policy == "REPLICA", WITH_REPLICA_RETRIES),
+    ):
+        if is_given and scheduler not in schedulers:
+            raise ValueError(
+                f"{option} must be for the scheduler {' or '.join(schedulers)}; got {scheduler}, "
+                "which ignores it."
+            )

@@ -36,6 +36,8 @@ STATE_COMMANDS = (
 """Both print job number, name, state, nodes and reason of each component of a job."""
 LIST_COMMANDS = ((STATE_COMMANDS[0], "--me"), (STATE_COMMANDS[1], "--starttime=1970-01-02"))
 """The same commands for all jobs of this user."""
+NAME_END = "."
+"""Between the name that a user gave to a job and torchx's name of a node, such as train-0."""
 Jobs = list[ListAppResponse]
 Component = tuple[str, AppState, str, str]
 """Name, state, host and reason of a component, which is one node of the job."""
@@ -90,10 +92,17 @@ class MsrecSlurmScheduler(SlurmScheduler):  # type: ignore[misc]  # torchx is un
         info = super()._submit_dryrun(app, cfg)
         values: Mapping[str, Any] = dict(cfg)
         options = {name: str(values[name]) for name in OPTIONS if values.get(name) is not None}
-        for replica in info.request.replicas.values():
+        for name, replica in info.request.replicas.items():
             replica.sbatch_opts.update(options)
             if values.get("exclusive"):
                 replica.sbatch_opts["exclusive"] = None
+            if app.name != app.roles[0].name:
+                replica.name = f"{app.name}{NAME_END}{name}"
+            # torchx gives variables to srun's --export, which ends a value at its first comma.
+            variables = [f"{key}={value}" for key, value in replica.env.items()]
+            replica.args = [*variables, replica.entrypoint, *replica.args]
+            replica.entrypoint, replica.env = "env", {}
+            replica.srun_opts["export"] = "ALL"
         return info
 
 
@@ -105,7 +114,10 @@ def create_scheduler(session_name: str, **kwargs: Any) -> MsrecSlurmScheduler:
 def _components(command: list[str]) -> list[Component]:
     """Reads what a command prints; empty if it is not installed or does not know the job."""
     rows = _answer(command) or []
-    return [(name, _state(state), host, reason) for _, name, state, host, reason in rows]
+    return [
+        (name.rpartition(NAME_END)[2], _state(state), host, reason)
+        for _, name, state, host, reason in rows
+    ]
 
 
 def _answer(command: list[str]) -> list[list[str]] | None:
