@@ -4,13 +4,11 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from msrec.data.io.atomic_files import write_json
-from msrec.data.loading.batch import Batch
 from msrec.data.loading.loader import Loader
 from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.batch_pipeline import BatchPipeline
@@ -20,13 +18,12 @@ from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
 from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, check_run_folder, save_config
 from msrec.launch.daily.progressive import PROGRESSIVE, progressive_batches
+from msrec.launch.daily.warm_start import saved_rows, warm_start
 from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.job_tracker import JobTracker
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
-from msrec.launch.run_tasks import combined_score
 from msrec.launch.trained_run import unwrapped
-from msrec.launch.training.chosen_metric import ValidationRows, choose_metric, valid_impressions
 from msrec.launch.training.heartbeat import Heartbeat
 from msrec.launch.training.metric_accumulator import MetricAccumulator, TaskMetrics
 from msrec.launch.training.metric_log import load_metric_log
@@ -36,7 +33,7 @@ from msrec.launch.training.progress import Progress, order_settings
 from msrec.launch.training.repeated_failure import check_last_start, forget_failures
 from msrec.launch.training.skipped_rows import BadRowReporter
 from msrec.launch.training.table_trace import write_table_times
-from msrec.launch.training.warm_start import saved_rows, warm_start
+from msrec.launch.training.validation import Validation
 from msrec.launch.versions import installed_versions
 from msrec.model.distributed.collectives import from_rank_0
 from msrec.model.distributed.kernels import set_update_count
@@ -45,9 +42,6 @@ from msrec.model.distributed.optimizers import Schedule, accumulator, optimizers
 from msrec.model.distributed.plan_files.sharding_plan import plan_to_dict
 from msrec.model.distributed.replicas import TableReplicas
 from msrec.model.layers.precision import check_precision, tf32_products
-from msrec.model.managed.managed_tables import take_lookup_counts
-from msrec.model.ranker import Outcome
-from msrec.model.score_head import ScoreHead
 
 logger = logging.getLogger(__name__)
 FEW_ROWS = 4096
@@ -112,24 +106,19 @@ class Trainer:
         self.checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, trainer.keep)
         all_steps = trainer.epochs * epoch_steps
         self._total_steps = min(all_steps, trainer.max_steps or all_steps)
-        self._scales = unwrapped(self.model).loss.scales
-        self._head = ScoreHead(self._scales, combined=combined_score(config, self.schema))
-        self._metric = choose_metric(
-            trainer.metric,
-            self._scales.tasks,
-            self._scenarios,
-            has_impressions=self.schema.impression is not None,
-            has_formula=self._head.combined is not None,
+        self._preemption = Preemption()
+        self._heartbeat = Heartbeat(config.run_dir, process, self._total_steps, trainer.hang_s)
+        self._validation = Validation(
+            config, self.schema, process, self.model, self.pipeline, self._after_scored_batch
         )
-        self._impressions = valid_impressions(config, self.schema, self._metric)
+        self._metric = self._validation.metric
         self._managed = unwrapped(self.model).ranker.embeddings.managed
-        self._unlogged = MetricAccumulator(len(self._scenarios), self._scales, process.device)
+        scales = unwrapped(self.model).loss.scales
+        self._unlogged = MetricAccumulator(len(self._scenarios), scales, process.device)
         self._bad_rows = BadRowReporter(
             config.run_dir, process, {"train": self.train, "valid": self.valid}
         )
         self._replicas = TableReplicas(self.model, config.embeddings.sync_every)
-        self._preemption = Preemption()
-        self._heartbeat = Heartbeat(config.run_dir, process, self._total_steps, trainer.hang_s)
         self._saved_step: int | None = None
 
     def resume(self) -> Progress:
@@ -195,36 +184,12 @@ class Trainer:
         return result
 
     def evaluate(self, loader: Loader) -> dict[str, float]:
-        """Returns the metrics of a split by their names in logs, the same on every rank.
+        """Returns the metrics of a split, see `Validation.metrics`."""
+        return self._validation.metrics(loader)
 
-        They are streaming metrics, and exact ones of a label if `trainer.metric` needs them.
-        """
-        rows = ValidationRows(self._metric, self._head, self._impressions)
-        metrics = self._score(loader.batches(), rows.add)
-        without_row = {
-            f"share_without_row/{name}": count.unknown / max(count.values, 1)
-            for name, count in take_lookup_counts(self._managed).items()
-        }
-        return metrics.named(self._scenarios) | rows.named(self._scenarios) | without_row
-
-    def _score(
-        self, batches: Iterator[Batch], add: Callable[[Outcome], None] | None = None
-    ) -> TaskMetrics:
-        """Returns the streaming metrics of batches, the same on every rank."""
-        metrics = TaskMetrics(len(self._scenarios), self._scales, self.process.device)
-        if self._managed is not None:
-            self._managed.lookups.zero_()
-        self.model.eval()
+    def _after_scored_batch(self) -> None:
         self._heartbeat.beat("validates")
-        for outcome in self.pipeline.outcomes(batches):
-            metrics.add(outcome)
-            if add is not None:
-                add(outcome)
-            self._heartbeat.beat("validates")
-            self._preemption.check()
-        self.model.train()
-        metrics.all_reduce()
-        return metrics
+        self._preemption.check()
 
     def _train(self, result: FitResult, metric_logger: MetricLogger) -> None:
         progress, trainer = result.progress, self.config.trainer
@@ -251,8 +216,7 @@ class Trainer:
             return
         rows = from_rank_0(lambda: saved_rows(run_dir))
         batches = progressive_batches(config, self.schema, self.process, self.knowledge, rows)
-        metrics = self._score(batches)
-        metric_logger.log(PROGRESSIVE, 0, 0, metrics.named(self._scenarios))
+        metric_logger.log(PROGRESSIVE, 0, 0, self._validation.streaming(batches))
 
     def _train_until_validation(
         self, progress: Progress, metric_logger: MetricLogger, losses: list[float]

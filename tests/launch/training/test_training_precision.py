@@ -12,10 +12,10 @@ from trainings import BOTH, config_of, fit, fit_partly_then_resume
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.dcp_storage import read_index
 from msrec.launch.config.run_config import save_config, with_overrides
+from msrec.launch.daily.warm_start import load_weights
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.training.trainer import Trainer
-from msrec.launch.training.warm_start import load_weights
 
 pytestmark = pytest.mark.slow
 
