@@ -25,12 +25,12 @@ BENCHES = {
     "encode": ("encode", "Encoding prompts, against a plain loop over padded batches."),
     "store": ("store", "Gathering the vectors of a batch from a store, against a stream copy."),
     "checkpoint": ("checkpoint", "Saving and loading a checkpoint, and the time training waits."),
-    "planner": ("planner", "Sharding plans for five sets of tables, against TorchRec's planner."),
+    "planner": ("planner", "Sharding plans for seven sets of tables, against TorchRec's planner."),
     "evaluate": ("evaluate", "Metrics of many predictions, against scikit-learn and polars."),
     "serve": ("serve", "Latency of an export, against its run; then a server under load."),
     "managed": (
         "drift.command",
-        "Managed tables, against a vocabulary and a hash of drifting ids.",
+        "Managed tables against vocabularies and hashes, on a stream of drifting ids.",
     ),
     "lightgbm": ("boosting.command", "LightGBM over the same histories, an opponent in AUC."),
 }

@@ -1,7 +1,6 @@
 """Runs in bfloat16: near float32, resumed bit for bit, scored in float32; tables in float16."""
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from label_rows import labelled_config, labelled_dataset
@@ -10,11 +9,13 @@ from tiny import tiny_dataset, tiny_store
 from trainings import BOTH, config_of, fit, fit_partly_then_resume
 
 from msrec.launch.checkpointing.checkpoint import Checkpoints
+from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.dcp_storage import read_index
 from msrec.launch.config.run_config import save_config, with_overrides
 from msrec.launch.daily.warm_start import load_weights
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
+from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -59,8 +60,7 @@ def trained_and_scored(rank, world_size, config):
     for each in (config, with_overrides(config, ["trainer.precision=fp32"])):
         save_config(each, folder / "config.yaml")
         results.append(evaluate(folder, process))
-        parts = sorted((folder / "predictions" / "test").glob("*.parquet"))
-        scores.append(pl.concat([pl.read_parquet(part) for part in parts])["score"].to_numpy())
+        scores.append(load_predictions(folder / "predictions" / "test").score)
     return results, scores
 
 
@@ -138,13 +138,15 @@ def warmly_started(rank, world_size, source, config):
     """Reports, and the user table, of a run that starts with the weights of another."""
     Trainer(source, on_cpu(rank, world_size)).fit()
     trainer = Trainer(config, on_cpu(rank, world_size))
-    reports = load_weights(source.run_dir, trainer.model, strict=True)
+    reports = load_weights(
+        Checkpoints(source.run_dir / CHECKPOINTS).best(), trainer.model, strict=True
+    )
     tables = []
     for run in (Trainer(source, on_cpu(rank, world_size)), trainer):
         if run is not trainer:
             run.resume()
         name = "ranker.embeddings.ebc.embedding_bags.user_id.weight"
-        tables.append(run.model.state_dict()[name].local_shards()[0].tensor.clone())
+        tables.append(run.model.state_dict()[name].local_shards()[0].tensor.numpy().copy())
     return reports, tables
 
 
@@ -155,4 +157,4 @@ def test_a_warm_start_converts_tables_and_reports_it(dataset, tmp_path):
     converted = [each.name.split(".")[-2] for each in reports if each.converted]
     assert sorted(converted) == ["genre", "item_id", "user_id"]
     assert {each.action for each in reports} == {"taken"}
-    torch.testing.assert_close(half, exact.half(), rtol=0, atol=0)
+    np.testing.assert_array_equal(half, exact.astype(np.float16))
