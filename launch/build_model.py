@@ -138,7 +138,7 @@ def plan_model(
     spec = table_spec(config)
     is_fused = fuse_optimizer(model.ranker.embeddings.ebc, spec, process.device)
     if not is_fused:
-        _check_replicated(config)
+        _check_replicated(config, scored=scored)
     if model.ranker.sequence_items is not None:
         fuse_optimizer(model.ranker.sequence_items.ebc, spec, process.device)
     if model.ranker.items is not None:
@@ -172,10 +172,12 @@ def plan_model(
     return model, sharding
 
 
-def _check_replicated(config: RunConfig) -> None:
-    """Refuses options that only tables with a fused optimizer have."""
+def _check_replicated(config: RunConfig, *, scored: bool) -> None:
+    """Refuses options that only tables with a fused optimizer have; scoring needs few of them."""
     tables = config.embeddings
-    plain = {"dtype": "fp32", "comms": "fp32", "group_ranks": None}
+    plain: dict[str, object] = {"dtype": "fp32"}
+    if not scored:
+        plain |= {"comms": "fp32", "group_ranks": None, "sharding": {}}
     for option, default in plain.items():
         if (value := getattr(tables, option)) != default:
             raise ValueError(

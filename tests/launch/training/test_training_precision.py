@@ -103,6 +103,10 @@ def started(rank, world_size, config):
             ["embeddings.comms=fp16", "embeddings.optimizer=adam"],
             "embeddings.comms=fp16 needs embeddings.optimizer=rowwise_adagrad on a CPU",
         ),
+        (
+            ["embeddings.sharding={user_id: row_wise}", "embeddings.optimizer=adam"],
+            "embeddings.sharding=.* needs embeddings.optimizer=rowwise_adagrad on a CPU",
+        ),
     ],
 )
 def test_what_a_cpu_does_not_compute_is_refused(dataset, tmp_path, options, message):
