@@ -159,6 +159,7 @@ def test_a_run_with_two_copies_resumes_exactly_and_loads_into_one(dataset, tmp_p
 
 
 def test_a_checkpoint_without_the_state_of_the_optimizer_is_refused(dataset, saved):
-    config = config_of(dataset, saved[ROWS][0], TABLE, "embeddings.optimizer=adam")
+    adam = ("embeddings.optimizer=adam", "embeddings.sharding={}")
+    config = config_of(dataset, saved[ROWS][0], TABLE, *adam)
     with pytest.raises(AssertionError, match=r"must hold the state .* lacks tables\..*exp_avg"):
         run_ranks(load, 2, config, TABLE)
