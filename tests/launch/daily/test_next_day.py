@@ -189,7 +189,8 @@ def ended(trainer, function, error):
     def end(*_, **__):
         raise error
 
-    setattr(trainer, function, end)
+    owner = trainer._validation if function == "streaming" else trainer
+    setattr(owner, function, end)
     if error is Preempted:
         assert trainer.fit().preempted
     else:
@@ -205,7 +206,7 @@ def lines(run_dir):
 
 @pytest.mark.parametrize(
     ("function", "error"),
-    [("_score", Killed), ("_score", Preempted), ("_train_until_validation", Killed)],
+    [("streaming", Killed), ("streaming", Preempted), ("_train_until_validation", Killed)],
     ids=["killed in it", "SIGTERM in it", "killed after it"],
 )
 def test_a_stopped_run_has_its_progressive_validation_once(root, tmp_path, function, error):
