@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 NO_RESTART = 78
 """Exit status of a rank that a restart cannot help (EX_CONFIG of sysexits.h)."""
+REFUSAL = "RepeatedFailure"
+"""Name of the error of a start that refuses the step at which earlier ones failed."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Failure:
 def last_failure(log_dir: Path, since: float) -> Failure | None:
     """Returns the first error of the last attempt that failed; later ones are mostly its effect.
 
+    An attempt may only refuse a step that failed before. Then the error of that step is returned,
+    with the time of the refusal.
+
     Args:
         log_dir: of torchrun, with one folder per agent and attempt.
         since: seconds since 1970; older errors are of an earlier submission.
@@ -36,10 +41,13 @@ def last_failure(log_dir: Path, since: float) -> Failure | None:
     Returns:
         None if no rank left an error: it was killed, or there is none.
     """
-    failures = [each for each in _failures(log_dir) if each.time >= since]
-    if not failures:
+    every = [each for each in _failures(log_dir) if each.time >= since]
+    if not every:
         return None
-    attempt = max(failures, key=lambda failure: failure.time).folder.parent
+    refused_at = max((each.time for each in every if REFUSAL in each.message), default=0.0)
+    failures = [each for each in every if REFUSAL not in each.message] or every
+    last = max(failures, key=lambda failure: failure.time)
+    attempt = last.folder.parent
     # An agent makes the folders of an attempt when the ranks of the attempt before are gone.
     began = attempt.stat().st_mtime
     of_attempt = [
@@ -49,7 +57,8 @@ def last_failure(log_dir: Path, since: float) -> Failure | None:
         or (each.folder.parents[1] != attempt.parent and each.time >= began)
     ]
     # Stamps are whole seconds; the time of writing decides between equal ones.
-    return min(of_attempt, key=lambda failure: (failure.stamp, failure.time))
+    first = min(of_attempt, key=lambda failure: (failure.stamp, failure.time))
+    return first if refused_at < last.time else replace(first, time=refused_at)
 
 
 def _failures(log_dir: Path) -> Iterator[Failure]:

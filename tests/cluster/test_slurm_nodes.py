@@ -116,8 +116,8 @@ def test_the_first_error_is_shown_with_its_rank_its_node_and_its_log(
     assert failed.exit_code == 1, failed.output
     status = launch("status", config.run_dir)
     assert status.exit_code == 1
-    (line,) = [line for line in status.stdout.splitlines() if line.startswith("The first error")]
-    assert line.startswith("The first error is of rank 1 on node2, its output is in ")
+    start = "The error, of rank 1 on node2 (its output is in "
+    (line,) = [line for line in status.stdout.splitlines() if line.startswith(start)]
     assert f"{file}: column 'price', row" in status.stdout
-    log = Path(line.partition(" is in ")[2].rstrip(":")) / "stderr.log"
+    log = Path(line.removeprefix(start).partition("): ")[0]) / "stderr.log"
     assert f"error on rank 1: {dataset}" in jobs.text(log)

@@ -352,6 +352,16 @@ def test_the_error_is_the_first_one_of_the_last_attempt_on_all_nodes(tmp_path):
     assert last_failure(tmp_path / "logs", 202) is None
 
 
+def test_a_refused_step_is_explained_by_the_error_before(tmp_path):
+    attempt(tmp_path, "x_a", 0, 100, rank_0=(5, "cause"))
+    attempt(tmp_path, "x_a", 1, 110, rank_0=(4, "a.RepeatedFailure: must get past step 4"))
+    failure = last_failure(tmp_path / "logs", 0)
+    assert (failure.message, failure.time) == ("cause", 114)
+    attempt(tmp_path, "x_a", 2, 120, rank_0=(3, "another"))
+    assert last_failure(tmp_path / "logs", 0).message == "another"
+    assert last_failure(tmp_path / "logs", 0).time == 123
+
+
 @pytest.fixture
 def printed(tmp_path, monkeypatch):
     """Function that prints the status of a run whose first attempt failed at 109 s.
