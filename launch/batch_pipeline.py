@@ -15,8 +15,8 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.loading.batch import Batch
 from msrec.launch.distributed import Process
+from msrec.model.distributed.managed_tables import update_managed
 from msrec.model.managed.managed_ids import ManagedIds
-from msrec.model.managed.managed_tables import update_managed
 from msrec.model.ranker import Outcome
 
 

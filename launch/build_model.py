@@ -21,6 +21,7 @@ from msrec.launch.run_tasks import check_calibrator, loss_options, run_tasks
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.distributed.filling import fill_frozen, fill_projected
+from msrec.model.distributed.managed_tables import check_managed
 from msrec.model.distributed.plan_files.sharding_plan import load_plan
 from msrec.model.distributed.planning import plan_sharding
 from msrec.model.distributed.replicas import sharding_env
@@ -35,7 +36,6 @@ from msrec.model.layers.interaction import Interaction
 from msrec.model.llm_feature import KnowledgeFeature, KnowledgeMatch
 from msrec.model.losses import RankLoss
 from msrec.model.managed.managed_options import ManagedOptions
-from msrec.model.managed.managed_tables import check_managed
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch, KnowledgeParts, Ranker, RankerTrain
 from msrec.model.sequence_encoder import SequenceEncoder
@@ -58,15 +58,11 @@ def build_sharded(
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Returns the sharded model and its plan, see `plan_model`."""
     model, sharding = plan_model(config, schema, knowledge, process, plan, scored=scored)
-    if not scored:
-        check_managed(model.ranker.embeddings.managed, sharding)
     tables = config.embeddings
     group = process.world_size if scored else tables.group_ranks or process.world_size
-    if group < process.world_size and model.ranker.embeddings.managed is not None:
-        raise ValueError(
-            f"embeddings.group_ranks must be null for a dataset with managed features; it is "
-            f"{group}. A row that an id gets is reset in one copy of the tables only."
-        )
+    if not scored:
+        shared_by = group if group < process.world_size else None
+        check_managed(model.ranker.embeddings.managed, sharding, shared_by)
     env = sharding_env(group, process.local_world_size, process.device)
     options = (tables.init_std, config.seed, env, tables.comms)
     sharded = shard(model, sharding, process.device, *options)

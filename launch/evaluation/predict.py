@@ -34,7 +34,7 @@ from msrec.launch.evaluation.predictions import (
 from msrec.launch.run_tasks import combined_score, run_labels
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.launch.training.skipped_rows import gather_bad_rows
-from msrec.model.managed.managed_tables import take_lookup_counts
+from msrec.model.distributed.managed_tables import take_lookup_counts
 from msrec.model.ranker import Outcome
 from msrec.model.score_head import ScoreHead
 

@@ -57,7 +57,7 @@ from msrec.launch.evaluation.predictions import COMMIT_FILE
 from msrec.launch.loaders import build_file_loader, eval_batch
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.launch.training.skipped_rows import gather_bad_rows
-from msrec.model.managed.managed_tables import take_lookup_counts
+from msrec.model.distributed.managed_tables import take_lookup_counts
 from msrec.model.ranker import Outcome
 
 PART_ROWS = 1 << 20

@@ -14,7 +14,7 @@ from msrec.launch.run_tasks import combined_score
 from msrec.launch.trained_run import unwrapped
 from msrec.launch.training.chosen_metric import ValidationRows, choose_metric, valid_impressions
 from msrec.launch.training.metric_accumulator import TaskMetrics
-from msrec.model.managed.managed_tables import take_lookup_counts
+from msrec.model.distributed.managed_tables import take_lookup_counts
 from msrec.model.ranker import Outcome
 from msrec.model.score_head import ScoreHead
 

@@ -1,6 +1,7 @@
 """FBGEMM's kernels of a sharded model's tables: the tables of one rank with equal options."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
@@ -13,13 +14,18 @@ from msrec.model.frozen_items import FROZEN_PATH
 
 def trained_kernels(model: nn.Module) -> Iterator[SplitTableBatchedEmbeddingBagsCodegen]:
     """Yields the kernels with a fused optimizer, in the same order on ranks with equal tables."""
+    for group in table_groups(model):
+        if isinstance(group.emb_module, SplitTableBatchedEmbeddingBagsCodegen):
+            yield group.emb_module
+
+
+def table_groups(model: nn.Module) -> Iterator[Any]:
+    """Yields TorchRec's groups of trained tables on this rank: a kernel and its tables' configs."""
     for path, module in model.named_modules():
         if not isinstance(module, ShardedEmbeddingBagCollection) or FROZEN_PATH in f"{path}.":
             continue
         for lookup in module._lookups:
-            for group in getattr(lookup, "module", lookup)._emb_modules:
-                if isinstance(group.emb_module, SplitTableBatchedEmbeddingBagsCodegen):
-                    yield group.emb_module
+            yield from getattr(lookup, "module", lookup)._emb_modules
 
 
 def set_update_count(model: nn.Module, updates: int) -> None:

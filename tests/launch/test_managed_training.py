@@ -15,7 +15,7 @@ from msrec.launch.distributed import Process, process_group
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.trained_run import open_run, unwrapped
 from msrec.launch.training.trainer import Trainer, train_run
-from msrec.model.managed.managed_tables import table_shards
+from msrec.model.distributed.managed_tables import table_shards
 from msrec.tools.planner.sources.run_memory import tables_and_dense
 
 pytestmark = pytest.mark.slow

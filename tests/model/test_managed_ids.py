@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from torchrec.distributed.types import ShardingPlan
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from msrec.model.distributed.managed_tables import check_managed
 from msrec.model.managed.managed_ids import POLICIES, IdMap, ManagedIds
 from msrec.model.managed.managed_options import ManagedOptions
 
@@ -134,3 +136,10 @@ def test_only_training_records_ids_and_unknown_ids_have_row_0():
     managed.train()
     managed(sparse, torch.tensor([[71, 5]]))
     assert managed.seen.tolist() == [[71, 5]]
+
+
+def test_copies_of_managed_tables_are_refused():
+    managed = ManagedIds({"user_id": 5}, ["user_id"], options("lfu"))
+    with pytest.raises(ValueError, match="group_ranks must be null for .* it is 2"):
+        check_managed(managed, ShardingPlan({}), group=2)
+    check_managed(managed, ShardingPlan({}), group=None)

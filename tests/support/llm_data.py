@@ -78,8 +78,9 @@ def part_columns(index, keys, **changes):
 def write_model(folder, seed=0, tied=True):
     """Writes a random Llama of two layers and a tokenizer with one token for each byte."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaModel
+
+    from msrec.tools.bench.gpu.encoding import save_byte_tokenizer
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -94,12 +95,7 @@ def write_model(folder, seed=0, tied=True):
         tie_word_embeddings=tied,  # the embeddings are the LM head
     )
     LlamaModel(config).save_pretrained(folder)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: row for row, letter in enumerate(letters)} | {"<pad>": 256}
-    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>").save_pretrained(folder)
+    save_byte_tokenizer(folder)
     return folder
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from msrec.tools.planner.placement import Cluster, Floats, Placement, shared_latency
 
 MAX_MOVES = 1000
-Ranks = dict[str, list[int]]
+RanksOf = dict[str, list[int]]
+"""Table -> ranks of its shards."""
 ShardOf = tuple[str, int]
 """A table and the number of its shard."""
 
@@ -32,7 +33,7 @@ def balanced(placement: Placement, cluster: Cluster) -> Placement:
     return min(placement, moved, key=lambda each: each.objective)
 
 
-def _move(placement: Placement, ranks: Ranks, loads: Floats, limits: Floats) -> bool:
+def _move(placement: Placement, ranks: RanksOf, loads: Floats, limits: Floats) -> bool:
     """Moves a shard of the fullest rank to one of the emptiest; False if nothing helps."""
     full = int(loads[1].argmax())
     on_full, sizes = _shards_on(placement, ranks, full)
@@ -58,7 +59,7 @@ def _move(placement: Placement, ranks: Ranks, loads: Floats, limits: Floats) -> 
     return False
 
 
-def _shards_on(placement: Placement, ranks: Ranks, rank: int) -> tuple[list[ShardOf], Floats]:
+def _shards_on(placement: Placement, ranks: RanksOf, rank: int) -> tuple[list[ShardOf], Floats]:
     """Returns the shards on a rank that may be on any other one, and their loads, (shards, 3)."""
     shards = [
         (table, number)

@@ -45,8 +45,7 @@ def encode(setting: Setting) -> Found:
 
 def random_model(folder: Path) -> Path:
     """Writes a random Llama of 8 layers and a tokenizer with one token for each byte."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaModel
 
     if folder.exists():
         return folder
@@ -60,10 +59,18 @@ def random_model(folder: Path) -> Path:
         max_position_embeddings=2048,
     )
     LlamaModel(config).save_pretrained(folder)
+    save_byte_tokenizer(folder)
+    return folder
+
+
+def save_byte_tokenizer(folder: Path) -> None:
+    """Writes a tokenizer with a token for each byte, 0 to 255, and one for padding, 256."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: row for row, letter in enumerate(letters)} | {"<pad>": 256}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>").save_pretrained(folder)
-    return folder

@@ -31,7 +31,7 @@ def load_plan(path: Path | str, model: nn.Module) -> ShardingPlan:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} must be a plan of msrec plan; there is none.")
-    saved = _read(file)
+    saved, plan = _read(file)
     planned: Mapping[str, Any] = saved["modules"]
     actual = {
         each.path: {c.name: (c.num_embeddings, c.embedding_dim) for c in each.configs}
@@ -41,13 +41,13 @@ def load_plan(path: Path | str, model: nn.Module) -> ShardingPlan:
     for module, tables in actual.items():
         for table in sorted(tables.keys() | planned[module].keys()):
             _check_table(file, f"{module}: {table}", planned[module].get(table), tables.get(table))
-    return plan_from_dict(saved)
+    return plan
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> tuple[dict[str, Any], ShardingPlan]:
     try:
         saved = read_json_object(file)
-        plan_from_dict(saved)
+        plan = plan_from_dict(saved)
         is_changed = saved.get("hash", plan_hash(saved)) != plan_hash(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} must be a plan written by msrec plan; {error!r:.80}.") from None
@@ -56,7 +56,7 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} must be unchanged since it was planned; its content does not match its hash. "
             "Plan again, or remove the key `hash` if you changed the plan on purpose."
         )
-    return saved
+    return saved, plan
 
 
 def _check_paths(file: Path, planned: set[str], actual: set[str]) -> None:

@@ -7,22 +7,34 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ShardingPlan
 
 from msrec.data.features.value_counts import ValueCounts
+from msrec.model.distributed.kernels import table_groups
 from msrec.model.managed.managed_ids import IdMap, ManagedIds
 
 
-def check_managed(managed: ManagedIds | None, plan: ShardingPlan) -> None:
+def check_managed(managed: ManagedIds | None, plan: ShardingPlan, group: int | None) -> None:
     """Refuses a plan with a managed table whose rows cannot be reset in place.
 
+    Args:
+        managed: managed features of the model; None if there are none.
+        plan: of the tables.
+        group: number of ranks that share a copy of the tables; None if all do.
+
     Raises:
-        ValueError: the table is replicated, or cached in another memory.
+        ValueError: the table is replicated, or cached in another memory, or there are several
+            copies of it.
     """
-    tables = [] if managed is None else managed.tables
+    if managed is None:
+        return
+    if group is not None:
+        raise ValueError(
+            f"embeddings.group_ranks must be null for a dataset with managed features; it is "
+            f"{group}. A row that an id gets is reset in one copy of the tables only."
+        )
     for of_module in plan.plan.values():
-        for table in (name for name in tables if name in of_module):
+        for table in (name for name in managed.tables if name in of_module):
             if (kernel := of_module[table].compute_kernel) != "fused":
                 raise ValueError(
                     f"the managed table {table!r} must have the kernel fused, whose rows can be "
@@ -107,18 +119,13 @@ class TableShard(NamedTuple):
 
 def table_shards(model: nn.Module, table: str) -> Iterator[TableShard]:
     """Yields the parts of a table with a fused optimizer that this rank has."""
-    for module in model.modules():
-        if not isinstance(module, ShardedEmbeddingBagCollection):
-            continue
-        lookups = [getattr(lookup, "module", lookup) for lookup in module._lookups]
-        for kernel in (kernel for lookup in lookups for kernel in lookup._emb_modules):
-            for number, config in enumerate(kernel.config.embedding_tables):
-                if config.name == table:
-                    batched = kernel.emb_module
-                    first_row, first_column = config.local_metadata.shard_offsets
-                    yield TableShard(
-                        first_row,
-                        first_column,
-                        batched.split_embedding_weights()[number],
-                        batched.split_optimizer_states()[number],
-                    )
+    for group in table_groups(model):
+        for number, config in enumerate(group.config.embedding_tables):
+            if config.name == table:
+                first_row, first_column = config.local_metadata.shard_offsets
+                yield TableShard(
+                    first_row,
+                    first_column,
+                    group.emb_module.split_embedding_weights()[number],
+                    group.emb_module.split_optimizer_states()[number],
+                )
