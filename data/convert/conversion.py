@@ -4,12 +4,16 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from msrec.data.convert.chunk_counts import POSITIONS, ChunkCounts
 from msrec.data.convert.dataset_writer import (
     PartWriter,
     arrow_column,
@@ -22,7 +26,12 @@ from msrec.data.convert.split import TRAIN, SplitChoice, SplitCodes, split_rows
 from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
 from msrec.data.convert.table_checks import checked_tables
-from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
+from msrec.data.convert.vocabulary_encoding import (
+    EncodedFeatures,
+    encode_features,
+    trained_sides,
+    training_values,
+)
 from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.features.vocabulary import load_vocabularies, save_vocabularies
 from msrec.data.io.names import safe_name
@@ -80,28 +89,52 @@ def write_dataset(
         extra_columns = [choice.column] if choice.column else []
         raw, stage = stage_interactions(raw, scratch, row_filter, extra_columns)
         codes, record = split_rows(stage, choice, raw.location("interaction"))
-        encoded = encode_features(raw, stage, codes, known, hashed)
-        save_vocabularies(encoded.vocabularies, folder)
-        raw = dataclasses.replace(raw, label_options=_scaled_labels(raw, stage, codes))
-        schema = _schema(raw, encoded, record)
+        in_training = training_values(raw, stage, codes)
+        encoded = encode_features(raw, trained_sides(raw, stage, codes), in_training, known, hashed)
+        values = {name: partial(_training_labels, stage, codes, name) for name in raw.labels}
+        raw = dataclasses.replace(raw, label_options=scaled_labels(raw, values))
+        schema = schema_of(raw, encoded, record)
         counts = _write_rows(raw, schema, stage, codes, encoded, folder, progress).to_dict()
-        texts = {side: _text_table(raw, side) for side in SIDES}
-        for side, frame in texts.items():
-            write_table(frame, folder / f"{side}s.parquet")
-        counts |= {
-            "duplicates": num_duplicates(stage),
-            "empty_text": _empty_texts(texts),
-            "added": {table: count for table, count in stage.added.items() if count},
-            "left_out": row_filter.excluded,
-            "replaced": row_filter.replaced,
-            "collisions": encoded.collisions,
-        }
-        schema = schema.model_copy(update={"counts": counts})
+        counts |= {"duplicates": num_duplicates(stage), "added": stage.added}
         del stage  # closes the memory maps before their files are removed
         shutil.rmtree(scratch)
-        save_schema(schema, folder)
+        schema = write_tables(raw, schema, encoded, counts, row_filter, folder)
         if finish is not None:
             schema = finish(folder)
+    return schema
+
+
+def write_tables(
+    raw: RawTables,
+    schema: Schema,
+    encoded: EncodedFeatures,
+    counts: dict[str, Any],
+    row_filter: RowFilter,
+    folder: Path,
+) -> Schema:
+    """Writes all files of a dataset folder but those of the splits; returns the final schema.
+
+    Args:
+        raw: the users and items.
+        schema: without counts.
+        encoded: has the vocabularies.
+        counts: of the rows, see `ConversionCounts`; with `duplicates` and `added`.
+        row_filter: has the counts of the rows that were left out.
+        folder: of the dataset.
+    """
+    save_vocabularies(encoded.vocabularies, folder)
+    texts = {side: _text_table(raw, side) for side in SIDES}
+    for side, frame in texts.items():
+        write_table(frame, folder / f"{side}s.parquet")
+    counts |= {
+        "empty_text": _empty_texts(texts),
+        "added": {table: count for table, count in counts["added"].items() if count},
+        "left_out": row_filter.excluded,
+        "replaced": row_filter.replaced,
+        "collisions": encoded.collisions,
+    }
+    schema = schema.model_copy(update={"counts": counts})
+    save_schema(schema, folder)
     return schema
 
 
@@ -121,37 +154,72 @@ def _write_rows(
     with ExitStack() as stack:
         writers = [stack.enter_context(PartWriter(folder / split, target)) for split in SPLITS]
         for rows, frame in stage.chunks([*raw.copied_columns, *features]):
-            columns = {name: frame[name] for name in raw.copied_columns}
-            for name in ("user", "item", "scenario"):
-                columns[name] = pl.Series(getattr(stage, name)[rows])
-            is_missing = {}
-            for feature in raw.features:
-                if feature.side == "interaction":
-                    values = frame[feature.raw_column]
-                    is_missing[feature.name] = values.is_null().to_numpy()
-                    columns[feature.name] = encoded.encode(feature.name, values)
-                else:
-                    values = encoded.values[feature.name]
-                    columns[feature.name] = values.gather(columns[feature.side])
-            counts.add(codes[rows], columns, is_missing)
-            for code, writer in enumerate(writers):
-                chosen = pl.Series(np.flatnonzero(codes[rows] == code))
-                arrays = [arrow_column(columns[f.name].gather(chosen), f.type) for f in target]
-                writer.append(pa.Table.from_arrays(arrays, schema=target))
+            positions = {n: pl.Series(n, getattr(stage, n)[rows]) for n in POSITIONS}
+            frame = frame.with_columns(**positions)
+            tables, chunk = encoded_rows(raw, encoded, frame, codes[rows], target)
+            counts.add(chunk)
+            for writer, table in zip(writers, tables, strict=True):
+                writer.append(table)
             if progress:
                 progress("writing", rows.stop, len(stage))
     return counts
 
 
-def _scaled_labels(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, LabelOptions]:
-    """Returns the options of the labels, with the scales of regression labels."""
+def encoded_rows(
+    raw: RawTables,
+    encoded: EncodedFeatures,
+    frame: pl.DataFrame,
+    codes: SplitCodes,
+    target: pa.Schema,
+) -> tuple[list[pa.Table], ChunkCounts]:
+    """Encodes some staged rows; returns those of each split as they are written, and their counts.
+
+    Args:
+        raw: names the features and columns.
+        encoded: has the vocabularies, and the features of users and items.
+        frame: the columns `POSITIONS`, the copied ones, and the features of the interactions.
+        codes: split of each row.
+        target: columns to write.
+    """
+    columns = {name: frame[name] for name in (*raw.copied_columns, *POSITIONS)}
+    is_missing = {}
+    for feature in raw.features:
+        if feature.side == "interaction":
+            values = frame[feature.raw_column]
+            is_missing[feature.name] = values.is_null().to_numpy()
+            columns[feature.name] = encoded.encode(feature.name, values)
+        else:
+            values = encoded.values[feature.name]
+            columns[feature.name] = values.gather(columns[feature.side])
+    tables = []
+    for code in range(len(SPLITS)):
+        chosen = pl.Series(np.flatnonzero(codes == code))
+        arrays = [arrow_column(columns[f.name].gather(chosen), f.type) for f in target]
+        tables.append(pa.Table.from_arrays(arrays, schema=target))
+    return tables, ChunkCounts.of(raw, encoded, codes, columns, is_missing)
+
+
+def _training_labels(stage: StagedRows, codes: SplitCodes, name: str) -> npt.NDArray[np.float32]:
+    chunks = stage.chunks([name])
+    return np.concatenate([frame[name].to_numpy()[codes[r] == TRAIN] for r, frame in chunks])
+
+
+def scaled_labels(
+    raw: RawTables, training_values: Mapping[str, Callable[[], npt.NDArray[np.float32]]]
+) -> dict[str, LabelOptions]:
+    """Returns the options of the labels, with the scales of regression labels.
+
+    Args:
+        raw: names the labels.
+        training_values: label -> function that reads its values in all training rows, in order.
+
+    Raises:
+        ValueError: a label has no values or only one.
+    """
     options = dict(raw.label_options)
     for name, each in options.items():
         if each.kind == "regression":
-            parts = [
-                frame[name].to_numpy()[codes[rows] == TRAIN] for rows, frame in stage.chunks([name])
-            ]
-            values = np.concatenate(parts)
+            values = training_values[name]()
             try:
                 scale = make_scale(values[~np.isnan(values)], each)
             except ValueError as error:
@@ -163,7 +231,8 @@ def _scaled_labels(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict
     return options
 
 
-def _schema(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Schema:
+def schema_of(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> Schema:
+    """Returns the schema of a dataset, without counts."""
     sparse = []
     for feature in raw.features:
         if feature.kind != "dense":

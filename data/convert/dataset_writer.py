@@ -39,7 +39,8 @@ class PartWriter:
     """Writes the rows of a split as part-00000.parquet, part-00001.parquet, ...
 
     Row groups have `row_group_rows` rows and files have `file_rows`; the last ones may have fewer.
-    The same rows give the same bytes, however they are divided into tables.
+    The same rows give the same bytes, however they are divided into tables. `first_file` is the
+    number of the first file.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class PartWriter:
         schema: pa.Schema,
         row_group_rows: int = ROW_GROUP_ROWS,
         file_rows: int = FILE_ROWS,
+        first_file: int = 0,
     ) -> None:
         assert file_rows % row_group_rows == 0, "a file must hold whole row groups"
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._schema = folder, schema
         self._row_group_rows, self._file_rows = row_group_rows, file_rows
-        self._num_written = 0
+        self._num_written = first_file * file_rows
         self._waiting = schema.empty_table()
         self._file: Any = None
 

@@ -102,6 +102,14 @@ class RowFilter:
                 name = f"{location}: {column.name}"
                 self.replaced[name] = self.replaced.get(name, 0) + count
 
+    def merge(self, other: "RowFilter") -> None:
+        """Adds the counts and the first examples of another filter."""
+        for mine, counts in ((self.excluded, other.excluded), (self.replaced, other.replaced)):
+            for name, count in counts.items():
+                mine[name] = mine.get(name, 0) + count
+        for rule, sentence in other.examples.items():
+            self.examples.setdefault(rule, sentence)
+
     def _reject(self, rule: str, problem: str, count: int, num_rows: int, advice: str) -> None:
         such = f"{count} such row{'s' if count > 1 else ''} of {num_rows}"
         sentence = f"{rule}; {problem} ({such}). {advice}"

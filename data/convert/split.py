@@ -1,7 +1,8 @@
 """Division of rows into train, valid and test: random, by time, by users' last rows, or given."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -93,7 +94,7 @@ def random_split(rows: int, seed: int, fractions: Fractions) -> SplitCodes:
     """
     kind = np.uint32 if rows < 1 << 32 else np.uint64
     order = np.random.default_rng(seed).permutation(np.arange(rows, dtype=kind))
-    first, second = _cuts(rows, fractions)
+    first, second = split_cuts(rows, fractions)
     codes = np.empty(rows, dtype=np.int8)
     codes[order[:first]] = TRAIN
     codes[order[first:second]] = VALID
@@ -109,10 +110,20 @@ def time_split(timestamp: npt.NDArray[np.int64], fractions: Fractions) -> SplitC
         [2, 0, 1, 1, 1]
     """
     ordered = np.sort(timestamp)
+    cuts = [int(ordered[cut]) for cut in split_cuts(len(ordered), fractions) if cut < len(ordered)]
+    return codes_by_time(timestamp, cuts)
+
+
+def codes_by_time(timestamp: npt.NDArray[np.int64], cuts: Sequence[int]) -> SplitCodes:
+    """Returns the split of each row; `cuts` are the first times of valid and test, if they exist.
+
+    Example:
+        >>> codes_by_time(np.array([5, 1, 2, 2, 3]), [2, 5]).tolist()
+        [2, 0, 1, 1, 1]
+    """
     codes = np.full(len(timestamp), TRAIN, dtype=np.int8)
-    for code, cut in zip((VALID, TEST), _cuts(len(ordered), fractions), strict=True):
-        if cut < len(ordered):
-            codes[timestamp >= ordered[cut]] = code
+    for code, cut in zip((VALID, TEST), cuts, strict=False):
+        codes[timestamp >= cut] = code
     return codes
 
 
@@ -163,19 +174,32 @@ def given_split(stage: StagedRows, column: str) -> SplitCodes:
     Raises:
         ValueError: a value is another word or null; names file, row and column.
     """
-    code_of = {split: code for code, split in enumerate(SPLITS)}
     codes = np.empty(len(stage), dtype=np.int8)
     for rows, frame in stage.chunks([column]):
-        names = frame[column].cast(pl.String)
-        chunk = names.replace_strict(code_of, default=None, return_dtype=pl.Int8)
-        if chunk.null_count():
-            row = int(chunk.is_null().arg_max() or 0)
-            raise ValueError(
-                f"{stage.location(rows.start + row)}: column {column!r} must hold train, valid or "
-                f"test; found {names[row]!r}. Correct it or choose another split."
-            )
-        codes[rows] = chunk.to_numpy()
+        codes[rows] = codes_by_name(frame[column], partial(_location, stage, rows.start))
     return codes
+
+
+def codes_by_name(values: pl.Series, location: Callable[[int], str]) -> SplitCodes:
+    """Returns the split that each row names; `location` says where the row of a position is.
+
+    Raises:
+        ValueError: a value is another word or null; names file, row and column.
+    """
+    code_of = {split: code for code, split in enumerate(SPLITS)}
+    names = values.cast(pl.String)
+    codes = names.replace_strict(code_of, default=None, return_dtype=pl.Int8)
+    if codes.null_count():
+        row = int(codes.is_null().arg_max() or 0)
+        raise ValueError(
+            f"{location(row)}: column {values.name!r} must hold train, valid or test; found "
+            f"{names[row]!r}. Correct it or choose another split."
+        )
+    return codes.to_numpy()
+
+
+def _location(stage: StagedRows, start: int, row: int) -> str:
+    return stage.location(start + row)
 
 
 def split_rows(
@@ -189,15 +213,26 @@ def split_rows(
     """
     codes = _split_codes(stage, choice, location)
     counts = np.bincount(codes, minlength=len(SPLITS))
+    clock = stage.timestamp
+    until = None if clock is None else int(clock.max(where=codes == TRAIN, initial=clock.min()))
+    return codes, split_record(choice, counts.tolist(), until, location)
+
+
+def split_record(
+    choice: SplitChoice, counts: Sequence[int], until: int | None, location: str
+) -> SplitRecord:
+    """Returns the record of a division; `until` is the newest time of a training row.
+
+    Raises:
+        ValueError: a split is empty.
+    """
     for split, count in zip(SPLITS, counts, strict=True):
         if not count:
             raise ValueError(
-                f"{location}: every split must have rows; {split} has none of the {len(codes)} "
+                f"{location}: every split must have rows; {split} has none of the {sum(counts)} "
                 f"rows with method {choice.method!r}. Choose other fractions or another method."
             )
-    clock = stage.timestamp
-    until = None if clock is None else int(clock.max(where=codes == TRAIN, initial=clock.min()))
-    return codes, SplitRecord(
+    return SplitRecord(
         protocol=choice.protocol,
         method=choice.method,
         seed=choice.seed if choice.method == "random" else None,
@@ -217,10 +252,8 @@ def _split_codes(stage: StagedRows, choice: SplitChoice, location: str) -> Split
             codes[rows] = user_last_split(stage.user[rows], clock, choice.last, choice.fractions)
         return codes
     if choice.method == "time":
-        if stage.timestamp is None:
-            raise ValueError(
-                f"{location}: a split by time needs a timestamp column; found none. Use random."
-            )
+        require_time(stage.timestamp is not None, location)
+        assert stage.timestamp is not None
         return time_split(stage.timestamp, choice.fractions)
     assert choice.column is not None
     return given_split(stage, choice.column)
@@ -233,7 +266,19 @@ def user_shares(stage: StagedRows, rows: int = SHARE_ROWS) -> Iterator[npt.NDArr
         yield np.flatnonzero(stage.user % num_shares == share)
 
 
-def _cuts(rows: int, fractions: Fractions) -> tuple[int, int]:
+def require_time(has_time: bool, location: str) -> None:
+    """Refuses a split by time of rows without timestamps.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not has_time:
+        raise ValueError(
+            f"{location}: a split by time needs a timestamp column; found none. Use random."
+        )
+
+
+def split_cuts(rows: int, fractions: Fractions) -> tuple[int, int]:
     """Returns the first row of valid and of test."""
     first = round(rows * fractions[0])
     return first, max(first, rows - round(rows * fractions[2]))

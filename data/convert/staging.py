@@ -117,27 +117,40 @@ def stage_interactions(
 def _write_chunks(
     raw: RawTables, folder: Path, row_filter: RowFilter, extra_columns: Sequence[str]
 ) -> Iterator[StagedFile]:
+    start = number = 0
+    for chunk in raw.chunks():
+        rows = staged_rows(raw, chunk, row_filter, extra_columns)
+        for piece in rows.iter_slices(CHUNK_ROWS):
+            path = folder / f"rows-{number:06d}.parquet"
+            piece.write_parquet(path, compression="lz4", statistics=False)
+            yield StagedFile(path, chunk.location, start, start + piece.height)
+            start, number = start + piece.height, number + 1
+
+
+def staged_rows(
+    raw: RawTables, chunk: Chunk, row_filter: RowFilter, extra_columns: Sequence[str]
+) -> pl.DataFrame:
+    """Checks the rows of a chunk; returns the good ones with the columns and types of a stage.
+
+    Raises:
+        ValueError: see `checked_rows`; or the type of a key differs from that in its table.
+    """
+    location, frame = chunk
     features = [feature.raw_column for feature in raw.interaction_features]
     columns = ["user_key", "item_key", "scenario", *raw.copied_columns, *features]
     columns = list(dict.fromkeys([*columns, *extra_columns, ROW]))
     types: dict[Any, Any] = {"scenario": pl.Int16}
     types |= dict.fromkeys([*raw.labels, *raw.weights], pl.Float32)
     types |= {name: pl.Int64 for name in (raw.timestamp, raw.impression) if name}
-    start = number = 0
-    for location, frame in raw.chunks():
-        if ROW not in frame.columns:
-            frame = frame.with_row_index(ROW)
-        require_columns(frame.columns, extra_columns, location)
-        for column in extra_columns:
-            check_type(frame[column], "split", location)
-        frame = checked_rows(raw, Chunk(location, frame), row_filter)
-        for side in SIDES:
-            frame = _with_known_keys(raw, frame, side, location, row_filter)
-        for piece in frame.select(columns).cast(types).iter_slices(CHUNK_ROWS):
-            path = folder / f"rows-{number:06d}.parquet"
-            piece.write_parquet(path, compression="lz4", statistics=False)
-            yield StagedFile(path, location, start, start + piece.height)
-            start, number = start + piece.height, number + 1
+    if ROW not in frame.columns:
+        frame = frame.with_row_index(ROW)
+    require_columns(frame.columns, extra_columns, location)
+    for column in extra_columns:
+        check_type(frame[column], "split", location)
+    frame = checked_rows(raw, Chunk(location, frame), row_filter)
+    for side in SIDES:
+        frame = _with_known_keys(raw, frame, side, location, row_filter)
+    return frame.select(columns).cast(types)
 
 
 def _with_known_keys(

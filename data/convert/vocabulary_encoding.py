@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.raw_tables import SIDES, RawTables
+from msrec.data.convert.raw_tables import SIDES, RawTables, Side
 from msrec.data.convert.split import TRAIN, SplitCodes
 from msrec.data.convert.staging import StagedRows
 from msrec.data.features.hashed_values import Hashed, Managed
@@ -23,10 +23,17 @@ class EncodedFeatures:
     those that are hashed.
     """
 
+    num_users: int
+    num_items: int
     values: dict[str, pl.Series] = field(default_factory=dict)
     missing: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     vocabularies: dict[str, Vocabulary | Hashed | Managed] = field(default_factory=dict)
     collisions: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def heights(self) -> dict[Side, int]:
+        """Number of users and items."""
+        return {"user": self.num_users, "item": self.num_items}
 
     @property
     def table_rows(self) -> dict[str, int]:
@@ -41,8 +48,8 @@ class EncodedFeatures:
 
 def encode_features(
     raw: RawTables,
-    stage: StagedRows,
-    codes: SplitCodes,
+    trained: Mapping[Side, pl.Series],
+    in_training: Mapping[str, pl.Series],
     known: Mapping[str, pl.Series] | None = None,
     hashed: Mapping[str, Hashed | Managed] | None = None,
 ) -> EncodedFeatures:
@@ -50,8 +57,8 @@ def encode_features(
 
     Args:
         raw: the tables.
-        stage: their rows.
-        codes: the split of each row.
+        trained: side -> whether each user or item has a training row.
+        in_training: feature of the interactions -> its distinct values in training.
         known: feature -> values that keep their rows, see `Vocabulary.fit`.
         hashed: features that get a hashed or managed table instead of a vocabulary.
 
@@ -71,12 +78,10 @@ def encode_features(
                 else ("sparse feature can be hashed")
             )
             raise ValueError(f"only a {what} ({', '.join(kinds)}); got {name!r}.")
-    trained = _trained(raw, stage, codes)
-    training_values = _training_values(raw, stage, codes)
-    encoded = EncodedFeatures()
+    encoded = EncodedFeatures(raw.users.height, raw.items.height)
     for feature in features:
         if feature.side == "interaction":
-            values = training_values[feature.name]
+            values = in_training[feature.name]
         else:
             values = raw.table(feature.side)[feature.raw_column].filter(trained[feature.side])
         vocabulary = hashed.get(feature.name) or Vocabulary.fit(values, known.get(feature.name))
@@ -91,9 +96,9 @@ def encode_features(
     return encoded
 
 
-def _trained(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, pl.Series]:
+def trained_sides(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[Side, pl.Series]:
     """Returns for each user and item whether it has a training row."""
-    trained: dict[str, pl.Series] = {}
+    trained: dict[Side, pl.Series] = {}
     for side in SIDES:
         is_trained = np.zeros(raw.table(side).height, dtype=bool)
         for file in stage.files:
@@ -103,7 +108,7 @@ def _trained(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, 
     return trained
 
 
-def _training_values(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, pl.Series]:
+def training_values(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, pl.Series]:
     """Returns the distinct values of sparse and multi features of the interactions in training."""
     features = [feature for feature in raw.interaction_features if feature.kind != "dense"]
     seen: dict[str, pl.Series] = {}

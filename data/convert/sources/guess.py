@@ -121,8 +121,12 @@ def guess_separator(values: pl.Series) -> str:
         >>> guess_separator(pl.Series(["Action, Drama", "Drama", None]))
         ','
     """
-    text = (s for s in SEPARATORS if values.str.contains(s, literal=True).any())
-    return next(text, SEPARATORS[0])
+    return separator_in(values) or SEPARATORS[0]
+
+
+def separator_in(values: pl.Series) -> str:
+    """Returns the first of `SEPARATORS` that occurs in strings; "" if there is none."""
+    return next((s for s in SEPARATORS if values.str.contains(s, literal=True).any()), "")
 
 
 def split_strings(values: pl.Series, separator: str) -> pl.Series:

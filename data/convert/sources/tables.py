@@ -1,21 +1,27 @@
 """Plain tables: interactions, items and users .parquet, described by tables.yaml."""
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 import polars as pl
 
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, Side
-from msrec.data.convert.row_filter import STRICT
+from msrec.data.convert.row_filter import ROW, STRICT
 from msrec.data.convert.sources.guess import (
+    SEPARATORS,
     guess_features,
     guess_separator,
     guess_text,
+    separator_in,
     split_strings,
 )
 from msrec.data.convert.sources.tables_mapping import (
     DEFAULT_LABEL,
     MAPPING_FILE,
+    Kind,
     Kinds,
     Separated,
     TablesMapping,
@@ -30,6 +36,7 @@ from msrec.data.labels import LabelOptions, weight_columns
 from msrec.data.schema import ID_KEYS, Scenario
 
 TIMESTAMP = "timestamp"
+INTERACTIONS = "interactions.parquet"
 MAX_SCENARIOS = 2**15 - 1
 
 
@@ -57,71 +64,156 @@ def read_tables(
         ValueError: a file cannot be read, a column is missing, or tables.yaml is wrong.
     """
     folder = Path(folder)
-    paths = {table: folder / f"{table}.parquet" for table in ("interactions", "users", "items")}
-    declared = read_mapping(Path(mapping) if mapping else folder / MAPPING_FILE, bool(mapping))
-    location = str(paths["interactions"])
-    labels = declared_labels(declared, label)
-    weights = weight_columns(declared.weight, list(labels), labels)
-    others = [*labels, *weights, *([declared.impression] if declared.impression else [])]
-    rows = _read_parquet(paths["interactions"], ["user_id", "item_id", scenario_column, *others])
-    if declared.timestamp_unit is not None:
-        require_columns(rows.columns, [TIMESTAMP], f"{location} (its unit is given)")
-    check_interaction_features(declared, others, location)
-    rows, row_features, row_notes = _declared_features(
-        rows, "interaction", declared.interaction, location
-    )
-    rows, more_labels = _with_more_labels(rows, declared, location)
-    rows, scenarios, notes = _with_scenarios(rows, scenario_column, declared, location)
-    users, user_features, user_notes = _read_side(paths["users"], "user", declared.user)
-    items, item_features, item_notes = _read_side(paths["items"], "item", declared.item)
-    guessed_text, text_notes = guess_text(users, items)
-    names = {"user_id": "user_key", "item_id": "item_key"}
-    if not declared.labels:
-        names[label], labels = "label", {"label": LabelOptions()}
-        if label != "label":
-            rows = rows.drop("label", strict=False)
-    rows, impression_notes = _with_impressions(rows, declared.impression)
-    return RawTables(
-        name=declared.name or folder.resolve().name,
-        description=declared.description or f"The data set {folder.resolve().name}.",
-        interactions=rows.rename(names),
-        users=users,
-        items=items,
-        scenarios=scenarios,
-        features=(*ID_FEATURES, *user_features, *item_features, *row_features),
-        labels=(*labels, *more_labels),
-        label_options={name: each for name, each in labels.items() if each != LabelOptions()},
-        weight=declared.weight,
-        impression=declared.impression,
-        timestamp=TIMESTAMP if TIMESTAMP in rows.columns else None,
-        timestamp_unit=declared.timestamp_unit,
-        text=declared.text or guessed_text,
-        files={table: str(path) for table, path in paths.items()},
-        notes=(
-            *notes,
-            *user_notes,
-            *item_notes,
-            *row_notes,
-            *([] if declared.text else text_notes),
-            *impression_notes,
-        ),
-    )
+    source = TableRows.declared(folder, scenario_column, label, mapping)
+    location = str(folder / INTERACTIONS)
+    rows = source.typed(_read_parquet(folder / INTERACTIONS), location)
+    survey = source.survey(rows, location)
+    raw = source.raw_tables(folder, survey)
+    rows, notes = _with_impressions(source.converted(rows, survey), source.mapping.impression)
+    return dataclasses.replace(raw, interactions=rows, notes=(*raw.notes, *notes))
 
 
-def _read_parquet(path: Path, columns: list[str]) -> pl.DataFrame:
+class Survey(NamedTuple):
+    """Values of the interactions that decide how each row is converted."""
+
+    columns: pl.DataFrame
+    """The columns of the typed rows, without rows."""
+    scenarios: pl.DataFrame
+    """Distinct pairs of `code` and `name`, in the order of the codes."""
+    separators: dict[str, str]
+    """Separator that occurs in each column of strings that is declared as `multi`; or ""."""
+
+    @classmethod
+    def merged(cls, surveys: Sequence["Survey"]) -> "Survey":
+        """Returns the survey of the rows of all surveys."""
+        pairs = pl.concat([survey.scenarios for survey in surveys]).unique().sort("code", "name")
+        first = surveys[0]
+        found = {name: [survey.separators[name] for survey in surveys] for name in first.separators}
+        separators = {
+            name: next((s for s in SEPARATORS if s in of), "") for name, of in found.items()
+        }
+        return cls(first.columns, pairs, separators)
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of plain interactions: their checks, and their conversion to those of `RawTables`.
+
+    Rows may be converted in parts: take a survey of each part and merge the surveys; then convert
+    each part.
+    """
+
+    mapping: TablesMapping
+    labels: dict[str, LabelOptions]
+    label: str
+    scenario_column: str
+
+    @classmethod
+    def declared(
+        cls, folder: Path, scenario_column: str, label: str, mapping: Path | str | None
+    ) -> Self:
+        """Reads tables.yaml; see `read_tables`."""
+        declared = read_mapping(Path(mapping) if mapping else folder / MAPPING_FILE, bool(mapping))
+        return cls(declared, declared_labels(declared, label), label, scenario_column)
+
+    @property
+    def _copied(self) -> list[str]:
+        """Labels, weights and the impression."""
+        weights = weight_columns(self.mapping.weight, list(self.labels), self.labels)
+        return [*self.labels, *weights, *filter(None, [self.mapping.impression])]
+
+    def typed(self, frame: pl.DataFrame, location: str) -> pl.DataFrame:
+        """Returns raw rows in the types in which they are stored; refuses missing columns."""
+        needed = ["user_id", "item_id", self.scenario_column, *self._copied]
+        frame = _typed(frame, needed, location)
+        if self.mapping.timestamp_unit is not None:
+            require_columns(frame.columns, [TIMESTAMP], f"{location} (its unit is given)")
+        check_interaction_features(self.mapping, self._copied, location)
+        require_columns(frame.columns, list(self.mapping.interaction), location)
+        return frame
+
+    def survey(self, rows: pl.DataFrame, location: str) -> Survey:
+        """Checks typed rows, and returns the values that decide how all rows are converted."""
+        separators = {
+            name: separator_in(rows[name])
+            for name, kind in self.mapping.interaction.items()
+            if kind == "multi" and rows[name].dtype == pl.String
+        }
+        _check_thresholds(rows, self.mapping, location)
+        pairs = _scenario_pairs(rows, self.scenario_column, self.mapping, location)
+        return Survey(rows.clear(), pairs, separators)
+
+    def converted(self, rows: pl.DataFrame, survey: Survey) -> pl.DataFrame:
+        """Returns typed rows with the columns of `RawTables.interactions`."""
+        rows, _, _ = self._features(rows, survey, INTERACTIONS)
+        rows = rows.with_columns(**_thresholds(self.mapping))
+        names = survey.scenarios["name"].to_list()
+        codes = rows[_name_column(rows, self.scenario_column)].cast(pl.String)
+        codes = codes.replace_strict(names, list(range(len(names))), return_dtype=pl.Int32)
+        rows = rows.with_columns(codes.alias("scenario"))
+        renamed = {"user_id": "user_key", "item_id": "item_key"}
+        if not self.mapping.labels:
+            renamed[self.label] = "label"
+            if self.label != "label":
+                rows = rows.drop("label", strict=False)
+        return rows.rename(renamed)
+
+    def _features(
+        self, rows: pl.DataFrame, survey: Survey, location: str
+    ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
+        declared = self.mapping.interaction
+        return _declared_features(rows, "interaction", declared, location, survey.separators)
+
+    def raw_tables(self, folder: Path, survey: Survey) -> RawTables:
+        """Reads the users and items; returns the tables without interactions."""
+        declared = self.mapping
+        paths = {table: folder / f"{table}.parquet" for table in ("interactions", "users", "items")}
+        location = str(paths["interactions"])
+        _, row_features, row_notes = self._features(survey.columns, survey, location)
+        scenarios, notes = _scenarios(survey, self.scenario_column, declared, location)
+        users, user_features, user_notes = _read_side(paths["users"], "user", declared.user)
+        items, item_features, item_notes = _read_side(paths["items"], "item", declared.item)
+        guessed_text, text_notes = guess_text(users, items)
+        text_notes = [] if declared.text else text_notes
+        labels = self.labels if declared.labels else {"label": LabelOptions()}
+        return RawTables(
+            name=declared.name or folder.resolve().name,
+            description=declared.description or f"The data set {folder.resolve().name}.",
+            interactions=(),
+            users=users,
+            items=items,
+            scenarios=scenarios,
+            features=(*ID_FEATURES, *user_features, *item_features, *row_features),
+            labels=(*labels, *_thresholds(declared)),
+            label_options={name: each for name, each in labels.items() if each != LabelOptions()},
+            weight=declared.weight,
+            impression=declared.impression,
+            timestamp=TIMESTAMP if TIMESTAMP in survey.columns.columns else None,
+            timestamp_unit=declared.timestamp_unit,
+            text=declared.text or guessed_text,
+            files={table: str(path) for table, path in paths.items()},
+            notes=(*notes, *user_notes, *item_notes, *row_notes, *text_notes),
+        )
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} must exist: plain tables are interactions, users and items .parquet."
         )
     with named_errors(path):
-        frame = pl.read_parquet(path, glob=False)
-    require_columns(frame.columns, columns, str(path))
+        return pl.read_parquet(path, glob=False)
+
+
+def _typed(frame: pl.DataFrame, columns: list[str], location: str) -> pl.DataFrame:
+    """Returns a raw table in the types in which values are stored."""
+    require_columns(frame.columns, columns, location)
     for name in columns:
         key = ID_KEYS.get(name)
         if key in frame.columns:
             raise ValueError(
-                f"{path} must not have the column {key!r} beside {name!r}, which gets that name "
-                "in a dataset folder. Rename or drop one."
+                f"{location} must not have the column {key!r} beside {name!r}, which gets that "
+                "name in a dataset folder. Rename or drop one."
             )
     return pl.DataFrame([stored_series(values) for values in frame])
 
@@ -135,13 +227,10 @@ def _with_impressions(rows: pl.DataFrame, column: str | None) -> tuple[pl.DataFr
     return rows.with_columns(numbers), [f"values of {column!r} are numbered from 0, in their order"]
 
 
-def _with_more_labels(
-    rows: pl.DataFrame, declared: TablesMapping, location: str
-) -> tuple[pl.DataFrame, list[str]]:
-    """Adds a column for each further label; returns the names of these columns too."""
+def _check_thresholds(rows: pl.DataFrame, declared: TablesMapping, location: str) -> None:
+    """Refuses columns of which labels cannot be made by thresholds."""
     require_columns(rows.columns, list(declared.more_labels), location)
-    labels = {}
-    for column, thresholds in declared.more_labels.items():
+    for column in declared.more_labels:
         if not rows[column].dtype.is_numeric():
             raise ValueError(
                 f"{location}: column {column!r} must hold numbers, because {MAPPING_FILE} makes "
@@ -150,20 +239,32 @@ def _with_more_labels(
         is_known = pl.col(column).cast(pl.Float64).is_finite()
         must = "be a finite number, as a label is made of it"
         STRICT.keep(rows, column, is_known, location, must, "Remove the row.")
-        for threshold in thresholds:
-            labels[f"{column}>{threshold:g}"] = (pl.col(column) > threshold).cast(pl.Float32)
-    return rows.with_columns(**labels), list(labels)
 
 
-def _with_scenarios(
+def _thresholds(declared: TablesMapping) -> dict[str, pl.Expr]:
+    """Returns each further label, 1 where a column exceeds a threshold."""
+    return {
+        f"{column}>{threshold:g}": (pl.col(column) > threshold).cast(pl.Float32)
+        for column, thresholds in declared.more_labels.items()
+        for threshold in thresholds
+    }
+
+
+def _name_column(rows: pl.DataFrame, column: str) -> str:
+    """Returns the column with the names of the scenarios."""
+    return f"{column}_name" if f"{column}_name" in rows.columns else column
+
+
+def _scenario_pairs(
     rows: pl.DataFrame, column: str, declared: TablesMapping, location: str
-) -> tuple[pl.DataFrame, list[Scenario], list[str]]:
-    """Adds the scenario's number; returns the scenarios in the order of their codes, and notes."""
-    name_column = f"{column}_name" if f"{column}_name" in rows.columns else column
+) -> pl.DataFrame:
+    """Checks the scenarios of rows; returns the distinct pairs of `code` and `name`, sorted."""
+    name_column = _name_column(rows, column)
     for name in (column, name_column):
         check_type(rows[name], "scenario value", location)
-    names = rows.select(pl.col(name_column).cast(pl.String))
-    for frame in (rows.select(column), names):
+    numbers = [ROW] if ROW in rows.columns else []
+    names = rows.select(pl.col(name_column).cast(pl.String), *numbers)
+    for frame in (rows.select(column, *numbers), names):
         checked, advice = frame.columns[0], "Name the scenario or drop the row."
         is_known, must = pl.col(checked).is_not_null(), "be a known scenario, not null"
         STRICT.keep(frame, checked, is_known, location, must, advice)
@@ -172,7 +273,15 @@ def _with_scenarios(
         must = f"be a scenario of {MAPPING_FILE} ({', '.join(declared.scenarios)})"
         advice = "Declare it there or drop the rows."
         STRICT.keep(names, name_column, is_declared, location, must, advice)
-    pairs = pl.DataFrame({"code": rows[column], "name": names[name_column]}).unique().sort("code")
+    pairs = pl.DataFrame({"code": rows[column], "name": names[name_column]})
+    return pairs.unique().sort("code", "name")
+
+
+def _scenarios(
+    survey: Survey, column: str, declared: TablesMapping, location: str
+) -> tuple[list[Scenario], list[str]]:
+    """Returns the scenarios in the order of their codes, and notes."""
+    pairs = survey.scenarios
     if pairs["code"].n_unique() != len(pairs) or pairs["name"].n_unique() != len(pairs):
         raise ValueError(
             f"{location}: each value of {column!r} must have one name in '{column}_name'; found "
@@ -186,20 +295,17 @@ def _with_scenarios(
     order = pairs["name"].to_list()
     default = {name: f"Scenario {name.replace('_', ' ')}." for name in order}
     texts = default | declared.scenarios
-    scenarios = [Scenario(name=name, description=texts[name]) for name in order]
     absent = [name for name in declared.scenarios if name not in order]
     notes = [f"scenario {n!r} of {MAPPING_FILE} has no rows and is left out" for n in absent]
-    numbers = names[name_column].replace_strict(
-        order, list(range(len(order))), return_dtype=pl.Int32
-    )
-    return rows.with_columns(numbers.alias("scenario")), scenarios, notes
+    return [Scenario(name=name, description=texts[name]) for name in order], notes
 
 
 def _read_side(
     path: Path, side: Side, declared: Kinds | None
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
     """Returns a table with its features, these, and notes."""
-    frame = _read_parquet(path, [f"{side}_id"]).rename({f"{side}_id": f"{side}_key"})
+    frame = _typed(_read_parquet(path), [f"{side}_id"], str(path))
+    frame = frame.rename({f"{side}_id": f"{side}_key"})
     if declared is None:
         return guess_features(frame, side)
     return _declared_features(frame, side, declared, str(path))
@@ -210,8 +316,12 @@ def _declared_features(
     side: Literal["user", "item", "interaction"],
     declared: Kinds,
     location: str,
+    separators: Mapping[str, str] | None = None,
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
-    """Returns a table with its declared features, these, and a note on each guessed separator."""
+    """Returns a table with its declared features, these, and a note on each guessed separator.
+
+    `separators` are those that occur in all rows, if the table has only some of them.
+    """
     require_columns(frame.columns, list(declared), location)
     features, notes = [], []
     for name, kind in declared.items():
@@ -226,7 +336,7 @@ def _declared_features(
             frame = frame.with_columns(words.list.unique().list.sort().alias(f"{name}_words"))
             features.append(Feature(f"{name}_words", side, "multi"))
         elif is_string and (kind == "multi" or isinstance(kind, Separated)):
-            separator = kind.multi if isinstance(kind, Separated) else guess_separator(frame[name])
+            separator = _separator(frame[name], kind, separators)
             frame = frame.with_columns(split_strings(frame[name], separator))
             features.append(Feature(name, side, "multi", separator=separator))
             if kind == "multi":
@@ -239,3 +349,14 @@ def _declared_features(
         else:
             features.append(Feature(name, side, kind))
     return frame, features, notes
+
+
+def _separator(
+    values: pl.Series, kind: Kind | Separated, occurring: Mapping[str, str] | None
+) -> str:
+    """Returns the separator of the values in strings: declared, occurring, or guessed."""
+    if isinstance(kind, Separated):
+        return kind.multi
+    if occurring is None:
+        return guess_separator(values)
+    return occurring[values.name] or SEPARATORS[0]
