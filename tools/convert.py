@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.data.convert.conversion import write_dataset
+from msrec.data.convert.parts.conversion import PartOptions, write_dataset_in_parts
 from msrec.data.convert.raw_tables import PublishedCounts, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.aliccp import SPLIT_COLUMN, read_aliccp
@@ -20,7 +21,7 @@ from msrec.data.convert.sources.douban import read_douban
 from msrec.data.convert.sources.kuairand import read_kuairand
 from msrec.data.convert.sources.kuaisar import read_kuaisar
 from msrec.data.convert.sources.movielens import read_movielens
-from msrec.data.convert.sources.tables import read_tables
+from msrec.data.convert.sources.tables import TableRows, read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
 from msrec.data.features.hashed_values import Hashed, Managed
@@ -69,6 +70,7 @@ def convert(
     grow_from: AnyPath | None = None,
     hashed: Mapping[str, Hashed | Managed] | None = None,
     histories: bool = False,
+    parts: PartOptions | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> Schema:
@@ -84,6 +86,7 @@ def convert(
         grow_from: an older dataset folder, whose values keep their table rows.
         hashed: features with a table of fixed size, see `tables_by_option`.
         histories: index the histories of all rows, by both protocols, with all rows as events.
+        parts: convert plain tables in parts on several workers; in this process if None.
         console: prints the report.
         options: those of the source.
 
@@ -96,29 +99,31 @@ def convert(
     row_filter = RowFilter(bad_rows)
     check_output(Path(out), DATASET, [Path(raw), grow_from], overwrite=overwrite)
     with progress_bars(console) as progress:
-        reader = [TextReader(row_filter, progress)] if SOURCES[source].is_text else []
-        tables = SOURCES[source].read(Path(raw), *reader, **options)
-        if choice.protocol == "scenario-wise" and tables.differs_from_published:
-            raise ValueError(
-                "the protocol scenario-wise has the scenarios of Scenario-Wise-Rec; these are "
-                f"others: {tables.differs_from_published}. Give the published ones or use --split."
+        finish = partial(build_histories, progress=progress) if histories else None
+        if parts is not None:
+            if source != "tables":
+                raise ValueError(f"only plain tables are converted in parts; got {source!r}.")
+            rows = TableRows.declared(Path(raw), **options)
+            written = write_dataset_in_parts(
+                Path(raw),
+                rows,
+                Path(out),
+                parts,
+                choice,
+                row_filter,
+                grow_from,
+                hashed,
+                progress,
+                finish,
             )
-        if histories and tables.timestamp is None:
-            raise ValueError(
-                f"{tables.location('interaction')} must have timestamps for --histories; it has "
-                "none. Leave the option out, then see `msrec histories --help`."
+            schema, tables = written
+        else:
+            tables = _read(source, Path(raw), choice, TextReader(row_filter, progress), **options)
+            if histories:
+                _require_time(tables)
+            schema = write_dataset(
+                tables, out, choice, overwrite, progress, row_filter, grow_from, hashed, finish
             )
-        schema = write_dataset(
-            tables,
-            out,
-            choice,
-            overwrite,
-            progress,
-            row_filter,
-            grow_from,
-            hashed,
-            partial(build_histories, progress=progress) if histories else None,
-        )
     for note in tables.notes:
         console.print(f"  {note}", highlight=False)
     _print_report(schema, out, console)
@@ -129,6 +134,28 @@ def convert(
     if histories:
         console.print(histories_table(schema))
     return schema
+
+
+def _read(
+    source: str, raw: Path, choice: SplitChoice, reader: TextReader, **options: Any
+) -> RawTables:
+    """Reads the raw tables of a source; refuses a protocol that does not fit them."""
+    needed = [reader] if SOURCES[source].is_text else []
+    tables = SOURCES[source].read(raw, *needed, **options)
+    if choice.protocol == "scenario-wise" and tables.differs_from_published:
+        raise ValueError(
+            "the protocol scenario-wise has the scenarios of Scenario-Wise-Rec; these are "
+            f"others: {tables.differs_from_published}. Give the published ones or use --split."
+        )
+    return tables
+
+
+def _require_time(tables: RawTables) -> None:
+    if tables.timestamp is None:
+        raise ValueError(
+            f"{tables.location('interaction')} must have timestamps for --histories; it has "
+            "none. Leave the option out, then see `msrec histories --help`."
+        )
 
 
 def split_choice(

@@ -90,11 +90,8 @@ def stage_interactions(
             from that in its table.
     """
     files = list(_write_chunks(raw, folder, row_filter, extra_columns))
-    if not files or not files[-1].stop:
-        raise ValueError(
-            f"{raw.location('interaction')} must hold interactions; none of its rows is left."
-        )
-    num_rows = files[-1].stop
+    num_rows = files[-1].stop if files else 0
+    require_interactions(num_rows, raw.location("interaction"))
     known = {side: raw.table(side).height for side in SIDES}
     if raw.unknown_keys == "add":
         raw = _with_named_keys(raw, [file.path for file in files])
@@ -112,6 +109,12 @@ def stage_interactions(
         if raw.timestamp and stage.timestamp is not None:
             stage.timestamp[rows] = frame[raw.timestamp].to_numpy()
     return raw, stage
+
+
+def require_interactions(num_rows: int, location: str) -> None:
+    """Refuses a data set without interactions."""
+    if not num_rows:
+        raise ValueError(f"{location} must hold interactions; none of its rows is left.")
 
 
 def _write_chunks(

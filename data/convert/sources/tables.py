@@ -1,6 +1,7 @@
 """Plain tables: interactions, items and users .parquet, described by tables.yaml."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Literal, NamedTuple, Self
 
 import polars as pl
 
-from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables, Side
+from msrec.data.convert.raw_tables import ID_FEATURES, Chunk, Feature, RawTables, Side
 from msrec.data.convert.row_filter import ROW, STRICT
 from msrec.data.convert.sources.guess import (
     SEPARATORS,
@@ -31,7 +32,7 @@ from msrec.data.convert.sources.tables_mapping import (
 )
 from msrec.data.convert.table_checks import check_type, require_columns
 from msrec.data.features.value_types import stored_series
-from msrec.data.io.parquet_files import named_errors
+from msrec.data.io.parquet_files import named_errors, scan_parquet
 from msrec.data.labels import LabelOptions, weight_columns
 from msrec.data.schema import ID_KEYS, Scenario
 
@@ -47,6 +48,8 @@ def read_tables(
     mapping: Path | str | None = None,
 ) -> RawTables:
     """Reads interactions.parquet (user_id, item_id, scenario, label, ...), users and items.
+
+    In place of interactions.parquet there may be a folder `interactions` of Parquet files.
 
     Scenarios are named by the column `<scenario_column>_name`. Features are named by tables.yaml or
     the defaults in `data/convert/sources/guess.py`. Columns of the interactions are features only
@@ -65,12 +68,32 @@ def read_tables(
     """
     folder = Path(folder)
     source = TableRows.declared(folder, scenario_column, label, mapping)
-    location = str(folder / INTERACTIONS)
-    rows = source.typed(_read_parquet(folder / INTERACTIONS), location)
-    survey = source.survey(rows, location)
+    files = interaction_files(folder)
+    frames = [source.typed(_read_parquet(path), str(path)) for path in files]
+    surveys = [source.survey(f, str(path)) for f, path in zip(frames, files, strict=True)]
+    survey = Survey.merged(surveys)
     raw = source.raw_tables(folder, survey)
-    rows, notes = _with_impressions(source.converted(rows, survey), source.mapping.impression)
-    return dataclasses.replace(raw, interactions=rows, notes=(*raw.notes, *notes))
+    frames, notes = _with_impressions(
+        [source.converted(frame, survey) for frame in frames], source.mapping.impression
+    )
+    raw = dataclasses.replace(raw, notes=(*raw.notes, *notes))
+    if len(files) == 1:
+        return dataclasses.replace(raw, interactions=frames[0])
+    chunks = [Chunk(str(path), frame) for path, frame in zip(files, frames, strict=True)]
+    return dataclasses.replace(raw, interactions=chunks)
+
+
+def interaction_files(folder: Path) -> list[Path]:
+    """Returns interactions.parquet, or the files of the folder `interactions` by their names.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    files = sorted((folder / "interactions").glob("*.parquet"))
+    if files and not (folder / INTERACTIONS).exists():
+        scan_parquet(files)  # refuses files with different columns
+        return files
+    return [folder / INTERACTIONS]
 
 
 class Survey(NamedTuple):
@@ -110,7 +133,11 @@ class TableRows:
 
     @classmethod
     def declared(
-        cls, folder: Path, scenario_column: str, label: str, mapping: Path | str | None
+        cls,
+        folder: Path,
+        scenario_column: str = "scenario",
+        label: str = DEFAULT_LABEL,
+        mapping: Path | str | None = None,
     ) -> Self:
         """Reads tables.yaml; see `read_tables`."""
         declared = read_mapping(Path(mapping) if mapping else folder / MAPPING_FILE, bool(mapping))
@@ -131,6 +158,12 @@ class TableRows:
         check_interaction_features(self.mapping, self._copied, location)
         require_columns(frame.columns, list(self.mapping.interaction), location)
         return frame
+
+    @property
+    def survey_columns(self) -> set[str]:
+        """Columns that `survey` reads, if they exist."""
+        column, mapping = self.scenario_column, self.mapping
+        return {column, f"{column}_name", *mapping.interaction, *mapping.more_labels}
 
     def survey(self, rows: pl.DataFrame, location: str) -> Survey:
         """Checks typed rows, and returns the values that decide how all rows are converted."""
@@ -218,13 +251,21 @@ def _typed(frame: pl.DataFrame, columns: list[str], location: str) -> pl.DataFra
     return pl.DataFrame([stored_series(values) for values in frame])
 
 
-def _with_impressions(rows: pl.DataFrame, column: str | None) -> tuple[pl.DataFrame, list[str]]:
+def _with_impressions(
+    frames: list[pl.DataFrame], column: str | None
+) -> tuple[list[pl.DataFrame], list[str]]:
     """Numbers impressions that are not integers; returns a note on it."""
-    if column is None or rows[column].dtype.is_integer():
-        return rows, []
-    check_type(rows[column], "key", "interactions")
-    numbers = rows.select(pl.col(column).rank("dense").cast(pl.Int64) - 1)
-    return rows.with_columns(numbers), [f"values of {column!r} are numbered from 0, in their order"]
+    if column is None or frames[0][column].dtype.is_integer():
+        return frames, []
+    check_type(frames[0][column], "key", "interactions")
+    values = pl.concat([frame[column] for frame in frames])
+    numbers = values.rank("dense").cast(pl.Int64) - 1
+    ends = itertools.accumulate(map(len, frames))
+    frames = [
+        frame.with_columns(numbers.slice(end - len(frame), len(frame)))
+        for frame, end in zip(frames, ends, strict=True)
+    ]
+    return frames, [f"values of {column!r} are numbered from 0, in their order"]
 
 
 def _check_thresholds(rows: pl.DataFrame, declared: TablesMapping, location: str) -> None:

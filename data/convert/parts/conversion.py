@@ -1,0 +1,334 @@
+"""Conversion of plain tables in parts: the same dataset folder as `write_dataset`, byte for byte.
+
+Every stage runs the functions of `part_functions` over parts or shares, on any number of workers::
+
+    survey -> stage -> shares -> (times) -> values -> vocabulary -> encode -> files
+
+A process holds one part, or the rows of one share of the users, at a time. The users, the items and
+the distinct values of a feature are held as a whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from msrec.data.convert.conversion import scaled_labels, schema_of, write_tables
+from msrec.data.convert.parts.engines import Engine
+from msrec.data.convert.parts.job import (
+    CODES_FILE,
+    ENCODE,
+    SHARES,
+    STAGE,
+    VALUES,
+    Job,
+    RawPart,
+    write_encoded,
+    write_keys,
+)
+from msrec.data.convert.parts.part_functions import (
+    BINS,
+    VALUE_SHARES,
+    ValueShare,
+    dataset_files,
+    encode_part,
+    file_part,
+    load_counts,
+    share_part,
+    stage_part,
+    survey_part,
+    time_part,
+    values_part,
+    vocabulary_part,
+)
+from msrec.data.convert.parts.stages import Stages
+from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side
+from msrec.data.convert.row_filter import RowFilter
+from msrec.data.convert.sources.tables import Survey, TableRows, interaction_files
+from msrec.data.convert.split import (
+    TRAIN,
+    SplitChoice,
+    random_split,
+    require_time,
+    split_cuts,
+    split_record,
+)
+from msrec.data.convert.staging import require_interactions
+from msrec.data.convert.statistics import ConversionCounts
+from msrec.data.convert.table_checks import checked_tables
+from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
+from msrec.data.features.hashed_values import Hashed, Managed
+from msrec.data.features.vocabulary import load_vocabularies
+from msrec.data.io.atomic_files import write_json
+from msrec.data.io.exclusive_files import exclusive
+from msrec.data.io.outputs import FolderKind, check_output, new_folder
+from msrec.data.io.parquet_files import parquet_metadata
+from msrec.data.io.paths import AnyPath
+from msrec.data.schema import SPLITS, Schema, SplitRecord
+
+PART_ROWS = 1 << 20
+SHARE_PARTS = 4
+"""Parts whose rows make a share of the users."""
+FILES = "files"
+Finish = Callable[[Path], Schema]
+MARKER = "conversion.json"
+WORK = FolderKind("a work folder of a conversion", MARKER, (MARKER, "*.arrow", CODES_FILE, "*/**"))
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """Options of a conversion in parts.
+
+    Args:
+        engine: runs the parts.
+        work: folder for the files of the stages; all workers see it under the same path.
+        part_rows: raw rows of a part.
+    """
+
+    engine: Engine
+    work: Path
+    part_rows: int = PART_ROWS
+
+
+def write_dataset_in_parts(
+    folder: Path,
+    source: TableRows,
+    out: Path,
+    options: PartOptions,
+    choice: SplitChoice | None = None,
+    row_filter: RowFilter | None = None,
+    grow_from: AnyPath | None = None,
+    hashed: Mapping[str, Hashed | Managed] | None = None,
+    progress: Progress | None = None,
+    finish: Finish | None = None,
+) -> tuple[Schema, RawTables]:
+    """Converts the tables of a folder; see `write_dataset` and `read_tables`.
+
+    If it is stopped, the same call goes on with the parts that are not done. The work folder is
+    removed at the end.
+
+    Returns:
+        The schema, and the raw tables without interactions.
+
+    Raises:
+        ValueError: see `write_dataset`; or the work folder has the parts of another conversion.
+        ConnectionError: several workers died with the same part.
+    """
+    choice, row_filter, hashed = choice or SplitChoice(), row_filter or RowFilter(), hashed or {}
+    files = interaction_files(folder)
+    with exclusive(options.work, f"{out} must be converted"):
+        record = _record(folder, files, source, options, choice, row_filter, grow_from, hashed)
+        _open_work(options.work, record)
+        stages = Stages(options.work, options.engine, progress)
+        parts = raw_parts(files, options.part_rows)
+        survey, raw = _survey(folder, source, files, stages, parts)
+        write_keys(raw, options.work)
+        num_rows = sum(part.rows for part in parts)
+        num_shares = -(-num_rows // (SHARE_PARTS * options.part_rows))
+        keyless = replace(raw, users=raw.users.clear(), items=raw.items.clear())
+        job = Job(options.work, source, survey, keyless, choice, row_filter.policy, num_shares)
+        job = replace(job, parts=tuple(parts), hashed=hashed)
+        job, duplicates = _stage(job, raw, stages, row_filter)
+        rows, split = _divide(job, raw, stages)
+        known = load_vocabularies(grow_from) if grow_from is not None else None
+        encoded = _encoded_features(job, raw, stages, known)
+        labels = {name: partial(_training_labels, job, name) for name in raw.labels}
+        raw = replace(raw, label_options=scaled_labels(raw, labels))
+        job = replace(job, schema=schema_of(raw, encoded, split))
+        counts = {**_encode(job, raw, encoded, stages), "duplicates": duplicates}
+        counts["added"] = {}
+        tasks = dataset_files(rows)
+        stages.run(FILES, partial(file_part, job), tasks)
+        with new_folder(out, inputs=[folder, grow_from, options.work], overwrite=True) as new:
+            for number, task in enumerate(tasks):
+                _link(next(stages.part(FILES, number).glob("*.parquet")), new / SPLITS[task.split])
+            schema = write_tables(raw, job.schema, encoded, counts, row_filter, new)
+            if finish is not None:
+                schema = finish(new)
+        shutil.rmtree(options.work)
+    return schema, raw
+
+
+def raw_parts(files: Sequence[Path], rows: int) -> list[RawPart]:
+    """Returns the parts of Parquet files, each with at most `rows` rows of one file."""
+    sizes = [parquet_metadata(path).num_rows for path in files]
+    return [
+        RawPart(path, start, min(rows, size - start))
+        for path, size in zip(files, sizes, strict=True)
+        for start in range(0, size, rows)
+    ]
+
+
+def _record(
+    folder: Path,
+    files: Sequence[Path],
+    source: TableRows,
+    options: PartOptions,
+    choice: SplitChoice,
+    row_filter: RowFilter,
+    grow_from: AnyPath | None,
+    hashed: Mapping[str, Hashed | Managed],
+) -> dict[str, Any]:
+    """Returns everything that the files of a work folder depend on, as JSON."""
+    sides = [folder / "users.parquet", folder / "items.parquet"]
+    stats = {str(path): path.stat() for path in (*files, *sides) if path.is_file()}
+    return {
+        "raw": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+        "mapping": source.mapping.model_dump(mode="json"),
+        "columns": [source.label, source.scenario_column],
+        "split": json.loads(json.dumps(asdict(choice))),
+        "bad_rows": row_filter.policy,
+        "grow_from": None if grow_from is None else str(grow_from),
+        "tables": {name: repr(table) for name, table in hashed.items()},
+        "part_rows": options.part_rows,
+    }
+
+
+def _open_work(work: Path, record: dict[str, Any]) -> None:
+    """Makes a work folder, or takes the one that an earlier call of the same conversion left."""
+    check_output(work, WORK)
+    work.mkdir(parents=True, exist_ok=True)
+    marker = work / MARKER
+    if marker.is_file() and json.loads(marker.read_text()) != record:
+        raise ValueError(
+            f"{work} must hold parts of this conversion; they are of another one, with other raw "
+            "files or options. Remove it, or repeat that conversion."
+        )
+    write_json(marker, record)
+
+
+def _survey(
+    folder: Path, source: TableRows, files: Sequence[Path], stages: Stages, parts: list[RawPart]
+) -> tuple[Survey, RawTables]:
+    """Returns the survey of all parts, and the raw tables without interactions."""
+    columns = source.typed(pl.read_parquet(files[0], n_rows=0, glob=False), str(files[0]))
+    results = stages.run("survey", partial(survey_part, source), parts)
+    scenarios = stages.files("survey", "scenarios.parquet", len(parts))
+    surveys = [
+        Survey(columns, pl.read_parquet(path), result["separators"])
+        for path, result in zip(scenarios, results, strict=True)
+    ]
+    if not surveys:
+        require_interactions(0, str(files[0]))
+    survey = Survey.merged(surveys)
+    raw = checked_tables(source.raw_tables(folder, survey))
+    if raw.impression and not columns[raw.impression].dtype.is_integer():
+        raise ValueError(
+            f"{files[0]}: column {raw.impression!r} must hold integers to be converted in parts; "
+            f"found {columns[raw.impression].dtype}. Number the impressions, or use one process."
+        )
+    return survey, raw
+
+
+def _stage(job: Job, raw: RawTables, stages: Stages, row_filter: RowFilter) -> tuple[Job, int]:
+    """Stages all rows; returns the job with what it has learnt, and the number of duplicates."""
+    numbers = range(len(job.parts))
+    staged = stages.run(STAGE, partial(stage_part, job), numbers)
+    for result in staged:
+        counts = {name: result[name] for name in ("excluded", "examples", "replaced")}
+        row_filter.merge(RowFilter(row_filter.policy, **counts))
+    starts = np.concatenate([[0], np.cumsum([result["rows"] for result in staged])])
+    num_rows = int(starts[-1])
+    require_interactions(num_rows, raw.location("interaction"))
+    job = replace(job, starts=tuple(starts.tolist()))
+    shares = stages.run(SHARES, partial(share_part, job), range(job.num_shares))
+    if job.choice.method == "random":
+        codes = random_split(num_rows, job.choice.seed, job.choice.fractions)
+        np.save(job.folder / CODES_FILE, codes)
+    elif job.choice.method == "time":
+        require_time(raw.timestamp is not None, raw.location("interaction"))
+        spans = [result["time"] for result in staged if result["time"]]
+        ranks = [cut for cut in split_cuts(num_rows, job.choice.fractions) if cut < num_rows]
+        first, last = min(low for low, _ in spans), max(high for _, high in spans)
+        job = replace(job, cuts=_times_at(ranks, job, stages, first, last))
+    return job, sum(result["duplicates"] for result in shares)
+
+
+def _times_at(
+    ranks: Sequence[int], job: Job, stages: Stages, first: int, last: int
+) -> tuple[int, ...]:
+    """Returns the times at some positions of the sorted times, by histograms that get finer."""
+    lows, below = [first] * len(ranks), [0] * len(ranks)
+    span, level = last - first + 1, 0
+    while ranks and span > 1:
+        width = -(-span // BINS)
+        tasks = [(number, [(low, width) for low in lows]) for number in range(len(job.parts))]
+        stage = f"times-{level}"
+        stages.run(stage, partial(time_part, job), tasks)
+        paths = stages.files(stage, "counts.npy", len(tasks))
+        counts = sum(np.load(path) for path in paths)
+        for at, rank in enumerate(ranks):
+            ends = below[at] + np.cumsum(counts[at])
+            found = int(np.searchsorted(ends, rank, side="right"))
+            below[at] = int(ends[found] - counts[at][found])
+            lows[at] += found * width
+        span, level = width, level + 1
+    return tuple(lows)
+
+
+def _divide(job: Job, raw: RawTables, stages: Stages) -> tuple[npt.NDArray[np.int64], SplitRecord]:
+    """Divides all rows; returns the rows of each part and split, and the record of the split."""
+    results = stages.run(VALUES, partial(values_part, job), range(len(job.parts)))
+    rows = np.array([result["splits"] for result in results])
+    times = [result["until"] for result in results if result["until"] is not None]
+    location = raw.location("interaction")
+    record = split_record(job.choice, rows.sum(axis=0).tolist(), max(times, default=None), location)
+    return rows, record
+
+
+def _encoded_features(
+    job: Job, raw: RawTables, stages: Stages, known: Mapping[str, pl.Series] | None
+) -> EncodedFeatures:
+    """Merges the values of the parts, fits the vocabularies and writes them for the workers."""
+    parts = len(job.parts)
+    trained: dict[Side, pl.Series] = {}
+    for side in SIDES:
+        is_trained = np.zeros(raw.table(side).height, dtype=bool)
+        for path in stages.files(VALUES, f"{side}.npy", parts):
+            is_trained[np.load(path)] = True
+        trained[side] = pl.Series(is_trained)
+    features = [f for f in raw.interaction_features if f.kind != "dense"]
+    tasks = [ValueShare(f, share) for f in range(len(features)) for share in range(VALUE_SHARES)]
+    stages.run("vocabulary", partial(vocabulary_part, job), tasks)
+    paths = stages.files("vocabulary", "values.parquet", len(tasks))
+    in_training = {
+        feature.name: pl.concat(
+            [pl.read_parquet(p) for p in paths[n * VALUE_SHARES : (n + 1) * VALUE_SHARES]]
+        )["value"].alias(feature.raw_column)
+        for n, feature in enumerate(features)
+    }
+    encoded = encode_features(raw, trained, in_training, known, job.hashed)
+    write_encoded(encoded, job.folder)
+    return encoded
+
+
+def _training_labels(job: Job, name: str) -> npt.NDArray[np.float32]:
+    codes = (np.load(job.file(VALUES, n, CODES_FILE)) for n in range(len(job.parts)))
+    parts = [job.rows(n, [name])[name].to_numpy()[c == TRAIN] for n, c in enumerate(codes)]
+    return np.concatenate(parts)
+
+
+def _encode(job: Job, raw: RawTables, encoded: EncodedFeatures, stages: Stages) -> dict[str, Any]:
+    """Encodes all rows; returns their counts."""
+    results = stages.run(ENCODE, partial(encode_part, job), range(len(job.parts)))
+    counts = ConversionCounts(raw, encoded)
+    for number, result in enumerate(results):
+        counts.add(load_counts(job.file(ENCODE, number, "counts.npz"), result["labels"]))
+    return counts.to_dict()
+
+
+def _link(file: Path, folder: Path) -> None:
+    """Puts a file into a folder; it stays where it is, so that a stopped conversion goes on."""
+    folder.mkdir(exist_ok=True)
+    try:
+        os.link(file, folder / file.name)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, folder / file.name)

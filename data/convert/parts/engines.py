@@ -1,0 +1,178 @@
+"""Engines that run the parts of a conversion: local processes, or Ray.
+
+A part whose worker dies is done again, on another worker; the others go on. An exception of the
+function ends the conversion.
+"""
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Literal, NamedTuple, Protocol
+
+EngineName = Literal["polars", "processes", "ray"]
+"""`polars` is the conversion in one process, without parts."""
+DEATHS = 3
+"""Workers that may die with one part; the next death ends the conversion."""
+ONE_THREAD = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""Environment of a worker: there is one for each core."""
+
+
+class Task(NamedTuple):
+    """A part of a stage, and its number."""
+
+    number: int
+    part: Any
+
+
+Call = Callable[[Task], None]
+
+
+class Engine(Protocol):
+    """Calls a function with many tasks, on several workers."""
+
+    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
+        """Calls the function with each task; yields each time that a call has ended."""
+        ...
+
+    def close(self) -> None:
+        """Ends the workers."""
+        ...
+
+
+class Processes:
+    """Workers that are processes of this machine.
+
+    Each has a pool of its own, so that its death breaks no other one.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._pools = [_pool() for _ in range(workers)]
+
+    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
+        """Calls the function with each task; see `Engine`."""
+        waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        done: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for task in tasks:
+            waiting.put(task)
+        slots = range(len(self._pools))
+        with ThreadPoolExecutor(len(self._pools)) as threads:
+            active = {threads.submit(self._work, n, function, waiting, done) for n in slots}
+            try:
+                while active:
+                    ended, active = wait(active, 0.1, FIRST_COMPLETED)
+                    for thread in ended:
+                        thread.result()
+                    while not done.empty():
+                        yield done.get()
+            finally:
+                while not waiting.empty():  # after an error, the other workers stop too
+                    waiting.get()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for pool in self._pools:
+            pool.shutdown()
+
+    def _work(
+        self,
+        slot: int,
+        function: Call,
+        waiting: "queue.SimpleQueue[Task]",
+        done: "queue.SimpleQueue[None]",
+    ) -> None:
+        """Calls the function in one process until no task waits; starts a new one if it dies."""
+        while True:
+            try:
+                task = waiting.get_nowait()
+            except queue.Empty:
+                return
+            for death in range(DEATHS + 1):
+                try:
+                    self._pools[slot].submit(function, task).result()
+                    break
+                except BrokenProcessPool:
+                    self._pools[slot].shutdown()
+                    self._pools[slot] = _pool()
+                    if death == DEATHS:
+                        raise _too_many_deaths(task) from None
+            done.put(None)
+
+
+def _pool() -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, _limit_threads)
+
+
+def _limit_threads() -> None:
+    """Sets the environment of a new process, before it imports polars."""
+    os.environ.update(ONE_THREAD)
+
+
+def _too_many_deaths(task: Task) -> ConnectionError:
+    return ConnectionError(
+        f"a worker must survive part {task.number}; {DEATHS + 1} workers died with it. If they ran "
+        "out of memory, choose smaller parts (--part-rows) or fewer workers."
+    )
+
+
+class Ray:
+    """Workers of Ray, each with one core.
+
+    Args:
+        workers: processes of this machine; None on a cluster, where Ray decides.
+        address: of a cluster, such as `10.0.0.1:6379`; None starts Ray on this machine.
+
+    Raises:
+        ValueError: Ray is not installed.
+    """
+
+    def __init__(self, workers: int | None = None, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise ValueError(
+                "the engine ray needs its package: pip install 'msrec[ray]'."
+            ) from None
+        self._ray = ray
+        place: dict[str, Any] = {"address": address}
+        if address is None:
+            place = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+        ray.init(runtime_env={"env_vars": ONE_THREAD}, log_to_driver=False, **place)
+
+    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
+        """Calls the function with each task; see `Engine`."""
+        ray = self._ray
+        remote = ray.remote(num_cpus=1, max_retries=DEATHS)(function)
+        task_of = {remote.remote(task): task for task in tasks}
+        while task_of:
+            ended = ray.wait(list(task_of), num_returns=1)[0][0]
+            task = task_of.pop(ended)
+            try:
+                ray.get(ended)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+                raise _too_many_deaths(task) from None
+            yield
+
+    def close(self) -> None:
+        """Leaves Ray, and ends it if it was started here."""
+        self._ray.shutdown()
+
+
+def make_engine(name: EngineName, workers: int | None, address: str | None) -> Engine:
+    """Returns the engine of the options of a command.
+
+    Raises:
+        ValueError: an option does not fit the engine.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers must be at least 1; got {workers}.")
+    if address is not None and (name != "ray" or workers is not None):
+        raise ValueError("--address is for --engine ray, and --workers for this machine only.")
+    if name == "ray":
+        return Ray(workers, address)
+    return Processes(workers or os.cpu_count() or 1)

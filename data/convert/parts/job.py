@@ -1,0 +1,168 @@
+"""The state of a conversion in parts, which each worker gets or reads from the work folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from msrec.data.convert.parts.exchange import read_batches, write_batches
+from msrec.data.convert.raw_tables import SIDES, RawTables
+from msrec.data.convert.row_filter import ROW
+from msrec.data.convert.sources.tables import Survey, TableRows
+from msrec.data.convert.split import SplitChoice, SplitCodes, codes_by_name, codes_by_time
+from msrec.data.convert.vocabulary_encoding import EncodedFeatures
+from msrec.data.features.hashed_values import Hashed, Managed
+from msrec.data.features.value_index import ValueIndex
+from msrec.data.features.vocabulary import Vocabulary
+from msrec.data.io.names import safe_name
+from msrec.data.schema import Schema
+
+STAGE, SHARES, VALUES, ENCODE = "stage", "shares", "values", "encode"
+ROWS_FILE, USERS_FILE, CODES_FILE = "rows.parquet", "users.arrow", "codes.npy"
+ENCODED = "encoded"
+
+
+@dataclass(frozen=True)
+class RawPart:
+    """The rows [start, start + rows) of a raw file."""
+
+    path: Path
+    start: int
+    rows: int
+
+    def read(self, columns: list[str] | None = None) -> pl.DataFrame:
+        """Returns the rows, with their numbers in the file."""
+        rows = pl.scan_parquet(self.path, glob=False).slice(self.start, self.rows)
+        frame = (rows if columns is None else rows.select(columns)).collect()
+        return frame.drop(ROW, strict=False).with_row_index(ROW, self.start)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the functions of all stages need; small, since each task carries it.
+
+    `raw` has no users, items or interactions. `starts` has the first row of each part among the
+    good rows of all parts, then their number.
+    """
+
+    folder: Path
+    source: TableRows
+    survey: Survey
+    raw: RawTables
+    choice: SplitChoice
+    bad_rows: Literal["fail", "skip"]
+    num_shares: int
+    hashed: Mapping[str, Hashed | Managed] = field(default_factory=dict)
+    parts: tuple[RawPart, ...] = ()
+    starts: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()
+    schema: Schema | None = None
+
+    @property
+    def extra_columns(self) -> list[str]:
+        """Columns of the interactions that only the split needs."""
+        return [self.choice.column] if self.choice.column else []
+
+    def file(self, stage: str, number: int, name: str) -> Path:
+        """Returns the path of a file of a part."""
+        return self.folder / stage / f"{number:06d}" / name
+
+    def rows(self, number: int, columns: list[str] | None = None) -> pl.DataFrame:
+        """Returns the staged rows of a part."""
+        path = self.file(STAGE, number, ROWS_FILE)
+        return pl.read_parquet(path, columns=columns and list(dict.fromkeys(columns)), glob=False)
+
+    def split_codes(self, number: int, rows: pl.DataFrame) -> SplitCodes:
+        """Returns the split of each row of a part, by the method of the choice."""
+        start, stop = self.starts[number : number + 2]
+        if self.choice.method == "time":
+            return codes_by_time(rows[self.raw.timestamp].to_numpy(), self.cuts)
+        if self.choice.method == "given":
+            path, numbers = self.parts[number].path, rows[ROW]
+            return codes_by_name(rows[self.choice.column], lambda i: f"{path}: row {numbers[i]}")
+        if self.choice.method == "random":
+            return np.array(np.load(self.folder / CODES_FILE, mmap_mode="r")[start:stop])
+        codes = np.empty(stop - start, np.int8)
+        for share in range(self.num_shares):
+            row, code = (
+                np.load(self.file(SHARES, share, f"{name}.npy"), mmap_mode="r")
+                for name in ("row", "code")
+            )
+            first, last = np.searchsorted(row, [start, stop])
+            codes[row[first:last] - start] = code[first:last]
+        return codes
+
+
+@lru_cache(maxsize=1)
+def tables_with_keys(job_folder: Path) -> dict[str, pl.DataFrame]:
+    """Returns the keys of users and items, which `write_keys` wrote."""
+    return {
+        f"{side}s": pl.DataFrame(pl.from_arrow(next(read_batches([_keys(job_folder, side)], 0))))
+        for side in SIDES
+    }
+
+
+@lru_cache(maxsize=1)
+def key_indices(job_folder: Path) -> dict[str, ValueIndex]:
+    """Returns the positions of the keys of users and items."""
+    tables = tables_with_keys(job_folder)
+    return {side: ValueIndex(tables[f"{side}s"][f"{side}_key"].to_arrow()) for side in SIDES}
+
+
+def write_keys(raw: RawTables, folder: Path) -> None:
+    """Writes the keys of users and items for the workers."""
+    for side in SIDES:
+        write_batches(_keys(folder, side), [raw.table(side).select(f"{side}_key").to_arrow()])
+
+
+def _keys(folder: Path, side: str) -> Path:
+    return folder / f"{side}_keys.arrow"
+
+
+def with_keys(job: Job) -> RawTables:
+    """Returns the raw tables with the keys of users and items."""
+    return replace(job.raw, **tables_with_keys(job.folder))  # type: ignore[arg-type]
+
+
+def write_encoded(encoded: EncodedFeatures, folder: Path) -> None:
+    """Writes vocabularies, and encoded features of users and items, for the workers."""
+    (folder / ENCODED).mkdir(exist_ok=True)
+    columns = {f"values-{name}": values for name, values in encoded.values.items()}
+    for name, vocabulary in encoded.vocabularies.items():
+        if isinstance(vocabulary, Vocabulary) and name not in encoded.values:
+            columns[f"vocabulary-{name}"] = vocabulary.values
+    for name, values in columns.items():
+        table = pa.table({"value": values.rechunk().to_arrow()})
+        write_batches(folder / ENCODED / f"{safe_name(name)}.arrow", [table])
+
+
+@lru_cache(maxsize=1)
+def read_encoded(job_folder: Path, names: tuple[tuple[str, bool], ...]) -> dict[str, pl.Series]:
+    """Returns the columns that `write_encoded` wrote."""
+    columns = {}
+    for name, is_side in names:
+        kind = "values" if is_side else "vocabulary"
+        path = job_folder / ENCODED / f"{safe_name(f'{kind}-{name}')}.arrow"
+        columns[name] = pl.Series(pl.from_arrow(next(read_batches([path], 0))["value"]))
+    return columns
+
+
+def encoded_features(job: Job) -> EncodedFeatures:
+    """Returns what encodes rows: vocabularies of the interactions, values of users and items."""
+    tables = tables_with_keys(job.folder)
+    encoded = EncodedFeatures(*(tables[f"{side}s"].height for side in SIDES))
+    sides = {f.name: f.side != "interaction" for f in job.raw.features}
+    kinds = {f.name: f.kind for f in job.raw.features}
+    needed = {n: s for n, s in sides.items() if s or (kinds[n] != "dense" and n not in job.hashed)}
+    for name, values in read_encoded(job.folder, tuple(needed.items())).items():
+        if sides[name]:
+            encoded.values[name] = values
+        else:
+            encoded.vocabularies[name] = Vocabulary(values)
+    encoded.vocabularies.update(job.hashed)
+    return encoded

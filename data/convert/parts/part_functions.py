@@ -1,0 +1,219 @@
+"""Functions of the stages: each converts a part, or a share, to files and a small result."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from msrec.data.convert.chunk_counts import ChunkCounts, Sparse
+from msrec.data.convert.conversion import encoded_rows
+from msrec.data.convert.dataset_writer import FILE_ROWS, PartWriter, arrow_schema
+from msrec.data.convert.parts.exchange import read_batches, write_batches, write_exchange
+from msrec.data.convert.parts.job import (
+    CODES_FILE,
+    ENCODE,
+    ROWS_FILE,
+    STAGE,
+    USERS_FILE,
+    VALUES,
+    Job,
+    RawPart,
+    encoded_features,
+    key_indices,
+    with_keys,
+)
+from msrec.data.convert.raw_tables import SIDES, Chunk
+from msrec.data.convert.row_filter import ROW, RowFilter
+from msrec.data.convert.sources.tables import TableRows
+from msrec.data.convert.split import TRAIN, user_last_split
+from msrec.data.convert.staging import staged_rows
+from msrec.data.convert.statistics import duplicates_among
+from msrec.data.features.vocabulary import distinct_values
+from msrec.data.schema import SPLITS
+
+VALUE_SHARES = 16
+"""Shares of the values of a feature: a process sorts one of them at a time."""
+BINS = 1 << 16
+Result = dict[str, Any]
+
+
+def survey_part(source: TableRows, part: RawPart, out: Path) -> Result:
+    """Checks the scenarios of a part, and writes those that it has."""
+    names = list(pl.scan_parquet(part.path, glob=False).collect_schema())
+    frame = part.read([name for name in names if name in source.survey_columns])
+    survey = source.survey(frame, str(part.path))
+    survey.scenarios.write_parquet(out / "scenarios.parquet")
+    return {"separators": survey.separators}
+
+
+def stage_part(job: Job, number: int, out: Path) -> Result:
+    """Checks the rows of a part, looks up users and items, and sends each user to its share."""
+    part, row_filter = job.parts[number], RowFilter(job.bad_rows)
+    rows = job.source.typed(part.read(), str(part.path))
+    rows = job.source.converted(rows, job.survey)
+    raw = with_keys(job)
+    rows = staged_rows(raw, Chunk(str(part.path), rows), row_filter, job.extra_columns)
+    positions = {
+        side: pl.Series(key_indices(job.folder)[side].positions(rows[f"{side}_key"].to_arrow()))
+        for side in SIDES
+    }
+    rows = rows.drop("user_key", "item_key").with_columns(**positions)
+    rows.write_parquet(out / ROWS_FILE, compression="lz4", statistics=False)
+    time = [raw.timestamp] if raw.timestamp else []
+    sent = rows.select("user", "item", *time, row=pl.int_range(pl.len(), dtype=pl.Int64))
+    share = rows["user"].to_numpy() % job.num_shares
+    write_exchange(out / USERS_FILE, sent.to_arrow(), share, job.num_shares)
+    span = [int(rows[time[0]].min()), int(rows[time[0]].max())] if time and len(rows) else None
+    counts = {name: getattr(row_filter, name) for name in ("excluded", "examples", "replaced")}
+    return {"rows": len(rows), "time": span, **counts}
+
+
+def time_part(job: Job, task: tuple[int, list[tuple[int, int]]], out: Path) -> Result:
+    """Counts the rows of a part in bins of time: `BINS` of a width from a first time."""
+    number, ranges = task
+    assert job.raw.timestamp is not None
+    clock = job.rows(number, [job.raw.timestamp])[job.raw.timestamp].to_numpy()
+    counts = []
+    for low, width in ranges:
+        bins = (clock - low) // width
+        bins = bins[(clock >= low) & (bins < BINS)]
+        counts.append(np.bincount(bins, minlength=BINS))
+    np.save(out / "counts.npy", np.stack(counts))
+    return {}
+
+
+def share_part(job: Job, share: int, out: Path) -> Result:
+    """Counts the duplicates of some users, and divides their rows if the split is by user."""
+    paths = [job.file(STAGE, number, USERS_FILE) for number in range(len(job.parts))]
+    columns: dict[str, list[npt.NDArray[Any]]] = {}
+    for start, table in zip(job.starts, read_batches(paths, share), strict=False):
+        for name in table.column_names:
+            values = table[name].to_numpy()
+            columns.setdefault(name, []).append(values + start if name == "row" else values)
+    rows = {name: np.concatenate(values) for name, values in columns.items()}
+    time = rows.get(job.raw.timestamp or "")
+    if job.choice.method == "user_last":
+        clock = rows["row"] if time is None else time
+        code = user_last_split(rows["user"], clock, job.choice.last, job.choice.fractions)
+        np.save(out / "row.npy", rows["row"])
+        np.save(out / "code.npy", code)
+    return {"duplicates": duplicates_among(rows["user"], rows["item"], time)}
+
+
+def values_part(job: Job, number: int, out: Path) -> Result:
+    """Divides the rows of a part, and writes the distinct values that are in training."""
+    features = [f for f in job.raw.interaction_features if f.kind != "dense"]
+    time = [job.raw.timestamp] if job.raw.timestamp else []
+    columns = [*SIDES, ROW, *time, *job.extra_columns, *(f.raw_column for f in features)]
+    rows = job.rows(number, columns)
+    codes = job.split_codes(number, rows)
+    np.save(out / CODES_FILE, codes)
+    rows = rows.filter(pl.Series(codes == TRAIN))
+    for side in SIDES:
+        np.save(out / f"{side}.npy", rows[side].unique().to_numpy())
+    for position, feature in enumerate(features):
+        values = distinct_values(rows[feature.raw_column]).alias("value")
+        share = (values.hash() % VALUE_SHARES).to_numpy().astype(np.int64)
+        table = values.to_frame().to_arrow()
+        write_exchange(out / f"values-{position}.arrow", table, share, VALUE_SHARES)
+    until = int(rows[time[0]].max()) if time and len(rows) else None
+    return {"splits": np.bincount(codes, minlength=len(SPLITS)).tolist(), "until": until}
+
+
+class ValueShare(NamedTuple):
+    """A share of the values of a feature, by its position among the features to encode."""
+
+    feature: int
+    share: int
+
+
+def vocabulary_part(job: Job, task: ValueShare, out: Path) -> Result:
+    """Sorts the distinct values of a share."""
+    name = f"values-{task.feature}.arrow"
+    paths = [job.file(VALUES, number, name) for number in range(len(job.parts))]
+    values = pl.DataFrame(pl.from_arrow(pa.concat_tables(read_batches(paths, task.share))))
+    values.unique().sort("value").write_parquet(out / "values.parquet")
+    return {}
+
+
+def encode_part(job: Job, number: int, out: Path) -> Result:
+    """Encodes the rows of a part, counts them, and writes those of each split."""
+    assert job.schema is not None
+    codes = np.load(job.file(VALUES, number, CODES_FILE))
+    raw, target = with_keys(job), arrow_schema(job.schema)
+    tables, counts = encoded_rows(raw, encoded_features(job), job.rows(number), codes, target)
+    write_batches(out / "splits.arrow", tables)
+    return {"labels": _save_counts(counts, out / "counts.npz")}
+
+
+class DatasetFile(NamedTuple):
+    """A file of a split: pieces (part, first row, rows) of the parts' rows of that split."""
+
+    split: int
+    number: int
+    pieces: list[tuple[int, int, int]]
+
+
+def file_part(job: Job, task: DatasetFile, out: Path) -> Result:
+    """Writes a file of a split from the pieces of the parts."""
+    assert job.schema is not None
+    with PartWriter(out, arrow_schema(job.schema), first_file=task.number) as writer:
+        for part, first, rows in task.pieces:
+            table = next(read_batches([job.file(ENCODE, part, "splits.arrow")], task.split))
+            writer.append(table.slice(first, rows))
+    return {}
+
+
+def dataset_files(rows: npt.NDArray[np.int64], file_rows: int = FILE_ROWS) -> list[DatasetFile]:
+    """Returns the files of all splits; `rows` (parts, splits) has the rows of each part.
+
+    Example:
+        >>> dataset_files(np.array([[3], [4]]), file_rows=5)[1].pieces
+        [(1, 2, 2)]
+    """
+    files = []
+    for split in range(rows.shape[1]):
+        ends = np.cumsum(rows[:, split])
+        for number in range(-(-int(ends[-1]) // file_rows)):
+            low, high = number * file_rows, min((number + 1) * file_rows, int(ends[-1]))
+            pieces = []
+            for part in range(int(np.searchsorted(ends, low, side="right")), len(rows)):
+                start = int(ends[part] - rows[part, split])
+                first, last = max(low, start), min(high, int(ends[part]))
+                if first >= high:
+                    break
+                if last > first:
+                    pieces.append((part, first - start, last - first))
+            files.append(DatasetFile(split, number, pieces))
+    return files
+
+
+def _save_counts(counts: ChunkCounts, path: Path) -> dict[str, list[list[int]]]:
+    """Writes the arrays of counts; returns the others."""
+    arrays = {name: getattr(counts, name) for name in ("rows", "positives", "time")}
+    arrays |= {f"flaws/{name}": flaws for name, flaws in counts.flaws.items()}
+    for kind in ("sides", "lookups"):
+        for name, sparse in getattr(counts, kind).items():
+            arrays |= {f"{kind}/{name}/index": sparse.index, f"{kind}/{name}/count": sparse.count}
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    return counts.labels
+
+
+def load_counts(path: Path, labels: dict[str, list[list[int]]]) -> ChunkCounts:
+    """Returns the counts that `encode_part` wrote."""
+    with np.load(path) as arrays:
+        flaws, sparse = {}, {"sides": {}, "lookups": {}}
+        for key in arrays.files:
+            kind, _, name = key.partition("/")
+            if kind == "flaws":
+                flaws[name] = arrays[key]
+            elif name.endswith("/index"):
+                name = name.removesuffix("/index")
+                count = arrays[f"{kind}/{name}/count"]
+                sparse[kind][name] = Sparse(arrays[key], count)
+        three = (arrays[name] for name in ("rows", "positives", "time"))
+        return ChunkCounts(*three, labels, sparse["sides"], flaws, sparse["lookups"])
