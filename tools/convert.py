@@ -12,7 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.parts.conversion import PartOptions, write_dataset_in_parts
+from msrec.data.convert.parts.conversion import (
+    PART_ROWS,
+    PartOptions,
+    write_dataset_in_parts,
+)
+from msrec.data.convert.parts.engines import EngineName, WorkerEngine, make_engine
 from msrec.data.convert.raw_tables import PublishedCounts, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.aliccp import SPLIT_COLUMN, read_aliccp
@@ -21,12 +26,18 @@ from msrec.data.convert.sources.douban import read_douban
 from msrec.data.convert.sources.kuairand import read_kuairand
 from msrec.data.convert.sources.kuaisar import read_kuaisar
 from msrec.data.convert.sources.movielens import read_movielens
-from msrec.data.convert.sources.tables import TableRows, read_tables
+from msrec.data.convert.sources.tables import (
+    TIMESTAMP,
+    TableRows,
+    interaction_files,
+    read_tables,
+)
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
 from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.histories.build import build_histories
 from msrec.data.io.outputs import DATASET, check_output
+from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.synthetic.random_rows import random_rows
@@ -59,6 +70,25 @@ SOURCES = {
 }
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Workers of a conversion in parts.
+
+    Args:
+        engine: runs the parts, see `make_engine`.
+        count: number of workers on this machine; one for each core if None.
+        address: of a Ray cluster.
+        part_rows: raw rows of a part.
+        work: folder for the parts, the same on all machines; `.OUT.parts` next to OUT if None.
+    """
+
+    engine: WorkerEngine = "processes"
+    count: int | None = None
+    address: str | None = None
+    part_rows: int = PART_ROWS
+    work: Path | None = None
+
+
 def convert(
     source: str,
     raw: Path | str,
@@ -70,7 +100,7 @@ def convert(
     grow_from: AnyPath | None = None,
     hashed: Mapping[str, Hashed | Managed] | None = None,
     histories: bool = False,
-    parts: PartOptions | None = None,
+    workers: Workers | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> Schema:
@@ -86,7 +116,7 @@ def convert(
         grow_from: an older dataset folder, whose values keep their table rows.
         hashed: features with a table of fixed size, see `tables_by_option`.
         histories: index the histories of all rows, by both protocols, with all rows as events.
-        parts: convert plain tables in parts on several workers; in this process if None.
+        workers: convert plain tables in parts; in this process as a whole if None.
         console: prints the report.
         options: those of the source.
 
@@ -100,27 +130,24 @@ def convert(
     check_output(Path(out), DATASET, [Path(raw), grow_from], overwrite=overwrite)
     with progress_bars(console) as progress:
         finish = partial(build_histories, progress=progress) if histories else None
-        if parts is not None:
-            if source != "tables":
-                raise ValueError(f"only plain tables are converted in parts; got {source!r}.")
-            rows = TableRows.declared(Path(raw), **options)
-            written = write_dataset_in_parts(
+        if workers is not None:
+            schema, tables = _convert_in_parts(
+                source,
                 Path(raw),
-                rows,
                 Path(out),
-                parts,
-                choice,
-                row_filter,
-                grow_from,
-                hashed,
-                progress,
-                finish,
+                workers,
+                options,
+                choice=choice,
+                row_filter=row_filter,
+                grow_from=grow_from,
+                hashed=hashed,
+                progress=progress,
+                finish=finish,
             )
-            schema, tables = written
         else:
             tables = _read(source, Path(raw), choice, TextReader(row_filter, progress), **options)
-            if histories:
-                _require_time(tables)
+            if histories and tables.timestamp is None:
+                _refuse_histories(tables.location("interaction"))
             schema = write_dataset(
                 tables, out, choice, overwrite, progress, row_filter, grow_from, hashed, finish
             )
@@ -134,6 +161,21 @@ def convert(
     if histories:
         console.print(histories_table(schema))
     return schema
+
+
+def _convert_in_parts(
+    source: str, raw: Path, out: Path, workers: Workers, options: dict[str, Any], **settings: Any
+) -> tuple[Schema, RawTables]:
+    """Converts plain tables on several workers; `settings` are those of the function."""
+    if source != "tables":
+        raise ValueError(f"only `msrec convert tables` has several workers; got {source!r}.")
+    rows = TableRows.declared(raw, **options)
+    if settings["finish"] and TIMESTAMP not in parquet_names(interaction_files(raw)[0]):
+        _refuse_histories(str(raw))
+    work = workers.work or out.with_name(f".{out.name}.parts")
+    with make_engine(workers.engine, workers.count, workers.address) as engine:
+        parts = PartOptions(engine, work, workers.part_rows, overwrite=True)
+        return write_dataset_in_parts(raw, rows, out, parts, **settings)
 
 
 def _read(
@@ -150,12 +192,11 @@ def _read(
     return tables
 
 
-def _require_time(tables: RawTables) -> None:
-    if tables.timestamp is None:
-        raise ValueError(
-            f"{tables.location('interaction')} must have timestamps for --histories; it has "
-            "none. Leave the option out, then see `msrec histories --help`."
-        )
+def _refuse_histories(location: str) -> None:
+    raise ValueError(
+        f"{location} must have timestamps for --histories; it has none. Leave the option out, then "
+        "see `msrec histories --help`."
+    )
 
 
 def split_choice(
@@ -183,6 +224,27 @@ def split_choice(
         return SplitChoice.of(protocol, seed)
     column = split_column if split == "given" else None
     return SplitChoice(split or "random", seed, fractions, last, column)
+
+
+def workers_by_option(
+    engine: EngineName = "polars",
+    workers: int | None = None,
+    address: str | None = None,
+    part_rows: int | None = None,
+    work: Path | None = None,
+) -> Workers | None:
+    """Returns the workers of the options of `msrec convert tables`; None for one process.
+
+    Raises:
+        ValueError: an option needs another engine.
+    """
+    if engine != "polars":
+        return Workers(engine, workers, address, part_rows or PART_ROWS, work)
+    if any(option is not None for option in (workers, address, part_rows, work)):
+        raise ValueError(
+            "--workers, --address, --part-rows and --work are for --engine processes and ray."
+        )
+    return None
 
 
 def tables_by_option(

@@ -95,10 +95,11 @@ def write_dataset(
         raw = dataclasses.replace(raw, label_options=scaled_labels(raw, values))
         schema = schema_of(raw, encoded, record)
         counts = _write_rows(raw, schema, stage, codes, encoded, folder, progress).to_dict()
-        counts |= {"duplicates": num_duplicates(stage), "added": stage.added}
+        counts["duplicates"] = num_duplicates(stage)
+        added = stage.added
         del stage  # closes the memory maps before their files are removed
         shutil.rmtree(scratch)
-        schema = write_tables(raw, schema, encoded, counts, row_filter, folder)
+        schema = write_tables(raw, schema, encoded, counts, added, row_filter, folder)
         if finish is not None:
             schema = finish(folder)
     return schema
@@ -109,6 +110,7 @@ def write_tables(
     schema: Schema,
     encoded: EncodedFeatures,
     counts: dict[str, Any],
+    added: Mapping[str, int],
     row_filter: RowFilter,
     folder: Path,
 ) -> Schema:
@@ -118,7 +120,8 @@ def write_tables(
         raw: the users and items.
         schema: without counts.
         encoded: has the vocabularies.
-        counts: of the rows, see `ConversionCounts`; with `duplicates` and `added`.
+        counts: of the rows, see `ConversionCounts`; with `duplicates`.
+        added: number of `users` and `items` that only interactions name.
         row_filter: has the counts of the rows that were left out.
         folder: of the dataset.
     """
@@ -128,7 +131,7 @@ def write_tables(
         write_table(frame, folder / f"{side}s.parquet")
     counts |= {
         "empty_text": _empty_texts(texts),
-        "added": {table: count for table, count in counts["added"].items() if count},
+        "added": {table: count for table, count in added.items() if count},
         "left_out": row_filter.excluded,
         "replaced": row_filter.replaced,
         "collisions": encoded.collisions,

@@ -187,16 +187,19 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     from rich.console import Console
 
     from msrec.tools.convert import convert as convert_source
-    from msrec.tools.convert import split_choice, tables_by_option
+    from msrec.tools.convert import split_choice, tables_by_option, workers_by_option
 
     names = ("protocol", "split", "seed", "fractions", "last", "split_column")
     choice = split_choice(source, **{name: options.pop(name) for name in names if name in options})
+    names = ("engine", "workers", "address", "part_rows", "work")
+    workers = workers_by_option(**{name: options.pop(name) for name in names if name in options})
     convert_source(
         source,
         local_path(raw),
         local_path(out),
         choice=choice,
         hashed=tables_by_option(options.pop("hash", None), options.pop("managed", None)),
+        workers=workers,
         console=Console(quiet=True),
         **options,
     )

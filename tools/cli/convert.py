@@ -166,6 +166,37 @@ OWN: dict[str, dict[str, Option]] = {
 }
 """Options of one source only, under the names of its reader."""
 
+WORKERS: dict[str, Option] = {
+    "engine": _option(
+        Literal["polars", "processes", "ray"],
+        "polars",
+        "where to convert: in this process, in several processes of this machine, or on Ray "
+        "(the extra ray); the dataset is the same",
+    ),
+    "workers": _option(
+        int | None, None, "number of workers on this machine (default: one for each core)"
+    ),
+    "address": _option(
+        str | None,
+        None,
+        "address of a Ray cluster, such as 10.0.0.1:6379 (default: Ray starts on this machine)",
+    ),
+    "part_rows": _option(
+        int | None,
+        None,
+        "rows that a worker converts at a time, in about 300 bytes of memory each "
+        "(default: 1048576)",
+    ),
+    "work": _option(
+        Path | None,
+        None,
+        "folder for the parts, the same on all machines, from which a conversion that was stopped "
+        "goes on (default: .OUT.parts next to OUT)",
+        parser=local_path,
+    ),
+}
+"""Options of plain tables that make the workers, under the names of `workers_by_option`."""
+
 LISTS: dict[str, Callable[[str], Any]] = {"tabs": int, "categories": str}
 """Options that hold several values, separated by commas."""
 
@@ -174,12 +205,19 @@ def _command(source: str) -> Callable[..., None]:
     """Returns a function whose signature typer can read, made of the tables above."""
 
     def command(**options: Any) -> None:
-        from msrec.tools.convert import convert, split_choice, tables_by_option
+        from msrec.tools.convert import (
+            convert,
+            split_choice,
+            tables_by_option,
+            workers_by_option,
+        )
 
         options = _split_lists(options)
         choice = split_choice(source, **{name: options.pop(name) for name in SPLIT})
         hashed = tables_by_option(options.pop("hash"), options.pop("managed"))
-        convert(source, choice=choice, hashed=hashed, **options)
+        in_parts = {name: options.pop(name) for name in WORKERS if name in options}
+        workers = workers_by_option(**in_parts)
+        convert(source, choice=choice, hashed=hashed, workers=workers, **options)
 
     parameters = [
         inspect.Parameter(
@@ -188,7 +226,11 @@ def _command(source: str) -> Callable[..., None]:
             annotation=annotation,
             default=inspect.Parameter.empty if default is ... else default,
         )
-        for name, (annotation, default) in {**SHARED, **OWN.get(source, {})}.items()
+        for name, (annotation, default) in {
+            **SHARED,
+            **OWN.get(source, {}),
+            **(WORKERS if source == "tables" else {}),
+        }.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = ABOUT[source]

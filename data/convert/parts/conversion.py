@@ -11,6 +11,7 @@ the distinct values of a feature are held as a whole.
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,13 +22,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.conversion import scaled_labels, schema_of, write_tables
+from msrec.data.convert.conversion import schema_of, write_tables
 from msrec.data.convert.parts.engines import Engine
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
+    ROWS_FILE,
     SHARES,
+    SPLITS_FILE,
     STAGE,
+    USERS_FILE,
     VALUES,
     Job,
     RawPart,
@@ -41,6 +45,7 @@ from msrec.data.convert.parts.part_functions import (
     dataset_files,
     encode_part,
     file_part,
+    labels_part,
     load_counts,
     share_part,
     stage_part,
@@ -54,7 +59,6 @@ from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.tables import Survey, TableRows, interaction_files
 from msrec.data.convert.split import (
-    TRAIN,
     SplitChoice,
     random_split,
     require_time,
@@ -69,9 +73,10 @@ from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.features.vocabulary import load_vocabularies
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.exclusive_files import exclusive
-from msrec.data.io.outputs import FolderKind, check_output, new_folder
+from msrec.data.io.outputs import DATASET, FolderKind, check_output, new_folder
 from msrec.data.io.parquet_files import parquet_metadata
 from msrec.data.io.paths import AnyPath
+from msrec.data.labels import LabelOptions
 from msrec.data.schema import SPLITS, Schema, SplitRecord
 
 PART_ROWS = 1 << 20
@@ -91,11 +96,17 @@ class PartOptions:
         engine: runs the parts.
         work: folder for the files of the stages; all workers see it under the same path.
         part_rows: raw rows of a part.
+        overwrite: replace an older dataset folder.
     """
 
     engine: Engine
     work: Path
     part_rows: int = PART_ROWS
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.part_rows < 1:
+            raise ValueError(f"a part must have at least 1 row; got {self.part_rows}.")
 
 
 def write_dataset_in_parts(
@@ -124,6 +135,7 @@ def write_dataset_in_parts(
     """
     choice, row_filter, hashed = choice or SplitChoice(), row_filter or RowFilter(), hashed or {}
     files = interaction_files(folder)
+    check_output(out, DATASET, [folder, grow_from, options.work], overwrite=options.overwrite)
     with exclusive(options.work, f"{out} must be converted"):
         record = _record(folder, files, source, options, choice, row_filter, grow_from, hashed)
         _open_work(options.work, record)
@@ -134,23 +146,35 @@ def write_dataset_in_parts(
         num_rows = sum(part.rows for part in parts)
         num_shares = -(-num_rows // (SHARE_PARTS * options.part_rows))
         keyless = replace(raw, users=raw.users.clear(), items=raw.items.clear())
-        job = Job(options.work, source, survey, keyless, choice, row_filter.policy, num_shares)
-        job = replace(job, parts=tuple(parts), hashed=hashed)
+        job = Job(
+            options.work,
+            uuid.uuid4().hex,
+            source,
+            survey,
+            keyless,
+            choice,
+            row_filter.policy,
+            num_shares,
+            hashed,
+            tuple(parts),
+        )
         job, duplicates = _stage(job, raw, stages, row_filter)
         rows, split = _divide(job, raw, stages)
         known = load_vocabularies(grow_from) if grow_from is not None else None
         encoded = _encoded_features(job, raw, stages, known)
-        labels = {name: partial(_training_labels, job, name) for name in raw.labels}
-        raw = replace(raw, label_options=scaled_labels(raw, labels))
+        [scaled] = stages.run("labels", labels_part, [job])
+        labels = {n: LabelOptions.model_validate(o) for n, o in scaled["options"].items()}
+        raw = replace(raw, label_options=labels)
         job = replace(job, schema=schema_of(raw, encoded, split))
         counts = {**_encode(job, raw, encoded, stages), "duplicates": duplicates}
-        counts["added"] = {}
         tasks = dataset_files(rows)
         stages.run(FILES, partial(file_part, job), tasks)
-        with new_folder(out, inputs=[folder, grow_from, options.work], overwrite=True) as new:
+        stages.discard(ENCODE, SPLITS_FILE)
+        inputs = [folder, grow_from, options.work]
+        with new_folder(out, inputs=inputs, overwrite=options.overwrite) as new:
             for number, task in enumerate(tasks):
                 _link(next(stages.part(FILES, number).glob("*.parquet")), new / SPLITS[task.split])
-            schema = write_tables(raw, job.schema, encoded, counts, row_filter, new)
+            schema = write_tables(raw, job.schema, encoded, counts, {}, row_filter, new)
             if finish is not None:
                 schema = finish(new)
         shutil.rmtree(options.work)
@@ -240,6 +264,7 @@ def _stage(job: Job, raw: RawTables, stages: Stages, row_filter: RowFilter) -> t
     require_interactions(num_rows, raw.location("interaction"))
     job = replace(job, starts=tuple(starts.tolist()))
     shares = stages.run(SHARES, partial(share_part, job), range(job.num_shares))
+    stages.discard(STAGE, USERS_FILE)
     if job.choice.method == "random":
         codes = random_split(num_rows, job.choice.seed, job.choice.fractions)
         np.save(job.folder / CODES_FILE, codes)
@@ -310,15 +335,10 @@ def _encoded_features(
     return encoded
 
 
-def _training_labels(job: Job, name: str) -> npt.NDArray[np.float32]:
-    codes = (np.load(job.file(VALUES, n, CODES_FILE)) for n in range(len(job.parts)))
-    parts = [job.rows(n, [name])[name].to_numpy()[c == TRAIN] for n, c in enumerate(codes)]
-    return np.concatenate(parts)
-
-
 def _encode(job: Job, raw: RawTables, encoded: EncodedFeatures, stages: Stages) -> dict[str, Any]:
     """Encodes all rows; returns their counts."""
     results = stages.run(ENCODE, partial(encode_part, job), range(len(job.parts)))
+    stages.discard(STAGE, ROWS_FILE)
     counts = ConversionCounts(raw, encoded)
     for number, result in enumerate(results):
         counts.add(load_counts(job.file(ENCODE, number, "counts.npz"), result["labels"]))

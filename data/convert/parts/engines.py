@@ -10,9 +10,11 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
-EngineName = Literal["polars", "processes", "ray"]
+WorkerEngine = Literal["processes", "ray"]
+EngineName = Literal["polars"] | WorkerEngine
 """`polars` is the conversion in one process, without parts."""
 DEATHS = 3
 """Workers that may die with one part; the next death ends the conversion."""
@@ -145,8 +147,9 @@ class Ray:
     def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
         """Calls the function with each task; see `Engine`."""
         ray = self._ray
-        remote = ray.remote(num_cpus=1, max_retries=DEATHS)(function)
-        task_of = {remote.remote(task): task for task in tasks}
+        remote = ray.remote(num_cpus=1, max_retries=DEATHS)(_call)
+        shared = ray.put(function)
+        task_of = {remote.remote(shared, task): task for task in tasks}
         while task_of:
             ended = ray.wait(list(task_of), num_returns=1)[0][0]
             task = task_of.pop(ended)
@@ -154,7 +157,7 @@ class Ray:
                 ray.get(ended)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            except ray.exceptions.RayError:  # the worker, its node or its memory
                 raise _too_many_deaths(task) from None
             yield
 
@@ -163,16 +166,29 @@ class Ray:
         self._ray.shutdown()
 
 
-def make_engine(name: EngineName, workers: int | None, address: str | None) -> Engine:
-    """Returns the engine of the options of a command.
+def _call(function: Call, task: Task) -> None:
+    function(task)
+
+
+@contextmanager
+def make_engine(name: WorkerEngine, workers: int | None, address: str | None) -> Iterator[Engine]:
+    """Yields an engine, whose workers end afterwards.
+
+    Args:
+        name: local processes, or Ray.
+        workers: on this machine; one for each core if None.
+        address: of a Ray cluster such as `10.0.0.1:6379`, which has its own workers.
 
     Raises:
-        ValueError: an option does not fit the engine.
+        ValueError: an option does not fit the engine, or Ray is not installed.
+        ConnectionError: there is no cluster at the address.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"--workers must be at least 1; got {workers}.")
     if address is not None and (name != "ray" or workers is not None):
         raise ValueError("--address is for --engine ray, and --workers for this machine only.")
-    if name == "ray":
-        return Ray(workers, address)
-    return Processes(workers or os.cpu_count() or 1)
+    engine = Ray(workers, address) if name == "ray" else Processes(workers or os.cpu_count() or 1)
+    try:
+        yield engine
+    finally:
+        engine.close()

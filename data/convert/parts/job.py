@@ -24,6 +24,7 @@ from msrec.data.schema import Schema
 
 STAGE, SHARES, VALUES, ENCODE = "stage", "shares", "values", "encode"
 ROWS_FILE, USERS_FILE, CODES_FILE = "rows.parquet", "users.arrow", "codes.npy"
+SPLITS_FILE = "splits.arrow"
 ENCODED = "encoded"
 
 
@@ -51,6 +52,8 @@ class Job:
     """
 
     folder: Path
+    run_id: str
+    """Differs between conversions, since a worker keeps what it has read."""
     source: TableRows
     survey: Survey
     raw: RawTables
@@ -99,18 +102,18 @@ class Job:
 
 
 @lru_cache(maxsize=1)
-def tables_with_keys(job_folder: Path) -> dict[str, pl.DataFrame]:
+def tables_with_keys(folder: Path, run_id: str) -> dict[str, pl.DataFrame]:
     """Returns the keys of users and items, which `write_keys` wrote."""
     return {
-        f"{side}s": pl.DataFrame(pl.from_arrow(next(read_batches([_keys(job_folder, side)], 0))))
+        f"{side}s": pl.DataFrame(pl.from_arrow(next(read_batches([_keys(folder, side)], 0))))
         for side in SIDES
     }
 
 
 @lru_cache(maxsize=1)
-def key_indices(job_folder: Path) -> dict[str, ValueIndex]:
+def key_indices(folder: Path, run_id: str) -> dict[str, ValueIndex]:
     """Returns the positions of the keys of users and items."""
-    tables = tables_with_keys(job_folder)
+    tables = tables_with_keys(folder, run_id)
     return {side: ValueIndex(tables[f"{side}s"][f"{side}_key"].to_arrow()) for side in SIDES}
 
 
@@ -126,7 +129,7 @@ def _keys(folder: Path, side: str) -> Path:
 
 def with_keys(job: Job) -> RawTables:
     """Returns the raw tables with the keys of users and items."""
-    return replace(job.raw, **tables_with_keys(job.folder))  # type: ignore[arg-type]
+    return replace(job.raw, **tables_with_keys(job.folder, job.run_id))  # type: ignore[arg-type]
 
 
 def write_encoded(encoded: EncodedFeatures, folder: Path) -> None:
@@ -142,24 +145,26 @@ def write_encoded(encoded: EncodedFeatures, folder: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def read_encoded(job_folder: Path, names: tuple[tuple[str, bool], ...]) -> dict[str, pl.Series]:
+def read_encoded(
+    folder: Path, run_id: str, names: tuple[tuple[str, bool], ...]
+) -> dict[str, pl.Series]:
     """Returns the columns that `write_encoded` wrote."""
     columns = {}
     for name, is_side in names:
         kind = "values" if is_side else "vocabulary"
-        path = job_folder / ENCODED / f"{safe_name(f'{kind}-{name}')}.arrow"
+        path = folder / ENCODED / f"{safe_name(f'{kind}-{name}')}.arrow"
         columns[name] = pl.Series(pl.from_arrow(next(read_batches([path], 0))["value"]))
     return columns
 
 
 def encoded_features(job: Job) -> EncodedFeatures:
     """Returns what encodes rows: vocabularies of the interactions, values of users and items."""
-    tables = tables_with_keys(job.folder)
+    tables = tables_with_keys(job.folder, job.run_id)
     encoded = EncodedFeatures(*(tables[f"{side}s"].height for side in SIDES))
     sides = {f.name: f.side != "interaction" for f in job.raw.features}
     kinds = {f.name: f.kind for f in job.raw.features}
     needed = {n: s for n, s in sides.items() if s or (kinds[n] != "dense" and n not in job.hashed)}
-    for name, values in read_encoded(job.folder, tuple(needed.items())).items():
+    for name, values in read_encoded(job.folder, job.run_id, tuple(needed.items())).items():
         if sides[name]:
             encoded.values[name] = values
         else:

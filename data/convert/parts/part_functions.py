@@ -1,5 +1,6 @@
 """Functions of the stages: each converts a part, or a share, to files and a small result."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +10,14 @@ import polars as pl
 import pyarrow as pa
 
 from msrec.data.convert.chunk_counts import ChunkCounts, Sparse
-from msrec.data.convert.conversion import encoded_rows
+from msrec.data.convert.conversion import encoded_rows, scaled_labels
 from msrec.data.convert.dataset_writer import FILE_ROWS, PartWriter, arrow_schema
 from msrec.data.convert.parts.exchange import read_batches, write_batches, write_exchange
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
     ROWS_FILE,
+    SPLITS_FILE,
     STAGE,
     USERS_FILE,
     VALUES,
@@ -56,9 +58,9 @@ def stage_part(job: Job, number: int, out: Path) -> Result:
     rows = job.source.converted(rows, job.survey)
     raw = with_keys(job)
     rows = staged_rows(raw, Chunk(str(part.path), rows), row_filter, job.extra_columns)
+    indices = key_indices(job.folder, job.run_id)
     positions = {
-        side: pl.Series(key_indices(job.folder)[side].positions(rows[f"{side}_key"].to_arrow()))
-        for side in SIDES
+        side: pl.Series(indices[side].positions(rows[f"{side}_key"].to_arrow())) for side in SIDES
     }
     rows = rows.drop("user_key", "item_key").with_columns(**positions)
     rows.write_parquet(out / ROWS_FILE, compression="lz4", statistics=False)
@@ -139,13 +141,25 @@ def vocabulary_part(job: Job, task: ValueShare, out: Path) -> Result:
     return {}
 
 
+def labels_part(job: Job, out: Path) -> Result:
+    """Scales the regression labels by all training rows, which it holds in memory."""
+
+    def values(name: str) -> npt.NDArray[np.float32]:
+        codes = (np.load(job.file(VALUES, n, CODES_FILE)) for n in range(len(job.parts)))
+        parts = [job.rows(n, [name])[name].to_numpy()[c == TRAIN] for n, c in enumerate(codes)]
+        return np.concatenate(parts)
+
+    options = scaled_labels(job.raw, {name: partial(values, name) for name in job.raw.labels})
+    return {"options": {name: each.model_dump(mode="json") for name, each in options.items()}}
+
+
 def encode_part(job: Job, number: int, out: Path) -> Result:
     """Encodes the rows of a part, counts them, and writes those of each split."""
     assert job.schema is not None
     codes = np.load(job.file(VALUES, number, CODES_FILE))
     raw, target = with_keys(job), arrow_schema(job.schema)
     tables, counts = encoded_rows(raw, encoded_features(job), job.rows(number), codes, target)
-    write_batches(out / "splits.arrow", tables)
+    write_batches(out / SPLITS_FILE, tables)
     return {"labels": _save_counts(counts, out / "counts.npz")}
 
 
@@ -162,7 +176,7 @@ def file_part(job: Job, task: DatasetFile, out: Path) -> Result:
     assert job.schema is not None
     with PartWriter(out, arrow_schema(job.schema), first_file=task.number) as writer:
         for part, first, rows in task.pieces:
-            table = next(read_batches([job.file(ENCODE, part, "splits.arrow")], task.split))
+            table = next(read_batches([job.file(ENCODE, part, SPLITS_FILE)], task.split))
             writer.append(table.slice(first, rows))
     return {}
 

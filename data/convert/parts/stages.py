@@ -49,6 +49,11 @@ class Stages:
                 self.progress(stage, done, len(parts))
         return [json.loads((folder / part_name(n) / RESULT).read_text()) for n in range(len(parts))]
 
+    def discard(self, stage: str, name: str) -> None:
+        """Deletes a file of all parts of a stage, once no stage that is not done needs it."""
+        for path in (self.folder / stage).glob(f"*/{name}"):
+            path.unlink()
+
     def part(self, stage: str, number: int) -> Path:
         """Returns the folder of a part of a stage."""
         return self.folder / stage / part_name(number)

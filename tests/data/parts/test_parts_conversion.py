@@ -1,0 +1,134 @@
+"""A conversion in parts writes the dataset that the conversion in one process writes."""
+
+import time
+
+import psutil
+import pytest
+from part_tables import differences, write_raw
+
+from msrec.data.convert.conversion import write_dataset
+from msrec.data.convert.parts.conversion import MARKER, PartOptions, write_dataset_in_parts
+from msrec.data.convert.parts.engines import make_engine
+from msrec.data.convert.row_filter import RowFilter
+from msrec.data.convert.sources.tables import TableRows, read_tables
+from msrec.data.convert.split import SplitChoice
+from msrec.data.features.hashed_values import Hashed, Managed
+
+CHOICES = {
+    "random": SplitChoice("random", seed=3),
+    "time": SplitChoice("time"),
+    "user_last": SplitChoice("user_last"),
+    "given": SplitChoice("given", column="part"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(raw_tables, tmp_path_factory):
+    """Split -> dataset of one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name, choice in CHOICES.items():
+        write_dataset(read_tables(raw_tables), folder / name, choice)
+    return folder
+
+
+def in_parts(raw, out, engine, choice, part_rows=700, **settings):
+    options = PartOptions(engine, out.with_name(f"{out.name}.parts"), part_rows)
+    write_dataset_in_parts(raw, TableRows.declared(raw), out, options, choice, **settings)
+
+
+@pytest.mark.parametrize("split", CHOICES)
+def test_parts_make_the_same_dataset_for_every_split(raw_tables, whole, workers, tmp_path, split):
+    in_parts(raw_tables, tmp_path / "out", workers, CHOICES[split])
+    assert differences(tmp_path / "out", whole / split) == []
+    assert not (tmp_path / "out.parts").exists()
+
+
+@pytest.mark.parametrize(("count", "part_rows"), [(1, 10_000), (3, 333)])
+def test_any_number_of_workers_and_rows_of_a_part_make_the_same_dataset(
+    raw_tables, whole, tmp_path, count, part_rows
+):
+    with make_engine("processes", count, None) as engine:
+        in_parts(raw_tables, tmp_path / "out", engine, CHOICES["time"], part_rows)
+    assert differences(tmp_path / "out", whole / "time") == []
+
+
+def test_ray_makes_the_same_dataset(raw_tables, whole, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
+    with make_engine("ray", 2, None) as engine:
+        in_parts(raw_tables, tmp_path / "out", engine, CHOICES["user_last"])
+    assert differences(tmp_path / "out", whole / "user_last") == []
+
+
+def test_hashed_managed_and_grown_tables_are_the_same(raw_tables, whole, workers, tmp_path):
+    tables = {"query": Hashed(100, 2), "user_id": Managed(50), "page": Hashed(20)}
+    settings = {"grow_from": whole / "time", "hashed": tables}
+    write_dataset(read_tables(raw_tables), tmp_path / "one", CHOICES["random"], **settings)
+    in_parts(raw_tables, tmp_path / "out", workers, CHOICES["random"], **settings)
+    assert differences(tmp_path / "out", tmp_path / "one") == []
+
+
+def test_a_killed_worker_costs_its_part_only(raw_tables, whole, tmp_path):
+    out, work, done, unchanged, killed = tmp_path / "out", tmp_path / "out.parts", {}, [], []
+
+    def kill_one(stage, number, total):
+        """Kills a worker when four parts of a stage are done."""
+        if stage == "encode" and number == 4 and not killed:
+            done.update({path: path.stat() for path in work.glob("*/*/result.json")})
+            killed.append(max(psutil.Process().children(), key=lambda child: child.create_time()))
+            killed[0].kill()
+        if stage == "files" and number == 1:
+            unchanged.extend(path.stat().st_mtime_ns == s.st_mtime_ns for path, s in done.items())
+
+    with make_engine("processes", 2, None) as engine:
+        in_parts(raw_tables, out, engine, CHOICES["time"], 333, progress=kill_one)
+    assert len(unchanged) > 4
+    assert all(unchanged)
+    assert differences(out, whole / "time") == []
+
+
+def test_a_stopped_conversion_goes_on_with_the_missing_parts(raw_tables, whole, workers, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "out.parts"
+
+    def stop(stage, number, total):
+        if stage == "encode" and number == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parts(raw_tables, out, workers, CHOICES["user_last"], progress=stop)
+    time.sleep(0.5)  # the calls that were under way end
+    done = len(list(work.glob("*/*/result.json")))
+    counted = []
+    in_parts(raw_tables, out, workers, CHOICES["user_last"], progress=lambda *a: counted.append(a))
+    assert differences(out, whole / "user_last") == []
+    assert done >= 3
+    assert {stage for stage, _, _ in counted} == {"encode", "files"}
+    assert min(number for stage, number, _ in counted if stage == "encode") > 3
+
+
+def test_a_work_folder_of_other_options_is_refused(raw_tables, workers, tmp_path):
+    def stop(stage, number, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parts(raw_tables, tmp_path / "out", workers, CHOICES["time"], progress=stop)
+    with pytest.raises(ValueError, match=r"out\.parts must hold parts of this conversion"):
+        in_parts(raw_tables, tmp_path / "out", workers, CHOICES["random"])
+    assert (tmp_path / "out.parts" / MARKER).is_file()
+
+
+def test_bad_rows_are_counted_with_file_and_row(workers, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    labels = [0, 1] * 3000
+    labels[2600] = labels[5999] = 7
+    write_raw(raw, click=labels)
+    whole, parts = RowFilter("skip"), RowFilter("skip")
+    write_dataset(read_tables(raw), tmp_path / "one", CHOICES["time"], row_filter=whole)
+    in_parts(raw, tmp_path / "out", workers, CHOICES["time"], row_filter=parts)
+    assert differences(tmp_path / "out", tmp_path / "one") == []
+    path = raw / "interactions" / "day-2.parquet"
+    assert parts.excluded == whole.excluded == {f"{path}: column 'click' must be 0 or 1": 2}
+    [example] = parts.examples.values()
+    assert "found 7 in row 99 (" in example
+    with pytest.raises(ValueError, match=r"day-2\.parquet: column 'click' .* in row (99|3498) "):
+        in_parts(raw, tmp_path / "again", workers, CHOICES["time"])
