@@ -1,7 +1,7 @@
 """Interactions of a raw data set on disk: checked once, then read as often as needed."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +13,7 @@ import polars as pl
 from msrec.data.convert.raw_tables import SIDES, Chunk, RawTables, Side
 from msrec.data.convert.row_filter import ROW, RowFilter
 from msrec.data.convert.table_checks import check_type, checked_rows, require_columns
+from msrec.data.features.value_index import ValueIndex
 
 T = TypeVar("T", bound=np.generic)
 CHUNK_ROWS = 1 << 20
@@ -131,9 +132,16 @@ def _write_chunks(
 
 
 def staged_rows(
-    raw: RawTables, chunk: Chunk, row_filter: RowFilter, extra_columns: Sequence[str]
+    raw: RawTables,
+    chunk: Chunk,
+    row_filter: RowFilter,
+    extra_columns: Sequence[str],
+    keys: Mapping[Side, ValueIndex] | None = None,
 ) -> pl.DataFrame:
     """Checks the rows of a chunk; returns the good ones with the columns and types of a stage.
+
+    With `keys`, the indices of the keys of users and items, the columns `user` and `item` have
+    their positions.
 
     Raises:
         ValueError: see `checked_rows`; or the type of a key differs from that in its table.
@@ -152,12 +160,17 @@ def staged_rows(
         check_type(frame[column], "split", location)
     frame = checked_rows(raw, Chunk(location, frame), row_filter)
     for side in SIDES:
-        frame = _with_known_keys(raw, frame, side, location, row_filter)
-    return frame.select(columns).cast(types)
+        frame = _with_known_keys(raw, frame, side, location, row_filter, keys and keys[side])
+    return frame.select(columns if keys is None else [*columns, *SIDES]).cast(types)
 
 
 def _with_known_keys(
-    raw: RawTables, frame: pl.DataFrame, side: Side, location: str, row_filter: RowFilter
+    raw: RawTables,
+    frame: pl.DataFrame,
+    side: Side,
+    location: str,
+    row_filter: RowFilter,
+    index: ValueIndex | None,
 ) -> pl.DataFrame:
     key = f"{side}_key"
     known = raw.table(side)[key]
@@ -169,6 +182,9 @@ def _with_known_keys(
     if raw.unknown_keys == "add":
         return frame
     is_known, must = pl.col(key).is_in(known.implode()), f"hold only keys of {raw.location(side)}"
+    if index is not None:
+        frame = frame.with_columns(pl.Series(side, index.positions(frame[key].to_arrow())))
+        is_known = pl.col(side) >= 0
     advice = f"Add them to {side}s or drop the rows."
     return row_filter.keep(frame, key, is_known, location, must, advice)
 

@@ -1,10 +1,12 @@
 """Positions of raw values among known ones, for conversion, prediction and serving alike."""
 
+import itertools
 from functools import cached_property
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -86,3 +88,42 @@ class ValueIndex:
         by_value = dict(zip(self._known.to_pylist(), range(len(self._known)), strict=True))
         by_value.pop(None, None)
         return by_value
+
+
+class SortedIndex(ValueIndex):
+    """Index that is built once; a lookup costs about the same for any number of known values.
+
+    Known values are sorted by a hash. The hashes of all values of a call are sorted too, so that
+    the search walks through memory in order.
+    """
+
+    def positions(self, values: pa.Array) -> Ids:
+        """Returns the position of each value, see `ValueIndex.positions`."""
+        values = stored(values)
+        positions = np.full(len(values), -1, dtype=np.int32)
+        if values.null_count == len(values) or not len(self._known):
+            return positions
+        if values.type != self.type:
+            raise ValueError(f"values must be {self.type}, as the known ones; got {values.type}.")
+        hashes, known, position_of, seed = self._by_hash
+        searched = pl.Series(pl.from_arrow(values))
+        wanted = searched.hash(seed).to_numpy()
+        order = np.argsort(wanted)
+        at = np.minimum(np.searchsorted(hashes, wanted[order]), len(hashes) - 1)
+        is_known = (known.gather(at) == searched.gather(order)).fill_null(value=False).to_numpy()
+        positions[order] = np.where(is_known, position_of[at], np.int32(-1))
+        return positions
+
+    @cached_property
+    def _by_hash(self) -> tuple[npt.NDArray[np.uint64], pl.Series, Ids, int]:
+        """Hashes in ascending order, their values, the positions of these, and the seed."""
+        known = pl.Series(pl.from_arrow(self._known))
+        position_of = np.flatnonzero(~nulls(self._known)).astype(np.int32)
+        known = known.gather(position_of)
+        for seed in itertools.count():
+            hashes = known.hash(seed).to_numpy()
+            order = np.argsort(hashes)
+            hashes = hashes[order]
+            if (hashes[1:] != hashes[:-1]).all():  # else two values share a hash of 64 bits
+                return hashes, known.gather(order), position_of[order], seed
+        raise AssertionError

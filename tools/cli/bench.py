@@ -28,6 +28,10 @@ BENCHES = {
     "planner": ("planner", "Sharding plans for seven sets of tables, against TorchRec's planner."),
     "evaluate": ("evaluate", "Metrics of many predictions, against scikit-learn and polars."),
     "serve": ("serve", "Latency of an export, against its run; then a server under load."),
+    "convert": (
+        "conversion.command",
+        "Converting random rows in parts, against one process.",
+    ),
     "managed": (
         "drift.command",
         "Managed tables against vocabularies and hashes, on a stream of drifting ids.",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -11,13 +11,13 @@ import polars as pl
 import pyarrow as pa
 
 from msrec.data.convert.parts.exchange import read_batches, write_batches
-from msrec.data.convert.raw_tables import SIDES, RawTables
+from msrec.data.convert.raw_tables import SIDES, RawTables, Side
 from msrec.data.convert.row_filter import ROW
 from msrec.data.convert.sources.tables import Survey, TableRows
 from msrec.data.convert.split import SplitChoice, SplitCodes, codes_by_name, codes_by_time
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures
 from msrec.data.features.hashed_values import Hashed, Managed
-from msrec.data.features.value_index import ValueIndex
+from msrec.data.features.value_index import SortedIndex
 from msrec.data.features.vocabulary import Vocabulary
 from msrec.data.io.names import safe_name
 from msrec.data.schema import Schema
@@ -111,10 +111,10 @@ def tables_with_keys(folder: Path, run_id: str) -> dict[str, pl.DataFrame]:
 
 
 @lru_cache(maxsize=1)
-def key_indices(folder: Path, run_id: str) -> dict[str, ValueIndex]:
+def key_indices(folder: Path, run_id: str) -> dict[Side, SortedIndex]:
     """Returns the positions of the keys of users and items."""
     tables = tables_with_keys(folder, run_id)
-    return {side: ValueIndex(tables[f"{side}s"][f"{side}_key"].to_arrow()) for side in SIDES}
+    return {side: SortedIndex(tables[f"{side}s"][f"{side}_key"].to_arrow()) for side in SIDES}
 
 
 def write_keys(raw: RawTables, folder: Path) -> None:
@@ -144,30 +144,38 @@ def write_encoded(encoded: EncodedFeatures, folder: Path) -> None:
         write_batches(folder / ENCODED / f"{safe_name(name)}.arrow", [table])
 
 
+class LargeVocabulary(Vocabulary):
+    """Vocabulary of a worker, which looks up the values of many parts."""
+
+    @cached_property
+    def index(self) -> SortedIndex:
+        """Positions of the values."""
+        return SortedIndex(self.values.to_arrow())
+
+
 @lru_cache(maxsize=1)
-def read_encoded(
-    folder: Path, run_id: str, names: tuple[tuple[str, bool], ...]
-) -> dict[str, pl.Series]:
-    """Returns the columns that `write_encoded` wrote."""
-    columns = {}
+def read_encoded(folder: Path, run_id: str, names: tuple[tuple[str, bool], ...]) -> EncodedFeatures:
+    """Returns what `write_encoded` wrote; `names` are features, and whether they have values."""
+    tables = tables_with_keys(folder, run_id)
+    encoded = EncodedFeatures(*(tables[f"{side}s"].height for side in SIDES))
     for name, is_side in names:
         kind = "values" if is_side else "vocabulary"
         path = folder / ENCODED / f"{safe_name(f'{kind}-{name}')}.arrow"
-        columns[name] = pl.Series(pl.from_arrow(next(read_batches([path], 0))["value"]))
-    return columns
+        column = pl.Series(pl.from_arrow(next(read_batches([path], 0))["value"]))
+        if is_side:
+            encoded.values[name] = column
+        else:
+            encoded.vocabularies[name] = LargeVocabulary(column)
+    return encoded
 
 
 def encoded_features(job: Job) -> EncodedFeatures:
     """Returns what encodes rows: vocabularies of the interactions, values of users and items."""
-    tables = tables_with_keys(job.folder, job.run_id)
-    encoded = EncodedFeatures(*(tables[f"{side}s"].height for side in SIDES))
-    sides = {f.name: f.side != "interaction" for f in job.raw.features}
-    kinds = {f.name: f.kind for f in job.raw.features}
-    needed = {n: s for n, s in sides.items() if s or (kinds[n] != "dense" and n not in job.hashed)}
-    for name, values in read_encoded(job.folder, job.run_id, tuple(needed.items())).items():
-        if sides[name]:
-            encoded.values[name] = values
-        else:
-            encoded.vocabularies[name] = Vocabulary(values)
-    encoded.vocabularies.update(job.hashed)
-    return encoded
+    names = {
+        feature.name: feature.side != "interaction"
+        for feature in job.raw.features
+        if feature.side != "interaction"
+        or (feature.kind != "dense" and feature.name not in job.hashed)
+    }
+    encoded = read_encoded(job.folder, job.run_id, tuple(names.items()))
+    return replace(encoded, vocabularies={**encoded.vocabularies, **job.hashed})

@@ -57,12 +57,9 @@ def stage_part(job: Job, number: int, out: Path) -> Result:
     rows = job.source.typed(part.read(), str(part.path))
     rows = job.source.converted(rows, job.survey)
     raw = with_keys(job)
-    rows = staged_rows(raw, Chunk(str(part.path), rows), row_filter, job.extra_columns)
-    indices = key_indices(job.folder, job.run_id)
-    positions = {
-        side: pl.Series(indices[side].positions(rows[f"{side}_key"].to_arrow())) for side in SIDES
-    }
-    rows = rows.drop("user_key", "item_key").with_columns(**positions)
+    chunk, keys = Chunk(str(part.path), rows), key_indices(job.folder, job.run_id)
+    rows = staged_rows(raw, chunk, row_filter, job.extra_columns, keys)
+    rows = rows.drop("user_key", "item_key")
     rows.write_parquet(out / ROWS_FILE, compression="lz4", statistics=False)
     time = [raw.timestamp] if raw.timestamp else []
     sent = rows.select("user", "item", *time, row=pl.int_range(pl.len(), dtype=pl.Int64))
