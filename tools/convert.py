@@ -100,7 +100,6 @@ def convert(
     grow_from: AnyPath | None = None,
     hashed: Mapping[str, Hashed | Managed] | None = None,
     histories: bool = False,
-    workers: Workers | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> Schema:
@@ -116,15 +115,15 @@ def convert(
         grow_from: an older dataset folder, whose values keep their table rows.
         hashed: features with a table of fixed size, see `tables_by_option`.
         histories: index the histories of all rows, by both protocols, with all rows as events.
-        workers: convert plain tables in parts; in this process as a whole if None.
         console: prints the report.
-        options: those of the source.
+        options: those of the source; plain tables also have `workers`, see `workers_by_option`.
 
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: a file or an option is not valid.
     """
     console = console or PlainConsole()
+    workers: Workers | None = options.pop("workers", None)
     choice = choice or split_choice(source)
     row_filter = RowFilter(bad_rows)
     check_output(Path(out), DATASET, [Path(raw), grow_from], overwrite=overwrite)

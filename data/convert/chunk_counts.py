@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.raw_tables import SIDES, RawTables
+from msrec.data.convert.raw_tables import SIDES, RawTables, Side
 from msrec.data.convert.split import TRAIN, SplitCodes
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures
 from msrec.data.features.hashed_values import Managed
@@ -26,16 +26,16 @@ MANY = 8
 class Sparse(NamedTuple):
     """The entries of a large array of counts that are not zero."""
 
-    index: Ints
-    count: Ints
+    at: Ints
+    counts: Ints
 
     @classmethod
     def of(cls, values: Ints, size: int) -> Self:
         """Counts values in [0, size)."""
         if size <= MANY * len(values):
             counts = np.bincount(values, minlength=size)
-            index = np.flatnonzero(counts)
-            return cls(index, counts[index])
+            at = np.flatnonzero(counts)
+            return cls(at, counts[at])
         return cls(*np.unique(values, return_counts=True))
 
 
@@ -57,7 +57,7 @@ class ChunkCounts(NamedTuple):
     positives: Ints
     time: Ints
     labels: dict[str, list[list[int]]]
-    sides: dict[str, Sparse]
+    sides: dict[Side, Sparse]
     flaws: dict[str, Ints]
     lookups: dict[str, Sparse]
 
@@ -86,7 +86,7 @@ class ChunkCounts(NamedTuple):
         rows, positives = (
             np.bincount(cell, weights, minlength=shape[0] * shape[1]) for weights in (None, label)
         )
-        sides = {}
+        sides: dict[Side, Sparse] = {}
         for side in SIDES:
             position = columns[side].cast(pl.Int64).to_numpy()
             height = encoded.heights[side]

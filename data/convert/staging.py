@@ -160,7 +160,8 @@ def staged_rows(
         check_type(frame[column], "split", location)
     frame = checked_rows(raw, Chunk(location, frame), row_filter)
     for side in SIDES:
-        frame = _with_known_keys(raw, frame, side, location, row_filter, keys and keys[side])
+        index = None if keys is None else keys[side]
+        frame = _with_known_keys(raw, frame, side, location, row_filter, index)
     return frame.select(columns if keys is None else [*columns, *SIDES]).cast(types)
 
 

@@ -63,17 +63,17 @@ class ConversionCounts:
         self._time[1] = np.maximum(self._time[1], chunk.time[1])
         for name, counts in chunk.labels.items():
             self._labels[name].add(counts)
-        for side, (index, count) in chunk.sides.items():
+        for side, (index, times) in chunk.sides.items():
             cell, position = np.divmod(index, self._encoded.heights[side])
             scenario, split = np.divmod(cell, len(SPLITS))
             self._seen[side][scenario, position] = True
             for code in range(len(SPLITS)):  # a position may occur once for each scenario
                 here = split == code
-                np.add.at(self._rows_of[side][code], position[here], count[here].astype(np.int32))
+                np.add.at(self._rows_of[side][code], position[here], times[here].astype(np.int32))
         for name, flaws in chunk.flaws.items():
             self._flaws[name] += flaws
-        for name, (index, count) in chunk.lookups.items():
-            self._lookups[name][index] += count
+        for name, (index, times) in chunk.lookups.items():
+            self._lookups[name][index] += times
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the counts under their names in `Schema.counts`."""

@@ -23,17 +23,12 @@ class EncodedFeatures:
     those that are hashed.
     """
 
-    num_users: int
-    num_items: int
+    heights: dict[Side, int]
+    """Number of users and items."""
     values: dict[str, pl.Series] = field(default_factory=dict)
     missing: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     vocabularies: dict[str, Vocabulary | Hashed | Managed] = field(default_factory=dict)
     collisions: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    @property
-    def heights(self) -> dict[Side, int]:
-        """Number of users and items."""
-        return {"user": self.num_users, "item": self.num_items}
 
     @property
     def table_rows(self) -> dict[str, int]:
@@ -78,7 +73,7 @@ def encode_features(
                 else ("sparse feature can be hashed")
             )
             raise ValueError(f"only a {what} ({', '.join(kinds)}); got {name!r}.")
-    encoded = EncodedFeatures(raw.users.height, raw.items.height)
+    encoded = EncodedFeatures({side: raw.table(side).height for side in SIDES})
     for feature in features:
         if feature.side == "interaction":
             values = in_training[feature.name]

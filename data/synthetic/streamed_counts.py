@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from msrec.data.convert.chunk_counts import label_counts
 from msrec.data.convert.statistics import LabelCounts, counts_by_split
 from msrec.data.features.shard_balance import imbalance_by_ranks
 from msrec.data.features.vocabulary import UNKNOWN
@@ -78,7 +79,9 @@ class StreamedCounts:
         clicked = chunk.scenario[chunk.click == 1]
         self._positives[code] += np.bincount(clicked, minlength=num_scenarios)
         for name, counter in self._label_counts.items():
-            counter.add(getattr(chunk, name), np.full(len(chunk.user), code))
+            values, codes = getattr(chunk, name), np.full(len(chunk.user), code, np.int8)
+            options = self.label_options.get(name, LabelOptions())
+            counter.add(label_counts(values, codes, options))
         if split == "test":
             self._count_truth(chunk)
             self._count_errors(chunk)

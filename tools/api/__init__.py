@@ -191,15 +191,15 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
 
     names = ("protocol", "split", "seed", "fractions", "last", "split_column")
     choice = split_choice(source, **{name: options.pop(name) for name in names if name in options})
-    names = ("engine", "workers", "address", "part_rows", "work")
-    workers = workers_by_option(**{name: options.pop(name) for name in names if name in options})
+    of_workers = ("engine", "workers", "address", "part_rows", "work")
+    given = {name: options.pop(name) for name in of_workers if name in options}
     convert_source(
         source,
         local_path(raw),
         local_path(out),
         choice=choice,
         hashed=tables_by_option(options.pop("hash", None), options.pop("managed", None)),
-        workers=workers,
+        workers=workers_by_option(**given),
         console=Console(quiet=True),
         **options,
     )

@@ -165,7 +165,8 @@ def write_dataset_in_parts(
         [scaled] = stages.run("labels", labels_part, [job])
         labels = {n: LabelOptions.model_validate(o) for n, o in scaled["options"].items()}
         raw = replace(raw, label_options=labels)
-        job = replace(job, schema=schema_of(raw, encoded, split))
+        schema = schema_of(raw, encoded, split)
+        job = replace(job, schema=schema)
         counts = {**_encode(job, raw, encoded, stages), "duplicates": duplicates}
         tasks = dataset_files(rows)
         stages.run(FILES, partial(file_part, job), tasks)
@@ -174,7 +175,7 @@ def write_dataset_in_parts(
         with new_folder(out, inputs=inputs, overwrite=options.overwrite) as new:
             for number, task in enumerate(tasks):
                 _link(next(stages.part(FILES, number).glob("*.parquet")), new / SPLITS[task.split])
-            schema = write_tables(raw, job.schema, encoded, counts, {}, row_filter, new)
+            schema = write_tables(raw, schema, encoded, counts, {}, row_filter, new)
             if finish is not None:
                 schema = finish(new)
         shutil.rmtree(options.work)

@@ -45,7 +45,7 @@ class RawPart:
 
 @dataclass(frozen=True)
 class Job:
-    """What the functions of all stages need; small, since each task carries it.
+    """Settings and results of earlier stages; small, since each task carries them.
 
     `raw` has no users, items or interactions. `starts` has the first row of each part among the
     good rows of all parts, then their number.
@@ -84,8 +84,10 @@ class Job:
         """Returns the split of each row of a part, by the method of the choice."""
         start, stop = self.starts[number : number + 2]
         if self.choice.method == "time":
+            assert self.raw.timestamp is not None
             return codes_by_time(rows[self.raw.timestamp].to_numpy(), self.cuts)
         if self.choice.method == "given":
+            assert self.choice.column is not None
             path, numbers = self.parts[number].path, rows[ROW]
             return codes_by_name(rows[self.choice.column], lambda i: f"{path}: row {numbers[i]}")
         if self.choice.method == "random":
@@ -157,7 +159,7 @@ class LargeVocabulary(Vocabulary):
 def read_encoded(folder: Path, run_id: str, names: tuple[tuple[str, bool], ...]) -> EncodedFeatures:
     """Returns what `write_encoded` wrote; `names` are features, and whether they have values."""
     tables = tables_with_keys(folder, run_id)
-    encoded = EncodedFeatures(*(tables[f"{side}s"].height for side in SIDES))
+    encoded = EncodedFeatures({side: tables[f"{side}s"].height for side in SIDES})
     for name, is_side in names:
         kind = "values" if is_side else "vocabulary"
         path = folder / ENCODED / f"{safe_name(f'{kind}-{name}')}.arrow"

@@ -65,7 +65,8 @@ def stage_part(job: Job, number: int, out: Path) -> Result:
     sent = rows.select("user", "item", *time, row=pl.int_range(pl.len(), dtype=pl.Int64))
     share = rows["user"].to_numpy() % job.num_shares
     write_exchange(out / USERS_FILE, sent.to_arrow(), share, job.num_shares)
-    span = [int(rows[time[0]].min()), int(rows[time[0]].max())] if time and len(rows) else None
+    clock = rows[time[0]].to_numpy() if time and len(rows) else None
+    span = None if clock is None else [int(clock.min()), int(clock.max())]
     counts = {name: getattr(row_filter, name) for name in ("excluded", "examples", "replaced")}
     return {"rows": len(rows), "time": span, **counts}
 
@@ -118,7 +119,7 @@ def values_part(job: Job, number: int, out: Path) -> Result:
         share = (values.hash() % VALUE_SHARES).to_numpy().astype(np.int64)
         table = values.to_frame().to_arrow()
         write_exchange(out / f"values-{position}.arrow", table, share, VALUE_SHARES)
-    until = int(rows[time[0]].max()) if time and len(rows) else None
+    until = int(rows[time[0]].to_numpy().max()) if time and len(rows) else None
     return {"splits": np.bincount(codes, minlength=len(SPLITS)).tolist(), "until": until}
 
 
@@ -206,9 +207,10 @@ def _save_counts(counts: ChunkCounts, path: Path) -> dict[str, list[list[int]]]:
     """Writes the arrays of counts; returns the others."""
     arrays = {name: getattr(counts, name) for name in ("rows", "positives", "time")}
     arrays |= {f"flaws/{name}": flaws for name, flaws in counts.flaws.items()}
-    for kind in ("sides", "lookups"):
-        for name, sparse in getattr(counts, kind).items():
-            arrays |= {f"{kind}/{name}/index": sparse.index, f"{kind}/{name}/count": sparse.count}
+    sparse = {"sides": counts.sides, "lookups": counts.lookups}
+    for kind, entries in sparse.items():
+        for name, (at, times) in entries.items():  # type: ignore[attr-defined]
+            arrays |= {f"{kind}/{name}/at": at, f"{kind}/{name}/times": times}
     with path.open("wb") as file:
         np.savez(file, **arrays)
     return counts.labels
@@ -217,14 +219,23 @@ def _save_counts(counts: ChunkCounts, path: Path) -> dict[str, list[list[int]]]:
 def load_counts(path: Path, labels: dict[str, list[list[int]]]) -> ChunkCounts:
     """Returns the counts that `encode_part` wrote."""
     with np.load(path) as arrays:
-        flaws, sparse = {}, {"sides": {}, "lookups": {}}
+        names: dict[str, list[str]] = {"flaws": [], "sides": [], "lookups": []}
         for key in arrays.files:
             kind, _, name = key.partition("/")
             if kind == "flaws":
-                flaws[name] = arrays[key]
-            elif name.endswith("/index"):
-                name = name.removesuffix("/index")
-                count = arrays[f"{kind}/{name}/count"]
-                sparse[kind][name] = Sparse(arrays[key], count)
-        three = (arrays[name] for name in ("rows", "positives", "time"))
-        return ChunkCounts(*three, labels, sparse["sides"], flaws, sparse["lookups"])
+                names[kind].append(name)
+            elif name.endswith("/at"):
+                names[kind].append(name.removesuffix("/at"))
+
+        def sparse(kind: str, name: str) -> Sparse:
+            return Sparse(arrays[f"{kind}/{name}/at"], arrays[f"{kind}/{name}/times"])
+
+        return ChunkCounts(
+            arrays["rows"],
+            arrays["positives"],
+            arrays["time"],
+            labels,
+            {side: sparse("sides", side) for side in SIDES},
+            {name: arrays[f"flaws/{name}"] for name in names["flaws"]},
+            {name: sparse("lookups", name) for name in names["lookups"]},
+        )

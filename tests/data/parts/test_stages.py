@@ -90,7 +90,7 @@ def test_sums_of_labels_do_not_depend_on_the_order_of_the_rows():
 @pytest.mark.parametrize("size", [50, 10**6])
 def test_sparse_counts_are_those_of_bincount(size):
     values = np.random.default_rng(0).integers(0, size, 1000)
-    index, count = Sparse.of(values, size)
+    at, counts = Sparse.of(values, size)
     dense = np.zeros(size, np.int64)
-    dense[index] = count
+    dense[at] = counts
     np.testing.assert_array_equal(dense, np.bincount(values, minlength=size))

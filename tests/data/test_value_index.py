@@ -1,0 +1,39 @@
+"""Positions of values among known ones: the index of many parts agrees with the other one."""
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from msrec.data.features.value_index import SortedIndex, ValueIndex
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        pa.array([5, None, -3, 2**62, 0]),
+        pa.array(["b", "a", None, "", "été"]),
+        pa.array([True, False]),
+        pl.Series([19000, 1, 0]).cast(pl.Date).to_arrow(),
+        pa.array([], pa.int64()),
+    ],
+)
+def test_the_sorted_index_finds_what_the_other_index_finds(known):
+    rng = np.random.default_rng(0)
+    unknown = {"bool": [None], "date32[day]": [7]}.get(str(known.type), ["new", 4])
+    values = pa.array([*known.to_pylist(), None])
+    values = values.cast(known.type).take(rng.integers(0, len(values), 200))
+    others = [
+        v for v in unknown if v is None or isinstance(v, str) == pa.types.is_string(known.type)
+    ]
+    if not pa.types.is_boolean(known.type):
+        more = pa.array(others[:1], None if known.type != pa.date32() else pa.int32())
+        values = pa.concat_arrays([values, more.cast(known.type)])
+    found = SortedIndex(known).positions(values)
+    np.testing.assert_array_equal(found, ValueIndex(known).positions(values))
+    assert found.dtype == np.int32
+
+
+def test_the_sorted_index_refuses_values_of_another_type():
+    with pytest.raises(ValueError, match="values must be int64"):
+        SortedIndex(pa.array([1, 2])).positions(pa.array(["1"]))
