@@ -1,10 +1,9 @@
 """Moves shards to emptier ranks, where that makes no step longer."""
 
-import dataclasses
-
 import numpy as np
 
-from msrec.tools.planner.placement import Cluster, Floats, Placement, shared_latency
+from msrec.tools.planner.cluster import Cluster, Floats
+from msrec.tools.planner.placement import Placement, placement_on
 
 MAX_MOVES = 1000
 RanksOf = dict[str, list[int]]
@@ -16,36 +15,44 @@ ShardOf = tuple[str, int]
 def balanced(placement: Placement, cluster: Cluster) -> Placement:
     """Returns a placement with a less full fullest rank, and a step that is not longer.
 
-    Shards that are on one rank move, alone or in exchange for others, as long as the fuller one of
-    two ranks becomes less full. A placement that does not fit is returned as it is.
+    Shards that are on one rank move, alone or in exchange for others, to another rank of the same
+    pool, as long as the fuller one of two ranks becomes less full. A placement that does not fit is
+    returned as it is.
     """
     if placement.excess:
         return placement
     ranks = {table: list(on) for table, on in placement.ranks.items()}
-    latency = shared_latency(placement.options, ranks, cluster)
-    loads = np.array([placement.ms - latency, placement.memory, placement.host])
-    limits = np.array([loads[0].max() + 1e-9, cluster.memory, cluster.host])
+    loads = placement.loads.copy()
+    ms = np.full(cluster.ranks, loads[0].max() + 1e-9)
+    # Prefetch may last as long as the step.
+    prefetch = np.full(cluster.ranks, max(placement.step_ms, loads[3].max()))
+    limits = np.array([ms, cluster.memory, cluster.host, prefetch])
     for _ in range(MAX_MOVES):
-        if not _move(placement, ranks, loads, limits):
+        if not _move(placement, ranks, loads, limits, cluster):
             break
-    ms = loads[0] + shared_latency(placement.options, ranks, cluster)
-    moved = dataclasses.replace(placement, ranks=ranks, ms=ms, memory=loads[1], host=loads[2])
+    moved = placement_on(placement.options, ranks, cluster)
     return min(placement, moved, key=lambda each: each.objective)
 
 
-def _move(placement: Placement, ranks: RanksOf, loads: Floats, limits: Floats) -> bool:
+def _move(
+    placement: Placement, ranks: RanksOf, loads: Floats, limits: Floats, cluster: Cluster
+) -> bool:
     """Moves a shard of the fullest rank to one of the emptiest; False if nothing helps."""
-    full = int(loads[1].argmax())
-    on_full, sizes = _shards_on(placement, ranks, full)
+    full = int(cluster.fullness(loads[1]).argmax())
+    pool = cluster.pool_of[full]
+    on_full, sizes = _shards_on(placement, ranks, full, pool)
     if not on_full:
         return False
-    for to in map(int, np.argsort(loads[1], kind="stable")[:-1]):
-        on_to, others = _shards_on(placement, ranks, to)
+    emptiest = (int(rank) for rank in np.argsort(loads[1], kind="stable") if rank != full)
+    for to in (rank for rank in emptiest if cluster.pool_of[rank] == pool):
+        on_to, others = _shards_on(placement, ranks, to, pool)
         # Row 0 is a move alone, the others are an exchange.
-        others = np.concatenate([np.zeros((1, 3)), others])
-        change = sizes[:, np.newaxis] - others[np.newaxis]  # (shards, 1 + others, 3)
+        others = np.concatenate([np.zeros((1, 4)), others])
+        change = sizes[:, np.newaxis] - others[np.newaxis]  # (shards, 1 + others, 4)
         after = np.stack([loads[:, full] - change, loads[:, to] + change])
-        fuller = np.where((after <= limits).all(axis=(0, 3)), after[..., 1].max(axis=0), np.inf)
+        # Both ranks are of one pool, and have the same limits.
+        is_allowed = (after <= limits[:, full]).all(axis=(0, 3))
+        fuller = np.where(is_allowed, after[..., 1].max(axis=0), np.inf)
         shard, other = np.unravel_index(int(fuller.argmin()), fuller.shape)
         if fuller[shard, other] >= loads[1, full] * (1 - 1e-6):
             continue
@@ -59,14 +66,16 @@ def _move(placement: Placement, ranks: RanksOf, loads: Floats, limits: Floats) -
     return False
 
 
-def _shards_on(placement: Placement, ranks: RanksOf, rank: int) -> tuple[list[ShardOf], Floats]:
-    """Returns the shards on a rank that may be on any other one, and their loads, (shards, 3)."""
+def _shards_on(
+    placement: Placement, ranks: RanksOf, rank: int, pool: int
+) -> tuple[list[ShardOf], Floats]:
+    """Returns the shards on a rank that may be on any other one, and their loads, (shards, 4)."""
     shards = [
         (table, number)
         for table, option in placement.options.items()
-        if option.span == "rank" and rank in ranks[table]
+        if option.span == "rank" and option.sharding != "table_column_wise" and rank in ranks[table]
         for number, on in enumerate(ranks[table])
         if on == rank
     ]
-    loads = [placement.options[table].load for table, _ in shards]
-    return shards, np.array(loads, dtype=np.float64).reshape(-1, 3)
+    loads = [placement.options[table].load_on(pool) for table, _ in shards]
+    return shards, np.array(loads, dtype=np.float64).reshape(-1, 4)

@@ -1,35 +1,21 @@
 """Placement of shards on ranks, once each table has a sharding option.
 
 Tables divided over all ranks add the same to each rank. The others are assigned greedily, the
-costliest first: each shard goes to the least busy rank (or node) that has memory for it.
+costliest first: each shard goes to the rank (or node) with memory for it that is least busy with
+it.
 """
 
-import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from msrec.tools.planner.cluster import Cluster, Floats
+from msrec.tools.planner.loads import Loads
 from msrec.tools.planner.sharding_options import Latency, ShardingOption
 
-Floats = npt.NDArray[np.float64]
 SAME_MS_DIGITS = 4
 """Digits of a millisecond. Step times that are equal to a tenth of a microsecond are the same."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Ranks, and the bytes that each has for tables: on its accelerator, and in host memory."""
-
-    ranks: int
-    ranks_per_node: int
-    memory: int
-    host: int
-
-    def ranks_of(self, option: ShardingOption) -> int:
-        """Returns the number of ranks that a table, or a column shard, is divided over."""
-        return {"rank": 1, "node": self.ranks_per_node, "all": self.ranks}[option.span]
 
 
 @dataclass(frozen=True)
@@ -39,17 +25,34 @@ class Placement:
     Attributes:
         options: table -> its sharding option.
         ranks: table -> ranks of its shards, in order.
-        ms, memory, host: (ranks,), load of each rank: milliseconds with latency, bytes on the
-            accelerator and bytes in host memory.
+        loads: (4, ranks), load of each rank by shards: milliseconds, bytes on the accelerator,
+            bytes in host memory, milliseconds of prefetch.
+        latency: (ranks,), milliseconds that the shards of a rank share.
         excess: bytes by which ranks exceed their memory, summed over ranks; 0 if everything fits.
+        fullest: share of its memory that the fullest rank has in use.
     """
 
     options: dict[str, ShardingOption]
     ranks: dict[str, list[int]]
-    ms: Floats
-    memory: Floats
-    host: Floats
+    loads: Floats
+    latency: Floats
     excess: float
+    fullest: float
+
+    @property
+    def ms(self) -> Floats:
+        """(ranks,), milliseconds of each rank; prefetch takes place during all the rest."""
+        return np.maximum(self.loads[0] + self.latency, self.loads[3])
+
+    @property
+    def memory(self) -> Floats:
+        """(ranks,), bytes on the accelerator of each rank."""
+        return self.loads[1]
+
+    @property
+    def host(self) -> Floats:
+        """(ranks,), bytes in host memory of each rank."""
+        return self.loads[2]
 
     @property
     def step_ms(self) -> float:
@@ -59,7 +62,7 @@ class Placement:
     @property
     def objective(self) -> tuple[float, float, float]:
         """Quantity to minimise: excess memory, then the step time, then the fullest rank."""
-        return self.excess, round(self.step_ms, SAME_MS_DIGITS), float(self.memory.max())
+        return self.excess, round(self.step_ms, SAME_MS_DIGITS), self.fullest
 
 
 def assign_shards(
@@ -74,38 +77,46 @@ def assign_shards(
     noise, node_size = order_noise or {}, cluster.ranks_per_node
     on_all = [option for option in options.values() if option.span == "all"]
     others = [option for option in options.values() if option.span != "all"]
-    others.sort(key=lambda o: (-o.cost.total * noise.get(o.table, 1.0), -o.memory, o.table))
+    others.sort(key=lambda o: (-o.cost.busy * noise.get(o.table, 1.0), -o.memory, o.table))
     ranks = {option.table: list(range(cluster.ranks)) for option in on_all}
-    by_rank = _Loads(cluster.ranks, on_all)
+    by_rank = Loads(cluster, 1, on_all)
     # A node's load is the largest of its ranks.
-    by_node = _Loads(-(-cluster.ranks // node_size), on_all)
+    by_node = Loads(cluster, node_size, on_all)
     for option in others:
         ranks[option.table] = []
         for _ in range(option.column_shards):
             if option.span == "node":
-                node = by_node.least_busy(option, cluster)
+                node = by_node.least_busy(option)
                 by_node.add(node, option)
                 placed_on = list(range(node * node_size, (node + 1) * node_size))
                 for rank in placed_on:
                     by_rank.add(rank, option)
             else:
-                rank = by_rank.least_busy(option, cluster)
+                rank = _rank_for(option, ranks[option.table], by_rank, by_node)
                 by_rank.add(rank, option)
                 by_node.raise_to(rank // node_size, by_rank, rank)
                 placed_on = [rank]
             ranks[option.table] += placed_on
-    loads = np.array([by_rank.ms, by_rank.memory, by_rank.host], dtype=np.float64)
-    return _placement(options, ranks, loads, cluster)
+    return _placement(options, ranks, by_rank.values(), cluster)
+
+
+def _rank_for(option: ShardingOption, placed: list[int], by_rank: Loads, by_node: Loads) -> int:
+    """Returns the rank of a table's next shard; `placed` are those of its other shards."""
+    if option.sharding != "table_column_wise":
+        return by_rank.least_busy(option)
+    node_size = by_node.size
+    node = placed[0] // node_size if placed else by_node.least_busy(option)
+    return by_rank.least_busy(option, range(node * node_size, (node + 1) * node_size))
 
 
 def placement_on(
     options: Mapping[str, ShardingOption], ranks: Mapping[str, list[int]], cluster: Cluster
 ) -> Placement:
     """Returns the placement with the given options and ranks of shards."""
-    loads = np.zeros((3, cluster.ranks))
+    loads = np.zeros((4, cluster.ranks))
     for table, option in options.items():
         for rank in ranks[table]:
-            loads[:, rank] += option.load
+            loads[:, rank] += option.load_on(cluster.pool_of[rank])
     return _placement(options, ranks, loads, cluster)
 
 
@@ -115,20 +126,31 @@ def step_ms_with(placement: Placement, option: ShardingOption, cluster: Cluster)
     All other tables stay where they are. The table's shards go to the least busy ranks, as in
     `assign_shards`.
     """
-    loads = np.array([placement.ms, placement.memory, placement.host])
+    loads = placement.loads.copy()
+    pool_of = np.array(cluster.pool_of)
     for rank in placement.ranks[option.table]:  # a rank may have several column shards
-        loads[:, rank] -= placement.options[option.table].load
+        loads[:, rank] -= placement.options[option.table].load_on(pool_of[rank])
     size = cluster.ranks_of(option)
-    added = np.array(option.load)[:, np.newaxis]
-    limits = np.array([[np.inf], [cluster.memory], [cluster.host]])
+    added = np.array([option.load_on(p) for p in range(len(cluster.pools))])[pool_of].T
+    allowed = np.ones(cluster.ranks, dtype=bool)
     for _ in range(option.column_shards):
-        has_room = (loads + added <= limits).all(axis=0).reshape(-1, size).all(axis=1)
+        after = loads + added
+        has_room = (after[1] <= cluster.memory) & (after[2] <= cluster.host) & allowed
+        has_room = has_room.reshape(-1, size).all(axis=1)
         if not has_room.any():
             return None
-        busy = loads[0].reshape(-1, size).max(axis=1)
+        busy = _busy(after, placement.latency).reshape(-1, size).max(axis=1)
         first = size * int(np.argmin(np.where(has_room, busy, np.inf)))
-        loads[:, first : first + size] += added
-    return float(loads[0].max())
+        loads[:, first : first + size] = after[:, first : first + size]
+        if option.sharding == "table_column_wise":
+            node = first // cluster.ranks_per_node
+            allowed = np.arange(cluster.ranks) // cluster.ranks_per_node == node
+    return float(_busy(loads, placement.latency).max())
+
+
+def _busy(loads: Floats, latency: Floats) -> Floats:
+    busy: Floats = np.maximum(loads[0] + latency, loads[3])
+    return busy
 
 
 def _placement(
@@ -137,10 +159,10 @@ def _placement(
     loads: Floats,
     cluster: Cluster,
 ) -> Placement:
-    ms, memory, host = loads
-    ms = ms + shared_latency(options, ranks, cluster)
-    over = np.maximum(memory - cluster.memory, 0) + np.maximum(host - cluster.host, 0)
-    return Placement(dict(options), dict(ranks), ms, memory, host, float(over.sum()))
+    latency = shared_latency(options, ranks, cluster)
+    over = np.maximum(loads[1] - cluster.memory, 0) + np.maximum(loads[2] - cluster.host, 0)
+    fullest = float(cluster.fullness(loads[1]).max())
+    return Placement(dict(options), dict(ranks), loads, latency, float(over.sum()), fullest)
 
 
 def shared_latency(
@@ -159,50 +181,3 @@ def shared_latency(
     for latency, on in found.items():
         ms[list(on)] += latency.ms
     return ms
-
-
-class _Loads:
-    """Milliseconds, bytes and bytes in host memory of each rank, or of each node.
-
-    Lists and a heap, not arrays: a shard changes only a few numbers, and there are many shards. A
-    heap entry whose milliseconds are out of date is dropped when it comes up.
-    """
-
-    def __init__(self, count: int, on_all: Sequence[ShardingOption]) -> None:
-        self.ms = [sum(option.cost.total for option in on_all)] * count
-        self.memory = [sum(option.memory for option in on_all)] * count
-        self.host = [sum(option.host for option in on_all)] * count
-        self._heap = [(ms, index) for index, ms in enumerate(self.ms)]
-
-    def least_busy(self, option: ShardingOption, cluster: Cluster) -> int:
-        """Returns the least busy one that has room; if none has, the one with the most room."""
-        max_memory, max_host = cluster.memory - option.memory, cluster.host - option.host
-        full: list[tuple[float, int]] = []
-        chosen = None
-        while self._heap and chosen is None:
-            ms, index = entry = heapq.heappop(self._heap)
-            if ms != self.ms[index]:
-                continue  # out of date; a newer entry is in the heap
-            full.append(entry)
-            if self.memory[index] <= max_memory and self.host[index] <= max_host:
-                chosen = index
-        for entry in full:
-            heapq.heappush(self._heap, entry)
-        if chosen is None:
-            chosen = min(range(len(self.ms)), key=lambda i: self.memory[i] + self.host[i])
-        return chosen
-
-    def add(self, index: int, option: ShardingOption) -> None:
-        """Adds a shard."""
-        self.ms[index] += option.cost.total
-        self.memory[index] += option.memory
-        self.host[index] += option.host
-        heapq.heappush(self._heap, (self.ms[index], index))
-
-    def raise_to(self, index: int, other: "_Loads", other_index: int) -> None:
-        """Raises the load of one to that of another, where the latter is larger."""
-        self.memory[index] = max(self.memory[index], other.memory[other_index])
-        self.host[index] = max(self.host[index], other.host[other_index])
-        if other.ms[other_index] > self.ms[index]:
-            self.ms[index] = other.ms[other_index]
-            heapq.heappush(self._heap, (self.ms[index], index))

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from msrec.launch.reporting.byte_sizes import format_bytes
 from msrec.tools.planner.make_plan import make_plan, sharding_options
 from msrec.tools.planner.plan import Plan
@@ -18,6 +20,8 @@ def fewest_gpus(request: PlanRequest) -> Plan:
     Raises:
         ValueError: a table fits nowhere, or even `MAX_NODES` have no room.
     """
+    if request.group_ranks is not None:
+        raise ValueError("the fewest GPUs are those of one group; leave out --group-ranks.")
     largest = request.per_node + MAX_NODES - 1
     _refuse_too_large(_resized(request, largest))
     number, plan = 1, _plan_if_room(_resized(request, 1))
@@ -56,7 +60,7 @@ def _plan_if_room(request: PlanRequest) -> Plan | None:
     needed = sum(
         min((o.memory + o.host) * total_shards(o, cluster) for o in of) for of in options.values()
     )
-    if needed > cluster.ranks * (max(cluster.memory, 0) + max(cluster.host, 0)):
+    if needed > float((np.maximum(cluster.memory, 0) + np.maximum(cluster.host, 0)).sum()):
         return None
     plan = make_plan(request)
     return plan if plan.fits else None
@@ -64,13 +68,13 @@ def _plan_if_room(request: PlanRequest) -> Plan | None:
 
 def _refuse_too_large(request: PlanRequest) -> None:
     """Refuses a table of which every shard is too large for a GPU, however many GPUs there are."""
-    cluster = request.cluster
+    memory = request.cluster.pools[0].memory
     for table, options in sharding_options(request).items():
-        smallest = min(options, key=lambda o: max(o.weights + o.state - cluster.memory, 0))
-        if smallest.weights + smallest.state > cluster.memory:
+        smallest = min(options, key=lambda o: max(o.weights + o.state - memory, 0))
+        if smallest.weights + smallest.state > memory:
             raise ValueError(
                 f"each shard of a table must fit on a GPU; table {table} is {smallest.label} and a "
                 f"shard of it takes {format_bytes(smallest.weights + smallest.state)}, of which a "
-                f"{request.hardware_name} has {format_bytes(max(cluster.memory, 0))}. No number of "
+                f"{request.hardware_name} has {format_bytes(max(memory, 0))}. No number of "
                 "GPUs helps: allow row_wise, host memory (--cached 0.2), or a smaller dim."
             )

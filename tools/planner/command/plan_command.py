@@ -110,7 +110,8 @@ def plan_tables(
     """
     console = console or wide_console()
     plan = fewest_gpus(request) if min_gpus else make_plan(request)
-    request = dataclasses.replace(request, nodes=plan.nodes, per_node=plan.per_node)
+    if min_gpus:
+        request = dataclasses.replace(request, nodes=plan.nodes, per_node=plan.per_node)
     changed = {change: with_changes(request, change, hardware_file) for change in compare}
     for note in request.notes:
         print_sentence(note, console)

@@ -55,6 +55,28 @@ class PlanOptions:
             help="YAML file of accelerators, in the format of tools/planner/hardware.yaml"
         ),
     ] = None
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="GPUs of a job with different ones, NAME:RANKS in whole nodes, such as h100:8; "
+            "repeat it for each kind, instead of --gpu and --nodes"
+        ),
+    ] = None
+    group_ranks: Annotated[
+        int | None,
+        typer.Option(
+            help="consecutive ranks that share one copy of the tables, as embeddings.group_ranks; "
+            "default: the config's, else all"
+        ),
+    ] = None
+    sync_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="steps between two averages of the copies, as embeddings.sync_every; default: "
+            "the config's, else 1",
+        ),
+    ] = None
     batch: Annotated[
         int | None,
         typer.Option(min=1, help="rows of a step on one rank; default: the config's, else 4096"),
@@ -74,11 +96,15 @@ class PlanOptions:
         typer.Option(help="sharding type to allow; may be repeated; default: all"),
     ] = None
     cached: Annotated[
-        list[float] | None,
+        list[str] | None,
         typer.Option(
-            help="allow tables in host memory, with this share of their rows cached on the GPU; "
-            "may be repeated"
+            help="allow tables in host memory, with this share of their rows cached on the GPU, or "
+            "auto for the share with the shortest step; may be repeated"
         ),
+    ] = None
+    id_counts: Annotated[
+        Path | None,
+        typer.Option(help="popularity of ids, from msrec show DATA --id-counts FILE"),
     ] = None
     budget_gib: Annotated[
         float | None, typer.Option(help="GiB of each GPU to use at most; default: all")
