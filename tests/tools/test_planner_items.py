@@ -92,6 +92,7 @@ def test_tables_of_item_vectors_have_the_lookups_of_a_step(root):
             precision="fp16",
             frozen=True,
             module="ranker.items.ebc",
+            min_partition=ITEM_DIM,
         )
     learned = tables[SEQUENCE_TABLE]
     assert (learned.rows, learned.dim, learned.pooling, learned.bags) == (rows, 8, items / 4, bags)

@@ -1,7 +1,7 @@
 """Loads of ranks or of nodes while shards are assigned, with the least busy one at hand."""
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,23 +27,26 @@ class Loads:
         at_first = [_sum(on_all, pool) for pool in range(len(cluster.pools))]
         loads = [at_first[pool] for pool in self._pool_of]
         self.ms, self.memory, self.host, self.prefetch = map(list, zip(*loads, strict=True))
+        self.busy = [max(ms, prefetch) for ms, _, _, prefetch in loads]
         self._heaps: list[list[tuple[float, int]]] = [[] for _ in cluster.pools]
         for index, pool in enumerate(self._pool_of):
-            self._heaps[pool].append((self._busy(index), index))
+            self._heaps[pool].append((self.busy[index], index))
 
-    def least_busy(self, option: ShardingOption, among: Iterable[int] | None = None) -> int:
+    def least_busy(self, option: ShardingOption, among: Sequence[int] | None = None) -> int:
         """Returns the one that has room and is least busy with a shard.
 
         If none has room, it is the one with the least excess. `among` limits the choice.
         """
-        if among is not None:
-            found = [index for index in among if self._has_room(index, option)]
-        else:
+        if among is None:
             tops = (self._first_with_room(pool, option) for pool in range(len(self._pools)))
             found = [index for index in tops if index is not None]
+        else:
+            found = [index for index in among if self._has_room(index, option)]
+        if len(found) == 1:
+            return found[0]
         if found:
             return min(found, key=lambda index: self._busy_with(index, option))
-        return min(range(len(self.ms)) if among is None else among, key=self._filled)
+        return min(range(len(self.ms)) if among is None else among, key=self._excess)
 
     def add(self, index: int, option: ShardingOption) -> None:
         """Adds a shard."""
@@ -53,20 +56,18 @@ class Loads:
         self.memory[index] += option.memory
         self.host[index] += option.host
         self.prefetch[index] += cost.prefetch
-        heapq.heappush(self._heaps[pool], (self._busy(index), index))
+        self.busy[index] = busy = max(self.ms[index], self.prefetch[index])
+        heapq.heappush(self._heaps[pool], (busy, index))
 
     def raise_to(self, index: int, other: "Loads", other_index: int) -> None:
         """Raises the load of one to that of another, where the latter is larger."""
-        busy = self._busy(index)
-        for mine, its in (
-            (self.ms, other.ms),
-            (self.memory, other.memory),
-            (self.host, other.host),
-            (self.prefetch, other.prefetch),
-        ):
-            mine[index] = max(mine[index], its[other_index])
-        if self._busy(index) > busy:
-            heapq.heappush(self._heaps[self._pool_of[index]], (self._busy(index), index))
+        self.ms[index] = max(self.ms[index], other.ms[other_index])
+        self.memory[index] = max(self.memory[index], other.memory[other_index])
+        self.host[index] = max(self.host[index], other.host[other_index])
+        self.prefetch[index] = max(self.prefetch[index], other.prefetch[other_index])
+        if other.busy[other_index] > self.busy[index]:
+            self.busy[index] = other.busy[other_index]
+            heapq.heappush(self._heaps[self._pool_of[index]], (self.busy[index], index))
 
     def values(self) -> Floats:
         """Returns (4, number of ranks or nodes), all loads."""
@@ -77,7 +78,7 @@ class Loads:
         chosen = None
         while heap and chosen is None:
             busy, index = entry = heapq.heappop(heap)
-            if busy != self._busy(index):
+            if busy != self.busy[index]:
                 continue  # out of date; a newer entry is in the heap
             taken.append(entry)
             if self._has_room(index, option):
@@ -93,13 +94,10 @@ class Loads:
             and self.host[index] + option.host <= pool.host
         )
 
-    def _filled(self, index: int) -> float:
+    def _excess(self, index: int) -> float:
         """Returns the bytes in use minus the bytes that there are."""
         pool = self._pools[self._pool_of[index]]
         return self.memory[index] - pool.memory + self.host[index] - pool.host
-
-    def _busy(self, index: int) -> float:
-        return max(self.ms[index], self.prefetch[index])
 
     def _busy_with(self, index: int, option: ShardingOption) -> float:
         cost = option.cost_on(self._pool_of[index])

@@ -52,7 +52,7 @@ class ShardCost:
         parts = (self.fwd_compute, self.fwd_comms, self.bwd_compute, self.bwd_comms, self.sync)
         return sum(parts)
 
-    @property
+    @cached_property
     def busy(self) -> float:
         """Milliseconds of a rank with this shard alone."""
         return max(self.total, self.prefetch)
