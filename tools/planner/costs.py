@@ -41,8 +41,10 @@ RANDOM_HOST_SHARE = 0.1
 """Share of the link's bandwidth that single rows of host memory reach."""
 DENSE_OPTIMIZER_PASSES = 9.22
 """Times that a dense optimizer reads or writes a whole table."""
-FORWARD_KERNELS, BACKWARD_KERNELS = 1, 10
-"""Kernels that FBGEMM starts for a group of tables; backward sorts the ids first."""
+FORWARD_KERNELS, BACKWARD_KERNELS, CACHE_KERNELS = 1, 10, 10
+"""Kernels that FBGEMM starts for a group of tables; backward and a cache sort the ids first."""
+SLOT_BYTES = 4
+"""Bytes of an id's slot in the cache; it is written once, and read by the lookup and the update."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Ranks:
             collectives, kernels = collectives / 2, FORWARD_KERNELS
         else:
             kernels = FORWARD_KERNELS + BACKWARD_KERNELS
+        if kernel == "fused_uvm_caching":
+            kernels += CACHE_KERNELS
         of_kernel = (*group, kernel, table.precision, str(table.weighted))
         shared = (
             Latency(group, collectives / 1e3, on_all=True),
@@ -202,12 +206,13 @@ def shard_cost(
         return ranks.memory((number - in_host) * width) + ranks.host_rows(in_host * width)
 
     of_ids = ids * (ID_BYTES + (WEIGHT_BYTES if table.weighted else 0))
+    if load_factor is not None:
+        of_ids += ids * (SORT_PASSES * ID_BYTES + 3 * SLOT_BYTES)
     forward = row_ms(ids, direct.lookups) + ranks.memory(of_ids + made)
     send = _sending(ranks, table, sharding)
     # A row that comes into the cache takes the place of another one, which goes back unless it is
     # read only.
-    copied = direct.fetched * table.row_bytes(columns) * (1 if table.frozen else 2)
-    prefetch = ranks.host_link(copied)
+    prefetch = ranks.host_link(direct.fetched * table.row_bytes(columns) * (2 - table.frozen))
     if table.frozen:
         return ShardCost(forward, send(sent), prefetch=prefetch)
     if sharding == "data_parallel":

@@ -60,9 +60,10 @@ class Placement:
         return float(self.ms.max())
 
     @property
-    def objective(self) -> tuple[float, float, float]:
-        """Quantity to minimise: excess memory, then the step time, then the fullest rank."""
-        return self.excess, round(self.step_ms, SAME_MS_DIGITS), self.fullest
+    def objective(self) -> tuple[float, float, float, float]:
+        """Quantity to minimise: excess memory, step time, host memory, then the fullest rank."""
+        step_ms, host = round(self.step_ms, SAME_MS_DIGITS), float(self.host.sum())
+        return self.excess, step_ms, host, self.fullest
 
 
 def assign_shards(

@@ -146,4 +146,4 @@ def option_label(sharding: Sharding, kernel: str, load_factor: float | None) -> 
     """Returns the name of a sharding option for people, such as `row_wise, 20% cached`."""
     if kernel == "fused_uvm":
         return f"{sharding}, in host memory"
-    return sharding if load_factor is None else f"{sharding}, {load_factor:.0%} cached"
+    return sharding if load_factor is None else f"{sharding}, {100 * load_factor:g}% cached"

@@ -2,7 +2,8 @@
 
 The search minimises the step time of the critical rank, which is the rank with the largest sum of
 estimated shard costs and latency. As long as something does not fit, it minimises the excess memory
-first. Of equal steps, the one with the emptier fullest rank is better.
+first. Of equal steps, the one with less host memory is better, and then the one with the emptier
+fullest rank.
 
 1. Starts: every small table gets one option and every large table another one, for all pairs of
    options and several limits between small and large. The best of these placements is kept.
@@ -81,7 +82,7 @@ def total_cost_ms(option: ShardingOption, cluster: Cluster) -> float:
     return option.cost.busy * total_shards(option, cluster)
 
 
-def _objective(placement: Placement) -> tuple[float, float, float]:
+def _objective(placement: Placement) -> tuple[float, float, float, float]:
     return placement.objective
 
 
