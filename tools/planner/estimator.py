@@ -123,6 +123,7 @@ class Estimator:
             cost=cost,
             load_factor=load_factor,
             latencies=latencies,
+            other_costs=(),
             **self._stored_bytes(rows, columns, table, name, load_factor),
             **self._buffer_bytes(columns, table, sharding),
         )

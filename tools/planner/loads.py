@@ -26,7 +26,8 @@ class Loads:
         self._pool_of = cluster.pool_of[::size]
         at_first = [_sum(on_all, pool) for pool in range(len(cluster.pools))]
         loads = [at_first[pool] for pool in self._pool_of]
-        self.ms, self.memory, self.host, self.prefetch = map(list, zip(*loads, strict=True))
+        self.ms, self.memory = [load[0] for load in loads], [load[1] for load in loads]
+        self.host, self.prefetch = [load[2] for load in loads], [load[3] for load in loads]
         self.busy = [max(ms, prefetch) for ms, _, _, prefetch in loads]
         self._heaps: list[list[tuple[float, int]]] = [[] for _ in cluster.pools]
         for index, pool in enumerate(self._pool_of):

@@ -42,17 +42,19 @@ class Placement:
     @property
     def ms(self) -> Floats:
         """(ranks,), milliseconds of each rank; prefetch takes place during all the rest."""
-        return np.maximum(self.loads[0] + self.latency, self.loads[3])
+        return _busy(self.loads, self.latency)
 
     @property
     def memory(self) -> Floats:
         """(ranks,), bytes on the accelerator of each rank."""
-        return self.loads[1]
+        memory: Floats = self.loads[1]
+        return memory
 
     @property
     def host(self) -> Floats:
         """(ranks,), bytes in host memory of each rank."""
-        return self.loads[2]
+        host: Floats = self.loads[2]
+        return host
 
     @property
     def step_ms(self) -> float:
@@ -150,6 +152,7 @@ def step_ms_with(placement: Placement, option: ShardingOption, cluster: Cluster)
 
 
 def _busy(loads: Floats, latency: Floats) -> Floats:
+    """Returns (ranks,), milliseconds of each rank."""
     busy: Floats = np.maximum(loads[0] + latency, loads[3])
     return busy
 

@@ -126,7 +126,7 @@ def counted_popularity(rows: int, counts: tuple[tuple[int, float], ...]) -> Popu
     return Popularity(ids, share / share.sum())
 
 
-def count_points(counts: Sequence[int]) -> list[tuple[int, float]]:
+def count_points(counts: Sequence[int] | npt.NDArray[np.int64]) -> list[tuple[int, float]]:
     """Returns points for `counted_popularity` from the number of lookups of each id.
 
     Example:

@@ -95,11 +95,12 @@ def request_of_run(
         raise ValueError(f"{run_dir} trains on {device}; {gpu} is for {hardware.device}.")
     world_size = saved["world_size"]
     per_node = saved.get("per_node") or min(per_node, world_size)
+    all_ranks = world_size * saved.get("copies", 1)
     request = PlanRequest(
-        **config_fields(config, max(config.trainer.global_batch // world_size, 1)),
+        **config_fields(config, max(config.trainer.global_batch // all_ranks, 1)),
         hardware_name=gpu,
         hardware=hardware,
-        nodes=world_size // per_node,
+        nodes=all_ranks // per_node,
         per_node=per_node,
     )
     return request, entries

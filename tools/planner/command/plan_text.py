@@ -167,16 +167,18 @@ def summary(plan: Plan) -> Iterator[str]:
     part = max((*COST_PARTS, *EXTRA_PARTS), key=lambda p: critical.ms.get(p, 0.0))
     share = critical.ms[part] / max(critical.total_ms, 1e-12)
     on_it = [table for table in plan.tables if plan.critical_rank in table.ranks]
+    nothing = "nothing but prefetch" if critical.ms.get("prefetch") else "nothing"
+    overlap = f"estimate, as if {nothing} overlapped"
     latency = critical.ms.get("latency", 0.0)
     if latency > critical.ms[part]:
         yield (
-            f"The tables take {plan.step_ms:.2f} ms of a step (estimate, as if nothing "
-            f"overlapped), {latency:.2f} ms of it latency, which does not grow with the batch."
+            f"The tables take {plan.step_ms:.2f} ms of a step ({overlap}), {latency:.2f} ms of it "
+            "latency, which does not grow with the batch."
         )
         return
     costliest = max(on_it, key=lambda table: table.ms.get(part, 0.0))
     yield (
-        f"The tables take {plan.step_ms:.2f} ms of a step (estimate, as if nothing overlapped). "
+        f"The tables take {plan.step_ms:.2f} ms of a step ({overlap}). "
         f"The critical rank is {plan.critical_rank}, with {plan.imbalance:.2f} times the mean. "
         f"The bottleneck is its {part.replace('_', ' ')} ({share:.0%}), to which table "
         f"{costliest.name} contributes most."
