@@ -37,7 +37,7 @@ class Predictions:
         row_id: (N,), int64, each of 0..N-1 once, except excluded rows.
         scenario: (N,), int64.
         user: (N,), int64, a code per user in the order of first appearance, not the raw key.
-        user_ids: (U,), uint64, hash of the key of each code.
+        user_ids: (U,), uint64, `key_ids` of the key of each code.
         labels: the rows of each label.
         impression: (N,), int64; None if it is unknown.
         combined: (N,), float32, the combined score; None without a formula.
@@ -99,14 +99,14 @@ def load_predictions(folder: Path | str) -> Predictions:
             truth=optional(names.get("truth"), np.float32),
         )
 
-    codes, hashes = user_codes(table["user"])
+    codes, ids = user_codes(table["user"])
     user, code_of = _in_order_of_appearance(_moved(codes, positions))
     return Predictions(
         commit=parts.commit,
         row_id=_moved(row_id, positions),
         scenario=column("scenario", np.int64),
         user=user,
-        user_ids=hashes[code_of],
+        user_ids=ids[code_of],
         labels=tuple(label_rows(number) for number in range(parts.commit.num_labels)),
         impression=optional(IMPRESSION, np.int64),
         combined=optional(COMBINED, np.float32),
@@ -133,7 +133,7 @@ def _moved(values: NDArray[Any], positions: NDArray[np.int64] | None) -> NDArray
 
 
 def user_codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Returns a code from 0 for each raw key (integer or string), and the hash of each code's key.
+    """Returns a code from 0 for each raw key (integer or string), and the id of each code's key.
 
     Shape:
         returns: (N,), and (U,), where U may count keys without rows.
@@ -143,7 +143,15 @@ def user_codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.u
     codes = column.unify_dictionaries().combine_chunks()
     codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) else codes
     users: NDArray[np.int64] = codes.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return users, text_hashes(codes.dictionary, 1)[:, 0]
+    return users, key_ids(codes.dictionary)
+
+
+def key_ids(keys: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Returns a number for each raw key, (n,): an integer is its own, a text has its hash."""
+    if pa.types.is_integer(keys.type):
+        ids: NDArray[np.uint64] = keys.to_numpy().astype(np.uint64)
+        return ids
+    return text_hashes(keys, 1)[:, 0]
 
 
 def _in_order_of_appearance(
