@@ -11,7 +11,7 @@ from msrec.launch.evaluation.scored_rows.commit import COMBINED, Commit, label_c
 from msrec.launch.evaluation.scored_rows.partitioned import partitioned_metrics
 from msrec.launch.evaluation.scored_rows.parts import Parts
 from msrec.launch.evaluation.scored_rows.predictions import Predictions, load_predictions
-from msrec.launch.evaluation.slices import RowGroups
+from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.model.metrics.definitions import Array, Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import (
     NO_INTERVALS,

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from msrec.launch.evaluation.scored_rows.parts import Parts
+from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.launch.evaluation.scored_rows.scratch import Records, ScratchRows, taken, write_scratch
-from msrec.launch.evaluation.slices import RowGroups
 from msrec.model.metrics.bootstrap import MAX_BLOCKS, Bootstrap, random_blocks
 from msrec.model.metrics.definitions import Array, Floats, Ints, Metrics
 from msrec.model.metrics.exact import (

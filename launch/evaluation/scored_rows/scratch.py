@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from msrec.launch.evaluation.scored_rows.commit import IMPRESSION
 from msrec.launch.evaluation.scored_rows.parts import Parts, RowCheck
 from msrec.launch.evaluation.scored_rows.predictions import key_ids
-from msrec.launch.evaluation.slices import RowGroups
+from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.model.metrics.bootstrap import MAX_BLOCKS, user_hashes
 from msrec.model.metrics.exact import ScoreKind, check_rows
 

@@ -10,7 +10,7 @@ from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.exact_results import evaluate_predictions
 from msrec.launch.evaluation.scored_rows import partitioned
 from msrec.launch.evaluation.scored_rows.commit import Commit, write_commit
-from msrec.launch.evaluation.slices import RowGroups
+from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.model.metrics.exact import MetricOptions
 
 OPTIONS = MetricOptions(k=3, resamples=50)
