@@ -58,7 +58,7 @@ def plan(
     *,
     gpu: str | Hardware = "h100",
     nodes: int = 1,
-    gpus_per_node: int = 8,
+    gpus_per_node: int | None = None,
     batch: int = 4096,
     optimizer: Optimizer = "rowwise_adagrad",
     shardings: Sequence[Sharding] | None = None,
@@ -70,7 +70,7 @@ def plan(
         tables: to place.
         gpu: name of an accelerator, or its figures.
         nodes: number of nodes.
-        gpus_per_node: ranks of a node.
+        gpus_per_node: ranks of a node; None is those of `gpu`, 8 or 72 (NVL72).
         batch: rows of a step on one rank.
         optimizer: of the tables.
         shardings: sharding types allowed for tables that do not name their own; None allows all.
@@ -92,7 +92,7 @@ def plan(
             hardware_name=gpu if isinstance(gpu, str) else gpu.about or "own",
             hardware=hardware,
             nodes=nodes,
-            per_node=gpus_per_node,
+            per_node=gpus_per_node or hardware.gpus_per_node,
             optimizer=optimizer,
             shardings=shardings,
             estimator=estimator,

@@ -15,7 +15,8 @@ from msrec.tools.planner.tables import RUN_SHARDINGS, Comms, Optimizer, Sharding
 if TYPE_CHECKING:  # it needs torch, which a list of tables does not
     from msrec.launch.config.run_config import RunConfig
 
-MAX_NODES, MAX_PER_NODE, MAX_BATCH = 4096, 64, 1 << 24
+MAX_NODES, MAX_PER_NODE, MAX_BATCH = 4096, 576, 1 << 24
+"""Limits of a request; NVLink 5 connects at most 576 GPUs."""
 
 
 class LinearBytes(NamedTuple):
