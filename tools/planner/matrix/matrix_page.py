@@ -55,8 +55,18 @@ def _explorer(matrix: PlanMatrix) -> Explorer:
     step = max((each.step_ms for each in costs.values()), default=1.0)
     memory = max(plan.capacity for plan in plans) / GIB
     figures = [
-        _bars("Where the time goes", "Parts of a step (estimates).", "ms", step),
-        _bars("Memory", "Uses of memory; the dashed line is what may be used.", "GiB", memory),
+        _bars(
+            "Where the time goes",
+            "Parts of a step on the critical rank, and the mean of all ranks (estimates).",
+            "ms",
+            step,
+        ),
+        _bars(
+            "Memory",
+            "The fullest rank, and the mean of all ranks; the dashed line is what may be used.",
+            "GiB",
+            memory,
+        ),
     ]
     money = any(each.usd_per_billion is not None for each in costs.values())
     if money:
@@ -122,13 +132,13 @@ def _time_traces(plan: Plan, costs: RunningCosts | None) -> list[Trace]:
     }
     if costs is not None and costs.dense_ms:
         values["dense part"] = [costs.dense_ms] * 2
-    return _stack(values, ["critical rank", "mean rank"])
+    return _stack(values, ["critical", "mean"])
 
 
 def _memory_traces(plan: Plan) -> list[Trace]:
     sizes = {use: [rank.memory[use] / GIB for rank in plan.ranks] for use in plan.ranks[0].memory}
     values = {use: [of[plan.fullest_rank], float(np.mean(of))] for use, of in sizes.items()}
-    names = ["fullest rank", "mean rank"]
+    names = ["fullest", "mean"]
     limit = {"type": "scatter", "mode": "lines", "x": [plan.capacity / GIB] * 2, "y": names}
     line = {"color": LIMIT_COLOUR, "dash": "dash"}
     return [*_stack(values, names), limit | {"name": "usable", "line": line}]
@@ -154,9 +164,9 @@ def _bars(name: str, caption: str, unit: str, largest: float) -> Figure:
     """Returns a figure of stacked bars, with the same scale for all plans."""
     drawn = figure(name, caption, [], unit, "")
     drawn["layout"] |= {"barmode": "stack", "bargap": 0.35}
-    drawn["layout"]["legend"] |= {"xref": "container", "entrywidth": 140, "traceorder": "normal"}
+    drawn["layout"]["legend"] |= {"traceorder": "normal", "font": {"size": 12}}
     drawn["layout"]["xaxis"] |= {"range": [0, 1.05 * largest]}
-    drawn["layout"]["yaxis"] |= {"autorange": "reversed"}
+    drawn["layout"]["yaxis"] |= {"type": "category", "range": [1.5, -0.5]}
     return drawn
 
 

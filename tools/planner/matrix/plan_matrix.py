@@ -142,9 +142,9 @@ def _refuse_values_without_request(
     axes: Mapping[str, Sequence[str]], refused: Mapping[Values, str]
 ) -> None:
     """Refuses a value that is invalid in all combinations, such as a misspelled accelerator."""
-    others = math.prod(map(len, axes.values()))
+    number = math.prod(map(len, axes.values()))
     for place, values in enumerate(axes.values()):
         for value in values:
             reasons = [reason for key, reason in refused.items() if key[place] == value]
-            if len(reasons) == others // len(values):
+            if len(reasons) == number // len(values):
                 raise ValueError(reasons[0])
