@@ -1,5 +1,6 @@
 """Money and matrices of plans: costs by hand, the front, and the data of the page."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -59,6 +60,18 @@ def test_prices_have_a_source_and_a_date_and_a_rack_has_72_gpus(tables):
     assert rack.step_ms < nodes.step_ms
 
 
+def test_a_rack_has_hosts_of_four_gpus(tables):
+    plan = make_plan(with_changes(asked(tables, sharding=["row_wise"]), "gpu=gb200,gpus=12"))
+    assert (plan.per_node, plan.per_host) == (12, 4)
+    shards = [s for of in plan.modules.values() for t in of.values() for s in t["shards"]]
+    places = {re.fullmatch(r"rank:(\d+)/cuda:(\d+)", s["placement"]).groups() for s in shards}
+    assert len(places) == 12
+    assert {(int(rank), int(device)) for rank, device in places} == {(r, r % 4) for r in range(12)}
+    assert make_plan(with_changes(asked(tables), "gpu=h100")).per_host is None
+    with pytest.raises(ValueError, match="must be whole hosts of 4 gb200; got 6"):
+        with_changes(asked(tables), "gpu=gb200,per_node=6")
+
+
 def test_costs_of_a_plan_are_those_counted_by_hand(tables):
     catalogue = Catalogue(prices=parse_prices(["h200=3.5"]))
     request = with_changes(asked(tables, dense_parameters=10_000_000), "gpu=h200", catalogue)
@@ -109,6 +122,24 @@ def test_each_plan_of_a_matrix_is_the_one_made_alone(tables, matrix):
     assert ("h100", "1", "128") not in matrix.costs
     # Tables of 32 columns are cheaper on every machine, so that they are not compared with 128.
     assert {key[-1] for key in matrix.front} == {"32", "128"}
+
+
+def test_the_fewest_gpus_of_a_rack_are_whole_hosts(tables):
+    sizes = set()
+    for millions in (200, 2000, 5000):
+        change = f"gpu=gb200,user.rows={millions}000000"
+        request = with_changes(asked(tables), change)
+        found = fewest_gpus(request)
+        sizes.add((found.nodes, found.per_node))
+        assert found.fits
+        if (found.nodes, found.per_node) != (1, 1):
+            less = (1, found.per_node - (1 if found.per_node <= 4 else 4))
+            nodes, per_node = less if found.nodes == 1 else (found.nodes - 1, 72)
+            smaller = dataclasses.replace(request, nodes=nodes, per_node=per_node)
+            assert not make_plan(smaller).fits
+    assert all(per_node <= 4 or per_node % 4 == 0 for _, per_node in sizes)
+    assert (1, 1) in sizes
+    assert any(4 < per_node < 72 for _, per_node in sizes)
 
 
 def test_the_fewest_gpus_of_each_kind(tables):
@@ -187,8 +218,8 @@ def test_the_command_prints_every_plan_its_prices_and_what_has_no_plan(tables):
     printed = console.export_text()
     assert "16 combinations" in printed
     assert printed.count("no room") == 1
-    assert "gb200: $4 (given)." in printed
-    assert "h100: $6.155 (CoreWeave, HGX H100 at $49.24 for 8, 2026-09-20)." in printed
+    assert "gb200: $4 per hour (given)." in printed
+    assert "h100: $6.155 per hour (CoreWeave, HGX H100 at $49.24 for 8, 2026-09-20)." in printed
     assert "No plan for 2 of the combinations: gpus=12: more GPUs than the 8 of a node" in printed
     rows = [cells for key, cells in matrix_rows(matrix) if key == ("gb200", "72", "32")]
     costs = matrix.costs["gb200", "72", "32"]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msrec.tools.planner.command.cluster_size import fewest_gpus
+from msrec.tools.planner.command.running_costs import RunningCosts, running_costs
 from msrec.tools.planner.estimator import EstimatorName
 from msrec.tools.planner.export.constraints import constraints_source
 from msrec.tools.planner.hardware import Hardware, load_hardware
@@ -39,6 +40,7 @@ __all__ = [
     "Plan",
     "PlanRequest",
     "RankLoad",
+    "RunningCosts",
     "TableLoad",
     "TablePlan",
     "constraints_source",
@@ -48,6 +50,7 @@ __all__ = [
     "make_plan",
     "plan",
     "read_tables",
+    "running_costs",
     "save_plan",
     "tables_of",
 ]

@@ -27,7 +27,7 @@ class Price(StrictModel):
     def __str__(self) -> str:
         """Returns the price and where it is from, for people."""
         day = "" if self.read is None else f", {self.read}"
-        return f"${self.usd_per_hour:g} ({self.source}{day})"
+        return f"${self.usd_per_hour:g} per hour ({self.source}{day})"
 
 
 class Hardware(StrictModel):
@@ -42,12 +42,14 @@ class Hardware(StrictModel):
         dense_tflops: 1e12 floating-point operations per second, of the matrix type used in
             training.
         gpus_per_node: GPUs with a common fast link: 8 in most servers, 72 in an NVL72 rack.
+        gpus_per_host: GPUs of a host, if a node has several hosts: 4 in an NVL72 rack; None is all.
         power_w: watts of the accelerator alone, at most; None is unknown.
     """
 
     about: str = ""
     device: Literal["cuda", "cpu"] = "cuda"
     gpus_per_node: int = Field(8, ge=1)
+    gpus_per_host: int | None = Field(None, ge=1)
     memory_gib: float = Field(gt=0)
     memory_gb_s: float = Field(gt=0)
     host_memory_gib: float = Field(0, ge=0)
@@ -69,6 +71,10 @@ class Hardware(StrictModel):
     def memory(self) -> int:
         """Bytes of memory for tables and dense part."""
         return int(self.memory_gib * 2**30)
+
+    def ranks_per_host(self, per_node: int) -> int:
+        """Returns the ranks of a host, of `per_node` ranks of a node."""
+        return min(self.gpus_per_host or per_node, per_node)
 
     @property
     def host_memory(self) -> int:

@@ -103,6 +103,12 @@ class PlanRequest:
         ):
             if not 1 <= value <= largest:
                 raise ValueError(f"{name} must be from 1 to {largest:,}; got {value:,}.")
+        host = self.hardware.ranks_per_host(self.per_node)
+        if self.per_node % host:
+            raise ValueError(
+                f"ranks per node must be whole hosts of {host} {self.hardware_name}; got "
+                f"{self.per_node}."
+            )
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"the memory to use must be above 0 GiB; got {self.budget} bytes.")
 

@@ -223,13 +223,18 @@ def _changed_fields(request: PlanRequest, change: str, catalogue: Catalogue) -> 
 
 
 def _nodes_of(gpus: int, request: PlanRequest) -> dict[str, int]:
-    """Returns the nodes and GPUs per node of a number of GPUs: some of a node, or whole nodes."""
-    of_node = request.hardware.gpus_per_node
-    if gpus > of_node and gpus % of_node:
-        raise ValueError(
-            f"gpus={gpus}: more GPUs than the {of_node} of a node of {request.hardware_name} must "
-            f"be whole nodes, such as {gpus // of_node * of_node}."
-        )
+    """Returns the nodes and GPUs per node of a number of GPUs.
+
+    These are some GPUs of a host, some hosts of a node, or whole nodes.
+    """
+    of_node, name = request.hardware.gpus_per_node, request.hardware_name
+    of_host = request.hardware.ranks_per_host(of_node)
+    for what, whole in (("node", of_node), ("host", of_host)):
+        if gpus > whole and gpus % whole:
+            raise ValueError(
+                f"gpus={gpus}: more GPUs than the {whole} of a {what} of {name} must be whole "
+                f"{what}s, such as {gpus // whole * whole}."
+            )
     per_node = min(gpus, of_node)
     return {"nodes": gpus // per_node, "per_node": per_node}
 

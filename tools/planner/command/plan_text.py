@@ -200,7 +200,7 @@ def money_sentence(plan: Plan) -> str:
     if costs.kwh_per_billion is not None:
         known.append(f"{costs.kwh_per_billion:,.2f} kWh per 1e9 rows for the accelerators alone")
     dense = f", and {costs.dense_ms:.2f} ms of the dense part," if costs.dense_ms else ""
-    source = "" if price is None else f" A GPU costs {price} per hour."
+    source = "" if price is None else f" A GPU costs {price}."
     return f"With this step{dense} at best: {'; '.join(known)}.{source}"
 
 
