@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from msrec.data.labels import LabelKind
-from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
 from msrec.launch.evaluation.results import Results
+from msrec.launch.evaluation.scored_rows.commit import COMMIT_FILE
+from msrec.launch.evaluation.scored_rows.predictions import Predictions, load_predictions
 from msrec.launch.evaluation.slices import SLICE_TITLES
 from msrec.launch.reporting.comparison_tables import (
     comparison_rows,

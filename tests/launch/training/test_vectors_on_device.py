@@ -11,7 +11,7 @@ from msrec.data.schema import load_schema
 from msrec.launch.config.run_config import save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
-from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.explanations import explain
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader
