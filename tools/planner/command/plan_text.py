@@ -8,7 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.launch.reporting.byte_sizes import format_bytes, format_ranks
-from msrec.tools.planner.command.running_costs import amount, running_costs
+from msrec.tools.planner.command.running_costs import (
+    accelerators_of,
+    amount,
+    running_costs,
+)
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.sharding_options import COST_PARTS, RANK_PARTS
 from msrec.tools.planner.tables import Sharding
@@ -191,7 +195,7 @@ def summary(plan: Plan) -> Iterator[str]:
 
 def money_sentence(plan: Plan) -> str:
     """Returns throughput, money and energy, as far as they are known."""
-    costs, price = running_costs(plan), plan.specification.price
+    costs = running_costs(plan)
     known = [f"{costs.rows_per_s / 1e6:,.2f} million rows per second"]
     if costs.usd_per_billion is not None:
         known.append(
@@ -200,7 +204,8 @@ def money_sentence(plan: Plan) -> str:
     if costs.kwh_per_billion is not None:
         known.append(f"{costs.kwh_per_billion:,.2f} kWh per 1e9 rows for the accelerators alone")
     dense = f", and {costs.dense_ms:.2f} ms of the dense part," if costs.dense_ms else ""
-    source = "" if price is None else f" A GPU costs {price}."
+    prices = ((each.name, each.hardware.price) for each in accelerators_of(plan))
+    source = "".join(f" {name}: {price}." for name, price in prices if price is not None)
     return f"With this step{dense} at best: {'; '.join(known)}.{source}"
 
 

@@ -1,11 +1,12 @@
 """Throughput, money and energy of training by a plan, and the plans that no other one beats."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
+from msrec.tools.planner.hardware import Hardware
 from msrec.tools.planner.plan import Plan
 
 FLOPS_PER_PARAMETER = 6
@@ -36,25 +37,47 @@ class RunningCosts(NamedTuple):
     kwh_per_billion: float | None
 
 
+class Used(NamedTuple):
+    """Equal accelerators of a job."""
+
+    name: str
+    hardware: Hardware
+    number: int
+
+
+def accelerators_of(plan: Plan) -> list[Used]:
+    """Returns the accelerators that a job by this plan uses."""
+    return [Used(plan.hardware, plan.specification, plan.world_size)]
+
+
 def running_costs(plan: Plan) -> RunningCosts:
     """Returns what training by a plan costs."""
-    hardware = plan.specification
+    used = accelerators_of(plan)
     parameters = plan.ranks[0].memory.get("dense parameters", 0) / FLOAT_BYTES
     flops = FLOPS_PER_PARAMETER * parameters * plan.batch
-    dense_ms = flops / (hardware.dense_tflops * 1e9)
+    dense_ms = flops / (min(each.hardware.dense_tflops for each in used) * 1e9)
     step_ms = plan.step_ms + dense_ms
-    rows_per_s = plan.batch * plan.world_size / step_ms * 1e3
+    rows_per_s = plan.batch * sum(each.number for each in used) / step_ms * 1e3
     hours = BILLION / rows_per_s / HOUR_S
-    usd = None if hardware.price is None else hardware.price.usd_per_hour * plan.world_size
-    kw = None if hardware.power_w is None else hardware.power_w * plan.world_size / 1e3
+    prices = [each.hardware.price for each in used]
+    usd = _total([None if price is None else price.usd_per_hour for price in prices], used)
+    watts = _total([each.hardware.power_w for each in used], used)
     return RunningCosts(
         dense_ms=dense_ms,
         step_ms=step_ms,
         rows_per_s=rows_per_s,
         usd_per_hour=usd,
         usd_per_billion=None if usd is None else usd * hours,
-        kwh_per_billion=None if kw is None else kw * hours,
+        kwh_per_billion=None if watts is None else watts / 1e3 * hours,
     )
+
+
+def _total(each: Sequence[float | None], used: Sequence[Used]) -> float | None:
+    """Returns the sum over all accelerators of what one of each kind takes; None if unknown."""
+    known = [value for value in each if value is not None]
+    if len(known) < len(used):
+        return None
+    return sum(value * of.number for value, of in zip(known, used, strict=True))
 
 
 def pareto_front(costs: Mapping[Key, RunningCosts]) -> set[Key]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from msrec.launch.reporting.byte_sizes import format_bytes
-from msrec.tools.planner.command.running_costs import amount
+from msrec.tools.planner.command.running_costs import accelerators_of, amount
 from msrec.tools.planner.matrix.plan_matrix import PlanMatrix, Values
 
 MAX_LINES = 60
@@ -77,5 +77,5 @@ def matrix_notes(matrix: PlanMatrix) -> Iterator[str]:
 
 def _prices(matrix: PlanMatrix) -> dict[str, str]:
     """Returns accelerator -> its price and where it is from; empty without one."""
-    plans = matrix.plans.values()
-    return {p.hardware: str(p.specification.price or "") for p in plans}
+    used = (each for plan in matrix.plans.values() for each in accelerators_of(plan))
+    return {each.name: str(each.hardware.price or "") for each in used}
