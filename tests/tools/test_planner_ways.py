@@ -293,7 +293,7 @@ def test_pools_that_do_not_make_a_job_are_refused(tmp_path):
         with pytest.raises(ValueError, match=sentence):
             asked_of(file, pool=pool, **(options | changes))
     with pytest.raises(ValueError, match="nodes=2: the GPUs of a job with --pool"):
-        with_changes(asked, "nodes=2", None)
+        with_changes(asked, "nodes=2")
 
 
 # Training ------------------------------------------------------------------------------------

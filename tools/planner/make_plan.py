@@ -128,6 +128,7 @@ def _plan(
 ) -> Plan:
     tables = sorted(request.tables, key=lambda table: table.name)
     modules: dict[str, dict[str, Any]] = {}
+    per_host = request.hardware.ranks_per_host(request.per_node)
     for table in tables:
         modules.setdefault(table.module, {})[table.name] = _entry(table, placement, request)
     _check_caches([t for t in tables if placement.options[t.name].load_factor is not None])
@@ -150,6 +151,7 @@ def _plan(
             )
             for pool in request.pools
         ],
+        per_host=per_host if per_host < request.table_per_node else None,
         batch=request.rows_per_rank,
         optimizer=request.optimizer,
         estimator=request.estimator,
@@ -233,7 +235,8 @@ def _entry(table: TableLoad, placement: Placement, request: PlanRequest) -> dict
         row, column = min(row_shard * rows, table.rows), column_shard * columns
         sizes = [min(rows, table.rows - row), columns]
         is_gpu = request.hardware.device == "cuda"
-        device = f"cuda:{rank % request.per_node}" if is_gpu else "cpu"
+        per_host = request.hardware.ranks_per_host(request.per_node)
+        device = f"cuda:{rank % per_host}" if is_gpu else "cpu"
         shards.append(shard_entry([row, column], sizes, f"rank:{rank}/{device}"))
     return table_entry(
         option.sharding, option.kernel, ranks, option.load_factor, shards, table.cache

@@ -109,6 +109,7 @@ class Plan(StrictModel):
         world_size, nodes, per_node: ranks that share one copy of the tables.
         copies: copies of the tables, each on that many ranks; averaged every `sync_every` steps.
         hardware, specification, capacity: of the first pool, if there are `pools`.
+        per_host: ranks of a host, if a node, such as an NVL72 rack, has several hosts.
         batch: rows of a step on one rank.
         capacity: bytes of an accelerator that may be used.
         pools: of different GPUs, one after the other; empty if all GPUs are equal.
@@ -125,6 +126,7 @@ class Plan(StrictModel):
     copies: int = 1
     sync_every: int = 1
     pools: list[PlannedPool] = []
+    per_host: int | None = None
     batch: int
     optimizer: str
     estimator: str = "torchrec"
@@ -165,16 +167,20 @@ class Plan(StrictModel):
         return [pool.specification.host_memory for pool in self.pools for _ in range(pool.ranks)]
 
     @property
-    def cluster_name(self) -> str:
-        """Ranks and GPUs for people, such as `2 x 8 h100`."""
+    def ranks_name(self) -> str:
+        """Nodes and ranks of a node for people, such as `2 x 8`."""
         if self.pools:
-            gpus = (
-                f"{pool.ranks // self.per_node} x {self.per_node} {pool.name}"
-                for pool in self.pools
-            )
-            return " + ".join(gpus)
-        name = f"{self.nodes} x {self.per_node} {self.hardware}"
-        return name if self.copies == 1 else f"{self.copies} copies on {name} each"
+            return " + ".join(f"{p.ranks // self.per_node} x {self.per_node}" for p in self.pools)
+        name = f"{self.nodes} x {self.per_node}"
+        return name if self.copies == 1 else f"{self.copies} copies of {name}"
+
+    @property
+    def cluster_name(self) -> str:
+        """Nodes, ranks of a node and GPUs for people, such as `2 x 8 h100`."""
+        if not self.pools:
+            return f"{self.ranks_name} {self.hardware}"
+        nodes = ((pool.ranks // self.per_node, pool.name) for pool in self.pools)
+        return " + ".join(f"{number} x {self.per_node} {name}" for number, name in nodes)
 
     @property
     def peak_memory(self) -> int:
