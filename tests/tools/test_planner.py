@@ -34,8 +34,8 @@ from msrec.tools.planner.hardware import load_hardware
 from msrec.tools.planner.make_plan import make_plan, plan_as_placed
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.solver import solve
 from msrec.tools.planner.sharding_options import SPAN, ShardCost, ShardingOption
-from msrec.tools.planner.solver import solve
 from msrec.tools.planner.sources.run_memory import tables_and_dense
 from msrec.tools.planner.tables import COLUMN_SHARDINGS, TableLoad, read_tables_file
 from msrec.tools.planner.torchrec_times import meta_collection, topology

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msrec.model.distributed.plan_files.plan_entries import plan_hash, shard_entry, table_entry
-from msrec.tools.planner.colocation import groups_of, merged, split
 from msrec.tools.planner.estimator import Estimator
-from msrec.tools.planner.memory_balance import balanced
-from msrec.tools.planner.placement import Placement, placement_on, step_ms_with
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, PlannedPool, RankLoad, TablePlan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.colocation import groups_of, merged, split
+from msrec.tools.planner.search.memory_balance import balanced
+from msrec.tools.planner.search.placement import Placement, placement_on, step_ms_with
+from msrec.tools.planner.search.solver import solve, total_cost_ms
 from msrec.tools.planner.sharding_options import SPAN, ShardCost, ShardingOption
-from msrec.tools.planner.solver import solve, total_cost_ms
 from msrec.tools.planner.tables import TableLoad
 
 ALTERNATIVES = 2

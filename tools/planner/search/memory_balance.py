@@ -3,7 +3,7 @@
 import numpy as np
 
 from msrec.tools.planner.cluster import Cluster, Floats
-from msrec.tools.planner.placement import Placement, placement_on
+from msrec.tools.planner.search.placement import Placement, placement_on
 
 MAX_MOVES = 1000
 RanksOf = dict[str, list[int]]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from msrec.tools.planner.cluster import Cluster, Floats
-from msrec.tools.planner.loads import Loads
+from msrec.tools.planner.search.loads import Loads
 from msrec.tools.planner.sharding_options import Latency, ShardingOption
 
 SAME_MS_DIGITS = 4

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from msrec.tools.planner.cluster import Cluster
-from msrec.tools.planner.placement import Placement, assign_shards
+from msrec.tools.planner.search.placement import Placement, assign_shards
 from msrec.tools.planner.sharding_options import ShardingOption
 
 MEMORY_SHARES = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.001, 1e-4)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from msrec.tools.planner.cluster import Cluster
-from msrec.tools.planner.placement import Placement, placement_on
+from msrec.tools.planner.search.placement import Placement, placement_on
 from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
 from msrec.tools.planner.tables import TableLoad
 
