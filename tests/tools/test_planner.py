@@ -31,9 +31,9 @@ from msrec.tools.planner.command.plan_command import plan_tables
 from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.estimator import CACHED_SHARES, Estimator
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan, plan_as_placed
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan, plan_as_placed
 from msrec.tools.planner.search.solver import solve
 from msrec.tools.planner.sharding_options import SPAN, ShardCost, ShardingOption
 from msrec.tools.planner.sources.run_memory import tables_and_dense
@@ -226,7 +226,8 @@ def test_shards_cover_each_table_once_and_plans_survive_json():
 
 def test_the_hash_is_the_same_in_every_process_and_differs_between_requests():
     code = (
-        "from test_planner import request; from msrec.tools.planner.make_plan import make_plan; "
+        "from test_planner import request; "
+        "from msrec.tools.planner.search.make_plan import make_plan; "
         "print(make_plan(request()).hash)"
     )
     words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {sys.path[0]!r}); {code}"]

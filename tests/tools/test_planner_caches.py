@@ -12,7 +12,6 @@ from msrec.model.distributed.plan_files.sharding_plan import plan_from_dict, pla
 from msrec.tools.planner.costs import Ranks, shard_cost
 from msrec.tools.planner.estimator import CACHED_SHARES
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.popularity import (
     count_points,
     counted_popularity,
@@ -20,6 +19,7 @@ from msrec.tools.planner.popularity import (
     zipf_popularity,
 )
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.tables import TableLoad
 
 A100 = load_hardware("a100-80")

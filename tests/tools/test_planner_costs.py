@@ -8,8 +8,8 @@ from msrec.tools.planner.costs import Ranks, kernel_width, shard_cost
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.export.published import published_steps
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.tables import TableLoad
 
 A100, H100 = load_hardware("a100-80"), load_hardware("h100")

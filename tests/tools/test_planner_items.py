@@ -36,7 +36,7 @@ from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.sources.run_memory import tables_and_dense
 from msrec.tools.planner.tables import TableLoad
 

@@ -17,10 +17,10 @@ from msrec.tools.planner.command.plan_command import plan_tables
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.running_costs import RunningCosts, pareto_front, running_costs
 from msrec.tools.planner.hardware import STOCK, Catalogue, load_hardware, parse_prices
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.matrix.matrix_command import matrix_command
 from msrec.tools.planner.matrix.matrix_text import matrix_rows, matrix_table
 from msrec.tools.planner.matrix.plan_matrix import parse_axes, plan_matrix
+from msrec.tools.planner.search.make_plan import make_plan
 
 TABLES = "name,rows,dim,pooling\nuser,200000000,64,1\nitem,3000000,64,20\ncity,500,16,1\n"
 VARY = ["dim=32,128", "gpus=1,8,12,72", "gpu=h100,gb200"]

@@ -24,7 +24,7 @@ from msrec.tools.planner.command.measured_runs import recalibrated, report_run, 
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.verify import verify, verify_request
 from msrec.tools.planner.hardware import Catalogue, load_hardware
-from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.sources.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.tables import TableLoad
 

@@ -8,8 +8,8 @@ import pytest
 from msrec.tools.planner.cluster import Cluster, Pool
 from msrec.tools.planner.command.cluster_size import fewest_gpus
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.search.memory_balance import balanced
 from msrec.tools.planner.search.placement import placement_on
 from msrec.tools.planner.sharding_options import ShardCost, ShardingOption

@@ -27,8 +27,8 @@ from msrec.tools.planner.command.plan_command import plan_tables
 from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan, plan_as_placed
 from msrec.tools.planner.request import GpuPool, PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan, plan_as_placed
 from msrec.tools.planner.sharding_options import SPAN
 from msrec.tools.planner.tables import TableLoad
 

@@ -322,7 +322,7 @@ def plan(
     from msrec.tools.planner.command.build_request import request_from_options
     from msrec.tools.planner.command.plan_file import PLAN
     from msrec.tools.planner.command.plan_options import PlanOptions
-    from msrec.tools.planner.make_plan import make_plan
+    from msrec.tools.planner.search.make_plan import make_plan
 
     if out is not None:
         check_output(local_path(out), PLAN, [local_path(source)])

@@ -29,9 +29,9 @@ from msrec.tools.bench.harness.measure import Finding, compare_times, compare_va
 from msrec.tools.bench.harness.report import console, prepare, report
 from msrec.tools.planner.export.published import published_steps
 from msrec.tools.planner.hardware import Hardware, load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.tables import Sharding, TableLoad
 from msrec.tools.planner.torchrec_times import meta_collection, topology
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 from msrec.launch.reporting.byte_sizes import format_bytes
-from msrec.tools.planner.make_plan import make_plan, sharding_options
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import MAX_NODES, PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan, sharding_options
 from msrec.tools.planner.search.solver import total_shards
 
 

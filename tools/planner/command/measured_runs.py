@@ -20,9 +20,9 @@ from msrec.tools.planner.command.page import write_page
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.plan_text import comparison_table, print_plan, print_sentence
 from msrec.tools.planner.hardware import Catalogue, Hardware
-from msrec.tools.planner.make_plan import plan_as_placed
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import plan_as_placed
 from msrec.tools.planner.sharding_options import COST_PARTS
 
 COMPUTE = ("fwd_compute", "bwd_compute")

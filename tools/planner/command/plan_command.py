@@ -25,9 +25,9 @@ from msrec.tools.planner.command.plan_text import (
 )
 from msrec.tools.planner.export.constraints import constraints_source
 from msrec.tools.planner.hardware import STOCK, Catalogue
-from msrec.tools.planner.make_plan import make_plan, plan_as_placed
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan, plan_as_placed
 
 CONSTRAINTS = FileKind("constraints of msrec plan", contains("Constraints for TorchRec's planner"))
 

@@ -13,9 +13,9 @@ from msrec.tools.planner.command.build_request import with_changes
 from msrec.tools.planner.command.cluster_size import fewest_gpus
 from msrec.tools.planner.command.running_costs import RunningCosts, pareto_front, running_costs
 from msrec.tools.planner.hardware import Catalogue
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 
 MACHINES = ("gpu", "gpus", "nodes", "per_node")
 """Axes of the machine, in the order in which they are applied: a node's size comes from its GPU.
