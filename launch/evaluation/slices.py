@@ -1,7 +1,7 @@
 """Groups rows by day, and by the number of training rows of their user or item."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from msrec.data.loading.behaviour_history import Side
 from msrec.data.loading.quarantine import Policy
 from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import Schema, Split, load_schema
+from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.launch.loaders import ScoredDataset
 from msrec.model.metrics.definitions import Array, Ints
-from msrec.model.metrics.exact import Grouping
 
 Slice = Literal["day", "user_history", "item_history"]
 HISTORIES: tuple[Slice, ...] = ("user_history", "item_history")
@@ -53,17 +53,6 @@ def check_slices(names: Sequence[str]) -> list[Slice]:
             )
     slices: dict[str, Slice] = {name: name for name in SLICES}
     return [slices[name] for name in names if name in slices]
-
-
-class RowGroups(NamedTuple):
-    """Names of groups, and a function from row ids (n,) to the group (n,) of each."""
-
-    names: list[str]
-    of_rows: Callable[[Ints], Array]
-
-    def grouping(self, row_id: Ints) -> Grouping:
-        """Returns the groups of some rows."""
-        return Grouping(self.names, self.of_rows(row_id))
 
 
 def row_groups(

@@ -62,7 +62,7 @@ class RankContributions(NamedTuple):
 
 @dataclass
 class RankState:
-    """What the rows of a group with lower scores leave to those with higher ones.
+    """Sums over the rows of a group up to a score, which rows with higher scores need.
 
     Attributes:
         all_positive, all_negative: weights of the classes among all rows of the group.

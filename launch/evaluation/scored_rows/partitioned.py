@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from msrec.launch.evaluation.scored_rows.parts import Parts
-from msrec.launch.evaluation.scored_rows.scratch import Records, ScratchRows, write_scratch
-from msrec.launch.evaluation.slices import RowGroups
+from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
+from msrec.launch.evaluation.scored_rows.scratch import Records, ScratchRows, taken, write_scratch
 from msrec.model.metrics.bootstrap import MAX_BLOCKS, Bootstrap, random_blocks
 from msrec.model.metrics.definitions import Array, Floats, Ints, Metrics
 from msrec.model.metrics.exact import (
@@ -131,7 +131,7 @@ def _ordered(
     records: Records, groups: list[tuple[int, int]]
 ) -> Iterator[tuple[tuple[int, int], Records]]:
     """Yields the rows of each group by rising score, of groups with rows."""
-    records = records[score_order(records["score"])]
+    records = taken(records, score_order(records["score"]))
     for grouping, of_grouping in itertools.groupby(groups, key=lambda group: group[0]):
         if grouping == ALL:
             yield (ALL, 0), records
@@ -140,4 +140,4 @@ def _ordered(
         for group in of_grouping:
             rows = by_group[group[1]]
             if len(rows):
-                yield group, records[rows]
+                yield group, taken(records, rows)

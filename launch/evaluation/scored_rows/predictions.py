@@ -9,8 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from msrec.data.features.hashed_values import text_hashes
-from msrec.launch.evaluation.scored_rows.commit import COMBINED, IMPRESSION, Commit
+from msrec.launch.evaluation.scored_rows.commit import COMBINED, IMPRESSION, Commit, load_commit
 from msrec.launch.evaluation.scored_rows.parts import Parts, RowCheck
+
+ROWS_IN_MEMORY = 1 << 23
+"""Predictions up to which all are read into memory, in about 130 bytes per row with the metrics."""
+PIECE_ROWS = 1 << 20
 
 
 class LabelRows(NamedTuple):
@@ -37,7 +41,7 @@ class Predictions:
         row_id: (N,), int64, each of 0..N-1 once, except excluded rows.
         scenario: (N,), int64.
         user: (N,), int64, a code per user in the order of first appearance, not the raw key.
-        user_ids: (U,), uint64, hash of the key of each code.
+        user_ids: (U,), uint64, `key_ids` of the key of each code.
         labels: the rows of each label.
         impression: (N,), int64; None if it is unknown.
         combined: (N,), float32, the combined score; None without a formula.
@@ -63,8 +67,17 @@ class Predictions:
         return self.labels[0].score
 
 
-def load_predictions(folder: Path | str) -> Predictions:
+def sampling_step(folder: Path) -> int:
+    """Returns the step in row ids by which a sample of `folder` fits into memory; 1 means all."""
+    return -(-load_commit(folder).rows // ROWS_IN_MEMORY)
+
+
+def load_predictions(folder: Path | str, step: int = 1) -> Predictions:
     """Reads every part and checks that together they hold the committed rows.
+
+    Args:
+        folder: of the predictions.
+        step: keeps the rows whose id is a multiple of it; the others are checked only.
 
     Raises:
         FileNotFoundError: the folder is not complete or has no parts.
@@ -73,9 +86,10 @@ def load_predictions(folder: Path | str) -> Predictions:
     """
     parts = Parts.open(Path(folder))
     check, tables = RowCheck(parts), []
-    for path, part in parts.read():
-        check.add(path, part["row_id"].to_numpy())
-        tables.append(part)
+    for path, part in parts.read(rows_at_once=None if step == 1 else PIECE_ROWS):
+        row_id = part["row_id"].to_numpy()
+        check.add(path, row_id)
+        tables.append(part if step == 1 else part.filter(pa.array(row_id % step == 0)))
     check.finish()
     table = pa.concat_tables(tables, promote_options="permissive")
     row_id = table["row_id"].to_numpy().astype(np.int64, copy=False)
@@ -99,14 +113,14 @@ def load_predictions(folder: Path | str) -> Predictions:
             truth=optional(names.get("truth"), np.float32),
         )
 
-    codes, hashes = user_codes(table["user"])
+    codes, ids = user_codes(table["user"])
     user, code_of = _in_order_of_appearance(_moved(codes, positions))
     return Predictions(
         commit=parts.commit,
         row_id=_moved(row_id, positions),
         scenario=column("scenario", np.int64),
         user=user,
-        user_ids=hashes[code_of],
+        user_ids=ids[code_of],
         labels=tuple(label_rows(number) for number in range(parts.commit.num_labels)),
         impression=optional(IMPRESSION, np.int64),
         combined=optional(COMBINED, np.float32),
@@ -133,7 +147,7 @@ def _moved(values: NDArray[Any], positions: NDArray[np.int64] | None) -> NDArray
 
 
 def user_codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Returns a code from 0 for each raw key (integer or string), and the hash of each code's key.
+    """Returns a code from 0 for each raw key (integer or string), and the id of each code's key.
 
     Shape:
         returns: (N,), and (U,), where U may count keys without rows.
@@ -143,7 +157,15 @@ def user_codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.u
     codes = column.unify_dictionaries().combine_chunks()
     codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) else codes
     users: NDArray[np.int64] = codes.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return users, text_hashes(codes.dictionary, 1)[:, 0]
+    return users, key_ids(codes.dictionary)
+
+
+def key_ids(keys: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Returns a number for each raw key, (n,): an integer is its own, a text has its hash."""
+    if pa.types.is_integer(keys.type):
+        ids: NDArray[np.uint64] = keys.to_numpy().astype(np.uint64)
+        return ids
+    return text_hashes(keys, 1)[:, 0]
 
 
 def _in_order_of_appearance(

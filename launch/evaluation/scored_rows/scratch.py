@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from msrec.launch.evaluation.scored_rows.commit import IMPRESSION
 from msrec.launch.evaluation.scored_rows.parts import Parts, RowCheck
-from msrec.launch.evaluation.scored_rows.predictions import user_codes
-from msrec.launch.evaluation.slices import RowGroups
+from msrec.launch.evaluation.scored_rows.predictions import key_ids
+from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.model.metrics.bootstrap import MAX_BLOCKS, user_hashes
 from msrec.model.metrics.exact import ScoreKind, check_rows
 
@@ -71,7 +71,7 @@ class ScratchRows:
             cuts = np.searchsorted(numbers[order], np.arange(1, self.num_files))
             for number, rows in enumerate(np.split(order, cuts)):
                 with self._path(kind, number).open("ab") as file:
-                    records[rows].tofile(file)
+                    taken(records, rows).tofile(file)
         weight = records["weight"].astype(np.float64)
         self.is_weighted |= bool((weight != 1).any())
         for grouping, (rows, weights) in enumerate(zip(self.rows, self.class_weights, strict=True)):
@@ -90,6 +90,12 @@ class ScratchRows:
 
     def _path(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}-{number}"
+
+
+def taken(records: Records, rows: NDArray[Any]) -> Records:
+    """Returns some rows; several times as fast as NumPy, which copies field by field."""
+    whole = records.view(np.dtype((np.void, records.dtype.itemsize)))
+    return np.take(whole, rows).view(records.dtype)
 
 
 def write_scratch(
@@ -135,7 +141,7 @@ def write_scratch(
         check.add(path, piece["row_id"].to_numpy())
         records, has_label = _records(piece, scratch.dtype, columns, kind, slices, seed)
         counts = records["weight"] > 0
-        scratch.add(records[counts & has_label], edges)
+        scratch.add(taken(records, np.flatnonzero(counts & has_label)), edges)
         for missing, group in zip(scratch.missing, records["group"].T, strict=True):
             missing += np.bincount(group[counts & ~has_label], minlength=len(missing))
     check.finish()
@@ -159,8 +165,7 @@ def _records(
         records["weight"] *= piece[columns["label_weight"]].to_numpy().astype(np.float32)
     check_rows(kind, records["score"], label, records["weight"])
     records["label"] = label == 1
-    codes, ids = user_codes(piece["user"])
-    records["user"] = user_hashes(ids, seed)[codes]
+    records["user"] = user_hashes(key_ids(piece["user"].combine_chunks()), seed)
     if IMPRESSION in (dtype.names or ()):
         records["impression"] = piece[IMPRESSION].to_numpy()
     row_id = piece["row_id"].to_numpy()
