@@ -10,7 +10,11 @@ from msrec.launch.evaluation.results import CombinedResults, LabelResults, Resul
 from msrec.launch.evaluation.scored_rows.commit import COMBINED, Commit, label_column, load_commit
 from msrec.launch.evaluation.scored_rows.partitioned import partitioned_metrics
 from msrec.launch.evaluation.scored_rows.parts import Parts
-from msrec.launch.evaluation.scored_rows.predictions import Predictions, load_predictions
+from msrec.launch.evaluation.scored_rows.predictions import (
+    ROWS_IN_MEMORY,
+    Predictions,
+    load_predictions,
+)
 from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.model.metrics.definitions import Array, Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import (
@@ -24,8 +28,6 @@ from msrec.model.metrics.exact import (
 
 ScoreName = Literal["score", "truth", "combined"]
 """Score of a label, its best possible score, or the combined score of all labels."""
-ROWS_IN_MEMORY = 1 << 23
-"""Predictions up to which the metrics are computed in memory, in about 130 bytes per row."""
 
 
 class RowSource(Protocol):

@@ -223,8 +223,8 @@ def test_the_command_prints_every_plan_its_prices_and_what_has_no_plan(tables):
     assert "No plan for 2 of the combinations: gpus=12: more GPUs than the 8 of a node" in printed
     rows = [cells for key, cells in matrix_rows(matrix) if key == ("gb200", "72", "32")]
     costs = matrix.costs["gb200", "72", "32"]
-    assert rows[0][3:9] == [
-        *("1 x 72", rows[0][4], f"{costs.step_ms:.3f}", f"{costs.rows_per_s / 1e6:,.2f}"),
+    assert rows[0][3:10] == [
+        *("1 x 72", "1,024", rows[0][5], f"{costs.step_ms:.3f}", f"{costs.rows_per_s / 1e6:,.2f}"),
         *("288.00", f"{costs.usd_per_billion:,.2f}"),
     ]
 

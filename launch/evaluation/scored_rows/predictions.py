@@ -9,8 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from msrec.data.features.hashed_values import text_hashes
-from msrec.launch.evaluation.scored_rows.commit import COMBINED, IMPRESSION, Commit
+from msrec.launch.evaluation.scored_rows.commit import COMBINED, IMPRESSION, Commit, load_commit
 from msrec.launch.evaluation.scored_rows.parts import Parts, RowCheck
+
+ROWS_IN_MEMORY = 1 << 23
+"""Predictions up to which all are read into memory, in about 130 bytes per row with the metrics."""
+PIECE_ROWS = 1 << 20
 
 
 class LabelRows(NamedTuple):
@@ -63,8 +67,17 @@ class Predictions:
         return self.labels[0].score
 
 
-def load_predictions(folder: Path | str) -> Predictions:
+def sampling_step(folder: Path) -> int:
+    """Returns the step in row ids by which a sample of `folder` fits into memory; 1 means all."""
+    return -(-load_commit(folder).rows // ROWS_IN_MEMORY)
+
+
+def load_predictions(folder: Path | str, step: int = 1) -> Predictions:
     """Reads every part and checks that together they hold the committed rows.
+
+    Args:
+        folder: of the predictions.
+        step: keeps the rows whose id is a multiple of it; the others are checked only.
 
     Raises:
         FileNotFoundError: the folder is not complete or has no parts.
@@ -73,9 +86,10 @@ def load_predictions(folder: Path | str) -> Predictions:
     """
     parts = Parts.open(Path(folder))
     check, tables = RowCheck(parts), []
-    for path, part in parts.read():
-        check.add(path, part["row_id"].to_numpy())
-        tables.append(part)
+    for path, part in parts.read(rows_at_once=None if step == 1 else PIECE_ROWS):
+        row_id = part["row_id"].to_numpy()
+        check.add(path, row_id)
+        tables.append(part if step == 1 else part.filter(pa.array(row_id % step == 0)))
     check.finish()
     table = pa.concat_tables(tables, promote_options="permissive")
     row_id = table["row_id"].to_numpy().astype(np.int64, copy=False)

@@ -8,8 +8,9 @@ import pytest
 from msrec.data.labels import LabelOptions, LabelScale
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.exact_results import evaluate_predictions
-from msrec.launch.evaluation.scored_rows import partitioned
+from msrec.launch.evaluation.scored_rows import partitioned, predictions
 from msrec.launch.evaluation.scored_rows.commit import Commit, write_commit
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.model.metrics.exact import MetricOptions
 
@@ -126,3 +127,15 @@ def test_broken_rows_on_disk_are_refused(tmp_path, monkeypatch, schema, change, 
     write_commit(tmp_path, Commit(rows=3, split="test", checkpoint="step-1", dataset="app"))
     with pytest.raises(ValueError, match=message):
         evaluate_predictions(tmp_path, schema, rows_in_memory=0)
+
+
+def test_a_sample_has_every_so_manyth_row(tmp_path, monkeypatch):
+    folder = write(tmp_path / "predictions", rows=1000, users=50, digits=3, weighted=True)
+    every = load_predictions(folder)
+    monkeypatch.setattr(predictions, "ROWS_IN_MEMORY", 400)
+    step = predictions.sampling_step(folder)
+    some = load_predictions(folder, step)
+    assert some.row_id.tolist() == list(range(0, 1000, 3))
+    for name in ("score", "label", "scenario", "impression"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(every, name)[::3])
+    np.testing.assert_array_equal(some.user_ids[some.user], every.user_ids[every.user][::3])

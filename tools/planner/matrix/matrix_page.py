@@ -19,6 +19,7 @@ from msrec.tools.planner.plan import Plan
 
 GIB = 2**30
 LIMIT_COLOUR = "#c0392b"
+COLOURS = (*PALETTE, GREY)
 SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 EMPTY_TILES = [Tile("no plan", ""), *[Tile("–", "")] * 5]
 
@@ -52,7 +53,7 @@ def write_matrix_page(path: Path, matrix: PlanMatrix, console: Console) -> None:
 def _explorer(matrix: PlanMatrix) -> Explorer:
     keys, traces = matrix.combinations, _Traces()
     costs, plans = matrix.costs, matrix.plans.values()
-    step = max((each.step_ms for each in costs.values()), default=1.0)
+    step = max(each.step_ms for each in costs.values() or plans)
     memory = max(plan.capacity for plan in plans) / GIB
     figures = [
         _bars(
@@ -153,7 +154,10 @@ def _stack(values: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[
             "name": part,
             "x": list(of_part),
             "y": list(names),
-            "marker": {"color": [*PALETTE, GREY][number % (len(PALETTE) + 1)]},
+            "marker": {
+                "color": COLOURS[number % len(COLOURS)],
+                "pattern": {"shape": "/" if number >= len(COLOURS) else ""},
+            },
         }
         for number, (part, of_part) in enumerate(values.items())
         if any(of_part)

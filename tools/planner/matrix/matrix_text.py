@@ -16,7 +16,7 @@ COST_HEADS = ["step, ms", "1e6 rows/s", "$/hour", "$ per 1e9 rows", "kWh per 1e9
 
 def matrix_heads(matrix: PlanMatrix) -> list[str]:
     """Returns the heads of `matrix_rows`."""
-    return [*matrix.axes, "ranks", "fullest rank", *COST_HEADS, "front"]
+    return [*matrix.axes, "ranks", "rows each", "fullest rank", *COST_HEADS, "front"]
 
 
 def matrix_rows(matrix: PlanMatrix) -> Iterator[tuple[Values, list[str]]]:
@@ -24,7 +24,7 @@ def matrix_rows(matrix: PlanMatrix) -> Iterator[tuple[Values, list[str]]]:
     for key in matrix.combinations:
         plan, costs = matrix.plans.get(key), matrix.costs.get(key)
         if plan is None:
-            yield key, [*key, "no plan", *[""] * (len(COST_HEADS) + 2)]
+            yield key, [*key, "no plan", *[""] * (len(COST_HEADS) + 3)]
             continue
         gpus = plan.ranks_name
         if costs is None:
@@ -33,7 +33,8 @@ def matrix_rows(matrix: PlanMatrix) -> Iterator[tuple[Values, list[str]]]:
             money = (costs.usd_per_hour, costs.usd_per_billion, costs.kwh_per_billion)
             cells = [f"{costs.step_ms:.3f}", f"{costs.rows_per_s / 1e6:,.2f}", *map(amount, money)]
         front = "*" if key in matrix.front else ""
-        yield key, [*key, gpus, format_bytes(plan.peak_memory), *cells, front]
+        memory = format_bytes(plan.peak_memory)
+        yield key, [*key, gpus, f"{plan.batch:,}", memory, *cells, front]
 
 
 def matrix_table(matrix: PlanMatrix) -> Table:
