@@ -26,7 +26,7 @@ from msrec.tools.planner.estimator import EstimatorName
 from msrec.tools.planner.export.constraints import constraints_source
 from msrec.tools.planner.hardware import Hardware, load_hardware
 from msrec.tools.planner.plan import Plan, RankLoad, TablePlan
-from msrec.tools.planner.request import DenseMemory, PlanRequest
+from msrec.tools.planner.request import DenseMemory, GpuPool, PlanRequest
 from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.tables import Optimizer, Sharding, TableLoad, read_tables_file
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DenseMemory",
+    "GpuPool",
     "Hardware",
     "Plan",
     "PlanRequest",

@@ -119,8 +119,10 @@ def _critical_path(plan: Plan) -> Figure:
     """Returns the critical rank's step as bars in a row, each part after the one before."""
     rank, traces = plan.critical_rank, list[Trace]()
     parts = [*COST_PARTS, *(part for part in EXTRA_PARTS if part in plan.ranks[rank].ms)]
-    ends = np.cumsum([plan.ranks[rank].ms[part] for part in parts])
-    starts = np.concatenate([[0.0], ends[:-1]])
+    in_turn = [0.0 if part == "prefetch" else plan.ranks[rank].ms[part] for part in parts]
+    ends = np.cumsum(in_turn)
+    # Prefetch begins with the step.
+    starts = np.where(np.array(parts) == "prefetch", 0.0, ends - in_turn)
     for name, colour, tables in _coloured_groups(plan):
         ms = np.array([sum(t.ms.get(p, 0.0) * t.ranks.count(rank) for t in tables) for p in parts])
         traces.append(
@@ -135,7 +137,8 @@ def _critical_path(plan: Plan) -> Figure:
             }
         )
         starts = starts + ms
-    caption = f"Step of the critical rank, {rank}, as if nothing overlapped (estimates)."
+    nothing = "nothing but prefetch" if "prefetch" in parts else "nothing"
+    caption = f"Step of the critical rank, {rank}, as if {nothing} overlapped (estimates)."
     latency = plan.ranks[rank].ms.get("latency", 0.0)
     grey = {"type": "bar", "orientation": "h", "name": "latency", "marker": {"color": GREY}}
     traces.append(grey | {"y": ["latency"], "x": [latency], "base": [float(ends[-1])]})
