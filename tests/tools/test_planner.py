@@ -313,11 +313,11 @@ def test_a_table_gets_the_sharding_and_kernel_that_it_names():
 
 def test_what_if_changes_one_table_all_of_them_or_the_machine():
     asked = request()
-    assert {t.dim for t in with_changes(asked, "dim=32", None).tables} == {32}
-    one = with_changes(asked, "item.dim=32,batch=64,gpu=l40s", None)
+    assert {t.dim for t in with_changes(asked, "dim=32").tables} == {32}
+    one = with_changes(asked, "item.dim=32,batch=64,gpu=l40s")
     assert [t.dim for t in one.tables] == [64, 32, 512, 16]
     assert (one.batch, one.hardware_name) == (64, "l40s")
-    halved = with_changes(asked, "precision=fp16", None)
+    halved = with_changes(asked, "precision=fp16")
     weights = [sum(t.weights for t in make_plan(r).tables) for r in (asked, halved)]
     assert weights[1] == pytest.approx(weights[0] / 2, rel=0.01)
 
@@ -340,7 +340,7 @@ def test_what_if_changes_one_table_all_of_them_or_the_machine():
 )
 def test_an_invalid_change_is_refused_in_one_sentence(change, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
-        with_changes(request(), change, None)
+        with_changes(request(), change)
     assert type(refused.value) is ValueError
 
 
@@ -404,7 +404,7 @@ def test_unknown_accelerators_and_changes_are_refused(tmp_path):
     for name in ("a100-40", "a100-80", "h100", "h200", "b200", "l40s", "cpu"):
         assert load_hardware(name).sources
     with pytest.raises(ValueError, match="a change must be one of rows="):
-        with_changes(request(), "colour=red", None)
+        with_changes(request(), "colour=red")
     with pytest.raises(ValueError, match="table 'city' must have a sharding option"):
         make_plan(request(nodes=256, shardings=("row_wise",)))
 
@@ -545,16 +545,16 @@ def test_what_if_changes_the_config_and_the_dense_part_with_it(dataset, tmp_path
     file.write_text(json.dumps(config.model_dump(mode="json")))
     asked = asked_of(file)
     assert (asked.rows_per_rank, asked.tables[0].dim) == (480, 8)
-    wide = with_changes(asked, "embeddings.dim=16,meta.rank=3", None)
+    wide = with_changes(asked, "embeddings.dim=16,meta.rank=3")
     expected = load_config(file, ["embeddings.dim=16", "meta.rank=3"])
     assert wide.config == expected
     assert (wide.tables, wide.dense) == tables_and_dense(expected, 480)
     assert wide.dense.at(480)["dense parameters"] > asked.dense.at(480)["dense parameters"]
-    more = with_changes(asked, "nodes=2", None)
+    more = with_changes(asked, "nodes=2")
     assert more.rows_per_rank == 240
     assert make_plan(more).ranks[0].memory["activations"] == asked.dense.at(240)["activations"]
     with pytest.raises(ValueError, match=r"have the same dim; use embeddings.dim=\.\.\."):
-        with_changes(asked, "dim=16", None)
+        with_changes(asked, "dim=16")
 
 
 def test_generated_weights_are_counted_separately(dataset, tmp_path):

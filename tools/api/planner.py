@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msrec.tools.planner.command.cluster_size import fewest_gpus
+from msrec.tools.planner.command.running_costs import RunningCosts, running_costs
 from msrec.tools.planner.estimator import EstimatorName
 from msrec.tools.planner.export.constraints import constraints_source
 from msrec.tools.planner.hardware import Hardware, load_hardware
@@ -39,6 +40,7 @@ __all__ = [
     "Plan",
     "PlanRequest",
     "RankLoad",
+    "RunningCosts",
     "TableLoad",
     "TablePlan",
     "constraints_source",
@@ -48,6 +50,7 @@ __all__ = [
     "make_plan",
     "plan",
     "read_tables",
+    "running_costs",
     "save_plan",
     "tables_of",
 ]
@@ -58,7 +61,7 @@ def plan(
     *,
     gpu: str | Hardware = "h100",
     nodes: int = 1,
-    gpus_per_node: int = 8,
+    gpus_per_node: int | None = None,
     batch: int = 4096,
     optimizer: Optimizer = "rowwise_adagrad",
     shardings: Sequence[Sharding] | None = None,
@@ -70,7 +73,7 @@ def plan(
         tables: to place.
         gpu: name of an accelerator, or its figures.
         nodes: number of nodes.
-        gpus_per_node: ranks of a node.
+        gpus_per_node: ranks of a node; None is those of `gpu`, 8 or 72 (NVL72).
         batch: rows of a step on one rank.
         optimizer: of the tables.
         shardings: sharding types allowed for tables that do not name their own; None allows all.
@@ -92,7 +95,7 @@ def plan(
             hardware_name=gpu if isinstance(gpu, str) else gpu.about or "own",
             hardware=hardware,
             nodes=nodes,
-            per_node=gpus_per_node,
+            per_node=gpus_per_node or hardware.gpus_per_node,
             optimizer=optimizer,
             shardings=shardings,
             estimator=estimator,

@@ -99,6 +99,7 @@ def _plan(
 ) -> Plan:
     tables = sorted(request.tables, key=lambda table: table.name)
     modules: dict[str, dict[str, Any]] = {}
+    per_host = request.hardware.ranks_per_host(request.per_node)
     for table in tables:
         modules.setdefault(table.module, {})[table.name] = _entry(table, placement, request)
     plan = Plan(
@@ -109,6 +110,7 @@ def _plan(
         specification=request.hardware,
         nodes=request.nodes,
         per_node=request.per_node,
+        per_host=per_host if per_host < request.per_node else None,
         batch=request.rows_per_rank,
         optimizer=request.optimizer,
         estimator=request.estimator,
@@ -190,6 +192,7 @@ def _entry(table: TableLoad, placement: Placement, request: PlanRequest) -> dict
         row = min(row, table.rows)  # the last shards of a table may be empty
         sizes = [min(rows, table.rows - row), min(columns, table.dim - column)]
         is_gpu = request.hardware.device == "cuda"
-        device = f"cuda:{rank % request.per_node}" if is_gpu else "cpu"
+        per_host = request.hardware.ranks_per_host(request.per_node)
+        device = f"cuda:{rank % per_host}" if is_gpu else "cpu"
         shards.append(shard_entry([row, column], sizes, f"rank:{rank}/{device}"))
     return table_entry(option.sharding, option.kernel, ranks, option.load_factor, shards)

@@ -90,6 +90,7 @@ class Plan(StrictModel):
     Attributes:
         modules: the sharding plan, in the format of `msrec.model.distributed.plan_files`.
         hash: of all other fields (see `plan_hash`); the same in every process.
+        per_host: ranks of a host, if a node, such as an NVL72 rack, has several hosts.
         batch: rows of a step on one rank.
         capacity: bytes of an accelerator that may be used.
     """
@@ -102,6 +103,7 @@ class Plan(StrictModel):
     specification: Hardware
     nodes: int
     per_node: int
+    per_host: int | None = None
     batch: int
     optimizer: str
     estimator: str = "torchrec"

@@ -15,7 +15,8 @@ from msrec.tools.planner.tables import RUN_SHARDINGS, Comms, Optimizer, Sharding
 if TYPE_CHECKING:  # it needs torch, which a list of tables does not
     from msrec.launch.config.run_config import RunConfig
 
-MAX_NODES, MAX_PER_NODE, MAX_BATCH = 4096, 64, 1 << 24
+MAX_NODES, MAX_PER_NODE, MAX_BATCH = 4096, 576, 1 << 24
+"""Limits of a request; NVLink 5 connects at most 576 GPUs."""
 
 
 class LinearBytes(NamedTuple):
@@ -102,6 +103,12 @@ class PlanRequest:
         ):
             if not 1 <= value <= largest:
                 raise ValueError(f"{name} must be from 1 to {largest:,}; got {value:,}.")
+        host = self.hardware.ranks_per_host(self.per_node)
+        if self.per_node % host:
+            raise ValueError(
+                f"ranks per node must be whole hosts of {host} {self.hardware_name}; got "
+                f"{self.per_node}."
+            )
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"the memory to use must be above 0 GiB; got {self.budget} bytes.")
 

@@ -103,12 +103,13 @@ def load_plan(
             f"{path} is a plan for {planned_world} ranks; this job has {world_size}. Plan again or "
             f"run on {planned_world} ranks."
         )
-    per_node = saved.get("per_node", local_world_size)
-    if per_node != local_world_size:
+    # A rack with one NVLink domain is a node of several hosts.
+    per_host = saved.get("per_host") or saved.get("per_node", local_world_size)
+    if per_host != local_world_size:
         raise ValueError(
-            f"{path} is a plan for nodes of {per_node} ranks; this job has {local_world_size} on a "
+            f"{path} is a plan for nodes of {per_host} ranks; this job has {local_world_size} on a "
             "node, so that shards would be on other nodes than planned. Plan again, or start "
-            f"{per_node} ranks on each node."
+            f"{per_host} ranks on each node."
         )
     if saved.get("hash", plan_hash(saved)) != plan_hash(saved):
         raise ValueError(

@@ -15,7 +15,7 @@ from msrec.data.io.yaml_files import parse_yaml, read_yaml
 from msrec.data.schema import SCHEMA_FILE
 from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
 from msrec.tools.planner.command.plan_options import PlanOptions
-from msrec.tools.planner.hardware import load_hardware
+from msrec.tools.planner.hardware import STOCK, Catalogue, parse_prices
 from msrec.tools.planner.request import DenseMemory, PlanRequest, adam_memory
 from msrec.tools.planner.sharding_options import SPAN
 from msrec.tools.planner.tables import Optimizer, TableLoad, read_tables_file
@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 LIST_BATCH = 4096
 """Rows of a step on one rank, for a list of tables without --batch."""
 TABLE_CHANGES = ("rows", "dim", "pooling", "precision", "sharding", "kernel")
-CHANGES = (*TABLE_CHANGES, "batch", "gpu", "nodes", "per_node", "optimizer")
+CHANGES = (*TABLE_CHANGES, "batch", "gpu", "gpus", "nodes", "per_node", "optimizer")
+
+
+def catalogue_of(options: PlanOptions) -> Catalogue:
+    """Returns the accelerators of the command line.
+
+    Raises:
+        ValueError: a price is invalid.
+    """
+    return Catalogue(options.hardware, parse_prices(options.price or []), options.gpus_per_node)
 
 
 def request_from_options(options: PlanOptions) -> PlanRequest:
@@ -46,17 +55,18 @@ def request_from_options(options: PlanOptions) -> PlanRequest:
         if not 0 < share < 1:
             raise ValueError(f"a cached share must be between 0 and 1; got {share}.")
     gpu = options.gpu or "h100"
+    hardware = catalogue_of(options).load(gpu)
     fields: dict[str, Any] = {
         "hardware_name": gpu,
-        "hardware": load_hardware(gpu, options.hardware),
+        "hardware": hardware,
         "nodes": options.nodes,
-        "per_node": options.gpus_per_node,
+        "per_node": hardware.gpus_per_node,
         "shardings": options.sharding or None,
         "load_factors": options.cached or (),
         "budget": None if budget is None else int(budget * 2**30),
     }
     fields["estimator"] = options.estimator
-    fields |= _source_fields(options)
+    fields |= _source_fields(options, options.nodes * hardware.gpus_per_node)
     if options.batch is not None:
         fields["batch"] = options.batch
     if options.optimizer is not None:
@@ -64,7 +74,7 @@ def request_from_options(options: PlanOptions) -> PlanRequest:
     return PlanRequest(**fields)
 
 
-def _source_fields(options: PlanOptions) -> dict[str, Any]:
+def _source_fields(options: PlanOptions, ranks: int) -> dict[str, Any]:
     """Returns the fields that come from the run's config, the list of tables, or the model."""
     source, overrides = options.source, options.overrides or []
     if options.model is not None:
@@ -80,7 +90,6 @@ def _source_fields(options: PlanOptions) -> dict[str, Any]:
         from msrec.launch.config.run_config import load_config
 
         config = load_config(source, overrides)
-        ranks = options.nodes * options.gpus_per_node
         rows = options.batch or max(config.trainer.global_batch // ranks, 1)
         if not (config.dataset / SCHEMA_FILE).is_file():
             return _fields_without_data(options, config, rows)
@@ -162,26 +171,25 @@ def _run_fields(config: "RunConfig", tables: list[TableLoad], dense: DenseMemory
     }
 
 
-def with_changes(request: PlanRequest, changes: str, hardware_file: Path | None) -> PlanRequest:
+def with_changes(request: PlanRequest, changes: str, catalogue: Catalogue = STOCK) -> PlanRequest:
     """Returns a request with one change, or with several separated by commas.
 
     Args:
         request: to change.
         changes: `dim=128` changes all tables, `item_id.dim=128` one table, `gpu=h200` the
-            accelerator, and `embeddings.dim=128` the config of a run.
-        hardware_file: YAML file with the `gpu`; None is the file of msrec.
+            accelerator (full nodes stay full), `gpus=16` the number of GPUs, in whole nodes, and
+            `embeddings.dim=128` the config of a run.
+        catalogue: accelerators to look up a `gpu` in.
 
     Raises:
         ValueError: a change has an unknown name or an invalid value.
     """
     for change in changes.split(","):
-        request = dataclasses.replace(request, **_changed_fields(request, change, hardware_file))
+        request = dataclasses.replace(request, **_changed_fields(request, change, catalogue))
     return request
 
 
-def _changed_fields(
-    request: PlanRequest, change: str, hardware_file: Path | None
-) -> dict[str, Any]:
+def _changed_fields(request: PlanRequest, change: str, catalogue: Catalogue) -> dict[str, Any]:
     key, equals, text = change.partition("=")
     table, _, name = key.rpartition(".")
     config = request.config
@@ -200,13 +208,35 @@ def _changed_fields(
     if name in TABLE_CHANGES:
         return {"tables": _changed_tables(request, change, table, name, value)}
     if name == "gpu":
-        return {"hardware_name": str(value), "hardware": load_hardware(str(value), hardware_file)}
+        is_full = request.per_node == request.hardware.gpus_per_node
+        hardware = catalogue.load(str(value))
+        per_node = hardware.gpus_per_node if is_full else request.per_node
+        return {"hardware_name": str(value), "hardware": hardware, "per_node": per_node}
     if name == "optimizer" and value not in get_args(Optimizer):
         known = ", ".join(get_args(Optimizer))
         raise ValueError(f"{change}: the optimizer must be one of {known}.")
     if name != "optimizer" and (not isinstance(value, int) or value < 1):
         raise ValueError(f"{change}: {name} must be a whole number of 1 or more.")
+    if name == "gpus":
+        return _nodes_of(value, request)
     return {name: value}
+
+
+def _nodes_of(gpus: int, request: PlanRequest) -> dict[str, int]:
+    """Returns the nodes and GPUs per node of a number of GPUs.
+
+    These are some GPUs of a host, some hosts of a node, or whole nodes.
+    """
+    of_node, name = request.hardware.gpus_per_node, request.hardware_name
+    of_host = request.hardware.ranks_per_host(of_node)
+    for what, whole in (("node", of_node), ("host", of_host)):
+        if gpus > whole and gpus % whole:
+            raise ValueError(
+                f"gpus={gpus}: more GPUs than the {whole} of a {what} of {name} must be whole "
+                f"{what}s, such as {gpus // whole * whole}."
+            )
+    per_node = min(gpus, of_node)
+    return {"nodes": gpus // per_node, "per_node": per_node}
 
 
 def _changed_tables(

@@ -12,13 +12,13 @@ from msrec.tools.planner.solver import total_shards
 def fewest_gpus(request: PlanRequest) -> Plan:
     """Returns the plan on the fewest GPUs that have room.
 
-    These are 1 to `request.per_node` GPUs of one node, or whole nodes of that many. The number is
-    doubled until the plan fits, then the smallest is found by bisection.
+    These are some GPUs of one host, whole hosts of a node of `request.per_node` GPUs, or whole
+    nodes. Sizes are tried in doubled steps until the plan fits, then by bisection.
 
     Raises:
         ValueError: a table fits nowhere, or even `MAX_NODES` have no room.
     """
-    largest = request.per_node + MAX_NODES - 1
+    largest = _sizes_of_node(request) + MAX_NODES - 1
     _refuse_too_large(_resized(request, largest))
     number, plan = 1, _plan_if_room(_resized(request, 1))
     while plan is None:
@@ -41,9 +41,16 @@ def fewest_gpus(request: PlanRequest) -> Plan:
 
 def _resized(request: PlanRequest, number: int) -> PlanRequest:
     """Returns the request for the `number`-th size of a cluster, the smallest being 1."""
-    extra = max(number - request.per_node, 0)
-    nodes, per_node = 1 + extra, request.per_node if extra else number
-    return dataclasses.replace(request, nodes=nodes, per_node=per_node)
+    host = request.hardware.ranks_per_host(request.per_node)
+    of_node = number if number <= host else (number - host + 1) * host
+    nodes = 1 + max(number - _sizes_of_node(request), 0)
+    return dataclasses.replace(request, nodes=nodes, per_node=min(of_node, request.per_node))
+
+
+def _sizes_of_node(request: PlanRequest) -> int:
+    """Returns the number of sizes up to a node: 1 GPU, ..., one host, two hosts, ..., all hosts."""
+    host = request.hardware.ranks_per_host(request.per_node)
+    return host + request.per_node // host - 1
 
 
 def _plan_if_room(request: PlanRequest) -> Plan | None:

@@ -11,7 +11,12 @@ from msrec.data.io.atomic_files import write_text
 from msrec.launch.reporting.byte_sizes import format_bytes, format_ranks
 from msrec.launch.reporting.figures import GREY, PALETTE, Figure, figure
 from msrec.launch.reporting.page import DataTable, Figures, Section, Text, Tile, render_page
-from msrec.tools.planner.command.plan_text import placement_reasons, print_sentence, summary
+from msrec.tools.planner.command.plan_text import (
+    money_sentence,
+    placement_reasons,
+    print_sentence,
+    summary,
+)
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, TablePlan
 from msrec.tools.planner.sharding_options import COST_PARTS
 
@@ -35,6 +40,7 @@ def write_page(path: Path, plan: Plan, compared: Mapping[str, Plan], console: Co
     sources = "; ".join(plan.specification.sources)
     formulas = "msrec's" if plan.estimator == "msrec" else "TorchRec's"
     note = f"Times are estimates by {formulas} formulas with the figures of {sources}."
+    money = [money_sentence(plan)] if plan.fits else []
     table = DataTable([TABLE_HEAD, *map(_row, plan.by_cost)])
     page = render_page(
         title=f"msrec plan: {cluster}",
@@ -44,7 +50,8 @@ def write_page(path: Path, plan: Plan, compared: Mapping[str, Plan], console: Co
         tiles=_tiles(plan),
         sections=[
             Section(
-                "In words", [Text(line) for line in (*summary(plan), *placement_reasons(plan))]
+                "In words",
+                [Text(line) for line in (*summary(plan), *money, *placement_reasons(plan))],
             ),
             Section("By rank", [Figures(figures, "wide")]),
             Section("By table", [table, Text(note, "muted")]),

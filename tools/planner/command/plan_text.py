@@ -8,6 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.launch.reporting.byte_sizes import format_bytes, format_ranks
+from msrec.tools.planner.command.running_costs import (
+    accelerators_of,
+    amount,
+    running_costs,
+)
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.sharding_options import COST_PARTS, RANK_PARTS
 from msrec.tools.planner.tables import Sharding
@@ -30,6 +35,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(ranks_table(plan))
     for sentence in summary(plan):
         print_sentence(sentence, console)
+    if plan.fits:
+        print_sentence(money_sentence(plan), console)
     print_sentence("Placement of the largest and costliest tables:", console)
     for sentence in placement_reasons(plan):
         print_sentence(f"  {sentence}", console)
@@ -147,6 +154,11 @@ def comparison_table(plans: Mapping[str, Plan]) -> Table:
     add("usable", lambda p: format_bytes(p.capacity))
     add("step, ms", lambda p: f"{p.step_ms:.2f}")
     add("imbalance", lambda p: f"{p.imbalance:.2f}")
+    costs = {id(plan): running_costs(plan) for plan in plans.values()}
+    add("1e6 rows/s", lambda p: f"{costs[id(p)].rows_per_s / 1e6:,.2f}" if p.fits else "")
+    add("$ per hour", lambda p: amount(costs[id(p)].usd_per_hour))
+    add("$ per 1e9 rows", lambda p: amount(costs[id(p)].usd_per_billion) if p.fits else "")
+    add("kWh per 1e9 rows", lambda p: amount(costs[id(p)].kwh_per_billion) if p.fits else "")
     for sharding in get_args(Sharding):
         counts = [sum(t.sharding == sharding for t in p.tables) for p in plans.values()]
         if any(counts):
@@ -179,6 +191,22 @@ def summary(plan: Plan) -> Iterator[str]:
         f"The bottleneck is its {part.replace('_', ' ')} ({share:.0%}), to which table "
         f"{costliest.name} contributes most."
     )
+
+
+def money_sentence(plan: Plan) -> str:
+    """Returns throughput, money and energy, as far as they are known."""
+    costs = running_costs(plan)
+    known = [f"{costs.rows_per_s / 1e6:,.2f} million rows per second"]
+    if costs.usd_per_billion is not None:
+        known.append(
+            f"${costs.usd_per_hour:,.2f} per hour, ${costs.usd_per_billion:,.2f} per 1e9 rows"
+        )
+    if costs.kwh_per_billion is not None:
+        known.append(f"{costs.kwh_per_billion:,.2f} kWh per 1e9 rows for the accelerators alone")
+    dense = f", and {costs.dense_ms:.2f} ms of the dense part," if costs.dense_ms else ""
+    prices = ((each.name, each.hardware.price) for each in accelerators_of(plan))
+    source = "".join(f" {name}: {price}." for name, price in prices if price is not None)
+    return f"With this step{dense} at best: {'; '.join(known)}.{source}"
 
 
 def placement_reasons(plan: Plan) -> Iterator[str]:
