@@ -26,12 +26,8 @@ from msrec.data.convert.sources.douban import read_douban
 from msrec.data.convert.sources.kuairand import read_kuairand
 from msrec.data.convert.sources.kuaisar import read_kuaisar
 from msrec.data.convert.sources.movielens import read_movielens
-from msrec.data.convert.sources.tables import (
-    TIMESTAMP,
-    TableRows,
-    interaction_files,
-    read_tables,
-)
+from msrec.data.convert.sources.plain.table_rows import TIMESTAMP, TableRows
+from msrec.data.convert.sources.plain.tables import interaction_files, read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
 from msrec.data.features.hashed_values import Hashed, Managed

@@ -14,7 +14,7 @@ from trainings import config_of
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables
-from msrec.data.convert.sources.tables import read_tables
+from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.features.vocabulary import VOCABULARIES, load_vocabularies, vocabulary_file
 from msrec.data.io.names import check_name, module_name, safe_name

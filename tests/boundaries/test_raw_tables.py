@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.row_filter import RowFilter
-from msrec.data.convert.sources.tables import read_tables
+from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.features.scenario_values import ScenarioValues

@@ -13,7 +13,7 @@ from rich.console import Console
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.dataset_writer import PartWriter
 from msrec.data.convert.sources.movielens import read_movielens
-from msrec.data.convert.sources.tables import read_tables
+from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.hashed_values import Hashed

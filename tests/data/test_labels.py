@@ -10,7 +10,7 @@ from label_tables import ROWS, raw_columns, raw_folder
 from tiny import replace_column
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.sources.tables import read_tables
+from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
 from msrec.data.labels import LabelOptions
 from msrec.data.loading.loader import open_loader

@@ -12,7 +12,7 @@ from label_tables import raw_columns, raw_folder
 from ranks import run_ranks
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.sources.tables import read_tables
+from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
 from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process

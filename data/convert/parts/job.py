@@ -13,7 +13,7 @@ import pyarrow as pa
 from msrec.data.convert.parts.exchange import read_batches, write_batches
 from msrec.data.convert.raw_tables import SIDES, RawTables, Side
 from msrec.data.convert.row_filter import ROW
-from msrec.data.convert.sources.tables import Survey, TableRows
+from msrec.data.convert.sources.plain.table_rows import Survey, TableRows
 from msrec.data.convert.split import SplitChoice, SplitCodes, codes_by_name, codes_by_time
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures
 from msrec.data.features.hashed_values import Hashed, Managed

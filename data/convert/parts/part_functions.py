@@ -29,7 +29,7 @@ from msrec.data.convert.parts.job import (
 )
 from msrec.data.convert.raw_tables import SIDES, Chunk
 from msrec.data.convert.row_filter import ROW, RowFilter
-from msrec.data.convert.sources.tables import TableRows
+from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.split import TRAIN, user_last_split
 from msrec.data.convert.staging import staged_rows
 from msrec.data.convert.statistics import duplicates_among

@@ -10,7 +10,8 @@ from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.parts.conversion import MARKER, PartOptions, write_dataset_in_parts
 from msrec.data.convert.parts.engines import make_engine
 from msrec.data.convert.row_filter import RowFilter
-from msrec.data.convert.sources.tables import TableRows, read_tables
+from msrec.data.convert.sources.plain.table_rows import TableRows
+from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.hashed_values import Hashed, Managed
 

@@ -1,0 +1,115 @@
+"""Columns of plain tables in the types in which they are stored, and the declared features."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from msrec.data.convert.raw_tables import Feature, Side
+from msrec.data.convert.sources.plain.guess import (
+    SEPARATORS,
+    guess_features,
+    guess_separator,
+    split_strings,
+)
+from msrec.data.convert.sources.plain.tables_mapping import (
+    MAPPING_FILE,
+    Kind,
+    Kinds,
+    Separated,
+)
+from msrec.data.convert.table_checks import require_columns
+from msrec.data.features.value_types import stored_series
+from msrec.data.io.parquet_files import named_errors
+from msrec.data.schema import ID_KEYS
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Reads a Parquet file.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} must exist: plain tables are interactions, users and items .parquet."
+        )
+    with named_errors(path):
+        return pl.read_parquet(path, glob=False)
+
+
+def typed_table(frame: pl.DataFrame, columns: list[str], location: str) -> pl.DataFrame:
+    """Returns a raw table in the types in which values are stored."""
+    require_columns(frame.columns, columns, location)
+    for name in columns:
+        key = ID_KEYS.get(name)
+        if key in frame.columns:
+            raise ValueError(
+                f"{location} must not have the column {key!r} beside {name!r}, which gets that "
+                "name in a dataset folder. Rename or drop one."
+            )
+    return pl.DataFrame([stored_series(values) for values in frame])
+
+
+def read_side(
+    path: Path, side: Side, declared: Kinds | None
+) -> tuple[pl.DataFrame, list[Feature], list[str]]:
+    """Returns a table with its features, these, and notes."""
+    frame = typed_table(read_table(path), [f"{side}_id"], str(path))
+    frame = frame.rename({f"{side}_id": f"{side}_key"})
+    if declared is None:
+        return guess_features(frame, side)
+    return declared_features(frame, side, declared, str(path))
+
+
+def declared_features(
+    frame: pl.DataFrame,
+    side: Literal["user", "item", "interaction"],
+    declared: Kinds,
+    location: str,
+    separators: Mapping[str, str] | None = None,
+) -> tuple[pl.DataFrame, list[Feature], list[str]]:
+    """Returns a table with its declared features, these, and a note on each guessed separator.
+
+    `separators` are those that occur in all rows, if the table has only some of them.
+    """
+    require_columns(frame.columns, list(declared), location)
+    features, notes = [], []
+    for name, kind in declared.items():
+        is_string = frame[name].dtype == pl.String
+        if kind == "words":
+            if not is_string:
+                raise ValueError(
+                    f"{location}: column {name!r} must hold strings, because {MAPPING_FILE} makes "
+                    f"a feature of its words; found {frame[name].dtype}. Declare another kind."
+                )
+            words = pl.col(name).str.to_lowercase().str.extract_all(r"\w+")
+            frame = frame.with_columns(words.list.unique().list.sort().alias(f"{name}_words"))
+            features.append(Feature(f"{name}_words", side, "multi"))
+        elif is_string and (kind == "multi" or isinstance(kind, Separated)):
+            separator = _separator(frame[name], kind, separators)
+            frame = frame.with_columns(split_strings(frame[name], separator))
+            features.append(Feature(name, side, "multi", separator=separator))
+            if kind == "multi":
+                notes.append(f"{side}s.{name}: values are separated by {separator!r} (guessed)")
+        elif isinstance(kind, Separated):
+            raise ValueError(
+                f"{location}: column {name!r} must hold strings, because {MAPPING_FILE} gives a "
+                f"separator; found {frame[name].dtype}. Declare it as multi or sparse."
+            )
+        else:
+            features.append(Feature(name, side, kind))
+    return frame, features, notes
+
+
+def _separator(
+    values: pl.Series, kind: Kind | Separated, occurring: Mapping[str, str] | None
+) -> str:
+    """Returns the separator of the values in strings: declared, occurring, or guessed."""
+    if isinstance(kind, Separated):
+        return kind.multi
+    if occurring is None:
+        return guess_separator(values)
+    return occurring[values.name] or SEPARATORS[0]

@@ -1,0 +1,88 @@
+"""Plain tables: interactions, items and users .parquet, described by tables.yaml."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import polars as pl
+
+from msrec.data.convert.raw_tables import Chunk, RawTables
+from msrec.data.convert.sources.plain.declared_columns import read_table
+from msrec.data.convert.sources.plain.table_rows import INTERACTIONS, Survey, TableRows
+from msrec.data.convert.sources.plain.tables_mapping import (
+    DEFAULT_LABEL,
+)
+from msrec.data.convert.table_checks import check_type
+from msrec.data.io.parquet_files import scan_parquet
+
+
+def read_tables(
+    folder: Path | str,
+    scenario_column: str = "scenario",
+    label: str = DEFAULT_LABEL,
+    mapping: Path | str | None = None,
+) -> RawTables:
+    """Reads interactions.parquet (user_id, item_id, scenario, label, ...), users and items.
+
+    In place of interactions.parquet there may be a folder `interactions` of Parquet files.
+
+    Scenarios are named by the column `<scenario_column>_name`. Features are named by tables.yaml or
+    the defaults in `data/convert/sources/plain/guess.py`. Columns of the interactions are features
+    only if tables.yaml names them, and never a rating or a label.
+
+    Args:
+        folder: with the three files.
+        scenario_column: column of the interactions.
+        label: column of the interactions with the first label, which is renamed to `label` if
+            tables.yaml names no labels.
+        mapping: the YAML file; `tables.yaml` in the folder if None.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file cannot be read, a column is missing, or tables.yaml is wrong.
+    """
+    folder = Path(folder)
+    source = TableRows.declared(folder, scenario_column, label, mapping)
+    files = interaction_files(folder)
+    frames = [source.typed(read_table(path), str(path)) for path in files]
+    surveys = [source.survey(f, str(path)) for f, path in zip(frames, files, strict=True)]
+    survey = Survey.merged(surveys)
+    raw = source.raw_tables(folder, survey)
+    frames, notes = _with_impressions(
+        [source.converted(frame, survey) for frame in frames], source.mapping.impression
+    )
+    raw = dataclasses.replace(raw, notes=(*raw.notes, *notes))
+    if len(files) == 1:
+        return dataclasses.replace(raw, interactions=frames[0])
+    chunks = [Chunk(str(path), frame) for path, frame in zip(files, frames, strict=True)]
+    return dataclasses.replace(raw, interactions=chunks)
+
+
+def interaction_files(folder: Path) -> list[Path]:
+    """Returns interactions.parquet, or the files of the folder `interactions` by their names.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    files = sorted((folder / "interactions").glob("*.parquet"))
+    if files and not (folder / INTERACTIONS).exists():
+        scan_parquet(files)  # refuses files with different columns
+        return files
+    return [folder / INTERACTIONS]
+
+
+def _with_impressions(
+    frames: list[pl.DataFrame], column: str | None
+) -> tuple[list[pl.DataFrame], list[str]]:
+    """Numbers impressions that are not integers; returns a note on it."""
+    if column is None or frames[0][column].dtype.is_integer():
+        return frames, []
+    check_type(frames[0][column], "key", "interactions")
+    values = pl.concat([frame[column] for frame in frames])
+    numbers = values.rank("dense").cast(pl.Int64) - 1
+    ends = itertools.accumulate(map(len, frames))
+    frames = [
+        frame.with_columns(numbers.slice(end - len(frame), len(frame)))
+        for frame, end in zip(frames, ends, strict=True)
+    ]
+    return frames, [f"values of {column!r} are numbered from 0, in their order"]
