@@ -1,6 +1,6 @@
-"""Multi-scenario models in plain PyTorch, as an engineer writes them by hand: the bench's reference.
+"""Multi-scenario models in plain PyTorch, as an engineer writes them by hand.
 
-They have the layers and widths of msrec's defaults and none of its code.
+Reference of the benches: the layers and widths of msrec's defaults, and none of its code.
 """
 
 import itertools

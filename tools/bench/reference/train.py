@@ -1,8 +1,9 @@
-"""Trains a model of `models.py` for one epoch on a dataset folder and prints its validation AUC.
+"""Trains a plain model for one epoch on a dataset folder and prints its validation AUC.
 
-A plain script: it reads Parquet with pyarrow, trains with Adam, and scores with scikit-learn::
+A script as an engineer writes it by hand: it reads Parquet with pyarrow, trains with Adam, and
+scores with scikit-learn::
 
-    python tools/bench/reference/train.py DATASET MODEL [STEPS]
+    python -m msrec.tools.bench.reference.train DATASET MODEL OUT [BATCH]
 """
 
 import sys
@@ -14,12 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import yaml
-from models import MODELS, Bag, Net, Tables
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-DIM, BATCH, EVAL_BATCH, LR = 16, 4096, 16384, 1e-3
+from msrec.tools.bench.reference.models import MODELS, Bag, Net, Tables
+
+DIM, BATCH, EVAL_BATCH, LR, LOG_EVERY = 16, 4096, 16384, 1e-3, 50
 
 
 class Split:
@@ -31,18 +33,18 @@ class Split:
         names = [*(feature["name"] for feature in features), *dense, "scenario", label]
         table = pq.read_table(folder, columns=names)
         columns = {name: table[name].combine_chunks() for name in names}
-        self.label = torch.from_numpy(columns[label].to_numpy())
-        self.scenario = torch.from_numpy(columns["scenario"].to_numpy()).long()
+        self.label = torch.tensor(columns[label].to_numpy())
+        self.scenario = torch.tensor(columns["scenario"].to_numpy()).long()
         values = [columns[name].to_numpy() for name in dense]
         self.dense = torch.from_numpy(np.stack(values, 1)) if dense else torch.empty(len(table), 0)
         self.features: list[Tensor | tuple[Tensor, Tensor]] = []
         for feature in features:
             column = columns[feature["name"]]
             if feature["multi"]:
-                ends = torch.from_numpy(column.offsets.to_numpy()).long()
-                self.features.append((torch.from_numpy(column.flatten().to_numpy()).long(), ends))
+                ends = torch.tensor(column.offsets.to_numpy()).long()
+                self.features.append((torch.tensor(column.flatten().to_numpy()).long(), ends))
             else:
-                self.features.append(torch.from_numpy(column.to_numpy()).long())
+                self.features.append(torch.tensor(column.to_numpy()).long())
 
     def __len__(self) -> int:
         return len(self.label)
@@ -78,8 +80,8 @@ def auc(net: Net, split: Split) -> dict[str, float]:
     return values
 
 
-def main(folder: Path, model: str, max_steps: int | None = None) -> None:
-    """Trains one epoch, saves the model and prints its validation AUC."""
+def main(folder: Path, model: str, out: Path, batch: int = BATCH) -> None:
+    """Trains one epoch, prints the AUC of the validation rows and saves the model."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     schema = yaml.load((folder / "dataset.yaml").read_text(), yaml.CSafeLoader)
@@ -90,19 +92,17 @@ def main(folder: Path, model: str, max_steps: int | None = None) -> None:
     num_scenarios = len(schema["scenarios"])
     net = Net(tables, len(features) * DIM, len(schema["dense"]), num_scenarios, MODELS[model])
     adam = torch.optim.Adam(net.parameters(), lr=LR)
-    for step, rows in enumerate(torch.randperm(len(train)).split(BATCH)):
-        if step == max_steps:
-            break
+    for step, rows in enumerate(torch.randperm(len(train)).split(batch)):
         ids, dense, scenario, label = train.batch(rows)
         loss = functional.binary_cross_entropy_with_logits(net(ids, dense, scenario), label)
         adam.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         adam.step()
-        if step % 50 == 0:
+        if step % LOG_EVERY == 0:
             print(step, float(loss), flush=True)
     print(auc(net, valid))
-    torch.save(net.state_dict(), sys.argv[4] if len(sys.argv) > 4 else "/dev/null")
+    torch.save(net.state_dict(), out)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:]))
