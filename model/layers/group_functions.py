@@ -86,6 +86,38 @@ class GroupedLinear(torch.autograd.Function):
         return x_grad, weight_grad, bias_grad, None, None
 
 
+class ExpertLinear(torch.autograd.Function):
+    """Rows times the weights of each expert, plus its bias; the gradient of x has the layout of x.
+
+    If x is a view of a wide matrix with the experts side by side, autograd's own gradient would
+    have to be copied to that layout.
+
+    Shape:
+        x: (E, B, in).
+        weight: (E, in, out).
+        bias: (E, 1, out).
+        returns: (E, B, out).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.types = x.dtype, weight.dtype, bias.dtype
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias, x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        of_x = torch.empty_like(x)
+        for g, w, to in zip(grad, weight, of_x, strict=True):
+            torch.mm(g, w.T, out=to)
+        of_weight, of_bias = torch.bmm(x.mT, grad), grad.sum(1, keepdim=True)
+        grads = zip((of_x, of_weight, of_bias), ctx.types, strict=True)
+        return *(each.to(dtype) for each, dtype in grads), None
+
+
 class GroupedMoments(torch.autograd.Function):
     """Sum and sum of squares of the distances of each group's rows to its centre.
 
