@@ -173,8 +173,9 @@ def test_a_model_without_a_plain_form_is_refused():
 def test_the_meta_bench_runs_and_counts_operations(bench, monkeypatch):
     monkeypatch.setattr(meta, "peak_memory", lambda rounds, *args: 1 << 20)
     findings = {f["what"]: f for f in bench("meta", meta.bench_meta, 64, 2, 1)["findings"]}
-    assert len(findings) == 5
-    assert findings["user + scenario on: operations"]["ratio"] > 1
+    assert len(findings) == 14
+    of = {name: findings[f"narrow MMoE, {name}: operations"] for name in ("generated", "factored")}
+    assert of["generated"]["ratio"] > of["factored"]["ratio"] > 1
     assert findings["contracted: memory"]["ours"] == 1.0
 
 
