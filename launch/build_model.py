@@ -12,6 +12,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from msrec.data.features.vocabulary import UNKNOWN, item_table_rows
 from msrec.data.llm.knowledge import EntityKnowledge
+from msrec.data.loading.behaviour_history import Side
 from msrec.data.loading.semantic_ids import with_semantic_ids
 from msrec.data.schema import Schema
 from msrec.launch.config.run_config import RunConfig
@@ -64,6 +65,8 @@ def build_sharded(
         shared_by = group if group < process.world_size else None
         check_managed(model.ranker.embeddings.managed, sharding, shared_by)
     env = sharding_env(group, process.local_world_size, process.device)
+    over = model.ranker.over
+    over.knowledge = {side: each.to(process.device) for side, each in over.knowledge.items()}
     options = (tables.init_std, config.seed, env, tables.comms)
     sharded = shard(model, sharding, process.device, *options)
     chunks = {item_table(each.name): each.chunks for each in knowledge.item_sources}
@@ -249,6 +252,9 @@ def build_model(config: RunConfig, schema: Schema, knowledge: KnowledgeInputs) -
         items = FrozenItems(schema.num_items, dims)
     if encoder is not None:
         sequence_items = SequenceItems(schema.num_items, dim, dtype=dtype)
+    if config.llm.vectors_on == "device":
+        sides: dict[Side, EntityKnowledge | None] = {"user": knowledge.user, "item": knowledge.item}
+        dense_arch.knowledge = {side: each for side, each in sides.items() if each is not None}
     return RankerTrain(Ranker(embeddings, dense_arch, items, sequence_items), loss)
 
 

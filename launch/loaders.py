@@ -10,7 +10,7 @@ from msrec.data.histories.reader import HistoryReader
 from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.behaviour_history import binary_labels
-from msrec.data.loading.collator import Collator
+from msrec.data.loading.collator import Collator, IdsOnly, VectorSource
 from msrec.data.loading.global_order import GlobalOrder
 from msrec.data.loading.id_transforms import IdDropout, IdTransform, RareIds, table_transforms
 from msrec.data.loading.loader import Loader, RankShare
@@ -155,7 +155,11 @@ def _collator(
         max_len = config.sequence.max_len
         sequences = HistoryReader(knowledge.sequences, max_len, split, scenarios, equal_bags)
     schema = model_schema(config, schema)
-    return Collator(schema, knowledge.user, knowledge.item, history, is_train, sequences)
+    user: VectorSource | None = knowledge.user
+    item: VectorSource | None = knowledge.item
+    if config.llm.vectors_on == "device":
+        user, item = (None if each is None else IdsOnly() for each in (user, item))
+    return Collator(schema, user, item, history, is_train, sequences)
 
 
 def _needs_equal_bags(config: RunConfig, schema: Schema, world_size: int) -> bool:

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from msrec.data.io.validation import Precision
+from msrec.data.llm.knowledge import EntityKnowledge
 from msrec.data.loading.batch import Batch, EntityVectors
+from msrec.data.loading.behaviour_history import Side
 from msrec.data.loading.row_counts import RowCounts
 from msrec.model.backbone import Backbone
 from msrec.model.embeddings import Embeddings
@@ -65,6 +67,10 @@ class DenseArch(nn.Module):
         precision: "bf16" computes matrix products in bfloat16 while training, with gradients and
             sensitive sums (norms, softmax, standardised vectors) in float32. In eval mode all is
             float32, so that scores are exact and have no ties from rounding.
+
+    Attributes:
+        knowledge: vectors of users and items that the model looks up, by side; the batch brings
+            those of the others. They are not parameters: a checkpoint does not have them.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class DenseArch(nn.Module):
         self.learned_users = parts.learned_users
         self.interest = parts.interest
         self.sequence_encoder = sequence_encoder
+        self.knowledge: dict[Side, EntityKnowledge] = {}
 
     def forward(  # noqa: D102
         self,
@@ -119,6 +126,8 @@ class DenseArch(nn.Module):
         items: ItemInputs | None,
         scenario_counts: RowCounts | None,
     ) -> torch.Tensor:
+        user_vectors = self._looked_up("user", user_vectors)
+        item_vectors = self._looked_up("item", item_vectors)
         if self.learned_users is not None:
             user_vectors = user_vectors._replace(vectors=self.learned_users(user_vectors.ids))
         user = (user_vectors.vectors, user_vectors.inverse, user_vectors.has)
@@ -150,6 +159,12 @@ class DenseArch(nn.Module):
             change = self.scenario_meta(x, scenario, scenario_counts)
             logits = fuse(logits, change, self.scenario_meta.fusion)
         return logits if interest_logits is None else logits + interest_logits
+
+    def _looked_up(self, side: Side, entities: EntityVectors) -> EntityVectors:
+        if side not in self.knowledge or entities.vectors.shape[1]:
+            return entities
+        vectors, has = self.knowledge[side].gather(entities.ids)
+        return entities._replace(vectors=vectors, has=has)
 
 
 class Ranker(nn.Module):

@@ -1,8 +1,9 @@
 """User knowledge, item knowledge and scenario knowledge: a store's vectors for a dataset."""
 
+import copy
 import logging
 import zlib
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +50,8 @@ class EntityKnowledge:
             zero_copy_only=False
         )
         self._store = store
-        self._rows = store.rows(keys)
-        has_vector = self._rows >= 0
+        rows = store.rows(keys)
+        has_vector = rows >= 0
         self.num_missing = int((~has_vector).sum())
         if self.num_missing and missing == "error":
             first = keys[np.argmax(~has_vector)]
@@ -62,54 +63,87 @@ class EntityKnowledge:
             log.warning("%d of %d %ss have no vector", self.num_missing, len(keys), level)
         self.mean, self.std = store.mean, store.std
         self.dim = int(store.vectors.shape[1])
-        self._random: torch.Tensor | None = None
         # The level is in the seed, so that a user and an item of equal index differ.
         rng = np.random.default_rng([seed, zlib.crc32(level.encode())])
         if control == "shuffled":
-            self._rows[has_vector] = rng.permutation(self._rows[has_vector])
-        elif control != "none":
+            rows[has_vector] = rng.permutation(rows[has_vector])
+        self._vectors, self._scales = store_tensors(store)
+        if control not in ("none", "shuffled"):
             numbers = rng.standard_normal((len(keys), self.dim), dtype=np.float32)
-            self._random = torch.from_numpy(numbers)
+            self._vectors, self._scales = torch.from_numpy(numbers), None
             self.mean, self.std = np.zeros_like(self.mean), np.ones_like(self.std)
+            rows = np.arange(len(keys))
+        self._rows = torch.from_numpy(np.where(has_vector, rows, 0))
+        self._has = torch.from_numpy(has_vector)
+        self._filler = torch.from_numpy(self.mean)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the vectors, and of the row of each entity, as they are on a device."""
+        parts = (self._vectors, self._scales, self._rows, self._has)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def to(self, device: torch.device) -> Self:
+        """Returns the same vectors on a device, where `gather` takes and returns tensors of it."""
+        moved = copy.copy(self)
+        for name in ("_vectors", "_scales", "_rows", "_has", "_filler"):
+            tensor = getattr(self, name)
+            setattr(moved, name, None if tensor is None else tensor.to(device))
+        return moved
 
     @property
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the vectors that `gather` returns, (H,), float32."""
         return torch.from_numpy(self.mean), torch.from_numpy(self.std)
 
-    def gather(self, ids: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    def gather(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the vectors of entities; the mean vector for those without one.
 
         Shape:
             ids: (U,), int64, indices into users.parquet or items.parquet; -1 for an unknown entity.
-            returns: vectors (U, H), of the type that `read_vectors` gives, and has_vector (U,),
+            returns: vectors (U, H), of the type that `scaled_rows` gives, and has_vector (U,),
                 float32, 1 or 0.
         """
-        rows = np.where(ids < 0, -1, self._rows[ids])
-        has_vector = torch.from_numpy(rows >= 0)
-        if self._random is not None:
-            vectors = self._random.index_select(0, torch.from_numpy(np.maximum(ids, 0)))
+        known = ids.clamp(min=0)
+        has_vector = self._has.index_select(0, known) & (ids >= 0)
+        rows = self._rows.index_select(0, known)
+        vectors = scaled_rows(self._vectors, self._scales, rows)
+        filler = self._filler.to(vectors.dtype)
+        if vectors.device.type == "cpu":
+            vectors[~has_vector] = filler  # few rows, if any; a GPU would wait for their number
         else:
-            vectors = read_vectors(self._store, np.maximum(rows, 0))
-        vectors[~has_vector] = torch.from_numpy(self.mean).to(vectors.dtype)
+            vectors = torch.where(has_vector.unsqueeze(1), vectors, filler)
         return vectors, has_vector.float()
 
 
-def read_vectors(store: KnowledgeStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Reads the vectors of some rows of a store.
+def store_tensors(store: KnowledgeStore) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns the mapped vectors of a store (N, H) and, of an int8 store, their scales (N,)."""
+    scales = None if store.scales is None else torch.from_numpy(store.scales)
+    return torch.from_numpy(store.vectors), scales
+
+
+def scaled_rows(
+    vectors: torch.Tensor, scales: torch.Tensor | None, rows: torch.Tensor
+) -> torch.Tensor:
+    """Returns some rows of a store's vectors.
 
     Shape:
+        vectors: (N, H), scales: (N,), see `store_tensors`.
         rows: (n,), int64, in [0, N).
         returns: (n, H), float32 for an int8 store, else the store's type: the model converts
             float16 on its device, so that half as many bytes travel there.
     """
     # torch gathers rows of a memory map several times as fast as NumPy.
-    at = torch.from_numpy(rows)
-    vectors = torch.from_numpy(store.vectors).index_select(0, at)
-    if store.scales is None:
-        return vectors
+    chosen = vectors.index_select(0, rows)
+    if scales is None:
+        return chosen
     # Converted first and scaled in place: a product of mixed types takes a quarter longer.
-    return vectors.float().mul_(torch.from_numpy(store.scales).index_select(0, at).unsqueeze(1))
+    return chosen.float().mul_(scales.index_select(0, rows).unsqueeze(1))
+
+
+def read_vectors(store: KnowledgeStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Reads the vectors of rows (n,) of a store, see `scaled_rows`."""
+    return scaled_rows(*store_tensors(store), torch.from_numpy(rows))
 
 
 def scenario_vectors(store: KnowledgeStore, schema: Schema) -> npt.NDArray[np.float32]:

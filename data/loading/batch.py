@@ -19,7 +19,8 @@ class EntityVectors(NamedTuple):
 
     Shape:
         ids: (U,), int64, ascending, indices into users.parquet (items.parquet).
-        vectors: (U, H), float32 or float16 as stored; (U, 0) without a store.
+        vectors: (U, H), float32 or float16 as stored; (U, 0) without a store, or if the model looks
+            them up on its device, see `DenseArch.knowledge`.
         has: (U,), float32, 0 if the store has no vector and the policy filled it in.
         inverse: (B,), int64 in [0, U), position of each row's user (item) in `ids`.
         counts: (U,), int64, rows of each user (item), on the host; None if nobody counted them.

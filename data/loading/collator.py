@@ -29,11 +29,17 @@ Longs = npt.NDArray[np.int64]
 class VectorSource(Protocol):
     """Vectors of users or items, such as a level of a knowledge store."""
 
-    dim: int
-
-    def gather(self, ids: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    def gather(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(U,) indices -> vectors (U, H), float, and (U,) float32, 0 where there is none."""
         ...
+
+
+class IdsOnly:
+    """Source of no vectors, for a model that has them on its device and looks them up itself."""
+
+    def gather(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns vectors (U, 0), and zeros (U,)."""
+        return torch.zeros(len(ids), 0), torch.zeros(len(ids))
 
 
 class SequenceSource(Protocol):
@@ -61,8 +67,8 @@ def entity_vectors(ids: npt.NDArray[np.int64], source: VectorSource | None) -> E
         zeros = torch.zeros(len(ids), dtype=torch.int64)
         return EntityVectors(zeros[:0], torch.zeros(0, 0), torch.zeros(0), zeros)
     distinct, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    vectors, has = source.gather(distinct)
-    tensors = torch.from_numpy(distinct), vectors, has, torch.from_numpy(inverse)
+    ids_of = torch.from_numpy(distinct)
+    tensors = ids_of, *source.gather(ids_of), torch.from_numpy(inverse)
     return EntityVectors(*tensors, counts.astype(np.int64, copy=False))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from msrec.data.features.columns import Columns, Ids, map_ids
+from msrec.data.features.splitmix import splitmix64
 from msrec.data.features.vocabulary import UNKNOWN
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.quarantine import Policy
@@ -199,14 +200,8 @@ def apply_all(
 
 
 def _uniform(rows: Rows, key: int) -> npt.NDArray[np.float64]:
-    """Returns a number in [0, 1) for each row, by splitmix64 (Steele et al., OOPSLA 2014).
+    """Returns a number in [0, 1) for each row.
 
     Hashing row ids makes the choice independent of ranks, batches and the order of rows.
     """
-    with np.errstate(over="ignore"):
-        z = rows.astype(np.uint64) + np.uint64(key % (1 << 64))
-        z = z * np.uint64(0x9E3779B97F4A7C15)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-        z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (splitmix64(rows, key) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -107,11 +107,18 @@ class SplitReader:
         groups = list(self._decoded(list(range(len(self.groups)))))
         return {name: np.concatenate([columns[name] for columns in groups]) for name in groups[0]}
 
+    def good_groups(self) -> Iterator[Columns]:
+        """Yields the columns of each row group, in order, without bad rows."""
+        for group in range(len(self.groups)):
+            [columns] = self._decoded([group])
+            bad = columns.get(BAD)
+            good = slice(None) if bad is None else ~bad
+            yield {name: v[good] for name, v in columns.items() if name != BAD}
+
     def read_good(self) -> Columns:
         """Returns the columns of all rows except bad ones, in order."""
-        columns = self.read()
-        bad = columns.pop(BAD, None)
-        return columns if bad is None else {name: v[~bad] for name, v in columns.items()}
+        groups = list(self.good_groups())
+        return {name: np.concatenate([columns[name] for columns in groups]) for name in groups[0]}
 
     def take(self, row_ids: npt.NDArray[np.int64]) -> Columns:
         """Returns the columns of the given rows, in the given order.

@@ -66,6 +66,10 @@ class LLMConfig(StrictModel):
     missing: Literal["mean", "error"] = "mean"
     """Treatment of a user or item without a vector: the mean vector and a learned flag, or an
     error."""
+    vectors_on: Literal["host", "device"] = "host"
+    """Memory that has the vectors of users and items in training. With `host`, each rank's loader
+    reads those of a batch from the mapped store; with `device`, each GPU has all of them, and a
+    batch brings ids only. `msrec plan` counts them."""
     control: Literal["none", "shuffled", "random", "learned"] = "none"
     """Vectors without meaning in place of the store's, for an ablation: those of other users,
     random ones, or one learned vector of the same length per user."""
@@ -109,4 +113,5 @@ class LLMConfig(StrictModel):
         """Options that determine the vectors. A store records them and a run compares them."""
         others = {"store", "batch_tokens", "missing", "items", "previous", "sources", "item_dim"}
         others |= {"trust_remote_code", "control", "source_controls", "semantic_ids", "init_items"}
+        others |= {"vectors_on"}
         return self.model_dump(exclude=others)

@@ -19,8 +19,8 @@ from msrec.launch.calibration.fitting import fit_label
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.distributed import Process, exclusive_job
 from msrec.launch.evaluation.evaluate import score_split
-from msrec.launch.evaluation.predictions import Predictions, load_predictions
-from msrec.launch.evaluation.results import label_rows
+from msrec.launch.evaluation.exact_results import label_rows
+from msrec.launch.evaluation.scored_rows.predictions import Predictions, load_predictions
 from msrec.launch.trained_run import open_run
 from msrec.model.metrics.definitions import Metrics
 from msrec.model.metrics.exact import NO_INTERVALS, Grouping

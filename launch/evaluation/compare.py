@@ -9,8 +9,10 @@ from msrec.data.io.paths import AnyPath
 from msrec.data.io.validation import StrictModel
 from msrec.data.schema import Split
 from msrec.launch.evaluation.evaluate import predictions_folder
-from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
-from msrec.launch.evaluation.results import ResultHistory, Results, label_rows, load_results
+from msrec.launch.evaluation.exact_results import label_rows
+from msrec.launch.evaluation.results import ResultHistory, Results, load_results
+from msrec.launch.evaluation.scored_rows.commit import COMMIT_FILE
+from msrec.launch.evaluation.scored_rows.predictions import Predictions, load_predictions
 from msrec.launch.trained_run import find_run
 from msrec.model.metrics.definitions import Array
 from msrec.model.metrics.differences import ALL, Difference, Differences, correct, differences

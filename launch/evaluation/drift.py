@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from msrec.data.io.parquet_files import named_parquet_files, read_parquet, scan_parquet
 from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.schema import SCHEMA_FILE, load_schema
-from msrec.launch.evaluation.predictions import IMPRESSION, TRUTH, truth_name
+from msrec.launch.evaluation.scored_rows.commit import IMPRESSION, TRUTH, truth_name
 
 MAX_VALUE_BINS = 20
 """The most frequent values of a categorical column have a bin each; all others share one."""

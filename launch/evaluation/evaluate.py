@@ -9,10 +9,11 @@ from torch.utils.tensorboard import SummaryWriter
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split
 from msrec.launch.distributed import Process, shared_folder
+from msrec.launch.evaluation.exact_results import evaluate_predictions
 from msrec.launch.evaluation.predict import predict, truth_columns
-from msrec.launch.evaluation.predictions import PREDICTIONS, Predictions, load_predictions
-from msrec.launch.evaluation.results import ResultHistory, Results, compute_results, save_results
-from msrec.launch.evaluation.slices import Slice, check_timestamps, slice_rows
+from msrec.launch.evaluation.results import ResultHistory, Results, save_results
+from msrec.launch.evaluation.scored_rows.commit import PREDICTIONS
+from msrec.launch.evaluation.slices import Slice, check_timestamps, row_groups
 from msrec.launch.loaders import build_loader, eval_batch
 from msrec.launch.trained_run import TrainedRun, find_run, load_run_config, open_run
 from msrec.launch.training.skipped_rows import report_bad_rows
@@ -105,13 +106,13 @@ def score_split(
         The results on rank 0, None on the others.
     """
     with shared_folder(out, PREDICTIONS) as folder:
-        predictions = _predict(trained, run_dir, process, split, out, folder)
-        if predictions is None:
+        _predict(trained, run_dir, process, split, out, folder)
+        if not process.is_main:
             return None
         config, scored = trained.config, trained.scored
-        slices = slice_rows(predictions, config.dataset, by, config.faults, scored)
+        slices = row_groups(config.dataset, split, by, config.faults, scored)
         options = metric_options or MetricOptions()
-        results = compute_results(predictions, trained.schema, options, slices)
+        results = evaluate_predictions(folder, trained.schema, options, slices)
         other_data = None if scored.alignment is None else str(scored.dataset)
         update = {
             "history": _history(trained),
@@ -125,8 +126,8 @@ def score_split(
 
 def _predict(
     trained: TrainedRun, run_dir: Path, process: Process, split: Split, out: Path, folder: Path
-) -> Predictions | None:
-    """Writes the predictions to `folder`, later `out`, and reads them on rank 0."""
+) -> None:
+    """Writes the predictions to `folder`, later `out`, and reports bad rows."""
     config, scored = trained.config, trained.scored
     loader = build_loader(
         config,
@@ -140,13 +141,12 @@ def _predict(
     )
     excluded = predict(trained, loader, process, split, folder)
     if not process.is_main:
-        return None
+        return
     quarantine = loader.reader.quarantine
     if scored.alignment is None:
         report_bad_rows(excluded, quarantine, run_dir, split)
     else:
         report_bad_rows(excluded, quarantine, folder, split, final_folder=out)
-    return load_predictions(folder)
 
 
 def _history(run: TrainedRun) -> ResultHistory | None:

@@ -23,7 +23,7 @@ from msrec.data.schema import Schema, Split
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.calibration.checkpoint_calibration import calibration_module
 from msrec.launch.distributed import Process
-from msrec.launch.evaluation.predictions import (
+from msrec.launch.evaluation.scored_rows.commit import (
     COMBINED,
     IMPRESSION,
     Commit,

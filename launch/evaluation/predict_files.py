@@ -53,7 +53,7 @@ from msrec.data.schema import KEYS
 from msrec.launch.batch_pipeline import BatchPipeline
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.predict import RunScores
-from msrec.launch.evaluation.predictions import COMMIT_FILE
+from msrec.launch.evaluation.scored_rows.commit import COMMIT_FILE
 from msrec.launch.loaders import build_file_loader, eval_batch
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.launch.training.skipped_rows import gather_bad_rows

@@ -1,6 +1,6 @@
 """Computes the exact metrics of predictions; writes and reads them as `results.json`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -8,16 +8,10 @@ from pydantic import ValidationError
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.validation import Precision, StrictModel, first_error
 from msrec.data.labels import LabelKind
-from msrec.data.schema import EventChoice, HistoryProtocol, Schema
-from msrec.launch.evaluation.predictions import Predictions, load_predictions
-from msrec.model.metrics.definitions import COMBINED_PREFIX, Array, Metrics, ScenarioMetrics
+from msrec.data.schema import EventChoice, HistoryProtocol
+from msrec.model.metrics.definitions import COMBINED_PREFIX, Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import (
-    NO_INTERVALS,
-    Grouping,
     MetricOptions,
-    ScoreKind,
-    SortedRows,
-    sort_rows,
 )
 
 RESULTS_FILE = "results.json"
@@ -140,128 +134,6 @@ class Results(StrictModel):
         step = int(self.checkpoint.removeprefix("step-"))
         for name, value in self.named().items():
             yield f"evaluated {self.split}/{name}", value, step
-
-
-def evaluate_predictions(
-    folder: Path | str, schema: Schema, options: MetricOptions = NO_INTERVALS
-) -> Results:
-    """Computes the exact metrics of a committed folder of predictions.
-
-    Raises:
-        FileNotFoundError: the folder is not complete.
-        ValueError: its rows or values are broken, or belong to another dataset.
-    """
-    return compute_results(load_predictions(folder), schema, options)
-
-
-def compute_results(
-    predictions: Predictions,
-    schema: Schema,
-    options: MetricOptions = NO_INTERVALS,
-    slices: Mapping[str, Grouping] | None = None,
-) -> Results:
-    """Computes the exact metrics of all labels: of all rows, of each scenario and of each slice.
-
-    Args:
-        predictions: the scored rows.
-        schema: names the scenarios and the kinds of the labels.
-        options: cutoff of the rankings and resamples for intervals. The metrics of the best
-            possible scores have no intervals.
-        slices: more groups of the rows; empty groups are left out.
-
-    Raises:
-        ValueError: the predictions belong to another dataset, or a value is out of its range.
-    """
-    commit = predictions.commit
-    if commit.dataset != schema.name:
-        raise ValueError(
-            f"predictions must be of the dataset {schema.name!r}; these were made on "
-            f"{commit.dataset!r}. Name the dataset that the run was trained on."
-        )
-    scenarios = Grouping([scenario.name for scenario in schema.scenarios], predictions.scenario)
-    names = commit.labels or schema.labels[:1]
-    labels = {}
-    for number, name in enumerate(names):
-        kind = schema.label(name).kind
-        rows = label_rows(predictions, number, options, kind)
-        labels[name] = label_results(rows, kind, scenarios, slices or {})
-        if (truth := predictions.labels[number].truth) is not None:
-            no_intervals = options._replace(resamples=0)
-            rows = label_rows(predictions, number, no_intervals, kind, truth)
-            best = label_results(rows, kind, scenarios, slices or {})
-            update = {"best_possible": best.metrics, "best_slices": best.slices}
-            labels[name] = labels[name].model_copy(update=update)
-    first = labels.pop(names[0])
-    return Results(
-        dataset=commit.dataset,
-        split=commit.split,
-        checkpoint=commit.checkpoint,
-        rows=commit.rows - commit.left_out,
-        **options._asdict(),
-        label=names[0],
-        kind=first.kind,
-        calibration=commit.calibration,
-        left_out=commit.reasons,
-        metrics=first.metrics,
-        best_possible=first.best_possible,
-        slices=first.slices,
-        best_slices=first.best_slices,
-        labels=labels,
-        combined=_combined_results(predictions, names, schema, scenarios, slices or {}, options),
-    )
-
-
-def label_rows(
-    predictions: Predictions,
-    number: int,
-    options: MetricOptions,
-    kind: ScoreKind,
-    score: Array | None = None,
-) -> SortedRows:
-    """Returns the rows of a label, by its number, sorted by its score or by another one."""
-    rows = predictions.labels[number]
-    scores = rows.score if score is None else score
-    return sort_rows(
-        *(scores, rows.label, predictions.user, rows.weight, options),
-        kind=kind,
-        impression=predictions.impression,
-    )
-
-
-def label_results(
-    rows: SortedRows, kind: LabelKind, scenarios: Grouping, slices: Mapping[str, Grouping]
-) -> LabelResults:
-    """Computes the metrics of the rows of a label."""
-    return LabelResults(
-        kind=kind,
-        metrics=ScenarioMetrics(rows.metrics(), rows.metrics_by(scenarios)),
-        slices={name: slice_metrics(rows, groups) for name, groups in slices.items()},
-    )
-
-
-def _combined_results(
-    predictions: Predictions,
-    names: Sequence[str],
-    schema: Schema,
-    scenarios: Grouping,
-    slices: Mapping[str, Grouping],
-    options: MetricOptions,
-) -> CombinedResults | None:
-    formula, score = predictions.commit.combined, predictions.combined
-    if formula is None or score is None:
-        return None
-    by_label = {}
-    for number, name in enumerate(names):
-        if schema.label(name).kind == "binary":
-            rows = label_rows(predictions, number, options, "ranking", score)
-            by_label[name] = label_results(rows, "binary", scenarios, slices)
-    return CombinedResults(score=formula, labels=by_label)
-
-
-def slice_metrics(rows: SortedRows, groups: Grouping) -> dict[str, Metrics]:
-    """Returns the metrics of each group that has rows."""
-    by_group = rows.metrics_by(groups)
-    return {name: metrics for name, metrics in by_group.items() if metrics.rows}
 
 
 def save_results(results: Results, folder: Path | str) -> Path:

@@ -1,17 +1,18 @@
 """Groups rows by day, and by the number of training rows of their user or item."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from msrec.data.io.paths import AnyPath
+from msrec.data.loading.behaviour_history import Side
 from msrec.data.loading.quarantine import Policy
 from msrec.data.loading.split_reader import SplitReader
-from msrec.data.schema import Schema, load_schema
-from msrec.launch.evaluation.predictions import Predictions
+from msrec.data.schema import Schema, Split, load_schema
+from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.launch.loaders import ScoredDataset
-from msrec.model.metrics.exact import Grouping
+from msrec.model.metrics.definitions import Array, Ints
 
 Slice = Literal["day", "user_history", "item_history"]
 HISTORIES: tuple[Slice, ...] = ("user_history", "item_history")
@@ -54,18 +55,18 @@ def check_slices(names: Sequence[str]) -> list[Slice]:
     return [slices[name] for name in names if name in slices]
 
 
-def slice_rows(
-    predictions: Predictions,
+def row_groups(
     trained: AnyPath,
+    split: Split,
     by: Sequence[Slice],
     faults: Policy = "fail",
     scored: ScoredDataset | None = None,
-) -> dict[str, Grouping]:
-    """Groups the predicted rows by each slice.
+) -> dict[str, RowGroups]:
+    """Returns the groups of the rows of a split, by slice.
 
     Args:
-        predictions: the rows to group.
         trained: folder of the dataset whose training rows are counted.
+        split: of the dataset that was scored.
         by: the slices.
         faults: policy for rows that break the schema.
         scored: the dataset that was scored; None means `trained`.
@@ -76,27 +77,30 @@ def slice_rows(
     dataset, alignment = scored or (trained, None)
     schema = load_schema(dataset)
 
-    def column(name: str) -> Any:
-        files = SplitReader(
-            dataset, schema, predictions.commit.split, columns=[name], faults=faults
-        )
-        return files.read()[name][predictions.row_id]
+    def reader(column: str) -> SplitReader:
+        return SplitReader(dataset, schema, split, columns=[column], faults=faults)
 
-    groups: dict[str, Grouping] = {}
+    groups: dict[str, RowGroups] = {}
     for name in by:
         if name == "day":
             check_timestamps(dataset, by)
-            groups[name] = _group_by_day(schema, column)
+            groups[name] = _days(schema, reader)
             continue
-        side: Literal["user", "item"] = "user" if name == "user_history" else "item"
+        side: Side = "user" if name == "user_history" else "item"
         own = load_schema(trained)
         train = SplitReader(trained, own, "train", columns=[side], faults=faults)
-        training_rows = np.bincount(train.read_good()[side], minlength=own.size_of(side))
+        training_rows = np.zeros(own.size_of(side), np.int64)
+        for columns in train.good_groups():
+            training_rows += np.bincount(columns[side], minlength=len(training_rows))
         if alignment is not None:  # users and items that are new to the run have no training rows
             training_rows = np.append(training_rows, 0)[alignment.entities(side)]
-        buckets = np.searchsorted(EDGES, training_rows[column(side)], side="right") - 1
-        groups[name] = Grouping(bucket_names(), buckets)
+        bucket = (np.searchsorted(EDGES, training_rows, side="right") - 1).astype(np.uint8)
+        groups[name] = RowGroups(bucket_names(), _lookup(bucket, reader(side), side))
     return groups
+
+
+def _lookup(bucket: Array, reader: SplitReader, side: Side) -> Callable[[Ints], Array]:
+    return lambda row_id: bucket[reader.take(row_id)[side]]
 
 
 def check_timestamps(dataset: AnyPath, by: Sequence[Slice]) -> None:
@@ -116,9 +120,15 @@ def check_timestamps(dataset: AnyPath, by: Sequence[Slice]) -> None:
         )
 
 
-def _group_by_day(schema: Schema, column: Callable[[str], Any]) -> Grouping:
+def _days(schema: Schema, open_reader: Callable[[str], SplitReader]) -> RowGroups:
     assert schema.timestamp is not None
     assert schema.timestamp_unit is not None
-    numbers = column(schema.timestamp) // TICKS_PER_DAY[schema.timestamp_unit]
-    days, places = np.unique(numbers, return_inverse=True)
-    return Grouping(days.astype("datetime64[D]").astype(str).tolist(), places)
+    column, ticks = schema.timestamp, TICKS_PER_DAY[schema.timestamp_unit]
+    reader = open_reader(column)
+    days = np.unique(
+        np.concatenate([np.unique(part[column] // ticks) for part in reader.good_groups()])
+    )
+    names: list[str] = days.astype("datetime64[D]").astype(str).tolist()
+    return RowGroups(
+        names, lambda row_id: np.searchsorted(days, reader.take(row_id)[column] // ticks)
+    )

@@ -252,7 +252,7 @@ class Explainer:
         assert self.dense_arch.user_meta is not None
         known = batch.user_vectors
         mean = self.dense_arch.user_meta.reducer.get_buffer("mean").to(known.vectors.dtype)
-        vectors = mean.expand_as(known.vectors).contiguous()
+        vectors = mean.expand(len(known.ids), -1).contiguous()
         average = known._replace(vectors=vectors, has=torch.ones_like(known.has))
         return dataclasses.replace(batch, user_vectors=average)
 
@@ -263,7 +263,7 @@ class Explainer:
         step = max(self.schema.num_users // SAMPLED_USERS, 1)
         sample = np.arange(0, self.schema.num_users, step)
         with torch.no_grad():
-            vectors, has = store.gather(np.concatenate([[user], sample]))
+            vectors, has = store.gather(torch.from_numpy(np.concatenate([[user], sample])))
             codes = meta.reducer(vectors, has).numpy()
         own, others = codes[:1], codes[1:]
         average = others.mean(axis=0, keepdims=True)

@@ -4,8 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from msrec.data.labels import LabelKind
-from msrec.launch.evaluation.predictions import COMMIT_FILE, Predictions, load_predictions
 from msrec.launch.evaluation.results import Results
+from msrec.launch.evaluation.scored_rows.commit import COMMIT_FILE
+from msrec.launch.evaluation.scored_rows.predictions import (
+    Predictions,
+    load_predictions,
+    sampling_step,
+)
 from msrec.launch.evaluation.slices import SLICE_TITLES
 from msrec.launch.reporting.comparison_tables import (
     comparison_rows,
@@ -41,17 +46,21 @@ from msrec.model.metrics.definitions import OF_IMPRESSIONS
 def result_sections(
     folders: Mapping[str, Path], results: Mapping[str, Results]
 ) -> tuple[list[Section], list[str]]:
-    """Returns the sections of all labels, and the runs without predictions.
+    """Returns the sections of all labels, and sentences on curves of a part of the rows or of none.
 
     Args:
         folders: run -> run folder.
         results: run -> results, of the evaluated runs.
     """
     predictions: dict[str, Predictions] = {}
+    notes: list[str] = []
     for name, result in results.items():
         folder = folders[name] / "predictions" / result.split
         if (folder / COMMIT_FILE).is_file():
-            predictions[name] = load_predictions(folder)
+            step = sampling_step(folder)
+            predictions[name] = load_predictions(folder, step)
+            if step > 1:
+                notes.append(f"{name}: its curves and distributions show 1 row of {step}.")
     sections = []
     labels = label_names(results) if results else []
     for label in labels:
@@ -63,7 +72,12 @@ def result_sections(
             Section(f"Scores{end}", [Figures(figures)] if figures else []),
         ]
     sections.append(Section("Combined score", _combined_blocks(results)))
-    return sections, [name for name in results if name not in predictions]
+    notes += [
+        f"{name}: no predictions, so no calibration and ROC."
+        for name in results
+        if name not in predictions
+    ]
+    return sections, notes
 
 
 def _scenario_blocks(results: Mapping[str, Results], label: str) -> list[Block]:

@@ -71,9 +71,9 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
 def _report(folders: Mapping[str, Path]) -> str:
     logs = {name: load_metric_log(folder) for name, folder in folders.items()}
     results = {n: load_results(f) for n, f in folders.items() if (f / RESULTS_FILE).is_file()}
-    of_labels, unscored = result_sections(folders, results)
+    of_labels, of_curves = result_sections(folders, results)
     curves, (by_scenario, hidden) = training_figures(logs), scenario_figures(logs)
-    notes = [*_result_notes(logs, results, unscored), *_log_notes(logs)]
+    notes = [*_result_notes(logs, results), *of_curves, *_log_notes(logs)]
     if hidden:
         notes.append(f"The curves of {hidden} more scenarios are not drawn; see {LOG_FILE}.")
     sections = [
@@ -126,9 +126,7 @@ def _tiles(results: Mapping[str, Results]) -> list[Tile]:
     return tiles
 
 
-def _result_notes(
-    logs: Mapping[str, MetricLog], results: Mapping[str, Results], unscored: list[str]
-) -> list[str]:
+def _result_notes(logs: Mapping[str, MetricLog], results: Mapping[str, Results]) -> list[str]:
     """Returns sentences on missing results and on the intervals."""
     notes = [
         f"{name}: not evaluated, so it is in no table." for name in logs if name not in results
@@ -144,7 +142,6 @@ def _result_notes(
         f"95 % intervals over users: percentile bootstrap, {resamples:,} resamples, seed {seed}."
         for resamples, seed in sorted(intervals)
     ]
-    notes += [f"{name}: no predictions, so no calibration and ROC." for name in unscored]
     return notes
 
 

@@ -17,7 +17,7 @@ from msrec.data.io.atomic_files import atomic_path
 from msrec.data.io.json_files import unique_keys
 from msrec.data.io.outputs import SEARCHED_BYTES, FileKind, check_output, has_columns
 from msrec.data.io.parquet_files import named_errors
-from msrec.launch.evaluation.predictions import COMBINED, label_column
+from msrec.launch.evaluation.scored_rows.commit import COMBINED, label_column
 from msrec.launch.serving.scorer import Scorer
 
 CHUNK_ROWS = 1 << 16

@@ -122,6 +122,6 @@ def _knowledge_chunks(
 ) -> Iterator[Tensor]:
     device = next(dense_arch.parameters()).device
     for entities in _entity_chunks(rows):
-        vectors, has = knowledge.gather(entities)
+        vectors, has = knowledge.gather(torch.from_numpy(entities))
         with torch.no_grad():
             yield knowledge_rows(dense_arch, side, vectors.to(device), has.to(device)).cpu()

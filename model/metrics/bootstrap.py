@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
+from msrec.data.features.splitmix import splitmix64
 from msrec.model.metrics.definitions import Floats, Interval, Ints
 from msrec.model.metrics.user_sums import UserSums
 
@@ -20,18 +21,34 @@ RESAMPLES_AT_ONCE = 64
 """Resamples that are computed at once, to bound memory."""
 
 
-def user_blocks(num_users: int, seed: int) -> Ints:
-    """Returns the block of each user code, (U,): one per user, or `MAX_BLOCKS` random ones.
+def user_blocks(hashes: NDArray[np.uint64]) -> Ints:
+    """Returns the block of each user, (U,): one per user, or `MAX_BLOCKS` random ones.
 
     The users of a block are drawn together. Blocks are as independent as users are, so that
-    intervals stay valid, at a cost that does not grow with the number of users.
+    intervals stay valid, at a cost that does not grow with the number of users. The block depends
+    on the user's hash alone, so that rows in any order and in any parts give the same intervals.
+
+    Shape:
+        hashes: (U,), of distinct users, see `user_hashes`.
 
     Source:
         Random groups: Wolter, Introduction to Variance Estimation, 2007, chapter 2.
     """
-    if num_users <= MAX_BLOCKS:
-        return np.arange(num_users)
-    return np.random.default_rng(seed).permutation(num_users) % MAX_BLOCKS
+    if len(hashes) > MAX_BLOCKS:
+        return random_blocks(hashes)
+    block = np.empty(len(hashes), np.int64)
+    block[np.argsort(hashes)] = np.arange(len(hashes))
+    return block
+
+
+def random_blocks(hashes: NDArray[np.uint64]) -> Ints:
+    """Returns one of `MAX_BLOCKS` blocks for each user, (U,)."""
+    return (hashes % np.uint64(MAX_BLOCKS)).astype(np.int64)
+
+
+def user_hashes(ids: NDArray[np.integer], seed: int) -> NDArray[np.uint64]:
+    """Returns random bits of each user's id, (U,), by which users are put into blocks."""
+    return splitmix64(ids, seed)
 
 
 @dataclass(frozen=True)
@@ -46,8 +63,14 @@ class Bootstrap:
     counts: NDArray[np.uint8]
 
     @classmethod
-    def draw(cls, num_blocks: int, resamples: int, seed: int) -> "Bootstrap":
-        """Draws resamples, the same for the same seed and number of blocks."""
+    def draw(cls, num_users: int, resamples: int, seed: int) -> "Bootstrap | None":
+        """Draws resamples, the same for the same seed and number of blocks.
+
+        None without users or without resamples.
+        """
+        num_blocks = min(num_users, MAX_BLOCKS)
+        if not num_blocks or not resamples:
+            return None
         rng = np.random.default_rng([seed, 1])
         counts = np.empty((resamples, num_blocks), np.uint8)
         for row in counts:

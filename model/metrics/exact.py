@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from msrec.model.metrics.bootstrap import Bootstrap, user_blocks
+from msrec.model.metrics.bootstrap import Bootstrap, user_blocks, user_hashes
 from msrec.model.metrics.definitions import (
     Array,
     Floats,
@@ -109,10 +109,7 @@ class SortedRows:
     @cached_property
     def bootstrap(self) -> Bootstrap | None:
         """Resamples for any groups of these rows."""
-        num_blocks = int(self.block_of.max(initial=-1)) + 1
-        if not self.options.resamples or not num_blocks:
-            return None
-        return Bootstrap.draw(num_blocks, self.options.resamples, self.options.seed)
+        return Bootstrap.draw(len(self.block_of), self.options.resamples, self.options.seed)
 
     def sums(self, rows: Ints | None = None) -> UserSums:
         """Returns the sums of all rows or of some, given by rising score."""
@@ -137,10 +134,7 @@ class SortedRows:
             raise ValueError(f"there must be at most {MAX_GROUPS:,} groups; got {last + 1:,}.")
         ids = grouping.ids
         check_values("scenario", ids, (ids >= 0) & (ids <= last), f"0..{last}")
-        key = ids.astype(np.uint16)[self.order]
-        edges = np.concatenate([[0], np.cumsum(np.bincount(key, minlength=last + 1))])
-        order = stable_order(key)
-        return [order[start:stop] for start, stop in itertools.pairwise(edges)]
+        return rows_by_group(ids.astype(np.uint16)[self.order], last + 1)
 
     def metrics(self) -> Metrics:
         """Computes the metrics of all rows."""
@@ -155,6 +149,13 @@ class SortedRows:
         return {name: group_metrics(self.sums(r), self.bootstrap, m) for name, r, m in groups}
 
 
+def rows_by_group(group: NDArray[np.uint16], num_groups: int) -> list[Ints]:
+    """Returns the positions of the rows (n,) of each group, in their order."""
+    edges = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=num_groups))])
+    order = stable_order(group)
+    return [order[start:stop] for start, stop in itertools.pairwise(edges)]
+
+
 def sort_rows(
     score: Array,
     label: Array,
@@ -164,6 +165,7 @@ def sort_rows(
     *,
     kind: ScoreKind = "binary",
     impression: Array | None = None,
+    user_ids: NDArray[np.uint64] | None = None,
 ) -> SortedRows:
     """Checks rows and sorts them by score.
 
@@ -175,34 +177,26 @@ def sort_rows(
         weight: (N,), at least 0; rows of weight 0 are left out. None means all 1.
         impression: (N,), int, equal for the rows of a user that were shown together; the same
             number with another user is another impression. None means unknown.
+        user_ids: (U,), id of each code, which decides the user's block of the bootstrap; None means
+            the code itself.
 
     Raises:
         ValueError: a value is out of its range; the message names the row.
     """
     is_missing = np.isnan(label)
-    if kind == "binary":
-        check_values("score", score, (score >= 0) & (score <= 1), "between 0 and 1")
-    else:
-        check_values("score", score, np.isfinite(score), "a finite number")
-    if kind == "regression":
-        check_values("label", label, is_missing | np.isfinite(label), "a finite number")
-    else:
-        check_values("label", label, is_missing | (label == 0) | (label == 1), "0 or 1")
+    check_rows(kind, score, label, weight)
     check_values("user", user, (user >= 0) & (user < 1 << 32), "a code in [0, 2^32)")
     order, weights = score_order(score), None
     missing = np.flatnonzero(is_missing)
     if len(missing):
         order = order[~is_missing[order]]
     if weight is not None:
-        is_valid = (weight >= 0) & np.isfinite(weight)
-        check_values("weight", weight, is_valid, "at least 0 and finite")
         if not (weight > 0).all():
             order, missing = order[weight[order] > 0], missing[weight[missing] > 0]
         if not (weight == 1).all():
             weights = weight[order].astype(np.float64)
-    code = user[order]
-    if code.max(initial=0) >= max(2 * len(user), 1 << 16):  # codes with gaps
-        code = np.unique(code, return_inverse=True)[1]
+    users, code = _distinct(user[order].astype(np.int64, copy=False))
+    hashes = user_hashes(users if user_ids is None else user_ids[users], options.seed)
     labels = label[order]
     return SortedRows(
         kind=kind,
@@ -212,13 +206,39 @@ def sort_rows(
         label=labels if kind == "regression" else labels == 1,
         user=code.astype(np.uint32),
         weight=weights,
-        impression=None if impression is None else _impression_codes(impression[order], code),
-        block_of=user_blocks(int(code.max(initial=-1)) + 1, options.seed),
+        impression=None if impression is None else impression_codes(impression[order], code),
+        block_of=user_blocks(hashes),
         options=options,
     )
 
 
-def _impression_codes(impression: Array, user: Array) -> NDArray[np.uint32]:
+def check_rows(kind: ScoreKind, score: Array, label: Array, weight: Array | None) -> None:
+    """Raises a ValueError that names the first row with a value out of its range."""
+    is_missing = np.isnan(label)
+    if kind == "binary":
+        check_values("score", score, (score >= 0) & (score <= 1), "between 0 and 1")
+    else:
+        check_values("score", score, np.isfinite(score), "a finite number")
+    if kind == "regression":
+        check_values("label", label, is_missing | np.isfinite(label), "a finite number")
+    else:
+        check_values("label", label, is_missing | (label == 0) | (label == 1), "0 or 1")
+    if weight is not None:
+        is_valid = (weight >= 0) & np.isfinite(weight)
+        check_values("weight", weight, is_valid, "at least 0 and finite")
+
+
+def _distinct(user: Array) -> tuple[Array, Array]:
+    """Returns the distinct users (U,), rising, and the place of each row's user among them."""
+    if user.max(initial=0) >= max(2 * len(user), 1 << 16):  # numbers with gaps
+        return np.unique(user, return_inverse=True)
+    has_rows = np.zeros(int(user.max(initial=-1)) + 1, np.bool_)
+    has_rows[user] = True
+    users = np.flatnonzero(has_rows)
+    return users, user if len(users) == len(has_rows) else (np.cumsum(has_rows) - 1)[user]
+
+
+def impression_codes(impression: Array, user: Array) -> NDArray[np.uint32]:
     """Returns a code from 0 for each pair of user and impression (n,)."""
     numbers, code = np.unique(impression, return_inverse=True)
     pair = user.astype(np.int64) * len(numbers) + code

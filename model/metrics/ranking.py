@@ -5,7 +5,8 @@ Impressions are ranked as users are.
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,10 +60,39 @@ class RankContributions(NamedTuple):
     bins: Ints
 
 
+@dataclass
+class RankState:
+    """Sums over the rows of a group up to a score, which rows with higher scores need.
+
+    Attributes:
+        all_positive, all_negative: weights of the classes among all rows of the group.
+        positive, negative: weights of the classes among the rows so far.
+        own, others: sums over the ties so far, for `RankContributions.shift`.
+    """
+
+    all_positive: Any
+    all_negative: Any
+    positive: Any = 0
+    negative: Any = 0
+    own: float = 0.0
+    others: float = 0.0
+
+    @classmethod
+    def start(cls, label: Bools, weight: Floats | None) -> "RankState":
+        """Returns the state before the first row of a group, given all of its rows."""
+        positive = label.sum(dtype=np.int64) if weight is None else weight[label].sum()
+        rest = len(label) - positive if weight is None else weight[~label].sum()
+        return cls(positive, rest)
+
+
 def rank_contributions(
-    score: Array, label: Bools, weight: Floats | None, num_bins: int
+    score: Array,
+    label: Bools,
+    weight: Floats | None,
+    num_bins: int,
+    state: RankState | None = None,
 ) -> Iterator[RankContributions]:
-    """Yields the contributions of all rows of a group, some rows at a time; ties share their ranks.
+    """Yields the contributions of rows of a group, some rows at a time; ties share their ranks.
 
     With P and N the weights of the classes, AUC is the sum of weight * wins / (2 P N) over
     positives, and the same over negatives. Without weights, integers stay integers, so that nothing
@@ -73,15 +103,15 @@ def rank_contributions(
         label: (N,).
         weight: (N,), above 0; None means all 1.
         num_bins: number of bins of equal weight, for `bins`.
+        state: left by the rows of the group with lower scores, and updated; None if these are all
+            rows.
 
     Source:
         AUC: the structural components of DeLong et al., Biometrics 1988. Average precision: its
         derivative by the weight of a row, derived here; a test compares it with differences.
     """
-    all_positive = label.sum(dtype=np.int64) if weight is None else weight[label].sum()
-    all_negative = len(label) - all_positive if weight is None else weight[~label].sum()
-    positive_before = negative_before = 0 * all_positive
-    own_before = others_before = 0.0
+    state = state or RankState.start(label, weight)
+    all_positive, all_negative = state.all_positive, state.all_negative
     # A chunk never ends inside a tie.
     cuts = np.searchsorted(score, score[np.arange(CHUNK, len(score), CHUNK) - 1], side="right")
     edges = np.unique(np.concatenate([[0], cuts, [len(score)]]))
@@ -92,21 +122,21 @@ def rank_contributions(
         # Weights of the classes in each tie, and up to and including it.
         weights = None if weight is None else weight[rows]
         tie_positive, tie_negative = _class_weights(labels, weights, ends)
-        positive = positive_before + np.cumsum(tie_positive)
-        negative = negative_before + np.cumsum(tie_negative)
+        positive = state.positive + np.cumsum(tie_positive)
+        negative = state.negative + np.cumsum(tie_negative)
         wins_of_positive = 2 * negative - tie_negative
         wins_of_negative = 2 * (all_positive - positive) + tie_positive
         higher = (all_positive - positive) + (all_negative - negative)
         at_least = higher + tie_positive + tie_negative
         precision = (all_positive - positive + tie_positive) / at_least
         share = tie_positive / at_least
-        own = own_before + np.cumsum(share)
-        others = others_before + np.cumsum(share * precision)
+        own = state.own + np.cumsum(share)
+        others = state.others + np.cumsum(share * precision)
         middle = positive + negative - 0.5 * (tie_positive + tie_negative)
         bins = middle / (all_positive + all_negative) * num_bins
         bins = np.minimum(bins.astype(np.int64), num_bins - 1)
-        positive_before, negative_before = positive[-1], negative[-1]
-        own_before, others_before = own[-1], others[-1]
+        state.positive, state.negative = positive[-1], negative[-1]
+        state.own, state.others = own[-1], others[-1]
         tie = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
         yield RankContributions(
             rows=rows,

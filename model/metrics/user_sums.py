@@ -9,6 +9,7 @@ from msrec.model.metrics.definitions import Array, Bools, Floats, Ints, loss_met
 from msrec.model.metrics.ranking import (
     GroupRankings,
     RankContributions,
+    RankState,
     group_rankings,
     rank_contributions,
 )
@@ -161,28 +162,61 @@ def binary_sums(
         impression: (N,), uint32 codes; all rows of one have the same user.
     """
     blocks, line_of = lines_of_users(user, block_of)
-    table = _Table(len(blocks))
-    for part in rank_contributions(score, label, weight, BINS):
-        rows = part.rows
-        weights = None if weight is None else weight[rows]
-        table.add_rows(part, line_of[user[rows]], score[rows], label[rows], weights)
-    for of_users in group_rankings(score, label, weight, user, k):
-        table.add_users(of_users, line_of[of_users.group])
-    if impression is not None and len(impression):
-        line_of_impression = np.zeros(int(impression.max()) + 1, np.int64)
-        line_of_impression[impression] = line_of[user]
-        for of_impressions in group_rankings(score, label, weight, impression, k):
-            table.add_impressions(of_impressions, line_of_impression[of_impressions.group])
+    table = BinaryTable(len(blocks))
+    table.add_ranks(score, label, weight, line_of[user], RankState.start(label, weight))
+    table.add_users(score, label, weight, user, line_of, k, impression)
     return BinarySums(blocks, table.sums)
 
 
-class _Table:
-    """Table of `BinarySums`, to which rows, users and impressions are added."""
+class BinaryTable:
+    """Table of `BinarySums` of a group, to which rows are added in any number of portions.
+
+    Every row is added twice: to the ranks with all rows of near scores, portion by portion with
+    rising scores, and to the users with all rows of its user.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         self.sums = np.zeros((num_blocks, len(SUMS) + BINS))
 
-    def add_rows(
+    def add_ranks(
+        self, score: Array, label: Bools, weight: Floats | None, line: Ints, state: RankState
+    ) -> None:
+        """Adds rows with scores above those of earlier portions.
+
+        Shape:
+            score, label, weight: as in `binary_sums`.
+            line: (N,), the line of each row's block in the table.
+        """
+        for part in rank_contributions(score, label, weight, BINS, state):
+            rows = part.rows
+            weights = None if weight is None else weight[rows]
+            self._add_rows(part, line[rows], score[rows], label[rows], weights)
+
+    def add_users(
+        self,
+        score: Array,
+        label: Bools,
+        weight: Floats | None,
+        user: Array,
+        line_of: Ints,
+        k: int,
+        impression: Array | None,
+    ) -> None:
+        """Adds all rows of some users, by rising score.
+
+        Shape:
+            score, label, weight, user, impression: as in `binary_sums`.
+            line_of: (U,), the line of each user code in the table.
+        """
+        for of_users in group_rankings(score, label, weight, user, k):
+            self._add_users(of_users, line_of[of_users.group])
+        if impression is not None and len(impression):
+            line_of_impression = np.zeros(int(impression.max()) + 1, np.int64)
+            line_of_impression[impression] = line_of[user]
+            for of_impressions in group_rankings(score, label, weight, impression, k):
+                self._add_impressions(of_impressions, line_of_impression[of_impressions.group])
+
+    def _add_rows(
         self,
         part: RankContributions,
         block: Ints,
@@ -190,7 +224,7 @@ class _Table:
         label: Bools,
         weight: Floats | None,
     ) -> None:
-        """Adds rows; `block` (n,) is the line of each row in the table."""
+        """Adds contributions; `block` (n,) is the line of each row in the table."""
         p = score.astype(np.float64)
         clipped = np.clip(p, EPS, 1 - EPS)
         loss = -np.log(np.where(label, clipped, 1 - clipped))
@@ -206,7 +240,7 @@ class _Table:
         by_bin = np.bincount(block * BINS + part.bins, gap, len(self.sums) * BINS)
         self.sums[:, len(SUMS) :] += by_bin.reshape(-1, BINS)
 
-    def add_users(self, users: GroupRankings, block: Ints) -> None:
+    def _add_users(self, users: GroupRankings, block: Ints) -> None:
         """Adds users; `block` (n,) is the line of each user in the table."""
         has_auc, is_ranked = ~np.isnan(users.auc), ~np.isnan(users.ndcg)
         auc, weight = users.auc[has_auc], users.weight[has_auc]
@@ -218,7 +252,7 @@ class _Table:
         self._add(("ndcg",), block[is_ranked], users.ndcg[is_ranked])
         self._add(("recall",), block[is_ranked], users.recall[is_ranked])
 
-    def add_impressions(self, impressions: GroupRankings, block: Ints) -> None:
+    def _add_impressions(self, impressions: GroupRankings, block: Ints) -> None:
         """Adds impressions; `block` (n,) is the line of each one's user in the table."""
         has_auc, is_ranked = ~np.isnan(impressions.auc), ~np.isnan(impressions.ndcg)
         auc, weight = impressions.auc[has_auc], impressions.weight[has_auc]

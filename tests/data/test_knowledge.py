@@ -11,7 +11,7 @@ from msrec.data.loading.collator import entity_vectors
 
 pytestmark = pytest.mark.slow
 
-EVERYONE = np.arange(40)
+EVERYONE = torch.arange(40)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,13 @@ def test_each_user_has_the_vector_of_its_key_and_the_last_one_the_mean(knowledge
     np.testing.assert_array_equal(vectors[39], users.mean.astype(np.float16))
     assert has_vector.tolist() == [1.0] * 39 + [0.0]
     assert users.num_missing == 1
+
+
+def test_a_device_fills_in_what_is_missing_without_waiting_for_its_number(knowledge):
+    """On the meta device, whatever reads a value fails."""
+    vectors, has_vector = knowledge().to(torch.device("meta")).gather(EVERYONE.to("meta"))
+    assert vectors.shape == (40, knowledge().dim)
+    assert has_vector.shape == (40,)
 
 
 def test_a_user_without_a_vector_is_refused_on_request(knowledge):
@@ -77,7 +84,7 @@ def test_the_distinct_users_of_a_batch_are_gathered_once_each(knowledge):
     of = entity_vectors(users, knowledge())
     assert of.ids.tolist() == [2, 7, 39]
     assert of.ids[of.inverse].tolist() == users.tolist()
-    torch.testing.assert_close(of.vectors, knowledge().gather(np.array([2, 7, 39]))[0])
+    torch.testing.assert_close(of.vectors, knowledge().gather(torch.tensor([2, 7, 39]))[0])
     nothing = entity_vectors(users, None)
     assert nothing.vectors.shape == (0, 0)
     assert nothing.inverse.shape == (5,)

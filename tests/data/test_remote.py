@@ -117,7 +117,7 @@ def test_prompts_and_vectors_read_the_same_users_and_items(local, memory):
     for prompts in (user_prompts, item_prompts):
         assert prompts(memory, template).frame.equals(prompts(local, template).frame)
     store = KnowledgeStore.open(local.parent / "store/user")
-    users = np.arange(40)
+    users = torch.arange(40)
     ours, theirs = (EntityKnowledge(d, "user", store).gather(users) for d in (local, memory))
     torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
 

@@ -17,8 +17,8 @@ from msrec.data.schema import load_schema, save_schema
 from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate, predictions_folder
-from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import load_results
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.training.trainer import Trainer
 from msrec.model.metrics.exact import MetricOptions
 
@@ -235,7 +235,7 @@ def test_a_day_without_a_clock_is_refused_before_anything_is_scored(root, tmp_pa
 
 
 def test_days_are_those_of_utc(root, tmp_path):
-    from msrec.launch.evaluation.slices import slice_rows
+    from msrec.launch.evaluation.slices import row_groups
 
     data = tmp_path / "data"
     shutil.copytree(root / "old", data)
@@ -246,6 +246,6 @@ def test_days_are_those_of_utc(root, tmp_path):
         hours = start + 3_600_000 * np.arange(rows)
         replace_column(path, "timestamp", pa.array(hours, pa.int64()))
     predictions = load_predictions(root / "run/predictions/test")
-    groups = slice_rows(predictions, data, ["day"])["day"]
+    groups = row_groups(data, "test", ["day"])["day"].grouping(predictions.row_id)
     assert groups.names[:3] == ["2024-02-28", "2024-02-29", "2024-03-01"]
     assert groups.ids[:27].tolist() == [0] + [1] * 24 + [2] * 2

@@ -9,13 +9,9 @@ from simulated_clicks import two_models
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
 from msrec.launch.evaluation.compare import compare, find_predictions
-from msrec.launch.evaluation.predictions import Commit, write_commit
-from msrec.launch.evaluation.results import (
-    ResultHistory,
-    evaluate_predictions,
-    load_results,
-    save_results,
-)
+from msrec.launch.evaluation.exact_results import evaluate_predictions
+from msrec.launch.evaluation.results import ResultHistory, load_results, save_results
+from msrec.launch.evaluation.scored_rows.commit import Commit, write_commit
 from msrec.launch.reporting.difference_table import differences_table, history_note, verdict
 from msrec.model.metrics.differences import holm
 

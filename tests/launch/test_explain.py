@@ -133,7 +133,7 @@ def generated(layer, code):
 @in_rank
 def test_distances_equal_those_of_layers_generated_one_by_one(run, explainer):
     meta = explainer.dense_arch.user_meta
-    vectors, has = explainer.knowledge.user.gather(np.arange(40))
+    vectors, has = explainer.knowledge.user.gather(torch.arange(40))
     codes = meta.reducer(vectors, has)
     found = explainer.user("u3")
     assert [layer.layer for layer in found.layers] == ["layer 1", "layer 2"]

@@ -16,7 +16,7 @@ from msrec.launch.config.run_config import load_config
 from msrec.launch.distributed import process_group
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files
-from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.serving.export import export
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer

@@ -26,7 +26,7 @@ from msrec.data.loading.split_reader import SplitReader
 from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import process_group
 from msrec.launch.evaluation.evaluate import evaluate
-from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.serving import export as export_module
 from msrec.launch.serving import parity
 from msrec.launch.serving.delta.apply import point_link

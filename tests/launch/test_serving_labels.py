@@ -18,7 +18,7 @@ from msrec.launch.config.run_config import load_config, save_config
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.calibrate import calibrate
 from msrec.launch.evaluation.evaluate import evaluate
-from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.serving.export import export
 from msrec.launch.serving.http.server import create_app
 from msrec.launch.serving.score_file import score_file

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.evaluation.predictions import Commit, write_commit
-from msrec.launch.evaluation.results import evaluate_predictions, save_results
+from msrec.launch.evaluation.exact_results import evaluate_predictions
+from msrec.launch.evaluation.results import save_results
+from msrec.launch.evaluation.scored_rows.commit import Commit, write_commit
 
 NAMES = ["search", "feed", "friends"]
 

@@ -11,8 +11,8 @@ from llm_data import whole
 from msrec.data.histories.build import build_histories
 from msrec.data.histories.index import HistoryIndex
 from msrec.data.llm.item_vectors import ItemVectors
-from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import load_results
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.model.metrics.exact import exact_metrics
 from msrec.tools.bench.boosting.history_features import HistoryFeatures
 from msrec.tools.cli.main import main

@@ -14,9 +14,8 @@ from tiny import tiny_dataset, tiny_store
 
 from msrec.data.io.atomic_files import write_json
 from msrec.launch.config.run_config import load_config
-from msrec.launch.evaluation.predictions import Commit, LabelRows, Predictions
-from msrec.launch.evaluation.results import CombinedResults, LabelResults, slice_metrics
-from msrec.launch.evaluation.slices import EDGES, bucket_names, slice_rows
+from msrec.launch.evaluation.results import CombinedResults, LabelResults
+from msrec.launch.evaluation.slices import EDGES, bucket_names, row_groups
 from msrec.model.metrics.definitions import Metrics, ScenarioMetrics
 from msrec.model.metrics.exact import sort_rows
 from msrec.tools.cli.studies import experiment
@@ -287,29 +286,17 @@ def test_a_bucket_holds_the_rows_whose_user_or_item_has_so_many_training_rows(fo
 
     test = pq.read_table(folder / "data/test")
     train = pq.read_table(folder / "data/train", columns=[column])[column].to_numpy()
-    values = {name: test[name].to_numpy()[rows] for name in (column, "label", "scenario", "user")}
-    predictions = Predictions(
-        commit=Commit(rows=400, split="test", checkpoint="c", dataset="tiny"),
-        row_id=rows,
-        scenario=values["scenario"].astype(np.int64),
-        user=values["user"].astype(np.int64),
-        labels=(
-            LabelRows(
-                label=values["label"],
-                weight=np.ones(400, np.float32),
-                score=rng.random(400).astype(np.float32),
-            ),
-        ),
-    )
-    [groups] = slice_rows(predictions, folder / "data", [f"{column}_history"]).values()
-    p = predictions
-    found = slice_metrics(sort_rows(p.score, p.label, p.user), groups)
+    values = {name: test[name].to_numpy()[rows] for name in (column, "label", "user")}
+    score = rng.random(400).astype(np.float32)
+    [groups] = row_groups(folder / "data", "test", [f"{column}_history"]).values()
+    sorted_rows = sort_rows(score, values["label"], values["user"])
+    found = sorted_rows.metrics_by(groups.grouping(rows))
     assert sum(metrics.rows for metrics in found.values()) == 400
     seen = np.array([np.sum(train == entity) for entity in values[column]])
     for low, high, name in zip(EDGES, (*EDGES[1:], np.inf), bucket_names(), strict=True):
         inside = (seen >= low) & (seen < high)
-        assert (name in found) == inside.any()
+        assert (found[name].rows > 0) == inside.any()
         if inside.any():
-            expected = roc_auc_score(values["label"][inside], predictions.score[inside])
+            expected = roc_auc_score(values["label"][inside], score[inside])
             assert found[name].auc == pytest.approx(expected)
             assert found[name].rows == inside.sum()

@@ -16,8 +16,9 @@ import typer
 
 from msrec.data.io.outputs import FolderKind, emptied_folder
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
-from msrec.launch.evaluation.predictions import Commit, load_predictions, write_commit
-from msrec.launch.evaluation.results import compute_results
+from msrec.launch.evaluation.exact_results import compute_results, evaluate_predictions
+from msrec.launch.evaluation.scored_rows.commit import Commit, write_commit
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.model.metrics.exact import MetricOptions
 from msrec.model.metrics.user_sums import EPS
 from msrec.tools.bench.harness.measure import (
@@ -35,8 +36,9 @@ PART_ROWS = 1 << 20
 SAMPLED_USERS = 5_000
 """Users whose AUCs scikit-learn computes one by one; the time for all users is extrapolated."""
 BENCH_PREDICTIONS = FolderKind(
-    "a folder of msrec bench evaluate", ".msrec-bench", (".msrec-bench", "predictions/*")
+    "a folder of msrec bench evaluate", ".msrec-bench", (".msrec-bench", "predictions/**")
 )
+ON_DISK, TENTH = "msrec, rows on disk", "a tenth of the rows"
 T = TypeVar("T")
 Array = npt.NDArray[Any]
 COLUMNS = ["scenario", "label", "score", "user"]
@@ -56,6 +58,9 @@ def bench_evaluate(
     scenarios: Annotated[int, typer.Option(min=1, help="number of scenarios")] = 10,
     resamples: Annotated[int, typer.Option(min=1, help="bootstrap samples of msrec")] = 1000,
     repeats: Repeats = 1,
+    on_disk_only: Annotated[
+        bool, typer.Option(help="only msrec with the rows on disk, against a tenth of the rows")
+    ] = False,
     out: Annotated[Path, typer.Option(help="folder for random predictions; emptied first")] = Path(
         "runs/bench_evaluate"
     ),
@@ -77,6 +82,7 @@ def bench_evaluate(
     os.environ["POLARS_MAX_THREADS"] = "1"  # read when a process imports polars
     ways = {
         "msrec": partial(measure_msrec, folder, schema, MetricOptions(resamples=resamples)),
+        ON_DISK: partial(measure_on_disk, folder, schema, MetricOptions(resamples=resamples)),
         "msrec without intervals": partial(
             measure_msrec, folder, schema, MetricOptions(resamples=0)
         ),
@@ -85,6 +91,13 @@ def bench_evaluate(
         "polars": partial(measure_polars, folder, False),
         "polars with GAUC": partial(measure_polars, folder, True),
     }
+    if on_disk_only:
+        tenth = out / "predictions" / "tenth"
+        _write_predictions(tenth, int(rows / 10), int(users / 10), scenarios)
+        ways = {
+            ON_DISK: ways[ON_DISK],
+            TENTH: partial(measure_on_disk, tenth, schema, MetricOptions(resamples=resamples)),
+        }
     measured: dict[str, list[Measured]] = {name: [] for name in ways}
 
     def case(name: str) -> Seconds:
@@ -92,14 +105,27 @@ def bench_evaluate(
         return measured[name][-1].compute
 
     rounds = interleaved({name: partial(case, name) for name in ways}, repeats, warm_up=0)
-    findings = compare_all("metrics", rounds, rows)
-    read = {name: [m.read for m in measured[name]] for name in ("msrec", "scikit-learn")}
-    findings += compare_all("reading", read, rows)
     peak_gib = {name: median(m.peak_bytes for m in measured[name]) / 2**30 for name in ways}
-    findings += [
-        compare_values(f"peak memory: against {name}", peak_gib["msrec"], peak_gib[name], "GiB")
-        for name in list(ways)[1:]
-    ]
+    if on_disk_only:
+        million = {
+            name: median(each.processor for each in rounds[name]) * 1e6 / size
+            for name, size in ((ON_DISK, rows), (TENTH, rows / 10))
+        }
+        findings = [
+            compare_values(f"{figure}: against {TENTH}", of[ON_DISK], of[TENTH], unit)
+            for figure, of, unit in (
+                ("CPU time of a million rows", million, "s"),
+                ("peak memory", peak_gib, "GiB"),
+            )
+        ]
+    else:
+        findings = compare_all("metrics", rounds, rows)
+        read = {name: [m.read for m in measured[name]] for name in ("msrec", "scikit-learn")}
+        findings += compare_all("reading", read, rows)
+        findings += [
+            compare_values(f"peak memory: against {name}", peak_gib["msrec"], peak_gib[name], "GiB")
+            for name in list(ways)[1:]
+        ]
     title = f"{rows:,.0f} predictions, {users:,.0f} users, {scenarios} scenarios, one thread"
     details = {name: [m._asdict() for m in of_way] for name, of_way in measured.items()}
     report("evaluate", title, findings, on, {"resamples": resamples, "measured": details})
@@ -149,6 +175,13 @@ def _measure(read: Callable[[], T], compute: Callable[[T], object]) -> Measured:
 def measure_msrec(folder: Path, schema: Schema, options: MetricOptions) -> Measured:
     """Computes all metrics and their intervals, as `msrec evaluate` does."""
     return _measure(lambda: load_predictions(folder), lambda p: compute_results(p, schema, options))
+
+
+def measure_on_disk(folder: Path, schema: Schema, options: MetricOptions) -> Measured:
+    """Computes the same metrics, reading the rows as often as needed."""
+    nothing = Seconds(0.0, 0.0)
+    compute = timed(lambda: evaluate_predictions(folder, schema, options, rows_in_memory=0))
+    return Measured(nothing, compute, peak_rss())
 
 
 def measure_polars(folder: Path, by_user: bool) -> Measured:

@@ -13,7 +13,7 @@ from msrec.data.loading.split_reader import SplitReader
 from msrec.data.schema import load_schema
 from msrec.launch.distributed import process_group
 from msrec.launch.evaluation.evaluate import evaluate, predictions_folder
-from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.serving.delta.apply import apply_delta, point_link
 from msrec.launch.serving.delta.delta_folder import rows_files
 from msrec.launch.training.metric_log import load_metric_log

@@ -17,7 +17,7 @@ from msrec.launch.distributed import Process
 from msrec.launch.evaluation.calibrate import calibrate
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files
-from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.reporting.report import write_report
 from msrec.launch.reporting.result_tables import calibration_table, results_tables
 from msrec.launch.trained_run import open_run

@@ -17,8 +17,8 @@ from msrec.launch.evaluation.compare import compare
 from msrec.launch.evaluation.drift import measure_drift
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files
-from msrec.launch.evaluation.predictions import load_predictions
 from msrec.launch.evaluation.results import load_results
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.reporting.difference_table import calibration_note, verdict
 from msrec.launch.reporting.report import write_report
 from msrec.launch.trained_run import open_run

@@ -15,7 +15,7 @@ from msrec.launch.config.run_config import save_config, with_overrides
 from msrec.launch.daily.warm_start import load_weights
 from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
-from msrec.launch.evaluation.predictions import load_predictions
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow

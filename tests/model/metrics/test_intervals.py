@@ -34,9 +34,10 @@ def repeated(score, label, user, counts):
 def test_a_resample_has_the_metrics_of_its_rows():
     """Except AUC and average precision, which are first-order approximations."""
     score, label, user = scored(users=40)
-    sums = sort_rows(score, label, user).sums()
+    rows = sort_rows(score, label, user)
+    sums = rows.sums()
     counts = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40))
-    found = sums.values(counts @ sums.table, sums.table.sum(axis=0))
+    found = sums.values(counts[np.argsort(rows.block_of)] @ sums.table, sums.table.sum(axis=0))
     again = sort_rows(*repeated(score, label, user, counts)).metrics()
     names = ("log_loss", "ne", "rig", "calibration", "gauc", "gauc_by_user", "ndcg", "recall")
     for name in names:
@@ -51,12 +52,13 @@ def test_a_resample_has_the_metrics_of_its_rows():
 )
 def test_derivatives_of_rankings_equal_differences(name, reference, digits):
     score, label, user = scored(users=30, digits=digits)
-    sums = sort_rows(score, label, user).sums()
+    rows = sort_rows(score, label, user)
+    sums = rows.sums()
     total, step = sums.table.sum(axis=0), 1e-5
     for one in range(0, 30, 3):
         weight = np.where(user == one, 1 + step, 1.0)
         by_weight = reference(label, score, sample_weight=weight) - reference(label, score)
-        ours = sums.values(total + step * sums.table[one], total)[name]
+        ours = sums.values(total + step * sums.table[rows.block_of[one]], total)[name]
         ours = ours - sums.values(total, total)[name]
         assert ours / step == pytest.approx(by_weight / step, abs=1e-4)
 

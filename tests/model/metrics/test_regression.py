@@ -64,9 +64,10 @@ def test_quantile_calibration_error_is_the_mean_gap_of_ten_bins():
 
 def test_a_resample_has_the_errors_of_its_rows():
     score, label, user, _ = watched(rows=2_000, users=60)
-    sums = sort_rows(score, label, user, kind="regression").sums()
+    rows = sort_rows(score, label, user, kind="regression")
+    sums = rows.sums()
     counts = np.random.default_rng(1).multinomial(60, np.full(60, 1 / 60))
-    found = sums.values(counts @ sums.table, sums.table.sum(axis=0))
+    found = sums.values(counts[np.argsort(rows.block_of)] @ sums.table, sums.table.sum(axis=0))
     again = metrics(score, label, user, counts[user])
     for name in ("mae", "rmse", "calibration"):
         assert found[name] == pytest.approx(getattr(again, name), abs=1e-12), name
@@ -76,14 +77,15 @@ def test_a_resample_has_the_errors_of_its_rows():
 @pytest.mark.parametrize("digits", [None, -1], ids=["distinct", "many ties"])
 def test_the_derivative_of_spearman_equals_differences(digits):
     score, label, user, _ = watched(rows=600, users=30, digits=digits)
-    sums = sort_rows(score, label, user, kind="regression").sums()
+    rows = sort_rows(score, label, user, kind="regression")
+    sums = rows.sums()
     total, step = sums.table.sum(axis=0), 1e-5
     for one in range(0, 30, 3):
         weight = np.where(user == one, 1 + step, 1.0)
         expected = (
             metrics(score, label, user, weight).spearman - metrics(score, label, user).spearman
         )
-        ours = sums.values(total + step * sums.table[one], total)["spearman"]
+        ours = sums.values(total + step * sums.table[rows.block_of[one]], total)["spearman"]
         ours = ours - sums.values(total, total)["spearman"]
         assert ours / step == pytest.approx(expected / step, abs=1e-5)
 

@@ -15,13 +15,10 @@ from msrec.data.io.parquet_files import read_parquet
 from msrec.data.io.paths import local_path
 from msrec.data.schema import Schema
 from msrec.launch.config.run_config import RunConfig, load_config
-from msrec.launch.evaluation.predictions import PREDICTIONS, Commit, load_predictions, write_commit
-from msrec.launch.evaluation.results import (
-    ResultHistory,
-    Results,
-    compute_results,
-    save_results,
-)
+from msrec.launch.evaluation.exact_results import compute_results
+from msrec.launch.evaluation.results import ResultHistory, Results, save_results
+from msrec.launch.evaluation.scored_rows.commit import PREDICTIONS, Commit, write_commit
+from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.knowledge_inputs import item_sources
 from msrec.launch.reporting.result_tables import format_value, results_tables
 from msrec.tools.bench.boosting.history_features import (

@@ -66,17 +66,22 @@ def backbones(setting: Setting) -> Found:
 
 
 def meta(setting: Setting) -> Found:
-    """Three steps with user and scenario networks in both forms, against the CPU."""
+    """Three steps with user and scenario networks in both forms, against the CPU.
+
+    In a third case the device looks up the LLM vectors.
+    """
     data = setting.random_data(4_000)
     both = ("meta.user=true", "meta.scenario=true", f"llm.store={setting.store_of(data)}")
+    cases = {form: [f"meta.form={form}"] for form in ("contracted", "distinct")}
+    cases["vectors_on_device"] = ["llm.vectors_on=device"]
     with setting.one_rank() as process:
 
-        def differ(form: str) -> float:
-            options = (*SMALL, *both, f"meta.form={form}", "backbone.name=mmoe")
+        def differ(case: str) -> float:
+            options = (*SMALL, *both, *cases[case], "backbone.name=mmoe")
             config = setting.config("meta", data, *options, "backbone.dropout=0")
             return difference_from_cpu(setting, process, config)
 
-        results = each_case(("contracted", "distinct"), differ)
+        results = each_case(cases, differ)
     return Found(agreement(results, LIMIT), {"differences": results})
 
 

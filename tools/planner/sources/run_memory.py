@@ -77,18 +77,21 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
 def _parameter_bytes(model: RankerTrain) -> dict[str, int]:
     """Returns the bytes of dense parameters, their gradients and optimizer state, by use.
 
-    Maps of managed features count too.
+    Maps of managed features and vectors of `llm.vectors_on=device` count too.
     """
     total = dense_parameters(model)
     modules = [getattr(model.ranker.over, name) for name in KNOWLEDGE]
     knowledge = sum(dense_parameters(module) for module in modules if module is not None)
     managed = model.ranker.embeddings.managed
     maps = {} if managed is None else {"maps of managed features": map_bytes(managed)}
+    vectors = sum(each.nbytes for each in model.ranker.over.knowledge.values())
+    vectors_of_llm = {"vectors of the LLM": vectors} if vectors else {}
     return {
         "dense parameters": (total - knowledge) * FLOAT_BYTES,
         "networks that read the LLM": knowledge * FLOAT_BYTES,
         **adam_memory(total),
         **maps,
+        **vectors_of_llm,
     }
 
 
