@@ -8,7 +8,6 @@ unless a docstring says otherwise.
 # ruff: noqa: D102
 # The docstring of a class describes its `forward`.
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,14 +49,14 @@ class GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, counts: Sequence[int], dtype: torch.dtype
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, counts: list[int], dtype: torch.dtype
     ) -> Tensor:
         ctx.types = x.dtype, weight.dtype, bias.dtype
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         ctx.save_for_backward(x, weight)
         ctx.counts = counts
         out = x.new_empty(len(x), bias.shape[1])
-        parts = (bias, x.split(counts), weight, out.split(counts))
+        parts = (bias, torch.split(x, counts), weight, torch.split(out, counts))
         for b, rows, w, to in zip(*parts, strict=True):
             torch.addmm(b, rows, w, out=to)
         return out
@@ -69,16 +68,16 @@ class GroupedLinear(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        grads = grad.contiguous().split(ctx.counts)
+        grads = torch.split(grad.contiguous(), ctx.counts)
         x_grad = weight_grad = bias_grad = None
         if of_x:
             x_grad = torch.empty_like(x)
-            for g, w, to in zip(grads, weight, x_grad.split(ctx.counts), strict=True):
+            for g, w, to in zip(grads, weight, torch.split(x_grad, ctx.counts), strict=True):
                 torch.mm(g, w.T, out=to)
             x_grad = x_grad.to(ctx.types[0])
         if of_weight:
             weight_grad = weight.new_empty(weight.shape)
-            for g, rows, to in zip(grads, x.split(ctx.counts), weight_grad, strict=True):
+            for g, rows, to in zip(grads, torch.split(x, ctx.counts), weight_grad, strict=True):
                 torch.mm(rows.T, g, out=to)
             weight_grad = weight_grad.to(ctx.types[1])
         if of_bias:
@@ -114,8 +113,8 @@ class ExpertLinear(torch.autograd.Function):
         for g, w, to in zip(grad, weight, of_x, strict=True):
             torch.mm(g, w.T, out=to)
         of_weight, of_bias = torch.bmm(x.mT, grad), grad.sum(1, keepdim=True)
-        grads = zip((of_x, of_weight, of_bias), ctx.types, strict=True)
-        return *(each.to(dtype) for each, dtype in grads), None
+        dtypes = ctx.types
+        return of_x.to(dtypes[0]), of_weight.to(dtypes[1]), of_bias.to(dtypes[2]), None
 
 
 class GroupedMoments(torch.autograd.Function):
@@ -133,12 +132,12 @@ class GroupedMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, used: Tensor, centre: Tensor, counts: Sequence[int]
+        ctx: Any, x: Tensor, used: Tensor, centre: Tensor, counts: list[int]
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, used, centre)
         ctx.counts = counts
         total, squares = torch.empty_like(centre), torch.empty_like(centre)
-        parts = (x.split(counts), used.split(counts), centre, total, squares)
+        parts = (torch.split(x, counts), torch.split(used, counts), centre, total, squares)
         for rows, of_rows, c, t, s in zip(*parts, strict=True):
             distance = (rows - c).mul_(of_rows.unsqueeze(1))
             torch.sum(distance, 0, out=t)
@@ -150,8 +149,8 @@ class GroupedMoments(torch.autograd.Function):
     def backward(ctx: Any, of_total: Tensor, of_squares: Tensor) -> tuple[Tensor, None, None, None]:
         x, used, centre = ctx.saved_tensors
         grad, twice = torch.empty_like(x), 2 * of_squares
-        parts = (x.split(ctx.counts), used.split(ctx.counts), centre, of_total, twice)
-        for rows, of_rows, c, t, s, to in zip(*parts, grad.split(ctx.counts), strict=True):
+        parts = (torch.split(x, ctx.counts), torch.split(used, ctx.counts), centre, of_total, twice)
+        for rows, of_rows, c, t, s, to in zip(*parts, torch.split(grad, ctx.counts), strict=True):
             torch.addcmul(t, rows - c, s, out=to).mul_(of_rows.unsqueeze(1))
         return grad, None, None, None
 
@@ -168,12 +167,12 @@ class GroupedAffine(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, counts: Sequence[int]
+        ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, counts: list[int]
     ) -> Tensor:
         ctx.save_for_backward(x, mean, scale)
         ctx.counts = counts
         out = torch.empty_like(x)
-        parts = (x.split(counts), mean, scale, shift, out.split(counts))
+        parts = (torch.split(x, counts), mean, scale, shift, torch.split(out, counts))
         for rows, m, a, b, to in zip(*parts, strict=True):
             torch.addcmul(b, rows - m, a, out=to)
         return out
@@ -184,7 +183,11 @@ class GroupedAffine(torch.autograd.Function):
         x, mean, scale = ctx.saved_tensors
         of_x = torch.empty_like(x)
         of_scale, of_shift = torch.empty_like(scale), torch.empty_like(scale)
-        rows_of = (grad.split(ctx.counts), x.split(ctx.counts), of_x.split(ctx.counts))
+        rows_of = (
+            torch.split(grad, ctx.counts),
+            torch.split(x, ctx.counts),
+            torch.split(of_x, ctx.counts),
+        )
         for g, rows, to, m, a, ga, gb in zip(
             *rows_of, mean, scale, of_scale, of_shift, strict=True
         ):

@@ -5,6 +5,7 @@ Reference of the benches: the layers and widths of msrec's defaults, and none of
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ Bag = tuple[Tensor, Tensor]
 
 
 class Tables(nn.ModuleList):
-    """One table per feature; a multi-valued feature is the mean of its vectors.
+    """Embedding tables, one per feature; a multi-valued feature is the mean of its vectors.
 
     Args:
         sizes: number of rows of each table.
@@ -63,7 +64,7 @@ def by_scenario(function: Callable[[int, Tensor], Tensor], scenario: Tensor, n: 
     return logits
 
 
-class MLP(nn.Module):
+class PlainMLP(nn.Module):
     """MLP without scenarios."""
 
     def __init__(self, in_dim: int, num_scenarios: int, dims: Sequence[int] = (256, 128)) -> None:
@@ -122,12 +123,10 @@ class STAR(nn.Module):
         self.scale, self.shift = nn.Parameter(torch.ones(in_dim)), nn.Parameter(torch.zeros(in_dim))
         sizes = list(itertools.pairwise([in_dim, *dims, 1]))
         self.shared = nn.ModuleList(nn.Linear(a, b) for a, b in sizes)
-        self.own = nn.ModuleList(
-            nn.ModuleList(nn.Linear(a, b) for a, b in sizes) for _ in range(num_scenarios)
-        )
-        for layer in itertools.chain.from_iterable(self.own):
-            nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        # One parameter for each scenario, since the gradient of a slice would be as large as all.
+        of_each = [size for size in sizes for _ in range(num_scenarios)]
+        self.own_weights = nn.ParameterList(torch.ones(b, a) for a, b in of_each)
+        self.own_biases = nn.ParameterList(torch.zeros(b) for _, b in of_each)
         self.embedding = nn.Embedding(num_scenarios, 16)
         self.aux = tower(in_dim + 16, 64)
 
@@ -135,22 +134,24 @@ class STAR(nn.Module):
         """Returns the logits."""
 
         def of_scenario(s: int, rows: Tensor) -> Tensor:
-            norm = self.norms[s]
-            moments = (norm.running_mean, norm.running_var)
+            norm = cast(nn.BatchNorm1d, self.norms[s])
             scale, shift = self.scale * norm.weight, self.shift + norm.bias
+            moments = (norm.running_mean, norm.running_var)
             h = functional.batch_norm(x[rows], *moments, scale, shift, self.training)
-            for i, (shared, own) in enumerate(zip(self.shared, self.own[s], strict=True)):
-                h = functional.linear(h, shared.weight * own.weight, shared.bias + own.bias)
+            for i, layer in enumerate(cast(list[nn.Linear], self.shared)):
+                own = i * len(self.norms) + s
+                weight, bias = layer.weight * self.own_weights[own], self.own_biases[own]
+                h = functional.linear(h, weight, layer.bias + bias)
                 h = h.relu() if i < len(self.shared) - 1 else h
             return h
 
-        main = by_scenario(of_scenario, scenario, len(self.own))
+        main = by_scenario(of_scenario, scenario, len(self.norms))
         aux: Tensor = self.aux(torch.cat([self.embedding(scenario), x], dim=1)).squeeze(1)
         return main + aux
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": MLP,
+    "mlp": PlainMLP,
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "star": STAR,

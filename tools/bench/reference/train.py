@@ -69,7 +69,7 @@ def auc(net: Net, split: Split) -> dict[str, float]:
     net.eval()
     scores = []
     with torch.no_grad():
-        for rows in torch.arange(len(split)).split(EVAL_BATCH):
+        for rows in torch.split(torch.arange(len(split)), EVAL_BATCH):
             ids, dense, scenario, _ = split.batch(rows)
             scores.append(net(ids, dense, scenario))
     logits = torch.cat(scores).numpy()
@@ -92,7 +92,7 @@ def main(folder: Path, model: str, out: Path, batch: int = BATCH) -> None:
     num_scenarios = len(schema["scenarios"])
     net = Net(tables, len(features) * DIM, len(schema["dense"]), num_scenarios, MODELS[model])
     adam = torch.optim.Adam(net.parameters(), lr=LR)
-    for step, rows in enumerate(torch.randperm(len(train)).split(batch)):
+    for step, rows in enumerate(torch.split(torch.randperm(len(train)), batch)):
         ids, dense, scenario, label = train.batch(rows)
         loss = functional.binary_cross_entropy_with_logits(net(ids, dense, scenario), label)
         adam.zero_grad()
