@@ -17,7 +17,7 @@ def splitmix64(numbers: npt.NDArray[np.integer], key: int) -> npt.NDArray[np.uin
 
     Example:
         >>> splitmix64(np.array([0, 1]), key=0)
-        array([                   0, 10451216379200822465], dtype=uint64)
+        array([                   0, 16294208416658607535], dtype=uint64)
     """
     with np.errstate(over="ignore"):
         z = numbers.astype(np.uint64) + np.uint64(key % (1 << 64))

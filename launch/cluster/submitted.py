@@ -1,7 +1,7 @@
 """Record of a job's last submission, `submitted.json`, and the state of that job.
 
 `msrec launch status` imports this file and therefore neither torch nor torchx, unless a scheduler
-must be asked.
+other than Slurm must be asked.
 """
 
 import socket
@@ -17,6 +17,7 @@ Job = Literal["train", "encode", "evaluate", "predict"]
 SUBMITTED_FILE = "submitted.json"
 LOCAL = "local_cwd"
 """The scheduler whose jobs end with the process that submitted them."""
+SLURM = "slurm"
 ACTIVE_STATES = ("submitted", "pending", "running")
 
 
@@ -61,6 +62,11 @@ def job_state(submitted: Submitted) -> str:
         return "succeeded" if submitted.exit_status == 0 else "failed"
     if submitted.scheduler == LOCAL:
         return "running" if submitted.is_followed else "ended"
+    if submitted.scheduler == SLURM:
+        from msrec.launch.cluster.schedulers.slurm_states import components_of, state_of_job
+
+        nodes = components_of(submitted.handle.rpartition("/")[2])
+        return state_of_job([node.state for node in nodes]) if nodes else "forgotten"
     from torchx.runner import get_runner
 
     with get_runner() as runner:

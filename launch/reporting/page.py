@@ -1,6 +1,6 @@
 """Builds one self-contained HTML page from text, tables and figures; it opens without a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from msrec.launch.reporting.figures import Figure
+from msrec.launch.reporting.figures import Figure, Trace
 
 Rows = list[list[str]]
 """A table as text, its head first."""
@@ -61,7 +61,39 @@ class Figures(NamedTuple):
     title: str = ""
 
 
-Block = Text | Markdown | DataTable | Details | Figures
+class Point(NamedTuple):
+    """Content of an `Explorer` at one choice: tiles, text, and a list of traces for each figure."""
+
+    tiles: "Sequence[Tile]"
+    text: str
+    traces: Sequence[Sequence[int]]
+    """Numbers of the explorer's `traces`, which several points share."""
+
+
+class Explorer(NamedTuple):
+    """Sliders, one for each axis, that choose one of the points and show its content.
+
+    `points` has one for each combination of values, the last axis changing fastest. Nothing is
+    computed between them. All have the same number of tiles. `start` is the first one shown.
+    """
+
+    axes: Mapping[str, Sequence[str]]
+    points: Sequence[Point]
+    figures: Sequence[Figure]
+    traces: Sequence[Trace]
+    start: int = 0
+
+    @property
+    def positions(self) -> list[int]:
+        """Position of each slider at the start."""
+        rest, found = self.start, list[int]()
+        for values in reversed(list(self.axes.values())):
+            rest, position = divmod(rest, len(values))
+            found.append(position)
+        return found[::-1]
+
+
+Block = Text | Markdown | DataTable | Details | Figures | Explorer
 
 
 class Section(NamedTuple):
@@ -97,11 +129,20 @@ def render_page(
     """
     sections = [section for section in sections if section.blocks]
     blocks = [block for section in sections for block in section.blocks]
-    grids = [block for block in blocks if isinstance(block, Figures)]
+    grids = [block for block in blocks if isinstance(block, Figures | Explorer)]
     figures = [
         {"data": figure["data"], "layout": figure["layout"]}
         for grid in grids
         for figure in grid.figures
+    ]
+    explorers = [
+        {
+            "sizes": [len(values) for values in block.axes.values()],
+            "points": [point._asdict() for point in block.points],
+            "traces": block.traces,
+        }
+        for block in blocks
+        if isinstance(block, Explorer)
     ]
     environment = Environment(
         loader=PackageLoader("msrec.launch.reporting", package_path=""),
@@ -118,5 +159,6 @@ def render_page(
         subtitle=subtitle,
         tiles=tiles,
         figures=figures,
+        explorers=explorers,
         plotly=Markup(get_plotlyjs()),
     )

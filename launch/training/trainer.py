@@ -163,7 +163,9 @@ class Trainer:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             ranks = config.embeddings.group_ranks or self.process.world_size
             per_node = min(self.process.local_world_size, ranks)
-            write_json(config.run_dir / "plan.json", plan_to_dict(self.plan, ranks, per_node))
+            plan = plan_to_dict(self.plan, ranks, per_node)
+            plan["copies"] = self.process.world_size // ranks
+            write_json(config.run_dir / "plan.json", plan)
         result = FitResult(progress, progress.step or None)
         metric_logger = MetricLogger(config.run_dir, self.process, self._total_steps, progress.step)
         with metric_logger, self.checkpoints, self._preemption, self._heartbeat:

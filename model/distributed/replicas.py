@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.remote_device import _remote_device
+from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingEnv2D, ShardingPlan
 
@@ -63,8 +64,10 @@ def plan_of_group(plan: ShardingPlan, env: ShardingEnv) -> ShardingPlan:
         for table in module.values():
             table.ranks = [rank + first for rank in table.ranks]
             for shard in table.sharding_spec.shards:
-                place = shard.placement
-                shard.placement = _remote_device(f"rank:{place.rank() + first}/{place.device()}")
+                rank, device = shard.placement.rank() + first, shard.placement.device()
+                # Groups may share a node, and then have different GPUs of it.
+                name = "cpu" if device.type == "cpu" else f"cuda:{rank % get_local_size()}"
+                shard.placement = _remote_device(f"rank:{rank}/{name}")
     return plan
 
 

@@ -14,7 +14,7 @@ from torchx.specs.finder import ComponentValidationException
 from msrec.launch.cluster.job_specs import train_spec
 from msrec.launch.cluster.profiles import Profile, Target, load_profile
 from msrec.launch.cluster.resources import a100x8, h100x8, node_resource
-from msrec.launch.cluster.schedulers.slurm import _components
+from msrec.launch.cluster.schedulers.slurm_states import components_of
 from msrec.launch.cluster.submit import _dry_run, torchx_app
 from msrec.launch.config.run_config import load_config
 
@@ -75,13 +75,17 @@ def test_a_job_has_its_variables_on_slurm_whatever_is_in_them(dry_run, tmp_path)
     assert script.count("--export=ALL env ") == 2
 
 
-def test_the_name_of_a_slurm_job_is_shown_and_does_not_hide_its_nodes(dry_run, tmp_path):
+def test_the_name_of_a_slurm_job_is_shown_and_does_not_hide_its_nodes(
+    dry_run, tmp_path, monkeypatch
+):
     _, request = dry_run("train", "-j", "2x1", "--name", "lr-high", scheduler="slurm")
     names = [w for w in shlex.split(str(request), comments=False) if w.startswith("--job-name=")]
     assert names == ["--job-name=lr-high.train-0", "--job-name=lr-high.train-1"]
-    (tmp_path / "squeue").write_text("echo '7|lr-high.train-0|RUNNING|n1|None'\n")
-    ((name, _, host, _),) = _components(["sh", str(tmp_path / "squeue")])
-    assert (name, host) == ("train-0", "n1")
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho '7|lr-high.train-0|RUNNING|n1|None'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    (node,) = components_of("7")
+    assert (node.name, node.host) == ("train-0", "n1")
 
 
 def test_a_retry_of_one_pod_restarts_it_and_one_of_the_job_all(dry_run):

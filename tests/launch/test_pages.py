@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from evaluated_runs import make_run
 
+from msrec.launch.reporting.byte_sizes import format_bytes
 from msrec.launch.reporting.report import write_report
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,23 @@ def plan(tmp_path_factory):
     return folder / "plan.html"
 
 
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory):
+    from msrec.tools.planner.command.plan_options import PlanOptions
+    from msrec.tools.planner.matrix.matrix_command import matrix_command
+
+    folder = tmp_path_factory.mktemp("matrix")
+    (folder / "tables.csv").write_text("name,rows,dim\na,1000000,64\nb,20000000,64\n")
+    vary = ["gpu=h100,gb200", "gpus=1,8,12", "batch=512,4096"]
+    options = PlanOptions(folder / "tables.csv", vary=vary, page=folder / "matrix.html")
+    return folder / "matrix.html", matrix_command(options)
+
+
+@pytest.fixture(scope="module")
+def what_if(matrix):
+    return matrix[0]
+
+
 def opened(browser, path, width=1280, scheme="light"):
     """Opens a page without a network; also returns its requests and errors."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -62,7 +80,7 @@ def opened(browser, path, width=1280, scheme="light"):
     return SimpleNamespace(page=page, requests=requests, errors=errors)
 
 
-@pytest.mark.parametrize("which", ["report", "plan"])
+@pytest.mark.parametrize("which", ["report", "plan", "what_if"])
 @pytest.mark.parametrize(("width", "scheme"), LOOKS)
 def test_a_page_opens_offline_and_is_readable(browser, request, which, width, scheme):
     path = request.getfixturevalue(which)
@@ -107,6 +125,37 @@ def luminance(color):
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
     ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_sliders_show_the_plan_of_their_values(browser, matrix, width):
+    path, plans = matrix
+    page = opened(browser, path, width).page
+    _, gpus, batch = page.get_by_role("slider").all()
+    drawn = page.locator(".explorer .plot").first
+
+    def shown():
+        return page.locator(".explorer .tiles strong").all_text_contents()
+
+    def step():
+        return drawn.evaluate("plot => plot.data.reduce((sum, part) => sum + part.x[0], 0)")
+
+    assert shown()[0] == f"{plans.costs['h100', '1', '512'].step_ms:.3f} ms"
+    for at, rows in enumerate(("512", "4096")):
+        batch.press("ArrowRight" if at else "Home")
+        for number in ("1", "8"):
+            gpus.press("Home" if number == "1" else "ArrowRight")
+            key = ("h100", number, rows)
+            plan, costs = plans.plans[key], plans.costs[key]
+            assert gpus.get_attribute("aria-valuetext") == number
+            assert shown()[0] == f"{costs.step_ms:.3f} ms"
+            assert shown()[1] == format_bytes(plan.peak_memory)
+            assert shown()[4] == f"${costs.usd_per_billion:,.2f}"
+            assert step() == pytest.approx(costs.step_ms)
+    gpus.press("End")
+    assert shown()[0] == "no plan"
+    assert page.locator(".chosen").text_content() == plans.refused["h100", "12", "4096"]
+    page.context.close()
 
 
 def test_a_click_on_a_head_sorts_a_table_and_a_second_click_reverses_it(browser, report):

@@ -2,13 +2,18 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from torchx.runner import get_runner
+from torchx.schedulers.slurm_scheduler import SLURM_STATES
 from torchx.specs import AppDef, AppState, Resource, Role
 
+from msrec.launch.cluster.schedulers import slurm_states
 from msrec.launch.cluster.schedulers.slurm import MsrecSlurmScheduler
+from msrec.launch.cluster.submitted import Submitted, job_state
 
 pytestmark = pytest.mark.slow
 
@@ -115,3 +120,30 @@ def test_jobs_are_listed_with_or_without_accounting(commands, command):
 def test_slurm_that_does_not_answer_is_one_sentence(commands):
     with pytest.raises(ValueError, match="squeue or sacct must list the jobs of Slurm"):
         MsrecSlurmScheduler("x").list()
+
+
+def test_slurms_states_are_those_of_torchx():
+    ours = slurm_states.SLURM_STATES
+    assert {name: AppState[state.upper()] for name, state in ours.items()} == SLURM_STATES
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED by 0", "NEVER_HEARD_OF"])
+def test_a_submitted_job_has_the_state_that_torchx_says(commands, state):
+    job = {"job": "train", "profile": "p", "scheduler": "slurm", "nodes_and_ranks": "2x1"}
+    submitted = Submitted(**job, handle="slurm://msrec/7", time=0.0, pid=1)
+    assert job_state(submitted) == "forgotten"
+    commands("squeue", f"7+0|train-0|{state}|n1|None\n7+1|train-1|{state}|n2|None")
+    with get_runner() as runner:
+        assert job_state(submitted) == runner.status(submitted.handle).state.name.lower()
+
+
+def test_the_state_of_a_slurm_job_needs_neither_torchx_nor_torch(commands):
+    commands("squeue", "7+0|train-0|RUNNING|n1|None")
+    code = (
+        "import sys\n"
+        "from msrec.launch.cluster.submitted import Submitted, job_state\n"
+        "job = dict(job='train', profile='p', scheduler='slurm', nodes_and_ranks='1x1')\n"
+        "assert job_state(Submitted(**job, handle='slurm://m/7', time=0, pid=1)) == 'running'\n"
+        "sys.exit(bool({'torch', 'torchx'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,13 +1,15 @@
 """Estimates of time against values computed by hand: collectives, latency, kernels, precisions."""
 
+import math
+
 import pytest
 
 from msrec.tools.planner.costs import Ranks, kernel_width, shard_cost
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.export.published import published_steps
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.tables import TableLoad
 
 A100, H100 = load_hardware("a100-80"), load_hardware("h100")
@@ -25,7 +27,7 @@ def request(tables, **changes):
 def cost(table, sharding="table_wise", world=8, hardware=A100, columns=None, **changes):
     shape = (table.rows, columns or table.dim)
     ranks = Ranks(hardware, world, 8)
-    rest = {"kernel": "fused", "hit_rate": None, "batch": 8192, "optimizer": "rowwise_adagrad"}
+    rest = {"kernel": "fused", "load_factor": None, "batch": 8192, "optimizer": "rowwise_adagrad"}
     rest["comms"] = "fp32"
     return shard_cost(ranks, table, sharding, shape=shape, **(rest | changes))
 
@@ -78,8 +80,6 @@ def test_a_replicated_table_sends_its_gradient_twice_around_the_ring():
 
 def test_kernels_read_and_write_what_is_counted_by_hand():
     # Pooling 12, 65,536 rows of a step: as in hand.py of the issue, with distinct rows.
-    import math
-
     table = TableLoad(name="t19", rows=40_000_000, dim=128, pooling=12)
     rows, ids = 65536, 65536 * 12
     look, out = ids * 128 * 4, rows * 128 * 4
@@ -151,8 +151,16 @@ def test_rows_in_host_memory_come_over_the_link():
     rest = (ids * 8 + 65536 * row) / 2039e9
     host = ids * row / 2.5e9
     assert cost(table, kernel="fused_uvm").fwd_compute == pytest.approx((host + rest) * 1e3)
-    cached = cost(table, kernel="fused_uvm_caching", hit_rate=0.75).fwd_compute
-    assert cached == pytest.approx((host / 4 + ids * row * 0.75 / 2039e9 + rest) * 1e3)
+    # A cache of three quarters holds three quarters of equally popular ids. The others come over
+    # the link before the step, and as many rows go back.
+    distinct = 40e6 * (1 - math.exp(-ids / 40e6))
+    cached = cost(table, kernel="fused_uvm_caching", load_factor=0.75)
+    # The cache sorts the ids, and its slots are written and read.
+    more = ids * (5 * 8 + 3 * 4) / 2039e9
+    assert cached.fwd_compute == pytest.approx((ids * row / 2039e9 + rest + more) * 1e3)
+    assert cached.prefetch == pytest.approx(distinct / 4 * 2 * row / 25e9 * 1e3, rel=1e-2)
+    assert cached.total == pytest.approx(cost(table).total + more * 1e3)
+    assert cached.busy == max(cached.total, cached.prefetch)
 
 
 def test_26_small_tables_have_the_latency_of_one():

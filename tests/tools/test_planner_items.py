@@ -36,7 +36,7 @@ from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.estimator import Estimator
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.sources.run_memory import tables_and_dense
 from msrec.tools.planner.tables import TableLoad
 
@@ -92,6 +92,7 @@ def test_tables_of_item_vectors_have_the_lookups_of_a_step(root):
             precision="fp16",
             frozen=True,
             module="ranker.items.ebc",
+            min_partition=ITEM_DIM,
         )
     learned = tables[SEQUENCE_TABLE]
     assert (learned.rows, learned.dim, learned.pooling, learned.bags) == (rows, 8, items / 4, bags)

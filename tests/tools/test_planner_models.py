@@ -264,7 +264,7 @@ def test_constraints_give_torchrecs_planner_the_same_shardings(tmp_path):
     assert constraints["a"].pooling_factors == [7]
     assert constraints["b"].pooling_factors == [1, 1]
     assert constraints["c"].min_partition == 64
-    assert constraints["d"].cache_params.load_factor == 0.2
+    assert constraints["d"].cache_params.load_factor == plan.tables[3].load_factor
     model = nn.ModuleDict({"ebc": meta_collection(tables, "rowwise_adagrad")})
     theirs = EmbeddingShardingPlanner(
         topology=topology(hardware, 2, 2),

@@ -23,8 +23,8 @@ from msrec.launch.training.trainer import Trainer
 from msrec.tools.planner.command.measured_runs import recalibrated, report_run, request_of_run
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.verify import verify, verify_request
-from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.hardware import Catalogue, load_hardware
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.sources.peak_memory import TensorMemoryCounter
 from msrec.tools.planner.tables import TableLoad
 
@@ -177,7 +177,7 @@ def test_the_plan_of_a_run_is_printed_unchanged(traced, tmp_path):
     assert "measured" not in printed
     assert "user_id" in page.read_text()
     with pytest.raises(ValueError, match="trains on cpu; h100 is for cuda"):
-        request_of_run(traced, "h100", 8, None)
+        request_of_run(traced, "h100", Catalogue())
 
 
 def test_traced_times_are_compared_and_recalibrate_the_estimates(traced, tmp_path):

@@ -5,12 +5,13 @@ import time
 import numpy as np
 import pytest
 
+from msrec.tools.planner.cluster import Cluster, Pool
 from msrec.tools.planner.command.cluster_size import fewest_gpus
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
-from msrec.tools.planner.memory_balance import balanced
-from msrec.tools.planner.placement import Cluster, placement_on
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
+from msrec.tools.planner.search.memory_balance import balanced
+from msrec.tools.planner.search.placement import placement_on
 from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
 from msrec.tools.planner.tables import TableLoad, read_tables_file
 
@@ -50,7 +51,7 @@ def test_equal_time_with_the_memory_apart():
         "c": option("c", 1.0, 1),
         "d": option("d", 1.0, 1),
     }
-    cluster = Cluster(ranks=2, ranks_per_node=2, memory=1000, host=0)
+    cluster = Cluster(ranks_per_node=2, pools=(Pool(2, memory=1000, host=0),))
     before = placement_on(chosen, {"a": [0], "b": [0], "c": [1], "d": [1]}, cluster)
     after = balanced(before, cluster)
     assert (before.memory.max(), after.memory.max()) == (200, 101)
@@ -66,7 +67,7 @@ def test_balancing_memory_never_lengthens_the_step_and_keeps_the_loads_right():
             for i in range(40)
         }
         ranks = {table: [int(rng.integers(8))] for table in chosen}
-        cluster = Cluster(ranks=8, ranks_per_node=4, memory=10**9, host=0)
+        cluster = Cluster(ranks_per_node=4, pools=(Pool(8, memory=10**9, host=0),))
         before = placement_on(chosen, ranks, cluster)
         after = balanced(before, cluster)
         assert after.step_ms <= before.step_ms * (1 + 1e-9)

@@ -18,8 +18,8 @@ from msrec.tools.planner.command.plan_command import is_of_run
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.trace_files import read_measured
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.tables import TableLoad
 
 H100 = load_hardware("h100")

@@ -9,7 +9,7 @@ from msrec.data.synthetic.random_rows import random_rows
 from msrec.launch.config.run_config import load_config, save_config
 from msrec.tools.planner.command.build_request import request_from_options
 from msrec.tools.planner.command.plan_options import PlanOptions
-from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.sources.run_memory import tables_and_dense
 from msrec.tools.planner.sources.without_data import HIDDEN_SIZES
 from msrec.tools.planner.tables import read_tables_file

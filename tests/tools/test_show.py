@@ -15,6 +15,8 @@ from msrec.data.llm.store import KnowledgeStore, item_source_folder
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.source_overlap import source_overlap
+from msrec.tools.id_counts import write_id_counts
+from msrec.tools.planner.sources.id_counts import read_id_counts
 from msrec.tools.show import neighbours_table, norm_line, show
 
 pytestmark = pytest.mark.slow
@@ -122,3 +124,22 @@ def test_a_folder_of_no_known_kind_is_refused(tmp_path):
         FileNotFoundError, match="must be a dataset .*a store .*a run .*or a checkpoint"
     ):
         printed(tmp_path)
+
+
+def test_counts_of_ids_are_those_of_the_training_rows(folders, tmp_path):
+    dataset, _ = folders
+    file = tmp_path / "counts.json"
+    counts = write_id_counts(dataset, file)
+    rows = pl.read_parquet(dataset / "train/*.parquet")
+    for name, ids in (("user_id", rows["user_id"]), ("genre", rows["genres"].explode())):
+        falling = ids.drop_nulls().value_counts()["count"].sort(descending=True).to_numpy()
+        table = counts.tables[name]
+        assert (table.lookups, table.distinct) == (falling.sum(), len(falling))
+        for top, share in table.points:
+            assert share == pytest.approx(falling[:top].sum() / falling.sum())
+        assert table.points[-1] == (len(falling), 1.0)
+    assert read_id_counts(file)["genre"] == counts.tables["genre"].points
+    write_id_counts(dataset, file)  # its own file is replaced, others are not
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other\.json"):
+        write_id_counts(dataset, tmp_path / "other.json")

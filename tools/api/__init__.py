@@ -304,7 +304,7 @@ def plan(
     overrides: Sequence[str] = (),
     *,
     nodes: int = 1,
-    gpus_per_node: int = 8,
+    gpus_per_node: int | None = None,
     gpu: str = "h100",
     batch: int | None = None,
     out: str | Path | None = None,
@@ -315,8 +315,8 @@ def plan(
         source: a run's YAML file, or a list of tables: YAML or CSV.
         overrides: `key.sub=value`, for a run's YAML file.
         nodes: number of nodes.
-        gpus_per_node: ranks per node.
-        gpu: accelerator: "a100-40", "a100-80", "h100", "h200", "b200", "l40s" or "cpu".
+        gpus_per_node: ranks per node; None is those of `gpu`, 8 or 72 (NVL72).
+        gpu: accelerator, one of tools/planner/hardware.yaml, such as "a100-80" or "gb200".
         batch: rows of a step on one rank; None is that of the config, or 4096.
         out: file to write, for `train(config, ["plan=FILE"])`; a plan that does not fit is not
             written.
@@ -332,7 +332,7 @@ def plan(
     from msrec.tools.planner.command.build_request import request_from_options
     from msrec.tools.planner.command.plan_file import PLAN
     from msrec.tools.planner.command.plan_options import PlanOptions
-    from msrec.tools.planner.make_plan import make_plan
+    from msrec.tools.planner.search.make_plan import make_plan
 
     if out is not None:
         check_output(local_path(out), PLAN, [local_path(source)])

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msrec.tools.planner.command.cluster_size import fewest_gpus
+from msrec.tools.planner.command.running_costs import RunningCosts, running_costs
 from msrec.tools.planner.estimator import EstimatorName
 from msrec.tools.planner.export.constraints import constraints_source
 from msrec.tools.planner.hardware import Hardware, load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.plan import Plan, RankLoad, TablePlan
-from msrec.tools.planner.request import DenseMemory, PlanRequest
+from msrec.tools.planner.request import DenseMemory, GpuPool, PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.tables import Optimizer, Sharding, TableLoad, read_tables_file
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DenseMemory",
+    "GpuPool",
     "Hardware",
     "Plan",
     "PlanRequest",
     "RankLoad",
+    "RunningCosts",
     "TableLoad",
     "TablePlan",
     "constraints_source",
@@ -48,6 +51,7 @@ __all__ = [
     "make_plan",
     "plan",
     "read_tables",
+    "running_costs",
     "save_plan",
     "tables_of",
 ]
@@ -58,7 +62,7 @@ def plan(
     *,
     gpu: str | Hardware = "h100",
     nodes: int = 1,
-    gpus_per_node: int = 8,
+    gpus_per_node: int | None = None,
     batch: int = 4096,
     optimizer: Optimizer = "rowwise_adagrad",
     shardings: Sequence[Sharding] | None = None,
@@ -70,7 +74,7 @@ def plan(
         tables: to place.
         gpu: name of an accelerator, or its figures.
         nodes: number of nodes.
-        gpus_per_node: ranks of a node.
+        gpus_per_node: ranks of a node; None is those of `gpu`, 8 or 72 (NVL72).
         batch: rows of a step on one rank.
         optimizer: of the tables.
         shardings: sharding types allowed for tables that do not name their own; None allows all.
@@ -92,7 +96,7 @@ def plan(
             hardware_name=gpu if isinstance(gpu, str) else gpu.about or "own",
             hardware=hardware,
             nodes=nodes,
-            per_node=gpus_per_node,
+            per_node=gpus_per_node or hardware.gpus_per_node,
             optimizer=optimizer,
             shardings=shardings,
             estimator=estimator,

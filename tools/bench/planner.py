@@ -29,15 +29,22 @@ from msrec.tools.bench.harness.measure import Finding, compare_times, compare_va
 from msrec.tools.bench.harness.report import console, prepare, report
 from msrec.tools.planner.export.published import published_steps
 from msrec.tools.planner.hardware import Hardware, load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
-from msrec.tools.planner.sharding_options import SPAN
-from msrec.tools.planner.tables import TableLoad
+from msrec.tools.planner.search.make_plan import make_plan
+from msrec.tools.planner.tables import Sharding, TableLoad
 from msrec.tools.planner.torchrec_times import meta_collection, topology
 
 NODES, PER_NODE, BATCH = 2, 8, 2048
 HEADROOM = 0.05
+OFFERED_BY_TORCHREC: tuple[Sharding, ...] = (
+    "table_wise",
+    "row_wise",
+    "table_row_wise",
+    "column_wise",
+    "data_parallel",
+)
+"""Sharding types that TorchRec's planner searches without constraints; not grid."""
 PROPOSERS: dict[str, Callable[[], object]] = {
     "greedy": GreedyProposer,
     "greedy, wide": lambda: GreedyProposer(use_depth=False),
@@ -100,7 +107,7 @@ def _our_plan(tables: list[TableLoad], hardware: Hardware) -> Plan:
         hardware=hardware,
         nodes=NODES,
         per_node=PER_NODE,
-        shardings=tuple(SPAN),
+        shardings=OFFERED_BY_TORCHREC,
         headroom=HEADROOM,
         estimator="torchrec",
     )

@@ -114,8 +114,20 @@ def show(
             metavar="SOURCE SOURCE",
         ),
     ] = None,
+    id_counts: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a dataset: JSON file to write with the popularity of each table's ids, for "
+            "msrec plan --id-counts.",
+        ),
+    ] = None,
 ) -> None:
     """Show the contents of a dataset, a knowledge store, a run or a checkpoint."""
     from msrec.tools.show import show as print_folder
 
     print_folder(folder, key, dataset, compare)
+    if id_counts is not None:
+        from msrec.tools.id_counts import write_id_counts
+
+        write_id_counts(folder, id_counts)
+        typer.echo(f"wrote {id_counts}")

@@ -11,14 +11,21 @@ from typing import Literal
 
 from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
 from msrec.tools.planner.costs import ID_BYTES, WEIGHT_BYTES, Ranks, lookups, shard_cost
-from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
-from msrec.tools.planner.tables import RUN_SHARDINGS, Comms, Kernel, Optimizer, Sharding, TableLoad
+from msrec.tools.planner.sharding_options import NODE_SHARDINGS, ShardCost, ShardingOption
+from msrec.tools.planner.tables import (
+    COLUMN_SHARDINGS,
+    RUN_SHARDINGS,
+    SEQUENCE_SHARDINGS,
+    Comms,
+    Kernel,
+    Optimizer,
+    Sharding,
+    TableLoad,
+)
 
 EstimatorName = Literal["msrec", "torchrec"]
-DEFAULT_LOAD_FACTOR = 0.2
-"""Share of rows cached for a table that asks for the caching kernel without a share."""
-MIN_PARTITION = 128
-"""Columns of a column shard of a table that does not name them, as in TorchRec."""
+CACHED_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
+"""Shares of rows to cache from which the search chooses, if none is named."""
 TorchRecTimes = Callable[[TableLoad, Sharding, str, float | None], ShardCost]
 
 
@@ -64,6 +71,7 @@ class Estimator:
             load_factors: shares of rows to cache, if tables may be in host memory.
         """
         options: dict[str, list[ShardingOption]] = {}
+        is_one_node = self._ranks.nodes == 1
         for table in self._tables:
             estimated = [
                 self.option(table, sharding, kernel, load_factor)
@@ -72,7 +80,9 @@ class Estimator:
                 # A replicated table has TorchRec's dense kernel and no other.
                 if sharding != "data_parallel" or (kernel == "fused" and table.kernel is None)
             ]
-            options[table.name] = [option for option in estimated if option is not None]
+            possible = [option for option in estimated if option is not None]
+            useful = [o for o in possible if not (is_one_node and o.sharding in NODE_SHARDINGS)]
+            options[table.name] = useful or possible
         return options
 
     def option(
@@ -113,6 +123,7 @@ class Estimator:
             cost=cost,
             load_factor=load_factor,
             latencies=latencies,
+            other_costs=(),
             **self._stored_bytes(rows, columns, table, name, load_factor),
             **self._buffer_bytes(columns, table, sharding),
         )
@@ -120,16 +131,15 @@ class Estimator:
     def _shard_shape(self, table: TableLoad, sharding: Sharding) -> tuple[int, int] | None:
         """Returns rows and columns of the largest shard; None if the table is not divided so."""
         world, local = self._ranks.world, self._ranks.per_node
-        if sharding == "column_wise":
-            columns = table.min_partition or MIN_PARTITION
-            # One shard would be the same as table_wise.
-            return None if table.dim % columns or table.dim == columns else (table.rows, columns)
-        if sharding not in ("row_wise", "table_row_wise"):
-            return table.rows, table.dim
-        if table.rows < world or (sharding == "table_row_wise" and world == local):
-            return None  # in one node, table_row_wise is the same as row_wise
+        columns = table.column_width if sharding in COLUMN_SHARDINGS else table.dim
+        if sharding in COLUMN_SHARDINGS and columns == table.dim:
+            return None  # one shard would be the same as without columns
+        if sharding not in ("row_wise", "table_row_wise", "grid_shard"):
+            return table.rows, columns
+        if table.rows < world:
+            return None
         parts = world if sharding == "row_wise" else local
-        return -(-table.rows // parts), table.dim
+        return -(-table.rows // parts), columns
 
     def _stored_bytes(
         self, rows: int, columns: int, table: TableLoad, kernel: str, load_factor: float | None
@@ -175,8 +185,10 @@ def _shardings(table: TableLoad, allowed: Sequence[Sharding]) -> Sequence[Shardi
     if table.co_locate:
         return ["table_wise"]
     if table.sharding:
-        return [table.sharding]
-    if not table.frozen:
+        allowed = [table.sharding]
+    if table.kind == "sequence":
+        allowed = [each for each in allowed if each in SEQUENCE_SHARDINGS]
+    if table.sharding or not table.frozen:
         return allowed
     return [each for each in allowed if each != "data_parallel"] or RUN_SHARDINGS
 
@@ -184,7 +196,7 @@ def _shardings(table: TableLoad, allowed: Sequence[Sharding]) -> Sequence[Shardi
 def _kernels(table: TableLoad, load_factors: Sequence[float]) -> list[tuple[Kernel, float | None]]:
     """Returns the kernels that a table may use, each with the share of rows that it caches."""
     cached: list[tuple[Kernel, float | None]] = [
-        ("fused_uvm_caching", load_factor) for load_factor in load_factors or [DEFAULT_LOAD_FACTOR]
+        ("fused_uvm_caching", load_factor) for load_factor in load_factors or CACHED_SHARES
     ]
     if table.kernel is None:
         return [("fused", None), *(cached if load_factors else [])]

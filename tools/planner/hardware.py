@@ -1,6 +1,10 @@
 """Accelerators: memory and bandwidths of a rank, read by name from a YAML file."""
 
 import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +14,20 @@ from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.io.yaml_files import read_yaml
 
 HARDWARE_FILE = Path(__file__).with_name("hardware.yaml")
+
+
+class Price(StrictModel):
+    """Dollars of a GPU, with its share of the node, in an hour; with their source and date."""
+
+    usd_per_hour: float = Field(ge=0)
+    source: str = Field(min_length=1)
+    read: date | None = None
+    """Day on which the source had this price."""
+
+    def __str__(self) -> str:
+        """Returns the price and where it is from, for people."""
+        day = "" if self.read is None else f", {self.read}"
+        return f"${self.usd_per_hour:g} per hour ({self.source}{day})"
 
 
 class Hardware(StrictModel):
@@ -23,10 +41,15 @@ class Hardware(StrictModel):
             of the node or to the next node, kernel_us is a small kernel.
         dense_tflops: 1e12 floating-point operations per second, of the matrix type used in
             training.
+        gpus_per_node: GPUs with a common fast link: 8 in most servers, 72 in an NVL72 rack.
+        gpus_per_host: GPUs of a host, if a node has several hosts: 4 in an NVL72 rack; None is all.
+        power_w: watts of the accelerator alone, at most; None is unknown.
     """
 
     about: str = ""
     device: Literal["cuda", "cpu"] = "cuda"
+    gpus_per_node: int = Field(8, ge=1)
+    gpus_per_host: int | None = Field(None, ge=1)
     memory_gib: float = Field(gt=0)
     memory_gb_s: float = Field(gt=0)
     host_memory_gib: float = Field(0, ge=0)
@@ -39,6 +62,8 @@ class Hardware(StrictModel):
     node_hop_us: float = Field(3.4, ge=0)
     network_hop_us: float = Field(14.0, ge=0)
     kernel_us: float = Field(3.0, ge=0)
+    power_w: float | None = Field(None, gt=0)
+    price: Price | None = None
     sources: list[str] = Field(min_length=1)
     """Data sheets or measurements that the figures come from."""
 
@@ -46,6 +71,10 @@ class Hardware(StrictModel):
     def memory(self) -> int:
         """Bytes of memory for tables and dense part."""
         return int(self.memory_gib * 2**30)
+
+    def ranks_per_host(self, per_node: int) -> int:
+        """Returns the ranks of a host, of `per_node` ranks of a node."""
+        return min(self.gpus_per_host or per_node, per_node)
 
     @property
     def host_memory(self) -> int:
@@ -78,3 +107,70 @@ def load_hardware(name: str, file: Path | None = None) -> Hardware:
         return Hardware.model_validate(entries[name])
     except ValidationError as error:
         raise ValueError(f"{path}: {name}.{first_error(error)}.") from None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Accelerators by name, some of their figures changed.
+
+    Attributes:
+        file: YAML file of accelerators; None is that of msrec.
+        prices: accelerator -> dollars of a GPU in an hour, instead of those of the file.
+        gpus_per_node: GPUs of a node of every accelerator; None is that of the file.
+    """
+
+    file: Path | None = None
+    prices: Mapping[str, float] = field(default_factory=dict)
+    gpus_per_node: int | None = None
+
+    def load(self, name: str) -> Hardware:
+        """Returns an accelerator.
+
+        Raises:
+            FileNotFoundError, ValueError: see `load_hardware`.
+        """
+        hardware = load_hardware(name, self.file)
+        if name in self.prices:
+            price = Price(usd_per_hour=self.prices[name], source="given")
+            hardware = hardware.model_copy(update={"price": price})
+        if self.gpus_per_node is not None:
+            hardware = hardware.model_copy(update={"gpus_per_node": self.gpus_per_node})
+        return hardware
+
+    def refuse_unused_prices(self, names: Iterable[str]) -> None:
+        """Refuses a price of an accelerator that is not among those that are planned for.
+
+        Raises:
+            ValueError: there is one.
+        """
+        unused = sorted(set(self.prices) - set(names))
+        if unused:
+            raise ValueError(
+                f"--price must be for an accelerator that is planned for; {unused[0]} is not."
+            )
+
+
+STOCK = Catalogue()
+"""The accelerators of msrec, unchanged."""
+
+
+def parse_prices(texts: list[str]) -> dict[str, float]:
+    """Returns accelerator -> dollars, from texts such as h100=2.5.
+
+    Raises:
+        ValueError: a text is not a name and a number of 0 or more, or names one a second time.
+    """
+    prices: dict[str, float] = {}
+    for text in texts:
+        name, _, dollars = text.partition("=")
+        try:
+            price = float(dollars)
+        except ValueError:
+            price = -1.0
+        if not name or not 0 <= price < math.inf or name in prices:
+            raise ValueError(
+                "a price must be an accelerator and its dollars per GPU and hour, once, such as "
+                f"h100=2.5; got {text!r}."
+            )
+        prices[name] = price
+    return prices

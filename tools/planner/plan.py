@@ -1,5 +1,6 @@
 """A plan: sharding and cost of each table, load of each rank; one JSON file with all of it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,12 @@ from msrec.tools.planner.tables import Sharding
 
 TABLE_MEMORY = ("embedding weights", "optimizer state", "input buffers", "communication buffers")
 """Uses of a rank's memory that depend on the placement of tables."""
+
+
+def step_of_parts(ms: Mapping[str, float]) -> float:
+    """Returns the milliseconds of all parts; prefetch takes place during the others."""
+    prefetch = ms.get("prefetch", 0.0)
+    return max(sum(ms.values()) - prefetch, prefetch)
 
 
 class TablePlan(StrictModel):
@@ -40,8 +47,8 @@ class TablePlan(StrictModel):
 
     @property
     def total_ms(self) -> float:
-        """Milliseconds of the costliest shard, as if nothing overlapped."""
-        return sum(self.ms.values())
+        """Milliseconds of the costliest shard, as if nothing but prefetch overlapped."""
+        return step_of_parts(self.ms)
 
     @property
     def size(self) -> int:
@@ -75,13 +82,22 @@ class RankLoad(StrictModel):
 
     @property
     def total_ms(self) -> float:
-        """Milliseconds of a step, as if nothing overlapped."""
-        return sum(self.ms.values())
+        """Milliseconds of a step, as if nothing but prefetch overlapped."""
+        return step_of_parts(self.ms)
 
     @property
     def total_memory(self) -> int:
         """Bytes on the accelerator."""
         return sum(self.memory.values())
+
+
+class PlannedPool(StrictModel):
+    """Equal GPUs of a job with different ones; `capacity` is the usable bytes of each."""
+
+    name: str
+    specification: Hardware
+    ranks: int
+    capacity: int
 
 
 class Plan(StrictModel):
@@ -90,8 +106,13 @@ class Plan(StrictModel):
     Attributes:
         modules: the sharding plan, in the format of `msrec.model.distributed.plan_files`.
         hash: of all other fields (see `plan_hash`); the same in every process.
+        world_size, nodes, per_node: ranks that share one copy of the tables.
+        copies: copies of the tables, each on that many ranks; averaged every `sync_every` steps.
+        hardware, specification, capacity: of the first pool, if there are `pools`.
+        per_host: ranks of a host, if a node, such as an NVL72 rack, has several hosts.
         batch: rows of a step on one rank.
         capacity: bytes of an accelerator that may be used.
+        pools: of different GPUs, one after the other; empty if all GPUs are equal.
     """
 
     format: int = 1
@@ -102,6 +123,10 @@ class Plan(StrictModel):
     specification: Hardware
     nodes: int
     per_node: int
+    copies: int = 1
+    sync_every: int = 1
+    pools: list[PlannedPool] = []
+    per_host: int | None = None
     batch: int
     optimizer: str
     estimator: str = "torchrec"
@@ -123,8 +148,39 @@ class Plan(StrictModel):
 
     @property
     def fullest_rank(self) -> int:
-        """The rank with the most memory in use."""
-        return int(np.argmax([rank.total_memory for rank in self.ranks]))
+        """The rank with the largest share of its memory in use."""
+        used = zip(self.ranks, self.capacities, strict=True)
+        return int(np.argmax([rank.total_memory / capacity for rank, capacity in used]))
+
+    @property
+    def capacities(self) -> list[int]:
+        """Bytes that may be used of each rank's accelerator."""
+        if not self.pools:
+            return [self.capacity] * self.world_size
+        return [pool.capacity for pool in self.pools for _ in range(pool.ranks)]
+
+    @property
+    def host_capacities(self) -> list[int]:
+        """Bytes of host memory of each rank."""
+        if not self.pools:
+            return [self.specification.host_memory] * self.world_size
+        return [pool.specification.host_memory for pool in self.pools for _ in range(pool.ranks)]
+
+    @property
+    def ranks_name(self) -> str:
+        """Nodes and ranks of a node for people, such as `2 x 8`."""
+        if self.pools:
+            return " + ".join(f"{p.ranks // self.per_node} x {self.per_node}" for p in self.pools)
+        name = f"{self.nodes} x {self.per_node}"
+        return name if self.copies == 1 else f"{self.copies} copies of {name}"
+
+    @property
+    def cluster_name(self) -> str:
+        """Nodes, ranks of a node and GPUs for people, such as `2 x 8 h100`."""
+        if not self.pools:
+            return f"{self.ranks_name} {self.hardware}"
+        nodes = ((pool.ranks // self.per_node, pool.name) for pool in self.pools)
+        return " + ".join(f"{number} x {self.per_node} {name}" for number, name in nodes)
 
     @property
     def peak_memory(self) -> int:

@@ -5,17 +5,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from msrec.launch.reporting.byte_sizes import FLOAT_BYTES
+from msrec.tools.planner.cluster import Cluster, Pool
 from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.estimator import EstimatorName
 from msrec.tools.planner.hardware import Hardware
-from msrec.tools.planner.placement import Cluster
-from msrec.tools.planner.sharding_options import SPAN
+from msrec.tools.planner.sharding_options import SEARCHED
 from msrec.tools.planner.tables import RUN_SHARDINGS, Comms, Optimizer, Sharding, TableLoad
 
 if TYPE_CHECKING:  # it needs torch, which a list of tables does not
     from msrec.launch.config.run_config import RunConfig
 
-MAX_NODES, MAX_PER_NODE, MAX_BATCH = 4096, 64, 1 << 24
+MAX_NODES, MAX_PER_NODE, MAX_BATCH = 4096, 576, 1 << 24
+"""Limits of a request; NVLink 5 connects at most 576 GPUs."""
 
 
 class LinearBytes(NamedTuple):
@@ -55,6 +56,24 @@ def adam_memory(parameters: int) -> dict[str, int]:
     return {"their gradients": size, "Adam's state": 2 * size}
 
 
+class GpuPool(NamedTuple):
+    """Equal GPUs of a job: name and figures of the GPU, number of ranks in whole nodes."""
+
+    name: str
+    hardware: Hardware
+    ranks: int
+
+
+SLOWEST = {
+    "intra_node_gb_s": min,
+    "inter_node_gb_s": min,
+    "collective_us": max,
+    "node_hop_us": max,
+    "network_hop_us": max,
+}
+"""Figures of the links between ranks, and which of several pools' counts in all collectives."""
+
+
 @dataclass(frozen=True)
 class PlanRequest:
     """Tables to place, the ranks to place them on, and limits.
@@ -71,9 +90,15 @@ class PlanRequest:
         config: of a run; None for a list of tables.
         estimator: whose estimates of time the search minimises.
         notes: sentences on what was assumed, printed with the plan.
+        group_ranks: consecutive ranks that share one copy of the tables; None is all. The plan is
+            for the ranks of one group.
+        sync_every: steps between two averages of the copies.
+        pools: of different GPUs, one after the other; empty for `nodes` of `hardware`. With pools,
+            `hardware` is that of the first one and `nodes` counts those of all.
 
     Raises:
-        ValueError: nodes, ranks, batch or budget are out of range.
+        ValueError: nodes, ranks, batch or budget are out of range, or groups or pools do not match
+            the ranks.
     """
 
     tables: Sequence[TableLoad]
@@ -92,6 +117,9 @@ class PlanRequest:
     config: "RunConfig | None" = None
     estimator: EstimatorName = "msrec"
     notes: Sequence[str] = ()
+    group_ranks: int | None = None
+    sync_every: int = 1
+    pools: Sequence[GpuPool] = ()
 
     def __post_init__(self) -> None:
         batch = 1 if self.batch is None else self.batch
@@ -102,13 +130,73 @@ class PlanRequest:
         ):
             if not 1 <= value <= largest:
                 raise ValueError(f"{name} must be from 1 to {largest:,}; got {value:,}.")
+        host = self.hardware.ranks_per_host(self.per_node)
+        if self.per_node % host:
+            raise ValueError(
+                f"ranks per node must be whole hosts of {host} {self.hardware_name}; got "
+                f"{self.per_node}."
+            )
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"the memory to use must be above 0 GiB; got {self.budget} bytes.")
+        self._check_groups()
+        self._check_pools()
+
+    def _check_groups(self) -> None:
+        group = self.group_ranks
+        if group is None or group == self.world_size:
+            return
+        small, large = sorted((group, self.per_node)) if group > 0 else (1, 1)
+        if group < 1 or self.world_size % group or large % small:
+            raise ValueError(
+                f"the ranks of a group must divide the {self.world_size} ranks, and be a multiple "
+                f"or a divisor of the {self.per_node} ranks of a node; got {group}."
+            )
+        if self.pools:
+            raise ValueError("groups of ranks must have equal GPUs; use one pool.")
+        if self.load_factors or any(table.kernel not in (None, "fused") for table in self.tables):
+            raise ValueError(
+                f"with groups of {group} ranks every table must have the kernel fused, because "
+                "copies in host memory are not averaged; do not ask for a cache or for host memory."
+            )
+
+    def _check_pools(self) -> None:
+        kinds = {pool.hardware.device for pool in self.pools}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"all pools must be GPUs, or all CPUs; got {', '.join(p.name for p in self.pools)}."
+            )
+        for pool in self.pools:
+            if pool.ranks < 1 or pool.ranks % self.per_node:
+                raise ValueError(
+                    f"a pool must have whole nodes of {self.per_node} ranks; {pool.name} has "
+                    f"{pool.ranks}. Change it, or --gpus-per-node."
+                )
+        total = sum(pool.ranks for pool in self.pools)
+        if self.pools and total != self.world_size:
+            raise ValueError(
+                f"the pools must have all ranks of the job; they have {total:,}, and {self.nodes} "
+                f"nodes of {self.per_node} have {self.world_size:,}."
+            )
 
     @property
     def world_size(self) -> int:
         """Number of ranks."""
         return self.nodes * self.per_node
+
+    @property
+    def table_ranks(self) -> int:
+        """Number of ranks that share one copy of the tables."""
+        return self.group_ranks or self.world_size
+
+    @property
+    def table_per_node(self) -> int:
+        """Number of ranks of a node that share one copy of the tables."""
+        return min(self.per_node, self.table_ranks)
+
+    @property
+    def copies(self) -> int:
+        """Number of copies of the tables."""
+        return self.world_size // self.table_ranks
 
     @property
     def rows_per_rank(self) -> int:
@@ -124,15 +212,25 @@ class PlanRequest:
         if self.shardings is not None:
             return self.shardings
         if self.config is None:
-            return tuple(SPAN)
+            # Copies of a group are averaged by their kernels, which a replicated table lacks.
+            return tuple(s for s in SEARCHED if self.copies == 1 or s != "data_parallel")
         is_replicated = self.optimizer == "adam" and self.hardware.device == "cpu"
         return ("data_parallel",) if is_replicated else RUN_SHARDINGS
 
     @property
-    def capacity(self) -> int:
-        """Bytes of an accelerator that may be used."""
-        memory = self.hardware.memory
+    def gpu_pools(self) -> Sequence[GpuPool]:
+        """Pools of the ranks that share the tables, one or more."""
+        return self.pools or [GpuPool(self.hardware_name, self.hardware, self.table_ranks)]
+
+    def capacity_of(self, hardware: Hardware) -> int:
+        """Returns the bytes of an accelerator that may be used."""
+        memory = hardware.memory
         return int(min(memory, self.budget or memory) * (1 - self.headroom))
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of an accelerator (of the first pool) that may be used."""
+        return self.capacity_of(self.hardware)
 
     @property
     def fixed_memory(self) -> dict[str, int]:
@@ -149,13 +247,39 @@ class PlanRequest:
         return 0 if on_cpu else int(self.dense.reading.at(self.rows_per_rank))
 
     @property
-    def ranks(self) -> Ranks:
-        """Ranks with their accelerator."""
-        return Ranks(self.hardware, self.world_size, self.per_node)
+    def ranks(self) -> list[Ranks]:
+        """Ranks that share the tables, with the accelerator of each pool.
+
+        All pools have the links of the slowest one, because a collective waits for it.
+        """
+        figures = [pool.hardware for pool in self.gpu_pools]
+        links = {name: of(getattr(h, name) for h in figures) for name, of in SLOWEST.items()}
+        replicas = None
+        if self.copies > 1:
+            # Ranks of a node that have the same shard of different copies.
+            beside = self.per_node // self.table_per_node
+            replicas = Ranks(self.hardware, self.copies, beside)
+        return [
+            Ranks(
+                hardware.model_copy(update=links),
+                self.table_ranks,
+                self.table_per_node,
+                replicas,
+                self.sync_every,
+            )
+            for hardware in figures
+        ]
 
     @property
     def cluster(self) -> Cluster:
-        """Ranks, with the memory that is left for tables."""
-        memory = self.capacity - sum(self.fixed_memory.values())
-        host = self.hardware.host_memory - self.fixed_host
-        return Cluster(self.world_size, self.per_node, memory, host)
+        """Ranks that share the tables, with the memory that is left for these."""
+        fixed, fixed_host = sum(self.fixed_memory.values()), self.fixed_host
+        pools = [
+            Pool(
+                ranks=pool.ranks,
+                memory=self.capacity_of(pool.hardware) - fixed,
+                host=pool.hardware.host_memory - fixed_host,
+            )
+            for pool in self.gpu_pools
+        ]
+        return Cluster(self.table_per_node, tuple(pools))

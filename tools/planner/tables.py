@@ -1,6 +1,8 @@
 """Embedding tables to plan for, and how to read a list of them from a file."""
 
 import csv
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,16 +11,43 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from msrec.data.io.names import module_name
 from msrec.data.io.validation import StrictModel, VectorSize, Width, first_error
 from msrec.data.io.yaml_files import read_yaml
+from msrec.tools.planner.popularity import (
+    Popularity,
+    counted_popularity,
+    equal_popularity,
+    zipf_popularity,
+)
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Optimizer = Literal["rowwise_adagrad", "adam"]
 Comms = Literal["fp32", "fp16"]
 """Type in which ranks send each other vectors, by TorchRec's quantised communication."""
-Sharding = Literal["table_wise", "row_wise", "table_row_wise", "column_wise", "data_parallel"]
+Sharding = Literal[
+    "table_wise",
+    "row_wise",
+    "table_row_wise",
+    "column_wise",
+    "table_column_wise",
+    "grid_shard",
+    "data_parallel",
+]
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 """Table on the accelerator, in host memory, or in host memory with a cache on the accelerator."""
+COLUMN_SHARDINGS: tuple[Sharding, ...] = ("column_wise", "table_column_wise", "grid_shard")
+"""Sharding types that divide the columns of a table."""
+SEQUENCE_SHARDINGS: tuple[Sharding, ...] = (
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "data_parallel",
+)
+"""Sharding types that TorchRec has for an EmbeddingCollection."""
+MIN_PARTITION = 128
+"""Columns of a column shard of a table that does not name them, as in TorchRec."""
 RUN_SHARDINGS: tuple[Sharding, ...] = ("table_wise", "row_wise")
 """Sharding types that a plan for a run chooses from; others only if they are asked for."""
+CachePolicy = Literal["lru", "lfu"]
+"""Rows that leave FBGEMM's cache first: least recently used, or least frequently used ones."""
 Kind = Literal["pooled", "sequence"]
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 ROW_BYTES = {"int8": 8}
@@ -45,6 +74,10 @@ class TableLoad(StrictModel):
         co_locate: label; tables with the same one are table-wise on the same rank.
         sharding: the only sharding type allowed; None allows all.
         kernel: the only compute kernel allowed; None allows all.
+        zipf: exponent of the popularity of ids; None takes all ids to be looked up equally often.
+        id_counts: numbers of most popular ids, rising, each with the share of lookups that they
+            have together; counted in place of `zipf`.
+        cache: policy of the cache. The training pipeline prefetches rows with `lru` only.
     """
 
     name: Annotated[str, Field(min_length=1), AfterValidator(module_name)]
@@ -63,6 +96,9 @@ class TableLoad(StrictModel):
     kernel: Kernel | None = None
     min_partition: VectorSize | None = None
     co_locate: str | None = Field(None, min_length=1)
+    zipf: float | None = Field(None, gt=0, le=10)
+    id_counts: tuple[tuple[int, float], ...] | None = None
+    cache: CachePolicy = "lru"
 
     @model_validator(mode="after")
     def _check_partition(self) -> "TableLoad":
@@ -70,16 +106,49 @@ class TableLoad(StrictModel):
             raise ValueError(f"min_partition must divide dim, {self.dim}; got {self.min_partition}")
         if self.co_locate is not None and self.sharding not in (None, "table_wise"):
             raise ValueError(f"a table with co_locate is table_wise; sharding is {self.sharding}")
+        if self.id_counts is not None:
+            self._check_counts(self.id_counts)
         return self
+
+    def _check_counts(self, counts: Sequence[tuple[int, float]]) -> None:
+        pairs = [(0, 0.0), *counts]
+        is_rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in itertools.pairwise(pairs))
+        if not counts or not is_rising or pairs[-1][0] > self.rows or not 0 < pairs[-1][1] <= 1.001:
+            raise ValueError(
+                f"id_counts must be rising numbers of ids up to rows, {self.rows}, with rising "
+                "shares up to 1"
+            )
+
+    @property
+    def popularity(self) -> Popularity:
+        """Popularity of the ids."""
+        if self.id_counts is not None:
+            return counted_popularity(self.rows, self.id_counts)
+        if self.zipf is not None:
+            return zipf_popularity(self.rows, self.zipf)
+        return equal_popularity(self.rows)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the weights."""
         return self.rows * self.row_bytes(self.dim)
 
+    @property
+    def column_width(self) -> int:
+        """Columns of a column shard; `dim` if the table cannot be divided."""
+        return self.min_partition or shard_columns(self.dim, MIN_PARTITION)
+
     def row_bytes(self, columns: int) -> int:
         """Returns the bytes of `columns` of a row."""
         return columns * VALUE_BYTES[self.precision] + ROW_BYTES.get(self.precision, 0)
+
+
+def shard_columns(dim: int, least: int) -> int:
+    """Returns the columns of a column shard by TorchRec's rule, `dim` if there is one shard only.
+
+    It is the smallest multiple of 4 from `least` on that divides `dim`.
+    """
+    return next((n for n in range(least, dim) if n % 4 == 0 and dim % n == 0), dim)
 
 
 TEXT_COLUMNS = ("name", "module", "co_locate")

@@ -1,21 +1,22 @@
 """Slurm scheduler that needs no accounting and knows account, qos, gres and whole nodes."""
 
-import shutil
-import subprocess
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torchx.schedulers.api import DescribeAppResponse, ListAppResponse
-from torchx.schedulers.slurm_scheduler import (
-    SLURM_STATES,
-    SlurmBatchRequest,
-    SlurmOpts,
-    SlurmScheduler,
-)
+from torchx.schedulers.slurm_scheduler import SlurmBatchRequest, SlurmOpts, SlurmScheduler
 from torchx.specs import AppDef, AppDryRunInfo, AppState, runopts
 
 from msrec.launch.cluster.schedulers.responses import app_response
+from msrec.launch.cluster.schedulers.slurm_states import (
+    NAME_END,
+    STATE_COMMANDS,
+    components_of,
+    slurm_answer,
+    state_of,
+    state_of_job,
+)
 
 OPTIONS = {
     "account": "account that is charged for the job",
@@ -24,23 +25,9 @@ OPTIONS = {
     "nodelist": "nodes to take",
     "reservation": "reservation to run in",
 }
-STATE_ORDER = (AppState.FAILED, AppState.CANCELLED, AppState.RUNNING, AppState.PENDING)
-"""A job has the first of these states that one of its nodes has."""
-STATE_COMMANDS = (
-    ("squeue", "--noheader", "--states=all", "--format=%A|%j|%T|%N|%r"),
-    (
-        *("sacct", "--noheader", "--parsable2", "--allocations"),
-        "--format=JobID,JobName,State,NodeList,Reason",
-    ),
-)
-"""Both print job number, name, state, nodes and reason of each component of a job."""
 LIST_COMMANDS = ((STATE_COMMANDS[0], "--me"), (STATE_COMMANDS[1], "--starttime=1970-01-02"))
-"""The same commands for all jobs of this user."""
-NAME_END = "."
-"""Between the name that a user gave to a job and torchx's name of a node, such as train-0."""
+"""Commands that print the state of all jobs of this user."""
 Jobs = list[ListAppResponse]
-Component = tuple[str, AppState, str, str]
-"""Name, state, host and reason of a component, which is one node of the job."""
 
 
 class MsrecSlurmScheduler(SlurmScheduler):  # type: ignore[misc]  # torchx is untyped
@@ -52,16 +39,12 @@ class MsrecSlurmScheduler(SlurmScheduler):  # type: ignore[misc]  # torchx is un
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Returns the state of a job and of its nodes; None if Slurm no longer knows the job."""
-        for command in STATE_COMMANDS:
-            components = _components([*command, f"--jobs={app_id}"])
-            if components:
-                break
-        else:
+        components = components_of(app_id)
+        if not components:
             return None
-        states = [state for _, state, _, _ in components]
-        state = _state_of_job(states)
-        reason = components[0][3]
-        return app_response(app_id, state, reason, [component[:3] for component in components])
+        state = state_of_job([component.state for component in components])
+        nodes = [(each.name, _app_state(each.state), each.host) for each in components]
+        return app_response(app_id, _app_state(state), components[0].reason, nodes)
 
     def list(self) -> Jobs:
         """Returns the jobs of this user that squeue or sacct know.
@@ -70,14 +53,14 @@ class MsrecSlurmScheduler(SlurmScheduler):  # type: ignore[misc]  # torchx is un
             ValueError: neither of them answers.
         """
         states = defaultdict(set)
-        answers = [_answer([*command, option]) for command, option in LIST_COMMANDS]
+        answers = [slurm_answer([*command, option]) for command, option in LIST_COMMANDS]
         if all(answer is None for answer in answers):
             raise ValueError("squeue or sacct must list the jobs of Slurm; neither answers here.")
         for answer in answers:
             for number, _, state, _, _ in answer or []:
-                states[number.partition("+")[0]].add(_state(state))
+                states[number.partition("+")[0]].add(state_of(state))
         return [
-            ListAppResponse(app_id=number, state=_state_of_job(each))
+            ListAppResponse(app_id=number, state=_app_state(state_of_job(each)))
             for number, each in states.items()
         ]
 
@@ -111,29 +94,5 @@ def create_scheduler(session_name: str, **kwargs: Any) -> MsrecSlurmScheduler:
     return MsrecSlurmScheduler(session_name)
 
 
-def _components(command: list[str]) -> list[Component]:
-    """Reads what a command prints; empty if it is not installed or does not know the job."""
-    rows = _answer(command) or []
-    return [
-        (name.rpartition(NAME_END)[2], _state(state), host, reason)
-        for _, name, state, host, reason in rows
-    ]
-
-
-def _answer(command: list[str]) -> list[list[str]] | None:
-    """Returns the fields of each line that a command prints; None if it fails or is missing."""
-    if shutil.which(command[0]) is None:
-        return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        return None
-    return [line.split("|") for line in done.stdout.split("\n")[:-1]]
-
-
-def _state_of_job(states: Collection[AppState]) -> AppState:
-    return next((each for each in STATE_ORDER if each in states), next(iter(states)))
-
-
-def _state(text: str) -> AppState:
-    # The first word only: `CANCELLED by 0` is a state too.
-    return SLURM_STATES.get(text.split(" ")[0].rstrip("+"), AppState.UNKNOWN)
+def _app_state(state: str) -> AppState:
+    return AppState[state.upper()]

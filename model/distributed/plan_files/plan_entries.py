@@ -12,6 +12,7 @@ def table_entry(
     ranks: Sequence[int],
     load_factor: float | None,
     shards: list[dict[str, Any]],
+    cache: str = "lru",
 ) -> dict[str, Any]:
     """Returns the entry of a table in a plan file.
 
@@ -22,6 +23,7 @@ def table_entry(
         load_factor: share of a table in host memory that the accelerator caches; None for a table
             that is not in host memory.
         shards: entries by `shard_entry`; empty for a replicated table.
+        cache: policy of the accelerator's cache, lru or lfu.
     """
     return {
         "sharding_type": sharding_type,
@@ -29,6 +31,7 @@ def table_entry(
         "ranks": list(ranks),
         "shards": shards,
         **({} if load_factor is None else {"load_factor": load_factor}),
+        **({} if load_factor is None or cache == "lru" else {"cache": cache}),
     }
 
 

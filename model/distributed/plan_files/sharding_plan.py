@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torchrec.distributed.types import (
+    CacheAlgorithm,
     CacheParams,
     EmbeddingModuleShardingPlan,
     EnumerableShardingSpec,
@@ -37,12 +38,17 @@ def plan_to_dict(plan: ShardingPlan, world_size: int, per_node: int) -> dict[str
                     shard_entry(shard.shard_offsets, shard.shard_sizes, str(shard.placement))
                     for shard in getattr(sharding.sharding_spec, "shards", [])
                 ],
+                "lfu" if _is_lfu(sharding.cache_params) else "lru",
             )
             for table, sharding in module.items()
         }
         for path, module in plan.plan.items()
     }
     return {"format": 1, "world_size": world_size, "per_node": per_node, "modules": modules}
+
+
+def _is_lfu(cache: CacheParams | None) -> bool:
+    return cache is not None and cache.algorithm == CacheAlgorithm.LFU
 
 
 def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
@@ -59,10 +65,16 @@ def plan_from_dict(saved: Mapping[str, Any]) -> ShardingPlan:
 
 def _parameter_sharding(entry: Mapping[str, Any]) -> ParameterSharding:
     load_factor = entry.get("load_factor")
-    # The training pipeline fetches the rows of the next batch into the cache during this one.
     cache = None
     if load_factor is not None:
-        cache = CacheParams(load_factor=load_factor, prefetch_pipeline=True)
+        is_lfu = entry.get("cache") == "lfu"
+        # The training pipeline fetches the rows of the next batch into the cache during this one,
+        # which FBGEMM allows for LRU only.
+        cache = CacheParams(
+            load_factor=load_factor,
+            algorithm=CacheAlgorithm.LFU if is_lfu else None,
+            prefetch_pipeline=not is_lfu,
+        )
     shards = [
         ShardMetadata(
             shard_offsets=shard["offsets"],
@@ -103,12 +115,13 @@ def load_plan(
             f"{path} is a plan for {planned_world} ranks; this job has {world_size}. Plan again or "
             f"run on {planned_world} ranks."
         )
-    per_node = saved.get("per_node", local_world_size)
-    if per_node != local_world_size:
+    # A rack with one NVLink domain is a node of several hosts.
+    per_host = saved.get("per_host") or saved.get("per_node", local_world_size)
+    if per_host != local_world_size:
         raise ValueError(
-            f"{path} is a plan for nodes of {per_node} ranks; this job has {local_world_size} on a "
+            f"{path} is a plan for nodes of {per_host} ranks; this job has {local_world_size} on a "
             "node, so that shards would be on other nodes than planned. Plan again, or start "
-            f"{per_node} ranks on each node."
+            f"{per_host} ranks on each node."
         )
     if saved.get("hash", plan_hash(saved)) != plan_hash(saved):
         raise ValueError(

@@ -22,7 +22,7 @@ from msrec.tools.bench.gpu.training import first_batches, train
 from msrec.tools.bench.harness.shapes import LARGE_DIM, large_tables
 from msrec.tools.planner.command.build_request import request_from_options
 from msrec.tools.planner.command.plan_options import PlanOptions
-from msrec.tools.planner.make_plan import make_plan
+from msrec.tools.planner.search.make_plan import make_plan
 
 IN_MEMORY, WARM_UP = 4, 5
 """Distinct batches of a measurement, and its steps that do not count."""

@@ -2,23 +2,27 @@
 
 import dataclasses
 
+import numpy as np
+
 from msrec.launch.reporting.byte_sizes import format_bytes
-from msrec.tools.planner.make_plan import make_plan, sharding_options
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import MAX_NODES, PlanRequest
-from msrec.tools.planner.solver import total_shards
+from msrec.tools.planner.search.make_plan import make_plan, sharding_options
+from msrec.tools.planner.search.solver import total_shards
 
 
 def fewest_gpus(request: PlanRequest) -> Plan:
     """Returns the plan on the fewest GPUs that have room.
 
-    These are 1 to `request.per_node` GPUs of one node, or whole nodes of that many. The number is
-    doubled until the plan fits, then the smallest is found by bisection.
+    These are some GPUs of one host, whole hosts of a node of `request.per_node` GPUs, or whole
+    nodes. Sizes are tried in doubled steps until the plan fits, then by bisection.
 
     Raises:
         ValueError: a table fits nowhere, or even `MAX_NODES` have no room.
     """
-    largest = request.per_node + MAX_NODES - 1
+    if request.group_ranks is not None:
+        raise ValueError("the fewest GPUs are those of one group; leave out --group-ranks.")
+    largest = _sizes_of_node(request) + MAX_NODES - 1
     _refuse_too_large(_resized(request, largest))
     number, plan = 1, _plan_if_room(_resized(request, 1))
     while plan is None:
@@ -41,9 +45,16 @@ def fewest_gpus(request: PlanRequest) -> Plan:
 
 def _resized(request: PlanRequest, number: int) -> PlanRequest:
     """Returns the request for the `number`-th size of a cluster, the smallest being 1."""
-    extra = max(number - request.per_node, 0)
-    nodes, per_node = 1 + extra, request.per_node if extra else number
-    return dataclasses.replace(request, nodes=nodes, per_node=per_node)
+    host = request.hardware.ranks_per_host(request.per_node)
+    of_node = number if number <= host else (number - host + 1) * host
+    nodes = 1 + max(number - _sizes_of_node(request), 0)
+    return dataclasses.replace(request, nodes=nodes, per_node=min(of_node, request.per_node))
+
+
+def _sizes_of_node(request: PlanRequest) -> int:
+    """Returns the number of sizes up to a node: 1 GPU, ..., one host, two hosts, ..., all hosts."""
+    host = request.hardware.ranks_per_host(request.per_node)
+    return host + request.per_node // host - 1
 
 
 def _plan_if_room(request: PlanRequest) -> Plan | None:
@@ -56,7 +67,7 @@ def _plan_if_room(request: PlanRequest) -> Plan | None:
     needed = sum(
         min((o.memory + o.host) * total_shards(o, cluster) for o in of) for of in options.values()
     )
-    if needed > cluster.ranks * (max(cluster.memory, 0) + max(cluster.host, 0)):
+    if needed > float((np.maximum(cluster.memory, 0) + np.maximum(cluster.host, 0)).sum()):
         return None
     plan = make_plan(request)
     return plan if plan.fits else None
@@ -64,13 +75,13 @@ def _plan_if_room(request: PlanRequest) -> Plan | None:
 
 def _refuse_too_large(request: PlanRequest) -> None:
     """Refuses a table of which every shard is too large for a GPU, however many GPUs there are."""
-    cluster = request.cluster
+    memory = request.cluster.pools[0].memory
     for table, options in sharding_options(request).items():
-        smallest = min(options, key=lambda o: max(o.weights + o.state - cluster.memory, 0))
-        if smallest.weights + smallest.state > cluster.memory:
+        smallest = min(options, key=lambda o: max(o.weights + o.state - memory, 0))
+        if smallest.weights + smallest.state > memory:
             raise ValueError(
                 f"each shard of a table must fit on a GPU; table {table} is {smallest.label} and a "
                 f"shard of it takes {format_bytes(smallest.weights + smallest.state)}, of which a "
-                f"{request.hardware_name} has {format_bytes(max(cluster.memory, 0))}. No number of "
+                f"{request.hardware_name} has {format_bytes(max(memory, 0))}. No number of "
                 "GPUs helps: allow row_wise, host memory (--cached 0.2), or a smaller dim."
             )

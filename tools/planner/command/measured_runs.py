@@ -15,14 +15,14 @@ from msrec.launch.config.run_config import load_config
 from msrec.launch.console import wide_console
 from msrec.launch.distributed import quiet_libraries
 from msrec.launch.training.table_trace import TRACE_FILE
-from msrec.tools.planner.command.build_request import config_fields
+from msrec.tools.planner.command.build_request import catalogue_of, config_fields
 from msrec.tools.planner.command.page import write_page
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.plan_text import comparison_table, print_plan, print_sentence
-from msrec.tools.planner.hardware import Hardware, load_hardware
-from msrec.tools.planner.make_plan import plan_as_placed
+from msrec.tools.planner.hardware import Catalogue, Hardware
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import plan_as_placed
 from msrec.tools.planner.sharding_options import COST_PARTS
 
 COMPUTE = ("fwd_compute", "bwd_compute")
@@ -44,7 +44,7 @@ def report_run(options: PlanOptions, console: Console | None = None) -> Plan:
     assert run_dir is not None, "the command has one of both"
     console = console or wide_console()
     quiet_libraries()
-    request, entries = request_of_run(run_dir, options.gpu, options.gpus_per_node, options.hardware)
+    request, entries = request_of_run(run_dir, options.gpu, catalogue_of(options))
     request = dataclasses.replace(request, estimator=options.estimator)
     plan = plan_as_placed(request, entries)
     print_plan(plan, console)
@@ -65,15 +65,14 @@ def report_run(options: PlanOptions, console: Console | None = None) -> Plan:
 
 
 def request_of_run(
-    run_dir: Path, gpu: str | None, per_node: int, hardware_file: Path | None
+    run_dir: Path, gpu: str | None, catalogue: Catalogue
 ) -> tuple[PlanRequest, Mapping[str, Any]]:
     """Returns the request for a run's plan, and table -> its entry in that plan.
 
     Args:
         run_dir: run folder with config.yaml and plan.json; the run's dataset must exist.
         gpu: name of the accelerator; None takes `cpu`, or `h100` for a run on GPUs.
-        per_node: ranks per node, if plan.json does not have it.
-        hardware_file: YAML file with `gpu`; None is the file of msrec.
+        catalogue: accelerators to look up `gpu` in; its nodes count if plan.json has none.
 
     Raises:
         FileNotFoundError: the run has no config or plan.
@@ -90,16 +89,17 @@ def request_of_run(
     shards = [shard for entry in entries.values() for shard in entry["shards"]]
     device = "cuda" if any("cuda" in shard["placement"] for shard in shards) else "cpu"
     gpu = gpu or {"cuda": "h100", "cpu": "cpu"}[device]
-    hardware = load_hardware(gpu, hardware_file)
+    hardware = catalogue.load(gpu)
     if hardware.device != device:
         raise ValueError(f"{run_dir} trains on {device}; {gpu} is for {hardware.device}.")
     world_size = saved["world_size"]
-    per_node = saved.get("per_node") or min(per_node, world_size)
+    per_node = saved.get("per_node") or min(hardware.gpus_per_node, world_size)
+    all_ranks = world_size * saved.get("copies", 1)
     request = PlanRequest(
-        **config_fields(config, max(config.trainer.global_batch // world_size, 1)),
+        **config_fields(config, max(config.trainer.global_batch // all_ranks, 1)),
         hardware_name=gpu,
         hardware=hardware,
-        nodes=world_size // per_node,
+        nodes=all_ranks // per_node,
         per_node=per_node,
     )
     return request, entries

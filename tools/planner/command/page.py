@@ -11,9 +11,14 @@ from msrec.data.io.atomic_files import write_text
 from msrec.launch.reporting.byte_sizes import format_bytes, format_ranks
 from msrec.launch.reporting.figures import GREY, PALETTE, Figure, figure
 from msrec.launch.reporting.page import DataTable, Figures, Section, Text, Tile, render_page
-from msrec.tools.planner.command.plan_text import placement_reasons, print_sentence, summary
+from msrec.tools.planner.command.plan_text import (
+    money_sentence,
+    placement_reasons,
+    print_sentence,
+    summary,
+)
 from msrec.tools.planner.plan import TABLE_MEMORY, Plan, TablePlan
-from msrec.tools.planner.sharding_options import COST_PARTS
+from msrec.tools.planner.sharding_options import COST_PARTS, EXTRA_PARTS
 
 GIB = 2**30
 COLOURED_GROUPS = len(PALETTE) - 1
@@ -31,10 +36,11 @@ def write_page(path: Path, plan: Plan, compared: Mapping[str, Plan], console: Co
     figures = [_memory(plan), _time(plan), _critical_path(plan)]
     if compared:
         figures += _comparison({"as asked": plan} | dict(compared))
-    cluster = f"{plan.nodes} x {plan.per_node} {plan.hardware}"
+    cluster = plan.cluster_name
     sources = "; ".join(plan.specification.sources)
     formulas = "msrec's" if plan.estimator == "msrec" else "TorchRec's"
     note = f"Times are estimates by {formulas} formulas with the figures of {sources}."
+    money = [money_sentence(plan)] if plan.fits else []
     table = DataTable([TABLE_HEAD, *map(_row, plan.by_cost)])
     page = render_page(
         title=f"msrec plan: {cluster}",
@@ -44,7 +50,8 @@ def write_page(path: Path, plan: Plan, compared: Mapping[str, Plan], console: Co
         tiles=_tiles(plan),
         sections=[
             Section(
-                "In words", [Text(line) for line in (*summary(plan), *placement_reasons(plan))]
+                "In words",
+                [Text(line) for line in (*summary(plan), *money, *placement_reasons(plan))],
             ),
             Section("By rank", [Figures(figures, "wide")]),
             Section("By table", [table, Text(note, "muted")]),
@@ -57,8 +64,11 @@ def write_page(path: Path, plan: Plan, compared: Mapping[str, Plan], console: Co
 def _tiles(plan: Plan) -> list[Tile]:
     return [
         Tile("yes" if plan.fits else "no", "does it fit?"),
-        Tile(f"{plan.nodes} x {plan.per_node}", plan.hardware),
-        Tile(format_bytes(plan.peak_memory), f"fullest rank, of {format_bytes(plan.capacity)}"),
+        Tile(f"{plan.world_size * plan.copies}", plan.cluster_name),
+        Tile(
+            format_bytes(plan.peak_memory),
+            f"fullest rank, of {format_bytes(plan.capacities[plan.fullest_rank])}",
+        ),
         Tile(f"{plan.step_ms:.2f} ms", "tables' part of a step, estimated"),
         Tile(f"{plan.imbalance:.2f}", "critical rank over the mean"),
     ]
@@ -88,7 +98,7 @@ def _memory(plan: Plan) -> Figure:
     ]
     traces.append(_bar("other than tables", other, GREY))
     ends = [-0.5, plan.world_size - 0.5]
-    limit = {"type": "scatter", "mode": "lines", "x": ends, "y": [plan.capacity / GIB] * 2}
+    limit = {"type": "scatter", "mode": "lines", "x": ends, "y": [min(plan.capacities) / GIB] * 2}
     traces.append(limit | {"name": "usable", "line": {"color": LIMIT_COLOUR, "dash": "dash"}})
     return _by_rank("Memory", "Memory of each rank, by table.", traces, "GiB")
 
@@ -96,6 +106,11 @@ def _memory(plan: Plan) -> Figure:
 def _time(plan: Plan) -> Figure:
     traces = _stacked(plan, lambda table: table.total_ms)
     latency = [rank.ms.get("latency", 0.0) for rank in plan.ranks]
+    # Shards take less time on a faster GPU, and while rows are fetched for the next step.
+    totals = np.sum([trace["y"] for trace in traces], axis=0)
+    shares = [r.total_ms - late for r, late in zip(plan.ranks, latency, strict=True)]
+    for trace in traces:
+        trace["y"] = (np.array(trace["y"]) * shares / np.maximum(totals, 1e-12)).tolist()
     traces.append(_bar("latency", latency, GREY))
     return _by_rank("Time", "Time of each rank in a step, by table (estimates).", traces, "ms")
 
@@ -103,23 +118,27 @@ def _time(plan: Plan) -> Figure:
 def _critical_path(plan: Plan) -> Figure:
     """Returns the critical rank's step as bars in a row, each part after the one before."""
     rank, traces = plan.critical_rank, list[Trace]()
-    ends = np.cumsum([plan.ranks[rank].ms[part] for part in COST_PARTS])
-    starts = np.concatenate([[0.0], ends[:-1]])
+    parts = [*COST_PARTS, *(part for part in EXTRA_PARTS if part in plan.ranks[rank].ms)]
+    in_turn = [0.0 if part == "prefetch" else plan.ranks[rank].ms[part] for part in parts]
+    ends = np.cumsum(in_turn)
+    # Prefetch begins with the step.
+    starts = np.where(np.array(parts) == "prefetch", 0.0, ends - in_turn)
     for name, colour, tables in _coloured_groups(plan):
-        ms = np.array([sum(t.ms[p] * t.ranks.count(rank) for t in tables) for p in COST_PARTS])
+        ms = np.array([sum(t.ms.get(p, 0.0) * t.ranks.count(rank) for t in tables) for p in parts])
         traces.append(
             {
                 "type": "bar",
                 "orientation": "h",
                 "name": name,
-                "y": [part.replace("_", " ") for part in COST_PARTS],
+                "y": [part.replace("_", " ") for part in parts],
                 "x": ms.tolist(),
                 "base": starts.tolist(),
                 "marker": {"color": colour},
             }
         )
         starts = starts + ms
-    caption = f"Step of the critical rank, {rank}, as if nothing overlapped (estimates)."
+    nothing = "nothing but prefetch" if "prefetch" in parts else "nothing"
+    caption = f"Step of the critical rank, {rank}, as if {nothing} overlapped (estimates)."
     latency = plan.ranks[rank].ms.get("latency", 0.0)
     grey = {"type": "bar", "orientation": "h", "name": "latency", "marker": {"color": GREY}}
     traces.append(grey | {"y": ["latency"], "x": [latency], "base": [float(ends[-1])]})
@@ -138,7 +157,7 @@ def _comparison(plans: Mapping[str, Plan]) -> list[Figure]:
         "type": "scatter",
         "mode": "markers",
         "x": names,
-        "y": [plan.capacity / GIB for plan in plans.values()],
+        "y": [plan.capacities[plan.fullest_rank] / GIB for plan in plans.values()],
         "name": "usable",
         "marker": {"symbol": "line-ew-open", "size": 34, "color": LIMIT_COLOUR},
     }

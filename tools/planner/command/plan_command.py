@@ -9,7 +9,11 @@ from rich.console import Console
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
 from msrec.launch.console import wide_console
-from msrec.tools.planner.command.build_request import request_from_options, with_changes
+from msrec.tools.planner.command.build_request import (
+    catalogue_of,
+    request_from_options,
+    with_changes,
+)
 from msrec.tools.planner.command.cluster_size import fewest_gpus
 from msrec.tools.planner.command.plan_file import PLAN
 from msrec.tools.planner.command.plan_options import PlanOptions
@@ -20,9 +24,10 @@ from msrec.tools.planner.command.plan_text import (
     print_sentence,
 )
 from msrec.tools.planner.export.constraints import constraints_source
-from msrec.tools.planner.make_plan import make_plan, plan_as_placed
+from msrec.tools.planner.hardware import STOCK, Catalogue
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan, plan_as_placed
 
 CONSTRAINTS = FileKind("constraints of msrec plan", contains("Constraints for TorchRec's planner"))
 
@@ -48,26 +53,27 @@ def plan_command(options: PlanOptions) -> bool:
 
             report_plan(options)
         return True
-    outputs = ((options.out, PLAN), (options.page, PAGE), (options.constraints, CONSTRAINTS))
+    plan_out = options.out or Path("plan.json")
+    outputs = ((plan_out, PLAN), (options.page, PAGE), (options.constraints, CONSTRAINTS))
     for out, kind in outputs:
         if out is not None:
             check_output(out, kind, [options.source, options.hardware, options.tables])
-    request = request_from_options(options)
+    request, catalogue = request_from_options(options), catalogue_of(options)
     changes = options.set_ or []
     if not options.compare:
         for change in changes:
-            request = with_changes(request, change, options.hardware)
+            request = with_changes(request, change, catalogue)
     if options.verify is not None:
         from msrec.tools.planner.command.verify import verify_request
 
         return verify_request(request, options.verify)
     return plan_tables(
         request,
-        options.out,
+        plan_out,
         options.page,
         min_gpus=options.min_gpus,
         compare=changes if options.compare else (),
-        hardware_file=options.hardware,
+        catalogue=catalogue,
         constraints=options.constraints,
     ).fits
 
@@ -89,7 +95,7 @@ def plan_tables(
     *,
     min_gpus: bool = False,
     compare: Sequence[str] = (),
-    hardware_file: Path | None = None,
+    catalogue: Catalogue = STOCK,
     constraints: Path | None = None,
     console: Console | None = None,
 ) -> Plan:
@@ -101,7 +107,7 @@ def plan_tables(
         page: HTML file with charts to write; None writes none.
         min_gpus: whether to take the fewest GPUs that have room, see `fewest_gpus`.
         compare: changes, such as dim=128 or gpu=h200, whose plans are compared with this one.
-        hardware_file: YAML file to look up a changed `gpu` in.
+        catalogue: accelerators to look up a changed `gpu` in.
         constraints: Python file to write for TorchRec's planner; None writes none.
         console: to print on; None makes one.
 
@@ -110,8 +116,11 @@ def plan_tables(
     """
     console = console or wide_console()
     plan = fewest_gpus(request) if min_gpus else make_plan(request)
-    request = dataclasses.replace(request, nodes=plan.nodes, per_node=plan.per_node)
-    changed = {change: with_changes(request, change, hardware_file) for change in compare}
+    if min_gpus:
+        request = dataclasses.replace(request, nodes=plan.nodes, per_node=plan.per_node)
+    changed = {change: with_changes(request, change, catalogue) for change in compare}
+    planned = {each.hardware_name for each in (request, *changed.values())}
+    catalogue.refuse_unused_prices({*planned, *(pool.name for pool in request.pools)})
     for note in request.notes:
         print_sentence(note, console)
     print_plan(plan, console)

@@ -41,18 +41,50 @@ class PlanOptions:
         ),
     ] = None
     nodes: Annotated[int, typer.Option(min=1, help="number of nodes")] = 1
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="ranks per node")] = 8
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(min=1, help="ranks per node; default: those of --gpu, 8 or 72 (NVL72)"),
+    ] = None
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="accelerator: a100-40, a100-80, h100, h200, b200, l40s, cpu, or one from "
-            "--hardware; default: h100"
+            help="accelerator: a100-40, a100-80, h100, h200, b200, gb200, gb300, mi300x, l40s, "
+            "cpu, or one from --hardware; default: h100"
         ),
     ] = None
     hardware: Annotated[
         Path | None,
         typer.Option(
             help="YAML file of accelerators, in the format of tools/planner/hardware.yaml"
+        ),
+    ] = None
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="GPUs of a job with different ones, NAME:RANKS in whole nodes, such as h100:8; "
+            "repeat it for each kind, instead of --gpu and --nodes"
+        ),
+    ] = None
+    group_ranks: Annotated[
+        int | None,
+        typer.Option(
+            help="consecutive ranks that share one copy of the tables, as embeddings.group_ranks; "
+            "default: the config's, else all"
+        ),
+    ] = None
+    sync_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="steps between two averages of the copies, as embeddings.sync_every; default: "
+            "the config's, else 1",
+        ),
+    ] = None
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="dollars per GPU and hour, such as h100=2.5, instead of the list price in "
+            "tools/planner/hardware.yaml; may be repeated"
         ),
     ] = None
     batch: Annotated[
@@ -74,11 +106,15 @@ class PlanOptions:
         typer.Option(help="sharding type to allow; may be repeated; default: all"),
     ] = None
     cached: Annotated[
-        list[float] | None,
+        list[str] | None,
         typer.Option(
-            help="allow tables in host memory, with this share of their rows cached on the GPU; "
-            "may be repeated"
+            help="allow tables in host memory, with this share of their rows cached on the GPU, or "
+            "auto for the share with the shortest step; may be repeated"
         ),
+    ] = None
+    id_counts: Annotated[
+        Path | None,
+        typer.Option(help="popularity of ids, from msrec show DATA --id-counts FILE"),
     ] = None
     budget_gib: Annotated[
         float | None, typer.Option(help="GiB of each GPU to use at most; default: all")
@@ -93,13 +129,21 @@ class PlanOptions:
         list[str] | None,
         typer.Option(
             "--set",
-            help="plan with a change: dim=128, item_id.precision=fp16, gpu=h200, nodes=2; "
+            help="plan with a change: dim=128, item_id.precision=fp16, gpu=h200, gpus=16; "
             "may be repeated",
         ),
     ] = None
     compare: Annotated[
         bool, typer.Option("--compare", help="compare the plan with one plan for each --set")
     ] = False
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="plan for every combination of values and compare step, throughput and money: "
+            "gpu=h100,h200, gpus=8,16,32, batch=2048,4096, dim=64,128; may be repeated; "
+            "--page writes a page with sliders"
+        ),
+    ] = None
     verify: Annotated[
         int | None,
         typer.Option(
@@ -126,9 +170,10 @@ class PlanOptions:
         Path | None,
         typer.Option(help="with --measured: file for the measured bandwidths, for --hardware"),
     ] = None
-    out: Annotated[Path, typer.Option(help="plan to write, for msrec train plan=FILE")] = Path(
-        "plan.json"
-    )
+    out: Annotated[
+        Path | None,
+        typer.Option(help="plan to write, for msrec train plan=FILE; default: plan.json"),
+    ] = None
     constraints: Annotated[
         Path | None,
         typer.Option(help="Python file to write, with ParameterConstraints for TorchRec's planner"),

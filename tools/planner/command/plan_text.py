@@ -8,8 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.launch.reporting.byte_sizes import format_bytes, format_ranks
+from msrec.tools.planner.command.running_costs import (
+    accelerators_of,
+    amount,
+    running_costs,
+)
 from msrec.tools.planner.plan import Plan
-from msrec.tools.planner.sharding_options import COST_PARTS, RANK_PARTS
+from msrec.tools.planner.sharding_options import COST_PARTS, EXTRA_PARTS, RANK_PARTS
 from msrec.tools.planner.tables import Sharding
 
 MAX_GROUPS = 40
@@ -30,6 +35,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(ranks_table(plan))
     for sentence in summary(plan):
         print_sentence(sentence, console)
+    if plan.fits:
+        print_sentence(money_sentence(plan), console)
     print_sentence("Placement of the largest and costliest tables:", console)
     for sentence in placement_reasons(plan):
         print_sentence(f"  {sentence}", console)
@@ -42,8 +49,7 @@ def print_sentence(sentence: str, console: Console) -> None:
 
 def tables_table(plan: Plan) -> Table:
     """Returns a table of the embedding tables, the costliest first; equal ones share a line."""
-    cluster = f"{plan.nodes} x {plan.per_node} {plan.hardware}"
-    table = Table(title=f"{len(plan.tables)} tables on {cluster} (ms are estimates)")
+    table = Table(title=f"{len(plan.tables)} tables on {plan.cluster_name} (ms are estimates)")
     for head in ("table", "sharding", "ranks"):
         table.add_column(head, overflow="fold")
     for head in ("rows", "dim", "size", "ms per shard", "next best option", "step with it"):
@@ -79,12 +85,12 @@ def memory_table(plan: Plan) -> Table:
         add(use, by_rank[plan.fullest_rank], by_rank)
     table.add_section()
     add("total", plan.peak_memory, [rank.total_memory for rank in plan.ranks])
-    add("usable", plan.capacity, [plan.capacity])
+    add("usable", plan.capacities[plan.fullest_rank], plan.capacities)
     hosts = [rank.host for rank in plan.ranks]
     if any(hosts):
-        available = plan.specification.host_memory
+        available = plan.host_capacities
         add("host memory", max(hosts), hosts)
-        add("host memory available", available, [available])
+        add("host memory available", available[int(np.argmax(hosts))], available)
     return table
 
 
@@ -97,13 +103,16 @@ def ranks_table(plan: Plan) -> Table:
         title += " (busiest and idlest)"
     table = Table(title=title)
     has_host = any(load.host for load in plan.ranks)
-    heads = ["rank", *(part.replace("_", " ") for part in RANK_PARTS), "total", "memory"]
+    parts = [
+        p for p in RANK_PARTS if p in (*COST_PARTS, "latency") or any(p in r.ms for r in plan.ranks)
+    ]
+    heads = ["rank", *(part.replace("_", " ") for part in parts), "total", "memory"]
     for head in [*heads, "host memory"] if has_host else heads:
         table.add_column(head, justify="right")
     for rank in shown:
         load = plan.ranks[rank]
-        parts = [load.ms.get(part, 0.0) for part in RANK_PARTS]
-        ms = [f"{value:.2f}" for value in (*parts, load.total_ms)]
+        values = [load.ms.get(part, 0.0) for part in parts]
+        ms = [f"{value:.2f}" for value in (*values, load.total_ms)]
         sizes = [load.total_memory, load.host] if has_host else [load.total_memory]
         table.add_row(f"{rank}", *ms, *map(format_bytes, sizes))
     return table
@@ -140,13 +149,18 @@ def comparison_table(plans: Mapping[str, Plan]) -> Table:
     def add(head: str, value: Callable[[Plan], str]) -> None:
         table.add_row(head, *map(value, plans.values()))
 
-    add("ranks", lambda p: f"{p.nodes} x {p.per_node} {p.hardware}")
+    add("ranks", lambda p: p.cluster_name)
     add("fits", lambda p: "yes" if p.fits else "no")
     add("tables, all ranks", lambda p: format_bytes(sum(t.size for t in p.tables)))
     add("fullest rank", lambda p: format_bytes(p.peak_memory))
-    add("usable", lambda p: format_bytes(p.capacity))
+    add("usable", lambda p: format_bytes(p.capacities[p.fullest_rank]))
     add("step, ms", lambda p: f"{p.step_ms:.2f}")
     add("imbalance", lambda p: f"{p.imbalance:.2f}")
+    costs = {id(plan): running_costs(plan) for plan in plans.values()}
+    add("1e6 rows/s", lambda p: f"{costs[id(p)].rows_per_s / 1e6:,.2f}" if p.fits else "")
+    add("$ per hour", lambda p: amount(costs[id(p)].usd_per_hour))
+    add("$ per 1e9 rows", lambda p: amount(costs[id(p)].usd_per_billion) if p.fits else "")
+    add("kWh per 1e9 rows", lambda p: amount(costs[id(p)].kwh_per_billion) if p.fits else "")
     for sharding in get_args(Sharding):
         counts = [sum(t.sharding == sharding for t in p.tables) for p in plans.values()]
         if any(counts):
@@ -157,28 +171,46 @@ def comparison_table(plans: Mapping[str, Plan]) -> Table:
 def summary(plan: Plan) -> Iterator[str]:
     """Yields sentences that say whether the plan fits, and what takes the time."""
     if plan.fits:
-        room = format_bytes(plan.capacity - plan.peak_memory)
+        room = format_bytes(plan.capacities[plan.fullest_rank] - plan.peak_memory)
         yield f"It fits: rank {plan.fullest_rank} is the fullest and has {room} left."
     else:
         yield from _misfit(plan)
     critical = plan.ranks[plan.critical_rank]
-    part = max(COST_PARTS, key=lambda p: critical.ms[p])
+    part = max((*COST_PARTS, *EXTRA_PARTS), key=lambda p: critical.ms.get(p, 0.0))
     share = critical.ms[part] / max(critical.total_ms, 1e-12)
     on_it = [table for table in plan.tables if plan.critical_rank in table.ranks]
+    nothing = "nothing but prefetch" if critical.ms.get("prefetch") else "nothing"
+    overlap = f"estimate, as if {nothing} overlapped"
     latency = critical.ms.get("latency", 0.0)
     if latency > critical.ms[part]:
         yield (
-            f"The tables take {plan.step_ms:.2f} ms of a step (estimate, as if nothing "
-            f"overlapped), {latency:.2f} ms of it latency, which does not grow with the batch."
+            f"The tables take {plan.step_ms:.2f} ms of a step ({overlap}), {latency:.2f} ms of it "
+            "latency, which does not grow with the batch."
         )
         return
-    costliest = max(on_it, key=lambda table: table.ms[part])
+    costliest = max(on_it, key=lambda table: table.ms.get(part, 0.0))
     yield (
-        f"The tables take {plan.step_ms:.2f} ms of a step (estimate, as if nothing overlapped). "
+        f"The tables take {plan.step_ms:.2f} ms of a step ({overlap}). "
         f"The critical rank is {plan.critical_rank}, with {plan.imbalance:.2f} times the mean. "
         f"The bottleneck is its {part.replace('_', ' ')} ({share:.0%}), to which table "
         f"{costliest.name} contributes most."
     )
+
+
+def money_sentence(plan: Plan) -> str:
+    """Returns throughput, money and energy, as far as they are known."""
+    costs = running_costs(plan)
+    known = [f"{costs.rows_per_s / 1e6:,.2f} million rows per second"]
+    if costs.usd_per_billion is not None:
+        known.append(
+            f"${costs.usd_per_hour:,.2f} per hour, ${costs.usd_per_billion:,.2f} per 1e9 rows"
+        )
+    if costs.kwh_per_billion is not None:
+        known.append(f"{costs.kwh_per_billion:,.2f} kWh per 1e9 rows for the accelerators alone")
+    dense = f", and {costs.dense_ms:.2f} ms of the dense part," if costs.dense_ms else ""
+    prices = ((each.name, each.hardware.price) for each in accelerators_of(plan))
+    source = "".join(f" {name}: {price}." for name, price in prices if price is not None)
+    return f"With this step{dense} at best: {'; '.join(known)}.{source}"
 
 
 def placement_reasons(plan: Plan) -> Iterator[str]:
@@ -204,16 +236,19 @@ def placement_reasons(plan: Plan) -> Iterator[str]:
 
 
 def _misfit(plan: Plan) -> Iterator[str]:
-    rank, excess = plan.fullest_rank, plan.peak_memory - plan.capacity
+    rank = plan.fullest_rank
+    capacity = plan.capacities[rank]
+    excess = plan.peak_memory - capacity
     on_rank = [(t, t.shard_bytes * t.ranks.count(rank)) for t in plan.tables if rank in t.ranks]
     largest = sorted(on_rank, key=lambda pair: -pair[1])[:NAMED_TABLES]
     names = ", ".join(f"{table.name} ({format_bytes(size)})" for table, size in largest)
     if excess > 0:
         yield (
             f"It does not fit: rank {rank} needs {format_bytes(plan.peak_memory)} and has "
-            f"{format_bytes(plan.capacity)}, {format_bytes(excess)} too little. Largest there: "
+            f"{format_bytes(capacity)}, {format_bytes(excess)} too little. Largest there: "
             f"{names}."
         )
-    host_excess = max(load.host for load in plan.ranks) - plan.specification.host_memory
+    hosts = zip(plan.ranks, plan.host_capacities, strict=True)
+    host_excess = max(load.host - available for load, available in hosts)
     if host_excess > 0:
         yield f"It does not fit: a rank's host memory is {format_bytes(host_excess)} too small."

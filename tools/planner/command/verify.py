@@ -23,9 +23,9 @@ from msrec.launch.reporting.byte_sizes import format_bytes
 from msrec.launch.training.trainer import Trainer
 from msrec.tools.planner.command.plan_text import print_sentence
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.plan import Plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 
 STEPS = 6
 """Enough steps for all allocations: optimizers have their state, and the pipeline is full."""

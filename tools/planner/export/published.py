@@ -8,8 +8,8 @@ from pydantic import Field
 from msrec.data.io.validation import StrictModel
 from msrec.data.io.yaml_files import read_yaml
 from msrec.tools.planner.hardware import load_hardware
-from msrec.tools.planner.make_plan import make_plan
 from msrec.tools.planner.request import PlanRequest
+from msrec.tools.planner.search.make_plan import make_plan
 from msrec.tools.planner.tables import TableLoad
 
 PUBLISHED_FILE = Path(__file__).parents[1] / "published.yaml"

@@ -70,7 +70,7 @@ def tables_and_dense(config: RunConfig, batch: int) -> tuple[list[TableLoad], De
     prefetched = one_batch.per_row * trainer.prefetch
     positions = sum(each.store_rows.nbytes for each in knowledge.item_sources)
     reading = LinearBytes(reading.at_zero + positions, reading.per_row + prefetched)
-    tables = run_tables(model, probes[-1], items, config.embeddings.sharding)
+    tables = run_tables(model, probes[-1], items, config.embeddings)
     return tables, DenseMemory(_parameter_bytes(model), by_rows, reading)
 
 

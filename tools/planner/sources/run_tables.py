@@ -1,18 +1,18 @@
 """Embedding tables of a run, with the lookups of a step that are measured on its dataset."""
 
-from collections.abc import Mapping
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, cast
 
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.loading.batch import ITEM, Batch
 from msrec.data.loading.loader import Loader
+from msrec.launch.config.model_sections import EmbeddingsConfig
 from msrec.launch.config.run_config import RunConfig
-from msrec.model.distributed.table_options import TableSharding
+from msrec.model.distributed.table_options import TORCHREC_NAMES
 from msrec.model.distributed.tables import frozen_tables
 from msrec.model.ranker import RankerTrain
-from msrec.tools.planner.tables import Sharding, TableLoad
+from msrec.tools.planner.tables import Sharding, TableLoad, shard_columns
 
 
 class ItemLookups(NamedTuple):
@@ -60,7 +60,7 @@ def _equal_bags(config: RunConfig, rows: int) -> int:
 
 
 def run_tables(
-    model: RankerTrain, probe: Batch, items: ItemLookups, sharding: Mapping[str, TableSharding]
+    model: RankerTrain, probe: Batch, items: ItemLookups, options: EmbeddingsConfig
 ) -> list[TableLoad]:
     """Returns the tables of all collections of a model.
 
@@ -68,17 +68,9 @@ def run_tables(
         model: before sharding.
         probe: rows with which ids of features are counted.
         items: lookups of a step in tables of item vectors.
-        sharding: table -> the only sharding type allowed.
-
-    Raises:
-        ValueError: a table has a sharding type that is not planned.
+        options: of the config; a table that `sharding` names has no other sharding.
     """
-    for table, way in sharding.items():
-        if way not in get_args(Sharding):
-            raise ValueError(
-                f"msrec plan places tables as {', '.join(get_args(Sharding))}; "
-                f"embeddings.sharding.{table} is {way}. Train without a plan, or choose another."
-            )
+    ways = {table: TORCHREC_NAMES[way] for table, way in options.sharding.items()}
     frozen = frozen_tables(model)
     loads = []
     for path, collection in model.named_modules():
@@ -97,7 +89,8 @@ def run_tables(
                     precision="fp16" if table.data_type == DataType.FP16 else "fp32",
                     frozen=table.name in frozen,
                     module=path,
-                    sharding=cast("Sharding | None", sharding.get(table.name)),
+                    sharding=cast("Sharding | None", ways.get(table.name)),
+                    min_partition=shard_columns(table.embedding_dim, options.min_columns),
                 )
             )
     return loads

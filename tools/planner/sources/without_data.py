@@ -47,7 +47,8 @@ def tables_and_dense_without_data(
         schema = random_rows(dataset, listed, rows=rows, users=ENTITIES, items=ENTITIES)
         update: dict[str, object] = {"dataset": dataset}
         notes = [
-            f"A rank has {batch:,} rows of a step; ids per row are the pooling of the list.",
+            f"A rank has {batch:,} rows of a step, unless --set or --vary changes it; ids per row "
+            "are the pooling of the list.",
             f"The dense part was measured on {PROBE_ROWS:,} random rows.",
         ]
         if config.knowledge_levels:

@@ -2,7 +2,8 @@
 
 The search minimises the step time of the critical rank, which is the rank with the largest sum of
 estimated shard costs and latency. As long as something does not fit, it minimises the excess memory
-first. Of equal steps, the one with the emptier fullest rank is better.
+first. Of equal steps, the one with less host memory is better, and then the one with the emptier
+fullest rank.
 
 1. Starts: every small table gets one option and every large table another one, for all pairs of
    options and several limits between small and large. The best of these placements is kept.
@@ -20,7 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from msrec.tools.planner.placement import Cluster, Placement, assign_shards
+from msrec.tools.planner.cluster import Cluster
+from msrec.tools.planner.search.placement import Placement, assign_shards
 from msrec.tools.planner.sharding_options import ShardingOption
 
 MEMORY_SHARES = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01, 0.001, 1e-4)
@@ -77,10 +79,10 @@ def total_shards(option: ShardingOption, cluster: Cluster) -> int:
 
 def total_cost_ms(option: ShardingOption, cluster: Cluster) -> float:
     """Returns the milliseconds of all shards of a table together."""
-    return option.cost.total * total_shards(option, cluster)
+    return option.cost.busy * total_shards(option, cluster)
 
 
-def _objective(placement: Placement) -> tuple[float, float, float]:
+def _objective(placement: Placement) -> tuple[float, float, float, float]:
     return placement.objective
 
 
@@ -107,7 +109,7 @@ class _Search:
         """Changes tables of the fullest rank, as long as that is better."""
         self.order_noise = {}
         while best.ms.size > 1:
-            rank = int(np.argmax(best.memory))
+            rank = int(np.argmax(self._cluster.fullness(best.memory)))
             on_rank = [o for table, o in best.options.items() if rank in best.ranks[table]]
             on_rank.sort(key=lambda o: -o.memory)
             better = self._neighbour(best, on_rank[:CRITICAL_TABLES])
@@ -143,7 +145,7 @@ class _Search:
         on_rank = [o for table, o in best.options.items() if rank in best.ranks[table]]
         if best.excess:
             return sorted(on_rank, key=lambda o: -(o.memory + o.host))
-        return sorted(on_rank, key=lambda o: -o.cost.total)[:CRITICAL_TABLES]
+        return sorted(on_rank, key=lambda o: -o.cost.busy)[:CRITICAL_TABLES]
 
 
 def _starts(options: Options, cluster: Cluster) -> Iterator[dict[str, ShardingOption]]:
@@ -173,6 +175,7 @@ def _large_tables(options: Options, cluster: Cluster) -> list[frozenset[str]]:
     """Returns sets of large tables, one for each limit, the smallest set first."""
     size = {t: max(o.weights + o.state + o.host for o in of) for t, of in options.items()}
     largest = sorted(size, key=lambda table: (-size[table], table))
-    counts = {sum(s > share * cluster.memory for s in size.values()) for share in MEMORY_SHARES}
+    memory = min(pool.memory for pool in cluster.pools)
+    counts = {sum(s > share * memory for s in size.values()) for share in MEMORY_SHARES}
     counts |= {round(share * len(size)) for share in TABLE_SHARES}
     return [frozenset(largest[:count]) for count in sorted(counts - {0, len(size)})]

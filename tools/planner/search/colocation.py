@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from msrec.tools.planner.placement import Cluster, Placement, placement_on
-from msrec.tools.planner.sharding_options import COST_PARTS, ShardCost, ShardingOption
+from msrec.tools.planner.cluster import Cluster
+from msrec.tools.planner.search.placement import Placement, placement_on
+from msrec.tools.planner.sharding_options import ShardCost, ShardingOption
 from msrec.tools.planner.tables import TableLoad
 
 Options = Mapping[str, Sequence[ShardingOption]]
@@ -52,8 +53,14 @@ def split(
 
 def _sum(a: ShardingOption, b: ShardingOption) -> ShardingOption:
     """Returns an option with the cost and the bytes of two on the same rank."""
-    cost = ShardCost(*(getattr(a.cost, part) + getattr(b.cost, part) for part in COST_PARTS))
+    other_costs = tuple(map(_sum_of_costs, a.other_costs, b.other_costs))
+    cost = _sum_of_costs(a.cost, b.cost)
     sizes = ("weights", "state", "host", "inputs", "outputs")
     added = {name: getattr(a, name) + getattr(b, name) for name in sizes}
     latencies = tuple(dict.fromkeys((*a.latencies, *b.latencies)))
-    return dataclasses.replace(a, cost=cost, latencies=latencies, **added)
+    return dataclasses.replace(a, cost=cost, other_costs=other_costs, latencies=latencies, **added)
+
+
+def _sum_of_costs(a: ShardCost, b: ShardCost) -> ShardCost:
+    parts = dataclasses.asdict(a)
+    return ShardCost(**{part: ms + getattr(b, part) for part, ms in parts.items()})
