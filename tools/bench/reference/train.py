@@ -99,7 +99,7 @@ def main(folder: Path, model: str, out: Path, batch: int = BATCH) -> None:
         torch.autograd.backward(loss)
         adam.step()
         if step % LOG_EVERY == 0:
-            print(step, float(loss), flush=True)
+            print(step, loss.item(), flush=True)
     print(auc(net, valid))
     torch.save(net.state_dict(), out)
 
