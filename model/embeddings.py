@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -108,24 +108,56 @@ class _Vectors(nn.Module):
         self, pooled: KeyedTensor, sparse: KeyedJaggedTensor, past: HistoryBags | None
     ) -> torch.Tensor:
         keys, columns = pooled.keys(), pooled.values()
+        lengths = sparse.lengths().view(-1, columns.shape[0])
+        if keys == [name for name, _ in self._features]:
+            vectors = columns.unflatten(1, (len(keys), self._dim))
+            bags = [
+                (n, lengths[key]) for n, (_, key) in enumerate(self._features) if key is not None
+            ]
+            return _Means.apply(vectors, bags) if bags else vectors  # type: ignore[no-any-return, no-untyped-call]
         # One split, because its gradient is one concatenation. The gradient of a slice is as large
         # as all columns, with zeros elsewhere, and there would be one slice per feature.
         by_key = dict(
             zip(keys, columns.unflatten(1, (len(keys), self._dim)).unbind(1), strict=True)
         )
-        lengths = sparse.lengths().view(-1, columns.shape[0])
-        vectors = [
+        parts = [
             by_key[name] if key is None else by_key[name] / lengths[key].clamp(min=1).unsqueeze(1)
             for name, key in self._features
         ]
         if past is not None and self._history:
             norm = past.num_others.clamp(min=1).sqrt()
-            vectors += [
+            parts += [
                 (by_key[f"{side}_history"][past.bag[i]] - by_key[f"{side}_own"])
                 / norm[i].unsqueeze(1)
                 for i, side in enumerate(self._history)
             ]
-        return torch.stack(vectors, dim=1)
+        return torch.stack(parts, dim=1)
+
+
+class _Means(torch.autograd.Function):
+    """Divides the vectors of some features by the lengths of their bags, in one copy of all.
+
+    Shape:
+        vectors: (B, F, D), float.
+        bags: feature and lengths (B,), int, of each.
+        returns: (B, F, D).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: torch.Tensor, bags: list[tuple[int, torch.Tensor]]) -> Any:
+        ctx.bags = bags
+        return _divided(vectors, bags)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _divided(grad, ctx.bags), None
+
+
+def _divided(vectors: torch.Tensor, bags: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    divided = vectors.clone()
+    for n, length in bags:
+        divided[:, n] /= length.clamp(min=1).unsqueeze(1)
+    return divided
 
 
 def table_configs(

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from msrec.data.loading.row_counts import RowCounts
-from msrec.model.layers.generated_linear import Codes, GeneratedLinear, check_form, make_codes
+from msrec.model.layers.generated_linear import (
+    Codes,
+    FactoredLinear,
+    GeneratedLinear,
+    check_form,
+    make_codes,
+)
 from msrec.model.layers.knowledge_reducer import KnowledgeReducer
 from msrec.model.layers.mlp import check_positive, make_activation
 
@@ -25,7 +31,7 @@ class MetaOptions:
         num_layers: generated layers, without the generated head of `ScenarioMeta`.
         activation: after each generated layer.
         dropout: rate on the codes.
-        form: of `make_codes`.
+        form: of `make_codes`; "factored" makes layers of another class, `FactoredLinear`.
         standardize: whether vectors are standardised before they are reduced.
 
     Raises:
@@ -44,6 +50,13 @@ class MetaOptions:
         width = 1 if self.width is None else self.width
         check_positive(rank=self.rank, width=width, num_layers=self.num_layers)
         check_form(self.form)
+
+    def layer(
+        self, in_dim: int, out_dim: int, zero: bool = False
+    ) -> GeneratedLinear | FactoredLinear:
+        """Returns a generated layer."""
+        kind = FactoredLinear if self.form == "factored" else GeneratedLinear
+        return kind(in_dim, out_dim, self.rank, zero)
 
     def reducer(self, mean: Tensor, std: Tensor, flag: bool = False) -> KnowledgeReducer:
         """Returns the reducer of vectors with these moments."""
@@ -96,9 +109,7 @@ class UserMeta(nn.Module):
         self.form, self.residual = options.form, residual
         self.reducer = options.reducer(mean, std, flag=True)
         size = options.width or in_dim
-        self.layers = nn.ModuleList(
-            GeneratedLinear(size, size, options.rank) for _ in range(options.num_layers)
-        )
+        self.layers = nn.ModuleList(options.layer(size, size) for _ in range(options.num_layers))
         self.activation = make_activation(options.activation)
         self.scales: nn.ParameterList | None = None
         self.down: nn.Module = nn.Identity()
@@ -195,10 +206,8 @@ class ScenarioMeta(nn.Module):
         std, mean = torch.std_mean(knowledge, dim=0, correction=0)
         self.reducer = options.reducer(mean, std)
         sizes = [in_dim, *[options.width or in_dim] * options.num_layers]
-        self.layers = nn.ModuleList(
-            GeneratedLinear(a, b, options.rank) for a, b in itertools.pairwise(sizes)
-        )
-        self.head = GeneratedLinear(sizes[-1], num_tasks, options.rank, zero=True)
+        self.layers = nn.ModuleList(options.layer(a, b) for a, b in itertools.pairwise(sizes))
+        self.head = options.layer(sizes[-1], num_tasks, zero=True)
         self.activation = make_activation(options.activation)
 
     def forward(self, x: Tensor, scenario: Tensor, counts: RowCounts | None = None) -> Tensor:

@@ -61,7 +61,11 @@ DESCRIPTIONS = {
 """Option -> description. `backbone.option` comes before `option`."""
 
 
-def options_model(name: str) -> type[StrictModel]:
+class BackboneOptions(StrictModel, use_attribute_docstrings=False):
+    """Base of the sections below, which have no source code where pydantic could look for docs."""
+
+
+def options_model(name: str) -> type[BackboneOptions]:
     """Returns a section with `name` and the parameters of the backbone's constructor.
 
     A new backbone needs no entry above: its options then refer to the docstring of its class.
@@ -84,7 +88,7 @@ def options_model(name: str) -> type[StrictModel]:
         description = DESCRIPTIONS.get(f"{name}.{option}") or DESCRIPTIONS.get(option)
         description = description or f"See the docstring of {BACKBONES[name].__name__}."
         fields[option] = (kind, Field(default, description=description))
-    return create_model(name, __base__=StrictModel, __doc__=f"Options of {name}.", **fields)
+    return create_model(name, __base__=BackboneOptions, __doc__=f"Options of {name}.", **fields)
 
 
 BACKBONE_OPTIONS = {name: options_model(name) for name in BACKBONES}

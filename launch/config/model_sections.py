@@ -114,9 +114,11 @@ class MetaConfig(StrictModel):
     """Activation after each generated layer."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout rate of the codes."""
-    form: Literal["auto", "contracted", "distinct"] = "auto"
-    """Order of the computation; it does not change the result. `distinct` makes the weights once
-    per distinct user or scenario, `contracted` never makes them, `auto` takes the cheaper one."""
+    form: Literal["auto", "contracted", "distinct", "factored"] = "auto"
+    """Order of the computation, which does not change the result: `distinct` makes the weights once
+    per distinct user or scenario, `contracted` never makes them, `auto` takes the cheaper one.
+    `factored` is another, cheaper layer: the vector scales the columns between two learned layers
+    that all users or scenarios share."""
     standardize: bool = True
     """Standardise each dimension of the LLM vectors with the mean and deviation of the store."""
     residual: bool = True

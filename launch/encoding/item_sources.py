@@ -6,8 +6,8 @@ from pathlib import Path
 
 from msrec.data.io.atomic_files import atomic_path
 from msrec.data.io.paths import AnyPath, to_path
-from msrec.data.llm.item_source.lsa import LSA, LsaModel
-from msrec.data.llm.item_source.settings import source_settings
+from msrec.data.llm.item_source.lsa import LsaModel
+from msrec.data.llm.item_source.settings import LSA, source_settings
 from msrec.data.llm.models.model_weights import model_folder, weights_sha256
 from msrec.data.llm.prompts import item_prompts, require_text
 from msrec.data.llm.store import LSA_FILE, VERSION, VectorSettings, item_source_folder

@@ -40,7 +40,7 @@ from msrec.launch.explanations.explanation_file import (
 )
 from msrec.launch.loaders import build_loader
 from msrec.launch.trained_run import load_run_config, open_run, unwrapped
-from msrec.model.layers.generated_linear import GeneratedLinear
+from msrec.model.layers.generated_linear import FactoredLinear, GeneratedLinear
 from msrec.model.meta import ScenarioMeta, UserMeta
 from msrec.model.ranker import DenseArch
 
@@ -299,15 +299,17 @@ def _average_scenario(meta: ScenarioMeta) -> Iterator[None]:
         knowledge.copy_(saved)
 
 
-def _generated_layers(meta: UserMeta | ScenarioMeta) -> Iterator[tuple[str, GeneratedLinear]]:
+def _generated_layers(
+    meta: UserMeta | ScenarioMeta,
+) -> Iterator[tuple[str, GeneratedLinear | FactoredLinear]]:
     for number, layer in enumerate(meta.layers, start=1):
-        assert isinstance(layer, GeneratedLinear)
+        assert isinstance(layer, GeneratedLinear | FactoredLinear)
         yield f"layer {number}", layer
     if isinstance(meta, ScenarioMeta):
         yield "head", meta.head
 
 
-def _weights(layer: GeneratedLinear) -> np.ndarray:
+def _weights(layer: GeneratedLinear | FactoredLinear) -> np.ndarray:
     """Returns (R + 1, weights and biases); a code times this matrix is the generated layer."""
     parts = [layer.weight.detach().flatten(1), layer.bias.detach()]
     return np.asarray(torch.cat(parts, dim=1).cpu().numpy(), dtype=np.float64)

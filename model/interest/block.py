@@ -132,7 +132,7 @@ class InterestBlock(nn.Module):
     ) -> Tensor:
         """Returns the columns of each row."""
         columns = self.columns(items, histories, row)
-        rows = RowGroups(torch.zeros_like(row.scenario), None, None, [])
+        rows = RowGroups(torch.zeros_like(row.scenario))
         normalised: Tensor = self.norm(columns, rows, weight)
         return normalised
 

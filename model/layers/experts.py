@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from msrec.model.layers.group_functions import ExpertLinear
 from msrec.model.layers.mlp import Hidden, check_positive, linear_init
-from msrec.model.layers.precision import softmax
+from msrec.model.layers.precision import product_dtype, softmax
 from msrec.model.layers.row_groups import RowGroups
 
 
@@ -58,7 +59,11 @@ class Experts(nn.Module):
         wide = self.finish(self.first(x))
         h: Tensor = torch.unflatten(wide, 1, (self.num_experts, -1)).transpose(0, 1)
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            h = self.finish(torch.baddbmm(bias, h, weight))
+            if torch.compiler.is_exporting():
+                h = torch.baddbmm(bias, h, weight)
+            else:
+                h = ExpertLinear.apply(h, weight, bias, product_dtype(h))  # type: ignore[no-untyped-call]
+            h = self.finish(h)
         return h
 
 

@@ -16,7 +16,7 @@ from msrec.model.layers.tiles import Tiles
 
 CHUNK_ELEMENTS = 2**18
 """Elements of z ⊗ x per step of the contracted form: 1 MiB, so that it stays in a CPU's cache."""
-FORMS = ("auto", "contracted", "distinct")
+FORMS = ("auto", "contracted", "distinct", "factored")
 LOOP_KEYS = 256
 """Keys up to which a CPU multiplies group by group; above, it runs one padded product."""
 
@@ -60,6 +60,8 @@ def make_codes(
     each key must pass through memory, and small products are slower than one large product. Other
     devices multiply `Tiles`, which are not padded to n, so that the second line holds for any U.
 
+    `FactoredLinear` needs the codes of the contracted form and calls it `factored`.
+
     Shape:
         z: (U, R + 1), float.
         key: (B,), int64 in [0, U).
@@ -70,7 +72,8 @@ def make_codes(
     """
     check_form(form)
     groups = None
-    if form != "contracted" and not torch.compiler.is_exporting():  # while it traces, U is unknown
+    is_per_row = form in ("contracted", "factored")
+    if not is_per_row and not torch.compiler.is_exporting():  # while it traces, U is unknown
         groups = _distinct_groups(z, key, form, counts)
     return Codes(z.index_select(0, key), None) if groups is None else Codes(z, groups)
 
@@ -141,7 +144,7 @@ class GeneratedLinear(nn.Module):
 
     def generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Returns W(z), (U, in_dim, out_dim), and b(z), (U, out_dim), of codes (U, R + 1)."""
-        weight = (z @ self.weight.flatten(1)).view(-1, self.in_dim, self.out_dim)
+        weight = torch.unflatten(z @ self.weight.flatten(1), 1, (self.in_dim, self.out_dim))
         return weight, z @ self.bias
 
     def forward(self, x: Tensor, codes: Codes) -> Tensor:
@@ -154,6 +157,61 @@ class GeneratedLinear(nn.Module):
             product: Tensor = _Contracted.apply(x, z, self.weight, dtype)  # type: ignore[no-untyped-call]
             return product + z @ self.bias
         return codes.groups.linear(x, *self.generate(z))
+
+
+class FactoredLinear(nn.Module):
+    """y = ((x V) * (z A)) U + b(z), so that W(z) = V diag(z A) U and b(z) = sum_r z_r c_r; z_0 = 1.
+
+    All keys share V and U, and a code only scales the k columns between them. This is a smaller
+    class of functions than `GeneratedLinear` and takes about k (in_dim + out_dim) products per row
+    in place of (R + 1) in_dim out_dim.
+
+    Shape:
+        x: (B, in_dim), float.
+        codes: per row, see `make_codes`.
+        returns: (B, out_dim), float.
+
+    Source:
+        A low-rank form of M2M's meta unit (arXiv 2201.06814), in which a generated vector gates the
+        layer between two learned ones, as PEPNet's gates do (arXiv 2302.01115). k is the smaller of
+        in_dim and max(out_dim, R + 1), so that every number of the code can have an own column. V
+        keeps the variance of x and the first row of A is 1, so that y starts as of nn.Linear.
+
+    Example:
+        >>> codes = make_codes(torch.ones(2, 3), torch.tensor([0, 1, 1, 0]), "factored")
+        >>> FactoredLinear(8, 4, rank=2)(torch.zeros(4, 8), codes).shape
+        torch.Size([4, 4])
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, rank: int, zero: bool = False) -> None:
+        super().__init__()
+        check_positive(in_dim=in_dim, out_dim=out_dim, rank=rank)
+        self.in_dim, self.out_dim = in_dim, out_dim
+        inner = min(in_dim, max(out_dim, rank + 1))
+        self.first = nn.Parameter(
+            torch.empty(in_dim, inner).uniform_(-1, 1) * math.sqrt(3 / in_dim)
+        )
+        self.gains = nn.Parameter(torch.empty(rank + 1, inner).uniform_(-1, 1) / math.sqrt(rank))
+        self.last = nn.Parameter(torch.empty(inner, out_dim).uniform_(-1, 1) / math.sqrt(inner))
+        self.bias = nn.Parameter(torch.zeros(rank + 1, out_dim))
+        with torch.no_grad():
+            self.gains[0] = 1
+            if zero:
+                self.last.zero_()
+
+    @property
+    def weight(self) -> Tensor:
+        """Matrices M_r with W(z) = sum_r z_r M_r, (R + 1, in_dim, out_dim)."""
+        return (self.first * self.gains.unsqueeze(1)) @ self.last
+
+    def generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns W(z), (U, in_dim, out_dim), and b(z), (U, out_dim), of codes (U, R + 1)."""
+        return (self.first * (z @ self.gains).unsqueeze(1)) @ self.last, z @ self.bias
+
+    def forward(self, x: Tensor, codes: Codes) -> Tensor:
+        """Multiplies each row by the weights that its code generates."""
+        z = codes.z
+        return ((x @ self.first) * (z @ self.gains)) @ self.last + z @ self.bias
 
 
 class _Contracted(torch.autograd.Function):

@@ -99,4 +99,4 @@ class Interaction(nn.Module):
         if self.mode != "concat":
             vectors = torch.cat([*(h.unsqueeze(1) for h in bottom), emb], dim=1)
             parts.append(self.dots(vectors))
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

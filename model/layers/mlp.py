@@ -6,13 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from msrec.model.layers.dropout import Dropout
 from msrec.model.layers.precision import LayerNorm
 
+
+class ReLU(nn.ReLU):
+    """ReLU that overwrites its input in training, where a layer has just made it for this.
+
+    A copy would be as large as the input and pass through memory once more. A view keeps its base,
+    since its gradient would need a copy of all of it.
+
+    Shape:
+        x: any, float; must not be read again.
+        returns: as x.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns max(x, 0)."""
+        is_owned = x.grad_fn is not None and not x._is_view()
+        return x.relu_() if is_owned and not torch.compiler.is_exporting() else x.relu()
+
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
+    "relu": ReLU,
     "leaky_relu": nn.LeakyReLU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from msrec.model.layers.group_functions import GroupedAffine, GroupedMoments
 from msrec.model.layers.precision import widened
 from msrec.model.layers.row_groups import RowGroups
 
@@ -29,6 +30,11 @@ class _SumOverRanks(torch.autograd.Function):
         total = grad.clone()
         dist.all_reduce(total)
         return total
+
+
+def is_sliced(x: Tensor, groups: RowGroups) -> bool:
+    """Whether the norm runs group by group, as fits the cache of a CPU; a GPU runs all at once."""
+    return x.device.type == "cpu" and groups.counts is not None
 
 
 class PartitionedNorm(nn.Module):
@@ -70,6 +76,8 @@ class PartitionedNorm(nn.Module):
             mean, var = self._batch_moments(x, groups, weight)
         scale = self.shared_scale * self.own_scale * torch.rsqrt(var + self.eps)
         shift = self.shared_shift + self.own_shift
+        if is_sliced(x, groups):
+            return GroupedAffine.apply(x, mean, scale, shift, groups.counts)  # type: ignore[no-any-return, no-untyped-call]
         return torch.addcmul(groups.lookup(shift), x - groups.lookup(mean), groups.lookup(scale))
 
     def _batch_moments(
@@ -102,9 +110,13 @@ class PartitionedNorm(nn.Module):
         x: Tensor, used: Tensor, center: Tensor, groups: RowGroups
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns count (S, 1), sum and sum of squares (S, dim) of x - center, over all ranks."""
-        distance = (x - groups.lookup(center)) * used.unsqueeze(1)
-        columns = torch.cat([used.unsqueeze(1), distance, distance.square()], dim=1)
-        total = groups.sum(columns, len(center))
+        if is_sliced(x, groups):
+            sums = GroupedMoments.apply(x, used, center, groups.counts)  # type: ignore[no-untyped-call]
+            total = torch.cat([groups.sum(used.unsqueeze(1), len(center)), *sums], dim=1)
+        else:
+            distance = (x - groups.lookup(center)) * used.unsqueeze(1)
+            columns = torch.cat([used.unsqueeze(1), distance, distance.square()], dim=1)
+            total = groups.sum(columns, len(center))
         if is_distributed():
             total = _SumOverRanks.apply(total)  # type: ignore[no-untyped-call]
         dim = x.shape[1]

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from msrec.data.loading.row_counts import RowCounts, count_rows
+from msrec.model.layers.group_functions import GroupedLinear, Permuted
+from msrec.model.layers.precision import product_dtype
 from msrec.model.layers.tiles import Tiles
 
 
@@ -38,11 +40,15 @@ class RowGroups:
 
     def sort(self, x: Tensor) -> Tensor:
         """Returns the rows in key order."""
-        return x if self.order is None else x.index_select(0, self.order)
+        if self.order is None:
+            return x
+        return Permuted.apply(x, self.order, self.inverse)  # type: ignore[no-any-return, no-untyped-call]
 
     def unsort(self, x: Tensor) -> Tensor:
         """Returns the rows in the order of the batch."""
-        return x if self.inverse is None else x.index_select(0, self.inverse)
+        if self.inverse is None:
+            return x
+        return Permuted.apply(x, self.inverse, self.order)  # type: ignore[no-any-return, no-untyped-call]
 
     def lookup(self, values: Tensor) -> Tensor:
         """Returns the value of each row's group: (G, D) -> (B, D), rows in key order."""
@@ -78,8 +84,7 @@ class RowGroups:
         if self.counts is None:
             every = torch.einsum("bi,gio->bgo", x, weight) + bias
             return every.gather(1, self.key.view(-1, 1, 1).expand(-1, 1, bias.shape[1])).squeeze(1)
-        parts = zip(bias.unbind(), torch.split(x, self.counts), weight.unbind(), strict=True)
-        return torch.cat([torch.addmm(b, rows, w) for b, rows, w in parts])
+        return GroupedLinear.apply(x, weight, bias, self.counts, product_dtype(x))  # type: ignore[no-any-return, no-untyped-call]
 
     def linear_by_task(
         self, x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor, num_tasks: int

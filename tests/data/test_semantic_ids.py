@@ -72,7 +72,7 @@ def test_a_saved_codebook_is_not_fitted_again_and_codes_new_items(tmp_path, monk
     codebook = item_codebook(opened(store), 5, levels=2, codes=4)
     file = item_source_folder(store, "lsa") / "codes-2x4-5.npz"
     assert file.is_file()
-    monkeypatch.setattr("msrec.data.llm.item_source.codebook.MiniBatchKMeans", None)
+    monkeypatch.setattr("sklearn.cluster.MiniBatchKMeans", None)
     again = item_codebook(opened(store), 5, levels=2, codes=4)
     np.testing.assert_array_equal(again.centroids, codebook.centroids)
     # A later store has the fitted files of the earlier one, and more items.

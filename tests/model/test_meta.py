@@ -7,12 +7,13 @@ import torch
 from reference_loss import weighted_bce
 
 from msrec.model.layers import generated_linear
-from msrec.model.layers.generated_linear import GeneratedLinear, make_codes
+from msrec.model.layers.generated_linear import FactoredLinear, GeneratedLinear, make_codes
 from msrec.model.layers.knowledge_reducer import KnowledgeReducer
 from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta, fuse
 
 IN, H, S, R = 6, 9, 3, 4
 FORMS = ["contracted", "distinct"]
+ALL_FORMS = [*FORMS, "auto", "factored"]
 
 
 def user_meta(residual=True, **options):
@@ -42,7 +43,10 @@ def user_rows(rows=30, users=7):
 
 
 def slow_linear(layer, x, z):
-    weight = sum(z[r] * layer.weight[r] for r in range(len(z)))
+    if isinstance(layer, FactoredLinear):
+        weight = layer.first @ torch.diag(z @ layer.gains) @ layer.last
+    else:
+        weight = sum(z[r] * layer.weight[r] for r in range(len(z)))
     bias = sum(z[r] * layer.bias[r] for r in range(len(z)))
     return x @ weight + bias
 
@@ -103,6 +107,29 @@ def test_a_generated_layer_and_its_gradients_equal_the_formula(monkeypatch, form
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("a", "b", "inner"), [(5, 5, 5), (9, 1, 5), (9, 7, 7), (3, 8, 3)])
+def test_a_factored_layer_equals_the_weights_that_it_generates(a, b, inner):
+    torch.manual_seed(3)
+    layer, key, z = FactoredLinear(a, b, R), torch.tensor([4, 0, 0, 5, 2]), torch.randn(7, R + 1)
+    assert layer.gains.shape == (R + 1, inner)
+    x = torch.randn(5, a)
+    made = layer(x, make_codes(z, key, "factored"))
+    weight, bias = layer.generate(z)
+    torch.testing.assert_close(made, torch.einsum("bi,bio->bo", x, weight[key]) + bias[key])
+    of_parts = torch.einsum("ur,rio->uio", z, layer.weight)  # as explain reads it
+    torch.testing.assert_close(weight, of_parts, atol=1e-5, rtol=1e-5)
+
+
+def test_a_factored_layer_starts_with_the_variance_of_a_linear_layer():
+    torch.manual_seed(0)
+    x, z = torch.randn(4096, 64), torch.zeros(1, 17)
+    z[:, 0] = 1
+    codes = make_codes(z, torch.zeros(4096).long(), "factored")
+    ours, plain = FactoredLinear(64, 64, 16)(x, codes), torch.nn.Linear(64, 64)(x)
+    assert ours.var().item() == pytest.approx(plain.var().item(), rel=0.15)
+    assert not FactoredLinear(64, 64, 16, zero=True)(x, codes).any()
+
+
 @pytest.mark.parametrize(
     ("users", "rows", "distinct"),
     [(3, 4096, True), (3000, 4096, False), (300, 12000, True), (4096, 4096, False)],
@@ -119,7 +146,7 @@ def test_auto_counts_the_padding_when_one_key_has_most_rows():
     assert make_codes(torch.randn(300, 17), key).groups is None
 
 
-@pytest.mark.parametrize("form", [*FORMS, "auto"])
+@pytest.mark.parametrize("form", ALL_FORMS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -141,7 +168,7 @@ def test_user_meta_equals_its_formula_row_by_row(form, options):
     torch.testing.assert_close(out, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", [*FORMS, "auto"])
+@pytest.mark.parametrize("form", ALL_FORMS)
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_layers": 2, "num_tasks": 2}, {"width": None}, {"standardize": False}],
@@ -196,16 +223,18 @@ def test_scenario_logits_are_added_or_gate():
     torch.testing.assert_close(fuse(logits, change, "gate"), torch.tensor([[3.0], [-3.0]]))
 
 
+@pytest.mark.parametrize("form", ["auto", "factored"])
 @pytest.mark.parametrize("width", [5, None])
-def test_step_0_is_exactly_the_bare_backbone(width):
+def test_step_0_is_exactly_the_bare_backbone(width, form):
     x, knowledge, index, has = user_rows()
-    assert torch.equal(user_meta(width=width)(x, knowledge, index, has), x)
-    assert not scenario_meta(width=width)(x, torch.zeros(len(x)).long()).any()
+    assert torch.equal(user_meta(width=width, form=form)(x, knowledge, index, has), x)
+    assert not scenario_meta(width=width, form=form)(x, torch.zeros(len(x)).long()).any()
 
 
+@pytest.mark.parametrize("form", ["auto", "factored"])
 @pytest.mark.parametrize("width", [5, None])
-def test_the_generator_gets_gradients_after_the_first_step(width):
-    user, scenario = user_meta(width=width), scenario_meta(width=width)
+def test_the_generator_gets_gradients_after_the_first_step(width, form):
+    user, scenario = user_meta(width=width, form=form), scenario_meta(width=width, form=form)
     x, knowledge, index, has = user_rows()
     parameters = [*user.parameters(), *scenario.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.1)
@@ -230,7 +259,7 @@ def test_invalid_inputs_are_refused():
         ScenarioMeta(IN, torch.tensor([[0.0, 1, float("nan")], [1, 2, 3]]), 1, MetaOptions())
     with pytest.raises(ValueError, match=r"must both be \(knowledge_dim,\); got \(5,\) and \(4,\)"):
         UserMeta(IN, torch.zeros(5), torch.ones(4), MetaOptions())
-    with pytest.raises(ValueError, match="contracted, distinct; got 'fast'"):
+    with pytest.raises(ValueError, match="contracted, distinct, factored; got 'fast'"):
         user_meta(form="fast")
     with pytest.raises(ValueError, match=r"user_index must be in \[0, 7\); got 7"):
         user_meta(form="distinct")(x, knowledge, index.clamp_min(7), has)

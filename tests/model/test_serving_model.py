@@ -51,7 +51,9 @@ def moved(model):
     return model.eval()
 
 
-def trained(scenarios, parts, width=5, fusion="add", residual=True, cross_scenario=True):
+def trained(
+    scenarios, parts, width=5, fusion="add", residual=True, cross_scenario=True, form="auto"
+):
     """The dense part of a model with some of the modules that read LLM vectors."""
     torch.manual_seed(0)
     interaction = Interaction(F + H, D, num_dense=2, bottom_dims=[3], mode="concat")
@@ -66,7 +68,7 @@ def trained(scenarios, parts, width=5, fusion="add", residual=True, cross_scenar
         options = InterestOptions(4, cross_scenario=cross_scenario)
         features["interest"] = Interest([6, 8], PLACES, scenarios, 2, options)
     size = interaction.out_dim + sum(part.out_dim for part in features.values())
-    options = MetaOptions(rank=4, width=width, num_layers=2)
+    options = MetaOptions(rank=4, width=width, num_layers=2, form=form)
     made = {
         "user_meta": lambda: UserMeta(size, *user, options, residual),
         "item_meta": lambda: UserMeta(size, *item, options),
@@ -96,6 +98,12 @@ def test_precomputed_rows_give_the_scores_of_the_vectors(scenarios, parts):
 
 def test_precomputed_rows_of_layers_on_all_of_x():
     check(trained(3, ("user_meta", "scenario_meta"), width=None), 3)
+
+
+@pytest.mark.parametrize("scenarios", [3, 8])
+def test_precomputed_rows_of_factored_layers(scenarios):
+    parts = ("user_meta", "item_meta", "scenario_meta")
+    check(trained(scenarios, parts, form="factored"), scenarios)
 
 
 def test_precomputed_rows_with_another_fusion_and_without_residual():

@@ -1,5 +1,6 @@
 """The benches: their statistics, and that each runs to its end and writes its findings."""
 
+import ast
 import json
 import mmap
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from msrec.launch.distributed import process_group
+from msrec.model.backbone import BackboneShape
+from msrec.model.backbones import make_backbone
 from msrec.model.metrics.exact import exact_metrics
 from msrec.tools.bench import job, loader, meta, ranks, step, tables
 from msrec.tools.bench.evaluate import polars_metrics
@@ -26,6 +29,8 @@ from msrec.tools.bench.harness.measure import (
     timed,
 )
 from msrec.tools.bench.harness.shapes import dataset_or_random
+from msrec.tools.bench.reference import train
+from msrec.tools.bench.reference.models import MODELS
 from msrec.tools.cli.bench import BENCHES
 
 pytestmark = pytest.mark.slow
@@ -143,6 +148,7 @@ def test_the_listed_help_of_a_bench_is_the_first_line_of_its_own(name):
         ("hidden", loader.bench_hidden, (None, 64, 4, 1), 1),
         ("step", step.bench_step, ("movielens", None, 64, 2, 1), 2),
         ("step", step.bench_step, ("movielens", None, 64, 2, 1, "mlp,star"), 2),
+        ("step", step.bench_step, ("movielens", None, 64, 2, 1, "", "mmoe,star"), 2),
         ("tables", tables.bench_tables, ("8", 0.001, 2, 16, 3, 1), 2),
     ],
 )
@@ -159,11 +165,17 @@ def test_an_unknown_shape_is_refused():
         step.bench_step("movielens,huge", None, 64, 2, 1)
 
 
+def test_a_model_without_a_plain_form_is_refused():
+    with pytest.raises(ValueError, match="--plain must name some of .*star; got 'ple'"):
+        step.bench_step("movielens", None, 64, 2, 1, plain="ple")
+
+
 def test_the_meta_bench_runs_and_counts_operations(bench, monkeypatch):
     monkeypatch.setattr(meta, "peak_memory", lambda rounds, *args: 1 << 20)
     findings = {f["what"]: f for f in bench("meta", meta.bench_meta, 64, 2, 1)["findings"]}
-    assert len(findings) == 5
-    assert findings["user + scenario on: operations"]["ratio"] > 1
+    assert len(findings) == 14
+    of = {name: findings[f"narrow MMoE, {name}: operations"] for name in ("generated", "factored")}
+    assert of["generated"]["ratio"] > of["factored"]["ratio"] > 1
     assert findings["contracted: memory"]["ours"] == 1.0
 
 
@@ -205,16 +217,42 @@ def taken(mib):
 def test_the_job_bench_runs_the_command_line(bench, monkeypatch):
     """Without its processes, which take seconds to import: the CLI has tests of its own."""
     commands = []
-
-    def msrec(ranks, *command):
-        commands.append((ranks, command[0]))
-
-    monkeypatch.setattr(job, "_msrec", msrec)
+    monkeypatch.setattr(job, "_python", lambda *words: commands.append(words))
     monkeypatch.setattr(job, "_rows_per_s", lambda run: 20_000.0)
     written = bench("job", job.bench_job, None, 64, 2, 1)
-    assert commands == [(1, "train"), (1, "evaluate"), (2, "train"), (2, "evaluate")]
-    assert [f["what"][:24] for f in written["findings"]] == ["random: disk to metrics,"]
+    assert ["--nproc-per-node=2" in words for words in commands] == [True, False]
+    assert all({"train", "--evaluate", "backbone.name=mmoe"} <= {*words} for words in commands)
+    assert [f["what"][:29] for f in written["findings"]] == ["random: MMoE, disk to test me"]
     assert written["training_rows_per_s"] == {"1": 20_000.0, "2": 20_000.0}
+
+
+def test_the_job_bench_runs_each_model_and_the_plain_script_in_turn(bench, monkeypatch):
+    commands = []
+    monkeypatch.setattr(job, "_python", lambda *words: commands.append(words))
+    written = bench("job", job.bench_job, None, 64, 2, 1, "mmoe,star")
+    assert [words[1] for words in commands] == ["msrec", job.PLAIN_SCRIPT] * 2
+    assert "backbone.name=star" in commands[2]
+    assert commands[3][3] == "star"
+    assert len(written["findings"]) == 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_plain_model_has_as_many_parameters_as_ours(name):
+    """So that a bench compares equal work; ours has no more than the plain STAR's norms."""
+    ours = make_backbone(name, BackboneShape(in_dim=128, num_scenarios=3))
+    plain = MODELS[name](128, 3)
+    counts = [sum(p.numel() for p in model.parameters()) for model in (ours, plain)]
+    assert counts[0] == counts[1]
+
+
+def test_the_plain_script_trains_and_scores(tmp_path, capsys):
+    with dataset_or_random(None, 4, 64) as folder:
+        train.main(folder, "star", tmp_path / "model.pt", batch=64)
+    *steps, last = capsys.readouterr().out.splitlines()
+    assert steps[0].startswith("0 0.")
+    aucs = ast.literal_eval(last.replace("np.float64", ""))
+    assert aucs.keys() == {"all", "0", "1", "2"}
+    assert all(0 <= value <= 1 for value in aucs.values())
 
 
 def test_polars_by_hand_computes_what_msrec_computes():

@@ -181,6 +181,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(msrec, root):
     assert not (root / "runs").exists()
 
 
+def test_train_evaluate_prints_and_saves_what_evaluate_would(msrec, tmp_path):
+    status, told, _ = msrec("train", "conf.yaml", "--evaluate", f"run_root={tmp_path}", "run_id=a")
+    results = tmp_path / "a/results.json"
+    first = results.read_text()
+    results.unlink()
+    _, tables, _ = msrec("evaluate", str(tmp_path / "a"))
+    assert status == 0
+    assert tables in told
+    assert results.read_text() == first
+
+
 def test_tables_that_do_not_fit_are_one_sentence(msrec, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2000))
     outcome = msrec("train", "conf.yaml", "--dry-run")

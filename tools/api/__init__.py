@@ -258,7 +258,11 @@ def encode(config: str | Path, overrides: Sequence[str] = ()) -> "EncodeResult":
 
 
 def train(
-    config: str | Path | None, overrides: Sequence[str] = (), *, data: str | Path | None = None
+    config: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    data: str | Path | None = None,
+    evaluate: bool = False,
 ) -> Training:
     """Trains a run, or continues it: the same run_id resumes from its newest checkpoint.
 
@@ -267,6 +271,8 @@ def train(
             and optimizer state, in a new run that is named after `data`.
         overrides: `key.sub=value`.
         data: the dataset folder to train on, in place of the config's.
+        evaluate: evaluate the run afterwards as `msrec.evaluate` does, in the same process; the
+            results are in the run folder. A run that SIGTERM stops is not evaluated.
 
     Raises:
         FileNotFoundError, ValueError: the config, the data, the knowledge store or a checkpoint is
@@ -280,6 +286,10 @@ def train(
     resolved = training_config(path, overrides, None if data is None else str(data))
     with process_group(resolved.device) as process:
         result = train_run(resolved, process)
+        if evaluate and not result.preempted:
+            from msrec.launch.evaluation.evaluate import evaluate as evaluate_run
+
+            evaluate_run(resolved.run_dir, process)
     progress = result.progress
     return Training(
         folder=resolved.run_dir,

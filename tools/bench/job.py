@@ -1,73 +1,120 @@
-"""`msrec bench job`: the whole job, from files on disk to metrics, on one rank and on two."""
+"""`msrec bench job`: the whole job, from files on disk to metrics."""
 
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Annotated, Any
+
+import typer
 
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.schema import load_schema
 from msrec.launch.devices import num_local_ranks
-from msrec.tools.bench.harness.measure import compare_rates, interleaved
-from msrec.tools.bench.harness.options import Batch, Batches, Dataset, Repeats
+from msrec.tools.bench.harness.measure import Aim, Finding, compare_times, interleaved
+from msrec.tools.bench.harness.options import Batch, Batches, Dataset, Repeats, comma_list
 from msrec.tools.bench.harness.report import prepare, report
 from msrec.tools.bench.harness.shapes import dataset_or_random
 
-OPTIONS = ["backbone.name=mmoe", "embeddings.dim=16", "trainer.epochs=1"]
+OPTIONS = ["embeddings.dim=16", "trainer.epochs=1"]
+PLAIN_SCRIPT = "msrec.tools.bench.reference.train"
+AIM: Aim = ("at most", 0.8)
 
 
 def bench_job(
-    dataset: Dataset = None, batch: Batch = 4096, batches: Batches = 195, repeats: Repeats = 1
+    dataset: Dataset = None,
+    batch: Batch = 4096,
+    batches: Batches = 195,
+    repeats: Repeats = 1,
+    plain: Annotated[
+        str,
+        typer.Option(
+            help="compare training these models with a plain script: shared_bottom, mmoe, star"
+        ),
+    ] = "",
 ) -> None:
     """An epoch of an MMoE from files to metrics on two ranks, against one rank.
 
-    Runs `msrec train` and `msrec evaluate` as commands, with one thread per rank.
+    Runs `msrec train --evaluate` as a command, with one thread per rank. With --plain it runs
+    `msrec train` of each model, from Parquet to its validation, in turn with a script of plain
+    PyTorch that does the same.
     """
     on = prepare()
-    # Two ranks and one must run on the same kind of device.
-    device = "auto" if num_local_ranks() > 1 else "cpu"
     with (
         dataset_or_random(dataset, batches, batch) as folder,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        name, rows = load_schema(folder).name, num_rows(folder / "train")
-        config = Path(scratch) / "conf.yaml"
-        config.write_text(f"dataset: {folder}\nrun_root: {scratch}\n")
-        training_rows_per_s: dict[int, list[float]] = {1: [], 2: []}
-
-        def job(ranks: int) -> None:
-            run = Path(scratch) / f"{ranks}-ranks-{len(training_rows_per_s[ranks])}"
-            options = [*OPTIONS, f"trainer.global_batch={batch}", f"run_id={run.name}"]
-            _msrec(ranks, "train", str(config), *options, f"device={device}")
-            _msrec(ranks, "evaluate", str(run), f"device={device}")
-            training_rows_per_s[ranks].append(_rows_per_s(run))
-
-        cases = {"1": lambda: job(1), "2": lambda: job(2)}
-        rounds = interleaved(cases, repeats, warm_up=0)
-    seconds = {ranks: [time.clock for time in times] for ranks, times in rounds.items()}
-    finding = compare_rates(
-        f"{name}: disk to metrics, 2 ranks against 1", rounds["2"], rounds["1"], rows
-    )
-    title = (
-        f"MMoE, 16-wide embeddings, {rows:,} rows, train and evaluate: "
-        f"{median(seconds['1']):.1f} s on 1 rank, {median(seconds['2']):.1f} s on 2 ranks"
-    )
-    more = {
-        "seconds": seconds,
-        "rows": rows,
-        "training_rows_per_s": {ranks: median(s) for ranks, s in training_rows_per_s.items()},
-    }
-    report("job", title, [finding], on, more)
+        jobs = _Jobs(folder, Path(scratch), batch)
+        if plain:
+            findings, more = jobs.against_plain(comma_list("plain", plain, str), repeats)
+        else:
+            findings, more = jobs.two_ranks(repeats)
+        rows = num_rows(folder / "train")
+    report("job", f"an epoch of {rows:,} rows, 16-wide embeddings", findings, on, more)
 
 
-def _msrec(ranks: int, *command: str) -> None:
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    words = [sys.executable, *launcher, "-m", "msrec", *command]
+class _Jobs:
+    """Commands on one dataset."""
+
+    def __init__(self, dataset: Path, scratch: Path, batch: int) -> None:
+        self._dataset, self._scratch, self._batch = dataset, scratch, batch
+        self._name = load_schema(dataset).name
+        self._config = scratch / "conf.yaml"
+        self._config.write_text(f"dataset: {dataset}\nrun_root: {scratch}\n")
+        self._runs: list[Path] = []
+
+    def against_plain(
+        self, models: Sequence[str], repeats: int
+    ) -> tuple[list[Finding], dict[str, Any]]:
+        """Returns the times of training each model, ours and the plain script's."""
+        findings, seconds = [], {}
+        for model in models:
+            ours = ("train", f"backbone.name={model}", "device=cpu")
+            script = (PLAIN_SCRIPT, self._dataset, model, self._scratch / "model.pt", self._batch)
+            cases = {
+                "msrec": lambda ours=ours: self._msrec(1, *ours),
+                "plain": lambda script=script: _python("-m", *map(str, script)),
+            }
+            rounds = interleaved(cases, repeats, warm_up=0)
+            seconds[model] = rounds
+            what = f"{self._name}: {model}, Parquet to validation, against a plain script"
+            findings.append(compare_times(what, rounds["msrec"], rounds["plain"], aim=AIM))
+        return findings, {"seconds": seconds}
+
+    def two_ranks(self, repeats: int) -> tuple[list[Finding], dict[str, Any]]:
+        """Returns the times of training and evaluating an MMoE on two ranks and on one."""
+        # Two ranks and one must run on the same kind of device.
+        device = "auto" if num_local_ranks() > 1 else "cpu"
+        rows_per_s: dict[str, list[float]] = {"1": [], "2": []}
+
+        def job(ranks: str) -> None:
+            options = ("--evaluate", "backbone.name=mmoe", f"device={device}")
+            rows_per_s[ranks].append(_rows_per_s(self._msrec(int(ranks), "train", *options)))
+
+        rounds = interleaved({"2": lambda: job("2"), "1": lambda: job("1")}, repeats, warm_up=0)
+        what = f"{self._name}: MMoE, disk to test metrics, 2 ranks against 1"
+        finding = compare_times(what, rounds["2"], rounds["1"])
+        speeds = {ranks: median(s) for ranks, s in rows_per_s.items()}
+        return [finding], {"seconds": rounds, "training_rows_per_s": speeds}
+
+    def _msrec(self, ranks: int, command: str, *options: str) -> Path:
+        """Runs a command of msrec in a new run folder, which is returned."""
+        run = self._scratch / f"run-{len(self._runs)}"
+        self._runs.append(run)
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+        more = [f"trainer.global_batch={self._batch}", f"run_id={run.name}", *OPTIONS]
+        _python(*launcher, "-m", "msrec", command, str(self._config), *options, *more)
+        return run
+
+
+def _python(*words: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    command = [sys.executable, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-2000:]}")
 

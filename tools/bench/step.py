@@ -16,6 +16,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from msrec.data.loading.batch import Batch as LoadedBatch
 from msrec.data.schema import Schema, load_schema
@@ -43,14 +44,16 @@ from msrec.tools.bench.harness.shapes import (
     write_random,
 )
 from msrec.tools.bench.harness.training import IN_MEMORY, WARM_UP_STEPS, Training
+from msrec.tools.bench.reference.models import MODELS, Bag, Net, Tables
 
 SHAPES = ("movielens", "large")
 BOTTOM_DIM, MLP_DIMS = 64, (128, 64)
 MIN_SPARSE_ROWS = 100_000
 """Rows of a table from which a sparse gradient is faster than a dense one as large as the table."""
-PLAIN = "nn.EmbeddingBag, Adam"
-PLAIN_SPARSE = "nn.EmbeddingBag, sparse SGD"
+PLAIN = "plain PyTorch, Adam"
+PLAIN_SPARSE = "plain PyTorch, sparse SGD"
 AIMS: dict[str, Aim] = {PLAIN: ("at least", 1.0), PLAIN_SPARSE: ("at least", 2.0)}
+NARROW_MLP = partial(MODELS["mlp"], dims=MLP_DIMS)
 OPTIONS = [
     *("backbone.name=mlp", f"backbone.dims={list(MLP_DIMS)}", "backbone.dropout=0.0"),
     f"interaction.bottom_dims=[{BOTTOM_DIM}]",
@@ -68,19 +71,24 @@ def bench_step(
     backbones: Annotated[
         str, typer.Option(help="measure these models in bf16 against fp32 instead of an MLP")
     ] = "",
+    plain: Annotated[
+        str, typer.Option(help=f"measure these models instead of an MLP: {', '.join(MODELS)}")
+    ] = "",
 ) -> None:
     """A training step, against hand-written loops of plain PyTorch and TorchRec.
 
-    All train the same MLP on batches in memory. Large tables get a tenth of the steps. Several
-    shapes or models are separated by commas. A dataset is measured in addition to the shapes.
+    All train the same MLP on batches in memory, or each of --plain with its default widths, against
+    plain PyTorch. Large tables get a tenth of the steps. Several shapes or models are separated by
+    commas. A dataset is measured in addition to the shapes.
 
     Raises:
         ValueError: a shape or a model is unknown.
     """
-    names = comma_list("shapes", shapes, str)
-    for name in names:
-        if name not in SHAPES:
-            raise ValueError(f"--shapes must name some of {', '.join(SHAPES)}; got {name!r}.")
+    names, models = comma_list("shapes", shapes, str), comma_list("plain", plain, str)
+    for option, given, known in (("shapes", names, SHAPES), ("plain", models, MODELS)):
+        for name in given:
+            if name not in known:
+                raise ValueError(f"--{option} must name some of {', '.join(known)}; got {name!r}.")
     on, findings = prepare(), list[Finding]()
     with tempfile.TemporaryDirectory() as scratch, process_group() as process:
         folders = {}
@@ -94,13 +102,18 @@ def bench_step(
             dim, count = (LARGE_DIM, max(steps // 10, 2)) if is_large else (MOVIELENS_DIM, steps)
             options = [f"embeddings.dim={dim}", f"trainer.global_batch={batch}"]
             make = partial(Training, folder, process=process)
-            root = Path(scratch) / "runs" / name
+            root, schema = Path(scratch) / "runs" / name, load_schema(folder)
             comparisons = _precisions(
                 comma_list("backbones", backbones, str), make, root, options, count
             )
-            if not backbones:
+            for model in models:
+                training = make(root / "plain" / model, [f"backbone.name={model}", *options])
+                loop = plain_loop(schema, dim, training.batches(), MODELS[model])
+                both = {"msrec": training.in_memory(count), PLAIN: loop.case(count)}
+                comparisons[f"{name}, {model}"] = both
+            if not comparisons:
                 training = make(root, [*OPTIONS, *options])
-                comparisons = {name: _cases(load_schema(folder), dim, training, count)}
+                comparisons = {name: _cases(schema, dim, training, count)}
             for what, cases in comparisons.items():
                 rounds = interleaved(cases, repeats)
                 findings += compare_all(what, rounds, count * batch, aims=AIMS)
@@ -131,58 +144,18 @@ def _cases(schema: Schema, dim: int, training: Training, steps: int) -> dict[str
     cases = {"msrec": training.in_memory(steps)}
     if max(schema.tables.values()) >= MIN_SPARSE_ROWS:
         return cases | {PLAIN_SPARSE: plain_loop(schema, dim, batches, sparse=True).case(steps)}
-    plain = plain_loop(schema, dim, batches, sparse=False)
+    plain = plain_loop(schema, dim, batches)
     torchrec = torchrec_loop(schema, dim, batches)
     return cases | {PLAIN: plain.case(steps), "TorchRec DMP": torchrec.case(steps)}
 
 
-class PlainTables(nn.ModuleList):
-    """List of one nn.EmbeddingBag per feature."""
-
-    def forward(self, bags: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-        """Returns the mean vectors (B, dim) of each feature, given its (values, offsets)."""
-        return [table(*bag) for table, bag in zip(self, bags, strict=True)]
-
-
-class Model(nn.Module):
-    """Hand-written reference: tables, a linear layer for dense features, and an MLP over both.
-
-    Shape:
-        sparse: input of `tables`, which returns a list of (B, dim) or a KeyedTensor.
-        dense: (B, num_dense), float.
-        returns: (B,), logits.
-    """
-
-    def __init__(self, tables: nn.Module, schema: Schema, dim: int) -> None:
-        super().__init__()
-        self.tables = tables
-        self.bottom, in_dim = None, len(schema.sparse) * dim
-        if schema.dense:
-            self.bottom = nn.Sequential(nn.Linear(len(schema.dense), BOTTOM_DIM), nn.ReLU())
-            in_dim += BOTTOM_DIM
-        sizes = [in_dim, *MLP_DIMS]
-        layers: list[nn.Module] = []
-        for in_dim, out_dim in itertools.pairwise(sizes):
-            layers += [nn.Linear(in_dim, out_dim), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
-
-    def forward(self, sparse: Any, dense: torch.Tensor) -> torch.Tensor:
-        """Looks up, concatenates and scores."""
-        vectors = self.tables(sparse)
-        parts = vectors if isinstance(vectors, list) else [vectors.values()]
-        if self.bottom is not None:
-            parts = [self.bottom(dense), *parts]
-        logits: torch.Tensor = self.mlp(torch.cat(parts, dim=1)).squeeze(1)
-        return logits
-
-
 @dataclass
 class Loop:
-    """Hand-written training loop over (sparse, dense, label) in memory."""
+    """Hand-written training loop over (ids, dense, scenario, label) in memory."""
 
     model: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
-    inputs: Sequence[tuple[Any, torch.Tensor, torch.Tensor]]
+    inputs: Sequence[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]]
 
     def case(self, steps: int) -> Case:
         """Returns a case that times `steps` steps after the warm-up."""
@@ -195,34 +168,61 @@ class Loop:
 
     def train(self, steps: int) -> None:
         """Trains on the first inputs, again and again."""
-        for sparse, dense, label in itertools.islice(itertools.cycle(self.inputs), steps):
+        for *inputs, label in itertools.islice(itertools.cycle(self.inputs), steps):
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
-            logits = self.model(sparse, dense)
+            logits = self.model(*inputs)
             loss = functional.binary_cross_entropy_with_logits(logits, label)
             torch.autograd.backward(loss)
             for optimizer in self.optimizers:
                 optimizer.step()
 
 
-def plain_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch], sparse: bool) -> Loop:
+def plain_loop(
+    schema: Schema,
+    dim: int,
+    batches: Sequence[LoadedBatch],
+    model: Callable[..., nn.Module] = NARROW_MLP,
+    sparse: bool = False,
+) -> Loop:
     """Returns a loop of plain PyTorch: Adam, or SGD with sparse gradients for the tables.
 
     It runs on the device of the batches.
     """
     sizes = [schema.tables[feature.table] for feature in schema.sparse]
-    tables = PlainTables(nn.EmbeddingBag(n, dim, mode="mean", sparse=sparse) for n in sizes)
-    model = Model(tables, schema, dim).to(batches[0].label.device)
+    tables = Tables(sizes, [feature.multi for feature in schema.sparse], dim, sparse)
+    net = _net(tables, schema, dim, model).to(batches[0].label.device)
     inputs = []
     for batch in batches:
-        features = [batch.sparse[feature.name] for feature in schema.sparse]
-        bags = [(ids.values().long(), ids.offsets()[:-1].long()) for ids in features]
-        inputs.append((bags, batch.dense, batch.label[:, 0]))
+        ids: list[torch.Tensor | Bag] = []
+        for feature in schema.sparse:
+            bags = batch.sparse[feature.name]
+            values = bags.values().long()
+            ids.append((values, bags.offsets()[:-1].long()) if feature.multi else values)
+        inputs.append((ids, batch.dense, batch.scenario, batch.label[:, 0]))
     if not sparse:
-        return Loop(model, [torch.optim.Adam(model.parameters())], inputs)
-    dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+        return Loop(net, [torch.optim.Adam(net.parameters())], inputs)
+    dense = [p for name, p in net.named_parameters() if not name.startswith("tables.")]
     sgd = torch.optim.SGD(tables.parameters(), lr=0.01)
-    return Loop(model, [sgd, torch.optim.Adam(dense)], inputs)
+    return Loop(net, [sgd, torch.optim.Adam(dense)], inputs)
+
+
+def _net(tables: nn.Module, schema: Schema, dim: int, model: Callable[..., nn.Module]) -> Net:
+    width = len(schema.sparse) * dim
+    return Net(tables, width, len(schema.dense), schema.num_scenarios, model)
+
+
+class PooledVectors(nn.Module):
+    """TorchRec's collection, whose vectors are returned as one tensor."""
+
+    def __init__(self, ebc: EmbeddingBagCollection) -> None:
+        super().__init__()
+        self.ebc = ebc
+
+    def forward(self, sparse: KeyedJaggedTensor) -> torch.Tensor:
+        """Returns the sums of each feature, (B, F * dim)."""
+        values: torch.Tensor = self.ebc(sparse).values()
+        return values
 
 
 def torchrec_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch]) -> Loop:
@@ -238,12 +238,12 @@ def torchrec_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch]) -> L
     ]
     device = batches[0].label.device
     ebc = EmbeddingBagCollection(tables=configs, device=device)
-    model = Model(ebc, schema, dim)
+    model = _net(PooledVectors(ebc), schema, dim, NARROW_MLP).to(device)
     spec = TableOptions("rowwise_adagrad", 0.02, MIN_SPARSE_ROWS, {})
     fuse_optimizer(ebc, spec, device)
     plan = plan_sharding(model, spec, device, local_world_size=1)
     dmp = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     dense = in_backward_optimizer_filter(dmp.named_parameters())
     adam = torch.optim.Adam([parameter for _, parameter in dense])
-    inputs = [(batch.sparse, batch.dense, batch.label[:, 0]) for batch in batches]
+    inputs = [(b.sparse, b.dense, b.scenario, b.label[:, 0]) for b in batches]
     return Loop(dmp, [dmp.fused_optimizer, adam], inputs)

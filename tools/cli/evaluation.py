@@ -62,9 +62,7 @@ def evaluate(
     """
     import msrec
     from msrec.launch.cluster.job_specs import EVALUATE_OPTIONS, read_options
-    from msrec.launch.evaluation.slices import SLICE_TITLES
-    from msrec.launch.reporting.result_tables import results_tables, slice_tables
-    from msrec.tools.cli.terminal import console, log_to_terminal
+    from msrec.tools.cli.terminal import log_to_terminal
 
     log_to_terminal()
     options = read_options(overrides or [], EVALUATE_OPTIONS)
@@ -83,11 +81,20 @@ def evaluate(
         device=_device(options),
     )
     if results is not None:
-        for table in results_tables(results):
+        print_results(results)
+
+
+def print_results(results: "Results") -> None:
+    """Prints the tables of an evaluation."""
+    from msrec.launch.evaluation.slices import SLICE_TITLES
+    from msrec.launch.reporting.result_tables import results_tables, slice_tables
+    from msrec.tools.cli.terminal import console
+
+    for table in results_tables(results):
+        console.print(table)
+    for name in results.slices:
+        for table in slice_tables(results, name, SLICE_TITLES[name]):
             console.print(table)
-        for name in results.slices:
-            for table in slice_tables(results, name, SLICE_TITLES[name]):
-                console.print(table)
 
 
 def _split(name: str) -> Split:

@@ -23,6 +23,12 @@ def train(
     data: Annotated[
         str | None, typer.Option(help="Dataset folder to train on.", show_default="the config's")
     ] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate", help="Evaluate the run afterwards, without a second start of Python."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -41,7 +47,8 @@ def train(
     """
     import msrec
     from msrec.launch.training.preemption import STOPPED
-    from msrec.tools.cli.terminal import log_to_terminal, say
+    from msrec.tools.cli.evaluation import print_results
+    from msrec.tools.cli.terminal import is_main, log_to_terminal, say
 
     log_to_terminal()
     overrides = overrides or []
@@ -51,7 +58,7 @@ def train(
     if dry_run:
         _print_plan(config, overrides, data)
         return
-    result = msrec.train(config, overrides, data=data)
+    result = msrec.train(config, overrides, data=data, evaluate=evaluate)
     if result.preempted:
         say(
             f"{result.folder}: stopped by SIGTERM after step {result.steps}, which is saved; the "
@@ -67,6 +74,8 @@ def train(
         f"{result.folder}: best validation {metric} {result.best_value:.4f} at step "
         f"{result.best_step} of {result.steps}{speed}"
     )
+    if evaluate and is_main():
+        print_results(result.results())
 
 
 def _print_plan(config: str | None, overrides: list[str], data: str | None) -> None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import MiniBatchKMeans
 
 from msrec.data.io.atomic_files import atomic_path, locked
 from msrec.data.llm.compression import Floats, float_chunks
@@ -53,6 +52,9 @@ class Codebook:
                 f"llm.semantic_ids.codes must be at most the number of item vectors; got {codes} "
                 f"codes and {len(vectors)} vectors."
             )
+        # Half a second that only a run with semantic ids needs.
+        from sklearn.cluster import MiniBatchKMeans
+
         residual, centroids = vectors.copy(), []
         for level in range(levels):
             kmeans = MiniBatchKMeans(codes, batch_size=BATCH_ROWS, n_init=3, random_state=level)

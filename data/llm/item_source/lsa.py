@@ -15,29 +15,12 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from msrec.data.io.atomic_files import atomic_path
+from msrec.data.llm.item_source.settings import LSA, MAX_COMPONENTS, SVD, TFIDF
 
-LSA = "lsa"
-"""Name of the source in `llm.sources`."""
-MAX_COMPONENTS = 256
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-TOKEN_PATTERN = rf"[{_CJK}]|[^\W{_CJK}]+"
-"""A word of any length; a single character where a script does not separate words by spaces."""
-TFIDF: dict[str, Any] = {
-    "sublinear_tf": True,
-    "ngram_range": (1, 2),
-    "min_df": 2,
-    "token_pattern": TOKEN_PATTERN,
-}
-SVD: dict[str, Any] = {"n_iter": 7, "random_state": 0}
 NEW_ITEMS = (
     "lsa.npz has terms (UTF-8, one a line), idf and components (K, terms). A vector is the product "
     "of components and the TF-IDF of a text, scaled to length 1: LsaModel.load(FILE).transform."
 )
-
-
-def lsa_settings() -> dict[str, Any]:
-    """Returns the settings that decide the vectors, for the manifest of a store."""
-    return {**TFIDF, "ngram_range": [1, 2], "max_components": MAX_COMPONENTS, **SVD}
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,8 @@ def step(model, rows):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_no_backbone_waits(name):
-    forms = ("auto", "contracted", "distinct")
-    form, encoder = forms[len(name) % 3], ("din", "sim", "bst", "hstu")[len(name) % 4]
+    forms = ("auto", "contracted", "distinct", "factored")
+    form, encoder = forms[len(name) % 4], ("din", "sim", "bst", "hstu")[len(name) % 4]
     options = (f"backbone.name={name}", f"meta.form={form}", f"sequence.encoder={encoder}")
     step(on_meta(*options, *ALL_PARTS), batch())
 

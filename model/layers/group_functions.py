@@ -1,0 +1,197 @@
+"""Functions of sorted rows with gradients written by hand, which read and write group by group.
+
+Autograd would split a tensor by group and concatenate the results, forward and backward, in every
+layer. These functions write each group's rows into their place. Results are the same bit for bit,
+unless a docstring says otherwise.
+"""
+
+# ruff: noqa: D102
+# The docstring of a class describes its `forward`.
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Permuted(torch.autograd.Function):
+    """Rows in another order; the gradient is taken by the inverse, not added up into zeros.
+
+    Shape:
+        x: (B, ...).
+        order, inverse: (B,), int64, a permutation and its inverse.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+class GroupedLinear(torch.autograd.Function):
+    """Rows times the weights of their group, plus its bias.
+
+    Products have the type `dtype`, gradients those of the inputs.
+
+    Shape:
+        x: (B, in), the groups one after another.
+        weight: (G, in, out).
+        bias: (G, out).
+        counts: (G,), rows of each group; a group may be empty.
+        returns: (B, out).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, counts: list[int], dtype: torch.dtype
+    ) -> Tensor:
+        ctx.types = x.dtype, weight.dtype, bias.dtype
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.counts = counts
+        out = x.new_empty(len(x), bias.shape[1])
+        parts = (bias, torch.split(x, counts), weight, torch.split(out, counts))
+        for b, rows, w, to in zip(*parts, strict=True):
+            torch.addmm(b, rows, w, out=to)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        grads = torch.split(grad.contiguous(), ctx.counts)
+        x_grad = weight_grad = bias_grad = None
+        if of_x:
+            x_grad = torch.empty_like(x)
+            for g, w, to in zip(grads, weight, torch.split(x_grad, ctx.counts), strict=True):
+                torch.mm(g, w.T, out=to)
+            x_grad = x_grad.to(ctx.types[0])
+        if of_weight:
+            weight_grad = weight.new_empty(weight.shape)
+            for g, rows, to in zip(grads, torch.split(x, ctx.counts), weight_grad, strict=True):
+                torch.mm(rows.T, g, out=to)
+            weight_grad = weight_grad.to(ctx.types[1])
+        if of_bias:
+            bias_grad = torch.stack([g.sum(0) for g in grads]).to(ctx.types[2])
+        return x_grad, weight_grad, bias_grad, None, None
+
+
+class ExpertLinear(torch.autograd.Function):
+    """Rows times the weights of each expert, plus its bias; the gradient of x has the layout of x.
+
+    If x is a view of a wide matrix with the experts side by side, autograd's own gradient would
+    have to be copied to that layout.
+
+    Shape:
+        x: (E, B, in).
+        weight: (E, in, out).
+        bias: (E, 1, out).
+        returns: (E, B, out).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.types = x.dtype, weight.dtype, bias.dtype
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias, x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        of_x = torch.empty_like(x)
+        for g, w, to in zip(grad, weight, of_x, strict=True):
+            torch.mm(g, w.T, out=to)
+        of_weight, of_bias = torch.bmm(x.mT, grad), grad.sum(1, keepdim=True)
+        dtypes = ctx.types
+        return of_x.to(dtypes[0]), of_weight.to(dtypes[1]), of_bias.to(dtypes[2]), None
+
+
+class GroupedMoments(torch.autograd.Function):
+    """Sum and sum of squares of the distances of each group's rows to its centre.
+
+    Sums are rounded otherwise than those of `RowGroups.sum`.
+
+    Shape:
+        x: (B, D), float, the groups one after another.
+        used: (B,), float, 0 or 1; a row with 0 does not count.
+        centre: (G, D), without gradient.
+        counts: (G,), rows of each group.
+        returns: (G, D) twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, used: Tensor, centre: Tensor, counts: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, used, centre)
+        ctx.counts = counts
+        total, squares = torch.empty_like(centre), torch.empty_like(centre)
+        parts = (torch.split(x, counts), torch.split(used, counts), centre, total, squares)
+        for rows, of_rows, c, t, s in zip(*parts, strict=True):
+            distance = (rows - c).mul_(of_rows.unsqueeze(1))
+            torch.sum(distance, 0, out=t)
+            torch.sum(distance.square_(), 0, out=s)
+        return total, squares
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_total: Tensor, of_squares: Tensor) -> tuple[Tensor, None, None, None]:
+        x, used, centre = ctx.saved_tensors
+        grad, twice = torch.empty_like(x), 2 * of_squares
+        parts = (torch.split(x, ctx.counts), torch.split(used, ctx.counts), centre, of_total, twice)
+        for rows, of_rows, c, t, s, to in zip(*parts, torch.split(grad, ctx.counts), strict=True):
+            torch.addcmul(t, rows - c, s, out=to).mul_(of_rows.unsqueeze(1))
+        return grad, None, None, None
+
+
+class GroupedAffine(torch.autograd.Function):
+    """(x - mean) * scale + shift, with the values of each row's group.
+
+    Shape:
+        x: (B, D), float, the groups one after another.
+        mean, scale, shift: (G, D).
+        counts: (G,), rows of each group.
+        returns: (B, D).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, counts: list[int]
+    ) -> Tensor:
+        ctx.save_for_backward(x, mean, scale)
+        ctx.counts = counts
+        out = torch.empty_like(x)
+        parts = (torch.split(x, counts), mean, scale, shift, torch.split(out, counts))
+        for rows, m, a, b, to in zip(*parts, strict=True):
+            torch.addcmul(b, rows - m, a, out=to)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x, mean, scale = ctx.saved_tensors
+        of_x = torch.empty_like(x)
+        of_scale, of_shift = torch.empty_like(scale), torch.empty_like(scale)
+        rows_of = (
+            torch.split(grad, ctx.counts),
+            torch.split(x, ctx.counts),
+            torch.split(of_x, ctx.counts),
+        )
+        for g, rows, to, m, a, ga, gb in zip(
+            *rows_of, mean, scale, of_scale, of_shift, strict=True
+        ):
+            torch.mul(g, a, out=to)
+            torch.sum((rows - m).mul_(g), 0, out=ga)
+            torch.sum(g, 0, out=gb)
+        return of_x, -scale * of_shift, of_scale, of_shift, None
