@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from typer.core import TyperGroup, TyperOption
 
 import msrec
-from msrec.data.convert.sources.plain.tables import TablesMapping
+from msrec.data.convert.sources.plain.tables_mapping import TablesMapping
 from msrec.data.schema import Schema
 from msrec.launch.config.run_config import RunConfig
 from msrec.tools.cli.main import app

@@ -89,6 +89,7 @@ def run_measured(arguments: Sequence[str]) -> Cost:
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # Popen did not see its end
     if status:
         raise ValueError(f"msrec {' '.join(arguments)} must end without an error; it did not.")
     cpu_s = usage.ru_utime + usage.ru_stime
