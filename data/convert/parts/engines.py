@@ -7,6 +7,7 @@ function ends the conversion.
 import multiprocessing
 import os
 import queue
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -105,12 +106,16 @@ class Processes:
 
 def _pool() -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, _limit_threads)
+    return ProcessPoolExecutor(1, context, _prepare)
 
 
-def _limit_threads() -> None:
-    """Sets the environment of a new process, before it imports polars."""
+def _prepare() -> None:
+    """Sets the environment of a new process, before it imports polars.
+
+    Ctrl-C is for the command, which then ends the workers after their parts.
+    """
     os.environ.update(ONE_THREAD)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _too_many_deaths(task: Task) -> ConnectionError:
