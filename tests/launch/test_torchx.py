@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,7 +97,7 @@ def own_torchx(tmp_path_factory):
     (info / "entry_points.txt").write_text("\n".join(lines))
     path = os.pathsep.join([str(folder), *sys.path])
 
-    def run(*args, **variables):
+    def run(*args, path=path, **variables):
         return subprocess.run(
             [TORCHX, *args],
             env=os.environ | {"PYTHONPATH": path} | variables,
@@ -106,6 +106,7 @@ def own_torchx(tmp_path_factory):
             timeout=60,
         )
 
+    run.path = path
     return run
 
 
@@ -135,9 +136,9 @@ def test_a_folder_with_a_dollar_sign_reaches_torchrun_as_it_is(config):
     assert words[words.index("--log-dir") + 1] == "/r/$HOME ${app_id} $$ 'x'/default/logs"
 
 
-def test_runopts_names_a_library_that_is_missing(own_torchx):
-    if find_spec("ray") is not None:
-        pytest.skip("ray is installed")
+def test_runopts_names_a_library_that_is_missing(own_torchx, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ray'] = None\n")
+    own_torchx = partial(own_torchx, path=os.pathsep.join([str(tmp_path), own_torchx.path]))
     done = own_torchx("runopts")
     assert done.returncode == 0, done.stderr
     assert 'which is not installed: pip install "msrec[ray]"' in done.stdout
