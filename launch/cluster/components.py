@@ -116,6 +116,16 @@ def plan(*args: str, **options: Any) -> specs.AppDef:
     return torchrun_app("plan", _arguments(args, "config"), _launch_options({"j": "1x1"} | options))
 
 
+@_component("j", "max_restarts", "rdzv_port", "threads")
+def experiment(*args: str, **options: Any) -> specs.AppDef:
+    """Runs a sweep on one node: `-- sweep=sweep.yaml [--jobs=2]`; started again, it goes on.
+
+    Each training has one rank.
+    """
+    one = {"j": "1x1"} | options
+    return torchrun_app("experiment", _arguments(args, "sweep"), _launch_options(one))
+
+
 @_component()
 def encode(*args: str, **options: Any) -> specs.AppDef:
     """Encodes users and scenarios with the LLM: `-- config=conf.yaml [llm.key=value ...]`."""

@@ -216,6 +216,13 @@ def test_plan_is_one_process_with_the_options_of_the_command(config):
     assert words[words.index("--nproc-per-node") + 1] == "1"
 
 
+def test_a_sweep_is_one_process_of_one_node():
+    app, _ = dry_run("msrec.experiment", "--", "sweep=sweeps/a.yaml", "--jobs=2")
+    assert job_of(app) == ["msrec", "experiment", "sweeps/a.yaml", "--jobs=2"]
+    words = command(app)
+    assert words[words.index("--nproc-per-node") + 1] == "1"
+
+
 @pytest.mark.parametrize("job", ["train", "evaluate", "encode", "predict", "plan"])
 def test_a_job_is_one_role_with_a_name_that_every_scheduler_accepts(config, job):
     first = "run=runs/demo" if job in ("evaluate", "predict") else f"config={config}"

@@ -26,6 +26,11 @@ from msrec.tools.experiment.tuning import best_trial, propose, search_space
 Pending = Sequence[tuple[SettingCells, RunConfig]]
 """Settings with missing trainings, with their configs before tuning."""
 Item = TypeVar("Item")
+RANK_VARIABLES = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+}
+"""Variables by which torchrun tells a process its place in a job."""
 console = PlainConsole(highlight=False)
 
 
@@ -53,11 +58,19 @@ def run_sweep(sweep: Sweep, jobs: int, dry_run: bool) -> None:
             line = f"  {cells.setting}: {len(cells.missing)} to run: {' '.join(cells.missing)}"
             console.print(line, soft_wrap=True)
     elif pending:
+        _leave_torchrun()
         if sweep.trials:
             search_space()  # raises without optuna
         _convert(sweep, pending)
         _encode(pending)
         _train(sweep, [cells.setting for cells, _ in pending], jobs)
+
+
+def _leave_torchrun() -> None:
+    """Forgets the job that runs the sweep: each training is a job of one rank by itself."""
+    for name in list(os.environ):
+        if name in RANK_VARIABLES or name.startswith("TORCHELASTIC_"):
+            del os.environ[name]
 
 
 def _convert(sweep: Sweep, pending: Pending) -> None:
