@@ -49,7 +49,6 @@ class EntityKnowledge:
         keys = read_parquet(dataset / f"{level}s.parquet", [key])[key].to_numpy(
             zero_copy_only=False
         )
-        self._store = store
         rows = store.rows(keys)
         has_vector = rows >= 0
         self.num_missing = int((~has_vector).sum())

@@ -129,12 +129,8 @@ class SortedRows:
         Raises:
             ValueError: a row has an unknown group, or there are more than 65,536 groups.
         """
-        last = len(grouping.names) - 1
-        if last >= MAX_GROUPS:
-            raise ValueError(f"there must be at most {MAX_GROUPS:,} groups; got {last + 1:,}.")
-        ids = grouping.ids
-        check_values("scenario", ids, (ids >= 0) & (ids <= last), f"0..{last}")
-        return rows_by_group(ids.astype(np.uint16)[self.order], last + 1)
+        groups = group_numbers(grouping.ids, len(grouping.names))
+        return rows_by_group(groups[self.order], len(grouping.names))
 
     def metrics(self) -> Metrics:
         """Computes the metrics of all rows."""
@@ -147,6 +143,19 @@ class SortedRows:
         missing = np.bincount(ids, minlength=len(rows)).tolist()
         groups = zip(grouping.names, rows, missing, strict=True)
         return {name: group_metrics(self.sums(r), self.bootstrap, m) for name, r, m in groups}
+
+
+def group_numbers(ids: Array, num_groups: int) -> NDArray[np.uint16]:
+    """Returns the group of each row, (N,).
+
+    Raises:
+        ValueError: a row has an unknown group, or there are more than 65,536 groups.
+    """
+    if num_groups > MAX_GROUPS:
+        raise ValueError(f"there must be at most {MAX_GROUPS:,} groups; got {num_groups:,}.")
+    last = num_groups - 1
+    check_values("scenario", ids, (ids >= 0) & (ids <= last), f"0..{last}")
+    return ids.astype(np.uint16)
 
 
 def rows_by_group(group: NDArray[np.uint16], num_groups: int) -> list[Ints]:

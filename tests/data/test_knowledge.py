@@ -31,7 +31,7 @@ def knowledge(tmp_path_factory):
 def test_each_user_has_the_vector_of_its_key_and_the_last_one_the_mean(knowledge):
     users = knowledge()
     vectors, has_vector = users.gather(EVERYONE)
-    np.testing.assert_array_equal(vectors[:39], users._store.vectors)
+    np.testing.assert_array_equal(vectors[:39], users._vectors.numpy())
     np.testing.assert_array_equal(vectors[39], users.mean.astype(np.float16))
     assert has_vector.tolist() == [1.0] * 39 + [0.0]
     assert users.num_missing == 1

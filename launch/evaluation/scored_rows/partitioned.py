@@ -61,7 +61,8 @@ def partitioned_metrics(
         arguments = (columns, kind, len(scenarios), slices, ROWS_PER_FILE, options.seed)
         judge = _Judge(write_scratch(parts, Path(folder), *arguments), kind, options)
         [whole] = judge.metrics([(ALL, 0)])
-        groups = [(g, n) for g, rows in enumerate(judge.rows.rows) for n in range(len(rows))]
+        weights = judge.rows.class_weights
+        groups = [(g, n) for g, of_groups in enumerate(weights) for n in range(len(of_groups))]
         found = []
         for start in range(0, len(groups), GROUPS_AT_ONCE):
             found += judge.metrics(groups[start : start + GROUPS_AT_ONCE])
@@ -80,8 +81,9 @@ class _Judge:
 
     def metrics(self, groups: list[tuple[int, int]]) -> list[Metrics]:
         """Returns the metrics of groups, given as grouping and number in it."""
-        tables = {group: BinaryTable(self._num_blocks) for group in groups if self._count(group)}
-        states = {group: RankState(*self._class_weights(group)) for group in tables}
+        weights = {group: _of_group(self.rows.class_weights, group) for group in groups}
+        tables = {g: BinaryTable(self._num_blocks) for g in groups if weights[g].any()}
+        states = {g: RankState(weights[g][1], weights[g][0]) for g in tables}
         for records in self.rows.by_score() if tables else ():
             for group, chosen in _ordered(records, list(tables)):
                 score, label, weight = self._columns(chosen)
@@ -102,21 +104,11 @@ class _Judge:
         table.add_users(*columns, code.astype(np.uint32), line_of, k, impression)
 
     def _group_metrics(self, table: BinaryTable | None, group: tuple[int, int]) -> Metrics:
-        missing = self.rows.missing[max(group[0], 0)]
-        num_missing = int(missing.sum() if group[0] == ALL else missing[group[1]])
+        num_missing = int(_of_group(self.rows.missing, group))
         sums = BinaryTable(0).sums if table is None else table.sums
         blocks = np.flatnonzero(sums[:, :2].any(axis=1))  # with negatives or positives
         make = BinarySums if self._kind == "binary" else RankingSums
         return group_metrics(make(blocks, sums[blocks]), self._bootstrap, num_missing)
-
-    def _count(self, group: tuple[int, int]) -> int:
-        rows = self.rows.rows[max(group[0], 0)]
-        return int(rows.sum() if group[0] == ALL else rows[group[1]])
-
-    def _class_weights(self, group: tuple[int, int]) -> tuple[float, float]:
-        weights = self.rows.class_weights[max(group[0], 0)]
-        negative, positive = weights.sum(axis=0) if group[0] == ALL else weights[group[1]]
-        return positive, negative
 
     def _columns(self, chosen: Records) -> tuple[Array, Array, Floats | None]:
         weight = chosen["weight"].astype(np.float64) if self.rows.is_weighted else None
@@ -125,6 +117,14 @@ class _Judge:
     def _blocks(self, hashes: Array) -> Ints:
         users = self.rows.users
         return random_blocks(hashes) if users is None else np.searchsorted(users, hashes)
+
+
+def _of_group(by_grouping: Sequence[Array], group: tuple[int, int]) -> Array:
+    """Returns the entry of a group, or the sum of all groups of a grouping, which has all rows."""
+    grouping, number = group
+    return np.asarray(
+        by_grouping[0].sum(axis=0) if grouping == ALL else by_grouping[grouping][number]
+    )
 
 
 def _ordered(

@@ -14,7 +14,7 @@ from msrec.launch.evaluation.scored_rows.parts import Parts, RowCheck
 from msrec.launch.evaluation.scored_rows.predictions import key_ids
 from msrec.launch.evaluation.scored_rows.row_groups import RowGroups
 from msrec.model.metrics.bootstrap import MAX_BLOCKS, user_hashes
-from msrec.model.metrics.exact import ScoreKind, check_rows
+from msrec.model.metrics.exact import ScoreKind, check_rows, group_numbers
 
 Records = NDArray[np.void]
 """(n,), with the fields of `record_type`."""
@@ -38,7 +38,7 @@ class ScratchRows:
         dtype: of a row.
         num_files: files of each kind.
         class_weights: per grouping (groups, 2): weights of the rows with label 0 and 1.
-        rows, missing: per grouping (groups,): rows with the label, and without.
+        missing: per grouping (groups,): rows without the label.
         is_weighted: whether a weight differs from 1.
         users: sorted hashes of the users, as long as there are at most `MAX_BLOCKS`; else None.
     """
@@ -47,7 +47,6 @@ class ScratchRows:
     dtype: np.dtype[Any]
     num_files: int
     class_weights: list[NDArray[np.float64]]
-    rows: list[NDArray[np.int64]]
     missing: list[NDArray[np.int64]]
     is_weighted: bool = False
     users: NDArray[np.uint64] | None = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -74,9 +73,8 @@ class ScratchRows:
                     taken(records, rows).tofile(file)
         weight = records["weight"].astype(np.float64)
         self.is_weighted |= bool((weight != 1).any())
-        for grouping, (rows, weights) in enumerate(zip(self.rows, self.class_weights, strict=True)):
+        for grouping, weights in enumerate(self.class_weights):
             group = records["group"][:, grouping].astype(np.int64)
-            rows += np.bincount(group, minlength=len(rows))
             by_label = np.bincount(2 * group + records["label"], weight, weights.size)
             weights += by_label.reshape(weights.shape)
         if self.users is not None:
@@ -132,14 +130,19 @@ def write_scratch(
         record_type(len(sizes), impression=has_impression),
         num_files=-(-parts.commit.rows // rows_per_file),
         class_weights=[np.zeros((size, 2)) for size in sizes],
-        rows=[np.zeros(size, np.int64) for size in sizes],
         missing=[np.zeros(size, np.int64) for size in sizes],
     )
     edges = _score_edges(parts, columns["score"], scratch.num_files, rows_per_file)
     check = RowCheck(parts)
     for path, piece in parts.read(names, rows_per_file // 4):
         check.add(path, piece["row_id"].to_numpy())
-        records, has_label = _records(piece, scratch.dtype, columns, kind, slices, seed)
+        records, has_label = _records(piece, scratch.dtype, columns, kind, seed)
+        ids = [
+            piece["scenario"].to_numpy(),
+            *(s.of_rows(piece["row_id"].to_numpy()) for s in slices),
+        ]
+        for grouping, (of_rows, size) in enumerate(zip(ids, sizes, strict=True)):
+            records["group"][:, grouping] = group_numbers(of_rows, size)
         counts = records["weight"] > 0
         scratch.add(taken(records, np.flatnonzero(counts & has_label)), edges)
         for missing, group in zip(scratch.missing, records["group"].T, strict=True):
@@ -153,10 +156,9 @@ def _records(
     dtype: np.dtype[Any],
     columns: dict[str, str],
     kind: ScoreKind,
-    slices: Sequence[RowGroups],
     seed: int,
 ) -> tuple[Records, NDArray[np.bool_]]:
-    """Returns the rows of a piece, and whether each has the label."""
+    """Returns the rows of a piece without their groups, and whether each has the label."""
     records = np.empty(len(piece), dtype)
     label = piece[columns["label"]].to_numpy()
     records["score"] = piece[columns["score"]].to_numpy()
@@ -168,10 +170,6 @@ def _records(
     records["user"] = user_hashes(key_ids(piece["user"].combine_chunks()), seed)
     if IMPRESSION in (dtype.names or ()):
         records["impression"] = piece[IMPRESSION].to_numpy()
-    row_id = piece["row_id"].to_numpy()
-    records["group"][:, 0] = piece["scenario"].to_numpy()
-    for grouping, groups in enumerate(slices, start=1):
-        records["group"][:, grouping] = groups.of_rows(row_id)
     return records, ~np.isnan(label)
 
 

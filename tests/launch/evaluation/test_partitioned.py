@@ -117,6 +117,8 @@ def test_rows_on_disk_have_the_metrics_and_intervals_of_rows_in_memory(
         ({"row_id": [0, 1, 5]}, r"part-1.parquet: row_id must be in 0..2, as _COMMIT says; got 5"),
         ({"score": [0.5, np.nan, 0.5]}, r"part-1.parquet: score must be a value .* NaN at row 1"),
         ({"score": [0.5, 1.5, 0.5]}, "score must be between 0 and 1; got 1.5"),
+        ({"scenario": [0, 5, 1]}, r"scenario must be 0..4; got 5 at row 1"),
+        ({"scenario": [0, 1, -1]}, r"scenario must be 0..4; got -1 at row "),
     ],
 )
 def test_broken_rows_on_disk_are_refused(tmp_path, monkeypatch, schema, change, message):

@@ -84,6 +84,6 @@ def test_a_batch_then_brings_no_vectors_and_the_plan_counts_those_of_the_device(
     _, dense = tables_and_dense(config, 16)
     expected = 0
     for side in (knowledge.user, knowledge.item):
-        values = side._store.vectors
+        values = side._vectors
         expected += values.nbytes + len(side._rows) * (8 + 1)
     assert dense.fixed["vectors of the LLM"] == expected
