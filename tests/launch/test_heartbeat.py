@@ -73,14 +73,22 @@ def forget_the_others():
     time.sleep(60)
 
 
-def test_a_rank_that_hangs_ends_with_its_stack_and_is_named_first(dataset, tmp_path):
-    config = config_of(dataset, tmp_path, "trainer.hang_s=2")
+@pytest.mark.parametrize(("rank_0_hang_s", "word"), [(3, "silent"), (None, "failed")])
+def test_a_rank_that_hangs_ends_with_its_stack_and_is_named(
+    dataset, tmp_path, rank_0_hang_s, word
+):
+    # Rank 0 waits for rank 1. It is ended by its own watch, or loses its connection to rank 1.
+    config = config_of(dataset, tmp_path, "trainer.hang_s=5")
     save_config(config, tmp_path / "conf.yaml")
     # Not by fork, see ranks.py.
     code = (
         "import faulthandler; later = faulthandler.dump_traceback_later\n"
         "import test_heartbeat as t; from msrec.launch.config.run_config import load_config\n"
-        "def fit(*args): t.faulthandler.dump_traceback_later = later; t.fit(*args)\n"
+        "def fit(rank, world, config, *args):\n"
+        "    t.faulthandler.dump_traceback_later = later\n"
+        f"    hang = config.trainer.hang_s if rank else {rank_0_hang_s}\n"
+        "    trainer = config.trainer.model_copy(update={'hang_s': hang})\n"
+        "    t.fit(rank, world, config.model_copy(update={'trainer': trainer}), *args)\n"
         f"t.run_ranks(fit, 2, load_config({str(tmp_path / 'conf.yaml')!r}), 4, t.forget_the_others)"
     )
     here = Path(__file__).parent
@@ -93,9 +101,11 @@ def test_a_rank_that_hangs_ends_with_its_stack_and_is_named_first(dataset, tmp_p
     )
     assert "died without a word" in done.stderr
     assert "forget_the_others" in read_stack(config.run_dir, 1)
-    assert "forget_the_others" not in read_stack(config.run_dir, 0)
+    stack_of_0 = read_stack(config.run_dir, 0)
+    assert (stack_of_0 is None) == (rank_0_hang_s is None)
+    assert "forget_the_others" not in (stack_of_0 or "")
     status, text = status_and_text(config.run_dir)
-    assert status.word == "silent"
+    assert status.word == word
     assert status.exit_status == 1
     assert any("rank 1" in reason and "hung after step" in reason for reason in status.reasons)
     assert "rank 1 hung here:" in text

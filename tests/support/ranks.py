@@ -4,6 +4,7 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import random
 import socket
 import time
 import traceback
@@ -11,7 +12,7 @@ from contextlib import closing
 from datetime import timedelta
 
 
-def run_ranks(function, world_size, *args, timeout_s=60):
+def run_ranks(function, world_size, *args, timeout_s=120):
     """Results of `function(rank, world_size, *args)` in rank order.
 
     The interpreter is forked after its imports, so a case costs a fraction of a second.
@@ -69,7 +70,7 @@ def _rank(pipe, function, rank, world_size, port, args):
     faulthandler.cancel_dump_traceback_later = lambda: None
     try:
         dist.init_process_group(
-            "gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=30)
+            "gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
         )
         pipe.send((None, function(rank, world_size, *args)))
         dist.destroy_process_group()
@@ -78,6 +79,9 @@ def _rank(pipe, function, rank, world_size, port, args):
 
 
 def _free_port():
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port outside the kernel's range for outgoing connections: none of those takes it first."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
