@@ -97,7 +97,7 @@ def test_a_rank_that_hangs_ends_with_its_stack_and_is_named(
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert "died without a word" in done.stderr
     assert "forget_the_others" in read_stack(config.run_dir, 1)
