@@ -1,6 +1,7 @@
 """Measures how far the columns of new rows have moved: the population stability index (PSI)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -120,13 +121,24 @@ def _names_and_types(types: pl.Schema) -> str:
 
 def _drift_of_numbers(before: pl.Series, now: pl.Series) -> Drift:
     clean = [rows.fill_nan(None).drop_nulls().to_numpy() for rows in (before, now)]
-    edges = np.unique(np.quantile(clean[0], np.arange(1, QUANTILE_BINS) / QUANTILE_BINS))
+    edges = _edges(np.sort(clean[0]))
     counts = [
         np.bincount(np.searchsorted(edges, numbers, "right"), minlength=len(edges) + 1)
         for numbers in clean
     ]
     empty = [len(rows) - len(kept) for rows, kept in zip((before, now), clean, strict=True)]
     return _drift_of_bins(before, now, "numbers", counts, empty, unseen=None)
+
+
+def _edges(ordered: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns the first number of each bin but the lowest.
+
+    A number that is several quantiles has a bin of its own: most rows of a rare label are 0.
+    """
+    quantiles = np.quantile(ordered, np.arange(1, QUANTILE_BINS) / QUANTILE_BINS)
+    edges, times = np.unique(quantiles, return_counts=True)
+    above = np.searchsorted(ordered, edges[times > 1], "right")
+    return np.union1d(edges, ordered[above[above < len(ordered)]])
 
 
 def _drift_of_values(before: pl.Series, now: pl.Series) -> Drift:

@@ -41,6 +41,15 @@ def test_numbers_by_quantiles_of_the_reference(tmp_path):
     assert found.verdict == "moderate"
 
 
+def test_a_rare_label_has_a_bin_for_each_of_its_values(tmp_path):
+    before = write(tmp_path / "a.parquet", like=[0.0] * 94 + [1.0] * 6, seen=[1] * 94 + [0] * 6)
+    now = write(tmp_path / "b.parquet", like=[0.0] * 70 + [1.0] * 30, seen=[1] * 70 + [0] * 30)
+    p, q = np.array([94.5, 6.5]) / 101, np.array([70.5, 30.5]) / 101
+    for found in drifts(before, now).values():
+        assert found.psi == pytest.approx(((q - p) * np.log(q / p)).sum(), rel=1e-12)
+        assert (found.bins, found.verdict) == (2, "large")
+
+
 def test_rows_without_drift_stay_below_the_noise_in_95_percent(tmp_path):
     rng = np.random.default_rng(1)
     columns = {f"x{i}": rng.normal(size=4000) for i in range(300)}
