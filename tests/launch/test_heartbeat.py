@@ -74,9 +74,7 @@ def forget_the_others():
 
 
 @pytest.mark.parametrize(("rank_0_hang_s", "word"), [(3, "silent"), (None, "failed")])
-def test_a_rank_that_hangs_ends_with_its_stack_and_is_named(
-    dataset, tmp_path, rank_0_hang_s, word
-):
+def test_a_rank_that_hangs_ends_with_its_stack_and_is_named(dataset, tmp_path, rank_0_hang_s, word):
     # Rank 0 waits for rank 1. It is ended by its own watch, or loses its connection to rank 1.
     config = config_of(dataset, tmp_path, "trainer.hang_s=5")
     save_config(config, tmp_path / "conf.yaml")

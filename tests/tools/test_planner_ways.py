@@ -1,5 +1,6 @@
 """Plans with columns in nodes, with copies of the tables, and with different GPUs."""
 
+import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from msrec.launch.training.trainer import Trainer
 from msrec.model.distributed.plan_files.sharding_plan import plan_from_dict
 from msrec.model.distributed.replicas import plan_of_group
 from msrec.tools.planner.command.build_request import with_changes
+from msrec.tools.planner.command.cluster_size import plans_of_groups
 from msrec.tools.planner.command.plan_command import plan_tables
 from msrec.tools.planner.costs import Ranks
 from msrec.tools.planner.estimator import Estimator
@@ -207,6 +209,23 @@ def test_groups_in_a_node_share_its_network_cards():
 def test_groups_that_training_refuses_are_not_planned(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         groups(**changes)
+
+
+@pytest.mark.parametrize(("sync_every", "best"), [(1, 32), (1000, 1)])
+def test_the_best_size_of_groups_is_that_of_the_shortest_step(sync_every, best):
+    asked, _ = groups(sync_every=sync_every)
+    plans = plans_of_groups(asked)
+    assert list(plans) == [1, 2, 4, 8, 16, 32]
+    for number, plan in plans.items():
+        assert plan == make_plan(dataclasses.replace(asked, group_ranks=number))
+    found = plan_tables(asked, None, best_groups=True, console=quiet)
+    assert found == plans[best]
+    assert found.step_ms == min(plan.step_ms for plan in plans.values())
+
+
+def test_groups_without_room_are_left_out():
+    table = TableLoad(name="t", rows=50_000_000, dim=512, sharding="row_wise")  # 95 GiB
+    assert list(plans_of_groups(request([table]))) == [2, 4, 8, 16, 32]
 
 
 def test_every_group_gets_the_ranks_and_gpus_of_torchrecs_own_copies(monkeypatch):

@@ -25,6 +25,8 @@ from msrec.tools.planner.tables import Optimizer, TableLoad, read_tables_file
 if TYPE_CHECKING:
     from msrec.launch.config.run_config import RunConfig
 
+AUTO = "auto"
+"""Value of an option that a search chooses."""
 LIST_BATCH = 4096
 """Rows of a step on one rank, for a list of tables without --batch."""
 TABLE_CHANGES = ("rows", "dim", "pooling", "precision", "sharding", "kernel", "zipf", "cache")
@@ -83,7 +85,7 @@ def _cached_shares(texts: Sequence[str]) -> Sequence[float]:
     shares: list[float] = []
     for text in texts:
         try:
-            of_text = CACHED_SHARES if text == "auto" else (float(text),)
+            of_text = CACHED_SHARES if text == AUTO else (float(text),)
         except ValueError:
             of_text = (0.0,)
         if not all(0 < share < 1 for share in of_text):
@@ -155,7 +157,7 @@ def _source_fields(options: PlanOptions, ranks: int) -> dict[str, Any]:
     if _is_config(source):
         from msrec.launch.config.run_config import load_config
 
-        groups = {"group_ranks": options.group_ranks, "sync_every": options.sync_every}
+        groups = {"group_ranks": _group_ranks(options), "sync_every": options.sync_every}
         given = [f"embeddings.{k}={v}" for k, v in groups.items() if v is not None]
         config = load_config(source, [*overrides, *given])
         rows = options.batch or max(config.trainer.global_batch // ranks, 1)
@@ -171,6 +173,18 @@ def _source_fields(options: PlanOptions, ranks: int) -> dict[str, Any]:
     return _list_fields(options, read_tables_file(source), options.dense_parameters)
 
 
+def _group_ranks(options: PlanOptions) -> int | None:
+    """Returns the number that --group-ranks gives; None if it is `auto` or absent."""
+    if options.group_ranks in (None, AUTO):
+        return None
+    try:
+        return int(options.group_ranks)
+    except ValueError:
+        raise ValueError(
+            f"--group-ranks must be a number of ranks, or {AUTO}; got {options.group_ranks!r}."
+        ) from None
+
+
 def _list_fields(
     options: PlanOptions, tables: list[TableLoad], dense_parameters: int
 ) -> dict[str, Any]:
@@ -178,7 +192,7 @@ def _list_fields(
     dense = {"dense parameters": dense_parameters * FLOAT_BYTES} | adam_memory(dense_parameters)
     memory = DenseMemory(dense if dense_parameters else {})
     fields: dict[str, Any] = {"tables": tables, "batch": LIST_BATCH, "dense": memory}
-    groups = {"group_ranks": options.group_ranks, "sync_every": options.sync_every or 1}
+    groups = {"group_ranks": _group_ranks(options), "sync_every": options.sync_every or 1}
     return fields | groups
 
 

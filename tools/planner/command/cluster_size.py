@@ -1,4 +1,4 @@
-"""Search for the fewest GPUs with room for the tables: in one node, then in more nodes."""
+"""Search for the fewest GPUs with room for the tables, and for the best size of groups."""
 
 import dataclasses
 
@@ -41,6 +41,19 @@ def fewest_gpus(request: PlanRequest) -> Plan:
         else:
             number, plan = middle, smaller
     return plan
+
+
+def plans_of_groups(request: PlanRequest) -> dict[int, Plan]:
+    """Returns number of ranks of a group -> its plan, if it fits, for all numbers that can be.
+
+    Raises:
+        ValueError: the tables or the GPUs of the request cannot be those of groups.
+    """
+    size, node = request.world_size, request.per_node
+    numbers = [n for n in range(1, size + 1) if size % n == 0 and max(n, node) % min(n, node) == 0]
+    asked = [dataclasses.replace(request, group_ranks=number) for number in numbers]
+    plans = {number: _plan_if_room(of) for number, of in zip(numbers, asked, strict=True)}
+    return {number: plan for number, plan in plans.items() if plan is not None}
 
 
 def _resized(request: PlanRequest, number: int) -> PlanRequest:

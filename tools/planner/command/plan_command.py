@@ -10,11 +10,12 @@ from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, FileKind, check_output, contains
 from msrec.launch.console import wide_console
 from msrec.tools.planner.command.build_request import (
+    AUTO,
     catalogue_of,
     request_from_options,
     with_changes,
 )
-from msrec.tools.planner.command.cluster_size import fewest_gpus
+from msrec.tools.planner.command.cluster_size import fewest_gpus, plans_of_groups
 from msrec.tools.planner.command.plan_file import PLAN
 from msrec.tools.planner.command.plan_options import PlanOptions
 from msrec.tools.planner.command.plan_text import (
@@ -72,6 +73,7 @@ def plan_command(options: PlanOptions) -> bool:
         plan_out,
         options.page,
         min_gpus=options.min_gpus,
+        best_groups=options.group_ranks == AUTO,
         compare=changes if options.compare else (),
         catalogue=catalogue,
         constraints=options.constraints,
@@ -94,6 +96,7 @@ def plan_tables(
     page: Path | None = None,
     *,
     min_gpus: bool = False,
+    best_groups: bool = False,
     compare: Sequence[str] = (),
     catalogue: Catalogue = STOCK,
     constraints: Path | None = None,
@@ -106,6 +109,8 @@ def plan_tables(
         out: JSON file to write; None writes none. A plan that does not fit is not written.
         page: HTML file with charts to write; None writes none.
         min_gpus: whether to take the fewest GPUs that have room, see `fewest_gpus`.
+        best_groups: whether to take the number of ranks per copy of the tables with the shortest
+            step, and to compare all numbers that have room.
         compare: changes, such as dim=128 or gpu=h200, whose plans are compared with this one.
         catalogue: accelerators to look up a changed `gpu` in.
         constraints: Python file to write for TorchRec's planner; None writes none.
@@ -115,7 +120,14 @@ def plan_tables(
         ValueError: a change is invalid, or no number of GPUs has room.
     """
     console = console or wide_console()
-    plan = fewest_gpus(request) if min_gpus else make_plan(request)
+    if min_gpus and best_groups:
+        raise ValueError("--min-gpus is for one copy of the tables; leave out --group-ranks auto.")
+    groups = plans_of_groups(request) if best_groups else {}
+    if groups:
+        number = min(groups, key=lambda number: groups[number].step_ms)
+        request, plan = dataclasses.replace(request, group_ranks=number), groups[number]
+    else:
+        plan = fewest_gpus(request) if min_gpus else make_plan(request)
     if min_gpus:
         request = dataclasses.replace(request, nodes=plan.nodes, per_node=plan.per_node)
     changed = {change: with_changes(request, change, catalogue) for change in compare}
@@ -137,9 +149,11 @@ def plan_tables(
     if min_gpus:
         gpus = f"{plan.nodes} node{'s' if plan.nodes > 1 else ''} of {plan.per_node}"
         print_sentence(f"The fewest GPUs with room: {gpus}.", console)
-    compared = {change: make_plan(other) for change, other in changed.items()}
+    compared = {f"groups of {number}": of for number, of in groups.items() if of is not plan}
+    compared |= {change: make_plan(other) for change, other in changed.items()}
     if compared:
-        console.print(comparison_table({"as asked": plan} | compared))
+        name = f"groups of {request.group_ranks}" if groups else "as asked"
+        console.print(comparison_table({name: plan} | compared))
     if out is not None and plan.fits:
         write_text(out, plan.model_dump_json(indent=1) + "\n")
         print_sentence(f"wrote {out}, plan {plan.hash[:12]}", console)

@@ -66,10 +66,10 @@ class PlanOptions:
         ),
     ] = None
     group_ranks: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help="consecutive ranks that share one copy of the tables, as embeddings.group_ranks; "
-            "default: the config's, else all"
+            help="consecutive ranks that share one copy of the tables, as embeddings.group_ranks, "
+            "or auto for the number with the shortest step; default: the config's, else all"
         ),
     ] = None
     sync_every: Annotated[
