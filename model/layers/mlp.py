@@ -146,5 +146,5 @@ class MLP(nn.Sequential):
             linear = self._linear if head is None else [*self._linear, head]
             parameters = [p for layer in linear for p in (layer.weight.t(), layer.bias)]
             return ReLUChain.apply(x, None, head is None, *parameters)  # type: ignore[no-any-return, no-untyped-call]
-        h: Tensor = super().forward(x)
+        h: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return h if head is None else head(h)
