@@ -52,7 +52,7 @@ class MLP(Backbone):
         counts: RowCounts | None = None,
     ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        logits: Tensor = self.head(self.mlp(x))
+        logits: Tensor = self.mlp(x, self.head)
         return logits
 
 

@@ -65,7 +65,7 @@ class DLRM(Backbone):
         if self.layout.start:
             vectors = torch.cat([bottom.unsqueeze(1), vectors], dim=1)
         parts = [bottom, self.dots(vectors), x[:, self.layout.end :]]
-        logits: Tensor = self.head(self.mlp(torch.cat(parts, dim=1)))
+        logits: Tensor = self.mlp(torch.cat(parts, dim=1), self.head)
         return logits
 
 
@@ -179,6 +179,6 @@ class DeepFM(Backbone):
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
         vectors = self.layout.vectors(widened(x))
         pairs = vectors.sum(1).square() - vectors.square().sum(1)
-        logits: Tensor = self.first_order(x) + self.head(self.mlp(x))
+        logits: Tensor = self.first_order(x) + self.mlp(x, self.head)
         weights = self.pair_weights
         return logits + (pairs.sum(1, keepdim=True) if weights is None else pairs @ weights) / 2

@@ -99,7 +99,7 @@ class EPNet(Backbone):
         counts: RowCounts | None = None,
     ) -> Tensor:
         """Returns logits (B, num_tasks) of rows x (B, in_dim)."""
-        logits: Tensor = self.head(self.mlp(self.gate(x, scenario)))
+        logits: Tensor = self.mlp(self.gate(x, scenario), self.head)
         return logits
 
 

@@ -15,7 +15,7 @@ from msrec.model.layers.mlp import MLP, RELU, Hidden, check_positive
 from msrec.model.layers.partitioned_norm import PartitionedNorm, is_distributed
 from msrec.model.layers.precision import float32_products, widened
 from msrec.model.layers.row_groups import RowGroups, group_rows
-from msrec.model.layers.scenario_layers import StarLinear
+from msrec.model.layers.scenario_layers import StarLinear, can_chain_groups, chain_groups
 
 
 class STAR(Backbone):
@@ -78,7 +78,9 @@ class STAR(Backbone):
         """Returns the logits of the star layers; rows and weights in the order of `groups`."""
         if self.norm is not None:
             x = self.norm(x, groups, weight)
-        *shared, last = cast(list[StarLinear], self.layers)
+        *shared, last = layers = cast(list[StarLinear], self.layers)
+        if self.num_tasks == 1 and can_chain_groups(x, groups, self.finish):
+            return chain_groups(x, groups, [layer.of_groups() for layer in layers])
         tower = shared.pop() if shared else None
         for layer in shared:
             x = self.finish(layer(x, groups))
@@ -98,7 +100,9 @@ class STAR(Backbone):
         groups = group_rows(scenario, self.num_scenarios, counts)
         sorted_weight = None if weight is None else groups.sort(weight)
         main = groups.unsort(self.main_logit(groups.sort(x), groups, sorted_weight))
-        aux: Tensor = self.aux(torch.cat([self.scenario_embedding(scenario), x], dim=1))
+        aux: Tensor = self.aux[0](
+            torch.cat([self.scenario_embedding(scenario), x], dim=1), self.aux[1]
+        )
         return main + aux
 
 

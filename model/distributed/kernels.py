@@ -7,7 +7,10 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import nn
+from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ShardingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from msrec.model.frozen_items import FROZEN_PATH
 
@@ -36,3 +39,41 @@ def set_update_count(model: nn.Module, updates: int) -> None:
     for kernel in trained_kernels(model):
         kernel.iter.fill_(updates)
         kernel.iter_cpu.fill_(updates)
+
+
+def look_up_directly(model: nn.Module) -> None:
+    """Lets each collection of a model that is alone on a CPU call its kernel without TorchRec.
+
+    TorchRec splits the ids by rank, sends and joins them, and does the same with the vectors. On
+    one rank this only takes time. Values and updates are equal bit for bit, because the kernel gets
+    the same input. Collections with several kernels, or with tables cut by columns or rows, stay as
+    they are.
+    """
+    for module in model.modules():
+        if isinstance(module, ShardedEmbeddingBagCollection) and _has_one_kernel(module):
+            module.forward = _Direct(module)
+
+
+def _has_one_kernel(collection: Any) -> bool:
+    lookups = collection._lookups
+    return (
+        collection._sharding_types == [ShardingType.TABLE_WISE.value]
+        and isinstance(lookups[0], GroupedPooledEmbeddingsLookup)
+        and len(lookups[0]._emb_modules) == 1
+    )
+
+
+class _Direct:
+    """Forward of a collection with one kernel."""
+
+    def __init__(self, collection: Any) -> None:
+        (lookup,) = collection._lookups
+        (self._kernel,), (config,) = lookup._emb_modules, lookup.grouped_configs
+        self._features = config.feature_names()
+        self._names, self._dims = collection._embedding_names, collection._embedding_dims
+
+    def __call__(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
+        keys = sparse.keys()
+        if keys != self._features:
+            sparse = sparse.permute([keys.index(feature) for feature in self._features])
+        return KeyedTensor(self._names, self._dims, self._kernel(sparse))

@@ -19,6 +19,7 @@ from torchrec.distributed.types import (
 
 from msrec.model.distributed.data_parallel import DenseParallel
 from msrec.model.distributed.filling import init_tables
+from msrec.model.distributed.kernels import look_up_directly
 from msrec.model.distributed.replicas import plan_of_group
 from msrec.model.distributed.table_options import TORCHREC_NAMES, Comms
 
@@ -82,5 +83,7 @@ def shard(
         sharders=sharders(comms),
         data_parallel_wrapper=DenseParallel(),
     )
+    if device.type == "cpu" and dist.get_world_size() == 1:
+        look_up_directly(dmp)
     init_tables(dmp, plan, init_std, seed)
     return dmp

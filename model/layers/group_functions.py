@@ -8,11 +8,14 @@ unless a docstring says otherwise.
 # ruff: noqa: D102
 # The docstring of a class describes its `forward`.
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+threshold_backward = torch.ops.aten.threshold_backward
 
 
 class Permuted(torch.autograd.Function):
@@ -83,6 +86,77 @@ class GroupedLinear(torch.autograd.Function):
         if of_bias:
             bias_grad = torch.stack([g.sum(0) for g in grads]).to(ctx.types[2])
         return x_grad, weight_grad, bias_grad, None, None
+
+
+class ReLUChain(torch.autograd.Function):
+    """Linear layers with a ReLU between them, and after the last one if `ends_with_relu`.
+
+    The gradient of a hidden layer belongs to this function alone: its ReLU overwrites it. Autograd
+    would write a second matrix of the same size.
+
+    Shape:
+        x: (B, in), float, the groups one after another.
+        counts: (G,), rows of each group; None if all rows have the same weights.
+        parameters: weight and bias of each layer: (G, in, out) and (G, out), or without G.
+        returns: (B, out of the last layer).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, counts: list[int] | None, ends_with_relu: bool, *parameters: Tensor
+    ) -> Tensor:
+        ctx.counts, ctx.ends_with_relu = counts, ends_with_relu
+        weights, biases = parameters[::2], parameters[1::2]
+        inputs = [x]
+        for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            out = x.new_empty(len(x), bias.shape[-1])
+            of_groups = _groups(counts, (inputs[-1], out), (weight, bias))
+            for rows, to, w, b in of_groups:
+                torch.addmm(b, rows, w, out=to)
+            if ends_with_relu or number < len(weights) - 1:
+                out.relu_()
+            inputs.append(out)
+        ctx.save_for_backward(*inputs, *weights)
+        return inputs[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        counts = ctx.counts
+        num_layers = len(ctx.saved_tensors) // 2
+        *inputs, last = ctx.saved_tensors[: num_layers + 1]
+        weights = ctx.saved_tensors[num_layers + 1 :]
+        grad = threshold_backward(grad, last, 0) if ctx.ends_with_relu else grad.contiguous()
+        grads: list[Tensor | None] = []
+        for number in reversed(range(num_layers)):
+            x, weight = inputs[number], weights[number]
+            of_weight = torch.empty_like(weight)
+            for g, rows, to in _groups(counts, (grad, x), (of_weight,)):
+                # The product that autograd takes, so that sums have the same order.
+                if to.stride(0) == 1:
+                    torch.mm(g.T, rows, out=to.T)
+                else:
+                    torch.mm(rows.T, g, out=to)
+            sums = [g.sum(0) for (g,) in _groups(counts, (grad,), ())]
+            grads += [sums[0] if counts is None else torch.stack(sums), of_weight]
+            if number == 0 and not ctx.needs_input_grad[0]:
+                return None, None, None, *grads[::-1]
+            of_x = torch.empty_like(x)
+            for g, to, w in _groups(counts, (grad, of_x), (weight,)):
+                torch.mm(g, w.T, out=to)
+            if number > 0:
+                threshold_backward.grad_input(of_x, x, 0, grad_input=of_x)
+            grad = of_x
+        return grad, None, None, *grads[::-1]
+
+
+def _groups(
+    counts: list[int] | None, rows: Sequence[Tensor], values: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yields the rows of each group and its values."""
+    if counts is None:
+        return iter([(*rows, *values)])
+    return zip(*(torch.split(each, counts) for each in rows), *values, strict=True)
 
 
 class ExpertLinear(torch.autograd.Function):

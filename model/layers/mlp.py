@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from msrec.model.layers.dropout import Dropout
-from msrec.model.layers.precision import LayerNorm
+from msrec.model.layers.group_functions import ReLUChain
+from msrec.model.layers.precision import LayerNorm, product_dtype
 
 
 class ReLU(nn.ReLU):
@@ -85,6 +86,12 @@ def linear_init(weight: Tensor, bias: Tensor | None, fan_in: int) -> None:
         nn.init.uniform_(bias, -bound, bound)
 
 
+def can_chain(x: Tensor) -> bool:
+    """Whether `ReLUChain` may replace linear layers and ReLUs: in float32 on a CPU."""
+    is_cpu = x.device.type == "cpu" and not torch.compiler.is_exporting()
+    return is_cpu and x.dtype == product_dtype(x) == torch.float32
+
+
 class MLP(nn.Sequential):
     """Linear layer, norm, activation and dropout, once for each size in `dims`.
 
@@ -92,7 +99,7 @@ class MLP(nn.Sequential):
 
     Shape:
         x: (..., in_dim), float.
-        returns: (..., out_dim), float, where out_dim is `dims[-1]`.
+        returns: (..., out_dim), float, where out_dim is `dims[-1]`, or that of the head.
 
     Raises:
         ValueError: a size is below 1, or the norm or the activation is unknown.
@@ -129,3 +136,15 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
         self.in_dim = in_dim
         self.out_dim = sizes[-1]
+        self._linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        kinds = [type(layer) for layer in layers]
+        self._is_chain = bool(dims) and kinds == [nn.Linear, ReLU] * len(dims)
+
+    def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
+        """Runs the layers, and a last linear layer if there is one."""
+        if self._is_chain and x.dim() == 2 and can_chain(x):
+            linear = self._linear if head is None else [*self._linear, head]
+            parameters = [p for layer in linear for p in (layer.weight.t(), layer.bias)]
+            return ReLUChain.apply(x, None, head is None, *parameters)  # type: ignore[no-any-return, no-untyped-call]
+        h: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return h if head is None else head(h)

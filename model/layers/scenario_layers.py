@@ -7,8 +7,29 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from msrec.model.layers.mlp import RELU, Hidden, check_positive, linear_init
+from msrec.model.layers.dropout import Dropout
+from msrec.model.layers.group_functions import ReLUChain
+from msrec.model.layers.mlp import RELU, Hidden, ReLU, can_chain, check_positive, linear_init
 from msrec.model.layers.row_groups import RowGroups
+
+
+def can_chain_groups(x: Tensor, groups: RowGroups, finish: nn.Sequential) -> bool:
+    """Whether `chain_groups` may replace layers with `finish` between them."""
+    activation, dropout = finish
+    is_relu = type(activation) is ReLU and cast(Dropout, dropout).p == 0
+    return is_relu and groups.tiles is None and groups.counts is not None and can_chain(x)
+
+
+def chain_groups(x: Tensor, groups: RowGroups, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Returns the output of linear layers with a ReLU between them, as `ReLUChain`.
+
+    Shape:
+        x: (B, in), float32, rows in the order of `groups`.
+        layers: weight (G, in, out) and bias (G, out) of each.
+        returns: (B, out), same order.
+    """
+    parameters = [parameter for layer in layers for parameter in layer]
+    return ReLUChain.apply(x, groups.counts, False, *parameters)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class ScenarioLinear(nn.Module):
@@ -68,15 +89,16 @@ class StarLinear(nn.Module):
 
     def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
         """Multiplies sorted rows by the weights of their group."""
-        return groups.linear(x, *self._parameters_of_groups())
+        return groups.linear(x, *self.of_groups())
 
     def by_task(
         self, x: Tensor | Sequence[Tensor], groups: RowGroups, num_tasks: int
     ) -> list[Tensor]:
         """Returns (B, out_dim / num_tasks) for each task, see `RowGroups.linear_by_task`."""
-        return groups.linear_by_task(x, *self._parameters_of_groups(), num_tasks)
+        return groups.linear_by_task(x, *self.of_groups(), num_tasks)
 
-    def _parameters_of_groups(self) -> tuple[Tensor, Tensor]:
+    def of_groups(self) -> tuple[Tensor, Tensor]:
+        """Returns weights (G, in, out) and biases (G, out)."""
         return self.shared_weight * self.own_weight, self.shared_bias + self.own_bias
 
 
@@ -108,7 +130,13 @@ class Towers(nn.Module):
 
     def forward(self, x: Tensor | Sequence[Tensor], groups: RowGroups) -> Tensor:
         """Runs each sorted row through the towers of its scenario."""
-        *hidden, last = cast(list[ScenarioLinear], self.layers)
+        *hidden, last = layers = cast(list[ScenarioLinear], self.layers)
+        if (
+            isinstance(x, Tensor)
+            and self.num_tasks == 1
+            and can_chain_groups(x, groups, self.finish)
+        ):
+            return chain_groups(x, groups, [(layer.weight, layer.bias) for layer in layers])
         for layer in hidden:
             x = [self.finish(h) for h in layer.by_task(x, groups, self.num_tasks)]
         return torch.cat(last.by_task(x, groups, self.num_tasks), dim=1)

@@ -10,8 +10,11 @@ from msrec.model.layers.group_functions import (
     GroupedLinear,
     GroupedMoments,
     Permuted,
+    ReLUChain,
 )
-from msrec.model.layers.mlp import ReLU
+from msrec.model.layers.mlp import MLP, ReLU
+from msrec.model.layers.row_groups import group_rows
+from msrec.model.layers.scenario_layers import Towers
 
 COUNTS = [3, 0, 2]
 DOUBLE = torch.float64
@@ -29,6 +32,14 @@ CASES = {
     "linear": lambda: (
         lambda x, w, b: GroupedLinear.apply(x, w, b, COUNTS, DOUBLE),
         [doubles(5, 4), doubles(3, 4, 2), doubles(3, 2)],
+    ),
+    "chain of groups": lambda: (
+        lambda x, *parameters: ReLUChain.apply(x, COUNTS, False, *parameters),
+        [doubles(5, 4), doubles(3, 4, 3), doubles(3, 3), doubles(3, 3, 2), doubles(3, 2)],
+    ),
+    "chain with a ReLU at its end": lambda: (
+        lambda x, *parameters: ReLUChain.apply(x, None, True, *parameters),
+        [doubles(5, 4), doubles(4, 3), doubles(3), doubles(3, 2), doubles(2)],
     ),
     "experts side by side": lambda: (
         lambda wide, w, b: ExpertLinear.apply(
@@ -94,3 +105,37 @@ def test_relu_overwrites_what_a_layer_made_and_nothing_else():
         before = kept.tolist()
         assert (relu(kept) >= 0).all()
         assert kept.tolist() == before
+
+
+def of_chain_and_of_layers(monkeypatch, module, run, x):
+    """Outputs and gradients of a module, with its layers as one function and one by one."""
+    found = []
+    for is_chain in (True, False):
+        if not is_chain:
+            for place in ("mlp", "scenario_layers"):
+                monkeypatch.setattr(f"msrec.model.layers.{place}.can_chain", lambda x: False)
+        inputs = x.clone().requires_grad_()
+        out = run(inputs)
+        assert (type(out.grad_fn).__name__ == "ReLUChainBackward") is is_chain
+        grads = torch.autograd.grad(out.square().sum(), [inputs, *module.parameters()])
+        found.append([out.detach(), *grads])
+    return zip(*found, strict=True)
+
+
+@pytest.mark.parametrize("has_head", [False, True])
+def test_an_mlp_as_one_function_has_the_same_bits(monkeypatch, has_head):
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList([MLP(40, [32, 16])])
+    head = torch.nn.Linear(16, 1) if has_head else None
+    layers.extend([head] if has_head else [])
+    x = torch.randn(500, 40)
+    pairs = of_chain_and_of_layers(monkeypatch, layers, lambda x: layers[0](x, head), x)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_towers_as_one_function_have_the_same_bits(monkeypatch):
+    torch.manual_seed(0)
+    towers, groups = Towers(40, [32, 16], 4), group_rows(torch.arange(500) % 3, 4)
+    x = torch.randn(500, 40)
+    pairs = of_chain_and_of_layers(monkeypatch, towers, lambda x: towers(x, groups), x)
+    assert all(torch.equal(*pair) for pair in pairs)

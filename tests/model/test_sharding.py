@@ -8,9 +8,19 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-from plain_tables import CPU, DIM, LR, plain_vectors, sharded_vectors
+from plain_tables import (
+    CPU,
+    DIM,
+    LR,
+    Wrapped,
+    batches_of,
+    options_of,
+    plain_vectors,
+    sharded_vectors,
+)
 from ranks import run_ranks
 from tiny import tiny_dataset, tiny_schema
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.train_pipeline import (
     EvalPipelineSparseDist,
     PrefetchTrainPipelineSparseDist,
@@ -29,6 +39,7 @@ from msrec.model.distributed.plan_files.sharding_plan import (
     table_entry,
 )
 from msrec.model.distributed.planning import plan_sharding
+from msrec.model.distributed.sharding import shard
 from msrec.model.distributed.table_options import COLUMN_SHARDINGS, TableOptions, TableSharding
 from msrec.model.distributed.tables import fuse_optimizer
 from msrec.model.embeddings import Embeddings, fill_rows
@@ -55,6 +66,46 @@ def test_every_sharding_looks_up_and_trains_like_plain_torch(
     if shards == 2:  # one accumulator of each row in each shard, which is another optimizer
         whole = plain_vectors(dataset, "rowwise_adagrad", 3)
         assert not torch.allclose(vectors, whole, atol=1e-5, rtol=1e-5)
+
+
+def vectors_by_torchrec(*arguments):
+    with patch("msrec.model.distributed.sharding.look_up_directly"):
+        return sharded_vectors(*arguments)
+
+
+def vectors_of_kernel(*arguments):
+    with patch.object(ShardedEmbeddingBagCollection, "input_dist", side_effect=AssertionError):
+        return sharded_vectors(*arguments)
+
+
+def test_one_rank_looks_up_and_trains_as_by_torchrec_bit_for_bit(dataset):
+    arguments = (dataset, "rowwise_adagrad", "table_wise", 10, 1)
+    ((vectors, tensors),) = run_ranks(vectors_of_kernel, 1, *arguments)
+    ((expected, by_torchrec),) = run_ranks(vectors_by_torchrec, 1, *arguments)
+    assert (vectors == expected).all()
+    assert len(tensors) > 2
+    assert all((a == b).all() for a, b in zip(tensors, by_torchrec, strict=True))
+
+
+def vectors_of_orders(rank, world_size, dataset):
+    """Vectors by feature of a batch, and of the same batch with its features in reverse order."""
+    model, tables = Wrapped(), options_of("rowwise_adagrad", "table_wise", None)
+    fuse_optimizer(model.embeddings.ebc, tables, CPU)
+    dmp = shard(model, plan_sharding(model, tables, CPU, 1), CPU, 0.1, seed=3)
+    sparse = batches_of(dataset, 0, 1)[0].sparse
+    reverse = sparse.permute(list(reversed(range(len(sparse.keys())))))
+    ebc = dmp.module.embeddings.ebc
+    return [
+        {name: vector.detach().numpy() for name, vector in ebc(each).to_dict().items()}
+        for each in (sparse, reverse)
+    ]
+
+
+def test_a_lookup_on_one_rank_takes_features_in_any_order(dataset):
+    ((vectors, reverse),) = run_ranks(vectors_of_orders, 1, dataset)
+    assert len(vectors) > 2
+    assert len({vector.sum() for vector in vectors.values()}) == len(vectors)
+    assert all((vector == reverse[name]).all() for name, vector in vectors.items())
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
