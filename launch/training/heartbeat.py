@@ -83,6 +83,9 @@ class Heartbeat:
         self._stack_stream = self._stack_file.open("w")
         self._step_stream = self._step_file.open("wb", buffering=0)
         self._had_fault_handler = faulthandler.is_enabled()
+        # If it is enabled, `enable` installs no handlers, and a library such as Ray may have
+        # replaced them.
+        faulthandler.disable()
         faulthandler.enable(self._stack_stream)
         self.beat("starts", self._step)
         return self

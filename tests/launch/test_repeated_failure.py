@@ -1,5 +1,6 @@
 """A run that fails twice at the same step is refused, with its step and rows; others are not."""
 
+import faulthandler
 import itertools
 import json
 import os
@@ -37,6 +38,8 @@ def dataset(tmp_path_factory):
 
 def fit(rank, world_size, config, at=None, do=None, in_valid=False):
     """Train; the last rank does something in the step after the `at`-th of the run."""
+    faulthandler.enable()
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # as Ray replaces the handler of a crash
     trainer = Trainer(config, Process(rank, world_size, world_size, torch.device("cpu")))
     progress = trainer.resume()
     validated = itertools.count(1)
