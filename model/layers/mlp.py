@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -136,14 +136,15 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
         self.in_dim = in_dim
         self.out_dim = sizes[-1]
-        self._linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         kinds = [type(layer) for layer in layers]
         self._is_chain = bool(dims) and kinds == [nn.Linear, ReLU] * len(dims)
 
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Runs the layers, and a last linear layer if there is one."""
         if self._is_chain and x.dim() == 2 and can_chain(x):
-            linear = self._linear if head is None else [*self._linear, head]
+            linear = cast(list[nn.Linear], [*self][::2])  # each has a ReLU after it
+            if head is not None:
+                linear.append(head)
             parameters = [p for layer in linear for p in (layer.weight.t(), layer.bias)]
             return ReLUChain.apply(x, None, head is None, *parameters)  # type: ignore[no-any-return, no-untyped-call]
         h: Tensor = super().forward(x)  # type: ignore[no-untyped-call]

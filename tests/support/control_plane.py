@@ -4,13 +4,13 @@ Their programs are in the folder $KUBEBUILDER_ASSETS.
 """
 
 import os
-import socket
 import subprocess
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import yaml
+from ranks import free_port
 
 ASSETS = Path(os.environ.get("KUBEBUILDER_ASSETS", "/nowhere"))
 PROGRAMS = ("etcd", "kube-apiserver", "kube-scheduler")
@@ -21,7 +21,7 @@ TIMEOUT_S = 60
 @contextmanager
 def control_plane(folder):
     """The kubeconfig of a new control plane, which ends with the block."""
-    store, peers, port = (_free_port() for _ in range(3))
+    store, peers, port = (free_port() for _ in range(3))
     certificates, key, tokens = folder / "certificates", folder / "key", folder / "tokens.csv"
     tokens.write_text("a-token,admin,admin,system:masters\n")
     subprocess.run(["openssl", "genrsa", "-out", key], check=True, capture_output=True)
@@ -62,7 +62,7 @@ def control_plane(folder):
         "disable-admission-plugins": "ServiceAccount",
     }
     scheduler = {"kubeconfig": file, "leader-elect": "false", "bind-address": "127.0.0.1"}
-    scheduler |= {"secure-port": _free_port()}
+    scheduler |= {"secure-port": free_port()}
     with ExitStack() as stack:
         stack.enter_context(_running(folder, "etcd", etcd))
         stack.enter_context(_running(folder, "kube-apiserver", api))
@@ -96,9 +96,3 @@ def _answers(server, authority):
     token = ["-H", "Authorization: Bearer a-token"]
     command = ["curl", "-sf", "--cacert", authority, *token, f"{server}/readyz"]
     return subprocess.run(command, capture_output=True).returncode == 0
-
-
-def _free_port():
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

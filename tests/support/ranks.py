@@ -21,7 +21,7 @@ def run_ranks(function, world_size, *args, timeout_s=120):
         AssertionError: a rank raised, died or did not finish in time; tells which and why.
     """
     context = multiprocessing.get_context("fork")
-    port = _free_port()
+    port = free_port()
     pipes, processes = [], []
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=False)
@@ -78,7 +78,7 @@ def _rank(pipe, function, rank, world_size, port, args):
         pipe.send((f"rank {rank}:\n{traceback.format_exc()}", None))
 
 
-def _free_port():
+def free_port():
     """A port outside the kernel's range for outgoing connections: none of those takes it first."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
