@@ -1,7 +1,7 @@
 """Conversion and simulation of data sets with progress bars and a report on the console."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -26,8 +26,14 @@ from msrec.data.convert.sources.douban import read_douban
 from msrec.data.convert.sources.kuairand import read_kuairand
 from msrec.data.convert.sources.kuaisar import read_kuaisar
 from msrec.data.convert.sources.movielens import read_movielens
-from msrec.data.convert.sources.plain.table_rows import TIMESTAMP, TableRows
-from msrec.data.convert.sources.plain.tables import interaction_files, read_tables
+from msrec.data.convert.sources.plain.table_files import (
+    TIMESTAMP,
+    interaction_files,
+    is_text,
+    text_columns,
+)
+from msrec.data.convert.sources.plain.table_rows import TableRows
+from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
 from msrec.data.features.hashed_values import Hashed, Managed
@@ -49,8 +55,7 @@ class Source:
     """A kind of raw data: its reader, and its published split if it has one."""
 
     read: Callable[..., RawTables]
-    """Function of (folder, reader, options of the source); without `reader` if not `is_text`."""
-    is_text: bool = True
+    """Function of (folder, reader, options of the source)."""
     given_split: str | None = None
     """Column with the published split, the default and the one of the scenario-wise protocol."""
 
@@ -62,7 +67,7 @@ SOURCES = {
     "amazon": Source(read_amazon),
     "douban": Source(read_douban),
     "aliccp": Source(read_aliccp, given_split=SPLIT_COLUMN),
-    "tables": Source(read_tables, is_text=False),
+    "tables": Source(read_tables),
 }
 
 
@@ -165,7 +170,7 @@ def _convert_in_parts(
     if source != "tables":
         raise ValueError(f"only `msrec convert tables` has several workers; got {source!r}.")
     rows = TableRows.declared(raw, **options)
-    if settings["finish"] and TIMESTAMP not in parquet_names(interaction_files(raw)[0]):
+    if settings["finish"] and TIMESTAMP not in _columns(interaction_files(raw)[0], rows):
         _refuse_histories(str(raw))
     work = workers.work or out.with_name(f".{out.name}.parts")
     with make_engine(workers.engine, workers.count, workers.address) as engine:
@@ -173,12 +178,16 @@ def _convert_in_parts(
         return write_dataset_in_parts(raw, rows, out, parts, **settings)
 
 
+def _columns(file: Path, rows: TableRows) -> Container[str]:
+    """Returns the names of the columns of a file of the interactions."""
+    return text_columns(file, rows.types["interaction"]) if is_text(file) else parquet_names(file)
+
+
 def _read(
     source: str, raw: Path, choice: SplitChoice, reader: TextReader, **options: Any
 ) -> RawTables:
     """Reads the raw tables of a source; refuses a protocol that does not fit them."""
-    needed = [reader] if SOURCES[source].is_text else []
-    tables = SOURCES[source].read(raw, *needed, **options)
+    tables = SOURCES[source].read(raw, reader, **options)
     if choice.protocol == "scenario-wise" and tables.differs_from_published:
         raise ValueError(
             "the protocol scenario-wise has the scenarios of Scenario-Wise-Rec; these are "

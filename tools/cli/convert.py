@@ -21,7 +21,7 @@ ABOUT = {
     "amazon": "Amazon reviews of 2014, 2018 or 2023: each product category is a scenario.",
     "douban": "Douban: books, music and films.",
     "aliccp": "Ali-CCP: three positions of one shop's app.",
-    "tables": "Plain tables: interactions.parquet, items.parquet, users.parquet.",
+    "tables": "Plain tables: interactions, items and users, each Parquet, CSV or JSON lines.",
 }
 
 Option = tuple[Any, Any]

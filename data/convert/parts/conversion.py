@@ -2,7 +2,7 @@
 
 Every stage runs the functions of `part_functions` over parts or shares, on any number of workers::
 
-    survey -> stage -> shares -> (times) -> values -> vocabulary -> encode -> files
+    (text) -> survey -> stage -> shares -> (times) -> values -> vocabulary -> encode -> files
 
 A process holds one part, or the rows of one share of the users, at a time. The users, the items and
 the distinct values of a feature are held as a whole.
@@ -25,26 +25,39 @@ from msrec.data.convert.parts.engines import Engine
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
+    ROWS_FILE,
     SPLITS_FILE,
     Job,
     RawPart,
     write_keys,
 )
 from msrec.data.convert.parts.part_functions import (
+    TextFile,
     dataset_files,
     file_part,
     labels_part,
     survey_part,
+    text_part,
 )
 from msrec.data.convert.parts.stages import Stages
-from msrec.data.convert.parts.steps import divide_rows, encode_rows, fit_vocabularies, stage_rows
+from msrec.data.convert.parts.steps import (
+    divide_rows,
+    encode_rows,
+    fit_vocabularies,
+    merge_filtered,
+    stage_rows,
+)
 from msrec.data.convert.raw_tables import Progress, RawTables
 from msrec.data.convert.row_filter import RowFilter
-from msrec.data.convert.sources.plain.table_rows import Survey, TableRows
-from msrec.data.convert.sources.plain.tables import interaction_files
-from msrec.data.convert.split import (
-    SplitChoice,
+from msrec.data.convert.sources.plain.table_files import (
+    find_table,
+    interaction_files,
+    is_text,
+    text_columns,
 )
+from msrec.data.convert.sources.plain.table_rows import Survey, TableRows
+from msrec.data.convert.sources.text_reader import TextReader
+from msrec.data.convert.split import SplitChoice
 from msrec.data.convert.staging import require_interactions
 from msrec.data.convert.table_checks import checked_tables
 from msrec.data.features.hashed_values import Hashed, Managed
@@ -118,8 +131,8 @@ def write_dataset_in_parts(
         record = _record(folder, files, source, options, choice, row_filter, grow_from, hashed)
         _open_work(options.work, record)
         stages = Stages(options.work, options.engine, progress)
-        parts = raw_parts(files, options.part_rows)
-        survey, raw = _survey(folder, source, files, stages, parts)
+        parts = raw_parts(_parquet_files(files, source, stages, row_filter), options.part_rows)
+        survey, raw = _survey(folder, source, files[0], stages, parts, TextReader(row_filter))
         write_keys(raw, options.work)
         num_rows = sum(part.rows for part in parts)
         num_shares = -(-num_rows // (SHARE_PARTS * options.part_rows))
@@ -160,12 +173,24 @@ def write_dataset_in_parts(
     return schema, raw
 
 
-def raw_parts(files: Sequence[Path], rows: int) -> list[RawPart]:
+def _parquet_files(
+    files: Sequence[Path], source: TableRows, stages: Stages, row_filter: RowFilter
+) -> list[tuple[Path, Path | None]]:
+    """Returns the interactions as Parquet files, each with the text file of which it was made."""
+    if not is_text(files[0]):
+        return [(path, None) for path in files]
+    columns = text_columns(files[0], source.types["interaction"])
+    tasks = [TextFile(path, columns, row_filter.policy) for path in files]
+    merge_filtered(row_filter, stages.run("text", text_part, tasks))
+    return list(zip(stages.files("text", ROWS_FILE, len(files)), files, strict=True))
+
+
+def raw_parts(files: Sequence[tuple[Path, Path | None]], rows: int) -> list[RawPart]:
     """Returns the parts of Parquet files, each with at most `rows` rows of one file."""
-    sizes = [parquet_metadata(path).num_rows for path in files]
+    sizes = [parquet_metadata(path).num_rows for path, _ in files]
     return [
-        RawPart(path, start, min(rows, size - start))
-        for path, size in zip(files, sizes, strict=True)
+        RawPart(path, start, min(rows, size - start), text)
+        for (path, text), size in zip(files, sizes, strict=True)
         for start in range(0, size, rows)
     ]
 
@@ -181,8 +206,8 @@ def _record(
     hashed: Mapping[str, Hashed | Managed],
 ) -> dict[str, Any]:
     """Returns everything that the files of a work folder depend on, as JSON."""
-    sides = [folder / "users.parquet", folder / "items.parquet"]
-    stats = {str(path): path.stat() for path in (*files, *sides) if path.is_file()}
+    sides = [find_table(folder, table) for table in ("users", "items")]
+    stats = {str(path): path.stat() for path in (*files, *sides)}
     return {
         "raw": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
         "mapping": source.mapping.model_dump(mode="json"),
@@ -209,23 +234,31 @@ def _open_work(work: Path, record: dict[str, Any]) -> None:
 
 
 def _survey(
-    folder: Path, source: TableRows, files: Sequence[Path], stages: Stages, parts: list[RawPart]
+    folder: Path,
+    source: TableRows,
+    file: Path,
+    stages: Stages,
+    parts: list[RawPart],
+    reader: TextReader,
 ) -> tuple[Survey, RawTables]:
-    """Returns the survey of all parts, and the raw tables without interactions."""
-    columns = source.typed(pl.read_parquet(files[0], n_rows=0, glob=False), str(files[0]))
+    """Returns the survey of all parts, and the raw tables without interactions.
+
+    `file` is the first file of the interactions.
+    """
+    if not parts:
+        require_interactions(0, str(file))
+    columns = source.typed(pl.read_parquet(parts[0].path, n_rows=0, glob=False), str(file))
     results = stages.run("survey", partial(survey_part, source), parts)
     scenarios = stages.files("survey", "scenarios.parquet", len(parts))
     surveys = [
         Survey(columns, pl.read_parquet(path), result["separators"])
         for path, result in zip(scenarios, results, strict=True)
     ]
-    if not surveys:
-        require_interactions(0, str(files[0]))
     survey = Survey.merged(surveys)
-    raw = checked_tables(source.raw_tables(folder, survey))
+    raw = checked_tables(source.raw_tables(folder, file, survey, reader))
     if raw.impression and not columns[raw.impression].dtype.is_integer():
         raise ValueError(
-            f"{files[0]}: column {raw.impression!r} must hold integers to be converted in parts; "
+            f"{file}: column {raw.impression!r} must hold integers to be converted in parts; "
             f"found {columns[raw.impression].dtype}. Number the impressions, or use one process."
         )
     return survey, raw

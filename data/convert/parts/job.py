@@ -30,17 +30,26 @@ ENCODED = "encoded"
 
 @dataclass(frozen=True)
 class RawPart:
-    """The rows [start, start + rows) of a raw file."""
+    """The rows [start, start + rows) of a Parquet file."""
 
     path: Path
     start: int
     rows: int
+    text: Path | None = None
+    """Text file of which the Parquet file was made, with the numbers of the rows."""
+
+    @property
+    def location(self) -> str:
+        """The raw file."""
+        return str(self.text or self.path)
 
     def read(self, columns: list[str] | None = None) -> pl.DataFrame:
-        """Returns the rows, with their numbers in the file."""
+        """Returns the rows, with their numbers in the raw file."""
         rows = pl.scan_parquet(self.path, glob=False).slice(self.start, self.rows)
-        frame = (rows if columns is None else rows.select(columns)).collect()
-        return frame.drop(ROW, strict=False).with_row_index(ROW, self.start)
+        if self.text is None:
+            rows = rows if columns is None else rows.select(columns)
+            return rows.collect().drop(ROW, strict=False).with_row_index(ROW, self.start)
+        return (rows if columns is None else rows.select(ROW, *columns)).collect()
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,9 @@ class Job:
             return codes_by_time(rows[self.raw.timestamp].to_numpy(), self.cuts)
         if self.choice.method == "given":
             assert self.choice.column is not None
-            path, numbers = self.parts[number].path, rows[ROW]
-            return codes_by_name(rows[self.choice.column], lambda i: f"{path}: row {numbers[i]}")
+            location, numbers = self.parts[number].location, rows[ROW]
+            column = rows[self.choice.column]
+            return codes_by_name(column, lambda i: f"{location}: row {numbers[i]}")
         if self.choice.method == "random":
             return np.array(np.load(self.folder / CODES_FILE, mmap_mode="r")[start:stop])
         codes = np.empty(stop - start, np.int8)

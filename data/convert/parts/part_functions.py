@@ -1,13 +1,15 @@
 """Functions of the stages: each converts a part, or a share, to files and a small result."""
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from msrec.data.convert.chunk_counts import ChunkCounts, Sparse
 from msrec.data.convert.conversion import encoded_rows, scaled_labels
@@ -29,7 +31,9 @@ from msrec.data.convert.parts.job import (
 )
 from msrec.data.convert.raw_tables import SIDES, Chunk
 from msrec.data.convert.row_filter import ROW, RowFilter
+from msrec.data.convert.sources.plain.table_files import read_text
 from msrec.data.convert.sources.plain.table_rows import TableRows
+from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.split import TRAIN, user_last_split
 from msrec.data.convert.staging import staged_rows
 from msrec.data.convert.statistics import duplicates_among
@@ -42,11 +46,34 @@ BINS = 1 << 16
 Result = dict[str, Any]
 
 
+class TextFile(NamedTuple):
+    """A text file of the interactions, with its columns."""
+
+    path: Path
+    columns: Columns
+    bad_rows: Literal["fail", "skip"]
+
+
+def text_part(file: TextFile, out: Path) -> Result:
+    """Makes a Parquet file of a text file, with the types of its columns."""
+    row_filter = RowFilter(file.bad_rows)
+    target, rows = out / ROWS_FILE, 0
+    with ExitStack() as stack:
+        writer = None
+        for frame in read_text(file.path, file.columns, TextReader(row_filter)):
+            table = frame.to_arrow()
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(target, table.schema))
+            writer.write_table(table)
+            rows += len(table)
+    return {"rows": rows, **_filtered(row_filter)}
+
+
 def survey_part(source: TableRows, part: RawPart, out: Path) -> Result:
     """Checks the scenarios of a part, and writes those that it has."""
     names = list(pl.scan_parquet(part.path, glob=False).collect_schema())
     frame = part.read([name for name in names if name in source.survey_columns])
-    survey = source.survey(frame, str(part.path))
+    survey = source.survey(frame, part.location)
     survey.scenarios.write_parquet(out / "scenarios.parquet")
     return {"separators": survey.separators}
 
@@ -54,10 +81,10 @@ def survey_part(source: TableRows, part: RawPart, out: Path) -> Result:
 def stage_part(job: Job, number: int, out: Path) -> Result:
     """Checks the rows of a part, looks up users and items, and sends each user to its share."""
     part, row_filter = job.parts[number], RowFilter(job.bad_rows)
-    rows = job.source.typed(part.read(), str(part.path))
+    rows = job.source.typed(part.read(), part.location)
     rows = job.source.converted(rows, job.survey)
     raw = with_keys(job)
-    chunk, keys = Chunk(str(part.path), rows), key_indices(job.folder, job.run_id)
+    chunk, keys = Chunk(part.location, rows), key_indices(job.folder, job.run_id)
     rows = staged_rows(raw, chunk, row_filter, job.extra_columns, keys)
     rows = rows.drop("user_key", "item_key")
     rows.write_parquet(out / ROWS_FILE, compression="lz4", statistics=False)
@@ -67,8 +94,11 @@ def stage_part(job: Job, number: int, out: Path) -> Result:
     write_exchange(out / USERS_FILE, sent.to_arrow(), share, job.num_shares)
     clock = rows[time[0]].to_numpy() if time and len(rows) else None
     span = None if clock is None else [int(clock.min()), int(clock.max())]
-    counts = {name: getattr(row_filter, name) for name in ("excluded", "examples", "replaced")}
-    return {"rows": len(rows), "time": span, **counts}
+    return {"rows": len(rows), "time": span, **_filtered(row_filter)}
+
+
+def _filtered(row_filter: RowFilter) -> Result:
+    return {name: getattr(row_filter, name) for name in ("excluded", "examples", "replaced")}
 
 
 def time_part(job: Job, task: tuple[int, list[tuple[int, int]]], out: Path) -> Result:

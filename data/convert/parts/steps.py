@@ -47,13 +47,18 @@ from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_featu
 from msrec.data.schema import SplitRecord
 
 
+def merge_filtered(row_filter: RowFilter, results: Sequence[Mapping[str, Any]]) -> None:
+    """Adds what the filters of parts have counted."""
+    for result in results:
+        counts = {name: result[name] for name in ("excluded", "examples", "replaced")}
+        row_filter.merge(RowFilter(row_filter.policy, **counts))
+
+
 def stage_rows(job: Job, raw: RawTables, stages: Stages, row_filter: RowFilter) -> tuple[Job, int]:
     """Stages all rows; returns the job with what it has learnt, and the number of duplicates."""
     numbers = range(len(job.parts))
     staged = stages.run(STAGE, partial(stage_part, job), numbers)
-    for result in staged:
-        counts = {name: result[name] for name in ("excluded", "examples", "replaced")}
-        row_filter.merge(RowFilter(row_filter.policy, **counts))
+    merge_filtered(row_filter, staged)
     starts = np.concatenate([[0], np.cumsum([result["rows"] for result in staged])])
     num_rows = int(starts[-1])
     require_interactions(num_rows, raw.location("interaction"))

@@ -24,10 +24,16 @@ from msrec.data.convert.table_checks import require_columns
 from msrec.data.io.paths import first_line
 
 Columns = Mapping[str, Any]
-"""Columns to read: name -> int, float, str or list[str]; `int | None` if values may be empty."""
+"""Columns to read: name -> int, float, bool, str or list[str]; `int | None` if values may be empty.
+Booleans become the numbers 0 and 1."""
 COMMAS = CsvFormat()
-AS_PUBLISHED = "Take the file as it is published."
-REQUIREMENTS = {int: "be a whole number", float: "be a finite number", str: "be there"}
+AS_PUBLISHED = "Correct the header, or take the file as it is published."
+REQUIREMENTS = {
+    int: "be a whole number",
+    float: "be a finite number",
+    bool: "be 0, 1, true or false",
+    str: "be there",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class TextReader:
             first_row += frame.height + len(problems)
             rule = f"{path}: each line must be one JSON object"
             yield self._checked(frame, problems, rule, columns, path)
+        if first_row == 0:
+            raise ValueError(f"{path} must hold rows; it is empty. Copy it again.")
 
     def lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         """Yields some lines that are not blank, with the row number of the first."""
@@ -166,6 +174,10 @@ def _base(kind: Any) -> Any:
 
 def _cast(values: pl.Series, kind: Any) -> pl.Series:
     """Casts strings to numbers, with null for a string that is none."""
+    if _base(kind) is bool:
+        words = values.str.to_lowercase().replace({"true": "1", "false": "0"})
+        number = words.cast(pl.Float64, strict=False)
+        return number.set(~number.is_in([0.0, 1.0]), None)
     if _base(kind) is float:
         number = values.cast(pl.Float64, strict=False)
         return number.set(~number.is_finite(), None)

@@ -7,37 +7,24 @@ from typing import Literal
 import polars as pl
 
 from msrec.data.convert.raw_tables import Feature, Side
+from msrec.data.convert.row_filter import ROW
 from msrec.data.convert.sources.plain.guess import (
     SEPARATORS,
     guess_features,
     guess_separator,
     split_strings,
 )
+from msrec.data.convert.sources.plain.table_files import is_text, read_table, text_columns
 from msrec.data.convert.sources.plain.tables_mapping import (
     MAPPING_FILE,
     Kind,
     Kinds,
     Separated,
 )
+from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.table_checks import require_columns
 from msrec.data.features.value_types import stored_series
-from msrec.data.io.parquet_files import named_errors
 from msrec.data.schema import ID_KEYS
-
-
-def read_table(path: Path) -> pl.DataFrame:
-    """Reads a Parquet file.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it is damaged.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} must exist: plain tables are interactions, users and items .parquet."
-        )
-    with named_errors(path):
-        return pl.read_parquet(path, glob=False)
 
 
 def typed_table(frame: pl.DataFrame, columns: list[str], location: str) -> pl.DataFrame:
@@ -54,10 +41,20 @@ def typed_table(frame: pl.DataFrame, columns: list[str], location: str) -> pl.Da
 
 
 def read_side(
-    path: Path, side: Side, declared: Kinds | None
+    path: Path, side: Side, declared: Kinds | None, types: Columns, reader: TextReader
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
-    """Returns a table with its features, these, and notes."""
-    frame = typed_table(read_table(path), [f"{side}_id"], str(path))
+    """Returns a table with its features, these, and notes.
+
+    Raises:
+        ValueError: the file is text, and no features are declared; or see `read_table`.
+    """
+    if is_text(path) and declared is None:
+        raise ValueError(
+            f"{path} is text, so that {MAPPING_FILE} must say which columns are features; it has "
+            f"no `{side}:`. Declare them, such as `{side}: {{city: sparse}}`, or `{side}: {{}}`."
+        )
+    frame = read_table(path, text_columns(path, types), reader)
+    frame = typed_table(frame.drop(ROW) if is_text(path) else frame, [f"{side}_id"], str(path))
     frame = frame.rename({f"{side}_id": f"{side}_key"})
     if declared is None:
         return guess_features(frame, side)

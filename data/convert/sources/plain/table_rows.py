@@ -14,11 +14,13 @@ from msrec.data.convert.sources.plain.declared_columns import (
     read_side,
     typed_table,
 )
+from msrec.data.convert.sources.plain.declared_types import Table, declared_types
 from msrec.data.convert.sources.plain.guess import (
     SEPARATORS,
     guess_text,
     separator_in,
 )
+from msrec.data.convert.sources.plain.table_files import TIMESTAMP, find_table
 from msrec.data.convert.sources.plain.table_scenarios import (
     name_column_of,
     scenario_pairs,
@@ -32,11 +34,11 @@ from msrec.data.convert.sources.plain.tables_mapping import (
     declared_labels,
     read_mapping,
 )
+from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.table_checks import require_columns
 from msrec.data.labels import LabelOptions, weight_columns
 
-TIMESTAMP = "timestamp"
-INTERACTIONS = "interactions.parquet"
+INTERACTIONS = "interactions"
 
 
 class Survey(NamedTuple):
@@ -92,6 +94,11 @@ class TableRows:
         weights = weight_columns(self.mapping.weight, list(self.labels), self.labels)
         return [*self.labels, *weights, *filter(None, [self.mapping.impression])]
 
+    @property
+    def types(self) -> dict[Table, Columns]:
+        """Table -> types of its declared columns, for files of text."""
+        return declared_types(self.mapping, self.labels, self.scenario_column)
+
     def typed(self, frame: pl.DataFrame, location: str) -> pl.DataFrame:
         """Returns raw rows in the types in which they are stored; refuses missing columns."""
         needed = ["user_id", "item_id", self.scenario_column, *self._copied]
@@ -140,15 +147,21 @@ class TableRows:
         declared = self.mapping.interaction
         return declared_features(rows, "interaction", declared, location, survey.separators)
 
-    def raw_tables(self, folder: Path, survey: Survey) -> RawTables:
-        """Reads the users and items; returns the tables without interactions."""
-        declared = self.mapping
-        paths = {table: folder / f"{table}.parquet" for table in ("interactions", "users", "items")}
-        location = str(paths["interactions"])
+    def raw_tables(
+        self, folder: Path, interactions: Path, survey: Survey, reader: TextReader
+    ) -> RawTables:
+        """Reads the users and items; returns the tables without the interactions of a file."""
+        declared, types, location = self.mapping, self.types, str(interactions)
+        paths = {"interactions": interactions}
+        paths |= {table: find_table(folder, table) for table in ("users", "items")}
         _, row_features, row_notes = self._features(survey.columns, survey, location)
         scenarios, notes = scenarios_of(survey.scenarios, self.scenario_column, declared, location)
-        users, user_features, user_notes = read_side(paths["users"], "user", declared.user)
-        items, item_features, item_notes = read_side(paths["items"], "item", declared.item)
+        users, user_features, user_notes = read_side(
+            paths["users"], "user", declared.user, types["user"], reader
+        )
+        items, item_features, item_notes = read_side(
+            paths["items"], "item", declared.item, types["item"], reader
+        )
         guessed_text, text_notes = guess_text(users, items)
         text_notes = [] if declared.text else text_notes
         labels = self.labels if declared.labels else {"label": LabelOptions()}

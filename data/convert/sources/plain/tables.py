@@ -1,4 +1,4 @@
-"""Plain tables: interactions, items and users .parquet, described by tables.yaml."""
+"""Plain tables: interactions, items and users, described by tables.yaml."""
 
 import dataclasses
 import itertools
@@ -7,24 +7,27 @@ from pathlib import Path
 import polars as pl
 
 from msrec.data.convert.raw_tables import Chunk, RawTables
-from msrec.data.convert.sources.plain.declared_columns import read_table
-from msrec.data.convert.sources.plain.table_rows import INTERACTIONS, Survey, TableRows
-from msrec.data.convert.sources.plain.tables_mapping import (
-    DEFAULT_LABEL,
+from msrec.data.convert.sources.plain.table_files import (
+    interaction_files,
+    read_table,
+    text_columns,
 )
+from msrec.data.convert.sources.plain.table_rows import Survey, TableRows
+from msrec.data.convert.sources.plain.tables_mapping import DEFAULT_LABEL
+from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.table_checks import check_type
-from msrec.data.io.parquet_files import scan_parquet
 
 
 def read_tables(
     folder: Path | str,
+    reader: TextReader | None = None,
     scenario_column: str = "scenario",
     label: str = DEFAULT_LABEL,
     mapping: Path | str | None = None,
 ) -> RawTables:
-    """Reads interactions.parquet (user_id, item_id, scenario, label, ...), users and items.
+    """Reads interactions (user_id, item_id, scenario, label, ...), users and items.
 
-    In place of interactions.parquet there may be a folder `interactions` of Parquet files.
+    Each is Parquet, CSV or JSON lines. There may be a folder `interactions` of files of one format.
 
     Scenarios are named by the column `<scenario_column>_name`. Features are named by tables.yaml or
     the defaults in `data/convert/sources/plain/guess.py`. Columns of the interactions are features
@@ -32,6 +35,7 @@ def read_tables(
 
     Args:
         folder: with the three files.
+        reader: reads text, with the policy for bad rows; refuses them if None.
         scenario_column: column of the interactions.
         label: column of the interactions with the first label, which is renamed to `label` if
             tables.yaml names no labels.
@@ -41,13 +45,14 @@ def read_tables(
         FileNotFoundError: a file does not exist.
         ValueError: a file cannot be read, a column is missing, or tables.yaml is wrong.
     """
-    folder = Path(folder)
+    folder, reader = Path(folder), reader or TextReader()
     source = TableRows.declared(folder, scenario_column, label, mapping)
     files = interaction_files(folder)
-    frames = [source.typed(read_table(path), str(path)) for path in files]
+    columns = text_columns(files[0], source.types["interaction"])
+    frames = [source.typed(read_table(path, columns, reader), str(path)) for path in files]
     surveys = [source.survey(f, str(path)) for f, path in zip(frames, files, strict=True)]
     survey = Survey.merged(surveys)
-    raw = source.raw_tables(folder, survey)
+    raw = source.raw_tables(folder, files[0], survey, reader)
     frames, notes = _with_impressions(
         [source.converted(frame, survey) for frame in frames], source.mapping.impression
     )
@@ -56,19 +61,6 @@ def read_tables(
         return dataclasses.replace(raw, interactions=frames[0])
     chunks = [Chunk(str(path), frame) for path, frame in zip(files, frames, strict=True)]
     return dataclasses.replace(raw, interactions=chunks)
-
-
-def interaction_files(folder: Path) -> list[Path]:
-    """Returns interactions.parquet, or the files of the folder `interactions` by their names.
-
-    Raises:
-        FileNotFoundError: there is neither.
-    """
-    files = sorted((folder / "interactions").glob("*.parquet"))
-    if files and not (folder / INTERACTIONS).exists():
-        scan_parquet(files)  # refuses files with different columns
-        return files
-    return [folder / INTERACTIONS]
 
 
 def _with_impressions(

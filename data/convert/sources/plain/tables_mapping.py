@@ -46,6 +46,9 @@ class TablesMapping(StrictModel):
     labels: dict[str, LabelOptions] = {}
     """Columns of interactions.parquet that are labels, the main one first: `click: binary`,
     `watch: {kind: regression, clip: [0, 600]}`, `buy: {exists_where: click}`. Default: one."""
+    integers: list[str] = []
+    """Columns of tables in CSV or JSON lines that hold integers: keys, scenarios, impressions or
+    sparse features. The others of these are text: `007` is not 7."""
     weight: str | None = None
     """Column of interactions.parquet with the weight of each row."""
     impression: str | None = None

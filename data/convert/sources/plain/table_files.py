@@ -1,0 +1,152 @@
+"""Files of plain tables: Parquet, or text in which tables.yaml says what each column is."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from msrec.data.convert.row_filter import ROW
+from msrec.data.convert.sources.text_blocks import CsvFormat, read_blocks, split_lines
+from msrec.data.convert.sources.text_reader import Columns, TextReader
+from msrec.data.io.parquet_files import named_errors, scan_parquet
+
+PARQUET = ".parquet"
+CSV_FORMATS = {".csv": CsvFormat(), ".tsv": CsvFormat("\t")}
+JSON_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (PARQUET, *CSV_FORMATS, *JSON_LINES)
+PACKED = ".gz"
+TIMESTAMP = "timestamp"
+LISTS = list[str] | None
+"""Type of a column of lists."""
+
+
+def is_text(path: Path) -> bool:
+    """Returns whether a file of a table is CSV or JSON lines."""
+    return _suffix(path) != PARQUET
+
+
+def find_table(folder: Path, table: str) -> Path:
+    """Returns the file of a table: `users.parquet`, `users.csv`, `users.jsonl.gz`, ...
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several.
+    """
+    names = [table + suffix + packed for suffix in SUFFIXES for packed in ("", PACKED)]
+    files = [folder / name for name in names if (folder / name).is_file()]
+    if not files:
+        raise FileNotFoundError(
+            f"{folder / table}{PARQUET} must exist: plain tables are interactions, users and items "
+            f"({', '.join(SUFFIXES)}; text files may be {PACKED})."
+        )
+    if len(files) > 1:
+        found = ", ".join(path.name for path in files)
+        raise ValueError(f"{folder} must have one file of {table}; found {found}. Remove one.")
+    return files[0]
+
+
+def interaction_files(folder: Path) -> list[Path]:
+    """Returns the file of the interactions, or the files of the folder `interactions` by name.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        ValueError: there are both, or the files of the folder have different formats or columns.
+    """
+    files = sorted(p for p in (folder / "interactions").glob("*") if _suffix(p) in SUFFIXES)
+    if not files:
+        return [find_table(folder, "interactions")]
+    single = [p for p in folder.glob("interactions.*") if _suffix(p) in SUFFIXES]
+    if single:
+        raise ValueError(
+            f"{folder} must have {single[0].name} or the folder interactions, not both. Remove one."
+        )
+    if other := next((p for p in files if _suffix(p) != _suffix(files[0])), None):
+        raise ValueError(
+            f"{folder / 'interactions'} must hold files of one format; found {files[0].name} and "
+            f"{other.name}. Convert one of them."
+        )
+    if not is_text(files[0]):
+        scan_parquet(files)  # refuses files with different columns
+    return files
+
+
+def text_columns(path: Path, declared: Columns) -> Columns:
+    """Returns the columns of a text file with their types; none for a Parquet file.
+
+    Text has no types of its own: a column is what tables.yaml says, else text. The columns are
+    those of the first row, and in JSON lines also the declared ones but the timestamp. There, a
+    column that the first row has as a list is one.
+
+    Args:
+        path: a file of a table.
+        declared: types of columns.
+
+    Raises:
+        ValueError: a column is called `row`.
+    """
+    if not is_text(path):
+        return {}
+    if ROW in declared:
+        raise ValueError(
+            f"{path}: no column of a text table may be called {ROW!r}, by which msrec numbers the "
+            "rows. Rename it."
+        )
+    first = _first_row(path)
+    is_csv = _suffix(path) in CSV_FORMATS
+    others = () if is_csv else (name for name in declared if name != TIMESTAMP)
+    columns: dict[str, Any] = {}
+    for name in dict.fromkeys((*first, *others)):
+        kind = declared.get(name, str | None)
+        is_list = kind == LISTS if first.get(name) is None else isinstance(first[name], list)
+        if is_list and not is_csv:
+            kind = LISTS
+        elif kind == LISTS:
+            kind = str | None
+        columns[name] = kind
+    columns.pop(ROW, None)
+    return columns
+
+
+def read_text(path: Path, columns: Columns, reader: TextReader) -> Iterator[pl.DataFrame]:
+    """Yields the rows of a text file, with their numbers in the column `row`."""
+    form = CSV_FORMATS.get(_suffix(path))
+    return reader.json_lines(path, columns) if form is None else reader.csv(path, columns, form)
+
+
+def read_table(path: Path, columns: Columns, reader: TextReader) -> pl.DataFrame:
+    """Reads a file of a table; that of a text file has the column `row`.
+
+    Args:
+        path: file of `find_table` or `interaction_files`.
+        columns: those of `text_columns`.
+        reader: reads text, with the policy for bad rows.
+
+    Raises:
+        ValueError: the file is damaged; or, by the policy, a value does not have its type.
+    """
+    if is_text(path):
+        return pl.concat(read_text(path, columns, reader))
+    with named_errors(path):
+        return pl.read_parquet(path, glob=False)
+
+
+def _first_row(path: Path) -> Mapping[str, Any]:
+    """Returns the names of the columns in a text file, with the values of JSON's first row."""
+    form = CSV_FORMATS.get(_suffix(path))
+    if form is not None:
+        return dict.fromkeys(TextReader().header(path, form))
+    for line in split_lines(next(read_blocks(path, None, None), b"")):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a bad line, which is counted or refused when the rows are read
+        if isinstance(row, dict):
+            return row
+    return {}
+
+
+def _suffix(path: Path) -> str:
+    """Returns the suffix that tells the format: `.csv` for x.csv.gz."""
+    return Path(path.name.removesuffix(PACKED)).suffix

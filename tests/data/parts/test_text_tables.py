@@ -1,0 +1,194 @@
+"""Tables in CSV and JSON lines make the dataset that the same tables in Parquet make."""
+
+import gzip
+import json
+import shutil
+
+import polars as pl
+import pytest
+from part_tables import differences, write_raw
+
+from msrec.data.convert.conversion import write_dataset
+from msrec.data.convert.parts.conversion import PartOptions, write_dataset_in_parts
+from msrec.data.convert.row_filter import RowFilter
+from msrec.data.convert.sources.plain.table_rows import TableRows
+from msrec.data.convert.sources.plain.tables import read_tables
+from msrec.data.convert.sources.text_reader import TextReader
+from msrec.data.convert.split import SplitChoice
+from msrec.data.schema import load_schema
+
+INTEGERS = "integers: [item_id, scenario, age, page]\n"
+TIME, GIVEN = SplitChoice("time"), SplitChoice("given", column="part")
+
+
+def write_as(frame, path):
+    """Writes a table in the format of the file's name."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        text = frame.write_csv(separator="\t" if name.endswith("tsv") else ",")
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in frame.to_dicts())
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def as_text(raw, folder, suffix, yaml=INTEGERS, lists=()):
+    """Copies raw tables as text; columns in `lists` become lists of their values between `;`."""
+    folder.mkdir()
+    (folder / "tables.yaml").write_text((raw / "tables.yaml").read_text() + yaml)
+    for path in sorted(raw.rglob("*.parquet")):
+        frame = pl.read_parquet(path)
+        frame = frame.with_columns(pl.col(c).str.split(";") for c in lists if c in frame.columns)
+        target = folder / path.relative_to(raw).with_suffix(suffix)
+        target.parent.mkdir(exist_ok=True)
+        write_as(frame, target)
+    return folder
+
+
+def in_one(raw, out, choice=TIME, policy="fail"):
+    row_filter = RowFilter(policy)
+    tables = read_tables(raw, TextReader(row_filter))
+    write_dataset(tables, out, choice, row_filter=row_filter)
+    return row_filter
+
+
+def in_parts(raw, out, engine, choice=TIME, policy="fail"):
+    row_filter = RowFilter(policy)
+    options = PartOptions(engine, out.with_name(f"{out.name}.parts"), 700)
+    write_dataset_in_parts(raw, TableRows.declared(raw), out, options, choice, row_filter)
+    return row_filter
+
+
+def without_names(folder):
+    """Removes what differs because the folder of the raw tables has another name."""
+    path = folder / "dataset.yaml"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(x for x in lines if not x.startswith(("name:", "description:"))))
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv.gz", ".jsonl"])
+def test_text_makes_the_dataset_of_parquet(raw_tables, workers, tmp_path, suffix):
+    raw = as_text(raw_tables, tmp_path / "raw", suffix)
+    in_one(raw_tables, tmp_path / "expected")
+    in_one(raw, tmp_path / "one")
+    in_parts(raw, tmp_path / "parts", workers)
+    expected = without_names(tmp_path / "expected")
+    assert differences(without_names(tmp_path / "one"), expected) == []
+    assert differences(without_names(tmp_path / "parts"), expected) == []
+
+
+def test_columns_that_only_the_split_needs_and_lists_are_read(raw_tables, workers, tmp_path):
+    raw = as_text(raw_tables, tmp_path / "raw", ".jsonl.gz", lists=["tags"])
+    in_one(raw_tables, tmp_path / "expected", GIVEN)
+    in_one(raw, tmp_path / "one", GIVEN)
+    in_parts(raw, tmp_path / "parts", workers, GIVEN)
+    assert differences(tmp_path / "parts", tmp_path / "one") == []
+    tables = [pl.read_parquet(tmp_path / n / "train/*.parquet") for n in ("one", "expected")]
+    assert tables[0].equals(tables[1])
+    separators = {f.name: f.separator for f in load_schema(tmp_path / "one").sparse}
+    assert separators["tags"] is None
+
+
+def test_ids_are_text_unless_declared_as_integers(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "tables.yaml").write_text("user: {}\nitem: {}\n")
+    (raw / "users.csv").write_text("user_id\n007\n7\n")
+    (raw / "items.csv").write_text("item_id\n1\n")
+    (raw / "interactions.csv").write_text(
+        "user_id,item_id,scenario,label\n" + "007,1,feed,1\n7,1,feed,0\n" * 20
+    )
+    tables = read_tables(raw)
+    assert tables.users["user_key"].to_list() == ["007", "7"]
+    (raw / "tables.yaml").write_text("user: {}\nitem: {}\nintegers: [item_id]\n")
+    assert read_tables(raw).items["item_key"].to_list() == [1]
+
+
+def test_labels_may_be_booleans(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "tables.yaml").write_text("user: {}\nitem: {}\n")
+    (raw / "users.jsonl").write_text('{"user_id": "a"}\n')
+    (raw / "items.jsonl").write_text('{"item_id": "b"}\n')
+    row = '{"user_id": "a", "item_id": "b", "scenario": "x", "label": %s}\n'
+    values = ["true", "false", "1", "0.0", '"True"']
+    (raw / "interactions.jsonl").write_text("".join(row % value for value in values))
+    assert read_tables(raw).interactions["label"].to_list() == [1, 0, 1, 0, 1]
+    (raw / "interactions.jsonl").write_text(row % "0.5")
+    with pytest.raises(ValueError, match=r"'label' must be 0, 1, true or false; found '0.5' in row"):
+        read_tables(raw)
+
+
+def test_bad_rows_are_counted_with_file_and_row_by_all_engines(raw_tables, workers, tmp_path):
+    raw = as_text(raw_tables, tmp_path / "raw", ".csv")
+    path = raw / "interactions" / "day-2.csv"
+    lines = path.read_text().splitlines()
+    lines[100] = lines[100] + ",x"  # row 99 has a field too many
+    fields = lines[200].split(",")
+    lines[200] = ",".join([*fields[:3], "7", *fields[4:]])  # row 199: click
+    lines[300] = ",".join(["u999999", *lines[300].split(",")[1:]])  # row 299: no such user
+    path.write_text("\n".join(lines) + "\n")
+    one, parts = in_one(raw, tmp_path / "one", policy="skip"), None
+    parts = in_parts(raw, tmp_path / "parts", workers, policy="skip")
+    assert differences(tmp_path / "parts", tmp_path / "one") == []
+    assert parts.excluded == one.excluded
+    assert sum(parts.excluded.values()) == 3
+    examples = " ".join(parts.examples.values())
+    assert "day-2.csv" in examples
+    for row in ("in row 99 (", "in row 199 (", "in row 299 ("):
+        assert row in examples
+    with pytest.raises(ValueError, match=r"day-2\.csv: each row must have 12 fields; .* row 99 "):
+        in_parts(raw, tmp_path / "again", workers)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tables.yaml": "item: {}\n"}, r"users\.csv is text, .* no `user:`"),
+        ({"users.parquet": ""}, r"one file of users; found users\.parquet, users\.csv"),
+        ({"users.csv": None}, r"users\.parquet must exist"),
+        ({"interactions.csv": ""}, r"interactions\.csv must hold rows; it is empty"),
+        ({"tables.yaml": "user: {}\nitem: {}\nintegers: [label]\n"}, r"integers: .*'label'"),
+        (
+            {"tables.yaml": "user: {}\nitem: {price: dense}\n", "items.csv": "item_id,price\n1,\n"},
+            r"items\.csv: column 'price' must be finite; found None in row 0",
+        ),
+        (
+            {"tables.yaml": "user: {age: sparse}\nitem: {}\n"},
+            r"users\.csv must have the column 'age'",
+        ),
+        (
+            {"interactions.csv": "user_id,item_id,scenario,label\na,1,feed,maybe\n"},
+            r"column 'label' must be 0, 1, true or false; found 'maybe' in row 0",
+        ),
+        (
+            {"interactions.csv": "user_id,item_id,scenario,label,label\na,1,feed,1,0\n"},
+            r"'label' .*once",
+        ),
+    ],
+)
+def test_what_is_refused_names_file_column_and_row(tmp_path, change, message):
+    files = {
+        "tables.yaml": "user: {}\nitem: {}\n",
+        "users.csv": "user_id\na\n",
+        "items.csv": "item_id\n1\n",
+        "interactions.csv": "user_id,item_id,scenario,label\na,1,feed,1\n",
+    }
+    for name, text in {**files, **change}.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        write_dataset(read_tables(tmp_path), tmp_path / "out", SplitChoice("random"))
+
+
+def test_a_folder_of_mixed_formats_and_two_places_are_refused(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_raw(raw)
+    shutil.copy(raw / "interactions/day-0.parquet", raw / "interactions/day-3.csv")
+    with pytest.raises(ValueError, match=r"one format; found day-0\.parquet and day-3\.csv"):
+        read_tables(raw)
+    (raw / "interactions/day-3.csv").unlink()
+    shutil.copy(raw / "interactions/day-0.parquet", raw / "interactions.parquet")
+    with pytest.raises(ValueError, match=r"interactions\.parquet or the folder interactions, not"):
+        read_tables(raw)
