@@ -36,7 +36,9 @@ from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
+from msrec.data.convert.vocabulary_encoding import TableKind
 from msrec.data.features.hashed_values import Hashed, Managed
+from msrec.data.features.vocabulary import Frequent
 from msrec.data.histories.build import build_histories
 from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.io.parquet_files import parquet_names
@@ -99,7 +101,7 @@ def convert(
     bad_rows: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
     grow_from: AnyPath | None = None,
-    hashed: Mapping[str, Hashed | Managed] | None = None,
+    table_kinds: Mapping[str, TableKind] | None = None,
     histories: bool = False,
     console: Console | None = None,
     **options: Any,
@@ -114,7 +116,7 @@ def convert(
         bad_rows: refuse the first bad row, or leave bad rows out and count them.
         overwrite: replace the dataset folder `out`.
         grow_from: an older dataset folder, whose values keep their table rows.
-        hashed: features with a table of fixed size, see `tables_by_option`.
+        table_kinds: features whose table has not a row for each value, see `tables_by_option`.
         histories: index the histories of all rows, by both protocols, with all rows as events.
         console: prints the report.
         options: those of the source; plain tables also have `workers`, see `workers_by_option`.
@@ -140,7 +142,7 @@ def convert(
                 choice=choice,
                 row_filter=row_filter,
                 grow_from=grow_from,
-                hashed=hashed,
+                table_kinds=table_kinds,
                 progress=progress,
                 finish=finish,
             )
@@ -149,7 +151,7 @@ def convert(
             if histories and tables.timestamp is None:
                 _refuse_histories(tables.location("interaction"))
             schema = write_dataset(
-                tables, out, choice, overwrite, progress, row_filter, grow_from, hashed, finish
+                tables, out, choice, overwrite, progress, row_filter, grow_from, table_kinds, finish
             )
     for note in tables.notes:
         console.print(f"  {note}", highlight=False)
@@ -252,17 +254,24 @@ def workers_by_option(
 
 
 def tables_by_option(
-    hash: Sequence[str] | None, managed: Sequence[str] | None
-) -> dict[str, Hashed | Managed]:
-    """Returns feature -> its table of fixed size, of the options `--hash` and `--managed`.
+    hash: Sequence[str] | None = None,
+    managed: Sequence[str] | None = None,
+    min_rows: Sequence[str] | None = None,
+) -> dict[str, TableKind]:
+    """Returns feature -> its table, of the options `--hash`, `--managed` and `--min-rows`.
 
     Raises:
-        ValueError: an option is not valid, or a feature has both.
+        ValueError: an option is not valid, or a feature has two of them.
     """
-    hashed, of_model = dict(map(_hashed, hash or ())), dict(map(_managed, managed or ()))
-    if both := sorted(hashed.keys() & of_model.keys()):
-        raise ValueError(f"a feature must have --hash or --managed, not both; got {both[0]!r}.")
-    return {**hashed, **of_model}
+    kinds: dict[str, TableKind] = {}
+    for table_kind, options in ((_hashed, hash), (_managed, managed), (_frequent, min_rows)):
+        of_kind: dict[str, TableKind] = dict(map(table_kind, options or ()))
+        if both := sorted(kinds.keys() & of_kind.keys()):
+            raise ValueError(
+                f"a feature must have one of --hash, --managed and --min-rows; {both[0]!r} has two."
+            )
+        kinds |= of_kind
+    return kinds
 
 
 def _hashed(option: str) -> tuple[str, Hashed]:
@@ -277,10 +286,20 @@ def _hashed(option: str) -> tuple[str, Hashed]:
 
 
 def _managed(option: str) -> tuple[str, Managed]:
+    name, rows = _number_of(option, "--managed", "user_id=100000")
+    return name, Managed(rows)
+
+
+def _frequent(option: str) -> tuple[str, Frequent]:
+    name, rows = _number_of(option, "--min-rows", "user_id=5")
+    return name, Frequent(rows)
+
+
+def _number_of(option: str, flag: str, example: str) -> tuple[str, int]:
     matched = re.fullmatch(r"(.+)=(\d+)", option)
     if matched is None:
-        raise ValueError(f"--managed must look like user_id=100000; got {option!r}.")
-    return matched.group(1), Managed(int(matched.group(2)))
+        raise ValueError(f"{flag} must look like {example}; got {option!r}.")
+    return matched.group(1), int(matched.group(2))
 
 
 def make_synthetic(out: Path | str, console: Console | None = None, **options: Any) -> Schema:
@@ -400,6 +419,11 @@ def remarks(schema: Schema, of_tables: bool = True) -> list[str]:
         lines.append(
             f"{feature}: hashed; {collisions['shared']:,} of {collisions['values']:,} training "
             "values share all their rows with another"
+        )
+    for feature, cut in counts.get("cut", {}).items() if of_tables else ():
+        lines.append(
+            f"{feature}: {cut['values']:,} of {cut['of_values']:,} training values have fewer than "
+            f"{cut['min_rows']:,} rows, {cut['rows']:,} in all, and have row 0"
         )
     lines += [_label_remark(name, splits) for name, splits in counts.get("labels", {}).items()]
     for side in ("users", "items"):

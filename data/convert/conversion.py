@@ -28,6 +28,7 @@ from msrec.data.convert.statistics import ConversionCounts, num_duplicates
 from msrec.data.convert.table_checks import checked_tables
 from msrec.data.convert.vocabulary_encoding import (
     EncodedFeatures,
+    TableKind,
     encode_features,
     trained_sides,
     training_values,
@@ -55,7 +56,7 @@ def write_dataset(
     progress: Progress | None = None,
     row_filter: RowFilter | None = None,
     grow_from: AnyPath | None = None,
-    hashed: Mapping[str, Hashed | Managed] | None = None,
+    table_kinds: Mapping[str, TableKind] | None = None,
     finish: Callable[[Path], Schema] | None = None,
 ) -> Schema:
     """Checks, splits, encodes and writes raw tables; the folder appears as a whole.
@@ -73,7 +74,7 @@ def write_dataset(
         progress: called while rows are written.
         row_filter: decides what happens to a bad row; the first one is refused if None.
         grow_from: an older dataset folder, whose values keep their table rows.
-        hashed: features with a table of fixed size, hashed or managed, instead of a vocabulary.
+        table_kinds: features whose table has not a row for each value in training.
         finish: adds files to the folder before it appears, and returns its new schema.
 
     Raises:
@@ -90,7 +91,9 @@ def write_dataset(
         raw, stage = stage_interactions(raw, scratch, row_filter, extra_columns)
         codes, record = split_rows(stage, choice, raw.location("interaction"))
         in_training = training_values(raw, stage, codes)
-        encoded = encode_features(raw, trained_sides(raw, stage, codes), in_training, known, hashed)
+        encoded = encode_features(
+            raw, trained_sides(raw, stage, codes), in_training, known, table_kinds
+        )
         values = {name: partial(_training_labels, stage, codes, name) for name in raw.labels}
         raw = dataclasses.replace(raw, label_options=scaled_labels(raw, values))
         schema = schema_of(raw, encoded, record)
@@ -135,6 +138,7 @@ def write_tables(
         "left_out": row_filter.excluded,
         "replaced": row_filter.replaced,
         "collisions": encoded.collisions,
+        "cut": encoded.cut,
     }
     schema = schema.model_copy(update={"counts": counts})
     save_schema(schema, folder)

@@ -11,7 +11,10 @@ from msrec.data.convert.raw_tables import SIDES, RawTables, Side
 from msrec.data.convert.split import TRAIN, SplitCodes
 from msrec.data.convert.staging import StagedRows
 from msrec.data.features.hashed_values import Hashed, Managed
-from msrec.data.features.vocabulary import Vocabulary, distinct_values
+from msrec.data.features.vocabulary import Frequent, Vocabulary, merged_rows, value_rows
+
+TableKind = Hashed | Managed | Frequent
+"""What a table has in place of a row for each value in training."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class EncodedFeatures:
 
     `values` and `missing` (true for a raw null) have an entry for each user or item, by feature.
     `vocabularies` has the encoder of each sparse or multi feature; `collisions` has the counts of
-    those that are hashed.
+    those that are hashed, `cut` those of values that are not frequent.
     """
 
     heights: dict[Side, int]
@@ -29,6 +32,7 @@ class EncodedFeatures:
     missing: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     vocabularies: dict[str, Vocabulary | Hashed | Managed] = field(default_factory=dict)
     collisions: dict[str, dict[str, int]] = field(default_factory=dict)
+    cut: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def table_rows(self) -> dict[str, int]:
@@ -43,46 +47,52 @@ class EncodedFeatures:
 
 def encode_features(
     raw: RawTables,
-    trained: Mapping[Side, pl.Series],
-    in_training: Mapping[str, pl.Series],
+    trained: Mapping[Side, npt.NDArray[np.int64]],
+    in_training: Mapping[str, pl.DataFrame],
     known: Mapping[str, pl.Series] | None = None,
-    hashed: Mapping[str, Hashed | Managed] | None = None,
+    table_kinds: Mapping[str, TableKind] | None = None,
 ) -> EncodedFeatures:
     """Fits the vocabularies to the training rows, and encodes users and items.
 
     Args:
         raw: the tables.
-        trained: side -> whether each user or item has a training row.
-        in_training: feature of the interactions -> its distinct values in training.
+        trained: side -> training rows of each user or item.
+        in_training: feature of the interactions -> its values in training, see `value_rows`.
         known: feature -> values that keep their rows, see `Vocabulary.fit`.
-        hashed: features that get a hashed or managed table instead of a vocabulary.
+        table_kinds: features that get another table than a row for each value.
 
     Raises:
         ValueError: a feature has more values than int32 ids can name, or of another type than the
-            known ones; or a hashed or managed feature is not sparse.
+            known ones; or a feature with a table of its own kind is not sparse.
     """
-    known, hashed = known or {}, hashed or {}
+    known, table_kinds = known or {}, table_kinds or {}
     features = [feature for feature in raw.features if feature.kind != "dense"]
     kinds = {feature.name: feature.kind for feature in features}
-    for name, table in hashed.items():
+    for name, table in table_kinds.items():
         is_managed = isinstance(table, Managed)
         if kinds.get(name) not in (("sparse",) if is_managed else ("sparse", "multi")):
-            what = (
-                "single-valued sparse feature can be managed"
-                if is_managed
-                else ("sparse feature can be hashed")
-            )
+            what = _WHAT[type(table)]
             raise ValueError(f"only a {what} ({', '.join(kinds)}); got {name!r}.")
     encoded = EncodedFeatures({side: raw.table(side).height for side in SIDES})
     for feature in features:
+        kind = table_kinds.get(feature.name)
         if feature.side == "interaction":
-            values = in_training[feature.name]
+            counts = in_training[feature.name]
+            values = counts["value"]
         else:
-            values = raw.table(feature.side)[feature.raw_column].filter(trained[feature.side])
-        vocabulary = hashed.get(feature.name) or Vocabulary.fit(values, known.get(feature.name))
-        if isinstance(vocabulary, Hashed):
-            encoded.collisions[feature.name] = vocabulary.collisions(values)
-        encoded.vocabularies[feature.name] = vocabulary
+            rows = trained[feature.side]
+            values = raw.table(feature.side)[feature.raw_column].filter(pl.Series(rows > 0))
+            if isinstance(kind, Frequent):
+                counts = value_rows(values, rows[rows > 0])
+        if isinstance(kind, Hashed):
+            encoded.collisions[feature.name] = kind.collisions(values)
+        elif isinstance(kind, Frequent):
+            values, encoded.cut[feature.name] = kind.kept(counts)
+        if isinstance(kind, Hashed | Managed):
+            encoded.vocabularies[feature.name] = kind
+        else:
+            values = values.alias(feature.raw_column)
+            encoded.vocabularies[feature.name] = Vocabulary.fit(values, known.get(feature.name))
     for feature in raw.features:
         if feature.side != "interaction":
             values = raw.table(feature.side)[feature.raw_column]
@@ -91,29 +101,41 @@ def encode_features(
     return encoded
 
 
-def trained_sides(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[Side, pl.Series]:
-    """Returns for each user and item whether it has a training row."""
-    trained: dict[Side, pl.Series] = {}
+_WHAT = {
+    Managed: "single-valued sparse feature can be managed",
+    Hashed: "sparse feature can be hashed",
+    Frequent: "sparse feature can have a least number of rows",
+}
+
+
+def trained_sides(
+    raw: RawTables, stage: StagedRows, codes: SplitCodes
+) -> dict[Side, npt.NDArray[np.int64]]:
+    """Returns the number of training rows of each user and item."""
+    trained: dict[Side, npt.NDArray[np.int64]] = {}
     for side in SIDES:
-        is_trained = np.zeros(raw.table(side).height, dtype=bool)
+        trained[side] = np.zeros(raw.table(side).height, np.int64)
         for file in stage.files:
             rows = slice(file.start, file.stop)
-            is_trained[stage.positions(side)[rows][codes[rows] == TRAIN]] = True
-        trained[side] = pl.Series(is_trained)
+            positions = stage.positions(side)[rows][codes[rows] == TRAIN]
+            at, times = np.unique(positions, return_counts=True)
+            trained[side][at] += times
     return trained
 
 
-def training_values(raw: RawTables, stage: StagedRows, codes: SplitCodes) -> dict[str, pl.Series]:
-    """Returns the distinct values of sparse and multi features of the interactions in training."""
+def training_values(
+    raw: RawTables, stage: StagedRows, codes: SplitCodes
+) -> dict[str, pl.DataFrame]:
+    """Returns feature -> its values in training, of sparse and multi ones of the interactions."""
     features = [feature for feature in raw.interaction_features if feature.kind != "dense"]
-    seen: dict[str, pl.Series] = {}
+    seen: dict[str, pl.DataFrame] = {}
     if not features:
         return seen
     for rows, frame in stage.chunks([feature.raw_column for feature in features]):
         is_training = pl.Series(codes[rows] == TRAIN)
         for feature in features:
-            values = distinct_values(frame[feature.raw_column].filter(is_training))
+            counts = value_rows(frame[feature.raw_column].filter(is_training))
             if feature.name in seen:
-                values = pl.concat([seen[feature.name], values]).unique()
-            seen[feature.name] = values
+                counts = merged_rows(pl.concat([seen[feature.name], counts]))
+            seen[feature.name] = counts
     return seen

@@ -44,6 +44,28 @@ def distinct_values(values: pl.Series) -> pl.Series:
     return pl.Series(values.name, pl.from_arrow(stored(flat))).drop_nulls().unique()
 
 
+def value_rows(values: pl.Series, rows: npt.NDArray[np.int64] | None = None) -> pl.DataFrame:
+    """Returns each value once, with the number of rows that have it, in no particular order.
+
+    Nulls are left out, lists are flattened. A value counts as often as a list has it.
+
+    Shape:
+        values: N values or N lists.
+        rows: (N,), rows that have each value or list; one if None.
+        returns: columns `value`, in the type of a vocabulary, and `rows`, int64.
+    """
+    flat, lengths = flattened(values.to_arrow())
+    rows = np.ones(len(values), np.int64) if rows is None else rows
+    rows = rows if lengths is None else np.repeat(rows, lengths)
+    frame = pl.DataFrame({"value": pl.Series(pl.from_arrow(stored(flat))), "rows": rows})
+    return merged_rows(frame.drop_nulls())
+
+
+def merged_rows(frame: pl.DataFrame) -> pl.DataFrame:
+    """Returns each `value` once, with the sum of its `rows`."""
+    return frame.group_by("value").agg(pl.col("rows").sum())
+
+
 class TableEncoder(ABC):
     """Maps the raw values of a feature to rows of its table.
 
@@ -73,6 +95,39 @@ class TableEncoder(ABC):
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         lists = pa.LargeListArray.from_arrays(offsets, ids)
         return pl.Series(values.name, pl.from_arrow(lists), dtype=pl.List(pl.Int32))
+
+
+@dataclass(frozen=True)
+class Frequent:
+    """A vocabulary without the values that have fewer than `min_rows` training rows.
+
+    Raises:
+        ValueError: the number is below 2, which leaves nothing out.
+    """
+
+    min_rows: int
+
+    def __post_init__(self) -> None:
+        if self.min_rows < 2:
+            raise ValueError(f"the least number of rows must be at least 2; got {self.min_rows}.")
+
+    def kept(self, counts: pl.DataFrame) -> tuple[pl.Series, dict[str, int]]:
+        """Returns the frequent values, and numbers of values and of rows of those left out.
+
+        Example:
+            >>> counts = pl.DataFrame({"value": ["a", "b", "c"], "rows": [5, 1, 2]})
+            >>> values, cut = Frequent(2).kept(counts)
+            >>> values.to_list(), cut
+            (['a', 'c'], {'values': 1, 'of_values': 3, 'rows': 1, 'min_rows': 2})
+        """
+        is_kept = counts["rows"] >= self.min_rows
+        cut = {
+            "values": int((~is_kept).sum()),
+            "of_values": counts.height,
+            "rows": int(counts["rows"].filter(~is_kept).sum()),
+            "min_rows": self.min_rows,
+        }
+        return counts["value"].filter(is_kept), cut
 
 
 @dataclass(frozen=True)
@@ -202,8 +257,7 @@ def item_table_rows(dataset: AnyPath) -> Ids:
     """Returns the table row of `item_id` for each item of a dataset.
 
     Shape:
-        returns: (num_items,), int32, in the order of items.parquet; 0 for an item that training
-            never saw.
+        returns: (num_items,), int32, in the order of items.parquet; 0 for an item that has no row.
 
     Raises:
         ValueError: `item_id` has no vocabulary: it is hashed, simulated, or not a feature.

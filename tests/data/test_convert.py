@@ -247,7 +247,7 @@ def test_the_hottest_rank_of_each_table_is_counted(tmp_path):
     folder = make_tables(tmp_path / "raw")
     (folder / "tables.yaml").write_text("interaction: {device: sparse}")
     raw = read_tables(folder)
-    schema = write_dataset(raw, tmp_path / "out", hashed={"item_id": Hashed(rows=9)})
+    schema = write_dataset(raw, tmp_path / "out", table_kinds={"item_id": Hashed(rows=9)})
     train = rows_of(tmp_path / "out", "train")
     assert {f.side for f in raw.features if f.kind != "dense"} == {"user", "item", "interaction"}
     for feature in schema.sparse:
@@ -503,7 +503,7 @@ def test_a_data_set_without_vocabularies_cannot_grow(tmp_path):
 def test_a_hashed_feature_has_a_table_of_that_size_and_its_collisions_are_counted(tmp_path, option):
     raw, out = make_tables(tmp_path / "raw"), tmp_path / "out"
     console = Console(file=io.StringIO(), width=200)
-    schema = convert("tables", raw, out, hashed=tables_by_option([option], None), console=console)
+    schema = convert("tables", raw, out, table_kinds=tables_by_option([option]), console=console)
     rows, _, hashes = option.partition("=")[2].partition("x")
     assert schema.tables["user_id"] == int(rows)
     feature = next(f for f in schema.sparse if f.name == "user_id")
@@ -529,7 +529,7 @@ def test_a_hashed_feature_has_a_table_of_that_size_and_its_collisions_are_counte
 def test_a_hash_that_cannot_be_is_refused(tmp_path, option, message):
     raw = make_tables(tmp_path / "raw")
     with pytest.raises(ValueError, match=message):
-        convert("tables", raw, tmp_path / "out", hashed=tables_by_option([option], None))
+        convert("tables", raw, tmp_path / "out", table_kinds=tables_by_option([option]))
 
 
 def test_the_words_of_a_text_are_a_feature_and_the_text_stays_for_prompts(tmp_path):

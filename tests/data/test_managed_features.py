@@ -31,7 +31,7 @@ def number_of(value):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     out = tmp_path_factory.mktemp("managed") / "data"
-    write_dataset(raw_tables(), out, hashed={"item_id": Managed(9), "query": Managed(5)})
+    write_dataset(raw_tables(), out, table_kinds={"item_id": Managed(9), "query": Managed(5)})
     return out
 
 
@@ -86,7 +86,7 @@ def test_numbers_pass_every_transform_of_table_rows(dataset):
 
 
 def test_a_negative_number_is_refused_with_its_place(tmp_path, dataset):
-    write_dataset(raw_tables(), tmp_path / "data", hashed={"item_id": Managed(9)})
+    write_dataset(raw_tables(), tmp_path / "data", table_kinds={"item_id": Managed(9)})
     (path,) = (tmp_path / "data/test").glob("*.parquet")
     numbers = pq.read_table(path)["item_id"].to_numpy().copy()
     numbers[3] = -1
@@ -107,7 +107,10 @@ def test_data_whose_feature_is_not_managed_cannot_be_scored(tmp_path, dataset):
     [
         (([], ["user_id"]), "must look like user_id=100000; got 'user_id'"),
         (([], ["user_id=1"]), "must have 2 to 2147483647 rows; got 1"),
-        ((["user_id=9"], ["user_id=9"]), "--hash or --managed, not both"),
+        (
+            (["user_id=9"], ["user_id=9"]),
+            "one of --hash, --managed and --min-rows; 'user_id' has two",
+        ),
     ],
 )
 def test_a_managed_option_that_cannot_be_is_refused(options, message):
@@ -118,7 +121,7 @@ def test_a_managed_option_that_cannot_be_is_refused(options, message):
 @pytest.mark.parametrize("name", ["tags", "price", "nothing"])
 def test_only_a_single_valued_sparse_feature_can_be_managed(tmp_path, name):
     with pytest.raises(ValueError, match=f"only a single-valued sparse .*; got '{name}'"):
-        write_dataset(raw_tables(), tmp_path / "out", hashed={name: Managed(9)})
+        write_dataset(raw_tables(), tmp_path / "out", table_kinds={name: Managed(9)})
 
 
 def test_a_managed_table_has_no_other_feature(dataset):

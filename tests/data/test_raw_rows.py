@@ -26,7 +26,7 @@ HASHED = {"query": Hashed(50), "words": Hashed(40, 2)}
 def app(tmp_path_factory):
     raw = raw_tables()
     out = tmp_path_factory.mktemp("app") / "data"
-    write_dataset(raw, out, SplitChoice("time"), hashed=HASHED)
+    write_dataset(raw, out, SplitChoice("time"), table_kinds=HASHED)
     return out, joined(raw)
 
 

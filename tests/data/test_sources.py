@@ -522,7 +522,7 @@ def test_the_commands_are_the_sources_and_their_options_are_those_of_the_convert
     assert set(SPLIT) == split
     others = {"source", "choice", "console", "options"}
     parameters = set(inspect.signature(convert).parameters) - others | split
-    assert set(SHARED) == parameters - {"hashed"} | {"hash", "managed"}
+    assert set(SHARED) == parameters - {"table_kinds"} | {"hash", "managed", "min_rows"}
     for name, source in SOURCES.items():
         own = set(inspect.signature(source.read).parameters) - {"folder", "reader"}
         assert set(OWN.get(name, {})) == own, name

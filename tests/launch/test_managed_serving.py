@@ -36,7 +36,7 @@ def app(tmp_path_factory):
     mixed = raw.interactions.sample(fraction=1, shuffle=True, seed=0)
     raw = replace(raw, interactions=mixed.with_columns(time=pl.int_range(3000)))
     split = SplitChoice("time", fractions=(0.7, 0.1, 0.2))
-    write_dataset(raw, root / "data", split, hashed=MANAGED)
+    write_dataset(raw, root / "data", split, table_kinds=MANAGED)
     config = load_config(
         None,
         [

@@ -62,8 +62,10 @@ def app(tmp_path_factory):
     """Folder of a dataset, its store, two runs and their exports."""
     root = tmp_path_factory.mktemp("serving")
     raw = raw_tables(rows=3000)
-    hashed = {"query": Hashed(50), "words": Hashed(40, 2)}
-    write_dataset(raw, root / "data", SplitChoice("time", fractions=(0.7, 0.1, 0.2)), hashed=hashed)
+    tables = {"query": Hashed(50), "words": Hashed(40, 2)}
+    write_dataset(
+        raw, root / "data", SplitChoice("time", fractions=(0.7, 0.1, 0.2)), table_kinds=tables
+    )
     tiny_store(root / "data", root / "store")
     for name, options in RUNS.items():
         config = load_config(

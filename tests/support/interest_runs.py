@@ -33,8 +33,8 @@ def interest_dataset(folder, events="all"):
     titles = [f"Item {number}" for number in range(20)]
     items = raw.items.with_columns(title=pl.Series(titles))
     raw = replace(raw, items=items, text=TextFields(item_title="title"))
-    hashed = {"query": Hashed(50), "words": Hashed(40, 2)}
-    write_dataset(raw, folder, SplitChoice("time", fractions=(0.7, 0.1, 0.2)), hashed=hashed)
+    tables = {"query": Hashed(50), "words": Hashed(40, 2)}
+    write_dataset(raw, folder, SplitChoice("time", fractions=(0.7, 0.1, 0.2)), table_kinds=tables)
     build_histories(folder, events=events)
     return joined(raw)
 

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from tiny import tiny_dataset, tiny_store
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.io.exclusive_files import exclusive
 from msrec.launch.config.run_config import load_config
 from msrec.launch.evaluation.results import CombinedResults, LabelResults
 from msrec.launch.evaluation.slices import EDGES, bucket_names, row_groups
@@ -152,6 +153,16 @@ def test_a_sweep_runs_resumes_and_reports(folder, monkeypatch, capsys):
     experiment(path, jobs=1, dry_run=False)
     assert "4 of 4 trainings are done" in capsys.readouterr().out
     assert len(encoded) == 1
+
+
+def test_a_second_sweep_into_the_same_folder_is_refused(folder):
+    path = sweep_file(folder, name="twice.yaml", text=SWEEP.replace("/out", "/twice"))
+    with (
+        exclusive(folder / "twice", "test"),
+        pytest.raises(ValueError, match=r"twice must be written by one sweep"),
+    ):
+        experiment(path, jobs=1, dry_run=False)
+    assert not (folder / "twice").exists()
 
 
 # What the reports say ------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     """Converts a raw data set to a dataset folder.
 
     Args:
-        source: "tables" for your own Parquet files, or a public data set: "amazon", "movielens",
+        source: "tables" for your own files, or a public data set: "amazon", "movielens",
             "kuairand", "kuaisar", "douban", "aliccp".
         raw: folder of the raw files.
         out: folder to write.
@@ -189,17 +189,18 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     from msrec.tools.convert import convert as convert_source
     from msrec.tools.convert import split_choice, tables_by_option, workers_by_option
 
-    names = ("protocol", "split", "seed", "fractions", "last", "split_column")
-    choice = split_choice(source, **{name: options.pop(name) for name in names if name in options})
-    of_workers = ("engine", "workers", "address", "part_rows", "work")
-    given = {name: options.pop(name) for name in of_workers if name in options}
+    def given(*names: str) -> dict[str, Any]:
+        return {name: options.pop(name) for name in names if name in options}
+
+    split = given("protocol", "split", "seed", "fractions", "last", "split_column")
+    workers = given("engine", "workers", "address", "part_rows", "work")
     convert_source(
         source,
         local_path(raw),
         local_path(out),
-        choice=choice,
-        hashed=tables_by_option(options.pop("hash", None), options.pop("managed", None)),
-        workers=workers_by_option(**given),
+        choice=split_choice(source, **split),
+        table_kinds=tables_by_option(**given("hash", "managed", "min_rows")),
+        workers=workers_by_option(**workers),
         console=Console(quiet=True),
         **options,
     )

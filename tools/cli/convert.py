@@ -99,6 +99,12 @@ SHARED: dict[str, Option] = {
         "feature whose table has a fixed number of rows, which the model gives to new values while "
         "it trains and takes from old ones: user_id=100000; may be repeated",
     ),
+    "min_rows": _option(
+        list[str] | None,
+        None,
+        "feature whose values with fewer training rows get no row of its table: user_id=5; they "
+        "are row 0, like values that training did not see, and are counted; may be repeated",
+    ),
     "histories": (
         Annotated[
             bool,
@@ -214,10 +220,11 @@ def _command(source: str) -> Callable[..., None]:
 
         options = _split_lists(options)
         choice = split_choice(source, **{name: options.pop(name) for name in SPLIT})
-        hashed = tables_by_option(options.pop("hash"), options.pop("managed"))
+        names = ("hash", "managed", "min_rows")
+        table_kinds = tables_by_option(**{name: options.pop(name) for name in names})
         in_parts = {name: options.pop(name) for name in WORKERS if name in options}
         workers = workers_by_option(**in_parts)
-        convert(source, choice=choice, hashed=hashed, workers=workers, **options)
+        convert(source, choice=choice, table_kinds=table_kinds, workers=workers, **options)
 
     parameters = [
         inspect.Parameter(

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from msrec.data.io.exclusive_files import exclusive
 from msrec.data.schema import SCHEMA_FILE
 from msrec.launch.config.run_config import RunConfig, load_config
 from msrec.launch.console import PlainConsole
@@ -44,7 +45,8 @@ def run_sweep(sweep: Sweep, jobs: int, dry_run: bool) -> None:
 
     Raises:
         FileNotFoundError: a config, raw data or a dataset folder does not exist.
-        ValueError: a config is not valid, optuna is not installed, or trainings failed.
+        ValueError: a config is not valid, optuna is not installed, trainings failed, or another
+            sweep writes into the same folder.
     """
     loaded = [(load_cells(s), load_config(s.config, s.options)) for s in settings(sweep)]
     pending = [(cells, config) for cells, config in loaded if cells.missing]
@@ -61,9 +63,10 @@ def run_sweep(sweep: Sweep, jobs: int, dry_run: bool) -> None:
         _leave_torchrun()
         if sweep.trials:
             search_space()  # raises without optuna
-        _convert(sweep, pending)
-        _encode(pending)
-        _train(sweep, [cells.setting for cells, _ in pending], jobs)
+        with exclusive(sweep.out, f"{sweep.out} must be written by one sweep"):
+            _convert(sweep, pending)
+            _encode(pending)
+            _train(sweep, [cells.setting for cells, _ in pending], jobs)
 
 
 def _leave_torchrun() -> None:

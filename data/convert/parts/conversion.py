@@ -60,7 +60,7 @@ from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
 from msrec.data.convert.staging import require_interactions
 from msrec.data.convert.table_checks import checked_tables
-from msrec.data.features.hashed_values import Hashed, Managed
+from msrec.data.convert.vocabulary_encoding import TableKind
 from msrec.data.features.vocabulary import load_vocabularies
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.exclusive_files import exclusive
@@ -108,7 +108,7 @@ def write_dataset_in_parts(
     choice: SplitChoice | None = None,
     row_filter: RowFilter | None = None,
     grow_from: AnyPath | None = None,
-    hashed: Mapping[str, Hashed | Managed] | None = None,
+    table_kinds: Mapping[str, TableKind] | None = None,
     progress: Progress | None = None,
     finish: Finish | None = None,
 ) -> tuple[Schema, RawTables]:
@@ -124,11 +124,12 @@ def write_dataset_in_parts(
         ValueError: see `write_dataset`; or the work folder has the parts of another conversion.
         ConnectionError: several workers died with the same part.
     """
-    choice, row_filter, hashed = choice or SplitChoice(), row_filter or RowFilter(), hashed or {}
+    choice, row_filter = choice or SplitChoice(), row_filter or RowFilter()
+    table_kinds = table_kinds or {}
     files = interaction_files(folder)
     check_output(out, DATASET, [folder, grow_from, options.work], overwrite=options.overwrite)
     with exclusive(options.work, f"{out} must be converted"):
-        record = _record(folder, files, source, options, choice, row_filter, grow_from, hashed)
+        record = _record(folder, files, source, options, choice, row_filter, grow_from, table_kinds)
         _open_work(options.work, record)
         stages = Stages(options.work, options.engine, progress)
         parts = raw_parts(_parquet_files(files, source, stages, row_filter), options.part_rows)
@@ -146,7 +147,7 @@ def write_dataset_in_parts(
             choice,
             row_filter.policy,
             num_shares,
-            hashed,
+            table_kinds,
             tuple(parts),
         )
         job, duplicates = stage_rows(job, raw, stages, row_filter)
@@ -203,7 +204,7 @@ def _record(
     choice: SplitChoice,
     row_filter: RowFilter,
     grow_from: AnyPath | None,
-    hashed: Mapping[str, Hashed | Managed],
+    table_kinds: Mapping[str, TableKind],
 ) -> dict[str, Any]:
     """Returns everything that the files of a work folder depend on, as JSON."""
     sides = [find_table(folder, table) for table in ("users", "items")]
@@ -215,7 +216,7 @@ def _record(
         "split": json.loads(json.dumps(asdict(choice))),
         "bad_rows": row_filter.policy,
         "grow_from": None if grow_from is None else str(grow_from),
-        "tables": {name: repr(table) for name, table in hashed.items()},
+        "tables": {name: repr(table) for name, table in table_kinds.items()},
         "part_rows": options.part_rows,
     }
 

@@ -15,10 +15,9 @@ from msrec.data.convert.raw_tables import SIDES, RawTables, Side
 from msrec.data.convert.row_filter import ROW
 from msrec.data.convert.sources.plain.table_rows import Survey, TableRows
 from msrec.data.convert.split import SplitChoice, SplitCodes, codes_by_name, codes_by_time
-from msrec.data.convert.vocabulary_encoding import EncodedFeatures
-from msrec.data.features.hashed_values import Hashed, Managed
+from msrec.data.convert.vocabulary_encoding import EncodedFeatures, TableKind
 from msrec.data.features.value_index import SortedIndex
-from msrec.data.features.vocabulary import Vocabulary
+from msrec.data.features.vocabulary import Frequent, Vocabulary
 from msrec.data.io.names import safe_name
 from msrec.data.schema import Schema
 
@@ -69,7 +68,7 @@ class Job:
     choice: SplitChoice
     bad_rows: Literal["fail", "skip"]
     num_shares: int
-    hashed: Mapping[str, Hashed | Managed] = field(default_factory=dict)
+    table_kinds: Mapping[str, TableKind] = field(default_factory=dict)
     parts: tuple[RawPart, ...] = ()
     starts: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
@@ -183,11 +182,11 @@ def read_encoded(folder: Path, run_id: str, names: tuple[tuple[str, bool], ...])
 
 def encoded_features(job: Job) -> EncodedFeatures:
     """Returns what encodes rows: vocabularies of the interactions, values of users and items."""
+    fixed = {n: kind for n, kind in job.table_kinds.items() if not isinstance(kind, Frequent)}
     names = {
         feature.name: feature.side != "interaction"
         for feature in job.raw.features
-        if feature.side != "interaction"
-        or (feature.kind != "dense" and feature.name not in job.hashed)
+        if feature.side != "interaction" or (feature.kind != "dense" and feature.name not in fixed)
     }
     encoded = read_encoded(job.folder, job.run_id, tuple(names.items()))
-    return replace(encoded, vocabularies={**encoded.vocabularies, **job.hashed})
+    return replace(encoded, vocabularies={**encoded.vocabularies, **fixed})

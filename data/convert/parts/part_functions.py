@@ -37,7 +37,7 @@ from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.split import TRAIN, user_last_split
 from msrec.data.convert.staging import staged_rows
 from msrec.data.convert.statistics import duplicates_among
-from msrec.data.features.vocabulary import distinct_values
+from msrec.data.features.vocabulary import merged_rows, value_rows
 from msrec.data.schema import SPLITS
 
 VALUE_SHARES = 16
@@ -143,12 +143,12 @@ def values_part(job: Job, number: int, out: Path) -> Result:
     np.save(out / CODES_FILE, codes)
     rows = rows.filter(pl.Series(codes == TRAIN))
     for side in SIDES:
-        np.save(out / f"{side}.npy", rows[side].unique().to_numpy())
+        np.save(out / f"{side}.npy", np.stack(np.unique(rows[side], return_counts=True)))
     for position, feature in enumerate(features):
-        values = distinct_values(rows[feature.raw_column]).alias("value")
-        share = (values.hash() % VALUE_SHARES).to_numpy().astype(np.int64)
-        table = values.to_frame().to_arrow()
-        write_exchange(out / f"values-{position}.arrow", table, share, VALUE_SHARES)
+        counts = value_rows(rows[feature.raw_column])
+        share = (counts["value"].hash() % VALUE_SHARES).to_numpy().astype(np.int64)
+        path = out / f"values-{position}.arrow"
+        write_exchange(path, counts.to_arrow(), share, VALUE_SHARES)
     until = int(rows[time[0]].to_numpy().max()) if time and len(rows) else None
     return {"splits": np.bincount(codes, minlength=len(SPLITS)).tolist(), "until": until}
 
@@ -161,11 +161,11 @@ class ValueShare(NamedTuple):
 
 
 def vocabulary_part(job: Job, task: ValueShare, out: Path) -> Result:
-    """Sorts the distinct values of a share."""
+    """Sorts the distinct values of a share, and counts their rows."""
     name = f"values-{task.feature}.arrow"
     paths = [job.file(VALUES, number, name) for number in range(len(job.parts))]
-    values = pl.DataFrame(pl.from_arrow(pa.concat_tables(read_batches(paths, task.share))))
-    values.unique().sort("value").write_parquet(out / "values.parquet")
+    counts = pl.DataFrame(pl.from_arrow(pa.concat_tables(read_batches(paths, task.share))))
+    merged_rows(counts).sort("value").write_parquet(out / "values.parquet")
     return {}
 
 

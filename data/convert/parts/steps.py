@@ -116,12 +116,12 @@ def fit_vocabularies(
 ) -> EncodedFeatures:
     """Merges the values of the parts, fits the vocabularies and writes them for the workers."""
     parts = len(job.parts)
-    trained: dict[Side, pl.Series] = {}
+    trained: dict[Side, npt.NDArray[np.int64]] = {}
     for side in SIDES:
-        is_trained = np.zeros(raw.table(side).height, dtype=bool)
+        trained[side] = np.zeros(raw.table(side).height, np.int64)
         for path in stages.files(VALUES, f"{side}.npy", parts):
-            is_trained[np.load(path)] = True
-        trained[side] = pl.Series(is_trained)
+            at, times = np.load(path)
+            trained[side][at] += times
     features = [f for f in raw.interaction_features if f.kind != "dense"]
     tasks = [ValueShare(f, share) for f in range(len(features)) for share in range(VALUE_SHARES)]
     stages.run("vocabulary", partial(vocabulary_part, job), tasks)
@@ -129,10 +129,10 @@ def fit_vocabularies(
     in_training = {
         feature.name: pl.concat(
             [pl.read_parquet(p) for p in paths[n * VALUE_SHARES : (n + 1) * VALUE_SHARES]]
-        )["value"].alias(feature.raw_column)
+        )
         for n, feature in enumerate(features)
     }
-    encoded = encode_features(raw, trained, in_training, known, job.hashed)
+    encoded = encode_features(raw, trained, in_training, known, job.table_kinds)
     write_encoded(encoded, job.folder)
     return encoded
 

@@ -15,6 +15,8 @@ from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
 from msrec.data.features.hashed_values import Hashed, Managed
+from msrec.data.features.vocabulary import Frequent
+from msrec.data.schema import load_schema
 
 CHOICES = {
     "random": SplitChoice("random", seed=3),
@@ -63,10 +65,21 @@ def test_ray_makes_the_same_dataset(raw_tables, whole, tmp_path):
 
 def test_hashed_managed_and_grown_tables_are_the_same(raw_tables, whole, workers, tmp_path):
     tables = {"query": Hashed(100, 2), "user_id": Managed(50), "page": Hashed(20)}
-    settings = {"grow_from": whole / "time", "hashed": tables}
+    tables |= {"item_id": Frequent(20)}
+    settings = {"grow_from": whole / "time", "table_kinds": tables}
     write_dataset(read_tables(raw_tables), tmp_path / "one", CHOICES["random"], **settings)
     in_parts(raw_tables, tmp_path / "out", workers, CHOICES["random"], **settings)
     assert differences(tmp_path / "out", tmp_path / "one") == []
+
+
+def test_values_with_few_rows_are_left_out_alike(raw_tables, workers, tmp_path):
+    tables = {"query": Frequent(5), "user_id": Frequent(15), "tags": Frequent(1070)}
+    settings = {"table_kinds": tables}
+    write_dataset(read_tables(raw_tables), tmp_path / "one", CHOICES["time"], **settings)
+    in_parts(raw_tables, tmp_path / "out", workers, CHOICES["time"], **settings)
+    assert differences(tmp_path / "out", tmp_path / "one") == []
+    cut = load_schema(tmp_path / "one").counts["cut"]
+    assert all(0 < cut[name]["values"] < cut[name]["of_values"] for name in tables)
 
 
 def test_a_killed_worker_does_not_change_the_dataset(raw_tables, whole, tmp_path):

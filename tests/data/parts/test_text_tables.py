@@ -115,7 +115,7 @@ def test_labels_may_be_booleans(tmp_path):
     (raw / "interactions.jsonl").write_text("".join(row % value for value in values))
     assert read_tables(raw).interactions["label"].to_list() == [1, 0, 1, 0, 1]
     (raw / "interactions.jsonl").write_text(row % "0.5")
-    with pytest.raises(ValueError, match=r"'label' must be 0, 1, true or false; found '0.5' in row"):
+    with pytest.raises(ValueError, match=r"must be 0, 1, true or false; found '0.5' in row 0"):
         read_tables(raw)
 
 

@@ -102,10 +102,10 @@ def _configs(
         "hash, twice the rows": {name: Hashed(2 * size) for name, size in rows.items()},
         **{f"managed, {eviction}": managed for eviction in POLICIES},
     }
-    for number, (name, hashed) in enumerate(datasets.items()):
+    for number, (name, kinds) in enumerate(datasets.items()):
         out = folder / str(number)
         known = folder / "everything" if name == "vocabulary of all days" else None
-        write_dataset(raw, out, SPLIT, hashed=hashed, grow_from=known)
+        write_dataset(raw, out, SPLIT, table_kinds=kinds, grow_from=known)
         options = [f"dataset={out}", f"seed={seed}", "trainer.global_batch=500"]
         options += ["embeddings.dim=8", "embeddings.lr=0.1", "interaction.mode=concat_dot"]
         if name.startswith("managed"):

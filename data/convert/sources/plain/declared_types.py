@@ -1,6 +1,5 @@
 """Types of the columns of text tables, by what tables.yaml says about them."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from msrec.data.convert.sources.plain.table_files import LISTS, TIMESTAMP
