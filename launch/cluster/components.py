@@ -126,6 +126,17 @@ def experiment(*args: str, **options: Any) -> specs.AppDef:
     return torchrun_app("experiment", _arguments(args, "sweep"), _launch_options(one))
 
 
+@_component("gpu", "threads")
+def convert(*args: str, **options: Any) -> specs.AppDef:
+    """Converts raw tables: `-- raw=RAW out=data/app [--split=time]`; started again, it goes on.
+
+    All nodes must see both folders under these paths.
+    """
+    folders = _arguments(args, "raw", "out")
+    words = ["tables", *folders[:2], "--engine=ranks", *folders[2:]]
+    return torchrun_app("convert", words, _launch_options(options))
+
+
 @_component()
 def encode(*args: str, **options: Any) -> specs.AppDef:
     """Encodes users and scenarios with the LLM: `-- config=conf.yaml [llm.key=value ...]`."""
@@ -147,13 +158,17 @@ def _launch_options(options: dict[str, Any]) -> LaunchOptions:
     )
 
 
-def _arguments(args: Sequence[str], first: str) -> list[str]:
-    """Returns the command's arguments: the value of `first=VALUE`, then the others as given."""
+def _arguments(args: Sequence[str], *first: str) -> list[str]:
+    """Returns the command's arguments: the values of `first=VALUE`, then the others as given."""
     refuse_secrets("an argument", list(args))  # a scheduler keeps the command line
-    given = [arg for arg in args if arg.startswith(f"{first}=")]
-    if len(given) != 1:
-        raise ValueError(f"give {first}=... once after `--`; got {' '.join(args) or 'nothing'}.")
-    return [given[0].partition("=")[2], *(arg for arg in args if arg not in given)]
+    values, others = [], list(args)
+    for name in first:
+        given = [arg for arg in args if arg.startswith(f"{name}=")]
+        if len(given) != 1:
+            raise ValueError(f"give {name}=... once after `--`; got {' '.join(args) or 'nothing'}.")
+        values.append(given[0].partition("=")[2])
+        others.remove(given[0])
+    return [*values, *others]
 
 
 def _load_config(arguments: Sequence[str], image: str) -> RunConfig | None:

@@ -87,6 +87,25 @@ def predict_spec(run_dir: Path, options: Sequence[str]) -> JobSpec:
     return JobSpec("predict", (str(run_dir.absolute()), *options), folder)
 
 
+def convert_spec(raw: Path, out: Path, words: Sequence[str]) -> JobSpec:
+    """Returns the conversion of plain tables. The job's folder is `OUT.job`, beside the dataset.
+
+    Args:
+        raw: folder of the tables, on a file system that all nodes share, like `out`.
+        out: dataset folder to make.
+        words: options of `msrec convert tables`.
+
+    Raises:
+        FileNotFoundError: there is no such folder of tables.
+    """
+    if not raw.is_dir():
+        raise FileNotFoundError(f"{raw} must be a folder with the raw tables; there is none.")
+    refuse_secrets("an option", list(words))
+    folders = (str(raw.absolute()), str(out.absolute()))
+    args = ("tables", *folders, "--engine=ranks", *words)
+    return JobSpec("convert", args, out.with_name(f"{out.name}.job"))
+
+
 def read_options(options: Sequence[str], known: Collection[str]) -> dict[str, str]:
     """Returns `key=value` options by name. Not `--key`: torchx refuses to pass one on twice.
 

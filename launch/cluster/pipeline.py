@@ -1,14 +1,21 @@
-"""Runs the jobs encode, train, evaluate and report of a run one after the other."""
+"""Runs the jobs convert, encode, train, evaluate and report of a run one after the other."""
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from msrec.data.io.atomic_files import write_json
-from msrec.launch.cluster.job_specs import JobSpec, encode_spec, evaluate_spec, train_spec
+from msrec.launch.cluster.job_specs import (
+    JobSpec,
+    convert_spec,
+    encode_spec,
+    evaluate_spec,
+    train_spec,
+)
 from msrec.launch.cluster.profiles import Target
 from msrec.launch.cluster.submit import submit
 from msrec.launch.config.run_config import RunConfig
@@ -21,7 +28,12 @@ REPORT = "report"
 
 
 def run_pipeline(
-    config: RunConfig, target: Target, console: Console, *, dry_run: bool = False
+    config: RunConfig,
+    target: Target,
+    console: Console,
+    conversion: JobSpec | None = None,
+    *,
+    dry_run: bool = False,
 ) -> int:
     """Runs the stages that are not finished and stops at the first one that fails.
 
@@ -33,6 +45,7 @@ def run_pipeline(
         config: config of the run; encoding is a stage if `llm.store` is given.
         target: profile, nodes and ranks of every job.
         console: console for messages.
+        conversion: makes the dataset of the config as the first stage; it exists if None.
         dry_run: print what each stage would submit and stop.
 
     Returns:
@@ -42,9 +55,11 @@ def run_pipeline(
         ValueError: as `submit`.
     """
     record, report = config.run_dir / STAGES_FILE, config.run_dir / REPORT_FILE
-    resolved = {"config": config.model_dump(mode="json")}
+    resolved: dict[str, Any] = {"config": config.model_dump(mode="json")}
+    if conversion is not None:
+        resolved["convert"] = list(conversion.args)
     seconds = _finished_stages(record, resolved)
-    stages = _stages(config)
+    stages = _stages(config, conversion)
     for number, (stage, spec) in enumerate(stages.items(), 1):
         title = f"stage {number} of {len(stages)}, {stage}"
         if stage in seconds:
@@ -64,14 +79,30 @@ def run_pipeline(
             write_report(report, {config.run_id: config.run_dir})
         if not dry_run:
             seconds[stage] = time.monotonic() - started
+            config.run_dir.mkdir(parents=True, exist_ok=True)
             write_json(record, resolved | {"seconds": seconds})
     if not dry_run:
         console.print(f"wrote {report}", highlight=False, soft_wrap=True)
     return 0
 
 
-def _stages(config: RunConfig) -> dict[str, JobSpec | None]:
-    specs = [encode_spec(config)] if config.llm.store is not None else []
+def conversion_of(config: RunConfig, raw: Path, words: Sequence[str]) -> JobSpec:
+    """Returns the conversion of raw tables to the dataset of a config; see `convert_spec`.
+
+    Raises:
+        ValueError: the dataset is on an object store, which no conversion writes.
+    """
+    if not isinstance(config.dataset, Path):
+        raise ValueError(
+            f"dataset must be a local folder to be converted; got {config.dataset}. Convert into a "
+            "folder and copy it."
+        )
+    return convert_spec(raw, config.dataset, words)
+
+
+def _stages(config: RunConfig, conversion: JobSpec | None) -> dict[str, JobSpec | None]:
+    specs = [] if conversion is None else [conversion]
+    specs += [encode_spec(config)] if config.llm.store is not None else []
     specs += [train_spec(config), evaluate_spec(config.run_dir, [], is_trained=False)]
     return {spec.job: spec for spec in specs} | {REPORT: None}
 

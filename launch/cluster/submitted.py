@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrec.data.io.atomic_files import write_text
 
-Job = Literal["train", "encode", "evaluate", "predict"]
+Job = Literal["convert", "encode", "train", "evaluate", "predict"]
 SUBMITTED_FILE = "submitted.json"
 LOCAL = "local_cwd"
 """The scheduler whose jobs end with the process that submitted them."""

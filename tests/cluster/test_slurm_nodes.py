@@ -8,7 +8,11 @@ import jobs
 import pytest
 import slurm as machines
 from jobs import SAVE_EVERY, STEPS, assert_same_end, config_of, newest_step, saved, wait_for_step
+from part_tables import differences, write_raw
 
+from msrec.data.convert.conversion import write_dataset
+from msrec.data.convert.sources.plain.tables import read_tables
+from msrec.data.convert.split import SplitChoice
 from msrec.launch.cluster.submitted import read_submitted
 from msrec.launch.rank_states import read_ranks
 
@@ -121,3 +125,26 @@ def test_the_first_error_is_shown_with_its_rank_its_node_and_its_log(
     assert f"{file}: column 'price', row" in status.stdout
     log = Path(line.removeprefix(start).partition("): ")[0]) / "stderr.log"
     assert f"error on rank 1: {dataset}" in jobs.text(log)
+
+
+def test_a_conversion_on_two_nodes_survives_the_loss_of_one(slurm, launch, tmp_path, undisturbed):
+    """Slurm requeues the job, which goes on with the parts that are not done."""
+    raw, out = tmp_path / "raw", tmp_path / "app"
+    raw.mkdir()
+    write_raw(raw)
+    write_dataset(read_tables(raw), tmp_path / "whole", SplitChoice("user_last"))
+    words = ("convert", str(raw), str(out), "split=user_last", "part_rows=100")
+    done = launch(*words, "--on", "two", "--profiles", "site.yaml", "-j", "2x1")
+    assert done.exit_code == 0, done.output
+    deadline = time.monotonic() + 240
+    parts = tmp_path / ".app.parts"
+    while len(list(parts.glob("encode/*/result.json"))) < 10:
+        assert time.monotonic() < deadline, logs(tmp_path)
+        time.sleep(0.05)
+    for process in slurm.nodes["node2"].processes("msrec"):
+        process.kill()
+    assert not out.exists()
+    while "app.job: done" not in (status := launch("status", tmp_path / "app.job")).stdout:
+        assert time.monotonic() < deadline, status.output + logs(tmp_path)
+        time.sleep(0.5)
+    assert differences(out, tmp_path / "whole") == []

@@ -23,11 +23,14 @@ pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).with_name("golden")
 # Component -> its arguments behind `--`.
 JOBS = {
+    "convert": ["raw=raw", "out=app", "--split=time"],
     "train": ["config=conf.yaml"],
     "evaluate": ["run=runs/first"],
     "encode": ["config=conf.yaml"],
     "predict": ["run=runs/first"],
 }
+# Component -> the words of its command, if they are not the value of the first argument.
+WORDS = {"convert": ["tables", "raw", "app", "--engine=ranks", "--split=time"]}
 OF_KUBERNETES = {
     "queue": "ads",
     "namespace": "rec",
@@ -167,8 +170,7 @@ def test_every_argument_survives_bash_and_the_second_node_finds_the_first(folder
         )
         words = done.stdout.split("\0")[:-1]
         assert words[words.index("--module") + 1 :] == [
-            *("msrec", job, JOBS[job][0].partition("=")[2], "run_id=x"),
-            given,
+            *("msrec", job, *WORDS.get(job, [JOBS[job][0].partition("=")[2]]), "run_id=x", given)
         ]
         assert words[words.index("--rdzv-endpoint") + 1] == f"{first}:29500"
 

@@ -39,7 +39,7 @@ class Site:
     def report(self, path, runs):
         self.jobs.append(("report", tuple(runs.values())))
 
-    def run(self, *overrides, dry_run=False):
+    def run(self, *overrides, dry_run=False, conversion=None):
         """Exit status and jobs of one call."""
         self.jobs = []
         options = [f"dataset={self.root}/tiny", f"run_root={self.root}/runs", *overrides]
@@ -47,7 +47,7 @@ class Site:
         console = Console(file=self.output, width=200)
         target = Target("local", Profile(scheduler="local_cwd"), "1x1")
         config = load_config(None, options)
-        status = pipeline.run_pipeline(config, target, console, dry_run=dry_run)
+        status = pipeline.run_pipeline(config, target, console, conversion, dry_run=dry_run)
         return status, [job for job, _ in self.jobs]
 
 
@@ -75,6 +75,26 @@ def test_it_continues_at_the_stage_that_failed(site):
 def test_with_another_config_all_stages_run_again(site):
     site.run()
     assert site.run("trainer.epochs=3") == (0, ["train", "evaluate", "report"])
+
+
+def test_with_raw_tables_the_first_stage_makes_the_dataset(site):
+    config = load_config(None, [f"dataset={site.root}/new", f"run_root={site.root}/runs"])
+    raw = site.root / "raw"
+    raw.mkdir()
+    conversion = pipeline.conversion_of(config, raw, ["--split=time"])
+    assert conversion.args == (
+        *("tables", str(raw), str(site.root / "new"), "--engine=ranks", "--split=time"),
+    )
+    options = (f"dataset={site.root}/new",)
+    assert site.run(*options, conversion=conversion) == (
+        0,
+        ["convert", "train", "evaluate", "report"],
+    )
+    assert site.run(*options, conversion=conversion) == (0, [])
+    other = pipeline.conversion_of(config, raw, ["--split=random"])
+    assert site.run(*options, conversion=other)[1][0] == "convert"
+    with pytest.raises(FileNotFoundError, match="must be a folder with the raw tables"):
+        pipeline.conversion_of(config, site.root / "none", [])
 
 
 def test_a_dry_run_writes_nothing(site):

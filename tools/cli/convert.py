@@ -1,9 +1,10 @@
 """`msrec convert ...`: a command for each source, all with the same options for the split."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -174,10 +175,11 @@ OWN: dict[str, dict[str, Option]] = {
 
 WORKERS: dict[str, Option] = {
     "engine": _option(
-        Literal["polars", "processes", "ray"],
+        Literal["polars", "processes", "ray", "ranks"],
         "polars",
-        "where to convert: in this process, in several processes of this machine, or on Ray "
-        "(the extra ray); the dataset is the same",
+        "where to convert: in this process, in several processes of this machine, on Ray (the "
+        "extra ray), or on the ranks of a job, as `msrec launch convert` does; the dataset is the "
+        "same",
     ),
     "workers": _option(
         int | None, None, "number of workers on this machine (default: one for each core)"
@@ -211,6 +213,9 @@ def _command(source: str) -> Callable[..., None]:
     """Returns a function whose signature typer can read, made of the tables above."""
 
     def command(**options: Any) -> None:
+        if options.get("engine") == "ranks" and int(os.environ.get("RANK", 0)) > 0:
+            _work_for_rank_0()
+            return
         from msrec.tools.convert import (
             convert,
             split_choice,
@@ -242,6 +247,41 @@ def _command(source: str) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = ABOUT[source]
     return command
+
+
+def _work_for_rank_0() -> None:
+    os.environ["POLARS_MAX_THREADS"] = "1"  # read when polars is imported; each core has a rank
+    from msrec.launch.rank_workers import work
+
+    work()
+
+
+def words_of(options: Sequence[str]) -> list[str]:
+    """Returns `key=value` options of `msrec launch convert` as words of `msrec convert tables`.
+
+    Raises:
+        ValueError: an option is unknown or has another form.
+
+    Example:
+        >>> words_of(["split=time", "hash=user_id=1000", "histories=true"])
+        ['--split=time', '--hash=user_id=1000', '--histories']
+    """
+    known = {**SHARED, **OWN["tables"], **WORKERS}
+    for name in ("raw", "out", "engine", "workers", "address"):
+        known.pop(name)
+    words = []
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or key not in known:
+            raise ValueError(f"{option!r} is not known here; known are {', '.join(known)}=...")
+        flag = f"--{key.replace('_', '-')}"
+        if get_args(known[key][0])[0] is not bool:
+            words.append(f"{flag}={value}")
+        elif value not in ("true", "false"):
+            raise ValueError(f"{key} must be true or false; got {value!r}.")
+        elif value == "true":
+            words.append(flag)
+    return words
 
 
 def _split_lists(options: Mapping[str, Any]) -> dict[str, Any]:

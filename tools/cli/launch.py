@@ -60,6 +60,36 @@ _add_config_command(
 _add_config_command("encode", "Encode users and scenarios with the frozen LLM on several ranks.")
 
 
+RawOptions = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="options of `msrec convert tables`: split=time hash=user_id=100000 histories=true"
+    ),
+]
+
+
+@launch_app.command()
+def convert(
+    raw: Annotated[Path, typer.Argument(help="folder with the raw tables, see the data contract")],
+    out: Annotated[Path, typer.Argument(help="dataset folder to make")],
+    options: RawOptions = None,
+    on: On = "local",
+    j: NodesAndRanks = "1x2",
+    profiles: Profiles = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+) -> None:
+    """Convert raw tables on several ranks; the same command goes on with the parts not done.
+
+    All nodes must see RAW, OUT and the folder for the parts, beside OUT, under the same paths.
+    """
+    from msrec.launch.cluster.job_specs import convert_spec
+    from msrec.tools.cli.convert import words_of
+
+    spec = convert_spec(raw, out, words_of(options or []))
+    _submit(spec, _target(on, profiles, j), dry_run, wait)
+
+
 @launch_app.command()
 def evaluate(
     run: Run,
@@ -101,18 +131,34 @@ def predict(
 def pipeline(
     config: Config,
     overrides: Overrides = None,
+    raw: Annotated[
+        Path | None,
+        typer.Option(help="folder with raw tables, of which the first stage makes the dataset"),
+    ] = None,
+    convert: Annotated[
+        list[str] | None,
+        typer.Option(help="with --raw: option of `msrec convert tables`; may be repeated"),
+    ] = None,
     on: On = "local",
     j: NodesAndRanks = "1x2",
     profiles: Profiles = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Encode, train, evaluate on the test split and report; finished stages are not repeated."""
-    from msrec.launch.cluster.pipeline import run_pipeline
+    """Convert, encode, train, evaluate on the test split and report; resumes.
+
+    Finished stages are not repeated. Without --raw, the dataset of the config must exist.
+    """
+    from msrec.launch.cluster.pipeline import conversion_of, run_pipeline
     from msrec.launch.config.run_config import load_config
     from msrec.launch.console import wide_console
+    from msrec.tools.cli.convert import words_of
 
     resolved, target = load_config(config, overrides or []), _target(on, profiles, j)
-    raise typer.Exit(run_pipeline(resolved, target, wide_console(), dry_run=dry_run))
+    if convert and raw is None:
+        raise ValueError("--convert needs --raw, the folder with the raw tables.")
+    words = words_of(convert or [])
+    conversion = None if raw is None else conversion_of(resolved, raw, words)
+    raise typer.Exit(run_pipeline(resolved, target, wide_console(), conversion, dry_run=dry_run))
 
 
 def _target(on: str, profiles: Path | None, j: str) -> "Target":

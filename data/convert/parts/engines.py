@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 WorkerEngine = Literal["processes", "ray"]
-EngineName = Literal["polars"] | WorkerEngine
-"""`polars` is the conversion in one process, without parts."""
+EngineName = Literal["polars", "ranks"] | WorkerEngine
+"""`polars` is the conversion in one process, without parts; `ranks` are those of a job."""
 DEATHS = 3
 """Workers that may die with one part; the next death ends the conversion."""
 ONE_THREAD = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
