@@ -153,6 +153,12 @@ def test_a_sweep_runs_resumes_and_reports(folder, monkeypatch, capsys):
     experiment(path, jobs=1, dry_run=False)
     assert "4 of 4 trainings are done" in capsys.readouterr().out
     assert len(encoded) == 1
+    config = folder / "conf.yaml"
+    text = config.read_text()
+    config.write_text(text + "optimizer: { lr: 0.5 }\n")
+    experiment(path, jobs=1, dry_run=True)
+    assert "0 of 4 trainings are done" in capsys.readouterr().out, "the config has changed"
+    config.write_text(text)
 
 
 def test_a_second_sweep_into_the_same_folder_is_refused(folder):

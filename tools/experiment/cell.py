@@ -14,7 +14,7 @@ from msrec.data.io.atomic_files import write_json
 from msrec.data.io.outputs import FolderKind, emptied_folder
 from msrec.data.io.validation import StrictModel
 from msrec.data.schema import Split
-from msrec.launch.config.run_config import load_config, save_config
+from msrec.launch.config.run_config import RunConfig, load_config, save_config
 from msrec.launch.distributed import process_group, quiet_libraries
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import Results
@@ -24,6 +24,7 @@ from msrec.launch.training.trainer import Trainer
 from msrec.model.metrics.definitions import DIRECTION
 
 CELL_FILE = "cell.json"
+CONFIG_FILE = "config.yaml"
 OUTPUT_FILE = "output.txt"
 """Progress and warnings of the training."""
 CELL = FolderKind("a training of a sweep", OUTPUT_FILE, ("**",))
@@ -90,11 +91,31 @@ class PlannedTraining:
         return str(self.folder)
 
     def cell(self) -> Cell | None:
-        """Reads the cell; None if there is none, or if its options or its split are others."""
+        """Reads the cell; None if there is none, or if its config or its split are others."""
         cell = load_cell(self.folder)
-        if cell is None or cell.options != self.options:
+        if cell is None or cell.options != self.options or not self._has_trained_this():
             return None
         return cell if cell.results is None or cell.results.split == self.split else None
+
+
+    def run_config(self) -> RunConfig:
+        """Loads the config of the run."""
+        run_folder = [f"run_root={self.folder.parent}", f"run_id={self.folder.name}"]
+        return load_config(self.config, [*self.options, *run_folder])
+
+    def _has_trained_this(self) -> bool:
+        """Whether the run in the folder had this config, whose file may have changed since."""
+        saved = self.folder / CONFIG_FILE
+        if not saved.is_file():
+            return True
+        try:
+            configs = [load_config(saved), self.run_config()]
+        except ValueError:  # an option of an older version
+            return False
+        values = [config.model_dump() for config in configs]
+        for each in values:
+            del each["llm"]["batch_tokens"]  # changes the speed of encoding only
+        return values[0] == values[1]
 
 
 def load_cell(folder: Path) -> Cell | None:
@@ -124,9 +145,8 @@ def train_cell(training: PlannedTraining) -> Cell:
 def _train(training: PlannedTraining) -> Cell:
     started = time.monotonic()
     folder, split = training.folder, training.split
-    run_folder = [f"run_root={folder.parent}", f"run_id={folder.name}"]
-    config = load_config(training.config, [*training.options, *run_folder])
-    save_config(config, folder / "config.yaml")
+    config = training.run_config()
+    save_config(config, folder / CONFIG_FILE)
     with process_group("cpu") as process:
         trainer = Trainer(config, process)
         parameters = {False: 0, True: 0}
