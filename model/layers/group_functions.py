@@ -269,3 +269,63 @@ class GroupedAffine(torch.autograd.Function):
             torch.sum((rows - m).mul_(g), 0, out=ga)
             torch.sum(g, 0, out=gb)
         return of_x, -scale * of_shift, of_scale, of_shift, None
+
+
+class GroupedBatchNorm(torch.autograd.Function):
+    """Batch normalisation of each group by its own rows, by torch's kernel.
+
+    A group with fewer than 2 rows has no variance: its moving averages take the place of its
+    moments, and do not change.
+
+    Shape:
+        x: (B, D), float32, the groups one after another.
+        scale, shift: (G, D).
+        moving_mean, moving_var: (G, D), which this function updates.
+        counts: (G,), rows of each group; a group may be empty.
+        returns: (B, D).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        moving_mean: Tensor,
+        moving_var: Tensor,
+        counts: list[int],
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        out = torch.empty_like(x)
+        mean, inverse_std = torch.empty_like(scale), torch.empty_like(scale)
+        moving = moving_mean, moving_var
+        of_groups = _groups(counts, (x, out), (scale, shift, *moving, mean, inverse_std))
+        for rows, to, a, b, mm, mv, m, i in of_groups:
+            if len(rows):
+                has_variance = len(rows) > 1
+                torch.native_batch_norm(
+                    rows, a, b, mm, mv, has_variance, momentum, eps, out=(to, m, i)
+                )
+        # Groups without a variance read the moving averages again, which may have changed by then.
+        ctx.save_for_backward(x, scale, *(each.clone() for each in moving), mean, inverse_std)
+        ctx.counts, ctx.eps = counts, eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, *moments = ctx.saved_tensors
+        of_x = torch.empty_like(x)
+        of_scale, of_shift = torch.zeros_like(scale), torch.zeros_like(scale)
+        values = (scale, *moments, of_scale, of_shift)
+        for g, rows, to, *of_group in _groups(ctx.counts, (grad.contiguous(), x, of_x), values):
+            if len(rows):
+                *inputs, to_scale, to_shift = of_group
+                torch.ops.aten.native_batch_norm_backward.out(
+                    *(g, rows, *inputs, len(rows) > 1, ctx.eps, [True] * 3),
+                    out0=to,
+                    out1=to_scale,
+                    out2=to_shift,
+                )
+        return of_x, of_scale, of_shift, *[None] * 5

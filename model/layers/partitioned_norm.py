@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from msrec.model.layers.group_functions import GroupedAffine, GroupedMoments
+from msrec.model.layers.group_functions import GroupedAffine, GroupedBatchNorm, GroupedMoments
 from msrec.model.layers.precision import widened
 from msrec.model.layers.row_groups import RowGroups
 
@@ -30,6 +30,11 @@ class _SumOverRanks(torch.autograd.Function):
         total = grad.clone()
         dist.all_reduce(total)
         return total
+
+
+def _counts_all(weight: Tensor | None) -> bool:
+    """Whether every row counts; reads the weights, which a GPU would have to wait for."""
+    return weight is None or bool((weight > 0).all())
 
 
 def is_sliced(x: Tensor, groups: RowGroups) -> bool:
@@ -72,10 +77,13 @@ class PartitionedNorm(nn.Module):
         """Normalises sorted rows."""
         x = widened(x)
         mean, var = self.get_buffer("moving_mean"), self.get_buffer("moving_var")
+        scale, shift = self.shared_scale * self.own_scale, self.shared_shift + self.own_shift
         if self.training:
+            if is_sliced(x, groups) and not is_distributed() and _counts_all(weight):
+                options = (groups.counts, self.momentum, self.eps)
+                return GroupedBatchNorm.apply(x, scale, shift, mean, var, *options)  # type: ignore[no-any-return, no-untyped-call]
             mean, var = self._batch_moments(x, groups, weight)
-        scale = self.shared_scale * self.own_scale * torch.rsqrt(var + self.eps)
-        shift = self.shared_shift + self.own_shift
+        scale = scale * torch.rsqrt(var + self.eps)
         if is_sliced(x, groups):
             return GroupedAffine.apply(x, mean, scale, shift, groups.counts)  # type: ignore[no-any-return, no-untyped-call]
         return torch.addcmul(groups.lookup(shift), x - groups.lookup(mean), groups.lookup(scale))

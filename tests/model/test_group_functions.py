@@ -4,15 +4,18 @@ import pytest
 import torch
 
 from msrec.model.embeddings import _Means
+from msrec.model.layers import partitioned_norm
 from msrec.model.layers.group_functions import (
     ExpertLinear,
     GroupedAffine,
+    GroupedBatchNorm,
     GroupedLinear,
     GroupedMoments,
     Permuted,
     ReLUChain,
 )
 from msrec.model.layers.mlp import MLP, ReLU
+from msrec.model.layers.partitioned_norm import PartitionedNorm
 from msrec.model.layers.row_groups import group_rows
 from msrec.model.layers.scenario_layers import Towers
 
@@ -57,6 +60,13 @@ CASES = {
         lambda *parts: GroupedAffine.apply(*parts, COUNTS),
         [doubles(5, 4), doubles(3, 4), doubles(3, 4), doubles(3, 4)],
     ),
+    "batch norm": lambda: (
+        lambda x, scale, shift: GroupedBatchNorm.apply(
+            *(x, scale, shift, torch.zeros(4, 4, dtype=DOUBLE), torch.ones(4, 4, dtype=DOUBLE)),
+            *([3, 0, 2, 1], 0.1, 1e-5),
+        ),
+        [doubles(6, 4), doubles(4, 4), doubles(4, 4)],
+    ),
     "means": lambda: (
         lambda x: _Means.apply(x, [(1, torch.tensor([0, 1, 3]))]),
         [doubles(3, 2, 4)],
@@ -85,6 +95,29 @@ def test_groups_are_multiplied_as_one_by_one_bit_for_bit():
         strict=True,
     ):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("counts", [[5, 0, 1, 7], [1, 2, 0, 0], [40, 3, 2, 11]])
+def test_the_norm_by_torchs_kernel_is_the_formula_with_moments_by_group(counts, monkeypatch):
+    """Against the path of a GPU, which takes moments of all groups at once."""
+    torch.manual_seed(0)
+    groups = group_rows(torch.repeat_interleave(torch.arange(4), torch.tensor(counts)), 4)
+    kernel, formula = PartitionedNorm(6, 4).double(), PartitionedNorm(6, 4).double()
+    for parameter in kernel.parameters():
+        torch.nn.init.normal_(parameter)
+    formula.load_state_dict(kernel.state_dict())
+    for step in range(3):
+        x = (3 + 2 * torch.randn(sum(counts), 6, dtype=DOUBLE)).requires_grad_()
+        weight = None if step == 0 else torch.full((len(x),), 0.5)
+        results = []
+        for norm, is_sliced in ((kernel, True), (formula, False)):
+            with monkeypatch.context() as patch:
+                patch.setattr(partitioned_norm, "is_sliced", lambda *_, value=is_sliced: value)
+                out = norm(x, groups, weight)
+            grads = torch.autograd.grad(out.sin().sum(), [x, *norm.parameters()])
+            results.append([out, *grads, *norm.buffers()])
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_gradient_of_experts_has_the_layout_of_their_input():

@@ -165,7 +165,7 @@ def test_a_second_sweep_into_the_same_folder_is_refused(folder):
     path = sweep_file(folder, name="twice.yaml", text=SWEEP.replace("/out", "/twice"))
     with (
         exclusive(folder / "twice", "test"),
-        pytest.raises(ValueError, match=r"twice must be written by one sweep"),
+        pytest.raises(ValueError, match=r"twice must be written by one job at a time"),
     ):
         experiment(path, jobs=1, dry_run=False)
     assert not (folder / "twice").exists()

@@ -97,7 +97,6 @@ class PlannedTraining:
             return None
         return cell if cell.results is None or cell.results.split == self.split else None
 
-
     def run_config(self) -> RunConfig:
         """Loads the config of the run."""
         run_folder = [f"run_root={self.folder.parent}", f"run_id={self.folder.name}"]

@@ -63,7 +63,7 @@ def run_sweep(sweep: Sweep, jobs: int, dry_run: bool) -> None:
         _leave_torchrun()
         if sweep.trials:
             search_space()  # raises without optuna
-        with exclusive(sweep.out, f"{sweep.out} must be written by one sweep"):
+        with exclusive(sweep.out, f"{sweep.out} must be written"):
             _convert(sweep, pending)
             _encode(pending)
             _train(sweep, [cells.setting for cells, _ in pending], jobs)
