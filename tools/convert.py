@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +17,7 @@ from msrec.data.convert.parts.conversion import (
     PartOptions,
     write_dataset_in_parts,
 )
-from msrec.data.convert.parts.engines import Engine, EngineName, WorkerEngine, make_engine
+from msrec.data.convert.parts.engines import EngineName, WorkerEngine, make_engine
 from msrec.data.convert.raw_tables import PublishedCounts, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.aliccp import SPLIT_COLUMN, read_aliccp
@@ -79,15 +78,14 @@ class Workers:
     """Workers of a conversion in parts.
 
     Args:
-        engine: runs the parts, see `make_engine`; `ranks` are those of a job, of which this
-            process is rank 0.
+        engine: runs the parts, see `make_engine`.
         count: number of workers on this machine; one for each core if None.
         address: of a Ray cluster.
         part_rows: raw rows of a part.
         work: folder for the parts, the same on all machines; `.OUT.parts` next to OUT if None.
     """
 
-    engine: WorkerEngine | Literal["ranks"] = "processes"
+    engine: WorkerEngine = "processes"
     count: int | None = None
     address: str | None = None
     part_rows: int = PART_ROWS
@@ -177,19 +175,9 @@ def _convert_in_parts(
     if settings["finish"] and TIMESTAMP not in _columns(interaction_files(raw)[0], rows):
         _refuse_histories(str(raw))
     work = workers.work or out.with_name(f".{out.name}.parts")
-    with _engine(workers) as engine:
+    with make_engine(workers.engine, workers.count, workers.address) as engine:
         parts = PartOptions(engine, work, workers.part_rows, overwrite=True)
         return write_dataset_in_parts(raw, rows, out, parts, **settings)
-
-
-def _engine(workers: Workers) -> AbstractContextManager[Engine]:
-    if workers.engine != "ranks":
-        return make_engine(workers.engine, workers.count, workers.address)
-    if workers.count is not None or workers.address is not None:
-        raise ValueError("--workers and --address are not for --engine ranks: use -j of the job.")
-    from msrec.launch.rank_workers import rank_workers  # imports torch
-
-    return rank_workers()
 
 
 def _columns(file: Path, rows: TableRows) -> Container[str]:

@@ -251,7 +251,7 @@ def _command(source: str) -> Callable[..., None]:
 
 def _work_for_rank_0() -> None:
     os.environ["POLARS_MAX_THREADS"] = "1"  # read when polars is imported; each core has a rank
-    from msrec.launch.rank_workers import work
+    from msrec.data.convert.parts.rank_workers import work
 
     work()
 

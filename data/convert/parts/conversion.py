@@ -21,7 +21,6 @@ from typing import Any
 import polars as pl
 
 from msrec.data.convert.conversion import schema_of, write_tables
-from msrec.data.convert.parts.engines import Engine
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
@@ -47,6 +46,7 @@ from msrec.data.convert.parts.steps import (
     merge_filtered,
     stage_rows,
 )
+from msrec.data.convert.parts.tasks import Engine
 from msrec.data.convert.raw_tables import Progress, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.plain.table_files import (

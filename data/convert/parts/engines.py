@@ -1,4 +1,4 @@
-"""Engines that run the parts of a conversion: local processes, or Ray.
+"""Engines that run the parts of a conversion: local processes, Ray, or the ranks of a job.
 
 A part whose worker dies is done again, on another worker; the others go on. An exception of the
 function ends the conversion.
@@ -8,41 +8,21 @@ import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
-WorkerEngine = Literal["processes", "ray"]
-EngineName = Literal["polars", "ranks"] | WorkerEngine
-"""`polars` is the conversion in one process, without parts; `ranks` are those of a job."""
+from msrec.data.convert.parts.tasks import Call, Engine, Task
+
+WorkerEngine = Literal["processes", "ray", "ranks"]
+EngineName = Literal["polars"] | WorkerEngine
+"""`polars` is the conversion in one process, without parts."""
 DEATHS = 3
 """Workers that may die with one part; the next death ends the conversion."""
 ONE_THREAD = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """Environment of a worker: there is one for each core."""
-
-
-class Task(NamedTuple):
-    """A part of a stage, and its number."""
-
-    number: int
-    part: Any
-
-
-Call = Callable[[Task], None]
-
-
-class Engine(Protocol):
-    """Calls a function with many tasks, on several workers."""
-
-    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
-        """Calls the function with each task; yields each time that a call has ended."""
-        ...
-
-    def close(self) -> None:
-        """Ends the workers."""
-        ...
 
 
 class Processes:
@@ -180,7 +160,7 @@ def make_engine(name: WorkerEngine, workers: int | None, address: str | None) ->
     """Yields an engine, whose workers end afterwards.
 
     Args:
-        name: local processes, or Ray.
+        name: local processes, Ray, or the ranks of a job, of which this process is rank 0.
         workers: on this machine; one for each core if None.
         address: of a Ray cluster such as `10.0.0.1:6379`, which has its own workers.
 
@@ -192,7 +172,17 @@ def make_engine(name: WorkerEngine, workers: int | None, address: str | None) ->
         raise ValueError(f"--workers must be at least 1; got {workers}.")
     if address is not None and (name != "ray" or workers is not None):
         raise ValueError("--address is for --engine ray, and --workers for this machine only.")
-    engine = Ray(workers, address) if name == "ray" else Processes(workers or os.cpu_count() or 1)
+    engine: Engine
+    if name == "ray":
+        engine = Ray(workers, address)
+    elif name == "processes":
+        engine = Processes(workers or os.cpu_count() or 1)
+    elif workers is not None:
+        raise ValueError("--workers is not for --engine ranks; -j of the job has their number.")
+    else:
+        from msrec.data.convert.parts.rank_workers import RankWorkers  # imports torch
+
+        engine = RankWorkers.of_job()
     try:
         yield engine
     finally:

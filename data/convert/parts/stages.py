@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msrec.data.convert.parts.engines import Engine, Task
+from msrec.data.convert.parts.tasks import Engine, Task
 from msrec.data.convert.raw_tables import Progress
 
 RESULT = "result.json"

@@ -13,11 +13,12 @@ from part_tables import differences, write_raw
 from torch._C._distributed_c10d import HashStore
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.parts.engines import Task
+from msrec.data.convert.parts import rank_workers
+from msrec.data.convert.parts.engines import make_engine
+from msrec.data.convert.parts.rank_workers import RankWorkers, work
+from msrec.data.convert.parts.tasks import Task
 from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
-from msrec.launch import rank_workers
-from msrec.launch.rank_workers import RankWorkers, work
 from msrec.tools.cli.convert import words_of
 
 TIMEOUT_S = 240
@@ -118,7 +119,7 @@ def test_the_engine_ranks_outside_of_a_job_is_one_sentence(tmp_path, monkeypatch
     monkeypatch.delenv("RANK", raising=False)
     with (
         pytest.raises(ValueError, match=r"as a job of several ranks: msrec launch convert"),
-        rank_workers.rank_workers(),
+        make_engine("ranks", None, None),
     ):
         pass
 

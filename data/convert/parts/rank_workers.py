@@ -8,12 +8,12 @@ import os
 import pickle
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from typing import Self
 
 from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from msrec.data.convert.parts.engines import Call, Task
+from msrec.data.convert.parts.tasks import Call, Task
 
 POLL_S = 0.1
 LEAVE_S = 60.0
@@ -31,6 +31,16 @@ class RankWorkers:
     def __init__(self, store: Store, ranks: int) -> None:
         self._store, self._ranks = store, ranks
         self._stage = 0
+
+    @classmethod
+    def of_job(cls) -> Self:
+        """Returns the engine of this process, rank 0 of a job.
+
+        Raises:
+            ValueError: this process is no rank of a job.
+        """
+        store, _, ranks = _rendezvous()
+        return cls(store, ranks)
 
     def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
         """Calls the function with each task; yields each time that a call has ended."""
@@ -54,26 +64,6 @@ class RankWorkers:
         deadline = time.monotonic() + LEAVE_S
         while self._store.add(_LEFT, 0) < self._ranks - 1 and time.monotonic() < deadline:
             time.sleep(POLL_S)
-
-
-@contextmanager
-def rank_workers() -> Iterator[RankWorkers]:
-    """Yields the engine to rank 0 of a job.
-
-    Raises:
-        ValueError: this process is no rank of a job.
-    """
-    store, _, ranks = _rendezvous()
-    engine = RankWorkers(store, ranks)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-def is_worker() -> bool:
-    """Whether this process is a rank other than 0."""
-    return int(os.environ.get("RANK", 0)) > 0
 
 
 def work() -> None:
