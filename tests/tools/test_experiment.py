@@ -161,6 +161,26 @@ def test_a_sweep_runs_resumes_and_reports(folder, monkeypatch, capsys):
     config.write_text(text)
 
 
+def test_a_sweep_encodes_every_source_that_an_arm_reads(folder, monkeypatch):
+    arms = """{a: ["llm.sources=[lsa]"], b: ["llm.sources=[lsa, minilm-l6-v2]"], bare: [],
+      d: ["llm.sources=[smollm2-135m-instruct]"], e: [meta.user=true], f: [meta.item=true]}"""
+    path = sweep_file(folder, arms=arms, name="sources.yaml", text=SWEEP.replace("/out", "/s"))
+    pending = [
+        (load_cells(s), load_config(s.config, s.options)) for s in settings(load_sweep(path))
+    ]
+    calls = []
+    monkeypatch.setattr(runner, "run_msrec", lambda *args: calls.append(args))
+    runner._encode(pending)
+    said = {(args[-2], args[-1]) for args in calls}
+    assert said == {
+        ("llm.sources=[lsa, minilm-l6-v2]", "llm.items=false"),
+        ("llm.sources=[smollm2-135m-instruct]", "llm.items=false"),
+        ("meta.user=true", "llm.items=false"),
+        ("meta.item=true", "llm.items=true"),
+    }
+    assert len(calls) == 4
+
+
 def test_a_second_sweep_into_the_same_folder_is_refused(folder):
     path = sweep_file(folder, name="twice.yaml", text=SWEEP.replace("/out", "/twice"))
     with (

@@ -89,19 +89,26 @@ def _convert(sweep: Sweep, pending: Pending) -> None:
 
 
 def _encode(pending: Pending) -> None:
-    """Encodes each store once; ends quickly if nothing is missing in it."""
-    for setting, items in _stores(pending).values():
-        items_option = f"llm.items={str(items).lower()}"
-        run_msrec("encode", setting.config, *setting.options, items_option)
+    """Encodes what the settings read of each store; ends quickly if nothing is missing in it."""
+    for needs in _stores(pending).values():
+        for need, setting in needs.items():
+            items_option = f"llm.items={str('item' in need).lower()}"
+            run_msrec("encode", setting.config, *setting.options, items_option)
 
 
-def _stores(pending: Pending) -> dict[Path, tuple[Setting, bool]]:
-    """Returns knowledge store -> a setting that reads it, and whether any setting reads items."""
-    stores: dict[Path, tuple[Setting, bool]] = {}
+def _stores(pending: Pending) -> dict[Path, dict[frozenset[str], Setting]]:
+    """Returns knowledge store -> levels and sources of items -> a setting that reads these.
+
+    What another setting reads too, and more, is left out.
+    """
+    stores: dict[Path, dict[frozenset[str], Setting]] = {}
     for cells, config in pending:
-        if config.knowledge_levels and config.llm.store is not None:
-            setting, items = stores.get(config.llm.store, (cells.setting, False))
-            stores[config.llm.store] = setting, items or "item" in config.knowledge_levels
+        need = frozenset([*config.knowledge_levels, *config.llm.sources])
+        if config.llm.store is not None and need:
+            needs = stores.setdefault(config.llm.store, {})
+            if not any(need <= other for other in needs):
+                kept = {other: setting for other, setting in needs.items() if not other < need}
+                stores[config.llm.store] = kept | {need: cells.setting}
     return stores
 
 
