@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
@@ -101,6 +101,11 @@ class RowFilter:
             if count:
                 name = f"{location}: {column.name}"
                 self.replaced[name] = self.replaced.get(name, 0) + count
+
+    @property
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """What was counted, by the names of the attributes."""
+        return {"excluded": self.excluded, "examples": self.examples, "replaced": self.replaced}
 
     def merge(self, other: "RowFilter") -> None:
         """Adds the counts and the first examples of another filter."""

@@ -57,16 +57,14 @@ class TextFile(NamedTuple):
 def text_part(file: TextFile, out: Path) -> Result:
     """Makes a Parquet file of a text file, with the types of its columns."""
     row_filter = RowFilter(file.bad_rows)
-    target, rows = out / ROWS_FILE, 0
     with ExitStack() as stack:
         writer = None
         for frame in read_text(file.path, file.columns, TextReader(row_filter)):
             table = frame.to_arrow()
             if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(target, table.schema))
+                writer = stack.enter_context(pq.ParquetWriter(out / ROWS_FILE, table.schema))
             writer.write_table(table)
-            rows += len(table)
-    return {"rows": rows, **_filtered(row_filter)}
+    return row_filter.counts
 
 
 def survey_part(source: TableRows, part: RawPart, out: Path) -> Result:
@@ -94,11 +92,7 @@ def stage_part(job: Job, number: int, out: Path) -> Result:
     write_exchange(out / USERS_FILE, sent.to_arrow(), share, job.num_shares)
     clock = rows[time[0]].to_numpy() if time and len(rows) else None
     span = None if clock is None else [int(clock.min()), int(clock.max())]
-    return {"rows": len(rows), "time": span, **_filtered(row_filter)}
-
-
-def _filtered(row_filter: RowFilter) -> Result:
-    return {name: getattr(row_filter, name) for name in ("excluded", "examples", "replaced")}
+    return {"rows": len(rows), "time": span, **row_filter.counts}
 
 
 def time_part(job: Job, task: tuple[int, list[tuple[int, int]]], out: Path) -> Result:

@@ -50,8 +50,7 @@ from msrec.data.schema import SplitRecord
 def merge_filtered(row_filter: RowFilter, results: Sequence[Mapping[str, Any]]) -> None:
     """Adds what the filters of parts have counted."""
     for result in results:
-        counts = {name: result[name] for name in ("excluded", "examples", "replaced")}
-        row_filter.merge(RowFilter(row_filter.policy, **counts))
+        row_filter.merge(RowFilter(**{name: result[name] for name in row_filter.counts}))
 
 
 def stage_rows(job: Job, raw: RawTables, stages: Stages, row_filter: RowFilter) -> tuple[Job, int]:
