@@ -32,6 +32,10 @@ BENCHES = {
         "conversion.command",
         "Converting random rows in parts, against one process.",
     ),
+    "chain": (
+        "conversion.chain",
+        "All commands from raw rows to metrics: cost of a row, and memory.",
+    ),
     "managed": (
         "drift.command",
         "Managed tables against vocabularies and hashes, on a stream of drifting ids.",

@@ -1,37 +1,18 @@
 """`msrec bench convert`: converting random rows in parts, against one process."""
 
-import os
 import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from msrec.data.io.outputs import FolderKind, emptied_folder
+from msrec.data.io.outputs import emptied_folder
+from msrec.tools.bench.conversion.measured import SCRATCH, run_measured
 from msrec.tools.bench.conversion.raw_rows import write_raw_rows
 from msrec.tools.bench.harness.options import comma_list
 from msrec.tools.bench.harness.report import console
-
-MARKER = "msrec-bench-convert.txt"
-SCRATCH = FolderKind("a folder of msrec bench convert", MARKER, (MARKER, "*/**"))
-
-
-class Cost(NamedTuple):
-    """Cost of a command and of the processes that it waits for.
-
-    Units:
-        wall_s, cpu_s: seconds.
-        peak_gib: memory of the largest process.
-    """
-
-    wall_s: float
-    cpu_s: float
-    peak_gib: float
 
 
 def bench_convert(
@@ -77,23 +58,6 @@ def bench_convert(
         shutil.rmtree(raw)
     shutil.rmtree(out)
     console.print(table)
-
-
-def run_measured(arguments: Sequence[str]) -> Cost:
-    """Runs an msrec command and returns its cost.
-
-    Raises:
-        ValueError: the command fails.
-    """
-    code = "from msrec.tools.cli.main import main; main()"
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # Popen did not see its end
-    if status:
-        raise ValueError(f"msrec {' '.join(arguments)} must end without an error; it did not.")
-    cpu_s = usage.ru_utime + usage.ru_stime
-    return Cost(time.perf_counter() - start, cpu_s, usage.ru_maxrss / 2**20)
 
 
 def _check_same(first: Path, second: Path) -> None:
