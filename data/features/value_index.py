@@ -1,7 +1,7 @@
 """Positions of raw values among known ones, for conversion, prediction and serving alike."""
 
-import itertools
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from msrec.data.features.columns import Ids, nulls
 from msrec.data.features.value_types import stored
+from msrec.data.io.mapped_tables import read_mapped, write_mapped
 
 MANY = 8
 """Hashing all n known values costs about as much as looking up n / 8 values one by one."""
@@ -91,39 +92,58 @@ class ValueIndex:
 
 
 class SortedIndex(ValueIndex):
-    """Index that is built once; a lookup costs about the same for any number of known values.
+    """Index in a file that all processes of a host map; a lookup costs about the same for any size.
 
-    Known values are sorted by a hash. The hashes of all values of a call are sorted too, so that
-    the search walks through memory in order.
+    The file has the known values in the order of their hashes, so that a search walks through it in
+    order with the sorted hashes of all values of a call, and reads no more of it than it needs.
+
+    Args:
+        path: file that `write` wrote with the same version of polars.
     """
+
+    def __init__(self, path: Path) -> None:
+        known = read_mapped(path)
+        self._hashes, self._positions = (known[name].to_numpy() for name in ("hash", "position"))
+        self._values = known["value"]
+        self._type = stored(self._values[:0].to_arrow()).type
+
+    @classmethod
+    def write(cls, path: Path, known: pa.Array) -> Self:
+        """Writes the index of distinct values, with nulls that match nothing, and opens it."""
+        known = stored(known)
+        values = pl.Series("value", pl.from_arrow(known))
+        positions = np.flatnonzero(~nulls(known)).astype(np.int32)
+        frame = pl.DataFrame({"value": values.gather(positions), "position": positions})
+        frame = frame.with_columns(hash=pl.col("value").hash()).sort("hash")
+        write_mapped(path, frame)
+        return cls(path)
+
+    @property
+    def type(self) -> pa.DataType:
+        """Type of the known values, as `stored` returns them."""
+        return self._type
 
     def positions(self, values: pa.Array) -> Ids:
         """Returns the position of each value, see `ValueIndex.positions`."""
         values = stored(values)
         positions = np.full(len(values), -1, dtype=np.int32)
-        if values.null_count == len(values) or not len(self._known):
+        if values.null_count == len(values) or not len(self._hashes):
             return positions
         if values.type != self.type:
             raise ValueError(f"values must be {self.type}, as the known ones; got {values.type}.")
-        hashes, known, position_of, seed = self._by_hash
         searched = pl.Series(pl.from_arrow(values))
-        wanted = searched.hash(seed).to_numpy()
+        wanted = searched.hash().to_numpy()
         order = np.argsort(wanted)
-        at = np.minimum(np.searchsorted(hashes, wanted[order]), len(hashes) - 1)
-        is_known = (known.gather(at) == searched.gather(order)).fill_null(value=False).to_numpy()
-        positions[order] = np.where(is_known, position_of[at], np.int32(-1))
+        searched, wanted = searched.gather(order), wanted[order]
+        last = len(self._hashes) - 1
+        at = np.minimum(np.searchsorted(self._hashes, wanted), last)
+        while True:
+            is_known = (self._values.gather(at) == searched).fill_null(value=False).to_numpy()
+            # Of values that share a hash of 64 bits, the search has found the first.
+            after = np.minimum(at + 1, last)
+            is_next = ~is_known & (after > at) & (self._hashes[after] == wanted)
+            if not is_next.any():
+                break
+            at = np.where(is_next, after, at)
+        positions[order] = np.where(is_known, self._positions[at], np.int32(-1))
         return positions
-
-    @cached_property
-    def _by_hash(self) -> tuple[npt.NDArray[np.uint64], pl.Series, Ids, int]:
-        """Hashes in ascending order, their values, the positions of these, and the seed."""
-        known = pl.Series(pl.from_arrow(self._known))
-        position_of = np.flatnonzero(~nulls(self._known)).astype(np.int32)
-        known = known.gather(position_of)
-        for seed in itertools.count():
-            hashes = known.hash(seed).to_numpy()
-            order = np.argsort(hashes)
-            hashes = hashes[order]
-            if (hashes[1:] != hashes[:-1]).all():  # else two values share a hash of 64 bits
-                return hashes, known.gather(order), position_of[order], seed
-        raise AssertionError

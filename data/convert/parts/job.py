@@ -8,9 +8,7 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
-from msrec.data.convert.parts.exchange import read_batches, write_batches
 from msrec.data.convert.raw_tables import SIDES, RawTables, Side
 from msrec.data.convert.row_filter import ROW
 from msrec.data.convert.sources.plain.table_rows import Survey, TableRows
@@ -18,6 +16,7 @@ from msrec.data.convert.split import SplitChoice, SplitCodes, codes_by_name, cod
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, TableKind
 from msrec.data.features.value_index import SortedIndex
 from msrec.data.features.vocabulary import Frequent, Vocabulary
+from msrec.data.io.mapped_tables import read_mapped, write_mapped
 from msrec.data.io.names import safe_name
 from msrec.data.schema import Schema
 
@@ -115,27 +114,21 @@ class Job:
 @lru_cache(maxsize=1)
 def tables_with_keys(folder: Path, run_id: str) -> dict[str, pl.DataFrame]:
     """Returns the keys of users and items, which `write_keys` wrote."""
-    return {
-        f"{side}s": pl.DataFrame(pl.from_arrow(next(read_batches([_keys(folder, side)], 0))))
-        for side in SIDES
-    }
+    return {f"{side}s": read_mapped(folder / f"{side}_keys.arrow") for side in SIDES}
 
 
 @lru_cache(maxsize=1)
 def key_indices(folder: Path, run_id: str) -> dict[Side, SortedIndex]:
     """Returns the positions of the keys of users and items."""
-    tables = tables_with_keys(folder, run_id)
-    return {side: SortedIndex(tables[f"{side}s"][f"{side}_key"].to_arrow()) for side in SIDES}
+    return {side: SortedIndex(folder / f"{side}_index.arrow") for side in SIDES}
 
 
 def write_keys(raw: RawTables, folder: Path) -> None:
-    """Writes the keys of users and items for the workers."""
+    """Writes the keys of users and items, and indices of them, for the workers."""
     for side in SIDES:
-        write_batches(_keys(folder, side), [raw.table(side).select(f"{side}_key").to_arrow()])
-
-
-def _keys(folder: Path, side: str) -> Path:
-    return folder / f"{side}_keys.arrow"
+        keys = raw.table(side).select(f"{side}_key")
+        write_mapped(folder / f"{side}_keys.arrow", keys)
+        SortedIndex.write(folder / f"{side}_index.arrow", keys.to_series().to_arrow())
 
 
 def with_keys(job: Job) -> RawTables:
@@ -146,22 +139,29 @@ def with_keys(job: Job) -> RawTables:
 def write_encoded(encoded: EncodedFeatures, folder: Path) -> None:
     """Writes vocabularies, and encoded features of users and items, for the workers."""
     (folder / ENCODED).mkdir(exist_ok=True)
-    columns = {f"values-{name}": values for name, values in encoded.values.items()}
+    for name, values in encoded.values.items():
+        write_mapped(_encoded(folder, "values", name), values.alias("value").to_frame())
     for name, vocabulary in encoded.vocabularies.items():
         if isinstance(vocabulary, Vocabulary) and name not in encoded.values:
-            columns[f"vocabulary-{name}"] = vocabulary.values
-    for name, values in columns.items():
-        table = pa.table({"value": values.rechunk().to_arrow()})
-        write_batches(folder / ENCODED / f"{safe_name(name)}.arrow", [table])
+            values = vocabulary.values.alias("value")
+            write_mapped(_encoded(folder, "vocabulary", name), values.to_frame())
+            SortedIndex.write(_encoded(folder, "index", name), values.to_arrow())
 
 
-class LargeVocabulary(Vocabulary):
+def _encoded(folder: Path, kind: str, feature: str) -> Path:
+    return folder / ENCODED / f"{safe_name(f'{kind}-{feature}')}.arrow"
+
+
+@dataclass(frozen=True)
+class MappedVocabulary(Vocabulary):
     """Vocabulary of a worker, which looks up the values of many parts."""
+
+    index_file: Path
 
     @cached_property
     def index(self) -> SortedIndex:
         """Positions of the values."""
-        return SortedIndex(self.values.to_arrow())
+        return SortedIndex(self.index_file)
 
 
 @lru_cache(maxsize=1)
@@ -171,12 +171,12 @@ def read_encoded(folder: Path, run_id: str, names: tuple[tuple[str, bool], ...])
     encoded = EncodedFeatures({side: tables[f"{side}s"].height for side in SIDES})
     for name, is_side in names:
         kind = "values" if is_side else "vocabulary"
-        path = folder / ENCODED / f"{safe_name(f'{kind}-{name}')}.arrow"
-        column = pl.Series(pl.from_arrow(next(read_batches([path], 0))["value"]))
+        column = read_mapped(_encoded(folder, kind, name))["value"]
         if is_side:
             encoded.values[name] = column
         else:
-            encoded.vocabularies[name] = LargeVocabulary(column)
+            index = _encoded(folder, "index", name)
+            encoded.vocabularies[name] = MappedVocabulary(column, index)
     return encoded
 
 
