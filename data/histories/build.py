@@ -9,9 +9,10 @@ file were written in the order in which they happened. The protocol `stream` als
 to follow each other in time for each user, so that it is refused for a random split.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +26,12 @@ from msrec.data.histories.index import (
     HistoryManifest,
     data_files,
 )
+from msrec.data.histories.user_shares import UserShares, write_user_shares
 from msrec.data.io.atomic_files import checksums, write_text
 from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import FolderKind, new_folder
 from msrec.data.io.paths import AnyPath
-from msrec.data.loading.quarantine import BAD, Policy
-from msrec.data.loading.split_reader import SplitReader
+from msrec.data.loading.quarantine import Policy
 from msrec.data.schema import (
     SPLITS,
     EventChoice,
@@ -39,33 +40,12 @@ from msrec.data.schema import (
     HistoryProtocol,
     HistoryRecord,
     Schema,
-    Split,
     load_schema,
     save_schema,
 )
 
 INDEX = FolderKind("an index of histories", MANIFEST, (MANIFEST, "*.npy"))
 PROTOCOLS: tuple[HistoryProtocol, ...] = ("stream", "frozen")
-
-
-class _Rows(NamedTuple):
-    """The rows of all splits, train first, in the order of the files.
-
-    Shape:
-        user, items, scenarios: (N,), int32.
-        labels: (N,), uint8.
-        times: (N,), int64.
-        is_good: (N,), bool, false for rows that are excluded.
-        starts: (4,), int64, first row of each split, then N.
-    """
-
-    user: npt.NDArray[np.int32]
-    items: npt.NDArray[np.int32]
-    scenarios: npt.NDArray[np.int32]
-    labels: npt.NDArray[np.uint8]
-    times: npt.NDArray[np.int64]
-    is_good: npt.NDArray[np.bool_]
-    starts: npt.NDArray[np.int64]
 
 
 def build_histories(
@@ -78,8 +58,9 @@ def build_histories(
 ) -> Schema:
     """Writes `DATASET/histories/PROTOCOL` for each protocol, and records them in dataset.yaml.
 
-    An index appears as a whole and replaces an older one. Reading and sorting is done once for all
-    protocols, in memory: about 120 bytes per row of all splits, and 0.7 s per million rows.
+    An index appears as a whole and replaces an older one. Rows are read once for all protocols and
+    sorted user by user, so that memory grows with the number of users alone: 24 bytes for each, and
+    0.5 GB. The files of all rows, 15 bytes for each, are in the dataset's folder meanwhile.
 
     Args:
         dataset: the dataset folder.
@@ -123,16 +104,18 @@ def _write_indices(
     progress: Progress,
 ) -> dict[HistoryProtocol, HistoryRecord]:
     """Writes the index of each protocol and returns their records."""
-    rows = _read_rows(dataset, schema, order, faults, progress)
-    sorting = np.lexsort((rows.times, rows.user))
+    scratch = dataset / HISTORIES / ".rows"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a call that was killed
+    scratch.mkdir(parents=True)
     records: dict[HistoryProtocol, HistoryRecord] = {}
-    for number, protocol in enumerate(protocols):
-        progress("writing", number, len(protocols))
-        arrays = _index_arrays(rows, sorting, schema.num_users, protocol, events)
-        record = _record(rows, arrays, events, order)
-        _write_index(dataset, protocol, arrays, record)
-        records[protocol] = record
-    progress("writing", len(protocols), len(protocols))
+    try:
+        shares = write_user_shares(dataset, schema, order, faults, scratch, progress)
+        for number, protocol in enumerate(protocols):
+            progress("writing", number, len(protocols))
+            records[protocol] = _write_index(dataset, protocol, shares, events, order)
+        progress("writing", len(protocols), len(protocols))
+    finally:
+        shutil.rmtree(scratch)
     return records
 
 
@@ -157,78 +140,97 @@ def check_order(
         )
 
 
-def _read_rows(
-    dataset: Path, schema: Schema, order: EventOrder, faults: Policy, progress: Progress
-) -> _Rows:
-    """Reads all splits, one row group at a time."""
-    names = ["user", "item", "scenario", schema.labels[0]]
-    if order == "timestamp" and schema.timestamp:
-        names.append(schema.timestamp)
-    if faults != "fail":
-        names = schema.columns  # a fault in any column excludes a row
-    readers = [SplitReader(dataset, schema, split, names, faults) for split in SPLITS]
-    starts = np.concatenate([[0], np.cumsum([reader.num_rows for reader in readers])])
-    size = int(starts[-1])
-    rows = _Rows(
-        user=np.empty(size, np.int32),
-        items=np.empty(size, np.int32),
-        scenarios=np.empty(size, np.int32),
-        labels=np.empty(size, np.uint8),
-        times=np.arange(size),
-        is_good=np.ones(size, np.bool_),
-        starts=starts,
-    )
-    targets: dict[str, npt.NDArray[Any]] = {
-        "user": rows.user,
-        "item": rows.items,
-        "scenario": rows.scenarios,
-        schema.labels[0]: rows.labels,
-    }
-    if order == "timestamp" and schema.timestamp:
-        targets[schema.timestamp] = rows.times
-    for reader, start in zip(readers, starts, strict=False):
-        for first, count in zip(reader.starts, reader.group_rows, strict=False):
-            columns = reader.take(np.arange(first, first + count))
-            span = slice(start + first, start + first + count)
-            for name, target in targets.items():
-                target[span] = columns[name]
-            if BAD in columns:
-                rows.is_good[span] = ~columns[BAD]
-            progress("reading", span.stop, size)
-    return rows
-
-
-def _index_arrays(
-    rows: _Rows,
-    sorting: npt.NDArray[np.int64],
-    num_users: int,
+def _write_index(
+    dataset: Path,
     protocol: HistoryProtocol,
+    shares: UserShares,
     events: EventChoice,
-) -> dict[str, npt.NDArray[Any]]:
-    """Returns the arrays of an index by the names of their files.
+    order: EventOrder,
+) -> HistoryRecord:
+    out = dataset / HISTORIES / protocol
+    with new_folder(out, INDEX, overwrite=True) as folder:
+        record = _write_arrays(folder, protocol, shares, events, order)
+        paths = sorted(folder.iterdir())
+        manifest = HistoryManifest(
+            **dict(record),
+            version=VERSION,
+            protocol=protocol,
+            files=data_files(dataset),
+            bytes={path.name: path.stat().st_size for path in paths},
+            crc32=checksums(folder, paths),
+        )
+        write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    return record
 
-    Args:
-        rows: of all splits.
-        sorting: (N,), the rows by user, then time, then order in the files.
-        num_users: users of the dataset.
-        protocol: splits whose rows are events.
-        events: rows that are events.
-    """
-    is_event = rows.is_good.copy()
-    if protocol == "frozen":
-        is_event[rows.starts[1] :] = False
-    if events == "positive":
-        is_event &= rows.labels == 1
-    is_event = is_event[sorting]
-    ends = np.empty(len(sorting), np.int64)
-    ends[sorting] = _sorted_ends(rows.user[sorting], rows.times[sorting], is_event)
-    chosen = sorting[is_event]
-    starts = np.zeros(num_users + 1, np.int64)
-    np.cumsum(np.bincount(rows.user[chosen], minlength=num_users), out=starts[1:])
-    ends[~rows.is_good] = starts[rows.user[~rows.is_good]]
-    arrays: dict[str, npt.NDArray[Any]] = {"starts": starts}
-    arrays |= {name: getattr(rows, name)[chosen] for name in EVENT_ARRAYS}
-    return arrays | {f"ends-{split}": part for split, part in _by_split(rows, ends).items()}
+
+def _write_arrays(
+    folder: Path,
+    protocol: HistoryProtocol,
+    shares: UserShares,
+    events: EventChoice,
+    order: EventOrder,
+) -> HistoryRecord:
+    """Writes the arrays of an index, share by share, and returns its record."""
+    is_chosen = np.ones_like(shares.good, np.bool_)
+    is_chosen[1:] = protocol == "stream"
+    is_chosen[:, 0] &= events == "all"
+    num_events = int(shares.good[is_chosen].sum())
+    arrays = {n: _new_array(folder, n, t, num_events) for n, t in EVENT_ARRAYS.items()}
+    ends_of = [
+        _new_array(folder, f"ends-{split}", "int64", int(size))
+        for split, size in zip(SPLITS, np.diff(shares.starts), strict=True)
+    ]
+    starts = np.zeros(int(shares.users[-1]) + 1, np.int64)
+    lengths = [np.zeros(1, np.int64) for _ in SPLITS]
+    done = 0
+    for first, stop, rows in shares:
+        split = np.searchsorted(shares.starts, rows.number, side="right") - 1
+        is_event = rows.is_good & is_chosen[split, (rows.labels == 1).astype(np.int8)]
+        sorting = np.lexsort((rows.times, rows.user))
+        ends = np.empty(len(sorting), np.int64)
+        ends[sorting] = _sorted_ends(rows.user[sorting], rows.times[sorting], is_event[sorting])
+        ends += done
+        chosen = sorting[is_event[sorting]]
+        counts = np.bincount(rows.user[chosen] - first, minlength=stop - first)
+        starts[first + 1 : stop + 1] = done + np.cumsum(counts)
+        ends[~rows.is_good] = starts[rows.user[~rows.is_good]]
+        for name, array in arrays.items():
+            array[done : done + len(chosen)] = getattr(rows, name)[chosen]
+        for code, array in enumerate(ends_of):
+            here = split == code
+            array[rows.number[here] - shares.starts[code]] = ends[here]
+            lengths[code] = _added(lengths[code], ends[here] - starts[rows.user[here]])
+        done += len(chosen)
+    np.save(folder / "starts.npy", starts)
+    return HistoryRecord(
+        events=events,
+        order=order,
+        num_events=num_events,
+        num_users=int((np.diff(starts) > 0).sum()),
+        lengths={split: _lengths(counts) for split, counts in zip(SPLITS, lengths, strict=True)},
+    )
+
+
+def _new_array(folder: Path, name: str, dtype: str, size: int) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.lib.format.open_memmap(
+        folder / f"{name}.npy", "w+", np.dtype(dtype), (size,)
+    )
+    return array
+
+
+def _added(counts: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Returns a histogram to which values have been added."""
+    more = np.bincount(values, minlength=len(counts))
+    more[: len(counts)] += counts
+    return more
+
+
+def _lengths(counts: npt.NDArray[np.int64]) -> HistoryLengths:
+    """Returns the summary of a histogram of lengths; a quantile is the length of a row."""
+    upto = np.cumsum(counts)
+    rows = int(upto[-1])
+    median, p95 = (int(np.searchsorted(upto, -(-rows * p // 100))) for p in (50, 95))
+    return HistoryLengths(rows=rows, without_history=int(counts[0]), median=median, p95=p95)
 
 
 def _sorted_ends(
@@ -248,52 +250,3 @@ def _sorted_ends(
     num_before: npt.NDArray[np.int64] = np.cumsum(is_event)[first] - is_event[first]
     ends: npt.NDArray[np.int64] = np.repeat(num_before, np.diff(first, append=len(user)))
     return ends
-
-
-def _record(
-    rows: _Rows, arrays: dict[str, npt.NDArray[Any]], events: EventChoice, order: EventOrder
-) -> HistoryRecord:
-    starts = arrays["starts"]
-    lengths: dict[Split, HistoryLengths] = {}
-    for split, user in _by_split(rows, rows.user).items():
-        of_rows = arrays[f"ends-{split}"] - starts[user]
-        median, p95 = np.quantile(of_rows, (0.5, 0.95), method="inverted_cdf")
-        lengths[split] = HistoryLengths(
-            rows=len(of_rows),
-            without_history=int((of_rows == 0).sum()),
-            median=int(median),
-            p95=int(p95),
-        )
-    return HistoryRecord(
-        events=events,
-        order=order,
-        num_events=len(arrays["items"]),
-        num_users=int((np.diff(starts) > 0).sum()),
-        lengths=lengths,
-    )
-
-
-def _by_split(rows: _Rows, values: npt.NDArray[Any]) -> dict[Split, npt.NDArray[Any]]:
-    return dict(zip(SPLITS, np.split(values, rows.starts[1:-1]), strict=True))
-
-
-def _write_index(
-    dataset: Path,
-    protocol: HistoryProtocol,
-    arrays: dict[str, npt.NDArray[Any]],
-    record: HistoryRecord,
-) -> None:
-    out = dataset / HISTORIES / protocol
-    with new_folder(out, INDEX, overwrite=True) as folder:
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array)
-        paths = sorted(folder.iterdir())
-        manifest = HistoryManifest(
-            **dict(record),
-            version=VERSION,
-            protocol=protocol,
-            files=data_files(dataset),
-            bytes={path.name: path.stat().st_size for path in paths},
-            crc32=checksums(folder, paths),
-        )
-        write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")

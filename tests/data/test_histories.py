@@ -8,6 +8,7 @@ import torch
 from history_rows import TIMES, histories, rows_of, slow_history, with_ties
 from tiny import replace_column, tiny_dataset
 
+from msrec.data.histories import user_shares
 from msrec.data.histories.build import build_histories
 from msrec.data.histories.index import EVENT_ARRAYS, HistoryIndex
 from msrec.data.histories.reader import HistoryReader
@@ -300,3 +301,26 @@ def test_a_remote_dataset_is_refused():
     for function in (lambda: HistoryIndex.open("memory://app", "stream"),):
         with pytest.raises(ValueError, match="must be a folder of this machine"):
             function()
+
+
+@pytest.mark.parametrize("events", ["all", "positive"])
+def test_shares_of_the_users_do_not_change_an_index(tmp_path, monkeypatch, events):
+    """Shares of few rows, and a user with more rows than a share."""
+    whole, shared = (with_ties(tmp_path / name) for name in ("whole", "shared"))
+    build_histories(whole, events=events)
+    monkeypatch.setattr(user_shares, "SHARE_ROWS", 150)
+    build_histories(shared, events=events)
+    for path in sorted((whole / "histories").rglob("*.npy")):
+        assert path.read_bytes() == (shared / path.relative_to(whole)).read_bytes(), path.name
+    assert load_schema(whole).histories == load_schema(shared).histories
+    assert not list(shared.glob("histories/.rows*"))
+
+
+def test_without_an_event_no_row_has_a_history(tmp_path):
+    dataset = with_ties(tmp_path / "tiny", rows=300, valid_rows=60)
+    for path in dataset.glob("*/part-*.parquet"):
+        replace_column(path, "label", pa.array([0.0] * pq.read_metadata(path).num_rows, "float"))
+    build_histories(dataset, ["stream"], events="positive")
+    assert load_schema(dataset).histories["stream"].num_events == 0
+    for batch in loader_of(dataset, "test", "stream", 5).batches():
+        assert all(history == [] for history in histories(batch).values())
