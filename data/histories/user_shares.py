@@ -98,8 +98,10 @@ def write_user_shares(
             is_good = ~columns[BAD] if BAD in columns else np.ones(count, np.bool_)
             labels = columns[schema.labels[0]].astype(np.uint8)
             times = columns[clock].astype(np.int64) if clock else number
-            sides = (columns[name].astype(np.int32) for name in ("user", "item", "scenario"))
-            waiting.append(UserRows(number, *sides, labels, times, is_good))
+            user, item, scenario = (
+                columns[name].astype(np.int32) for name in ("user", "item", "scenario")
+            )
+            waiting.append(UserRows(number, user, item, scenario, labels, times, is_good))
             good[code] += np.bincount(labels[is_good] == 1, minlength=2)
             progress("reading", int(number[-1]) + 1, int(starts[-1]))
             is_last = number[-1] + 1 == starts[-1]
