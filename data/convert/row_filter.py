@@ -104,7 +104,7 @@ class RowFilter:
 
     @property
     def counts(self) -> dict[str, dict[str, Any]]:
-        """What was counted, by the names of the attributes."""
+        """Counts, by the names of the attributes."""
         return {"excluded": self.excluded, "examples": self.examples, "replaced": self.replaced}
 
     def merge(self, other: "RowFilter") -> None:
