@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from msrec.data.io.paths import AnyPath
 from msrec.data.io.validation import StrictModel
 from msrec.data.schema import Split
 from msrec.launch.evaluation.evaluate import predictions_folder
-from msrec.launch.evaluation.exact_results import label_rows
+from msrec.launch.evaluation.exact_results import row_source
 from msrec.launch.evaluation.results import ResultHistory, Results, load_results
-from msrec.launch.evaluation.scored_rows.commit import COMMIT_FILE
-from msrec.launch.evaluation.scored_rows.predictions import Predictions, load_predictions
+from msrec.launch.evaluation.same_rows import check_same_rows
+from msrec.launch.evaluation.scored_rows.commit import COMMIT_FILE, Commit
+from msrec.launch.evaluation.scored_rows.parts import Parts
 from msrec.launch.trained_run import find_run
-from msrec.model.metrics.definitions import Array
 from msrec.model.metrics.differences import ALL, Difference, Differences, correct, differences
-from msrec.model.metrics.exact import Grouping, MetricOptions, SortedRows
+from msrec.model.metrics.exact import MetricOptions
+from msrec.model.metrics.user_sums import UserSums
 
 
 class Comparison(StrictModel):
@@ -107,26 +106,27 @@ def compare(
         AUC: clustered DeLong (DeLong et al., Biometrics 1988; Obuchowski, Biometrics 1997) to order
         1 / users. Holm, Scandinavian Journal of Statistics 1979.
     """
-    pair = load_predictions(first), load_predictions(second)
+    pair = Parts.open(first), Parts.open(second)
     results = load_results(first), load_results(second)
     scenarios = [list(result.metrics.scenarios) for result in results]
     labels = _common_labels(names, *results)
-    _check_same_rows(names, *pair, scenarios, labels)
+    _check_facts(names, pair[0].commit, pair[1].commit, scenarios)
+    check_same_rows(names, pair, labels)
     histories = results[0].history, results[1].history
     if not any_protocol:
         _check_protocols(names, histories)
-    groups = Grouping(scenarios[0], pair[0].scenario)
+    sources = [row_source(parts.folder, scenarios[0]) for parts in pair]
     options = MetricOptions(k=k, resamples=0)
     by_label: dict[str, Differences] = {}
     combined: dict[str, Differences] = {}
     for name, numbers in labels.items():
         kind = list(results[0].by_label.values())[numbers[0]].kind
-        runs = list(zip(pair, numbers, strict=True))
-        rows = [label_rows(run, number, options, kind) for run, number in runs]
-        by_label[name] = _differences_by_group(rows, groups)
-        if kind == "binary" and all(run.combined is not None for run in pair):
-            ranked = [label_rows(run, n, options, "ranking", run.combined) for run, n in runs]
-            combined[name] = _differences_by_group(ranked, groups)
+        runs = list(zip(sources, numbers, strict=True))
+        sums = [run.sums(number, "score", kind, options) for run, number in runs]
+        by_label[name] = _differences_by_group(sums, scenarios[0])
+        if kind == "binary" and all(run.has(number, "combined") for run, number in runs):
+            ranked = [run.sums(number, "combined", "ranking", options) for run, number in runs]
+            combined[name] = _differences_by_group(ranked, scenarios[0])
     by_label, combined = correct(by_label), correct(combined)
     label = next(iter(by_label))
     return Comparison(
@@ -167,11 +167,12 @@ def _common_labels(
     return common
 
 
-def _differences_by_group(runs: Sequence[SortedRows], groups: Grouping) -> Differences:
+def _differences_by_group(
+    sums: Sequence[Sequence[UserSums]], scenarios: Sequence[str]
+) -> Differences:
     """Returns the differences of two runs in one label, of all rows and of each scenario."""
-    sums = [[rows.sums(group) for group in (None, *rows.rows_of(groups))] for rows in runs]
     by_group = [differences(*of_group) for of_group in zip(*sums, strict=True)]
-    names = [ALL, *groups.names]
+    names = [ALL, *scenarios]
     no_rows = Difference(rows=0, users=0, first=None, second=None)
     return {
         metric: {name: of.get(metric, no_rows) for name, of in zip(names, by_group, strict=True)}
@@ -194,38 +195,18 @@ def _check_protocols(
         )
 
 
-def _check_same_rows(
-    names: tuple[str, str],
-    one: Predictions,
-    two: Predictions,
-    scenarios: list[list[str]],
-    labels: dict[str, tuple[int, int]],
+def _check_facts(
+    names: tuple[str, str], one: Commit, two: Commit, scenarios: list[list[str]]
 ) -> None:
-    start = f"{names[0]} and {names[1]} must have scored the same rows"
-    advice = "Evaluate both on the same data and split."
+    """Refuses predictions that cannot be of the same rows."""
     for fact, first, second in (
-        ("the dataset", one.commit.dataset, two.commit.dataset),
-        ("the split", one.commit.split, two.commit.split),
-        ("the number of rows", len(one.row_id), len(two.row_id)),
+        ("the dataset", one.dataset, two.dataset),
+        ("the split", one.split, two.split),
+        ("the number of rows", one.rows - one.left_out, two.rows - two.left_out),
         ("the scenarios", ", ".join(scenarios[0]), ", ".join(scenarios[1])),
     ):
         if first != second:
-            raise ValueError(f"{start}; {fact} differs: {first} and {second}. {advice}")
-    pairs: dict[str, tuple[Array, Array]] = {
-        name: (getattr(one, name), getattr(two, name)) for name in ("row_id", "user", "scenario")
-    }
-    for label, (first_number, second_number) in labels.items():
-        both = one.labels[first_number], two.labels[second_number]
-        of_label = f" of {label}" if len(labels) > 1 else ""
-        pairs |= {f"label{of_label}": (both[0].label, both[1].label)}
-        pairs |= {f"weight{of_label}": (both[0].weight, both[1].weight)}
-    for column, values in pairs.items():
-        is_nan = values[0] != values[0]  # noqa: PLR0124 - also for integers
-        differs = (values[0] != values[1]) & ~(is_nan & (values[1] != values[1]))  # noqa: PLR0124
-        if differs.any():
-            row = int(np.argmax(differs))
-            both_values = f": {values[0][row]} and {values[1][row]}"
             raise ValueError(
-                f"{start}; column {column} differs in {int(differs.sum()):,} rows, first in row_id "
-                f"{one.row_id[row]}{'' if column in ('user', 'row_id') else both_values}. {advice}"
+                f"{names[0]} and {names[1]} must have scored the same rows; {fact} differs: "
+                f"{first} and {second}. Evaluate both on the same data and split."
             )

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from msrec.data.labels import LabelKind
 from msrec.data.schema import Schema
 from msrec.launch.evaluation.results import CombinedResults, LabelResults, Results
 from msrec.launch.evaluation.scored_rows.commit import COMBINED, Commit, label_column, load_commit
-from msrec.launch.evaluation.scored_rows.partitioned import partitioned_metrics
+from msrec.launch.evaluation.scored_rows.partitioned import partitioned_metrics, partitioned_sums
 from msrec.launch.evaluation.scored_rows.parts import Parts
 from msrec.launch.evaluation.scored_rows.predictions import (
     ROWS_IN_MEMORY,
@@ -25,6 +25,7 @@ from msrec.model.metrics.exact import (
     SortedRows,
     sort_rows,
 )
+from msrec.model.metrics.user_sums import UserSums
 
 ScoreName = Literal["score", "truth", "combined"]
 """Score of a label, its best possible score, or the combined score of all labels."""
@@ -49,6 +50,12 @@ class RowSource(Protocol):
         """
         ...
 
+    def sums(
+        self, number: int, score: ScoreName, kind: ScoreKind, options: MetricOptions
+    ) -> list[UserSums]:
+        """Returns the sums of all rows, then of each scenario."""
+        ...
+
 
 class RowsInMemory:
     """Rows of predictions in memory.
@@ -62,6 +69,13 @@ class RowsInMemory:
         self.commit, self._groupings = predictions.commit, groupings
         self._predictions = predictions
 
+    @classmethod
+    def read(cls, folder: Path, scenarios: list[str], slices: Sequence[RowGroups]) -> Self:
+        """Reads the rows of a folder."""
+        predictions = load_predictions(folder)
+        groups = [each.grouping(predictions.row_id) for each in slices]
+        return cls(predictions, [Grouping(scenarios, predictions.scenario), *groups])
+
     def has(self, number: int, score: ScoreName) -> bool:
         """See `RowSource`."""
         return self._score(number, score) is not None
@@ -73,6 +87,14 @@ class RowsInMemory:
         scores = self._score(number, score)
         rows = label_rows(self._predictions, number, options, kind, scores)
         return rows.metrics(), [rows.metrics_by(groups) for groups in self._groupings]
+
+    def sums(
+        self, number: int, score: ScoreName, kind: ScoreKind, options: MetricOptions
+    ) -> list[UserSums]:
+        """See `RowSource`."""
+        scores = self._score(number, score)
+        rows = label_rows(self._predictions, number, options, kind, scores)
+        return [rows.sums(group) for group in (None, *rows.rows_of(self._groupings[0]))]
 
     def _score(self, number: int, score: ScoreName) -> Array | None:
         label = self._predictions.labels[number]
@@ -104,17 +126,24 @@ class RowsOnDisk:
         """See `RowSource`."""
         if kind == "regression":  # its ranks need all rows
             return self._in_memory().metrics(number, score, kind, options)
-        names = self._parts.column_names(number)
-        columns = names | {"score": self._column(number, score)}
-        columns.pop("truth", None)
-        groups = (self._scenarios, self._slices)
+        columns, groups = self._columns(number, score), (self._scenarios, self._slices)
         return partitioned_metrics(self._parts, columns, kind, *groups, options)
 
+    def sums(
+        self, number: int, score: ScoreName, kind: ScoreKind, options: MetricOptions
+    ) -> list[UserSums]:
+        """See `RowSource`."""
+        if kind == "regression":
+            return self._in_memory().sums(number, score, kind, options)
+        columns = self._columns(number, score)
+        return partitioned_sums(self._parts, columns, kind, self._scenarios, options)
+
+    def _columns(self, number: int, score: ScoreName) -> dict[str, str]:
+        names = self._parts.column_names(number) | {"score": self._column(number, score)}
+        return {name: column for name, column in names.items() if name != "truth"}
+
     def _in_memory(self) -> RowsInMemory:
-        predictions = load_predictions(self._parts.folder)
-        slices = [each.grouping(predictions.row_id) for each in self._slices]
-        scenarios = Grouping(self._scenarios, predictions.scenario)
-        return RowsInMemory(predictions, [scenarios, *slices])
+        return RowsInMemory.read(self._parts.folder, self._scenarios, self._slices)
 
     @staticmethod
     def _column(number: int, score: ScoreName) -> str:
@@ -150,7 +179,7 @@ def evaluate_predictions(
     schema: Schema,
     options: MetricOptions = NO_INTERVALS,
     slices: Mapping[str, RowGroups] | None = None,
-    rows_in_memory: int = ROWS_IN_MEMORY,
+    rows_in_memory: int | None = None,
 ) -> Results:
     """Computes what `compute_results` does of a committed folder; many rows stay on disk.
 
@@ -160,14 +189,30 @@ def evaluate_predictions(
         FileNotFoundError: the folder is not complete.
         ValueError: its rows or values are broken, or belong to another dataset.
     """
-    folder, slices = Path(folder), slices or {}
-    if load_commit(folder).rows <= rows_in_memory:
-        predictions = load_predictions(folder)
-        groups = {name: each.grouping(predictions.row_id) for name, each in slices.items()}
-        return compute_results(predictions, schema, options, groups)
+    slices = slices or {}
     names = [scenario.name for scenario in schema.scenarios]
-    source = RowsOnDisk(folder, names, list(slices.values()))
+    source = row_source(Path(folder), names, list(slices.values()), rows_in_memory)
     return results_of(source, schema, options, list(slices))
+
+
+def row_source(
+    folder: Path,
+    scenarios: list[str],
+    slices: Sequence[RowGroups] = (),
+    rows_in_memory: int | None = None,
+) -> RowSource:
+    """Returns the rows of a committed folder: in memory, or on disk if there are many.
+
+    Args:
+        folder: of the predictions.
+        scenarios: names.
+        slices: further groups of the rows.
+        rows_in_memory: most rows that are read into memory; None means `ROWS_IN_MEMORY`.
+    """
+    most = ROWS_IN_MEMORY if rows_in_memory is None else rows_in_memory
+    if load_commit(folder).rows <= most:
+        return RowsInMemory.read(folder, scenarios, slices)
+    return RowsOnDisk(folder, scenarios, slices)
 
 
 def results_of(

@@ -8,9 +8,11 @@ from rich.console import Console
 from simulated_clicks import two_models
 
 from msrec.data.schema import Scenario, Schema, SparseFeature, SplitRecord
+from msrec.launch.evaluation import exact_results
 from msrec.launch.evaluation.compare import compare, find_predictions
 from msrec.launch.evaluation.exact_results import evaluate_predictions
 from msrec.launch.evaluation.results import ResultHistory, load_results, save_results
+from msrec.launch.evaluation.scored_rows import partitioned
 from msrec.launch.evaluation.scored_rows.commit import Commit, write_commit
 from msrec.launch.reporting.difference_table import differences_table, history_note, verdict
 from msrec.model.metrics.differences import holm
@@ -116,6 +118,58 @@ def test_other_labels_users_or_scenarios_are_refused_with_the_row(tmp_path, rows
     other[5] = {"label": not other[5], "user": 7_000, "scenario": (other[5] + 1) % 3}[column]
     with pytest.raises(ValueError, match=rf"column {column} differs in [\d,]+ rows, first in row"):
         compare(*folders(tmp_path, rows, **{column: other}), ("a", "b"))
+
+
+def split_up(folder, parts):
+    """The same rows in another order and in several parts."""
+    table = pq.read_table(folder / "part-0.parquet")
+    table = table.take(np.random.default_rng(1).permutation(len(table)))
+    (folder / "part-0.parquet").unlink()
+    for number, rows in enumerate(np.array_split(np.arange(len(table)), parts)):
+        pq.write_table(table.take(rows), folder / f"part-{number}.parquet")
+
+
+def test_rows_on_disk_have_the_differences_of_rows_in_memory(tmp_path, rows, monkeypatch):
+    one, two = folders(tmp_path, rows)
+    in_memory = compare(one, two, ("a", "b"))
+    split_up(two, 3)
+    monkeypatch.setattr(exact_results, "ROWS_IN_MEMORY", 0)
+    monkeypatch.setattr(partitioned, "ROWS_PER_FILE", 300)
+    monkeypatch.setattr(partitioned, "GROUPS_AT_ONCE", 2)
+    on_disk = compare(one, two, ("a", "b"))
+    assert on_disk.metrics.keys() == in_memory.metrics.keys()
+    for metric, groups in in_memory.metrics.items():
+        for group, want in groups.items():
+            got = on_disk.metrics[metric][group]
+            assert (got.rows, got.users) == (want.rows, want.users)
+            for field in ("first", "second", "difference", "interval", "p", "p_holm"):
+                a, b = getattr(got, field), getattr(want, field)
+                if b is None:
+                    assert a is None
+                else:
+                    assert a == pytest.approx(b, rel=1e-7, abs=1e-9), (metric, group, field)
+
+
+def test_other_row_ids_and_weights_are_refused(tmp_path, rows):
+    one, two = folders(tmp_path, rows)
+    split_up(two, 2)
+    table = pq.read_table(two / "part-1.parquet")
+    weight = table["weight"].to_numpy().copy()
+    weight[3], row = 2, table["row_id"][3].as_py()
+    at = table.column_names.index("weight")
+    pq.write_table(table.set_column(at, "weight", pa.array(weight)), two / "part-1.parquet")
+    found = rf"column weight differs in 1 rows, first in row_id {row}: 1.0 and 2.0\."
+    with pytest.raises(ValueError, match=found):
+        compare(one, two, ("a", "b"))
+    for folder, lost in ((one, 4), (two, 9)):
+        for path in folder.glob("part-*"):
+            part = pq.read_table(path)
+            pq.write_table(part.filter(pa.array(part["row_id"].to_numpy() != lost)), path)
+        size = len(rows["label"])
+        facts = {"split": "test", "checkpoint": "step-7", "dataset": "app", "left_out": 1}
+        write_commit(folder, Commit(rows=size, **facts))
+    with pytest.raises(ValueError, match="row_id differs: only one of them has row_id 4"):
+        compare(one, two, ("a", "b"))
 
 
 def with_history(folder, protocol, events="all", max_len=20):

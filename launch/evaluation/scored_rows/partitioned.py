@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +21,7 @@ from msrec.model.metrics.exact import (
     rows_by_group,
 )
 from msrec.model.metrics.ranking import RankState, score_order
-from msrec.model.metrics.user_sums import BinarySums, BinaryTable, RankingSums
+from msrec.model.metrics.user_sums import BinarySums, BinaryTable, RankingSums, UserSums
 
 ROWS_PER_FILE = 1 << 21
 GROUPS_AT_ONCE = 64
@@ -57,17 +58,50 @@ def partitioned_metrics(
     Raises:
         ValueError: a part cannot be read, or a value is out of its range.
     """
-    with TemporaryDirectory(prefix="msrec-evaluate-") as folder:
-        arguments = (columns, kind, len(scenarios), slices, ROWS_PER_FILE, options.seed)
-        judge = _Judge(write_scratch(parts, Path(folder), *arguments), kind, options)
+    with _judge(parts, columns, kind, scenarios, slices, options) as judge:
         [whole] = judge.metrics([(ALL, 0)])
         weights = judge.rows.class_weights
         groups = [(g, n) for g, of_groups in enumerate(weights) for n in range(len(of_groups))]
-        found = []
-        for start in range(0, len(groups), GROUPS_AT_ONCE):
-            found += judge.metrics(groups[start : start + GROUPS_AT_ONCE])
+        found = [each for some in _some(groups) for each in judge.metrics(some)]
     by_group, names = iter(found), [scenarios, *(each.names for each in slices)]
     return whole, [{name: next(by_group) for name in each} for each in names]
+
+
+def partitioned_sums(
+    parts: Parts,
+    columns: dict[str, str],
+    kind: ScoreKind,
+    scenarios: list[str],
+    options: MetricOptions,
+) -> list[UserSums]:
+    """Computes the sums of a binary label: of all rows, then of each scenario.
+
+    See `partitioned_metrics`.
+    """
+    with _judge(parts, columns, kind, scenarios, (), options) as judge:
+        groups = [(ALL, 0), *((0, number) for number in range(len(scenarios)))]
+        return [sums for some in _some(groups) for sums in judge.sums(some)]
+
+
+@contextmanager
+def _judge(
+    parts: Parts,
+    columns: dict[str, str],
+    kind: ScoreKind,
+    scenarios: list[str],
+    slices: Sequence[RowGroups],
+    options: MetricOptions,
+) -> Iterator["_Judge"]:
+    """Writes the rows of a label to a temporary folder, which is removed at the end."""
+    with TemporaryDirectory(prefix="msrec-evaluate-") as folder:
+        arguments = (columns, kind, len(scenarios), slices, ROWS_PER_FILE, options.seed)
+        yield _Judge(write_scratch(parts, Path(folder), *arguments), kind, options)
+
+
+def _some(groups: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yields as many groups as may be in memory at once."""
+    for start in range(0, len(groups), GROUPS_AT_ONCE):
+        yield groups[start : start + GROUPS_AT_ONCE]
 
 
 class _Judge:
@@ -81,6 +115,13 @@ class _Judge:
 
     def metrics(self, groups: list[tuple[int, int]]) -> list[Metrics]:
         """Returns the metrics of groups, given as grouping and number in it."""
+        return [
+            group_metrics(sums, self._bootstrap, int(_of_group(self.rows.missing, group)))
+            for sums, group in zip(self.sums(groups), groups, strict=True)
+        ]
+
+    def sums(self, groups: list[tuple[int, int]]) -> list[UserSums]:
+        """Returns the sums of groups."""
         weights = {group: _of_group(self.rows.class_weights, group) for group in groups}
         tables = {g: BinaryTable(self._num_blocks) for g in groups if weights[g].any()}
         states = {g: RankState(weights[g][1], weights[g][0]) for g in tables}
@@ -92,7 +133,7 @@ class _Judge:
         for records in self.rows.by_user() if tables else ():
             for group, chosen in _ordered(records, list(tables)):
                 self._add_users(tables[group], chosen)
-        return [self._group_metrics(tables.get(group), group) for group in groups]
+        return [self._group_sums(tables.get(group)) for group in groups]
 
     def _add_users(self, table: BinaryTable, chosen: Records) -> None:
         users, code = np.unique(chosen["user"], return_inverse=True)
@@ -103,12 +144,11 @@ class _Judge:
         columns = self._columns(chosen)
         table.add_users(*columns, code.astype(np.uint32), line_of, k, impression)
 
-    def _group_metrics(self, table: BinaryTable | None, group: tuple[int, int]) -> Metrics:
-        num_missing = int(_of_group(self.rows.missing, group))
+    def _group_sums(self, table: BinaryTable | None) -> UserSums:
         sums = BinaryTable(0).sums if table is None else table.sums
         blocks = np.flatnonzero(sums[:, :2].any(axis=1))  # with negatives or positives
         make = BinarySums if self._kind == "binary" else RankingSums
-        return group_metrics(make(blocks, sums[blocks]), self._bootstrap, num_missing)
+        return make(blocks, sums[blocks])
 
     def _columns(self, chosen: Records) -> tuple[Array, Array, Floats | None]:
         weight = chosen["weight"].astype(np.float64) if self.rows.is_weighted else None
