@@ -42,7 +42,7 @@ from msrec.data.features.vocabulary import Frequent
 from msrec.data.histories.build import build_histories
 from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.io.parquet_files import parquet_names
-from msrec.data.io.paths import AnyPath
+from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.synthetic.random_rows import random_rows
 from msrec.data.synthetic.simulated_dataset import synthesize
@@ -82,7 +82,8 @@ class Workers:
         count: number of workers on this machine; one for each core if None.
         address: of a Ray cluster.
         part_rows: raw rows of a part.
-        work: folder for the parts, the same on all machines; `.OUT.parts` next to OUT if None.
+        work: folder for the parts, the same on all machines; `.OUT.parts` next to OUT if None,
+            which must be a folder then.
     """
 
     engine: WorkerEngine = "processes"
@@ -94,8 +95,8 @@ class Workers:
 
 def convert(
     source: str,
-    raw: Path | str,
-    out: Path | str,
+    raw: AnyPath | str,
+    out: AnyPath | str,
     *,
     choice: SplitChoice | None = None,
     bad_rows: Literal["fail", "skip"] = "fail",
@@ -129,14 +130,15 @@ def convert(
     workers: Workers | None = options.pop("workers", None)
     choice = choice or split_choice(source)
     row_filter = RowFilter(bad_rows)
-    check_output(Path(out), DATASET, [Path(raw), grow_from], overwrite=overwrite)
+    raw, out = to_path(raw), to_path(out)
+    check_output(out, DATASET, [raw, grow_from], overwrite=overwrite)
     with progress_bars(console) as progress:
         finish = partial(build_histories, progress=progress) if histories else None
         if workers is not None:
             schema, tables = _convert_in_parts(
                 source,
-                Path(raw),
-                Path(out),
+                raw,
+                out,
                 workers,
                 options,
                 choice=choice,
@@ -147,7 +149,7 @@ def convert(
                 finish=finish,
             )
         else:
-            tables = _read(source, Path(raw), choice, TextReader(row_filter, progress), **options)
+            tables = _read(source, raw, choice, TextReader(row_filter, progress), **options)
             if histories and tables.timestamp is None:
                 _refuse_histories(tables.location("interaction"))
             schema = write_dataset(
@@ -166,7 +168,12 @@ def convert(
 
 
 def _convert_in_parts(
-    source: str, raw: Path, out: Path, workers: Workers, options: dict[str, Any], **settings: Any
+    source: str,
+    raw: AnyPath,
+    out: AnyPath,
+    workers: Workers,
+    options: dict[str, Any],
+    **settings: Any,
 ) -> tuple[Schema, RawTables]:
     """Converts plain tables on several workers; `settings` are those of the function."""
     if source != "tables":
@@ -174,19 +181,33 @@ def _convert_in_parts(
     rows = TableRows.declared(raw, **options)
     if settings["finish"] and TIMESTAMP not in _columns(interaction_files(raw)[0], rows):
         _refuse_histories(str(raw))
-    work = workers.work or out.with_name(f".{out.name}.parts")
+    work = workers.work or work_beside(out)
     with make_engine(workers.engine, workers.count, workers.address) as engine:
         parts = PartOptions(engine, work, workers.part_rows, overwrite=True)
         return write_dataset_in_parts(raw, rows, out, parts, **settings)
 
 
-def _columns(file: Path, rows: TableRows) -> Container[str]:
+def work_beside(out: AnyPath) -> Path:
+    """Returns the default folder for the parts.
+
+    Raises:
+        ValueError: the dataset folder is remote.
+    """
+    if not isinstance(out, Path):
+        raise ValueError(
+            f"--work must name a folder for the parts that all workers share, because {out} is in "
+            "an object store; it is not given. Add --work, with space for 150 bytes a row."
+        )
+    return out.with_name(f".{out.name}.parts")
+
+
+def _columns(file: AnyPath, rows: TableRows) -> Container[str]:
     """Returns the names of the columns of a file of the interactions."""
     return text_columns(file, rows.types["interaction"]) if is_text(file) else parquet_names(file)
 
 
 def _read(
-    source: str, raw: Path, choice: SplitChoice, reader: TextReader, **options: Any
+    source: str, raw: AnyPath, choice: SplitChoice, reader: TextReader, **options: Any
 ) -> RawTables:
     """Reads the raw tables of a source; refuses a protocol that does not fit them."""
     tables = SOURCES[source].read(raw, reader, **options)
@@ -471,7 +492,7 @@ def _per_split(counts: dict[str, int]) -> str:
     return ", ".join(f"{n:,} in {split}" for split, n in counts.items())
 
 
-def _print_report(schema: Schema, out: Path | str, console: Console) -> None:
+def _print_report(schema: Schema, out: AnyPath | str, console: Console) -> None:
     console.print(summary_table(schema))
     for remark in remarks(schema):
         console.print(f"  {remark}", highlight=False)

@@ -50,7 +50,7 @@ from msrec.data.schema import (
 
 def write_dataset(
     raw: RawTables,
-    out: Path | str,
+    out: AnyPath | str,
     choice: SplitChoice | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,

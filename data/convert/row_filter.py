@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+
+from msrec.data.io.paths import AnyPath
 
 ROW = "row"
 """Column of a raw frame with each row's number in its file, from 0, the header not counted."""
@@ -41,7 +42,7 @@ class RowFilter:
         frame: pl.DataFrame,
         column: str,
         good: pl.Expr,
-        location: Path | str,
+        location: AnyPath | str,
         must: str,
         advice: str = "Correct it.",
     ) -> pl.DataFrame:
@@ -94,7 +95,7 @@ class RowFilter:
         if problems:
             self._reject(rule, problems[0], len(problems), num_rows, advice)
 
-    def count_replaced(self, frame: pl.DataFrame, location: Path | str) -> None:
+    def count_replaced(self, frame: pl.DataFrame, location: AnyPath | str) -> None:
         """Counts the texts in which U+FFFD stands for bytes or surrogates that are no character."""
         for column in frame.select(pl.col(pl.String)):
             count = int(column.str.contains("\ufffd", literal=True).sum())

@@ -7,15 +7,24 @@ of the same kind wrote and nothing else. It must be apart from the inputs of the
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.parquet_files import parquet_names
-from msrec.data.io.paths import AnyPath, is_file
+from msrec.data.io.paths import AnyPath, is_remote, to_path
+from msrec.data.io.remote_folders import (
+    Send,
+    partial_mark,
+    remote_files,
+    replace_remote_folder,
+    require_writable,
+    send_files,
+)
 
 SCRATCH_MARK = ".msrec-partial"
 """File of a folder in which `new_folder` prepares another one."""
@@ -39,11 +48,11 @@ class FolderKind:
     marker: str | None
     files: tuple[str, ...]
 
-    def foreign_file(self, folder: Path) -> Path | None:
-        """Returns a file of the folder that this kind does not have; None if there is none."""
-        for path in _files(folder):
-            if not any(_matches(path.relative_to(folder), pattern) for pattern in self.files):
-                return path
+    def foreign(self, names: Iterable[str]) -> str | None:
+        """Returns a name, below a folder, that this kind does not have; None if there is none."""
+        for name in names:
+            if not any(_matches(PurePosixPath(name), pattern) for pattern in self.files):
+                return name
         return None
 
 
@@ -101,7 +110,7 @@ def check_output(
     """Refuses a path whose contents would be lost, or that overlaps an input.
 
     Args:
-        out: file or folder to write. Of a remote folder, only the marker is checked.
+        out: file or folder to write.
         kind: what the command writes.
         inputs: files and folders that the command reads.
         overwrite: whether an earlier output may be replaced. An empty one always may.
@@ -110,13 +119,19 @@ def check_output(
         ValueError: names the path and what was found.
     """
     check_apart(out, inputs)
-    if not isinstance(out, Path):
-        if isinstance(kind, FolderKind):
-            _check_remote(out, kind)
+    if isinstance(out, Path) and not os.path.lexists(out):
         return
-    if not os.path.lexists(out) or _is_empty(out, kind):
+    if isinstance(kind, FolderKind):
+        names = _names(out)
+        if _is_empty(out, kind, names):
+            return
+        _check_folder(out, kind, names)
+        if is_remote(out) and kind.marker not in names:
+            return  # an earlier call was stopped while it wrote the folder
+    elif not isinstance(out, Path) or (out.is_file() and out.stat().st_size == 0):
         return
-    _check_own(out, kind)
+    else:
+        _check_file(out, kind)
     if not overwrite:
         raise ValueError(
             f"{out} must not exist yet, so that nothing is lost; it does. Choose another folder or "
@@ -140,23 +155,43 @@ def check_apart(out: AnyPath, inputs: Iterable[AnyPath | None]) -> None:
 
 @contextmanager
 def new_folder(
-    out: Path | str,
+    out: AnyPath | str,
     kind: FolderKind = DATASET,
     inputs: Iterable[AnyPath | None] = (),
     *,
     overwrite: bool = False,
+    work: Path | None = None,
+    send: Send = send_files,
 ) -> Iterator[Path]:
     """Yields a scratch folder that becomes `out` when the block ends without an error.
 
     A killed process may leave the scratch folder, which the next one removes. An older `out` stays
-    until the new one is complete, and is put back if a process was killed between both.
+    until the new one is complete, and is put back if a process was killed between both. A remote
+    `out` is replaced at the end, and is incomplete meanwhile: see `replace_remote_folder`.
+
+    Args:
+        out: folder to make.
+        kind: what it is.
+        inputs: files and folders that the command reads.
+        overwrite: whether an older one may be replaced.
+        work: place of the scratch folder of a remote `out`; that of temporary files if None.
+        send: copies the files to a remote `out`.
 
     Raises:
         ValueError: see `check_output`; or another job is writing the same folder.
         OSError: the folder around it cannot be written.
     """
-    check_output(Path(out), kind, inputs, overwrite=overwrite)
-    out = Path(out).resolve()
+    out = to_path(out)
+    check_output(out, kind, inputs, overwrite=overwrite)
+    if not isinstance(out, Path):
+        assert kind.marker is not None, "a remote folder must have a marker"
+        require_writable(out, kind.marker)
+        with TemporaryDirectory(dir=work) as scratch_name:
+            yield Path(scratch_name)
+            check_output(out, kind, overwrite=overwrite)
+            replace_remote_folder(Path(scratch_name), out, kind.marker, send)
+        return
+    out = out.resolve()
     with _scratch_folder(out.with_name(f".{out.name}.partial"), out) as scratch:
         check_output(out, kind, overwrite=overwrite)  # again: an older one may have been put back
         new, old = scratch / "new", scratch / "old"
@@ -211,56 +246,55 @@ def _scratch_folder(scratch: Path, out: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _check_remote(out: AnyPath, kind: FolderKind) -> None:
-    has_files = next(iter(out.glob("*")), None) is not None
-    if has_files and kind.marker is not None and not is_file(out / kind.marker):
+ADVICE = "Remove it yourself or choose another place."
+
+
+def _check_file(out: Path, kind: FileKind) -> None:
+    """Refuses an existing path that is not a file of a kind."""
+    if not out.is_file() or not kind.is_own(out):
         raise ValueError(
-            f"{out} must be empty or hold {kind.marker}, as {kind.what} does; it holds other "
-            "files. Choose another place."
+            f"{out} must be {kind.what} to be overwritten; it is something else. {ADVICE}"
         )
 
 
-def _check_own(out: Path, kind: FolderKind | FileKind) -> None:
-    """Refuses an existing path that is not of a kind."""
-    advice = "Remove it yourself or choose another place."
-    if isinstance(kind, FileKind):
-        if not out.is_file() or not kind.is_own(out):
-            raise ValueError(
-                f"{out} must be {kind.what} to be overwritten; it is something else. {advice}"
-            )
-        return
-    if not out.is_dir():
-        raise ValueError(f"{out} must be a folder, {kind.what}; it is a file. {advice}")
-    if kind.marker is not None and not (out / kind.marker).is_file():
+def _check_folder(out: AnyPath, kind: FolderKind, names: Sequence[str]) -> None:
+    """Refuses an existing path that is not a folder of a kind, complete or stopped."""
+    if isinstance(out, Path) and not out.is_dir():
+        raise ValueError(f"{out} must be a folder, {kind.what}; it is a file. {ADVICE}")
+    marks = {kind.marker, partial_mark(kind.marker)} if kind.marker else set(names)
+    if marks.isdisjoint(names):
         raise ValueError(
             f"{out} must hold {kind.marker} to be overwritten, as {kind.what} does; it holds other "
-            f"files. {advice}"
+            f"files. {ADVICE}"
         )
-    foreign = kind.foreign_file(out)
-    if foreign is not None:
+    if foreign := kind.foreign(names):
         raise ValueError(
             f"{out} must hold the files of {kind.what} and no others to be overwritten; found "
-            f"{foreign}, which would be lost. Move that file or choose another place."
+            f"{out / foreign}, which would be lost. Move that file or choose another place."
         )
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yields all files below a folder, links to folders included, and does not follow links."""
-    for root, folders, files in os.walk(folder):
-        for path in (Path(root) / name for name in sorted([*files, *folders])):
-            if path.is_symlink() or not path.is_dir():
-                yield path
+def _names(folder: AnyPath) -> list[str]:
+    """Returns all files below a folder, links to folders included, and does not follow links."""
+    if not isinstance(folder, Path):
+        return sorted(remote_files(folder))
+    return [
+        str(path.relative_to(folder))
+        for root, folders, files in os.walk(folder)
+        for path in (Path(root) / name for name in sorted([*files, *folders]))
+        if path.is_symlink() or not path.is_dir()
+    ]
 
 
-def _is_empty(out: Path, kind: FolderKind | FileKind) -> bool:
-    """Returns whether a path is an empty folder, or an empty regular file for a kind of files.
+def _is_empty(out: AnyPath, kind: FolderKind, names: Sequence[str]) -> bool:
+    """Returns whether a path is a folder without files.
 
     A folder is also empty if a process was killed while it wrote the first file.
     """
-    if isinstance(kind, FileKind):
-        return out.is_file() and out.stat().st_size == 0
-    is_killed = (_KILLED_WRITE.match(path.name) is not None for path in _files(out))
-    return out.is_dir() and all(is_killed) and kind.foreign_file(out) is None
+    if isinstance(out, Path) and not out.is_dir():
+        return False
+    is_killed = (_KILLED_WRITE.match(PurePosixPath(name).name) for name in names)
+    return all(is_killed) and kind.foreign(names) is None
 
 
 def _is_within(inner: AnyPath, outer: AnyPath) -> bool:
@@ -274,9 +308,9 @@ def _is_within(inner: AnyPath, outer: AnyPath) -> bool:
     return any(path.exists() and path.samefile(outer) for path in (inner, *inner.parents))
 
 
-def _matches(path: Path, pattern: str) -> bool:
-    path = path.with_name(_KILLED_WRITE.sub(r"\1", path.name))
-    names, patterns = PurePosixPath(path).parts, PurePosixPath(pattern).parts
+def _matches(path: PurePosixPath, pattern: str) -> bool:
+    names = path.with_name(_KILLED_WRITE.sub(r"\1", path.name)).parts
+    patterns = PurePosixPath(pattern).parts
     if patterns[-1] == "**":
         patterns = patterns[:-1]
         return len(names) > len(patterns) and all(map(fnmatchcase, names, patterns))

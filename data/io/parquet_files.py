@@ -1,6 +1,8 @@
 """Reads Parquet files, local or remote."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,12 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from msrec.data.io.paths import AnyPath, first_line, is_file, is_remote
+from msrec.data.io.paths import AnyPath, entries, first_line, is_file, is_remote, unreachable
 
 
 def parquet_files(folder: AnyPath) -> list[AnyPath]:
     """Returns the Parquet files of a folder by name; none if the folder does not exist."""
-    return sorted(folder.glob("*.parquet"), key=lambda path: path.name)
+    return entries(folder, "*.parquet")
 
 
 def named_parquet_files(path: AnyPath) -> list[AnyPath]:
@@ -28,6 +30,10 @@ def named_parquet_files(path: AnyPath) -> list[AnyPath]:
     if not paths:
         raise FileNotFoundError(f"{path} must be a Parquet file or a folder of some.")
     return paths
+
+
+REMOTE_READERS = 8
+"""Remote files or row groups that a process reads at the same time: mostly it waits."""
 
 
 @contextmanager
@@ -45,7 +51,7 @@ def readable(path: AnyPath) -> Iterator[Any]:
     try:
         with path.fs.open(path.path, "rb", cache_type="none") as file:
             yield file
-    except (OSError, ValueError):
+    except (OSError, ValueError, pl.exceptions.PolarsError):
         raise
     except Exception as error:
         if type(error).__module__ == "builtins":
@@ -65,6 +71,9 @@ def named_errors(path: AnyPath) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, pl.exceptions.PolarsError, OSError, UnicodeError) as error:
+        network = (ConnectionError, TimeoutError, FileNotFoundError, PermissionError)
+        if is_remote(path) and isinstance(error, network):
+            raise unreachable(path, error) from None
         if isinstance(error, OSError) and (error.errno or isinstance(error, ConnectionError)):
             raise
         reason = first_line(error).rstrip(".")
@@ -80,6 +89,14 @@ def parquet_metadata(path: AnyPath) -> pq.FileMetaData:
     """
     with named_errors(path), readable(path) as file:
         return pq.read_metadata(file)
+
+
+def footers(paths: Sequence[AnyPath]) -> list[pq.FileMetaData]:
+    """Reads the footers of Parquet files, those of remote ones at the same time."""
+    if not paths or not is_remote(paths[0]):
+        return [parquet_metadata(path) for path in paths]
+    with ThreadPoolExecutor(REMOTE_READERS) as pool:
+        return list(pool.map(parquet_metadata, paths))
 
 
 def num_rows(folder: AnyPath) -> int:
@@ -120,6 +137,43 @@ def read_row_group(
         return file.read_row_group(index, columns=columns, use_threads=False)
 
 
+def read_frame(path: AnyPath) -> pl.DataFrame:
+    """Reads a whole Parquet file.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the file is not a whole Parquet file.
+    """
+    with named_errors(path), readable(path) as source:
+        return pl.read_parquet(source, glob=False)
+
+
+def read_rows(
+    path: AnyPath, start: int, rows: int, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """Reads rows [start, start + rows), of a remote file only the row groups that have them.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the file is not a whole Parquet file.
+    """
+    if isinstance(path, Path):
+        frame = pl.scan_parquet(path, glob=False).slice(start, rows)
+        return (frame if columns is None else frame.select(columns)).collect()
+    with named_errors(path), readable(path) as source:
+        file = pq.ParquetFile(source, pre_buffer=True)
+        sizes = (file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))
+        ends = list(itertools.accumulate(sizes, initial=0))
+        of_group = list(itertools.pairwise(ends))
+        groups = [
+            n for n, (low, high) in enumerate(of_group) if low < start + rows and high > start
+        ]
+        table = file.read_row_groups(groups, columns=columns)
+        skipped = start - ends[groups[0]] if groups else 0
+        names = table.column_names if columns is None else list(columns)
+        return pl.DataFrame(pl.from_arrow(table.select(names).slice(skipped, rows)))
+
+
 def scan_parquet(paths: Iterable[AnyPath]) -> pl.LazyFrame:
     """Returns the files as one lazy frame.
 
@@ -128,8 +182,8 @@ def scan_parquet(paths: Iterable[AnyPath]) -> pl.LazyFrame:
     """
     paths = list(paths)
     first = None
-    for path in paths:
-        schema = parquet_metadata(path).schema.to_arrow_schema()
+    for path, footer in zip(paths, footers(paths), strict=True):
+        schema = footer.schema.to_arrow_schema()
         columns = {field.name: field.type for field in schema}
         first = first or columns
         if columns != first:

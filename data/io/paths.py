@@ -7,6 +7,8 @@ refused before anything is written or logged.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +80,7 @@ def local_path(text: str | Path) -> Path:
     text = _without_file_scheme(str(text))
     if _URL.match(text):
         raise ValueError(
-            "a path must be a folder or file of this machine (only datasets are read from "
+            "a path must be a folder or file of this machine (only datasets and raw tables may be "
             f"elsewhere); got {text}"
         )
     return Path(text)
@@ -113,10 +115,44 @@ def is_file(path: AnyPath) -> bool:
     except FileNotFoundError:
         return False
     except Exception as error:  # noqa: BLE001 - each file system of fsspec has its own errors
-        raise OSError(
-            f"{path} must be readable; {type(error).__name__}: {first_line(error)}. Check the "
-            "endpoint and the credentials in the environment."
-        ) from None
+        raise unreachable(path, error) from None
+
+
+def entries(folder: AnyPath, pattern: str = "*") -> list[AnyPath]:
+    """Returns the files and folders in a folder, by name; none if the folder does not exist.
+
+    Raises:
+        OSError: the file system cannot be reached.
+    """
+    with reachable(folder):
+        if not isinstance(folder, Path):
+            folder.fs.invalidate_cache(folder.path)  # of an earlier call
+        return sorted(folder.glob(pattern), key=lambda path: path.name)
+
+
+@contextmanager
+def reachable(path: AnyPath, must: str = "be readable") -> Iterator[None]:
+    """Turns errors of a remote file system into a sentence that names the path.
+
+    Raises:
+        OSError: there was an error other than a ValueError; see `unreachable`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(path, Path) or isinstance(error, ValueError):
+            raise
+        raise unreachable(path, error, must) from None
+
+
+def unreachable(path: AnyPath, error: Exception, must: str = "be readable") -> OSError:
+    """Returns an error that names a remote path, of the same class if it is a class of Python."""
+    kinds = (FileNotFoundError, PermissionError, ConnectionError, TimeoutError)
+    kind = next((kind for kind in kinds if isinstance(error, kind)), OSError)
+    return kind(
+        f"{path} must {must}; {type(error).__name__}: {first_line(error)}. Check the name, and the "
+        "endpoint and the credentials in the environment."
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from msrec.data.features.columns import Columns, Scalars, is_list
 from msrec.data.features.row_encoder import RowEncoder
 from msrec.data.features.value_counts import Counts
-from msrec.data.io.parquet_files import parquet_files, parquet_metadata, read_row_group
+from msrec.data.io.parquet_files import REMOTE_READERS, footers, parquet_files, read_row_group
 from msrec.data.io.paths import AnyPath, first_line, is_remote, to_path
 from msrec.data.loading.column_checks import ColumnChecks, Fault
 from msrec.data.loading.quarantine import BAD, BadRow, Policy, Quarantine
@@ -23,8 +23,6 @@ from msrec.data.schema import Schema, Split
 
 CACHED_GROUPS = 128
 """Decoded row groups that a reader keeps in memory."""
-REMOTE_READERS = 8
-"""Row groups of a remote file system that are requested at the same time."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,8 @@ class SplitReader:
         paths = parquet_files(folder) if paths is None else paths
         if not paths:
             raise FileNotFoundError(f"{folder} must hold *.parquet files; it has none.")
-        self.groups = [group for path in paths for group in self._open(path)]
+        opened = map(self._open, paths, footers(paths))
+        self.groups = [group for groups in opened for group in groups]
         if not self.groups:
             raise ValueError(
                 f"{paths[0].parent} must have at least one row; its {len(paths)} files are empty."
@@ -165,9 +164,8 @@ class SplitReader:
             rows_of.setdefault(file, []).append(row_of_file)
         return rows_of
 
-    def _open(self, path: AnyPath) -> list[RowGroup]:
-        """Reads the footer of a file, checks its types, and returns its row groups with rows."""
-        metadata = parquet_metadata(path)
+    def _open(self, path: AnyPath, metadata: pq.FileMetaData) -> list[RowGroup]:
+        """Checks the types in the footer of a file, and returns its row groups with rows."""
         types = metadata.schema.to_arrow_schema()
         if self._encoder is not None:
             self._encoder.require(types.names, str(path))

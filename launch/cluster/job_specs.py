@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from msrec.data.io.paths import refuse_secrets
+from msrec.data.io.paths import AnyPath, refuse_secrets
 from msrec.launch.cluster.submitted import Job
 from msrec.launch.config.run_config import RunConfig, check_run_folder, save_config
 from msrec.launch.trained_run import load_run_config
@@ -87,23 +87,35 @@ def predict_spec(run_dir: Path, options: Sequence[str]) -> JobSpec:
     return JobSpec("predict", (str(run_dir.absolute()), *options), folder)
 
 
-def convert_spec(raw: Path, out: Path, words: Sequence[str]) -> JobSpec:
+def convert_spec(raw: AnyPath, out: AnyPath, words: Sequence[str]) -> JobSpec:
     """Returns the conversion of plain tables. The job's folder is `OUT.job`, beside the dataset.
 
     Args:
-        raw: folder of the tables, on a file system that all nodes share, like `out`.
-        out: dataset folder to make.
+        raw: folder of the tables, remote or on a file system that all nodes share, like `out`.
+        out: dataset folder to make. If it is remote, the job's folder is beside that of the parts.
         words: options of `msrec convert tables`.
 
     Raises:
         FileNotFoundError: there is no such folder of tables.
+        ValueError: `out` is remote, and the options have no folder for the parts.
     """
-    if not raw.is_dir():
+    if isinstance(raw, Path) and not raw.is_dir():
         raise FileNotFoundError(f"{raw} must be a folder with the raw tables; there is none.")
     refuse_secrets("an option", list(words))
     folders = (str(raw.absolute()), str(out.absolute()))
     args = ("tables", *folders, "--engine=ranks", *words)
-    return JobSpec("convert", args, out.with_name(f"{out.name}.job"))
+    place = out if isinstance(out, Path) else _work_folder(words, out)
+    return JobSpec("convert", args, place.with_name(f"{out.name}.job"))
+
+
+def _work_folder(words: Sequence[str], out: AnyPath) -> Path:
+    work = [word.removeprefix("--work=") for word in words if word.startswith("--work=")]
+    if not work:
+        raise ValueError(
+            f"work=... must name a folder for the parts that all nodes share, because {out} is in "
+            "an object store; it is not given."
+        )
+    return Path(work[-1]).absolute()
 
 
 def read_options(options: Sequence[str], known: Collection[str]) -> dict[str, str]:

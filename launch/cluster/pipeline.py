@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from rich.console import Console
 from msrec.data.io.atomic_files import write_json
 from msrec.launch.cluster.job_specs import (
     JobSpec,
-    convert_spec,
     encode_spec,
     evaluate_spec,
     train_spec,
@@ -84,20 +82,6 @@ def run_pipeline(
     if not dry_run:
         console.print(f"wrote {report}", highlight=False, soft_wrap=True)
     return 0
-
-
-def conversion_of(config: RunConfig, raw: Path, words: Sequence[str]) -> JobSpec:
-    """Returns the conversion of raw tables to the dataset of a config; see `convert_spec`.
-
-    Raises:
-        ValueError: the dataset is on an object store, which no conversion writes.
-    """
-    if not isinstance(config.dataset, Path):
-        raise ValueError(
-            f"dataset must be a local folder to be converted; got {config.dataset}. Convert into a "
-            "folder and copy it."
-        )
-    return convert_spec(raw, config.dataset, words)
 
 
 def _stages(config: RunConfig, conversion: JobSpec | None) -> dict[str, JobSpec | None]:

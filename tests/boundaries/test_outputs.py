@@ -130,7 +130,7 @@ def test_remote_outputs_are_compared_with_the_inputs():
             check_output(to_path(out), DATASET, [to_path("memory://b/app")])
     check_output(to_path("memory://b/app2"), DATASET, [to_path("memory://b/app")])
     (to_path("memory://outputs") / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"must be empty or hold dataset\.yaml"):
+    with pytest.raises(ValueError, match=r"must hold dataset\.yaml to be overwritten"):
         check_output(to_path("memory://outputs"), DATASET)
 
 

@@ -5,13 +5,12 @@ import subprocess
 import sys
 import threading
 
-import boto3
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from botocore.exceptions import EndpointConnectionError
-from moto.server import ThreadedMotoServer
+from object_store import SECRET, store
 from ranks import run_ranks
 from tiny import tiny_dataset, tiny_store
 from trainings import config_of, fit
@@ -30,8 +29,6 @@ from msrec.launch.config.run_config import load_config
 from msrec.tools.experiment.sweep import load_sweep
 
 pytestmark = pytest.mark.slow
-
-SECRET = "s3cr3t-0f-the-t3st"
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +52,9 @@ def memory(local):
 
 @pytest.fixture(scope="module")
 def s3(local):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    access = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in access.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="apps")
-        for file in local.rglob("*"):
-            if file.is_file():
-                client.upload_file(str(file), "apps", f"tiny/{file.relative_to(local)}")
+    with store() as bucket:
+        bucket.upload(local, "tiny")
         yield "s3://apps/tiny"
-    server.stop()
 
 
 def batches(dataset, rank=0, world_size=1):

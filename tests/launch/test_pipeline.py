@@ -8,7 +8,7 @@ from rich.console import Console
 from tiny import tiny_dataset
 
 from msrec.launch.cluster import pipeline
-from msrec.launch.cluster.job_specs import evaluate_spec, predict_spec
+from msrec.launch.cluster.job_specs import convert_spec, evaluate_spec, predict_spec
 from msrec.launch.cluster.profiles import Profile, Target
 from msrec.launch.config.run_config import load_config
 
@@ -81,7 +81,7 @@ def test_with_raw_tables_the_first_stage_makes_the_dataset(site):
     config = load_config(None, [f"dataset={site.root}/new", f"run_root={site.root}/runs"])
     raw = site.root / "raw"
     raw.mkdir()
-    conversion = pipeline.conversion_of(config, raw, ["--split=time"])
+    conversion = convert_spec(raw, config.dataset, ["--split=time"])
     assert conversion.args == (
         *("tables", str(raw), str(site.root / "new"), "--engine=ranks", "--split=time"),
     )
@@ -91,10 +91,16 @@ def test_with_raw_tables_the_first_stage_makes_the_dataset(site):
         ["convert", "train", "evaluate", "report"],
     )
     assert site.run(*options, conversion=conversion) == (0, [])
-    other = pipeline.conversion_of(config, raw, ["--split=random"])
+    other = convert_spec(raw, config.dataset, ["--split=random"])
     assert site.run(*options, conversion=other)[1][0] == "convert"
     with pytest.raises(FileNotFoundError, match="must be a folder with the raw tables"):
-        pipeline.conversion_of(config, site.root / "none", [])
+        convert_spec(site.root / "none", config.dataset, [])
+    remote = load_config(None, ["dataset=s3://apps/new"])
+    with pytest.raises(ValueError, match=r"work=\.\.\. must name a folder for the parts"):
+        convert_spec(raw, remote.dataset, ["--split=time"])
+    spec = convert_spec(raw, remote.dataset, [f"--work={site.root}/parts/new"])
+    assert spec.args[2] == "s3://apps/new"
+    assert spec.folder == site.root / "parts/new.job"
 
 
 def test_a_dry_run_writes_nothing(site):

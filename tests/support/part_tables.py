@@ -1,6 +1,8 @@
 """Raw tables that a conversion in parts must divide, and a comparison of datasets."""
 
 import filecmp
+import gzip
+import json
 
 import numpy as np
 import polars as pl
@@ -14,6 +16,7 @@ labels: {click: binary, watch: {kind: regression, optional: true, clip: [0, 5]}}
 more_labels: {rating: [1, 2]}
 timestamp_unit: ms
 """
+INTEGERS = "integers: [item_id, scenario, age, page]\n"
 
 
 def write_raw(folder, **changed):
@@ -45,6 +48,29 @@ def write_raw(folder, **changed):
     for number, (start, stop) in enumerate(((0, 2500), (2500, 2501), (2501, ROWS))):
         path = folder / "interactions" / f"day-{number}.parquet"
         rows.slice(start, stop - start).write_parquet(path, row_group_size=1000)
+
+
+def write_as(frame, path):
+    """Writes a table in the format of the file's name."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        text = frame.write_csv(separator="\t" if name.endswith("tsv") else ",")
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in frame.to_dicts())
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def as_text(raw, folder, suffix, yaml=INTEGERS, lists=()):
+    """Copies raw tables as text; columns in `lists` become lists of their values between `;`."""
+    folder.mkdir()
+    (folder / "tables.yaml").write_text((raw / "tables.yaml").read_text() + yaml)
+    for path in sorted(raw.rglob("*.parquet")):
+        frame = pl.read_parquet(path)
+        frame = frame.with_columns(pl.col(c).str.split(";") for c in lists if c in frame.columns)
+        target = folder / path.relative_to(raw).with_suffix(suffix)
+        target.parent.mkdir(exist_ok=True)
+        write_as(frame, target)
+    return folder
 
 
 def differences(first, second):

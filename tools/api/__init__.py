@@ -176,8 +176,8 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     Args:
         source: "tables" for your own files, or a public data set: "amazon", "movielens",
             "kuairand", "kuaisar", "douban", "aliccp".
-        raw: folder of the raw files.
-        out: folder to write.
+        raw: folder of the raw files; for "tables" also a URL such as `s3://bucket/raw`.
+        out: folder to write, also a URL.
         options: as the options of `msrec convert SOURCE`, with underscores.
 
     Raises:
@@ -196,8 +196,8 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     workers = given("engine", "workers", "address", "part_rows", "work")
     convert_source(
         source,
-        local_path(raw),
-        local_path(out),
+        to_path(raw) if source == "tables" else local_path(raw),
+        to_path(out),
         choice=split_choice(source, **split),
         table_kinds=tables_by_option(**given("hash", "managed", "min_rows")),
         workers=workers_by_option(**workers),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from msrec.data.io.paths import to_path
 from msrec.tools.cli.arguments import Config, Overrides
 
 if TYPE_CHECKING:
@@ -70,8 +71,15 @@ RawOptions = Annotated[
 
 @launch_app.command()
 def convert(
-    raw: Annotated[Path, typer.Argument(help="folder with the raw tables, see the data contract")],
-    out: Annotated[Path, typer.Argument(help="dataset folder to make")],
+    raw: Annotated[
+        Path,
+        typer.Argument(
+            help="folder with the raw tables, see the data contract; also s3://...", parser=to_path
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="dataset folder to make, also s3://...", parser=to_path)
+    ],
     options: RawOptions = None,
     on: On = "local",
     j: NodesAndRanks = "1x2",
@@ -81,7 +89,8 @@ def convert(
 ) -> None:
     """Convert raw tables on several ranks; the same command goes on with the parts not done.
 
-    All nodes must see RAW, OUT and the folder for the parts, beside OUT, under the same paths.
+    All nodes must see RAW, OUT and the folder for the parts, beside OUT, under the same paths. If
+    OUT is in an object store, work=... names that folder.
     """
     from msrec.launch.cluster.job_specs import convert_spec
     from msrec.tools.cli.convert import words_of
@@ -133,7 +142,10 @@ def pipeline(
     overrides: Overrides = None,
     raw: Annotated[
         Path | None,
-        typer.Option(help="folder with raw tables, of which the first stage makes the dataset"),
+        typer.Option(
+            help="folder with raw tables, also s3://..., which the first stage converts",
+            parser=to_path,
+        ),
     ] = None,
     convert: Annotated[
         list[str] | None,
@@ -148,7 +160,8 @@ def pipeline(
 
     Finished stages are not repeated. Without --raw, the dataset of the config must exist.
     """
-    from msrec.launch.cluster.pipeline import conversion_of, run_pipeline
+    from msrec.launch.cluster.job_specs import convert_spec
+    from msrec.launch.cluster.pipeline import run_pipeline
     from msrec.launch.config.run_config import load_config
     from msrec.launch.console import wide_console
     from msrec.tools.cli.convert import words_of
@@ -157,7 +170,7 @@ def pipeline(
     if convert and raw is None:
         raise ValueError("--convert needs --raw, the folder with the raw tables.")
     words = words_of(convert or [])
-    conversion = None if raw is None else conversion_of(resolved, raw, words)
+    conversion = None if raw is None else convert_spec(raw, resolved.dataset, words)
     raise typer.Exit(run_pipeline(resolved, target, wide_console(), conversion, dry_run=dry_run))
 
 

@@ -35,6 +35,7 @@ from msrec.data.convert.parts.part_functions import (
     dataset_files,
     file_part,
     labels_part,
+    send_part,
     survey_part,
     text_part,
 )
@@ -65,15 +66,16 @@ from msrec.data.features.vocabulary import load_vocabularies
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import DATASET, FolderKind, check_output, new_folder
-from msrec.data.io.parquet_files import parquet_metadata
-from msrec.data.io.paths import AnyPath
+from msrec.data.io.parquet_files import footers
+from msrec.data.io.paths import AnyPath, is_remote, reachable
+from msrec.data.io.remote_folders import require_writable
 from msrec.data.labels import LabelOptions
-from msrec.data.schema import SPLITS, Schema
+from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema
 
 PART_ROWS = 1 << 20
 SHARE_PARTS = 4
 """Parts whose rows make a share of the users."""
-FILES = "files"
+FILES, SEND = "files", "send"
 Finish = Callable[[Path], Schema]
 MARKER = "conversion.json"
 WORK = FolderKind("a work folder of a conversion", MARKER, (MARKER, "*.arrow", CODES_FILE, "*/**"))
@@ -101,9 +103,9 @@ class PartOptions:
 
 
 def write_dataset_in_parts(
-    folder: Path,
+    folder: AnyPath,
     source: TableRows,
-    out: Path,
+    out: AnyPath,
     options: PartOptions,
     choice: SplitChoice | None = None,
     row_filter: RowFilter | None = None,
@@ -128,6 +130,8 @@ def write_dataset_in_parts(
     table_kinds = table_kinds or {}
     files = interaction_files(folder)
     check_output(out, DATASET, [folder, grow_from, options.work], overwrite=options.overwrite)
+    if is_remote(out):
+        require_writable(out, SCHEMA_FILE)
     with exclusive(options.work, f"{out} must be converted"):
         record = _record(folder, files, source, options, choice, row_filter, grow_from, table_kinds)
         _open_work(options.work, record)
@@ -164,7 +168,10 @@ def write_dataset_in_parts(
         stages.run(FILES, partial(file_part, job), tasks)
         stages.discard(ENCODE, SPLITS_FILE)
         inputs = [folder, grow_from, options.work]
-        with new_folder(out, inputs=inputs, overwrite=options.overwrite) as new:
+        send = partial(_send, stages)
+        with new_folder(
+            out, DATASET, inputs, overwrite=options.overwrite, work=options.work, send=send
+        ) as new:
             for number, task in enumerate(tasks):
                 _link(next(stages.part(FILES, number).glob("*.parquet")), new / SPLITS[task.split])
             schema = write_tables(raw, schema, encoded, counts, {}, row_filter, new)
@@ -175,8 +182,8 @@ def write_dataset_in_parts(
 
 
 def _parquet_files(
-    files: Sequence[Path], source: TableRows, stages: Stages, row_filter: RowFilter
-) -> list[tuple[Path, Path | None]]:
+    files: Sequence[AnyPath], source: TableRows, stages: Stages, row_filter: RowFilter
+) -> list[tuple[AnyPath, AnyPath | None]]:
     """Returns the interactions as Parquet files, each with the text file of which it was made."""
     if not is_text(files[0]):
         return [(path, None) for path in files]
@@ -186,9 +193,9 @@ def _parquet_files(
     return list(zip(stages.files("text", ROWS_FILE, len(files)), files, strict=True))
 
 
-def raw_parts(files: Sequence[tuple[Path, Path | None]], rows: int) -> list[RawPart]:
+def raw_parts(files: Sequence[tuple[AnyPath, AnyPath | None]], rows: int) -> list[RawPart]:
     """Returns the parts of Parquet files, each with at most `rows` rows of one file."""
-    sizes = [parquet_metadata(path).num_rows for path, _ in files]
+    sizes = [footer.num_rows for footer in footers([path for path, _ in files])]
     return [
         RawPart(path, start, min(rows, size - start), text)
         for (path, text), size in zip(files, sizes, strict=True)
@@ -197,8 +204,8 @@ def raw_parts(files: Sequence[tuple[Path, Path | None]], rows: int) -> list[RawP
 
 
 def _record(
-    folder: Path,
-    files: Sequence[Path],
+    folder: AnyPath,
+    files: Sequence[AnyPath],
     source: TableRows,
     options: PartOptions,
     choice: SplitChoice,
@@ -208,9 +215,8 @@ def _record(
 ) -> dict[str, Any]:
     """Returns everything that the files of a work folder depend on, as JSON."""
     sides = [find_table(folder, table) for table in ("users", "items")]
-    stats = {str(path): path.stat() for path in (*files, *sides)}
     return {
-        "raw": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+        "raw": {str(path): _state(path) for path in (*files, *sides)},
         "mapping": source.mapping.model_dump(mode="json"),
         "columns": [source.label, source.scenario_column],
         "split": json.loads(json.dumps(asdict(choice))),
@@ -219,6 +225,14 @@ def _record(
         "tables": {name: repr(table) for name, table in table_kinds.items()},
         "part_rows": options.part_rows,
     }
+
+
+def _state(path: AnyPath) -> list[int]:
+    """Returns the size of a file, and the time at which it was changed."""
+    with reachable(path):
+        stat = path.stat()
+    # A store may give the seconds only, depending on the request.
+    return [stat.st_size, int(stat.st_mtime) if is_remote(path) else stat.st_mtime_ns]
 
 
 def _open_work(work: Path, record: dict[str, Any]) -> None:
@@ -235,9 +249,9 @@ def _open_work(work: Path, record: dict[str, Any]) -> None:
 
 
 def _survey(
-    folder: Path,
+    folder: AnyPath,
     source: TableRows,
-    file: Path,
+    file: AnyPath,
     stages: Stages,
     parts: list[RawPart],
     reader: TextReader,
@@ -248,7 +262,7 @@ def _survey(
     """
     if not parts:
         require_interactions(0, str(file))
-    columns = source.typed(pl.read_parquet(parts[0].path, n_rows=0, glob=False), str(file))
+    columns = source.typed(replace(parts[0], rows=0).read(), str(file))
     results = stages.run("survey", partial(survey_part, source), parts)
     scenarios = stages.files("survey", "scenarios.parquet", len(parts))
     surveys = [
@@ -263,6 +277,12 @@ def _survey(
             f"found {columns[raw.impression].dtype}. Number the impressions, or use one process."
         )
     return survey, raw
+
+
+def _send(stages: Stages, files: Sequence[tuple[Path, AnyPath]]) -> None:
+    """Lets workers copy all files to a remote folder, which may have changed since a last call."""
+    shutil.rmtree(stages.folder / SEND, ignore_errors=True)
+    stages.run(SEND, send_part, files)
 
 
 def _link(file: Path, folder: Path) -> None:

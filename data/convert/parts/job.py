@@ -18,6 +18,8 @@ from msrec.data.features.value_index import SortedIndex
 from msrec.data.features.vocabulary import Frequent, Vocabulary
 from msrec.data.io.mapped_tables import read_mapped, write_mapped
 from msrec.data.io.names import safe_name
+from msrec.data.io.parquet_files import read_rows
+from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Schema
 
 STAGE, SHARES, VALUES, ENCODE = "stage", "shares", "values", "encode"
@@ -30,10 +32,10 @@ ENCODED = "encoded"
 class RawPart:
     """The rows [start, start + rows) of a Parquet file."""
 
-    path: Path
+    path: AnyPath
     start: int
     rows: int
-    text: Path | None = None
+    text: AnyPath | None = None
     """Text file of which the Parquet file was made, with the numbers of the rows."""
 
     @property
@@ -43,11 +45,12 @@ class RawPart:
 
     def read(self, columns: list[str] | None = None) -> pl.DataFrame:
         """Returns the rows, with their numbers in the raw file."""
-        rows = pl.scan_parquet(self.path, glob=False).slice(self.start, self.rows)
-        if self.text is None:
-            rows = rows if columns is None else rows.select(columns)
-            return rows.collect().drop(ROW, strict=False).with_row_index(ROW, self.start)
-        return (rows if columns is None else rows.select(ROW, *columns)).collect()
+        if self.text is not None and columns is not None:
+            columns = [ROW, *columns]
+        rows = read_rows(self.path, self.start, self.rows, columns)
+        if self.text is not None:
+            return rows
+        return rows.drop(ROW, strict=False).with_row_index(ROW, self.start)
 
 
 @dataclass(frozen=True)

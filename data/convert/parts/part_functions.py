@@ -38,6 +38,9 @@ from msrec.data.convert.split import TRAIN, user_last_split
 from msrec.data.convert.staging import staged_rows
 from msrec.data.convert.statistics import duplicates_among
 from msrec.data.features.vocabulary import merged_rows, value_rows
+from msrec.data.io.parquet_files import parquet_names
+from msrec.data.io.paths import AnyPath
+from msrec.data.io.remote_folders import send_file
 from msrec.data.schema import SPLITS
 
 VALUE_SHARES = 16
@@ -49,7 +52,7 @@ Result = dict[str, Any]
 class TextFile(NamedTuple):
     """A text file of the interactions, with its columns."""
 
-    path: Path
+    path: AnyPath
     columns: Columns
     bad_rows: Literal["fail", "skip"]
 
@@ -69,7 +72,7 @@ def text_part(file: TextFile, out: Path) -> Result:
 
 def survey_part(source: TableRows, part: RawPart, out: Path) -> Result:
     """Checks the scenarios of a part, and writes those that it has."""
-    names = list(pl.scan_parquet(part.path, glob=False).collect_schema())
+    names = parquet_names(part.path)
     frame = part.read([name for name in names if name in source.survey_columns])
     survey = source.survey(frame, part.location)
     survey.scenarios.write_parquet(out / "scenarios.parquet")
@@ -200,6 +203,12 @@ def file_part(job: Job, task: DatasetFile, out: Path) -> Result:
         for part, first, rows in task.pieces:
             table = next(read_batches([job.file(ENCODE, part, SPLITS_FILE)], task.split))
             writer.append(table.slice(first, rows))
+    return {}
+
+
+def send_part(file: tuple[Path, AnyPath], out: Path) -> Result:
+    """Copies a file of the dataset to a remote file system."""
+    send_file(*file)
     return {}
 
 

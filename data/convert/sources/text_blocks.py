@@ -16,6 +16,7 @@ import pyarrow.csv
 
 from msrec.data.convert.raw_tables import Progress
 from msrec.data.convert.row_filter import ROW
+from msrec.data.io.paths import AnyPath, is_file, reachable
 
 BLOCK_BYTES = 1 << 24
 QUOTED_LINES = 100_000
@@ -40,7 +41,7 @@ class CsvFormat:
     encoding: str = "utf-8"
 
 
-def read_blocks(path: Path, quote: str | None, progress: Progress | None) -> Iterator[bytes]:
+def read_blocks(path: AnyPath, quote: str | None, progress: Progress | None) -> Iterator[bytes]:
     """Yields blocks of whole rows of a plain or gzipped file, without a byte order mark.
 
     A line break inside quotes does not end a row.
@@ -50,10 +51,10 @@ def read_blocks(path: Path, quote: str | None, progress: Progress | None) -> Ite
         ValueError: the file is cut off, a quote is never closed, or the file is UTF-16 or has lines
             that end with a carriage return only.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"{path} must exist; there is no such file.")
-    total = path.stat().st_size
-    with path.open("rb") as raw:
+    with reachable(path), _opened(path) as raw:
+        total = path.stat().st_size
         is_packed = path.suffix == ".gz" or raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
         raw.seek(0)
         file: IO[bytes] = gzip.GzipFile(fileobj=raw) if is_packed else raw  # type: ignore[assignment]
@@ -67,7 +68,16 @@ def read_blocks(path: Path, quote: str | None, progress: Progress | None) -> Ite
                 progress(f"reading {path.name}", raw.tell(), total)
 
 
-def _checked_beginning(block: bytes, path: Path) -> bytes:
+def _opened(path: AnyPath) -> IO[bytes]:
+    """Opens a file; of a remote one, `BLOCK_BYTES` are requested at a time."""
+    if isinstance(path, Path):
+        return path.open("rb")
+    options = {"block_size": BLOCK_BYTES, "cache_type": "readahead"}
+    file: IO[bytes] = path.fs.open(path.path, "rb", **options)
+    return file
+
+
+def _checked_beginning(block: bytes, path: AnyPath) -> bytes:
     """Returns the first block without a byte order mark."""
     if block.startswith(UTF_16_MARKS):
         raise ValueError(f"{path} must be UTF-8 text; it begins like UTF-16. Save it as UTF-8.")
@@ -79,7 +89,7 @@ def _checked_beginning(block: bytes, path: Path) -> bytes:
     return block.removeprefix(codecs.BOM_UTF8)
 
 
-def _next_block(file: IO[bytes], quote: str | None, path: Path) -> bytes:
+def _next_block(file: IO[bytes], quote: str | None, path: AnyPath) -> bytes:
     """Reads `BLOCK_BYTES` and the rest of the row in which they end; empty at the end of the file.
 
     A quote is open if the number of quotes is odd, since quotes inside a field are doubled.

@@ -21,7 +21,7 @@ from msrec.data.convert.sources.text_blocks import (
     split_lines,
 )
 from msrec.data.convert.table_checks import require_columns
-from msrec.data.io.paths import first_line
+from msrec.data.io.paths import AnyPath, first_line
 
 Columns = Mapping[str, Any]
 """Columns to read: name -> int, float, bool, str or list[str]; `int | None` if values may be empty.
@@ -49,7 +49,9 @@ class TextReader:
     row_filter: RowFilter = field(default_factory=RowFilter)
     progress: Progress | None = None
 
-    def csv(self, path: Path, columns: Columns, form: CsvFormat = COMMAS) -> Iterator[pl.DataFrame]:
+    def csv(
+        self, path: AnyPath, columns: Columns, form: CsvFormat = COMMAS
+    ) -> Iterator[pl.DataFrame]:
         """Yields the rows of a CSV file in order. Empty fields are null.
 
         Raises:
@@ -72,7 +74,7 @@ class TextReader:
         if first_row == 0 and header is form.header:
             raise ValueError(f"{path} must hold rows; it is empty. Copy it again.")
 
-    def header(self, path: Path, form: CsvFormat = COMMAS) -> list[str]:
+    def header(self, path: AnyPath, form: CsvFormat = COMMAS) -> list[str]:
         """Returns the names in the first line of a CSV file; none if the file is empty.
 
         Raises:
@@ -84,7 +86,7 @@ class TextReader:
         except csv.Error as error:
             raise ValueError(f"{path} must be CSV; {first_line(error)}. Correct it.") from None
 
-    def json_lines(self, path: Path, columns: Columns) -> Iterator[pl.DataFrame]:
+    def json_lines(self, path: AnyPath, columns: Columns) -> Iterator[pl.DataFrame]:
         """Yields the rows of a file with a JSON object on each line, in order.
 
         A key that a line lacks is null. `row` counts the lines that are not blank.
@@ -99,7 +101,7 @@ class TextReader:
         if first_row == 0:
             raise ValueError(f"{path} must hold rows; it is empty. Copy it again.")
 
-    def lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
+    def lines(self, path: AnyPath) -> Iterator[tuple[int, list[str]]]:
         """Yields some lines that are not blank, with the row number of the first."""
         first_row = 0
         for block in read_blocks(path, None, self.progress):
@@ -108,7 +110,7 @@ class TextReader:
             first_row += len(lines)
 
     def table(
-        self, frames: Iterable[pl.DataFrame], location: Path | str, key: str, renamed: str
+        self, frames: Iterable[pl.DataFrame], location: AnyPath | str, key: str, renamed: str
     ) -> pl.DataFrame:
         """Returns the first row of each key of all frames, with the key under another name.
 
@@ -125,7 +127,12 @@ class TextReader:
         return self.row_filter.exclude(frame, is_repeated, reason).rename({key: renamed})
 
     def _checked(
-        self, frame: pl.DataFrame, problems: Sequence[str], rule: str, columns: Columns, path: Path
+        self,
+        frame: pl.DataFrame,
+        problems: Sequence[str],
+        rule: str,
+        columns: Columns,
+        path: AnyPath,
     ) -> pl.DataFrame:
         """Casts strings to the types of the columns; a row whose value does not cast is bad."""
         advice = "Correct it or take the row out."

@@ -1,12 +1,10 @@
 """Tables in CSV and JSON lines make the dataset that the same tables in Parquet make."""
 
-import gzip
-import json
 import shutil
 
 import polars as pl
 import pytest
-from part_tables import differences, write_raw
+from part_tables import as_text, differences, write_raw
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.parts.conversion import PartOptions, write_dataset_in_parts
@@ -17,31 +15,7 @@ from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
 from msrec.data.schema import load_schema
 
-INTEGERS = "integers: [item_id, scenario, age, page]\n"
 TIME, GIVEN = SplitChoice("time"), SplitChoice("given", column="part")
-
-
-def write_as(frame, path):
-    """Writes a table in the format of the file's name."""
-    name = path.name.removesuffix(".gz")
-    if name.endswith((".csv", ".tsv")):
-        text = frame.write_csv(separator="\t" if name.endswith("tsv") else ",")
-    else:
-        text = "".join(json.dumps(row) + "\n" for row in frame.to_dicts())
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-
-
-def as_text(raw, folder, suffix, yaml=INTEGERS, lists=()):
-    """Copies raw tables as text; columns in `lists` become lists of their values between `;`."""
-    folder.mkdir()
-    (folder / "tables.yaml").write_text((raw / "tables.yaml").read_text() + yaml)
-    for path in sorted(raw.rglob("*.parquet")):
-        frame = pl.read_parquet(path)
-        frame = frame.with_columns(pl.col(c).str.split(";") for c in lists if c in frame.columns)
-        target = folder / path.relative_to(raw).with_suffix(suffix)
-        target.parent.mkdir(exist_ok=True)
-        write_as(frame, target)
-    return folder
 
 
 def in_one(raw, out, choice=TIME, policy="fail"):

@@ -1,7 +1,6 @@
 """Columns of plain tables in the types in which they are stored, and the declared features."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import polars as pl
@@ -24,6 +23,7 @@ from msrec.data.convert.sources.plain.tables_mapping import (
 from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.table_checks import require_columns
 from msrec.data.features.value_types import stored_series
+from msrec.data.io.paths import AnyPath
 from msrec.data.schema import ID_KEYS
 
 
@@ -41,7 +41,7 @@ def typed_table(frame: pl.DataFrame, columns: list[str], location: str) -> pl.Da
 
 
 def read_side(
-    path: Path, side: Side, declared: Kinds | None, types: Columns, reader: TextReader
+    path: AnyPath, side: Side, declared: Kinds | None, types: Columns, reader: TextReader
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
     """Returns a table with its features, these, and notes.
 

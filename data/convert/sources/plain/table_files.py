@@ -10,7 +10,8 @@ import polars as pl
 from msrec.data.convert.row_filter import ROW
 from msrec.data.convert.sources.text_blocks import CsvFormat, read_blocks, split_lines
 from msrec.data.convert.sources.text_reader import Columns, TextReader
-from msrec.data.io.parquet_files import named_errors, scan_parquet
+from msrec.data.io.parquet_files import read_frame, scan_parquet
+from msrec.data.io.paths import AnyPath, entries, is_file
 
 PARQUET = ".parquet"
 CSV_FORMATS = {".csv": CsvFormat(), ".tsv": CsvFormat("\t")}
@@ -22,12 +23,12 @@ LISTS = list[str] | None
 """Type of a column of lists."""
 
 
-def is_text(path: Path) -> bool:
+def is_text(path: AnyPath) -> bool:
     """Returns whether a file of a table is CSV or JSON lines."""
     return _suffix(path) != PARQUET
 
 
-def find_table(folder: Path, table: str) -> Path:
+def find_table(folder: AnyPath, table: str) -> AnyPath:
     """Returns the file of a table: `users.parquet`, `users.csv`, `users.jsonl.gz`, ...
 
     Raises:
@@ -35,29 +36,30 @@ def find_table(folder: Path, table: str) -> Path:
         ValueError: there are several.
     """
     names = [table + suffix + packed for suffix in SUFFIXES for packed in ("", PACKED)]
-    files = [folder / name for name in names if (folder / name).is_file()]
+    found = {path.name: path for path in entries(folder, f"{table}.*")}
+    files = [found[name] for name in names if name in found and is_file(found[name])]
     if not files:
         raise FileNotFoundError(
             f"{folder / table}{PARQUET} must exist: plain tables are interactions, users and items "
             f"({', '.join(SUFFIXES)}; text files may be {PACKED})."
         )
     if len(files) > 1:
-        found = ", ".join(path.name for path in files)
-        raise ValueError(f"{folder} must have one file of {table}; found {found}. Remove one.")
+        several = ", ".join(path.name for path in files)
+        raise ValueError(f"{folder} must have one file of {table}; found {several}. Remove one.")
     return files[0]
 
 
-def interaction_files(folder: Path) -> list[Path]:
+def interaction_files(folder: AnyPath) -> list[AnyPath]:
     """Returns the file of the interactions, or the files of the folder `interactions` by name.
 
     Raises:
         FileNotFoundError: there is neither.
         ValueError: there are both, or the files of the folder have different formats or columns.
     """
-    files = sorted(p for p in (folder / "interactions").glob("*") if _suffix(p) in SUFFIXES)
+    files = [path for path in entries(folder / "interactions") if _suffix(path) in SUFFIXES]
     if not files:
         return [find_table(folder, "interactions")]
-    single = [p for p in folder.glob("interactions.*") if _suffix(p) in SUFFIXES]
+    single = [path for path in entries(folder, "interactions.*") if _suffix(path) in SUFFIXES]
     if single:
         raise ValueError(
             f"{folder} must have {single[0].name} or the folder interactions, not both. Remove one."
@@ -72,7 +74,7 @@ def interaction_files(folder: Path) -> list[Path]:
     return files
 
 
-def text_columns(path: Path, declared: Columns) -> Columns:
+def text_columns(path: AnyPath, declared: Columns) -> Columns:
     """Returns the columns of a text file with their types; none for a Parquet file.
 
     Text has no types of its own: a column is what tables.yaml says, else text. The columns are
@@ -109,13 +111,13 @@ def text_columns(path: Path, declared: Columns) -> Columns:
     return columns
 
 
-def read_text(path: Path, columns: Columns, reader: TextReader) -> Iterator[pl.DataFrame]:
+def read_text(path: AnyPath, columns: Columns, reader: TextReader) -> Iterator[pl.DataFrame]:
     """Yields the rows of a text file, with their numbers in the column `row`."""
     form = CSV_FORMATS.get(_suffix(path))
     return reader.json_lines(path, columns) if form is None else reader.csv(path, columns, form)
 
 
-def read_table(path: Path, columns: Columns, reader: TextReader) -> pl.DataFrame:
+def read_table(path: AnyPath, columns: Columns, reader: TextReader) -> pl.DataFrame:
     """Reads a file of a table; that of a text file has the column `row`.
 
     Args:
@@ -128,11 +130,10 @@ def read_table(path: Path, columns: Columns, reader: TextReader) -> pl.DataFrame
     """
     if is_text(path):
         return pl.concat(read_text(path, columns, reader))
-    with named_errors(path):
-        return pl.read_parquet(path, glob=False)
+    return read_frame(path)
 
 
-def _first_row(path: Path) -> Mapping[str, Any]:
+def _first_row(path: AnyPath) -> Mapping[str, Any]:
     """Returns the names of the columns in a text file, with the values of JSON's first row."""
     form = CSV_FORMATS.get(_suffix(path))
     if form is not None:
@@ -147,6 +148,6 @@ def _first_row(path: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: AnyPath) -> str:
     """Returns the suffix that tells the format: `.csv` for x.csv.gz."""
     return Path(path.name.removesuffix(PACKED)).suffix

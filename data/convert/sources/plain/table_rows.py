@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import polars as pl
@@ -36,6 +35,7 @@ from msrec.data.convert.sources.plain.tables_mapping import (
 )
 from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.table_checks import require_columns
+from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.labels import LabelOptions, weight_columns
 
 INTERACTIONS = "interactions"
@@ -79,13 +79,14 @@ class TableRows:
     @classmethod
     def declared(
         cls,
-        folder: Path,
+        folder: AnyPath,
         scenario_column: str = "scenario",
         label: str = DEFAULT_LABEL,
-        mapping: Path | str | None = None,
+        mapping: AnyPath | str | None = None,
     ) -> Self:
         """Reads tables.yaml; see `read_tables`."""
-        declared = read_mapping(Path(mapping) if mapping else folder / MAPPING_FILE, bool(mapping))
+        path = to_path(mapping) if mapping else folder / MAPPING_FILE
+        declared = read_mapping(path, bool(mapping))
         return cls(declared, declared_labels(declared, label), label, scenario_column)
 
     @property
@@ -148,7 +149,7 @@ class TableRows:
         return declared_features(rows, "interaction", declared, location, survey.separators)
 
     def raw_tables(
-        self, folder: Path, interactions: Path, survey: Survey, reader: TextReader
+        self, folder: AnyPath, interactions: AnyPath, survey: Survey, reader: TextReader
     ) -> RawTables:
         """Reads the users and items; returns the tables without the interactions of a file."""
         declared, types, location = self.mapping, self.types, str(interactions)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from pathlib import Path
 
 import polars as pl
 
@@ -16,14 +15,15 @@ from msrec.data.convert.sources.plain.table_rows import Survey, TableRows
 from msrec.data.convert.sources.plain.tables_mapping import DEFAULT_LABEL
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.table_checks import check_type
+from msrec.data.io.paths import AnyPath, to_path
 
 
 def read_tables(
-    folder: Path | str,
+    folder: AnyPath | str,
     reader: TextReader | None = None,
     scenario_column: str = "scenario",
     label: str = DEFAULT_LABEL,
-    mapping: Path | str | None = None,
+    mapping: AnyPath | str | None = None,
 ) -> RawTables:
     """Reads interactions (user_id, item_id, scenario, label, ...), users and items.
 
@@ -45,7 +45,7 @@ def read_tables(
         FileNotFoundError: a file does not exist.
         ValueError: a file cannot be read, a column is missing, or tables.yaml is wrong.
     """
-    folder, reader = Path(folder), reader or TextReader()
+    folder, reader = to_path(folder), reader or TextReader()
     source = TableRows.declared(folder, scenario_column, label, mapping)
     files = interaction_files(folder)
     columns = text_columns(files[0], source.types["interaction"])

@@ -1,10 +1,10 @@
 """The file tables.yaml, which says which columns of plain tables are labels and features."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.io.yaml_files import read_yaml
 from msrec.data.labels import LabelOptions, check_labels
@@ -61,14 +61,14 @@ class TablesMapping(StrictModel):
     """Unit of the column timestamp since 1970; without it timestamps only order the rows."""
 
 
-def read_mapping(path: Path, must_exist: bool) -> TablesMapping:
+def read_mapping(path: AnyPath, must_exist: bool) -> TablesMapping:
     """Reads tables.yaml; without the file, everything is a default.
 
     Raises:
         FileNotFoundError: it must exist and does not.
         ValueError: a field is unknown or has a wrong value.
     """
-    if not path.is_file():
+    if not is_file(path):
         if must_exist:
             raise FileNotFoundError(f"{path} must exist, since it was given as the mapping.")
         return TablesMapping()
