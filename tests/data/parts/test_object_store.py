@@ -5,6 +5,7 @@ import sys
 
 import polars as pl
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from object_store import SECRET, store
 from part_tables import as_text, differences
 from s3fs.core import S3File
@@ -155,6 +156,21 @@ def test_files_that_workers_send_elsewhere_are_missed(raw_tables, engine, tmp_pa
         in_parts(raw_tables, "memory://lost/app", engine, tmp_path / "work")
     with pytest.raises(FileNotFoundError):
         load_schema("memory://lost/app")
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_the_work(
+    raw_tables, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+    message = "memory://read/only/.* must be writable, .*PermissionError: Access Denied"
+    with pytest.raises(PermissionError, match=message):
+        write_dataset(read_tables(raw_tables), "memory://read/only", CHOICE)
+    with pytest.raises(PermissionError, match=message):
+        in_parts(raw_tables, "memory://read/only", None, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize(

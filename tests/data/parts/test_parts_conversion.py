@@ -17,6 +17,7 @@ from msrec.data.convert.split import SplitChoice
 from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.features.vocabulary import Frequent
 from msrec.data.schema import load_schema
+from msrec.tools.cli.main import is_mistake
 
 CHOICES = {
     "random": SplitChoice("random", seed=3),
@@ -143,5 +144,8 @@ def test_bad_rows_are_counted_with_file_and_row(workers, tmp_path):
     assert parts.excluded == whole.excluded == {f"{path}: column 'click' must be 0 or 1": 2}
     [example] = parts.examples.values()
     assert "found 7 in row 99 (" in example
-    with pytest.raises(ValueError, match=r"day-2\.parquet: column 'click' .* in row (99|3498) "):
+    with pytest.raises(
+        ValueError, match=r"day-2\.parquet: column 'click' .* in row (99|3498) "
+    ) as e:
         in_parts(raw, tmp_path / "again", workers, CHOICES["time"])
+    assert is_mistake(e.value)  # one sentence, without the stack of the process

@@ -166,9 +166,10 @@ class TableRows:
         guessed_text, text_notes = guess_text(users, items)
         text_notes = [] if declared.text else text_notes
         labels = self.labels if declared.labels else {"label": LabelOptions()}
+        name = folder.resolve().name or str(folder)  # a bucket has no name
         return RawTables(
-            name=declared.name or folder.resolve().name,
-            description=declared.description or f"The data set {folder.resolve().name}.",
+            name=declared.name or name,
+            description=declared.description or f"The data set {name}.",
             interactions=(),
             users=users,
             items=items,
