@@ -42,7 +42,7 @@ from msrec.data.features.vocabulary import Frequent
 from msrec.data.histories.build import build_histories
 from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.io.parquet_files import parquet_names
-from msrec.data.io.paths import AnyPath, to_path
+from msrec.data.io.paths import AnyPath, local_path, to_path
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.synthetic.random_rows import random_rows
 from msrec.data.synthetic.simulated_dataset import synthesize
@@ -130,7 +130,7 @@ def convert(
     workers: Workers | None = options.pop("workers", None)
     choice = choice or split_choice(source)
     row_filter = RowFilter(bad_rows)
-    raw, out = to_path(raw), to_path(out)
+    raw, out = to_path(raw) if source == "tables" else local_path(str(raw)), to_path(out)
     check_output(out, DATASET, [raw, grow_from], overwrite=overwrite)
     with progress_bars(console) as progress:
         finish = partial(build_histories, progress=progress) if histories else None

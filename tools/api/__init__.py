@@ -196,8 +196,8 @@ def convert(source: str, raw: str | Path, out: str | Path, **options: Any) -> Da
     workers = given("engine", "workers", "address", "part_rows", "work")
     convert_source(
         source,
-        to_path(raw) if source == "tables" else local_path(raw),
-        to_path(out),
+        raw,
+        out,
         choice=split_choice(source, **split),
         table_kinds=tables_by_option(**given("hash", "managed", "min_rows")),
         workers=workers_by_option(**workers),

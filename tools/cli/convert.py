@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from msrec.data.io.paths import AnyPath, local_path, to_path
+from msrec.data.io.paths import local_path, to_path
 from msrec.tools.bench.harness.options import comma_list
 
 convert_app = typer.Typer(
@@ -33,8 +33,8 @@ def _option(kind: Any, default: Any, text: str, **settings: Any) -> Option:
     return Annotated[kind, typer.Option(help=text, **settings)], default
 
 
-def _folder(text: str, parser: Callable[[str], AnyPath] = to_path) -> Option:
-    return Annotated[Path, typer.Argument(help=text, parser=parser)], ...
+def _folder(text: str) -> Option:
+    return Annotated[Path, typer.Argument(help=text, parser=to_path)], ...
 
 
 SPLIT: dict[str, Option] = {
@@ -72,7 +72,7 @@ SPLIT: dict[str, Option] = {
 """Options that make the split, under the names of `split_choice`."""
 
 SHARED: dict[str, Option] = {
-    "raw": _folder("folder with the raw files", local_path),
+    "raw": _folder("folder with the raw files, of `tables` also s3://..."),
     "out": _folder("dataset folder to make, also s3://..."),
     **SPLIT,
     "bad_rows": _option(
@@ -161,7 +161,6 @@ OWN: dict[str, dict[str, Option]] = {
         )
     },
     "tables": {
-        "raw": _folder("folder with the raw tables, also s3://..."),
         "scenario_column": _option(str, "scenario", "column of the interactions with the scenario"),
         "label": _option(str, "label", "column of the interactions to predict, 0 or 1"),
         "mapping": _option(
