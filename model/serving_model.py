@@ -116,12 +116,13 @@ class ServingModel(nn.Module):
         lengths: (B, F), float, number of ids of each feature.
         dense: (B, num_dense), float.
         scenario: (B,), int64 in [0, S).
-        interest: candidate, bag, events, scenario and label of `Histories`, then the vectors of
-            each source as in `Interest`; empty for a model without interest blocks.
+        sequence: candidate, bag, events, scenario and label of `Histories`, then the vectors of
+            each source as in `Interest`, then those of `SequenceEncoder`; empty for a model that
+            reads no ordered histories.
         returns: (B, C), float, scores of the labels, and the combined score if there is one.
 
     Raises:
-        ValueError: the model has learned vectors in place of the LLM's, or a sequence encoder.
+        ValueError: the model has learned vectors in place of the LLM's.
     """
 
     def __init__(
@@ -139,20 +140,20 @@ class ServingModel(nn.Module):
                 "llm.control must not be learned for a model to be served: its vectors are of the "
                 "users of one data set."
             )
-        if dense_arch.sequence_encoder is not None:
-            raise ValueError(
-                "sequence.encoder must be none for a model to be served: an export has no learned "
-                "item vectors for histories."
-            )
         self.interaction, self.backbone = dense_arch.interaction, dense_arch.backbone
         self.user_meta, self.item_meta = dense_arch.user_meta, dense_arch.item_meta
         self.scenario_meta = None
         if dense_arch.scenario_meta is not None:
             self.scenario_meta = ServingScenarioMeta(dense_arch.scenario_meta)
-        self.interest = dense_arch.interest
+        self.interest, self.sequence_encoder = dense_arch.interest, dense_arch.sequence_encoder
         self.num_features, self.dim = num_features, dim
         self.num_vectors = num_features + num_histories
         self.user, self.item = (knowledge_widths(dense_arch, side) for side in ("user", "item"))
+
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether the model reads ordered histories."""
+        return self.interest is not None or self.sequence_encoder is not None
 
     def forward(
         self,
@@ -160,7 +161,7 @@ class ServingModel(nn.Module):
         lengths: Tensor,
         dense: Tensor,
         scenario: Tensor,
-        interest: tuple[Tensor, ...] = (),
+        sequence: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """Returns the scores of each row."""
         sizes = [self.num_vectors * self.dim, *self.user, *self.item]
@@ -173,11 +174,15 @@ class ServingModel(nn.Module):
         columns = [self.interaction(vectors, dense), user_columns, item_columns]
         columns.append(user_match * item_match)
         interest_logits = None
-        if self.interest is not None:
-            candidate, bag, events, of_scenario, label, *sources = interest
+        if self.reads_sequences:
+            candidate, bag, events, of_scenario, label, *items = sequence
             histories = Histories(candidate, events, of_scenario, label, bag)
-            matched, interest_logits = self.interest(sources, histories, scenario)
-            columns.append(matched)
+            learned = None if self.sequence_encoder is None else items.pop()
+            if self.interest is not None:
+                matched, interest_logits = self.interest(items, histories, scenario)
+                columns.append(matched)
+            if self.sequence_encoder is not None:
+                columns.append(self.sequence_encoder(learned, histories, scenario))
         x = torch.cat(columns, dim=1)
         if self.user_meta is not None:
             x = self.user_meta.change(x, _codes(user_code))

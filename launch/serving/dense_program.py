@@ -107,13 +107,13 @@ def export_program(model: ServingModel, manifest: Manifest, num_dense: int) -> E
     )
     rows, shapes = {0: _size("rows")}, list[Any]()
     shapes += [rows] * len(inputs)
-    if manifest.interest is not None:
+    if manifest.sequence is not None:
         histories, items = {0: _size("histories")}, {0: _size("items")}
-        events = torch.zeros(3, manifest.interest.max_len, dtype=torch.int64)
+        events = torch.zeros(3, manifest.sequence.max_len, dtype=torch.int64)
         row = torch.zeros(4, dtype=torch.int64)
-        sources = [torch.zeros(5, dim) for dim in manifest.interest.sources.values()]
-        inputs += ((row, row.clone(), events, events.clone(), events.float(), *sources),)
-        shapes.append((rows, rows, *[histories] * 3, *[items] * len(sources)))
+        tables = [torch.zeros(5, table.dim) for table in manifest.sequence.tables]
+        inputs += ((row, row.clone(), events, events.clone(), events.float(), *tables),)
+        shapes.append((rows, rows, *[histories] * 3, *[items] * len(tables)))
     with torch.no_grad():
         return torch.export.export(model, inputs, dynamic_shapes=tuple(shapes))
 

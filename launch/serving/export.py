@@ -18,9 +18,11 @@ from msrec.launch.serving.dense_program import write_program
 from msrec.launch.serving.export_folder import (
     EXPORT,
     FORMAT_VERSION,
+    ITEM_TABLES,
     MANIFEST_FILE,
     RARE_IDS_FILE,
     SEMANTIC_IDS_FILE,
+    TABLES,
     DenseDtype,
     ExportTable,
     Manifest,
@@ -29,12 +31,13 @@ from msrec.launch.serving.export_folder import (
     package_versions,
     write_values,
 )
-from msrec.launch.serving.interest_files import write_interest
 from msrec.launch.serving.parity import compare_with_run
-from msrec.launch.serving.quantized_tables import write_table
+from msrec.launch.serving.quantized_tables import write_tables
 from msrec.launch.serving.scorer import Scorer
+from msrec.launch.serving.sequence_files import write_histories
 from msrec.launch.serving.serving_tables import (
     SIDES,
+    item_tables,
     knowledge_sides,
     managed_rows,
     serving_tables,
@@ -80,16 +83,14 @@ def export(
         run.model.eval()
         model = _serving_model(run)
         _write_encoding(run, folder)
-        written = []
-        for table, chunks in serving_tables(run, tables):
-            write_table(folder, table, chunks)
-            written.append(table)
+        written = write_tables(folder / TABLES, serving_tables(run, tables))
         manifest = _new_manifest(run_dir, run, model, written, dense)
-        if model.interest is not None:
+        if model.reads_sequences:
             index, max_len = run.knowledge.sequences, run.config.sequence.max_len
             assert index is not None
-            interest = write_interest(folder, run.knowledge.item_sources, index, max_len)
-            manifest = manifest.model_copy(update={"interest": interest})
+            by_item = write_tables(folder / ITEM_TABLES, item_tables(run, tables))
+            sequence = write_histories(folder, index, max_len, by_item)
+            manifest = manifest.model_copy(update={"sequence": sequence})
         write_program(model, manifest, len(run.schema.dense), folder, compiled)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         manifest = manifest.model_copy(update={"crc32": checksums(folder, paths)})

@@ -10,8 +10,8 @@ The folder::
     semantic_ids.npz        codes of the items, if the run has semantic ids
     managed/FEATURE.parquet the ids of managed features and their table rows
     tables/NAME.npy         rows of each table, int8 or float16
-    item-sources/NAME.npy   vectors of the items by source, for interest blocks
-    histories/NAME.npy      newest events of each user, for interest blocks
+    item-tables/NAME.npy    rows of tables by item: vectors of sources, and of a sequence encoder
+    histories/NAME.npy      newest events of each user, for a model that reads ordered histories
     dense.pt2               dense part of the model as a program of torch.export
     dense_compiled.pt2      the same program compiled by AOTInductor for one kind of CPU
 """
@@ -36,15 +36,16 @@ from msrec.launch.versions import installed, is_cpu_build
 MANIFEST_FILE = "export.json"
 RARE_IDS_FILE = "rare.npz"
 SEMANTIC_IDS_FILE = "semantic_ids.npz"
-FORMAT_VERSION = 2
+TABLES, ITEM_TABLES = "tables", "item-tables"
+FORMAT_VERSION = 3
 EXPORT = FolderKind(
     "an export",
     MANIFEST_FILE,
     (
         *(MANIFEST_FILE, "dataset.yaml", "users.parquet", "items.parquet", RARE_IDS_FILE),
         *(SEMANTIC_IDS_FILE, "dense.pt2", "dense_compiled.pt2", "vocabularies/*.parquet"),
-        *("tables/*.npy", "item-sources/*.npy", "histories/*.npy"),
-        f"{MANAGED}/*.parquet",
+        *(f"{TABLES}/*.npy", f"{ITEM_TABLES}/*.npy", "histories/*.npy", f"{MANAGED}/*.parquet"),
+        "item-sources/*.npy",  # of version 2
     ),
 )
 INT8_SCALE_BYTES = 4
@@ -67,22 +68,24 @@ class ExportTable(StrictModel):
         """Bytes of a row in the file."""
         return self.dim + INT8_SCALE_BYTES if self.kind == "int8" else 2 * self.dim
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all rows."""
+        return self.rows * self.row_bytes
 
-class InterestFiles(StrictModel):
-    """Item vectors and histories of an export, for a model with interest blocks."""
 
-    sources: dict[str, int]
-    """Source -> size of its vectors, in the order of the model's blocks."""
+class SequenceFiles(StrictModel):
+    """Tables by item and histories of an export, for a model that reads ordered histories."""
+
+    tables: list[ExportTable]
+    """Vectors of each source of the interest blocks, in their order, then those of the encoder."""
     protocol: HistoryProtocol
     """Splits whose rows are events."""
     events: EventChoice
     """Rows that are events."""
     max_len: int
     """Newest events per user."""
-    num_items: int
     num_events: int
-    vector_bytes: int
-    """Bytes of the files with item vectors."""
     history_bytes: int
     """Bytes of the files with histories."""
 
@@ -131,8 +134,8 @@ class Manifest(StrictModel):
     """Formula of the combined score; null if there is none."""
     calibration: str | None = None
     """Method by which the scores of binary labels are calibrated; null if they are not."""
-    interest: InterestFiles | None = None
-    """Files of the interest blocks; null if the model has none."""
+    sequence: SequenceFiles | None = None
+    """Files of ordered histories; null if the model reads none."""
     versions: dict[str, str | None]
     cpu: str
     parity: Parity | None

@@ -128,7 +128,7 @@ def _score_with_both(
     )
     # The export holds all events of a user; a row of the split must see the earlier ones only.
     histories = None
-    if scorer.manifest.interest is not None:
+    if scorer.manifest.sequence is not None:
         assert run.knowledge.sequences is not None
         max_len = run.config.sequence.max_len
         histories = HistoryReader(run.knowledge.sequences, max_len, split)

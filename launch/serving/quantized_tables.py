@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,8 @@ FBGEMM_TYPES = {"int8": SparseType.INT8, "float16": SparseType.FP16}
 
 
 def table_path(folder: Path, table: str) -> Path:
-    """Returns the file of a table of an export."""
-    return folder / "tables" / f"{table}.npy"
+    """Returns the file of a table in a folder of tables of an export."""
+    return folder / f"{table}.npy"
 
 
 def quantize_rows(weight: Tensor, dtype: TableDtype) -> npt.NDArray[np.uint8]:
@@ -46,25 +47,42 @@ def quantize_rows(weight: Tensor, dtype: TableDtype) -> npt.NDArray[np.uint8]:
     return scale_first
 
 
-def write_table(folder: Path, table: ExportTable, chunks: Iterable[Tensor]) -> None:
-    """Writes the file of a table from its rows: chunks of (n, dim), float32, in order."""
-    path, shape = table_path(folder, table.name), (table.rows, table.row_bytes)
-    path.parent.mkdir(exist_ok=True)
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    start = 0
-    for rows in chunks:
-        file[start : start + len(rows)] = quantize_rows(rows, table.kind)
-        start += len(rows)
-    assert start == table.rows
-    file.flush()
+def dequantize_rows(
+    rows: npt.NDArray[np.uint8], dtype: TableDtype
+) -> npt.NDArray[np.floating[Any]]:
+    """Returns the values (rows, dim) of rows that `quantize_rows` made."""
+    if dtype == "float16":
+        return rows.view(np.float16)
+    halves = rows[:, :INT8_SCALE_BYTES].view(np.float16)
+    scale, offset = np.split(halves.astype(np.float32), 2, axis=1)
+    return scale * rows[:, INT8_SCALE_BYTES:] + offset
+
+
+def write_tables(
+    folder: Path, tables: Iterable[tuple[ExportTable, Iterable[Tensor]]]
+) -> list[ExportTable]:
+    """Writes the files of tables from their rows: chunks of (n, dim), float32, in order."""
+    folder.mkdir()
+    written = []
+    for table, chunks in tables:
+        path, shape = table_path(folder, table.name), (table.rows, table.row_bytes)
+        file = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        start = 0
+        for rows in chunks:
+            file[start : start + len(rows)] = quantize_rows(rows, table.kind)
+            start += len(rows)
+        assert start == table.rows
+        file.flush()
+        written.append(table)
+    return written
 
 
 class QuantizedTables:
-    """All tables of an export in memory, looked up by one call.
+    """Tables of the features of an export in memory, looked up by one call.
 
     Args:
         tables: the tables.
-        folder: the export that holds their files.
+        folder: the folder that holds their files.
         features: the features in the order of lookup.
 
     Raises:
@@ -86,7 +104,7 @@ class QuantizedTables:
         self._tables.initialize_weights()
         weights = self._tables.split_embedding_weights(split_scale_shifts=False)
         for table, (weight, _) in zip(tables, weights, strict=True):
-            weight.copy_(torch.from_numpy(_map_file(folder, table)))
+            weight.copy_(torch.from_numpy(map_table(folder, table)))
 
     def lookup(self, ids: Tensor, offsets: Tensor) -> Tensor:
         """Returns the sum of the rows of each bag.
@@ -102,7 +120,12 @@ class QuantizedTables:
         return torch.as_tensor(self._tables(ids, offsets))
 
 
-def _map_file(folder: Path, table: ExportTable) -> npt.NDArray[np.uint8]:
+def map_table(folder: Path, table: ExportTable) -> npt.NDArray[np.uint8]:
+    """Maps the rows of a table into memory, (rows, row_bytes).
+
+    Raises:
+        ValueError: the size of the file does not fit the table.
+    """
     path, shape = table_path(folder, table.name), (table.rows, table.row_bytes)
     # Mode "c" keeps changes private to this process. torch warns of read-only arrays.
     rows = np.load(path, mmap_mode="c", allow_pickle=False)

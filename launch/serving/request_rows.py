@@ -21,12 +21,12 @@ from msrec.data.loading.id_transforms import (
 )
 from msrec.data.loading.managed_rows import ManagedRows
 from msrec.data.loading.semantic_ids import SemanticIds
-from msrec.launch.serving.interest_files import UserHistories
 from msrec.launch.serving.request_histories import (
     CarriedHistory,
     HistoryTensors,
     RequestHistories,
 )
+from msrec.launch.serving.sequence_files import UserHistories
 
 _NO_ROW_IDS = np.empty(0, dtype=np.int64)
 
@@ -40,7 +40,7 @@ class RequestTensors(NamedTuple):
         lengths: (B, F), float32, ids of each schema feature.
         dense: (B, num_dense), float32.
         scenario: (B,), int64.
-        histories: of the rows, for a model with interest blocks.
+        histories: of the rows, for a model that reads ordered histories.
     """
 
     ids: Tensor
@@ -61,7 +61,7 @@ class RequestRows(NamedTuple):
         lengths: per feature (n,), int32, or None if all are 1.
         dense: (n, num_dense), float32.
         scenario: (n,), int64.
-        histories: of the rows, for a model with interest blocks.
+        histories: of the rows, for a model that reads ordered histories.
     """
 
     ids: list[npt.NDArray[np.int32]]
@@ -134,7 +134,7 @@ class RequestEncoder:
         scale, per_scenario: settings of the run's tables.
         rare: feature -> (rows of its table,), bool, ids that training replaced by row 0.
         sides: user or item for each table of histories or LLM knowledge, in the order of lookup.
-        histories: events of the export's users, for a model with interest blocks.
+        histories: events of the export's users, for a model that reads ordered histories.
         semantic_ids: codes of the export's items, for a model with semantic ids.
         managed: table rows of managed features.
     """
@@ -185,7 +185,8 @@ class RequestEncoder:
         """
         if self._histories is None:
             raise ValueError(
-                f"{where} must have no history, because the exported run has no interest blocks."
+                f"{where} must have no history, because the exported run reads no ordered "
+                "histories."
             )
         encoded = self.row_encoder.events(events, where)
         if self._histories.events == "positive" and not encoded.label.all():

@@ -15,12 +15,13 @@ from msrec.launch.serving.dense_program import load_program
 from msrec.launch.serving.export_folder import (
     RARE_IDS_FILE,
     SEMANTIC_IDS_FILE,
+    TABLES,
     export_version,
     read_manifest,
 )
-from msrec.launch.serving.interest_files import ItemSources, UserHistories
 from msrec.launch.serving.quantized_tables import QuantizedTables
 from msrec.launch.serving.request_rows import RequestEncoder, RequestRows, RequestTensors
+from msrec.launch.serving.sequence_files import ItemTables, UserHistories
 
 MAX_CALL_ROWS = 8192
 """Most rows of one call of the program."""
@@ -49,11 +50,11 @@ class Scorer:
         self.manifest = manifest
         self.version = export_version(folder)
         """CRC-32 of its manifest, which names the export."""
-        interest, histories = manifest.interest, None
-        self._sources: ItemSources | None = None
-        if interest is not None:
-            histories = UserHistories(folder, interest)
-            self._sources = ItemSources(folder, interest)
+        sequence, histories = manifest.sequence, None
+        self._item_tables: ItemTables | None = None
+        if sequence is not None:
+            histories = UserHistories(folder, sequence)
+            self._item_tables = ItemTables(folder, sequence.tables)
         codes = folder / SEMANTIC_IDS_FILE
         semantic_ids = SemanticIds.load(codes) if codes.is_file() else None
         with np.load(folder / RARE_IDS_FILE, allow_pickle=False) as rare:
@@ -68,7 +69,7 @@ class Scorer:
                 semantic_ids,
                 ManagedRows.load(folder, row_encoder.schema),
             )
-        self._tables = QuantizedTables(manifest.tables, folder, manifest.features)
+        self._tables = QuantizedTables(manifest.tables, folder / TABLES, manifest.features)
         self._program, self.is_compiled = load_program(folder, manifest, compiled)
 
     def score(self, rows: RequestRows) -> npt.NDArray[np.float32]:
@@ -92,24 +93,24 @@ class Scorer:
     def look_up(self, tensors: RequestTensors) -> tuple[Any, ...]:
         """Returns the inputs of the program; see `ServingModel`.
 
-        The first one is read from the tables. With interest blocks, the last one is a tuple.
+        The first one is read from the tables. With ordered histories, the last one is a tuple.
         """
         pooled = self._tables.lookup(tensors.ids, tensors.offsets)
         inputs = (pooled, tensors.lengths, tensors.dense, tensors.scenario)
-        if self._sources is None:
+        if self._item_tables is None:
             return inputs
         assert tensors.histories is not None
         items, *histories = tensors.histories
-        return *inputs, (*histories, *self._sources.gather(items))
+        return *inputs, (*histories, *self._item_tables.gather(items))
 
     @torch.inference_mode()
     def run_program(self, inputs: tuple[Any, ...]) -> npt.NDArray[np.float32]:
         """Returns the scores (B, C), float32, for the inputs of the program."""
         num_rows = len(inputs[0])
         if num_rows == 1:  # torch.export treats a size of 1 as a constant
-            of_rows, interest = inputs[:4], inputs[4:]
+            of_rows, sequence = inputs[:4], inputs[4:]
             inputs = tuple(map(_twice, of_rows))
-            for candidate, bag, *rest in interest:
+            for candidate, bag, *rest in sequence:
                 inputs += ((_twice(candidate), _twice(bag), *rest),)
         scores: npt.NDArray[np.float32] = self._program(*inputs)[:num_rows].numpy()
         return scores

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from msrec.data.llm.knowledge import EntityKnowledge
+from msrec.data.loading.batch import ITEM
 from msrec.data.loading.behaviour_history import BehaviourHistory, Side
 from msrec.data.loading.managed_rows import ManagedRows
 from msrec.data.schema import Schema
@@ -20,6 +21,7 @@ from msrec.launch.build_model import table_schema
 from msrec.launch.serving.export_folder import ExportTable, TableDtype
 from msrec.launch.trained_run import TrainedRun, unwrapped
 from msrec.model.embeddings import table_configs
+from msrec.model.frozen_items import item_table
 from msrec.model.managed.managed_ids import ManagedIds
 from msrec.model.ranker import DenseArch
 from msrec.model.serving_model import knowledge_rows, knowledge_widths
@@ -57,6 +59,26 @@ def serving_tables(
         yield table, _knowledge_chunks(dense_arch, side, knowledge, table.rows)
 
 
+def item_tables(
+    run: TrainedRun, dtype: TableDtype
+) -> Iterator[tuple[ExportTable, Iterable[Tensor]]]:
+    """Yields each table by item with its rows, as `serving_tables` does.
+
+    These are the frozen vectors of each source of the interest blocks, float16 as in training, and
+    the learned vectors of the sequence encoder.
+    """
+    for source in run.knowledge.item_sources:
+        name, shape = item_table(source.name), {"rows": len(source), "dim": source.dim}
+        table = ExportTable(name=name, **shape, kind="float16", features=[ITEM])
+        yield table, (torch.from_numpy(vectors).float() for _, vectors in source.chunks())
+    learned = unwrapped(run.model).ranker.sequence_items
+    if learned is not None:
+        for name, rows in _rows_of(learned.ebc).items():
+            shape = {"rows": len(rows), "dim": rows.shape[1]}
+            table = ExportTable(name=name, **shape, kind=dtype, features=[ITEM])
+            yield table, torch.split(rows, CHUNK_ROWS)
+
+
 def _entity_table(
     schema: Schema, side: Side, name: str, dim: int, dtype: TableDtype
 ) -> ExportTable:
@@ -79,9 +101,13 @@ def knowledge_sides(dense_arch: DenseArch) -> list[Side]:
 
 
 def trained_tables(run: TrainedRun) -> dict[str, Tensor]:
-    """Returns table -> (rows, dim), float32, of a run on one rank."""
+    """Returns table -> (rows, dim), float32, of the features of a run on one rank."""
+    return _rows_of(unwrapped(run.model).ranker.embeddings.ebc)
+
+
+def _rows_of(collection: nn.Module) -> dict[str, Tensor]:
     tables = {}
-    for name, value in unwrapped(run.model).ranker.embeddings.ebc.state_dict().items():
+    for name, value in collection.state_dict().items():
         shards = [value]
         if hasattr(value, "local_shards"):
             shards = [shard.tensor for shard in value.local_shards()]

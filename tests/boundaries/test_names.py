@@ -158,7 +158,7 @@ def test_a_table_named_by_a_path_in_dataset_yaml_stays_in_the_export(tmp_path):
     schema = load_schema(tmp_path / "data")
     assert schema.sparse[2].table in schema.tables
     for table in schema.tables:
-        assert table_path(tmp_path / "out", table).parent == tmp_path / "out" / "tables"
+        assert table_path(tmp_path / "out", table).parent == tmp_path / "out"
     again = load_schema(save_schema(schema, tmp_path / "again").parent)
     assert again == schema
 

@@ -14,7 +14,6 @@ from msrec.launch.distributed import Process
 from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.results import load_results
 from msrec.launch.knowledge_inputs import KnowledgeInputs
-from msrec.launch.serving.export import export
 from msrec.launch.trained_run import open_run
 from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
 
@@ -127,15 +126,9 @@ def test_scaled_tables_and_tables_per_scenario_are_refused(dataset, tmp_path, op
         KnowledgeInputs(config, load_schema(dataset))
 
 
-def test_another_dataset_and_an_export_are_refused(dataset, tmp_path):
+def test_another_dataset_is_refused(dataset, tmp_path):
     config = encoder_config(dataset, tmp_path, "din", "trainer.max_steps=2")
     run_ranks(fit, 1, config)
     save_config(config, config.run_dir / "config.yaml")
     with pytest.raises(ValueError, match="--data needs a run with sequence.encoder=none; this one"):
         open_run(config.run_dir, ONE, data=dataset)
-    run_ranks(refused_export, 1, config.run_dir, tmp_path / "export")
-
-
-def refused_export(rank, world_size, run_dir, out):
-    with pytest.raises(ValueError, match="sequence.encoder must be none for a model to be served"):
-        export(run_dir, out, ONE)

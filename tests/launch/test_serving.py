@@ -34,7 +34,12 @@ from msrec.launch.serving.dense_program import use_bfloat16_products
 from msrec.launch.serving.export import export
 from msrec.launch.serving.export_folder import ExportTable
 from msrec.launch.serving.parity import compare_scores
-from msrec.launch.serving.quantized_tables import QuantizedTables, quantize_rows, table_path
+from msrec.launch.serving.quantized_tables import (
+    QuantizedTables,
+    dequantize_rows,
+    quantize_rows,
+    table_path,
+)
 from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
@@ -155,14 +160,15 @@ def test_error_of_int8_rows_is_half_a_step_plus_rounding_to_float16(tmp_path):
     torch.manual_seed(0)
     weight = torch.randn(50, 12) * torch.logspace(-3, 1, 50).unsqueeze(1)
     table = ExportTable(name="t", rows=50, dim=12, kind="int8", features=["a"])
-    (tmp_path / "tables").mkdir()
-    np.save(table_path(tmp_path, "t"), quantize_rows(weight, "int8"))
+    quantized = quantize_rows(weight, "int8")
+    np.save(table_path(tmp_path, "t"), quantized)
     tables = QuantizedTables([table], tmp_path, ["a"])
     ids = torch.arange(50, dtype=torch.int32)
     rows = tables.lookup(ids, torch.arange(51, dtype=torch.int32))
     low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
     bound = (high - low) / 255 * 0.51 + (low.abs() + high - low) * 2**-11 + 1e-6
     assert ((rows - weight).abs() <= bound).all()
+    torch.testing.assert_close(torch.from_numpy(dequantize_rows(quantized, "int8")), rows)
     assert (rows - weight).abs().max() > 1e-3
     bags = tables.lookup(ids, torch.tensor([0, 3, 3, 50], dtype=torch.int32))
     expected = torch.stack([rows[:3].sum(0), torch.zeros(12), rows[3:].sum(0)])
@@ -213,7 +219,7 @@ def copy_export(app, tmp_path):
 
 def test_damaged_export_is_refused(app, tmp_path):
     folder = copy_export(app, tmp_path)
-    path = table_path(folder, "user_id")
+    path = table_path(folder / "tables", "user_id")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -229,7 +235,7 @@ def test_damaged_export_is_refused(app, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1, "labels": None}, "version must be 2; got 1. Export again"),
+        ({"version": 1, "labels": None}, "version must be 3; got 1. Export again"),
         ({"versions": {"torch": "2.0.0"}}, "torch must be 2.0.0, because .* found 2.13.0"),
         ({"features": 3}, "export.json: features: "),
         ({"parity": None}, "a finished export; this one was not compared with its run"),

@@ -8,7 +8,7 @@ import torch
 from msrec.data.labels import LabelScale
 from msrec.data.loading.batch import EntityVectors
 from msrec.launch.serving.dense_program import export_program
-from msrec.launch.serving.export_folder import InterestFiles
+from msrec.launch.serving.export_folder import ExportTable, SequenceFiles
 from msrec.model.backbone import BackboneShape, FeatureLayout
 from msrec.model.backbones import make_backbone
 from msrec.model.calibration import IsotonicCalibration
@@ -21,6 +21,7 @@ from msrec.model.meta import MetaOptions, ScenarioMeta, UserMeta
 from msrec.model.metrics.combined import parse_score
 from msrec.model.ranker import DenseArch, ItemInputs, KnowledgeParts
 from msrec.model.score_head import ScoreHead
+from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
 from msrec.model.serving_model import (
     ServingModel,
     ServingScenarioMeta,
@@ -52,7 +53,14 @@ def moved(model):
 
 
 def trained(
-    scenarios, parts, width=5, fusion="add", residual=True, cross_scenario=True, form="auto"
+    scenarios,
+    parts,
+    width=5,
+    fusion="add",
+    residual=True,
+    cross_scenario=True,
+    form="auto",
+    encoder=None,
 ):
     """The dense part of a model with some of the modules that read LLM vectors."""
     torch.manual_seed(0)
@@ -67,7 +75,10 @@ def trained(
     if "interest" in parts:
         options = InterestOptions(4, cross_scenario=cross_scenario)
         features["interest"] = Interest([6, 8], PLACES, scenarios, 2, options)
-    size = interaction.out_dim + sum(part.out_dim for part in features.values())
+    if encoder is not None:
+        encoder = SEQUENCE_ENCODERS[encoder](D, PLACES, scenarios)
+    appended = [*features.values(), *([] if encoder is None else [encoder])]
+    size = interaction.out_dim + sum(part.out_dim for part in appended)
     options = MetaOptions(rank=4, width=width, num_layers=2, form=form)
     made = {
         "user_meta": lambda: UserMeta(size, *user, options, residual),
@@ -77,7 +88,8 @@ def trained(
     metas = {name: make() for name, make in made.items() if name in parts}
     layout = FeatureLayout(tuple("abcde"), D, interaction.dense_dim)
     backbone = make_backbone("mmoe", BackboneShape(size, scenarios, 2, layout))
-    return moved(DenseArch(interaction, backbone, KnowledgeParts(**metas, **features)))
+    parts = KnowledgeParts(**metas, **features)
+    return moved(DenseArch(interaction, backbone, parts, sequence_encoder=encoder))
 
 
 @pytest.mark.parametrize("scenarios", [3, 8])  # up to rank + 1, each one's layers are made
@@ -115,26 +127,40 @@ def test_interest_blocks_give_the_scores_of_the_trained_model(cross_scenario):
     check(trained(3, ("user_meta", "interest"), cross_scenario=cross_scenario), 3)
 
 
-def interest_inputs(scenarios):
-    """Vectors of 9 items by source and an empty one, and 4 histories, one of them empty."""
-    sources = [torch.nn.functional.normalize(torch.randn(10, dim), dim=1) for dim in (6, 8)]
-    for vectors in sources:
+@pytest.mark.parametrize("encoder", SEQUENCE_ENCODERS)
+@pytest.mark.parametrize("parts", [(), ("interest", "user_meta")])
+def test_sequence_encoders_give_the_scores_of_the_trained_model(encoder, parts):
+    check(trained(3, parts, encoder=encoder), 3)
+
+
+def item_inputs(over, scenarios):
+    """Vectors of 9 items and an empty one, and 4 histories, one of them empty."""
+    sources, learned = (), None
+    if over.interest is not None:
+        sources = [torch.nn.functional.normalize(torch.randn(10, dim), dim=1) for dim in (6, 8)]
+    if over.sequence_encoder is not None:
+        learned = torch.randn(10, D)
+    for vectors in (*sources, *([] if learned is None else [learned])):
         vectors[[3, 9]] = 0
     empty = torch.arange(PLACES) < torch.tensor([[0], [2], [5], [4]])
     events = torch.randint(9, (4, PLACES)).masked_fill(empty, 9)
     scenario = torch.randint(scenarios, (4, PLACES)).masked_fill(empty, -1)
     label = torch.randint(2, (4, PLACES)).float().masked_fill(empty, 0)
     candidate, bag = torch.randint(10, (B,)), torch.randint(4, (B,))
-    return ItemInputs(Histories(candidate, events, scenario, label, bag), sources)
+    return ItemInputs(Histories(candidate, events, scenario, label, bag), sources, learned)
 
 
 def exported(model, inputs):
     """The model as a program of torch.export, as an export has it."""
-    interest = InterestFiles(
-        **{"sources": {"a": 6, "b": 8}, "protocol": "stream", "events": "all", "max_len": PLACES},
-        **{"num_items": 9, "num_events": 9, "vector_bytes": 1, "history_bytes": 1},
+    tables = [
+        ExportTable(name="a", rows=9, dim=table.shape[1], kind="float16", features=[])
+        for table in inputs[-1][5:]
+    ]
+    sequence = SequenceFiles(
+        **{"tables": tables, "protocol": "stream", "events": "all", "max_len": PLACES},
+        **{"num_events": 9, "history_bytes": 1},
     )
-    manifest = SimpleNamespace(interest=interest, pooled_width=inputs[0].shape[1])
+    manifest = SimpleNamespace(sequence=sequence, pooled_width=inputs[0].shape[1])
     return export_program(model, manifest, num_dense=2).module()
 
 
@@ -150,8 +176,9 @@ def check(over, scenarios):
     vectors = torch.cat([sums[:, :F] / lengths.clamp(min=1).unsqueeze(2), sums[:, F:]], dim=1)
     dense, scenario = torch.randn(B, 2), torch.randint(scenarios, (B,))
     with torch.no_grad():
-        interest = interest_inputs(scenarios) if over.interest is not None else None
-        logits = over(vectors, dense, scenario, torch.ones(B), *known, interest)
+        reads_items = over.interest is not None or over.sequence_encoder is not None
+        items = item_inputs(over, scenarios) if reads_items else None
+        logits = over(vectors, dense, scenario, torch.ones(B), *known, items)
         rows = [
             knowledge_rows(over, side, *of)[place]
             for side, of, place in zip(("user", "item"), (user, item), places, strict=True)
@@ -161,11 +188,12 @@ def check(over, scenarios):
         ]
         inputs = (torch.cat([sums.flatten(1), *rows], dim=1), lengths, dense, scenario)
         model = ServingModel(over, HEAD, F, H, D).eval()
-        if interest is not None:
-            (candidate, events, of_event, label, bag), sources, _ = interest
-            inputs += ((candidate, bag, events, of_event, label, *sources),)
+        if items is not None:
+            (candidate, events, of_event, label, bag), sources, learned = items
+            tables = [*sources, *([] if learned is None else [learned])]
+            inputs += ((candidate, bag, events, of_event, label, *tables),)
             program = exported(model, inputs)
-            torch.testing.assert_close(program(*inputs), model(*inputs), atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-4)
         found = model(*inputs)
     assert logits[:, 0].std() > 0.1
     torch.testing.assert_close(found, HEAD(logits, scenario), atol=1e-5, rtol=1e-4)

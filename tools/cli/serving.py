@@ -74,13 +74,14 @@ def export(
         f"scores differ by at most {parity.largest_difference:.2g}, {parity.mean_difference:.2g} "
         "on average"
     )
-    interest = made.interest
-    if interest is not None:
+    sequence = made.sequence
+    if sequence is not None:
+        vector_bytes = sum(table.num_bytes for table in sequence.tables)
         say(
-            f"interest blocks: {interest.num_items:,} item vectors of each of "
-            f"{', '.join(interest.sources)} ({interest.vector_bytes / 2**20:,.1f} MiB), "
-            f"{interest.num_events:,} events of users, at most {interest.max_len} each "
-            f"({interest.history_bytes / 2**20:,.1f} MiB)"
+            f"ordered histories: {sequence.tables[0].rows:,} items in each of "
+            f"{', '.join(table.name for table in sequence.tables)} "
+            f"({vector_bytes / 2**20:,.1f} MiB), {sequence.num_events:,} events of users, at most "
+            f"{sequence.max_len} each ({sequence.history_bytes / 2**20:,.1f} MiB)"
         )
     say(f"wrote {folder}")
     if since is not None:

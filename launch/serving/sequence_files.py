@@ -1,8 +1,8 @@
-"""Item vectors and histories in an export, for models with interest blocks.
+"""Ordered histories and tables by item in an export, for models that read histories.
 
 The files::
 
-    item-sources/NAME.npy       (num_items, D), float16, vectors of a source
+    item-tables/NAME.npy        (num_items, bytes of a row), uint8, as `quantize_rows` makes them
     histories/starts.npy        (num_users + 1,), int64, first event of each user
     histories/items.npy         (N,), int32, index into items.parquet, oldest event first
     histories/scenarios.npy     (N,), int32
@@ -19,38 +19,27 @@ from torch import Tensor
 
 from msrec.data.features.columns import slice_positions
 from msrec.data.histories.index import HISTORIES, HistoryIndex
-from msrec.data.llm.item_vectors import ItemVectors
-from msrec.data.llm.store import item_source_folder
-from msrec.launch.serving.export_folder import InterestFiles
+from msrec.launch.serving.export_folder import ITEM_TABLES, ExportTable, SequenceFiles
+from msrec.launch.serving.quantized_tables import dequantize_rows, map_table
 from msrec.launch.serving.request_histories import Longs, RequestHistories
 
 HISTORY_ARRAYS = ("starts", "items", "scenarios", "labels")
 
 
-def write_interest(
-    folder: Path, sources: Sequence[ItemVectors], index: HistoryIndex, max_len: int
-) -> InterestFiles:
-    """Writes the item vectors of each source, and the `max_len` newest events of each user."""
-    for source in sources:
-        path = _vector_file(folder, source.name)
-        path.parent.mkdir(exist_ok=True)
-        shape = (len(source), source.dim)
-        vectors = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-        for at, values in source.chunks():
-            vectors[at] = values
-        vectors.flush()
+def write_histories(
+    folder: Path, index: HistoryIndex, max_len: int, tables: Sequence[ExportTable]
+) -> SequenceFiles:
+    """Writes the `max_len` newest events of each user; `tables` are the tables by item."""
     arrays = _newest_events(index, max_len)
     (folder / HISTORIES).mkdir()
     for name, array in arrays.items():
         np.save(folder / HISTORIES / f"{name}.npy", array)
-    return InterestFiles(
-        sources={source.name: source.dim for source in sources},
+    return SequenceFiles(
+        tables=list(tables),
         protocol=index.manifest.protocol,
         events=index.manifest.events,
         max_len=max_len,
-        num_items=len(sources[0]),
         num_events=len(arrays["items"]),
-        vector_bytes=sum(2 * source.dim * len(source) for source in sources),
         history_bytes=sum(array.nbytes for array in arrays.values()),
     )
 
@@ -65,20 +54,15 @@ def _newest_events(index: HistoryIndex, max_len: int) -> dict[str, npt.NDArray[n
     }
 
 
-def _vector_file(folder: Path, source: str) -> Path:
-    path = item_source_folder(folder, source)
-    return path.with_name(f"{path.name}.npy")
-
-
 class UserHistories:
     """Histories of all users of an export, mapped into memory."""
 
-    def __init__(self, folder: Path, interest: InterestFiles) -> None:
+    def __init__(self, folder: Path, sequence: SequenceFiles) -> None:
         self._starts, self._items, self._scenarios, self._labels = (
             np.asarray(np.load(folder / HISTORIES / f"{name}.npy", mmap_mode="r"))
             for name in HISTORY_ARRAYS
         )
-        self.max_len, self.events = interest.max_len, interest.events
+        self.max_len, self.events = sequence.max_len, sequence.events
 
     def of_rows(self, user: Longs, item: Longs) -> RequestHistories:
         """Returns the histories of rows.
@@ -99,20 +83,17 @@ class UserHistories:
         return histories
 
 
-class ItemSources:
-    """Item vectors of an export by source, mapped into memory."""
+class ItemTables:
+    """Tables by item of an export, mapped into memory: frozen vectors, then learned ones."""
 
-    def __init__(self, folder: Path, interest: InterestFiles) -> None:
-        self._vectors = [
-            np.asarray(np.load(_vector_file(folder, source), mmap_mode="r"))
-            for source in interest.sources
-        ]
+    def __init__(self, folder: Path, tables: Sequence[ExportTable]) -> None:
+        self._tables = [(table, map_table(folder / ITEM_TABLES, table)) for table in tables]
 
     def gather(self, items: Longs) -> Sequence[Tensor]:
-        """Returns, per source, the vectors of (M,) items and a row of zeros: (M + 1, D), float."""
-        tables = []
-        for vectors in self._vectors:
-            table = np.zeros((len(items) + 1, vectors.shape[1]), np.float32)
-            table[:-1] = vectors[items]
-            tables.append(torch.from_numpy(table))
-        return tables
+        """Returns, per table, the vectors of (M,) items and a row of zeros: (M + 1, D), float."""
+        gathered = []
+        for table, rows in self._tables:
+            vectors = np.zeros((len(items) + 1, table.dim), np.float32)
+            vectors[:-1] = dequantize_rows(rows[items], table.kind)
+            gathered.append(torch.from_numpy(vectors))
+        return gathered

@@ -1,4 +1,7 @@
-"""Exports of runs with interest blocks: parity, histories of users, histories in requests."""
+"""Exports of runs that read ordered histories: parity, histories of users and of requests.
+
+The runs have interest blocks, a sequence encoder, or both.
+"""
 
 import asyncio
 import json
@@ -10,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-from interest_runs import MAX_LEN, SOURCES, interest_config, interest_root
+from interest_runs import MAX_LEN, interest_config, interest_root
 from ranks import run_ranks
 from tiny import tiny_store
 from trainings import fit
@@ -23,13 +26,17 @@ from msrec.launch.evaluation.evaluate import evaluate
 from msrec.launch.evaluation.predict_files import predict_files
 from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.serving import parity
+from msrec.launch.serving.delta.apply import apply_delta
+from msrec.launch.serving.delta.make import write_delta
 from msrec.launch.serving.export import export
 from msrec.launch.serving.http.batcher import Limits
 from msrec.launch.serving.http.server import create_app
 from msrec.launch.serving.parity import compare_with_run
 from msrec.launch.serving.request_rows import RequestRows
+from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
-from msrec.launch.trained_run import open_run
+from msrec.launch.serving.sequence_files import ItemTables
+from msrec.launch.trained_run import open_run, unwrapped
 from msrec.tools.bench import serve as bench
 
 pytestmark = pytest.mark.slow
@@ -44,6 +51,10 @@ RUNS = {
         ],
     ),
     "own": ("stream", ["backbone.name=ple", "interest.cross_scenario=false"]),
+    "din": ("stream", ["sequence.encoder=din", "interest.enabled=false"]),
+    "sim": ("frozen", ["sequence.encoder=sim", "meta.user=true"]),
+    "bst": ("stream", ["sequence.encoder=bst", "sequence.num_layers=2"]),
+    "hstu": ("stream", ["sequence.encoder=hstu", "interest.enabled=false"]),
 }
 
 
@@ -93,11 +104,10 @@ def test_an_export_is_compared_with_the_events_before_each_row(app, scorers, mon
 
 @pytest.mark.parametrize("name", RUNS)
 def test_files_hold_vectors_and_the_newest_events(app, name):
-    interest = json.loads((app / name / "export.json").read_text())["interest"]
+    sequence = json.loads((app / name / "export.json").read_text())["sequence"]
     protocol, _ = RUNS[name]
     index = HistoryIndex.open(app / "data", protocol)
-    assert interest["protocol"] == protocol
-    assert list(interest["sources"]) == list(SOURCES)
+    assert sequence["protocol"] == protocol
     arrays = {
         part: np.load(app / name / "histories" / f"{part}.npy")
         for part in ("starts", "items", "scenarios", "labels")
@@ -108,8 +118,25 @@ def test_files_hold_vectors_and_the_newest_events(app, name):
         for part in ("items", "scenarios", "labels"):
             expected = getattr(index, part)[: index.starts[user + 1]][newest]
             np.testing.assert_array_equal(arrays[part][kept], expected)
-    assert np.load(app / name / "item-sources" / "made.npy").dtype == np.float16
-    assert (app / name / "item-sources" / "org--other.npy").is_file()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_tables_by_item_hold_the_vectors_of_the_run(app, scorers, name):
+    """Those of the sources are exact, float16 rounds the learned ones; unknown items have zeros."""
+    with process_group("cpu") as process:
+        run = open_run(app / "runs" / name, process)
+    vectors = [torch.from_numpy(each.rows(np.arange(20))) for each in run.knowledge.item_sources]
+    learned = unwrapped(run.model).ranker.sequence_items
+    if learned is not None:
+        (weight,) = learned.ebc.state_dict().values()
+        vectors.append(weight.local_shards()[0].tensor.half())
+    tables = scorers[name].manifest.sequence.tables
+    found = ItemTables(app / name, tables).gather(np.arange(20))
+    assert len(found) == len(vectors)
+    for one, expected in zip(found, vectors, strict=True):
+        torch.testing.assert_close(one[:-1], expected.float(), atol=0, rtol=0)
+        assert one[:-1].std() > 0.01
+        assert not one[-1].any()
 
 
 def test_rows_are_scored_with_the_events_of_the_export(app, scorers, tmp_path):
@@ -123,10 +150,13 @@ def test_rows_are_scored_with_the_events_of_the_export(app, scorers, tmp_path):
             run = open_run(app / "runs" / name, process)
             predict_files(run, process, [to_path(tmp_path / "rows.parquet")], tmp_path / name)
         expected = pq.read_table(tmp_path / name)["score"].to_numpy()
+        score_file(scorers[name], tmp_path / "rows.parquet", tmp_path / f"{name}.parquet")
+        scores = pq.read_table(tmp_path / f"{name}.parquet")["score"].to_numpy()
+        np.testing.assert_allclose(scores, expected, atol=5e-4)
         encoded = scorers[name].encoder.encode_table(rows.to_arrow(), "rows")
-        np.testing.assert_allclose(scorers[name].score(encoded)[:, 0], expected, atol=5e-4)
         alone = [scorers[name].score(encoded.cut(row, row + 1)) for row in range(595, 602)]
         together = scorers[name].score(encoded)
+        np.testing.assert_array_equal(together[:, 0], scores)
         np.testing.assert_allclose(np.concatenate(alone), together[595:], atol=1e-6)
         parts = [encoded.cut(start, start + 7) for start in range(0, 602, 7)]
         np.testing.assert_allclose(
@@ -145,17 +175,41 @@ def test_plain_files_with_timestamps_get_the_scores_of_evaluation(app, tmp_path)
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-def test_the_compiled_program_gives_the_same_scores(app, scorers, tmp_path):
+@pytest.mark.parametrize("name", ["bare", "din", "sim", "bst", "hstu"])
+def test_the_compiled_program_gives_the_same_scores(app, scorers, name, tmp_path):
     with process_group("cpu") as process:
-        export(
-            app / "runs" / "bare", tmp_path / "compiled", process, tables="float16", compiled=True
-        )
+        export(app / "runs" / name, tmp_path / "compiled", process, tables="float16")
     compiled = Scorer(tmp_path / "compiled")
     assert compiled.is_compiled
     table = pl.read_parquet(app / "test.parquet").to_arrow()
     for part in (table, table.slice(0, 1)):
         rows = compiled.encoder.encode_table(part, "rows")
-        np.testing.assert_allclose(compiled.score(rows), scorers["bare"].score(rows), atol=1e-5)
+        np.testing.assert_allclose(compiled.score(rows), scorers[name].score(rows), atol=1e-5)
+
+
+def test_int8_tables_by_item_move_scores_a_little_and_are_part_of_a_delta(app, tmp_path):
+    checkpoints = sorted((app / "runs" / "bst" / "checkpoints").glob("step-*"))
+    with process_group("cpu") as process:
+        for number, checkpoint in enumerate(checkpoints):
+            options = {"checkpoint": checkpoint, "compiled": False}
+            made = export(app / "runs" / "bst", tmp_path / str(number), process, **options)
+    assert [table.kind for table in made.sequence.tables] == ["float16", "float16", "int8"]
+    assert 0 < made.parity.largest_difference < 0.01
+    first, last = (
+        np.load(tmp_path / number / "item-tables" / "sequence_item.npy") for number in ("0", "1")
+    )
+    assert (first != last).any(axis=1).all()  # a run changes the vectors of all items
+    delta = write_delta(tmp_path / "0", tmp_path / "1", tmp_path / "delta")
+    assert {name for name in delta.parts if name.startswith("item-tables")} == {
+        "item-tables/sequence_item.npy"
+    }
+    apply_delta(tmp_path / "0", tmp_path / "delta", tmp_path / "made")
+    table = pl.read_parquet(app / "test.parquet").to_arrow()
+    scores, of_delta = (
+        scorer.score(scorer.encoder.encode_table(table, "rows"))
+        for scorer in (Scorer(tmp_path / "1"), Scorer(tmp_path / "made"))
+    )
+    np.testing.assert_array_equal(of_delta, scores)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -177,6 +231,9 @@ def test_the_benchmark_compares_the_run_with_its_export(app, scorers, name, monk
 
 
 # Histories in requests ---------------------------------------------------------------------------
+
+
+in_requests = pytest.mark.parametrize("name", ["bare", "din"])
 
 
 @asynccontextmanager
@@ -219,33 +276,35 @@ def stored_events(app, user):
     ]
 
 
-def test_a_request_with_the_stored_history_gets_the_same_scores(app, scorers, rows):
+@in_requests
+def test_a_request_with_the_stored_history_gets_the_same_scores(app, scorers, rows, name):
     events = stored_events(app, 29)
     own = [row | {"user_key": "u29"} for row in rows]
-    without = answer(scorers["bare"], {"rows": own})
-    carried = answer(scorers["bare"], {"rows": own, "history": events})
+    without = answer(scorers[name], {"rows": own})
+    carried = answer(scorers[name], {"rows": own, "history": events})
     assert without.json().keys() == {"scores"}
     np.testing.assert_allclose(carried.json()["scores"], without.json()["scores"], atol=1e-6)
     assert carried.json()["history"] == {"used": len(events), "cut": 0, "unknown": 0}
 
 
-def test_only_the_newest_known_events_of_a_request_count(scorers, rows):
+@in_requests
+def test_only_the_newest_known_events_of_a_request_count(scorers, rows, name):
     events = [
         {"item_id": n * 10, "scenario": n % 2, "label": n % 2, "note": "ignored"} for n in range(9)
     ]
     unknown = {"item_id": 70001, "scenario": "feed", "label": 1}
-    full = answer(scorers["bare"], {"rows": rows, "history": [unknown, *events, unknown]}).json()
+    full = answer(scorers[name], {"rows": rows, "history": [unknown, *events, unknown]}).json()
     assert full["history"] == {"used": MAX_LEN, "cut": 3, "unknown": 2}
-    newest = answer(scorers["bare"], {"rows": rows, "history": events[3:]}).json()
+    newest = answer(scorers[name], {"rows": rows, "history": events[3:]}).json()
     assert newest["history"] == {"used": MAX_LEN, "cut": 0, "unknown": 0}
     assert newest["scores"] == full["scores"]
-    none = answer(scorers["bare"], {"rows": rows, "history": []}).json()
+    none = answer(scorers[name], {"rows": rows, "history": []}).json()
     assert none["history"] == {"used": 0, "cut": 0, "unknown": 0}
     assert none["scores"] != full["scores"]
     stranger = [row | {"user_key": "nobody", "age": row["age"]} for row in rows]
     np.testing.assert_allclose(
-        answer(scorers["bare"], {"rows": stranger}).json()["scores"],
-        answer(scorers["bare"], {"rows": stranger, "history": []}).json()["scores"],
+        answer(scorers[name], {"rows": stranger}).json()["scores"],
+        answer(scorers[name], {"rows": stranger, "history": []}).json()["scores"],
         atol=1e-6,
     )
 
