@@ -175,7 +175,7 @@ def test_plain_files_with_timestamps_get_the_scores_of_evaluation(app, tmp_path)
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bare", "din", "sim", "bst", "hstu"])
+@pytest.mark.parametrize("name", ["bare", "hstu"])
 def test_the_compiled_program_gives_the_same_scores(app, scorers, name, tmp_path):
     with process_group("cpu") as process:
         export(app / "runs" / name, tmp_path / "compiled", process, tables="float16")

@@ -78,10 +78,10 @@ def export(
     if sequence is not None:
         vector_bytes = sum(table.num_bytes for table in sequence.tables)
         say(
-            f"ordered histories: {sequence.tables[0].rows:,} items in each of "
+            f"ordered histories: {sequence.tables[0].rows:,} items in "
             f"{', '.join(table.name for table in sequence.tables)} "
-            f"({vector_bytes / 2**20:,.1f} MiB), {sequence.num_events:,} events of users, at most "
-            f"{sequence.max_len} each ({sequence.history_bytes / 2**20:,.1f} MiB)"
+            f"({vector_bytes / 2**20:,.2f} MiB), {sequence.num_events:,} events of users, at most "
+            f"{sequence.max_len} each ({sequence.history_bytes / 2**20:,.2f} MiB)"
         )
     say(f"wrote {folder}")
     if since is not None:
