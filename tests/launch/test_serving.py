@@ -113,6 +113,11 @@ def test_scoring_a_file_gives_the_scores_of_evaluation(app, scorers, tmp_path, n
     assert np.std(expected) > 0.05  # a constant would pass
 
 
+def test_a_history_for_a_model_that_reads_none_is_refused(scorers):
+    with pytest.raises(ValueError, match="request must have no history, because the exported run"):
+        scorers["full"].encoder.encode_history([], "request")
+
+
 def test_manifest_holds_the_difference_of_scores(app):
     parity = json.loads((app / "full" / "export.json").read_text())["parity"]
     assert parity["rows"] == 600
