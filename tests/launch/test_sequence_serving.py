@@ -60,28 +60,39 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    """Folder of a dataset, its store, three runs and their exports."""
-    root = tmp_path_factory.mktemp("interest")
+    """Folder of a dataset, its store, raw rows, and the runs and exports that `name` makes."""
+    root = tmp_path_factory.mktemp("sequences")
     raw = interest_root(root)
     tiny_store(root / "data", root / "store")
-    for name, (protocol, options) in RUNS.items():
-        config = interest_config(root, name, *options, protocol=protocol)
-        run_ranks(fit, 1, config)
-        save_config(config, config.run_dir / "config.yaml")
-        with process_group("cpu") as process:
-            evaluate(config.run_dir, process)
-            settings = {"tables": "float16", "compiled": False}
-            export(config.run_dir, root / name, process, **settings)
     raw.tail(600).write_parquet(root / "test.parquet")
     return root
 
 
-@pytest.fixture(scope="module")
-def scorers(app):
-    return {name: Scorer(app / name) for name in RUNS}
+@pytest.fixture
+def name(app, request):
+    """Name of one of `RUNS`, which is trained and exported when a test first needs it."""
+    name = request.param
+    if not (app / name).exists():
+        protocol, options = RUNS[name]
+        config = interest_config(app, name, *options, protocol=protocol)
+        run_ranks(fit, 1, config)
+        save_config(config, config.run_dir / "config.yaml")
+        with process_group("cpu") as process:
+            evaluate(config.run_dir, process)
+            export(config.run_dir, app / name, process, tables="float16", compiled=False)
+    return name
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.fixture
+def scorer(app, name):
+    return Scorer(app / name)
+
+
+def of_runs(*names):
+    return pytest.mark.parametrize("name", names, indirect=True)
+
+
+@of_runs(*RUNS)
 def test_scores_of_an_export_are_those_of_its_run(app, name):
     """Tables are float16, which moves scores a little; vectors and histories are exact."""
     saved = json.loads((app / name / "export.json").read_text())["parity"]
@@ -91,18 +102,19 @@ def test_scores_of_an_export_are_those_of_its_run(app, name):
     assert abs(of_run - of_export) < 5e-5
 
 
-def test_an_export_is_compared_with_the_events_before_each_row(app, scorers, monkeypatch):
+@of_runs("bare")
+def test_an_export_is_compared_with_the_events_before_each_row(app, scorer, name, monkeypatch):
     """The export holds later events too: with those, scores would differ."""
     monkeypatch.setattr(RequestRows, "with_histories", lambda rows, histories: rows)
     monkeypatch.setattr(parity, "LARGEST_AUC_DIFFERENCE", 1.0)
     monkeypatch.setattr(parity, "LARGEST_MEAN_DIFFERENCE", 1.0)
     with process_group("cpu") as process:
-        run = open_run(app / "runs" / "bare", process)
+        run = open_run(app / "runs" / name, process)
         run.model.eval()
-        assert compare_with_run(run, scorers["bare"], process, "test").mean_difference > 0.01
+        assert compare_with_run(run, scorer, process, "test").mean_difference > 0.01
 
 
-@pytest.mark.parametrize("name", RUNS)
+@of_runs(*RUNS)
 def test_files_hold_vectors_and_the_newest_events(app, name):
     sequence = json.loads((app / name / "export.json").read_text())["sequence"]
     protocol, _ = RUNS[name]
@@ -120,8 +132,8 @@ def test_files_hold_vectors_and_the_newest_events(app, name):
             np.testing.assert_array_equal(arrays[part][kept], expected)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_tables_by_item_hold_the_vectors_of_the_run(app, scorers, name):
+@of_runs(*RUNS)
+def test_tables_by_item_hold_the_vectors_of_the_run(app, scorer, name):
     """Those of the sources are exact, float16 rounds the learned ones; unknown items have zeros."""
     with process_group("cpu") as process:
         run = open_run(app / "runs" / name, process)
@@ -130,7 +142,7 @@ def test_tables_by_item_hold_the_vectors_of_the_run(app, scorers, name):
     if learned is not None:
         (weight,) = learned.ebc.state_dict().values()
         vectors.append(weight.local_shards()[0].tensor.half())
-    tables = scorers[name].manifest.sequence.tables
+    tables = scorer.manifest.sequence.tables
     found = ItemTables(app / name, tables).gather(np.arange(20))
     assert len(found) == len(vectors)
     for one, expected in zip(found, vectors, strict=True):
@@ -139,44 +151,43 @@ def test_tables_by_item_hold_the_vectors_of_the_run(app, scorers, name):
         assert not one[-1].any()
 
 
-def test_rows_are_scored_with_the_events_of_the_export(app, scorers, tmp_path):
+@of_runs(*RUNS)
+def test_rows_are_scored_with_the_events_of_the_export(app, scorer, name, tmp_path):
     """`predict` of rows without a timestamp gives each user the same events."""
     rows = pl.read_parquet(app / "test.parquet").drop("label", "time")
     new = rows.head(2).with_columns(user_key=pl.Series(["nobody", "u1"]), item_key=70001)
     rows = pl.concat([rows, new.select(rows.columns)], how="vertical_relaxed")
     rows.write_parquet(tmp_path / "rows.parquet")
-    for name in RUNS:
-        with process_group("cpu") as process:
-            run = open_run(app / "runs" / name, process)
-            predict_files(run, process, [to_path(tmp_path / "rows.parquet")], tmp_path / name)
-        expected = pq.read_table(tmp_path / name)["score"].to_numpy()
-        score_file(scorers[name], tmp_path / "rows.parquet", tmp_path / f"{name}.parquet")
-        scores = pq.read_table(tmp_path / f"{name}.parquet")["score"].to_numpy()
-        np.testing.assert_allclose(scores, expected, atol=5e-4)
-        encoded = scorers[name].encoder.encode_table(rows.to_arrow(), "rows")
-        alone = [scorers[name].score(encoded.cut(row, row + 1)) for row in range(595, 602)]
-        together = scorers[name].score(encoded)
-        np.testing.assert_array_equal(together[:, 0], scores)
-        np.testing.assert_allclose(np.concatenate(alone), together[595:], atol=1e-6)
-        parts = [encoded.cut(start, start + 7) for start in range(0, 602, 7)]
-        np.testing.assert_allclose(
-            scorers[name].score(RequestRows.join(parts)), together, atol=1e-6
-        )
-        assert np.std(expected) > 0.05
-
-
-def test_plain_files_with_timestamps_get_the_scores_of_evaluation(app, tmp_path):
     with process_group("cpu") as process:
-        run = open_run(app / "runs" / "bare", process)
+        run = open_run(app / "runs" / name, process)
+        predict_files(run, process, [to_path(tmp_path / "rows.parquet")], tmp_path / name)
+    expected = pq.read_table(tmp_path / name)["score"].to_numpy()
+    score_file(scorer, tmp_path / "rows.parquet", tmp_path / f"{name}.parquet")
+    scores = pq.read_table(tmp_path / f"{name}.parquet")["score"].to_numpy()
+    np.testing.assert_allclose(scores, expected, atol=5e-4)
+    encoded = scorer.encoder.encode_table(rows.to_arrow(), "rows")
+    alone = [scorer.score(encoded.cut(row, row + 1)) for row in range(595, 602)]
+    together = scorer.score(encoded)
+    np.testing.assert_array_equal(together[:, 0], scores)
+    np.testing.assert_allclose(np.concatenate(alone), together[595:], atol=1e-6)
+    parts = [encoded.cut(start, start + 7) for start in range(0, 602, 7)]
+    np.testing.assert_allclose(scorer.score(RequestRows.join(parts)), together, atol=1e-6)
+    assert np.std(expected) > 0.05
+
+
+@of_runs("bare")
+def test_plain_files_with_timestamps_get_the_scores_of_evaluation(app, name, tmp_path):
+    with process_group("cpu") as process:
+        run = open_run(app / "runs" / name, process)
         predict_files(run, process, [to_path(app / "test.parquet")], tmp_path / "out")
-    evaluated = load_predictions(app / "runs" / "bare" / "predictions" / "test")
+    evaluated = load_predictions(app / "runs" / name / "predictions" / "test")
     expected = evaluated.score[np.argsort(evaluated.row_id)]
     scores = pq.read_table(tmp_path / "out")["score"].to_numpy()
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bare", "hstu"])
-def test_the_compiled_program_gives_the_same_scores(app, scorers, name, tmp_path):
+@of_runs("bare", "hstu")
+def test_the_compiled_program_gives_the_same_scores(app, scorer, name, tmp_path):
     with process_group("cpu") as process:
         export(app / "runs" / name, tmp_path / "compiled", process, tables="float16")
     compiled = Scorer(tmp_path / "compiled")
@@ -184,15 +195,16 @@ def test_the_compiled_program_gives_the_same_scores(app, scorers, name, tmp_path
     table = pl.read_parquet(app / "test.parquet").to_arrow()
     for part in (table, table.slice(0, 1)):
         rows = compiled.encoder.encode_table(part, "rows")
-        np.testing.assert_allclose(compiled.score(rows), scorers[name].score(rows), atol=1e-5)
+        np.testing.assert_allclose(compiled.score(rows), scorer.score(rows), atol=1e-5)
 
 
-def test_int8_tables_by_item_move_scores_a_little_and_are_part_of_a_delta(app, tmp_path):
-    checkpoints = sorted((app / "runs" / "bst" / "checkpoints").glob("step-*"))
+@of_runs("bst")
+def test_int8_tables_by_item_move_scores_a_little_and_are_part_of_a_delta(app, name, tmp_path):
+    checkpoints = sorted((app / "runs" / name / "checkpoints").glob("step-*"))
     with process_group("cpu") as process:
         for number, checkpoint in enumerate(checkpoints):
             options = {"checkpoint": checkpoint, "compiled": False}
-            made = export(app / "runs" / "bst", tmp_path / str(number), process, **options)
+            made = export(app / "runs" / name, tmp_path / str(number), process, **options)
     assert [table.kind for table in made.sequence.tables] == ["float16", "float16", "int8"]
     assert 0 < made.parity.largest_difference < 0.01
     first, last = (
@@ -212,8 +224,8 @@ def test_int8_tables_by_item_move_scores_a_little_and_are_part_of_a_delta(app, t
     np.testing.assert_array_equal(of_delta, scores)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_benchmark_compares_the_run_with_its_export(app, scorers, name, monkeypatch):
+@of_runs(*RUNS)
+def test_the_benchmark_compares_the_run_with_its_export(app, scorer, name, monkeypatch):
     monkeypatch.setattr(bench, "SIZES", (1, 4))
     scored = {}
 
@@ -223,7 +235,7 @@ def test_the_benchmark_compares_the_run_with_its_export(app, scorers, name, monk
         return {}
 
     monkeypatch.setattr(bench, "interleaved", record)
-    _, lines = bench._direct_calls(app / "runs" / name, scorers[name], 1)
+    _, lines = bench._direct_calls(app / "runs" / name, scorer, 1)
     assert len(lines) == 4
     for cases in scored.values():
         run = cases[bench.TORCHREC][1][1][:, 0]
@@ -233,7 +245,7 @@ def test_the_benchmark_compares_the_run_with_its_export(app, scorers, name, monk
 # Histories in requests ---------------------------------------------------------------------------
 
 
-in_requests = pytest.mark.parametrize("name", ["bare", "din"])
+in_requests = of_runs("bare", "din")
 
 
 @asynccontextmanager
@@ -259,9 +271,9 @@ def rows(app):
     return pl.read_parquet(app / "test.parquet").head(5).drop("time").to_dicts()
 
 
-def stored_events(app, user):
-    """Returns the events of a user in the export, as a request carries them."""
-    histories = app / "bare" / "histories"
+def stored_events(app, name, user):
+    """Returns the events of a user in an export, as a request carries them."""
+    histories = app / name / "histories"
     starts = np.load(histories / "starts.npy")
     kept = slice(starts[user], starts[user + 1])
     items, scenarios, labels = (
@@ -277,34 +289,34 @@ def stored_events(app, user):
 
 
 @in_requests
-def test_a_request_with_the_stored_history_gets_the_same_scores(app, scorers, rows, name):
-    events = stored_events(app, 29)
+def test_a_request_with_the_stored_history_gets_the_same_scores(app, scorer, rows, name):
+    events = stored_events(app, name, 29)
     own = [row | {"user_key": "u29"} for row in rows]
-    without = answer(scorers[name], {"rows": own})
-    carried = answer(scorers[name], {"rows": own, "history": events})
+    without = answer(scorer, {"rows": own})
+    carried = answer(scorer, {"rows": own, "history": events})
     assert without.json().keys() == {"scores"}
     np.testing.assert_allclose(carried.json()["scores"], without.json()["scores"], atol=1e-6)
     assert carried.json()["history"] == {"used": len(events), "cut": 0, "unknown": 0}
 
 
 @in_requests
-def test_only_the_newest_known_events_of_a_request_count(scorers, rows, name):
+def test_only_the_newest_known_events_of_a_request_count(scorer, rows):
     events = [
         {"item_id": n * 10, "scenario": n % 2, "label": n % 2, "note": "ignored"} for n in range(9)
     ]
     unknown = {"item_id": 70001, "scenario": "feed", "label": 1}
-    full = answer(scorers[name], {"rows": rows, "history": [unknown, *events, unknown]}).json()
+    full = answer(scorer, {"rows": rows, "history": [unknown, *events, unknown]}).json()
     assert full["history"] == {"used": MAX_LEN, "cut": 3, "unknown": 2}
-    newest = answer(scorers[name], {"rows": rows, "history": events[3:]}).json()
+    newest = answer(scorer, {"rows": rows, "history": events[3:]}).json()
     assert newest["history"] == {"used": MAX_LEN, "cut": 0, "unknown": 0}
     assert newest["scores"] == full["scores"]
-    none = answer(scorers[name], {"rows": rows, "history": []}).json()
+    none = answer(scorer, {"rows": rows, "history": []}).json()
     assert none["history"] == {"used": 0, "cut": 0, "unknown": 0}
     assert none["scores"] != full["scores"]
     stranger = [row | {"user_key": "nobody", "age": row["age"]} for row in rows]
     np.testing.assert_allclose(
-        answer(scorers[name], {"rows": stranger}).json()["scores"],
-        answer(scorers[name], {"rows": stranger, "history": []}).json()["scores"],
+        answer(scorer, {"rows": stranger}).json()["scores"],
+        answer(scorer, {"rows": stranger, "history": []}).json()["scores"],
         atol=1e-6,
     )
 
@@ -312,6 +324,7 @@ def test_only_the_newest_known_events_of_a_request_count(scorers, rows, name):
 GOOD = {"item_id": 10, "scenario": "feed", "label": 1}
 
 
+@of_runs("bare")
 @pytest.mark.parametrize(
     ("event", "message"),
     [
@@ -326,14 +339,15 @@ GOOD = {"item_id": 10, "scenario": "feed", "label": 1}
         (GOOD | {"label": None}, "label must be 0 or 1; found None"),
     ],
 )
-def test_a_bad_event_is_refused_with_its_position(scorers, rows, event, message):
-    refused = answer(scorers["bare"], {"rows": rows, "history": [GOOD, event]})
+def test_a_bad_event_is_refused_with_its_position(scorer, rows, event, message):
+    refused = answer(scorer, {"rows": rows, "history": [GOOD, event]})
     assert refused.status_code == 422
     assert refused.json()["detail"].startswith("request: event 1 of the history")
     assert message in refused.json()["detail"]
 
 
-def test_a_history_must_be_a_list(scorers, rows):
-    refused = answer(scorers["bare"], {"rows": rows, "history": {"item_id": 1}})
+@of_runs("bare")
+def test_a_history_must_be_a_list(scorer, rows):
+    refused = answer(scorer, {"rows": rows, "history": {"item_id": 1}})
     assert refused.status_code == 422
     assert "history must be a list of events" in refused.json()["detail"]
