@@ -158,7 +158,7 @@ class InterestBlock(nn.Module):
             log_sum,
             (attention * signed).sum(1),
             attention.sum(1),
-            torch.linalg.vector_norm(candidate, dim=1).square().clamp(max=1),
+            candidate.square().sum(1).clamp(max=1),
         ]
         columns = [
             row.largest(similarity),

@@ -25,7 +25,8 @@ class _GatherDot(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, table: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(table, index)
         flat, starts, rows = index.reshape(-1), _starts(index), rows.contiguous()
-        if index.device.type == "cpu":
+        # torch refuses a sparse matrix with more values than elements, as if none were repeated.
+        if index.device.type == "cpu" and index.shape[1] <= len(table):
             zeros, size = rows.new_zeros(len(flat)), (len(index), len(table))
             places = torch.sparse_csr_tensor(starts, flat, zeros, size, check_invariants=False)
             products: Tensor = torch.sparse.sampled_addmm(places, rows, table.T).values()
