@@ -131,9 +131,7 @@ class InterestBlock(nn.Module):
     ) -> Tensor:
         """Returns the columns of each row."""
         columns = self.columns(items, histories, row)
-        # An exported program takes any number of rows.
-        counts = None if torch.compiler.is_exporting() else [len(columns)]
-        rows = RowGroups(torch.zeros_like(row.scenario), counts=counts)
+        rows = RowGroups(torch.zeros_like(row.scenario))
         normalised: Tensor = self.norm(columns, rows, weight)
         return normalised
 
