@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from msrec.model.interest.gather import gather_dot, weighted_sum
-from msrec.model.interest.histories import NUM_GROUPS, Histories, RowEvents, signs
+from msrec.model.interest.histories import NUM_GROUPS, Histories, RowEvents
 from msrec.model.layers.knowledge_reducer import KnowledgeReducer
 from msrec.model.layers.mlp import check_positive
 from msrec.model.layers.partitioned_norm import PartitionedNorm
@@ -140,20 +139,20 @@ class InterestBlock(nn.Module):
         """Returns similarities and weights of each row's events, for explanations."""
         candidate = items.index_select(0, histories.candidate)
         similarity = self._similarity(items, candidate, row)
-        weights, _ = _with_null_slot(self._logits(similarity, row))
+        weights, _ = _with_null_slot(self._logits(similarity, row), row.present)
         return Attention(similarity * row.present, weights)
 
     def columns(self, items: Tensor, histories: Histories, row: RowEvents) -> Tensor:
         """Returns the columns of each row before their normalisation."""
         candidate = items.index_select(0, histories.candidate)
         similarity = self._similarity(items, candidate, row)
-        attention, log_sum = _with_null_slot(self._logits(similarity, row))
+        attention, log_sum = _with_null_slot(self._logits(similarity, row), row.present)
         value = self._value(row.positive, row.negative)
         # r . q is a sum over the similarities, so that no vector of an event is read again.
         signed = value * similarity
         single = [
             (self._decay_weights(row.present) * signed).sum(1),
-            (similarity * row.present)[:, -1],
+            similarity[:, -1] * row.present[:, -1],
             log_sum,
             (attention * signed).sum(1),
             attention.sum(1),
@@ -183,7 +182,7 @@ class InterestBlock(nn.Module):
         places = similarity.shape[1]
         logits = self.sharpness.exp() * similarity + self.position[self.max_len - places :]
         other = self.other_scenario.index_select(0, row.scenario).unsqueeze(1)
-        return torch.addcmul(logits + row.absent, other, row.other, value=-1)
+        return torch.addcmul(logits, other, row.other, value=-1)
 
     def _value(self, positive: Tensor, negative: Tensor) -> Tensor:
         """Returns s of each event; 0 in a place without an event."""
@@ -198,12 +197,9 @@ class InterestBlock(nn.Module):
     def _user_code(self, items: Tensor, histories: Histories, row: RowEvents) -> Tensor:
         """Returns A z of each row."""
         assert self.user_factors is not None
-        if not self.options.cross_scenario or histories.is_by_row:
-            return self._history_code(items, row.events, row.positive, row.negative)
         # Once per history, as in a request that ranks many items for one user.
-        has_event = histories.scenario >= 0
-        signed = signs(has_event, histories.label)
-        return histories.of_rows(self._history_code(items, histories.events, *signed))
+        code = self._history_code(items, *row.of_history)
+        return histories.of_rows(code) if self.options.cross_scenario else code
 
     def _history_code(
         self, items: Tensor, events: Tensor, positive: Tensor, negative: Tensor
@@ -216,12 +212,12 @@ class InterestBlock(nn.Module):
         present = positive + negative
         mean = value / present.sum(1, keepdim=True).clamp(min=1)
         recent = value * self._decay_weights(present).detach()
-        by_part = torch.unflatten(self.user_factors.weight, 1, (2, -1)).unbind(1)
-        code: Tensor = self.user_factors.bias
-        for weights, factors in zip((mean, recent), by_part, strict=True):
-            z = weighted_sum(items, events, weights)
-            code = code + functional.linear(z, self._projected(factors))
-        return code
+        # Both sums of a history follow one another, so that the second finds its events in cache.
+        weights = torch.stack([mean, recent], dim=1).flatten(0, 1)
+        z = weighted_sum(items, events.repeat_interleave(2, dim=0), weights)
+        z = torch.unflatten(z, 0, (-1, 2)).flatten(1)
+        factors = torch.unflatten(self.user_factors.weight, 1, (2, -1)).transpose(0, 1)
+        return torch.addmm(self.user_factors.bias, z, self._projected(factors).flatten(0, 1))
 
     def _scenario_code(self, candidate: Tensor, attended: Tensor, scenario: Tensor) -> Tensor:
         """Returns c of each row, from v of its item and the attended sum of v_h."""
@@ -233,11 +229,12 @@ class InterestBlock(nn.Module):
 
     def _projected_linear(self, vectors: Tensor, linear: nn.Linear) -> Tensor:
         """Returns the layer's output for the projected vectors v P, (B, R)."""
-        return functional.linear(vectors, self._projected(linear.weight), linear.bias)
+        product = vectors @ self._projected(linear.weight)
+        return product if linear.bias is None else product + linear.bias
 
     def _projected(self, factors: Tensor) -> Tensor:
-        """Returns factors that read frozen vectors v in place of projected ones v P."""
-        return factors if self.projection is None else factors @ self.projection.T
+        """Returns factors (..., R, D) that read v P as factors (..., D, R) that read v."""
+        return factors.mT if self.projection is None else self.projection @ factors.mT
 
 
 class ScenarioLayer(nn.Module):
@@ -259,7 +256,11 @@ class ScenarioLayer(nn.Module):
         return codes
 
 
-def _with_null_slot(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _with_null_slot(logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Returns softmax weights without the null slot, and the logsumexp with it."""
-    log_sum = torch.logsumexp(functional.pad(logits, (1, 0)), dim=1)
-    return torch.exp(logits - log_sum.unsqueeze(1)), log_sum
+    # Products with 0 and finite numbers: exp of minus infinity takes several times as long.
+    logits = logits * present
+    top = logits.detach().amax(1, keepdim=True).clamp(min=0)
+    weights = torch.exp(logits - top) * present
+    total = weights.sum(1, keepdim=True) + torch.exp(-top)
+    return weights / total, (top + total.log()).squeeze(1)

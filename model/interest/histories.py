@@ -11,6 +11,9 @@ if TYPE_CHECKING:  # importing TorchRec takes two seconds, and a config needs no
 NUM_GROUPS = 4
 """Groups of events: same scenario with label 1, with label 0, other scenarios with 1, with 0."""
 
+FAR = 1e30
+"""Above every similarity, and finite: times 0 it is 0."""
+
 
 class Histories(NamedTuple):
     """Candidates and histories of a batch, as positions in a table of M distinct items.
@@ -53,12 +56,13 @@ class RowEvents(NamedTuple):
         events: (B, K), int64, positions of the items.
         positive, negative: (B, K), float, 1 for an event that counts with label 1, with label 0.
         present: (B, K), float, 1 for an event that counts.
-        absent: (B, K), float, minus infinity for a place without an event that counts, else 0.
         other: (B, K), float, 1 for a place that is not of the row's scenario.
         group: (B, K), int64 in [0, 4], the group of each event, see `NUM_GROUPS`; 4 for a place
             without an event that counts.
-        outside: (B, 4, K), float, 0 for the events of each group, minus infinity for the others.
+        outside: (B, 4, K), float, 0 for the events of each group, -`FAR` for the others.
         counts: (B, 4), float, events in each group.
+        of_history: events, positive and negative of each history, (U, K); of each row if only
+            events of its scenario count.
     """
 
     scenario: Tensor
@@ -66,11 +70,11 @@ class RowEvents(NamedTuple):
     positive: Tensor
     negative: Tensor
     present: Tensor
-    absent: Tensor
     other: Tensor
     group: Tensor
     outside: Tensor
     counts: Tensor
+    of_history: tuple[Tensor, Tensor, Tensor]
 
     def sums(self, values: Tensor) -> Tensor:
         """Returns the sum of the values (B, K) in each group, (B, 4)."""
@@ -80,37 +84,40 @@ class RowEvents(NamedTuple):
     def largest(self, values: Tensor) -> Tensor:
         """Returns the largest of the values (B, K) in each group, (B, 4); 0 without an event."""
         # The gradient goes to one place per group. Searching for it needs none.
-        place = (values.detach().unsqueeze(1) + self.outside).argmax(2)
+        place = (values.detach().unsqueeze(1) + self.outside).max(2).indices
         return values.gather(1, place) * (self.counts > 0)
 
 
 def row_events(histories: Histories, scenario: Tensor, cross_scenario: bool) -> RowEvents:
     """Returns the events of each row; without `cross_scenario`, those of its scenario alone."""
-    of_event = histories.of_rows(histories.scenario)
-    mask, is_other = of_event >= 0, of_event != scenario.unsqueeze(1)
+    of_history = (histories.events, *_signs(histories))
+    events, positive, negative = map(histories.of_rows, of_history)
+    is_other = histories.of_rows(histories.scenario) != scenario.unsqueeze(1)
+    # Products of zeros and ones: on a CPU a choice by a mask takes several times as long.
+    other = is_other.to(positive.dtype)
+    same = 1 - other
     if not cross_scenario:
-        mask = mask & ~is_other
-    events, label = (histories.of_rows(v) for v in (histories.events, histories.label))
-    positive, negative = signs(mask, label)
+        positive, negative = positive * same, negative * same
+        of_history = events, positive, negative
     present = positive + negative
-    group = (torch.where(is_other, 2, 0) + (label <= 0)).masked_fill(~mask, NUM_GROUPS)
-    numbers = torch.arange(NUM_GROUPS, device=group.device).view(1, -1, 1)
-    row = RowEvents(
+    groups = [positive * same, negative * same, positive * other, negative * other]
+    by_group = torch.stack(groups, dim=1)
+    return RowEvents(
         scenario=scenario,
         events=events,
         positive=positive,
         negative=negative,
         present=present,
-        absent=torch.where(mask, 0.0, -torch.inf),
-        other=is_other.to(label.dtype),
-        group=group,
-        outside=torch.where(group.unsqueeze(1) == numbers, 0.0, -torch.inf),
-        counts=label.new_zeros(0),
+        other=other,
+        group=(NUM_GROUPS - present * (NUM_GROUPS - 2 * other - negative)).long(),
+        outside=(by_group - 1) * FAR,
+        counts=by_group.sum(2),
+        of_history=of_history,
     )
-    return row._replace(counts=row.sums(present))
 
 
-def signs(mask: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def _signs(histories: Histories) -> tuple[Tensor, Tensor]:
     """Returns 1.0 for each event with label 1, and for each with label 0; 0.0 elsewhere."""
-    positive = mask & (label > 0)
-    return positive.to(label.dtype), (mask & ~positive).to(label.dtype)
+    mask, is_positive = histories.scenario >= 0, histories.label > 0
+    kind = histories.label.dtype
+    return (mask & is_positive).to(kind), (mask & ~is_positive).to(kind)

@@ -122,9 +122,10 @@ def test_padding_rows_do_not_change_the_normalisation():
     torch.testing.assert_close(padded, alone)
 
 
-def test_gathered_products_and_sums_are_those_of_the_gathered_rows():
+@pytest.mark.parametrize("size", [1, K - 1, K, M], ids="size {}".format)
+def test_gathered_products_and_sums_are_those_of_the_gathered_rows(size):
     torch.manual_seed(1)
-    table, index = torch.randn(M, D), torch.randint(M, (B, K))
+    table, index = torch.randn(size, D), torch.randint(size, (B, K))
     rows, weight = torch.randn(B, D, requires_grad=True), torch.randn(B, K, requires_grad=True)
     products = gather_dot(rows, table, index)
     want = (table[index] * rows.unsqueeze(1)).sum(2)
