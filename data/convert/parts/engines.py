@@ -81,6 +81,8 @@ class Processes:
                     self._pools[slot] = _pool()
                     if death == DEATHS:
                         raise _too_many_deaths(task) from None
+                except Exception as error:  # without the stack of the pool
+                    raise error.with_traceback(None) from None
             done.put(None)
 
 
