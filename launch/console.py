@@ -23,6 +23,18 @@ class PlainConsole(Console):
         return super().render_str(visible(text, lines=True), **options)
 
 
+def duration(seconds: float) -> str:
+    """Returns a time in seconds, minutes or hours.
+
+    Example:
+        >>> duration(7.2), duration(150), duration(9000)
+        ('7 s', '2.5 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def wide_console() -> Console:
     """Returns a console as wide as the terminal or, without one, `LOG_WIDTH`.
 

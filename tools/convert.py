@@ -1,7 +1,7 @@
 """Conversion and simulation of data sets with progress bars and a report on the console."""
 
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -180,7 +180,7 @@ def _convert_in_parts(
         raise ValueError(f"only `msrec convert tables` has several workers; got {source!r}.")
     rows = TableRows.declared(raw, **options)
     if settings["finish"] and TIMESTAMP not in _columns(interaction_files(raw)[0], rows):
-        _refuse_histories(str(raw))
+        _refuse_histories(str(interaction_files(raw)[0]))
     work = workers.work or work_beside(out)
     with make_engine(workers.engine, workers.count, workers.address) as engine:
         parts = PartOptions(engine, work, workers.part_rows, overwrite=True)
@@ -246,11 +246,10 @@ def split_choice(
         )
     given = SOURCES[source].given_split
     if given and (protocol == "scenario-wise" or not (protocol or split)):
-        return SplitChoice("given", column=given, protocol=protocol)
+        return SplitChoice("given", seed, fractions, last, split_column or given, protocol)
     if protocol:
         return SplitChoice.of(protocol, seed)
-    column = split_column if split == "given" else None
-    return SplitChoice(split or "random", seed, fractions, last, column)
+    return SplitChoice(split or "random", seed, fractions, last, split_column)
 
 
 def workers_by_option(
@@ -266,10 +265,11 @@ def workers_by_option(
         ValueError: an option needs another engine.
     """
     if engine != "polars":
-        return Workers(engine, workers, address, part_rows or PART_ROWS, work)
+        part_rows = PART_ROWS if part_rows is None else part_rows
+        return Workers(engine, workers, address, part_rows, work)
     if any(option is not None for option in (workers, address, part_rows, work)):
         raise ValueError(
-            "--workers, --address, --part-rows and --work are for --engine processes and ray."
+            "--workers, --address, --part-rows and --work are for --engine processes, ray or ranks."
         )
     return None
 
@@ -286,12 +286,14 @@ def tables_by_option(
     """
     kinds: dict[str, TableKind] = {}
     for table_kind, options in ((_hashed, hash), (_managed, managed), (_frequent, min_rows)):
-        of_kind: dict[str, TableKind] = dict(map(table_kind, options or ()))
-        if both := sorted(kinds.keys() & of_kind.keys()):
-            raise ValueError(
-                f"a feature must have one of --hash, --managed and --min-rows; {both[0]!r} has two."
-            )
-        kinds |= of_kind
+        of_options: Iterable[tuple[str, TableKind]] = map(table_kind, options or ())
+        for name, kind in of_options:
+            if name in kinds:
+                raise ValueError(
+                    f"a feature must have one of --hash, --managed and --min-rows; {name!r} has "
+                    "two."
+                )
+            kinds[name] = kind
     return kinds
 
 

@@ -56,9 +56,18 @@ def show(
 
     Raises:
         FileNotFoundError: the folder is none of them.
-        ValueError: a file in it is broken, or no level has the key.
+        ValueError: a file in it is broken, no level has the key, or an argument is for a store and
+            the folder is none.
     """
     console = console or PlainConsole()
+    given = {"--key": key, "--dataset": dataset, "--compare": compare}
+    names = [name for name, value in given.items() if value is not None]
+    is_other = any(is_file(folder / name) for name in (SCHEMA_FILE, "config.yaml", COMMIT))
+    if names and is_other:
+        raise ValueError(
+            f"{' and '.join(names)} must be given with a knowledge store; {folder} is none. Leave "
+            "them out."
+        )
     if is_file(folder / SCHEMA_FILE):
         _show_dataset(load_schema(folder), console)
     elif not isinstance(folder, Path):

@@ -90,7 +90,7 @@ def write_dataset(
         extra_columns = [choice.column] if choice.column else []
         raw, stage = stage_interactions(raw, scratch, row_filter, extra_columns)
         codes, record = split_rows(stage, choice, raw.location("interaction"))
-        in_training = training_values(raw, stage, codes)
+        in_training = training_values(raw, stage, codes, table_kinds)
         encoded = encode_features(
             raw, trained_sides(raw, stage, codes), in_training, known, table_kinds
         )

@@ -33,7 +33,8 @@ class SplitChoice:
     `column` of the interactions holds train, valid or test.
 
     Raises:
-        ValueError: the fractions do not sum to 1, `last` is below 1, or `given` has no column.
+        ValueError: the fractions do not sum to 1, `last` is below 1, `given` has no column, or the
+            method does not use an option.
     """
 
     method: Method = "random"
@@ -76,6 +77,21 @@ class SplitChoice:
             raise ValueError(f"split last must be at least 1 row per user; got {self.last}.")
         if self.method == "given" and self.column is None:
             raise ValueError("a given split needs the column that says train, valid or test.")
+        for option, value, method in (
+            ("last", self.last, "user_last"),
+            ("column", self.column, "given"),
+        ):
+            if value is not None and self.method != method:
+                raise ValueError(
+                    f"the option {option} is for the split {method}; got {value!r} with the split "
+                    f"{self.method}. Choose that split, or leave the option out."
+                )
+        if fractions != FRACTIONS and not self.uses_fractions:
+            raise ValueError(
+                f"fractions are for other splits than {self.method}"
+                f"{'' if self.last is None else ' with last'}, which does not use them; got "
+                f"{list(fractions)}. Leave them out."
+            )
 
     @property
     def uses_fractions(self) -> bool:

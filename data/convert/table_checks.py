@@ -159,17 +159,23 @@ def require_columns(
         ValueError: names the file and the columns.
     """
     missing = [column for column in required if column not in columns]
+    found = ", ".join(_visible(column) for column in columns if column != ROW) or "none"
     if missing:
         raise ValueError(
-            f"{location} must have the column {', '.join(map(repr, missing))}; found "
-            f"{', '.join(columns)}. {advice}"
+            f"{location} must have the column {', '.join(map(repr, missing))}; found {found}. "
+            f"{advice}"
         )
     repeated = [column for column in required if once and columns.count(column) > 1]
     if repeated:
         raise ValueError(
             f"{location} must have the column {', '.join(map(repr, repeated))} once; found "
-            f"{', '.join(columns)}. {advice}"
+            f"{found}. {advice}"
         )
+
+
+def _visible(name: str) -> str:
+    """Returns a name, in quotes if it is empty or has white space around it."""
+    return name if name and name == name.strip() else repr(name)
 
 
 def _row_rules(raw: RawTables) -> Iterator[tuple[str, pl.Expr, str, str]]:

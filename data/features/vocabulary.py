@@ -62,7 +62,9 @@ def value_rows(values: pl.Series, rows: npt.NDArray[np.int64] | None = None) -> 
 
 
 def merged_rows(frame: pl.DataFrame) -> pl.DataFrame:
-    """Returns each `value` once, with the sum of its `rows`."""
+    """Returns each `value` once, with the sum of its `rows` if it has them."""
+    if "rows" not in frame.columns:
+        return frame.unique()
     return frame.group_by("value").agg(pl.col("rows").sum())
 
 

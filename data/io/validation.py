@@ -1,5 +1,6 @@
 """Checks of files that people write: strict models and a sentence for a fault."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +31,9 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 """Seed of random numbers, of a size that every library takes."""
 
 
+_CLASS = re.compile(r"a valid dictionary( or instance of \w+)?")
+
+
 class StrictModel(BaseModel):
     """Frozen model that refuses unknown keys, infinity and NaN; docstrings describe its fields."""
 
@@ -40,6 +44,14 @@ class StrictModel(BaseModel):
 
 def first_error(error: ValidationError) -> str:
     """Returns `field.name: what must hold` for the first fault; `file` if it is not in a field."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "file"
-    return f"{where}: {first['msg'].removeprefix('Value error, ').rstrip('.')}"
+    first, *others = error.errors()
+    where = list(first["loc"])
+    if where and "[" in str(where[-1]):  # one of several types; the fault deepest in a value counts
+        depth = len(where) - 1
+        same = [each for each in (first, *others) if list(each["loc"][:depth]) == where[:depth]]
+        first = max(same, key=lambda each: len(each["loc"]))
+        where = [*first["loc"][:depth], *first["loc"][depth + 1 :]]
+    if first["type"] == "extra_forbidden":
+        return f"{'.'.join(map(str, where))}: this key is not known"
+    must = _CLASS.sub("keys with values", first["msg"].removeprefix("Value error, ").rstrip("."))
+    return f"{'.'.join(map(str, where)) or 'file'}: {must}"

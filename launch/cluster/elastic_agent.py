@@ -34,7 +34,7 @@ class Agent(LocalElasticAgent):
         elif result.failures and self._remaining_restarts > 0:
             rank, failure = first_failed_rank(result.failures)
             message = str(error_text(failure.message)).splitlines()[-1]
-            left = f"{self._remaining_restarts} such starts are left"
+            left = f"starts left: {self._remaining_restarts}"
             print(f"rank {rank} failed, all ranks start again ({left}): {message}", file=sys.stderr)
         return result
 

@@ -101,7 +101,6 @@ def convert_spec(raw: AnyPath, out: AnyPath, words: Sequence[str]) -> JobSpec:
     """
     if isinstance(raw, Path) and not raw.is_dir():
         raise FileNotFoundError(f"{raw} must be a folder with the raw tables; there is none.")
-    refuse_secrets("an option", list(words))
     folders = (str(raw.absolute()), str(out.absolute()))
     args = ("tables", *folders, "--engine=ranks", *words)
     place = out if isinstance(out, Path) else _work_folder(words, out)
@@ -119,20 +118,29 @@ def _work_folder(words: Sequence[str], out: AnyPath) -> Path:
 
 
 def read_options(options: Sequence[str], known: Collection[str]) -> dict[str, str]:
-    """Returns `key=value` options by name. Not `--key`: torchx refuses to pass one on twice.
+    """Returns `key=value` options by name; of a repeated one, the last value.
 
     Raises:
         ValueError: an option is unknown, has another form or has credentials.
     """
-    values = {}
+    return dict(option_pairs(options, known))
+
+
+def option_pairs(options: Sequence[str], known: Collection[str]) -> list[tuple[str, str]]:
+    """Returns (key, value) of `key=value` options. Not `--key`: torchx refuses to pass one twice.
+
+    Raises:
+        ValueError: an option is unknown, has another form or has credentials.
+    """
+    pairs = []
     refuse_secrets("an option", list(options))
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or key not in known:
             names = ", ".join(sorted(known))
             raise ValueError(f"{option!r} is not known here; known are {names}=...")
-        values[key] = value
-    return values
+        pairs.append((key, value))
+    return pairs
 
 
 def _spec_with_config(job: Job, config: RunConfig, folder: Path) -> JobSpec:

@@ -80,7 +80,7 @@ def run_pipeline(
             config.run_dir.mkdir(parents=True, exist_ok=True)
             write_json(record, resolved | {"seconds": seconds})
     if not dry_run:
-        console.print(f"wrote {report}", highlight=False, soft_wrap=True)
+        console.print(f"the report is {report}", highlight=False, soft_wrap=True)
     return 0
 
 

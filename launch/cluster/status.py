@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msrec.launch.cluster.submitted import ACTIVE_STATES, Submitted, job_state, read_submitted
+from msrec.launch.console import duration
 from msrec.launch.rank_errors import Failure, last_failure
 from msrec.launch.rank_states import CRASH, ENDED, RANKS_FOLDER, RankState, read_ranks, read_stack
 from msrec.launch.reporting.byte_sizes import format_bytes
@@ -204,8 +205,8 @@ def _headline(run_dir: Path, status: Status, ranks: Sequence[RankState]) -> str:
         line += f"; {speed[-1]:,.0f} rows/s"
     step_s = [rank.step_s for rank in ranks if rank.step_s]
     if status.word == "trains" and step_s:
-        minutes = max(step_s) * (total - step) / 60
-        line += f"; up to {minutes:.1f} min left without validations"
+        left = duration(max(step_s) * (total - step))
+        line += f"; up to {left} left without validations"
     return line
 
 

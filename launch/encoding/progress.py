@@ -43,18 +43,20 @@ class EncodeProgress:
 
     def update(self, progress: Progress) -> None:
         """Shows how much is done, how fast, and the forecast."""
-        done, total, seconds = progress.done, progress.total, max(progress.seconds, 1e-9)
-        line = (
-            f"{progress.encoded / seconds:.1f} prompts/s  {progress.tokens / seconds:,.0f} tokens/s"
-        )
+        done, total, seconds = progress.done, progress.total, progress.seconds
+        parts = []
+        if progress.encoded and seconds:  # a source without a model has no time in it
+            rates = progress.encoded / seconds, progress.tokens / seconds
+            parts.append("{:.1f} prompts/s  {:,.0f} tokens/s".format(*rates))
         if progress.left_s is not None:
-            line += f"  {progress.left_s:.0f} s left"
+            parts.append(f"{progress.left_s:.0f} s left")
+        line = "  ".join(parts)
         self._bar.update(self._task, completed=done, total=total, line=line)
         now = time.perf_counter()
         is_due = now - self._last_line >= self.LINE_EVERY_S or done == total
         if self._prints_lines and is_due and progress.encoded:
             self._last_line = now
-            self._console.print(f"encode {done:,}/{total:,}  {line}", soft_wrap=True)
+            self._console.print(f"encode {done:,}/{total:,}  {line}".rstrip(), soft_wrap=True)
 
 
 def speed_line(speed: Speed) -> str:

@@ -11,7 +11,7 @@ from typing import Self
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from msrec.launch.console import PlainConsole
+from msrec.launch.console import PlainConsole, duration
 from msrec.launch.distributed import Process
 from msrec.launch.training.metric_log import LOG_FILE
 from msrec.model.metrics.definitions import MAIN_METRIC, metric_name, parse_metric_name
@@ -109,7 +109,7 @@ class MetricLogger:
                 return
             share_left = (self._total_steps - step) / max(step - self._first_step, 1)
             seconds = share_left * (time.perf_counter() - self._started)
-            line += f"  up to {seconds / 60:.1f} min left"
+            line += f"  up to {duration(seconds)} left"
         else:
             line = _summary(metrics, by_scenario=True)
         position = f"epoch {epoch} step {step}/{self._total_steps}"

@@ -46,7 +46,7 @@ def test_a_killed_rank_is_restarted_and_the_run_ends_as_an_undisturbed_one(
     again = {rank.rank: rank for rank in read_ranks(config.run_dir)}
     starts = [line for line in jobs.text(tmp_path / "output").splitlines() if "start again" in line]
     assert len(starts) == 1
-    assert "rank 1 failed, all ranks start again (1 such starts are left): Signal 9" in starts[0]
+    assert "rank 1 failed, all ranks start again (starts left: 1): Signal 9" in starts[0]
     assert again[1].pid != first[1].pid
     assert all((rank.phase, rank.step) == ("done", STEPS) for rank in again.values())
     assert {rank.first_step for rank in again.values()} in ({step}, {step + SAVE_EVERY})

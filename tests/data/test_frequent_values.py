@@ -8,7 +8,8 @@ import pytest
 from part_tables import write_raw
 from rich.console import Console
 
-from msrec.data.features.vocabulary import Frequent, value_rows
+from msrec.data.convert.vocabulary_encoding import values_of
+from msrec.data.features.vocabulary import Frequent, merged_rows, value_rows
 from msrec.tools.convert import convert, split_choice, tables_by_option
 
 
@@ -59,6 +60,13 @@ def test_lists_nulls_and_weights_are_counted():
     assert dict(value_rows(pl.Series([1, None, 1, 2])).rows()) == {1: 2, 2: 1}
 
 
+def test_rows_are_counted_only_for_a_least_number_of_rows():
+    values = pl.Series([1, None, 1, 2])
+    assert dict(values_of(values, Frequent(2)).rows()) == {1: 2, 2: 1}
+    distinct = values_of(values, None)
+    assert merged_rows(pl.concat([distinct, distinct])).sort("value").rows() == [(1,), (2,)]
+
+
 def test_all_values_may_be_rare(raw, tmp_path):
     kinds = {"query": Frequent(10**6)}
     schema = convert("tables", raw, tmp_path / "out", table_kinds=kinds)
@@ -85,6 +93,7 @@ def test_old_values_keep_their_rows_and_frequent_ones_are_added(raw, tmp_path):
         ({"min_rows": ["user_id"]}, "--min-rows must look like user_id=5; got 'user_id'"),
         ({"min_rows": ["user_id=1"]}, "must be at least 2; got 1"),
         ({"min_rows": ["user_id=5"], "hash": ["user_id=9"]}, "'user_id' has two"),
+        ({"min_rows": ["user_id=5", "user_id=9"]}, "'user_id' has two"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(options, message):

@@ -164,6 +164,20 @@ def test_users_in_shares_are_all_rows_once_and_whole_users(stage_of):
     assert sum(map(len, owners)) == 9
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "random", "last": 2},
+        {"method": "time", "column": "part"},
+        {"method": "given", "column": "part", "fractions": (0.6, 0.2, 0.2)},
+        {"method": "user_last", "last": 2, "fractions": (0.6, 0.2, 0.2)},
+    ],
+)
+def test_an_option_that_the_split_would_not_use_is_refused(options):
+    with pytest.raises(ValueError, match=f"{options['method']}.* (L|l)eave (the option|them) out"):
+        SplitChoice(**options)
+
+
 def test_fractions_must_sum_to_one():
     with pytest.raises(ValueError, match="sum to 1"):
         SplitChoice("random", fractions=(0.8, 0.1, 0.2))

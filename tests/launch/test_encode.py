@@ -17,7 +17,8 @@ from msrec.launch.config.run_config import RunConfig
 from msrec.launch.encoding.encode import encode
 from msrec.launch.encoding.job import encode_config
 from msrec.launch.encoding.options import EncodeOptions
-from msrec.launch.encoding.speed import SpeedCounter
+from msrec.launch.encoding.progress import EncodeProgress
+from msrec.launch.encoding.speed import Progress, SpeedCounter
 
 pytestmark = pytest.mark.slow
 
@@ -270,3 +271,11 @@ def test_a_config_names_levels_and_store_and_the_environment_the_rank(
     assert len(KnowledgeStore.open(tmp_path / "user")) == 11
     with pytest.raises(ValueError, match="llm.store must name a folder"):
         encode_config(RunConfig(dataset=dataset, llm=llm))
+
+
+def test_progress_without_time_in_a_model_shows_no_speed(capsys):
+    with EncodeProgress(is_shown=True) as progress:
+        progress.update(Progress(60, 60, 60, 928, seconds=0.0, left_s=None))
+        progress.update(Progress(60, 60, 60, 900, seconds=2.0, left_s=0.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["encode 60/60", "encode 60/60  30.0 prompts/s  450 tokens/s  0 s left"]

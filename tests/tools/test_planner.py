@@ -382,7 +382,10 @@ MISTAKES = {
     ),
     "no dim": ("- {name: a, rows: 5}", "table a: dim: Field required"),
     "twice": ("- {name: a, rows: 5, dim: 8}\n" * 2, "different names; found twice: a"),
-    "another key": ("- {name: a, rows: 5, dim: 8, dims: 3}", "table a: dims: Extra inputs"),
+    "another key": (
+        "- {name: a, rows: 5, dim: 8, dims: 3}",
+        "table a: dims: this key is not known",
+    ),
     "none": ("tables: []", "must hold at least one table; found no table"),
     "no list": ("tables: 7", "must hold a list of tables"),
 }

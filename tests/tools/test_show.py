@@ -119,6 +119,12 @@ def test_an_unknown_key_is_refused(folders):
     assert row_of(KnowledgeStore.open(folders[1] / "scenario"), "feed") == 1
 
 
+def test_what_only_a_store_has_is_not_asked_of_a_dataset(folders):
+    message = r"--key and --compare must be given with a knowledge store; .* is none"
+    with pytest.raises(ValueError, match=message):
+        printed(folders[0], "zoe", compare=("a", "b"))
+
+
 def test_a_folder_of_no_known_kind_is_refused(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="must be a dataset .*a store .*a run .*or a checkpoint"

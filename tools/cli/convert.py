@@ -4,9 +4,11 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.exceptions import TyperException
+from typer.main import get_command
 
 from msrec.data.io.paths import local_path, to_path
 from msrec.tools.bench.harness.options import comma_list
@@ -193,7 +195,7 @@ WORKERS: dict[str, Option] = {
     "part_rows": _option(
         int | None,
         None,
-        "rows that a worker converts at a time, in about 300 bytes of memory each "
+        "rows that a worker converts at a time, in about 400 bytes of memory each "
         "(default: 1048576)",
     ),
     "work": _option(
@@ -217,20 +219,9 @@ def _command(source: str) -> Callable[..., None]:
         if options.get("engine") == "ranks" and int(os.environ.get("RANK", 0)) > 0:
             _work_for_rank_0()
             return
-        from msrec.tools.convert import (
-            convert,
-            split_choice,
-            tables_by_option,
-            workers_by_option,
-        )
+        from msrec.tools.convert import convert
 
-        options = _split_lists(options)
-        choice = split_choice(source, **{name: options.pop(name) for name in SPLIT})
-        names = ("hash", "managed", "min_rows")
-        table_kinds = tables_by_option(**{name: options.pop(name) for name in names})
-        in_parts = {name: options.pop(name) for name in WORKERS if name in options}
-        workers = workers_by_option(**in_parts)
-        convert(source, choice=choice, table_kinds=table_kinds, workers=workers, **options)
+        convert(source, **_settings(source, options))
 
     parameters = [
         inspect.Parameter(
@@ -250,6 +241,19 @@ def _command(source: str) -> Callable[..., None]:
     return command
 
 
+def _settings(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `tools.convert.convert`, made of the options of a command."""
+    from msrec.tools.convert import split_choice, tables_by_option, workers_by_option
+
+    others = _split_lists(options)
+    choice = split_choice(source, **{name: others.pop(name) for name in SPLIT})
+    names = ("hash", "managed", "min_rows")
+    table_kinds = tables_by_option(**{name: others.pop(name) for name in names})
+    in_parts = {name: others.pop(name) for name in WORKERS if name in others}
+    workers = workers_by_option(**in_parts)
+    return {"choice": choice, "table_kinds": table_kinds, "workers": workers, **others}
+
+
 def _work_for_rank_0() -> None:
     os.environ["POLARS_MAX_THREADS"] = "1"  # read when polars is imported; each core has a rank
     from msrec.data.convert.parts.rank_workers import work
@@ -261,28 +265,43 @@ def words_of(options: Sequence[str]) -> list[str]:
     """Returns `key=value` options of `msrec launch convert` as words of `msrec convert tables`.
 
     Raises:
-        ValueError: an option is unknown or has another form.
+        ValueError: an option is unknown, or has a value that the command would refuse.
 
     Example:
-        >>> words_of(["split=time", "hash=user_id=1000", "histories=true"])
-        ['--split=time', '--hash=user_id=1000', '--histories']
+        >>> words_of(["split=time", "fractions=0.9,0,0.1", "hash=user_id=1000", "histories=true"])
+        ['--split=time', '--fractions', '0.9', '0', '0.1', '--hash=user_id=1000', '--histories']
     """
+    from msrec.launch.cluster.job_specs import option_pairs
+
     known = {**SHARED, **OWN["tables"], **WORKERS}
     for name in ("raw", "out", "engine", "workers", "address"):
         known.pop(name)
     words = []
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals or key not in known:
-            raise ValueError(f"{option!r} is not known here; known are {', '.join(known)}=...")
+    for key, value in option_pairs(options, known):
         flag = f"--{key.replace('_', '-')}"
-        if get_args(known[key][0])[0] is not bool:
+        kind = get_args(known[key][0])[0]
+        if kind is bool:
+            if value not in ("true", "false"):
+                raise ValueError(f"{key} must be true or false; got {value!r}.")
+            words += [flag] if value == "true" else []
+        elif get_origin(kind) is tuple:
+            words += [flag, *value.split(",")]
+        else:
             words.append(f"{flag}={value}")
-        elif value not in ("true", "false"):
-            raise ValueError(f"{key} must be true or false; got {value!r}.")
-        elif value == "true":
-            words.append(flag)
+    _check_words(words)
     return words
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Parses words of `msrec convert tables` before a job is submitted that would refuse them."""
+    command: Any = get_command(convert_app)
+    try:
+        context = command.commands["tables"].make_context(
+            "tables", ["RAW", "OUT", "--engine=ranks", *words]
+        )
+    except TyperException as error:
+        raise ValueError(error.format_message().replace("Value error, ", "")) from None
+    _settings("tables", context.params)
 
 
 def _split_lists(options: Mapping[str, Any]) -> dict[str, Any]:

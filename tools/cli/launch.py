@@ -92,10 +92,13 @@ def convert(
     All nodes must see RAW, OUT and the folder for the parts, beside OUT, under the same paths. If
     OUT is in an object store, work=... names that folder.
     """
+    from msrec.data.io.outputs import DATASET, check_output
     from msrec.launch.cluster.job_specs import convert_spec
     from msrec.tools.cli.convert import words_of
 
-    spec = convert_spec(raw, out, words_of(options or []))
+    words = words_of(options or [])
+    check_output(out, DATASET, [raw], overwrite="--overwrite" in words)
+    spec = convert_spec(raw, out, words)
     _submit(spec, _target(on, profiles, j), dry_run, wait)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from msrec.data.io.mistakes import is_mistake
 from msrec.data.io.names import visible
 from msrec.data.io.paths import redacted, refuse_secrets
 from msrec.tools.cli import data, evaluation, plan, reports, serving, studies, training
@@ -81,17 +82,6 @@ def main() -> None:
 def _print_stack(error: Exception) -> None:
     """Prints a stack without secrets, which a library may have put into its message."""
     print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-
-
-def is_mistake(error: Exception) -> bool:
-    """Returns whether the sentence is enough: it is ours, or the system's (no such file).
-
-    A plain ValueError from inside a library is more likely a fault of ours and needs its stack.
-    """
-    if type(error) is not ValueError:
-        return True
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return not frames or str(frames[-1].f_globals.get("__name__")).startswith("msrec.")
 
 
 def _record(error: Exception) -> None:

@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,7 @@ from msrec.data.convert.vocabulary_encoding import TableKind
 from msrec.data.features.vocabulary import load_vocabularies
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.exclusive_files import exclusive
+from msrec.data.io.mistakes import is_mistake
 from msrec.data.io.outputs import DATASET, FolderKind, check_output, new_folder
 from msrec.data.io.parquet_files import footers
 from msrec.data.io.paths import AnyPath, is_remote, reachable
@@ -78,6 +80,8 @@ SHARE_PARTS = 4
 FILES, SEND = "files", "send"
 Finish = Callable[[Path], Schema]
 MARKER = "conversion.json"
+FORMAT = 1
+"""Version of the files in a work folder: raised when a stage writes others for the same input."""
 WORK = FolderKind("a work folder of a conversion", MARKER, (MARKER, "*.arrow", CODES_FILE, "*/**"))
 
 
@@ -132,9 +136,8 @@ def write_dataset_in_parts(
     check_output(out, DATASET, [folder, grow_from, options.work], overwrite=options.overwrite)
     if is_remote(out):
         require_writable(out, SCHEMA_FILE)
-    with exclusive(options.work, f"{out} must be converted"):
-        record = _record(folder, files, source, options, choice, row_filter, grow_from, table_kinds)
-        _open_work(options.work, record)
+    record = _record(folder, files, source, options, choice, row_filter, grow_from, table_kinds)
+    with exclusive(options.work, f"{out} must be converted"), _work_folder(options.work, record):
         stages = Stages(options.work, options.engine, progress)
         parts = raw_parts(_parquet_files(files, source, stages, row_filter), options.part_rows)
         survey, raw = _survey(folder, source, files[0], stages, parts, TextReader(row_filter))
@@ -177,7 +180,6 @@ def write_dataset_in_parts(
             schema = write_tables(raw, schema, encoded, counts, {}, row_filter, new)
             if finish is not None:
                 schema = finish(new)
-        shutil.rmtree(options.work)
     return schema, raw
 
 
@@ -216,6 +218,7 @@ def _record(
     """Returns everything that the files of a work folder depend on, as JSON."""
     sides = [find_table(folder, table) for table in ("users", "items")]
     return {
+        "format": FORMAT,
         "raw": {str(path): _state(path) for path in (*files, *sides)},
         "mapping": source.mapping.model_dump(mode="json"),
         "columns": [source.label, source.scenario_column],
@@ -235,17 +238,30 @@ def _state(path: AnyPath) -> list[int]:
     return [stat.st_size, int(stat.st_mtime) if is_remote(path) else stat.st_mtime_ns]
 
 
-def _open_work(work: Path, record: dict[str, Any]) -> None:
-    """Makes a work folder, or takes the one that an earlier call of the same conversion left."""
+@contextmanager
+def _work_folder(work: Path, record: dict[str, Any]) -> Iterator[None]:
+    """Makes a work folder, or takes the one that an earlier call of the same conversion left.
+
+    It is removed at the end, and after a mistake in the input, with which all later calls of the
+    same conversion would end too.
+    """
     check_output(work, WORK)
     work.mkdir(parents=True, exist_ok=True)
     marker = work / MARKER
     if marker.is_file() and json.loads(marker.read_text()) != record:
         raise ValueError(
             f"{work} must hold parts of this conversion; they are of another one, with other raw "
-            "files or options. Remove it, or repeat that conversion."
+            "files or options, or by another version of msrec. Remove it, or repeat that "
+            "conversion."
         )
     write_json(marker, record)
+    try:
+        yield
+    except ValueError as error:
+        if is_mistake(error):
+            shutil.rmtree(work, ignore_errors=True)  # other workers may still write
+        raise
+    shutil.rmtree(work)
 
 
 def _survey(

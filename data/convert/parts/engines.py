@@ -81,8 +81,8 @@ class Processes:
                     self._pools[slot] = _pool()
                     if death == DEATHS:
                         raise _too_many_deaths(task) from None
-                except ValueError as error:
-                    raise error.with_traceback(None) from None  # a sentence for the user
+                except Exception as error:  # without the stack of the pool
+                    raise error.with_traceback(None) from None
             done.put(None)
 
 

@@ -37,7 +37,8 @@ from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.split import TRAIN, user_last_split
 from msrec.data.convert.staging import staged_rows
 from msrec.data.convert.statistics import duplicates_among
-from msrec.data.features.vocabulary import merged_rows, value_rows
+from msrec.data.convert.vocabulary_encoding import values_of
+from msrec.data.features.vocabulary import merged_rows
 from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath
 from msrec.data.io.remote_folders import send_file
@@ -142,7 +143,7 @@ def values_part(job: Job, number: int, out: Path) -> Result:
     for side in SIDES:
         np.save(out / f"{side}.npy", np.stack(np.unique(rows[side], return_counts=True)))
     for position, feature in enumerate(features):
-        counts = value_rows(rows[feature.raw_column])
+        counts = values_of(rows[feature.raw_column], job.table_kinds.get(feature.name))
         share = (counts["value"].hash() % VALUE_SHARES).to_numpy().astype(np.int64)
         path = out / f"values-{position}.arrow"
         write_exchange(path, counts.to_arrow(), share, VALUE_SHARES)
@@ -158,7 +159,7 @@ class ValueShare(NamedTuple):
 
 
 def vocabulary_part(job: Job, task: ValueShare, out: Path) -> Result:
-    """Sorts the distinct values of a share, and counts their rows."""
+    """Sorts the distinct values of a share, and adds up their rows."""
     name = f"values-{task.feature}.arrow"
     paths = [job.file(VALUES, number, name) for number in range(len(job.parts))]
     counts = pl.DataFrame(pl.from_arrow(pa.concat_tables(read_batches(paths, task.share))))

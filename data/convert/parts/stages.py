@@ -16,6 +16,7 @@ from typing import Any
 
 from msrec.data.convert.parts.tasks import Engine, Task
 from msrec.data.convert.raw_tables import Progress
+from msrec.data.io.mistakes import note_stack
 
 RESULT = "result.json"
 PartFunction = Callable[[Any, Path], dict[str, Any]]
@@ -84,5 +85,8 @@ def run_part(function: PartFunction, folder: Path, task: Task) -> None:
         except OSError:
             if not (target / RESULT).is_file():
                 raise
+    except Exception as error:
+        note_stack(error)
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,16 +23,22 @@ _ESCAPED_KEY = re.compile(rb'\\u00[2-7][0-9a-fA-F]\w*"[ \t\r]*:')
 
 
 def parse_json(
-    block: bytes, keys: Sequence[str], lists: Sequence[str], first_row: int
+    block: bytes,
+    keys: Sequence[str],
+    lists: Sequence[str],
+    first_row: int,
+    flat: Sequence[str] = (),
 ) -> tuple[pl.DataFrame, list[str]]:
     """Returns some keys of a block of JSON lines, and what is wrong with each bad line.
 
     Values are strings, or lists of strings under the keys in `lists`. A key that a line lacks is
-    null; one that is there twice makes the line bad. NaN and Infinity are strings too. A lone
-    surrogate becomes U+FFFD. Rows are numbered as by `parse_csv`.
+    null; one that is there twice makes the line bad. So does an object or a list as a value, or in
+    a list, under the keys in `flat`; under others, its JSON is the string. NaN and Infinity are
+    strings too. A lone surrogate becomes U+FFFD. Rows are numbered as by `parse_csv`.
     """
     schema = {key: pl.List(pl.String) if key in lists else pl.String() for key in keys}
-    frame = _parse_fast(block, schema)
+    may_nest = _nested_values(flat, lists)
+    frame = _parse_fast(block, schema, may_nest)
     if frame is not None:
         row = pl.int_range(first_row, first_row + pl.len(), dtype=pl.Int64)
         return frame.with_columns(row.alias(ROW)), []
@@ -39,9 +46,9 @@ def parse_json(
     frames, bad, problems = [pl.DataFrame(schema=schema)], [], []
     for start in range(0, len(lines), PIECE_LINES):
         piece = lines[start : start + PIECE_LINES]
-        frame = _parse_fast(b"\n".join(piece), schema)
+        frame = _parse_fast(b"\n".join(piece), schema, may_nest)
         if frame is None:
-            parsed = [_parse_line(line, keys, lists) for line in piece]
+            parsed = [_parse_line(line, keys, lists, flat) for line in piece]
             good = [values for values in parsed if not isinstance(values, str)]
             frame = pl.DataFrame(good, schema=schema, orient="row")
             for number, problem in enumerate(parsed, start):
@@ -53,9 +60,21 @@ def parse_json(
     return pl.concat(frames).with_columns(pl.Series(ROW, rows, dtype=pl.Int64)), problems
 
 
-def _parse_fast(block: bytes, schema: dict[str, Any]) -> pl.DataFrame | None:
+def _nested_values(flat: Sequence[str], lists: Sequence[str]) -> list[re.Pattern[bytes]]:
+    """Returns a pattern for each key that finds an object or a list under it, or in its list."""
+    begin = {key: rb"\[[^\]]*[\[{]" if key in lists else rb"[\[{]" for key in flat}
+    space = rb"[ \t\r]*"
+    return [
+        re.compile(re.escape(json.dumps(key).encode()) + space + rb":" + space + begin[key])
+        for key in flat
+    ]
+
+
+def _parse_fast(
+    block: bytes, schema: dict[str, Any], may_nest: Sequence[re.Pattern[bytes]]
+) -> pl.DataFrame | None:
     """Parses all lines at once; None if a line cannot be read so."""
-    if _LONE_SURROGATE.search(block) or _ESCAPED_KEY.search(block):
+    if any(odd.search(block) for odd in (_LONE_SURROGATE, _ESCAPED_KEY, *may_nest)):
         return None
     try:
         frame = pl.read_ndjson(block, schema=schema)
@@ -87,7 +106,9 @@ class _Object(dict[str, Any]):
         self.repeated = [] if len(self) == len(pairs) else repeated_keys(pairs)
 
 
-def _parse_line(line: bytes, keys: Sequence[str], lists: Sequence[str]) -> list[Any] | str:
+def _parse_line(
+    line: bytes, keys: Sequence[str], lists: Sequence[str], flat: Sequence[str] = ()
+) -> list[Any] | str:
     """Returns the values of a line, or what is wrong with it.
 
     This accepts what polars refuses without need: NaN, Infinity, numbers beyond float64 and bytes
@@ -100,7 +121,12 @@ def _parse_line(line: bytes, keys: Sequence[str], lists: Sequence[str]) -> list[
         return f"has {', '.join(map(repr, repeated))} twice"
     for key in lists:
         if not isinstance(row.get(key), list | None):
-            return f"holds {row[key]!r} under {key!r}, which must be a list"
+            return f"holds {reprlib.repr(row[key])} under {key!r}, which must be a list"
+    for key in flat:
+        values = row.get(key) if key in lists else [row.get(key)]
+        if any(isinstance(value, dict | list) for value in values or ()):
+            must = "a list of texts or numbers" if key in lists else "a text or number"
+            return f"holds {reprlib.repr(row[key])} under {key!r}, which must be {must}"
     return [
         None
         if row.get(key) is None

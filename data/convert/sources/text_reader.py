@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import polars as pl
 import pyarrow as pa
@@ -23,9 +23,17 @@ from msrec.data.convert.sources.text_blocks import (
 from msrec.data.convert.table_checks import require_columns
 from msrec.data.io.paths import AnyPath, first_line
 
+
+class Scalar(str):
+    """Type of a text that JSON may hold as a string, number or boolean, not as an object or list.
+
+    A column of `str` takes objects and lists as JSON text.
+    """
+
+
 Columns = Mapping[str, Any]
-"""Columns to read: name -> int, float, bool, str or list[str]; `int | None` if values may be empty.
-Booleans become the numbers 0 and 1."""
+"""Columns to read: name -> int, float, bool, str, Scalar, or a list of one of the last two; `int |
+None` if values may be empty. Booleans become the numbers 0 and 1."""
 COMMAS = CsvFormat()
 AS_PUBLISHED = "Correct the header, or take the file as it is published."
 REQUIREMENTS = {
@@ -91,10 +99,12 @@ class TextReader:
 
         A key that a line lacks is null. `row` counts the lines that are not blank.
         """
-        lists = [name for name, kind in columns.items() if _base(kind) == list[str]]
+        bases = {name: _base(kind) for name, kind in columns.items()}
+        lists = [name for name, base in bases.items() if get_origin(base) is list]
+        flat = [name for name, base in bases.items() if Scalar in (base, *get_args(base))]
         first_row = 0
         for block in read_blocks(path, None, self.progress):
-            frame, problems = parse_json(block, list(columns), lists, first_row)
+            frame, problems = parse_json(block, list(columns), lists, first_row, flat)
             first_row += frame.height + len(problems)
             rule = f"{path}: each line must be one JSON object"
             yield self._checked(frame, problems, rule, columns, path)

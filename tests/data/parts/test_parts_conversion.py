@@ -1,5 +1,6 @@
 """A conversion in parts writes the dataset that the conversion in one process writes."""
 
+import json
 import shutil
 import time
 
@@ -127,7 +128,12 @@ def test_a_work_folder_of_other_options_is_refused(raw_tables, workers, tmp_path
         in_parts(raw_tables, tmp_path / "out", workers, CHOICES["time"], progress=stop)
     with pytest.raises(ValueError, match=r"out\.parts must hold parts of this conversion"):
         in_parts(raw_tables, tmp_path / "out", workers, CHOICES["random"])
-    assert (tmp_path / "out.parts" / MARKER).is_file()
+    marker = tmp_path / "out.parts" / MARKER
+    assert "format" in json.loads(marker.read_text())
+    marker.write_text(marker.read_text().replace('"format": ', '"format": 9'))
+    with pytest.raises(ValueError, match=r"parts of this conversion; .* another version of msrec"):
+        in_parts(raw_tables, tmp_path / "out", workers, CHOICES["time"])
+    assert marker.is_file()
 
 
 def test_bad_rows_are_counted_with_file_and_row(workers, tmp_path):
@@ -149,3 +155,4 @@ def test_bad_rows_are_counted_with_file_and_row(workers, tmp_path):
     ) as e:
         in_parts(raw, tmp_path / "again", workers, CHOICES["time"])
     assert is_mistake(e.value)  # one sentence, without the stack of the process
+    assert not (tmp_path / "again.parts").exists()  # the same call would be refused again

@@ -105,11 +105,16 @@ def test_an_error_that_cannot_be_sent_arrives_as_its_text():
 def test_options_become_words_of_msrec_convert():
     words = words_of(["split=time", "hash=user_id=100x2", "histories=true", "overwrite=false"])
     assert words == ["--split=time", "--hash=user_id=100x2", "--histories"]
+    assert words_of(["fractions=0.9,0,0.1"]) == ["--fractions", "0.9", "0", "0.1"]
     for option, message in (
-        ("splits=time", "'splits=time' is not known here; known are protocol, split"),
+        ("splits=time", "'splits=time' is not known here; known are bad_rows, fractions"),
         ("histories", "'histories' is not known here"),
         ("engine=ray", "'engine=ray' is not known here"),
         ("histories=yes", "histories must be true or false; got 'yes'"),
+        ("last=x", "'--last'.* valid integer"),
+        ("fractions=0.5", "'--fractions' requires 3"),
+        ("split=", "'--split'.* is not one of 'random'"),
+        ("hash=user_id", "--hash must look like user_id=100000"),
     ):
         with pytest.raises(ValueError, match=message):
             words_of([option])

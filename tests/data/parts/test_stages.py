@@ -11,8 +11,9 @@ from msrec.data.convert.chunk_counts import Sparse, label_counts
 from msrec.data.convert.dataset_writer import PartWriter
 from msrec.data.convert.parts.engines import DEATHS, make_engine
 from msrec.data.convert.parts.exchange import read_batches, write_exchange
-from msrec.data.convert.parts.part_functions import dataset_files
+from msrec.data.convert.parts.part_functions import TextFile, dataset_files, text_part
 from msrec.data.convert.parts.stages import Stages
+from msrec.data.io.mistakes import is_mistake
 from msrec.data.labels import LabelOptions
 
 
@@ -46,6 +47,19 @@ def test_the_error_of_a_part_is_raised_and_done_parts_are_kept(tmp_path, workers
     stages.run("square", partial(logged, log, -1, 0), range(3))
     stages.run("square", partial(logged, log, -1, 0), range(5))
     assert sorted(log.read_text().split()) == list("01234")
+
+
+def test_a_mistake_that_a_worker_finds_is_a_sentence_and_a_fault_has_its_stack(tmp_path, workers):
+    stages, file = Stages(tmp_path, workers), tmp_path / "a.csv"
+    file.write_text("n\nx\n")
+    with pytest.raises(ValueError, match=r"a.csv: column 'n' must be a whole number") as caught:
+        stages.run("text", text_part, [TextFile(file, {"n": int}, "fail")])
+    assert is_mistake(caught.value)
+    assert caught.value.__cause__ is None
+    with pytest.raises(ValueError, match="part 0 is bad") as caught:
+        stages.run("bad", refuse, range(1))
+    assert not is_mistake(caught.value)
+    assert "in refuse" in caught.value.__notes__[0]
 
 
 def test_an_exchange_keeps_each_row_and_the_order_within_a_share(tmp_path):

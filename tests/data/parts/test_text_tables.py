@@ -1,5 +1,6 @@
 """Tables in CSV and JSON lines make the dataset that the same tables in Parquet make."""
 
+import json
 import shutil
 
 import polars as pl
@@ -9,6 +10,7 @@ from part_tables import as_text, differences, write_raw
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.parts.conversion import PartOptions, write_dataset_in_parts
 from msrec.data.convert.row_filter import RowFilter
+from msrec.data.convert.sources.plain.table_files import interaction_files
 from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
@@ -139,6 +141,14 @@ def test_bad_rows_are_counted_with_file_and_row_by_all_engines(raw_tables, worke
             {"interactions.csv": "user_id,item_id,scenario,label,label\na,1,feed,1,0\n"},
             r"'label' .*once",
         ),
+        (
+            {"interactions.csv": "user_id, item_id,scenario,label\na,1,feed,1\n"},
+            r"must have the column 'item_id'; found user_id, ' item_id', scenario, label\.",
+        ),
+        ({"interactions.csv": "user_id,item_id,scenario,label\n"}, r"csv must hold interactions"),
+        ({"tables.yaml": "user: {a: sparce}\n"}, r"yaml: user\.a: Input should be 'sparse', "),
+        ({"tables.yaml": "item: {a: {multi: ''}}\n"}, r"yaml: item\.a\.multi: String should"),
+        ({"tables.yaml": "[a]\n"}, r"yaml: file: Input should be keys with values; got"),
     ],
 )
 def test_what_is_refused_names_file_column_and_row(tmp_path, change, message):
@@ -153,6 +163,69 @@ def test_what_is_refused_names_file_column_and_row(tmp_path, change, message):
             (tmp_path / name).write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         write_dataset(read_tables(tmp_path), tmp_path / "out", SplitChoice("random"))
+
+
+def write_json_tables(folder, items, rows=({},), kinds="{kind: sparse}"):
+    """Writes tables in JSON lines of one user, some items, and the rows of item 1."""
+    row = {"user_id": "a", "item_id": 1, "scenario": "feed", "label": 1}
+    tables = {
+        "users": [{"user_id": "a"}],
+        "items": [{"item_id": number, **item} for number, item in enumerate(items, 1)],
+        "interactions": [row | each for each in rows],
+    }
+    for name, lines in tables.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (folder / "tables.yaml").write_text(f"user: {{}}\nitem: {kinds}\n")
+
+
+@pytest.mark.parametrize(
+    ("items", "kinds", "message"),
+    [
+        (
+            [{"kind": {"a": 1}}],
+            "{kind: sparse}",
+            r"row 0 holds \{'a': 1\} under 'kind', .* text or",
+        ),
+        ([{"kind": "x"}, {"kind": ["x"]}], "{kind: multi}", r"row 1 holds \['x'\] under 'kind', "),
+        ([{"kind": [["x"]]}], "{kind: multi}", r"row 0 holds .* a list of texts or numbers"),
+        ([{"kind": ["x", {"a": 1}]}], "{kind: multi}", r"row 0 holds .* a list of texts or"),
+        ([{"kind": "x"}], "{knd: sparse}", r"must have the column 'knd'; found item_id, kind\. A"),
+    ],
+)
+def test_odd_json_under_declared_keys_is_refused(tmp_path, items, kinds, message):
+    write_json_tables(tmp_path, items, kinds=kinds)
+    with pytest.raises(ValueError, match=rf"items\.jsonl.*{message}"):
+        read_tables(tmp_path)
+
+
+def test_a_json_row_with_an_object_is_skipped_and_texts_that_look_like_json_are_read(tmp_path):
+    items = [{"kind": "[PS4] {x}"}, {"kind": {"a": 1}}, {"kind": True, "z": {"kind": [1]}}]
+    write_json_tables(tmp_path, items)
+    row_filter = RowFilter("skip")
+    tables = read_tables(tmp_path, TextReader(row_filter))
+    assert tables.items["item_key"].to_list() == ["1", "3"]
+    assert tables.items["kind"].to_list() == ["[PS4] {x}", "true"]
+    assert list(row_filter.excluded.values()) == [1]
+
+
+def test_keys_that_the_first_line_lacks_are_columns_too(tmp_path):
+    items = [{"kind": None}, {"kind": ["x"], "title": "t"}]
+    write_json_tables(tmp_path, items, kinds="{kind: multi}")
+    tables = read_tables(tmp_path)
+    assert tables.items["title"].to_list() == [None, "t"]
+    assert tables.items["kind"].to_list() == [None, ["x"]]
+    write_json_tables(tmp_path, items, [{}, {"timestamp": 5}], kinds="{kind: multi}")
+    with pytest.raises(ValueError, match=r"column 'timestamp' must have no null; .* in row 0"):
+        write_dataset(read_tables(tmp_path), tmp_path / "out")
+
+
+def test_a_file_of_another_format_in_the_folder_is_refused_and_a_mark_of_spark_is_not(tmp_path):
+    write_raw(tmp_path)
+    (tmp_path / "interactions" / "_SUCCESS").touch()
+    assert len(interaction_files(tmp_path)) == 3
+    (tmp_path / "interactions" / "day-3.json").touch()
+    with pytest.raises(ValueError, match=r"must hold only files of rows .*; found day-3\.json"):
+        interaction_files(tmp_path)
 
 
 def test_a_folder_of_mixed_formats_and_two_places_are_refused(tmp_path):

@@ -13,7 +13,7 @@ from msrec.data.convert.sources.plain.guess import (
     guess_separator,
     split_strings,
 )
-from msrec.data.convert.sources.plain.table_files import is_text, read_table, text_columns
+from msrec.data.convert.sources.plain.table_files import is_json, is_text, read_table, text_columns
 from msrec.data.convert.sources.plain.tables_mapping import (
     MAPPING_FILE,
     Kind,
@@ -25,6 +25,8 @@ from msrec.data.convert.table_checks import require_columns
 from msrec.data.features.value_types import stored_series
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import ID_KEYS
+
+NO_VALUE = f"A row must have a value there; else leave the column out of {MAPPING_FILE}."
 
 
 def typed_table(frame: pl.DataFrame, columns: list[str], location: str) -> pl.DataFrame:
@@ -55,6 +57,9 @@ def read_side(
         )
     frame = read_table(path, text_columns(path, types), reader)
     frame = typed_table(frame.drop(ROW) if is_text(path) else frame, [f"{side}_id"], str(path))
+    if is_json(path):  # a key that no line has is null in all of them
+        given = [name for name in frame.columns if frame[name].null_count() < frame.height]
+        require_columns(given, list(declared or ()), str(path), NO_VALUE)
     frame = frame.rename({f"{side}_id": f"{side}_key"})
     if declared is None:
         return guess_features(frame, side)

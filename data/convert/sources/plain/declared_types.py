@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from msrec.data.convert.sources.plain.table_files import LISTS, TIMESTAMP
 from msrec.data.convert.sources.plain.tables_mapping import MAPPING_FILE, Kinds, TablesMapping
-from msrec.data.convert.sources.text_reader import Columns
+from msrec.data.convert.sources.text_reader import Columns, Scalar
 from msrec.data.labels import LabelOptions, weight_columns
 
 Table = Literal["user", "item", "interaction"]
-TEXT, INTEGER, NUMBER, BINARY = str | None, int | None, float | None, bool | None
+TEXT, INTEGER, NUMBER, BINARY = Scalar | None, int | None, float | None, bool | None
 
 
 def declared_types(

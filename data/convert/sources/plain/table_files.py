@@ -9,7 +9,7 @@ import polars as pl
 
 from msrec.data.convert.row_filter import ROW
 from msrec.data.convert.sources.text_blocks import CsvFormat, read_blocks, split_lines
-from msrec.data.convert.sources.text_reader import Columns, TextReader
+from msrec.data.convert.sources.text_reader import Columns, Scalar, TextReader
 from msrec.data.io.parquet_files import read_frame, scan_parquet
 from msrec.data.io.paths import AnyPath, entries, is_file
 
@@ -19,13 +19,20 @@ JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (PARQUET, *CSV_FORMATS, *JSON_LINES)
 PACKED = ".gz"
 TIMESTAMP = "timestamp"
-LISTS = list[str] | None
+FIRST_LINES = 1000
+"""Lines of a file of JSON lines that name its columns."""
+LISTS = list[Scalar] | None
 """Type of a column of lists."""
 
 
 def is_text(path: AnyPath) -> bool:
     """Returns whether a file of a table is CSV or JSON lines."""
     return _suffix(path) != PARQUET
+
+
+def is_json(path: AnyPath) -> bool:
+    """Returns whether a file of a table is JSON lines."""
+    return _suffix(path) in JSON_LINES
 
 
 def find_table(folder: AnyPath, table: str) -> AnyPath:
@@ -56,7 +63,13 @@ def interaction_files(folder: AnyPath) -> list[AnyPath]:
         FileNotFoundError: there is neither.
         ValueError: there are both, or the files of the folder have different formats or columns.
     """
-    files = [path for path in entries(folder / "interactions") if _suffix(path) in SUFFIXES]
+    found = entries(folder / "interactions")
+    files = [path for path in found if not path.name.startswith((".", "_"))]  # such as _SUCCESS
+    if other := next((p for p in files if _suffix(p) not in SUFFIXES), None):
+        raise ValueError(
+            f"{other.parent} must hold only files of rows ({', '.join(SUFFIXES)}; text files may "
+            f"be {PACKED}); found {other.name}. Move it away, or give it the name of its format."
+        )
     if not files:
         return [find_table(folder, "interactions")]
     single = [path for path in entries(folder, "interactions.*") if _suffix(path) in SUFFIXES]
@@ -78,8 +91,8 @@ def text_columns(path: AnyPath, declared: Columns) -> Columns:
     """Returns the columns of a text file with their types; none for a Parquet file.
 
     Text has no types of its own: a column is what tables.yaml says, else text. The columns are
-    those of the first row, and in JSON lines also the declared ones but the timestamp. There, a
-    column that the first row has as a list is one.
+    those of the header, or those of the first `FIRST_LINES` JSON lines and also the declared ones
+    but the timestamp. There, a column whose first value is a list is one.
 
     Args:
         path: a file of a table.
@@ -95,7 +108,7 @@ def text_columns(path: AnyPath, declared: Columns) -> Columns:
             f"{path}: no column of a text table may be called {ROW!r}, by which msrec numbers the "
             "rows. Rename it."
         )
-    first = _first_row(path)
+    first = _first_values(path)
     is_csv = _suffix(path) in CSV_FORMATS
     others = () if is_csv else (name for name in declared if name != TIMESTAMP)
     columns: dict[str, Any] = {}
@@ -105,7 +118,7 @@ def text_columns(path: AnyPath, declared: Columns) -> Columns:
         if is_list and not is_csv:
             kind = LISTS
         elif kind == LISTS:
-            kind = str | None
+            kind = Scalar | None
         columns[name] = kind
     columns.pop(ROW, None)
     return columns
@@ -133,19 +146,20 @@ def read_table(path: AnyPath, columns: Columns, reader: TextReader) -> pl.DataFr
     return read_frame(path)
 
 
-def _first_row(path: AnyPath) -> Mapping[str, Any]:
-    """Returns the names of the columns in a text file, with the values of JSON's first row."""
+def _first_values(path: AnyPath) -> Mapping[str, Any]:
+    """Returns the names of the columns in a text file, with the first values in JSON."""
     form = CSV_FORMATS.get(_suffix(path))
     if form is not None:
         return dict.fromkeys(TextReader().header(path, form))
-    for line in split_lines(next(read_blocks(path, None, None), b"")):
+    first: dict[str, Any] = {}
+    for line in split_lines(next(read_blocks(path, None, None), b""))[:FIRST_LINES]:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a bad line, which is counted or refused when the rows are read
         if isinstance(row, dict):
-            return row
-    return {}
+            first |= {name: value for name, value in row.items() if first.get(name) is None}
+    return first
 
 
 def _suffix(path: AnyPath) -> str:

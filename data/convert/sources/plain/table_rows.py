@@ -134,7 +134,7 @@ class TableRows:
         names = survey.scenarios["name"].to_list()
         codes = rows[name_column_of(rows, self.scenario_column)].cast(pl.String)
         codes = codes.replace_strict(names, list(range(len(names))), return_dtype=pl.Int32)
-        rows = rows.with_columns(codes.alias("scenario"))
+        rows = rows.with_columns(codes.cast(pl.Int32).alias("scenario"))  # String if there is none
         renamed = {"user_id": "user_key", "item_id": "item_key"}
         if not self.mapping.labels:
             renamed[self.label] = "label"
