@@ -1,4 +1,4 @@
-"""`msrec bench chain` runs every command on the same rows, with a config that loads."""
+"""`msrec bench chain` and `interest`: commands, costs per row, refusals."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 from msrec.launch.config.run_config import load_config
 from msrec.tools.bench.conversion import chain
 from msrec.tools.bench.conversion.measured import Cost, run_measured
+from msrec.tools.bench.meta import bench_interest
 
 
 def test_costs_are_given_per_row(tmp_path, monkeypatch, capsys):
@@ -33,3 +34,9 @@ def test_costs_are_given_per_row(tmp_path, monkeypatch, capsys):
 def test_a_command_that_fails_is_an_error():
     with pytest.raises(ValueError, match=r"msrec drift nowhere nowhere must end without an error"):
         run_measured(["drift", "nowhere", "nowhere"])
+
+
+def test_the_cost_of_interest_blocks_needs_a_run_that_has_them(tmp_path):
+    (tmp_path / "conf.yaml").write_text("dataset: data\n")
+    with pytest.raises(ValueError, match=r"conf\.yaml must have interest\.enabled=true"):
+        bench_interest(tmp_path / "conf.yaml")

@@ -1,20 +1,23 @@
-"""`msrec bench meta`: cost of the meta networks, and of a generated layer without matrices."""
+"""`msrec bench meta`, `interest`: cost of generated layers and of interest blocks."""
 
 import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 import torch
+import typer
 from torch.utils.flop_counter import FlopCounterMode
 
+from msrec.data.io.paths import local_path
 from msrec.data.llm.store import VERSION, VectorSettings, store_settings
 from msrec.data.llm.store_writer import StoreWriter
 from msrec.data.schema import load_schema
 from msrec.launch.config.llm_section import LLMConfig
+from msrec.launch.config.run_config import load_config
 from msrec.launch.devices import rank_device
 from msrec.launch.distributed import process_group
 from msrec.model.layers.generated_linear import GeneratedLinear, make_codes
@@ -58,6 +61,42 @@ def bench_meta(batch: Batch = 4096, steps: Steps = 10, repeats: Repeats = 7) -> 
         findings = _compare_training(Path(scratch), batch, steps, repeats)
     findings += _compare_forms(batch, repeats)
     report("meta", f"user and scenario meta networks, {batch:,} rows, 3 scenarios", findings, on)
+
+
+def bench_interest(
+    config: Annotated[
+        Path, typer.Argument(help="Config of a run with interest blocks.", parser=local_path)
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Options that replace those of the file.")
+    ] = None,
+    steps: Steps = 10,
+    repeats: Repeats = 7,
+) -> None:
+    """A training step with interest blocks, against the same model without them.
+
+    Batches are those of the config's data set, with its histories, in memory.
+
+    Raises:
+        ValueError: the config has no interest blocks.
+    """
+    run = load_config(config, overrides or [])
+    if not run.interest.enabled:
+        raise ValueError(f"{config} must have interest.enabled=true; it is false.")
+    on = prepare()
+    off = ["interest.enabled=false", "llm.sources=[]", "sequence.protocol=null"]
+    with tempfile.TemporaryDirectory() as root, process_group() as process:
+        cases: dict[str, Case] = {}
+        for name, options in {"interest": [], "bare": off}.items():
+            options = [*(overrides or []), *options, f"run_id={name}"]
+            training = Training(run.dataset, Path(root), options, process, config)
+            cases[name] = training.in_memory(steps)
+        rounds = interleaved(cases, repeats)
+    what = f"{', '.join(run.llm.sources)}: a step"
+    both = rounds["interest"], rounds["bare"]
+    findings = [compare_times(what, *both, steps, ("at most", 1.35))]
+    rows, events = run.trainer.global_batch, run.sequence.max_len
+    report("interest", f"interest blocks, {rows:,} rows, {events} events", findings, on)
 
 
 def _compare_training(root: Path, batch: int, steps: int, repeats: int) -> list[Finding]:

@@ -19,6 +19,7 @@ BENCHES = {
     "step": ("step", "A training step, against hand-written loops of plain PyTorch and TorchRec."),
     "tables": ("tables", "FBGEMM's lookup and update of table rows, against a stream copy."),
     "meta": ("meta", "A training step with meta networks, against the bare model."),
+    "interest": ("meta", "A training step with interest blocks, against the model without them."),
     "ranks": ("ranks", "Training on two ranks, against one rank with the same global batch."),
     "job": ("job", "An epoch of an MMoE from files to metrics on two ranks, against one rank."),
     "zoo": ("zoo", "A training step of each model, against every row through every tower."),

@@ -35,13 +35,19 @@ class Training:
         run_root: folder for the files of the run.
         options: overrides of the config.
         process: this rank.
+        config: config file of the run, or None for the defaults.
     """
 
     def __init__(
-        self, dataset: Path, run_root: Path, options: Sequence[str], process: Process
+        self,
+        dataset: Path,
+        run_root: Path,
+        options: Sequence[str],
+        process: Process,
+        config: Path | None = None,
     ) -> None:
         folders = [f"dataset={dataset}", f"run_root={run_root}"]
-        self.config = load_config(None, [*folders, *options])
+        self.config = load_config(config, [*folders, *options])
         self._process, self.device = process, process.device
         self._trainer = Trainer(self.config, process)
 
