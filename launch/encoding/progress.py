@@ -65,5 +65,5 @@ def speed_line(speed: Speed) -> str:
     return (
         f"{speed.prompts * per_s:.1f} prompts/s, {speed.tokens * per_s:,.0f} tokens/s "
         f"({speed.shared_tokens / max(speed.tokens, 1):.0%} of them in shared prefixes, computed "
-        f"once), {speed.matmul_share:.0%} of the matmul peak"
+        f"once), {speed.matmul_share:.0%} of the speed of a large matrix product just now"
     )

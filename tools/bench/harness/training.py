@@ -7,6 +7,7 @@ from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from msrec.data.io.paths import AnyPath
 from msrec.data.loading.batch import Batch
 from msrec.launch.config.run_config import load_config
 from msrec.launch.distributed import Process
@@ -40,7 +41,7 @@ class Training:
 
     def __init__(
         self,
-        dataset: Path,
+        dataset: AnyPath,
         run_root: Path,
         options: Sequence[str],
         process: Process,
