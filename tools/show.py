@@ -73,6 +73,8 @@ def show(
     elif not isinstance(folder, Path):
         raise FileNotFoundError(f"{folder} must be a dataset; it has no {SCHEMA_FILE}.")
     elif compare is not None:
+        if compare[0] == compare[1]:
+            raise ValueError(f"--compare must name two different sources; got {compare[0]} twice.")
         _show_differences(folder, compare, dataset, console)
     elif levels := _level_folders(folder):
         _show_store([KnowledgeStore.open(level) for level in levels], key, dataset, console)

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import check_apart
+from msrec.data.llm.item_source.settings import LSA
+from msrec.data.llm.models.model_weights import model_folder
 from msrec.data.llm.store import VectorSettings
 from msrec.launch.config.run_config import RunConfig
 from msrec.launch.devices import rank_device
@@ -48,6 +50,8 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
     )
     vectors = VectorSettings(**llm.encoding)
     result = EncodeResult({}, None)
+    for source in set(llm.sources) - {LSA}:
+        model_folder(source)  # refuses one that is not there before the others are encoded
     # Ranks encode without a process group, so each has a lock; another job has a rank 0 too.
     share = llm.store / f"share-{rank}"
     with exclusive(share, f"share {rank} of {llm.store} must be encoded"):

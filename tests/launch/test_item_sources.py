@@ -195,6 +195,17 @@ def test_a_config_encodes_its_sources_and_only_the_levels_that_the_run_reads(
     assert (whole(second) != whole(plain[1])).any()
 
 
+def test_a_source_that_is_not_there_is_refused_before_the_others_are_encoded(
+    dataset, model, tmp_path
+):
+    config = config_of(dataset, tmp_path / "store", str(tmp_path / "nope"))
+    sources = ["lsa", str(tmp_path / "nope")]
+    config = config.model_copy(update={"llm": config.llm.model_copy(update={"sources": sources})})
+    with pytest.raises(FileNotFoundError, match="nope"):
+        encode_config(config)
+    assert not list((tmp_path / "store").glob("item-sources/*"))
+
+
 def test_a_run_refuses_a_store_of_other_settings_or_without_the_source(dataset, model, stored):
     with pytest.raises(ValueError, match=r"the store has max_tokens 64 \(expected 32\)"):
         item_sources(config_of(dataset, stored, model, max_tokens=32))

@@ -109,6 +109,8 @@ def test_items_whose_neighbours_differ_most_come_first(two_sources):
     text = printed(store, dataset=dataset, compare=("a", "b"))
     assert f"{overlap.keys[0]}: item number" in text
     assert "of the 10 nearest items are the same by a and b, on average over 40 items" in text
+    with pytest.raises(ValueError, match="must name two different sources; got a twice"):
+        printed(store, compare=("a", "a"))
     with pytest.raises(ValueError, match="must share more than 40 items; they share 40"):
         source_overlap(a, b, 4, count=40)
 
