@@ -177,7 +177,7 @@ PROFILES = {
         "scheduler: slurm, resource: msrec_cpu8, gpu: 8",
         "x.resource must be given without gpu",
     ),
-    "no list": ("scheduler: slurm, cfg: [partition]", "x.cfg: .*dictionary"),
+    "no list": ("scheduler: slurm, cfg: [partition]", "x.cfg: .*keys with values"),
 }
 
 
