@@ -19,7 +19,10 @@ BENCHES = {
     "step": ("step", "A training step, against hand-written loops of plain PyTorch and TorchRec."),
     "tables": ("tables", "FBGEMM's lookup and update of table rows, against a stream copy."),
     "meta": ("meta", "A training step with meta networks, against the bare model."),
-    "interest": ("meta", "A training step with interest blocks, against the model without them."),
+    "interest": (
+        "meta",
+        "A training step with interest blocks, against the same model without them.",
+    ),
     "ranks": ("ranks", "Training on two ranks, against one rank with the same global batch."),
     "job": ("job", "An epoch of an MMoE from files to metrics on two ranks, against one rank."),
     "zoo": ("zoo", "A training step of each model, against every row through every tower."),
@@ -35,7 +38,7 @@ BENCHES = {
     ),
     "chain": (
         "conversion.chain",
-        "All commands from raw rows to metrics: cost of a row, and memory.",
+        "Random rows from raw files to metrics: the cost of each command, and its memory.",
     ),
     "managed": (
         "drift.command",

@@ -351,7 +351,7 @@ def numpy_histogram(logit, label, scenario, weight, bins):
     return counts
 
 
-def test_counts_are_those_of_numpy_to_the_last_digit():
+def test_counts_are_those_of_numpy():
     rng = np.random.default_rng(4)
     label = rng.choice([0.0, 1.0, np.nan], 5_000).astype(np.float32)
     logit = rng.normal(0, 9, len(label)).astype(np.float32)
@@ -360,7 +360,10 @@ def test_counts_are_those_of_numpy_to_the_last_digit():
     stream = HistogramMetrics(3)
     stream.update(*tensors(logit, label, scenario, weight))
     expected = numpy_histogram(logit, label, scenario, weight, stream.bins)
-    np.testing.assert_array_equal(stream.counts.numpy(), expected)
+    counts = stream.counts.numpy()
+    # The last two sums have exponentials, whose last digit depends on the processor.
+    np.testing.assert_array_equal(counts[..., :-2], expected[..., :-2])
+    np.testing.assert_allclose(counts[..., -2:], expected[..., -2:], rtol=1e-14)
 
 
 def test_an_empty_histogram_has_no_metrics():

@@ -34,11 +34,11 @@ def bench_chain(
         Path, typer.Option(help="folder for scratch files, 250 bytes a row; deleted at the end")
     ] = Path("runs/bench/chain"),
 ) -> None:
-    """Random rows from raw files to metrics: convert, histories, train, evaluate, predict, drift.
+    """Random rows from raw files to metrics: the cost of each command, and its memory.
 
-    Does each command's cost for a row stay the same, and its memory below the machine's? The model
-    is a DLRM with seven tables, trained for one epoch; the last tenth of the rows is test. Writes
-    runs/bench/chain.json.
+    Convert, histories, train, evaluate, predict and drift: the cost of a row should stay the same,
+    and the memory should not grow with the rows. The model is a DLRM with seven tables, trained for
+    one epoch; the last tenth of the rows is test. Writes runs/bench/chain.json.
 
     Raises:
         ValueError: a command fails.

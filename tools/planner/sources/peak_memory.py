@@ -42,7 +42,8 @@ class TensorMemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Runs an operator and counts the tensors that it returns."""
         results = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(results):
-            if isinstance(tensor, torch.Tensor):
+            # A sparse tensor has no storage; those of its parts were counted when they were made.
+            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
                 self._add(tensor.untyped_storage())
         return results
 
