@@ -29,7 +29,7 @@ from msrec.data.histories.index import (
 from msrec.data.histories.user_shares import UserShares, write_user_shares
 from msrec.data.io.atomic_files import checksums, write_text
 from msrec.data.io.exclusive_files import exclusive
-from msrec.data.io.outputs import FolderKind, new_folder
+from msrec.data.io.outputs import FolderKind, emptied_folder, new_folder
 from msrec.data.io.paths import AnyPath
 from msrec.data.loading.quarantine import Policy
 from msrec.data.schema import (
@@ -44,6 +44,9 @@ from msrec.data.schema import (
     save_schema,
 )
 
+_MARKER = "msrec-histories.txt"
+ROWS = FolderKind("a folder of msrec histories", _MARKER, (_MARKER, "rows-*.arrow"))
+"""Rows by shares of the users, beside the dataset, which has only files of its own."""
 INDEX = FolderKind("an index of histories", MANIFEST, (MANIFEST, "*.npy"))
 PROTOCOLS: tuple[HistoryProtocol, ...] = ("stream", "frozen")
 
@@ -60,7 +63,7 @@ def build_histories(
 
     An index appears as a whole and replaces an older one. Rows are read once for all protocols and
     sorted user by user, so that memory grows with the number of users alone: 24 bytes for each, and
-    0.5 GB. The files of all rows, 15 bytes for each, are in the dataset's folder meanwhile.
+    0.5 GB. The files of all rows, 15 bytes for each, are beside the dataset meanwhile.
 
     Args:
         dataset: the dataset folder.
@@ -104,9 +107,8 @@ def _write_indices(
     progress: Progress,
 ) -> dict[HistoryProtocol, HistoryRecord]:
     """Writes the index of each protocol and returns their records."""
-    scratch = dataset / HISTORIES / ".rows"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a call that was killed
-    scratch.mkdir(parents=True)
+    whole = dataset.resolve()
+    scratch = emptied_folder(whole.with_name(f".{whole.name}.rows"), ROWS)
     records: dict[HistoryProtocol, HistoryRecord] = {}
     try:
         shares = write_user_shares(dataset, schema, order, faults, scratch, progress)

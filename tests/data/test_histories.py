@@ -1,5 +1,9 @@
 """Histories equal a slow search for earlier rows; no row ever sees its own time or later."""
 
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,11 +12,12 @@ import torch
 from history_rows import TIMES, histories, rows_of, slow_history, with_ties
 from tiny import replace_column, tiny_dataset
 
-from msrec.data.histories import user_shares
+from msrec.data.histories import build, user_shares
 from msrec.data.histories.build import build_histories
 from msrec.data.histories.index import EVENT_ARRAYS, HistoryIndex
 from msrec.data.histories.reader import HistoryReader
 from msrec.data.io.atomic_files import write_text
+from msrec.data.io.outputs import DATASET, check_output
 from msrec.data.loading.batch import no_events
 from msrec.data.loading.collator import Collator
 from msrec.data.loading.loader import Loader, RankShare, open_loader
@@ -313,7 +318,7 @@ def test_shares_of_the_users_do_not_change_an_index(tmp_path, monkeypatch, event
     for path in sorted((whole / "histories").rglob("*.npy")):
         assert path.read_bytes() == (shared / path.relative_to(whole)).read_bytes(), path.name
     assert load_schema(whole).histories == load_schema(shared).histories
-    assert not list(shared.glob("histories/.rows*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_without_an_event_no_row_has_a_history(tmp_path):
@@ -324,3 +329,22 @@ def test_without_an_event_no_row_has_a_history(tmp_path):
     assert load_schema(dataset).histories["stream"].num_events == 0
     for batch in loader_of(dataset, "test", "stream", 5).batches():
         assert all(history == [] for history in histories(batch).values())
+
+
+def test_a_killed_call_leaves_nothing_in_the_dataset(tmp_path, monkeypatch):
+    """Files in a dataset that are not its own would keep it from being replaced."""
+    dataset = with_ties(tmp_path / "tiny", rows=300, valid_rows=60)
+
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(build, "_write_index", killed)
+    process = multiprocessing.get_context("fork").Process(target=build_histories, args=(dataset,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert list(tmp_path.glob(".tiny.rows/rows-*.arrow"))
+    check_output(dataset, DATASET, overwrite=True)
+    monkeypatch.undo()
+    build_histories(dataset)
+    assert not (tmp_path / ".tiny.rows").exists()
