@@ -1,10 +1,10 @@
 """The state of a conversion in parts, which each worker gets or reads from the work folder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -57,8 +57,8 @@ class RawPart:
 class Job:
     """Settings and results of earlier stages; small, since each task carries them.
 
-    `raw` has no users, items or interactions. `starts` has the first row of each part among the
-    good rows of all parts, then their number.
+    `raw` has the columns of users and items without their rows, and no interactions. `starts` has
+    the first row of each part among the good rows of all parts, then their number.
     """
 
     folder: Path
@@ -115,28 +115,15 @@ class Job:
 
 
 @lru_cache(maxsize=1)
-def tables_with_keys(folder: Path, run_id: str) -> dict[str, pl.DataFrame]:
-    """Returns the keys of users and items, which `write_keys` wrote."""
-    return {f"{side}s": read_mapped(folder / f"{side}_keys.arrow") for side in SIDES}
-
-
-@lru_cache(maxsize=1)
 def key_indices(folder: Path, run_id: str) -> dict[Side, SortedIndex]:
     """Returns the positions of the keys of users and items."""
     return {side: SortedIndex(folder / f"{side}_index.arrow") for side in SIDES}
 
 
 def write_keys(raw: RawTables, folder: Path) -> None:
-    """Writes the keys of users and items, and indices of them, for the workers."""
+    """Writes the keys of users and items with their positions, for the workers."""
     for side in SIDES:
-        keys = raw.table(side).select(f"{side}_key")
-        write_mapped(folder / f"{side}_keys.arrow", keys)
-        SortedIndex.write(folder / f"{side}_index.arrow", keys.to_series().to_arrow())
-
-
-def with_keys(job: Job) -> RawTables:
-    """Returns the raw tables with the keys of users and items."""
-    return replace(job.raw, **tables_with_keys(job.folder, job.run_id))  # type: ignore[arg-type]
+        SortedIndex.write(folder / f"{side}_index.arrow", raw.table(side)[f"{side}_key"].to_arrow())
 
 
 def write_encoded(encoded: EncodedFeatures, folder: Path) -> None:
@@ -167,24 +154,32 @@ class MappedVocabulary(Vocabulary):
         return SortedIndex(self.index_file)
 
 
+class Encoded(NamedTuple):
+    """Encoded features of users and items, and vocabularies of features of the interactions."""
+
+    values: dict[str, pl.Series]
+    vocabularies: dict[str, MappedVocabulary]
+
+
 @lru_cache(maxsize=1)
-def read_encoded(folder: Path, run_id: str, names: tuple[tuple[str, bool], ...]) -> EncodedFeatures:
+def read_encoded(folder: Path, run_id: str, names: tuple[tuple[str, bool], ...]) -> Encoded:
     """Returns what `write_encoded` wrote; `names` are features, and whether they have values."""
-    tables = tables_with_keys(folder, run_id)
-    encoded = EncodedFeatures({side: tables[f"{side}s"].height for side in SIDES})
+    values: dict[str, pl.Series] = {}
+    vocabularies: dict[str, MappedVocabulary] = {}
     for name, is_side in names:
         kind = "values" if is_side else "vocabulary"
         column = read_mapped(_encoded(folder, kind, name))["value"]
         if is_side:
-            encoded.values[name] = column
+            values[name] = column
         else:
             index = _encoded(folder, "index", name)
-            encoded.vocabularies[name] = MappedVocabulary(column, index)
-    return encoded
+            vocabularies[name] = MappedVocabulary(column, index)
+    return Encoded(values, vocabularies)
 
 
 def encoded_features(job: Job) -> EncodedFeatures:
     """Returns what encodes rows: vocabularies of the interactions, values of users and items."""
+    assert job.schema is not None
     fixed = {n: kind for n, kind in job.table_kinds.items() if not isinstance(kind, Frequent)}
     names = {
         feature.name: feature.side != "interaction"
@@ -192,4 +187,8 @@ def encoded_features(job: Job) -> EncodedFeatures:
         if feature.side != "interaction" or (feature.kind != "dense" and feature.name not in fixed)
     }
     encoded = read_encoded(job.folder, job.run_id, tuple(names.items()))
-    return replace(encoded, vocabularies={**encoded.vocabularies, **fixed})
+    return EncodedFeatures(
+        {"user": job.schema.num_users, "item": job.schema.num_items},
+        encoded.values,
+        vocabularies={**encoded.vocabularies, **fixed},
+    )

@@ -27,7 +27,6 @@ from msrec.data.convert.parts.job import (
     RawPart,
     encoded_features,
     key_indices,
-    with_keys,
 )
 from msrec.data.convert.raw_tables import SIDES, Chunk
 from msrec.data.convert.row_filter import ROW, RowFilter
@@ -85,9 +84,8 @@ def stage_part(job: Job, number: int, out: Path) -> Result:
     part, row_filter = job.parts[number], RowFilter(job.bad_rows)
     rows = job.source.typed(part.read(), part.location)
     rows = job.source.converted(rows, job.survey)
-    raw = with_keys(job)
-    chunk, keys = Chunk(part.location, rows), key_indices(job.folder, job.run_id)
-    rows = staged_rows(raw, chunk, row_filter, job.extra_columns, keys)
+    raw, keys = job.raw, key_indices(job.folder, job.run_id)
+    rows = staged_rows(raw, Chunk(part.location, rows), row_filter, job.extra_columns, keys)
     rows = rows.drop("user_key", "item_key")
     rows.write_parquet(out / ROWS_FILE, compression="lz4", statistics=False)
     time = [raw.timestamp] if raw.timestamp else []
@@ -183,8 +181,8 @@ def encode_part(job: Job, number: int, out: Path) -> Result:
     """Encodes the rows of a part, counts them, and writes those of each split."""
     assert job.schema is not None
     codes = np.load(job.file(VALUES, number, CODES_FILE))
-    raw, target = with_keys(job), arrow_schema(job.schema)
-    tables, counts = encoded_rows(raw, encoded_features(job), job.rows(number), codes, target)
+    encoded, target = encoded_features(job), arrow_schema(job.schema)
+    tables, counts = encoded_rows(job.raw, encoded, job.rows(number), codes, target)
     write_batches(out / SPLITS_FILE, tables)
     return {"labels": _save_counts(counts, out / "counts.npz")}
 
