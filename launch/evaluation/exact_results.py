@@ -1,6 +1,7 @@
 """Computes the exact metrics of predictions: of all labels, by scenario and by slice."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -8,7 +9,7 @@ from msrec.data.labels import LabelKind
 from msrec.data.schema import Schema
 from msrec.launch.evaluation.results import CombinedResults, LabelResults, Results
 from msrec.launch.evaluation.scored_rows.commit import COMBINED, Commit, label_column, load_commit
-from msrec.launch.evaluation.scored_rows.partitioned import partitioned_metrics, partitioned_sums
+from msrec.launch.evaluation.scored_rows.partitioned import PartitionedRows, partitioned
 from msrec.launch.evaluation.scored_rows.parts import Parts
 from msrec.launch.evaluation.scored_rows.predictions import (
     ROWS_IN_MEMORY,
@@ -126,8 +127,8 @@ class RowsOnDisk:
         """See `RowSource`."""
         if kind == "regression":  # its ranks need all rows
             return self._in_memory().metrics(number, score, kind, options)
-        columns, groups = self._columns(number, score), (self._scenarios, self._slices)
-        return partitioned_metrics(self._parts, columns, kind, *groups, options)
+        with self._partitioned(number, score, kind, options) as rows:
+            return rows.metrics()
 
     def sums(
         self, number: int, score: ScoreName, kind: ScoreKind, options: MetricOptions
@@ -135,12 +136,16 @@ class RowsOnDisk:
         """See `RowSource`."""
         if kind == "regression":
             return self._in_memory().sums(number, score, kind, options)
-        columns = self._columns(number, score)
-        return partitioned_sums(self._parts, columns, kind, self._scenarios, options)
+        with self._partitioned(number, score, kind, options) as rows:
+            return rows.scenario_sums()
 
-    def _columns(self, number: int, score: ScoreName) -> dict[str, str]:
-        names = self._parts.column_names(number) | {"score": self._column(number, score)}
-        return {name: column for name, column in names.items() if name != "truth"}
+    def _partitioned(
+        self, number: int, score: ScoreName, kind: ScoreKind, options: MetricOptions
+    ) -> AbstractContextManager[PartitionedRows]:
+        columns = self._parts.column_names(number) | {"score": self._column(number, score)}
+        columns.pop("truth", None)
+        groups = (self._scenarios, self._slices)
+        return partitioned(self._parts, columns, kind, *groups, options)
 
     def _in_memory(self) -> RowsInMemory:
         return RowsInMemory.read(self._parts.folder, self._scenarios, self._slices)
