@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from msrec.launch.distributed import process_group
-from msrec.model.backbone import BackboneShape
 from msrec.model.backbones import make_backbone
 from msrec.model.metrics.exact import exact_metrics
 from msrec.tools.bench import job, loader, meta, ranks, step, tables
@@ -32,6 +31,7 @@ from msrec.tools.bench.harness.shapes import dataset_or_random
 from msrec.tools.bench.reference import train
 from msrec.tools.bench.reference.models import MODELS
 from msrec.tools.cli.bench import BENCHES
+from msrec.tools.zoo import SHAPE
 
 pytestmark = pytest.mark.slow
 
@@ -166,8 +166,8 @@ def test_an_unknown_shape_is_refused():
 
 
 def test_a_model_without_a_plain_form_is_refused():
-    with pytest.raises(ValueError, match="--plain must name some of .*star; got 'ple'"):
-        step.bench_step("movielens", None, 64, 2, 1, plain="ple")
+    with pytest.raises(ValueError, match="--plain must name some of .*got 'hinet'"):
+        step.bench_step("movielens", None, 64, 2, 1, plain="hinet")
 
 
 def test_the_meta_bench_runs_and_counts_operations(bench, monkeypatch):
@@ -239,8 +239,7 @@ def test_the_job_bench_runs_each_model_and_the_plain_script_in_turn(bench, monke
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plain_model_has_as_many_parameters_as_ours(name):
     """So that a bench compares equal work; ours has no more than the plain STAR's norms."""
-    ours = make_backbone(name, BackboneShape(in_dim=128, num_scenarios=3))
-    plain = MODELS[name](128, 3)
+    ours, plain = make_backbone(name, SHAPE), MODELS[name](SHAPE.in_dim, SHAPE.num_scenarios, 16)
     counts = [sum(p.numel() for p in model.parameters()) for model in (ours, plain)]
     assert counts[0] == counts[1]
 

@@ -44,7 +44,8 @@ from msrec.tools.bench.harness.shapes import (
     write_random,
 )
 from msrec.tools.bench.harness.training import IN_MEMORY, WARM_UP_STEPS, Training
-from msrec.tools.bench.reference.models import MODELS, Bag, Net, Tables
+from msrec.tools.bench.reference.layers import Bag, Net, Tables
+from msrec.tools.bench.reference.models import MODELS
 
 SHAPES = ("movielens", "large")
 BOTTOM_DIM, MLP_DIMS = 64, (128, 64)
@@ -208,8 +209,7 @@ def plain_loop(
 
 
 def _net(tables: nn.Module, schema: Schema, dim: int, model: Callable[..., nn.Module]) -> Net:
-    width = len(schema.sparse) * dim
-    return Net(tables, width, len(schema.dense), schema.num_scenarios, model)
+    return Net(tables, len(schema.sparse), dim, len(schema.dense), schema.num_scenarios, model)
 
 
 class PooledVectors(nn.Module):

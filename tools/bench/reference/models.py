@@ -11,63 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Bag = tuple[Tensor, Tensor]
-"""Values (n,) and offsets (B,) of a multi-valued feature, int64."""
-
-
-class Tables(nn.ModuleList):
-    """Embedding tables, one per feature; a multi-valued feature is the mean of its vectors.
-
-    Args:
-        sizes: number of rows of each table.
-        multi: whether each feature has several values.
-        dim: size of the vectors.
-        sparse: whether gradients are sparse, as large tables need it.
-    """
-
-    def __init__(
-        self, sizes: Sequence[int], multi: Sequence[bool], dim: int, sparse: bool = False
-    ) -> None:
-        super().__init__(
-            nn.EmbeddingBag(size, dim, mode="mean", sparse=sparse)
-            if is_multi
-            else nn.Embedding(size, dim, sparse=sparse)
-            for size, is_multi in zip(sizes, multi, strict=True)
-        )
-
-    def forward(self, ids: Sequence[Tensor | Bag]) -> Tensor:
-        """Returns the vectors of all features, (B, F * dim)."""
-        pairs = zip(self, ids, strict=True)
-        vectors = [table(x) if isinstance(x, Tensor) else table(*x) for table, x in pairs]
-        return torch.cat(vectors, dim=1)
-
-
-def mlp(*sizes: int) -> nn.Sequential:
-    """Returns linear layers with a ReLU after each."""
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-def tower(*sizes: int) -> nn.Sequential:
-    """Returns an MLP with a linear layer to one logit."""
-    return nn.Sequential(*mlp(*sizes), nn.Linear(sizes[-1], 1))
-
-
-def by_scenario(function: Callable[[int, Tensor], Tensor], scenario: Tensor, n: int) -> Tensor:
-    """Returns a logit per row: `function(s, rows)` of the rows (indices) of each scenario."""
-    logits = torch.empty(len(scenario))
-    for s in range(n):
-        rows = (scenario == s).nonzero().squeeze(1)
-        logits[rows] = function(s, rows).squeeze(1)
-    return logits
+from msrec.tools.bench.reference.layers import by_scenario, mlp, tower
 
 
 class PlainMLP(nn.Module):
     """MLP without scenarios."""
 
-    def __init__(self, in_dim: int, num_scenarios: int, dims: Sequence[int] = (256, 128)) -> None:
+    def __init__(
+        self, in_dim: int, num_scenarios: int, dim: int, dims: Sequence[int] = (256, 128)
+    ) -> None:
         super().__init__()
         self.layers = tower(in_dim, *dims)
 
@@ -80,7 +32,7 @@ class PlainMLP(nn.Module):
 class SharedBottom(nn.Module):
     """MLP for all rows, and a tower per scenario."""
 
-    def __init__(self, in_dim: int, num_scenarios: int) -> None:
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
         super().__init__()
         self.bottom = mlp(in_dim, 256, 128)
         self.towers = nn.ModuleList(tower(128, 64) for _ in range(num_scenarios))
@@ -94,7 +46,7 @@ class SharedBottom(nn.Module):
 class MMoE(nn.Module):
     """Four experts for all rows; a gate and a tower per scenario."""
 
-    def __init__(self, in_dim: int, num_scenarios: int) -> None:
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
         super().__init__()
         self.experts = nn.ModuleList(mlp(in_dim, 128, 64) for _ in range(4))
         self.gates = nn.ModuleList(nn.Linear(in_dim, 4) for _ in range(num_scenarios))
@@ -116,7 +68,7 @@ class STAR(nn.Module):
     """Batch norm and star layers per scenario, and an auxiliary network over the scenario."""
 
     def __init__(
-        self, in_dim: int, num_scenarios: int, dims: Sequence[int] = (256, 128, 64)
+        self, in_dim: int, num_scenarios: int, dim: int, dims: Sequence[int] = (256, 128, 64)
     ) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.BatchNorm1d(in_dim) for _ in range(num_scenarios))
@@ -150,42 +102,184 @@ class STAR(nn.Module):
         return main + aux
 
 
+class Separate(nn.Module):
+    """MLP per scenario."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(tower(in_dim, 256, 128) for _ in range(num_scenarios))
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the logits."""
+        return by_scenario(lambda s, rows: self.towers[s](x[rows]), scenario, len(self.towers))
+
+
+class OMoE(nn.Module):
+    """Four experts and one gate for all rows; a tower per scenario."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(mlp(in_dim, 128, 64) for _ in range(4))
+        self.gate = nn.Linear(in_dim, 4)
+        self.towers = nn.ModuleList(tower(64, 64) for _ in range(num_scenarios))
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the logits."""
+        experts = torch.stack([expert(x) for expert in self.experts], dim=1)
+        h = (self.gate(x).softmax(dim=1).unsqueeze(2) * experts).sum(1)
+        return by_scenario(lambda s, rows: self.towers[s](h[rows]), scenario, len(self.towers))
+
+
+class PLE(nn.Module):
+    """One level: two experts per scenario and two for all rows; a gate and a tower per scenario."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        self.shared = nn.ModuleList(mlp(in_dim, 128, 64) for _ in range(2))
+        self.own = nn.ModuleList(mlp(in_dim, 128, 64) for _ in range(2 * num_scenarios))
+        self.gates = nn.ModuleList(nn.Linear(in_dim, 4) for _ in range(num_scenarios))
+        self.towers = nn.ModuleList(tower(64, 64) for _ in range(num_scenarios))
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the logits."""
+        shared = [expert(x) for expert in self.shared]
+
+        def of_scenario(s: int, rows: Tensor) -> Tensor:
+            h = x[rows]
+            own = [self.own[2 * s](h), self.own[2 * s + 1](h)]
+            experts = torch.stack([*own, *(expert[rows] for expert in shared)], dim=1)
+            gate = self.gates[s](h).softmax(dim=1)
+            logits: Tensor = self.towers[s]((gate.unsqueeze(2) * experts).sum(1))
+            return logits
+
+        return by_scenario(of_scenario, scenario, len(self.towers))
+
+
+class EPNet(nn.Module):
+    """A gate made from the scenario and the input scales the input of an MLP."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_scenarios, 16)
+        self.gate = nn.Sequential(mlp(16 + in_dim, 64), nn.Linear(64, in_dim), nn.Sigmoid())
+        self.layers = tower(in_dim, 128, 64)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the logits."""
+        gate = self.gate(torch.cat([self.embedding(scenario), x.detach()], dim=1))
+        logits: Tensor = self.layers(2 * gate * x).squeeze(1)
+        return logits
+
+
+class PPNet(nn.Module):
+    """MLP per scenario; gates made from two ids and the input scale the input of each layer."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        self.id_dim, self.num_scenarios, sizes = 2 * dim, num_scenarios, [in_dim, 128, 64]
+        self.hidden = nn.ModuleList(mlp(self.id_dim + in_dim, 64) for _ in sizes)
+        pairs = list(itertools.pairwise([*sizes, 1]))
+        each = range(num_scenarios)
+        self.gates = nn.ModuleList(
+            nn.ModuleList(nn.Linear(64, size) for size in sizes) for _ in each
+        )
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(*pair) for pair in pairs) for _ in each)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the logits."""
+        prior = torch.cat([x[:, : self.id_dim], x.detach()], dim=1)
+        hidden = [layer(prior) for layer in self.hidden]
+
+        def of_scenario(s: int, rows: Tensor) -> Tensor:
+            h = x[rows]
+            gates = cast(nn.ModuleList, self.gates[s])
+            layers = cast(nn.ModuleList, self.layers[s])
+            for i, (gate, layer) in enumerate(zip(gates, layers, strict=True)):
+                h = layer(h * 2 * torch.sigmoid(gate(hidden[i][rows])))
+                h = h.relu() if i < len(layers) - 1 else h
+            return h
+
+        return by_scenario(of_scenario, scenario, self.num_scenarios)
+
+
+class PEPNet(nn.Module):
+    """EPNet's gate on the input of PPNet."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_scenarios, 16)
+        self.gate = nn.Sequential(mlp(16 + in_dim, 64), nn.Linear(64, in_dim), nn.Sigmoid())
+        self.ppnet = PPNet(in_dim, num_scenarios, dim)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the logits."""
+        gate = self.gate(torch.cat([self.embedding(scenario), x.detach()], dim=1))
+        logits: Tensor = self.ppnet(2 * gate * x, scenario)
+        return logits
+
+
+class DLRM(nn.Module):
+    """Dot products of all pairs of vectors, and an MLP over them; without dense features."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        count = in_dim // dim
+        self.dim, self.pairs = dim, torch.tril_indices(count, count, -1)
+        self.layers = tower(count * (count - 1) // 2, 256, 128)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the logits."""
+        vectors = x.view(len(x), -1, self.dim)
+        dots = torch.bmm(vectors, vectors.transpose(1, 2))[:, self.pairs[0], self.pairs[1]]
+        logits: Tensor = self.layers(dots).squeeze(1)
+        return logits
+
+
+class DCNv2(nn.Module):
+    """Two cross layers beside an MLP."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        self.cross = nn.ModuleList(nn.Linear(in_dim, in_dim) for _ in range(2))
+        self.layers = mlp(in_dim, 256, 128)
+        self.head = nn.Linear(in_dim + 128, 1)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the logits."""
+        crossed = x
+        for layer in self.cross:
+            crossed = x * layer(crossed) + crossed
+        logits: Tensor = self.head(torch.cat([crossed, self.layers(x)], dim=1)).squeeze(1)
+        return logits
+
+
+class DeepFM(nn.Module):
+    """Dot products of all pairs of vectors, a linear layer and an MLP; without dense features."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        self.dim, self.linear, self.layers = dim, nn.Linear(in_dim, 1), tower(in_dim, 256, 128)
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the logits."""
+        vectors = x.view(len(x), -1, self.dim)
+        pairs = vectors.sum(1).square() - vectors.square().sum(1)
+        logits: Tensor = self.linear(x).squeeze(1) + self.layers(x).squeeze(1) + pairs.sum(1) / 2
+        return logits
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": PlainMLP,
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "star": STAR,
+    "separate": Separate,
+    "omoe": OMoE,
+    "ple": PLE,
+    "epnet": EPNet,
+    "ppnet": PPNet,
+    "pepnet": PEPNet,
+    "dlrm": DLRM,
+    "dcnv2": DCNv2,
+    "deepfm": DeepFM,
 }
-
-
-class Net(nn.Module):
-    """Tables and an MLP over the dense features, and a model over both.
-
-    Shape:
-        ids: input of `tables`, which returns (B, F * dim).
-        dense: (B, num_dense), float.
-        scenario: (B,), int64.
-        returns: (B,), logits.
-    """
-
-    def __init__(
-        self,
-        tables: nn.Module,
-        sparse_dim: int,
-        num_dense: int,
-        num_scenarios: int,
-        model: Callable[..., nn.Module],
-    ) -> None:
-        super().__init__()
-        self.tables = tables
-        self.bottom = mlp(num_dense, 64) if num_dense else None
-        in_dim = sparse_dim + (64 if num_dense else 0)
-        self.model = model(in_dim, num_scenarios)
-
-    def forward(self, ids: object, dense: Tensor, scenario: Tensor) -> Tensor:
-        """Looks up, concatenates and scores."""
-        x = self.tables(ids)
-        if self.bottom is not None:
-            x = torch.cat([self.bottom(dense), x], dim=1)
-        logits: Tensor = self.model(x, scenario)
-        return logits

@@ -19,7 +19,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-from msrec.tools.bench.reference.models import MODELS, Bag, Net, Tables
+from msrec.tools.bench.reference.layers import Bag, Net, Tables
+from msrec.tools.bench.reference.models import MODELS
 
 DIM, BATCH, EVAL_BATCH, LR, LOG_EVERY = 16, 4096, 16384, 1e-3, 50
 
@@ -90,7 +91,7 @@ def main(folder: Path, model: str, out: Path, batch: int = BATCH) -> None:
     sizes = [schema["tables"][feature["table"]] for feature in features]
     tables = Tables(sizes, [feature["multi"] for feature in features], DIM)
     num_scenarios = len(schema["scenarios"])
-    net = Net(tables, len(features) * DIM, len(schema["dense"]), num_scenarios, MODELS[model])
+    net = Net(tables, len(features), DIM, len(schema["dense"]), num_scenarios, MODELS[model])
     adam = torch.optim.Adam(net.parameters(), lr=LR)
     for step, rows in enumerate(torch.split(torch.randperm(len(train)), batch)):
         ids, dense, scenario, label = train.batch(rows)
