@@ -6,19 +6,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.schema import load_schema
 from msrec.launch.devices import num_local_ranks
-from msrec.tools.bench.harness.measure import Aim, Finding, compare_times, interleaved
+from msrec.tools.bench.harness.measure import Aim, Case, Finding, compare_times, interleaved
 from msrec.tools.bench.harness.options import Batch, Batches, Dataset, Repeats, comma_list
 from msrec.tools.bench.harness.report import prepare, report
 from msrec.tools.bench.harness.shapes import dataset_or_random
+from msrec.tools.bench.reference.models import MODELS
 
 OPTIONS = ["embeddings.dim=16", "trainer.epochs=1"]
 PLAIN_SCRIPT = "msrec.tools.bench.reference.train"
@@ -33,9 +35,13 @@ def bench_job(
     plain: Annotated[
         str,
         typer.Option(
-            help="compare training these models with a plain script: shared_bottom, mmoe, star"
+            help=f"compare training these models with a plain script: {', '.join(MODELS)}"
         ),
     ] = "",
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option(help="with --plain: bf16 is compared with plain scripts in both"),
+    ] = "fp32",
 ) -> None:
     """An epoch of an MMoE from files to metrics on two ranks, against one rank.
 
@@ -50,7 +56,7 @@ def bench_job(
     ):
         jobs = _Jobs(folder, Path(scratch), batch)
         if plain:
-            findings, more = jobs.against_plain(comma_list("plain", plain, str), repeats)
+            findings, more = jobs.against_plain(comma_list("plain", plain, str), repeats, precision)
         else:
             findings, more = jobs.two_ranks(repeats)
         rows = num_rows(folder / "train")
@@ -68,21 +74,27 @@ class _Jobs:
         self._runs: list[Path] = []
 
     def against_plain(
-        self, models: Sequence[str], repeats: int
+        self, models: Sequence[str], repeats: int, precision: str
     ) -> tuple[list[Finding], dict[str, Any]]:
         """Returns the times of training each model, ours and the plain script's."""
         findings, seconds = [], {}
         for model in models:
-            ours = ("train", f"backbone.name={model}", "device=cpu")
-            script = (PLAIN_SCRIPT, self._dataset, model, self._scratch / "model.pt", self._batch)
-            cases = {
-                "msrec": lambda ours=ours: self._msrec(1, *ours),
-                "plain": lambda script=script: _python("-m", *map(str, script)),
-            }
-            rounds = interleaved(cases, repeats, warm_up=0)
-            seconds[model] = rounds
-            what = f"{self._name}: {model}, Parquet to validation, against a plain script"
-            findings.append(compare_times(what, rounds["msrec"], rounds["plain"], aim=AIM))
+            ours = (f"backbone.name={model}", f"trainer.precision={precision}", "device=cpu")
+            cases: dict[str, Case] = {"msrec": partial(self._msrec, 1, "train", *ours)}
+            for of_script in sorted({"fp32", precision}, reverse=True):
+                words = (self._dataset, model, self._scratch / "model.pt", self._batch, of_script)
+                cases[of_script] = partial(_python, "-m", PLAIN_SCRIPT, *map(str, words))
+            rounds = seconds[model] = interleaved(cases, repeats, warm_up=0)
+            for of_script in list(cases)[1:]:
+                findings.append(
+                    compare_times(
+                        f"{self._name}: {model} in {precision}, Parquet to validation, against a "
+                        f"plain script in {of_script}",
+                        rounds["msrec"],
+                        rounds[of_script],
+                        aim=AIM,
+                    )
+                )
         return findings, {"seconds": seconds}
 
     def two_ranks(self, repeats: int) -> tuple[list[Finding], dict[str, Any]]:

@@ -55,7 +55,7 @@ def by_scenario(function: Callable[[int, Tensor], Tensor], scenario: Tensor, n: 
     logits = torch.empty(len(scenario))
     for s in range(n):
         rows = (scenario == s).nonzero().squeeze(1)
-        logits[rows] = function(s, rows).squeeze(1)
+        logits[rows] = function(s, rows).squeeze(1).float()
     return logits
 
 

@@ -3,7 +3,7 @@
 A script as an engineer writes it by hand: it reads Parquet with pyarrow, trains with Adam, and
 scores with scikit-learn::
 
-    python -m msrec.tools.bench.reference.train DATASET MODEL OUT [BATCH]
+    python -m msrec.tools.bench.reference.train DATASET MODEL OUT [BATCH [fp32|bf16]]
 """
 
 import sys
@@ -81,7 +81,9 @@ def auc(net: Net, split: Split) -> dict[str, float]:
     return values
 
 
-def main(folder: Path, model: str, out: Path, batch: int = BATCH) -> None:
+def main(
+    folder: Path, model: str, out: Path, batch: int | str = BATCH, precision: str = "fp32"
+) -> None:
     """Trains one epoch, prints the AUC of the validation rows and saves the model."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -93,9 +95,11 @@ def main(folder: Path, model: str, out: Path, batch: int = BATCH) -> None:
     num_scenarios = len(schema["scenarios"])
     net = Net(tables, len(features), DIM, len(schema["dense"]), num_scenarios, MODELS[model])
     adam = torch.optim.Adam(net.parameters(), lr=LR)
-    for step, rows in enumerate(torch.split(torch.randperm(len(train)), batch)):
+    for step, rows in enumerate(torch.split(torch.randperm(len(train)), int(batch))):
         ids, dense, scenario, label = train.batch(rows)
-        loss = functional.binary_cross_entropy_with_logits(net(ids, dense, scenario), label)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = net(ids, dense, scenario)
+        loss = functional.binary_cross_entropy_with_logits(logits.float(), label)
         adam.zero_grad()
         torch.autograd.backward(loss)
         adam.step()
@@ -106,4 +110,4 @@ def main(folder: Path, model: str, out: Path, batch: int = BATCH) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:]))
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])
