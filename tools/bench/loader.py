@@ -3,15 +3,21 @@
 import itertools
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import typer
 
 from msrec.data.io.parquet_files import parquet_files
+from msrec.data.io.paths import local_path
 from msrec.data.loading.loader import open_loader
 from msrec.data.schema import load_schema
+from msrec.launch.config.run_config import load_config
 from msrec.launch.distributed import process_group
+from msrec.launch.knowledge_inputs import KnowledgeInputs
+from msrec.launch.loaders import build_loader
 from msrec.tools.bench.harness.measure import Aim, compare_all, interleaved
 from msrec.tools.bench.harness.options import Batch, Batches, Dataset, Repeats, Steps
 from msrec.tools.bench.harness.report import prepare, report
@@ -21,7 +27,18 @@ from msrec.tools.bench.step import OPTIONS
 
 
 def bench_loader(
-    dataset: Dataset = None, batch: Batch = 4096, batches: Batches = 100, repeats: Repeats = 9
+    dataset: Dataset = None,
+    batch: Batch = 4096,
+    batches: Batches = 100,
+    repeats: Repeats = 9,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local_path,
+            help="config of a run, to measure its loader with histories and vectors",
+            show_default="the dataset's rows alone",
+        ),
+    ] = None,
 ) -> None:
     """Parquet to shuffled batches on one thread, against pyarrow's decoding.
 
@@ -29,13 +46,20 @@ def bench_loader(
     by one take.
     """
     on = prepare()
-    with dataset_or_random(dataset, batches, batch) as folder:
-        name, reader = load_schema(folder).name, open_loader(folder, "train", batch).reader
-        rows, columns = reader.num_rows, reader.columns
+    run = None if config is None else load_config(config, ["trainer.prefetch=0"])
+    dataset = dataset if run is None else local_path(str(run.dataset))
+    with dataset_or_random(dataset, batches, batch) as folder, process_group("cpu") as process:
+        schema, reader = load_schema(folder), open_loader(folder, "train", batch).reader
+        name, rows, columns = schema.name, reader.num_rows, reader.columns
         order = pa.array(np.random.default_rng(0).permutation(rows))
+        knowledge = None if run is None else KnowledgeInputs(run, schema)
 
         def load() -> None:
-            for _ in open_loader(folder, "train", batch, prefetch=0).batches():
+            if run is None or knowledge is None:
+                loader = open_loader(folder, "train", batch, prefetch=0)
+            else:
+                loader = build_loader(run, "train", process, knowledge, batch, shuffle=True)
+            for _ in loader.batches():
                 pass
 
         def shuffle() -> None:
