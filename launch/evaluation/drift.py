@@ -1,7 +1,8 @@
 """Measures how far the columns of new rows have moved: the population stability index (PSI)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ QUANTILE_BINS = 10
 SMALL, LARGE = 0.1, 0.25
 """Customary bounds of a small and of a large shift (Siddiqi, Credit Risk Scorecards, 2006)."""
 NOISE_QUANTILE = 0.95
+VALUE, ROWS = "value", "rows"
+MAX_WAITING = 4_000_000
+"""Distinct values of files, beyond twice those of all files before, that wait to be merged."""
 IGNORED_COLUMNS = ("row_id", "timestamp", "weight", TRUTH, IMPRESSION)
 
 
@@ -88,8 +92,8 @@ def measure_drift(reference: AnyPath, current: AnyPath) -> tuple[list[Drift], li
     ]
     drifts = []
     for name in comparable:
-        pair = (_column(reference, name), _column(current, name))
-        drifts.append((_drift_of_numbers if types[name].is_float() else _drift_of_values)(*pair))
+        measure = _drift_of_numbers if types[name].is_float() else _drift_of_values
+        drifts.append(measure(name, *(_files_of(path, name) for path in (reference, current))))
     return sorted(drifts, key=lambda drift: -drift.psi), skipped
 
 
@@ -102,13 +106,20 @@ def _columns_without_drift(rows: AnyPath) -> list[str]:
     return [name for name in (schema.timestamp, schema.impression, *truths) if name]
 
 
-def _column(path: AnyPath, name: str) -> pl.Series:
-    # Not by polars: it panics on some damaged files.
-    parts = [read_parquet(file, [name])[name] for file in named_parquet_files(path)]
-    column = pl.Series(name, pl.concat([pl.Series(pl.from_arrow(part)) for part in parts]))
-    if column.is_empty():
+def _files_of(path: AnyPath, name: str) -> Iterator[pl.Series]:
+    """Yields a column file by file.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    rows = 0
+    for file in named_parquet_files(path):
+        # Not by polars: it panics on some damaged files.
+        column = pl.Series(name, pl.from_arrow(read_parquet(file, [name])[name]))
+        rows += len(column)
+        yield column
+    if not rows:
         raise ValueError(f"{path} must have rows; it has none.")
-    return column
 
 
 def _scan(path: AnyPath) -> pl.LazyFrame:
@@ -119,15 +130,17 @@ def _names_and_types(types: pl.Schema) -> str:
     return ", ".join(f"{name} {kind}" for name, kind in types.items())
 
 
-def _drift_of_numbers(before: pl.Series, now: pl.Series) -> Drift:
-    clean = [rows.fill_nan(None).drop_nulls().to_numpy() for rows in (before, now)]
+def _drift_of_numbers(name: str, before: Iterator[pl.Series], now: Iterator[pl.Series]) -> Drift:
+    columns = [pl.concat(files) for files in (before, now)]
+    clean = [rows.fill_nan(None).drop_nulls().to_numpy() for rows in columns]
     edges = _edges(np.sort(clean[0]))
     counts = [
         np.bincount(np.searchsorted(edges, numbers, "right"), minlength=len(edges) + 1)
         for numbers in clean
     ]
-    empty = [len(rows) - len(kept) for rows, kept in zip((before, now), clean, strict=True)]
-    return _drift_of_bins(before, now, "numbers", counts, empty, unseen=None)
+    sizes = [len(rows) for rows in columns]
+    empty = [size - len(kept) for size, kept in zip(sizes, clean, strict=True)]
+    return _drift_of_bins(name, "numbers", counts, sizes, empty, unseen=None)
 
 
 def _edges(ordered: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -141,35 +154,75 @@ def _edges(ordered: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.union1d(edges, ordered[above[above < len(ordered)]])
 
 
-def _drift_of_values(before: pl.Series, now: pl.Series) -> Drift:
-    if before.dtype.base_type() is pl.List:
-        flat = [rows.explode(keep_nulls=False, empty_as_null=False) for rows in (before, now)]
-        empty = [int((rows.list.len().fill_null(0) == 0).sum()) for rows in (before, now)]
-    else:
-        flat, empty = [before, now], [rows.null_count() for rows in (before, now)]
-    flat = [values.drop_nulls() for values in flat]
-    reference_counts = flat[0].value_counts(sort=True, name="rows")
-    frequent = reference_counts[before.name].head(MAX_VALUE_BINS)
-    counts = []
-    for values in flat:
-        own_counts = values.value_counts(name="rows")
-        rows = dict(own_counts.filter(pl.col(before.name).is_in(frequent.implode())).iter_rows())
+def _drift_of_values(name: str, before: Iterator[pl.Series], now: Iterator[pl.Series]) -> Drift:
+    reference, new = _count_values(before), _count_values(now)
+    frequent = reference.of_value.sort([ROWS, VALUE], descending=[True, False])[VALUE]
+    frequent = frequent.head(MAX_VALUE_BINS)
+    bins = []
+    for counts in (reference, new):
+        is_frequent = pl.col(VALUE).is_in(frequent.implode())
+        rows = dict(counts.of_value.filter(is_frequent).iter_rows())
         in_bins = [rows.get(value, 0) for value in frequent]
-        counts.append(np.array([*in_bins, len(values) - sum(in_bins)]))
-    known = flat[1].is_in(reference_counts[before.name].implode())
-    unseen = 1 - float(known.mean() or 0.0) if len(known) else 0.0  # type: ignore[arg-type]
-    return _drift_of_bins(before, now, "values", counts, empty, unseen)
+        bins.append(np.array([*in_bins, counts.num_values - sum(in_bins)]))
+    known = new.of_value.join(reference.of_value, on=VALUE, how="semi")[ROWS].sum()
+    unseen = 1 - int(known) / new.num_values if new.num_values else 0.0
+    sizes, empty = ([getattr(c, of) for c in (reference, new)] for of in ("rows", "empty"))
+    return _drift_of_bins(name, "values", bins, sizes, empty, unseen)
+
+
+class _ValueCounts(NamedTuple):
+    """Numbers of rows, of rows without a value, and of each value: `VALUE` and `ROWS`."""
+
+    rows: int
+    empty: int
+    of_value: pl.DataFrame
+
+    @property
+    def num_values(self) -> int:
+        """Number of all values: those of a list each count."""
+        return int(self.of_value[ROWS].sum())
+
+
+def _count_values(files: Iterator[pl.Series]) -> _ValueCounts:
+    """Counts the values file by file, so that memory grows with the distinct values only."""
+    rows, empty, merged, waiting = 0, 0, 0, list[pl.DataFrame]()
+    for column in files:
+        rows += len(column)
+        if column.dtype.base_type() is pl.List:
+            empty += int((column.list.len().fill_null(0) == 0).sum())
+            column = column.explode(keep_nulls=False, empty_as_null=False)
+        else:
+            empty += column.null_count()
+        counts = column.drop_nulls().rename(VALUE).value_counts(name=ROWS)
+        waiting.append(counts.cast({ROWS: pl.Int64}))
+        if sum(map(len, waiting)) > 2 * merged + MAX_WAITING:
+            waiting = [_merged(waiting)]
+            merged = len(waiting[0])
+    return _ValueCounts(rows, empty, _merged(waiting))
+
+
+def _merged(counts: list[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(counts).group_by(VALUE).agg(pl.col(ROWS).sum())
 
 
 def _drift_of_bins(
-    before: pl.Series,
-    now: pl.Series,
+    name: str,
     kind: str,
     bins: list[npt.NDArray[np.int64]],
+    sizes: list[int],
     empty: list[int],
     unseen: float | None,
 ) -> Drift:
-    """Returns the drift from the rows in each bin; empty values are one more bin, if any."""
+    """Returns the drift from the rows in each bin; empty values are one more bin, if any.
+
+    Args:
+        name: of the column.
+        kind: see `Drift`.
+        bins: rows (of lists: values) in each bin, before and now.
+        sizes: all rows, before and now.
+        empty: rows without a value, before and now.
+        unseen: see `Drift`.
+    """
     counts = np.stack([np.append(*pair) for pair in zip(bins, empty, strict=True)])
     counts = counts[:, counts.sum(axis=0) > 0]
     num_bins = counts.shape[1]
@@ -179,11 +232,11 @@ def _drift_of_bins(
     if num_bins > 1:
         noise = float((1 / total).sum() * chi2.ppf(NOISE_QUANTILE, num_bins - 1))
     return Drift(
-        column=before.name,
+        column=name,
         kind=kind,
         bins=num_bins,
         psi=float(((q - p) * np.log(q / p)).sum()),
         noise=noise,
         unseen=unseen,
-        empty=(empty[0] / len(before), empty[1] / len(now)),
+        empty=(empty[0] / sizes[0], empty[1] / sizes[1]),
     )

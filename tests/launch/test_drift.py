@@ -100,3 +100,24 @@ def test_rows_that_cannot_be_compared_give_a_clear_error(tmp_path):
     pl.DataFrame({"x": pl.Series([], dtype=pl.Float64)}).write_parquet(empty)
     with pytest.raises(ValueError, match=r"empty.parquet must have rows; it has none"):
         measure_drift(a, empty)
+
+
+def test_files_that_are_merged_one_by_one_give_the_drift_of_all_rows(tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    rows = pl.DataFrame(
+        {
+            "user": [None if u == 7 else f"u{u}" for u in rng.zipf(1.3, size=900) % 60],
+            "tags": [list(range(n)) for n in rng.integers(0, 4, size=900)],
+            "x": rng.normal(size=900),
+        }
+    )
+    now = rows.tail(300).with_columns(user=pl.lit("new"))
+    now.write_parquet(tmp_path / "now.parquet")
+    rows.write_parquet(tmp_path / "whole.parquet")
+    whole = drifts(tmp_path / "whole.parquet", tmp_path / "now.parquet")
+    assert (whole["user"].unseen, whole["tags"].unseen) == (1.0, 0.0)
+    monkeypatch.setattr("msrec.launch.evaluation.drift.MAX_WAITING", 3)
+    (tmp_path / "parts").mkdir()
+    for part in range(9):
+        rows[part * 100 : (part + 1) * 100].write_parquet(tmp_path / f"parts/{part}.parquet")
+    assert drifts(tmp_path / "parts", tmp_path / "now.parquet") == whole
