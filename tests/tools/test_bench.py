@@ -1,10 +1,12 @@
 """The benches: their statistics, and that each runs to its end and writes its findings."""
 
 import ast
+import importlib.util
 import json
 import mmap
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -12,6 +14,8 @@ import polars as pl
 import pytest
 import torch
 
+from msrec.data.loading.loader import open_loader
+from msrec.data.schema import load_schema
 from msrec.launch.distributed import process_group
 from msrec.model.backbones import make_backbone
 from msrec.model.metrics.exact import exact_metrics
@@ -30,6 +34,7 @@ from msrec.tools.bench.harness.measure import (
 from msrec.tools.bench.harness.shapes import dataset_or_random
 from msrec.tools.bench.reference import train
 from msrec.tools.bench.reference.models import MODELS
+from msrec.tools.bench.reference.rechub import rechub_inputs
 from msrec.tools.cli.bench import BENCHES
 from msrec.tools.zoo import SHAPE
 
@@ -168,6 +173,29 @@ def test_an_unknown_shape_is_refused():
 def test_a_model_without_a_plain_form_is_refused():
     with pytest.raises(ValueError, match="--plain must name some of .*got 'hinet'"):
         step.bench_step("movielens", None, 64, 2, 1, plain="hinet")
+
+
+def test_models_of_torch_rechub_are_compared_where_it_is_installed(bench):
+    if importlib.util.find_spec("torch_rechub") is None:
+        with pytest.raises(ValueError, match="--rechub needs `pip install torch-rechub`"):
+            bench("step", partial(step.bench_step, rechub="ple"), "movielens", None, 64, 2, 1)
+    else:
+        written = bench("step", partial(step.bench_step, rechub="ple"), "movielens", None, 64, 2, 1)
+        assert "against torch-rechub" in written["findings"][0]["what"]
+
+
+def test_lists_of_ids_are_padded_for_torch_rechub():
+    with dataset_or_random(None, 2, 64) as folder:
+        schema, batch = load_schema(folder), next(open_loader(folder, "train", 64).batches())
+    ((ids, _, label),) = rechub_inputs(schema, [batch])
+    (name,) = [feature.name for feature in schema.sparse if feature.multi]
+    bags = batch.sparse[name]
+    assert ids[name].shape == (64, bags.lengths().max())
+    assert torch.equal(
+        ids[name].sum(1),
+        torch.segment_reduce(bags.values().double(), "sum", lengths=bags.lengths().long()).long(),
+    )
+    assert label.shape == (64,)
 
 
 def test_the_meta_bench_runs_and_counts_operations(bench, monkeypatch):

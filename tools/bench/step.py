@@ -46,6 +46,7 @@ from msrec.tools.bench.harness.shapes import (
 from msrec.tools.bench.harness.training import IN_MEMORY, WARM_UP_STEPS, Training
 from msrec.tools.bench.reference.layers import Bag, Net, Tables
 from msrec.tools.bench.reference.models import MODELS
+from msrec.tools.bench.reference.rechub import RECHUB, RechubModel, rechub_inputs
 
 SHAPES = ("movielens", "large")
 BOTTOM_DIM, MLP_DIMS = 64, (128, 64)
@@ -75,6 +76,10 @@ def bench_step(
     plain: Annotated[
         str, typer.Option(help=f"measure these models instead of an MLP: {', '.join(MODELS)}")
     ] = "",
+    rechub: Annotated[
+        str,
+        typer.Option(help=f"compare these models with torch-rechub's: {', '.join(RECHUB)}"),
+    ] = "",
 ) -> None:
     """A training step, against hand-written loops of plain PyTorch and TorchRec.
 
@@ -86,7 +91,12 @@ def bench_step(
         ValueError: a shape or a model is unknown.
     """
     names, models = comma_list("shapes", shapes, str), comma_list("plain", plain, str)
-    for option, given, known in (("shapes", names, SHAPES), ("plain", models, MODELS)):
+    of_others = comma_list("rechub", rechub, str)
+    for option, given, known in (
+        ("shapes", names, SHAPES),
+        ("plain", models, MODELS),
+        ("rechub", of_others, RECHUB),
+    ):
         for name in given:
             if name not in known:
                 raise ValueError(f"--{option} must name some of {', '.join(known)}; got {name!r}.")
@@ -111,6 +121,13 @@ def bench_step(
                 training = make(root / "plain" / model, [f"backbone.name={model}", *options])
                 loop = plain_loop(schema, dim, training.batches(), MODELS[model])
                 both = {"msrec": training.in_memory(count), PLAIN: loop.case(count)}
+                comparisons[f"{name}, {model}"] = both
+            for model in of_others:
+                training = make(root / "rechub" / model, [f"backbone.name={model}", *options])
+                net = RechubModel(model, schema, dim)
+                inputs = rechub_inputs(schema, training.batches())
+                loop = Loop(net, [torch.optim.Adam(net.parameters())], inputs)
+                both = {"msrec": training.in_memory(count), "torch-rechub": loop.case(count)}
                 comparisons[f"{name}, {model}"] = both
             if not comparisons:
                 training = make(root, [*OPTIONS, *options])
@@ -152,11 +169,11 @@ def _cases(schema: Schema, dim: int, training: Training, steps: int) -> dict[str
 
 @dataclass
 class Loop:
-    """Hand-written training loop over (ids, dense, scenario, label) in memory."""
+    """Hand-written training loop over the model's inputs and the label, in memory."""
 
     model: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
-    inputs: Sequence[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]]
+    inputs: Sequence[tuple[Any, ...]]
 
     def case(self, steps: int) -> Case:
         """Returns a case that times `steps` steps after the warm-up."""
