@@ -8,8 +8,9 @@ unless a docstring says otherwise.
 # ruff: noqa: D102
 # The docstring of a class describes its `forward`.
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,57 @@ class Permuted(torch.autograd.Function):
         return grad.index_select(0, inverse), None, None
 
 
+class _Window(NamedTuple):
+    """Rows [first, first + size) of sorted rows, of which [start, stop) are a group.
+
+    The kernels of bfloat16 products on a CPU are made for each shape, which takes longer than the
+    product. Groups have other sizes in every batch: a window rounds them up to few sizes, at most
+    an eighth larger. It begins with the group, unless it would end beyond the last row.
+    """
+
+    first: int
+    size: int
+    start: int
+    stop: int
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Returns the window's rows."""
+        return rows[self.first : self.first + self.size]
+
+    def alone(self, rows: Tensor) -> Tensor:
+        """Returns the window's rows, with zeros for those of other groups."""
+        if self.size == self.stop - self.start:
+            return self.of(rows)
+        alone = rows.new_zeros(self.size, rows.shape[1])
+        alone[self.start - self.first : self.stop - self.first] = rows[self.start : self.stop]
+        return alone
+
+    def write(self, out: Tensor, rows: Tensor, product: Callable[..., Tensor]) -> None:
+        """Writes `product` of the window's rows to the group's rows of `out`, group after group.
+
+        Rows behind the group are overwritten too: those of the groups that come next.
+        """
+        if self.first == self.start:
+            product(self.of(rows), out=self.of(out))
+            return
+        of_window = out.new_empty(self.size, out.shape[1])
+        product(self.of(rows), out=of_window)
+        out[self.start : self.stop] = of_window[self.start - self.first : self.stop - self.first]
+
+
+def _windows(counts: list[int], x: Tensor) -> list[_Window]:
+    """Returns a window for each group of rows x; the group itself where shapes cost nothing."""
+    rounds = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    windows, start = [], 0
+    for count in counts:
+        step = max(8, 1 << max(0, count.bit_length() - 4)) if rounds and count else 1
+        size = min(-(-count // step) * step, len(x))
+        first = min(start, len(x) - size)
+        windows.append(_Window(first, size, start, start + count))
+        start += count
+    return windows
+
+
 class GroupedLinear(torch.autograd.Function):
     """Rows times the weights of their group, plus its bias.
 
@@ -59,9 +111,8 @@ class GroupedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.counts = counts
         out = x.new_empty(len(x), bias.shape[1])
-        parts = (bias, torch.split(x, counts), weight, torch.split(out, counts))
-        for b, rows, w, to in zip(*parts, strict=True):
-            torch.addmm(b, rows, w, out=to)
+        for group, b, w in zip(_windows(counts, x), bias, weight, strict=True):
+            group.write(out, x, partial(torch.addmm, b, mat2=w))
         return out
 
     @staticmethod
@@ -71,20 +122,22 @@ class GroupedLinear(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        grads = torch.split(grad.contiguous(), ctx.counts)
+        grad = grad.contiguous()
+        groups = _windows(ctx.counts, x)
         x_grad = weight_grad = bias_grad = None
         if of_x:
             x_grad = torch.empty_like(x)
-            for g, w, to in zip(grads, weight, torch.split(x_grad, ctx.counts), strict=True):
-                torch.mm(g, w.T, out=to)
+            for group, w in zip(groups, weight, strict=True):
+                group.write(x_grad, grad, partial(torch.mm, mat2=w.T))
             x_grad = x_grad.to(ctx.types[0])
         if of_weight:
             weight_grad = weight.new_empty(weight.shape)
-            for g, rows, to in zip(grads, torch.split(x, ctx.counts), weight_grad, strict=True):
-                torch.mm(rows.T, g, out=to)
+            for group, to in zip(groups, weight_grad, strict=True):
+                torch.mm(group.of(x).T, group.alone(grad), out=to)
             weight_grad = weight_grad.to(ctx.types[1])
         if of_bias:
-            bias_grad = torch.stack([g.sum(0) for g in grads]).to(ctx.types[2])
+            sums = [g.sum(0) for g in torch.split(grad, ctx.counts)]
+            bias_grad = torch.stack(sums).to(ctx.types[2])
         return x_grad, weight_grad, bias_grad, None, None
 
 

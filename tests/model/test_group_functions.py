@@ -97,6 +97,29 @@ def test_groups_are_multiplied_as_one_by_one_bit_for_bit():
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("counts", [[100, 3, 0, 37], [0, 0, 9], [5], [1, 1, 1], [17, 700, 33]])
+def test_bfloat16_products_of_rounded_sizes_hold_the_rows_of_their_group_only(counts):
+    """Against products group by group; no value of another group may enter, however large."""
+    torch.manual_seed(0)
+    num_groups, rows = len(counts), sum(counts)
+    scale = torch.repeat_interleave(10.0 ** (3 * torch.arange(num_groups)), torch.tensor(counts))
+    x = (torch.randn(rows, 8) * scale.unsqueeze(1)).bfloat16()
+    weight, bias = torch.randn(num_groups, 8, 4).bfloat16(), torch.zeros(num_groups, 4).bfloat16()
+    inputs = [part.requires_grad_() for part in (x, weight, bias)]
+    ours = GroupedLinear.apply(*inputs, counts, torch.bfloat16)
+    grads = torch.autograd.grad(ours.float().square().sum(), inputs)
+    exact = [part.detach().double().requires_grad_() for part in inputs]
+    parts = zip(exact[2].unbind(), torch.split(exact[0], counts), exact[1].unbind(), strict=True)
+    plain = torch.cat([torch.addmm(b, of_group, w) for b, of_group, w in parts])
+    expected = torch.autograd.grad(plain.square().sum(), exact)
+    for one, other in zip([ours, *grads[:2]], [plain, *expected[:2]], strict=True):
+        # In units of each group's own size.
+        by_group = torch.split if len(one) == rows else lambda t, _: t.unbind()
+        for mine, true in zip(by_group(one, counts), by_group(other, counts), strict=True):
+            size = true.abs().max().clamp(min=1e-9) if true.numel() else 1.0
+            assert torch.allclose(mine.double() / size, true / size, atol=0.03)
+
+
 @pytest.mark.parametrize("counts", [[5, 0, 1, 7], [1, 2, 0, 0], [40, 3, 2, 11]])
 def test_the_norm_by_torchs_kernel_is_the_formula_with_moments_by_group(counts, monkeypatch):
     """Against the path of a GPU, which takes moments of all groups at once."""
