@@ -1,7 +1,7 @@
 """Counts of the rows of a chunk, which may be added up in any order."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ MANY = 8
 
 
 class Sparse(NamedTuple):
-    """The entries of a large array of counts that are not zero."""
+    """The entries of a large array of counts that are not zero, in ascending order of `at`."""
 
     at: Ints
     counts: Ints
@@ -48,7 +48,7 @@ class ChunkCounts(NamedTuple):
         rows, positives: (splits, scenarios).
         time: (2, splits), first and last time; the first is above the last in an empty split.
         labels: label -> (4, splits), see `LabelCounts`.
-        sides: user or item -> rows by (scenario, split, position), as a flat index.
+        sides: user or item -> rows by (position, scenario, split), as a flat index.
         flaws: feature of the interactions -> (2, splits), missing values and unknown ids.
         lookups: feature of the interactions -> lookups of its table rows in training.
     """
@@ -89,9 +89,8 @@ class ChunkCounts(NamedTuple):
         sides: dict[Side, Sparse] = {}
         for side in SIDES:
             position = columns[side].cast(pl.Int64).to_numpy()
-            height = encoded.heights[side]
-            index = (scenario * len(SPLITS) + split) * height + position
-            sides[side] = Sparse.of(index, num_scenarios * len(SPLITS) * height)
+            index = (position * num_scenarios + scenario) * len(SPLITS) + split
+            sides[side] = Sparse.of(index, encoded.heights[side] * num_scenarios * len(SPLITS))
         features = [f for f in raw.interaction_features if f.kind != "dense"]
         flaws = {
             f.name: np.stack(
@@ -117,6 +116,19 @@ class ChunkCounts(NamedTuple):
             flaws,
             lookups,
         )
+
+    def totals(self) -> dict[str, Any]:
+        """Returns the counts that are a few numbers, as JSON."""
+        few = {name: getattr(self, name).tolist() for name in ("rows", "positives", "time")}
+        flaws = {name: flaws.tolist() for name, flaws in self.flaws.items()}
+        return {**few, "labels": self.labels, "flaws": flaws}
+
+    @classmethod
+    def of_totals(cls, totals: Mapping[str, Any]) -> Self:
+        """Returns the counts of `totals`, without those by position."""
+        rows, positives, time = (np.array(totals[n]) for n in ("rows", "positives", "time"))
+        flaws = {name: np.array(flaws) for name, flaws in totals["flaws"].items()}
+        return cls(rows, positives, time, totals["labels"], {}, flaws, {})
 
 
 def label_counts(

@@ -20,6 +20,7 @@ from msrec.data.convert.dataset_writer import (
     arrow_schema,
     write_table,
 )
+from msrec.data.convert.position_counts import PositionCounts
 from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.split import TRAIN, SplitChoice, SplitCodes, split_rows
@@ -97,7 +98,7 @@ def write_dataset(
         values = {name: partial(_training_labels, stage, codes, name) for name in raw.labels}
         raw = dataclasses.replace(raw, label_options=scaled_labels(raw, values))
         schema = schema_of(raw, encoded, record)
-        counts = _write_rows(raw, schema, stage, codes, encoded, folder, progress).to_dict()
+        counts = _write_rows(raw, schema, stage, codes, encoded, folder, progress)
         counts["duplicates"] = num_duplicates(stage)
         added = stage.added
         del stage  # closes the memory maps before their files are removed
@@ -153,9 +154,9 @@ def _write_rows(
     encoded: EncodedFeatures,
     folder: Path,
     progress: Progress | None,
-) -> ConversionCounts:
-    """Writes the interactions of all splits chunk by chunk, and counts them."""
-    counts = ConversionCounts(raw, encoded)
+) -> dict[str, Any]:
+    """Writes the interactions of all splits chunk by chunk; returns their counts."""
+    counts, by_position = ConversionCounts(raw), PositionCounts(raw, encoded)
     target = arrow_schema(schema)
     features = [feature.raw_column for feature in raw.interaction_features]
     with ExitStack() as stack:
@@ -165,11 +166,12 @@ def _write_rows(
             frame = frame.with_columns(**positions)
             tables, chunk = encoded_rows(raw, encoded, frame, codes[rows], target)
             counts.add(chunk)
+            by_position.add(chunk)
             for writer, table in zip(writers, tables, strict=True):
                 writer.append(table)
             if progress:
                 progress("writing", rows.stop, len(stage))
-    return counts
+    return counts.to_dict(by_position.sides, by_position.hottest_ranks)
 
 
 def encoded_rows(

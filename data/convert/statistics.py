@@ -1,59 +1,33 @@
 """Counts of a conversion, collected chunk by chunk: rows, positives, unknown ids, duplicates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.chunk_counts import (
-    ChunkCounts,
-    Ints,
-    flat_ids,
-    flaws_of,
-    time_span,
-)
-from msrec.data.convert.raw_tables import Feature, RawTables
-from msrec.data.convert.split import TRAIN, user_shares
+from msrec.data.convert.chunk_counts import ChunkCounts, Ints, time_span
+from msrec.data.convert.position_counts import Imbalance, SideCounts
+from msrec.data.convert.raw_tables import RawTables, Side
+from msrec.data.convert.split import user_shares
 from msrec.data.convert.staging import StagedRows
-from msrec.data.convert.vocabulary_encoding import EncodedFeatures
-from msrec.data.features.hashed_values import Managed
-from msrec.data.features.shard_balance import imbalance_by_ranks
-from msrec.data.features.vocabulary import Vocabulary
 from msrec.data.labels import LabelOptions
 from msrec.data.schema import SPLITS
 
 
 class ConversionCounts:
-    """Counts for `Schema.counts` that need each row once.
+    """Counts for `Schema.counts` that need each row once, and only a few numbers for all rows."""
 
-    A flaw is a missing value or an id that training has not seen. Flaws of users and items count
-    once for each row of the user or item.
-    """
-
-    def __init__(self, raw: RawTables, encoded: EncodedFeatures) -> None:
-        self._raw, self._encoded = raw, encoded
+    def __init__(self, raw: RawTables) -> None:
+        self._raw = raw
         self._scenarios = [scenario.name for scenario in raw.scenarios]
-        self._features = [feature for feature in raw.features if feature.kind != "dense"]
         shape = (len(SPLITS), len(self._scenarios))
         self._rows, self._positives = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         self._time = time_span(None, np.zeros(0, np.int8))
         self._labels = {name: LabelCounts(raw.label(name)) for name in raw.labels[1:]}
-        # Rows of each user (item) by split, and whether the user (item) is in a scenario.
-        self._rows_of = {n: np.zeros((shape[0], h), np.int32) for n, h in encoded.heights.items()}
-        self._seen = {n: np.zeros((shape[1], h), dtype=bool) for n, h in encoded.heights.items()}
-        names = [feature.name for feature in self._features if feature.side == "interaction"]
-        self._flaws = {name: np.zeros((2, len(SPLITS)), np.int64) for name in names}
-        # Which row of a managed table a value has is for the model to decide.
-        self._counted = [
-            f for f in self._features if not isinstance(encoded.vocabularies[f.name], Managed)
-        ]
-        self._lookups = {
-            f.name: np.zeros(encoded.table_rows[f.name], np.int64)
-            for f in self._counted
-            if f.side == "interaction"
-        }
+        features = [f for f in raw.interaction_features if f.kind != "dense"]
+        self._flaws = {f.name: np.zeros((2, len(SPLITS)), np.int64) for f in features}
 
     def add(self, chunk: ChunkCounts) -> None:
         """Adds the counts of some rows."""
@@ -63,28 +37,30 @@ class ConversionCounts:
         self._time[1] = np.maximum(self._time[1], chunk.time[1])
         for name, counts in chunk.labels.items():
             self._labels[name].add(counts)
-        for side, (index, times) in chunk.sides.items():
-            cell, position = np.divmod(index, self._encoded.heights[side])
-            scenario, split = np.divmod(cell, len(SPLITS))
-            self._seen[side][scenario, position] = True
-            for code in range(len(SPLITS)):  # a position may occur once for each scenario
-                here = split == code
-                np.add.at(self._rows_of[side][code], position[here], times[here].astype(np.int32))
         for name, flaws in chunk.flaws.items():
             self._flaws[name] += flaws
-        for name, (index, times) in chunk.lookups.items():
-            self._lookups[name][index] += times
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the counts under their names in `Schema.counts`."""
-        flaws = {feature.name: self._flaws_by_split(feature) for feature in self._features}
+    def to_dict(
+        self, sides: Mapping[Side, SideCounts], hottest_rank: Mapping[str, Imbalance]
+    ) -> dict[str, Any]:
+        """Returns the counts under their names in `Schema.counts`; see `hottest_ranks`."""
+        flaws = {
+            feature.name: self._flaws[feature.name]
+            if feature.side == "interaction"
+            else sides[feature.side].flaws[feature.name]
+            for feature in self._raw.features
+            if feature.kind != "dense"
+        }
+        missing, unknown = (
+            {name: by_split for name, both in flaws.items() if (by_split := _by_split(both[kind]))}
+            for kind in range(2)
+        )
         return {
             "rows": counts_by_split(self._rows, self._scenarios),
             "positives": counts_by_split(self._positives, self._scenarios),
             **{
-                f"{side}s": {"all": int(np.any(seen, axis=0).sum())}
-                | dict(zip(self._scenarios, seen.sum(axis=1).tolist(), strict=True))
-                for side, seen in self._seen.items()
+                f"{side}s": dict(zip(["all", *self._scenarios], counts.seen.tolist(), strict=True))
+                for side, counts in sides.items()
             },
             "labels": {name: counter.to_dict() for name, counter in self._labels.items()},
             "time": {
@@ -92,45 +68,21 @@ class ConversionCounts:
                 for split, first, last in zip(SPLITS, *self._time, strict=True)
                 if first <= last
             },
-            "unknown": {name: unknown for name, (_, unknown) in flaws.items() if unknown},
-            "missing": {name: missing for name, (missing, _) in flaws.items() if missing},
-            "hottest_rank": {f.name: self._hottest_rank(f) for f in self._counted},
+            "unknown": unknown,
+            "missing": missing,
+            "hottest_rank": dict(hottest_rank),
             **{
-                f"{side}s_without_training": {
-                    split: int(((rows[code] > 0) & (rows[TRAIN] == 0)).sum())
-                    for code, split in enumerate(SPLITS)
-                }
-                for side, rows in self._rows_of.items()
+                f"{side}s_without_training": dict(
+                    zip(SPLITS, counts.without_training.tolist(), strict=True)
+                )
+                for side, counts in sides.items()
             },
         }
 
-    def _flaws_by_split(self, feature: Feature) -> list[dict[str, int]]:
-        """Returns the rows whose value is missing, and the unknown ids, for splits with any."""
-        if feature.side == "interaction":
-            totals = self._flaws[feature.name]
-        else:
-            is_missing = self._encoded.missing[feature.name]
-            flaws = flaws_of(is_missing, self._encoded.values[feature.name])
-            totals = flaws @ self._rows_of[feature.side].T.astype(np.int64)
-        return [
-            {split: n for split, n in zip(SPLITS, total, strict=True) if n}
-            for total in totals.tolist()
-        ]
 
-    def _hottest_rank(self, feature: Feature) -> dict[str, list[float]]:
-        vocabulary = self._encoded.vocabularies[feature.name]
-        if feature.side == "interaction":
-            lookups = self._lookups[feature.name]
-        else:
-            times = self._rows_of[feature.side][TRAIN].astype(np.int64)
-            values = self._encoded.values[feature.name]
-            if values.dtype.base_type() is pl.List:
-                times = np.repeat(times, values.list.len().fill_null(0).to_numpy())
-            lookups = np.bincount(flat_ids(values), times, minlength=vocabulary.rows).astype(
-                np.int64
-            )
-        by_value = vocabulary.by_value(lookups) if isinstance(vocabulary, Vocabulary) else None
-        return imbalance_by_ranks(lookups, by_value)
+def _by_split(counts: Ints) -> dict[str, int]:
+    """Returns split -> count of (splits,), without zeros."""
+    return {split: n for split, n in zip(SPLITS, counts.tolist(), strict=True) if n}
 
 
 class LabelCounts:

@@ -28,14 +28,16 @@ class EncodedFeatures:
     """Encoded features of users and items, and the vocabularies of all features.
 
     `values` and `missing` (true for a raw null) have an entry for each user or item, by feature.
-    `vocabularies` has the encoder of each sparse or multi feature; `collisions` has the counts of
-    those that are hashed, `cut` those of values that are not frequent.
+    `trained` has the number of training rows of each. `vocabularies` has the encoder of each sparse
+    or multi feature; `collisions` has the counts of those that are hashed, `cut` those of values
+    that are not frequent.
     """
 
     heights: dict[Side, int]
     """Number of users and items."""
+    trained: Mapping[Side, npt.NDArray[np.int64]] = field(default_factory=dict)
     values: dict[str, pl.Series] = field(default_factory=dict)
-    missing: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    missing: dict[str, pl.Series] = field(default_factory=dict)
     vocabularies: dict[str, Vocabulary | Hashed | Managed] = field(default_factory=dict)
     collisions: dict[str, dict[str, int]] = field(default_factory=dict)
     cut: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -79,7 +81,7 @@ def encode_features(
         if kinds.get(name) not in (("sparse",) if is_managed else ("sparse", "multi")):
             what = _WHAT[type(table)]
             raise ValueError(f"only a {what} ({', '.join(kinds)}); got {name!r}.")
-    encoded = EncodedFeatures({side: raw.table(side).height for side in SIDES})
+    encoded = EncodedFeatures({side: raw.table(side).height for side in SIDES}, trained)
     for feature in features:
         kind = table_kinds.get(feature.name)
         if feature.side == "interaction":
@@ -102,7 +104,7 @@ def encode_features(
     for feature in raw.features:
         if feature.side != "interaction":
             values = raw.table(feature.side)[feature.raw_column]
-            encoded.missing[feature.name] = values.is_null().to_numpy()
+            encoded.missing[feature.name] = values.is_null()
             encoded.values[feature.name] = encoded.encode(feature.name, values)
     return encoded
 

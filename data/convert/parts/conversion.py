@@ -80,7 +80,7 @@ SHARE_PARTS = 4
 FILES, SEND = "files", "send"
 Finish = Callable[[Path], Schema]
 MARKER = "conversion.json"
-FORMAT = 1
+FORMAT = 2
 """Version of the files in a work folder: raised when a stage writes others for the same input."""
 WORK = FolderKind("a work folder of a conversion", MARKER, (MARKER, "*.arrow", CODES_FILE, "*/**"))
 

@@ -130,7 +130,8 @@ def write_encoded(encoded: EncodedFeatures, folder: Path) -> None:
     """Writes vocabularies, and encoded features of users and items, for the workers."""
     (folder / ENCODED).mkdir(exist_ok=True)
     for name, values in encoded.values.items():
-        write_mapped(_encoded(folder, "values", name), values.alias("value").to_frame())
+        column = pl.DataFrame({"value": values, "is_missing": encoded.missing[name]})
+        write_mapped(_encoded(folder, "values", name), column)
     for name, vocabulary in encoded.vocabularies.items():
         if isinstance(vocabulary, Vocabulary) and name not in encoded.values:
             values = vocabulary.values.alias("value")
@@ -155,26 +156,24 @@ class MappedVocabulary(Vocabulary):
 
 
 class Encoded(NamedTuple):
-    """Encoded features of users and items, and vocabularies of features of the interactions."""
+    """Columns `value` and `is_missing` of users and items; vocabularies of the interactions."""
 
-    values: dict[str, pl.Series]
+    columns: dict[str, pl.DataFrame]
     vocabularies: dict[str, MappedVocabulary]
 
 
 @lru_cache(maxsize=1)
 def read_encoded(folder: Path, run_id: str, names: tuple[tuple[str, bool], ...]) -> Encoded:
     """Returns what `write_encoded` wrote; `names` are features, and whether they have values."""
-    values: dict[str, pl.Series] = {}
+    columns: dict[str, pl.DataFrame] = {}
     vocabularies: dict[str, MappedVocabulary] = {}
     for name, is_side in names:
-        kind = "values" if is_side else "vocabulary"
-        column = read_mapped(_encoded(folder, kind, name))["value"]
         if is_side:
-            values[name] = column
+            columns[name] = read_mapped(_encoded(folder, "values", name))
         else:
-            index = _encoded(folder, "index", name)
-            vocabularies[name] = MappedVocabulary(column, index)
-    return Encoded(values, vocabularies)
+            values = read_mapped(_encoded(folder, "vocabulary", name))["value"]
+            vocabularies[name] = MappedVocabulary(values, _encoded(folder, "index", name))
+    return Encoded(columns, vocabularies)
 
 
 def encoded_features(job: Job) -> EncodedFeatures:
@@ -189,6 +188,7 @@ def encoded_features(job: Job) -> EncodedFeatures:
     encoded = read_encoded(job.folder, job.run_id, tuple(names.items()))
     return EncodedFeatures(
         {"user": job.schema.num_users, "item": job.schema.num_items},
-        encoded.values,
+        values={name: column["value"] for name, column in encoded.columns.items()},
+        missing={name: column["is_missing"] for name, column in encoded.columns.items()},
         vocabularies={**encoded.vocabularies, **fixed},
     )

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrec.data.convert.chunk_counts import ChunkCounts, Sparse
+from msrec.data.convert.chunk_counts import Sparse
 from msrec.data.convert.conversion import encoded_rows, scaled_labels
 from msrec.data.convert.dataset_writer import FILE_ROWS, PartWriter, arrow_schema
 from msrec.data.convert.parts.exchange import read_batches, write_batches, write_exchange
@@ -28,6 +28,7 @@ from msrec.data.convert.parts.job import (
     encoded_features,
     key_indices,
 )
+from msrec.data.convert.parts.merged_counts import counts_file, write_sparse
 from msrec.data.convert.raw_tables import SIDES, Chunk
 from msrec.data.convert.row_filter import ROW, RowFilter
 from msrec.data.convert.sources.plain.table_files import read_text
@@ -139,7 +140,7 @@ def values_part(job: Job, number: int, out: Path) -> Result:
     np.save(out / CODES_FILE, codes)
     rows = rows.filter(pl.Series(codes == TRAIN))
     for side in SIDES:
-        np.save(out / f"{side}.npy", np.stack(np.unique(rows[side], return_counts=True)))
+        write_sparse(out / counts_file(side), Sparse(*np.unique(rows[side], return_counts=True)))
     for position, feature in enumerate(features):
         counts = values_of(rows[feature.raw_column], job.table_kinds.get(feature.name))
         share = (counts["value"].hash() % VALUE_SHARES).to_numpy().astype(np.int64)
@@ -184,7 +185,11 @@ def encode_part(job: Job, number: int, out: Path) -> Result:
     encoded, target = encoded_features(job), arrow_schema(job.schema)
     tables, counts = encoded_rows(job.raw, encoded, job.rows(number), codes, target)
     write_batches(out / SPLITS_FILE, tables)
-    return {"labels": _save_counts(counts, out / "counts.npz")}
+    for number, sparse in enumerate(counts.lookups.values()):
+        write_sparse(out / counts_file(number), sparse)
+    for side in SIDES:
+        write_sparse(out / counts_file(side), counts.sides[side])
+    return counts.totals()
 
 
 class DatasetFile(NamedTuple):
@@ -233,41 +238,3 @@ def dataset_files(rows: npt.NDArray[np.int64], file_rows: int = FILE_ROWS) -> li
                     pieces.append((part, first - start, last - first))
             files.append(DatasetFile(split, number, pieces))
     return files
-
-
-def _save_counts(counts: ChunkCounts, path: Path) -> dict[str, list[list[int]]]:
-    """Writes the arrays of counts; returns the others."""
-    arrays = {name: getattr(counts, name) for name in ("rows", "positives", "time")}
-    arrays |= {f"flaws/{name}": flaws for name, flaws in counts.flaws.items()}
-    sparse = {"sides": counts.sides, "lookups": counts.lookups}
-    for kind, entries in sparse.items():
-        for name, (at, times) in entries.items():  # type: ignore[attr-defined]
-            arrays |= {f"{kind}/{name}/at": at, f"{kind}/{name}/times": times}
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-    return counts.labels
-
-
-def load_counts(path: Path, labels: dict[str, list[list[int]]]) -> ChunkCounts:
-    """Returns the counts that `encode_part` wrote."""
-    with np.load(path) as arrays:
-        names: dict[str, list[str]] = {"flaws": [], "sides": [], "lookups": []}
-        for key in arrays.files:
-            kind, _, name = key.partition("/")
-            if kind == "flaws":
-                names[kind].append(name)
-            elif name.endswith("/at"):
-                names[kind].append(name.removesuffix("/at"))
-
-        def sparse(kind: str, name: str) -> Sparse:
-            return Sparse(arrays[f"{kind}/{name}/at"], arrays[f"{kind}/{name}/times"])
-
-        return ChunkCounts(
-            arrays["rows"],
-            arrays["positives"],
-            arrays["time"],
-            labels,
-            {side: sparse("sides", side) for side in SIDES},
-            {name: arrays[f"flaws/{name}"] for name in names["flaws"]},
-            {name: sparse("lookups", name) for name in names["lookups"]},
-        )

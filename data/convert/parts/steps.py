@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from msrec.data.convert.chunk_counts import ChunkCounts
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
@@ -20,12 +21,12 @@ from msrec.data.convert.parts.job import (
     Job,
     write_encoded,
 )
+from msrec.data.convert.parts.merged_counts import counts_file, merged_counts, merged_sides
 from msrec.data.convert.parts.part_functions import (
     BINS,
     VALUE_SHARES,
     ValueShare,
     encode_part,
-    load_counts,
     share_part,
     stage_part,
     time_part,
@@ -33,7 +34,8 @@ from msrec.data.convert.parts.part_functions import (
     vocabulary_part,
 )
 from msrec.data.convert.parts.stages import Stages
-from msrec.data.convert.raw_tables import SIDES, RawTables, Side
+from msrec.data.convert.position_counts import hottest_ranks, lookup_sizes
+from msrec.data.convert.raw_tables import SIDES, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.split import (
     random_split,
@@ -114,13 +116,8 @@ def fit_vocabularies(
     job: Job, raw: RawTables, stages: Stages, known: Mapping[str, pl.Series] | None
 ) -> EncodedFeatures:
     """Merges the values of the parts, fits the vocabularies and writes them for the workers."""
-    parts = len(job.parts)
-    trained: dict[Side, npt.NDArray[np.int64]] = {}
-    for side in SIDES:
-        trained[side] = np.zeros(raw.table(side).height, np.int64)
-        for path in stages.files(VALUES, f"{side}.npy", parts):
-            at, times = np.load(path)
-            trained[side][at] += times
+    sizes = {counts_file(side): raw.table(side).height for side in SIDES}
+    trained = dict(zip(SIDES, merged_counts(job, stages, "trained", VALUES, sizes), strict=True))
     features = [f for f in raw.interaction_features if f.kind != "dense"]
     tasks = [ValueShare(f, share) for f in range(len(features)) for share in range(VALUE_SHARES)]
     stages.run("vocabulary", partial(vocabulary_part, job), tasks)
@@ -142,7 +139,12 @@ def encode_rows(
     """Encodes all rows; returns their counts."""
     results = stages.run(ENCODE, partial(encode_part, job), range(len(job.parts)))
     stages.discard(STAGE, ROWS_FILE)
-    counts = ConversionCounts(raw, encoded)
-    for number, result in enumerate(results):
-        counts.add(load_counts(job.file(ENCODE, number, "counts.npz"), result["labels"]))
-    return counts.to_dict()
+    counts = ConversionCounts(raw)
+    for result in results:
+        counts.add(ChunkCounts.of_totals(result))
+    sides = merged_sides(job, raw, stages)
+    sizes = lookup_sizes(raw, encoded)
+    files = {counts_file(number): size for number, size in enumerate(sizes.values())}
+    lookups = merged_counts(job, stages, "lookups", ENCODE, files)
+    ranks = hottest_ranks(raw, encoded, dict(zip(sizes, lookups, strict=True)))
+    return counts.to_dict(sides, ranks)

@@ -6,9 +6,10 @@ import time
 
 import psutil
 import pytest
-from part_tables import differences, write_raw
+from part_tables import ITEMS, USERS, differences, write_raw
 
 from msrec.data.convert.conversion import write_dataset
+from msrec.data.convert.parts import merged_counts
 from msrec.data.convert.parts.conversion import MARKER, PartOptions, write_dataset_in_parts
 from msrec.data.convert.parts.engines import make_engine
 from msrec.data.convert.row_filter import RowFilter
@@ -56,6 +57,24 @@ def test_any_number_of_workers_and_rows_of_a_part_make_the_same_dataset(
     with make_engine("processes", count, None) as engine:
         in_parts(raw_tables, tmp_path / "out", engine, CHOICES["time"], part_rows)
     assert differences(tmp_path / "out", whole / "time") == []
+
+
+def test_counts_merged_by_many_ranges_are_the_same(
+    raw_tables, whole, workers, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(merged_counts, "ENTRIES", 64)  # a query, and seven users of nine counts
+    ranges = {}
+    in_parts(
+        raw_tables,
+        tmp_path / "out",
+        workers,
+        CHOICES["random"],
+        progress=lambda stage, _, total: ranges.update({stage: total}),
+    )
+    assert differences(tmp_path / "out", whole / "random") == []
+    assert ranges["sides"] == -(-USERS // 7) + -(-ITEMS // 7)
+    assert ranges["trained"] == -(-USERS // 64) + -(-ITEMS // 64)
+    assert ranges["lookups"] > 3
 
 
 def test_ray_makes_the_same_dataset(raw_tables, whole, tmp_path):
@@ -114,7 +133,7 @@ def test_a_stopped_conversion_goes_on_with_the_missing_parts(raw_tables, whole, 
     counted = []
     in_parts(raw_tables, out, workers, CHOICES["user_last"], progress=lambda *a: counted.append(a))
     assert differences(out, whole / "user_last") == []
-    assert {stage for stage, _, _ in counted} == {"encode", "files"}
+    assert {stage for stage, _, _ in counted} == {"encode", "sides", "lookups", "files"}
     numbers = [(number, total) for stage, number, total in counted if stage == "encode"]
     assert numbers[0][0] == 2
     assert len(numbers) == numbers[0][1] - 1
