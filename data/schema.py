@@ -168,6 +168,8 @@ class Schema(StrictModel):
     """Rows of users.parquet."""
     num_items: int
     """Rows of items.parquet."""
+    raw_versions: dict[str, int] = {}
+    """Raw table -> its version, if it was a Delta table."""
     counts: dict[str, Any] = {}
     """Counts of the conversion: rows per split and scenario, unknown ids, duplicates."""
     histories: dict[HistoryProtocol, HistoryRecord] = {}

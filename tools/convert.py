@@ -28,7 +28,8 @@ from msrec.data.convert.sources.kuaisar import read_kuaisar
 from msrec.data.convert.sources.movielens import read_movielens
 from msrec.data.convert.sources.plain.table_files import (
     TIMESTAMP,
-    interaction_files,
+    TableFile,
+    file_columns,
     is_text,
     text_columns,
 )
@@ -41,7 +42,6 @@ from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.features.vocabulary import Frequent
 from msrec.data.histories.build import build_histories
 from msrec.data.io.outputs import DATASET, check_output
-from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath, local_path, to_path
 from msrec.data.schema import SPLITS, Protocol, Schema
 from msrec.data.synthetic.random_rows import random_rows
@@ -179,8 +179,10 @@ def _convert_in_parts(
     if source != "tables":
         raise ValueError(f"only `msrec convert tables` has several workers; got {source!r}.")
     rows = TableRows.declared(raw, **options)
-    if settings["finish"] and TIMESTAMP not in _columns(interaction_files(raw)[0], rows):
-        _refuse_histories(str(interaction_files(raw)[0]))
+    if settings["finish"]:
+        file = rows.of_versions(raw).files(raw)[0]
+        if TIMESTAMP not in _columns(file, rows):
+            _refuse_histories(str(file))
     work = workers.work or work_beside(out)
     with make_engine(workers.engine, workers.count, workers.address) as engine:
         parts = PartOptions(engine, work, workers.part_rows, overwrite=True)
@@ -201,9 +203,9 @@ def work_beside(out: AnyPath) -> Path:
     return out.with_name(f".{out.name}.parts")
 
 
-def _columns(file: AnyPath, rows: TableRows) -> Container[str]:
+def _columns(file: TableFile, rows: TableRows) -> Container[str]:
     """Returns the names of the columns of a file of the interactions."""
-    return text_columns(file, rows.types["interaction"]) if is_text(file) else parquet_names(file)
+    return text_columns(file, rows.types["interaction"]) if is_text(file) else file_columns(file)
 
 
 def _read(
@@ -295,6 +297,15 @@ def tables_by_option(
                 )
             kinds[name] = kind
     return kinds
+
+
+def versions_by_option(versions: Sequence[str]) -> dict[str, int]:
+    """Returns table -> version of a Delta table, of the option `--versions`.
+
+    Raises:
+        ValueError: the option is not valid.
+    """
+    return dict(_number_of(each, "--versions", "interactions=12,users=3") for each in versions)
 
 
 def _hashed(option: str) -> tuple[str, Hashed]:

@@ -276,6 +276,7 @@ def schema_of(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> 
         split=record,
         num_users=raw.users.height,
         num_items=raw.items.height,
+        raw_versions=raw.versions,
     )
 
 

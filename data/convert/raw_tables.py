@@ -78,6 +78,8 @@ class RawTables:
     text: TextFields = TextFields()
     files: dict[str, str] = field(default_factory=dict)
     """Files of `interactions`, `users` and `items`, for error messages."""
+    versions: dict[str, int] = field(default_factory=dict)
+    """Versions of those of the tables that are Delta tables."""
     notes: tuple[str, ...] = ()
     """Decisions that the source made by itself, to be shown to the user."""
     unknown_keys: Literal["refuse", "add"] = "refuse"

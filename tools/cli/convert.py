@@ -24,7 +24,7 @@ ABOUT = {
     "amazon": "Amazon reviews of 2014, 2018 or 2023: each product category is a scenario.",
     "douban": "Douban: books, music and films.",
     "aliccp": "Ali-CCP: three positions of one shop's app.",
-    "tables": "Plain tables: interactions, items and users, each Parquet, CSV or JSON lines.",
+    "tables": "Plain tables: interactions, items and users (Parquet, CSV, JSON lines, Delta).",
 }
 
 Option = tuple[Any, Any]
@@ -172,6 +172,11 @@ OWN: dict[str, dict[str, Option]] = {
             "exists)",
             parser=to_path,
         ),
+        "versions": _option(
+            str,
+            "",
+            "versions of Delta tables, such as interactions=12,users=3 (default: the latest)",
+        ),
     },
 }
 """Options of one source only, under the names of its reader."""
@@ -208,7 +213,7 @@ WORKERS: dict[str, Option] = {
 }
 """Options of plain tables that make the workers, under the names of `workers_by_option`."""
 
-LISTS: dict[str, Callable[[str], Any]] = {"tabs": int, "categories": str}
+LISTS: dict[str, Callable[[str], Any]] = {"tabs": int, "categories": str, "versions": str}
 """Options that hold several values, separated by commas."""
 
 
@@ -243,13 +248,20 @@ def _command(source: str) -> Callable[..., None]:
 
 def _settings(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of `tools.convert.convert`, made of the options of a command."""
-    from msrec.tools.convert import split_choice, tables_by_option, workers_by_option
+    from msrec.tools.convert import (
+        split_choice,
+        tables_by_option,
+        versions_by_option,
+        workers_by_option,
+    )
 
     others = _split_lists(options)
     choice = split_choice(source, **{name: others.pop(name) for name in SPLIT})
     names = ("hash", "managed", "min_rows")
     table_kinds = tables_by_option(**{name: others.pop(name) for name in names})
     in_parts = {name: others.pop(name) for name in WORKERS if name in others}
+    if source == "tables":
+        others["versions"] = versions_by_option(others["versions"])
     workers = workers_by_option(**in_parts)
     return {"choice": choice, "table_kinds": table_kinds, "workers": workers, **others}
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ from msrec.data.convert.parts.tasks import Engine
 from msrec.data.convert.raw_tables import Progress, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.plain.table_files import (
-    find_table,
-    interaction_files,
+    TableFile,
+    file_path,
     is_text,
     text_columns,
 )
@@ -132,7 +133,8 @@ def write_dataset_in_parts(
     """
     choice, row_filter = choice or SplitChoice(), row_filter or RowFilter()
     table_kinds = table_kinds or {}
-    files = interaction_files(folder)
+    source = source.of_versions(folder, _versions(options.work))
+    files = source.files(folder)
     check_output(out, DATASET, [folder, grow_from, options.work], overwrite=options.overwrite)
     if is_remote(out):
         require_writable(out, SCHEMA_FILE)
@@ -184,30 +186,31 @@ def write_dataset_in_parts(
 
 
 def _parquet_files(
-    files: Sequence[AnyPath], source: TableRows, stages: Stages, row_filter: RowFilter
-) -> list[tuple[AnyPath, AnyPath | None]]:
+    files: Sequence[TableFile], source: TableRows, stages: Stages, row_filter: RowFilter
+) -> list[tuple[TableFile, AnyPath | None]]:
     """Returns the interactions as Parquet files, each with the text file of which it was made."""
     if not is_text(files[0]):
-        return [(path, None) for path in files]
+        return [(file, None) for file in files]
     columns = text_columns(files[0], source.types["interaction"])
-    tasks = [TextFile(path, columns, row_filter.policy) for path in files]
+    paths = [file_path(file) for file in files]
+    tasks = [TextFile(path, columns, row_filter.policy) for path in paths]
     merge_filtered(row_filter, stages.run("text", text_part, tasks))
-    return list(zip(stages.files("text", ROWS_FILE, len(files)), files, strict=True))
+    return list(zip(stages.files("text", ROWS_FILE, len(paths)), paths, strict=True))
 
 
-def raw_parts(files: Sequence[tuple[AnyPath, AnyPath | None]], rows: int) -> list[RawPart]:
+def raw_parts(files: Sequence[tuple[TableFile, AnyPath | None]], rows: int) -> list[RawPart]:
     """Returns the parts of Parquet files, each with at most `rows` rows of one file."""
-    sizes = [footer.num_rows for footer in footers([path for path, _ in files])]
+    sizes = [footer.num_rows for footer in footers([file_path(file) for file, _ in files])]
     return [
-        RawPart(path, start, min(rows, size - start), text)
-        for (path, text), size in zip(files, sizes, strict=True)
+        RawPart(file, start, min(rows, size - start), text)
+        for (file, text), size in zip(files, sizes, strict=True)
         for start in range(0, size, rows)
     ]
 
 
 def _record(
     folder: AnyPath,
-    files: Sequence[AnyPath],
+    files: Sequence[TableFile],
     source: TableRows,
     options: PartOptions,
     choice: SplitChoice,
@@ -216,10 +219,11 @@ def _record(
     table_kinds: Mapping[str, TableKind],
 ) -> dict[str, Any]:
     """Returns everything that the files of a work folder depend on, as JSON."""
-    sides = [find_table(folder, table) for table in ("users", "items")]
+    sides = (source.files(folder, table) for table in ("users", "items"))
     return {
         "format": FORMAT,
-        "raw": {str(path): _state(path) for path in (*files, *sides)},
+        "raw": {str(file): _state(file_path(file)) for file in (*files, *chain(*sides))},
+        "versions": dict(source.versions),
         "mapping": source.mapping.model_dump(mode="json"),
         "columns": [source.label, source.scenario_column],
         "split": json.loads(json.dumps(asdict(choice))),
@@ -228,6 +232,13 @@ def _record(
         "tables": {name: repr(table) for name, table in table_kinds.items()},
         "part_rows": options.part_rows,
     }
+
+
+def _versions(work: Path) -> dict[str, int]:
+    """Returns the versions of Delta tables of which a work folder has parts."""
+    marker = work / MARKER
+    versions = json.loads(marker.read_text()).get("versions") if marker.is_file() else None
+    return versions or {}
 
 
 def _state(path: AnyPath) -> list[int]:
@@ -267,7 +278,7 @@ def _work_folder(work: Path, record: dict[str, Any]) -> Iterator[None]:
 def _survey(
     folder: AnyPath,
     source: TableRows,
-    file: AnyPath,
+    file: TableFile,
     stages: Stages,
     parts: list[RawPart],
     reader: TextReader,

@@ -11,6 +11,7 @@ import polars as pl
 
 from msrec.data.convert.raw_tables import SIDES, RawTables, Side
 from msrec.data.convert.row_filter import ROW
+from msrec.data.convert.sources.plain.table_files import TableFile, file_rows
 from msrec.data.convert.sources.plain.table_rows import Survey, TableRows
 from msrec.data.convert.split import SplitChoice, SplitCodes, codes_by_name, codes_by_time
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, TableKind
@@ -18,7 +19,6 @@ from msrec.data.features.value_index import SortedIndex
 from msrec.data.features.vocabulary import Frequent, Vocabulary
 from msrec.data.io.mapped_tables import read_mapped, write_mapped
 from msrec.data.io.names import safe_name
-from msrec.data.io.parquet_files import read_rows
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Schema
 
@@ -32,7 +32,7 @@ ENCODED = "encoded"
 class RawPart:
     """The rows [start, start + rows) of a Parquet file."""
 
-    path: AnyPath
+    path: TableFile
     start: int
     rows: int
     text: AnyPath | None = None
@@ -47,7 +47,7 @@ class RawPart:
         """Returns the rows, with their numbers in the raw file."""
         if self.text is not None and columns is not None:
             columns = [ROW, *columns]
-        rows = read_rows(self.path, self.start, self.rows, columns)
+        rows = file_rows(self.path, self.start, self.rows, columns)
         if self.text is not None:
             return rows
         return rows.drop(ROW, strict=False).with_row_index(ROW, self.start)

@@ -31,7 +31,7 @@ from msrec.data.convert.parts.job import (
 from msrec.data.convert.parts.merged_counts import counts_file, write_sparse
 from msrec.data.convert.raw_tables import SIDES, Chunk
 from msrec.data.convert.row_filter import ROW, RowFilter
-from msrec.data.convert.sources.plain.table_files import read_text
+from msrec.data.convert.sources.plain.table_files import file_columns, read_text
 from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.split import TRAIN, user_last_split
@@ -39,7 +39,6 @@ from msrec.data.convert.staging import staged_rows
 from msrec.data.convert.statistics import duplicates_among
 from msrec.data.convert.vocabulary_encoding import values_of
 from msrec.data.features.vocabulary import merged_rows
-from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath
 from msrec.data.io.remote_folders import send_file
 from msrec.data.schema import SPLITS
@@ -73,7 +72,7 @@ def text_part(file: TextFile, out: Path) -> Result:
 
 def survey_part(source: TableRows, part: RawPart, out: Path) -> Result:
     """Checks the scenarios of a part, and writes those that it has."""
-    names = parquet_names(part.path)
+    names = file_columns(part.path)
     frame = part.read([name for name in names if name in source.survey_columns])
     survey = source.survey(frame, part.location)
     survey.scenarios.write_parquet(out / "scenarios.parquet")

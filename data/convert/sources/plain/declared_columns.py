@@ -1,6 +1,6 @@
 """Columns of plain tables in the types in which they are stored, and the declared features."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import polars as pl
@@ -13,7 +13,13 @@ from msrec.data.convert.sources.plain.guess import (
     guess_separator,
     split_strings,
 )
-from msrec.data.convert.sources.plain.table_files import is_json, is_text, read_table, text_columns
+from msrec.data.convert.sources.plain.table_files import (
+    TableFile,
+    is_json,
+    is_text,
+    read_table,
+    text_columns,
+)
 from msrec.data.convert.sources.plain.tables_mapping import (
     MAPPING_FILE,
     Kind,
@@ -23,7 +29,6 @@ from msrec.data.convert.sources.plain.tables_mapping import (
 from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.table_checks import require_columns
 from msrec.data.features.value_types import stored_series
-from msrec.data.io.paths import AnyPath
 from msrec.data.schema import ID_KEYS
 
 NO_VALUE = f"A row must have a value there; else leave the column out of {MAPPING_FILE}."
@@ -43,27 +48,42 @@ def typed_table(frame: pl.DataFrame, columns: list[str], location: str) -> pl.Da
 
 
 def read_side(
-    path: AnyPath, side: Side, declared: Kinds | None, types: Columns, reader: TextReader
+    files: Sequence[TableFile],
+    location: str,
+    side: Side,
+    declared: Kinds | None,
+    types: Columns,
+    reader: TextReader,
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
     """Returns a table with its features, these, and notes.
+
+    Args:
+        files: of the table; several only of a Delta table.
+        location: names the table in messages.
+        side: of the table.
+        declared: its features; guessed if None.
+        types: types of declared columns of text.
+        reader: reads text.
 
     Raises:
         ValueError: the file is text, and no features are declared; or see `read_table`.
     """
+    path = files[0]
     if is_text(path) and declared is None:
         raise ValueError(
             f"{path} is text, so that {MAPPING_FILE} must say which columns are features; it has "
             f"no `{side}:`. Declare them, such as `{side}: {{city: sparse}}`, or `{side}: {{}}`."
         )
-    frame = read_table(path, text_columns(path, types), reader)
-    frame = typed_table(frame.drop(ROW) if is_text(path) else frame, [f"{side}_id"], str(path))
+    columns = text_columns(path, types)
+    frame = pl.concat([read_table(file, columns, reader) for file in files])
+    frame = typed_table(frame.drop(ROW) if is_text(path) else frame, [f"{side}_id"], location)
     if is_json(path):  # a key that no line has is null in all of them
         given = [name for name in frame.columns if frame[name].null_count() < frame.height]
-        require_columns(given, list(declared or ()), str(path), NO_VALUE)
+        require_columns(given, list(declared or ()), location, NO_VALUE)
     frame = frame.rename({f"{side}_id": f"{side}_key"})
     if declared is None:
         return guess_features(frame, side)
-    return declared_features(frame, side, declared, str(path))
+    return declared_features(frame, side, declared, location)
 
 
 def declared_features(

@@ -1,16 +1,22 @@
-"""Files of plain tables: Parquet, or text in which tables.yaml says what each column is."""
+"""Files of plain tables: Parquet, Delta, or text whose columns tables.yaml describes."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from msrec.data.convert.row_filter import ROW
+from msrec.data.convert.sources.plain.delta_tables import (
+    DeltaFile,
+    delta_files,
+    delta_version,
+    is_delta,
+)
 from msrec.data.convert.sources.text_blocks import CsvFormat, read_blocks, split_lines
 from msrec.data.convert.sources.text_reader import Columns, Scalar, TextReader
-from msrec.data.io.parquet_files import read_frame, scan_parquet
+from msrec.data.io.parquet_files import parquet_names, read_frame, read_rows, scan_parquet
 from msrec.data.io.paths import AnyPath, entries, is_file
 
 PARQUET = ".parquet"
@@ -23,14 +29,67 @@ FIRST_LINES = 1000
 """Lines of a file of JSON lines that name its columns."""
 LISTS = list[Scalar] | None
 """Type of a column of lists."""
+TABLES = ("interactions", "users", "items")
+TableFile = AnyPath | DeltaFile
+Versions = Mapping[str, int]
+"""Table -> version, for Delta tables."""
 
 
-def is_text(path: AnyPath) -> bool:
+def table_versions(folder: AnyPath, given: Versions) -> dict[str, int]:
+    """Returns the version of each Delta table in a folder: the given or the latest one.
+
+    Raises:
+        ValueError: a version is given for another table, or deltalake is not installed.
+    """
+    found = [table for table in TABLES if is_delta(folder / table)]
+    if other := [table for table in given if table not in found]:
+        raise ValueError(
+            f"a version must be of a Delta table in {folder} ({', '.join(found) or 'none'}); got "
+            f"one of {', '.join(other)}. Leave it out."
+        )
+    return {t: given[t] if t in given else delta_version(folder / t) for t in found}
+
+
+def table_files(folder: AnyPath, table: str, versions: Versions) -> list[TableFile]:
+    """Returns the files of a table by name: of a Delta table, of `interactions`, or a single one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: see `interaction_files`, `find_table` and `delta_files`.
+    """
+    if table not in versions:
+        if table == "interactions":
+            return [*interaction_files(folder)]
+        return [find_table(folder, table)]
+    _refuse_single(folder, table)
+    return [*delta_files(folder / table, versions[table])]
+
+
+def file_path(file: TableFile) -> AnyPath:
+    """Returns the path of a file."""
+    return file.path if isinstance(file, DeltaFile) else file
+
+
+def file_columns(file: TableFile) -> list[str]:
+    """Returns the columns of the table that a Parquet file belongs to."""
+    return list(file.schema) if isinstance(file, DeltaFile) else parquet_names(file)
+
+
+def file_rows(
+    file: TableFile, start: int, rows: int, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """Reads rows [start, start + rows) of a Parquet file; see `read_rows`."""
+    if isinstance(file, DeltaFile):
+        return file.read(start, rows, columns)
+    return read_rows(file, start, rows, columns)
+
+
+def is_text(path: TableFile) -> bool:
     """Returns whether a file of a table is CSV or JSON lines."""
     return _suffix(path) != PARQUET
 
 
-def is_json(path: AnyPath) -> bool:
+def is_json(path: TableFile) -> bool:
     """Returns whether a file of a table is JSON lines."""
     return _suffix(path) in JSON_LINES
 
@@ -72,11 +131,7 @@ def interaction_files(folder: AnyPath) -> list[AnyPath]:
         )
     if not files:
         return [find_table(folder, "interactions")]
-    single = [path for path in entries(folder, "interactions.*") if _suffix(path) in SUFFIXES]
-    if single:
-        raise ValueError(
-            f"{folder} must have {single[0].name} or the folder interactions, not both. Remove one."
-        )
+    _refuse_single(folder, "interactions")
     if other := next((p for p in files if _suffix(p) != _suffix(files[0])), None):
         raise ValueError(
             f"{folder / 'interactions'} must hold files of one format; found {files[0].name} and "
@@ -87,7 +142,16 @@ def interaction_files(folder: AnyPath) -> list[AnyPath]:
     return files
 
 
-def text_columns(path: AnyPath, declared: Columns) -> Columns:
+def _refuse_single(folder: AnyPath, table: str) -> None:
+    """Refuses a file of a table that has a folder."""
+    single = [path for path in entries(folder, f"{table}.*") if _suffix(path) in SUFFIXES]
+    if single:
+        raise ValueError(
+            f"{folder} must have {single[0].name} or the folder {table}, not both. Remove one."
+        )
+
+
+def text_columns(path: TableFile, declared: Columns) -> Columns:
     """Returns the columns of a text file with their types; none for a Parquet file.
 
     Text has no types of its own: a column is what tables.yaml says, else text. The columns are
@@ -101,7 +165,7 @@ def text_columns(path: AnyPath, declared: Columns) -> Columns:
     Raises:
         ValueError: a column is called `row`.
     """
-    if not is_text(path):
+    if isinstance(path, DeltaFile) or not is_text(path):
         return {}
     if ROW in declared:
         raise ValueError(
@@ -130,17 +194,19 @@ def read_text(path: AnyPath, columns: Columns, reader: TextReader) -> Iterator[p
     return reader.json_lines(path, columns) if form is None else reader.csv(path, columns, form)
 
 
-def read_table(path: AnyPath, columns: Columns, reader: TextReader) -> pl.DataFrame:
+def read_table(path: TableFile, columns: Columns, reader: TextReader) -> pl.DataFrame:
     """Reads a file of a table; that of a text file has the column `row`.
 
     Args:
-        path: file of `find_table` or `interaction_files`.
+        path: file of `table_files`.
         columns: those of `text_columns`.
         reader: reads text, with the policy for bad rows.
 
     Raises:
         ValueError: the file is damaged; or, by the policy, a value does not have its type.
     """
+    if isinstance(path, DeltaFile):
+        return path.read()
     if is_text(path):
         return pl.concat(read_text(path, columns, reader))
     return read_frame(path)
@@ -162,6 +228,6 @@ def _first_values(path: AnyPath) -> Mapping[str, Any]:
     return first
 
 
-def _suffix(path: AnyPath) -> str:
+def _suffix(path: TableFile) -> str:
     """Returns the suffix that tells the format: `.csv` for x.csv.gz."""
     return Path(path.name.removesuffix(PACKED)).suffix

@@ -1,7 +1,7 @@
 """Rows of plain interactions: what they need to be checked and converted, whole or in parts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 import polars as pl
@@ -19,7 +19,13 @@ from msrec.data.convert.sources.plain.guess import (
     guess_text,
     separator_in,
 )
-from msrec.data.convert.sources.plain.table_files import TIMESTAMP, find_table
+from msrec.data.convert.sources.plain.table_files import (
+    TIMESTAMP,
+    TableFile,
+    Versions,
+    table_files,
+    table_versions,
+)
 from msrec.data.convert.sources.plain.table_scenarios import (
     name_column_of,
     scenario_pairs,
@@ -75,6 +81,8 @@ class TableRows:
     labels: dict[str, LabelOptions]
     label: str
     scenario_column: str
+    versions: Versions = field(default_factory=dict)
+    """Versions of Delta tables."""
 
     @classmethod
     def declared(
@@ -83,11 +91,25 @@ class TableRows:
         scenario_column: str = "scenario",
         label: str = DEFAULT_LABEL,
         mapping: AnyPath | str | None = None,
+        versions: Versions | None = None,
     ) -> Self:
         """Reads tables.yaml; see `read_tables`."""
         path = to_path(mapping) if mapping else folder / MAPPING_FILE
         declared = read_mapping(path, bool(mapping))
-        return cls(declared, declared_labels(declared, label), label, scenario_column)
+        labels = declared_labels(declared, label)
+        return cls(declared, labels, label, scenario_column, versions or {})
+
+    def of_versions(self, folder: AnyPath, earlier: Versions | None = None) -> Self:
+        """Returns the rows of one version of each Delta table: given, of a call before, or latest.
+
+        From then on, `files` does not change when somebody writes to a Delta table.
+        """
+        versions = table_versions(folder, {**(earlier or {}), **self.versions})
+        return replace(self, versions=versions)
+
+    def files(self, folder: AnyPath, table: str = INTERACTIONS) -> list[TableFile]:
+        """Returns the files of a table."""
+        return table_files(folder, table, self.versions)
 
     @property
     def _copied(self) -> list[str]:
@@ -149,19 +171,23 @@ class TableRows:
         return declared_features(rows, "interaction", declared, location, survey.separators)
 
     def raw_tables(
-        self, folder: AnyPath, interactions: AnyPath, survey: Survey, reader: TextReader
+        self, folder: AnyPath, interactions: TableFile, survey: Survey, reader: TextReader
     ) -> RawTables:
         """Reads the users and items; returns the tables without the interactions of a file."""
         declared, types, location = self.mapping, self.types, str(interactions)
-        paths = {"interactions": interactions}
-        paths |= {table: find_table(folder, table) for table in ("users", "items")}
+        files = {table: self.files(folder, table) for table in ("users", "items")}
+        locations = {INTERACTIONS: location}
+        locations |= {
+            table: str(folder / table if table in self.versions else of[0])
+            for table, of in files.items()
+        }
         _, row_features, row_notes = self._features(survey.columns, survey, location)
         scenarios, notes = scenarios_of(survey.scenarios, self.scenario_column, declared, location)
         users, user_features, user_notes = read_side(
-            paths["users"], "user", declared.user, types["user"], reader
+            files["users"], locations["users"], "user", declared.user, types["user"], reader
         )
         items, item_features, item_notes = read_side(
-            paths["items"], "item", declared.item, types["item"], reader
+            files["items"], locations["items"], "item", declared.item, types["item"], reader
         )
         guessed_text, text_notes = guess_text(users, items)
         text_notes = [] if declared.text else text_notes
@@ -182,7 +208,8 @@ class TableRows:
             timestamp=TIMESTAMP if TIMESTAMP in survey.columns.columns else None,
             timestamp_unit=declared.timestamp_unit,
             text=declared.text or guessed_text,
-            files={table: str(path) for table, path in paths.items()},
+            files=locations,
+            versions=dict(self.versions),
             notes=(*notes, *user_notes, *item_notes, *row_notes, *text_notes),
         )
 

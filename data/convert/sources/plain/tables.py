@@ -7,7 +7,7 @@ import polars as pl
 
 from msrec.data.convert.raw_tables import Chunk, RawTables
 from msrec.data.convert.sources.plain.table_files import (
-    interaction_files,
+    Versions,
     read_table,
     text_columns,
 )
@@ -24,10 +24,12 @@ def read_tables(
     scenario_column: str = "scenario",
     label: str = DEFAULT_LABEL,
     mapping: AnyPath | str | None = None,
+    versions: Versions | None = None,
 ) -> RawTables:
     """Reads interactions (user_id, item_id, scenario, label, ...), users and items.
 
-    Each is Parquet, CSV or JSON lines. There may be a folder `interactions` of files of one format.
+    Each is Parquet, CSV or JSON lines, or a folder with a Delta table. There may be a folder
+    `interactions` of files of one format.
 
     Scenarios are named by the column `<scenario_column>_name`. Features are named by tables.yaml or
     the defaults in `data/convert/sources/plain/guess.py`. Columns of the interactions are features
@@ -40,14 +42,16 @@ def read_tables(
         label: column of the interactions with the first label, which is renamed to `label` if
             tables.yaml names no labels.
         mapping: the YAML file; `tables.yaml` in the folder if None.
+        versions: versions of Delta tables; the latest if not given.
 
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: a file cannot be read, a column is missing, or tables.yaml is wrong.
     """
     folder, reader = to_path(folder), reader or TextReader()
-    source = TableRows.declared(folder, scenario_column, label, mapping)
-    files = interaction_files(folder)
+    source = TableRows.declared(folder, scenario_column, label, mapping, versions)
+    source = source.of_versions(folder)
+    files = source.files(folder)
     columns = text_columns(files[0], source.types["interaction"])
     frames = [source.typed(read_table(path, columns, reader), str(path)) for path in files]
     surveys = [source.survey(f, str(path)) for f, path in zip(frames, files, strict=True)]
