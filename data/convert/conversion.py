@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -130,11 +131,12 @@ def write_tables(
         folder: of the dataset.
     """
     save_vocabularies(encoded.vocabularies, folder)
-    texts = {side: _text_table(raw, side) for side in SIDES}
-    for side, frame in texts.items():
-        write_table(frame, folder / f"{side}s.parquet")
+    empty_text: Counter[str] = Counter()
+    for side in SIDES:
+        path = folder / f"{side}s.parquet"
+        write_table(raw.table(side), path, partial(_text_table, raw, side, empty_text))
     counts |= {
-        "empty_text": _empty_texts(texts),
+        "empty_text": dict(empty_text),
         "added": {table: count for table, count in added.items() if count},
         "left_out": row_filter.excluded,
         "replaced": row_filter.replaced,
@@ -280,10 +282,14 @@ def schema_of(raw: RawTables, encoded: EncodedFeatures, record: SplitRecord) -> 
     )
 
 
-def _text_table(raw: RawTables, side: Side) -> pl.DataFrame:
-    """Returns the keys (int64 or string) and the texts of users or items, all strings."""
-    frame = raw.table(side)
+def _text_table(
+    raw: RawTables, side: Side, empty: Counter[str], frame: pl.DataFrame
+) -> pl.DataFrame:
+    """Returns keys (int64 or string) and texts of some users or items; counts the empty texts."""
     texts = [_as_text(frame[column]).fill_null("") for column in raw.text_columns(side)]
+    for text in texts:
+        if count := int((text == "").sum()):
+            empty[f"{side}s.{text.name}"] += count
     return pl.DataFrame([frame[f"{side}_key"], *texts])
 
 
@@ -291,13 +297,3 @@ def _as_text(values: pl.Series) -> pl.Series:
     if values.dtype.base_type() is pl.List:
         return values.cast(pl.List(pl.String)).list.join(", ")
     return values.cast(pl.String)
-
-
-def _empty_texts(texts: Mapping[Side, pl.DataFrame]) -> dict[str, int]:
-    """Counts the empty texts of each column that has some."""
-    counts = {
-        f"{side}s.{column}": int((frame[column] == "").sum())
-        for side, frame in texts.items()
-        for column in frame.columns[1:]
-    }
-    return {name: count for name, count in counts.items() if count}

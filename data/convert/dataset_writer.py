@@ -1,6 +1,7 @@
 """Files of a dataset folder: Parquet parts of a split, and tables of users and items."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,8 @@ from msrec.data.schema import Schema
 
 ROW_GROUP_ROWS = 65_536
 FILE_ROWS = 4 * 1024 * 1024
+TABLE_ROWS = 1024 * 1024
+"""Rows of a row group of users.parquet and items.parquet."""
 _LIST = pa.list_(pa.field("element", pa.int32(), nullable=False))
 
 
@@ -92,8 +95,26 @@ class PartWriter:
             self._file = None
 
 
-def write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Writes users.parquet or items.parquet, as int64 and plain strings that any reader knows."""
-    columns = [frame[column].rechunk().to_arrow() for column in frame.columns]
-    arrays = [a.cast(pa.int64() if pa.types.is_integer(a.type) else pa.string()) for a in columns]
-    pq.write_table(pa.table(arrays, names=frame.columns), path, compression="lz4")
+def write_table(
+    frame: pl.DataFrame,
+    path: Path,
+    converted: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame,
+) -> None:
+    """Writes users.parquet or items.parquet, as int64 and plain strings that any reader knows.
+
+    Args:
+        frame: the rows.
+        path: the file.
+        converted: makes keys and strings of some rows, so that not all are in memory.
+    """
+    with ExitStack() as stack:
+        file = None
+        for start in range(0, max(frame.height, 1), TABLE_ROWS):
+            some = converted(frame.slice(start, TABLE_ROWS))
+            columns = [some[column].rechunk().to_arrow() for column in some.columns]
+            kinds = [pa.int64() if pa.types.is_integer(a.type) else pa.string() for a in columns]
+            arrays = [array.cast(kind) for array, kind in zip(columns, kinds, strict=True)]
+            table = pa.table(arrays, names=some.columns)
+            if file is None:
+                file = stack.enter_context(pq.ParquetWriter(path, table.schema, compression="lz4"))
+            file.write_table(table)

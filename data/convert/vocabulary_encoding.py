@@ -1,6 +1,6 @@
 """Vocabularies of the training rows, and the features of users and items as table rows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from msrec.data.features.vocabulary import (
 
 TableKind = Hashed | Managed | Frequent
 """What a table has in place of a row for each value in training."""
+Keep = Callable[[str, pl.DataFrame], pl.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def encode_features(
     in_training: Mapping[str, pl.DataFrame],
     known: Mapping[str, pl.Series] | None = None,
     table_kinds: Mapping[str, TableKind] | None = None,
+    keep: Keep = lambda feature, column: column,
 ) -> EncodedFeatures:
     """Fits the vocabularies to the training rows, and encodes users and items.
 
@@ -68,6 +70,8 @@ def encode_features(
         in_training: feature of the interactions -> its values in training, see `values_of`.
         known: feature -> values that keep their rows, see `Vocabulary.fit`.
         table_kinds: features that get another table than a row for each value.
+        keep: takes each encoded feature of users or items, with the columns `value` and
+            `is_missing`, and returns the same, such as one in a file.
 
     Raises:
         ValueError: a feature has more values than int32 ids can name, or of another type than the
@@ -104,8 +108,12 @@ def encode_features(
     for feature in raw.features:
         if feature.side != "interaction":
             values = raw.table(feature.side)[feature.raw_column]
-            encoded.missing[feature.name] = values.is_null()
-            encoded.values[feature.name] = encoded.encode(feature.name, values)
+            ids = encoded.encode(feature.name, values)
+            column = keep(
+                feature.name, pl.DataFrame({"value": ids, "is_missing": values.is_null()})
+            )
+            encoded.values[feature.name] = column["value"]
+            encoded.missing[feature.name] = column["is_missing"]
     return encoded
 
 

@@ -158,8 +158,9 @@ def read_rows(
         ValueError: the file is not a whole Parquet file.
     """
     if isinstance(path, Path):
-        frame = pl.scan_parquet(path, glob=False).slice(start, rows)
-        return (frame if columns is None else frame.select(columns)).collect()
+        with named_errors(path):
+            frame = pl.scan_parquet(path, glob=False).slice(start, rows)
+            return (frame if columns is None else frame.select(columns)).collect()
     with named_errors(path), readable(path) as source:
         file = pq.ParquetFile(source, pre_buffer=True)
         sizes = (file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))

@@ -26,37 +26,34 @@ from msrec.data.convert.conversion import schema_of, write_tables
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
-    ROWS_FILE,
     SPLITS_FILE,
     Job,
     RawPart,
+    mapped_sides,
     write_keys,
 )
 from msrec.data.convert.parts.part_functions import (
-    TextFile,
     dataset_files,
     file_part,
     labels_part,
     send_part,
     survey_part,
-    text_part,
 )
+from msrec.data.convert.parts.raw_files import parquet_files, raw_parts, read_side_files
 from msrec.data.convert.parts.stages import Stages
 from msrec.data.convert.parts.steps import (
     divide_rows,
     encode_rows,
     fit_vocabularies,
-    merge_filtered,
     stage_rows,
 )
 from msrec.data.convert.parts.tasks import Engine
 from msrec.data.convert.raw_tables import Progress, RawTables
 from msrec.data.convert.row_filter import RowFilter
+from msrec.data.convert.sources.plain.declared_columns import ReadFiles
 from msrec.data.convert.sources.plain.table_files import (
     TableFile,
     file_path,
-    is_text,
-    text_columns,
 )
 from msrec.data.convert.sources.plain.table_rows import Survey, TableRows
 from msrec.data.convert.sources.text_reader import TextReader
@@ -69,7 +66,6 @@ from msrec.data.io.atomic_files import write_json
 from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.mistakes import is_mistake
 from msrec.data.io.outputs import DATASET, FolderKind, check_output, new_folder
-from msrec.data.io.parquet_files import footers
 from msrec.data.io.paths import AnyPath, is_remote, reachable
 from msrec.data.io.remote_folders import require_writable
 from msrec.data.labels import LabelOptions
@@ -141,8 +137,11 @@ def write_dataset_in_parts(
     record = _record(folder, files, source, options, choice, row_filter, grow_from, table_kinds)
     with exclusive(options.work, f"{out} must be converted"), _work_folder(options.work, record):
         stages = Stages(options.work, options.engine, progress)
-        parts = raw_parts(_parquet_files(files, source, stages, row_filter), options.part_rows)
-        survey, raw = _survey(folder, source, files[0], stages, parts, TextReader(row_filter))
+        parts = raw_parts(parquet_files(files, source, stages, row_filter), options.part_rows)
+        read = partial(read_side_files, stages, options.part_rows)
+        reader = TextReader(row_filter)
+        survey, raw = _survey(folder, source, files[0], stages, parts, reader, read)
+        raw = mapped_sides(raw, options.work)
         write_keys(raw, options.work)
         num_rows = sum(part.rows for part in parts)
         num_shares = -(-num_rows // (SHARE_PARTS * options.part_rows))
@@ -183,29 +182,6 @@ def write_dataset_in_parts(
             if finish is not None:
                 schema = finish(new)
     return schema, raw
-
-
-def _parquet_files(
-    files: Sequence[TableFile], source: TableRows, stages: Stages, row_filter: RowFilter
-) -> list[tuple[TableFile, AnyPath | None]]:
-    """Returns the interactions as Parquet files, each with the text file of which it was made."""
-    if not is_text(files[0]):
-        return [(file, None) for file in files]
-    columns = text_columns(files[0], source.types["interaction"])
-    paths = [file_path(file) for file in files]
-    tasks = [TextFile(path, columns, row_filter.policy) for path in paths]
-    merge_filtered(row_filter, stages.run("text", text_part, tasks))
-    return list(zip(stages.files("text", ROWS_FILE, len(paths)), paths, strict=True))
-
-
-def raw_parts(files: Sequence[tuple[TableFile, AnyPath | None]], rows: int) -> list[RawPart]:
-    """Returns the parts of Parquet files, each with at most `rows` rows of one file."""
-    sizes = [footer.num_rows for footer in footers([file_path(file) for file, _ in files])]
-    return [
-        RawPart(file, start, min(rows, size - start), text)
-        for (file, text), size in zip(files, sizes, strict=True)
-        for start in range(0, size, rows)
-    ]
 
 
 def _record(
@@ -282,6 +258,7 @@ def _survey(
     stages: Stages,
     parts: list[RawPart],
     reader: TextReader,
+    read: ReadFiles,
 ) -> tuple[Survey, RawTables]:
     """Returns the survey of all parts, and the raw tables without interactions.
 
@@ -297,7 +274,7 @@ def _survey(
         for path, result in zip(scenarios, results, strict=True)
     ]
     survey = Survey.merged(surveys)
-    raw = checked_tables(source.raw_tables(folder, file, survey, reader))
+    raw = checked_tables(source.raw_tables(folder, file, survey, reader, read))
     if raw.impression and not columns[raw.impression].dtype.is_integer():
         raise ValueError(
             f"{file}: column {raw.impression!r} must hold integers to be converted in parts; "

@@ -1,10 +1,10 @@
 """The state of a conversion in parts, which each worker gets or reads from the work folder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -25,7 +25,7 @@ from msrec.data.schema import Schema
 STAGE, SHARES, VALUES, ENCODE = "stage", "shares", "values", "encode"
 ROWS_FILE, USERS_FILE, CODES_FILE = "rows.parquet", "users.arrow", "codes.npy"
 SPLITS_FILE = "splits.arrow"
-ENCODED = "encoded"
+COLUMNS = "columns"
 
 
 @dataclass(frozen=True)
@@ -126,21 +126,41 @@ def write_keys(raw: RawTables, folder: Path) -> None:
         SortedIndex.write(folder / f"{side}_index.arrow", raw.table(side)[f"{side}_key"].to_arrow())
 
 
-def write_encoded(encoded: EncodedFeatures, folder: Path) -> None:
-    """Writes vocabularies, and encoded features of users and items, for the workers."""
-    (folder / ENCODED).mkdir(exist_ok=True)
-    for name, values in encoded.values.items():
-        column = pl.DataFrame({"value": values, "is_missing": encoded.missing[name]})
-        write_mapped(_encoded(folder, "values", name), column)
+def mapped_sides(raw: RawTables, folder: Path) -> RawTables:
+    """Returns the tables with users and items in files that are mapped into memory."""
+    mapped: dict[str, Any] = {}
+    for side in SIDES:
+        table = raw.table(side)
+        features = (feature.raw_column for feature in raw.features if feature.side == side)
+        names = dict.fromkeys([f"{side}_key", *raw.text_columns(side), *features])
+        columns = [_mapped(_file(folder, side, n), table[n].to_frame()) for n in names]
+        mapped[f"{side}s"] = pl.concat(columns, how="horizontal")
+    return replace(raw, **mapped)
+
+
+def keep_mapped(folder: Path, feature: str, column: pl.DataFrame) -> pl.DataFrame:
+    """Writes an encoded feature of users or items for the workers, and maps it into memory."""
+    return _mapped(_file(folder, "values", feature), column)
+
+
+def _mapped(path: Path, frame: pl.DataFrame) -> pl.DataFrame:
+    path.parent.mkdir(exist_ok=True)
+    write_mapped(path, frame)
+    return read_mapped(path)
+
+
+def write_vocabularies(encoded: EncodedFeatures, folder: Path) -> None:
+    """Writes the vocabularies of features of the interactions, for the workers."""
+    (folder / COLUMNS).mkdir(exist_ok=True)
     for name, vocabulary in encoded.vocabularies.items():
         if isinstance(vocabulary, Vocabulary) and name not in encoded.values:
             values = vocabulary.values.alias("value")
-            write_mapped(_encoded(folder, "vocabulary", name), values.to_frame())
-            SortedIndex.write(_encoded(folder, "index", name), values.to_arrow())
+            write_mapped(_file(folder, "vocabulary", name), values.to_frame())
+            SortedIndex.write(_file(folder, "index", name), values.to_arrow())
 
 
-def _encoded(folder: Path, kind: str, feature: str) -> Path:
-    return folder / ENCODED / f"{safe_name(f'{kind}-{feature}')}.arrow"
+def _file(folder: Path, kind: str, feature: str) -> Path:
+    return folder / COLUMNS / f"{safe_name(f'{kind}-{feature}')}.arrow"
 
 
 @dataclass(frozen=True)
@@ -164,15 +184,15 @@ class Encoded(NamedTuple):
 
 @lru_cache(maxsize=1)
 def read_encoded(folder: Path, run_id: str, names: tuple[tuple[str, bool], ...]) -> Encoded:
-    """Returns what `write_encoded` wrote; `names` are features, and whether they have values."""
+    """Returns what was written; `names` are features, and whether they have values."""
     columns: dict[str, pl.DataFrame] = {}
     vocabularies: dict[str, MappedVocabulary] = {}
     for name, is_side in names:
         if is_side:
-            columns[name] = read_mapped(_encoded(folder, "values", name))
+            columns[name] = read_mapped(_file(folder, "values", name))
         else:
-            values = read_mapped(_encoded(folder, "vocabulary", name))["value"]
-            vocabularies[name] = MappedVocabulary(values, _encoded(folder, "index", name))
+            values = read_mapped(_file(folder, "vocabulary", name))["value"]
+            vocabularies[name] = MappedVocabulary(values, _file(folder, "index", name))
     return Encoded(columns, vocabularies)
 
 

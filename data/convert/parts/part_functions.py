@@ -31,14 +31,16 @@ from msrec.data.convert.parts.job import (
 from msrec.data.convert.parts.merged_counts import counts_file, write_sparse
 from msrec.data.convert.raw_tables import SIDES, Chunk
 from msrec.data.convert.row_filter import ROW, RowFilter
-from msrec.data.convert.sources.plain.table_files import file_columns, read_text
+from msrec.data.convert.sources.plain.table_files import file_columns, file_rows, read_text
 from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.split import TRAIN, user_last_split
 from msrec.data.convert.staging import staged_rows
 from msrec.data.convert.statistics import duplicates_among
 from msrec.data.convert.vocabulary_encoding import values_of
+from msrec.data.features.value_types import stored_series
 from msrec.data.features.vocabulary import merged_rows
+from msrec.data.io.mapped_tables import write_mapped
 from msrec.data.io.paths import AnyPath
 from msrec.data.io.remote_folders import send_file
 from msrec.data.schema import SPLITS
@@ -46,6 +48,8 @@ from msrec.data.schema import SPLITS
 VALUE_SHARES = 16
 """Shares of the values of a feature: a process sorts one of them at a time."""
 BINS = 1 << 16
+TABLE_FILE = "table.arrow"
+UNSIGNED = (pl.UInt64, pl.List(pl.UInt64))
 Result = dict[str, Any]
 
 
@@ -67,6 +71,22 @@ def text_part(file: TextFile, out: Path) -> Result:
             if writer is None:
                 writer = stack.enter_context(pq.ParquetWriter(out / ROWS_FILE, table.schema))
             writer.write_table(table)
+    return row_filter.counts
+
+
+def table_part(part: RawPart | TextFile, out: Path) -> Result:
+    """Copies some users or items to a file that the command maps into memory."""
+    row_filter = RowFilter()
+    if isinstance(part, RawPart):
+        frame = file_rows(part.path, part.start, part.rows)
+    else:
+        row_filter = RowFilter(part.bad_rows)
+        frame = pl.concat(read_text(part.path, part.columns, TextReader(row_filter)))
+    # Categories differ between parts. Whether UInt64 fits Int64 is for all rows to say.
+    write_mapped(
+        out / TABLE_FILE,
+        pl.DataFrame([c if c.dtype in UNSIGNED else stored_series(c) for c in frame]),
+    )
     return row_filter.counts
 
 

@@ -19,7 +19,8 @@ from msrec.data.convert.parts.job import (
     USERS_FILE,
     VALUES,
     Job,
-    write_encoded,
+    keep_mapped,
+    write_vocabularies,
 )
 from msrec.data.convert.parts.merged_counts import counts_file, merged_counts, merged_sides
 from msrec.data.convert.parts.part_functions import (
@@ -33,6 +34,7 @@ from msrec.data.convert.parts.part_functions import (
     values_part,
     vocabulary_part,
 )
+from msrec.data.convert.parts.raw_files import merge_filtered
 from msrec.data.convert.parts.stages import Stages
 from msrec.data.convert.position_counts import hottest_ranks, lookup_sizes
 from msrec.data.convert.raw_tables import SIDES, RawTables
@@ -47,12 +49,6 @@ from msrec.data.convert.staging import require_interactions
 from msrec.data.convert.statistics import ConversionCounts
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
 from msrec.data.schema import SplitRecord
-
-
-def merge_filtered(row_filter: RowFilter, results: Sequence[Mapping[str, Any]]) -> None:
-    """Adds what the filters of parts have counted."""
-    for result in results:
-        row_filter.merge(RowFilter(**{name: result[name] for name in row_filter.counts}))
 
 
 def stage_rows(job: Job, raw: RawTables, stages: Stages, row_filter: RowFilter) -> tuple[Job, int]:
@@ -128,8 +124,9 @@ def fit_vocabularies(
         )
         for n, feature in enumerate(features)
     }
-    encoded = encode_features(raw, trained, in_training, known, job.table_kinds)
-    write_encoded(encoded, job.folder)
+    keep = partial(keep_mapped, job.folder)
+    encoded = encode_features(raw, trained, in_training, known, job.table_kinds, keep)
+    write_vocabularies(encoded, job.folder)
     return encoded
 
 

@@ -3,7 +3,9 @@
 import json
 import shutil
 import time
+from datetime import date
 
+import polars as pl
 import psutil
 import pytest
 from part_tables import ITEMS, USERS, differences, write_raw
@@ -50,13 +52,48 @@ def test_parts_make_the_same_dataset_for_every_split(raw_tables, whole, workers,
     assert not (tmp_path / "out.parts").exists()
 
 
-@pytest.mark.parametrize(("count", "part_rows"), [(1, 10_000), (3, 333)])
+@pytest.mark.parametrize(("count", "part_rows"), [(1, 10_000), (3, 150)])
 def test_any_number_of_workers_and_rows_of_a_part_make_the_same_dataset(
     raw_tables, whole, tmp_path, count, part_rows
 ):
     with make_engine("processes", count, None) as engine:
         in_parts(raw_tables, tmp_path / "out", engine, CHOICES["time"], part_rows)
     assert differences(tmp_path / "out", whole / "time") == []
+
+
+def test_users_and_items_of_all_types_are_read_in_parts(raw_tables, workers, tmp_path):
+    raw = tmp_path / "app"
+    shutil.copytree(raw_tables, raw)
+    lines = (raw / "tables.yaml").read_text().splitlines(keepends=True)
+    features = [line for line in lines if line.startswith(("user:", "item:"))]
+    (raw / "tables.yaml").write_text("".join(line for line in lines if line not in features))
+    n = pl.int_range(pl.len())
+    pl.read_parquet(raw / "users.parquet").with_columns(
+        city=pl.concat_str(pl.lit("city "), n % 7).cast(pl.Categorical),
+        level=(n % 5).cast(pl.UInt64),
+        high=pl.when(n == 299).then(2**63 + 5).otherwise(n).cast(pl.UInt64),
+        bio=pl.when(n % 3 > 0).then(pl.format("likes {}", n)),
+        joined=pl.lit(date(2024, 1, 31)) - pl.duration(days=n % 4),
+    ).write_parquet(raw / "users.parquet", row_group_size=50)
+    pl.read_parquet(raw / "items.parquet").with_columns(
+        title=pl.format("film {}", n),
+        colours=pl.concat_list(pl.when(n % 2 > 0).then(pl.lit("red")), pl.lit("blue")),
+    ).write_parquet(raw / "items.parquet")
+    write_dataset(read_tables(raw), tmp_path / "one", CHOICES["time"])
+    parts = {}
+    in_parts(
+        raw,
+        tmp_path / "out",
+        workers,
+        CHOICES["time"],
+        part_rows=90,
+        progress=lambda stage, _, total: parts.update({stage: total}),
+    )
+    assert differences(tmp_path / "out", tmp_path / "one") == []
+    assert (parts["users"], parts["items"]) == (4, 3)
+    schema = load_schema(tmp_path / "out")
+    assert {"city", "level"} <= {feature.name for feature in schema.sparse}
+    assert schema.counts["empty_text"] == {"users.bio": 100}
 
 
 def test_counts_merged_by_many_ranges_are_the_same(

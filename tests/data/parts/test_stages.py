@@ -3,12 +3,14 @@
 from functools import partial
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from part_functions import logged, refuse
 
 from msrec.data.convert.chunk_counts import Sparse, label_counts
-from msrec.data.convert.dataset_writer import PartWriter
+from msrec.data.convert.dataset_writer import TABLE_ROWS, PartWriter, write_table
 from msrec.data.convert.parts.engines import DEATHS, make_engine
 from msrec.data.convert.parts.exchange import read_batches, write_exchange
 from msrec.data.convert.parts.part_functions import TextFile, dataset_files, text_part
@@ -85,6 +87,23 @@ def test_files_made_of_pieces_are_those_of_one_writer(tmp_path):
     assert len(names) == -(-sizes.sum() // 64) > 2
     for name in names:
         assert (tmp_path / "pieces" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_a_table_that_is_written_by_pieces_is_the_one_that_is_written_at_once(tmp_path):
+    keys = pl.int_range(0, TABLE_ROWS + 5, eager=True)
+    frame = pl.DataFrame({"user_key": keys, "city": (keys % 1000).cast(pl.String)})
+    sizes = []
+
+    def converted(some):
+        sizes.append(some.height)
+        return some
+
+    write_table(frame, tmp_path / "pieces.parquet", converted)
+    table = frame.to_arrow()
+    table = table.set_column(1, "city", table["city"].cast(pa.string()))
+    pq.write_table(table, tmp_path / "one.parquet", compression="lz4")
+    assert sizes == [TABLE_ROWS, 5]
+    assert (tmp_path / "pieces.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
 
 
 def test_sums_of_labels_do_not_depend_on_the_order_of_the_rows():

@@ -1,6 +1,6 @@
 """Columns of plain tables in the types in which they are stored, and the declared features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import polars as pl
@@ -17,7 +17,7 @@ from msrec.data.convert.sources.plain.table_files import (
     TableFile,
     is_json,
     is_text,
-    read_table,
+    read_files,
     text_columns,
 )
 from msrec.data.convert.sources.plain.tables_mapping import (
@@ -32,6 +32,9 @@ from msrec.data.features.value_types import stored_series
 from msrec.data.schema import ID_KEYS
 
 NO_VALUE = f"A row must have a value there; else leave the column out of {MAPPING_FILE}."
+
+
+ReadFiles = Callable[[Side, Sequence[TableFile], Columns, TextReader], pl.DataFrame]
 
 
 def typed_table(frame: pl.DataFrame, columns: list[str], location: str) -> pl.DataFrame:
@@ -54,6 +57,7 @@ def read_side(
     declared: Kinds | None,
     types: Columns,
     reader: TextReader,
+    read: ReadFiles = read_files,
 ) -> tuple[pl.DataFrame, list[Feature], list[str]]:
     """Returns a table with its features, these, and notes.
 
@@ -64,6 +68,7 @@ def read_side(
         declared: its features; guessed if None.
         types: types of declared columns of text.
         reader: reads text.
+        read: reads the files.
 
     Raises:
         ValueError: the file is text, and no features are declared; or see `read_table`.
@@ -75,7 +80,7 @@ def read_side(
             f"no `{side}:`. Declare them, such as `{side}: {{city: sparse}}`, or `{side}: {{}}`."
         )
     columns = text_columns(path, types)
-    frame = pl.concat([read_table(file, columns, reader) for file in files])
+    frame = read(side, files, columns, reader)
     frame = typed_table(frame.drop(ROW) if is_text(path) else frame, [f"{side}_id"], location)
     if is_json(path):  # a key that no line has is null in all of them
         given = [name for name in frame.columns if frame[name].null_count() < frame.height]

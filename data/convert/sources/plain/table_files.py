@@ -212,6 +212,13 @@ def read_table(path: TableFile, columns: Columns, reader: TextReader) -> pl.Data
     return read_frame(path)
 
 
+def read_files(
+    table: str, files: Sequence[TableFile], columns: Columns, reader: TextReader
+) -> pl.DataFrame:
+    """Reads all files of a table; see `read_table`."""
+    return pl.concat([read_table(file, columns, reader) for file in files])
+
+
 def _first_values(path: AnyPath) -> Mapping[str, Any]:
     """Returns the names of the columns in a text file, with the first values in JSON."""
     form = CSV_FORMATS.get(_suffix(path))

@@ -9,6 +9,7 @@ import polars as pl
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables
 from msrec.data.convert.row_filter import STRICT
 from msrec.data.convert.sources.plain.declared_columns import (
+    ReadFiles,
     declared_features,
     read_side,
     typed_table,
@@ -23,6 +24,7 @@ from msrec.data.convert.sources.plain.table_files import (
     TIMESTAMP,
     TableFile,
     Versions,
+    read_files,
     table_files,
     table_versions,
 )
@@ -171,7 +173,12 @@ class TableRows:
         return declared_features(rows, "interaction", declared, location, survey.separators)
 
     def raw_tables(
-        self, folder: AnyPath, interactions: TableFile, survey: Survey, reader: TextReader
+        self,
+        folder: AnyPath,
+        interactions: TableFile,
+        survey: Survey,
+        reader: TextReader,
+        read: ReadFiles = read_files,
     ) -> RawTables:
         """Reads the users and items; returns the tables without the interactions of a file."""
         declared, types, location = self.mapping, self.types, str(interactions)
@@ -184,10 +191,10 @@ class TableRows:
         _, row_features, row_notes = self._features(survey.columns, survey, location)
         scenarios, notes = scenarios_of(survey.scenarios, self.scenario_column, declared, location)
         users, user_features, user_notes = read_side(
-            files["users"], locations["users"], "user", declared.user, types["user"], reader
+            files["users"], locations["users"], "user", declared.user, types["user"], reader, read
         )
         items, item_features, item_notes = read_side(
-            files["items"], locations["items"], "item", declared.item, types["item"], reader
+            files["items"], locations["items"], "item", declared.item, types["item"], reader, read
         )
         guessed_text, text_notes = guess_text(users, items)
         text_notes = [] if declared.text else text_notes
