@@ -196,8 +196,7 @@ class TableRows:
         items, item_features, item_notes = read_side(
             files["items"], locations["items"], "item", declared.item, types["item"], reader, read
         )
-        guessed_text, text_notes = guess_text(users, items)
-        text_notes = [] if declared.text else text_notes
+        text, text_notes = (declared.text, []) if declared.text else guess_text(users, items)
         labels = self.labels if declared.labels else {"label": LabelOptions()}
         name = folder.resolve().name or str(folder)  # a bucket has no name
         return RawTables(
@@ -214,7 +213,7 @@ class TableRows:
             impression=declared.impression,
             timestamp=TIMESTAMP if TIMESTAMP in survey.columns.columns else None,
             timestamp_unit=declared.timestamp_unit,
-            text=declared.text or guessed_text,
+            text=text,
             files=locations,
             versions=dict(self.versions),
             notes=(*notes, *user_notes, *item_notes, *row_notes, *text_notes),
