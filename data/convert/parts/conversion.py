@@ -2,10 +2,12 @@
 
 Every stage runs the functions of `part_functions` over parts or shares, on any number of workers::
 
-    (text) -> survey -> stage -> shares -> (times) -> values -> vocabulary -> encode -> files
+    (text) -> survey -> users, items -> stage -> shares -> (times) -> values -> trained
+        -> vocabulary -> encode -> sides, lookups -> files
 
-A process holds one part, or the rows of one share of the users, at a time. The users, the items and
-the distinct values of a feature are held as a whole.
+A process holds one part, or the rows of one share of the users, at a time. The command holds one
+column of the users or items, or the distinct values of a feature; the others are in files that are
+mapped into memory.
 """
 
 import json
@@ -18,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -30,6 +32,7 @@ from msrec.data.convert.parts.job import (
     Job,
     RawPart,
     mapped_sides,
+    without_rows,
     write_keys,
 )
 from msrec.data.convert.parts.part_functions import (
@@ -60,7 +63,7 @@ from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
 from msrec.data.convert.staging import require_interactions
 from msrec.data.convert.table_checks import checked_tables
-from msrec.data.convert.vocabulary_encoding import TableKind
+from msrec.data.convert.vocabulary_encoding import EncodedFeatures, TableKind
 from msrec.data.features.vocabulary import load_vocabularies
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.exclusive_files import exclusive
@@ -121,7 +124,7 @@ def write_dataset_in_parts(
     removed at the end.
 
     Returns:
-        The schema, and the raw tables without interactions.
+        The schema, and the raw tables without rows.
 
     Raises:
         ValueError: see `write_dataset`; or the work folder has the parts of another conversion.
@@ -137,51 +140,95 @@ def write_dataset_in_parts(
     record = _record(folder, files, source, options, choice, row_filter, grow_from, table_kinds)
     with exclusive(options.work, f"{out} must be converted"), _work_folder(options.work, record):
         stages = Stages(options.work, options.engine, progress)
-        parts = raw_parts(parquet_files(files, source, stages, row_filter), options.part_rows)
-        read = partial(read_side_files, stages, options.part_rows)
-        reader = TextReader(row_filter)
-        survey, raw = _survey(folder, source, files[0], stages, parts, reader, read)
-        raw = mapped_sides(raw, options.work)
-        write_keys(raw, options.work)
-        num_rows = sum(part.rows for part in parts)
-        num_shares = -(-num_rows // (SHARE_PARTS * options.part_rows))
-        keyless = replace(raw, users=raw.users.clear(), items=raw.items.clear())
-        job = Job(
-            options.work,
-            uuid.uuid4().hex,
+        made = _converted(
+            folder,
             source,
-            survey,
-            keyless,
+            files,
+            stages,
+            options.part_rows,
             choice,
-            row_filter.policy,
-            num_shares,
+            row_filter,
+            grow_from,
             table_kinds,
-            tuple(parts),
         )
-        job, duplicates = stage_rows(job, raw, stages, row_filter)
-        rows, split = divide_rows(job, raw, stages)
-        known = load_vocabularies(grow_from) if grow_from is not None else None
-        encoded = fit_vocabularies(job, raw, stages, known)
-        [scaled] = stages.run("labels", labels_part, [job])
-        labels = {n: LabelOptions.model_validate(o) for n, o in scaled["options"].items()}
-        raw = replace(raw, label_options=labels)
-        schema = schema_of(raw, encoded, split)
-        job = replace(job, schema=schema)
-        counts = {**encode_rows(job, raw, encoded, stages), "duplicates": duplicates}
-        tasks = dataset_files(rows)
-        stages.run(FILES, partial(file_part, job), tasks)
-        stages.discard(ENCODE, SPLITS_FILE)
         inputs = [folder, grow_from, options.work]
         send = partial(_send, stages)
         with new_folder(
             out, DATASET, inputs, overwrite=options.overwrite, work=options.work, send=send
         ) as new:
-            for number, task in enumerate(tasks):
-                _link(next(stages.part(FILES, number).glob("*.parquet")), new / SPLITS[task.split])
-            schema = write_tables(raw, schema, encoded, counts, {}, row_filter, new)
+            for number, split in enumerate(made.splits):
+                _link(next(stages.part(FILES, number).glob("*.parquet")), new / SPLITS[split])
+            raw = made.raw
+            schema = write_tables(raw, made.schema, made.encoded, made.counts, {}, row_filter, new)
             if finish is not None:
                 schema = finish(new)
+        raw = without_rows(raw)
+        del made  # closes the memory maps before their files are removed
     return schema, raw
+
+
+class Converted(NamedTuple):
+    """Results of all stages; the files of the splits are in the work folder.
+
+    Attributes:
+        raw: the tables without interactions.
+        schema: without counts.
+        encoded: has the vocabularies.
+        counts: see `write_tables`.
+        splits: split of each file, by its position in `SPLITS`.
+    """
+
+    raw: RawTables
+    schema: Schema
+    encoded: EncodedFeatures
+    counts: dict[str, Any]
+    splits: list[int]
+
+
+def _converted(
+    folder: AnyPath,
+    source: TableRows,
+    files: Sequence[TableFile],
+    stages: Stages,
+    part_rows: int,
+    choice: SplitChoice,
+    row_filter: RowFilter,
+    grow_from: AnyPath | None,
+    table_kinds: Mapping[str, TableKind],
+) -> Converted:
+    """Runs all stages; arguments as those of `write_dataset_in_parts`."""
+    parts = raw_parts(parquet_files(files, source, stages, row_filter), part_rows)
+    read, reader = partial(read_side_files, stages, part_rows), TextReader(row_filter)
+    survey, raw = _survey(folder, source, files[0], stages, parts, reader, read)
+    raw = mapped_sides(raw, stages.folder)
+    write_keys(raw, stages.folder)
+    num_rows = sum(part.rows for part in parts)
+    job = Job(
+        stages.folder,
+        uuid.uuid4().hex,
+        source,
+        survey,
+        without_rows(raw),
+        choice,
+        row_filter.policy,
+        -(-num_rows // (SHARE_PARTS * part_rows)),
+        table_kinds,
+        tuple(parts),
+    )
+    job, duplicates = stage_rows(job, raw, stages, row_filter)
+    rows, split = divide_rows(job, raw, stages)
+    known = load_vocabularies(grow_from) if grow_from is not None else None
+    encoded = fit_vocabularies(job, raw, stages, known)
+    [scaled] = stages.run("labels", labels_part, [job])
+    labels = {n: LabelOptions.model_validate(o) for n, o in scaled["options"].items()}
+    raw = replace(raw, label_options=labels)
+    schema = schema_of(raw, encoded, split)
+    job = replace(job, schema=schema)
+    counts = {**encode_rows(job, raw, encoded, stages), "duplicates": duplicates}
+    tasks = dataset_files(rows)
+    stages.run(FILES, partial(file_part, job), tasks)
+    stages.discard(ENCODE, SPLITS_FILE)
+    return Converted(raw, schema, encoded, counts, [task.split for task in tasks])
 
 
 def _record(

@@ -138,6 +138,11 @@ def mapped_sides(raw: RawTables, folder: Path) -> RawTables:
     return replace(raw, **mapped)
 
 
+def without_rows(raw: RawTables) -> RawTables:
+    """Returns tables that have only the columns of users and items."""
+    return replace(raw, users=raw.users.clear(), items=raw.items.clear())
+
+
 def keep_mapped(folder: Path, feature: str, column: pl.DataFrame) -> pl.DataFrame:
     """Writes an encoded feature of users or items for the workers, and maps it into memory."""
     return _mapped(_file(folder, "values", feature), column)

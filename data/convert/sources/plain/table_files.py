@@ -35,8 +35,8 @@ Versions = Mapping[str, int]
 """Table -> version, for Delta tables."""
 
 
-def table_versions(folder: AnyPath, given: Versions) -> dict[str, int]:
-    """Returns the version of each Delta table in a folder: the given or the latest one.
+def table_versions(folder: AnyPath, given: Versions, earlier: Versions) -> dict[str, int]:
+    """Returns the version of each Delta table in a folder: given, of an earlier call, or latest.
 
     Raises:
         ValueError: a version is given for another table, or deltalake is not installed.
@@ -47,7 +47,8 @@ def table_versions(folder: AnyPath, given: Versions) -> dict[str, int]:
             f"a version must be of a Delta table in {folder} ({', '.join(found) or 'none'}); got "
             f"one of {', '.join(other)}. Leave it out."
         )
-    return {t: given[t] if t in given else delta_version(folder / t) for t in found}
+    known = {**earlier, **given}
+    return {t: known[t] if t in known else delta_version(folder / t) for t in found}
 
 
 def table_files(folder: AnyPath, table: str, versions: Versions) -> list[TableFile]:

@@ -106,8 +106,7 @@ class TableRows:
 
         From then on, `files` does not change when somebody writes to a Delta table.
         """
-        versions = table_versions(folder, {**(earlier or {}), **self.versions})
-        return replace(self, versions=versions)
+        return replace(self, versions=table_versions(folder, self.versions, earlier or {}))
 
     def files(self, folder: AnyPath, table: str = INTERACTIONS) -> list[TableFile]:
         """Returns the files of a table."""
