@@ -7,6 +7,7 @@ from urllib.request import Request, urlopen
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 SECRET = "s3cr3t-0f-the-t3st"
 
@@ -72,5 +73,6 @@ def store():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in access.items():
             patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # of an earlier server
         yield Bucket(boto3.client("s3"))
     server.stop()
