@@ -3,11 +3,13 @@
 import logging
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from msrec.launch.serving.export_folder import Manifest, cpu_kind
 from msrec.launch.serving.lower_precision import lower_products
@@ -48,12 +50,19 @@ def load_program(folder: Path, manifest: Manifest, compiled: bool) -> tuple[Any,
     """
     if compiled and (folder / COMPILED_FILE).is_file():
         if manifest.cpu == cpu_kind():
-            return torch._inductor.aoti_load_package(str(folder / COMPILED_FILE)), True
+            package = torch._inductor.aoti_load_package(str(folder / COMPILED_FILE))
+            return partial(_run_compiled, package.loader), True
         logger.warning(
             "%s was compiled for %s, but this is %s: using the program that is not compiled",
             *(folder, manifest.cpu, cpu_kind()),
         )
     return torch.export.load(folder / PROGRAM_FILE).module(), False
+
+
+def _run_compiled(loader: Any, *inputs: Any) -> Any:
+    """Returns the scores; the package itself would parse the form of its inputs in every call."""
+    (scores,) = loader.boxed_run(tree_leaves(inputs))
+    return scores
 
 
 def export_program(model: ServingModel, manifest: Manifest, num_dense: int) -> ExportedProgram:
