@@ -12,9 +12,9 @@ from msrec.model.layers.group_functions import GroupedLinear, Permuted
 from msrec.model.layers.precision import product_dtype
 from msrec.model.layers.tiles import Tiles
 
-MAX_SPARE_PRODUCTS = 1 << 14
+MAX_SPARE_PRODUCTS = 1 << 15
 """Most multiply-adds per row with weights of other groups, for which a traced program does not sort
-rows: about 80 us of 512 rows on a CPU's core."""
+rows: about 0.3 ms of 512 rows on a CPU's core. Sorting takes time for a single row too."""
 WIDE_MULTIPLE, GROUPED_MULTIPLE = 16, 4
 """Columns of a product of all groups are a multiple of 16 float32: MKL is slower with 12. Rows of
 the matrices of `grouped_mm` must be a multiple of 16 bytes."""

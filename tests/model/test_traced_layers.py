@@ -29,7 +29,7 @@ def traced(model, *inputs):
 
 @pytest.mark.parametrize("inner", [(), (2,)])
 @pytest.mark.parametrize(
-    ("num_groups", "fan_out", "is_sorted"), [(3, 5, False), (1, 1, False), (30, 31, True)]
+    ("num_groups", "fan_out", "is_sorted"), [(3, 5, False), (1, 1, False), (50, 31, True)]
 )
 def test_a_traced_product_of_groups_gives_each_row_that_of_its_own(
     num_groups, fan_out, is_sorted, inner
