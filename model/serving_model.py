@@ -18,6 +18,9 @@ from msrec.model.meta import ScenarioMeta, fuse
 from msrec.model.ranker import DenseArch
 from msrec.model.score_head import ScoreHead
 
+MAX_LAYERS = 64
+"""Most scenarios whose generated layers are kept. Grouped products take about 1 us per group."""
+
 
 class KnowledgeWidths(NamedTuple):
     """Columns of a user's (item's) precomputed row: code, LLM feature columns, match factors."""
@@ -66,8 +69,8 @@ def knowledge_rows(dense_arch: DenseArch, side: Side, vectors: Tensor, has: Tens
 class ServingScenarioMeta(nn.Module):
     """`ScenarioMeta` with precomputed layers or codes of the scenarios.
 
-    With up to R + 1 scenarios it keeps the layers of each. An exported model runs all of them for a
-    row: S * in * out products. With more scenarios it keeps the codes: (R + 1) * in * out products.
+    With up to `MAX_LAYERS` scenarios it keeps the layers of each. With more it keeps the codes, and
+    a row takes (R + 1) * in * out products.
 
     Shape:
         x: (B, in_dim), float.
@@ -81,7 +84,7 @@ class ServingScenarioMeta(nn.Module):
         z = meta.reducer(meta.get_buffer("knowledge")).detach()
         self.activation, self.fusion = meta.activation, meta.fusion
         self.register_buffer("z", z)
-        self.has_layers = z.shape[0] <= z.shape[1]
+        self.has_layers = len(z) <= MAX_LAYERS
         if self.has_layers:
             weights, biases = zip(*(layer.generate(z) for layer in layers), strict=True)
             self.weights, self.biases = nn.ParameterList(weights), nn.ParameterList(biases)

@@ -3,14 +3,16 @@
 import logging
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from msrec.launch.serving.export_folder import Manifest, cpu_kind
+from msrec.launch.serving.lower_precision import lower_products
 from msrec.model.serving_model import ServingModel
 
 PROGRAM_FILE = "dense.pt2"
@@ -18,15 +20,6 @@ COMPILED_FILE = "dense_compiled.pt2"
 COMPILERS = ("g++", "clang++", "c++")
 MAX_ROWS = 1 << 20
 """Most rows, histories and distinct items of a call."""
-MIN_BFLOAT16_COLUMNS = 16
-"""Fewest columns of both factors of a product that is computed in bfloat16."""
-PRODUCTS = (
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.baddbmm.default,
-)
-CONVERT_DTYPE = torch.ops.prims.convert_element_type.default
 logger = logging.getLogger(__name__)
 
 
@@ -34,19 +27,17 @@ def write_program(
     model: ServingModel, manifest: Manifest, num_dense: int, folder: Path, compiled: bool
 ) -> None:
     """Writes the program, and the compiled one if `compiled` is set and there is a compiler."""
-    is_bfloat16 = manifest.dense == "bfloat16"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # inside torch
         program = export_program(model, manifest, num_dense)
-        if is_bfloat16:
-            program, _ = use_bfloat16_products(program)
+        program = lower_products(program, manifest.dense)
         torch.export.save(program, folder / PROGRAM_FILE)
         if not compiled or not any(map(shutil.which, COMPILERS)):
             return
-        # Otherwise the number of this machine's threads is compiled in, and weights are converted
-        # to bfloat16 in every call.
-        settings = {"cpp.dynamic_threads": True, "freezing": is_bfloat16}
-        with torch._inductor.config.patch(settings):
+        # Otherwise the number of this machine's threads is compiled in, and what depends on weights
+        # alone is computed in every call. Packed weights are slower for a few rows.
+        settings = {"cpp.dynamic_threads": True, "freezing": True, "cpp.weight_prepack": False}
+        with torch._inductor.config.patch(settings), torch.no_grad():  # freezing needs no_grad
             path = str(folder / COMPILED_FILE)
             torch._inductor.aoti_compile_and_package(program, package_path=path)
 
@@ -59,7 +50,8 @@ def load_program(folder: Path, manifest: Manifest, compiled: bool) -> tuple[Any,
     """
     if compiled and (folder / COMPILED_FILE).is_file():
         if manifest.cpu == cpu_kind():
-            return torch._inductor.aoti_load_package(str(folder / COMPILED_FILE)), True
+            package = torch._inductor.aoti_load_package(str(folder / COMPILED_FILE))
+            return partial(_run_compiled, package.loader), True
         logger.warning(
             "%s was compiled for %s, but this is %s: using the program that is not compiled",
             *(folder, manifest.cpu, cpu_kind()),
@@ -67,34 +59,10 @@ def load_program(folder: Path, manifest: Manifest, compiled: bool) -> tuple[Any,
     return torch.export.load(folder / PROGRAM_FILE).module(), False
 
 
-def use_bfloat16_products(program: ExportedProgram) -> tuple[ExportedProgram, int]:
-    """Computes the larger matrix products of a program in bfloat16, with half the memory traffic.
-
-    Everything else stays float32: sums inside a product, activations between products, and small
-    products. Those gain nothing, and the last one gives the logits, where rounding would show.
-
-    Returns:
-        The changed program, and the number of products in bfloat16.
-    """
-    program = program.run_decompositions()
-    graph = program.graph_module.graph
-    products = [node for node in graph.nodes if node.target in PRODUCTS and _is_large(node)]
-    rounded: dict[Node, Node] = {}  # each operand is converted once
-    for product in products:
-        for operand in product.all_input_nodes:
-            if operand not in rounded:
-                with graph.inserting_after(operand):
-                    rounded[operand] = _convert(operand, torch.bfloat16)
-        product.args = tuple(rounded[operand] for operand in product.args)
-        with graph.inserting_after(product):
-            result = _convert(product, torch.float32)
-        product.replace_all_uses_with(
-            result, delete_user_cb=lambda user, keep=result: user is not keep
-        )
-        product.meta["val"] = product.meta["val"].to(torch.bfloat16)
-    graph.lint()
-    program.graph_module.recompile()
-    return program, len(products)
+def _run_compiled(loader: Any, *inputs: Any) -> Any:
+    """Returns the scores; the package itself would parse the form of its inputs in every call."""
+    (scores,) = loader.boxed_run(tree_leaves(inputs))
+    return scores
 
 
 def export_program(model: ServingModel, manifest: Manifest, num_dense: int) -> ExportedProgram:
@@ -121,18 +89,3 @@ def export_program(model: ServingModel, manifest: Manifest, num_dense: int) -> E
 def _size(name: str) -> Any:
     """Returns a dimension of any size from 2; torch.export treats a size of 1 as a constant."""
     return torch.export.Dim(name, min=2, max=MAX_ROWS)
-
-
-def _is_large(product: Node) -> bool:
-    factor = product.args[-2]
-    has_plain_operands = all(isinstance(arg, Node) for arg in product.args) and not product.kwargs
-    if not has_plain_operands or not isinstance(factor, Node):
-        return False
-    sizes = (factor.meta["val"].shape[-1], product.meta["val"].shape[-1])
-    return all(isinstance(size, int) and size >= MIN_BFLOAT16_COLUMNS for size in sizes)
-
-
-def _convert(node: Node, dtype: torch.dtype) -> Node:
-    converted = node.graph.call_function(CONVERT_DTYPE, (node, dtype))
-    converted.meta["val"] = node.meta["val"].to(dtype)
-    return converted

@@ -51,7 +51,7 @@ EXPORT = FolderKind(
 INT8_SCALE_BYTES = 4
 """Bytes in front of each int8 row: its scale and offset, float16 each."""
 TableDtype = Literal["int8", "float16"]
-DenseDtype = Literal["float32", "bfloat16"]
+DenseDtype = Literal["float32", "bfloat16", "int8"]
 
 
 class ExportTable(StrictModel):

@@ -151,7 +151,10 @@ class GeneratedLinear(nn.Module):
         """Multiplies each row by the weights that its code generates."""
         z = codes.z
         if codes.groups is None and torch.compiler.is_exporting():
-            return _outer(z, x) @ self.weight.flatten(0, 1) + z @ self.bias
+            # x M_r of all r: a smaller input than z ⊗ x, to be rounded for a faster product.
+            every = x @ self.weight.transpose(0, 1).flatten(1)
+            every = torch.unflatten(every, 1, self.bias.shape) + self.bias
+            return (z.unsqueeze(2) * every).sum(1)
         if codes.groups is None:
             dtype = product_dtype(x)
             product: Tensor = _Contracted.apply(x, z, self.weight, dtype)  # type: ignore[no-untyped-call]

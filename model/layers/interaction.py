@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from msrec.model.layers.mlp import MLP, check_positive
 
 MODES = ("concat", "dot", "concat_dot")
+MAX_TRACED_VECTORS = 16
+"""Vectors up to which a program of `torch.export` computes each pair alone. A batch of products of
+7 vectors of size 16 takes 3 times as long, one of 24 vectors less."""
 
 
 class PairDots(nn.Module):
@@ -30,8 +33,12 @@ class PairDots(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Returns the products of each row."""
-        dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
-        return dots.index_select(1, self.get_buffer("pairs"))
+        count = vectors.shape[1]
+        if count <= MAX_TRACED_VECTORS and torch.compiler.is_exporting():
+            dots = [(vectors[:, i : i + 1] * vectors[:, :i]).sum(2) for i in range(1, count)]
+            return torch.cat(dots, dim=1)
+        every = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
+        return every.index_select(1, self.get_buffer("pairs"))
 
 
 class Interaction(nn.Module):

@@ -12,6 +12,13 @@ from msrec.model.layers.group_functions import GroupedLinear, Permuted
 from msrec.model.layers.precision import product_dtype
 from msrec.model.layers.tiles import Tiles
 
+MAX_SPARE_PRODUCTS = 1 << 15
+"""Most multiply-adds per row with weights of other groups, for which a traced program does not sort
+rows: about 0.3 ms of 512 rows on a CPU's core. Sorting takes time for a single row too."""
+WIDE_MULTIPLE, GROUPED_MULTIPLE = 16, 4
+"""Columns of a product of all groups are a multiple of 16 float32: MKL is slower with 12. Rows of
+the matrices of `grouped_mm` must be a multiple of 16 bytes."""
+
 
 @dataclass(frozen=True)
 class RowGroups:
@@ -26,8 +33,9 @@ class RowGroups:
 
     `linear` multiplies `tiles` if there are any, as on a GPU, else group by group.
 
-    While `torch.export` traces, counts are unknown. Rows then keep their places, and `linear`
-    computes the results of all groups and picks each row's. The values are the same.
+    While `torch.export` traces, counts are unknown. Rows then keep their places. `linear` sorts
+    them itself, or multiplies them by the weights of all groups if those are few. The values are
+    the same.
     """
 
     key: Tensor
@@ -82,9 +90,27 @@ class RowGroups:
             flat = RowGroups(self.key.repeat_interleave(n), self.order, self.inverse, counts)
             return torch.unflatten(flat.linear(x.flatten(0, 1), weight, bias), 0, x.shape[:2])
         if self.counts is None:
-            every = torch.einsum("bi,gio->bgo", x, weight) + bias
-            return every.gather(1, self.key.view(-1, 1, 1).expand(-1, 1, bias.shape[1])).squeeze(1)
+            return self._traced_linear(x, weight, bias)
         return GroupedLinear.apply(x, weight, bias, self.counts, product_dtype(x))  # type: ignore[no-any-return, no-untyped-call]
+
+    def _traced_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Returns `linear` in a program of `torch.export`."""
+        num_groups, fan_in, fan_out = weight.shape
+        if (num_groups - 1) * fan_in * fan_out <= MAX_SPARE_PRODUCTS:
+            columns = weight.transpose(0, 1).flatten(1)
+            columns = functional.pad(columns, (0, -columns.shape[1] % WIDE_MULTIPLE))
+            every = torch.unflatten((x @ columns)[:, : bias.numel()], 1, bias.shape) + bias
+            return every.gather(1, self.key.view(-1, 1, 1).expand(-1, 1, fan_out)).squeeze(1)
+        sorted_key, order = self.key.sort(stable=True)
+        groups = torch.arange(num_groups, device=sorted_key.device)
+        ends = torch.searchsorted(sorted_key, groups, right=True, out_int32=True)
+        more_in, more_out = -fan_in % GROUPED_MULTIPLE, -fan_out % GROUPED_MULTIPLE
+        x = functional.pad(x.index_select(0, order), (0, more_in))
+        weight = functional.pad(weight, (0, more_out, 0, more_in))
+        product: Tensor = functional.grouped_mm(x, weight, offs=ends)
+        return product.index_select(0, order.argsort())[:, :fan_out] + functional.embedding(
+            self.key, bias
+        )
 
     def linear_by_task(
         self, x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor, num_tasks: int
@@ -121,8 +147,8 @@ def group_rows(
             rows on a CPU are counted here. Elsewhere a few more rows are multiplied, see `Tiles`.
 
     Raises:
-        ValueError: rows are counted here and a key is out of range. (An exported program fails in
-            `gather` instead.)
+        ValueError: rows are counted here and a key is out of range. (An exported program fails
+            where it picks the values of a row instead.)
 
     Example:
         >>> groups = group_rows(torch.tensor([2, 0, 2]), 4)
@@ -140,3 +166,9 @@ def group_rows(
     sizes: list[int] | None = None if counts is None else counts.tolist()
     tiles = None if is_cpu else Tiles.cut(sorted_key, num_groups, sizes)
     return RowGroups(sorted_key, order, inverse, sizes, tiles)
+
+
+@torch.library.register_fake("aten::_grouped_mm", allow_override=True)  # type: ignore[untyped-decorator]
+def _fake_grouped_mm(x: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
+    """Returns a result of `grouped_mm` while a program is traced; torch's own refuses float32."""
+    return x.new_empty(x.shape[0], weight.shape[2])  # `len` would fix the number of rows

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 
 from msrec.launch.serving.http import connections
 from msrec.launch.serving.http.request_body import BodyReader
-from msrec.launch.serving.http.serve import ServerOptions, draining_server
+from msrec.launch.serving.http.serve import ServerOptions, draining_server, listening_socket
 
 SMUGGLED = b"GET /secret HTTP/1.1\r\nHost: a\r\n\r\n"
 HEAD = b"POST /score HTTP/1.1\r\nHost: a\r\n"
@@ -232,3 +232,11 @@ def test_headers_have_a_limit(paths):
     text, _ = asyncio.run(requests())
     assert text.startswith(b"HTTP/1.1 400 ") or not text  # reset while it still sends
     assert paths == []
+
+
+def test_an_answer_does_not_wait_for_acknowledgements():
+    with listening_socket(ServerOptions(port=0)) as listener:
+        with socket.create_connection(listener.getsockname()):
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

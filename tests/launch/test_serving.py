@@ -30,9 +30,9 @@ from msrec.launch.evaluation.scored_rows.predictions import load_predictions
 from msrec.launch.serving import export as export_module
 from msrec.launch.serving import parity
 from msrec.launch.serving.delta.apply import point_link
-from msrec.launch.serving.dense_program import use_bfloat16_products
 from msrec.launch.serving.export import export
 from msrec.launch.serving.export_folder import ExportTable
+from msrec.launch.serving.lower_precision import int8_product, lower_products
 from msrec.launch.serving.parity import compare_scores
 from msrec.launch.serving.quantized_tables import (
     QuantizedTables,
@@ -44,6 +44,7 @@ from msrec.launch.serving.request_rows import RequestRows
 from msrec.launch.serving.score_file import score_file
 from msrec.launch.serving.scorer import Scorer
 from msrec.launch.trained_run import open_run
+from msrec.model.layers import row_groups
 from msrec.model.tasks import Task
 from msrec.tools.bench.harness.http_load import running_server
 from msrec.tools.bench.serve import raw_lines
@@ -183,29 +184,51 @@ def test_error_of_int8_rows_is_half_a_step_plus_rounding_to_float16(tmp_path):
         tables.lookup(torch.tensor([50], dtype=torch.int32), one_bag)
 
 
-def test_compiled_program_gives_the_same_scores(app, scorers, tmp_path):
+def test_compiled_program_gives_the_same_scores(app, scorers, tmp_path, monkeypatch):
+    monkeypatch.setattr(row_groups, "MAX_SPARE_PRODUCTS", 0)  # compile sorted rows too
     with process_group("cpu") as process:
-        export(app / "runs" / "bare", tmp_path / "compiled", process, compiled=True)
+        export(app / "runs" / "full", tmp_path / "compiled", process, compiled=True)
+    assert "_grouped_mm" in str(torch.export.load(tmp_path / "compiled" / "dense.pt2").graph)
     compiled = Scorer(tmp_path / "compiled")
     assert compiled.is_compiled
     table = pl.read_parquet(app / "test.parquet").to_arrow()
     for part in (table, table.slice(0, 1)):
         rows = compiled.encoder.encode_table(part, "rows")
-        np.testing.assert_allclose(compiled.score(rows), scorers["bare"].score(rows), atol=1e-5)
+        np.testing.assert_allclose(compiled.score(rows), scorers["full"].score(rows), atol=1e-5)
 
 
-def test_products_in_bfloat16_move_scores_a_little(app, scorers):
+@pytest.mark.parametrize(
+    ("dtype", "marks"), [("bfloat16", "torch.bfloat16"), ("int8", "_int_mm.default")]
+)
+def test_larger_products_of_lower_precision_move_scores_a_little(app, scorers, dtype, marks):
     scorer = scorers["full"]
-    program = torch.export.load(app / "full" / "dense.pt2")
-    program, num_products = use_bfloat16_products(program)
+    program = lower_products(torch.export.load(app / "full" / "dense.pt2"), dtype)
+    assert marks in str(program.graph)
+    assert "mm.default](args = (%relu" in str(program.graph)  # of small ones in float32
     table = pl.read_parquet(app / "test.parquet").to_arrow()
     inputs = scorer.look_up(scorer.tensors(scorer.encoder.encode_table(table, "rows")))
     with torch.no_grad():
         scores = program.module()(*inputs)
-    assert num_products >= 5
+        alone = program.module()(*(part[7:9] for part in inputs))
+    torch.testing.assert_close(alone, scores[7:9], atol=1e-5, rtol=1e-5)  # of other rows
     assert scores.dtype == torch.float32
-    assert 1e-6 < (scores - torch.from_numpy(scorer.run_program(inputs))).abs().max() < 5e-3
+    assert 1e-6 < (scores - torch.from_numpy(scorer.run_program(inputs))).abs().max() < 1e-2
     assert len(scores.unique()) > 500  # logits in bfloat16 would have about a hundred values
+
+
+def test_error_of_an_int8_product_is_half_a_step_of_each_factor():
+    torch.manual_seed(0)
+    x, weight = torch.randn(20, 133) * torch.logspace(-3, 3, 20)[:, None], torch.randn(133, 40)
+    x[3] = 0
+    step_x = x.abs().amax(1, keepdim=True) / 127
+    step_w = weight.abs().amax(0, keepdim=True) / 127
+    bound = x.abs().sum(1, keepdim=True) * step_w / 2 + weight.abs().sum(0) * step_x / 2
+    bound = bound + 133 * step_x * step_w / 4
+    product = int8_product(x, weight)
+    error = (product - x.double() @ weight.double()).abs()
+    assert (error <= bound * (1 + 1e-4)).all()
+    assert (product[3] == 0).all()
+    assert error.max() > 0
 
 
 def test_raw_rows_of_the_benchmark_encode_to_their_columns(app, scorers):

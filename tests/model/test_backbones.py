@@ -7,6 +7,7 @@ from reference_loss import weighted_bce
 from zoo import B, T, Whole, formula, make, rows, shape, whole_rows
 
 from msrec.model.backbones import BACKBONES, make_backbone
+from msrec.model.layers import row_groups
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +98,15 @@ def test_an_exported_program_gives_the_same_logits_for_any_number_of_rows(name, 
     torch.testing.assert_close(program(*given), whole(*given), atol=1e-5, rtol=1e-5)
     fewer = [part[:5] for part in given[:3]] + [given[3], given[4][:5], given[5]]
     torch.testing.assert_close(program(*fewer), whole(*fewer), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_exported_program_that_sorts_rows_gives_the_same_logits(name, monkeypatch):
+    monkeypatch.setattr(row_groups, "MAX_SPARE_PRODUCTS", 0)
+    model, (x, scenario) = make(name).eval(), rows()
+    dims = {0: torch.export.Dim("rows", min=2, max=1 << 20)}
+    program = torch.export.export(model, (x, scenario), dynamic_shapes=(dims, dims)).module()
+    torch.testing.assert_close(program(x, scenario), model(x, scenario), atol=1e-5, rtol=1e-5)
 
 
 def steps(rank, world_size, name):

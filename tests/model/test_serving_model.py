@@ -23,6 +23,7 @@ from msrec.model.ranker import DenseArch, ItemInputs, KnowledgeParts
 from msrec.model.score_head import ScoreHead
 from msrec.model.sequence_encoders import SEQUENCE_ENCODERS
 from msrec.model.serving_model import (
+    MAX_LAYERS,
     ServingModel,
     ServingScenarioMeta,
     knowledge_rows,
@@ -32,9 +33,10 @@ from msrec.model.tasks import Task, TaskScales
 
 B, F, H, D, U, I = 30, 3, 2, 4, 7, 5  # noqa: E741 - rows, features, histories, sizes
 USER_DIM, ITEM_DIM = 9, 6
+MANY = MAX_LAYERS + 1  # scenarios, whose codes are kept
 HEAD = ScoreHead(
     TaskScales([Task("click"), Task("watch", LabelScale(low=0, high=99, mean=2, std=0.5))]),
-    IsotonicCalibration([[([0.2, 0.7], [0.1, 0.9]), None]] * 30),
+    IsotonicCalibration([[([0.2, 0.7], [0.1, 0.9]), None]] * MANY),
     parse_score("click^0.5 * watch", ["click", "watch"]),
 )
 PLACES = 5  # of a history
@@ -92,7 +94,7 @@ def trained(
     return moved(DenseArch(interaction, backbone, parts, sequence_encoder=encoder))
 
 
-@pytest.mark.parametrize("scenarios", [3, 8])  # up to rank + 1, each one's layers are made
+@pytest.mark.parametrize("scenarios", [3, MANY])
 @pytest.mark.parametrize(
     "parts",
     [
@@ -112,7 +114,7 @@ def test_precomputed_rows_of_layers_on_all_of_x():
     check(trained(3, ("user_meta", "scenario_meta"), width=None), 3)
 
 
-@pytest.mark.parametrize("scenarios", [3, 8])
+@pytest.mark.parametrize("scenarios", [3, MANY])
 def test_precomputed_rows_of_factored_layers(scenarios):
     parts = ("user_meta", "item_meta", "scenario_meta")
     check(trained(scenarios, parts, form="factored"), scenarios)
@@ -202,11 +204,11 @@ def check(over, scenarios):
 def test_few_scenarios_keep_their_layers_and_many_their_codes():
     few, many = (
         ServingScenarioMeta(ScenarioMeta(6, torch.randn(count, 8), 1, MetaOptions(4, 3)))
-        for count in (5, 6)
+        for count in (MAX_LAYERS, MAX_LAYERS + 1)
     )
     assert few.has_layers
     assert not many.has_layers
-    assert {len(weight) for weight in few.weights} == {5}
+    assert {len(weight) for weight in few.weights} == {MAX_LAYERS}
 
 
 def test_learned_vectors_cannot_be_served():

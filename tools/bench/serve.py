@@ -27,7 +27,7 @@ from msrec.tools.bench.harness.report import BENCH_FILE, console, prepare, repor
 
 SIZES = (1, 64, 512)
 """Rows of a call."""
-LOADS = ((1, 1), (16, 1), (16, 64), (4, 512), (32, 512))
+LOADS = ((1, 1), (16, 1), (16, 64), (1, 512), (4, 512), (16, 512), (64, 512))
 """Concurrent clients, and rows of each of their requests."""
 WARM_UP_CALLS = 2
 TORCHREC, PLAIN = "run: TorchRec, eager, float", "run: nn.EmbeddingBag, eager, float"
@@ -42,6 +42,7 @@ def bench_serve(
     ] = None,
     repeats: Annotated[int, typer.Option(min=3, help="calls of each case and size")] = 200,
     seconds: Annotated[float, typer.Option(min=0.1, help="seconds of each load over HTTP")] = 5,
+    workers: Annotated[int, typer.Option(min=1, help="processes of the server")] = 1,
     out: Annotated[Path, typer.Option(help="JSON file to write")] = Path("runs/serve.json"),
 ) -> None:
     """Latency of an export, against its run; then a server under load.
@@ -60,9 +61,9 @@ def bench_serve(
     }
     title = "ms of a call: median (99th percentile), and median of CPU time"
     console.print(text_table(title, _direct_rows(direct)))
-    with running_server(export) as port:
+    with running_server(export, "--workers", str(workers)) as port:
         load = [apply_load(port, clients, lines[:rows], seconds) for clients, rows in LOADS]
-    title = "over HTTP on this machine, which clients and server share"
+    title = f"over HTTP, {workers} worker(s); clients and server share this machine"
     console.print(text_table(title, [_load_row(figures) for figures in load]))
     findings = [
         compare_times(f"{size} rows: export, against {name}", of_size[EXPORT], of_size[name])
@@ -70,7 +71,7 @@ def bench_serve(
         for name in (TORCHREC, PLAIN)
     ]
     manifest = scorer.manifest.model_dump(mode="json", exclude={"crc32"})
-    more = {"export": manifest, "direct": direct, "load": load}
+    more = {"export": manifest, "direct": direct, "workers": workers, "load": load}
     report("serve", f"one call of {export}, one thread", findings, on, more, file=out)
 
 

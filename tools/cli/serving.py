@@ -24,10 +24,10 @@ def export(
         Literal["int8", "float16"], typer.Option(help="Precision of the embedding tables.")
     ] = "int8",
     dense: Annotated[
-        Literal["float32", "bfloat16"],
+        Literal["float32", "bfloat16", "int8"],
         typer.Option(
-            help="Precision of the matrix products; bfloat16 is for CPUs that have instructions "
-            "for it."
+            help="Precision of the larger matrix products; bfloat16 and int8 are for CPUs that "
+            "have instructions for it (avx512_bf16, avx512_vnni)."
         ),
     ] = "float32",
     compiled: Annotated[
