@@ -4,8 +4,6 @@ from copy import deepcopy
 
 from torch import nn
 
-from msrec.data.llm.store import Layer
-
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """Returns the layers of a base model, which are under one of the usual names."""
@@ -29,7 +27,7 @@ def layers_or_model(model: nn.Module) -> nn.Module:
         return model
 
 
-def keep_layers(model: nn.Module, layer: Layer) -> None:
+def keep_layers(model: nn.Module, layer: int | str) -> None:
     """Removes the layers above the chosen one, and the final norm."""
     layers = layers_of(model)
     count = len(layers) // 2 if layer == "middle" else layer
