@@ -14,7 +14,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
+from msrec.data.llm.models.fused import fuse_layers
+from msrec.data.llm.models.layers import keep_layers, layers_of, layers_or_model
 from msrec.data.llm.models.model_limits import learned_positions, require_context, unreadable
+from msrec.data.llm.models.packing import PackedModel
 from msrec.data.llm.store import Layer, Pooling
 from msrec.data.llm.tokenization import PromptTokenizer
 
@@ -52,9 +55,11 @@ class FrozenEncoder:
     Pooling `mean` and `last` read the tokens of the prompt. With `generate` the model first answers
     greedily in at most `answer_tokens` tokens; the vector is the state that chose the last of them.
 
-    A vector does not depend on the other prompts of its batch, nor on the length of a `Prefix`:
-    shorter prompts are padded on the right, where a causal model does not look, their positions
-    are those of the prompt alone, and pooling leaves the padding out.
+    A vector does not depend on the other prompts of its batch, nor on the length of a `Prefix`.
+    On a CPU, prompts are packed into one sequence without padding, in which each attends to itself.
+    On a GPU, after a `Prefix`, and in a model that cannot be packed, shorter prompts are padded on
+    the right, where a causal model does not look. Their positions are those of the prompt alone,
+    and pooling leaves the padding out.
 
     Args:
         model: a base model of transformers; a causal LM for `generate`.
@@ -103,7 +108,7 @@ class FrozenEncoder:
         answer = answer_tokens if pooling == "generate" else 0
         require_context(learned_positions(self.model), name, max_tokens, answer)
         if layer != "last":
-            _keep_layers(self.model, layer)
+            keep_layers(self.model, layer)
         pad_id = getattr(tokenizer, "pad_token_id", None)
         self.pad_id = 0 if pad_id is None else int(pad_id)
         self.is_causal = _is_causal(self.model, self.device)
@@ -113,6 +118,22 @@ class FrozenEncoder:
                 f"pooling generate needs a decoder, such as Llama or Qwen; {name} is an encoder. "
                 "Use llm.pooling=mean."
             )
+        matrices = [p.numel() for p in layers_or_model(self.model).parameters() if p.dim() == 2]
+        self.flops_per_token = 2.0 * sum(matrices)
+        """Multiplications and additions of the layers' matrices per token, without attention."""
+        self.packed = self._packed() if self.device.type == "cpu" else None
+        """The model for packed batches; None where prompts are padded."""
+
+    def _packed(self) -> PackedModel | None:
+        if self.pooling == "generate":
+            return None
+        try:
+            tokens = self.tokens.max_tokens
+            packed = PackedModel(self.model, is_causal=self.is_causal, max_tokens=tokens)
+        except ValueError:  # a model of another structure; padding gives the same vectors
+            packed = None
+        fuse_layers(layers_or_model(self.model))
+        return packed
 
     @classmethod
     def load(
@@ -148,12 +169,6 @@ class FrozenEncoder:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **trust)
         return cls(model, tokenizer, pooling=pooling, **options)
 
-    @property
-    def flops_per_token(self) -> float:
-        """Multiplications and additions of the layers' matrices per token, without attention."""
-        matrices = [p.numel() for p in _layers(self.model).parameters() if p.dim() == 2]
-        return 2.0 * sum(matrices)
-
     @torch.inference_mode()
     def prefix(self, ids: Sequence[int]) -> Prefix:
         """Runs the tokens that prompts begin with.
@@ -165,7 +180,7 @@ class FrozenEncoder:
             raise ValueError("a prefix must have a token, and a model whose attention is causal.")
         tokens = torch.tensor([list(ids)], device=self.device)
         output = self.model(input_ids=tokens, use_cache=True)
-        layers = output.past_key_values.layers[: len(_layers(self.model))]
+        layers = output.past_key_values.layers[: len(layers_of(self.model))]
         cache = [(layer.keys, layer.values) for layer in layers]
         return Prefix(list(ids), output.last_hidden_state[0], cache)
 
@@ -177,6 +192,9 @@ class FrozenEncoder:
             ValueError: a prompt has no token after the prefix.
         """
         skip = len(prefix.ids) if prefix else 0
+        _require_tokens([len(row) - skip for row in rows])
+        if prefix is None and self.packed is not None:
+            return self._encode_packed(self.packed, rows)
         ids, lengths = self._pad([row[skip:] for row in rows])
         is_real = torch.arange(ids.shape[1], device=self.device)[None] < lengths[:, None]
         mask = is_real.long()
@@ -201,14 +219,16 @@ class FrozenEncoder:
             return Encoded(_numpy(last))
         return self._answer(last, mask, lengths + skip, cache)
 
+    def _encode_packed(self, model: PackedModel, rows: Sequence[Sequence[int]]) -> Encoded:
+        """Encodes a batch without padding."""
+        states, lengths = model.states(rows)
+        if self.pooling == "last":
+            return Encoded(_numpy(states[lengths.cumsum(0) - 1]))
+        return Encoded(_numpy(torch.segment_reduce(states.float(), "mean", lengths=lengths)))
+
     def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Returns token ids (B, L), padded on the right, and the lengths (B,), both int64."""
         lengths = torch.tensor([len(row) for row in rows])
-        if int(lengths.min()) == 0:
-            raise ValueError(
-                f"prompt {int(lengths.argmin())} of the batch must have a token after the prefix; "
-                f"it has none."
-            )
         ids = torch.full((len(rows), int(lengths.max())), self.pad_id)
         for position, row in enumerate(rows):
             ids[position, : len(row)] = torch.tensor(row)
@@ -268,34 +288,17 @@ def _is_causal(model: nn.Module, device: torch.device) -> bool:
     return bool((first - second).abs().max() <= 1e-6 * first.abs().max())
 
 
+def _require_tokens(lengths: list[int]) -> None:
+    """Refuses a batch with a prompt that has no token to compute."""
+    if 0 in lengths:
+        raise ValueError(
+            f"prompt {lengths.index(0)} of the batch must have a token after the prefix; "
+            f"it has none."
+        )
+
+
 def _numpy(vectors: Tensor) -> npt.NDArray[np.float32]:
     return np.asarray(vectors.float().cpu().numpy())
-
-
-def _layers(model: nn.Module) -> nn.ModuleList:
-    """Returns the layers of a base model, which are under one of the usual names."""
-    for path in ("layers", "h", "blocks", "encoder.layer"):
-        module = model
-        for name in path.split("."):
-            module = getattr(module, name, None)  # type: ignore[assignment]
-        if isinstance(module, nn.ModuleList):
-            return module
-    raise ValueError(
-        f"a model must have its layers under `layers` to read one of them; {type(model).__name__} "
-        "has not. Use layer=last."
-    )
-
-
-def _keep_layers(model: nn.Module, layer: Layer) -> None:
-    """Removes the layers above the chosen one, and the final norm."""
-    layers = _layers(model)
-    count = len(layers) // 2 if layer == "middle" else layer
-    if not isinstance(count, int) or not 1 <= count <= len(layers):
-        raise ValueError(f"layer must be last, middle or from 1 to {len(layers)}; got {layer!r}.")
-    del layers[count:]
-    for name in ("norm", "ln_f", "final_layernorm"):
-        if isinstance(getattr(model, name, None), nn.Module):
-            setattr(model, name, nn.Identity())
 
 
 def _repeated_cache(prefix: Prefix, num_rows: int) -> DynamicCache:

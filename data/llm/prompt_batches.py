@@ -1,4 +1,4 @@
-"""Batches of prompts: a prefix that all share is computed once, the rest by similar length."""
+"""Batches of prompts: beginnings that prompts share are computed once, the rest without padding."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from msrec.data.llm.encoder import Encoded, FrozenEncoder
+from msrec.data.llm.models.packing import num_nodes
 
 MIN_PREFIX_TOKENS = 8
 """A shorter common prefix does not pay for the extra pass."""
@@ -14,30 +15,52 @@ MIN_PREFIX_TOKENS = 8
 class EncodedBatch(NamedTuple):
     """Encoded prompts of one batch, with their positions in the input.
 
-    `shared_tokens` is the number of tokens of each prompt that came from the shared prefix.
+    `computed_tokens` is the number of tokens that the model ran for the batch, without padding and
+    the prefix of all prompts; `all_computed` is their sum over all batches.
     """
 
     positions: list[int]
     encoded: Encoded
-    shared_tokens: int
+    computed_tokens: int
+    all_computed: int
     is_last: bool
 
 
 def encoded_batches(
     encoder: FrozenEncoder, rows: list[list[int]], batch_tokens: int
 ) -> Iterator[EncodedBatch]:
-    """Encodes token ids in batches of similar length, longest first.
+    """Encodes token ids in batches of at most `batch_tokens` tokens.
 
     Prompts of a level begin with the same introduction. A causal model computes the same keys and
-    values for it in every prompt, so one pass over it serves all of them. A padded batch has at
-    most `batch_tokens` tokens besides that prefix.
+    values for it in every prompt, so one pass over it serves all of them. The rest is padded, in
+    batches of similar length. Prompts without such a prefix are packed instead. A causal model then
+    gets them in the order of their tokens, in which those of a batch have the most in common.
     """
     shared = shared_prefix(encoder, rows)
     prefix = encoder.prefix(shared) if shared else None
-    batches = token_batches([len(row) - len(shared) for row in rows], batch_tokens)
-    for number, positions in enumerate(batches):
+    batches = planned_batches(encoder, rows, batch_tokens)
+    all_computed = sum(tokens for _, tokens in batches)
+    for number, (positions, tokens) in enumerate(batches):
         encoded = encoder.encode([rows[position] for position in positions], prefix)
-        yield EncodedBatch(positions, encoded, len(shared), number == len(batches) - 1)
+        is_last = number == len(batches) - 1
+        yield EncodedBatch(positions, encoded, tokens, all_computed, is_last)
+
+
+def planned_batches(
+    encoder: FrozenEncoder, rows: list[list[int]], batch_tokens: int
+) -> list[tuple[list[int], int]]:
+    """Returns the positions of each batch, and the tokens to compute after the shared prefix."""
+    skip = len(shared_prefix(encoder, rows))
+    lengths = [len(row) - skip for row in rows]
+    if encoder.packed is None or skip:
+        batches = token_batches(lengths, batch_tokens)
+        return [(batch, sum(lengths[place] for place in batch)) for batch in batches]
+    if not encoder.is_causal:
+        batches = packed_batches(lengths, longest_first(lengths), batch_tokens)
+        return [(batch, sum(lengths[place] for place in batch)) for batch in batches]
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    batches = packed_batches(lengths, order, batch_tokens)
+    return [(batch, num_nodes([rows[place] for place in batch])) for batch in batches]
 
 
 def shared_prefix(encoder: FrozenEncoder, rows: list[list[int]]) -> list[int]:
@@ -75,10 +98,37 @@ def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """
     batches: list[list[int]] = []
     width = 0
-    for position in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+    for position in longest_first(lengths):
         if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
             batches[-1].append(position)
         else:
             batches.append([position])
             width = lengths[position]
+    return batches
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Returns positions by length, longest first."""
+    return [int(place) for place in np.argsort(-np.asarray(lengths), kind="stable")]
+
+
+def packed_batches(
+    lengths: Sequence[int], order: Sequence[int], batch_tokens: int
+) -> list[list[int]]:
+    """Groups positions, in an order, into batches of at most `batch_tokens` tokens.
+
+    A prompt longer than that is a batch by itself.
+
+    Example:
+        >>> packed_batches([3, 9, 4, 3], [1, 2, 0, 3], batch_tokens=9)
+        [[1], [2, 0], [3]]
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for position in order:
+        if not batches or lengths[position] > room:
+            batches.append([])
+            room = batch_tokens
+        batches[-1].append(position)
+        room -= lengths[position]
     return batches

@@ -118,7 +118,7 @@ class LevelJob:
         columns: dict[str, list[Any]],
         counter: SpeedCounter,
     ) -> None:
-        """Encodes prompts in batches of similar length, and saves a part every few seconds."""
+        """Encodes prompts in batches, and saves a part every few seconds."""
         unsaved: list[int] = []
         vectors: list[np.ndarray] = []
         answers: list[str] = []
@@ -127,7 +127,7 @@ class LevelJob:
         for batch in encoded_batches(encoder, rows, options.batch_tokens):
             counter.seconds += time.perf_counter() - started
             if is_first:
-                counter.expect(len(rows), sum(map(len, rows)) - batch.shared_tokens * len(rows))
+                counter.expect(len(rows), batch.all_computed)
                 is_first = False
             unsaved += batch.positions
             vectors.append(batch.encoded.vectors)
@@ -140,7 +140,7 @@ class LevelJob:
                 unsaved, vectors, answers, saved_at = [], [], [], time.monotonic()
             num_prompts = len(batch.positions)
             num_tokens = sum(len(rows[position]) for position in batch.positions)
-            counter.add(num_prompts, num_tokens, batch.shared_tokens * num_prompts)
+            counter.add(num_prompts, num_tokens, num_tokens - batch.computed_tokens)
             started = time.perf_counter()
 
 

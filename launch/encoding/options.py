@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-"""Kind of device -> most tokens of a padded batch, if `llm.batch_tokens` is null. A GPU needs many
+"""Kind of device -> most tokens of a batch, if `llm.batch_tokens` is null. A GPU needs many
 rows to be busy. Its number is a choice that was never measured."""
 Level = Literal["scenario", "user", "item"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -19,7 +19,7 @@ class EncodeOptions:
         levels: levels to encode.
         previous: an earlier store; vectors of unchanged prompts are taken from it.
         trust_remote_code: run code that comes with the model.
-        batch_tokens: most tokens of a padded batch.
+        batch_tokens: most tokens of a batch, padding included.
         rank: of this process, in [0, world_size).
         world_size: number of processes that share the work.
         device: of the model.

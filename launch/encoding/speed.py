@@ -37,7 +37,7 @@ class Speed:
     Args:
         prompts: encoded prompts.
         tokens: their tokens, with those of shared prefixes.
-        shared_tokens: tokens that came from a shared prefix, which is computed once.
+        shared_tokens: tokens of common beginnings, which are computed once.
         seconds: time in the model.
         matmul_share: arithmetic of the layers' matrices for the computed tokens, as a share of a
             large matrix product on this machine in the same time.

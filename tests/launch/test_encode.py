@@ -201,6 +201,10 @@ def test_a_shared_prefix_is_computed_once_and_changes_no_vector(
     dataset, model, whole, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("msrec.data.llm.prompt_batches.MIN_PREFIX_TOKENS", 10**9)
+    tree = run(dataset, tmp_path / "tree", model)  # packed: any beginnings are shared
+    assert tree.speed.shared_tokens > 0.3 * tree.speed.tokens
+    assert_same_store(tmp_path / "tree", whole)
+    monkeypatch.setattr(FrozenEncoder, "_packed", lambda self: None)
     plain = run(dataset, tmp_path, model)
     assert plain.speed.shared_tokens == 0
     assert_same_store(tmp_path, whole)

@@ -29,25 +29,34 @@ def findings(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_both_loops_give_the_same_vectors(tmp_path, capsys, findings):
+@pytest.fixture
+def config(tmp_path):
     dataset = write_dataset(tmp_path / "d", TRAIN, users=USERS)
     llm = {"model": str(write_model(tmp_path / "model")), "dtype": "float32", "max_tokens": 600}
     config = tmp_path / "conf.yaml"
     config.write_text(yaml.safe_dump({"dataset": str(dataset), "llm": llm}))
-    bench_encode(config, [], prompts=9, batch=4, repeats=2)
-    printed = capsys.readouterr().out
-    assert "shop: 9 users" in printed
-    assert float(re.search(r"a user: ([0-9.]+)", printed.replace("\n", " "))[1]) > 0.99999
-    padded, computed, bound = re.search(
-        r"computed: ([0-9,]+) by the plain loop, ([0-9,]+) by msrec.*be ([0-9.]+)",
-        printed.replace("\n", " "),
+    return config
+
+
+@pytest.mark.parametrize(("level", "prompts"), [("user", 9), ("item", 6)])
+def test_all_loops_give_the_same_vectors(config, capsys, findings, level, prompts):
+    bench_encode(config, [], level=level, prompts=prompts, batch=4, repeats=2)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"shop: {prompts} {level}s" in printed
+    assert float(re.search(r"a prompt: ([0-9.]+)", printed)[1]) > 0.99999
+    numbers = re.search(
+        r"computed: ([0-9,]+) by the plain loop, ([0-9,]+) by the sorted loop, ([0-9,]+) by msrec"
+        r".*be ([0-9.]+) and ([0-9.]+)",
+        printed,
     ).groups()
-    padded, computed = (int(tokens.replace(",", "")) for tokens in (padded, computed))
-    assert computed < padded  # nine prompts of one data set begin alike
-    assert float(bound) == pytest.approx(padded / computed, abs=0.006)
-    prompts = findings("encode")["prompts: against the plain loop"]
-    expected = prompts["ours"] / prompts["reference"]
-    assert prompts["ratio"] == pytest.approx(expected, rel=0.5)  # medians of two rounds
+    padded, by_length, computed = (int(tokens.replace(",", "")) for tokens in numbers[:3])
+    assert computed < by_length <= padded  # prompts of one data set begin alike
+    assert float(numbers[3]) == pytest.approx(padded / computed, abs=0.006)
+    assert float(numbers[4]) == pytest.approx(by_length / computed, abs=0.006)
+    for loop in ("the plain loop", "the sorted loop"):
+        prompts = findings("encode")[f"prompts: against {loop}"]
+        expected = prompts["ours"] / prompts["reference"]
+        assert prompts["ratio"] == pytest.approx(expected, rel=0.5)  # medians of two rounds
 
 
 def test_gathering_is_measured_for_every_type(capsys, findings):

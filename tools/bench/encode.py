@@ -1,17 +1,18 @@
-"""`msrec bench encode`: prompts per second of the encoder, against a plain padded loop."""
+"""`msrec bench encode`: prompts per second of the encoder, against plain padded loops."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import typer
 from torch import nn
+from transformers import AutoModel
 
-from msrec.data.llm.encoder import FrozenEncoder
+from msrec.data.llm.encoder import DTYPES, FrozenEncoder
 from msrec.data.llm.models.model_weights import load_tokenizer, model_folder
-from msrec.data.llm.prompt_batches import encoded_batches, shared_prefix
-from msrec.data.llm.prompts import user_prompts
+from msrec.data.llm.prompt_batches import encoded_batches, planned_batches, shared_prefix
+from msrec.data.llm.prompts import item_prompts, user_prompts
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
@@ -30,51 +31,64 @@ PromptTokens = list[list[int]]
 def bench_encode(
     config: Config,
     overrides: Overrides = None,
-    prompts: Annotated[int, typer.Option(min=2, help="users to encode, drawn by a seed")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="prompts of a batch of the plain loop")] = 8,
+    level: Annotated[
+        Literal["user", "item"], typer.Option(help="prompts of users, or plain texts of items")
+    ] = "user",
+    prompts: Annotated[int, typer.Option(min=2, help="prompts to encode, drawn by a seed")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="prompts of a batch of the plain loops")] = 8,
     repeats: Repeats = 3,
 ) -> None:
-    """Encoding prompts, against a plain loop over padded batches.
+    """Encoding prompts, against plain loops over padded batches.
 
-    msrec computes the common beginning of the prompts once. The plain loop takes prompts in their
-    order, pads each batch to its longest prompt and runs the same model; both pool by the mean.
+    msrec computes common beginnings of prompts once and packs short ones without padding. The plain
+    loop takes prompts in their order, pads each batch to its longest prompt and runs the model of
+    transformers; the sorted loop takes them by length. All pool by the mean.
     """
     on = prepare(threads=None)
     run = load_config(config, overrides or [])
     schema = load_schema(run.dataset)
     device = rank_device(run.device, has_tables=False)
     batch_tokens = run.llm.batch_tokens or BATCH_TOKENS[device.type]
+    folder = model_folder(run.llm.model)
+    max_tokens = run.llm.max_tokens
     encoder = FrozenEncoder.load(
-        model_folder(run.llm.model),
-        dtype=run.llm.dtype,
-        max_tokens=run.llm.max_tokens,
-        device=str(device),
+        folder, dtype=run.llm.dtype, max_tokens=max_tokens, device=str(device)
     )
-    rows = prompt_tokens(run, schema.name, prompts)
+    trust = {"trust_remote_code": run.llm.trust_remote_code}
+    model = AutoModel.from_pretrained(str(folder), dtype=DTYPES[run.llm.dtype], **trust)
+    model = model.eval().requires_grad_(False).to(device)
+    rows = (item_tokens if level == "item" else prompt_tokens)(run, schema.name, prompts)
+    by_length = sorted(rows, key=len, reverse=True)
     vectors: dict[str, np.ndarray] = {}
 
     def plain() -> None:
-        vectors["plain"] = _encode_plain(encoder.lm, rows, batch)
+        vectors["plain"] = _encode_plain(model, rows, batch)
+
+    def ordered() -> None:
+        _encode_plain(model, by_length, batch)
 
     def ours() -> None:
         vectors["msrec"] = encode_rows(encoder, rows, batch_tokens)
 
-    rounds = interleaved({"msrec": ours, "the plain loop": plain}, repeats)
+    cases = {"msrec": ours, "the plain loop": plain, "the sorted loop": ordered}
+    rounds = interleaved(cases, repeats)
     tokens = sum(map(len, rows))
     findings = [
         *compare_all("prompts", rounds, len(rows), "prompts/s"),
         *compare_all("tokens", rounds, tokens, "tokens/s"),
     ]
-    padded = sum(len(part) * max(map(len, part)) for part in _batches(rows, batch))
-    computed = tokens - (len(rows) - 1) * len(shared_prefix(encoder, rows))
+    padded, by_length_padded = (_padded_tokens(each, batch) for each in (rows, by_length))
+    computed = computed_tokens(encoder, rows, batch_tokens)
     cosine = smallest_cosine(vectors["plain"], vectors["msrec"])
-    more = {"padded_tokens": padded, "computed_tokens": computed, "smallest_cosine": cosine}
-    title = f"{schema.name}: {len(rows)} users, {run.llm.model}, {run.llm.dtype}"
+    more: dict[str, float] = {"padded_tokens": padded, "sorted_padded_tokens": by_length_padded}
+    more |= {"computed_tokens": computed, "smallest_cosine": cosine}
+    title = f"{schema.name}: {len(rows)} {level}s, {run.llm.model}, {run.llm.dtype}"
     report("encode", title, findings, on, more)
-    console.print(f"smallest cosine of the two vectors of a user: {cosine:.6f}")
+    console.print(f"smallest cosine of the two vectors of a prompt: {cosine:.6f}")
     console.print(
-        f"tokens computed: {padded:,} by the plain loop, {computed:,} by msrec; if only they "
-        f"counted, the ratio would be {padded / computed:.2f}"
+        f"tokens computed: {padded:,} by the plain loop, {by_length_padded:,} by the sorted loop, "
+        f"{computed:,} by msrec; if only they counted, the ratios would be "
+        f"{padded / computed:.2f} and {by_length_padded / computed:.2f}"
     )
 
 
@@ -89,6 +103,15 @@ def prompt_tokens(run: RunConfig, dataset: str, prompts: int) -> PromptTokens:
     return tokens.tokenize(sample, system=template.system, keep_end=question)[0]
 
 
+def item_tokens(run: RunConfig, _: str, prompts: int) -> PromptTokens:
+    """Returns the plain texts of some items, drawn by a seed, as a source of `llm.sources`."""
+    tokenizer = load_tokenizer(model_folder(run.llm.model), run.llm.trust_remote_code)
+    tokens = PromptTokenizer(tokenizer, run.llm.max_tokens, is_chat=False)
+    texts = item_prompts(run.dataset, None).frame["text"]
+    return tokens.tokenize(texts.sample(min(prompts, len(texts)), seed=0).to_list())[0]
+
+
+@torch.inference_mode()
 def _encode_plain(model: nn.Module, rows: PromptTokens, batch: int) -> np.ndarray:
     """Encodes as one would write it by hand; returns (prompts, H)."""
     pooled, device = [], next(model.parameters()).device
@@ -108,6 +131,17 @@ def encode_rows(encoder: FrozenEncoder, rows: PromptTokens, batch_tokens: int) -
     batches = list(encoded_batches(encoder, rows, batch_tokens))
     order = np.argsort(np.concatenate([batch.positions for batch in batches]))
     return np.concatenate([batch.encoded.vectors for batch in batches])[order]
+
+
+def computed_tokens(encoder: FrozenEncoder, rows: PromptTokens, batch_tokens: int) -> int:
+    """Returns the number of tokens that `encode_rows` computes, with the shared prefix."""
+    return len(shared_prefix(encoder, rows)) + sum(
+        tokens for _, tokens in planned_batches(encoder, rows, batch_tokens)
+    )
+
+
+def _padded_tokens(rows: PromptTokens, batch: int) -> int:
+    return sum(len(part) * max(map(len, part)) for part in _batches(rows, batch))
 
 
 def _batches(rows: PromptTokens, batch: int) -> Sequence[PromptTokens]:
