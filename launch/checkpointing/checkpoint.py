@@ -15,7 +15,14 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.io.atomic_files import checksums, write_json
-from msrec.launch.checkpointing.commit import COMMIT, Commit, committed, read_commit, step_name
+from msrec.launch.checkpointing.commit import (
+    COMMIT,
+    Commit,
+    best_of,
+    committed,
+    read_commit,
+    step_name,
+)
 from msrec.launch.checkpointing.dcp_storage import INDEX, JsonWriter
 from msrec.launch.checkpointing.snapshot import num_bytes, snapshot
 from msrec.model.distributed.collectives import from_rank_0
@@ -159,11 +166,7 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """Returns the committed checkpoint with the best validation, as the newest one records."""
-        newest = self.newest()
-        if newest is None:
-            return None
-        best = self._folder_of(read_commit(newest).state["best_step"] or 0)
-        return best if (best / COMMIT).exists() else newest
+        return best_of(committed(self.folder))
 
     def _folder_of(self, step: int) -> Path:
         return self.folder / step_name(step)
