@@ -117,6 +117,7 @@ def is_file(path: AnyPath) -> bool:
     """
     if isinstance(path, Path):
         return path.is_file()
+    path.fs.invalidate_cache(path.parent.path)  # another process may have written or deleted it
     try:
         return bool(path.fs.info(path.path)["type"] == "file")
     except FileNotFoundError:

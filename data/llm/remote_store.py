@@ -78,8 +78,9 @@ def written_store(store: AnyPath, complete: Callable[[Path], None]) -> Iterator[
 
 def _levels(store: AnyPath) -> list[str]:
     """Returns the paths in a store of its levels and item sources, finished or not."""
-    sources = [path.name for path in entries(store / ITEM_SOURCES)]
-    return [*LEVELS, *(f"{ITEM_SOURCES}/{name}" for name in sources)]
+    names = [path.name for path in entries(store / ITEM_SOURCES)]
+    sources = [f"{ITEM_SOURCES}/{name}" for name in names if not name.startswith(".")]
+    return [*LEVELS, *sources]
 
 
 def _begin(remote: AnyPath, local: Path) -> None:

@@ -279,18 +279,23 @@ def train(
         FileNotFoundError, ValueError: the config, the data, the knowledge store or a checkpoint is
             missing or does not fit.
     """
+    from msrec.data.io.local_copies import require_one_host
     from msrec.launch.daily.next_day import training_config
     from msrec.launch.distributed import process_group
-    from msrec.launch.training.trainer import train_run
+    from msrec.launch.training.trainer import run_store, train_run
 
     path = None if config is None else local_path(config)
     resolved = training_config(path, overrides, None if data is None else str(data))
+    if evaluate and resolved.trainer.copy_to is not None:
+        require_one_host(resolved.trainer.copy_to)
     with process_group(resolved.device) as process:
         result = train_run(resolved, process)
         if evaluate and not result.preempted:
             from msrec.launch.evaluation.evaluate import evaluate as evaluate_run
 
             evaluate_run(resolved.run_dir, process)
+            if (store := run_store(resolved, process)) is not None:
+                store.finish()
     progress = result.progress
     return Training(
         folder=resolved.run_dir,
