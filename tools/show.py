@@ -79,7 +79,7 @@ def show(
     elif levels := _level_folders(folder):
         _show_store([KnowledgeStore.open(level) for level in levels], key, dataset, console)
     elif is_file(folder / CONFIG_FILE):
-        _show_run(local_run(folder, weights=False), console)
+        _show_run(folder, console)
     elif is_file(folder / COMMIT):
         _show_checkpoint(local_run(folder), console)
     else:
@@ -247,11 +247,12 @@ def neighbours_table(
     return table
 
 
-def _show_run(folder: Path, console: Console) -> None:
+def _show_run(run: AnyPath, console: Console) -> None:
+    folder = local_run(run, weights=False)
     log = load_metric_log(folder)
     committed = sorted((folder / "checkpoints").glob("step-*/COMMIT"))
     newest = committed[-1].parent.name if committed else "none"
-    console.print(f"{folder}: newest checkpoint {newest}", highlight=False, soft_wrap=True)
+    console.print(f"{run}: newest checkpoint {newest}", highlight=False, soft_wrap=True)
     if log.steps.get("valid"):
         console.print(progress_table(log))
     if (folder / RESULTS_FILE).is_file():

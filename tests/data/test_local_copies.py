@@ -4,11 +4,15 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from aiobotocore.httpsession import AIOHTTPSession
+from botocore.exceptions import ConnectionClosedError
 from fsspec.implementations.memory import MemoryFileSystem
+from object_store import store
 from upath import UPath
 
 from msrec.data.io import local_copies
 from msrec.data.io.local_copies import changed_copy, local_copy, require_one_host
+from msrec.data.io.remote_folders import replace_remote_folder
 
 FILES = {"done.json": b"{}", "rows/a.bin": b"a" * 1000, "rows/b.bin": b"b" * 10}
 
@@ -175,3 +179,28 @@ def test_ranks_of_several_hosts_do_not_share_a_remote_folder(remote, monkeypatch
     monkeypatch.setitem(os.environ, "LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="of 4 ranks 2 are on one host"):
         require_one_host(remote)
+
+
+@pytest.mark.slow
+def test_connections_that_are_lost_are_retried_by_the_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("MSREC_CACHE", str(tmp_path / "cache"))
+    send, requests, lost = AIOHTTPSession.send, [], []
+
+    async def lose_some(session, request):
+        requests.append(request.method)
+        if len(requests) % 5 == 0:
+            lost.append(request.method)
+            raise ConnectionClosedError(endpoint_url=request.url)
+        return await send(session, request)
+
+    source = tmp_path / "source"
+    for name, data in FILES.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(data)
+    with store():
+        monkeypatch.setattr(AIOHTTPSession, "send", lose_some)
+        for _ in range(3):
+            replace_remote_folder(source, UPath("s3://apps/thing"), "done.json")
+            assert contents(local_copy(UPath("s3://apps/thing"), "done.json")) == FILES
+    assert {"PUT", "GET"} <= set(lost)
+    release()

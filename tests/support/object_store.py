@@ -7,6 +7,7 @@ from urllib.request import Request, urlopen
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 SECRET = "s3cr3t-0f-the-t3st"
 
@@ -60,6 +61,7 @@ class Bucket:
 @contextmanager
 def store():
     """Yields a bucket of a server that ends afterwards."""
+    S3FileSystem.clear_instance_cache()  # it keeps the address of an earlier server
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
