@@ -150,6 +150,8 @@ def reachable(path: AnyPath, must: str = "be readable") -> Iterator[None]:
     except Exception as error:
         if isinstance(path, Path) or isinstance(error, ValueError):
             raise
+        if str(error).startswith(f"{path} must "):  # such a sentence already
+            raise
         raise unreachable(path, error, must) from None
 
 

@@ -17,7 +17,8 @@ Overrides = Annotated[
     ),
 ]
 Config = Annotated[Path, typer.Argument(help="YAML file of a run; see configs/ for examples.")]
-Run = Annotated[
+Run = Annotated[Path, typer.Argument(help="Run folder, such as runs/demo.")]
+AnyRun = Annotated[
     Path, typer.Argument(help="Run folder, such as runs/demo; also s3://...", parser=to_path)
 ]
 Split = Annotated[

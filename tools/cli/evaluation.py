@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from msrec.data.io.paths import to_path
-from msrec.tools.cli.arguments import Device, Run, Split
+from msrec.tools.cli.arguments import AnyRun, Device, Split
 
 if TYPE_CHECKING:
     from msrec.launch.evaluation.results import Results
@@ -222,7 +222,7 @@ def compare(
 
 
 def calibrate(
-    run: Run,
+    run: AnyRun,
     method: Annotated[
         Literal["isotonic", "platt"],
         typer.Option(help="isotonic: any rising map; platt: logistic, for few rows."),
@@ -247,7 +247,7 @@ def calibrate(
 
 
 def predict(
-    run: Run,
+    run: AnyRun,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

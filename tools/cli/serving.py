@@ -7,7 +7,7 @@ import typer
 
 from msrec.data.io.local_copies import local_copy
 from msrec.data.io.paths import to_path
-from msrec.tools.cli.arguments import Overwrite, Run, Split
+from msrec.tools.cli.arguments import AnyRun, Overwrite, Split
 
 Export = Annotated[
     Path, typer.Argument(help="Folder that `msrec export` wrote; also s3://...", parser=to_path)
@@ -15,7 +15,7 @@ Export = Annotated[
 
 
 def export(
-    run: Run,
+    run: AnyRun,
     out: Annotated[
         Path | None,
         typer.Option(
