@@ -71,7 +71,8 @@ class RunStore:
             OSError: the store cannot be read or written, or a disk is full; on every rank.
         """
         self._on_main(lambda: require_writable(self._remote, MAIN_FILE))
-        self._is_first = self._is_first and not self._shares_folder_of_rank_0()
+        is_shared = self._shares_folder_of_rank_0()
+        self._is_first = self._is_first and not is_shared
         names = self._on_main(lambda: sorted(remote_files(self._remote)))
         stored, (newest, crc32) = committed_names(names), self._on_main(self._newest_here)
         if newest and newest > max(stored, default=""):

@@ -164,10 +164,16 @@ def test_a_run_that_was_trained_without_a_copy_is_sent_with_its_best_checkpoint(
 
 
 def test_one_host_trains_on_another_number_of_ranks(dataset, bucket, tmp_path):
-    run_ranks(train, 2, hosts(dataset, tmp_path / "old"), 2, 8)
-    config = hosts(dataset, tmp_path / "new")[:1]
-    run_ranks(train, 1, config)
+    run_ranks(train, 2, hosts(dataset, tmp_path / "old")[:1] * 2, 2, 8)
+    run_ranks(train, 1, hosts(dataset, tmp_path / "new")[:1])
     assert steps(bucket)[-1] > "step-00000008"
+
+
+def test_hosts_that_share_a_folder_fetch_once(dataset, bucket, whole, tmp_path):
+    run_ranks(train, 2, hosts(dataset, tmp_path)[:1] * 2, 1, 8)
+    shutil.rmtree(tmp_path / "host0")
+    run_ranks(train, 2, hosts(dataset, tmp_path)[:1] * 2, 1)
+    assert_is(bucket, whole)
 
 
 def test_the_marker_is_sent_after_all_files_and_old_ones_are_deleted_after_it(
