@@ -17,6 +17,7 @@ from msrec.launch.calibration.checkpoint_calibration import load_calibration
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT
 from msrec.launch.checkpointing.loading import load_checkpoint
+from msrec.launch.checkpointing.remote_runs import local_run
 from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, load_config
 from msrec.launch.distributed import Process
 from msrec.launch.knowledge_inputs import KnowledgeInputs
@@ -55,12 +56,15 @@ class RunPath(NamedTuple):
     checkpoint: Path | None
 
 
-def find_run(path: Path) -> RunPath:
+def find_run(path: AnyPath) -> RunPath:
     """Returns the run folder of a path: a run folder, or a checkpoint RUN/checkpoints/step-N.
+
+    Of a remote run it is the copy on this machine, without the tensors of the checkpoints.
 
     Raises:
         FileNotFoundError: the path is neither.
     """
+    path = local_run(path, weights=False)
     if (path / CONFIG_FILE).is_file():
         return RunPath(path, None)
     if (path / COMMIT).is_file() and path.resolve().parent.name == CHECKPOINTS:
@@ -71,19 +75,19 @@ def find_run(path: Path) -> RunPath:
     )
 
 
-def load_run_config(run_dir: Path) -> RunConfig:
+def load_run_config(run_dir: AnyPath) -> RunConfig:
     """Reads the config that a run folder keeps.
 
     Raises:
         FileNotFoundError: the folder holds no run.
     """
-    path = run_dir / CONFIG_FILE
+    path = local_run(run_dir, weights=False) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir} must be a run folder; it has no {CONFIG_FILE}.")
     return load_config(path)
 
 
-def run_inputs(run_dir: Path) -> list[AnyPath | None]:
+def run_inputs(run_dir: AnyPath) -> list[AnyPath | None]:
     """Returns the places that belong to a run, in which no other command may write.
 
     Raises:
@@ -94,9 +98,9 @@ def run_inputs(run_dir: Path) -> list[AnyPath | None]:
 
 
 def open_run(
-    run_dir: Path,
+    run_dir: AnyPath,
     process: Process,
-    checkpoint: Path | None = None,
+    checkpoint: AnyPath | None = None,
     data: AnyPath | None = None,
     config: RunConfig | None = None,
     *,
@@ -105,7 +109,7 @@ def open_run(
     """Builds a run's model and loads its weights; every rank calls this.
 
     Args:
-        run_dir: a run folder.
+        run_dir: a run folder, also a remote one.
         process: this rank.
         checkpoint: the weights to load; None takes the checkpoint with the best validation.
         data: another dataset folder to score; None is the run's own.
@@ -118,7 +122,8 @@ def open_run(
             belongs to other weights than those with the best validation.
     """
     config = config or load_run_config(run_dir)
-    path = checkpoint or Checkpoints(run_dir / CHECKPOINTS).best()
+    run_dir = local_run(run_dir, weights=checkpoint is None)
+    path = checkpoint and local_run(checkpoint) or Checkpoints(run_dir / CHECKPOINTS).best()
     if path is None:
         raise FileNotFoundError(
             f"{run_dir / CHECKPOINTS} must hold a committed checkpoint; it has none."

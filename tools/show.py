@@ -9,7 +9,7 @@ from rich.table import Table
 
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.parquet_files import read_parquet
-from msrec.data.io.paths import AnyPath, is_file
+from msrec.data.io.paths import AnyPath, entries, is_file
 from msrec.data.labels import LabelOptions
 from msrec.data.llm.item_vectors import item_projection
 from msrec.data.llm.knowledge import read_vectors
@@ -18,7 +18,9 @@ from msrec.data.llm.store import ITEM_SOURCES, MANIFEST, KnowledgeStore, item_so
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.checkpointing.commit import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import Index, read_index
+from msrec.launch.checkpointing.remote_runs import local_run
 from msrec.launch.config.llm_section import LLMConfig
+from msrec.launch.config.run_config import CONFIG_FILE
 from msrec.launch.console import PlainConsole
 from msrec.launch.evaluation.coverage import coverage
 from msrec.launch.evaluation.results import RESULTS_FILE, load_results
@@ -62,7 +64,7 @@ def show(
     console = console or PlainConsole()
     given = {"--key": key, "--dataset": dataset, "--compare": compare}
     names = [name for name, value in given.items() if value is not None]
-    is_other = any(is_file(folder / name) for name in (SCHEMA_FILE, "config.yaml", COMMIT))
+    is_other = any(is_file(folder / name) for name in (SCHEMA_FILE, CONFIG_FILE, COMMIT))
     if names and is_other:
         raise ValueError(
             f"{' and '.join(names)} must be given with a knowledge store; {folder} is none. Leave "
@@ -70,18 +72,16 @@ def show(
         )
     if is_file(folder / SCHEMA_FILE):
         _show_dataset(load_schema(folder), console)
-    elif not isinstance(folder, Path):
-        raise FileNotFoundError(f"{folder} must be a dataset; it has no {SCHEMA_FILE}.")
     elif compare is not None:
         if compare[0] == compare[1]:
             raise ValueError(f"--compare must name two different sources; got {compare[0]} twice.")
         _show_differences(folder, compare, dataset, console)
     elif levels := _level_folders(folder):
         _show_store([KnowledgeStore.open(level) for level in levels], key, dataset, console)
-    elif (folder / "config.yaml").is_file():
+    elif is_file(folder / CONFIG_FILE):
         _show_run(folder, console)
-    elif (folder / COMMIT).is_file():
-        _show_checkpoint(folder, console)
+    elif is_file(folder / COMMIT):
+        _show_checkpoint(local_run(folder), console)
     else:
         raise FileNotFoundError(
             f"{folder} must be a dataset ({SCHEMA_FILE}), a store ({MANIFEST}), a run "
@@ -136,11 +136,10 @@ def tables_table(schema: Schema) -> Table:
     return table
 
 
-def _level_folders(folder: Path) -> list[Path]:
+def _level_folders(folder: AnyPath) -> list[AnyPath]:
     """Returns the finished levels and item sources of a store, or the folder if it is one."""
-    sources = sorted((folder / ITEM_SOURCES).glob("*"))
-    folders = [folder, *(folder / name for name in LEVELS), *sources]
-    return [level for level in folders if (level / MANIFEST).is_file()]
+    folders = [folder, *(folder / name for name in LEVELS), *entries(folder / ITEM_SOURCES)]
+    return [level for level in folders if is_file(level / MANIFEST)]
 
 
 def _show_store(
@@ -163,7 +162,7 @@ def _show_store(
 
 
 def _show_differences(
-    folder: Path, names: tuple[str, str], dataset: AnyPath | None, console: Console
+    folder: AnyPath, names: tuple[str, str], dataset: AnyPath | None, console: Console
 ) -> None:
     first, second = (KnowledgeStore.open(item_source_folder(folder, name)) for name in names)
     overlap = source_overlap(first, second, SOURCE_DIM)
@@ -248,11 +247,12 @@ def neighbours_table(
     return table
 
 
-def _show_run(folder: Path, console: Console) -> None:
+def _show_run(run: AnyPath, console: Console) -> None:
+    folder = local_run(run, weights=False)
     log = load_metric_log(folder)
     committed = sorted((folder / "checkpoints").glob("step-*/COMMIT"))
     newest = committed[-1].parent.name if committed else "none"
-    console.print(f"{folder}: newest checkpoint {newest}", highlight=False, soft_wrap=True)
+    console.print(f"{run}: newest checkpoint {newest}", highlight=False, soft_wrap=True)
     if log.steps.get("valid"):
         console.print(progress_table(log))
     if (folder / RESULTS_FILE).is_file():

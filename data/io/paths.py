@@ -1,4 +1,4 @@
-"""Paths of dataset folders, local or remote: `data/app`, `s3://bucket/app`, `gs://bucket/app`.
+"""Paths of folders and files, local or remote: `data/app`, `s3://bucket/app`, `gs://bucket/app`.
 
 A remote path is a `UPath` over an fsspec file system and works like `pathlib.Path`. Endpoint and
 credentials come from the environment or the machine, as in fsspec and the libraries of the
@@ -6,11 +6,12 @@ providers (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, the role of an instance). A URL wi
 refused before anything is written or logged.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     AnyPath = Path | UPath
 else:
     AnyPath = Path  # importing fsspec takes 0.2 s, and most commands do not need it
+PathT = TypeVar("PathT", Path, AnyPath)
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 """Beginning of a URL, also of one that `pathlib` took for a path: `s3:/bucket`."""
 _SECRET = re.compile(
@@ -80,8 +82,8 @@ def local_path(text: str | Path) -> Path:
     text = _without_file_scheme(str(text))
     if _URL.match(text):
         raise ValueError(
-            "a path must be a folder or file of this machine (only datasets and raw tables may be "
-            f"elsewhere); got {text}"
+            "a path must be a folder or file of this machine, unless its help or the docs say that "
+            f"it may be elsewhere; got {text}"
         )
     return Path(text)
 
@@ -97,6 +99,11 @@ def _require_text(path: object) -> None:
         raise ValueError(f"must be a path without the character NUL; got {path!r:.60}")
 
 
+def cache_folder() -> Path:
+    """Returns the folder for copies of what is elsewhere: $MSREC_CACHE or ~/.cache/msrec."""
+    return Path(os.environ.get("MSREC_CACHE") or Path.home() / ".cache" / "msrec")
+
+
 def is_remote(path: AnyPath) -> bool:
     """Returns whether a path is not on this machine, so that reading it takes a request."""
     return not isinstance(path, Path)
@@ -110,6 +117,7 @@ def is_file(path: AnyPath) -> bool:
     """
     if isinstance(path, Path):
         return path.is_file()
+    path.fs.invalidate_cache(path.parent.path)  # another process may have written or deleted it
     try:
         return bool(path.fs.info(path.path)["type"] == "file")
     except FileNotFoundError:
@@ -141,6 +149,8 @@ def reachable(path: AnyPath, must: str = "be readable") -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(path, Path) or isinstance(error, ValueError):
+            raise
+        if str(error).startswith(f"{path} must "):  # such a sentence already
             raise
         raise unreachable(path, error, must) from None
 

@@ -1,9 +1,19 @@
 """Checks of files that people write: strict models and a sentence for a fault."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+)
+
+from msrec.data.io.paths import AnyPath, local_path, to_path
 
 # Options have upper bounds: a slip such as 10**12 is refused before it takes all memory.
 MAX_COUNT, MAX_WIDTH = 1024, 1 << 16
@@ -29,6 +39,11 @@ NotNegative = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
 """Rate, weight or scale; zero turns it off."""
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 """Seed of random numbers, of a size that every library takes."""
+LocalPath = Annotated[Path, PlainValidator(local_path, json_schema_input_type=str)]
+FolderPath = Annotated[
+    AnyPath, PlainValidator(to_path, json_schema_input_type=str), PlainSerializer(str)
+]
+"""Path of a folder, local or remote."""
 
 
 _CLASS = re.compile(r"a valid dictionary( or instance of \w+)?")

@@ -97,7 +97,7 @@ class ItemVectors:
 
 def load_item_vectors(
     dataset: AnyPath,
-    store_folder: Path,
+    store_folder: AnyPath,
     source: str,
     dim: int,
     control: SourceControl | None = None,
@@ -159,12 +159,17 @@ def item_units(
 
 
 def item_projection(store: KnowledgeStore, dim: int, *, save: bool = True) -> Projection:
-    """Returns the projection of a source: the saved one, or one that is fitted, and saved."""
+    """Returns the projection of a source: the saved one, or one that is fitted, and saved.
+
+    Raises:
+        FileNotFoundError: the source is remote and has none, see `KnowledgeStore.require_fitted`.
+    """
     file = store.path / f"projection-{dim}.npz"
     if file.is_file():
         return _load(file)
     if not save:
         return _fit(store, dim)
+    store.require_fitted(file)
     with locked(store.path / ".lock"):  # ranks come here together
         if not file.is_file():
             with atomic_path(file) as scratch, scratch.open("wb") as opened:

@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.json_files import read_json_object
+from msrec.data.io.local_copies import local_copy
 from msrec.data.io.parquet_files import num_rows
-from msrec.data.io.paths import AnyPath
+from msrec.data.io.paths import AnyPath, PathT, is_remote, to_path
 from msrec.data.llm.compression import float_chunks
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.schema import load_schema
@@ -98,7 +99,7 @@ def store_settings(dataset: AnyPath, vectors: VectorSettings) -> dict[str, Any]:
     }
 
 
-def item_source_folder(store: Path, source: str) -> Path:
+def item_source_folder(store: PathT, source: str) -> PathT:
     """Returns the folder of a source of item vectors; `/` in a model's name becomes `--`.
 
     Example:
@@ -130,6 +131,8 @@ class KnowledgeStore:
         vectors: (N, H), float16, float32 or int8, memory-mapped; changes are not written back.
         scales: (N,), float32; None unless the vectors are int8.
         mean, std: (H,), float32, of each dimension over all keys; std is 0 for a constant one.
+
+    `path` is the folder on this machine; of a remote level, `copy_of` is its URL.
     """
 
     path: Path
@@ -138,16 +141,20 @@ class KnowledgeStore:
     scales: np.ndarray | None
     mean: np.ndarray
     std: np.ndarray
+    copy_of: str = ""
 
     @classmethod
-    def open(cls, path: Path | str, *, verify: bool = True) -> "KnowledgeStore":
+    def open(cls, path: AnyPath | str, *, verify: bool = True) -> "KnowledgeStore":
         """Maps a level into memory and checks it; `verify` also reads every file once.
+
+        A remote level is copied to this machine, see `local_copy`.
 
         Raises:
             FileNotFoundError: the level does not exist or is not finished.
             ValueError: a file is truncated, damaged or of another version; a vector is not finite.
         """
-        folder = Path(path)
+        path = to_path(path)
+        folder = local_copy(path, MANIFEST)
         manifest = _read_manifest(folder)
         _check_sizes(folder, manifest)
         if verify:
@@ -164,7 +171,8 @@ class KnowledgeStore:
             )
         mean = np.asarray(manifest["mean"], dtype=np.float32)
         std = np.asarray(manifest["std"], dtype=np.float32)
-        store = cls(folder, manifest, vectors, scales, mean, std)
+        copy_of = str(path) if is_remote(path) else ""
+        store = cls(folder, manifest, vectors, scales, mean, std, copy_of)
         if verify and "crc32" not in manifest:
             store._check_finite()  # older stores have no checksums
         return store
@@ -215,6 +223,19 @@ class KnowledgeStore:
             raise ValueError(
                 f"{self.path} must be the store that the config names; the store has "
                 f"{'; '.join(differing)}: encode again into another folder or correct the config."
+            )
+
+    def require_fitted(self, file: Path) -> None:
+        """Refuses to fit what all readers of a remote store must share.
+
+        Raises:
+            FileNotFoundError: the level is remote, and lacks the file.
+        """
+        if self.copy_of and not file.is_file():
+            raise FileNotFoundError(
+                f"{self.copy_of}/{file.name} must exist, so that all machines read the same "
+                "vectors; it does not. Run `msrec encode` with the config of this run, which "
+                "writes it."
             )
 
     def _check_finite(self) -> None:

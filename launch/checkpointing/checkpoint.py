@@ -15,8 +15,16 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.io.atomic_files import checksums, write_json
-from msrec.launch.checkpointing.commit import COMMIT, Commit, committed, read_commit, step_name
+from msrec.launch.checkpointing.commit import (
+    COMMIT,
+    Commit,
+    best_of,
+    committed,
+    read_commit,
+    step_name,
+)
 from msrec.launch.checkpointing.dcp_storage import INDEX, JsonWriter
+from msrec.launch.checkpointing.run_store import RunStore
 from msrec.launch.checkpointing.snapshot import num_bytes, snapshot
 from msrec.model.distributed.collectives import from_rank_0
 from msrec.model.frozen_items import without_frozen
@@ -46,6 +54,8 @@ class Checkpoints:
         self._keep = keep
         self.on_commit: Callable[[Path, Mapping[str, Any]], None] | None = None
         """Called on rank 0 with the folder and the state of each committed checkpoint."""
+        self.store: RunStore | None = None
+        """Object store to which each committed checkpoint is sent."""
         self._group: dist.ProcessGroup | None = None
         self._writer: threading.Thread | None = None
         self._failure: str | None = None
@@ -125,7 +135,10 @@ class Checkpoints:
                 self.on_commit(path, state)
             return True
 
-        return from_rank_0(replace_state)
+        is_there = from_rank_0(replace_state)
+        if is_there and self.store is not None:
+            self.store.send(path, [])
+        return is_there
 
     def wait(self) -> None:
         """Returns when the last save is committed.
@@ -159,11 +172,7 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """Returns the committed checkpoint with the best validation, as the newest one records."""
-        newest = self.newest()
-        if newest is None:
-            return None
-        best = self._folder_of(read_commit(newest).state["best_step"] or 0)
-        return best if (best / COMMIT).exists() else newest
+        return best_of(committed(self.folder))
 
     def _folder_of(self, step: int) -> Path:
         return self.folder / step_name(step)
@@ -217,7 +226,10 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
             return failure
 
-        return from_rank_0(commit, group)
+        failure = from_rank_0(commit, group)
+        if failure is None and self.store is not None:
+            self.store.send(path, list(sums))
+        return failure
 
     def _check_space(self, own_bytes: int, group: dist.ProcessGroup) -> None:
         """Checks the free space before the save, because torch does not report a full disk.

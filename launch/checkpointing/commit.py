@@ -1,5 +1,6 @@
 """The COMMIT file, which marks a checkpoint as complete and holds the state of the trainer."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import torch.distributed as dist
 
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.json_files import read_json_object
+from msrec.data.io.paths import AnyPath, PathT, is_file
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints in a run folder."""
@@ -20,7 +22,7 @@ class Commit(NamedTuple):
     crc32: dict[str, str]
 
 
-def read_commit(path: Path) -> Commit:
+def read_commit(path: AnyPath) -> Commit:
     """Reads the COMMIT file of a checkpoint.
 
     Raises:
@@ -28,7 +30,7 @@ def read_commit(path: Path) -> Commit:
         ValueError: the file is not what a save writes.
     """
     marker = path / COMMIT
-    if not marker.is_file():
+    if not is_file(marker):
         raise FileNotFoundError(f"{path} must be a committed checkpoint; it has no {COMMIT} file.")
     advice = "Delete the folder to go on from an older checkpoint."
     content = read_json_object(marker, advice)
@@ -59,6 +61,23 @@ def committed(folder: Path) -> list[Path]:
         return []
     steps = [path for path in folder.iterdir() if path.name.startswith("step-")]
     return sorted(path for path in steps if (path / COMMIT).is_file())
+
+
+def committed_names(names: Iterable[str]) -> list[str]:
+    """Returns the steps whose COMMIT is among the names of files below a run folder, in order."""
+    parts = (name.split("/") for name in names)
+    return sorted(p[1] for p in parts if len(p) == 3 and (p[0], p[2]) == (CHECKPOINTS, COMMIT))
+
+
+def best_of(checkpoints: Sequence[PathT]) -> PathT | None:
+    """Returns the one with the best validation of committed checkpoints by step.
+
+    The newest one records it. If that is not there, it is the newest one.
+    """
+    if not checkpoints:
+        return None
+    name = step_name(read_commit(checkpoints[-1]).state["best_step"] or 0)
+    return next((path for path in checkpoints if path.name == name), checkpoints[-1])
 
 
 def verify_checkpoint(path: Path) -> Commit:

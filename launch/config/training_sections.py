@@ -4,9 +4,11 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
+from msrec.data.io.paths import AnyPath, is_remote
 from msrec.data.io.validation import (
     BatchRows,
     Count,
+    FolderPath,
     NotNegative,
     Positive,
     Precision,
@@ -130,6 +132,10 @@ class TrainerConfig(StrictModel):
     """Steps between checkpoints within an epoch; null saves only after each validation."""
     keep: int = Field(2, ge=2, le=10**6)
     """Number of newest checkpoints to keep; the best one is always kept."""
+    copy_to: FolderPath | None = None
+    """Folder in an object store, such as `s3://bucket/runs`, to which the run is copied after each
+    checkpoint and at the end, as `COPY_TO/RUN_ID`. A start on other machines continues from there,
+    and the hosts need no shared folder. Null copies nothing."""
     log_every: Steps = 50
     """Steps between log lines. A loss that is not finite ends the run then, and names its step."""
     hang_s: float | None = Field(300, gt=0, le=1e6)
@@ -142,3 +148,10 @@ class TrainerConfig(StrictModel):
     """Number of rows that are read and shuffled together."""
     prefetch: int = Field(8, ge=0, le=1024)
     """Number of batches that a thread prepares ahead; 0 prepares them in the main thread."""
+
+    @field_validator("copy_to")
+    @classmethod
+    def _check_copy(cls, copy_to: AnyPath | None) -> AnyPath | None:
+        if copy_to is not None and not is_remote(copy_to):
+            raise ValueError(f"copy_to must be a URL such as s3://bucket/runs; got {copy_to}")
+        return copy_to

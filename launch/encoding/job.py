@@ -2,12 +2,17 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 from msrec.data.io.exclusive_files import exclusive
 from msrec.data.io.outputs import check_apart
+from msrec.data.llm.item_source.codebook import item_codebook
 from msrec.data.llm.item_source.settings import LSA
+from msrec.data.llm.item_vectors import item_projection
 from msrec.data.llm.models.model_weights import model_folder
-from msrec.data.llm.store import VectorSettings
+from msrec.data.llm.remote_store import written_store
+from msrec.data.llm.store import MANIFEST, KnowledgeStore, VectorSettings, item_source_folder
+from msrec.launch.config.llm_section import LLMConfig
 from msrec.launch.config.run_config import RunConfig
 from msrec.launch.devices import rank_device
 from msrec.launch.distributed import end_with_launcher
@@ -37,6 +42,24 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
         raise ValueError("llm.store must name a folder; it is not given.")
     check_apart(llm.store, [config.dataset, llm.previous])
     end_with_launcher()
+    with written_store(llm.store, lambda store: _fit_shared(store, llm)) as store:
+        return _encode(config, store, on_progress)
+
+
+def _fit_shared(store: Path, llm: LLMConfig) -> None:
+    """Fits what all readers of a remote store share: they cannot write it."""
+    for source in llm.sources:
+        folder = item_source_folder(store, source)
+        if not (folder / MANIFEST).is_file():
+            continue
+        opened = KnowledgeStore.open(folder, verify=False)
+        item_projection(opened, llm.item_dim)
+        if llm.semantic_ids is not None and llm.semantic_ids.source == source:
+            item_codebook(opened, llm.item_dim, llm.semantic_ids.levels, llm.semantic_ids.codes)
+
+
+def _encode(config: RunConfig, store: Path, on_progress: OnProgress | None) -> EncodeResult:
+    llm = config.llm
     rank, world_size = environment_rank()
     device = rank_device(config.device, has_tables=False)
     options = EncodeOptions(
@@ -53,12 +76,12 @@ def encode_config(config: RunConfig, on_progress: OnProgress | None = None) -> E
     for source in set(llm.sources) - {LSA}:
         model_folder(source)  # refuses one that is not there before the others are encoded
     # Ranks encode without a process group, so each has a lock; another job has a rank 0 too.
-    share = llm.store / f"share-{rank}"
+    share = store / f"share-{rank}"
     with exclusive(share, f"share {rank} of {llm.store} must be encoded"):
         if options.levels:
-            result = encode(config.dataset, llm.store, vectors, options, on_progress)
+            result = encode(config.dataset, store, vectors, options, on_progress)
         sources = {
-            source: encode_items(config.dataset, llm.store, source, vectors, options, on_progress)
+            source: encode_items(config.dataset, store, source, vectors, options, on_progress)
             for source in llm.sources
         }
     return replace(result, sources=sources)

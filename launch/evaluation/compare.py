@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from msrec.data.io.paths import AnyPath
+from msrec.data.io.local_copies import local_copy
+from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.io.validation import StrictModel
 from msrec.data.schema import Split
 from msrec.launch.evaluation.evaluate import predictions_folder
@@ -47,21 +48,21 @@ class Comparison(StrictModel):
         return {self.label: self.metrics} | self.labels
 
 
-def find_predictions(path: Path, split: Split, data: AnyPath | None = None) -> Path:
+def find_predictions(path: AnyPath, split: Split, data: AnyPath | None = None) -> Path:
     """Returns the predictions folder of a run folder or checkpoint, or `path` if it is one.
 
     Raises:
         FileNotFoundError: the path is none of these.
     """
-    if (path / COMMIT_FILE).is_file():
-        return path
+    if is_file(path / COMMIT_FILE):
+        return local_copy(path, COMMIT_FILE)
     run, checkpoint = find_run(path)
     return predictions_folder(run, split, checkpoint, data)
 
 
 def compare_runs(
-    first: Path,
-    second: Path,
+    first: AnyPath,
+    second: AnyPath,
     split: Split,
     data: AnyPath | None = None,
     k: int = MetricOptions().k,

@@ -21,7 +21,7 @@ from msrec.model.metrics.exact import MetricOptions
 
 
 def predictions_folder(
-    run: Path, split: Split, checkpoint: Path | None = None, data: AnyPath | None = None
+    run: Path, split: Split, checkpoint: AnyPath | None = None, data: AnyPath | None = None
 ) -> Path:
     """Returns the folder for predictions of a run; no two kinds of predictions share one.
 
@@ -48,7 +48,7 @@ def evaluate(
     run: Path,
     process: Process,
     split: Split = "test",
-    checkpoint: Path | None = None,
+    checkpoint: AnyPath | None = None,
     by: Sequence[Slice] = (),
     data: AnyPath | None = None,
     metric_options: MetricOptions | None = None,

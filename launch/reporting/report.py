@@ -5,8 +5,9 @@ from pathlib import Path
 
 from msrec.data.io.atomic_files import write_text
 from msrec.data.io.outputs import PAGE, check_output
-from msrec.data.io.paths import local_path
+from msrec.data.io.paths import AnyPath, local_path, to_path
 from msrec.launch.calibration.calibration_file import read_calibration
+from msrec.launch.checkpointing.remote_runs import local_run
 from msrec.launch.config.run_config import CONFIG_FILE
 from msrec.launch.evaluation.results import RESULTS_FILE, Results, load_results
 from msrec.launch.explanations.explanation_file import load_explanations
@@ -33,7 +34,7 @@ RUN_FILES = (CONFIG_FILE, LOG_FILE, RESULTS_FILE)
 """A run folder must have one of these files for a report."""
 
 
-def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
+def write_report(path: Path | str, runs: Mapping[str, AnyPath | str]) -> Path:
     """Writes one page that compares runs in the given order; the first run is the reference.
 
     Parts that a run folder does not have (training log, results, predictions) are left out, and
@@ -49,7 +50,7 @@ def write_report(path: Path | str, runs: Mapping[str, Path | str]) -> Path:
             different rows, or a file is broken.
     """
     path = local_path(path)
-    folders = {name: local_path(folder) for name, folder in runs.items()}
+    folders = {name: local_run(to_path(run), weights=False) for name, run in runs.items()}
     if not folders:
         raise ValueError("a report must have at least one run; got none.")
     for name, folder in folders.items():

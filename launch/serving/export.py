@@ -10,6 +10,7 @@ from msrec.data.features.vocabulary import VOCABULARIES
 from msrec.data.io.atomic_files import checksums, write_json
 from msrec.data.io.outputs import new_folder
 from msrec.data.io.parquet_files import parquet_files, read_parquet
+from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Split, save_schema
 from msrec.launch.build_model import model_schema
 from msrec.launch.distributed import Process
@@ -48,10 +49,10 @@ from msrec.model.serving_model import ServingModel
 
 
 def export(
-    run_dir: Path,
-    out: Path,
+    run_dir: AnyPath,
+    out: AnyPath,
     process: Process,
-    checkpoint: Path | None = None,
+    checkpoint: AnyPath | None = None,
     split: Split = "test",
     tables: TableDtype = "int8",
     dense: DenseDtype = "float32",
@@ -63,7 +64,7 @@ def export(
 
     Args:
         run_dir: a run folder.
-        out: the folder to write.
+        out: the folder to write, local or remote.
         process: the only rank.
         checkpoint: the weights to export; None takes the checkpoint with the best validation.
         split: the split that both score for the comparison.
@@ -111,7 +112,7 @@ def _serving_model(run: TrainedRun) -> ServingModel:
 
 
 def _new_manifest(
-    run_dir: Path,
+    run_dir: AnyPath,
     run: TrainedRun,
     model: ServingModel,
     tables: list[ExportTable],

@@ -16,6 +16,7 @@ from msrec.launch.build_model import build_model, build_sharded, init_item_table
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS
 from msrec.launch.checkpointing.loading import load_checkpoint
+from msrec.launch.checkpointing.run_store import RunStore
 from msrec.launch.config.run_config import CONFIG_FILE, RunConfig, check_run_folder, save_config
 from msrec.launch.daily.progressive import PROGRESSIVE, progressive_batches
 from msrec.launch.daily.warm_start import saved_rows, warm_start
@@ -360,7 +361,11 @@ def train_run(config: RunConfig, process: Process) -> FitResult:
 def _train_run(config: RunConfig, process: Process) -> FitResult:
     if process.is_main:
         check_run_folder(config)
+    store = run_store(config, process)
+    if store is not None:
+        store.fetch()
     trainer = Trainer(config, process)
+    trainer.checkpoints.store = store
     progress = trainer.resume()  # a config that does not fit the run must not replace its own
     if process.is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -368,4 +373,17 @@ def _train_run(config: RunConfig, process: Process) -> FitResult:
         write_json(config.run_dir / "versions.json", installed_versions())
         tracker = JobTracker(config, progress.step, process.world_size)
         trainer.checkpoints.on_commit = tracker.record_checkpoint
-    return trainer.fit(progress)
+    result = trainer.fit(progress)
+    if store is not None:
+        store.finish()
+    return result
+
+
+def run_store(config: RunConfig, process: Process) -> RunStore | None:
+    """Returns the copy of a run in an object store; None if `trainer.copy_to` names none."""
+    trainer = config.trainer
+    if trainer.copy_to is None:
+        return None
+    is_first = process.rank % process.local_world_size == 0
+    remote = trainer.copy_to / config.run_id
+    return RunStore(config.run_dir, remote, trainer.keep, is_first=is_first)

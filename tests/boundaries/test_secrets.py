@@ -69,8 +69,7 @@ def test_every_way_in_refuses_a_secret_without_repeating_it(tmp_path, url):
         lambda: train("config=conf.yaml", f"dataset={url}"),
         lambda: msrec.report(url, {"a": tmp_path}),
         lambda: msrec.report(tmp_path / "x.html", {"a": url}),
-        lambda: msrec.evaluate(url),
-        lambda: msrec.evaluate(tmp_path, checkpoint=url),
+        lambda: load_config(None, ["dataset=x", f"init_from={url}"]),
         lambda: msrec.evaluate(tmp_path, data=url),
         lambda: msrec.predict(tmp_path, url, tmp_path / "out"),
         lambda: msrec.predict(tmp_path, tmp_path, url),
@@ -137,13 +136,14 @@ def test_a_url_is_never_taken_for_a_folder_of_this_machine(tmp_path, monkeypatch
     for way in (
         lambda: local_path(url),
         lambda: msrec.report(url, {"a": tmp_path}),
-        lambda: msrec.evaluate(url),
-        lambda: msrec.evaluate(tmp_path, checkpoint=url),
+        lambda: load_config(None, ["dataset=x", f"init_from={url}"]),
         lambda: msrec.synthetic(url),
         lambda: load_config(None, ["dataset=x", f"run_root={url}"]),
     ):
         with pytest.raises(ValueError, match="must be a folder or file of this machine"):
             way()
+    with pytest.raises(ValueError, match="a URL must have two slashes after its scheme"):
+        msrec.evaluate(url.replace("//", "/"))
     assert list(tmp_path.iterdir()) == []
 
 

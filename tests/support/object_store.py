@@ -61,6 +61,7 @@ class Bucket:
 @contextmanager
 def store():
     """Yields a bucket of a server that ends afterwards."""
+    S3FileSystem.clear_instance_cache()  # it keeps the address of an earlier server
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()

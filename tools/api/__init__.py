@@ -16,13 +16,13 @@ torchrun every rank calls the same function; only rank 0 gets the result where a
 return None.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msrec.data.io.paths import local_path, to_path
+from msrec.data.io.paths import AnyPath, local_path, to_path
 
 if TYPE_CHECKING:
     from msrec.data.loading.batch import Batch
@@ -279,18 +279,23 @@ def train(
         FileNotFoundError, ValueError: the config, the data, the knowledge store or a checkpoint is
             missing or does not fit.
     """
+    from msrec.data.io.local_copies import require_one_host
     from msrec.launch.daily.next_day import training_config
     from msrec.launch.distributed import process_group
-    from msrec.launch.training.trainer import train_run
+    from msrec.launch.training.trainer import run_store, train_run
 
     path = None if config is None else local_path(config)
     resolved = training_config(path, overrides, None if data is None else str(data))
+    if evaluate and resolved.trainer.copy_to is not None:
+        require_one_host(resolved.trainer.copy_to)
     with process_group(resolved.device) as process:
         result = train_run(resolved, process)
         if evaluate and not result.preempted:
             from msrec.launch.evaluation.evaluate import evaluate as evaluate_run
 
             evaluate_run(resolved.run_dir, process)
+            if (store := run_store(resolved, process)) is not None:
+                store.finish()
     progress = result.progress
     return Training(
         folder=resolved.run_dir,
@@ -360,7 +365,9 @@ def open_run(folder: str | Path) -> Run:
     Raises:
         FileNotFoundError: the folder holds no run.
     """
-    run = Run(local_path(folder))
+    from msrec.launch.checkpointing.remote_runs import local_run
+
+    run = Run(local_run(to_path(folder)))
     _ = run.config
     return run
 
@@ -393,16 +400,17 @@ def evaluate(
     Returns:
         The results, which are also saved in the run folder; None on other ranks than 0.
     """
+    from msrec.launch.checkpointing.remote_runs import changed_run
     from msrec.launch.distributed import process_group
     from msrec.launch.evaluation.evaluate import evaluate as evaluate_run
     from msrec.launch.evaluation.slices import check_slices
     from msrec.model.metrics.exact import MetricOptions
 
     scored = None if data is None else to_path(str(data))
-    path = None if checkpoint is None else local_path(checkpoint)
+    path = None if checkpoint is None else to_path(checkpoint)
     slices, options = check_slices(by), MetricOptions(k, resamples, seed)
-    with process_group(device) as process:
-        return evaluate_run(local_path(run), process, split, path, slices, scored, options)
+    with process_group(device) as process, changed_run(run) as folder:
+        return evaluate_run(folder, process, split, path, slices, scored, options)
 
 
 def calibrate(
@@ -421,11 +429,12 @@ def calibrate(
     Returns:
         The maps, and the calibration errors before and after; None on other ranks than 0.
     """
+    from msrec.launch.checkpointing.remote_runs import changed_run
     from msrec.launch.distributed import process_group
     from msrec.launch.evaluation.calibrate import calibrate as calibrate_run
 
-    with process_group(device) as process:
-        return calibrate_run(local_path(run), process, method)
+    with process_group(device) as process, changed_run(run) as folder:
+        return calibrate_run(folder, process, method)
 
 
 def compare(
@@ -455,7 +464,7 @@ def compare(
 
     scored = None if data is None else to_path(str(data))
     return compare_runs(
-        local_path(first), local_path(second), split, scored, k, any_protocol=any_protocol
+        to_path(first), to_path(second), split, scored, k, any_protocol=any_protocol
     )
 
 
@@ -507,11 +516,11 @@ def predict(
     files = [data] if isinstance(data, str | Path) else data
     paths = [to_path(str(file)) for file in files]
     target = to_path(str(out))
-    weights = None if checkpoint is None else local_path(checkpoint)
+    weights = None if checkpoint is None else to_path(checkpoint)
     scored = None if dataset is None else to_path(str(dataset))
-    check_output(target, PREDICTED, [*paths, scored, weights, *run_inputs(local_path(run))])
+    check_output(target, PREDICTED, [*paths, scored, weights, *run_inputs(to_path(run))])
     with process_group(device) as process, exclusive_job(target, "written"):
-        opened = open_trained_run(local_path(run), process, weights, scored)
+        opened = open_trained_run(to_path(run), process, weights, scored)
         kept = None if columns is None else list(columns)
         return predict_files(opened, process, paths, target, kept)
 
@@ -535,26 +544,27 @@ def explain(
         split: the rows of the users that are scored.
         label: label whose scores are explained; None is the first label of the run.
     """
+    from msrec.launch.checkpointing.remote_runs import changed_run
     from msrec.launch.explanations.explain import explanations
     from msrec.launch.explanations.explanation_file import UserExplanation
 
     of_users: list[UserExplanation] = []
     of_scenarios = None
-    folder = local_path(run)
-    for explained in explanations(folder, users, scenarios=scenarios, split=split, label=label):
-        if isinstance(explained, UserExplanation):
-            of_users.append(explained)
-        else:
-            of_scenarios = explained
+    with changed_run(run) as folder:
+        for explained in explanations(folder, users, scenarios=scenarios, split=split, label=label):
+            if isinstance(explained, UserExplanation):
+                of_users.append(explained)
+            else:
+                of_scenarios = explained
     return Explanation(of_users, of_scenarios)
 
 
-def report(out: str | Path, runs: "dict[str, str | Path]") -> Path:
+def report(out: str | Path, runs: "Mapping[str, str | AnyPath]") -> Path:
     """Writes one self-contained HTML page over evaluated runs; the first is the reference.
 
     Args:
         out: the file to write.
-        runs: name on the page -> run folder.
+        runs: name on the page -> run folder, local or remote.
     """
     from msrec.launch.reporting.report import write_report
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from msrec.data.io.paths import local_path
+from msrec.data.io.paths import local_path, to_path
 
 Overrides = Annotated[
     list[str] | None,
@@ -18,6 +18,9 @@ Overrides = Annotated[
 ]
 Config = Annotated[Path, typer.Argument(help="YAML file of a run; see configs/ for examples.")]
 Run = Annotated[Path, typer.Argument(help="Run folder, such as runs/demo.")]
+AnyRun = Annotated[
+    Path, typer.Argument(help="Run folder, such as runs/demo; also s3://...", parser=to_path)
+]
 Split = Annotated[
     Literal["train", "valid", "test"], typer.Option(help="Split whose rows are scored.")
 ]

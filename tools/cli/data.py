@@ -92,7 +92,7 @@ def show(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="Dataset (also s3://bucket/app), knowledge store, run or checkpoint.",
+            help="Dataset, knowledge store, run or checkpoint; also s3://bucket/app.",
             parser=to_path,
         ),
     ],
@@ -123,8 +123,10 @@ def show(
     ] = None,
 ) -> None:
     """Show the contents of a dataset, a knowledge store, a run or a checkpoint."""
+    from msrec.tools.cli.terminal import log_to_terminal
     from msrec.tools.show import show as print_folder
 
+    log_to_terminal()
     print_folder(folder, key, dataset, compare)
     if id_counts is not None:
         from msrec.tools.id_counts import write_id_counts

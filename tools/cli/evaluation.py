@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from msrec.data.io.paths import to_path
-from msrec.tools.cli.arguments import Device, Run, Split
+from msrec.tools.cli.arguments import AnyRun, Device, Split
 
 if TYPE_CHECKING:
     from msrec.launch.evaluation.results import Results
@@ -23,7 +23,12 @@ DataOption = Annotated[
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in its checkpoints/.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder, or a checkpoint in its checkpoints/; also s3://...", parser=to_path
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -67,6 +72,10 @@ def evaluate(
     log_to_terminal()
     options = read_options(overrides or [], EVALUATE_OPTIONS)
     if watch:
+        if not isinstance(run, Path):
+            raise ValueError(
+                f"--watch must have the folder in which a run is trained; {run} is remote."
+            )
         _watch(run, split, data, every, _device(options))
         return
     results = msrec.evaluate(
@@ -142,9 +151,15 @@ def _watch(run: Path, split: Split, data: str | None, every_s: float, device: De
 
 def compare(
     first: Annotated[
-        Path, typer.Argument(help="Evaluated run, checkpoint or predictions folder: the reference.")
+        Path,
+        typer.Argument(
+            help="Evaluated run, checkpoint or predictions folder: the reference; also s3://...",
+            parser=to_path,
+        ),
     ],
-    second: Annotated[Path, typer.Argument(help="Another one that scored the same rows.")],
+    second: Annotated[
+        Path, typer.Argument(help="Another one that scored the same rows.", parser=to_path)
+    ],
     split: Split = "test",
     data: Annotated[
         str | None,
@@ -186,8 +201,9 @@ def compare(
         history_note,
     )
     from msrec.model.metrics.differences import COMPARED
-    from msrec.tools.cli.terminal import console, say
+    from msrec.tools.cli.terminal import console, log_to_terminal, say
 
+    log_to_terminal()
     if metric is not None and metric not in COMPARED:
         raise ValueError(f"metric must be one of {', '.join(COMPARED)}; got {metric!r}.")
     comparison = msrec.compare(first, second, split, data=data, k=k, any_protocol=any_protocol)
@@ -206,7 +222,7 @@ def compare(
 
 
 def calibrate(
-    run: Run,
+    run: AnyRun,
     method: Annotated[
         Literal["isotonic", "platt"],
         typer.Option(help="isotonic: any rising map; platt: logistic, for few rows."),
@@ -231,7 +247,7 @@ def calibrate(
 
 
 def predict(
-    run: Run,
+    run: AnyRun,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

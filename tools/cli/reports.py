@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from msrec.data.io.paths import local_path, to_path
+from msrec.data.io.paths import AnyPath, to_path
 from msrec.tools.cli.arguments import Split
 
 
@@ -35,7 +35,11 @@ def drift(
 
 def explain(
     run: Annotated[
-        Path, typer.Argument(help="Run folder, trained with meta networks or interest blocks.")
+        Path,
+        typer.Argument(
+            help="Run folder, trained with meta networks or interest blocks; also s3://...",
+            parser=to_path,
+        ),
     ],
     user: Annotated[
         list[str] | None, typer.Option(help="Raw key of a user; may be repeated.")
@@ -57,29 +61,34 @@ def explain(
     history: attention and similarity of each earlier item by source, and the score without each
     source and without history.
     """
-    from msrec.tools.cli.terminal import console
+    from msrec.launch.checkpointing.remote_runs import changed_run
+    from msrec.tools.cli.terminal import console, log_to_terminal
     from msrec.tools.explain import explain as print_explanations
 
-    print_explanations(run, user or [], scenario, split, rows, console, label)
+    log_to_terminal()
+    with changed_run(run) as folder:
+        print_explanations(folder, user or [], scenario, split, rows, console, label)
 
 
 def report(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="Run folders; NAME=FOLDER gives a run another name. The first is the reference."
+            help="Run folders, also s3://...; NAME=FOLDER gives a run another name. The first is "
+            "the reference."
         ),
     ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page over evaluated runs."""
     import msrec
-    from msrec.tools.cli.terminal import say
+    from msrec.tools.cli.terminal import log_to_terminal, say
 
+    log_to_terminal()
     msrec.report(out, dict(map(_named, runs)))
     say(f"wrote {out}")
 
 
-def _named(run: str) -> tuple[str, Path]:
+def _named(run: str) -> tuple[str, AnyPath]:
     name, equals, folder = run.partition("=")
-    return (name, local_path(folder)) if equals else (local_path(run).name, local_path(run))
+    return (name, to_path(folder)) if equals else (to_path(run).name, to_path(run))

@@ -5,19 +5,28 @@ from typing import Annotated, Literal
 
 import typer
 
-from msrec.tools.cli.arguments import Overwrite, Run, Split
+from msrec.data.io.local_copies import local_copy
+from msrec.data.io.paths import to_path
+from msrec.tools.cli.arguments import AnyRun, Overwrite, Split
 
-Export = Annotated[Path, typer.Argument(help="Folder that `msrec export` wrote.")]
+Export = Annotated[
+    Path, typer.Argument(help="Folder that `msrec export` wrote; also s3://...", parser=to_path)
+]
 
 
 def export(
-    run: Run,
+    run: AnyRun,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write.", show_default="RUN/export")
+        Path | None,
+        typer.Option(
+            help="Folder to write; also s3://...", show_default="RUN/export", parser=to_path
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint to export.", show_default="the best validation's"),
+        typer.Option(
+            help="Checkpoint to export.", show_default="the best validation's", parser=to_path
+        ),
     ] = None,
     split: Split = "test",
     tables: Annotated[
@@ -41,6 +50,7 @@ def export(
         typer.Option(
             help="Earlier export that servers have. What changed since then is also written, to "
             "the folder OUT-delta, which [b]msrec apply[/] takes.",
+            parser=to_path,
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -52,12 +62,14 @@ def export(
     from msrec.launch.distributed import process_group
     from msrec.launch.serving.delta.make import check_delta, write_delta
     from msrec.launch.serving.export import export as export_run
+    from msrec.launch.serving.export_folder import MANIFEST_FILE
     from msrec.tools.cli.terminal import log_to_terminal, say
 
     log_to_terminal()
     folder = out or run / "export"
     delta_folder = folder.with_name(f"{folder.name}-delta")
     if since is not None:
+        since = local_copy(since, MANIFEST_FILE)
         check_delta(since, folder, delta_folder, overwrite=overwrite)
     options = {"compiled": compiled, "overwrite": overwrite}
     with process_group("cpu") as process:
@@ -85,7 +97,8 @@ def export(
         )
     say(f"wrote {folder}")
     if since is not None:
-        delta = write_delta(since, folder, delta_folder, overwrite=overwrite)
+        new = local_copy(folder, MANIFEST_FILE)
+        delta = write_delta(since, new, delta_folder, overwrite=overwrite)
         for name, part in delta.parts.items():
             if part.kind != "whole":
                 say(f"  {name}: {part.changed:,} changed, {part.new:,} new")
@@ -97,9 +110,21 @@ def export(
 
 
 def apply(
-    base: Annotated[Path, typer.Argument(metavar="EXPORT", help="Export, or a link to it.")],
-    delta: Annotated[Path, typer.Argument(help="Folder that `msrec export --since` wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new export.")],
+    base: Annotated[
+        Path,
+        typer.Argument(
+            metavar="EXPORT", help="Export, also s3://..., or a link to it.", parser=to_path
+        ),
+    ],
+    delta: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that `msrec export --since` wrote; also s3://...", parser=to_path
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the new export; also s3://...", parser=to_path)
+    ],
     swap: Annotated[
         bool,
         typer.Option(
@@ -114,11 +139,17 @@ def apply(
     A damaged delta, or one that was made against another export, is refused and changes nothing.
     """
     from msrec.launch.serving.delta.apply import apply_delta, point_link, require_link
-    from msrec.tools.cli.terminal import say
+    from msrec.launch.serving.delta.delta_folder import DELTA_FILE
+    from msrec.launch.serving.export_folder import MANIFEST_FILE
+    from msrec.tools.cli.terminal import log_to_terminal, say
 
+    log_to_terminal()
     if swap:
+        if not isinstance(out, Path):
+            raise ValueError(f"--swap must have a folder of this machine as --out; got {out}.")
         require_link(base)
-    made = apply_delta(base, delta, out, overwrite=overwrite)
+    new = local_copy(delta, DELTA_FILE)
+    made = apply_delta(local_copy(base, MANIFEST_FILE), new, out, overwrite=overwrite)
     say(f"wrote {out}: version {made.result}, from {made.base}")
     if swap:
         point_link(base, out)
@@ -132,11 +163,13 @@ def score(
 ) -> None:
     """Score a file of raw rows with an export: as many rows out as in, in order."""
     from msrec.data.features.value_counts import count_sentences
+    from msrec.launch.serving.export_folder import MANIFEST_FILE
     from msrec.launch.serving.score_file import score_file
     from msrec.launch.serving.scorer import Scorer
-    from msrec.tools.cli.terminal import say
+    from msrec.tools.cli.terminal import log_to_terminal, say
 
-    scorer = Scorer(folder)
+    log_to_terminal()
+    scorer = Scorer(local_copy(folder, MANIFEST_FILE))
     rows = score_file(scorer, file, out)
     say(f"wrote {out}: {rows:,} rows")
     for line in count_sentences(scorer.encoder.counts.take()):
@@ -181,7 +214,9 @@ def serve(
     If the folder is a link, the server swaps to another export when the link is pointed to it,
     without a failed request. It then needs memory for both.
     """
+    from msrec.launch.serving.export_folder import MANIFEST_FILE
     from msrec.launch.serving.scorer import Scorer
+    from msrec.tools.cli.terminal import log_to_terminal
 
     def announce(scorer: Scorer) -> None:
         how = "compiled" if scorer.is_compiled else "not compiled"
@@ -196,8 +231,9 @@ def serve(
             f"msrec serve needs the package {error.name}, which is not installed. Run: "
             "pip install '.[serve]' (in a checkout)"
         ) from None
+    log_to_terminal()
     run(
-        folder,
+        local_copy(folder, MANIFEST_FILE),
         ServerOptions(host, port, workers, threads, drain_s),
         Limits(max_batch, max_wait_ms, max_queue, max_body_mib),
         announce,

@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from msrec.data.io.exclusive_files import exclusive
+from msrec.data.io.paths import AnyPath
 from msrec.data.schema import SCHEMA_FILE
 from msrec.launch.config.run_config import RunConfig, load_config
 from msrec.launch.console import PlainConsole
@@ -96,12 +96,12 @@ def _encode(pending: Pending) -> None:
             run_msrec("encode", setting.config, *setting.options, items_option)
 
 
-def _stores(pending: Pending) -> dict[Path, dict[frozenset[str], Setting]]:
+def _stores(pending: Pending) -> dict[AnyPath, dict[frozenset[str], Setting]]:
     """Returns knowledge store -> levels and sources of items -> a setting that reads these.
 
     What another setting reads too, and more, is left out.
     """
-    stores: dict[Path, dict[frozenset[str], Setting]] = {}
+    stores: dict[AnyPath, dict[frozenset[str], Setting]] = {}
     for cells, config in pending:
         need = frozenset([*config.knowledge_levels, *config.llm.sources])
         if config.llm.store is not None and need:

@@ -89,9 +89,11 @@ def item_codebook(store: KnowledgeStore, dim: int, levels: int, codes: int) -> C
         codes: number of codes per level.
 
     Raises:
+        FileNotFoundError: the source is remote and has none, see `KnowledgeStore.require_fitted`.
         ValueError: the source has fewer vectors than codes.
     """
     file = store.path / f"codes-{levels}x{codes}-{dim}.npz"
+    store.require_fitted(file)
     projection = item_projection(store, dim)  # takes the same lock
     with locked(store.path / ".lock"):  # ranks come here together
         if not file.is_file():

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import importlib.util
 import json
-import os
 import reprlib
 import shutil
 import subprocess
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from msrec.data.io.paths import cache_folder
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -77,8 +78,7 @@ PACKAGED = {
 
 def imported_folder(model: str) -> Path:
     """Returns the folder for the copy of a packaged model in $MSREC_CACHE or ~/.cache/msrec."""
-    cache = Path(os.environ.get("MSREC_CACHE") or Path.home() / ".cache" / "msrec")
-    return cache / "models" / model
+    return cache_folder() / "models" / model
 
 
 def is_local(model: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from msrec.data.io.atomic_files import check_files
 from msrec.data.io.outputs import new_folder
+from msrec.data.io.paths import AnyPath
 from msrec.launch.serving.delta.delta_folder import Delta, read_delta, writer_versions
 from msrec.launch.serving.delta.parts import apply_rows, apply_values
 from msrec.launch.serving.export_folder import (
@@ -16,7 +17,7 @@ from msrec.launch.serving.export_folder import (
 )
 
 
-def apply_delta(base: Path, delta_folder: Path, out: Path, *, overwrite: bool = False) -> Delta:
+def apply_delta(base: Path, delta_folder: Path, out: AnyPath, *, overwrite: bool = False) -> Delta:
     """Writes the export that a delta makes of its base, bit for bit the one it was made of.
 
     The base stays as it is. `out` appears only if every file has the checksum of the new export.

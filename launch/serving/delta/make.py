@@ -6,6 +6,7 @@ from pathlib import Path
 
 from msrec.data.io.atomic_files import checksums, write_json
 from msrec.data.io.outputs import check_output, new_folder
+from msrec.data.io.paths import AnyPath
 from msrec.launch.serving.delta.delta_folder import (
     DELTA,
     DELTA_FILE,
@@ -17,7 +18,7 @@ from msrec.launch.serving.delta.parts import write_new_values, write_rows
 from msrec.launch.serving.export_folder import MANIFEST_FILE, export_version, read_manifest_file
 
 
-def check_delta(base: Path, new: Path, out: Path, *, overwrite: bool = False) -> None:
+def check_delta(base: Path, new: AnyPath, out: AnyPath, *, overwrite: bool = False) -> None:
     """Refuses a delta that cannot be written, before the new export is made.
 
     Raises:
@@ -27,7 +28,7 @@ def check_delta(base: Path, new: Path, out: Path, *, overwrite: bool = False) ->
     check_output(out, DELTA, [base, new], overwrite=overwrite)
 
 
-def write_delta(base: Path, new: Path, out: Path, *, overwrite: bool = False) -> Delta:
+def write_delta(base: Path, new: Path, out: AnyPath, *, overwrite: bool = False) -> Delta:
     """Writes the delta from one export to another; the folder appears only when it is complete.
 
     Args:
