@@ -1,5 +1,6 @@
 """`msrec bench zoo`: a training step of each model, against every row through every tower."""
 
+import sys
 from dataclasses import replace
 from typing import Annotated
 from unittest import mock
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from msrec.launch.devices import rank_device
 from msrec.model.backbones import BACKBONES, make_backbone
+from msrec.model.layers import row_groups
 from msrec.tools.bench.harness.measure import Case, Seconds, compare_all, interleaved, timed
 from msrec.tools.bench.harness.options import Batch, Repeats, comma_list
 from msrec.tools.bench.harness.report import console, prepare, report
@@ -32,8 +34,9 @@ def bench_zoo(
 ) -> None:
     """A training step of each model, against every row through every tower.
 
-    The reference is the form that exported programs have: each layer is computed with the weights
-    of all scenarios for all rows in one product, and a mask picks each row's own result.
+    The reference is the form that small layers have in exported programs: each layer is computed
+    with the weights of all scenarios for all rows in one product, and each row's own result is
+    picked.
 
     Raises:
         ValueError: a name is unknown.
@@ -69,8 +72,11 @@ def step_times(name: str, num_scenarios: int, batch: int, repeats: int) -> dict[
         def run() -> Seconds:
             model.zero_grad(set_to_none=True)
             inputs = x.clone().requires_grad_()
-            # group_rows groups nothing while a program is exported: model/layers/row_groups.py.
-            with mock.patch("torch.compiler.is_exporting", return_value=is_plain):
+            # A program of torch.export groups no rows where few products are spare.
+            with (
+                mock.patch("torch.compiler.is_exporting", return_value=is_plain),
+                mock.patch.object(row_groups, "MAX_SPARE_PRODUCTS", sys.maxsize),
+            ):
                 return timed(lambda: step(inputs))
 
         return run

@@ -26,7 +26,7 @@ BENCHES = {
     "ranks": ("ranks", "Training on two ranks, against one rank with the same global batch."),
     "job": ("job", "An epoch of an MMoE from files to metrics on two ranks, against one rank."),
     "zoo": ("zoo", "A training step of each model, against every row through every tower."),
-    "encode": ("encode", "Encoding prompts, against a plain loop over padded batches."),
+    "encode": ("encode", "Encoding prompts, against plain loops over padded batches."),
     "store": ("store", "Gathering the vectors of a batch from a store, against a stream copy."),
     "checkpoint": ("checkpoint", "Saving and loading a checkpoint, and the time training waits."),
     "planner": ("planner", "Sharding plans for seven sets of tables, against TorchRec's planner."),
