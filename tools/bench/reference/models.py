@@ -131,7 +131,7 @@ class OMoE(nn.Module):
 
 
 class PLE(nn.Module):
-    """One level: two experts per scenario and two for all rows; a gate and a tower per scenario."""
+    """Two experts per scenario and two for all rows, in one level; gate and tower per scenario."""
 
     def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
         super().__init__()
