@@ -14,7 +14,7 @@ from msrec.data.labels import LabelOptions
 from msrec.data.llm.item_vectors import item_projection
 from msrec.data.llm.knowledge import read_vectors
 from msrec.data.llm.neighbours import neighbours, row_of, standardised
-from msrec.data.llm.store import ITEM_SOURCES, MANIFEST, KnowledgeStore, item_source_folder
+from msrec.data.llm.store import ITEM_SOURCES, LEVELS, MANIFEST, KnowledgeStore, item_source_folder
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema, load_schema
 from msrec.launch.checkpointing.commit import COMMIT, read_commit
 from msrec.launch.checkpointing.dcp_storage import Index, read_index
@@ -30,7 +30,6 @@ from msrec.launch.training.metric_log import MetricLog, load_metric_log
 from msrec.tools.convert import remarks, summary_table
 from msrec.tools.histories import histories_table
 
-LEVELS = ("user", "scenario", "item")
 SOURCE_DIM = LLMConfig().item_dim
 """Components by which the neighbours of an item source are found."""
 SHOWN_RANKS = 8

@@ -20,20 +20,21 @@ from msrec.data.io.remote_folders import (
 from msrec.data.llm.store import (
     ITEM_SOURCES,
     KEYS,
+    LEVELS,
     LSA_FILE,
     MANIFEST,
     PROJECTION,
     SCALES,
     VECTORS,
 )
+from msrec.data.llm.store_writer import SETTINGS
 
 log = logging.getLogger(__name__)
-LEVELS = ("user", "scenario", "item")
 LEVEL = FolderKind(
     "a level of a knowledge store",
     MANIFEST,
     (
-        *(KEYS, VECTORS, SCALES, PROJECTION, LSA_FILE, MANIFEST, "settings.json"),
+        *(KEYS, VECTORS, SCALES, PROJECTION, LSA_FILE, MANIFEST, SETTINGS),
         *("projection-*.npz", "codes-*.npz"),
     ),
 )

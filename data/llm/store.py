@@ -36,6 +36,8 @@ from msrec.data.schema import load_schema
 
 KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"
 SCALES, PROJECTION, LSA_FILE = "scales.npy", "projection.npz", "lsa.npz"
+LEVELS = ("user", "scenario", "item")
+"""Names of the levels, in the order in which they are shown."""
 ITEM_SOURCES = "item-sources"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)

@@ -97,14 +97,14 @@ def verify_checkpoint(path: Path) -> Commit:
         older = [p.name for p in committed(path.parent) if p.name < path.name]
         instead = f"; the one before it is {older[-1]}" if older else ""
         advice = f"The checkpoint is damaged: delete its folder{instead}."
-        if not all((path / name).is_file() for name in commit.crc32):
-            advice += (
-                " If it was trained with trainer.copy_to on hosts without a shared folder, this "
-                "host has its own files only: read the run in the store instead."
-            )
         check_files(path, dict(files[rank::world_size]), advice)
     except ValueError as error:
         failure = str(error)
+        if not all((path / name).is_file() for name in commit.crc32):
+            failure += (
+                " If it was trained with trainer.copy_to on hosts without a shared folder, this "
+                "host has its own files only: read the run in the store instead."
+            )
     failures: list[str | None] = [None] * world_size
     dist.all_gather_object(failures, failure)
     for failure in failures:

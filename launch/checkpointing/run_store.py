@@ -34,9 +34,9 @@ from msrec.launch.checkpointing.commit import (
     read_commit,
 )
 from msrec.launch.checkpointing.remote_runs import NOT_COPIED
+from msrec.launch.config.run_config import CONFIG_FILE
 from msrec.model.distributed.collectives import T, from_rank_0
 
-MAIN_FILE = "config.yaml"
 logger = logging.getLogger(__name__)
 
 
@@ -70,7 +70,7 @@ class RunStore:
         Raises:
             OSError: the store cannot be read or written, or a disk is full; on every rank.
         """
-        self._on_main(lambda: require_writable(self._remote, MAIN_FILE))
+        self._on_main(lambda: require_writable(self._remote, CONFIG_FILE))
         is_shared = self._shares_folder_of_rank_0()
         self._is_first = self._is_first and not is_shared
         names = self._on_main(lambda: sorted(remote_files(self._remote)))

@@ -2,12 +2,11 @@
 
 from msrec.data.llm.models.model_weights import load_tokenizer, model_folder
 from msrec.data.llm.prompts import item_prompts, level_prompts
+from msrec.data.llm.store import LEVELS
 from msrec.data.llm.templates import load_template, template_of
 from msrec.data.llm.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
 from msrec.launch.config.run_config import RunConfig
-
-LEVELS = ("user", "scenario", "item")
 
 
 def named_prompt(config: RunConfig, name: str) -> str:

@@ -109,9 +109,9 @@ class GroupedLinear(torch.autograd.Function):
         ctx.types = x.dtype, weight.dtype, bias.dtype
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
         ctx.save_for_backward(x, weight)
-        ctx.counts = counts
+        ctx.groups = groups = _windows(counts, x)
         out = x.new_empty(len(x), bias.shape[1])
-        for group, b, w in zip(_windows(counts, x), bias, weight, strict=True):
+        for group, b, w in zip(groups, bias, weight, strict=True):
             group.write(out, x, partial(torch.addmm, b, mat2=w))
         return out
 
@@ -122,8 +122,7 @@ class GroupedLinear(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        grad = grad.contiguous()
-        groups = _windows(ctx.counts, x)
+        grad, groups = grad.contiguous(), ctx.groups
         x_grad = weight_grad = bias_grad = None
         if of_x:
             x_grad = torch.empty_like(x)
@@ -136,7 +135,7 @@ class GroupedLinear(torch.autograd.Function):
                 torch.mm(group.of(x).T, group.alone(grad), out=to)
             weight_grad = weight_grad.to(ctx.types[1])
         if of_bias:
-            sums = [g.sum(0) for g in torch.split(grad, ctx.counts)]
+            sums = [grad[group.start : group.stop].sum(0) for group in groups]
             bias_grad = torch.stack(sums).to(ctx.types[2])
         return x_grad, weight_grad, bias_grad, None, None
 

@@ -117,18 +117,15 @@ def bench_step(
             comparisons = _precisions(
                 comma_list("backbones", backbones, str), make, root, options, count
             )
-            for model in models:
+            for model in dict.fromkeys([*models, *of_others]):
                 training = make(root / "plain" / model, [f"backbone.name={model}", *options])
-                loop = plain_loop(schema, dim, training.batches(), MODELS[model])
-                both = {"msrec": training.in_memory(count), PLAIN: loop.case(count)}
-                comparisons[f"{name}, {model}"] = both
-            for model in of_others:
-                training = make(root / "rechub" / model, [f"backbone.name={model}", *options])
-                net = RechubModel(model, schema, dim)
-                inputs = rechub_inputs(schema, training.batches())
-                loop = Loop(net, [torch.optim.Adam(net.parameters())], inputs)
-                both = {"msrec": training.in_memory(count), "torch-rechub": loop.case(count)}
-                comparisons[f"{name}, {model}"] = both
+                cases = comparisons[f"{name}, {model}"] = {"msrec": training.in_memory(count)}
+                if model in models:
+                    loop = plain_loop(schema, dim, training.batches(), MODELS[model])
+                    cases[PLAIN] = loop.case(count)
+                if model in of_others:
+                    loop = rechub_loop(schema, dim, training.batches(), model)
+                    cases["torch-rechub"] = loop.case(count)
             if not comparisons:
                 training = make(root, [*OPTIONS, *options])
                 comparisons = {name: _cases(schema, dim, training, count)}
@@ -223,6 +220,12 @@ def plain_loop(
     dense = [p for name, p in net.named_parameters() if not name.startswith("tables.")]
     sgd = torch.optim.SGD(tables.parameters(), lr=0.01)
     return Loop(net, [sgd, torch.optim.Adam(dense)], inputs)
+
+
+def rechub_loop(schema: Schema, dim: int, batches: Sequence[LoadedBatch], model: str) -> Loop:
+    """Returns a loop of a model of torch-rechub with Adam."""
+    net = RechubModel(model, schema, dim)
+    return Loop(net, [torch.optim.Adam(net.parameters())], rechub_inputs(schema, batches))
 
 
 def _net(tables: nn.Module, schema: Schema, dim: int, model: Callable[..., nn.Module]) -> Net:

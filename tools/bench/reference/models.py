@@ -155,19 +155,31 @@ class PLE(nn.Module):
         return by_scenario(of_scenario, scenario, len(self.towers))
 
 
-class EPNet(nn.Module):
-    """A gate made from the scenario and the input scales the input of an MLP."""
+class InputGate(nn.Module):
+    """Scales the input by a gate made from the scenario and the input."""
 
-    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+    def __init__(self, in_dim: int, num_scenarios: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_scenarios, 16)
         self.gate = nn.Sequential(mlp(16 + in_dim, 64), nn.Linear(64, in_dim), nn.Sigmoid())
+
+    def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
+        """Returns the scaled input, (B, in_dim)."""
+        gate: Tensor = self.gate(torch.cat([self.embedding(scenario), x.detach()], dim=1))
+        return 2 * gate * x
+
+
+class EPNet(nn.Module):
+    """Gate on the input of an MLP."""
+
+    def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
+        super().__init__()
+        self.gate = InputGate(in_dim, num_scenarios)
         self.layers = tower(in_dim, 128, 64)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """Returns the logits."""
-        gate = self.gate(torch.cat([self.embedding(scenario), x.detach()], dim=1))
-        logits: Tensor = self.layers(2 * gate * x).squeeze(1)
+        logits: Tensor = self.layers(self.gate(x, scenario)).squeeze(1)
         return logits
 
 
@@ -203,18 +215,16 @@ class PPNet(nn.Module):
 
 
 class PEPNet(nn.Module):
-    """EPNet's gate on the input of PPNet."""
+    """Gate on the input of PPNet."""
 
     def __init__(self, in_dim: int, num_scenarios: int, dim: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(num_scenarios, 16)
-        self.gate = nn.Sequential(mlp(16 + in_dim, 64), nn.Linear(64, in_dim), nn.Sigmoid())
+        self.gate = InputGate(in_dim, num_scenarios)
         self.ppnet = PPNet(in_dim, num_scenarios, dim)
 
     def forward(self, x: Tensor, scenario: Tensor) -> Tensor:
         """Returns the logits."""
-        gate = self.gate(torch.cat([self.embedding(scenario), x.detach()], dim=1))
-        logits: Tensor = self.ppnet(2 * gate * x, scenario)
+        logits: Tensor = self.ppnet(self.gate(x, scenario), scenario)
         return logits
 
 
