@@ -17,7 +17,7 @@ from msrec.data.convert.parts.conversion import (
     PartOptions,
     write_dataset_in_parts,
 )
-from msrec.data.convert.parts.engines import EngineName, WorkerEngine, make_engine
+from msrec.data.engines.engines import WorkerEngine, make_engine
 from msrec.data.convert.raw_tables import PublishedCounts, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.aliccp import SPLIT_COLUMN, read_aliccp
@@ -255,7 +255,7 @@ def split_choice(
 
 
 def workers_by_option(
-    engine: EngineName = "polars",
+    engine: Literal["polars"] | WorkerEngine = "polars",
     workers: int | None = None,
     address: str | None = None,
     part_rows: int | None = None,

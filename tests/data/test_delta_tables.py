@@ -11,7 +11,7 @@ from part_tables import ROWS, differences, write_raw
 import msrec
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.parts.conversion import PartOptions, write_dataset_in_parts
-from msrec.data.convert.parts.engines import Processes
+from msrec.data.engines.engines import Processes
 from msrec.data.convert.sources.plain.delta_tables import LOG, delta_files
 from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.sources.plain.tables import read_tables

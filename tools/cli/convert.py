@@ -268,7 +268,7 @@ def _settings(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _work_for_rank_0() -> None:
     os.environ["POLARS_MAX_THREADS"] = "1"  # read when polars is imported; each core has a rank
-    from msrec.data.convert.parts.rank_workers import work
+    from msrec.data.engines.rank_workers import work
 
     work()
 

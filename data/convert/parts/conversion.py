@@ -50,7 +50,7 @@ from msrec.data.convert.parts.steps import (
     fit_vocabularies,
     stage_rows,
 )
-from msrec.data.convert.parts.tasks import Engine
+from msrec.data.engines.tasks import Engine
 from msrec.data.convert.raw_tables import Progress, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.plain.declared_columns import ReadFiles

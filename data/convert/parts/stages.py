@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msrec.data.convert.parts.tasks import Engine, Task
+from msrec.data.engines.tasks import Engine, Task
 from msrec.data.convert.raw_tables import Progress
 from msrec.data.io.mistakes import note_stack
 

@@ -3,7 +3,7 @@
 import pytest
 from part_tables import write_raw
 
-from msrec.data.convert.parts.engines import Processes
+from msrec.data.engines.engines import Processes
 
 
 @pytest.fixture(scope="session")

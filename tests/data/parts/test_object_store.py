@@ -14,7 +14,7 @@ from upath import UPath
 import msrec
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.parts.conversion import PartOptions, write_dataset_in_parts
-from msrec.data.convert.parts.engines import make_engine
+from msrec.data.engines.engines import make_engine
 from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice

@@ -17,8 +17,8 @@ Call = Callable[[Task], None]
 class Engine(Protocol):
     """Calls a function with many tasks, on several workers."""
 
-    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
-        """Calls the function with each task; yields each time that a call has ended."""
+    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[int]:
+        """Calls the function with each task; yields its number when the call has ended."""
         ...
 
     def close(self) -> None:

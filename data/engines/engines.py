@@ -1,7 +1,7 @@
-"""Engines that run the parts of a conversion: local processes, Ray, or the ranks of a job.
+"""Engines that run the parts of a job: this process, others of this machine, Ray, or ranks.
 
 A part whose worker dies is done again, on another worker; the others go on. An exception of the
-function ends the conversion.
+function ends the job.
 """
 
 import multiprocessing
@@ -14,15 +14,26 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from msrec.data.convert.parts.tasks import Call, Engine, Task
+from msrec.data.engines.tasks import Call, Engine, Task
 
 WorkerEngine = Literal["processes", "ray", "ranks"]
-EngineName = Literal["polars"] | WorkerEngine
-"""`polars` is the conversion in one process, without parts."""
 DEATHS = 3
-"""Workers that may die with one part; the next death ends the conversion."""
+"""Workers that may die with one part; the next death ends the job."""
 ONE_THREAD = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """Environment of a worker: there is one for each core."""
+
+
+class OneProcess:
+    """This process as the only worker, with its threads; see `Engine`."""
+
+    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[int]:
+        """Calls the function with each task; see `Engine`."""
+        for task in tasks:
+            function(task)
+            yield task.number
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 class Processes:
@@ -32,12 +43,12 @@ class Processes:
     """
 
     def __init__(self, workers: int) -> None:
-        self._pools = [_pool() for _ in range(workers)]
+        self._pools = [_pool(slot) for slot in range(workers)]
 
-    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
+    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[int]:
         """Calls the function with each task; see `Engine`."""
         waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        done: queue.SimpleQueue[None] = queue.SimpleQueue()
+        done: queue.SimpleQueue[int] = queue.SimpleQueue()
         for task in tasks:
             waiting.put(task)
         slots = range(len(self._pools))
@@ -64,7 +75,7 @@ class Processes:
         slot: int,
         function: Call,
         waiting: "queue.SimpleQueue[Task]",
-        done: "queue.SimpleQueue[None]",
+        done: "queue.SimpleQueue[int]",
     ) -> None:
         """Calls the function in one process until no task waits; starts a new one if it dies."""
         while True:
@@ -78,32 +89,32 @@ class Processes:
                     break
                 except BrokenProcessPool:
                     self._pools[slot].shutdown()
-                    self._pools[slot] = _pool()
+                    self._pools[slot] = _pool(slot)
                     if death == DEATHS:
                         raise _too_many_deaths(task) from None
                 except Exception as error:  # without the stack of the pool
                     raise error.with_traceback(None) from None
-            done.put(None)
+            done.put(task.number)
 
 
-def _pool() -> ProcessPoolExecutor:
+def _pool(slot: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, _prepare)
+    return ProcessPoolExecutor(1, context, _prepare, (slot,))
 
 
-def _prepare() -> None:
-    """Sets the environment of a new process, before it imports polars.
+def _prepare(slot: int) -> None:
+    """Sets the environment of a new process, before it imports polars or torch.
 
     Ctrl-C is for the command, which then ends the workers after their parts.
     """
-    os.environ.update(ONE_THREAD)
+    os.environ.update(ONE_THREAD, LOCAL_RANK=str(slot))  # the number of its GPU, if it uses one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _too_many_deaths(task: Task) -> ConnectionError:
     return ConnectionError(
         f"a worker must survive part {task.number}; {DEATHS + 1} workers died with it. If they ran "
-        "out of memory, choose smaller parts (--part-rows) or fewer workers."
+        "out of memory, choose fewer workers; a conversion can have smaller parts (--part-rows)."
     )
 
 
@@ -113,12 +124,15 @@ class Ray:
     Args:
         workers: processes of this machine; None on a cluster, where Ray decides.
         address: of a cluster, such as `10.0.0.1:6379`; None starts Ray on this machine.
+        gpus: GPUs of a worker, 0 or 1.
 
     Raises:
-        ValueError: Ray is not installed.
+        ValueError: Ray is not installed, or no host of the cluster has a GPU.
     """
 
-    def __init__(self, workers: int | None = None, address: str | None = None) -> None:
+    def __init__(
+        self, workers: int | None = None, address: str | None = None, gpus: int = 0
+    ) -> None:
         try:
             import ray
         except ImportError:
@@ -130,11 +144,23 @@ class Ray:
         if address is None:
             place = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         ray.init(runtime_env={"env_vars": ONE_THREAD}, log_to_driver=False, **place)
+        self._gpus = gpus
+        if gpus and not ray.cluster_resources().get("GPU"):
+            self.close()
+            raise ValueError(
+                "device=cuda needs a GPU on a host of Ray; Ray knows of none. Start Ray on hosts "
+                "with GPUs, or take device=cpu."
+            )
 
-    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
-        """Calls the function with each task; see `Engine`."""
+    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[int]:
+        """Calls the function with each task; see `Engine`.
+
+        All tasks wait in Ray at once: a worker keeps its process, and its GPU, from one task to the
+        next, and thereby what the function has loaded.
+        """
         ray = self._ray
-        remote = ray.remote(num_cpus=1, max_retries=DEATHS)(_call)
+        kept = {"max_calls": 0} if self._gpus else {}
+        remote = ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=DEATHS, **kept)(_call)
         shared = ray.put(function)
         task_of = {remote.remote(shared, task): task for task in tasks}
         while task_of:
@@ -146,7 +172,7 @@ class Ray:
                 raise error.cause from None
             except ray.exceptions.RayError:  # the worker, its node or its memory
                 raise _too_many_deaths(task) from None
-            yield
+            yield task.number
 
     def close(self) -> None:
         """Leaves Ray, and ends it if it was started here."""
@@ -158,13 +184,16 @@ def _call(function: Call, task: Task) -> None:
 
 
 @contextmanager
-def make_engine(name: WorkerEngine, workers: int | None, address: str | None) -> Iterator[Engine]:
+def make_engine(
+    name: WorkerEngine, workers: int | None, address: str | None, gpus: int = 0
+) -> Iterator[Engine]:
     """Yields an engine, whose workers end afterwards.
 
     Args:
         name: local processes, Ray, or the ranks of a job, of which this process is rank 0.
         workers: on this machine; one for each core if None.
         address: of a Ray cluster such as `10.0.0.1:6379`, which has its own workers.
+        gpus: GPUs of a worker of Ray, 0 or 1.
 
     Raises:
         ValueError: an option does not fit the engine, or Ray is not installed.
@@ -176,13 +205,13 @@ def make_engine(name: WorkerEngine, workers: int | None, address: str | None) ->
         raise ValueError("--address is for --engine ray, and --workers for this machine only.")
     engine: Engine
     if name == "ray":
-        engine = Ray(workers, address)
+        engine = Ray(workers, address, gpus)
     elif name == "processes":
         engine = Processes(workers or os.cpu_count() or 1)
     elif workers is not None:
         raise ValueError("--workers is not for --engine ranks; -j of the job has their number.")
     else:
-        from msrec.data.convert.parts.rank_workers import RankWorkers  # imports torch
+        from msrec.data.engines.rank_workers import RankWorkers  # imports torch
 
         engine = RankWorkers.of_job()
     try:

@@ -1,7 +1,7 @@
-"""Ranks of a job as workers of a conversion in parts: rank 0 hands out the parts by torch's store.
+"""Ranks of a job as workers: rank 0 hands out the parts by torch's store.
 
-A rank that dies ends the attempt, as in every job. torchrun starts the ranks again, and the
-conversion goes on from the parts that are done.
+A rank that dies ends the attempt, as in every job. torchrun starts the ranks again, and the job
+goes on from the parts that are done.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Self
 from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from msrec.data.convert.parts.tasks import Call, Task
+from msrec.data.engines.tasks import Call, Task
 
 POLL_S = 0.1
 LEAVE_S = 60.0
@@ -42,18 +42,18 @@ class RankWorkers:
         store, _, ranks = _rendezvous()
         return cls(store, ranks)
 
-    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[None]:
-        """Calls the function with each task; yields each time that a call has ended."""
+    def run(self, function: Call, tasks: Sequence[Task]) -> Iterator[int]:
+        """Calls the function with each task; yields its number when the call has ended."""
         stage, self._stage = self._stage, self._stage + 1
         self._store.set(_tasks_key(stage), pickle.dumps((function, list(tasks))))  # type: ignore[arg-type]
         ended = 0
         while ended < len(tasks):
             has_worked = _take(self._store, stage, function, tasks)
-            now = self._store.add(_ended_key(stage), 0)
+            now = self._store.add(_ended_key(stage, "all"), 0)
             if self._store.check([_ERROR]):
                 raise pickle.loads(self._store.get(_ERROR))
-            for _ in range(now - ended):
-                yield
+            for place in range(ended, now):
+                yield int(self._store.get(_ended_key(stage, place)))  # waits until it is there
             ended = now
             if not has_worked:
                 time.sleep(POLL_S)
@@ -67,7 +67,7 @@ class RankWorkers:
 
 
 def work() -> None:
-    """Converts the parts that rank 0 hands out, until it says that there are no more."""
+    """Does the parts that rank 0 hands out, until it says that there are no more."""
     store, _, _ = _rendezvous()
     stage = 0
     while not store.check([_OVER]):
@@ -81,20 +81,21 @@ def work() -> None:
     store.add(_LEFT, 1)
 
 
-_OVER, _LEFT, _ERROR = "convert/over", "convert/left", "convert/error"
+_OVER, _LEFT, _ERROR = "parts/over", "parts/left", "parts/error"
 
 
 def _tasks_key(stage: int) -> str:
-    return f"convert/tasks/{stage}"
+    return f"parts/tasks/{stage}"
 
 
-def _ended_key(stage: int) -> str:
-    return f"convert/ended/{stage}"
+def _ended_key(stage: int, place: int | str) -> str:
+    """Returns the key of the number of the task that ended at a place, or of how many ended."""
+    return f"parts/ended/{stage}/{place}"
 
 
 def _take(store: Store, stage: int, function: Call, tasks: Sequence[Task]) -> bool:
     """Does the next task of a stage; returns False if there is none or the job has failed."""
-    number = store.add(f"convert/next/{stage}", 1) - 1
+    number = store.add(f"parts/next/{stage}", 1) - 1
     if number >= len(tasks) or store.check([_ERROR]):
         return False
     try:
@@ -102,7 +103,8 @@ def _take(store: Store, stage: int, function: Call, tasks: Sequence[Task]) -> bo
     except Exception as error:  # of any kind: rank 0 raises it
         store.set(_ERROR, _pickled(error))  # type: ignore[arg-type]
         return False
-    store.add(_ended_key(stage), 1)
+    place = store.add(_ended_key(stage, "all"), 1) - 1
+    store.set(_ended_key(stage, place), str(tasks[number].number))
     return True
 
 
