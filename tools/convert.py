@@ -17,7 +17,6 @@ from msrec.data.convert.parts.conversion import (
     PartOptions,
     write_dataset_in_parts,
 )
-from msrec.data.engines.engines import WorkerEngine, make_engine
 from msrec.data.convert.raw_tables import PublishedCounts, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.aliccp import SPLIT_COLUMN, read_aliccp
@@ -38,6 +37,7 @@ from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import FRACTIONS, Fractions, Method, SplitChoice
 from msrec.data.convert.vocabulary_encoding import TableKind
+from msrec.data.engines.engines import WorkerEngine, make_engine
 from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.features.vocabulary import Frequent
 from msrec.data.histories.build import build_histories

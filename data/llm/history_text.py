@@ -1,13 +1,13 @@
 """Histories as text: the items that each user saw in every scenario.
 
-Rows come from `train/*.parquet` only, so that a prompt holds nothing of the other splits.
+The rows are those of training, see `history_rows`, so that a prompt holds nothing of other splits.
 """
 
 from dataclasses import dataclass
 
 import polars as pl
 
-from msrec.data.io.parquet_files import parquet_files, parquet_names, readable, scan_parquet
+from msrec.data.io.parquet_files import parquet_metadata, parquet_names, read_rows
 from msrec.data.io.paths import AnyPath
 from msrec.data.llm.templates import Template, fill
 from msrec.data.schema import Schema
@@ -24,9 +24,14 @@ LINE = ["user", "scenario", "liked"]
 
 
 def item_texts(
-    folder: AnyPath, schema: Schema, template: Template, *, all_attributes: bool = False
+    folder: AnyPath,
+    schema: Schema,
+    template: Template,
+    keys: range | None = None,
+    *,
+    all_attributes: bool = False,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Returns columns key and text of all items, and counts of texts that are missing or cut.
+    """Returns columns key and text of items, and counts of texts that are missing or cut.
 
     A text has the title and the first `template.item_details` attributes, or all of them for the
     item's own prompt; it is null for an item without either.
@@ -36,7 +41,7 @@ def item_texts(
     if not all_attributes:
         columns, max_chars = columns[: template.item_details], template.title_chars
     title_columns = [title_column] if title_column else []
-    items = read_columns(folder / "items.parquet", ["item_key", *title_columns, *columns])
+    items = read_columns(folder / "items.parquet", ["item_key", *title_columns, *columns], keys)
     title = clean(title_column) if title_column else pl.lit("")
     details = [_or_null(clean(column)) for column in columns]
     joined = pl.concat_str(details, separator=", ", ignore_nulls=True) if details else pl.lit("")
@@ -55,7 +60,9 @@ def item_texts(
     return texts, {"items_without_text": num_missing, "titles_cut": num_cut}
 
 
-def plain_item_texts(folder: AnyPath, schema: Schema) -> tuple[pl.DataFrame, dict[str, int]]:
+def plain_item_texts(
+    folder: AnyPath, schema: Schema, keys: range | None = None
+) -> tuple[pl.DataFrame, dict[str, int]]:
     """Returns columns key and text, "title. attribute, attribute" uncut, and counts as above.
 
     It has no words around it, for sentence encoders and TF-IDF. A text is null for an item without
@@ -63,7 +70,7 @@ def plain_item_texts(folder: AnyPath, schema: Schema) -> tuple[pl.DataFrame, dic
     """
     title, columns = schema.text.item_title, schema.text.item_attributes
     titles = [title] if title else []
-    items = read_columns(folder / "items.parquet", ["item_key", *titles, *columns])
+    items = read_columns(folder / "items.parquet", ["item_key", *titles, *columns], keys)
     details = [_or_null(clean(column)) for column in columns]
     parts = [_or_null(clean(column)) for column in titles]
     if details:
@@ -90,26 +97,23 @@ class HistoryBudget:
 
 
 def user_histories(
-    folder: AnyPath,
+    rows: pl.DataFrame,
     schema: Schema,
     template: Template,
     texts: pl.Series,
-    rank: int,
-    world_size: int,
     budget: HistoryBudget | None = None,
 ) -> tuple[pl.DataFrame, int]:
-    """Returns the histories of a rank's users, and how many lost items to the budget.
+    """Returns the histories of the users of some rows, and how many lost items to the budget.
 
-    `texts` are those of all items, null for an item to leave out. The histories have the columns
-    user (int64) and history; users without an item to show are left out.
+    `rows` are those of `history_rows`, and `texts` those of all items, null for an item to leave
+    out. The histories have the columns user (int64) and history; users without an item to show are
+    left out.
     """
-    rows = _training_rows(folder, schema, rank, world_size)
-    _check_range(rows, "user", schema.num_users, folder)
-    _check_range(rows, "item", len(texts), folder)
-    _check_range(rows, "scenario", schema.num_scenarios, folder)
     # Items with equal texts count as one, so that a line does not repeat a text.
-    text_ids = texts.rank("dense").cast(pl.UInt32)
-    rows = rows.with_columns(text_id=text_ids.gather(rows["item"])).drop_nulls("text_id")
+    shown_items = rows.select("item").unique()
+    shown_items = shown_items.with_columns(text=texts.gather(shown_items["item"]))
+    text_ids = shown_items.with_columns(text_id=pl.col("text").rank("dense").cast(pl.UInt32))
+    rows = rows.join(text_ids.drop("text"), on="item", maintain_order="left").drop_nulls("text_id")
     shown, num_cut = _newest_items(rows, template), 0
     if budget is not None:
         marked = _mark_fitting(shown, budget)
@@ -117,16 +121,6 @@ def user_histories(
     lines = _lines(shown.with_columns(text=texts.gather(shown["item"])), schema, template)
     histories = lines.group_by("user", maintain_order=True).agg(pl.col("history").str.join("\n"))
     return histories.with_columns(pl.col("user").cast(pl.Int64)), num_cut
-
-
-def is_ordered(folder: AnyPath, schema: Schema) -> bool:
-    """Returns whether the training rows have timestamps that are not all the same."""
-    files = parquet_files(folder / "train")
-    if schema.timestamp is None or not files:
-        return False
-    time = pl.col(schema.timestamp)
-    first, last = scan_parquet(files).select(first=time.min(), last=time.max()).collect().row(0)
-    return bool(first != last)
 
 
 def _newest_items(rows: pl.DataFrame, template: Template) -> pl.DataFrame:
@@ -180,36 +174,13 @@ def _lines(rows: pl.DataFrame, schema: Schema, template: Template) -> pl.DataFra
     )
 
 
-def _training_rows(folder: AnyPath, schema: Schema, rank: int, world_size: int) -> pl.DataFrame:
-    """Reads the columns row, user, item, scenario, liked and time of this rank's users."""
-    files = parquet_files(folder / "train")
-    if not files:
-        raise FileNotFoundError(
-            f"{folder / 'train'} must hold Parquet files; found none: convert the data set again."
-        )
-    ids, label, time_column = ["user", "item", "scenario"], schema.labels[0], schema.timestamp
-    for file in files:
-        _check_columns(file, [*ids, label, *([time_column] if time_column else [])])
-    time = pl.col(time_column) if time_column else pl.lit(0)
-    return (
-        scan_parquet(files)
-        .with_row_index("row")
-        .select("row", *ids, liked=pl.col(label) > 0.5, time=time)
-        .filter(pl.col("user") % world_size == rank)
-        .collect(engine="streaming")
-    )
+def check_columns(file: AnyPath, needed: list[str]) -> None:
+    """Refuses a Parquet file that does not exist or lacks a column.
 
-
-def _check_range(rows: pl.DataFrame, column: str, size: int, folder: AnyPath) -> None:
-    outside = rows.filter(~pl.col(column).is_between(0, size - 1))
-    if outside.height:
-        raise ValueError(
-            f"{folder / 'train'}: column {column!r} must be in [0, {size}); row "
-            f"{outside['row'][0]} holds {outside[column][0]}: convert the data set again."
-        )
-
-
-def _check_columns(file: AnyPath, needed: list[str]) -> None:
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: it lacks a column.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} must exist: convert the data set again.")
     present = parquet_names(file)
@@ -221,11 +192,13 @@ def _check_columns(file: AnyPath, needed: list[str]) -> None:
         )
 
 
-def read_columns(file: AnyPath, columns: list[str]) -> pl.DataFrame:
+def read_columns(file: AnyPath, columns: list[str], rows: range | None = None) -> pl.DataFrame:
     """Reads columns of a Parquet file; an error names the file or column that is missing."""
-    _check_columns(file, columns)
-    with readable(file) as source:
-        return pl.read_parquet(source, glob=False, columns=list(dict.fromkeys(columns)))
+    check_columns(file, columns)
+    names = list(dict.fromkeys(columns))
+    if rows is None:
+        rows = range(parquet_metadata(file).num_rows)
+    return read_rows(file, rows.start, len(rows), names)
 
 
 def clean(column: str) -> pl.Expr:

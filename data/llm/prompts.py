@@ -1,6 +1,6 @@
 """Prompts for the LLM: one for each scenario, user or item of a dataset.
 
-A user's prompt shows training rows only; see `history_text`.
+A user's prompt shows training rows only; see `history_rows`.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,10 @@ import polars as pl
 
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.history_text import (
-    ITEM_SEPARATOR,
     NEWEST_FIRST,
     NO_ORDER,
     HistoryBudget,
     clean,
-    is_ordered,
     item_texts,
     plain_item_texts,
     read_columns,
@@ -22,17 +20,18 @@ from msrec.data.llm.history_text import (
 )
 from msrec.data.llm.templates import Template, fill
 from msrec.data.llm.tokenization import PromptTokenizer
+from msrec.data.llm.user_inputs import PreparedInputs, UserInputs
 from msrec.data.schema import Schema, load_schema
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of one level for a rank's share, which is every `world_size`-th from `rank`.
+    """Prompts of one level, of all keys or of some.
 
     Args:
         frame: columns index (int64, the position in users.parquet, items.parquet or the schema's
             scenarios), key (int64 or string), text and has_history (bool).
-        counts: of this share: `keys` (prompts), `no_history` (users without an item to show) and
+        counts: of these keys: `keys` (prompts), `no_history` (users without an item to show) and
             `left_out` (users and items without any text, which have no prompt); of the dataset:
             `items_without_text` and `titles_cut`.
     """
@@ -52,17 +51,20 @@ class Prompts:
 def level_prompts(
     level: str,
     dataset: AnyPath | str,
-    template: Template,
+    template: Template | None,
     tokens: PromptTokenizer | None = None,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
+    keys: range | None = None,
+    prepared: PreparedInputs | None = None,
 ) -> Prompts:
-    """Returns the prompts of level user, scenario or item; only users need `tokens`."""
-    if level == "user":
-        return user_prompts(dataset, template, tokens, rank=rank, world_size=world_size)
-    make = scenario_prompts if level == "scenario" else item_prompts
-    return make(dataset, template, rank=rank, world_size=world_size)
+    """Returns the prompts of level user, scenario or item, of all keys or of those at `keys`.
+
+    Only users need `tokens` and may have `prepared`, and only items may have no template.
+    """
+    if level == "item" or template is None:
+        return item_prompts(dataset, template, keys)
+    if level == "scenario":
+        return scenario_prompts(dataset, template, keys)
+    return user_prompts(dataset, template, tokens, keys, prepared)
 
 
 def require_text(dataset: AnyPath | str, level: str) -> None:
@@ -85,8 +87,14 @@ def require_text(dataset: AnyPath | str, level: str) -> None:
         )
 
 
+def num_keys(level: str, schema: Schema) -> int:
+    """Returns the number of users, scenarios or items."""
+    sizes = {"user": schema.num_users, "item": schema.num_items, "scenario": schema.num_scenarios}
+    return sizes[level]
+
+
 def scenario_prompts(
-    dataset: AnyPath | str, template: Template, *, rank: int = 0, world_size: int = 1
+    dataset: AnyPath | str, template: Template, keys: range | None = None
 ) -> Prompts:
     """Returns the prompts of scenarios.
 
@@ -103,7 +111,9 @@ def scenario_prompts(
     ]
     names = [scenario.name for scenario in schema.scenarios]
     frame = pl.DataFrame({"key": names, "text": texts, "has_history": True})
-    frame = _share(frame.with_row_index("index"), rank, world_size)
+    frame = _with_index(frame, None)
+    if keys is not None:
+        frame = frame[keys.start : keys.stop]
     return Prompts(frame, {"keys": frame.height, "no_history": 0, "left_out": 0})
 
 
@@ -111,9 +121,8 @@ def user_prompts(
     dataset: AnyPath | str,
     template: Template,
     tokens: PromptTokenizer | None = None,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
+    keys: range | None = None,
+    prepared: PreparedInputs | None = None,
 ) -> Prompts:
     """Returns the prompts of users.
 
@@ -129,16 +138,23 @@ def user_prompts(
     """
     folder = to_path(dataset)
     schema = load_schema(folder)
-    if not is_ordered(folder, schema):
+    users = _read_users(folder, schema, template, keys)
+    if prepared is None or keys is None:
+        check_user_keys(folder)
+        inputs = UserInputs.read(folder, schema, template, tokens)
+        if keys is not None:
+            inputs = inputs.of_users(keys)
+    else:
+        inputs = prepared.read(keys)
+    if not inputs.is_ordered:
         intro = template.intro.replace(NEWEST_FIRST, NO_ORDER)
         template = template.model_copy(update={"intro": intro})
-    users = _share(_read_users(folder, schema, template), rank, world_size)
-    items, counts = item_texts(folder, schema, template)
-    args = (folder, schema, template, items["text"], rank, world_size)
+    counts, texts = dict(inputs.counts), inputs.items["text"]
+    args = (inputs.rows, schema, template, texts)
     if tokens is None:
         histories, _ = user_histories(*args)
     else:
-        rest = _history_budget(schema, template, users, items["text"], tokens)
+        rest = _history_budget(schema, template, users, inputs.items["tokens"], tokens)
         histories, counts["history_cut"] = user_histories(*args, rest)
         if counts["history_cut"] and histories.is_empty():
             shortest = tokens.max_tokens - int(rest.user_tokens["available"].max())  # type: ignore[arg-type]
@@ -161,7 +177,7 @@ def user_prompts(
 
 
 def item_prompts(
-    dataset: AnyPath | str, template: Template | None, *, rank: int = 0, world_size: int = 1
+    dataset: AnyPath | str, template: Template | None, keys: range | None = None
 ) -> Prompts:
     """Returns the prompts of items, with their title and all attributes.
 
@@ -174,22 +190,21 @@ def item_prompts(
     folder = to_path(dataset)
     schema = load_schema(folder)
     if template is None:
-        items, counts = plain_item_texts(folder, schema)
+        items, counts = plain_item_texts(folder, schema, keys)
         text = pl.col("text")
     else:
-        items, counts = item_texts(folder, schema, template, all_attributes=True)
+        items, counts = item_texts(folder, schema, template, keys, all_attributes=True)
         text = fill(template.item_prompt, app=pl.lit(schema.description), item=pl.col("text"))
-    items = items.with_columns(_as_key(items["key"])).with_row_index("index")
-    share = _share(items, rank, world_size)
-    frame = share.drop_nulls("text").select("index", "key", text=text, has_history=True)
-    counts |= {"no_history": 0, "left_out": share["text"].null_count()}
+    items = _with_index(items.with_columns(_as_key(items["key"])), keys)
+    frame = items.drop_nulls("text").select("index", "key", text=text, has_history=True)
+    counts |= {"no_history": 0, "left_out": items["text"].null_count()}
     return Prompts(frame, {"keys": frame.height} | counts)
 
 
-def _share(frame: pl.DataFrame, rank: int, world_size: int) -> pl.DataFrame:
-    """Returns every `world_size`-th row from `rank`, with the column index as int64."""
-    frame = frame.with_columns(pl.col("index").cast(pl.Int64))
-    return frame.filter(pl.col("index") % world_size == rank)
+def _with_index(frame: pl.DataFrame, keys: range | None) -> pl.DataFrame:
+    """Adds the column index, int64, of rows that are all keys or those at `keys`."""
+    frame = frame.with_row_index("index", keys.start if keys else 0)
+    return frame.with_columns(pl.col("index").cast(pl.Int64))
 
 
 def _scenario_list(schema: Schema, template: Template) -> str:
@@ -215,7 +230,7 @@ def _history_budget(
     schema: Schema,
     template: Template,
     users: pl.DataFrame,
-    texts: pl.Series,
+    item_tokens: pl.Series,
     tokens: PromptTokenizer,
 ) -> HistoryBudget:
     """Returns the tokens that the rest of the prompts leaves for histories.
@@ -233,26 +248,22 @@ def _history_budget(
     user_tokens = users.join(rest, on="attributes", how="left", maintain_order="left").select(
         "available", user=pl.col("index").cast(pl.Int32)
     )
-    # A tokenizer may join the separator to the text after it, so both forms are counted.
-    separator_tokens = max(tokens.count([ITEM_SEPARATOR, f"{ITEM_SEPARATOR}a"]))
-    distinct = texts.drop_nulls().unique()
-    lengths = pl.Series(tokens.count(distinct.to_list()), dtype=pl.Int64)
-    costs = pl.DataFrame({"text": distinct, "tokens": lengths + separator_tokens})
-    item_tokens = pl.DataFrame({"text": texts}).join(
-        costs, on="text", how="left", maintain_order="left"
-    )
     line = template.history.replace("{items}", "")
     words = template.words_of(schema.labels[0])
     lines = [line.format(scenario=s.name, word=word) for s in schema.scenarios for word in words]
     line_tokens = max(tokens.count(lines)) + 1  # 1 for the line break
-    return HistoryBudget(user_tokens, item_tokens["tokens"], line_tokens)
+    return HistoryBudget(user_tokens, item_tokens, line_tokens)
 
 
-def _read_users(folder: AnyPath, schema: Schema, template: Template) -> pl.DataFrame:
-    """Reads columns index, key and attributes (a sentence, empty for a user without any)."""
-    columns, file = schema.text.user_attributes, folder / "users.parquet"
-    users = read_columns(file, ["user_key", *columns])
-    key = _as_key(users["user_key"])
+def check_user_keys(folder: AnyPath) -> None:
+    """Refuses users of whom some have no key, or two the same.
+
+    Raises:
+        FileNotFoundError: there are no users.
+        ValueError: a key is null or repeated.
+    """
+    file = folder / "users.parquet"
+    key = _as_key(read_columns(file, ["user_key"])["user_key"])
     if key.null_count():
         raise ValueError(
             f"{file}: user_key must not be null; it is in row {key.is_null().arg_max()}: give the "
@@ -264,7 +275,16 @@ def _read_users(folder: AnyPath, schema: Schema, template: Template) -> pl.DataF
             f"{file}: user_key must differ in every row; {repeated!r} is there more than once: "
             f"merge its rows."
         )
-    return users.select(key=key, attributes=_attributes(columns, template)).with_row_index("index")
+
+
+def _read_users(
+    folder: AnyPath, schema: Schema, template: Template, keys: range | None
+) -> pl.DataFrame:
+    """Reads columns index, key and attributes (a sentence, empty for a user without any)."""
+    columns = schema.text.user_attributes
+    users = read_columns(folder / "users.parquet", ["user_key", *columns], keys)
+    key = _as_key(users["user_key"])
+    return _with_index(users.select(key=key, attributes=_attributes(columns, template)), keys)
 
 
 def _as_key(values: pl.Series) -> pl.Series:

@@ -42,11 +42,11 @@ LEVEL = FolderKind(
 
 @contextmanager
 def written_store(store: AnyPath, complete: Callable[[Path], None]) -> Iterator[Path]:
-    """Yields the folder in which ranks encode a store: a local store itself.
+    """Yields the folder in which a store is encoded: a local store itself.
 
     Of a remote one it is a folder of this machine, which stays if a process is killed, so that the
-    next call goes on. It begins with the finished levels. At the end, each rank sends the levels
-    that are finished and not there yet, the manifest last, and then deletes them here.
+    next call goes on. It begins with the finished levels. At the end, the levels that are finished
+    and not there yet are sent, the manifest last, and then deleted here.
 
     Args:
         store: the store.

@@ -1,17 +1,18 @@
-"""Writes a level of a knowledge store: parts that survive a kill, then their merge.
+"""Writes a level of a knowledge store: blocks of keys in parts that survive a kill, then a merge.
 
 An unfinished level has, besides the files of `store`::
 
-    settings.json                  settings, which all runs into this folder must share
-    parts/part-RRR-NNNNN.parquet   vectors of some keys, written by rank RRR; whole or absent
-    parts/done-RRR-of-WWW.json     counts of rank RRR of WWW, written when it has all its keys
+    settings.json                      settings, which all runs into this folder must share
+    parts/BBBBBB/part-NNNNN.parquet    vectors of some keys of block B; whole or absent
+    parts/BBBBBB/done.json             counts of block B, written when it has all its keys
 """
 
+import itertools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,24 +38,51 @@ NEW_LEVEL = FolderKind("a knowledge store", None, (".lock", SETTINGS))
 """A level of a store that is about to be begun."""
 COLUMNS = ["index", "key", "tokens", "truncated", "has_history", "prompt", "text"]
 SUMMED_COUNTS = ("keys", "no_history", "left_out", "history_cut", "reused")
-"""Counts of a rank's share; all others are of the whole dataset and equal on every rank."""
+"""Counts of a block; all others are of the whole dataset and equal in every block."""
+WORK, DONE = "work", "done.json"
+"""Field of a block's counts that is not for the manifest, and their file."""
+MIN_BLOCK, MAX_BLOCK, BLOCKS = 256, 8192, 64
+"""A level has so many blocks, unless they would be smaller or larger than that."""
+
+
+class Block(NamedTuple):
+    """Keys [start, stop) of a level, by their position in the dataset, and the block's number."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def blocks_of(num_keys: int) -> list[Block]:
+    """Divides the keys of a level into blocks.
+
+    They do not depend on the number of workers, and neither do the vectors then: the rounding of a
+    vector may differ with the prompts that are encoded together with it.
+
+    Example:
+        >>> [len(blocks_of(keys)) for keys in (1, 256, 300, 10**5, 10**7)]
+        [1, 1, 2, 64, 1221]
+        >>> blocks_of(300)
+        [Block(number=0, start=0, stop=150), Block(number=1, start=150, stop=300)]
+    """
+    size = min(max(-(-num_keys // BLOCKS), MIN_BLOCK), MAX_BLOCK)
+    count = max(-(-num_keys // size), 1)
+    ends = [num_keys * number // count for number in range(count + 1)]
+    return [Block(number, *pair) for number, pair in enumerate(itertools.pairwise(ends))]
 
 
 class StoreWriter:
-    """Writer of one rank's share of a level; `settings` go into the manifest.
+    """Writer of one block of a level, and of the finished level; `settings` go into the manifest.
 
-    Vectors are saved in parts. A run can therefore be killed at any time, and the next one, with
-    any number of ranks, skips the keys that the parts hold. The last rank to finish merges them.
+    Vectors are saved in parts. A run can therefore be killed at any time, and the next one skips
+    the keys that the parts hold. When all blocks are done, one process merges them.
 
     Raises:
-        ValueError: the folder was begun with other settings.
+        ValueError: the folder was begun with other settings, or by an older version.
     """
 
-    def __init__(
-        self, folder: Path, settings: dict[str, Any], *, rank: int, world_size: int
-    ) -> None:
-        self.folder, self.settings = folder, settings
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, folder: Path, settings: dict[str, Any], block: int = 0) -> None:
+        self.folder, self.settings, self.block = folder, settings, block
         self.parts = folder / "parts"
         self.is_complete = (folder / MANIFEST).is_file()
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,12 +92,19 @@ class StoreWriter:
                 shutil.rmtree(self.parts, ignore_errors=True)
         else:
             self.parts.mkdir(exist_ok=True)
-        own_parts = sorted(self.parts.glob(f"part-{rank:03d}-*.parquet"))
+            _refuse_old_parts(self.parts)
+            self._block_folder(block).mkdir(exist_ok=True)
+        own_parts = self._part_files(block)
         self._next_part = int(own_parts[-1].stem.rpartition("-")[2]) + 1 if own_parts else 0
 
+    def done_blocks(self) -> set[int]:
+        """Returns the numbers of the blocks that are done."""
+        return {int(path.parent.name) for path in self.parts.glob(f"*/{DONE}")}
+
     def done_index(self) -> np.ndarray:
-        """Returns the column `index` of the parts of all ranks: int64, sorted, distinct."""
-        indices = [_read_part(file, ["index"])["index"].to_numpy() for file in self._part_files()]
+        """Returns the column `index` of the parts of the block: int64, sorted, distinct."""
+        files = self._part_files(self.block)
+        indices = [_read_part(file, ["index"])["index"].to_numpy() for file in files]
         return np.unique(np.concatenate(indices)) if indices else np.empty(0, np.int64)
 
     def write(self, rows: dict[str, list[Any]], vectors: np.ndarray) -> None:
@@ -92,62 +127,40 @@ class StoreWriter:
         table = pa.table(columns, schema=_part_schema(columns)).append_column(
             "vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         )
-        file = self.parts / f"part-{self.rank:03d}-{self._next_part:05d}.parquet"
+        file = self._block_folder(self.block) / f"part-{self._next_part:05d}.parquet"
         with atomic_path(file) as scratch:
             pq.write_table(table, scratch, compression="lz4", use_dictionary=False)
         self._next_part += 1
 
-    def finish(self, counts: Mapping[str, Any]) -> bool:
-        """Marks this rank's share as done, with its counts; merges the level if all shares are.
+    def finish(self, counts: Mapping[str, Any]) -> None:
+        """Marks the block as done, with its counts."""
+        write_json(self._block_folder(self.block) / DONE, dict(counts))
 
-        The manifest gets the counts, and whatever else the mapping has.
+    def counts(self, block: int) -> dict[str, Any]:
+        """Returns the counts of a block that is done."""
+        advice = "Delete it: its block is encoded again."
+        return read_json_object(self._block_folder(block) / DONE, advice)
 
-        Returns whether the level is complete.
-        """
-        done = self.parts / f"done-{self.rank:03d}-of-{self.world_size:03d}.json"
-        with locked(self.folder / ".lock"):
-            if (self.folder / MANIFEST).is_file():
-                return True
-            write_json(done, dict(counts))
-            files = sorted(self.parts.glob(f"done-*-of-{self.world_size:03d}.json"))
-            advice = "Delete it: its share is encoded again."
-            shares = [read_json_object(file, advice) for file in files]
-            # Someone may have deleted a part of a share that was done.
-            missing = sum(share["keys"] for share in shares) - len(self.done_index())
-            if len(shares) < self.world_size or missing > 0:
-                return False
-            self._merge(shares)
-        return True
-
-    def _part_files(self) -> list[Path]:
-        return sorted(self.parts.glob("part-*.parquet"))
-
-    def _merge(self, shares: list[dict[str, Any]]) -> None:
+    def merge(self, blocks: int = 1) -> None:
         """Writes all files of the finished level, in the order of `index`; the manifest last.
 
-        A kill before the manifest leaves the parts, from which the next run merges again.
+        One block is in memory at a time. A kill before the manifest leaves the parts, from which
+        the next run merges again.
+
+        Args:
+            blocks: number of blocks, which must be done.
+
+        Raises:
+            ValueError: there is no key, or a block has not the keys that it counted.
         """
-        files = self._part_files()
-        tables = [_read_part(file, COLUMNS) for file in files]
-        keys = pa.concat_tables(tables).sort_by("index") if tables else pa.table({"index": []})
-        index = keys["index"].to_numpy()
-        sums = {name: sum(share.get(name, 0) for share in shares) for name in SUMMED_COUNTS}
-        if len(index) == 0:
+        done = [self.counts(block) for block in range(blocks)]
+        sums = {name: sum(counts.get(name, 0) for counts in done) for name in SUMMED_COUNTS}
+        if sums["keys"] == 0:
             raise ValueError(f"{self.folder}: a store must have at least 1 key; got no prompt.")
-        num_distinct = len(np.unique(index))
-        if num_distinct < len(index) or len(index) != sums["keys"]:
-            raise ValueError(
-                f"{self.parts} must hold {sums['keys']} keys, each once; found {len(index)}, "
-                f"{num_distinct} of them distinct: delete {self.folder} and encode again."
-            )
-        if keys["text"].null_count == len(keys):
-            keys = keys.drop_columns("text")
-        rows = [np.searchsorted(index, table["index"].to_numpy()) for table in tables]
-        vector_fields = self._merge_vectors(files, rows)
-        pq.write_table(keys, self.folder / KEYS)
-        manifest = self.settings | shares[0] | sums
-        manifest |= {name: int(keys[name].to_numpy().sum()) for name in ("tokens", "truncated")}
-        manifest |= vector_fields
+        sums |= dict.fromkeys(("tokens", "truncated"), 0)
+        vector_fields = self._merge_vectors([counts["keys"] for counts in done], sums)
+        manifest = self.settings | done[0] | sums | vector_fields
+        manifest.pop(WORK, None)
         possible = (KEYS, VECTORS, SCALES, PROJECTION, LSA_FILE)
         names = [name for name in possible if (self.folder / name).is_file()]
         manifest["bytes"] = {name: (self.folder / name).stat().st_size for name in names}
@@ -155,25 +168,72 @@ class StoreWriter:
         write_json(self.folder / MANIFEST, manifest)
         shutil.rmtree(self.parts)
 
-    def _merge_vectors(self, files: list[Path], rows: list[np.ndarray]) -> dict[str, Any]:
-        """Writes the vectors and returns the manifest's fields about them."""
+    def _block_folder(self, block: int) -> Path:
+        return self.parts / f"{block:06d}"
+
+    def _part_files(self, block: int) -> list[Path]:
+        return sorted(self._block_folder(block).glob("part-*.parquet"))
+
+    def _blocks(self, sizes: Sequence[int]) -> Iterator[pa.Table]:
+        """Yields the rows of each block, by index.
+
+        Args:
+            sizes: number of keys of each block.
+
+        Raises:
+            ValueError: a block has other keys.
+        """
+        for block, size in enumerate(sizes):
+            files = self._part_files(block)
+            tables = [_read_part(file, [*COLUMNS, "vector"]) for file in files]
+            if not tables and not size:
+                continue
+            rows = pa.concat_tables(tables) if tables else pa.table({"index": []})
+            rows = rows.sort_by("index")
+            num_distinct = len(np.unique(rows["index"].to_numpy()))
+            if num_distinct < len(rows) or len(rows) != size:
+                (self._block_folder(block) / DONE).unlink()  # the next run encodes what is missing
+                raise ValueError(
+                    f"{self._block_folder(block)} must hold {size} keys, each once; found "
+                    f"{len(rows)}, {num_distinct} of them distinct. The same command encodes those "
+                    "that are missing; delete the folder if keys are there twice."
+                )
+            yield rows
+
+    def _merge_vectors(self, sizes: Sequence[int], sums: dict[str, Any]) -> dict[str, Any]:
+        """Writes keys and vectors and returns the manifest's fields about the vectors."""
         if self.settings["storage"] != "int8" and self.settings.get("pca") is None:
-            vectors = self._gather(self.folder / VECTORS, files, rows)
+            vectors = self._gather(self.folder / VECTORS, sizes, sums)
             return {"hidden_dim": vectors.shape[1]} | _moment_fields(vectors, None)
         # A projection is fitted to all vectors: they go to a file first, not into memory.
         raw = self.folder / RAW_VECTORS
         try:
-            return self._write_projected(self._gather(raw, files, rows))
+            return self._write_projected(self._gather(raw, sizes, sums))
         finally:
             raw.unlink(missing_ok=True)
 
-    def _gather(self, path: Path, files: list[Path], rows: list[np.ndarray]) -> np.ndarray:
-        """Writes the vectors of each part to their rows of one memory-mapped file."""
-        width = pq.read_schema(files[0]).field("vector").type.list_size
-        vectors = _new_array(path, (sum(map(len, rows)), width), _part_dtype(self.settings))
-        for file, at in zip(files, rows, strict=True):
-            part = _read_part(file, ["vector"])["vector"].combine_chunks()
-            vectors[at] = part.values.to_numpy().reshape(-1, width)
+    def _gather(self, path: Path, sizes: Sequence[int], sums: dict[str, Any]) -> np.ndarray:
+        """Writes keys and vectors of the blocks one after another; adds to the sums of columns."""
+        vectors, keys, start = None, None, 0
+        try:
+            for rows in self._blocks(sizes):
+                column = rows["vector"].combine_chunks()
+                width = column.type.list_size
+                if vectors is None:
+                    vectors = _new_array(path, (sum(sizes), width), _part_dtype(self.settings))
+                vectors[start : start + len(rows)] = column.values.to_numpy().reshape(-1, width)
+                start += len(rows)
+                table = rows.drop_columns("vector")
+                if self.settings.get("pooling") != "generate":
+                    table = table.drop_columns("text")
+                keys = keys or pq.ParquetWriter(self.folder / KEYS, table.schema)
+                keys.write_table(table)
+                for name in ("tokens", "truncated"):
+                    sums[name] += int(rows[name].to_numpy().sum())
+        finally:
+            if keys is not None:
+                keys.close()
+        assert vectors is not None
         vectors.flush()
         return vectors
 
@@ -210,6 +270,14 @@ def _moment_fields(vectors: np.ndarray, scales: np.ndarray | None) -> dict[str, 
 def _part_dtype(settings: dict[str, Any]) -> str:
     """Returns the type of parts: an int8 store has float16 until all vectors are there."""
     return "float16" if settings["storage"] == "int8" else str(settings["storage"])
+
+
+def _refuse_old_parts(parts: Path) -> None:
+    if old := sorted(parts.glob("done-*-of-*.json")) or sorted(parts.glob("part-*.parquet")):
+        raise ValueError(
+            f"{old[0]} must be of this version of msrec; an older one wrote it. Finish the store "
+            f"with that version, or delete {parts} and encode again."
+        )
 
 
 def _new_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:

@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from msrec.data.io.validation import (
     Count,
     FolderPath,
-    LocalPath,
     StrictModel,
     VectorSize,
     Width,
@@ -60,8 +59,8 @@ class LLMConfig(StrictModel):
     vectors."""
     items: bool = False
     """Encode the items too."""
-    previous: LocalPath | None = None
-    """An earlier store. Vectors of unchanged prompts are copied from it."""
+    previous: FolderPath | None = None
+    """An earlier store, local or remote. Vectors of unchanged prompts are copied from it."""
     missing: Literal["mean", "error"] = "mean"
     """Treatment of a user or item without a vector: the mean vector and a learned flag, or an
     error."""

@@ -1,34 +1,39 @@
-"""Encoding job: prompts of a dataset through the frozen model into a knowledge store."""
+"""Encoding: prompts of a dataset through the frozen model into a knowledge store, in blocks."""
 
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from msrec.data.engines.engines import OneProcess
+from msrec.data.engines.tasks import Engine, Task
 from msrec.data.io.paths import AnyPath, to_path
-from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.models.model_limits import check_model
-from msrec.data.llm.models.model_weights import load_tokenizer, model_folder, weights_sha256
-from msrec.data.llm.prompts import level_prompts, require_text
-from msrec.data.llm.store import VERSION, KnowledgeStore, VectorSettings, store_settings
-from msrec.data.llm.store_writer import StoreWriter
-from msrec.data.llm.templates import load_template
-from msrec.data.llm.tokenization import PromptTokenizer
-from msrec.launch.encoding.level_job import LevelJob
+from msrec.data.llm.item_source.settings import LSA
+from msrec.data.llm.models.model_weights import model_folder
+from msrec.data.llm.prompts import check_user_keys
+from msrec.data.llm.store import KnowledgeStore, VectorSettings
+from msrec.data.llm.store_writer import WORK, Block, StoreWriter
+from msrec.launch.encoding.block_job import EncodeBlocks, PrepareInputs, load_encoder
+from msrec.launch.encoding.item_sources import copy_fitted, encode_lsa
+from msrec.launch.encoding.levels import LevelSpec, level_specs, source_spec
 from msrec.launch.encoding.options import EncodeOptions
-from msrec.launch.encoding.speed import OnProgress, Speed, SpeedCounter
+from msrec.launch.encoding.speed import OnProgress, SpeedCounter, Work
+
+COUNTED = ("keys", "no_history", "left_out")
 
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """Counts of this rank's share by level, and the speed if anything was encoded.
+    """Counts of each level, and the work of this run.
 
-    The counts are keys, encoded (by this run), reused (from the earlier store), truncated and
-    tokens (of the encoded prompts), no_history, left_out, and merged (1 if the level is complete).
+    The counts are keys (vectors of the level), no_history and left_out, and of this run encoded,
+    reused (from the earlier store), truncated and tokens (of the encoded prompts).
     """
 
     levels: dict[str, dict[str, int]]
-    speed: Speed | None
-    sources: "dict[str, EncodeResult]" = field(default_factory=dict)
-    """Source of item vectors -> its result."""
+    """Level, or source of item vectors and level -> its counts."""
+    work: Work
 
 
 def encode(
@@ -36,82 +41,118 @@ def encode(
     store: Path | str,
     vectors: VectorSettings,
     options: EncodeOptions,
+    sources: Sequence[str] = (),
+    engine: Engine | None = None,
     on_progress: OnProgress | None = None,
 ) -> EncodeResult:
-    """Encodes this rank's share of some levels; after a kill, the same call goes on.
+    """Encodes levels and sources of item vectors; after a kill, the same call goes on.
 
-    Ranks need no process group, only the same `store` folder, in which each level has a folder:
-    the last rank to finish a level merges it. Keys of any part in there are not encoded again.
+    Each level has a folder in the store. The keys that a part in there has are not encoded again.
+    With `options.previous`, keys whose prompt is unchanged keep their vectors bit by bit, and new
+    items get theirs by what was fitted for the earlier store.
+
+    Args:
+        dataset: with the texts.
+        store: folder, which all workers see under the same path.
+        vectors: decide the vectors of the levels; a source has a model of its own.
+        options: of the job.
+        sources: of item vectors: models as in `llm.model`, or `lsa`.
+        engine: encodes the blocks of keys; None is this process.
+        on_progress: called after every batch of this process, or block of others.
 
     Raises:
-        FileNotFoundError: the dataset, the model or the earlier store does not exist.
-        ValueError: an option is wrong, the folder was begun with other settings, the earlier store
-            has other settings, or a vector is not finite.
+        FileNotFoundError: the dataset, a model or the earlier store does not exist.
+        ValueError: an option is wrong, a folder was begun with other settings, the earlier store
+            has other settings, `lsa` finds no term, or a vector is not finite.
     """
-    for kind in options.levels:
-        require_text(dataset, kind)
-    folder = model_folder(vectors.model)
-    check_vectors(folder, vectors, options)
-    settings = store_settings(to_path(dataset), vectors)
-    settings |= {"version": VERSION, "model_sha256": weights_sha256(folder)}
-    share = {"rank": options.rank, "world_size": options.world_size}
-    writers = [
-        StoreWriter(Path(store) / level, settings | {"level": level}, **share)
-        for level in options.levels
+    dataset, store = to_path(dataset), Path(store)
+    for source in set(sources) - {LSA}:
+        model_folder(source)  # refuses one that is not there before the others are encoded
+    specs = level_specs(dataset, store, vectors, options)
+    specs += [source_spec(dataset, store, source, vectors, options) for source in sources]
+    writers = [spec.writer() for spec in specs]
+    levels = [Level(s, w) for s, w in zip(specs, writers, strict=True) if not w.is_complete]
+    total = sum(block.stop - block.start for level in levels for block in level.missing)
+    counter = SpeedCounter(total, on_progress)
+    counter.add(Work())
+    for level in levels:
+        if level.missing and level.spec.earlier is not None:
+            level.spec.earlier.prepare(level.spec.settings)
+            copy_fitted(level.spec)
+    try:
+        _encode_blocks(levels, options, engine or OneProcess(), counter)
+    finally:
+        load_encoder.cache_clear()
+    for level in levels:
+        if level.spec.source == LSA and level.missing:
+            encode_lsa(level.spec, level.missing[0], options, counter)
+    works = {level.spec.name: level.finish() for level in levels}
+    counts = {spec.name: _counts(spec, works.get(spec.name, Work())) for spec in specs}
+    return EncodeResult(counts, counter.work)
+
+
+class Level:
+    """A level that is not finished, and its blocks that are not done."""
+
+    def __init__(self, spec: LevelSpec, writer: StoreWriter) -> None:
+        self.spec, self._writer = spec, writer
+        self._blocks = spec.blocks()
+        done = writer.done_blocks()
+        self.missing = [block for block in self._blocks if block.number not in done]
+
+    def work_of(self, block: Block) -> Work:
+        """Returns the work on a block that is done."""
+        return Work(**self._writer.counts(block.number)[WORK])
+
+    def finish(self) -> Work:
+        """Merges the blocks; returns the work of this run."""
+        work = sum(map(self.work_of, self.missing), Work())
+        self._writer.merge(len(self._blocks))
+        return work
+
+
+def _encode_blocks(
+    levels: Sequence[Level], options: EncodeOptions, engine: Engine, counter: SpeedCounter
+) -> None:
+    """Encodes the blocks that are missing, those of one model after another."""
+    is_here = isinstance(engine, OneProcess)
+    parts = [
+        (number, block)
+        for number, level in enumerate(levels)
+        if level.spec.source != LSA
+        for block in level.missing
     ]
-    results = {w.folder.name: counts_of(w) for w in writers if w.is_complete}
-    open_writers = [writer for writer in writers if not writer.is_complete]
-    if not open_writers:
-        return EncodeResult(results, None)
-    template = load_template(settings["template"])
-    tokenizer = load_tokenizer(folder, options.trust_remote_code)
-    tokens = PromptTokenizer(tokenizer, vectors.max_tokens)
-    jobs = []
-    for writer in open_writers:
-        level = writer.folder.name
-        prompts = level_prompts(level, dataset, template, tokens, **share)
-        previous = options.previous / level if options.previous else None
-        jobs.append(LevelJob(writer, prompts, previous))
-    counter = SpeedCounter(sum(len(job.prompts) for job in jobs), on_progress)
-    counter.add(sum(len(job.prompts) - job.remaining.height for job in jobs), 0)
-    needs_model = any(job.remaining.height for job in jobs)
-    encoder = load_encoder(folder, vectors, options) if needs_model else None
-    for job in jobs:
-        level = job.writer.folder.name
-        keep_end = f"\n{template.user_question}" if level == "user" else ""
-        results[level] = job.run(
-            encoder, options, counter, system=template.system, keep_end=keep_end
-        )
-    speed = counter.speed(encoder, vectors.dtype) if encoder else None
-    return EncodeResult({level: results[level] for level in options.levels}, speed)
+    users = [level for level in levels if level.spec.level == "user" and level.missing]
+    for level in users:
+        check_user_keys(level.spec.dataset)
+    is_prepared = any(len(level.missing) > 1 for level in users)
+    if is_prepared:
+        _prepare_users(users[0].spec, options, engine)
+    specs = tuple(level.spec for level in levels)
+    function = EncodeBlocks(specs, options, is_prepared, counter if is_here else None)
+    started = time.monotonic()
+    for number in engine.run(function, [Task(n, part) for n, part in enumerate(parts)]):
+        if not is_here:
+            level_number, block = parts[number]
+            work = levels[level_number].work_of(block)
+            counter.expect(work.prompts, work.tokens - work.shared_tokens)
+            elapsed = time.monotonic() - started - counter.work.seconds
+            counter.add(replace(work, seconds=elapsed))
 
 
-def check_vectors(folder: Path, vectors: VectorSettings, options: EncodeOptions) -> None:
-    """Checks that a model can encode prompts as the settings say, see `check_model`."""
-    answer = vectors.answer_tokens if vectors.pooling == "generate" else 0
-    trust = options.trust_remote_code
-    check_model(folder, vectors.max_tokens, answer, trust_remote_code=trust)
+def _prepare_users(spec: LevelSpec, options: EncodeOptions, engine: Engine) -> None:
+    """Writes what the prompts of all blocks of users read, so that no worker reads all of it."""
+    schema = spec.schema()
+    parts = spec.prepared.parts(spec.dataset, schema)
+    tasks = [Task(number, part) for number, part in enumerate(parts)]
+    for _ in engine.run(PrepareInputs(spec, options), tasks):
+        pass
+    spec.prepared.finish(spec.dataset, schema)
 
 
-def load_encoder(
-    folder: Path, vectors: VectorSettings, options: EncodeOptions, *, is_chat: bool = True
-) -> FrozenEncoder:
-    """Loads the frozen model on the device of the options."""
-    return FrozenEncoder.load(
-        folder,
-        pooling=vectors.pooling,
-        layer=vectors.layer,
-        dtype=vectors.dtype,
-        trust_remote_code=options.trust_remote_code,
-        max_tokens=vectors.max_tokens,
-        answer_tokens=vectors.answer_tokens,
-        is_chat=is_chat,
-        device=options.device,
-    )
-
-
-def counts_of(writer: StoreWriter) -> dict[str, int]:
-    """Returns the counts of a level that an earlier run completed."""
-    manifest = KnowledgeStore.open(writer.folder, verify=False).manifest
-    counts = {name: int(manifest[name]) for name in ("keys", "no_history", "left_out")}
-    return counts | {"encoded": 0, "merged": 1}
+def _counts(spec: LevelSpec, work: Work) -> dict[str, int]:
+    """Returns the counts of a finished level, and of the work of this run."""
+    manifest: dict[str, Any] = KnowledgeStore.open(spec.folder, verify=False).manifest
+    counts = {name: int(manifest[name]) for name in COUNTED}
+    counts |= {"encoded": work.prompts, "reused": work.reused}
+    return counts | {"truncated": work.truncated, "tokens": work.tokens}

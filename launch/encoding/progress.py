@@ -7,11 +7,11 @@ from rich import progress as rich_progress
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from msrec.launch.console import PlainConsole
-from msrec.launch.encoding.speed import Progress, Speed
+from msrec.launch.encoding.speed import Progress, Work
 
 
 class EncodeProgress:
-    """Prompts per second and the time left for this rank's share.
+    """Prompts per second and the time left.
 
     Args:
         is_shown: False on ranks other than 0, which print nothing.
@@ -59,11 +59,11 @@ class EncodeProgress:
             self._console.print(f"encode {done:,}/{total:,}  {line}".rstrip(), soft_wrap=True)
 
 
-def speed_line(speed: Speed) -> str:
+def speed_line(work: Work) -> str:
     """Returns a line with the speed of an encoding."""
-    per_s = 1 / speed.seconds
+    per_s = 1 / work.seconds
     return (
-        f"{speed.prompts * per_s:.1f} prompts/s, {speed.tokens * per_s:,.0f} tokens/s "
-        f"({speed.shared_tokens / max(speed.tokens, 1):.0%} of them in shared prefixes, computed "
-        f"once), {speed.matmul_share:.0%} of the speed of a large matrix product just now"
+        f"{work.prompts * per_s:.1f} prompts/s, {work.tokens * per_s:,.0f} tokens/s "
+        f"({work.shared_tokens / max(work.tokens, 1):.0%} of them in shared prefixes, computed "
+        f"once), {work.matmul_share:.0%} of the speed of a large matrix product"
     )

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from operator import add
 
 import torch
 
-from msrec.data.llm.encoder import DTYPES, FrozenEncoder
+from msrec.data.llm.encoder import DTYPES
 
 OnProgress = Callable[["Progress"], None]
 
@@ -16,9 +18,9 @@ class Progress:
     """State of an encoding.
 
     Attributes:
-        done, total: prompts of this rank.
+        done, total: keys.
         encoded, tokens: prompts encoded by this run, and their tokens.
-        seconds: time in the model.
+        seconds: time in the model; with several workers, of the encoding.
         left_s: forecast of the seconds that are left; None before the first batch.
     """
 
@@ -31,23 +33,38 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Work of one encoding, and its speed.
+class Work:
+    """Work of an encoding; sums are made with `+`.
 
-    Args:
-        prompts: encoded prompts.
-        tokens: their tokens, with those of shared prefixes.
-        shared_tokens: tokens of common beginnings, which are computed once.
-        seconds: time in the model.
-        matmul_share: arithmetic of the layers' matrices for the computed tokens, as a share of a
-            large matrix product on this machine in the same time.
+    Attributes:
+        keys: that need nothing more: encoded, reused, without a text, or done by an earlier run.
+        prompts, reused: encoded prompts, and vectors that are taken from an earlier store.
+        truncated: encoded prompts that were cut.
+        tokens: of the encoded prompts, with those of shared prefixes.
+        shared_tokens: of common beginnings, which are computed once.
+        seconds: in the model.
+        flops: arithmetic of the layers' matrices for the computed tokens.
+        peak_flops: arithmetic of a large matrix product, on the same machine, in these seconds.
     """
 
-    prompts: int
-    tokens: int
-    shared_tokens: int
-    seconds: float
-    matmul_share: float
+    keys: int = 0
+    prompts: int = 0
+    reused: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    shared_tokens: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    peak_flops: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        """Returns the sum."""
+        return Work(*map(add, astuple(self), astuple(other)))
+
+    @property
+    def matmul_share(self) -> float:
+        """Arithmetic as a share of what large matrix products would have done."""
+        return self.flops / self.peak_flops if self.peak_flops else 0.0
 
 
 class SpeedCounter:
@@ -55,46 +72,41 @@ class SpeedCounter:
 
     def __init__(self, total: int, on_progress: OnProgress | None) -> None:
         self.total, self.on_progress = total, on_progress
-        self.done = self.encoded = self.tokens = self.shared_tokens = 0
-        self.seconds = 0.0
-        self._known_prompts = self._known_work = 0
+        self.work = Work()
+        self._known_prompts = self._known_tokens = 0
 
-    def expect(self, prompts: int, work: int) -> None:
+    def expect(self, prompts: int, tokens: int) -> None:
         """Counts prompts that will be encoded next, and the tokens that the model computes.
 
         Batches are sorted by length, longest first, so a forecast by prompts would be too long.
         """
         self._known_prompts += prompts
-        self._known_work += work
+        self._known_tokens += tokens
 
-    def add(self, prompts: int, tokens: int, shared_tokens: int = 0) -> None:
-        """Counts prompts that are done; those of an earlier run or store have 0 tokens."""
-        self.done += prompts
-        self.encoded += prompts if tokens else 0
-        self.tokens += tokens
-        self.shared_tokens += shared_tokens
+    def add(self, work: Work) -> None:
+        """Counts work that is done."""
+        self.work += work
         if self.on_progress is not None:
-            counts = (self.done, self.total, self.encoded, self.tokens)
-            self.on_progress(Progress(*counts, self.seconds, self._left_s()))
+            work = self.work
+            counts = (work.keys, self.total, work.prompts, work.tokens)
+            self.on_progress(Progress(*counts, work.seconds, self._left_s()))
 
     def _left_s(self) -> float | None:
         """Prompts that are not tokenised yet count as those that are."""
-        work = self.tokens - self.shared_tokens
-        if not work or not self._known_prompts:
+        computed = self.work.tokens - self.work.shared_tokens
+        if not computed or not self._known_prompts:
             return None
-        to_encode = self.total - self.done + self.encoded
-        all_work = to_encode * self._known_work / self._known_prompts
-        return self.seconds * max(all_work / work - 1, 0.0)
-
-    def speed(self, encoder: FrozenEncoder, dtype: str) -> Speed:
-        """Returns the speed so far; measures the machine's peak for it."""
-        flops = (self.tokens - self.shared_tokens) * encoder.flops_per_token
-        share = flops / (self.seconds * matmul_peak(dtype, encoder.device))
-        return Speed(self.encoded, self.tokens, self.shared_tokens, self.seconds, share)
+        to_encode = self.total - self.work.keys + self.work.prompts
+        all_tokens = to_encode * self._known_tokens / self._known_prompts
+        return self.work.seconds * max(all_tokens / computed - 1, 0.0)
 
 
+@lru_cache(maxsize=1)
 def matmul_peak(dtype: str, device: torch.device, size: int = 2048) -> float:
-    """Returns the operations per second of a product of two square matrices, the best of 4."""
+    """Returns the operations per second of a product of two square matrices, the best of 4.
+
+    It is measured once in a process.
+    """
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     best = float("inf")
     for _ in range(4):

@@ -76,15 +76,16 @@ def test_a_level_of_a_store_goes_on_from_every_killed_step(tmp_path):
     folder = tmp_path / "user"
     folder.mkdir()
     (folder / ".settings.json.partial").write_text('{"stor')
-    writer = StoreWriter(folder, SETTINGS, rank=0, world_size=1)
-    (folder / "parts" / ".part-000-00000.parquet.partial").write_text("PAR1")
+    writer = StoreWriter(folder, SETTINGS)
+    (folder / "parts/000000/.part-00000.parquet.partial").write_text("PAR1")
     writer.write(part_columns(range(2), ["a", "b"]), np.ones((2, 3), np.float32))
     parts = shutil.copytree(folder / "parts", tmp_path / "parts")
-    assert writer.finish({"keys": 2, "no_history": 0, "left_out": 0})
+    writer.finish({"keys": 2, "no_history": 0, "left_out": 0})
+    writer.merge()
     files = sorted(path.name for path in folder.iterdir())
     assert files == [".lock", "keys.parquet", "manifest.json", "settings.json", "vectors.npy"]
     shutil.copytree(parts, folder / "parts")  # killed after the manifest
-    assert StoreWriter(folder, SETTINGS, rank=0, world_size=1).is_complete
+    assert StoreWriter(folder, SETTINGS).is_complete
     assert sorted(path.name for path in folder.iterdir()) == files
 
 

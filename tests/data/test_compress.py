@@ -27,11 +27,12 @@ STANDARD = (RAW - RAW.mean(0)) / np.where(RAW.std(0) > 0, RAW.std(0), 1)
 
 def write(folder, **settings):
     settings = {"version": 2, "model": "tiny", "storage": "float32"} | settings
-    writer = StoreWriter(folder, settings, rank=0, world_size=1)
+    writer = StoreWriter(folder, settings)
     for positions in np.array_split(RNG.permutation(N), 4):
         keys = [f"u{position}" for position in positions]
         writer.write(part_columns(positions, keys), RAW[positions])
-    assert writer.finish({"keys": N, "no_history": 0, "left_out": 0})
+    writer.finish({"keys": N, "no_history": 0, "left_out": 0})
+    writer.merge()
     return KnowledgeStore.open(folder)
 
 
@@ -104,11 +105,12 @@ def test_rows_are_read_in_any_order_and_repeatedly(tmp_path):
 def test_hashes_of_prompts_and_answers_are_stored_with_the_keys(tmp_path):
     import pyarrow.parquet as pq
 
-    settings = {"version": 2, "storage": "float32"}
-    writer = StoreWriter(tmp_path, settings, rank=0, world_size=1)
+    settings = {"version": 2, "storage": "float32", "pooling": "generate"}
+    writer = StoreWriter(tmp_path, settings)
     rows = part_columns([1, 0], [8, 9], prompt=["ab", "cd"], text=["likes tea", None])
     writer.write(rows, RAW[:2])
     writer.finish({"keys": 2, "no_history": 0, "left_out": 0})
+    writer.merge()
     keys = pq.read_table(tmp_path / "keys.parquet").to_pydict()
     assert keys["prompt"] == ["cd", "ab"]
     assert keys["text"] == [None, "likes tea"]

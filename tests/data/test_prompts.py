@@ -126,12 +126,12 @@ def test_braces_in_a_title_stay_as_they_are(tmp_path):
     assert "{items} {title} (shoes, red)" in texts(prompts)["ann"]
 
 
-def test_the_shares_of_all_ranks_are_the_whole(tmp_path):
+def test_the_prompts_of_blocks_are_the_whole(tmp_path):
     folder = write_dataset(tmp_path, TRAIN, ages=["1", "2", "3"])
     whole = user_prompts(folder, template())
-    shares = [user_prompts(folder, template(), rank=rank, world_size=2) for rank in (0, 1)]
-    assert pl.concat([share.frame for share in shares]).sort("index").equals(whole.frame)
-    assert sum(share.counts["no_history"] for share in shares) == 1
+    blocks = [user_prompts(folder, template(), keys=keys) for keys in (range(2), range(2, 3))]
+    assert pl.concat([block.frame for block in blocks]).equals(whole.frame)
+    assert sum(block.counts["no_history"] for block in blocks) == 1
 
 
 def test_a_scenario_prompt_names_its_scenario_first_and_then_all(tmp_path):
@@ -248,8 +248,8 @@ def test_an_item_prompt_has_title_and_all_attributes(tmp_path):
     assert "One of its items: Red Shoes (shoes, red)\n" in texts(prompts)[0]
     assert "One of its items: Green Scarf\n" in texts(prompts)[2]
     assert prompts.counts["left_out"] == 1
-    shares = [item_prompts(folder, template(), rank=rank, world_size=2) for rank in (0, 1)]
-    assert pl.concat([share.frame for share in shares])["key"].sort().to_list() == [0, 2]
+    blocks = [item_prompts(folder, template(), keys) for keys in (range(1), range(1, 3))]
+    assert pl.concat([block.frame for block in blocks])["key"].to_list() == [0, 2]
 
 
 def test_all_attributes_reach_the_prompts_of_items_and_users(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from llm_data import part_columns
 
 from msrec.data.llm.store import KnowledgeStore
-from msrec.data.llm.store_writer import StoreWriter
+from msrec.data.llm.store_writer import StoreWriter, blocks_of
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +31,8 @@ def counts(keys):
     return {"keys": keys, "no_history": 1, "left_out": 0, "items_without_text": 4}
 
 
-def writer(folder, rank=0, world_size=1, **changes):
-    return StoreWriter(folder, SETTINGS | changes, rank=rank, world_size=world_size)
+def writer(folder, block=0, **changes):
+    return StoreWriter(folder, SETTINGS | changes, block)
 
 
 @pytest.fixture
@@ -44,7 +44,8 @@ def write(folder, keys=KEYS, **changes):
     one = writer(folder, **changes)
     for positions in ([5, 0, 3], [6, 1], [2, 4]):
         one.write(rows_of(positions, keys), VECTORS[positions])
-    assert one.finish(counts(7))
+    one.finish(counts(7))
+    one.merge()
     return folder
 
 
@@ -176,36 +177,64 @@ def test_a_finished_store_without_settings_file_still_refuses_other_settings(sto
         writer(store, pooling="last")
 
 
-def test_the_last_rank_merges(tmp_path):
-    first, second = writer(tmp_path, 0, 2), writer(tmp_path, 1, 2)
-    first.write(rows_of([4, 2, 0, 6]), VECTORS[[4, 2, 0, 6]])
-    assert not first.finish(counts(4))
-    second.write(rows_of([5, 3, 1]), VECTORS[[5, 3, 1]])
-    assert second.finish(counts(3))
+def test_blocks_are_merged_in_the_order_of_their_keys(tmp_path):
+    first, second = writer(tmp_path, 0), writer(tmp_path, 1)
+    second.write(rows_of([6, 4]), VECTORS[[6, 4]])
+    second.write(rows_of([5]), VECTORS[[5]])
+    second.finish(counts(3) | {"work": {"encoded": 3}})
+    assert first.done_blocks() == {1}
+    first.write(rows_of([3, 1, 2, 0]), VECTORS[[3, 1, 2, 0]])
+    assert first.done_index().tolist() == [0, 1, 2, 3]
+    first.finish(counts(4) | {"work": {"encoded": 4}})
+    first.merge(2)
     opened = KnowledgeStore.open(tmp_path)
     np.testing.assert_array_equal(opened.vectors, VECTORS)
+    assert opened.keys.tolist() == KEYS
     assert opened.manifest["no_history"] == 2
+    assert "work" not in opened.manifest
     assert not (tmp_path / "parts").exists()
 
 
-def test_a_deleted_part_delays_the_merge_until_it_is_written_again(tmp_path):
-    first, second = writer(tmp_path, 0, 2), writer(tmp_path, 1, 2)
-    second.write(rows_of([5, 3, 1]), VECTORS[[5, 3, 1]])
-    second.finish(counts(3))
-    next((tmp_path / "parts").glob("part-001-*")).unlink()
-    first.write(rows_of([4, 2, 0, 6]), VECTORS[[4, 2, 0, 6]])
-    assert not first.finish(counts(4))
-    again = writer(tmp_path, 1, 2)
-    again.write(rows_of([5, 3, 1]), VECTORS[[5, 3, 1]])
-    assert again.finish(counts(3))
+def test_a_deleted_part_is_named_and_its_block_is_encoded_again(tmp_path):
+    first, second = writer(tmp_path, 0), writer(tmp_path, 1)
+    for one, positions in ((first, [0, 1, 2, 3]), (second, [4, 5, 6])):
+        one.write(rows_of(positions), VECTORS[positions])
+        one.finish(counts(len(positions)))
+    (tmp_path / "parts/000001/part-00000.parquet").unlink()
+    with pytest.raises(ValueError, match="000001 must hold 3 keys, each once; found 0"):
+        first.merge(2)
+    again = writer(tmp_path, 1)
+    assert again.done_blocks() == {0}
+    again.write(rows_of([5, 4, 6]), VECTORS[[5, 4, 6]])
+    again.finish(counts(3))
+    again.merge(2)
+    np.testing.assert_array_equal(KnowledgeStore.open(tmp_path).vectors, VECTORS)
+
+
+def test_parts_of_an_older_version_are_refused_and_stay(tmp_path):
+    writer(tmp_path)
+    old = tmp_path / "parts" / "part-000-00000.parquet"
+    old.touch()
+    with pytest.raises(ValueError, match="part-000-00000.parquet must be of this version"):
+        writer(tmp_path)
+    assert old.is_file()
+
+
+@pytest.mark.parametrize("num_keys", [1, 255, 256, 257, 6040, 10**6, 10**7])
+def test_blocks_hold_every_key_once(num_keys):
+    blocks = blocks_of(num_keys)
+    assert [block.number for block in blocks] == list(range(len(blocks)))
+    assert [block.start for block in blocks] == [0, *(block.stop for block in blocks[:-1])]
+    assert blocks[-1].stop == num_keys
+    assert all(0 < block.stop - block.start <= 8192 for block in blocks)
 
 
 def test_a_broken_part_is_named(tmp_path):
     one = writer(tmp_path)
     one.write(rows_of([0, 1]), VECTORS[:2])
-    part = tmp_path / "parts" / "part-000-00000.parquet"
+    part = tmp_path / "parts/000000/part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="part-000-00000.parquet must be a readable part"):
+    with pytest.raises(ValueError, match="part-00000.parquet must be a readable part"):
         one.done_index()
 
 
@@ -221,9 +250,11 @@ def test_a_full_disk_loses_no_saved_part(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         one.write(rows_of([2]), VECTORS[2:3])
     assert one.done_index().tolist() == [0, 1]
-    assert [file.name for file in one.parts.iterdir()] == ["part-000-00000.parquet"]
+    assert [file.name for file in one.parts.glob("*/*")] == ["part-00000.parquet"]
 
 
 def test_a_store_without_any_key_is_an_error(tmp_path):
+    one = writer(tmp_path)
+    one.finish(counts(0))
     with pytest.raises(ValueError, match="at least 1 key; got no prompt"):
-        writer(tmp_path).finish(counts(0))
+        one.merge()

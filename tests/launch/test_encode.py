@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 from llm_data import TRAIN, USERS, stop_after, write_dataset, write_model
 
+from msrec.data.engines.engines import make_engine
+from msrec.data.llm import store_writer
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
 from msrec.data.llm.templates import load_template
@@ -18,7 +20,7 @@ from msrec.launch.encoding.encode import encode
 from msrec.launch.encoding.job import encode_config
 from msrec.launch.encoding.options import EncodeOptions
 from msrec.launch.encoding.progress import EncodeProgress
-from msrec.launch.encoding.speed import Progress, SpeedCounter
+from msrec.launch.encoding.speed import Progress, SpeedCounter, Work
 
 pytestmark = pytest.mark.slow
 
@@ -33,12 +35,13 @@ def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "d", TRAIN, users=USERS)
 
 
-def run(dataset, store, model, on_progress=None, **changes):
+def run(dataset, store, model, on_progress=None, engine=None, **changes):
     """Encodes with `changes` to the settings of the vectors and to the options of the job."""
     settings = {"dtype": "float32", "storage": "float32", "max_tokens": 600} | changes
     names = {field.name for field in fields(VectorSettings)}
     options = EncodeOptions(**{name: settings.pop(name) for name in settings.keys() - names})
-    return encode(dataset, store, VectorSettings(model, **settings), options, on_progress)
+    vectors = VectorSettings(model, **settings)
+    return encode(dataset, store, vectors, options, (), engine, on_progress)
 
 
 def job(dataset, store, model, **changes):
@@ -88,29 +91,56 @@ def test_a_stored_vector_is_that_of_its_prompt_alone(whole, dataset, model):
     np.testing.assert_allclose(stored, encoder.encode(rows).vectors[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_any_number_of_ranks_gives_the_same_store(dataset, model, whole, tmp_path, world_size):
-    shares = [
-        job(dataset, tmp_path, model, rank=rank, world_size=world_size)["user"]
-        for rank in range(world_size)
-    ]
-    assert [share["merged"] for share in shares] == [0] * (world_size - 1) + [1]
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of four keys at most, in this process and in workers that it forks or starts."""
+    monkeypatch.setattr(store_writer, "MIN_BLOCK", 4)
+
+
+@pytest.fixture
+def engines(request):
+    """Function that makes an engine of a name, which ends with the test."""
+
+    def start(name, workers=2):
+        context = make_engine(name, workers, None)
+        engine = context.__enter__()
+        request.addfinalizer(lambda: context.__exit__(None, None, None))
+        return engine
+
+    return start
+
+
+def test_blocks_give_the_same_store(dataset, model, whole, tmp_path, small_blocks):
+    seen = []
+    job(dataset, tmp_path, model, on_progress=seen.append)
     assert_same_store(tmp_path, whole)
+    assert (seen[-1].done, seen[-1].total) == (14, 14)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("name", ["processes", "ray"])
+def test_every_engine_gives_the_same_store(dataset, model, tmp_path, small_blocks, engines, name):
+    expected = run(dataset, tmp_path / "one", model)
+    seen = []
+    result = run(dataset, tmp_path / name, model, seen.append, engines(name))
+    assert result.levels == expected.levels
+    assert (seen[-1].done, seen[-1].total, seen[-1].encoded) == (14, 14, 13)
+    assert result.work.tokens == expected.work.tokens
+    for file in ("keys.parquet", "vectors.npy"):
+        for level in ("user", "scenario"):
+            one, other = (tmp_path / folder / level / file for folder in ("one", name))
+            assert one.read_bytes() == other.read_bytes()
+
+
 def test_a_killed_run_resumes_and_computes_each_key_once(
-    dataset, model, whole, tmp_path, world_size
+    dataset, model, whole, tmp_path, small_blocks
 ):
     with pytest.raises(KeyboardInterrupt):
-        job(dataset, tmp_path, model, on_progress=stop_after(3))
-    saved = len(list((tmp_path / "user" / "parts").glob("part-*")))
-    assert saved >= 1
-    counts = [
-        job(dataset, tmp_path, model, rank=rank, world_size=world_size)["user"]
-        for rank in range(world_size)
-    ]
-    assert 0 < sum(share["encoded"] for share in counts) < 11
+        job(dataset, tmp_path, model, on_progress=stop_after(6))
+    saved = list((tmp_path / "user" / "parts").glob("*/part-*"))
+    assert saved
+    encoded = sum(pl.read_parquet(file).height for file in saved)
+    counts = job(dataset, tmp_path, model)["user"]
+    assert counts["encoded"] == 11 - encoded
     assert_same_store(tmp_path, whole)
 
 
@@ -118,8 +148,7 @@ def test_a_finished_store_is_left_as_it_is(dataset, model, whole, monkeypatch):
     monkeypatch.setattr(FrozenEncoder, "load", None)
     before = (whole / "user" / "manifest.json").stat().st_mtime_ns
     counts = job(dataset, whole, model)
-    assert counts["user"]["encoded"] == 0
-    assert counts["user"]["merged"] == 1
+    assert counts["user"] | {"keys": 11, "encoded": 0} == counts["user"]
     assert (whole / "user" / "manifest.json").stat().st_mtime_ns == before
 
 
@@ -142,8 +171,8 @@ def test_another_model_under_the_same_name_is_refused(dataset, whole, model, tmp
 def test_progress_counts_up_to_the_total(dataset, model, tmp_path):
     seen = []
     job(dataset, tmp_path, model, on_progress=seen.append)
-    assert (seen[0].done, seen[0].total, seen[0].tokens, seen[0].left_s) == (0, 13, 0, None)
-    assert (seen[-1].done, seen[-1].total, seen[-1].left_s) == (13, 13, 0)
+    assert (seen[0].done, seen[0].total, seen[0].tokens, seen[0].left_s) == (0, 14, 0, None)
+    assert (seen[-1].done, seen[-1].total, seen[-1].left_s) == (14, 14, 0)
     assert all(a.done <= b.done and a.tokens <= b.tokens for a, b in pairwise(seen))
     manifests = [KnowledgeStore.open(tmp_path / n).manifest for n in ("scenario", "user")]
     assert seen[-1].tokens == sum(manifest["tokens"] for manifest in manifests)
@@ -152,11 +181,12 @@ def test_progress_counts_up_to_the_total(dataset, model, tmp_path):
 def test_the_forecast_is_right_from_the_first_batch_although_long_prompts_come_first():
     seen = []
     counter = SpeedCounter(1000, seen.append)
-    counter.add(100, 0)  # by an earlier run
+    counter.add(Work(100))  # by an earlier run
     counter.expect(450, 40 * 250 + 410 * 20)  # a window of half of the rest: 40 are long
     for prompts, tokens in [(20, 260), (20, 260), (410, 30)]:  # of them 10 in a shared prefix
-        counter.seconds += prompts * (tokens - 10) / 1e3  # 1,000 tokens per s
-        counter.add(prompts, prompts * tokens, prompts * 10)
+        shared = prompts * 10
+        seconds = (prompts * tokens - shared) / 1e3  # 1,000 tokens per s
+        counter.add(Work(prompts, prompts, 0, 0, prompts * tokens, shared, seconds))
     whole_s = 2 * (40 * 250 + 410 * 20) / 1e3
     for progress in seen[1:]:
         assert progress.seconds + progress.left_s == pytest.approx(whole_s)
@@ -192,7 +222,7 @@ def test_histories_fit_max_tokens_and_cut_ones_are_counted(dataset, model, tmp_p
 
 def test_items_can_be_encoded_alone(dataset, model, tmp_path):
     levels = job(dataset, tmp_path, model, levels=("item",))
-    assert levels["item"] | {"keys": 6, "encoded": 6, "left_out": 0, "merged": 1} == levels["item"]
+    assert levels["item"] | {"keys": 6, "encoded": 6, "left_out": 0} == levels["item"]
     items = KnowledgeStore.open(tmp_path / "item")
     assert items.keys.tolist() == list(range(6))
 
@@ -202,17 +232,17 @@ def test_a_shared_prefix_is_computed_once_and_changes_no_vector(
 ):
     monkeypatch.setattr("msrec.data.llm.prompt_batches.MIN_PREFIX_TOKENS", 10**9)
     tree = run(dataset, tmp_path / "tree", model)  # packed: any beginnings are shared
-    assert tree.speed.shared_tokens > 0.3 * tree.speed.tokens
+    assert tree.work.shared_tokens > 0.3 * tree.work.tokens
     assert_same_store(tmp_path / "tree", whole)
     monkeypatch.setattr(FrozenEncoder, "_packed", lambda self: None)
     plain = run(dataset, tmp_path, model)
-    assert plain.speed.shared_tokens == 0
+    assert plain.work.shared_tokens == 0
     assert_same_store(tmp_path, whole)
     monkeypatch.undo()
     shared = run(dataset, tmp_path / "b", model)
-    assert shared.speed.shared_tokens > 0.3 * shared.speed.tokens
-    assert shared.speed.prompts == 13
-    assert 0 < shared.speed.matmul_share < 1.5
+    assert shared.work.shared_tokens > 0.3 * shared.work.tokens
+    assert shared.work.prompts == 13
+    assert 0 < shared.work.matmul_share < 1.5
 
 
 def test_generate_stores_the_answers(dataset, model, tmp_path):
@@ -253,25 +283,11 @@ def test_an_earlier_store_with_other_settings_is_refused(model, whole, tmp_path,
             job(a_day_later, tmp_path / "new" / message[:3], model, previous=whole, **change)
 
 
-def test_a_rank_out_of_range_is_refused(dataset, model, tmp_path):
-    with pytest.raises(ValueError, match=r"rank must be in \[0, world_size\); got 2 of 2"):
-        job(dataset, tmp_path, model, rank=2, world_size=2)
-
-
-def test_a_config_names_levels_and_store_and_the_environment_the_rank(
-    dataset, model, tmp_path, monkeypatch
-):
+def test_a_config_names_levels_and_store(dataset, model, tmp_path):
     llm = {"model": model, "dtype": "float32", "max_tokens": 600, "items": True}
-    config = RunConfig(dataset=dataset, llm=llm | {"store": tmp_path})
-    for rank in (0, 1):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        levels = encode_config(config).levels
-    assert {level: counts["keys"] for level, counts in levels.items()} == {
-        "scenario": 1,
-        "user": 5,
-        "item": 3,
-    }
+    levels = encode_config(RunConfig(dataset=dataset, llm=llm | {"store": tmp_path})).levels
+    sizes = {level: counts["keys"] for level, counts in levels.items()}
+    assert sizes == {"scenario": 2, "user": 11, "item": 6}
     assert len(KnowledgeStore.open(tmp_path / "user")) == 11
     with pytest.raises(ValueError, match="llm.store must name a folder"):
         encode_config(RunConfig(dataset=dataset, llm=llm))

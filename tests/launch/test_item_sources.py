@@ -17,7 +17,7 @@ from msrec.data.llm.item_vectors import load_item_vectors
 from msrec.data.llm.prompts import item_prompts
 from msrec.data.llm.store import KnowledgeStore, VectorSettings, item_source_folder
 from msrec.launch.config.run_config import RunConfig
-from msrec.launch.encoding.item_sources import encode_items
+from msrec.launch.encoding.encode import encode
 from msrec.launch.encoding.job import encode_config
 from msrec.launch.encoding.options import EncodeOptions
 from msrec.launch.encoding.run_prompts import named_prompt
@@ -35,8 +35,12 @@ def shop(folder, titles=TITLES):
 
 def run(dataset, store, source="lsa", on_progress=None, **options):
     settings = VectorSettings("unused", dtype="float32", max_tokens=64)
-    options = EncodeOptions(**({"batch_tokens": 100, "save_every_s": 0} | options))
-    return encode_items(dataset, store, source, settings, options, on_progress)
+    options = EncodeOptions((), **({"batch_tokens": 100, "save_every_s": 0} | options))
+    return encode(dataset, store, settings, options, [source], None, on_progress)
+
+
+def counts_of(result, source="lsa"):
+    return result.levels[f"{source} item"]
 
 
 def opened(store, source="lsa"):
@@ -102,28 +106,15 @@ def test_a_killed_encoding_resumes_to_the_same_vectors(
     dataset, model, stored, tmp_path, source, monkeypatch
 ):
     source = model if source == "model" else source
-    monkeypatch.setattr("msrec.launch.encoding.level_job.WINDOW_PROMPTS", 10)
-    monkeypatch.setattr("msrec.launch.encoding.item_sources.WINDOW_PROMPTS", 10)
+    monkeypatch.setattr("msrec.launch.encoding.item_sources.MAX_BLOCK", 10)
     with pytest.raises(KeyboardInterrupt):
         run(dataset, tmp_path, source, on_progress=stop_after(2))
-    counts = run(dataset, tmp_path, source).levels["item"]
+    counts = counts_of(run(dataset, tmp_path, source), source)
     assert 0 < counts["encoded"] < 39
-    assert counts["merged"] == 1
     np.testing.assert_allclose(
         opened(tmp_path, source).vectors, opened(stored, source).vectors, atol=2e-3
     )
-    assert run(dataset, tmp_path, source).levels["item"]["encoded"] == 0
-
-
-def test_two_ranks_share_a_model_and_the_first_fits_lsa(dataset, model, stored, tmp_path):
-    for rank in (1, 0):
-        share = {"rank": rank, "world_size": 2}
-        run(dataset, tmp_path, model, **share)
-        levels = run(dataset, tmp_path, **share).levels
-        assert ("item" in levels) == (rank == 0)
-    for source in (model, "lsa"):
-        expected = opened(stored, source).vectors
-        np.testing.assert_allclose(opened(tmp_path, source).vectors, expected, atol=2e-3)
+    assert counts_of(run(dataset, tmp_path, source), source)["encoded"] == 0
 
 
 @pytest.mark.parametrize("source", ["lsa", "model"])
@@ -132,7 +123,7 @@ def test_new_items_leave_old_vectors_bit_identical(dataset, model, tmp_path, sto
     before = load_item_vectors(dataset, stored, source, 6)
     codebook = item_codebook(opened(stored, source), 6, levels=2, codes=3)
     later = shop(tmp_path / "later", [*TITLES, "red lamp", "steel ring"])
-    counts = run(later, tmp_path / "new", source, previous=stored).levels["item"]
+    counts = counts_of(run(later, tmp_path / "new", source, previous=stored), source)
     assert (counts["reused"], counts["encoded"]) == (39, 2)
     np.testing.assert_array_equal(
         opened(tmp_path / "new", source).vectors[:39], opened(stored, source).vectors
@@ -178,11 +169,8 @@ def test_a_config_encodes_its_sources_and_only_the_levels_that_the_run_reads(
     dataset, model, tmp_path
 ):
     result = encode_config(config_of(dataset, tmp_path, model))
-    assert result.levels == {}
-    assert {name: part.levels["item"]["keys"] for name, part in result.sources.items()} == {
-        model: 39,
-        "lsa": 39,
-    }
+    sizes = {name: counts["keys"] for name, counts in result.levels.items()}
+    assert sizes == {f"{model} item": 39, "lsa item": 39}
     assert [folder.name for folder in tmp_path.iterdir()] == ["item-sources"]
     assert named_prompt(config_of(dataset, tmp_path, model), "item=3") == TITLES[3]
     first, second = item_sources(

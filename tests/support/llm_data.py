@@ -117,9 +117,10 @@ def write_source(store, keys, vectors, name="lsa", settings=None):
     from msrec.data.llm.store_writer import StoreWriter
 
     settings = settings or {"version": 2, "model": name, "storage": "float16", "level": "item"}
-    writer = StoreWriter(item_source_folder(store, name), settings, rank=0, world_size=1)
+    writer = StoreWriter(item_source_folder(store, name), settings)
     writer.write(part_columns(range(len(keys)), keys), np.asarray(vectors, np.float32))
-    assert writer.finish({"keys": len(keys), "no_history": 0, "left_out": 0})
+    writer.finish({"keys": len(keys), "no_history": 0, "left_out": 0})
+    writer.merge()
     return store
 
 

@@ -117,9 +117,7 @@ def tiny_store(dataset, store, dim=12, seed=0, llm=None, **changes):
     keys = {"user": users[:-1], "item": items, "scenario": names_of}
     rng = np.random.default_rng(seed)
     for level, names in keys.items():
-        writer = StoreWriter(
-            store / level, settings | {"level": level} | changes, rank=0, world_size=1
-        )
+        writer = StoreWriter(store / level, settings | {"level": level} | changes)
         rows = {
             "index": list(range(len(names))),
             "key": names,
@@ -129,4 +127,5 @@ def tiny_store(dataset, store, dim=12, seed=0, llm=None, **changes):
         }
         writer.write(rows, rng.normal(size=(len(names), dim)).astype(np.float32))
         writer.finish({"keys": len(names), "no_history": 0, "left_out": 0})
+        writer.merge()
     return store

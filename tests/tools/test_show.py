@@ -78,11 +78,10 @@ def two_sources(tmp_path_factory):
     vectors = np.random.default_rng(0).normal(size=(40, 4))
     for name in ("a", "b"):
         settings = {"version": 2, "model": name, "storage": "float16", "level": "item"}
-        writer = StoreWriter(
-            item_source_folder(folder / "store", name), settings, rank=0, world_size=1
-        )
+        writer = StoreWriter(item_source_folder(folder / "store", name), settings)
         writer.write(part_columns(range(40), range(40)), vectors)
         writer.finish({"keys": 40, "no_history": 0, "left_out": 0})
+        writer.merge()
         vectors = vectors.copy()
         vectors[:5] *= -1
     return folder / "store", dataset

@@ -244,10 +244,11 @@ def load_config(config: str | Path, overrides: Sequence[str] = ()) -> "RunConfig
     return load(config, overrides)
 
 
-def encode(config: str | Path, overrides: Sequence[str] = ()) -> "EncodeResult":
+def encode(config: str | Path, overrides: Sequence[str] = ()) -> "EncodeResult | None":
     """Encodes users and scenarios (and items, with `llm.items`) into the knowledge store.
 
-    Resumes after a kill.
+    Resumes after a kill. Under torchrun, rank 0 hands out blocks of keys; the other ranks return
+    None.
 
     Args:
         config: a run's YAML file; `llm.store` names the folder to write.

@@ -188,7 +188,7 @@ def write_random_store(dataset: Path, store: Path) -> Path:
     }
     rng = np.random.default_rng(0)
     for level, names in keys.items():
-        writer = StoreWriter(store / level, settings | {"level": level}, rank=0, world_size=1)
+        writer = StoreWriter(store / level, settings | {"level": level})
         rows = {
             "index": list(range(len(names))),
             "key": names,
@@ -198,4 +198,5 @@ def write_random_store(dataset: Path, store: Path) -> Path:
         }
         writer.write(rows, rng.normal(size=(len(names), VECTOR_DIM)).astype(np.float32))
         writer.finish({"keys": len(names), "no_history": 0, "left_out": 0})
+        writer.merge()
     return store

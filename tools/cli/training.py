@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -113,6 +113,25 @@ def encode(
             metavar="LEVEL=KEY",
         ),
     ] = None,
+    engine: Annotated[
+        Literal["one", "processes", "ray", "ranks"] | None,
+        typer.Option(
+            help="Who encodes the blocks of keys: this process, several of this machine, Ray (the "
+            "extra ray), or the ranks of a job. The vectors are the same.",
+            show_default="ranks in a job of several, else one",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Workers on this machine.", show_default="one for each core"),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster, such as 10.0.0.1:6379; its hosts share the folder llm.store.",
+            show_default="Ray starts on this machine",
+        ),
+    ] = None,
 ) -> None:
     """Encode users and scenarios with the frozen LLM into the knowledge store; resumes.
 
@@ -120,7 +139,7 @@ def encode(
     """
     # The frozen model's library takes a second to import, which no other command needs.
     from msrec.launch.config.run_config import load_config
-    from msrec.launch.encoding.job import encode_config, environment_rank
+    from msrec.launch.encoding.job import EncodeWorkers, encode_config
     from msrec.launch.encoding.progress import EncodeProgress, speed_line
     from msrec.launch.encoding.run_prompts import named_prompt
     from msrec.tools.cli.terminal import console, is_main, log_to_terminal, say
@@ -131,14 +150,14 @@ def encode(
         return
     log_to_terminal()
     with EncodeProgress(is_shown=is_main()) as progress:
-        result = encode_config(run, progress.update)
-    rank, _ = environment_rank()
-    for source, part in {"": result, **result.sources}.items():
-        for level, counts in part.levels.items():
-            line = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-            console.print(f"rank {rank} {f'{source} {level}'.strip()}: {line}", highlight=False)
-        if part.speed is not None:
-            console.print(f"rank {rank}: {speed_line(part.speed)}", highlight=False)
+        result = encode_config(run, progress.update, EncodeWorkers(engine, workers, address))
+    if result is None:  # a rank that worked for rank 0
+        return
+    for level, counts in result.levels.items():
+        line = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        console.print(f"{level}: {line}", highlight=False)
+    if result.work.flops:
+        console.print(speed_line(result.work), highlight=False)
     say(f"store: {run.llm.store}")
 
 

@@ -50,7 +50,6 @@ from msrec.data.convert.parts.steps import (
     fit_vocabularies,
     stage_rows,
 )
-from msrec.data.engines.tasks import Engine
 from msrec.data.convert.raw_tables import Progress, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.plain.declared_columns import ReadFiles
@@ -64,6 +63,7 @@ from msrec.data.convert.split import SplitChoice
 from msrec.data.convert.staging import require_interactions
 from msrec.data.convert.table_checks import checked_tables
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, TableKind
+from msrec.data.engines.tasks import Engine
 from msrec.data.features.vocabulary import load_vocabularies
 from msrec.data.io.atomic_files import write_json
 from msrec.data.io.exclusive_files import exclusive

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msrec.data.engines.tasks import Engine, Task
 from msrec.data.convert.raw_tables import Progress
+from msrec.data.engines.tasks import Engine, Task
 from msrec.data.io.mistakes import note_stack
 
 RESULT = "result.json"

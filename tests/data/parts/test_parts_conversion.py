@@ -13,11 +13,11 @@ from part_tables import ITEMS, USERS, differences, write_raw
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.parts import merged_counts
 from msrec.data.convert.parts.conversion import MARKER, PartOptions, write_dataset_in_parts
-from msrec.data.engines.engines import make_engine
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
+from msrec.data.engines.engines import make_engine
 from msrec.data.features.hashed_values import Hashed, Managed
 from msrec.data.features.vocabulary import Frequent
 from msrec.data.schema import load_schema

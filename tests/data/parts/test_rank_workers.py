@@ -13,12 +13,12 @@ from part_tables import differences, write_raw
 from torch._C._distributed_c10d import HashStore
 
 from msrec.data.convert.conversion import write_dataset
+from msrec.data.convert.sources.plain.tables import read_tables
+from msrec.data.convert.split import SplitChoice
 from msrec.data.engines import rank_workers
 from msrec.data.engines.engines import make_engine
 from msrec.data.engines.rank_workers import RankWorkers, work
 from msrec.data.engines.tasks import Task
-from msrec.data.convert.sources.plain.tables import read_tables
-from msrec.data.convert.split import SplitChoice
 from msrec.tools.cli.convert import words_of
 
 TIMEOUT_S = 240

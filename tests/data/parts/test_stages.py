@@ -11,10 +11,10 @@ from part_functions import logged, refuse
 
 from msrec.data.convert.chunk_counts import Sparse, label_counts
 from msrec.data.convert.dataset_writer import TABLE_ROWS, PartWriter, write_table
-from msrec.data.engines.engines import DEATHS, make_engine
 from msrec.data.convert.parts.exchange import read_batches, write_exchange
 from msrec.data.convert.parts.part_functions import TextFile, dataset_files, text_part
 from msrec.data.convert.parts.stages import Stages
+from msrec.data.engines.engines import DEATHS, make_engine
 from msrec.data.io.mistakes import is_mistake
 from msrec.data.labels import LabelOptions
 

@@ -58,7 +58,7 @@ def test_a_remote_store_is_that_of_a_local_encoding(options, remote, tmp_path):
 
 def test_a_kill_is_resumed_from_the_folder_of_this_machine(options, remote, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        encode(options, remote, stop_after(1))
+        encode(options, remote, stop_after(3))
     with pytest.raises(FileNotFoundError, match=r"manifest.json must exist, since it is written"):
         KnowledgeStore.open(remote / "user")
     levels = encode(options, remote).levels

@@ -112,7 +112,7 @@ def _write_random_store(
     rng = np.random.default_rng(0)
     for level in config.knowledge_levels:
         of_level, count = keys[level], len(keys[level])
-        writer = StoreWriter(store / level, settings | {"level": level}, rank=0, world_size=1)
+        writer = StoreWriter(store / level, settings | {"level": level})
         columns: dict[str, list[Any]] = {
             "index": list(range(count)),
             "key": of_level,
@@ -122,3 +122,4 @@ def _write_random_store(
         }
         writer.write(columns, rng.normal(size=(count, dim)).astype(np.float32))
         writer.finish({"keys": count, "no_history": 0, "left_out": 0})
+        writer.merge()
