@@ -19,7 +19,7 @@ from msrec.data.llm.models.layers import keep_layers, layers_of, layers_or_model
 from msrec.data.llm.models.model_limits import learned_positions, require_context, unreadable
 from msrec.data.llm.models.packing import PackedModel
 from msrec.data.llm.store import Layer, Pooling
-from msrec.data.llm.tokenization import PromptTokenizer
+from msrec.data.llm.text.tokenization import PromptTokenizer
 
 POOLINGS = get_args(Pooling)
 END_CHECK_TOKENS = 8

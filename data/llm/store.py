@@ -31,7 +31,7 @@ from msrec.data.io.local_copies import local_copy
 from msrec.data.io.parquet_files import num_rows
 from msrec.data.io.paths import AnyPath, PathT, is_remote, to_path
 from msrec.data.llm.compression import float_chunks
-from msrec.data.llm.templates import load_template, template_of
+from msrec.data.llm.text.templates import load_template, template_of
 from msrec.data.schema import load_schema
 
 KEYS, VECTORS, MANIFEST = "keys.parquet", "vectors.npy", "manifest.json"

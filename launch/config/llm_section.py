@@ -35,7 +35,7 @@ class LLMConfig(StrictModel):
     trust_remote_code: bool = False
     """Run the code that comes with the model. Only for models whose authors you trust."""
     template: str = "auto"
-    """Prompt template, a name in data/llm/templates.yaml. `auto` takes the template made for the
+    """Prompt template, a name in data/llm/text/templates.yaml. `auto` takes the template made for the
     dataset, or `default`."""
     pooling: Literal["mean", "last", "generate"] = "mean"
     """Hidden states that make the vector: their mean over the prompt's tokens, the last token, or

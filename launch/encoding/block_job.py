@@ -13,9 +13,9 @@ import polars as pl
 from msrec.data.engines.tasks import Task
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.prompt_batches import encoded_batches
-from msrec.data.llm.prompts import Prompts
 from msrec.data.llm.store import VectorSettings
 from msrec.data.llm.store_writer import WORK, Block
+from msrec.data.llm.text.prompts import Prompts
 from msrec.launch.devices import rank_device
 from msrec.launch.encoding.levels import LevelSpec
 from msrec.launch.encoding.options import BATCH_TOKENS, EncodeOptions

@@ -11,9 +11,9 @@ from msrec.data.engines.tasks import Engine, Task
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.llm.item_source.settings import LSA
 from msrec.data.llm.models.model_weights import model_folder
-from msrec.data.llm.prompts import check_user_keys
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
 from msrec.data.llm.store_writer import WORK, Block, StoreWriter
+from msrec.data.llm.text.prompts import check_user_keys
 from msrec.launch.encoding.block_job import EncodeBlocks, PrepareInputs, load_encoder
 from msrec.launch.encoding.item_sources import copy_fitted, encode_lsa
 from msrec.launch.encoding.levels import LevelSpec, level_specs, source_spec

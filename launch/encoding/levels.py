@@ -9,7 +9,6 @@ from msrec.data.io.paths import AnyPath, is_file
 from msrec.data.llm.item_source.settings import LSA, source_settings
 from msrec.data.llm.models.model_limits import check_model
 from msrec.data.llm.models.model_weights import load_tokenizer, model_folder, weights_sha256
-from msrec.data.llm.prompts import Prompts, level_prompts, num_keys, require_text
 from msrec.data.llm.store import (
     MANIFEST,
     VERSION,
@@ -18,9 +17,10 @@ from msrec.data.llm.store import (
     store_settings,
 )
 from msrec.data.llm.store_writer import Block, StoreWriter, blocks_of
-from msrec.data.llm.templates import Template, load_template
-from msrec.data.llm.tokenization import PromptTokenizer
-from msrec.data.llm.user_inputs import PreparedInputs
+from msrec.data.llm.text.prompts import Prompts, level_prompts, num_keys, require_text
+from msrec.data.llm.text.templates import Template, load_template
+from msrec.data.llm.text.tokenization import PromptTokenizer
+from msrec.data.llm.text.user_inputs import PreparedInputs
 from msrec.data.schema import Schema, load_schema
 from msrec.launch.encoding.earlier_store import EarlierStore
 from msrec.launch.encoding.options import EncodeOptions

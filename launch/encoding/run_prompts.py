@@ -1,10 +1,10 @@
 """Prompts of a run, as `msrec encode` gives them to the LLM."""
 
 from msrec.data.llm.models.model_weights import load_tokenizer, model_folder
-from msrec.data.llm.prompts import item_prompts, level_prompts
 from msrec.data.llm.store import LEVELS
-from msrec.data.llm.templates import load_template, template_of
-from msrec.data.llm.tokenization import PromptTokenizer
+from msrec.data.llm.text.prompts import item_prompts, level_prompts
+from msrec.data.llm.text.templates import load_template, template_of
+from msrec.data.llm.text.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
 from msrec.launch.config.run_config import RunConfig
 

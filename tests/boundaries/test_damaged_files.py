@@ -20,7 +20,7 @@ from msrec.data.io.atomic_files import atomic_path
 from msrec.data.io.json_files import read_json_object
 from msrec.data.io.parquet_files import parquet_names, read_parquet
 from msrec.data.llm.store import KnowledgeStore
-from msrec.data.llm.templates import load_template
+from msrec.data.llm.text.templates import load_template
 from msrec.launch.checkpointing.commit import committed, read_commit
 from msrec.launch.evaluation.drift import measure_drift
 from msrec.launch.serving.score_file import _read_json

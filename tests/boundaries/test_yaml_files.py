@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from msrec.data.io.paths import refuse_secrets
 from msrec.data.io.yaml_files import MAX_DEPTH, parse_yaml, read_yaml, write_yaml
-from msrec.data.llm.templates import load_template
+from msrec.data.llm.text.templates import load_template
 from msrec.data.schema import load_schema
 from msrec.launch.cluster.profiles import load_profile
 from msrec.launch.config.run_config import RunConfig, load_config, save_config

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 from llm_data import ITEMS, rows_frame, write_dataset
 
-from msrec.data.llm.prompts import item_prompts, scenario_prompts, user_prompts
-from msrec.data.llm.templates import TEMPLATES_FILE, Template, load_template, template_of
-from msrec.data.llm.tokenization import PromptTokenizer
+from msrec.data.llm.text.prompts import item_prompts, scenario_prompts, user_prompts
+from msrec.data.llm.text.templates import TEMPLATES_FILE, Template, load_template, template_of
+from msrec.data.llm.text.tokenization import PromptTokenizer
 
 TRAIN = [
     (0, 0, 0, 1.0, 10),
@@ -295,6 +295,6 @@ def test_every_template_is_valid():
 
 
 def test_importing_the_prompts_does_not_import_torch():
-    imports = "import sys, msrec.data.llm.prompts, msrec.data.llm.store_writer"
+    imports = "import sys, msrec.data.llm.text.prompts, msrec.data.llm.store_writer"
     code = f"{imports}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

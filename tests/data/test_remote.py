@@ -19,9 +19,9 @@ from upath import UPath
 from msrec.data.features.vocabulary import load_vocabularies
 from msrec.data.io.paths import is_file, to_path
 from msrec.data.llm.knowledge import EntityKnowledge
-from msrec.data.llm.prompts import item_prompts, user_prompts
 from msrec.data.llm.store import KnowledgeStore
-from msrec.data.llm.templates import load_template
+from msrec.data.llm.text.prompts import item_prompts, user_prompts
+from msrec.data.llm.text.templates import load_template
 from msrec.data.loading import split_reader
 from msrec.data.loading.loader import RankShare, open_loader
 from msrec.data.schema import load_schema

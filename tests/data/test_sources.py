@@ -14,8 +14,8 @@ from rich.console import Console
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.sources.text_reader import TextReader
 from msrec.data.convert.split import SplitChoice
-from msrec.data.llm.prompts import user_prompts
-from msrec.data.llm.templates import load_template
+from msrec.data.llm.text.prompts import user_prompts
+from msrec.data.llm.text.templates import load_template
 from msrec.data.schema import load_schema
 from msrec.tools.cli.convert import ABOUT, OWN, SHARED, SPLIT
 from msrec.tools.convert import SOURCES, convert, split_choice

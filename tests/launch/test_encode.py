@@ -13,7 +13,7 @@ from msrec.data.engines.engines import make_engine
 from msrec.data.llm import store_writer
 from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
-from msrec.data.llm.templates import load_template
+from msrec.data.llm.text.templates import load_template
 from msrec.data.schema import TextFields, load_schema, save_schema
 from msrec.launch.config.run_config import RunConfig
 from msrec.launch.encoding.encode import encode
@@ -80,7 +80,7 @@ def test_both_levels_have_their_keys_and_settings(whole):
 
 
 def test_a_stored_vector_is_that_of_its_prompt_alone(whole, dataset, model):
-    from msrec.data.llm.prompts import user_prompts
+    from msrec.data.llm.text.prompts import user_prompts
 
     template = load_template("default")
     key, text = user_prompts(dataset, template).pairs()[7]

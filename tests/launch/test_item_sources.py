@@ -14,8 +14,8 @@ from msrec.data.llm.encoder import FrozenEncoder
 from msrec.data.llm.item_source.codebook import item_codebook
 from msrec.data.llm.item_source.lsa import LsaModel
 from msrec.data.llm.item_vectors import load_item_vectors
-from msrec.data.llm.prompts import item_prompts
 from msrec.data.llm.store import KnowledgeStore, VectorSettings, item_source_folder
+from msrec.data.llm.text.prompts import item_prompts
 from msrec.launch.config.run_config import RunConfig
 from msrec.launch.encoding.encode import encode
 from msrec.launch.encoding.job import encode_config

@@ -12,9 +12,9 @@ from transformers import AutoModel
 from msrec.data.llm.encoder import DTYPES, FrozenEncoder
 from msrec.data.llm.models.model_weights import load_tokenizer, model_folder
 from msrec.data.llm.prompt_batches import encoded_batches, planned_batches, shared_prefix
-from msrec.data.llm.prompts import item_prompts, user_prompts
-from msrec.data.llm.templates import load_template, template_of
-from msrec.data.llm.tokenization import PromptTokenizer
+from msrec.data.llm.text.prompts import item_prompts, user_prompts
+from msrec.data.llm.text.templates import load_template, template_of
+from msrec.data.llm.text.tokenization import PromptTokenizer
 from msrec.data.schema import load_schema
 from msrec.launch.config.run_config import RunConfig, load_config
 from msrec.launch.devices import rank_device

@@ -4,8 +4,8 @@ import hashlib
 from typing import Any
 
 from msrec.data.io.paths import AnyPath
-from msrec.data.llm.history_text import PLAIN_ITEM_TEXT, PLAIN_ITEM_VERSION
 from msrec.data.llm.store import VectorSettings
+from msrec.data.llm.text.history_text import PLAIN_ITEM_TEXT, PLAIN_ITEM_VERSION
 from msrec.data.schema import load_schema
 
 LSA = "lsa"

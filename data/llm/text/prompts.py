@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from msrec.data.io.paths import AnyPath, to_path
-from msrec.data.llm.history_text import (
+from msrec.data.llm.text.history_text import (
     NEWEST_FIRST,
     NO_ORDER,
     HistoryBudget,
@@ -18,9 +18,9 @@ from msrec.data.llm.history_text import (
     read_columns,
     user_histories,
 )
-from msrec.data.llm.templates import Template, fill
-from msrec.data.llm.tokenization import PromptTokenizer
-from msrec.data.llm.user_inputs import PreparedInputs, UserInputs
+from msrec.data.llm.text.templates import Template, fill
+from msrec.data.llm.text.tokenization import PromptTokenizer
+from msrec.data.llm.text.user_inputs import PreparedInputs, UserInputs
 from msrec.data.schema import Schema, load_schema
 
 

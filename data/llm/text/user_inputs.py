@@ -17,16 +17,16 @@ import polars as pl
 from msrec.data.io.atomic_files import atomic_path, write_json
 from msrec.data.io.mapped_tables import read_mapped, write_mapped
 from msrec.data.io.paths import AnyPath
-from msrec.data.llm.history_rows import (
+from msrec.data.llm.text.history_rows import (
     history_rows,
     is_ordered,
     sorted_rows,
     training_files,
     write_sorted_rows,
 )
-from msrec.data.llm.history_text import ITEM_SEPARATOR, item_texts
-from msrec.data.llm.templates import Template
-from msrec.data.llm.tokenization import PromptTokenizer
+from msrec.data.llm.text.history_text import ITEM_SEPARATOR, item_texts
+from msrec.data.llm.text.templates import Template
+from msrec.data.llm.text.tokenization import PromptTokenizer
 from msrec.data.schema import Schema
 
 ITEMS_PART = 1 << 18

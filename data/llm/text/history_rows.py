@@ -8,7 +8,7 @@ import polars as pl
 from msrec.data.io.atomic_files import atomic_path
 from msrec.data.io.parquet_files import parquet_files, parquet_metadata, scan_parquet
 from msrec.data.io.paths import AnyPath
-from msrec.data.llm.history_text import check_columns
+from msrec.data.llm.text.history_text import check_columns
 from msrec.data.schema import Schema
 
 SORTED_GROUP = 16_384

@@ -9,7 +9,7 @@ import polars as pl
 
 from msrec.data.io.parquet_files import parquet_metadata, parquet_names, read_rows
 from msrec.data.io.paths import AnyPath
-from msrec.data.llm.templates import Template, fill
+from msrec.data.llm.text.templates import Template, fill
 from msrec.data.schema import Schema
 
 ITEM_SEPARATOR = "; "
