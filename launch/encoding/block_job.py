@@ -1,24 +1,26 @@
 """Work on one block of a level: vectors to reuse, prompts to encode, parts to write."""
 
+import gc
 import hashlib
 import time
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from msrec.data.engines.tasks import Task
 from msrec.data.llm.encoder import FrozenEncoder
+from msrec.data.llm.models.vllm_encoder import VllmEncoder
 from msrec.data.llm.prompt_batches import encoded_batches
 from msrec.data.llm.store import VectorSettings
 from msrec.data.llm.store_writer import WORK, Block
 from msrec.data.llm.text.prompts import Prompts
 from msrec.launch.devices import rank_device
 from msrec.launch.encoding.levels import LevelSpec
-from msrec.launch.encoding.options import BATCH_TOKENS, EncodeOptions
+from msrec.launch.encoding.options import BATCH_TOKENS, VLLM_BATCH_TOKENS, EncodeOptions
 from msrec.launch.encoding.speed import SpeedCounter, Work, matmul_peak
 
 
@@ -81,7 +83,7 @@ class BlockJob:
             self.remaining = self.remaining.join(same, on="index", how="anti")
         self._add(Work(keys=block.stop - block.start - self.remaining.height, reused=reused))
 
-    def encode(self, encoder: FrozenEncoder, options: EncodeOptions) -> None:
+    def encode(self, encoder: FrozenEncoder | VllmEncoder, options: EncodeOptions) -> None:
         """Encodes the remaining prompts in batches, and saves a part every few seconds."""
         template, device = self.level.prompt_template(), encoder.device
         is_user = template is not None and self.level.level == "user"
@@ -93,10 +95,12 @@ class BlockJob:
         unsaved: list[int] = []
         vectors: list[np.ndarray] = []
         answers: list[str] = []
-        batch_tokens = options.batch_tokens or BATCH_TOKENS[device.type]
+        is_vllm = options.backend == "vllm"
+        default = VLLM_BATCH_TOKENS if is_vllm else BATCH_TOKENS[device.type]
+        batches = encoded_batches(encoder, rows, options.batch_tokens or default)
         peak = matmul_peak(self.level.vectors.dtype, device)
         saved_at, started = time.monotonic(), time.perf_counter()
-        for number, batch in enumerate(encoded_batches(encoder, rows, batch_tokens)):
+        for number, batch in enumerate(batches):
             seconds = time.perf_counter() - started
             if number == 0 and self._counter is not None:
                 self._counter.expect(len(rows), batch.all_computed)
@@ -136,22 +140,40 @@ class BlockJob:
             self._counter.add(work)
 
 
-@lru_cache(maxsize=1)
 def load_encoder(
     folder: Path, vectors: VectorSettings, options: EncodeOptions, is_chat: bool
-) -> FrozenEncoder:
+) -> FrozenEncoder | VllmEncoder:
     """Loads the frozen model on this worker's device; a worker keeps it from block to block."""
-    return FrozenEncoder.load(
-        folder,
-        pooling=vectors.pooling,
-        layer=vectors.layer,
-        dtype=vectors.dtype,
-        trust_remote_code=options.trust_remote_code,
-        max_tokens=vectors.max_tokens,
-        answer_tokens=vectors.answer_tokens,
-        is_chat=is_chat,
-        device=rank_device(options.device, has_tables=False),
-    )
+    key = (folder, vectors, options, is_chat)
+    if key not in _loaded:
+        forget_encoder()
+        device = rank_device(options.device, has_tables=False)
+        shared: dict[str, Any] = {
+            "pooling": vectors.pooling,
+            "layer": vectors.layer,
+            "dtype": vectors.dtype,
+            "trust_remote_code": options.trust_remote_code,
+            "max_tokens": vectors.max_tokens,
+            "is_chat": is_chat,
+            "device": device,
+        }
+        if options.backend == "vllm":
+            _loaded[key] = VllmEncoder(folder, **shared)
+        else:
+            _loaded[key] = FrozenEncoder.load(folder, answer_tokens=vectors.answer_tokens, **shared)
+    return _loaded[key]
+
+
+_loaded: dict[Any, FrozenEncoder | VllmEncoder] = {}
+"""The model of this worker, at most one."""
+
+
+def forget_encoder() -> None:
+    """Frees the model of this process and its memory, also that of a GPU."""
+    _loaded.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

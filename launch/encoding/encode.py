@@ -14,7 +14,7 @@ from msrec.data.llm.models.model_weights import model_folder
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
 from msrec.data.llm.store_writer import WORK, Block, StoreWriter
 from msrec.data.llm.text.prompts import check_user_keys
-from msrec.launch.encoding.block_job import EncodeBlocks, PrepareInputs, load_encoder
+from msrec.launch.encoding.block_job import EncodeBlocks, PrepareInputs, forget_encoder
 from msrec.launch.encoding.item_sources import copy_fitted, encode_lsa
 from msrec.launch.encoding.levels import LevelSpec, level_specs, source_spec
 from msrec.launch.encoding.options import EncodeOptions
@@ -82,7 +82,7 @@ def encode(
     try:
         _encode_blocks(levels, options, engine or OneProcess(), counter)
     finally:
-        load_encoder.cache_clear()
+        forget_encoder()
     for level in levels:
         if level.spec.source == LSA and level.missing:
             encode_lsa(level.spec, level.missing[0], options, counter)

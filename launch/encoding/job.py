@@ -93,6 +93,7 @@ def encode_config(
             levels=_levels(config),
             previous=llm.previous,
             trust_remote_code=llm.trust_remote_code,
+            backend=llm.backend,
             batch_tokens=llm.batch_tokens,
             device=config.device,
         )

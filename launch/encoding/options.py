@@ -9,6 +9,9 @@ from msrec.launch.config.run_config import Device
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Kind of device -> most tokens of a batch, if `llm.batch_tokens` is null. A GPU needs many
 rows to be busy. Its number is a choice that was never measured."""
+VLLM_BATCH_TOKENS = 1 << 20
+"""The same for vLLM, which makes batches of its own from the prompts that it is given."""
+Backend = Literal["transformers", "vllm"]
 Level = Literal["scenario", "user", "item"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -30,7 +33,7 @@ class EncodeOptions:
     levels: tuple[Level, ...] = ("scenario", "user")
     previous: AnyPath | None = None
     trust_remote_code: bool = False
-    backend: Literal["transformers", "vllm"] = "transformers"
+    backend: Backend = "transformers"
     batch_tokens: int | None = None
     device: Device = "auto"
     save_every_s: float = 10.0

@@ -51,8 +51,11 @@ for panel, commands in PANELS.items():
 
 @app.callback()
 def check_versions(context: typer.Context) -> None:
-    """Refuse a wrong torch / fbgemm / torchrec before anything imports them."""
-    if context.invoked_subcommand != "doctor":
+    """Refuse a wrong torch / fbgemm / torchrec before anything imports them.
+
+    The frozen LLM needs none of them but torch, of which vLLM wants another version.
+    """
+    if context.invoked_subcommand not in ("doctor", "encode"):
         from msrec.launch.versions import require_versions
 
         require_versions()
