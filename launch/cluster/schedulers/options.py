@@ -8,7 +8,7 @@ import torchx
 from torchx.specs import AppDef, runopts
 from torchx.specs.finder import ComponentValidationException
 
-WITH_MOUNTS = ("kubernetes", "aws_batch", "local_docker")
+WITH_MOUNTS = ("kubernetes", "kuberay", "aws_batch", "local_docker")
 WITH_REPLICA_RETRIES = ("kubernetes",)
 """Schedulers that can start one node of a job again."""
 Parts = dict[str, list[tuple[str, ...]]]
