@@ -18,7 +18,7 @@ from torchx.specs.finder import ComponentValidationException
 
 from msrec.launch.cluster.job_specs import JobSpec
 from msrec.launch.cluster.profiles import Profile, Target
-from msrec.launch.cluster.schedulers.kuberay import ray_app
+from msrec.launch.cluster.ray_role import ray_app
 from msrec.launch.cluster.submitted import (
     ACTIVE_STATES,
     KUBERAY,

@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from torchx.components.dist import parse_nnodes
 from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, filter_regex
 from torchx.schedulers.ids import make_unique
 from torchx.schedulers.kubernetes_scheduler import (
@@ -23,16 +22,20 @@ from msrec.launch.cluster.schedulers.kubernetes import (
     OPTIONS,
     MsrecKubernetesScheduler,
     Operator,
-    Parts,
     add_options,
     escaped,
     refusals_as_sentences,
 )
-from msrec.launch.cluster.schedulers.options import ListOption, ListOptions, require_image
+from msrec.launch.cluster.schedulers.options import (
+    WORKERS_PER_NODE,
+    ListOption,
+    ListOptions,
+    Parts,
+    require_image,
+)
 from msrec.launch.cluster.schedulers.responses import app_response
-from msrec.launch.cluster.submitted import KUBERAY
-from msrec.launch.cluster.torchrun_role import LaunchOptions, literal, parse_mounts
 
+KUBERAY = Operator("KubeRay", "https://github.com/ray-project/kuberay", "ray.io", "v1", "rayjobs")
 RAY_OPTIONS = ListOptions(
     OPTIONS,
     labels=ListOption(
@@ -60,48 +63,14 @@ DEPLOYMENT_STATES = {
 """KubeRay's state of a job, without `Running` and `Complete`, which need Ray's too."""
 
 
-def ray_app(job: str, args: list[str], options: LaunchOptions) -> AppDef:
-    """Returns an app whose nodes are the workers of a Ray cluster that `msrec JOB ARGS` uses.
-
-    Args:
-        job: the msrec command.
-        args: arguments of the command, with the engine `ray` and its address.
-        options: `-j 4x16` is four nodes with a worker process for each of 16 cores.
-
-    Raises:
-        ValueError: the number of nodes is not fixed.
-    """
-    fewest, nodes, workers, _ = parse_nnodes(options.nodes_and_ranks)
-    if fewest != nodes:
-        raise ValueError(
-            f"-j must be nodes x workers, such as 4x16, for {KUBERAY}, which starts a command when "
-            f"all nodes are there; got {options.nodes_and_ranks}."
-        )
-    role = Role(
-        name=job,
-        image=options.image,
-        num_replicas=nodes,
-        entrypoint=literal(options.python or "python"),
-        args=["-m", "msrec", job, *map(literal, args)],
-        env={name: literal(value) for name, value in options.env.items() if value != ""},
-        resource=options.resource,
-        max_retries=options.max_retries,
-        mounts=parse_mounts(options.mounts),
-        metadata={KUBERAY: workers},
-    )
-    return AppDef(name=options.name or job, roles=[role])
-
-
 class KubeRayScheduler(MsrecKubernetesScheduler):
     """Scheduler for KubeRay, whose jobs are the commands that use a Ray cluster.
 
-    It takes the apps of `ray_app`. Pods have the options of the scheduler for Volcano, but no
+    It takes the apps of ray_role.py. Pods have the options of the scheduler for Volcano, but no
     queue: without a worker, the others take its work.
     """
 
-    operator = Operator(
-        "KubeRay", "https://github.com/ray-project/kuberay", "ray.io", "v1", "rayjobs"
-    )
+    operator = KUBERAY
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Returns the state of a job; None if Kubernetes does not know it."""
@@ -186,9 +155,9 @@ class KubeRayScheduler(MsrecKubernetesScheduler):
 
     def _submit_dryrun(self, app: AppDef, cfg: KubernetesOpts) -> AppDryRunInfo[KubernetesJob]:
         (role,) = app.roles
-        if KUBERAY not in role.metadata:
+        if WORKERS_PER_NODE not in role.metadata:
             raise ComponentValidationException(
-                f"{KUBERAY} runs the jobs of `msrec launch convert` and `msrec launch encode`; "
+                "kuberay runs the jobs of `msrec launch convert` and `msrec launch encode`; "
                 f"got {role.name} of torchx. Use one of these commands."
             )
         require_image(app, "KubeRay")
@@ -202,9 +171,12 @@ class KubeRayScheduler(MsrecKubernetesScheduler):
             memMB=values["head_mem_mib"] or role.resource.memMB,
         )
         job = {
-            "apiVersion": f"{self.operator.group}/{self.operator.version}",
+            "apiVersion": f"{KUBERAY.group}/{KUBERAY.version}",
             "kind": "RayJob",
-            "metadata": {"name": name, "labels": dict(parts["labels"])},
+            "metadata": {
+                "name": name,
+                "labels": {label: value for label, value in parts["labels"]},
+            },
             "spec": {
                 # KubeRay writes it into the arguments of a container, hence the escaping.
                 "entrypoint": escaped(shlex.join([role.entrypoint, *role.args])),
@@ -225,7 +197,7 @@ class KubeRayScheduler(MsrecKubernetesScheduler):
                             "replicas": role.num_replicas,
                             "minReplicas": role.num_replicas,
                             "maxReplicas": role.num_replicas,
-                            "rayStartParams": {"num-cpus": str(role.metadata[KUBERAY])},
+                            "rayStartParams": {"num-cpus": str(role.metadata[WORKERS_PER_NODE])},
                             "template": _pod("worker", role, role.resource, values, parts),
                         }
                     ],
@@ -238,7 +210,7 @@ class KubeRayScheduler(MsrecKubernetesScheduler):
 def create_scheduler(session_name: str, **kwargs: Any) -> KubeRayScheduler:
     """Entry point for torchx."""
     scheduler = KubeRayScheduler(session_name, client=kwargs.get("client"))
-    scheduler.backend = KUBERAY
+    scheduler.backend = "kuberay"
     return scheduler
 
 

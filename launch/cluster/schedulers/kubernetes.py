@@ -73,6 +73,9 @@ class Operator(NamedTuple):
         return {"group": self.group, "version": self.version, "plural": self.plural}
 
 
+VOLCANO = Operator("Volcano", "https://volcano.sh", "batch.volcano.sh", "v1alpha1", "jobs")
+
+
 class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # torchx is untyped
     """Kubernetes scheduler with volumes, secrets and tolerations.
 
@@ -81,7 +84,7 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
     is None.
     """
 
-    operator = Operator("Volcano", "https://volcano.sh", "batch.volcano.sh", "v1alpha1", "jobs")
+    operator = VOLCANO
     _client: Any
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
