@@ -1,6 +1,8 @@
 """KubeRay through torchx: a Ray cluster and its command, and the state of jobs from a fake API."""
 
 import io
+import tomllib
+from pathlib import Path
 
 import pytest
 import torchx
@@ -81,6 +83,14 @@ def test_the_head_may_have_another_size(api, spec):
     (container,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"cpu": "2000m", "memory": "4096Mi"}
     assert job["spec"]["ttlSecondsAfterFinished"] == 5
+
+
+def test_the_version_of_ray_is_the_oldest_that_the_extra_takes(api, spec):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (extra,) = project["project"]["optional-dependencies"]["ray"]
+    _, job = submitted(api, spec)
+    version = job["spec"]["rayClusterSpec"]["rayVersion"]
+    assert extra.partition(">=")[2].partition(",")[0] == version.removesuffix(".0")
 
 
 STATES = {

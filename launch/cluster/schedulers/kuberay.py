@@ -77,7 +77,9 @@ class KubeRayScheduler(MsrecKubernetesScheduler):
         status = self._status(app_id)
         if status is None:
             return None
-        return app_response(app_id, _app_state(status), status.get("message", ""), [])
+        state = _app_state(status)
+        command = ("command-0", state, "")  # `torchx log` asks for a node
+        return app_response(app_id, state, status.get("message", ""), [command])
 
     def list(self) -> list[ListAppResponse]:
         """Refuses to list jobs.
