@@ -91,18 +91,30 @@ def torchx_app(spec: JobSpec, target: Target) -> AppDef:
     """Returns the torchx app of a job; the ranks' output goes to `logs` in the job's folder.
 
     Raises:
-        ValueError: the profile is one of Ray, and the job is not a command that can use Ray.
+        ValueError: the profile is one of Ray, and the job is not a command that can use Ray, or
+            its `device` does not fit the nodes.
     """
     log_dir = str((spec.folder / "logs").absolute())
     options = target.profile.launch_options(target.nodes_and_ranks)
     if target.profile.scheduler == KUBERAY:
-        if spec.ray_args is None:
-            raise ValueError(
-                f"--on must name a profile whose scheduler runs ranks for {spec.job}; got "
-                f"{target.name} of {KUBERAY}, which is for convert and encode."
-            )
-        return ray_app(spec.job, list(spec.ray_args), options)
+        return ray_app(spec.job, _ray_args(spec, target, options.resource.gpu), options)
     return torchrun_app(spec.job, list(spec.args), options, log_dir)
+
+
+def _ray_args(spec: JobSpec, target: Target, gpus: int) -> list[str]:
+    """Returns the arguments of a command on Ray; see `torchx_app`."""
+    if spec.ray_args is None:
+        raise ValueError(
+            f"--on must name a profile whose scheduler runs ranks for {spec.job}; got "
+            f"{target.name} of {KUBERAY}, which is for convert and encode."
+        )
+    device = "cpu" if spec.config is None else spec.config.device
+    if (device == "auto" and gpus > 0) or (device == "cuda" and gpus == 0):
+        raise ValueError(
+            "device must be cuda for nodes with GPUs and cpu for others, since Ray gives a task "
+            f"the GPUs that it asks for; got device={device} and {gpus} GPUs per node."
+        )
+    return list(spec.ray_args)
 
 
 def _require_client_library(target: Target) -> None:

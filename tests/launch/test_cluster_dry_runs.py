@@ -122,7 +122,7 @@ def rayjob(folder, job, *words, **changes):
     }
     profile = Profile(scheduler="kuberay", **(values | changes))
     raw, out = folder / "raw", folder / "app"
-    config = load_config(folder / "conf.yaml", ["run_root=runs", "run_id=first"])
+    config = load_config(folder / "conf.yaml", ["run_root=runs", "run_id=first", "device=cuda"])
     spec = convert_spec(raw, out, words) if job == "convert" else encode_spec(config)
     with get_runner() as runner:
         return _dry_run(

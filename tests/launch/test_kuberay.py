@@ -12,7 +12,7 @@ from torchx.runner import get_runner
 from torchx.specs.finder import ComponentValidationException
 from typer.testing import CliRunner
 
-from msrec.launch.cluster.job_specs import JobSpec, convert_spec, train_spec
+from msrec.launch.cluster.job_specs import JobSpec, convert_spec, encode_spec, train_spec
 from msrec.launch.cluster.pipeline import run_pipeline
 from msrec.launch.cluster.profiles import Profile, Target
 from msrec.launch.cluster.schedulers.kubernetes import MsrecKubernetesScheduler
@@ -202,6 +202,16 @@ def test_jobs_of_ranks_are_refused_and_a_pipeline_before_its_first_stage(api, sp
     with pytest.raises(ValueError, match="runs ranks for train"):
         run_pipeline(config, target(), Console(), spec)
     assert api.jobs == {}
+
+
+@pytest.mark.parametrize(("device", "gpu"), [("auto", 8), ("cuda", 0)])
+def test_a_device_that_ray_would_not_give_is_refused(api, tmp_path, device, gpu):
+    paths = [f"dataset={tmp_path}/app", f"run_root={tmp_path}"]
+    config = load_config(None, [*paths, f"device={device}"])
+    with pytest.raises(ValueError, match=f"got device={device} and {gpu} GPUs per node"):
+        submit(encode_spec(config), target(gpu=gpu), Console())
+    other = config.model_copy(update={"device": "cpu" if gpu == 0 else "cuda"})
+    assert submit(encode_spec(other), target(gpu=gpu), Console(file=io.StringIO())) == 0
 
 
 PROFILES = {
