@@ -66,8 +66,8 @@ DEPLOYMENT_STATES = {
 class KubeRayScheduler(MsrecKubernetesScheduler):
     """Scheduler for KubeRay, whose jobs are the commands that use a Ray cluster.
 
-    It takes the apps of ray_role.py. Pods have the options of the scheduler for Volcano, but no
-    queue: without a worker, the others take its work.
+    It takes the apps of ray_role.py. Pods have the options of the scheduler for Volcano, except its
+    queue.
     """
 
     operator = KUBERAY
