@@ -1,7 +1,7 @@
 """Jobs that `msrec launch` submits: a command, its arguments and the folder of the job."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from msrec.data.io.paths import AnyPath, refuse_secrets
@@ -10,6 +10,8 @@ from msrec.launch.config.run_config import RunConfig, check_run_folder, save_con
 from msrec.launch.trained_run import load_run_config
 
 CONFIG_FILE = "submitted.yaml"
+ON_RAY = ("--engine=ray", "--address=auto")
+"""Options of a command on a node of a Ray cluster; Ray knows the address of its own cluster."""
 JOBS_FOLDER = "jobs"
 """Subfolder of a run for its jobs other than training."""
 EVALUATE_OPTIONS = frozenset({"split", "checkpoint", "by", "data", "device"})
@@ -26,12 +28,15 @@ class JobSpec:
         folder: folder for what was submitted and for the output of the ranks.
         config: resolved config, saved in `folder` for the ranks to read. Later changes of the
             user's file do not reach a job that waits in a queue or is retried.
+        ray_args: arguments of the command on a node of a Ray cluster, where it runs once and uses
+            the other nodes through Ray; None if it cannot.
     """
 
     job: Job
     args: tuple[str, ...]
     folder: Path
     config: RunConfig | None = None
+    ray_args: tuple[str, ...] | None = None
 
     def prepare(self) -> None:
         """Makes the folder and writes the config."""
@@ -49,7 +54,8 @@ def train_spec(config: RunConfig) -> JobSpec:
 
 def encode_spec(config: RunConfig) -> JobSpec:
     """Returns the encoding of users and scenarios for a run."""
-    return _spec_with_config("encode", config, config.run_dir / JOBS_FOLDER / "encode")
+    spec = _spec_with_config("encode", config, config.run_dir / JOBS_FOLDER / "encode")
+    return replace(spec, ray_args=(*spec.args, *ON_RAY))
 
 
 def evaluate_spec(run_dir: Path, options: Sequence[str], *, is_trained: bool = True) -> JobSpec:
@@ -103,8 +109,9 @@ def convert_spec(raw: AnyPath, out: AnyPath, words: Sequence[str]) -> JobSpec:
         raise FileNotFoundError(f"{raw} must be a folder with the raw tables; there is none.")
     folders = (str(raw.absolute()), str(out.absolute()))
     args = ("tables", *folders, "--engine=ranks", *words)
+    ray_args = ("tables", *folders, *ON_RAY, *words)
     place = out if isinstance(out, Path) else _work_folder(words, out)
-    return JobSpec("convert", args, place.with_name(f"{out.name}.job"))
+    return JobSpec("convert", args, place.with_name(f"{out.name}.job"), ray_args=ray_args)
 
 
 def _work_folder(words: Sequence[str], out: AnyPath) -> Path:

@@ -15,7 +15,7 @@ from msrec.launch.cluster.job_specs import (
     train_spec,
 )
 from msrec.launch.cluster.profiles import Target
-from msrec.launch.cluster.submit import submit
+from msrec.launch.cluster.submit import submit, torchx_app
 from msrec.launch.config.run_config import RunConfig
 from msrec.launch.reporting.report import write_report
 
@@ -58,6 +58,9 @@ def run_pipeline(
         resolved["convert"] = list(conversion.args)
     seconds = _finished_stages(record, resolved)
     stages = _stages(config, conversion)
+    for spec in stages.values():  # refuses a profile that a later stage cannot use
+        if spec is not None:
+            torchx_app(spec, target)
     for number, (stage, spec) in enumerate(stages.items(), 1):
         title = f"stage {number} of {len(stages)}, {stage}"
         if stage in seconds:

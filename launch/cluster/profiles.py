@@ -13,6 +13,7 @@ from msrec.data.io.validation import StrictModel, first_error
 from msrec.data.io.yaml_files import read_yaml
 from msrec.launch.cluster.resources import closest_names, node_resource
 from msrec.launch.cluster.schedulers.options import refuse_ignored
+from msrec.launch.cluster.submitted import KUBERAY
 from msrec.launch.cluster.torchrun_role import (
     RENDEZVOUS_PORT,
     RETRY_POLICIES,
@@ -23,6 +24,10 @@ from msrec.launch.config.run_config import RunConfig
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 SUBMIT_FOLDER_SCHEDULERS = ("local_cwd", "slurm")
 """Schedulers that start a job in the folder from which it was submitted."""
+
+
+OF_TORCHRUN = {"max_restarts", "port"}
+"""Keys of a profile that are only for jobs with ranks."""
 
 
 class Profile(StrictModel):
@@ -81,6 +86,10 @@ class Profile(StrictModel):
     @model_validator(mode="after")
     def _no_ignored_options(self) -> Self:
         refuse_ignored(self.scheduler, mounts=bool(self.mounts), retry_policy=self.retry_policy)
+        if self.scheduler == KUBERAY and (names := OF_TORCHRUN & self.model_fields_set):
+            raise ValueError(
+                f"{', '.join(sorted(names))} must be left out for {KUBERAY}, which starts no ranks"
+            )
         self.launch_options("1x1")  # checks the others
         return self
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from msrec.launch.cluster.submitted import ACTIVE_STATES, Submitted, job_state, read_submitted
+from msrec.launch.cluster.submitted import (
+    ACTIVE_STATES,
+    KUBERAY,
+    Submitted,
+    job_state,
+    read_submitted,
+)
 from msrec.launch.console import duration
 from msrec.launch.rank_errors import Failure, last_failure
 from msrec.launch.rank_states import CRASH, ENDED, RANKS_FOLDER, RankState, read_ranks, read_stack
@@ -41,9 +47,9 @@ def print_status(run_dir: Path, console: Console, now: float | None = None) -> S
     now = time.time() if now is None else now
     submitted = read_submitted(run_dir)
     if submitted is None:  # started by torchx or by hand
-        state, since = "", max(rank.start for rank in read_ranks(run_dir))
+        state, message, since = "", "", max(rank.start for rank in read_ranks(run_dir))
     else:
-        state, since = job_state(submitted), submitted.time
+        (state, message), since = job_state(submitted), submitted.time
     failure = last_failure(run_dir / "logs", since)
     if submitted is not None and not _has_rank_since(run_dir, since):
         ranks: list[RankState] = []
@@ -55,6 +61,9 @@ def print_status(run_dir: Path, console: Console, now: float | None = None) -> S
     if submitted is not None:
         job = f"{submitted.job} on {submitted.profile}, {submitted.nodes_and_ranks}"
         _print(console, f"{job}: {submitted.handle} {state}")
+        if message and state not in ("running", "succeeded"):
+            _print(console, f"{submitted.scheduler} reports:")
+            _print_indented(console, message.splitlines()[-STACK_LINES:])
     for reason in [*status.reasons, *stragglers(ranks)]:
         _print(console, reason)
     stack = [] if failure is None else _print_failure(failure, ranks, status, console)
@@ -146,6 +155,29 @@ def _rank_of(ranks: Sequence[RankState], failure: Failure) -> str:
         if rank.logs is not None and Path(rank.logs) == failure.folder:
             return f", of rank {rank.rank} on {rank.host}"
     return ""
+
+
+def log_text(folder: Path, rank: int, stream: str) -> str:
+    """Returns the output of a rank in its last attempt, see `log_file`.
+
+    A job of KubeRay has no ranks: rank 0 is its command, and both streams are in one text.
+
+    Raises:
+        ValueError: KubeRay does not know the job, there is no output yet, or no such rank.
+    """
+    submitted = read_submitted(folder)
+    if submitted is None or submitted.scheduler != KUBERAY:
+        return log_file(folder, rank, stream).read_text()
+    from torchx.runner import get_runner
+    from torchx.runner.api import UnknownAppException
+
+    with get_runner() as runner:
+        try:
+            return "".join(runner.log_lines(submitted.handle, submitted.job, rank))
+        except UnknownAppException:
+            raise ValueError(
+                f"{KUBERAY} must know {submitted.handle} to print its output; it does not."
+            ) from None
 
 
 def log_file(run_dir: Path, rank: int, stream: str) -> Path:

@@ -18,8 +18,10 @@ from torchx.specs.finder import ComponentValidationException
 
 from msrec.launch.cluster.job_specs import JobSpec
 from msrec.launch.cluster.profiles import Profile, Target
+from msrec.launch.cluster.ray_role import ray_app
 from msrec.launch.cluster.submitted import (
     ACTIVE_STATES,
+    KUBERAY,
     LOCAL,
     Submitted,
     job_state,
@@ -27,8 +29,13 @@ from msrec.launch.cluster.submitted import (
 )
 from msrec.launch.cluster.torchrun_role import torchrun_app
 
-CLIENT_LIBRARIES = {"kubernetes": "kubernetes", "aws_batch": "boto3", "ray": "ray"}
-"""Scheduler -> the client library it needs. The extra of msrec has the scheduler's name."""
+CLIENT_LIBRARIES = {
+    "kubernetes": ("kubernetes", "kubernetes"),
+    KUBERAY: ("kubernetes", "kubernetes"),
+    "aws_batch": ("boto3", "aws_batch"),
+    "ray": ("ray", "ray"),
+}
+"""Scheduler -> the client library it needs, and the extra of msrec that has it."""
 
 
 def submit(
@@ -81,19 +88,42 @@ def submit(
 
 
 def torchx_app(spec: JobSpec, target: Target) -> AppDef:
-    """Returns the torchx app of a job; the ranks' output goes to `logs` in the job's folder."""
+    """Returns the torchx app of a job; the ranks' output goes to `logs` in the job's folder.
+
+    Raises:
+        ValueError: the profile is one of Ray, and the job is not a command that can use Ray, or
+            its `device` does not fit the nodes.
+    """
     log_dir = str((spec.folder / "logs").absolute())
     options = target.profile.launch_options(target.nodes_and_ranks)
+    if target.profile.scheduler == KUBERAY:
+        return ray_app(spec.job, _ray_args(spec, target, options.resource.gpu), options)
     return torchrun_app(spec.job, list(spec.args), options, log_dir)
+
+
+def _ray_args(spec: JobSpec, target: Target, gpus: int) -> list[str]:
+    """Returns the arguments of a command on Ray; see `torchx_app`."""
+    if spec.ray_args is None:
+        raise ValueError(
+            f"--on must name a profile whose scheduler runs ranks for {spec.job}; got "
+            f"{target.name} of {KUBERAY}, which is for convert and encode."
+        )
+    device = "cpu" if spec.config is None else spec.config.device
+    if (device == "auto" and gpus > 0) or (device == "cuda" and gpus == 0):
+        raise ValueError(
+            "device must be cuda for nodes with GPUs and cpu for others, since Ray gives a task "
+            f"the GPUs that it asks for; got device={device} and {gpus} GPUs per node."
+        )
+    return list(spec.ray_args)
 
 
 def _require_client_library(target: Target) -> None:
     scheduler = target.profile.scheduler
-    library = CLIENT_LIBRARIES.get(scheduler, "torchx")
+    library, extra = CLIENT_LIBRARIES.get(scheduler, ("torchx", ""))
     if find_spec(library) is None:
         raise ValueError(
             f"--on {target.name} needs the library {library}, which is not installed: pip install "
-            f'"msrec[{scheduler}]"'
+            f'"msrec[{extra}]"'
         )
 
 
@@ -133,7 +163,7 @@ def _refuse_second(folder: Path) -> None:
         ValueError: it does; names its handle.
     """
     earlier = read_submitted(folder)
-    if earlier is not None and (state := job_state(earlier)) in ACTIVE_STATES:
+    if earlier is not None and (state := job_state(earlier).word) in ACTIVE_STATES:
         raise ValueError(
             f"{folder} must have one job at a time; {earlier.handle} is {state}. Wait for its end, "
             f"or stop it: msrec launch cancel {folder}"

@@ -6,7 +6,7 @@ other than Slurm must be asked.
 
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +18,8 @@ SUBMITTED_FILE = "submitted.json"
 LOCAL = "local_cwd"
 """The scheduler whose jobs end with the process that submitted them."""
 SLURM = "slurm"
+KUBERAY = "kuberay"
+"""The scheduler whose jobs are commands that use a Ray cluster, without ranks."""
 ACTIVE_STATES = ("submitted", "pending", "running")
 
 
@@ -56,22 +58,31 @@ class Submitted(BaseModel):
         write_text(folder / SUBMITTED_FILE, self.model_dump_json(indent=1))
 
 
-def job_state(submitted: Submitted) -> str:
+class JobState(NamedTuple):
+    """State of a job in one word, and the scheduler's message about it, which may be empty."""
+
+    word: str
+    message: str = ""
+
+
+def job_state(submitted: Submitted) -> JobState:
     """Returns the scheduler's state of a job; `ended` for a local one whose launcher was killed."""
     if submitted.exit_status is not None:
-        return "succeeded" if submitted.exit_status == 0 else "failed"
+        return JobState("succeeded" if submitted.exit_status == 0 else "failed")
     if submitted.scheduler == LOCAL:
-        return "running" if submitted.is_followed else "ended"
+        return JobState("running" if submitted.is_followed else "ended")
     if submitted.scheduler == SLURM:
         from msrec.launch.cluster.schedulers.slurm_states import components_of, state_of_job
 
         nodes = components_of(submitted.handle.rpartition("/")[2])
-        return state_of_job([node.state for node in nodes]) if nodes else "forgotten"
+        return JobState(state_of_job([node.state for node in nodes]) if nodes else "forgotten")
     from torchx.runner import get_runner
 
     with get_runner() as runner:
         status = runner.status(submitted.handle)
-    return "forgotten" if status is None else status.state.name.lower()
+    if status is None:
+        return JobState("forgotten")
+    return JobState(status.state.name.lower(), status.msg)
 
 
 def read_submitted(folder: Path) -> Submitted | None:

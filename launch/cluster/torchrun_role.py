@@ -154,7 +154,7 @@ def torchrun_app(
     """
     min_nodes, max_nodes, _, _ = parse_nnodes(options.nodes_and_ranks)
     has_gpus = options.resource.gpu > 0
-    given = {name: _literal(value) for name, value in options.env.items()}
+    given = {name: literal(value) for name, value in options.env.items()}
     role = specs.Role(
         name=job,
         image=options.image,
@@ -187,15 +187,15 @@ def _agent_command(job: str, args: list[str], options: LaunchOptions, log_dir: s
     _, max_nodes, ranks, nodes = parse_nnodes(options.nodes_and_ranks)
     is_local = options.image == torchx.IMAGE
     python = options.python or (sys.executable if is_local else "python")
-    start = [_literal(python), "-m", "msrec.launch.cluster.elastic_agent"]
+    start = [literal(python), "-m", "msrec.launch.cluster.elastic_agent"]
     rest = [
         *("--rdzv-backend", "c10d", "--rdzv-id", macros.app_id),
         *("--rdzv-conf", "join_timeout=300,last_call_timeout=5"),
         *("--nnodes", nodes, "--nproc-per-node", str(ranks)),
         *("--max-restarts", str(options.max_restarts)),
         *("--tee", "3", "--local-ranks-filter", "0", "--role", ""),
-        *(["--log-dir", _literal(log_dir)] if log_dir else []),
-        *("--module", "msrec", job, *map(_literal, args)),
+        *(["--log-dir", literal(log_dir)] if log_dir else []),
+        *("--module", "msrec", job, *map(literal, args)),
     ]
     # The scheduler puts the first node's host into a variable. The shell expands it, so the
     # endpoint stays unquoted.
@@ -204,6 +204,6 @@ def _agent_command(job: str, args: list[str], options: LaunchOptions, log_dir: s
     return f"{shlex.join(start)} --rdzv-endpoint {endpoint} {shlex.join(rest)}"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Returns a text for torchx, which reads $ as the start of a macro."""
     return text.replace("$", "$$")

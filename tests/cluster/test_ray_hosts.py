@@ -1,4 +1,4 @@
-"""A conversion on a Ray cluster of two hosts, one of which is lost in the middle."""
+"""Conversions on a Ray cluster of two hosts: one is lost, and a command as in a RayJob."""
 
 import os
 import subprocess
@@ -7,14 +7,19 @@ import time
 
 import pytest
 from part_tables import differences, write_raw
+from torchx.runner import get_runner
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
+from msrec.launch.cluster.job_specs import convert_spec
+from msrec.launch.cluster.profiles import Profile, Target
+from msrec.launch.cluster.submit import torchx_app
 
 PORT = 6379
+ADDRESS = f"10.77.0.11:{PORT}"
 MSREC = [sys.executable, "-c", "from msrec.tools.cli.main import main; main()"]
-RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
+RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
 
 
 def wait_for(condition, what, log, timeout_s=120):
@@ -24,6 +29,18 @@ def wait_for(condition, what, log, timeout_s=120):
         time.sleep(0.05)
 
 
+def start_ray(nodes, tmp_path, environment, *, head_cpus=1):
+    """Starts Ray on both hosts; returns the processes."""
+    started = []
+    roles = ["--head", f"--port={PORT}", "--include-dashboard=false"], [f"--address={ADDRESS}"]
+    for host, role, cpus, end in zip(nodes.values(), roles, (head_cpus, 1), (11, 12), strict=True):
+        log = tmp_path / f"ray-{end}"
+        words = [*role, f"--num-cpus={cpus}", f"--node-ip-address=10.77.0.{end}"]
+        started.append(host.start(*RAY, *words, log=log, env=environment))
+        wait_for(lambda log=log: b"Ray runtime started" in log.read_bytes(), "Ray must start", log)
+    return started
+
+
 def test_a_lost_host_does_not_change_the_dataset(nodes, folder, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
     raw, out, work, log = (tmp_path / name for name in ("raw", "out", "work", "log"))
@@ -31,16 +48,9 @@ def test_a_lost_host_does_not_change_the_dataset(nodes, folder, tmp_path):
     write_raw(raw)
     write_dataset(read_tables(raw), tmp_path / "whole", SplitChoice("user_last"))
     first, second = nodes.values()
-    address = f"10.77.0.11:{PORT}"
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder)}
-    head = [f"--port={PORT}", "--head", "--node-ip-address=10.77.0.11", "--include-dashboard=false"]
-    started = [first.start(*RAY, *head, log=log, env=environment)]
-    wait_for(lambda: b"Ray runtime started" in log.read_bytes(), "the head must start", log)
-    joined = tmp_path / "joined"
-    member = [f"--address={address}", "--node-ip-address=10.77.0.12"]
-    started.append(second.start(*RAY, *member, log=joined, env=environment))
-    wait_for(lambda: b"Ray runtime started" in joined.read_bytes(), "a host must join", joined)
-    options = ["--engine", "ray", "--address", address, "--part-rows", "50", "--work", str(work)]
+    started = start_ray(nodes, tmp_path, environment)
+    options = ["--engine", "ray", "--address", ADDRESS, "--part-rows", "50", "--work", str(work)]
     words = ["convert", "tables", str(raw), str(out), "--split", "user_last", *options]
     converting = first.start(*MSREC, *words, log=log, env=environment)
     wait_for(lambda: len(list(work.glob("encode/*/result.json"))) > 20, "parts must be done", log)
@@ -51,6 +61,32 @@ def test_a_lost_host_does_not_change_the_dataset(nodes, folder, tmp_path):
     except subprocess.TimeoutExpired:
         pytest.fail(log.read_text())
     assert differences(out, tmp_path / "whole") == []
-    for process in started:
+    end(started)
+
+
+def test_the_command_of_a_ray_job_makes_the_same_dataset(nodes, folder, tmp_path):
+    """As in a pod of KubeRay: a token, no task on the head, and Ray's address in a variable."""
+    pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
+    pytest.importorskip("kubernetes", reason="its client is not installed (the extra `kubernetes`)")
+    raw, log = tmp_path / "raw of $x", tmp_path / "log"
+    raw.mkdir()
+    write_raw(raw)
+    write_dataset(read_tables(raw), tmp_path / "whole", SplitChoice("user_last"))
+    spec = convert_spec(raw, tmp_path / "app", ["--split=user_last", "--part-rows=500"])
+    profile = Profile(scheduler="kuberay", image="registry/msrec:1", python=sys.executable)
+    with get_runner() as runner:
+        made = runner.dryrun(torchx_app(spec, Target("x", profile, "1x1")), "kuberay").request
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_TMPDIR": str(folder)}
+    environment = os.environ | token | {"RAY_ADDRESS": ADDRESS}
+    started = start_ray(nodes, tmp_path, environment, head_cpus=0)
+    command = ["sh", "-c", made.resource["spec"]["entrypoint"]]  # Ray's jobs run in a shell too
+    converting = nodes["node1"].start(*command, log=log, env=environment)
+    assert converting.wait(120) == 0, log.read_text()
+    assert differences(tmp_path / "app", tmp_path / "whole") == []
+    end(started)
+
+
+def end(processes):
+    for process in processes:
         process.kill()
         process.wait()

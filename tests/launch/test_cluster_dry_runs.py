@@ -8,6 +8,7 @@ The whole requests are in tests/launch/golden/. After an intended change, update
 import dataclasses
 import os
 import re
+import shlex
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -17,6 +18,11 @@ from pathlib import Path
 import pytest
 import yaml
 from torchx.runner import get_runner
+
+from msrec.launch.cluster.job_specs import convert_spec, encode_spec
+from msrec.launch.cluster.profiles import Profile, Target
+from msrec.launch.cluster.submit import _dry_run, torchx_app
+from msrec.launch.config.run_config import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +72,14 @@ RANK0 = {
     "ray": "TORCHX_RANK0_HOST",
 }
 PAIRS = [(job, scheduler) for job in JOBS for scheduler in SCHEDULERS]
+RAY_JOBS = ("convert", "encode")
+OF_KUBERAY = {name: value for name, value in OF_KUBERNETES.items() if name != "queue"} | {
+    "labels": ["kueue.x-k8s.io/queue-name:ads"],
+    "service_account": "msrec",
+    "priority_class": "low",
+    "head_cpu": 4,
+    "head_mem_mib": 65536,
+}
 SRUN = """#!/bin/sh
 printf '%s\\0' "$@"
 """
@@ -96,9 +110,29 @@ def request(job, scheduler, *options, args=()):
     return str(made) if scheduler == "slurm" else dataclasses.asdict(made)
 
 
-@pytest.mark.parametrize(("job", "scheduler"), PAIRS)
+def rayjob(folder, job, *words, **changes):
+    """RayJob of `msrec launch convert` or `encode`, as plain values."""
+    pytest.importorskip("kubernetes")
+    (folder / "raw").mkdir()
+    values = {"image": "registry/msrec:1", "resource": "msrec_a100x8", "max_retries": 3}
+    values |= {
+        "mounts": ["type=bind,src=/fsx,dst=/fsx"],
+        "env": {"A": "$(HOME)"},
+        "cfg": OF_KUBERAY,
+    }
+    profile = Profile(scheduler="kuberay", **(values | changes))
+    raw, out = folder / "raw", folder / "app"
+    config = load_config(folder / "conf.yaml", ["run_root=runs", "run_id=first", "device=cuda"])
+    spec = convert_spec(raw, out, words) if job == "convert" else encode_spec(config)
+    with get_runner() as runner:
+        return _dry_run(
+            runner, torchx_app(spec, Target("x", profile, "2x4")), profile
+        ).request.resource
+
+
+@pytest.mark.parametrize(("job", "scheduler"), [*PAIRS, *((job, "kuberay") for job in RAY_JOBS)])
 def test_the_request_is_the_golden_one(folder, job, scheduler):
-    made = request(job, scheduler)
+    made = rayjob(folder, job) if scheduler == "kuberay" else request(job, scheduler)
     text = made if scheduler == "slurm" else yaml.safe_dump(made, width=10**6)
     text = re.sub(rf"\b{job}-[a-z0-9]{{10,}}\b", f"{job}-ID", text)
     text = text.replace(sys.executable, "PYTHON").replace(str(folder), "FOLDER")
@@ -110,6 +144,7 @@ def test_the_request_is_the_golden_one(folder, job, scheduler):
 
 def test_every_golden_file_is_compared():
     names = {f"{job}-{scheduler}" for job, scheduler in PAIRS}
+    names |= {f"{job}-kuberay" for job in RAY_JOBS}
     assert {file.stem for file in GOLDEN.iterdir()} <= names
 
 
@@ -175,16 +210,43 @@ def test_every_argument_survives_bash_and_the_second_node_finds_the_first(folder
         assert words[words.index("--rdzv-endpoint") + 1] == f"{first}:29500"
 
 
+@pytest.mark.parametrize("job", RAY_JOBS)
+def test_the_words_of_a_ray_jobs_command_survive_kubernetes_and_two_shells(folder, job):
+    given = '--label=it\'s "a" \\ * ; & `id` $HOME $(id) $(HOME) $$ $$$$(X) ${app_id}'
+    made = rayjob(folder, job, given, python=str(folder / "words"))
+    # KubeRay writes the command behind `ray job submit --`, whose words Ray joins for a shell.
+    submitter = as_kubernetes_reads(f"printf '%s\\0' {made['spec']['entrypoint']}")
+    submitted = subprocess.check_output(["bash", "-c", submitter], text=True).split("\0")[:-1]
+    words = subprocess.check_output(["sh", "-c", shlex.join(submitted)], text=True).split("\0")[:-1]
+    at = ["--engine=ray", "--address=auto"]
+    assert (
+        words
+        == {
+            "convert": ["-m", "msrec", job, "tables", f"{folder}/raw", f"{folder}/app", *at, given],
+            "encode": ["-m", "msrec", job, f"{folder}/runs/first/jobs/encode/submitted.yaml", *at],
+        }[job]
+    )
+
+
+def templates(job):
+    """Templates of the pods of a Volcano Job or RayJob."""
+    if job["kind"] == "Job":
+        return [task["template"] for task in job["spec"]["tasks"]]
+    cluster = job["spec"]["rayClusterSpec"]
+    return [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
 def refused(job):
-    """Reason for which Kubernetes would refuse a Volcano Job; None if it would accept it."""
+    """Reason for which Kubernetes would refuse a Volcano Job or RayJob; None if none is known."""
     import jsonschema
     import kubernetes_validate
 
-    schema = yaml.safe_load(GOLDEN.with_name("volcano_job.yaml").read_text())
+    file = {"Job": "volcano_job.yaml", "RayJob": "ray_job.yaml"}[job["kind"]]
+    schema = yaml.safe_load(GOLDEN.with_name(file).read_text())
     try:
         jsonschema.validate(job, schema, jsonschema.Draft202012Validator)
-        for task in job["spec"]["tasks"]:
-            pod = {"apiVersion": "v1", "kind": "Pod", **task["template"]}
+        for template in templates(job):
+            pod = {"apiVersion": "v1", "kind": "Pod", **template}
             kubernetes_validate.validate(pod, "1.34", strict=True)
             names = {volume["name"] for volume in pod["spec"]["volumes"]}
             for container in pod["spec"]["containers"]:
@@ -201,6 +263,15 @@ def refused(job):
 def test_kubernetes_would_accept_the_job(folder, job):
     pytest.importorskip("kubernetes_validate")
     assert refused(request(job, "kubernetes")) is None
+
+
+@pytest.mark.parametrize("job", RAY_JOBS)
+def test_kubernetes_would_accept_the_ray_job(folder, job):
+    pytest.importorskip("kubernetes_validate")
+    made = rayjob(folder, job)
+    assert refused(made) is None
+    assert refused(put(made, ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "replicas"), "2"))
+    assert refused(put(made, ("spec", "ttlSecondsAfterFinish"), 2))
 
 
 def put(job, place, value):

@@ -110,7 +110,7 @@ def core(client):
 
 def knows_jobs(jobs):
     try:
-        return bool(jobs.list_namespaced_custom_object(**VOLCANO, namespace="default"))
+        return bool(jobs.list_namespaced_custom_object(**VOLCANO.resource, namespace="default"))
     except kubernetes.client.rest.ApiException:  # the definition takes a moment
         return False
 
@@ -129,7 +129,9 @@ def submit(client, info):
     app_id = scheduler.schedule(info)
     jobs = kubernetes.client.CustomObjectsApi(client)
     name = app_id.removeprefix("default:")
-    return app_id, jobs.get_namespaced_custom_object(**VOLCANO, namespace="default", name=name)
+    return app_id, jobs.get_namespaced_custom_object(
+        **VOLCANO.resource, namespace="default", name=name
+    )
 
 
 def bound(core, name, template):
@@ -163,7 +165,7 @@ def test_a_job_is_kept_whole_and_described_and_cancelled(client, core, retries):
     scheduler = create_scheduler("x", client=client)
     assert scheduler.describe(app_id).state == AppState.UNKNOWN
     jobs = kubernetes.client.CustomObjectsApi(client)
-    where = {**VOLCANO, "namespace": "default", "name": app_id.removeprefix("default:")}
+    where = {**VOLCANO.resource, "namespace": "default", "name": app_id.removeprefix("default:")}
     status = {"state": {"phase": "Running"}, "taskStatusCount": {}}
     jobs.patch_namespaced_custom_object_status(**where, body={"status": status})
     assert scheduler.describe(app_id).state == AppState.RUNNING

@@ -143,11 +143,14 @@ def test_a_dry_run_shows_what_would_be_submitted_and_writes_nothing(config, prof
     assert not (config.parent / "runs/dry").exists()
 
 
-@pytest.mark.parametrize("name", ["kubernetes", "aws_batch", "ray"])
-def test_a_scheduler_whose_library_is_missing_says_what_to_install(config, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("kubernetes",) * 2, ("kuberay", "kubernetes"), ("aws_batch",) * 2, ("ray",) * 2],
+)
+def test_a_missing_library_of_a_scheduler_is_named_with_its_extra(config, monkeypatch, name, extra):
     monkeypatch.setattr("msrec.launch.cluster.submit.find_spec", lambda library: None)
     target = Target(name, load_profile(name), "1x1")
-    with pytest.raises(ValueError, match=f'--on {name} needs the library .*"msrec\\[{name}\\]"'):
+    with pytest.raises(ValueError, match=f'--on {name} needs the library .*"msrec\\[{extra}\\]"'):
         submit(spec(config), target, Console(), dry_run=True)
 
 
@@ -379,7 +382,7 @@ def printed(tmp_path, monkeypatch):
         rank |= {"time": 300, "start": 200, "logs": str(tmp_path / "logs/x_1/attempt_1/0")}
         (tmp_path / "ranks/0.json").write_text(RankState(**rank).model_dump_json())
         submitted_by(1, time=50).save(tmp_path)
-        monkeypatch.setattr("msrec.launch.cluster.status.job_state", lambda submitted: state)
+        monkeypatch.setattr("msrec.launch.cluster.status.job_state", lambda submitted: (state, ""))
         console = Console(width=200, file=io.StringIO())
         print_status(tmp_path, console, now=301)
         return console.file.getvalue().splitlines()

@@ -131,10 +131,10 @@ def test_slurms_states_are_those_of_torchx():
 def test_a_submitted_job_has_the_state_that_torchx_says(commands, state):
     job = {"job": "train", "profile": "p", "scheduler": "slurm", "nodes_and_ranks": "2x1"}
     submitted = Submitted(**job, handle="slurm://msrec/7", time=0.0, pid=1)
-    assert job_state(submitted) == "forgotten"
+    assert job_state(submitted) == ("forgotten", "")
     commands("squeue", f"7+0|train-0|{state}|n1|None\n7+1|train-1|{state}|n2|None")
     with get_runner() as runner:
-        assert job_state(submitted) == runner.status(submitted.handle).state.name.lower()
+        assert job_state(submitted).word == runner.status(submitted.handle).state.name.lower()
 
 
 def test_the_state_of_a_slurm_job_needs_neither_torchx_nor_torch(commands):
@@ -143,7 +143,8 @@ def test_the_state_of_a_slurm_job_needs_neither_torchx_nor_torch(commands):
         "import sys\n"
         "from msrec.launch.cluster.submitted import Submitted, job_state\n"
         "job = dict(job='train', profile='p', scheduler='slurm', nodes_and_ranks='1x1')\n"
-        "assert job_state(Submitted(**job, handle='slurm://m/7', time=0, pid=1)) == 'running'\n"
+        "state = job_state(Submitted(**job, handle='slurm://m/7', time=0, pid=1))\n"
+        "assert state.word == 'running'\n"
         "sys.exit(bool({'torch', 'torchx'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

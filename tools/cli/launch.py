@@ -17,7 +17,10 @@ launch_app = typer.Typer(
 )
 
 On = Annotated[
-    str, typer.Option("--on", help="profile: local, slurm, kubernetes, aws_batch, ray or your own")
+    str,
+    typer.Option(
+        "--on", help="profile: local, slurm, kubernetes, kuberay, aws_batch, ray, or yours"
+    ),
 ]
 Profiles = Annotated[
     Path | None, typer.Option(help="YAML file with your profiles, see launch/cluster/profiles.yaml")
@@ -206,9 +209,9 @@ def launch_logs(
     stream: Annotated[Literal["stderr", "stdout"], typer.Option(help="which output")] = "stderr",
 ) -> None:
     """Print the output of a rank in its last attempt."""
-    from msrec.launch.cluster.status import log_file
+    from msrec.launch.cluster.status import log_text
 
-    typer.echo(log_file(run, rank, stream).read_text(), nl=False)
+    typer.echo(log_text(run, rank, stream), nl=False)
 
 
 @launch_app.command("status")

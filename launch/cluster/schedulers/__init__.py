@@ -1,1 +1,1 @@
-"""torchx schedulers for Slurm, Kubernetes and AWS Batch that add to the ones of torchx itself."""
+"""torchx schedulers for Slurm, Kubernetes, KubeRay and AWS Batch that add to those of torchx."""

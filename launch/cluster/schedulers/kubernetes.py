@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchx.schedulers.api import DescribeAppResponse
 from torchx.schedulers.kubernetes_scheduler import (
@@ -54,9 +54,26 @@ LOST_POD = ("PodEvicted", "PodFailed")
 RESTART_POD = "RestartPod"
 """Volcano's action for REPLICA, since Volcano 1.11. torchx sets none, and Volcano then ignores lost
 pods."""
-VOLCANO = {"group": "batch.volcano.sh", "version": "v1alpha1", "plural": "jobs"}
 JOB_PHASES = JOB_STATE | {"Completing": AppState.RUNNING}
 """torchx does not know the phase between the end of the last pod and the end of the job."""
+
+
+class Operator(NamedTuple):
+    """Operator of the cluster, and the custom resource that is a job for it."""
+
+    name: str
+    site: str
+    group: str
+    version: str
+    plural: str
+
+    @property
+    def resource(self) -> dict[str, str]:
+        """Arguments of the client that name the custom resource."""
+        return {"group": self.group, "version": self.version, "plural": self.plural}
+
+
+VOLCANO = Operator("Volcano", "https://volcano.sh", "batch.volcano.sh", "v1alpha1", "jobs")
 
 
 class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # torchx is untyped
@@ -67,23 +84,14 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
     is None.
     """
 
+    operator = VOLCANO
     _client: Any
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """Returns the state of a job and of its pods; None if Kubernetes does not know it."""
-        from kubernetes.client.rest import ApiException
-
-        namespace, _, name = app_id.partition(":")
-        with _refusals_as_sentences():
-            try:
-                job = self._custom_objects_api().get_namespaced_custom_object_status(
-                    **VOLCANO, namespace=namespace, name=name
-                )
-            except ApiException as error:
-                if error.status == 404:
-                    return None
-                raise
-        status = job.get("status", {})
+        status = self._status(app_id)
+        if status is None:
+            return None
         state = status.get("state", {})
         pods = [
             (task, TASK_STATE.get(next(iter(counts["phase"]), ""), AppState.UNKNOWN), "")
@@ -98,14 +106,30 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
         Raises:
             ValueError: Kubernetes refuses it. The message is that of Kubernetes.
         """
-        with _refusals_as_sentences():
+        with refusals_as_sentences(self.operator):
             return str(super().schedule(dryrun_info))
 
     def log_iter(self, *args: Any, **options: Any) -> Iterable[str]:
         """Yields the lines of a pod, each with its line end."""
-        with _refusals_as_sentences():
+        with refusals_as_sentences(self.operator):
             for line in super().log_iter(*args, **options):
                 yield line.rstrip("\n") + "\n"
+
+    def _status(self, app_id: str) -> dict[str, Any] | None:
+        """Returns the status of a job's custom resource; None if Kubernetes does not know it."""
+        from kubernetes.client.rest import ApiException
+
+        namespace, _, name = app_id.partition(":")
+        with refusals_as_sentences(self.operator):
+            try:
+                job = self._custom_objects_api().get_namespaced_custom_object_status(
+                    **self.operator.resource, namespace=namespace, name=name
+                )
+            except ApiException as error:
+                if error.status == 404:
+                    return None
+                raise
+        return dict(job.get("status", {}))
 
     def _api_client(self) -> Any:
         with warnings.catch_warnings():
@@ -120,8 +144,11 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
                 ) from None
 
     def _cancel_existing(self, app_id: str) -> None:
-        with _refusals_as_sentences():
-            super()._cancel_existing(app_id)
+        namespace, _, name = app_id.partition(":")
+        with refusals_as_sentences(self.operator):
+            self._custom_objects_api().delete_namespaced_custom_object(
+                **self.operator.resource, namespace=namespace, name=name
+            )
 
     def _run_opts(self) -> runopts:
         return OPTIONS.add_to(super()._run_opts())
@@ -135,7 +162,7 @@ class MsrecKubernetesScheduler(KubernetesScheduler):  # type: ignore[misc]  # to
             info = super()._submit_dryrun(app, cfg)
         job: Any = sanitize_for_serialization(info.request.resource)
         for task in job["spec"]["tasks"]:
-            _add_options(task["template"]["spec"], app.roles[0].resource, parts)
+            add_options(task["template"]["spec"], app.roles[0].resource, parts)
             if "policies" in task and app.roles[0].retry_policy == RetryPolicy.REPLICA:
                 task["policies"] = [{"event": lost, "action": RESTART_POD} for lost in LOST_POD]
         info.request.resource = job
@@ -147,12 +174,12 @@ def create_scheduler(session_name: str, **kwargs: Any) -> MsrecKubernetesSchedul
     return MsrecKubernetesScheduler(session_name, client=kwargs.get("client"))
 
 
-def _add_options(pod: dict[str, Any], resource: Resource, parts: Parts) -> None:
+def add_options(pod: dict[str, Any], resource: Resource, parts: Parts) -> None:
     """Writes CPUs, memory and options into a pod's spec; escapes its command and variables."""
     (container,) = pod["containers"]
-    container["command"] = [_escaped(word) for word in container["command"]]
+    container["command"] = [escaped(word) for word in container["command"]]
     for variable in container["env"]:
-        variable["value"] = _escaped(variable["value"])
+        variable["value"] = escaped(variable["value"])
     for kind in ("requests", "limits"):
         container["resources"][kind]["memory"] = f"{resource.memMB}Mi"
     if resource.cpu > 0:
@@ -173,7 +200,7 @@ def _add_options(pod: dict[str, Any], resource: Resource, parts: Parts) -> None:
         pod["tolerations"] = [_toleration(*taint) for taint in parts["tolerations"]]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Escapes dollars: Kubernetes replaces $(NAME) by a variable's value, and $$ by a dollar."""
     return re.sub(r"\$(?=[$(])", "$$", text)
 
@@ -185,7 +212,8 @@ def _toleration(key: str, value: str | None, effect: str) -> dict[str, str]:
 
 
 @contextmanager
-def _refusals_as_sentences() -> Iterator[None]:
+def refusals_as_sentences(operator: Operator) -> Iterator[None]:
+    """Makes one sentence of an error of the API, or of the lack of an operator."""
     from kubernetes.client.rest import ApiException
 
     try:
@@ -193,8 +221,9 @@ def _refusals_as_sentences() -> Iterator[None]:
     except ApiException as error:
         if error.status == 404 and error.body and error.body.startswith("404"):
             raise ValueError(
-                "the cluster must have Volcano, whose jobs msrec submits; its API does not know "
-                "batch.volcano.sh/v1alpha1. Install it (https://volcano.sh), or change the context."
+                f"the cluster must have {operator.name}, whose jobs msrec submits; its API does "
+                f"not know {operator.group}/{operator.version}. Install {operator.name} "
+                f"({operator.site}), or change the context."
             ) from None
         raise ValueError(f"Kubernetes refuses it: {_message(error)}.") from None
     except MaxRetryError as error:

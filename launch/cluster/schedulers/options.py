@@ -8,9 +8,11 @@ import torchx
 from torchx.specs import AppDef, runopts
 from torchx.specs.finder import ComponentValidationException
 
-WITH_MOUNTS = ("kubernetes", "aws_batch", "local_docker")
+WITH_MOUNTS = ("kubernetes", "kuberay", "aws_batch", "local_docker")
 WITH_REPLICA_RETRIES = ("kubernetes",)
 """Schedulers that can start one node of a job again."""
+WORKERS_PER_NODE = "workers_per_node"
+"""Metadata of a role whose nodes are those of a Ray cluster: number of tasks at a time on each."""
 Parts = dict[str, list[tuple[str, ...]]]
 """Option -> the parts of each of its texts."""
 
