@@ -78,7 +78,7 @@ class LevelSpec:
     def blocks(self) -> list[Block]:
         """Returns all blocks; `lsa` is fitted to all items and has one."""
         keys = num_keys(self.level, self.schema())
-        return [Block(0, 0, keys)] if self.source == LSA else blocks_of(keys)
+        return [Block(0, 0, keys)] if self.source == LSA else blocks_of(self.level, keys)
 
     def schema(self) -> Schema:
         """Returns the schema of the dataset."""

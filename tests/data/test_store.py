@@ -221,8 +221,9 @@ def test_parts_of_an_older_version_are_refused_and_stay(tmp_path):
 
 
 @pytest.mark.parametrize("num_keys", [1, 255, 256, 257, 6040, 10**6, 10**7])
-def test_blocks_hold_every_key_once(num_keys):
-    blocks = blocks_of(num_keys)
+@pytest.mark.parametrize("level", ["user", "item"])
+def test_blocks_hold_every_key_once(level, num_keys):
+    blocks = blocks_of(level, num_keys)
     assert [block.number for block in blocks] == list(range(len(blocks)))
     assert [block.start for block in blocks] == [0, *(block.stop for block in blocks[:-1])]
     assert blocks[-1].stop == num_keys

@@ -94,7 +94,7 @@ def test_a_stored_vector_is_that_of_its_prompt_alone(whole, dataset, model):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of four keys at most, in this process and in workers that it forks or starts."""
-    monkeypatch.setattr(store_writer, "MIN_BLOCK", 4)
+    monkeypatch.setattr(store_writer, "MIN_BLOCK", {"user": 4, "scenario": 4})
 
 
 @pytest.fixture
