@@ -1,4 +1,4 @@
-"""Conversions on a Ray cluster of two hosts: one is lost, and a command as in a RayJob."""
+"""Conversion and encoding on Ray, on two hosts of which one is lost; a command as in a RayJob."""
 
 import os
 import subprocess
@@ -6,15 +6,20 @@ import sys
 import time
 
 import pytest
+from llm_data import write_dataset as write_texts
+from llm_data import write_model
 from part_tables import differences, write_raw
 from torchx.runner import get_runner
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
+from msrec.data.llm.store import VectorSettings
 from msrec.launch.cluster.job_specs import convert_spec
 from msrec.launch.cluster.profiles import Profile, Target
 from msrec.launch.cluster.submit import torchx_app
+from msrec.launch.encoding.encode import encode
+from msrec.launch.encoding.options import EncodeOptions
 
 PORT = 6379
 ADDRESS = f"10.77.0.11:{PORT}"
@@ -61,6 +66,39 @@ def test_a_lost_host_does_not_change_the_dataset(nodes, folder, tmp_path):
     except subprocess.TimeoutExpired:
         pytest.fail(log.read_text())
     assert differences(out, tmp_path / "whole") == []
+    end(started)
+
+
+def test_a_lost_host_does_not_change_the_vectors(nodes, folder, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
+    users = [f"u{number}" for number in range(4096)]  # 16 blocks
+    turns = [(turn % 2, float(turn % 3 > 0), turn) for turn in range(3)]
+    rows = [(user, user % 6, *turn) for user in range(len(users)) for turn in turns]
+    dataset = write_texts(tmp_path / "data", rows, users=users)
+    vectors = {"model": str(write_model(tmp_path / "model")), "dtype": "float32", "max_tokens": 600}
+    options = EncodeOptions(("user",), device="cpu")
+    encode(dataset, tmp_path / "whole", VectorSettings(**vectors), options)
+    store, log = tmp_path / "store", tmp_path / "log"
+    words = [f"dataset={dataset}", f"llm.store={store}", "meta.user=true", "llm.sources=[]"]
+    config = tmp_path / "conf.yaml"
+    config.write_text("{}")
+    words += [f"llm.{name}={value}" for name, value in vectors.items()]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder)}
+    started = start_ray(nodes, tmp_path, environment)
+    command = ["encode", str(config), *words, "--engine", "ray", "--address", ADDRESS]
+    first, second = nodes.values()
+    encoding = first.start(*MSREC, *command, log=log, env=environment)
+    parts = store / "user" / "parts"
+    wait_for(lambda: len(list(parts.glob("*/done.json"))) > 3, "blocks must be done", log)
+    second.kill()
+    assert not (store / "user" / "manifest.json").exists()
+    try:
+        assert encoding.wait(120) == 0, log.read_text()
+    except subprocess.TimeoutExpired:
+        pytest.fail(log.read_text())
+    for name in ("vectors.npy", "keys.parquet"):
+        whole, made = (tmp_path / place / "user" / name for place in ("whole", "store"))
+        assert made.read_bytes() == whole.read_bytes()
     end(started)
 
 
