@@ -13,11 +13,11 @@ import torch
 
 from msrec.data.engines.tasks import Task
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.models.vllm_encoder import VllmEncoder
 from msrec.data.llm.prompt_batches import encoded_batches
 from msrec.data.llm.store import VectorSettings
 from msrec.data.llm.store_writer import WORK, Block
 from msrec.data.llm.text.prompts import Prompts
+from msrec.data.llm.vllm_encoder import VllmEncoder
 from msrec.launch.devices import rank_device
 from msrec.launch.encoding.levels import LevelSpec
 from msrec.launch.encoding.options import BATCH_TOKENS, VLLM_BATCH_TOKENS, EncodeOptions

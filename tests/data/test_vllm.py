@@ -10,8 +10,8 @@ import torch
 from llm_data import TRAIN, USERS, write_dataset, write_model
 
 from msrec.data.llm.encoder import FrozenEncoder
-from msrec.data.llm.models.vllm_encoder import VllmEncoder
 from msrec.data.llm.store import KnowledgeStore, VectorSettings
+from msrec.data.llm.vllm_encoder import VllmEncoder
 from msrec.launch.encoding.encode import encode
 from msrec.launch.encoding.options import EncodeOptions
 
