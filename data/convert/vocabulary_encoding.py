@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.raw_tables import SIDES, RawTables, Side
+from msrec.data.convert.raw_tables import SIDES, Feature, RawTables, Side
 from msrec.data.convert.split import TRAIN, SplitCodes
 from msrec.data.convert.staging import StagedRows
 from msrec.data.features.hashed_values import Hashed, Managed
@@ -86,35 +86,52 @@ def encode_features(
             what = _WHAT[type(table)]
             raise ValueError(f"only a {what} ({', '.join(kinds)}); got {name!r}.")
     encoded = EncodedFeatures({side: raw.table(side).height for side in SIDES}, trained)
-    for feature in features:
-        kind = table_kinds.get(feature.name)
-        if feature.side == "interaction":
-            counts = in_training[feature.name]
-            values = counts["value"]
-        else:
-            rows = trained[feature.side]
-            values = raw.table(feature.side)[feature.raw_column].filter(pl.Series(rows > 0))
-            if isinstance(kind, Frequent):
-                counts = value_rows(values, rows[rows > 0])
-        if isinstance(kind, Hashed):
-            encoded.collisions[feature.name] = kind.collisions(values)
-        elif isinstance(kind, Frequent):
-            values, encoded.cut[feature.name] = kind.kept(counts)
-        if isinstance(kind, Hashed | Managed):
-            encoded.vocabularies[feature.name] = kind
-        else:
-            values = values.alias(feature.raw_column)
-            encoded.vocabularies[feature.name] = Vocabulary.fit(values, known.get(feature.name))
     for feature in raw.features:
-        if feature.side != "interaction":
-            values = raw.table(feature.side)[feature.raw_column]
-            ids = encoded.encode(feature.name, values)
-            column = keep(
-                feature.name, pl.DataFrame({"value": ids, "is_missing": values.is_null()})
-            )
-            encoded.values[feature.name] = column["value"]
-            encoded.missing[feature.name] = column["is_missing"]
+        kind, older = table_kinds.get(feature.name), known.get(feature.name)
+        if feature.side == "interaction":
+            if feature.kind != "dense":
+                _fit(encoded, feature, in_training[feature.name], kind, older)
+            continue
+        column, rows = raw.table(feature.side)[feature.raw_column], trained[feature.side]
+        if feature.raw_column == f"{feature.side}_key" and kind is None and older is None:
+            fitted = Vocabulary.fit_keys(column, pl.Series(rows > 0))
+            encoded.vocabularies[feature.name], ids = fitted
+        else:
+            if feature.kind != "dense":
+                values = column.filter(pl.Series(rows > 0))
+                is_counted = isinstance(kind, Frequent)
+                counts = (
+                    value_rows(values, rows[rows > 0]) if is_counted else values.to_frame("value")
+                )
+                _fit(encoded, feature, counts, kind, older)
+            ids = encoded.encode(feature.name, column)
+        kept = keep(feature.name, pl.DataFrame({"value": ids, "is_missing": column.is_null()}))
+        encoded.values[feature.name] = kept["value"]
+        encoded.missing[feature.name] = kept["is_missing"]
     return encoded
+
+
+def _fit(
+    encoded: EncodedFeatures,
+    feature: Feature,
+    counts: pl.DataFrame,
+    kind: TableKind | None,
+    known: pl.Series | None,
+) -> None:
+    """Adds the vocabulary of a feature, or what its table has in place of one.
+
+    `counts` has a column `value`, and `rows` if the kind is `Frequent`.
+    """
+    values = counts["value"].alias(feature.raw_column)
+    if isinstance(kind, Hashed):
+        encoded.collisions[feature.name] = kind.collisions(values)
+    elif isinstance(kind, Frequent):
+        values, encoded.cut[feature.name] = kind.kept(counts)
+        values = values.alias(feature.raw_column)
+    if isinstance(kind, Hashed | Managed):
+        encoded.vocabularies[feature.name] = kind
+    else:
+        encoded.vocabularies[feature.name] = Vocabulary.fit(values, known)
 
 
 _WHAT = {
