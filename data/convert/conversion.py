@@ -22,7 +22,7 @@ from msrec.data.convert.dataset_writer import (
     write_table,
 )
 from msrec.data.convert.position_counts import PositionCounts
-from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side
+from msrec.data.convert.raw_tables import Progress, RawTables, Side
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.split import TRAIN, SplitChoice, SplitCodes, split_rows
 from msrec.data.convert.staging import StagedRows, stage_interactions
@@ -101,17 +101,17 @@ def write_dataset(
         schema = schema_of(raw, encoded, record)
         counts = _write_rows(raw, schema, stage, codes, encoded, folder, progress)
         counts["duplicates"] = num_duplicates(stage)
+        counts["empty_text"] = write_side(raw, "user", folder) | write_side(raw, "item", folder)
         added = stage.added
         del stage  # closes the memory maps before their files are removed
         shutil.rmtree(scratch)
-        schema = write_tables(raw, schema, encoded, counts, added, row_filter, folder)
+        schema = write_metadata(schema, encoded, counts, added, row_filter, folder)
         if finish is not None:
             schema = finish(folder)
     return schema
 
 
-def write_tables(
-    raw: RawTables,
+def write_metadata(
     schema: Schema,
     encoded: EncodedFeatures,
     counts: dict[str, Any],
@@ -119,24 +119,18 @@ def write_tables(
     row_filter: RowFilter,
     folder: Path,
 ) -> Schema:
-    """Writes all files of a dataset folder but those of the splits; returns the final schema.
+    """Writes the vocabularies and the schema of a dataset folder; returns the final schema.
 
     Args:
-        raw: the users and items.
         schema: without counts.
         encoded: has the vocabularies.
-        counts: of the rows, see `ConversionCounts`; with `duplicates`.
+        counts: of the rows, see `ConversionCounts`; with `duplicates` and `empty_text`.
         added: number of `users` and `items` that only interactions name.
         row_filter: has the counts of the rows that were left out.
         folder: of the dataset.
     """
     save_vocabularies(encoded.vocabularies, folder)
-    empty_text: Counter[str] = Counter()
-    for side in SIDES:
-        path = folder / f"{side}s.parquet"
-        write_table(raw.table(side), path, partial(_text_table, raw, side, empty_text))
     counts |= {
-        "empty_text": dict(empty_text),
         "added": {table: count for table, count in added.items() if count},
         "left_out": row_filter.excluded,
         "replaced": row_filter.replaced,
@@ -146,6 +140,14 @@ def write_tables(
     schema = schema.model_copy(update={"counts": counts})
     save_schema(schema, folder)
     return schema
+
+
+def write_side(raw: RawTables, side: Side, folder: Path) -> dict[str, int]:
+    """Writes users.parquet or items.parquet; returns the number of empty texts by column."""
+    empty: Counter[str] = Counter()
+    path = folder / f"{side}s.parquet"
+    write_table(raw.table(side), path, partial(_text_table, raw, side, empty))
+    return dict(empty)
 
 
 def _write_rows(

@@ -12,24 +12,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msrec.data.convert.chunk_counts import Sparse
-from msrec.data.convert.conversion import encoded_rows, scaled_labels
+from msrec.data.convert.conversion import encoded_rows, scaled_labels, write_side
 from msrec.data.convert.dataset_writer import FILE_ROWS, PartWriter, arrow_schema
 from msrec.data.convert.parts.exchange import read_batches, write_batches, write_exchange
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
+    INDEX_FILE,
     ROWS_FILE,
     SPLITS_FILE,
     STAGE,
     USERS_FILE,
     VALUES,
+    IndexShare,
     Job,
     RawPart,
     encoded_features,
     key_indices,
+    mapped_sides,
 )
 from msrec.data.convert.parts.merged_counts import counts_file, write_sparse
-from msrec.data.convert.raw_tables import SIDES, Chunk
+from msrec.data.convert.raw_tables import SIDES, Chunk, Side
 from msrec.data.convert.row_filter import ROW, RowFilter
 from msrec.data.convert.sources.plain.table_files import file_columns, file_rows, read_text
 from msrec.data.convert.sources.plain.table_rows import TableRows
@@ -38,9 +41,10 @@ from msrec.data.convert.split import TRAIN, user_last_split
 from msrec.data.convert.staging import staged_rows
 from msrec.data.convert.statistics import duplicates_among
 from msrec.data.convert.vocabulary_encoding import values_of
+from msrec.data.features.value_index import SortedIndex
 from msrec.data.features.value_types import stored_series
 from msrec.data.features.vocabulary import merged_rows
-from msrec.data.io.mapped_tables import write_mapped
+from msrec.data.io.mapped_tables import read_mapped, write_mapped
 from msrec.data.io.paths import AnyPath
 from msrec.data.io.remote_folders import send_file
 from msrec.data.schema import SPLITS
@@ -88,6 +92,13 @@ def table_part(part: RawPart | TextFile, out: Path) -> Result:
         pl.DataFrame([c if c.dtype in UNSIGNED else stored_series(c) for c in frame]),
     )
     return row_filter.counts
+
+
+def index_part(task: IndexShare, out: Path) -> Result:
+    """Sorts a share of the values of a column by their hashes, to look values up."""
+    values = read_mapped(task.column).to_series()
+    SortedIndex.write_share(out / INDEX_FILE, values, task.share, task.shares)
+    return {}
 
 
 def survey_part(source: TableRows, part: RawPart, out: Path) -> Result:
@@ -219,8 +230,10 @@ class DatasetFile(NamedTuple):
     pieces: list[tuple[int, int, int]]
 
 
-def file_part(job: Job, task: DatasetFile, out: Path) -> Result:
-    """Writes a file of a split from the pieces of the parts."""
+def file_part(job: Job, task: DatasetFile | Side, out: Path) -> Result:
+    """Writes a file of a split from the pieces of the parts, or that of the users or items."""
+    if isinstance(task, str):
+        return write_side(mapped_sides(job.raw, job.folder), task, out)
     assert job.schema is not None
     with PartWriter(out, arrow_schema(job.schema), first_file=task.number) as writer:
         for part, first, rows in task.pieces:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from msrec.data.convert.chunk_counts import ChunkCounts
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
+    INDEX,
     ROWS_FILE,
     SHARES,
     STAGE,
     USERS_FILE,
     VALUES,
     Job,
+    index_shares,
     keep_mapped,
     write_vocabularies,
 )
@@ -28,6 +31,7 @@ from msrec.data.convert.parts.part_functions import (
     VALUE_SHARES,
     ValueShare,
     encode_part,
+    index_part,
     share_part,
     stage_part,
     time_part,
@@ -49,6 +53,11 @@ from msrec.data.convert.staging import require_interactions
 from msrec.data.convert.statistics import ConversionCounts
 from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
 from msrec.data.schema import SplitRecord
+
+
+def index_columns(stages: Stages, stage: str, columns: Sequence[Path]) -> None:
+    """Indexes the distinct values of columns, for the workers that look them up."""
+    stages.run(stage, index_part, [share for column in columns for share in index_shares(column)])
 
 
 def stage_rows(job: Job, raw: RawTables, stages: Stages, row_filter: RowFilter) -> tuple[Job, int]:
@@ -126,7 +135,7 @@ def fit_vocabularies(
     }
     keep = partial(keep_mapped, job.folder)
     encoded = encode_features(raw, trained, in_training, known, job.table_kinds, keep)
-    write_vocabularies(encoded, job.folder)
+    index_columns(stages, INDEX, write_vocabularies(encoded, job.folder))
     return encoded
 
 
