@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -24,7 +23,7 @@ from msrec.data.convert.dataset_writer import (
 from msrec.data.convert.position_counts import PositionCounts
 from msrec.data.convert.raw_tables import Progress, RawTables, Side
 from msrec.data.convert.row_filter import RowFilter
-from msrec.data.convert.split import TRAIN, SplitChoice, SplitCodes, split_rows
+from msrec.data.convert.split import SplitChoice, SplitCodes, split_rows
 from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
 from msrec.data.convert.table_checks import checked_tables
@@ -96,8 +95,7 @@ def write_dataset(
         encoded = encode_features(
             raw, trained_sides(raw, stage, codes), in_training, known, table_kinds
         )
-        values = {name: partial(_training_labels, stage, codes, name) for name in raw.labels}
-        raw = dataclasses.replace(raw, label_options=scaled_labels(raw, values))
+        raw = dataclasses.replace(raw, label_options=scaled_labels(raw, in_training))
         schema = schema_of(raw, encoded, record)
         counts = _write_rows(raw, schema, stage, codes, encoded, folder, progress)
         counts["duplicates"] = num_duplicates(stage)
@@ -212,19 +210,14 @@ def encoded_rows(
     return tables, ChunkCounts.of(raw, encoded, codes, columns, is_missing)
 
 
-def _training_labels(stage: StagedRows, codes: SplitCodes, name: str) -> npt.NDArray[np.float32]:
-    chunks = stage.chunks([name])
-    return np.concatenate([frame[name].to_numpy()[codes[r] == TRAIN] for r, frame in chunks])
-
-
 def scaled_labels(
-    raw: RawTables, training_values: Mapping[str, Callable[[], npt.NDArray[np.float32]]]
+    raw: RawTables, in_training: Mapping[str, pl.DataFrame]
 ) -> dict[str, LabelOptions]:
     """Returns the options of the labels, with the scales of regression labels.
 
     Args:
         raw: names the labels.
-        training_values: label -> function that reads its values in all training rows, in order.
+        in_training: regression label -> its values in training and their rows, see `values_of`.
 
     Raises:
         ValueError: a label has no values or only one.
@@ -232,9 +225,9 @@ def scaled_labels(
     options = dict(raw.label_options)
     for name, each in options.items():
         if each.kind == "regression":
-            values = training_values[name]()
+            values, rows = (in_training[name][column].to_numpy() for column in ("value", "rows"))
             try:
-                scale = make_scale(values[~np.isnan(values)], each)
+                scale = make_scale(values, each, rows)
             except ValueError as error:
                 location = raw.location("interaction")
                 raise ValueError(

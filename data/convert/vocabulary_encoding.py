@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -154,12 +155,42 @@ def trained_sides(
     return trained
 
 
-def values_of(values: pl.Series, kind: TableKind | None) -> pl.DataFrame:
-    """Returns each value once as `value`; with its `rows`, as `value_rows`, if the table needs it.
+class TrainingColumn(NamedTuple):
+    """A column of the interactions of which a conversion needs the values in training."""
 
-    Counting costs up to six times as much as finding the distinct values.
+    name: str
+    """Of a feature or label."""
+    column: str
+    is_counted: bool
+    """Whether the rows with each value are needed too."""
+
+
+def training_columns(
+    raw: RawTables, table_kinds: Mapping[str, TableKind] | None = None
+) -> list[TrainingColumn]:
+    """Returns the sparse and multi features of the interactions, then the regression labels."""
+    kinds = table_kinds or {}
+    features = [feature for feature in raw.interaction_features if feature.kind != "dense"]
+    labels = [name for name in raw.labels if raw.label(name).kind == "regression"]
+    return [
+        *(TrainingColumn(f.name, f.raw_column, _is_counted(kinds.get(f.name))) for f in features),
+        *(TrainingColumn(name, name, is_counted=True) for name in labels),
+    ]
+
+
+def _is_counted(kind: TableKind | None) -> bool:
+    return isinstance(kind, Frequent)
+
+
+def values_of(values: pl.Series, is_counted: bool) -> pl.DataFrame:
+    """Returns each value once as `value`; with its `rows`, as `value_rows`, if they are counted.
+
+    Counting costs up to six times as much as finding the distinct values. A label that a row does
+    not have, NaN, is left out.
     """
-    if isinstance(kind, Frequent):
+    if values.dtype.is_float():
+        values = values.drop_nans() + 0.0  # -0.0 is 0.0
+    if is_counted:
         return value_rows(values)
     return distinct_values(values).alias("value").to_frame()
 
@@ -170,21 +201,16 @@ def training_values(
     codes: SplitCodes,
     table_kinds: Mapping[str, TableKind] | None = None,
 ) -> dict[str, pl.DataFrame]:
-    """Returns feature -> its values in training, of sparse and multi ones of the interactions.
-
-    The values are as `values_of` returns them.
-    """
-    kinds = table_kinds or {}
-    features = [feature for feature in raw.interaction_features if feature.kind != "dense"]
+    """Returns name -> values in training of each of `training_columns`, as `values_of` does."""
+    columns = training_columns(raw, table_kinds)
     seen: dict[str, pl.DataFrame] = {}
-    if not features:
+    if not columns:
         return seen
-    for rows, frame in stage.chunks([feature.raw_column for feature in features]):
+    for rows, frame in stage.chunks([column.column for column in columns]):
         is_training = pl.Series(codes[rows] == TRAIN)
-        for feature in features:
-            values = frame[feature.raw_column].filter(is_training)
-            counts = values_of(values, kinds.get(feature.name))
-            if feature.name in seen:
-                counts = merged_rows(pl.concat([seen[feature.name], counts]))
-            seen[feature.name] = counts
+        for name, column, is_counted in columns:
+            counts = values_of(frame[column].filter(is_training), is_counted)
+            if name in seen:
+                counts = merged_rows(pl.concat([seen[name], counts]))
+            seen[name] = counts
     return seen

@@ -40,7 +40,6 @@ from msrec.data.convert.parts.job import (
 from msrec.data.convert.parts.part_functions import (
     dataset_files,
     file_part,
-    labels_part,
     send_part,
     survey_part,
 )
@@ -74,7 +73,6 @@ from msrec.data.io.mistakes import is_mistake
 from msrec.data.io.outputs import DATASET, FolderKind, check_output, new_folder
 from msrec.data.io.paths import AnyPath, is_remote, reachable
 from msrec.data.io.remote_folders import require_writable
-from msrec.data.labels import LabelOptions
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema
 
 PART_ROWS = 1 << 20
@@ -222,9 +220,7 @@ def _converted(
     job, duplicates = stage_rows(job, raw, stages, row_filter)
     rows, split = divide_rows(job, raw, stages)
     known = load_vocabularies(grow_from) if grow_from is not None else None
-    encoded = fit_vocabularies(job, raw, stages, known)
-    [scaled] = stages.run("labels", labels_part, [job])
-    labels = {n: LabelOptions.model_validate(o) for n, o in scaled["options"].items()}
+    encoded, labels = fit_vocabularies(job, raw, stages, known)
     raw = replace(raw, label_options=labels)
     schema = schema_of(raw, encoded, split)
     job = replace(job, schema=schema)
