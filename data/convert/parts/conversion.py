@@ -260,7 +260,7 @@ def _record(
 
 
 def _versions(work: Path) -> dict[str, int]:
-    """Returns the versions of Delta tables of which a work folder has parts."""
+    """Returns the versions of the tables of which a work folder has parts."""
     marker = work / MARKER
     versions = json.loads(marker.read_text()).get("versions") if marker.is_file() else None
     return versions or {}

@@ -84,7 +84,7 @@ class TableRows:
     label: str
     scenario_column: str
     versions: Versions = field(default_factory=dict)
-    """Versions of Delta tables."""
+    """Versions of Delta tables, and snapshots of Iceberg tables."""
 
     @classmethod
     def declared(
@@ -102,9 +102,9 @@ class TableRows:
         return cls(declared, labels, label, scenario_column, versions or {})
 
     def of_versions(self, folder: AnyPath, earlier: Versions | None = None) -> Self:
-        """Returns the rows of one version of each Delta table: given, of a call before, or latest.
+        """Returns the rows of one version of each table: given, of a call before, or latest.
 
-        From then on, `files` does not change when somebody writes to a Delta table.
+        From then on, `files` does not change when somebody writes to a Delta or Iceberg table.
         """
         return replace(self, versions=table_versions(folder, self.versions, earlier or {}))
 
