@@ -23,7 +23,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.schema import load_schema
+from msrec.launch.rank_errors import FAULT, MISTAKE, NO_RESTART
 from msrec.launch.reporting.plan_table import plan_table
+from msrec.launch.training.repeated_failure import RepeatedFailure
 from msrec.tools.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -157,6 +159,28 @@ def assert_one_sentence(outcome, sentence):
     assert told.startswith("error: ")
     assert told.count("\n") == 1
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (FileNotFoundError("conf.yaml must exist; it does not."), MISTAKE),
+        (ValueError("a fault, with the stack of a worker"), FAULT),
+        (ConnectionError("the store must be reachable; it is not."), FAULT),
+        (RepeatedFailure("the run must get past step 3"), NO_RESTART),
+    ],
+)
+def test_a_rank_says_by_its_status_whether_a_restart_may_help(msrec, monkeypatch, error, status):
+    def load_config(*args):
+        raise error
+
+    if "stack" in str(error):
+        error.add_note("In a worker: ...")
+    monkeypatch.setenv("RANK", "1")
+    assert msrec("train", "conf.yaml", "trainer.epochs=0")[0] == MISTAKE
+    assert msrec("train", "conf.yaml", "--epochs", "0")[0] == MISTAKE
+    monkeypatch.setattr("msrec.launch.daily.next_day.load_config", load_config)
+    assert msrec("train", "conf.yaml")[0] == status
 
 
 def test_a_value_error_from_inside_a_library_shows_its_stack(msrec, monkeypatch):
