@@ -319,7 +319,7 @@ def _survey(
     results = stages.run("survey", partial(survey_part, source), parts)
     scenarios = stages.files("survey", "scenarios.parquet", len(parts))
     surveys = [
-        Survey(columns, pl.read_parquet(path), result["separators"])
+        Survey(columns, pl.read_parquet(path), result["separators"], result["given"])
         for path, result in zip(scenarios, results, strict=True)
     ]
     survey = Survey.merged(surveys)

@@ -106,7 +106,7 @@ def survey_part(source: TableRows, part: RawPart, out: Path) -> Result:
     frame = part.read([name for name in names if name in source.survey_columns])
     survey = source.survey(frame, part.location)
     survey.scenarios.write_parquet(out / "scenarios.parquet")
-    return {"separators": survey.separators}
+    return {"separators": survey.separators, "given": survey.given}
 
 
 def stage_part(job: Job, number: int, out: Path) -> Result:
