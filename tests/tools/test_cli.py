@@ -88,10 +88,21 @@ def msrec(root, monkeypatch, capsys):
 
 
 MISTAKES = {
-    "unknown key": (["trainer.epoch=3"], "conf.yaml: trainer.epoch is not a known key; near"),
+    "unknown key": (
+        ["trainer.epoch=3"],
+        "error: the override trainer.epoch=3: trainer.epoch is not a known key; near",
+    ),
+    "section": (
+        ["llm.sources=[a, a]", "seed=1"],
+        "error: conf.yaml with llm.sources=[a, a]: llm: sources must differ; got a, a",
+    ),
+    "whole config": (["trainer.progressive=1"], "error: conf.yaml: trainer.progressive must be 0"),
     "no key": (["nonsense"], "an override must look like key.sub=value; got 'nonsense'"),
     "value for keys": (["trainer=5"], "trainer must hold keys, such as trainer."),
-    "out of range": (["trainer.epochs=0"], "conf.yaml: trainer.epochs: Input should be greater"),
+    "out of range": (
+        ["trainer.epochs=0"],
+        "the override trainer.epochs=0: trainer.epochs: Input",
+    ),
     "unknown backbone": (["backbone.name=mmo"], "got 'mmo', near it are mmoe, m2m."),
     "no dataset": (["dataset=nowhere"], "nowhere/dataset.yaml must exist"),
     "no store": (["meta.user=true", "llm.store=nowhere"], "run `msrec encode` first"),
