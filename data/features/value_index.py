@@ -102,7 +102,7 @@ class SortedIndex(ValueIndex):
     more of it than it needs.
 
     Args:
-        paths: files of all shares, which `write_share` wrote with the same version of polars.
+        paths: files of all shares, which `write` wrote with the same version of polars.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -110,7 +110,7 @@ class SortedIndex(ValueIndex):
         self._type = stored(self._shares[0].values[:0].to_arrow()).type
 
     @staticmethod
-    def write_share(path: Path, known: pl.Series, share: int = 0, shares: int = 1) -> None:
+    def write(path: Path, known: pl.Series, share: int = 0, shares: int = 1) -> None:
         """Writes a share of the index of distinct values, with nulls that match nothing."""
         width = _width(shares)
         last = min((share + 1) * width, 1 << 64) - 1

@@ -11,11 +11,11 @@ from part_tables import ROWS, differences, write_raw
 
 from msrec.data.convert.conversion import write_dataset
 from msrec.data.convert.parts.conversion import PartOptions, write_dataset_in_parts
-from msrec.data.convert.parts.engines import Processes
 from msrec.data.convert.sources.plain.iceberg_tables import FILE_IO, METADATA, iceberg_files
 from msrec.data.convert.sources.plain.table_rows import TableRows
 from msrec.data.convert.sources.plain.tables import read_tables
 from msrec.data.convert.split import SplitChoice
+from msrec.data.engines.engines import Processes
 from msrec.data.io.paths import to_path
 from msrec.data.schema import load_schema
 

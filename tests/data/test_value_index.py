@@ -12,7 +12,7 @@ from msrec.data.features.value_index import SortedIndex, ValueIndex
 def sorted_index(folder, known, shares=1):
     paths = [folder / str(share) for share in range(shares)]
     for share, path in enumerate(paths):
-        SortedIndex.write_share(path, pl.Series(pl.from_arrow(known)), share, shares)
+        SortedIndex.write(path, pl.Series(pl.from_arrow(known)), share, shares)
     return SortedIndex(paths)
 
 

@@ -96,7 +96,7 @@ def table_part(part: RawPart | TextFile, out: Path) -> Result:
 def index_part(task: IndexShare, out: Path) -> Result:
     """Sorts a share of the values of a column by their hashes, to look values up."""
     values = read_mapped(task.column).to_series()
-    SortedIndex.write_share(out / INDEX_FILE, values, task.share, task.shares)
+    SortedIndex.write(out / INDEX_FILE, values, task.share, task.shares)
     return {}
 
 
