@@ -23,7 +23,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.schema import load_schema
-from msrec.launch.rank_errors import FAULT, MISTAKE, NO_RESTART
+from msrec.launch.rank_errors import FAULT, MAY_PASS, MISTAKE, NO_RESTART
 from msrec.launch.reporting.plan_table import plan_table
 from msrec.launch.training.repeated_failure import RepeatedFailure
 from msrec.tools.cli.main import main
@@ -172,6 +172,11 @@ def assert_one_sentence(outcome, sentence):
     assert "Traceback" not in told
 
 
+def at_a_step(error):
+    setattr(error, MAY_PASS, True)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -179,6 +184,7 @@ def assert_one_sentence(outcome, sentence):
         (ValueError("a fault, with the stack of a worker"), FAULT),
         (ConnectionError("the store must be reachable; it is not."), FAULT),
         (RepeatedFailure("the run must get past step 3"), NO_RESTART),
+        (at_a_step(FileNotFoundError("train/part-00000.parquet must exist")), FAULT),
     ],
 )
 def test_a_rank_says_by_its_status_whether_a_restart_may_help(msrec, monkeypatch, error, status):

@@ -10,7 +10,7 @@ import typer
 from msrec.data.io.mistakes import is_mistake
 from msrec.data.io.names import visible
 from msrec.data.io.paths import redacted, refuse_secrets
-from msrec.launch.rank_errors import FAULT, MISTAKE
+from msrec.launch.rank_errors import FAULT, MAY_PASS, MISTAKE
 from msrec.tools.cli import data, evaluation, plan, reports, serving, studies, training
 from msrec.tools.cli.arguments import take_local_paths
 from msrec.tools.cli.bench import bench_app
@@ -86,8 +86,8 @@ def main() -> None:
 
 def _may_pass(error: Exception) -> bool:
     """Returns whether a rank may do without this error in another start, such as after a fault."""
-    is_lasting = isinstance(error, ValueError | FileNotFoundError)
-    return not (is_lasting and is_mistake(error))
+    is_lasting = isinstance(error, ValueError | FileNotFoundError) and is_mistake(error)
+    return not is_lasting or hasattr(error, MAY_PASS)
 
 
 def _print_stack(error: Exception) -> None:
