@@ -7,6 +7,10 @@ from pathlib import Path
 
 NO_RESTART = 78
 """Exit status of a rank that a restart cannot help (EX_CONFIG of sysexits.h)."""
+MISTAKE, FAULT = 2, 1
+"""Exit statuses: of a user's mistake, after which ranks do not start again, and of other errors."""
+MAY_PASS = "may_pass"
+"""Attribute of an error that another start of the ranks may not have."""
 REFUSAL = "RepeatedFailure"
 """Name of the error of a start that refuses the step at which earlier ones failed."""
 

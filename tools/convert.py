@@ -300,7 +300,7 @@ def tables_by_option(
 
 
 def versions_by_option(versions: Sequence[str]) -> dict[str, int]:
-    """Returns table -> version of a Delta table, of the option `--versions`.
+    """Returns table -> version or snapshot, of the option `--versions`.
 
     Raises:
         ValueError: the option is not valid.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -22,9 +21,9 @@ from msrec.data.convert.dataset_writer import (
     write_table,
 )
 from msrec.data.convert.position_counts import PositionCounts
-from msrec.data.convert.raw_tables import SIDES, Progress, RawTables, Side
+from msrec.data.convert.raw_tables import Progress, RawTables, Side
 from msrec.data.convert.row_filter import RowFilter
-from msrec.data.convert.split import TRAIN, SplitChoice, SplitCodes, split_rows
+from msrec.data.convert.split import SplitChoice, SplitCodes, split_rows
 from msrec.data.convert.staging import StagedRows, stage_interactions
 from msrec.data.convert.statistics import ConversionCounts, num_duplicates
 from msrec.data.convert.table_checks import checked_tables
@@ -96,22 +95,21 @@ def write_dataset(
         encoded = encode_features(
             raw, trained_sides(raw, stage, codes), in_training, known, table_kinds
         )
-        values = {name: partial(_training_labels, stage, codes, name) for name in raw.labels}
-        raw = dataclasses.replace(raw, label_options=scaled_labels(raw, values))
+        raw = dataclasses.replace(raw, label_options=scaled_labels(raw, in_training))
         schema = schema_of(raw, encoded, record)
         counts = _write_rows(raw, schema, stage, codes, encoded, folder, progress)
         counts["duplicates"] = num_duplicates(stage)
+        counts["empty_text"] = write_side(raw, "user", folder) | write_side(raw, "item", folder)
         added = stage.added
         del stage  # closes the memory maps before their files are removed
         shutil.rmtree(scratch)
-        schema = write_tables(raw, schema, encoded, counts, added, row_filter, folder)
+        schema = write_metadata(schema, encoded, counts, added, row_filter, folder)
         if finish is not None:
             schema = finish(folder)
     return schema
 
 
-def write_tables(
-    raw: RawTables,
+def write_metadata(
     schema: Schema,
     encoded: EncodedFeatures,
     counts: dict[str, Any],
@@ -119,24 +117,18 @@ def write_tables(
     row_filter: RowFilter,
     folder: Path,
 ) -> Schema:
-    """Writes all files of a dataset folder but those of the splits; returns the final schema.
+    """Writes the vocabularies and the schema of a dataset folder; returns the final schema.
 
     Args:
-        raw: the users and items.
         schema: without counts.
         encoded: has the vocabularies.
-        counts: of the rows, see `ConversionCounts`; with `duplicates`.
+        counts: of the rows, see `ConversionCounts`; with `duplicates` and `empty_text`.
         added: number of `users` and `items` that only interactions name.
         row_filter: has the counts of the rows that were left out.
         folder: of the dataset.
     """
     save_vocabularies(encoded.vocabularies, folder)
-    empty_text: Counter[str] = Counter()
-    for side in SIDES:
-        path = folder / f"{side}s.parquet"
-        write_table(raw.table(side), path, partial(_text_table, raw, side, empty_text))
     counts |= {
-        "empty_text": dict(empty_text),
         "added": {table: count for table, count in added.items() if count},
         "left_out": row_filter.excluded,
         "replaced": row_filter.replaced,
@@ -146,6 +138,14 @@ def write_tables(
     schema = schema.model_copy(update={"counts": counts})
     save_schema(schema, folder)
     return schema
+
+
+def write_side(raw: RawTables, side: Side, folder: Path) -> dict[str, int]:
+    """Writes users.parquet or items.parquet; returns the number of empty texts by column."""
+    empty: Counter[str] = Counter()
+    path = folder / f"{side}s.parquet"
+    write_table(raw.table(side), path, partial(_text_table, raw, side, empty))
+    return dict(empty)
 
 
 def _write_rows(
@@ -210,19 +210,14 @@ def encoded_rows(
     return tables, ChunkCounts.of(raw, encoded, codes, columns, is_missing)
 
 
-def _training_labels(stage: StagedRows, codes: SplitCodes, name: str) -> npt.NDArray[np.float32]:
-    chunks = stage.chunks([name])
-    return np.concatenate([frame[name].to_numpy()[codes[r] == TRAIN] for r, frame in chunks])
-
-
 def scaled_labels(
-    raw: RawTables, training_values: Mapping[str, Callable[[], npt.NDArray[np.float32]]]
+    raw: RawTables, in_training: Mapping[str, pl.DataFrame]
 ) -> dict[str, LabelOptions]:
     """Returns the options of the labels, with the scales of regression labels.
 
     Args:
         raw: names the labels.
-        training_values: label -> function that reads its values in all training rows, in order.
+        in_training: regression label -> its values in training and their rows, see `values_of`.
 
     Raises:
         ValueError: a label has no values or only one.
@@ -230,9 +225,9 @@ def scaled_labels(
     options = dict(raw.label_options)
     for name, each in options.items():
         if each.kind == "regression":
-            values = training_values[name]()
+            values, rows = (in_training[name][column].to_numpy() for column in ("value", "rows"))
             try:
-                scale = make_scale(values[~np.isnan(values)], each)
+                scale = make_scale(values, each, rows)
             except ValueError as error:
                 location = raw.location("interaction")
                 raise ValueError(

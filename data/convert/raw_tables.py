@@ -79,7 +79,7 @@ class RawTables:
     files: dict[str, str] = field(default_factory=dict)
     """Files of `interactions`, `users` and `items`, for error messages."""
     versions: dict[str, int] = field(default_factory=dict)
-    """Versions of those of the tables that are Delta tables."""
+    """Versions of those of the tables that are Delta or Iceberg tables."""
     notes: tuple[str, ...] = ()
     """Decisions that the source made by itself, to be shown to the user."""
     unknown_keys: Literal["refuse", "add"] = "refuse"

@@ -29,7 +29,8 @@ class RowFilter:
         >>> row_filter.keep(users, "age", is_age, "u.csv", "be at least 0").height
         1
         >>> list(row_filter.examples.values())
-        ["u.csv: column 'age' must be at least 0; found -1 in row 1 (1 such row of 2). Correct it."]
+        ["u.csv: column 'age' must be at least 0; found -1 in row 1 (1 such row of 2 checked). \
+Correct it."]
     """
 
     policy: Literal["fail", "skip"] = "fail"
@@ -117,7 +118,7 @@ class RowFilter:
             self.examples.setdefault(rule, sentence)
 
     def _reject(self, rule: str, problem: str, count: int, num_rows: int, advice: str) -> None:
-        such = f"{count} such row{'s' if count > 1 else ''} of {num_rows}"
+        such = f"{count} such row{'s' if count > 1 else ''} of {num_rows} checked"
         sentence = f"{rule}; {problem} ({such}). {advice}"
         if self.policy == "fail":
             raise ValueError(sentence)

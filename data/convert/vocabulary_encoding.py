@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from msrec.data.convert.raw_tables import SIDES, RawTables, Side
+from msrec.data.convert.raw_tables import SIDES, Feature, RawTables, Side
 from msrec.data.convert.split import TRAIN, SplitCodes
 from msrec.data.convert.staging import StagedRows
 from msrec.data.features.hashed_values import Hashed, Managed
@@ -86,35 +87,52 @@ def encode_features(
             what = _WHAT[type(table)]
             raise ValueError(f"only a {what} ({', '.join(kinds)}); got {name!r}.")
     encoded = EncodedFeatures({side: raw.table(side).height for side in SIDES}, trained)
-    for feature in features:
-        kind = table_kinds.get(feature.name)
-        if feature.side == "interaction":
-            counts = in_training[feature.name]
-            values = counts["value"]
-        else:
-            rows = trained[feature.side]
-            values = raw.table(feature.side)[feature.raw_column].filter(pl.Series(rows > 0))
-            if isinstance(kind, Frequent):
-                counts = value_rows(values, rows[rows > 0])
-        if isinstance(kind, Hashed):
-            encoded.collisions[feature.name] = kind.collisions(values)
-        elif isinstance(kind, Frequent):
-            values, encoded.cut[feature.name] = kind.kept(counts)
-        if isinstance(kind, Hashed | Managed):
-            encoded.vocabularies[feature.name] = kind
-        else:
-            values = values.alias(feature.raw_column)
-            encoded.vocabularies[feature.name] = Vocabulary.fit(values, known.get(feature.name))
     for feature in raw.features:
-        if feature.side != "interaction":
-            values = raw.table(feature.side)[feature.raw_column]
-            ids = encoded.encode(feature.name, values)
-            column = keep(
-                feature.name, pl.DataFrame({"value": ids, "is_missing": values.is_null()})
-            )
-            encoded.values[feature.name] = column["value"]
-            encoded.missing[feature.name] = column["is_missing"]
+        kind, older = table_kinds.get(feature.name), known.get(feature.name)
+        if feature.side == "interaction":
+            if feature.kind != "dense":
+                _fit(encoded, feature, in_training[feature.name], kind, older)
+            continue
+        column, rows = raw.table(feature.side)[feature.raw_column], trained[feature.side]
+        if feature.raw_column == f"{feature.side}_key" and kind is None and older is None:
+            fitted = Vocabulary.fit_keys(column, pl.Series(rows > 0))
+            encoded.vocabularies[feature.name], ids = fitted
+        else:
+            if feature.kind != "dense":
+                values = column.filter(pl.Series(rows > 0))
+                is_counted = isinstance(kind, Frequent)
+                counts = (
+                    value_rows(values, rows[rows > 0]) if is_counted else values.to_frame("value")
+                )
+                _fit(encoded, feature, counts, kind, older)
+            ids = encoded.encode(feature.name, column)
+        kept = keep(feature.name, pl.DataFrame({"value": ids, "is_missing": column.is_null()}))
+        encoded.values[feature.name] = kept["value"]
+        encoded.missing[feature.name] = kept["is_missing"]
     return encoded
+
+
+def _fit(
+    encoded: EncodedFeatures,
+    feature: Feature,
+    counts: pl.DataFrame,
+    kind: TableKind | None,
+    known: pl.Series | None,
+) -> None:
+    """Adds the vocabulary of a feature, or what its table has in place of one.
+
+    `counts` has a column `value`, and `rows` if the kind is `Frequent`.
+    """
+    values = counts["value"].alias(feature.raw_column)
+    if isinstance(kind, Hashed):
+        encoded.collisions[feature.name] = kind.collisions(values)
+    elif isinstance(kind, Frequent):
+        values, encoded.cut[feature.name] = kind.kept(counts)
+        values = values.alias(feature.raw_column)
+    if isinstance(kind, Hashed | Managed):
+        encoded.vocabularies[feature.name] = kind
+    else:
+        encoded.vocabularies[feature.name] = Vocabulary.fit(values, known)
 
 
 _WHAT = {
@@ -137,12 +155,42 @@ def trained_sides(
     return trained
 
 
-def values_of(values: pl.Series, kind: TableKind | None) -> pl.DataFrame:
-    """Returns each value once as `value`; with its `rows`, as `value_rows`, if the table needs it.
+class TrainingColumn(NamedTuple):
+    """A column of the interactions of which a conversion needs the values in training."""
 
-    Counting costs up to six times as much as finding the distinct values.
+    name: str
+    """Of a feature or label."""
+    column: str
+    is_counted: bool
+    """Whether the rows with each value are needed too."""
+
+
+def training_columns(
+    raw: RawTables, table_kinds: Mapping[str, TableKind] | None = None
+) -> list[TrainingColumn]:
+    """Returns the sparse and multi features of the interactions, then the regression labels."""
+    kinds = table_kinds or {}
+    features = [feature for feature in raw.interaction_features if feature.kind != "dense"]
+    labels = [name for name in raw.labels if raw.label(name).kind == "regression"]
+    return [
+        *(TrainingColumn(f.name, f.raw_column, _is_counted(kinds.get(f.name))) for f in features),
+        *(TrainingColumn(name, name, is_counted=True) for name in labels),
+    ]
+
+
+def _is_counted(kind: TableKind | None) -> bool:
+    return isinstance(kind, Frequent)
+
+
+def values_of(values: pl.Series, is_counted: bool) -> pl.DataFrame:
+    """Returns each value once as `value`; with its `rows`, as `value_rows`, if they are counted.
+
+    Counting costs up to six times as much as finding the distinct values. A label that a row does
+    not have, NaN, is left out.
     """
-    if isinstance(kind, Frequent):
+    if values.dtype.is_float():
+        values = values.drop_nans() + 0.0  # -0.0 is 0.0
+    if is_counted:
         return value_rows(values)
     return distinct_values(values).alias("value").to_frame()
 
@@ -153,21 +201,16 @@ def training_values(
     codes: SplitCodes,
     table_kinds: Mapping[str, TableKind] | None = None,
 ) -> dict[str, pl.DataFrame]:
-    """Returns feature -> its values in training, of sparse and multi ones of the interactions.
-
-    The values are as `values_of` returns them.
-    """
-    kinds = table_kinds or {}
-    features = [feature for feature in raw.interaction_features if feature.kind != "dense"]
+    """Returns name -> values in training of each of `training_columns`, as `values_of` does."""
+    columns = training_columns(raw, table_kinds)
     seen: dict[str, pl.DataFrame] = {}
-    if not features:
+    if not columns:
         return seen
-    for rows, frame in stage.chunks([feature.raw_column for feature in features]):
+    for rows, frame in stage.chunks([column.column for column in columns]):
         is_training = pl.Series(codes[rows] == TRAIN)
-        for feature in features:
-            values = frame[feature.raw_column].filter(is_training)
-            counts = values_of(values, kinds.get(feature.name))
-            if feature.name in seen:
-                counts = merged_rows(pl.concat([seen[feature.name], counts]))
-            seen[feature.name] = counts
+        for name, column, is_counted in columns:
+            counts = values_of(frame[column].filter(is_training), is_counted)
+            if name in seen:
+                counts = merged_rows(pl.concat([seen[name], counts]))
+            seen[name] = counts
     return seen

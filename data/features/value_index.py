@@ -1,8 +1,9 @@
 """Positions of raw values among known ones, for conversion, prediction and serving alike."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from msrec.data.io.mapped_tables import read_mapped, write_mapped
 
 MANY = 8
 """Hashing all n known values costs about as much as looking up n / 8 values one by one."""
+SLICE_ROWS = 1 << 20
+"""Values that are hashed at a time."""
 
 
 class ValueIndex:
@@ -92,31 +95,35 @@ class ValueIndex:
 
 
 class SortedIndex(ValueIndex):
-    """Index in a file that all processes of a host map; a lookup costs about the same for any size.
+    """Index in files that all processes of a host map; a lookup costs about the same for any size.
 
-    The file has the known values in the order of their hashes, so that a search walks through it in
-    order with the sorted hashes of all values of a call, and reads no more of it than it needs.
+    A file has the values whose hashes are in one share of all hashes, in the order of the hashes.
+    A search walks through it in order with the sorted hashes of all values of a call, and reads no
+    more of it than it needs.
 
     Args:
-        path: file that `write` wrote with the same version of polars.
+        paths: files of all shares, which `write` wrote with the same version of polars.
     """
 
-    def __init__(self, path: Path) -> None:
-        known = read_mapped(path)
-        self._hashes, self._positions = (known[name].to_numpy() for name in ("hash", "position"))
-        self._values = known["value"]
-        self._type = stored(self._values[:0].to_arrow()).type
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._shares = [_Share.read(path) for path in paths]
+        self._type = stored(self._shares[0].values[:0].to_arrow()).type
 
-    @classmethod
-    def write(cls, path: Path, known: pa.Array) -> Self:
-        """Writes the index of distinct values, with nulls that match nothing, and opens it."""
-        known = stored(known)
-        values = pl.Series("value", pl.from_arrow(known))
-        positions = np.flatnonzero(~nulls(known)).astype(np.int32)
-        frame = pl.DataFrame({"value": values.gather(positions), "position": positions})
-        frame = frame.with_columns(hash=pl.col("value").hash()).sort("hash")
-        write_mapped(path, frame)
-        return cls(path)
+    @staticmethod
+    def write(path: Path, known: pl.Series, share: int = 0, shares: int = 1) -> None:
+        """Writes a share of the index of distinct values, with nulls that match nothing."""
+        width = _width(shares)
+        last = min((share + 1) * width, 1 << 64) - 1
+        is_in = pl.col("hash").is_between(pl.lit(share * width, pl.UInt64), pl.lit(last, pl.UInt64))
+        found = []
+        # Hashing costs so little that each share hashes all values, a few at a time.
+        for start in range(0, max(len(known), 1), SLICE_ROWS):
+            some = stored(known[start : start + SLICE_ROWS].to_arrow())
+            positions = np.arange(start, start + len(some), dtype=np.int32)
+            frame = pl.DataFrame({"value": pl.from_arrow(some), "position": positions})
+            frame = frame.drop_nulls("value").with_columns(hash=pl.col("value").hash())
+            found.append(frame.filter(is_in))
+        write_mapped(path, pl.concat(found).sort("hash"))
 
     @property
     def type(self) -> pa.DataType:
@@ -127,23 +134,52 @@ class SortedIndex(ValueIndex):
         """Returns the position of each value, see `ValueIndex.positions`."""
         values = stored(values)
         positions = np.full(len(values), -1, dtype=np.int32)
-        if values.null_count == len(values) or not len(self._hashes):
+        if values.null_count == len(values):
             return positions
-        if values.type != self.type:
+        if values.type != self.type and any(len(share.hashes) for share in self._shares):
             raise ValueError(f"values must be {self.type}, as the known ones; got {values.type}.")
         searched = pl.Series(pl.from_arrow(values))
         wanted = searched.hash().to_numpy()
         order = np.argsort(wanted)
         searched, wanted = searched.gather(order), wanted[order]
-        last = len(self._hashes) - 1
-        at = np.minimum(np.searchsorted(self._hashes, wanted), last)
+        width = _width(len(self._shares))
+        starts = np.array([width * n for n in range(1, len(self._shares))], np.uint64)
+        ends = [0, *np.searchsorted(wanted, starts).tolist(), len(wanted)]
+        for share, start, end in zip(self._shares, ends, ends[1:], strict=False):
+            positions[order[start:end]] = share.find(searched[start:end], wanted[start:end])
+        return positions
+
+
+class _Share(NamedTuple):
+    """Entries of an index in the order of their hashes, (N,) each."""
+
+    hashes: npt.NDArray[np.uint64]
+    positions: Ids
+    values: pl.Series
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Maps a file."""
+        known = read_mapped(path)
+        hashes, positions = (known[name].to_numpy() for name in ("hash", "position"))
+        return cls(hashes, positions, known["value"])
+
+    def find(self, searched: pl.Series, wanted: npt.NDArray[np.uint64]) -> Ids:
+        """Returns the positions of values in the order of their hashes, -1 if not known."""
+        if not len(self.hashes):
+            return np.full(len(wanted), -1, dtype=np.int32)
+        last = len(self.hashes) - 1
+        at = np.minimum(np.searchsorted(self.hashes, wanted), last)
         while True:
-            is_known = (self._values.gather(at) == searched).fill_null(value=False).to_numpy()
+            is_known = (self.values.gather(at) == searched).fill_null(value=False).to_numpy()
             # Of values that share a hash of 64 bits, the search has found the first.
             after = np.minimum(at + 1, last)
-            is_next = ~is_known & (after > at) & (self._hashes[after] == wanted)
+            is_next = ~is_known & (after > at) & (self.hashes[after] == wanted)
             if not is_next.any():
-                break
+                return np.where(is_known, self.positions[at], np.int32(-1))
             at = np.where(is_next, after, at)
-        positions[order] = np.where(is_known, self._positions[at], np.int32(-1))
-        return positions
+
+
+def _width(shares: int) -> int:
+    """Returns the number of hashes of a share."""
+    return -(-(1 << 64) // shares)

@@ -9,7 +9,7 @@ older one (`init_from`) finds them in the right places.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -149,6 +149,8 @@ class Vocabulary(TableEncoder):
     """
 
     values: pl.Series
+    is_spread: bool = field(default=False, kw_only=True)
+    """Whether the values are known to be sorted ones, permuted by `spread`."""
 
     @classmethod
     def fit(cls, values: pl.Series, known: pl.Series | None = None) -> Self:
@@ -182,12 +184,33 @@ class Vocabulary(TableEncoder):
         else:
             added = distinct.filter(~distinct.is_in(known.implode()))
             distinct = pl.concat([known.alias(distinct.name), _permuted(added)])
-        if len(distinct) >= MAX_ROWS:
-            raise ValueError(
-                f"a table must have fewer than {MAX_ROWS} rows for int32 ids; column "
-                f"{values.name!r} has {len(distinct)} distinct values. Hash it before converting."
-            )
-        return cls(distinct)
+        _require_rows(distinct)
+        return cls(distinct, is_spread=known is None or not len(known))
+
+    @classmethod
+    def fit_keys(cls, keys: pl.Series, is_known: pl.Series) -> tuple[Self, pl.Series]:
+        """Fits the vocabulary of some of the keys, and encodes all of them.
+
+        That is `fit` and `encode`, by one sort in place of lookups.
+
+        Args:
+            keys: distinct, none is null, in the type in which they are stored.
+            is_known: whether the vocabulary has each of them.
+
+        Example:
+            >>> keys, is_known = pl.Series(["b", "new", "a"]), pl.Series([True, False, True])
+            >>> vocabulary, ids = Vocabulary.fit_keys(keys, is_known)
+            >>> vocabulary.values.to_list(), ids.to_list()
+            (['a', 'b'], [2, 0, 1])
+        """
+        order = keys.arg_sort()
+        order = order.filter(is_known.gather(order))
+        order = order.gather(spread(len(order)))
+        values = keys.gather(order)
+        _require_rows(values)
+        ids = np.full(len(keys), UNKNOWN, np.int32)
+        ids[order.to_numpy()] = np.arange(1, len(order) + 1, dtype=np.int32)
+        return cls(values, is_spread=True), pl.Series(keys.name, ids)
 
     @property
     def rows(self) -> int:
@@ -205,7 +228,19 @@ class Vocabulary(TableEncoder):
 
     def by_value(self, lookups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Returns lookups (rows,) in the order of the sorted values, those of row 0 first."""
-        return np.concatenate([lookups[:1], lookups[1:][self.values.arg_sort().to_numpy()]])
+        if not self.is_spread:
+            return np.concatenate([lookups[:1], lookups[1:][self.values.arg_sort().to_numpy()]])
+        ordered = lookups.copy()
+        ordered[1:][spread(len(self.values))] = lookups[1:]
+        return ordered
+
+
+def _require_rows(values: pl.Series) -> None:
+    if len(values) >= MAX_ROWS:
+        raise ValueError(
+            f"a table must have fewer than {MAX_ROWS} rows for int32 ids; column {values.name!r} "
+            f"has {len(values)} distinct values. Hash it before converting."
+        )
 
 
 def _permuted(values: pl.Series) -> pl.Series:

@@ -28,7 +28,7 @@ from msrec.data.io.atomic_files import check_files
 from msrec.data.io.parquet_files import parquet_files
 from msrec.data.io.paths import AnyPath, to_path
 from msrec.data.io.validation import first_error
-from msrec.data.schema import SPLITS, HistoryProtocol, HistoryRecord, Split
+from msrec.data.schema import SPLITS, HistoryProtocol, HistoryRecord, Split, load_schema
 
 HISTORIES, MANIFEST = "histories", "manifest.json"
 VERSION = 1
@@ -120,6 +120,7 @@ def data_files(dataset: Path) -> dict[str, int]:
 def _read_manifest(folder: Path, command: str) -> HistoryManifest:
     path = folder / MANIFEST
     if not path.is_file():
+        load_schema(folder.parents[1])  # without a dataset, there is nothing to index
         raise FileNotFoundError(f"{path} must exist: the dataset has no such index. {command}.")
     try:
         manifest = HistoryManifest.model_validate_json(path.read_bytes())

@@ -2,7 +2,7 @@
 
 The agent takes torchrun's options and starts the ranks of its node. It differs from torchrun in the
 errors: it prints the first one instead of the stacks of all ranks, and it does not restart ranks
-that ask for no restart.
+that ask for no restart or found a user's mistake.
 """
 
 import logging
@@ -21,15 +21,15 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 from torch.distributed.run import parse_args, run
 
-from msrec.launch.rank_errors import NO_RESTART, error_text
+from msrec.launch.rank_errors import MISTAKE, NO_RESTART, error_text
 
 
 class Agent(LocalElasticAgent):
-    """torchrun's agent, which also says why it restarts ranks and obeys `NO_RESTART`."""
+    """torchrun's agent, which also says why it restarts ranks, or does not."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
-        if any(failure.exitcode == NO_RESTART for failure in result.failures.values()):
+        if any(failure.exitcode in (NO_RESTART, MISTAKE) for failure in result.failures.values()):
             self._remaining_restarts = 0
         elif result.failures and self._remaining_restarts > 0:
             rank, failure = first_failed_rank(result.failures)

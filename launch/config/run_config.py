@@ -200,7 +200,18 @@ def _validated(tree: dict[str, Any], overrides: Sequence[str], source: str) -> R
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(f"{source}: {_explanation(error)}.") from None
+        key, sentence = _explanation(error)
+        raise ValueError(f"{_origin(key, source, overrides)}: {sentence}.") from None
+
+
+def _origin(key: str, source: str, overrides: Sequence[str]) -> str:
+    """Returns where the value of a key, or of a section, comes from."""
+    by_key = {override.partition("=")[0]: override[:100] for override in overrides}
+    for name, override in by_key.items():
+        if f"{key}.".startswith(f"{name}."):
+            return f"the override {override}"
+    changes = [override for name, override in by_key.items() if name.startswith(f"{key}.")]
+    return f"{source} with {', '.join(changes)}" if changes else source
 
 
 def _set_value(tree: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -218,8 +229,8 @@ def _set_value(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _explanation(error: ValidationError) -> str:
-    """Returns the most useful error as `key must ...; got ...`, without a full stop."""
+def _explanation(error: ValidationError) -> tuple[str, str]:
+    """Returns the key of the most useful error, and it as `key must ...; got ...`, unended."""
     # An unknown key explains a missing one, so it comes first.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
@@ -230,20 +241,20 @@ def _explanation(error: ValidationError) -> str:
         case "extra_forbidden":
             known = _known_keys(location[:-1])
             near = difflib.get_close_matches(location[-1], known, n=3) or known
-            return f"{key} is not a known key; near it are {', '.join(near)}"
+            return key, f"{key} is not a known key; near it are {', '.join(near)}"
         case "union_tag_invalid":
             tag = first["ctx"]["tag"]
             near = difflib.get_close_matches(tag, BACKBONES) or list(BACKBONES)
             must = f"{key}.name must be a model of `msrec zoo`"
-            return f"{must}; got {tag!r}, near it are {', '.join(near)}"
+            return f"{key}.name", f"{must}; got {tag!r}, near it are {', '.join(near)}"
         case "value_error":
             sentence = str(first["ctx"]["error"]).rstrip(".")
-            return f"{key}: {sentence}" if key else sentence
+            return key, f"{key}: {sentence}" if key else sentence
         case "model_type" | "model_attributes_type":
             known = _known_keys(location)
             example = f"{key}.{'name' if 'name' in known else known[0]}"
-            return f"{key} must hold keys, such as {example}; got {first['input']!r:.100}"
-    return f"{key}: {first['msg']}; got {first['input']!r:.100}"
+            return key, f"{key} must hold keys, such as {example}; got {first['input']!r:.100}"
+    return key, f"{key}: {first['msg']}; got {first['input']!r:.100}"
 
 
 def _known_keys(location: list[str]) -> list[str]:

@@ -54,7 +54,7 @@ class EarlierStore:
         names = [name for name in ("prompt", "tokens", "truncated", "text") if name in keys.columns]
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / INDEX_FILE) as scratch:
-            SortedIndex.write(scratch, keys["key"].to_arrow())
+            SortedIndex.write(scratch, keys["key"])
         with atomic_path(self.folder / KEYS_FILE) as scratch:
             write_mapped(scratch, keys.select(names))
 
@@ -67,7 +67,7 @@ class EarlierStore:
         Shape:
             vectors: (N, H).
         """
-        positions = SortedIndex(self.folder / INDEX_FILE).positions(prompts["key"].to_arrow())
+        positions = SortedIndex([self.folder / INDEX_FILE]).positions(prompts["key"].to_arrow())
         found = prompts.with_columns(position=positions).filter(pl.col("position") >= 0)
         stored = read_mapped(self.folder / KEYS_FILE)[found["position"]]
         is_same = stored["prompt"] == found["prompt"]

@@ -24,6 +24,7 @@ from msrec.launch.distributed import Process, exclusive_job, seed_step
 from msrec.launch.job_tracker import JobTracker
 from msrec.launch.knowledge_inputs import KnowledgeInputs
 from msrec.launch.loaders import build_loader, eval_batch
+from msrec.launch.rank_errors import MAY_PASS
 from msrec.launch.trained_run import unwrapped
 from msrec.launch.training.heartbeat import Heartbeat
 from msrec.launch.training.metric_accumulator import MetricAccumulator, TaskMetrics
@@ -175,6 +176,9 @@ class Trainer:
             except Preempted:
                 self._save(progress)
                 result.preempted = True
+            except (ValueError, OSError) as error:
+                vars(error)[MAY_PASS] = True  # see `repeated_failure`: a step gets another start
+                raise
             self.checkpoints.wait()  # "done" says that the last checkpoint is committed
             self._heartbeat.beat("stopped" if result.preempted else "done", progress.step)
             if self.process.is_main:

@@ -140,6 +140,8 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, pack):
     ("content", "message"),
     [
         ("n,text\n1,a\n".encode("utf-16"), "must be UTF-8 text; it begins like UTF-16"),
+        ("n,text\n1,a\n".encode("utf-16-le"), "must be UTF-8 text; it has a zero byte"),
+        (b'PAR1\x15\x00"\x15\n', "must be UTF-8 text; it has a zero byte in the beginning, as bin"),
         (b"n,text\r1,a\r", "must end its lines with a line feed"),
         (b"n,text,n\n1,a,2\n", "must have the column 'n' once; found n, text, n"),
         (b'"' + b"n" * 200_000 + b'",text\n1,a\n', "must be CSV; field larger than field limit"),

@@ -176,7 +176,7 @@ def test_a_version_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"users must be a Delta table with version 7; "):
         delta_files(tmp_path / "users", 7)
     source = TableRows.declared(tmp_path, versions={"items": 1})
-    with pytest.raises(ValueError, match=r"Delta table in .* \(users\); got one of items"):
+    with pytest.raises(ValueError, match=r"Iceberg table in .* \(users\); got one of items"):
         source.of_versions(tmp_path)
 
 

@@ -62,8 +62,8 @@ def test_lists_nulls_and_weights_are_counted():
 
 def test_rows_are_counted_only_for_a_least_number_of_rows():
     values = pl.Series([1, None, 1, 2])
-    assert dict(values_of(values, Frequent(2)).rows()) == {1: 2, 2: 1}
-    distinct = values_of(values, None)
+    assert dict(values_of(values, is_counted=True).rows()) == {1: 2, 2: 1}
+    distinct = values_of(values, is_counted=False)
     assert merged_rows(pl.concat([distinct, distinct])).sort("value").rows() == [(1,), (2,)]
 
 

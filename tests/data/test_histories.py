@@ -260,9 +260,11 @@ def refused(dataset, match, error=ValueError):
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_index_names_the_command(fresh):
+def test_a_missing_index_names_the_command(fresh, tmp_path):
     with pytest.raises(FileNotFoundError, match="Run `msrec histories .* --protocol frozen`"):
         HistoryIndex.open(fresh, "frozen")
+    with pytest.raises(FileNotFoundError, match=r"nowhere/dataset.yaml must exist"):
+        HistoryIndex.open(tmp_path / "nowhere", "frozen")
 
 
 def test_damaged_files_are_refused(fresh):

@@ -43,6 +43,21 @@ def test_lists_are_encoded_value_by_value_and_a_null_list_is_empty():
     assert count_unknown(rows) == 1
 
 
+@pytest.mark.parametrize("kind", [pl.Int64, pl.String])
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_the_vocabulary_of_keys_is_that_of_any_values(kind, share):
+    rng = np.random.default_rng(0)
+    keys = pl.Series("user_key", rng.permutation(500) - 99).cast(kind)
+    is_known = pl.Series(rng.random(500) < share)
+    vocabulary, ids = Vocabulary.fit_keys(keys, is_known)
+    expected = Vocabulary.fit(keys.filter(is_known))
+    assert vocabulary.values.equals(expected.values, check_names=True)
+    assert ids.equals(expected.encode(keys), check_names=True)
+    lookups = rng.integers(0, 9, vocabulary.rows)
+    sorted_lookups = Vocabulary(vocabulary.values).by_value(lookups)
+    np.testing.assert_array_equal(vocabulary.by_value(lookups), sorted_lookups)
+
+
 @pytest.mark.parametrize("values", [pl.Series(["a", None]), pl.Series([["a"], [], None])])
 def test_an_empty_vocabulary_knows_nothing(values):
     empty = Vocabulary.fit(values.clear())

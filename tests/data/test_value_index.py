@@ -5,7 +5,15 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from msrec.data.features import value_index
 from msrec.data.features.value_index import SortedIndex, ValueIndex
+
+
+def sorted_index(folder, known, shares=1):
+    paths = [folder / str(share) for share in range(shares)]
+    for share, path in enumerate(paths):
+        SortedIndex.write(path, pl.Series(pl.from_arrow(known)), share, shares)
+    return SortedIndex(paths)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +26,9 @@ from msrec.data.features.value_index import SortedIndex, ValueIndex
         pa.array([], pa.int64()),
     ],
 )
-def test_the_sorted_index_finds_what_the_other_index_finds(known, tmp_path):
+@pytest.mark.parametrize("shares", [1, 3])
+def test_the_sorted_index_finds_what_the_other_index_finds(known, shares, tmp_path, monkeypatch):
+    monkeypatch.setattr(value_index, "SLICE_ROWS", 2)
     rng = np.random.default_rng(0)
     unknown = {"bool": [None], "date32[day]": [7]}.get(str(known.type), ["new", 4])
     values = pa.array([*known.to_pylist(), None])
@@ -29,7 +39,7 @@ def test_the_sorted_index_finds_what_the_other_index_finds(known, tmp_path):
     if not pa.types.is_boolean(known.type):
         more = pa.array(others[:1], None if known.type != pa.date32() else pa.int32())
         values = pa.concat_arrays([values, more.cast(known.type)])
-    found = SortedIndex.write(tmp_path / "index", known).positions(values)
+    found = sorted_index(tmp_path, known, shares).positions(values)
     np.testing.assert_array_equal(found, ValueIndex(known).positions(values))
     assert found.dtype == np.int32
 
@@ -38,12 +48,12 @@ def test_values_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(pl.Expr, "hash", lambda self, *_: (self % 3).cast(pl.UInt64))
     monkeypatch.setattr(pl.Series, "hash", lambda self, *_: (self % 3).cast(pl.UInt64))
     known = pa.array([7, 1, 4, 9, 2, 10])
-    index = SortedIndex.write(tmp_path / "index", known)
+    index = sorted_index(tmp_path, known)
     values = pa.array([10, 3, 4, 7, None, 13, 2, 1])
     assert index.positions(values).tolist() == [5, -1, 2, 0, -1, -1, 4, 1]
 
 
 def test_the_sorted_index_refuses_values_of_another_type(tmp_path):
-    index = SortedIndex.write(tmp_path / "index", pa.array([1, 2]))
+    index = sorted_index(tmp_path, pa.array([1, 2]))
     with pytest.raises(ValueError, match="values must be int64"):
         index.positions(pa.array(["1"]))

@@ -18,7 +18,7 @@ from trainings import config_of
 from msrec.data.loading.loader import open_loader
 from msrec.launch.config.run_config import with_overrides
 from msrec.launch.distributed import Process
-from msrec.launch.rank_errors import NO_RESTART
+from msrec.launch.rank_errors import MAY_PASS, NO_RESTART
 from msrec.launch.training import heartbeat
 from msrec.launch.training.repeated_failure import FAILED_STEP_FILE, RepeatedFailure
 from msrec.launch.training.trainer import Trainer
@@ -55,11 +55,17 @@ def fit(rank, world_size, config, at=None, do=None, in_valid=False):
         trainer.fit(progress)
     except RepeatedFailure as error:
         return str(error), error.exit_status
+    except ValueError as error:
+        return str(error), hasattr(error, MAY_PASS)
     return progress.step
 
 
 def fail():
     raise RuntimeError("at this step")
+
+
+def refuse():
+    raise ValueError("the rows of this step")
 
 
 def die():
@@ -109,6 +115,13 @@ def test_a_step_that_failed_twice_is_not_tried_again_and_its_rows_are_listed(dat
     (config.run_dir / FAILED_STEP_FILE).unlink()
     assert run_ranks(fit, 2, config) == [42, 42]
     assert not (config.run_dir / FAILED_STEP_FILE).exists()
+
+
+def test_a_mistake_at_a_step_gets_another_start(dataset, tmp_path):
+    config = config_of(dataset, tmp_path, *OPTIONS)
+    assert run_ranks(fit, 1, config, 7, refuse) == [("the rows of this step", True)]
+    assert run_ranks(fit, 1, config, 7, refuse) == [("the rows of this step", True)]
+    assert run_ranks(fit, 1, config)[0][1] == NO_RESTART
 
 
 def test_failures_at_two_steps_and_those_before_a_run_that_ended_do_not_count(dataset, tmp_path):

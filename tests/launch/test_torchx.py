@@ -300,10 +300,11 @@ def test_two_ranks_train_through_torchx(config):
 
 def test_a_mistake_that_only_the_ranks_can_see_ends_with_one_sentence(config):
     done = torchx(
-        *("run", "-s", "local_cwd", "msrec.train", "-j", "1x1", "--max_restarts", "0", "--"),
-        *(f"config={config}", "dataset=nowhere"),
+        *("run", "-s", "local_cwd", "msrec.train", "-j", "1x1", "--max_restarts", "2", "--"),
+        *(f"config={config}", "dataset=nowhere", "run_id=mistaken"),
         cwd=config.parent,
     )
     assert done.returncode == 1
     assert "error on rank 0: nowhere/dataset.yaml must exist" in done.stderr
     assert "Traceback" not in done.stderr
+    assert len(list((config.parent / "runs/mistaken/logs").glob("*/attempt_*"))) == 1

@@ -107,6 +107,25 @@ def test_the_log_scale_is_that_of_log1p():
     assert (scale.low, scale.high) == (0, 7)
 
 
+@pytest.mark.parametrize("transform", ["none", "log", "quantile"])
+def test_a_scale_of_counted_values_is_that_of_all_rows(transform):
+    rng = np.random.default_rng(0)
+    values = rng.exponential(20, 5001).round(1).astype(np.float32)
+    options = LabelOptions(kind="regression", transform=transform, clip=(1, 60))
+    distinct, rows = np.unique(values, return_counts=True)
+    order = rng.permutation(len(distinct))
+    scale = make_scale(distinct[order], options, rows[order])
+    assert scale == make_scale(rng.permutation(values), options)
+    clipped = values.clip(1, 60).astype(np.float64)
+    knots = np.unique(np.quantile(clipped, np.linspace(0, 1, 101)).astype(np.float32))
+    targets = np.log1p(clipped) if transform == "log" else clipped
+    if transform == "quantile":
+        targets = np.interp(clipped, scale.knots, scale.ranks)
+    assert scale.mean == pytest.approx(targets.mean(), rel=1e-12)
+    assert scale.std == pytest.approx(targets.std(), rel=1e-12)
+    assert scale.knots == (knots.tolist() if transform == "quantile" else [])
+
+
 def test_tied_quantiles_share_a_rank():
     values = np.array([0] * 50 + list(range(1, 51)), np.float32)
     scale = make_scale(values, LabelOptions(kind="regression", transform="quantile"))

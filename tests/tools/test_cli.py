@@ -23,7 +23,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from msrec.data.schema import load_schema
+from msrec.launch.rank_errors import FAULT, MAY_PASS, MISTAKE, NO_RESTART
 from msrec.launch.reporting.plan_table import plan_table
+from msrec.launch.training.repeated_failure import RepeatedFailure
 from msrec.tools.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -86,10 +88,21 @@ def msrec(root, monkeypatch, capsys):
 
 
 MISTAKES = {
-    "unknown key": (["trainer.epoch=3"], "conf.yaml: trainer.epoch is not a known key; near"),
+    "unknown key": (
+        ["trainer.epoch=3"],
+        "error: the override trainer.epoch=3: trainer.epoch is not a known key; near",
+    ),
+    "section": (
+        ["llm.sources=[a, a]", "seed=1"],
+        "error: conf.yaml with llm.sources=[a, a]: llm: sources must differ; got a, a",
+    ),
+    "whole config": (["trainer.progressive=1"], "error: conf.yaml: trainer.progressive must be 0"),
     "no key": (["nonsense"], "an override must look like key.sub=value; got 'nonsense'"),
     "value for keys": (["trainer=5"], "trainer must hold keys, such as trainer."),
-    "out of range": (["trainer.epochs=0"], "conf.yaml: trainer.epochs: Input should be greater"),
+    "out of range": (
+        ["trainer.epochs=0"],
+        "the override trainer.epochs=0: trainer.epochs: Input",
+    ),
     "unknown backbone": (["backbone.name=mmo"], "got 'mmo', near it are mmoe, m2m."),
     "no dataset": (["dataset=nowhere"], "nowhere/dataset.yaml must exist"),
     "no store": (["meta.user=true", "llm.store=nowhere"], "run `msrec encode` first"),
@@ -157,6 +170,34 @@ def assert_one_sentence(outcome, sentence):
     assert told.startswith("error: ")
     assert told.count("\n") == 1
     assert "Traceback" not in told
+
+
+def at_a_step(error):
+    setattr(error, MAY_PASS, True)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (FileNotFoundError("conf.yaml must exist; it does not."), MISTAKE),
+        (ValueError("a fault, with the stack of a worker"), FAULT),
+        (ConnectionError("the store must be reachable; it is not."), FAULT),
+        (RepeatedFailure("the run must get past step 3"), NO_RESTART),
+        (at_a_step(FileNotFoundError("train/part-00000.parquet must exist")), FAULT),
+    ],
+)
+def test_a_rank_says_by_its_status_whether_a_restart_may_help(msrec, monkeypatch, error, status):
+    def load_config(*args):
+        raise error
+
+    if "stack" in str(error):
+        error.add_note("In a worker: ...")
+    monkeypatch.setenv("RANK", "1")
+    assert msrec("train", "conf.yaml", "trainer.epochs=0")[0] == MISTAKE
+    assert msrec("train", "conf.yaml", "--epochs", "0")[0] == MISTAKE
+    monkeypatch.setattr("msrec.launch.daily.next_day.load_config", load_config)
+    assert msrec("train", "conf.yaml")[0] == status
 
 
 def test_a_value_error_from_inside_a_library_shows_its_stack(msrec, monkeypatch):

@@ -24,7 +24,7 @@ ABOUT = {
     "amazon": "Amazon reviews of 2014, 2018 or 2023: each product category is a scenario.",
     "douban": "Douban: books, music and films.",
     "aliccp": "Ali-CCP: three positions of one shop's app.",
-    "tables": "Plain tables: interactions, items and users (Parquet, CSV, JSON lines, Delta).",
+    "tables": "Plain tables: interactions, items, users (Parquet, CSV, JSON, Delta, Iceberg).",
 }
 
 Option = tuple[Any, Any]
@@ -175,7 +175,8 @@ OWN: dict[str, dict[str, Option]] = {
         "versions": _option(
             str,
             "",
-            "versions of Delta tables, such as interactions=12,users=3 (default: the latest)",
+            "versions of Delta tables or snapshots of Iceberg tables, such as "
+            "interactions=12,users=3 (default: the latest)",
         ),
     },
 }

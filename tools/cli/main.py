@@ -10,6 +10,7 @@ import typer
 from msrec.data.io.mistakes import is_mistake
 from msrec.data.io.names import visible
 from msrec.data.io.paths import redacted, refuse_secrets
+from msrec.launch.rank_errors import FAULT, MAY_PASS, MISTAKE
 from msrec.tools.cli import data, evaluation, plan, reports, serving, studies, training
 from msrec.tools.cli.arguments import take_local_paths
 from msrec.tools.cli.bench import bench_app
@@ -67,19 +68,26 @@ def main() -> None:
         refuse_secrets("an argument", sys.argv[1:])  # before anything repeats or records it
         app(standalone_mode=True)
     except (ValueError, OSError) as error:
+        rank = os.environ.get("RANK")
+        status = FAULT if rank and _may_pass(error) else MISTAKE
         if is_mistake(error):
             error.__traceback__ = None  # the error file of a rank then has the sentence alone
         else:
             _print_stack(error)
-        rank = os.environ.get("RANK")
         sentence = visible(redacted(str(error)))
         print(f"error{f' on rank {rank}' if rank else ''}: {sentence}", file=sys.stderr)
         _record(error)
-        sys.exit(getattr(error, "exit_status", 2))
+        sys.exit(getattr(error, "exit_status", status))
     except Exception as error:
         _print_stack(error)
         _record(error)
-        sys.exit(1)
+        sys.exit(FAULT)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Returns whether a rank may do without this error in another start, such as after a fault."""
+    is_lasting = isinstance(error, ValueError | FileNotFoundError) and is_mistake(error)
+    return not is_lasting or hasattr(error, MAY_PASS)
 
 
 def _print_stack(error: Exception) -> None:

@@ -2,8 +2,8 @@
 
 Every stage runs the functions of `part_functions` over parts or shares, on any number of workers::
 
-    (text) -> survey -> users, items -> stage -> shares -> (times) -> values -> trained
-        -> vocabulary -> encode -> sides, lookups -> files
+    (text) -> survey -> users, items -> keys -> stage -> shares -> (times) -> values -> trained
+        -> vocabulary -> index -> encode -> sides, lookups -> files
 
 A process holds one part, or the rows of one share of the users, at a time. The command holds one
 column of the users or items, or the distinct values of a feature; the others are in files that are
@@ -24,21 +24,22 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from msrec.data.convert.conversion import schema_of, write_tables
+from msrec.data.convert.conversion import schema_of, write_metadata
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
+    KEYS,
     SPLITS_FILE,
     Job,
     RawPart,
+    key_files,
     mapped_sides,
     without_rows,
-    write_keys,
+    write_sides,
 )
 from msrec.data.convert.parts.part_functions import (
     dataset_files,
     file_part,
-    labels_part,
     send_part,
     survey_part,
 )
@@ -48,9 +49,10 @@ from msrec.data.convert.parts.steps import (
     divide_rows,
     encode_rows,
     fit_vocabularies,
+    index_columns,
     stage_rows,
 )
-from msrec.data.convert.raw_tables import Progress, RawTables
+from msrec.data.convert.raw_tables import SIDES, Progress, RawTables
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.plain.declared_columns import ReadFiles
 from msrec.data.convert.sources.plain.table_files import (
@@ -71,7 +73,6 @@ from msrec.data.io.mistakes import is_mistake
 from msrec.data.io.outputs import DATASET, FolderKind, check_output, new_folder
 from msrec.data.io.paths import AnyPath, is_remote, reachable
 from msrec.data.io.remote_folders import require_writable
-from msrec.data.labels import LabelOptions
 from msrec.data.schema import SCHEMA_FILE, SPLITS, Schema
 
 PART_ROWS = 1 << 20
@@ -80,7 +81,7 @@ SHARE_PARTS = 4
 FILES, SEND = "files", "send"
 Finish = Callable[[Path], Schema]
 MARKER = "conversion.json"
-FORMAT = 2
+FORMAT = 3
 """Version of the files in a work folder: raised when a stage writes others for the same input."""
 WORK = FolderKind("a work folder of a conversion", MARKER, (MARKER, "*.arrow", CODES_FILE, "*/**"))
 
@@ -156,10 +157,10 @@ def write_dataset_in_parts(
         with new_folder(
             out, DATASET, inputs, overwrite=options.overwrite, work=options.work, send=send
         ) as new:
-            for number, split in enumerate(made.splits):
-                _link(next(stages.part(FILES, number).glob("*.parquet")), new / SPLITS[split])
+            for number, name in enumerate(made.folders):
+                _link(next(stages.part(FILES, number).glob("*.parquet")), new / name)
             raw = made.raw
-            schema = write_tables(raw, made.schema, made.encoded, made.counts, {}, row_filter, new)
+            schema = write_metadata(made.schema, made.encoded, made.counts, {}, row_filter, new)
             if finish is not None:
                 schema = finish(new)
         raw = without_rows(raw)
@@ -168,21 +169,21 @@ def write_dataset_in_parts(
 
 
 class Converted(NamedTuple):
-    """Results of all stages; the files of the splits are in the work folder.
+    """Results of all stages; the files of rows, users and items are in the work folder.
 
     Attributes:
         raw: the tables without interactions.
         schema: without counts.
         encoded: has the vocabularies.
-        counts: see `write_tables`.
-        splits: split of each file, by its position in `SPLITS`.
+        counts: see `write_metadata`.
+        folders: folder of each file, in the dataset folder.
     """
 
     raw: RawTables
     schema: Schema
     encoded: EncodedFeatures
     counts: dict[str, Any]
-    splits: list[int]
+    folders: list[str]
 
 
 def _converted(
@@ -200,8 +201,9 @@ def _converted(
     parts = raw_parts(parquet_files(files, source, stages, row_filter), part_rows)
     read, reader = partial(read_side_files, stages, part_rows), TextReader(row_filter)
     survey, raw = _survey(folder, source, files[0], stages, parts, reader, read)
+    write_sides(raw, stages.folder)
     raw = mapped_sides(raw, stages.folder)
-    write_keys(raw, stages.folder)
+    index_columns(stages, KEYS, key_files(stages.folder))
     num_rows = sum(part.rows for part in parts)
     job = Job(
         stages.folder,
@@ -218,17 +220,17 @@ def _converted(
     job, duplicates = stage_rows(job, raw, stages, row_filter)
     rows, split = divide_rows(job, raw, stages)
     known = load_vocabularies(grow_from) if grow_from is not None else None
-    encoded = fit_vocabularies(job, raw, stages, known)
-    [scaled] = stages.run("labels", labels_part, [job])
-    labels = {n: LabelOptions.model_validate(o) for n, o in scaled["options"].items()}
+    encoded, labels = fit_vocabularies(job, raw, stages, known)
     raw = replace(raw, label_options=labels)
     schema = schema_of(raw, encoded, split)
     job = replace(job, schema=schema)
     counts = {**encode_rows(job, raw, encoded, stages), "duplicates": duplicates}
     tasks = dataset_files(rows)
-    stages.run(FILES, partial(file_part, job), tasks)
+    results = stages.run(FILES, partial(file_part, job), [*SIDES, *tasks])
     stages.discard(ENCODE, SPLITS_FILE)
-    return Converted(raw, schema, encoded, counts, [task.split for task in tasks])
+    counts["empty_text"] = results[0] | results[1]
+    folders = ["" for _ in SIDES] + [SPLITS[task.split] for task in tasks]
+    return Converted(raw, schema, encoded, counts, folders)
 
 
 def _record(
@@ -258,7 +260,7 @@ def _record(
 
 
 def _versions(work: Path) -> dict[str, int]:
-    """Returns the versions of Delta tables of which a work folder has parts."""
+    """Returns the versions of the tables of which a work folder has parts."""
     marker = work / MARKER
     versions = json.loads(marker.read_text()).get("versions") if marker.is_file() else None
     return versions or {}
@@ -317,7 +319,7 @@ def _survey(
     results = stages.run("survey", partial(survey_part, source), parts)
     scenarios = stages.files("survey", "scenarios.parquet", len(parts))
     surveys = [
-        Survey(columns, pl.read_parquet(path), result["separators"])
+        Survey(columns, pl.read_parquet(path), result["separators"], result["given"])
         for path, result in zip(scenarios, results, strict=True)
     ]
     survey = Survey.merged(surveys)

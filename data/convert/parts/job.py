@@ -1,14 +1,15 @@
 """The state of a conversion in parts, which each worker gets or reads from the work folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 
+from msrec.data.convert.parts.stages import part_name
 from msrec.data.convert.raw_tables import SIDES, RawTables, Side
 from msrec.data.convert.row_filter import ROW
 from msrec.data.convert.sources.plain.table_files import TableFile, file_rows
@@ -22,9 +23,11 @@ from msrec.data.io.names import safe_name
 from msrec.data.io.paths import AnyPath
 from msrec.data.schema import Schema
 
-STAGE, SHARES, VALUES, ENCODE = "stage", "shares", "values", "encode"
+KEYS, STAGE, SHARES, VALUES, INDEX, ENCODE = "keys stage shares values index encode".split()
 ROWS_FILE, USERS_FILE, CODES_FILE = "rows.parquet", "users.arrow", "codes.npy"
-SPLITS_FILE = "splits.arrow"
+SPLITS_FILE, INDEX_FILE = "splits.arrow", "index.arrow"
+INDEX_ROWS = 1 << 22
+"""Values of a share of an index, on average."""
 COLUMNS = "columns"
 
 
@@ -83,7 +86,7 @@ class Job:
 
     def file(self, stage: str, number: int, name: str) -> Path:
         """Returns the path of a file of a part."""
-        return self.folder / stage / f"{number:06d}" / name
+        return self.folder / stage / part_name(number) / name
 
     def rows(self, number: int, columns: list[str] | None = None) -> pl.DataFrame:
         """Returns the staged rows of a part."""
@@ -114,28 +117,60 @@ class Job:
         return codes
 
 
+class IndexShare(NamedTuple):
+    """A share of the index of distinct values, which are the column of a file."""
+
+    column: Path
+    share: int
+    shares: int
+
+
+def index_shares(column: Path) -> list[IndexShare]:
+    """Returns the shares of the index of a column: a process sorts one of them at a time."""
+    shares = max(-(-read_mapped(column).height // INDEX_ROWS), 1)
+    return [IndexShare(column, share, shares) for share in range(shares)]
+
+
+def _indices(folder: Path, stage: str, columns: Iterable[Path]) -> Iterator[SortedIndex]:
+    """Yields the index of each column, whose shares are the parts of a stage."""
+    start = 0
+    for shares in map(index_shares, columns):
+        numbers = range(start, start + len(shares))
+        yield SortedIndex([folder / stage / part_name(number) / INDEX_FILE for number in numbers])
+        start += len(shares)
+
+
 @lru_cache(maxsize=1)
 def key_indices(folder: Path, run_id: str) -> dict[Side, SortedIndex]:
     """Returns the positions of the keys of users and items."""
-    return {side: SortedIndex(folder / f"{side}_index.arrow") for side in SIDES}
+    return dict(zip(SIDES, _indices(folder, KEYS, key_files(folder)), strict=True))
 
 
-def write_keys(raw: RawTables, folder: Path) -> None:
-    """Writes the keys of users and items with their positions, for the workers."""
+def key_files(folder: Path) -> list[Path]:
+    """Returns the files with the keys of users and of items."""
+    return [_file(folder, side, f"{side}_key") for side in SIDES]
+
+
+def write_sides(raw: RawTables, folder: Path) -> None:
+    """Writes the columns of users and items, for `mapped_sides`."""
     for side in SIDES:
-        SortedIndex.write(folder / f"{side}_index.arrow", raw.table(side)[f"{side}_key"].to_arrow())
+        for name in _side_columns(raw, side):
+            _write(_file(folder, side, name), raw.table(side).select(name))
 
 
 def mapped_sides(raw: RawTables, folder: Path) -> RawTables:
     """Returns the tables with users and items in files that are mapped into memory."""
     mapped: dict[str, Any] = {}
     for side in SIDES:
-        table = raw.table(side)
-        features = (feature.raw_column for feature in raw.features if feature.side == side)
-        names = dict.fromkeys([f"{side}_key", *raw.text_columns(side), *features])
-        columns = [_mapped(_file(folder, side, n), table[n].to_frame()) for n in names]
+        columns = [read_mapped(_file(folder, side, name)) for name in _side_columns(raw, side)]
         mapped[f"{side}s"] = pl.concat(columns, how="horizontal")
     return replace(raw, **mapped)
+
+
+def _side_columns(raw: RawTables, side: Side) -> list[str]:
+    """Returns the columns of users or items that a conversion reads, each once."""
+    features = (feature.raw_column for feature in raw.features if feature.side == side)
+    return list(dict.fromkeys([f"{side}_key", *raw.text_columns(side), *features]))
 
 
 def without_rows(raw: RawTables) -> RawTables:
@@ -145,23 +180,24 @@ def without_rows(raw: RawTables) -> RawTables:
 
 def keep_mapped(folder: Path, feature: str, column: pl.DataFrame) -> pl.DataFrame:
     """Writes an encoded feature of users or items for the workers, and maps it into memory."""
-    return _mapped(_file(folder, "values", feature), column)
-
-
-def _mapped(path: Path, frame: pl.DataFrame) -> pl.DataFrame:
-    path.parent.mkdir(exist_ok=True)
-    write_mapped(path, frame)
+    path = _file(folder, "values", feature)
+    _write(path, column)
     return read_mapped(path)
 
 
-def write_vocabularies(encoded: EncodedFeatures, folder: Path) -> None:
-    """Writes the vocabularies of features of the interactions, for the workers."""
-    (folder / COLUMNS).mkdir(exist_ok=True)
+def _write(path: Path, frame: pl.DataFrame) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_mapped(path, frame)
+
+
+def write_vocabularies(encoded: EncodedFeatures, folder: Path) -> list[Path]:
+    """Writes the vocabularies of features of the interactions; returns their files, to index."""
+    paths = []
     for name, vocabulary in encoded.vocabularies.items():
         if isinstance(vocabulary, Vocabulary) and name not in encoded.values:
-            values = vocabulary.values.alias("value")
-            write_mapped(_file(folder, "vocabulary", name), values.to_frame())
-            SortedIndex.write(_file(folder, "index", name), values.to_arrow())
+            paths.append(_file(folder, "vocabulary", name))
+            _write(paths[-1], vocabulary.values.alias("value").to_frame())
+    return paths
 
 
 def _file(folder: Path, kind: str, feature: str) -> Path:
@@ -172,12 +208,12 @@ def _file(folder: Path, kind: str, feature: str) -> Path:
 class MappedVocabulary(Vocabulary):
     """Vocabulary of a worker, which looks up the values of many parts."""
 
-    index_file: Path
+    sorted_index: SortedIndex
 
-    @cached_property
+    @property
     def index(self) -> SortedIndex:
         """Positions of the values."""
-        return SortedIndex(self.index_file)
+        return self.sorted_index
 
 
 class Encoded(NamedTuple):
@@ -190,15 +226,16 @@ class Encoded(NamedTuple):
 @lru_cache(maxsize=1)
 def read_encoded(folder: Path, run_id: str, names: tuple[tuple[str, bool], ...]) -> Encoded:
     """Returns what was written; `names` are features, and whether they have values."""
-    columns: dict[str, pl.DataFrame] = {}
-    vocabularies: dict[str, MappedVocabulary] = {}
-    for name, is_side in names:
-        if is_side:
-            columns[name] = read_mapped(_file(folder, "values", name))
-        else:
-            values = read_mapped(_file(folder, "vocabulary", name))["value"]
-            vocabularies[name] = MappedVocabulary(values, _file(folder, "index", name))
-    return Encoded(columns, vocabularies)
+    columns = {n: read_mapped(_file(folder, "values", n)) for n, is_side in names if is_side}
+    files = {n: _file(folder, "vocabulary", n) for n, is_side in names if not is_side}
+    indices = _indices(folder, INDEX, files.values())
+    return Encoded(
+        columns,
+        {
+            name: MappedVocabulary(read_mapped(path)["value"], index)
+            for (name, path), index in zip(files.items(), indices, strict=True)
+        },
+    )
 
 
 def encoded_features(job: Job) -> EncodedFeatures:

@@ -1,7 +1,6 @@
 """Functions of the stages: each converts a part, or a share, to files and a small result."""
 
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,24 +11,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msrec.data.convert.chunk_counts import Sparse
-from msrec.data.convert.conversion import encoded_rows, scaled_labels
+from msrec.data.convert.conversion import encoded_rows, write_side
 from msrec.data.convert.dataset_writer import FILE_ROWS, PartWriter, arrow_schema
 from msrec.data.convert.parts.exchange import read_batches, write_batches, write_exchange
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
+    INDEX_FILE,
     ROWS_FILE,
     SPLITS_FILE,
     STAGE,
     USERS_FILE,
     VALUES,
+    IndexShare,
     Job,
     RawPart,
     encoded_features,
     key_indices,
+    mapped_sides,
 )
 from msrec.data.convert.parts.merged_counts import counts_file, write_sparse
-from msrec.data.convert.raw_tables import SIDES, Chunk
+from msrec.data.convert.raw_tables import SIDES, Chunk, Side
 from msrec.data.convert.row_filter import ROW, RowFilter
 from msrec.data.convert.sources.plain.table_files import file_columns, file_rows, read_text
 from msrec.data.convert.sources.plain.table_rows import TableRows
@@ -37,16 +39,17 @@ from msrec.data.convert.sources.text_reader import Columns, TextReader
 from msrec.data.convert.split import TRAIN, user_last_split
 from msrec.data.convert.staging import staged_rows
 from msrec.data.convert.statistics import duplicates_among
-from msrec.data.convert.vocabulary_encoding import values_of
+from msrec.data.convert.vocabulary_encoding import training_columns, values_of
+from msrec.data.features.value_index import SortedIndex
 from msrec.data.features.value_types import stored_series
 from msrec.data.features.vocabulary import merged_rows
-from msrec.data.io.mapped_tables import write_mapped
+from msrec.data.io.mapped_tables import read_mapped, write_mapped
 from msrec.data.io.paths import AnyPath
 from msrec.data.io.remote_folders import send_file
 from msrec.data.schema import SPLITS
 
 VALUE_SHARES = 16
-"""Shares of the values of a feature: a process sorts one of them at a time."""
+"""Shares of the values of a column: a process sorts one of them at a time."""
 BINS = 1 << 16
 TABLE_FILE = "table.arrow"
 UNSIGNED = (pl.UInt64, pl.List(pl.UInt64))
@@ -90,13 +93,20 @@ def table_part(part: RawPart | TextFile, out: Path) -> Result:
     return row_filter.counts
 
 
+def index_part(task: IndexShare, out: Path) -> Result:
+    """Sorts a share of the values of a column by their hashes, to look values up."""
+    values = read_mapped(task.column).to_series()
+    SortedIndex.write(out / INDEX_FILE, values, task.share, task.shares)
+    return {}
+
+
 def survey_part(source: TableRows, part: RawPart, out: Path) -> Result:
     """Checks the scenarios of a part, and writes those that it has."""
     names = file_columns(part.path)
     frame = part.read([name for name in names if name in source.survey_columns])
     survey = source.survey(frame, part.location)
     survey.scenarios.write_parquet(out / "scenarios.parquet")
-    return {"separators": survey.separators}
+    return {"separators": survey.separators, "given": survey.given}
 
 
 def stage_part(job: Job, number: int, out: Path) -> Result:
@@ -151,17 +161,17 @@ def share_part(job: Job, share: int, out: Path) -> Result:
 
 def values_part(job: Job, number: int, out: Path) -> Result:
     """Divides the rows of a part, and writes the distinct values that are in training."""
-    features = [f for f in job.raw.interaction_features if f.kind != "dense"]
+    collected = training_columns(job.raw, job.table_kinds)
     time = [job.raw.timestamp] if job.raw.timestamp else []
-    columns = [*SIDES, ROW, *time, *job.extra_columns, *(f.raw_column for f in features)]
+    columns = [*SIDES, ROW, *time, *job.extra_columns, *(each.column for each in collected)]
     rows = job.rows(number, columns)
     codes = job.split_codes(number, rows)
     np.save(out / CODES_FILE, codes)
     rows = rows.filter(pl.Series(codes == TRAIN))
     for side in SIDES:
         write_sparse(out / counts_file(side), Sparse(*np.unique(rows[side], return_counts=True)))
-    for position, feature in enumerate(features):
-        counts = values_of(rows[feature.raw_column], job.table_kinds.get(feature.name))
+    for position, (_, column, is_counted) in enumerate(collected):
+        counts = values_of(rows[column], is_counted)
         share = (counts["value"].hash() % VALUE_SHARES).to_numpy().astype(np.int64)
         path = out / f"values-{position}.arrow"
         write_exchange(path, counts.to_arrow(), share, VALUE_SHARES)
@@ -170,31 +180,19 @@ def values_part(job: Job, number: int, out: Path) -> Result:
 
 
 class ValueShare(NamedTuple):
-    """A share of the values of a feature, by its position among the features to encode."""
+    """A share of the values of a column, by its position among `training_columns`."""
 
-    feature: int
+    column: int
     share: int
 
 
 def vocabulary_part(job: Job, task: ValueShare, out: Path) -> Result:
     """Sorts the distinct values of a share, and adds up their rows."""
-    name = f"values-{task.feature}.arrow"
+    name = f"values-{task.column}.arrow"
     paths = [job.file(VALUES, number, name) for number in range(len(job.parts))]
     counts = pl.DataFrame(pl.from_arrow(pa.concat_tables(read_batches(paths, task.share))))
     merged_rows(counts).sort("value").write_parquet(out / "values.parquet")
     return {}
-
-
-def labels_part(job: Job, out: Path) -> Result:
-    """Scales the regression labels by all training rows, which it holds in memory."""
-
-    def values(name: str) -> npt.NDArray[np.float32]:
-        codes = (np.load(job.file(VALUES, n, CODES_FILE)) for n in range(len(job.parts)))
-        parts = [job.rows(n, [name])[name].to_numpy()[c == TRAIN] for n, c in enumerate(codes)]
-        return np.concatenate(parts)
-
-    options = scaled_labels(job.raw, {name: partial(values, name) for name in job.raw.labels})
-    return {"options": {name: each.model_dump(mode="json") for name, each in options.items()}}
 
 
 def encode_part(job: Job, number: int, out: Path) -> Result:
@@ -219,8 +217,10 @@ class DatasetFile(NamedTuple):
     pieces: list[tuple[int, int, int]]
 
 
-def file_part(job: Job, task: DatasetFile, out: Path) -> Result:
-    """Writes a file of a split from the pieces of the parts."""
+def file_part(job: Job, task: DatasetFile | Side, out: Path) -> Result:
+    """Writes a file of a split from the pieces of the parts, or that of the users or items."""
+    if isinstance(task, str):
+        return write_side(mapped_sides(job.raw, job.folder), task, out)
     assert job.schema is not None
     with PartWriter(out, arrow_schema(job.schema), first_file=task.number) as writer:
         for part, first, rows in task.pieces:

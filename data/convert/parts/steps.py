@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,18 @@ import numpy.typing as npt
 import polars as pl
 
 from msrec.data.convert.chunk_counts import ChunkCounts
+from msrec.data.convert.conversion import scaled_labels
 from msrec.data.convert.parts.job import (
     CODES_FILE,
     ENCODE,
+    INDEX,
     ROWS_FILE,
     SHARES,
     STAGE,
     USERS_FILE,
     VALUES,
     Job,
+    index_shares,
     keep_mapped,
     write_vocabularies,
 )
@@ -28,6 +32,7 @@ from msrec.data.convert.parts.part_functions import (
     VALUE_SHARES,
     ValueShare,
     encode_part,
+    index_part,
     share_part,
     stage_part,
     time_part,
@@ -47,8 +52,18 @@ from msrec.data.convert.split import (
 )
 from msrec.data.convert.staging import require_interactions
 from msrec.data.convert.statistics import ConversionCounts
-from msrec.data.convert.vocabulary_encoding import EncodedFeatures, encode_features
+from msrec.data.convert.vocabulary_encoding import (
+    EncodedFeatures,
+    encode_features,
+    training_columns,
+)
+from msrec.data.labels import LabelOptions
 from msrec.data.schema import SplitRecord
+
+
+def index_columns(stages: Stages, stage: str, columns: Sequence[Path]) -> None:
+    """Indexes the distinct values of columns, for the workers that look them up."""
+    stages.run(stage, index_part, [share for column in columns for share in index_shares(column)])
 
 
 def stage_rows(job: Job, raw: RawTables, stages: Stages, row_filter: RowFilter) -> tuple[Job, int]:
@@ -110,24 +125,28 @@ def divide_rows(
 
 def fit_vocabularies(
     job: Job, raw: RawTables, stages: Stages, known: Mapping[str, pl.Series] | None
-) -> EncodedFeatures:
-    """Merges the values of the parts, fits the vocabularies and writes them for the workers."""
+) -> tuple[EncodedFeatures, dict[str, LabelOptions]]:
+    """Merges the values of the parts, fits the vocabularies and writes them for the workers.
+
+    Returns:
+        The encoded features, and the options of the labels with their scales.
+    """
     sizes = {counts_file(side): raw.table(side).height for side in SIDES}
     trained = dict(zip(SIDES, merged_counts(job, stages, "trained", VALUES, sizes), strict=True))
-    features = [f for f in raw.interaction_features if f.kind != "dense"]
-    tasks = [ValueShare(f, share) for f in range(len(features)) for share in range(VALUE_SHARES)]
+    columns = training_columns(raw, job.table_kinds)
+    tasks = [ValueShare(n, share) for n in range(len(columns)) for share in range(VALUE_SHARES)]
     stages.run("vocabulary", partial(vocabulary_part, job), tasks)
     paths = stages.files("vocabulary", "values.parquet", len(tasks))
     in_training = {
-        feature.name: pl.concat(
+        column.name: pl.concat(
             [pl.read_parquet(p) for p in paths[n * VALUE_SHARES : (n + 1) * VALUE_SHARES]]
         )
-        for n, feature in enumerate(features)
+        for n, column in enumerate(columns)
     }
     keep = partial(keep_mapped, job.folder)
     encoded = encode_features(raw, trained, in_training, known, job.table_kinds, keep)
-    write_vocabularies(encoded, job.folder)
-    return encoded
+    index_columns(stages, INDEX, write_vocabularies(encoded, job.folder))
+    return encoded, scaled_labels(raw, in_training)
 
 
 def encode_rows(

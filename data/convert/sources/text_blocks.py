@@ -21,6 +21,7 @@ from msrec.data.io.paths import AnyPath, is_file, reachable
 BLOCK_BYTES = 1 << 24
 QUOTED_LINES = 100_000
 """Most lines of a quoted field; a quote that is open for longer is taken as never closed."""
+BEGINNING_BYTES = 4096
 GZIP_MAGIC = b"\x1f\x8b"
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ONE_BYTE_SEPARATOR = "\x1f"
@@ -48,8 +49,8 @@ def read_blocks(path: AnyPath, quote: str | None, progress: Progress | None) -> 
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is cut off, a quote is never closed, or the file is UTF-16 or has lines
-            that end with a carriage return only.
+        ValueError: the file is cut off, a quote is never closed, or the file is binary or UTF-16,
+            or has lines that end with a carriage return only.
     """
     if not is_file(path):
         raise FileNotFoundError(f"{path} must exist; there is no such file.")
@@ -58,11 +59,7 @@ def read_blocks(path: AnyPath, quote: str | None, progress: Progress | None) -> 
         is_packed = path.suffix == ".gz" or raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
         raw.seek(0)
         file: IO[bytes] = gzip.GzipFile(fileobj=raw) if is_packed else raw  # type: ignore[assignment]
-        is_first = True
         while block := _next_block(file, quote, path):
-            if is_first:
-                block = _checked_beginning(block, path)
-                is_first = False
             yield block
             if progress:
                 progress(f"reading {path.name}", raw.tell(), total)
@@ -81,6 +78,11 @@ def _checked_beginning(block: bytes, path: AnyPath) -> bytes:
     """Returns the first block without a byte order mark."""
     if block.startswith(UTF_16_MARKS):
         raise ValueError(f"{path} must be UTF-8 text; it begins like UTF-16. Save it as UTF-8.")
+    if b"\0" in block[:BEGINNING_BYTES]:
+        raise ValueError(
+            f"{path} must be UTF-8 text; it has a zero byte in the beginning, as binary files and "
+            "UTF-16 do. Save it as UTF-8, or give it the name of its format, such as .parquet."
+        )
     if b"\r" in block and b"\n" not in block:
         raise ValueError(
             f"{path} must end its lines with a line feed; they end with a carriage return. Convert "
@@ -97,7 +99,11 @@ def _next_block(file: IO[bytes], quote: str | None, path: AnyPath) -> bytes:
     mark = quote.encode() if quote else b""
     num_quotes = 0
     try:
-        pieces = [file.read(BLOCK_BYTES), file.readline()]
+        is_first = not file.tell()
+        pieces = [file.read(BLOCK_BYTES)]
+        if is_first:
+            pieces[0] = _checked_beginning(pieces[0], path)
+        pieces.append(file.readline())
         if mark:
             num_quotes = sum(piece.count(mark) for piece in pieces)
         while num_quotes % 2 and len(pieces) < QUOTED_LINES:

@@ -11,7 +11,7 @@ import pytest
 from part_tables import ITEMS, USERS, differences, write_raw
 
 from msrec.data.convert.conversion import write_dataset
-from msrec.data.convert.parts import merged_counts
+from msrec.data.convert.parts import job, merged_counts
 from msrec.data.convert.parts.conversion import MARKER, PartOptions, write_dataset_in_parts
 from msrec.data.convert.row_filter import RowFilter
 from msrec.data.convert.sources.plain.table_rows import TableRows
@@ -112,6 +112,29 @@ def test_counts_merged_by_many_ranges_are_the_same(
     assert ranges["sides"] == -(-USERS // 7) + -(-ITEMS // 7)
     assert ranges["trained"] == -(-USERS // 64) + -(-ITEMS // 64)
     assert ranges["lookups"] > 3
+
+
+class Here:
+    """Engine that runs all parts in this process, which sees what a test has patched."""
+
+    def run(self, function, tasks):
+        for task in tasks:
+            yield function(task)
+
+
+def test_indices_of_many_shares_make_the_same_dataset(raw_tables, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "INDEX_ROWS", 50)
+    parts = {}
+    in_parts(
+        raw_tables,
+        tmp_path / "out",
+        Here(),
+        CHOICES["time"],
+        progress=lambda stage, _, total: parts.update({stage: total}),
+    )
+    assert differences(tmp_path / "out", whole / "time") == []
+    assert parts["keys"] == -(-USERS // 50) + -(-ITEMS // 50)
+    assert parts["index"] > 3
 
 
 def test_ray_makes_the_same_dataset(raw_tables, whole, tmp_path):

@@ -208,6 +208,25 @@ def test_a_json_row_with_an_object_is_skipped_and_texts_that_look_like_json_are_
     assert list(row_filter.excluded.values()) == [1]
 
 
+def test_a_feature_of_the_interactions_that_no_json_row_has_is_refused(workers, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows = [{"page": n, "query": None} for n in range(900)] + [{"query": "q"}] * 100
+    write_json_tables(raw, [{}], rows, kinds="{}")
+    mapping = raw / "tables.yaml"
+    declared = mapping.read_text()
+    mapping.write_text(f"{declared}interaction: {{page: sparse, query: sparse}}\n")
+    in_one(raw, tmp_path / "one", SplitChoice("random"))
+    in_parts(raw, tmp_path / "parts", workers, SplitChoice("random"))
+    assert differences(tmp_path / "parts", tmp_path / "one") == []
+    mapping.write_text(f"{declared}interaction: {{page: sparse, qurey: sparse}}\n")
+    message = r"interactions.jsonl must have the column 'qurey'; found user_id.* query\. A row must"
+    with pytest.raises(ValueError, match=message):
+        read_tables(raw)
+    with pytest.raises(ValueError, match=message):
+        in_parts(raw, tmp_path / "again", workers)
+
+
 def test_keys_that_the_first_line_lacks_are_columns_too(tmp_path):
     items = [{"kind": None}, {"kind": ["x"], "title": "t"}]
     write_json_tables(tmp_path, items, kinds="{kind: multi}")

@@ -62,7 +62,7 @@ def read_side(
     """Returns a table with its features, these, and notes.
 
     Args:
-        files: of the table; several only of a Delta table.
+        files: of the table; several only of a Delta or Iceberg table.
         location: names the table in messages.
         side: of the table.
         declared: its features; guessed if None.

@@ -1,62 +1,18 @@
-"""Delta tables as raw tables: the Parquet files of a version, with the columns that they lack."""
+"""Delta tables as raw tables: the Parquet files of a version."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
 
-from msrec.data.io.parquet_files import named_errors, parquet_metadata, read_rows
+from msrec.data.convert.sources.plain.version_files import VersionFile
 from msrec.data.io.paths import AnyPath, first_line, is_remote, reachable
 
 LOG = "_delta_log"
 READABLE = {"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "variantType"}
 """Features of a table that do not change what its files hold, if no row has a deletion vector."""
-
-
-@dataclass(frozen=True)
-class DeltaFile:
-    """A Parquet file of a Delta table.
-
-    Args:
-        path: the file.
-        schema: columns of the table; a file that is older than a column has nulls there.
-        partition: values of the partition columns, which the file does not have.
-    """
-
-    path: AnyPath
-    schema: pl.Schema
-    partition: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Name of the file."""
-        return self.path.name
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def read(
-        self, start: int = 0, rows: int | None = None, columns: Sequence[str] | None = None
-    ) -> pl.DataFrame:
-        """Returns columns of the table for the rows [start, start + rows), or to the end."""
-        metadata = parquet_metadata(self.path)
-        in_file = [n for n in metadata.schema.to_arrow_schema().names if n not in self.partition]
-        names = list(self.schema) if columns is None else list(columns)
-        # A row is counted by any column, if the file has none of those.
-        read = [name for name in names if name in in_file] or in_file[:1]
-        with named_errors(self.path):
-            frame = read_rows(self.path, start, metadata.num_rows if rows is None else rows, read)
-            values = (
-                (pl.col(name) if name in read else pl.lit(self.partition.get(name)))
-                .cast(self.schema[name])
-                .alias(name)
-                for name in names
-            )
-            return frame.with_columns(values).select(names)
 
 
 def is_delta(folder: AnyPath) -> bool:
@@ -70,7 +26,7 @@ def delta_version(folder: AnyPath) -> int:
     return int(_open(folder, None).version())
 
 
-def delta_files(folder: AnyPath, version: int) -> list[DeltaFile]:
+def delta_files(folder: AnyPath, version: int) -> list[VersionFile]:
     """Returns the files of a version of a Delta table, by name.
 
     Raises:
@@ -83,7 +39,7 @@ def delta_files(folder: AnyPath, version: int) -> list[DeltaFile]:
         raise ValueError(f"{folder} must hold rows; version {version} has no files.")
     schema = pl.DataFrame(pl.from_arrow(pa.schema(table.schema()).empty_table())).schema
     return [
-        DeltaFile(folder / unquote(row["path"]), schema, row.get("partition") or {})
+        VersionFile(folder / unquote(row["path"]), schema, row.get("partition") or {})
         for row in actions.sort("path").to_dicts()
     ]
 

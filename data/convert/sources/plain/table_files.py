@@ -1,19 +1,20 @@
-"""Files of plain tables: Parquet, Delta, or text whose columns tables.yaml describes."""
+"""Files of plain tables: Parquet, Delta, Iceberg, or text whose columns tables.yaml describes."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from msrec.data.convert.row_filter import ROW
-from msrec.data.convert.sources.plain.delta_tables import (
-    DeltaFile,
-    delta_files,
-    delta_version,
-    is_delta,
+from msrec.data.convert.sources.plain.delta_tables import delta_files, delta_version, is_delta
+from msrec.data.convert.sources.plain.iceberg_tables import (
+    iceberg_files,
+    iceberg_snapshot,
+    is_iceberg,
 )
+from msrec.data.convert.sources.plain.version_files import VersionFile
 from msrec.data.convert.sources.text_blocks import CsvFormat, read_blocks, split_lines
 from msrec.data.convert.sources.text_reader import Columns, Scalar, TextReader
 from msrec.data.io.parquet_files import parquet_names, read_frame, read_rows, scan_parquet
@@ -30,57 +31,63 @@ FIRST_LINES = 1000
 LISTS = list[Scalar] | None
 """Type of a column of lists."""
 TABLES = ("interactions", "users", "items")
-TableFile = AnyPath | DeltaFile
+TableFile = AnyPath | VersionFile
 Versions = Mapping[str, int]
-"""Table -> version, for Delta tables."""
+"""Table -> version of a Delta table, or snapshot of an Iceberg table."""
 
 
 def table_versions(folder: AnyPath, given: Versions, earlier: Versions) -> dict[str, int]:
-    """Returns the version of each Delta table in a folder: given, of an earlier call, or latest.
+    """Returns the version of each Delta or Iceberg table: given, of an earlier call, or latest.
 
     Raises:
-        ValueError: a version is given for another table, or deltalake is not installed.
+        ValueError: a version is given for another table, or a package is not installed.
     """
-    found = [table for table in TABLES if is_delta(folder / table)]
-    if other := [table for table in given if table not in found]:
+    latest: dict[str, Callable[[AnyPath], int]] = {}
+    for table in TABLES:
+        if is_delta(folder / table):
+            latest[table] = delta_version
+        elif is_iceberg(folder / table):
+            latest[table] = iceberg_snapshot
+    if other := [table for table in given if table not in latest]:
         raise ValueError(
-            f"a version must be of a Delta table in {folder} ({', '.join(found) or 'none'}); got "
-            f"one of {', '.join(other)}. Leave it out."
+            f"a version must be of a Delta or Iceberg table in {folder} "
+            f"({', '.join(latest) or 'none'}); got one of {', '.join(other)}. Leave it out."
         )
     known = {**earlier, **given}
-    return {t: known[t] if t in known else delta_version(folder / t) for t in found}
+    return {t: known[t] if t in known else find(folder / t) for t, find in latest.items()}
 
 
 def table_files(folder: AnyPath, table: str, versions: Versions) -> list[TableFile]:
-    """Returns the files of a table by name: of a Delta table, of `interactions`, or a single one.
+    """Returns the files of a table by name: of a version, of `interactions`, or a single one.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: see `interaction_files`, `find_table` and `delta_files`.
+        ValueError: see `interaction_files`, `find_table`, `delta_files` and `iceberg_files`.
     """
     if table not in versions:
         if table == "interactions":
             return [*interaction_files(folder)]
         return [find_table(folder, table)]
     _refuse_single(folder, table)
-    return [*delta_files(folder / table, versions[table])]
+    files_of = delta_files if is_delta(folder / table) else iceberg_files
+    return [*files_of(folder / table, versions[table])]
 
 
 def file_path(file: TableFile) -> AnyPath:
     """Returns the path of a file."""
-    return file.path if isinstance(file, DeltaFile) else file
+    return file.path if isinstance(file, VersionFile) else file
 
 
 def file_columns(file: TableFile) -> list[str]:
     """Returns the columns of the table that a Parquet file belongs to."""
-    return list(file.schema) if isinstance(file, DeltaFile) else parquet_names(file)
+    return list(file.schema) if isinstance(file, VersionFile) else parquet_names(file)
 
 
 def file_rows(
     file: TableFile, start: int, rows: int, columns: Sequence[str] | None = None
 ) -> pl.DataFrame:
     """Reads rows [start, start + rows) of a Parquet file; see `read_rows`."""
-    if isinstance(file, DeltaFile):
+    if isinstance(file, VersionFile):
         return file.read(start, rows, columns)
     return read_rows(file, start, rows, columns)
 
@@ -166,7 +173,7 @@ def text_columns(path: TableFile, declared: Columns) -> Columns:
     Raises:
         ValueError: a column is called `row`.
     """
-    if isinstance(path, DeltaFile) or not is_text(path):
+    if isinstance(path, VersionFile) or not is_text(path):
         return {}
     if ROW in declared:
         raise ValueError(
@@ -206,7 +213,7 @@ def read_table(path: TableFile, columns: Columns, reader: TextReader) -> pl.Data
     Raises:
         ValueError: the file is damaged; or, by the policy, a value does not have its type.
     """
-    if isinstance(path, DeltaFile):
+    if isinstance(path, VersionFile):
         return path.read()
     if is_text(path):
         return pl.concat(read_text(path, columns, reader))

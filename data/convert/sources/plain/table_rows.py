@@ -9,6 +9,7 @@ import polars as pl
 from msrec.data.convert.raw_tables import ID_FEATURES, Feature, RawTables
 from msrec.data.convert.row_filter import STRICT
 from msrec.data.convert.sources.plain.declared_columns import (
+    NO_VALUE,
     ReadFiles,
     declared_features,
     read_side,
@@ -24,6 +25,7 @@ from msrec.data.convert.sources.plain.table_files import (
     TIMESTAMP,
     TableFile,
     Versions,
+    is_json,
     read_files,
     table_files,
     table_versions,
@@ -58,6 +60,8 @@ class Survey(NamedTuple):
     """Distinct pairs of `code` and `name`, in the order of the codes."""
     separators: dict[str, str]
     """Separator that occurs in each column of strings that is declared as `multi`; or ""."""
+    given: list[str]
+    """Declared features that have a value in some row."""
 
     @classmethod
     def merged(cls, surveys: Sequence["Survey"]) -> "Survey":
@@ -68,7 +72,8 @@ class Survey(NamedTuple):
         separators = {
             name: next((s for s in SEPARATORS if s in of), "") for name, of in found.items()
         }
-        return cls(first.columns, pairs, separators)
+        given = [name for survey in surveys for name in survey.given]
+        return cls(first.columns, pairs, separators, list(dict.fromkeys(given)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class TableRows:
     label: str
     scenario_column: str
     versions: Versions = field(default_factory=dict)
-    """Versions of Delta tables."""
+    """Versions of Delta tables, and snapshots of Iceberg tables."""
 
     @classmethod
     def declared(
@@ -102,9 +107,9 @@ class TableRows:
         return cls(declared, labels, label, scenario_column, versions or {})
 
     def of_versions(self, folder: AnyPath, earlier: Versions | None = None) -> Self:
-        """Returns the rows of one version of each Delta table: given, of a call before, or latest.
+        """Returns the rows of one version of each table: given, of a call before, or latest.
 
-        From then on, `files` does not change when somebody writes to a Delta table.
+        From then on, `files` does not change when somebody writes to a Delta or Iceberg table.
         """
         return replace(self, versions=table_versions(folder, self.versions, earlier or {}))
 
@@ -148,7 +153,8 @@ class TableRows:
         }
         _check_thresholds(rows, self.mapping, location)
         pairs = scenario_pairs(rows, self.scenario_column, self.mapping, location)
-        return Survey(rows.clear(), pairs, separators)
+        given = [n for n in self.mapping.interaction if rows[n].null_count() < rows.height]
+        return Survey(rows.clear(), pairs, separators, given)
 
     def converted(self, rows: pl.DataFrame, survey: Survey) -> pl.DataFrame:
         """Returns typed rows with the columns of `RawTables.interactions`."""
@@ -187,6 +193,10 @@ class TableRows:
             table: str(folder / table if table in self.versions else of[0])
             for table, of in files.items()
         }
+        if is_json(interactions):  # a key that no line has is null in all of them
+            absent = set(declared.interaction) - set(survey.given)
+            found = [name for name in survey.columns.columns if name not in absent]
+            require_columns(found, list(declared.interaction), location, NO_VALUE)
         _, row_features, row_notes = self._features(survey.columns, survey, location)
         scenarios, notes = scenarios_of(survey.scenarios, self.scenario_column, declared, location)
         users, user_features, user_notes = read_side(

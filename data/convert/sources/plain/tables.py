@@ -28,8 +28,8 @@ def read_tables(
 ) -> RawTables:
     """Reads interactions (user_id, item_id, scenario, label, ...), users and items.
 
-    Each is Parquet, CSV or JSON lines, or a folder with a Delta table. There may be a folder
-    `interactions` of files of one format.
+    Each is Parquet, CSV or JSON lines, or a folder with a Delta or Iceberg table. There may be
+    a folder `interactions` of files of one format.
 
     Scenarios are named by the column `<scenario_column>_name`. Features are named by tables.yaml or
     the defaults in `data/convert/sources/plain/guess.py`. Columns of the interactions are features
@@ -42,7 +42,7 @@ def read_tables(
         label: column of the interactions with the first label, which is renamed to `label` if
             tables.yaml names no labels.
         mapping: the YAML file; `tables.yaml` in the folder if None.
-        versions: versions of Delta tables; the latest if not given.
+        versions: versions of Delta and Iceberg tables; the latest if not given.
 
     Raises:
         FileNotFoundError: a file does not exist.
