@@ -20,7 +20,7 @@ from msrec.data.llm.text.prompts import Prompts
 from msrec.data.llm.vllm_encoder import VllmEncoder
 from msrec.launch.devices import rank_device
 from msrec.launch.encoding.levels import LevelSpec
-from msrec.launch.encoding.options import BATCH_TOKENS, VLLM_BATCH_TOKENS, EncodeOptions
+from msrec.launch.encoding.options import EncodeOptions
 from msrec.launch.encoding.speed import SpeedCounter, Work, matmul_peak
 
 
@@ -95,9 +95,7 @@ class BlockJob:
         unsaved: list[int] = []
         vectors: list[np.ndarray] = []
         answers: list[str] = []
-        is_vllm = options.backend == "vllm"
-        default = VLLM_BATCH_TOKENS if is_vllm else BATCH_TOKENS[device.type]
-        batches = encoded_batches(encoder, rows, options.batch_tokens or default)
+        batches = encoded_batches(encoder, rows, options.tokens_of_batch(device.type))
         peak = matmul_peak(self.level.vectors.dtype, device)
         saved_at, started = time.monotonic(), time.perf_counter()
         for number, batch in enumerate(batches):

@@ -17,6 +17,7 @@ from msrec.data.llm.remote_store import written_store
 from msrec.data.llm.store import MANIFEST, KnowledgeStore, VectorSettings, item_source_folder
 from msrec.launch.config.llm_section import LLMConfig
 from msrec.launch.config.run_config import RunConfig
+from msrec.launch.devices import rank_device
 from msrec.launch.distributed import end_with_launcher
 from msrec.launch.encoding.encode import EncodeResult, encode
 from msrec.launch.encoding.options import LEVELS, EncodeOptions, Level
@@ -67,6 +68,8 @@ def encode_config(
         raise ValueError("llm.store must name a folder; it is not given.")
     check_apart(llm.store, [config.dataset, llm.previous])
     end_with_launcher()
+    if workers.engine != "ray":
+        rank_device(config.device, has_tables=False)  # refuses a GPU that is not there
     name = workers.engine or ("ranks" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "one")
     if name == "ranks" and int(os.environ.get("RANK", 0)) > 0:
         from msrec.data.engines.rank_workers import work

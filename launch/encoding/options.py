@@ -37,3 +37,8 @@ class EncodeOptions:
     batch_tokens: int | None = None
     device: Device = "auto"
     save_every_s: float = 10.0
+
+    def tokens_of_batch(self, device: str) -> int:
+        """Returns the most tokens of a batch on a kind of device, cpu or cuda."""
+        default = VLLM_BATCH_TOKENS if self.backend == "vllm" else BATCH_TOKENS[device]
+        return self.batch_tokens or default

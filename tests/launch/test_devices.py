@@ -10,8 +10,8 @@ import torch
 from msrec.launch import devices, versions
 from msrec.launch.config.run_config import load_config
 from msrec.launch.distributed import Process, process_group
-from msrec.launch.encoding import job
-from msrec.launch.encoding.encode import EncodeResult
+from msrec.launch.encoding.job import encode_config
+from msrec.launch.encoding.options import EncodeOptions
 from msrec.launch.training.trainer import _warn_of_few_rows
 
 
@@ -98,19 +98,19 @@ def test_few_rows_per_gpu_are_a_warning_on_rank_0(caplog):
     assert warnings(1, "cuda", 4096) == warnings(0, "cpu", 4096) == warnings(0, "cuda", 32768) == []
 
 
-def test_encoding_takes_more_tokens_at_once_on_a_gpu(monkeypatch, tmp_path):
-    taken = []
+def test_encoding_takes_more_tokens_at_once_on_a_gpu_and_for_vllm():
+    plain = EncodeOptions()
+    assert [plain.tokens_of_batch(device) for device in ("cpu", "cuda")] == [2048, 32768]
+    assert EncodeOptions(batch_tokens=500).tokens_of_batch("cuda") == 500
+    assert EncodeOptions(backend="vllm").tokens_of_batch("cuda") == 1 << 20
 
-    def encode(dataset, store, vectors, options, on_progress):
-        taken.append((options.device, options.batch_tokens))
-        return EncodeResult({}, None)
 
-    monkeypatch.setattr(job, "encode", encode)
-    options = ["dataset=data", f"llm.store={tmp_path / 'store'}"]
-    for device, more in (("cpu", []), ("cuda:1", []), ("cuda:1", ["llm.batch_tokens=500"])):
-        monkeypatch.setattr(job, "rank_device", lambda *_, at=device, **__: torch.device(at))
-        job.encode_config(load_config(None, [*options, *more]))
-    assert taken == [("cpu", 2048), ("cuda:1", 32768), ("cuda:1", 500)]
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_encoding_on_a_gpu_that_is_not_there_is_refused_first(tmp_path):
+    config = load_config(None, ["dataset=data", f"llm.store={tmp_path / 'store'}", "device=cuda"])
+    with pytest.raises(ValueError, match="device=cuda needs a GPU that torch can use"):
+        encode_config(config)
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.slow
