@@ -154,7 +154,12 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silences the warnings of TorchRec's calls into torch, about which a user can do nothing."""
+    """Silences the warnings of TorchRec's calls into torch, about which a user can do nothing.
+
+    The libraries of object stores log the stack of an error that they also raise.
+    """
     for message in ("`broadcast_buffers` is deprecated", "Please use DTensor instead"):
         warnings.filterwarnings("ignore", message, FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    for name in ("gcsfs", "azure"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

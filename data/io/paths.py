@@ -117,8 +117,8 @@ def is_file(path: AnyPath) -> bool:
     """
     if isinstance(path, Path):
         return path.is_file()
-    path.fs.invalidate_cache(path.parent.path)  # another process may have written or deleted it
     try:
+        path.fs.invalidate_cache(path.parent.path)  # another process may have written or deleted it
         return bool(path.fs.info(path.path)["type"] == "file")
     except FileNotFoundError:
         return False
@@ -146,6 +146,7 @@ def reachable(path: AnyPath, must: str = "be readable") -> Iterator[None]:
         OSError: there was an error other than a ValueError; see `unreachable`.
     """
     try:
+        _connect(path)
         yield
     except Exception as error:
         if isinstance(path, Path) or isinstance(error, ValueError):
@@ -153,6 +154,14 @@ def reachable(path: AnyPath, must: str = "be readable") -> Iterator[None]:
         if str(error).startswith(f"{path} must "):  # such a sentence already
             raise
         raise unreachable(path, error, must) from None
+
+
+def _connect(path: AnyPath) -> None:
+    """Makes the client of a remote path, which may refuse the environment with a ValueError."""
+    try:
+        None if isinstance(path, Path) else path.fs
+    except ValueError as error:
+        raise OSError(first_line(error)) from None
 
 
 def unreachable(path: AnyPath, error: Exception, must: str = "be readable") -> OSError:
