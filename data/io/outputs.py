@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from msrec.data.io.exclusive_files import exclusive
+from msrec.data.io.exclusive_files import exclusive, exclusive_remote
 from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath, is_remote, to_path
 from msrec.data.io.remote_folders import (
@@ -22,7 +22,6 @@ from msrec.data.io.remote_folders import (
     partial_mark,
     remote_files,
     replace_remote_folder,
-    require_writable,
     send_files,
 )
 
@@ -185,9 +184,12 @@ def new_folder(
     check_output(out, kind, inputs, overwrite=overwrite)
     if not isinstance(out, Path):
         assert kind.marker is not None, "a remote folder must have a marker"
-        require_writable(out, kind.marker)
-        with TemporaryDirectory(dir=work) as scratch_name:
+        with (
+            exclusive_remote(out, kind.marker, f"{out} must be written") as check_lock,
+            TemporaryDirectory(dir=work) as scratch_name,
+        ):
             yield Path(scratch_name)
+            check_lock()
             check_output(out, kind, overwrite=overwrite)
             replace_remote_folder(Path(scratch_name), out, kind.marker, send)
         return

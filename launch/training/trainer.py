@@ -4,11 +4,13 @@ import hashlib
 import itertools
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
 from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.batch_pipeline import BatchPipeline
@@ -358,7 +360,11 @@ def train_run(config: RunConfig, process: Process) -> FitResult:
         FileNotFoundError, ValueError: as `Trainer` and `Trainer.resume`, or another job trains the
             run.
     """
-    with exclusive_job(config.run_dir, "trained"):
+    copy = remote_run(config)
+    with (
+        exclusive_job(config.run_dir, "trained"),
+        nullcontext() if copy is None else exclusive_job(copy, "trained", CONFIG_FILE),
+    ):
         return _train_run(config, process)
 
 
@@ -383,11 +389,16 @@ def _train_run(config: RunConfig, process: Process) -> FitResult:
     return result
 
 
+def remote_run(config: RunConfig) -> AnyPath | None:
+    """Returns the folder of a run in an object store; None if `trainer.copy_to` names none."""
+    copy_to = config.trainer.copy_to
+    return None if copy_to is None else copy_to / config.run_id
+
+
 def run_store(config: RunConfig, process: Process) -> RunStore | None:
-    """Returns the copy of a run in an object store; None if `trainer.copy_to` names none."""
-    trainer = config.trainer
-    if trainer.copy_to is None:
+    """Returns the copy of a run in an object store, if it has one; see `remote_run`."""
+    remote = remote_run(config)
+    if remote is None:
         return None
     is_first = process.rank % process.local_world_size == 0
-    remote = trainer.copy_to / config.run_id
-    return RunStore(config.run_dir, remote, trainer.keep, is_first=is_first)
+    return RunStore(config.run_dir, remote, config.trainer.keep, is_first=is_first)
