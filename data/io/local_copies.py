@@ -3,7 +3,7 @@
 A folder is copied once per machine, and again when its listing has changed. The processes of a
 machine share the copy::
 
-    $MSREC_CACHE/copies/NAME-CRC/   a folder by its URL, $MSREC_CACHE being ~/.cache/msrec
+    $MSREC_CACHE/copies/NAME-CRC/PART/   a folder by its URL; $MSREC_CACHE is ~/.cache/msrec
         .lock                       held while the folder is compared and copied
         .partial/                   a copy that is not complete
         KEY/listing.json            names and entries of the files; KEY is the hash of it
@@ -163,8 +163,8 @@ def _name(folder: AnyPath) -> str:
 
 def _place(folder: AnyPath, part: str) -> Path:
     """Returns the folder of the copies of a remote folder, or of a part of it."""
-    name = f"{_name(folder)}-{zlib.crc32(f'{folder} {part}'.encode()):08x}"
-    place = cache_folder() / "copies" / name
+    name = f"{_name(folder)}-{zlib.crc32(str(folder).encode()):08x}"
+    place = cache_folder() / "copies" / name / (part or "whole")
     place.mkdir(parents=True, exist_ok=True)
     return place
 
@@ -194,16 +194,16 @@ def _copy(folder: AnyPath, listing: dict[str, list[Any]], target: Path, place: P
     """Makes a folder of the files of a listing, from earlier copies and the remote folder."""
     earlier = {
         (name, *entry): copy.parent / target.name / name
-        for copy in place.glob(f"*/{LISTING}")
+        for copy in place.parent.glob(f"*/*/{LISTING}")
         for name, entry in read_json_object(copy).items()
     }
     missing = []
     for name, entry in listing.items():
         source = earlier.get((name, *entry))
-        if source is not None and source.is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            os.link(source, target / name)
-        else:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source or "", target / name)
+        except FileNotFoundError:  # not there, or just deleted by the users of another part
             missing.append(name)
     num_bytes = sum(listing[name][0] for name in missing)
     log.info(

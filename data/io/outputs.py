@@ -145,7 +145,7 @@ def check_apart(out: AnyPath, inputs: Iterable[AnyPath | None]) -> None:
         ValueError: names both.
     """
     for source in inputs:
-        if source is not None and (_is_within(out, source) or _is_within(source, out)):
+        if source is not None and (is_within(out, source) or is_within(source, out)):
             raise ValueError(
                 f"{out} must not be, be in or hold an input of the command; it overlaps {source}. "
                 "Choose another place to write to."
@@ -299,7 +299,7 @@ def _is_empty(out: AnyPath, kind: FolderKind, names: Sequence[str]) -> bool:
     return all(is_killed) and kind.foreign(names) is None
 
 
-def _is_within(inner: AnyPath, outer: AnyPath) -> bool:
+def is_within(inner: AnyPath, outer: AnyPath) -> bool:
     """Returns whether a path is another one or below it, through links of any kind."""
     if not isinstance(inner, Path) or not isinstance(outer, Path):
         first, second = (f"{os.path.normpath(str(path))}/" for path in (inner, outer))

@@ -6,6 +6,7 @@ providers (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, the role of an instance). A URL wi
 refused before anything is written or logged.
 """
 
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -133,9 +134,13 @@ def entries(folder: AnyPath, pattern: str = "*") -> list[AnyPath]:
         OSError: the file system cannot be reached.
     """
     with reachable(folder):
-        if not isinstance(folder, Path):
+        if isinstance(folder, Path):
+            found = list(folder.glob(pattern))
+        else:
             folder.fs.invalidate_cache(folder.path)  # of an earlier call
-        return sorted(folder.glob(pattern), key=lambda path: path.name)
+            paths = folder.fs.glob(f"{glob.escape(folder.path)}/{pattern}")
+            found = [folder / path.rstrip("/").rpartition("/")[2] for path in paths]
+        return sorted(found, key=lambda path: path.name)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 
 from msrec.data.io.atomic_files import write_json
-from msrec.data.io.paths import AnyPath
 from msrec.data.loading.loader import Loader
 from msrec.data.schema import Schema, Split, load_schema
 from msrec.launch.batch_pipeline import BatchPipeline
@@ -360,7 +359,7 @@ def train_run(config: RunConfig, process: Process) -> FitResult:
         FileNotFoundError, ValueError: as `Trainer` and `Trainer.resume`, or another job trains the
             run.
     """
-    copy = remote_run(config)
+    copy = config.remote_run_dir
     with (
         exclusive_job(config.run_dir, "trained"),
         nullcontext() if copy is None else exclusive_job(copy, "trained", CONFIG_FILE),
@@ -389,15 +388,9 @@ def _train_run(config: RunConfig, process: Process) -> FitResult:
     return result
 
 
-def remote_run(config: RunConfig) -> AnyPath | None:
-    """Returns the folder of a run in an object store; None if `trainer.copy_to` names none."""
-    copy_to = config.trainer.copy_to
-    return None if copy_to is None else copy_to / config.run_id
-
-
 def run_store(config: RunConfig, process: Process) -> RunStore | None:
-    """Returns the copy of a run in an object store, if it has one; see `remote_run`."""
-    remote = remote_run(config)
+    """Returns the copy of a run in an object store; None if `trainer.copy_to` names none."""
+    remote = config.remote_run_dir
     if remote is None:
         return None
     is_first = process.rank % process.local_world_size == 0

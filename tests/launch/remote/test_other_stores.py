@@ -44,7 +44,7 @@ def upload(folder, url):
 
 def train(dataset, root, *options, epochs=2):
     config = root.with_suffix(".yaml")
-    config.write_text(f"dataset: {dataset}\nrun_root: {root}\nrun_id: first\ndevice: cpu\n")
+    config.write_text(f"dataset: '{dataset}'\nrun_root: {root}\nrun_id: first\ndevice: cpu\n")
     options += ("trainer.global_batch=96", "trainer.checkpoint_every_steps=20", "embeddings.dim=8")
     return msrec.train(config, [*options, f"trainer.epochs={epochs}"]).folder
 
@@ -60,16 +60,16 @@ def test_a_run_is_that_of_local_folders(url, tmp_path):
     msrec.convert("tables", tmp_path / "raw", tmp_path / "data", split="time")
     parts = {"engine": "processes", "workers": 2, "work": tmp_path / "work"}
     for options in ({}, parts):
-        out = f"{url}/data"
+        out = f"{url}/data [1]"  # characters of patterns are those of names
         msrec.convert("tables", f"{url}/raw", out, split="time", overwrite=True, **options)
         assert differences(local_copy(to_path(out), "dataset.yaml"), tmp_path / "data") == []
 
     here = train(tmp_path / "data", tmp_path / "here")
-    copy = f"trainer.copy_to={url}/runs"
-    shutil.rmtree(train(f"{url}/data", tmp_path / "there", copy, epochs=1))
-    assert newest(train(f"{url}/data", tmp_path / "there", copy)) == newest(here)
+    copy = f"trainer.copy_to={url}/runs*"
+    shutil.rmtree(train(f"{url}/data [1]", tmp_path / "there", copy, epochs=1))
+    assert newest(train(f"{url}/data [1]", tmp_path / "there", copy)) == newest(here)
 
-    remote = f"{url}/runs/first"
+    remote = f"{url}/runs*/first"
     expected = msrec.evaluate(here, device="cpu").metrics
     assert msrec.evaluate(remote, device="cpu").metrics == expected
     assert msrec.open_run(remote).results().metrics == expected

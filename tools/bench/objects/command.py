@@ -134,10 +134,13 @@ def _server(stack: ExitStack) -> str:
     }
     stack.enter_context(patch.dict(os.environ, access))
     deadline = time.monotonic() + 60
-    while socket.socket().connect_ex(("127.0.0.1", port)):
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError("moto's server must start within 60 s; it did not.")
+    while server.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                break
         time.sleep(0.1)
+    else:
+        raise RuntimeError("moto's server must start within 60 s; it did not.")
     S3FileSystem().mkdir("bench")
     return url
 

@@ -75,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     """Connection of a client, with one to the server."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server_address: tuple[str, int]
     delay_s: float
     share: float
@@ -82,7 +83,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.disable_nagle_algorithm = True
         self.upstream = http.client.HTTPConnection(*self.server_address, blocksize=BLOCK)
 
     def finish(self) -> None:
