@@ -171,11 +171,9 @@ def _create(mark: AnyPath, own: Holder) -> bool:
         try:
             mark.fs.pipe_file(mark.path, data, mode="create")  # type: ignore[union-attr]
             mark.fs.pipe_file(mark.path, data, mode="create")  # type: ignore[union-attr]
-        except FileExistsError:
-            return _is_own(_read(mark), own)
-        except Exception:  # noqa: BLE001 - each file system of fsspec has its own errors
+        except Exception:  # noqa: BLE001 - FileExistsError, or another one of the file system's
             if is_file(mark):
-                return False
+                return _is_own(_read(mark), own)
             write_bytes(mark, data)
     log.warning(
         "%s: the file system replaces files that exist. Two jobs that start in the same moment are "

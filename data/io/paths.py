@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 else:
     AnyPath = Path  # importing fsspec takes 0.2 s, and most commands do not need it
 PathT = TypeVar("PathT", Path, AnyPath)
+_AZURE = ("abfs", "abfss", "az")
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 """Beginning of a URL, also of one that `pathlib` took for a path: `s3:/bucket`."""
 _SECRET = re.compile(
@@ -42,7 +43,8 @@ def to_path(text: str | AnyPath) -> AnyPath:
     becomes a `Path`.
 
     Raises:
-        ValueError: the URL carries credentials, or its file system is not installed.
+        ValueError: the URL carries credentials, its file system is not installed, or its library
+            does not take the name.
 
     Example:
         >>> to_path("data/app"), to_path("memory://app").name
@@ -69,6 +71,8 @@ def to_path(text: str | AnyPath) -> AnyPath:
             f"{text} must name a file system that fsspec has and whose package is installed; "
             f"{str(error).rstrip('.')}."
         ) from None
+    if get_protocol(text) in _AZURE and re.search(r"[\[\]]", text):
+        raise ValueError(f"{text} must have no square brackets, which adlfs cannot read.")
     return UPath(text)
 
 

@@ -169,3 +169,24 @@ def test_a_store_that_replaces_what_exists_is_named_and_refuses_a_known_writer(
             with exclusive_remote(folder, "dataset.yaml", "plain must be written"):
                 raise AssertionError
     assert not folder.fs.find(folder.path)
+
+
+def test_a_store_with_an_error_of_its_own_for_what_exists_keeps_writers_apart(
+    monkeypatch, tmp_path
+):
+    """SeaweedFS's, by s3fs."""
+    put = MemoryFileSystem.pipe_file
+
+    def refuse(self, path, data, mode=None):
+        if mode == "create" and self.exists(path):
+            raise OSError(22, "At least one of the pre-conditions you specified did not hold")
+        put(self, path, data)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+    folder = UPath("memory://apps/other")
+    with exclusive_remote(folder, "dataset.yaml", "other must be written"):
+        monkeypatch.setenv("MSREC_CACHE", str(tmp_path / "elsewhere"))
+        with pytest.raises(ValueError, match="other must be written by one job at a time"):
+            with exclusive_remote(folder, "dataset.yaml", "other must be written"):
+                raise AssertionError
+    assert not folder.fs.find(folder.path)

@@ -11,8 +11,9 @@ from llm_data import write_dataset as write_items
 from part_tables import differences, write_raw
 
 import msrec
+from msrec.data.io import exclusive_files
 from msrec.data.io.local_copies import local_copy
-from msrec.data.io.paths import to_path
+from msrec.data.io.paths import entries, to_path
 from msrec.data.llm.store import KnowledgeStore
 from msrec.launch.checkpointing.commit import committed, read_commit
 from msrec.launch.config.run_config import load_config
@@ -60,14 +61,14 @@ def test_a_run_is_that_of_local_folders(url, tmp_path):
     msrec.convert("tables", tmp_path / "raw", tmp_path / "data", split="time")
     parts = {"engine": "processes", "workers": 2, "work": tmp_path / "work"}
     for options in ({}, parts):
-        out = f"{url}/data [1]"  # characters of patterns are those of names
+        out = f"{url}/data *"  # a character of patterns is one of names
         msrec.convert("tables", f"{url}/raw", out, split="time", overwrite=True, **options)
         assert differences(local_copy(to_path(out), "dataset.yaml"), tmp_path / "data") == []
 
     here = train(tmp_path / "data", tmp_path / "here")
     copy = f"trainer.copy_to={url}/runs*"
-    shutil.rmtree(train(f"{url}/data [1]", tmp_path / "there", copy, epochs=1))
-    assert newest(train(f"{url}/data [1]", tmp_path / "there", copy)) == newest(here)
+    shutil.rmtree(train(f"{url}/data *", tmp_path / "there", copy, epochs=1))
+    assert newest(train(f"{url}/data *", tmp_path / "there", copy)) == newest(here)
 
     remote = f"{url}/runs*/first"
     expected = msrec.evaluate(here, device="cpu").metrics
@@ -94,6 +95,28 @@ def test_a_knowledge_store_is_that_of_a_local_folder(url, tmp_path):
         ours = KnowledgeStore.open(tmp_path / "store" / level)
         theirs = KnowledgeStore.open(to_path(f"{url}/store") / level)
         np.testing.assert_array_equal(theirs.vectors, ours.vectors)
+
+
+def test_a_second_writer_is_refused(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(exclusive_files, "STALE_S", 3.0)
+    monkeypatch.setattr(exclusive_files, "REMOTE_REFRESH_S", 0.3)
+    lock = (to_path(f"{url}/locked"), "dataset.yaml", "it must be written")
+    with exclusive_files.exclusive_remote(*lock):
+        monkeypatch.setenv("MSREC_CACHE", str(tmp_path / "elsewhere"))  # as on another machine
+        with pytest.raises(ValueError, match="it must be written by one job at a time; process "):
+            with exclusive_files.exclusive_remote(*lock):
+                raise AssertionError
+    assert not lock[0].fs.find(lock[0].path)
+
+
+def test_brackets_are_names_in_google_and_refused_in_azure(url):
+    folder = f"{url}/a [1]"
+    if url.startswith("gs"):
+        (to_path(folder) / "x.txt").write_bytes(b"1")
+        assert [path.name for path in entries(to_path(folder))] == ["x.txt"]
+    else:
+        with pytest.raises(ValueError, match="must have no square brackets, which adlfs cannot"):
+            to_path(folder)
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(url, tmp_path):

@@ -95,11 +95,13 @@ def bench_objects(
         works = _works(source, dataset, root, scratch / "cache")
         proxies = {k: stack.enter_context(proxy(upstream, *v)) for k, v in kinds.items()}
         rounds: Rounds = {(work, kind): [] for work in works for kind in kinds}
-        for number in range(-1, repeats):  # the first one, which imports and compiles, not counted
-            for kind, one in proxies.items() if number >= 0 else [*proxies.items()][:1]:
+        for work in works.values():  # imports and compiles; not counted
+            _measured(work, proxies["no latency"])
+        for number in range(repeats):  # each begins with another proxy
+            first = number % len(kinds)
+            for kind in [*kinds][first:] + [*kinds][:first]:
                 for name, work in works.items():
-                    found = _measured(work, one)
-                    rounds[name, kind] += [found] if number >= 0 else []
+                    rounds[name, kind].append(_measured(work, proxies[kind]))
         os.environ["AWS_ENDPOINT_URL"] = upstream
         S3FileSystem.clear_instance_cache()
         delete_files(to_path(root), remote_files(to_path(root)))
