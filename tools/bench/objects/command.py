@@ -143,6 +143,7 @@ def _server(stack: ExitStack) -> str:
         time.sleep(0.1)
     else:
         raise RuntimeError("moto's server must start within 60 s; it did not.")
+    S3FileSystem.clear_instance_cache()  # of another server
     S3FileSystem().mkdir("bench")
     return url
 
