@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from msrec.data.io.exclusive_files import exclusive
+from msrec.data.io.exclusive_files import exclusive, exclusive_remote
 from msrec.data.io.outputs import FolderKind, new_folder
 from msrec.data.io.paths import AnyPath
 from msrec.launch.config.run_config import Device
@@ -88,10 +88,13 @@ def process_group(device: Device = "auto") -> Iterator[Process]:
 
 
 @contextmanager
-def exclusive_job(output: AnyPath, work: str) -> Iterator[None]:
-    """Holds the lock `.NAME.lock` beside an output, on rank 0 for all ranks; see `exclusive`.
+def exclusive_job(output: AnyPath, work: str, marker: str = "") -> Iterator[None]:
+    """Holds the lock of an output on rank 0 for all ranks.
 
-    Object stores have no such locks, so that a remote output has none.
+    Args:
+        output: a local file or folder, see `exclusive`, or a remote folder, see `exclusive_remote`.
+        work: the work, for the error: "trained".
+        marker: file that each complete folder has; only of a remote one.
 
     Raises:
         ValueError, OSError: another job holds it, or it cannot be written; on every rank.
@@ -101,6 +104,8 @@ def exclusive_job(output: AnyPath, work: str) -> Iterator[None]:
         def hold() -> None:
             if isinstance(output, Path):
                 held.enter_context(exclusive(output, f"{output} must be {work}"))
+            else:
+                held.enter_context(exclusive_remote(output, marker, f"{output} must be {work}"))
 
         from_rank_0(hold)
         yield
@@ -154,7 +159,12 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silences the warnings of TorchRec's calls into torch, about which a user can do nothing."""
+    """Silences the warnings of TorchRec's calls into torch, about which a user can do nothing.
+
+    The libraries of object stores log the stack of an error that they also raise.
+    """
     for message in ("`broadcast_buffers` is deprecated", "Please use DTensor instead"):
         warnings.filterwarnings("ignore", message, FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    for name in ("gcsfs", "azure"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msrec.data.io.atomic_files import write_text
+from msrec.data.io.paths import AnyPath, is_file
 from msrec.launch.config.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,10 @@ def _app_run() -> Any:
     return run
 
 
-def _job_of(source: Path) -> str:
+def _job_of(source: AnyPath) -> str:
     """Returns the torchx job that trained a run or checkpoint, or its folder as a URI."""
     folder = source.parents[1] if source.parent.name == "checkpoints" else source
     file = folder / JOB_FILE
-    return file.read_text() if file.is_file() else folder.absolute().as_uri()
+    if is_file(file):
+        return file.read_text()
+    return folder.absolute().as_uri() if isinstance(folder, Path) else str(folder)

@@ -7,19 +7,30 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from msrec.data.io.atomic_files import writable
+from msrec.data.io.atomic_files import writable, write_bytes
+from msrec.data.io.paths import AnyPath, cache_folder, is_file, reachable
+from msrec.data.io.remote_folders import (
+    MUST_WRITE,
+    delete_files,
+    partial_mark,
+    remote_files,
+    require_writable,
+)
 
 REFRESH_S = 5.0
 """Seconds between two writes of a lock by its holder."""
 STALE_S = 30.0
 """Seconds without such a write after which the holder, on another machine, counts as dead."""
+REMOTE_REFRESH_S = 10.0
+"""Seconds between two writes of the lock of a remote folder."""
 _BYTES = 512
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 log = logging.getLogger(__name__)
@@ -81,6 +92,120 @@ def exclusive(output: Path, work: str) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextmanager
+def exclusive_remote(
+    folder: AnyPath, marker: str, work: str, name: str = ""
+) -> Iterator[Callable[[], None]]:
+    """Holds the lock of a remote folder while its body runs; see `exclusive`.
+
+    The lock is `.MARKER.partial` in the folder, created only if there is none. One of a killed
+    process is taken over: at once on the same machine with the same cache, otherwise if nobody has
+    written it for `STALE_S`. Afterwards it is deleted. An empty one stays if the folder has files
+    and no marker, so that the next job may replace them.
+
+    Args:
+        folder: the folder.
+        marker: file that each complete folder has.
+        work: the work, for the error.
+        name: name of the lock in place of the marker, for another kind of work in the folder.
+
+    Yields:
+        A function that raises a ValueError if another job has taken the lock, as it may after a
+        long loss of the network. To be called before anything is replaced.
+
+    Raises:
+        ValueError: another job holds the lock; names its host, process and start.
+        OSError: the folder cannot be read, written or changed.
+    """
+    require_writable(folder, marker)
+    mark = folder / partial_mark(name or marker)
+    locks = cache_folder() / "locks"
+    # The kernel ends the lock of a file with its process, but only among those that see the file.
+    with exclusive(locks / f"{folder.name}-{zlib.crc32(str(mark).encode()):08x}", work):
+        stat = locks.stat()
+        own = _own()
+        own = replace(own, machine=f"{own.machine}:{stat.st_dev}:{stat.st_ino}")
+        _acquire_remote(mark, work, own)
+        ended = threading.Event()
+        refresher = threading.Thread(target=_refresh_remote, args=(mark, own, ended), daemon=True)
+        refresher.start()
+
+        def check() -> None:
+            if not _is_own(holder := _read(mark), own):
+                raise ValueError(_refusal(work, holder))
+
+        try:
+            yield check
+        finally:
+            ended.set()
+            refresher.join()
+            try:
+                _release(mark, folder / marker, own)
+            except OSError as error:  # the next job takes it over
+                log.warning("%s stays: %s", mark, error)
+
+
+def _acquire_remote(mark: AnyPath, work: str, own: Holder) -> None:
+    """Makes this process the holder of a lock, or refuses it."""
+    while True:
+        # Looking first keeps jobs apart even where a created file replaces another one.
+        if not is_file(mark) and _create(mark, own):
+            return
+        holder = _read(mark)
+        if not is_file(mark):
+            continue  # its holder ended in this moment
+        if holder is not None:
+            is_earlier = holder.machine == own.machine or own.job == holder.job != ""
+            if not is_earlier and _is_alive(mark, holder):
+                raise ValueError(_refusal(work, holder))
+            log.info("%s: took over the lock of %s, which is gone", mark, _name(holder))
+        if _read(mark) == holder:
+            with reachable(mark, MUST_WRITE), suppress(FileNotFoundError):
+                delete_files(mark.parent, [mark.name])
+
+
+def _create(mark: AnyPath, own: Holder) -> bool:
+    """Creates a lock; returns False if there is one."""
+    data = _content(own)
+    with reachable(mark, MUST_WRITE):
+        try:
+            mark.fs.pipe_file(mark.path, data, mode="create")  # type: ignore[union-attr]
+            mark.fs.pipe_file(mark.path, data, mode="create")  # type: ignore[union-attr]
+        except Exception:  # noqa: BLE001 - FileExistsError, or another one of the file system's
+            if is_file(mark):
+                return _is_own(_read(mark), own)
+            write_bytes(mark, data)
+    log.warning(
+        "%s: the file system replaces files that exist. Two jobs that start in the same moment are "
+        "not kept apart.",
+        mark,
+    )
+    return True
+
+
+def _refresh_remote(mark: AnyPath, own: Holder, ended: threading.Event) -> None:
+    while not ended.wait(REMOTE_REFRESH_S):
+        try:
+            if _is_own(_read(mark), own):
+                write_bytes(mark, _content(own))
+        except Exception as error:  # noqa: BLE001 - tried again
+            log.warning("%s could not be refreshed: %s", mark, error)
+
+
+def _release(mark: AnyPath, marker: AnyPath, own: Holder) -> None:
+    if not _is_own(_read(mark), own):
+        return
+    with reachable(mark, MUST_WRITE):
+        if is_file(marker) or remote_files(mark.parent).keys() <= {mark.name}:
+            delete_files(mark.parent, [mark.name])
+        else:
+            write_bytes(mark, b"")
+
+
+def _is_own(holder: Holder | None, own: Holder) -> bool:
+    return holder is not None and replace(holder, seen=0.0) == own
+
+
 def lock_file(output: Path) -> Path:
     """Returns the lock of an output: `.NAME.lock` beside it, the same for all links to it."""
     output = output.resolve()
@@ -131,7 +256,7 @@ def _is_same(path: Path, file: BinaryIO) -> bool:
         return False
 
 
-def _is_alive(path: Path, holder: Holder) -> bool:
+def _is_alive(path: AnyPath, holder: Holder) -> bool:
     """Returns whether the holder, on another machine, writes its lock. No clocks are compared."""
     log.info("%s: waits for up to %.0f s for a sign of %s", path, STALE_S, _name(holder))
     before, deadline = _read(path), time.monotonic() + STALE_S
@@ -159,16 +284,28 @@ def _own() -> Holder:
 
 
 def _write(file: BinaryIO, holder: Holder) -> None:
-    content = json.dumps(asdict(holder) | {"seen": time.time()}).encode()
     os.ftruncate(file.fileno(), _BYTES)
-    os.pwrite(file.fileno(), content.ljust(_BYTES), 0)
+    os.pwrite(file.fileno(), _content(holder).ljust(_BYTES), 0)
 
 
-def _read(path: Path) -> Holder | None:
+def _content(holder: Holder) -> bytes:
+    return json.dumps(asdict(holder) | {"seen": time.time()}).encode()
+
+
+def _read(path: AnyPath) -> Holder | None:
     """Reads who holds a lock; None if the file is gone, empty, or not what a holder writes."""
     try:
-        return Holder(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        with reachable(path):
+            # In one request: opened files of s3fs refuse one that is replaced meanwhile.
+            data = path.read_bytes() if isinstance(path, Path) else path.fs.cat_file(path.path)
+        return Holder(**json.loads(data))
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if isinstance(path, Path):
+            return None
+        raise
+    except (ValueError, TypeError):
         return None
 
 

@@ -3,7 +3,7 @@
 A folder is copied once per machine, and again when its listing has changed. The processes of a
 machine share the copy::
 
-    $MSREC_CACHE/copies/NAME-CRC/   a folder by its URL, $MSREC_CACHE being ~/.cache/msrec
+    $MSREC_CACHE/copies/NAME-CRC/PART/   a folder by its URL; $MSREC_CACHE is ~/.cache/msrec
         .lock                       held while the folder is compared and copied
         .partial/                   a copy that is not complete
         KEY/listing.json            names and entries of the files; KEY is the hash of it
@@ -21,23 +21,25 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import Any
 
 from msrec.data.io.atomic_files import locked, write_json
+from msrec.data.io.exclusive_files import exclusive_remote
 from msrec.data.io.json_files import read_json_object
 from msrec.data.io.paths import AnyPath, cache_folder, reachable
 from msrec.data.io.remote_folders import (
     WRITERS,
     change_remote_folder,
     remote_entries,
-    require_writable,
 )
 
 Choice = Callable[[Collection[str]], Collection[str]]
 """Function that returns the names of the files to copy, of all names in a folder."""
 LISTING, PARTIAL = "listing.json", ".partial"
+CHANGES = "changes"
+"""Name of the lock for changes; another one belongs to the writer of the whole folder."""
 _in_use: list[int] = []
 """File descriptors with the locks of the copies that this process reads, until it ends."""
 log = logging.getLogger(__name__)
@@ -107,15 +109,17 @@ def changed_copy(
         yield folder
         return
     copy = local_copy(folder, marker, choose, part)
-    require_writable(folder, marker)
     with locked(_place(folder, part) / ".lock"):
         scratch = Path(mkdtemp(dir=_place(folder, part)))
         lock = _lock(scratch, fcntl.LOCK_SH)
     try:
         work = scratch / copy.name
         shutil.copytree(copy, work, copy_function=os.link)
-        yield work
-        change_remote_folder(copy, work, folder, marks)
+        changing = f"{folder} must be changed"
+        with exclusive_remote(folder, marker, changing, CHANGES) as check_lock:
+            yield work
+            check_lock()
+            change_remote_folder(copy, work, folder, marks)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)
@@ -159,8 +163,8 @@ def _name(folder: AnyPath) -> str:
 
 def _place(folder: AnyPath, part: str) -> Path:
     """Returns the folder of the copies of a remote folder, or of a part of it."""
-    name = f"{_name(folder)}-{zlib.crc32(f'{folder} {part}'.encode()):08x}"
-    place = cache_folder() / "copies" / name
+    name = f"{_name(folder)}-{zlib.crc32(str(folder).encode()):08x}"
+    place = cache_folder() / "copies" / name / (part or "whole")
     place.mkdir(parents=True, exist_ok=True)
     return place
 
@@ -168,7 +172,8 @@ def _place(folder: AnyPath, part: str) -> Path:
 def _listing(folder: AnyPath, marker: str, choose: Choice) -> dict[str, list[Any]]:
     """Returns name -> size and entry in the listing, of the chosen files of a remote folder.
 
-    The entry has a checksum or a time, so that it differs if the content does.
+    The entry has a checksum or a time, so that it differs if the content does. Left out are locks
+    and other hidden files, and Azure's time of the last access, which reading changes.
     """
     entries = remote_entries(folder)
     if marker not in entries:
@@ -176,9 +181,12 @@ def _listing(folder: AnyPath, marker: str, choose: Choice) -> dict[str, list[Any
             f"{folder / marker} must exist, since it is written last; it does not. {folder} is not "
             "complete, or is a folder of another kind."
         )
+    for entry in entries.values():
+        entry.pop("last_accessed_on", None)
+    shown = [name for name in entries if PurePosixPath(name).name[0] != "."]
     return {
         name: [entries[name]["size"], str(sorted(entries[name].items()))]
-        for name in sorted(choose(entries))
+        for name in sorted(choose(shown))
     }
 
 
@@ -186,16 +194,16 @@ def _copy(folder: AnyPath, listing: dict[str, list[Any]], target: Path, place: P
     """Makes a folder of the files of a listing, from earlier copies and the remote folder."""
     earlier = {
         (name, *entry): copy.parent / target.name / name
-        for copy in place.glob(f"*/{LISTING}")
+        for copy in place.parent.glob(f"*/*/{LISTING}")
         for name, entry in read_json_object(copy).items()
     }
     missing = []
     for name, entry in listing.items():
         source = earlier.get((name, *entry))
-        if source is not None and source.is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            os.link(source, target / name)
-        else:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source or "", target / name)
+        except FileNotFoundError:  # not there, or just deleted by the users of another part
             missing.append(name)
     num_bytes = sum(listing[name][0] for name in missing)
     log.info(

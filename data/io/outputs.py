@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from msrec.data.io.exclusive_files import exclusive
+from msrec.data.io.exclusive_files import exclusive, exclusive_remote
 from msrec.data.io.parquet_files import parquet_names
 from msrec.data.io.paths import AnyPath, is_remote, to_path
 from msrec.data.io.remote_folders import (
@@ -22,7 +22,6 @@ from msrec.data.io.remote_folders import (
     partial_mark,
     remote_files,
     replace_remote_folder,
-    require_writable,
     send_files,
 )
 
@@ -146,7 +145,7 @@ def check_apart(out: AnyPath, inputs: Iterable[AnyPath | None]) -> None:
         ValueError: names both.
     """
     for source in inputs:
-        if source is not None and (_is_within(out, source) or _is_within(source, out)):
+        if source is not None and (is_within(out, source) or is_within(source, out)):
             raise ValueError(
                 f"{out} must not be, be in or hold an input of the command; it overlaps {source}. "
                 "Choose another place to write to."
@@ -185,9 +184,12 @@ def new_folder(
     check_output(out, kind, inputs, overwrite=overwrite)
     if not isinstance(out, Path):
         assert kind.marker is not None, "a remote folder must have a marker"
-        require_writable(out, kind.marker)
-        with TemporaryDirectory(dir=work) as scratch_name:
+        with (
+            exclusive_remote(out, kind.marker, f"{out} must be written") as check_lock,
+            TemporaryDirectory(dir=work) as scratch_name,
+        ):
             yield Path(scratch_name)
+            check_lock()
             check_output(out, kind, overwrite=overwrite)
             replace_remote_folder(Path(scratch_name), out, kind.marker, send)
         return
@@ -297,7 +299,7 @@ def _is_empty(out: AnyPath, kind: FolderKind, names: Sequence[str]) -> bool:
     return all(is_killed) and kind.foreign(names) is None
 
 
-def _is_within(inner: AnyPath, outer: AnyPath) -> bool:
+def is_within(inner: AnyPath, outer: AnyPath) -> bool:
     """Returns whether a path is another one or below it, through links of any kind."""
     if not isinstance(inner, Path) or not isinstance(outer, Path):
         first, second = (f"{os.path.normpath(str(path))}/" for path in (inner, outer))

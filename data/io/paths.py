@@ -6,6 +6,7 @@ providers (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, the role of an instance). A URL wi
 refused before anything is written or logged.
 """
 
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 else:
     AnyPath = Path  # importing fsspec takes 0.2 s, and most commands do not need it
 PathT = TypeVar("PathT", Path, AnyPath)
+_AZURE = ("abfs", "abfss", "az")
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 """Beginning of a URL, also of one that `pathlib` took for a path: `s3:/bucket`."""
 _SECRET = re.compile(
@@ -41,7 +43,8 @@ def to_path(text: str | AnyPath) -> AnyPath:
     becomes a `Path`.
 
     Raises:
-        ValueError: the URL carries credentials, or its file system is not installed.
+        ValueError: the URL carries credentials, its file system is not installed, or its library
+            does not take the name.
 
     Example:
         >>> to_path("data/app"), to_path("memory://app").name
@@ -68,6 +71,8 @@ def to_path(text: str | AnyPath) -> AnyPath:
             f"{text} must name a file system that fsspec has and whose package is installed; "
             f"{str(error).rstrip('.')}."
         ) from None
+    if get_protocol(text) in _AZURE and re.search(r"[\[\]]", text):
+        raise ValueError(f"{text} must have no square brackets, which adlfs cannot read.")
     return UPath(text)
 
 
@@ -117,8 +122,8 @@ def is_file(path: AnyPath) -> bool:
     """
     if isinstance(path, Path):
         return path.is_file()
-    path.fs.invalidate_cache(path.parent.path)  # another process may have written or deleted it
     try:
+        path.fs.invalidate_cache(path.parent.path)  # another process may have written or deleted it
         return bool(path.fs.info(path.path)["type"] == "file")
     except FileNotFoundError:
         return False
@@ -133,9 +138,13 @@ def entries(folder: AnyPath, pattern: str = "*") -> list[AnyPath]:
         OSError: the file system cannot be reached.
     """
     with reachable(folder):
-        if not isinstance(folder, Path):
+        if isinstance(folder, Path):
+            found = list(folder.glob(pattern))
+        else:
             folder.fs.invalidate_cache(folder.path)  # of an earlier call
-        return sorted(folder.glob(pattern), key=lambda path: path.name)
+            paths = folder.fs.glob(f"{glob.escape(folder.path)}/{pattern}")
+            found = [folder / path.rstrip("/").rpartition("/")[2] for path in paths]
+        return sorted(found, key=lambda path: path.name)
 
 
 @contextmanager
@@ -146,6 +155,7 @@ def reachable(path: AnyPath, must: str = "be readable") -> Iterator[None]:
         OSError: there was an error other than a ValueError; see `unreachable`.
     """
     try:
+        _connect(path)
         yield
     except Exception as error:
         if isinstance(path, Path) or isinstance(error, ValueError):
@@ -153,6 +163,14 @@ def reachable(path: AnyPath, must: str = "be readable") -> Iterator[None]:
         if str(error).startswith(f"{path} must "):  # such a sentence already
             raise
         raise unreachable(path, error, must) from None
+
+
+def _connect(path: AnyPath) -> None:
+    """Makes the client of a remote path, which may refuse the environment with a ValueError."""
+    try:
+        None if isinstance(path, Path) else path.fs
+    except ValueError as error:
+        raise OSError(first_line(error)) from None
 
 
 def unreachable(path: AnyPath, error: Exception, must: str = "be readable") -> OSError:

@@ -1,13 +1,15 @@
 """Folders of a remote file system, which has no step that makes a folder appear as a whole.
 
 Readers take a folder with its marker for a complete one, and the marker is written last. A second
-file says that msrec was writing the folder, so that the next call may replace a part of one::
+file says that msrec was writing the folder, so that the next call may replace a part of one. It is
+the lock of the process that writes, see `exclusive_remote`::
 
     .dataset.yaml.partial   written first, deleted last
     dataset.yaml            the marker: deleted before all other files, written after them
 """
 
 import logging
+import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -60,11 +62,10 @@ def require_writable(folder: AnyPath, marker: str) -> None:
     Raises:
         OSError: one of them failed.
     """
-    mark = folder / partial_mark(marker)
-    with reachable(mark, MUST_WRITE):
-        if not is_file(mark):
-            write_bytes(mark, b"")
-            delete_files(folder, [mark.name])
+    trial = folder / f".{marker}.{uuid.uuid4().int}"
+    with reachable(trial, MUST_WRITE):
+        write_bytes(trial, b"")
+        delete_files(folder, [trial.name])
 
 
 def delete_files(folder: AnyPath, names: Iterable[str]) -> None:
@@ -95,7 +96,7 @@ def send_files(files: Sequence[tuple[Path, AnyPath]]) -> None:
 
 
 def replace_remote_folder(new: Path, folder: AnyPath, marker: str, send: Send = send_files) -> None:
-    """Makes a remote folder hold the files of a local one and no others.
+    """Makes a remote folder hold the files of a local one and no others, but for its lock.
 
     Args:
         new: the local folder, which has the marker.
@@ -109,13 +110,10 @@ def replace_remote_folder(new: Path, folder: AnyPath, marker: str, send: Send = 
     mark = folder / partial_mark(marker)
     files = local_files(new)
     with reachable(mark, MUST_WRITE):
-        write_bytes(mark, b"")
         delete_files(folder, [marker] if is_file(folder / marker) else [])
         delete_files(folder, remote_files(folder).keys() - {mark.name})
     send_checked({name: files[name] for name in files if name != marker}, folder, send)
     send_file(files[marker], folder / marker)
-    with reachable(mark, MUST_WRITE):
-        delete_files(folder, [mark.name])
 
 
 def change_remote_folder(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from msrec.data.io.atomic_files import locked
+from msrec.data.io.exclusive_files import exclusive_remote
 from msrec.data.io.local_copies import local_copy, require_one_host
 from msrec.data.io.outputs import FolderKind, check_output
 from msrec.data.io.paths import AnyPath, cache_folder, entries, is_file
@@ -74,7 +75,9 @@ def written_store(store: AnyPath, complete: Callable[[Path], None]) -> Iterator[
         complete(work)
         for level in _levels(work):
             if (work / level / MANIFEST).is_file():
-                _send(work / level, store / level)
+                remote = store / level
+                with exclusive_remote(remote, MANIFEST, f"{remote} must be written"):
+                    _send(work / level, remote)
 
 
 def _levels(store: AnyPath) -> list[str]:

@@ -35,7 +35,7 @@ class _RemoteRun(NamedTuple):
     @property
     def part(self) -> str:
         """Name of the choice of files."""
-        return "weights" if self.weights else ""
+        return "weights" if self.weights else "without weights"
 
     @property
     def inside(self) -> Path:

@@ -21,7 +21,6 @@ from msrec.data.io.remote_folders import (
     delete_files,
     local_files,
     remote_files,
-    require_writable,
     send_checked,
     send_file,
 )
@@ -34,7 +33,6 @@ from msrec.launch.checkpointing.commit import (
     read_commit,
 )
 from msrec.launch.checkpointing.remote_runs import NOT_COPIED
-from msrec.launch.config.run_config import CONFIG_FILE
 from msrec.model.distributed.collectives import T, from_rank_0
 
 logger = logging.getLogger(__name__)
@@ -42,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 class RunStore:
     """Copy of one run in an object store; every rank has one and calls its methods together.
+
+    The caller holds the lock of the remote folder.
 
     Args:
         run_dir: the run folder on this host.
@@ -70,7 +70,6 @@ class RunStore:
         Raises:
             OSError: the store cannot be read or written, or a disk is full; on every rank.
         """
-        self._on_main(lambda: require_writable(self._remote, CONFIG_FILE))
         is_shared = self._shares_folder_of_rank_0()
         self._is_first = self._is_first and not is_shared
         names = self._on_main(lambda: sorted(remote_files(self._remote)))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 from rich.table import Table
 
+from msrec.data.io.paths import AnyPath
 from msrec.launch.checkpointing.dcp_storage import Index
 from msrec.launch.checkpointing.loading import type_name
 from msrec.launch.config.run_config import Strictness
@@ -111,7 +112,7 @@ def of_all_ranks(
     return list(every.values())
 
 
-def report_table(source: Path, reports: list[TensorReport]) -> Table:
+def report_table(source: AnyPath, reports: list[TensorReport]) -> Table:
     """Returns a table with one row per tensor, but one row for all that were taken."""
     table = Table(title=f"init_from {source}", title_justify="left")
     for head in ("tensor", "saved", "here", ""):

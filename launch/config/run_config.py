@@ -13,8 +13,9 @@ from msrec.data.io.outputs import (
     check_apart,
     check_output,
     contains,
+    is_within,
 )
-from msrec.data.io.paths import refuse_secrets
+from msrec.data.io.paths import AnyPath, refuse_secrets
 from msrec.data.io.validation import FolderPath, LocalPath, Seed, StrictModel
 from msrec.data.io.yaml_files import MAX_DEPTH, parse_yaml, read_yaml, write_yaml
 from msrec.data.loading.quarantine import Policy
@@ -70,9 +71,9 @@ class RunConfig(StrictModel):
     them, which also records file, row and reason in the run folder. The results count them."""
     plan: LocalPath | None = None
     """Sharding plan to use; null computes one."""
-    init_from: LocalPath | None = None
-    """Run folder (for its best checkpoint) or checkpoint with the initial weights of a new run.
-    A run that resumes ignores it."""
+    init_from: FolderPath | None = None
+    """Run folder (for its best checkpoint) or checkpoint with the initial weights of a new run,
+    local or remote. A run that resumes ignores it."""
     init_optimizer: bool = False
     """Also take the optimizer state of `init_from`, as far as its weights are taken; new rows of a
     table start at zero. False starts with a new optimizer."""
@@ -131,6 +132,12 @@ class RunConfig(StrictModel):
         """Folder of this run."""
         return self.run_root / self.run_id
 
+    @property
+    def remote_run_dir(self) -> AnyPath | None:
+        """Folder of this run in an object store; None if `trainer.copy_to` names none."""
+        copy_to = self.trainer.copy_to
+        return None if copy_to is None else copy_to / self.run_id
+
 
 def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a YAML file and applies `key.sub=value` overrides.
@@ -171,13 +178,13 @@ def check_run_folder(config: RunConfig) -> None:
         ValueError: names the folder and the file.
     """
     check_apart(config.run_dir, [config.dataset])
-    if config.init_from is not None and config.init_from.resolve().is_relative_to(
-        config.run_dir.resolve()
-    ):
-        raise ValueError(
-            f"init_from={config.init_from} must be another run than the one to train, "
-            f"{config.run_dir}. Choose another run_id."
-        )
+    source = config.init_from
+    for own in (config.run_dir, config.remote_run_dir):
+        if source is not None and own is not None and is_within(source, own):
+            raise ValueError(
+                f"init_from={source} must be another run than the one to train, {own}. Choose "
+                "another run_id."
+            )
     if (config.run_dir / CONFIG_FILE).is_file():
         check_output(config.run_dir / CONFIG_FILE, SAVED_CONFIG)
     else:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +17,7 @@ from msrec.launch.trained_run import find_run, load_run_config
 logger = logging.getLogger(__name__)
 
 
-def require_kept_rows(source: Path, config: RunConfig) -> None:
+def require_kept_rows(source: AnyPath, config: RunConfig) -> None:
     """Checks that a table row has the same value in a new run as in the run that it starts from.
 
     A warning is logged if the dataset of that run cannot be found.

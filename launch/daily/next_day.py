@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from msrec.data.io.paths import local_path, to_path
+from msrec.data.io.paths import to_path
 from msrec.data.io.yaml_files import parse_yaml
 from msrec.launch.config.run_config import RunConfig, load_config, with_overrides
 from msrec.launch.trained_run import find_run, load_run_config
@@ -43,8 +43,10 @@ def training_config(
             "msrec train must have a CONFIG file; or --data DATASET init_from=RUN, to go on from a "
             "run with its config."
         )
-    folder = find_run(local_path(parse_yaml(given["init_from"], "init_from"))).folder
-    name = to_path(str(parse_yaml(given["dataset"], "dataset"))).name
-    own = {"run_root": str(folder.parent), "run_id": name}
+    source = to_path(parse_yaml(given["init_from"], "init_from"))
+    folder = find_run(source).folder
+    own = {"run_id": to_path(str(parse_yaml(given["dataset"], "dataset"))).name}
+    if isinstance(source, Path):  # of a copy the folder around it is not one of runs
+        own["run_root"] = str(folder.parent)
     defaults = [*NEXT_DAY, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
     return with_overrides(load_run_config(folder), [*defaults, *overrides])

@@ -15,10 +15,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.optim.keyed import CombinedOptimizer
 
 from msrec.data.io.atomic_files import write_json
+from msrec.data.io.paths import AnyPath
 from msrec.launch.checkpointing.checkpoint import Checkpoints
 from msrec.launch.checkpointing.commit import CHECKPOINTS, COMMIT, verify_checkpoint
 from msrec.launch.checkpointing.dcp_storage import JsonReader, read_index
 from msrec.launch.checkpointing.grown_rows import copy_first_rows, empty_rows
+from msrec.launch.checkpointing.remote_runs import local_run
 from msrec.launch.checkpointing.row_accumulators import (
     read_accumulators,
     take_divided_otherwise,
@@ -85,11 +87,12 @@ def saved_rows(run_dir: Path) -> dict[str, int]:
     return {each["name"].split(".")[-2]: each["saved"][0] for each in grown}
 
 
-def _checkpoint_of(source: Path) -> Path:
-    """Returns the best checkpoint of a run folder, or the checkpoint itself."""
-    path: Path | None = source
-    if not (source / COMMIT).is_file():
-        path = Checkpoints(source / CHECKPOINTS).best()
+def _checkpoint_of(source: AnyPath) -> Path:
+    """Returns the best checkpoint of a run folder, or the checkpoint itself, on this machine."""
+    folder = local_run(source)
+    path: Path | None = folder
+    if not (folder / COMMIT).is_file():
+        path = Checkpoints(folder / CHECKPOINTS).best()
     if path is None:
         raise FileNotFoundError(
             f"init_from={source} must be a run folder with a committed checkpoint, or such a "

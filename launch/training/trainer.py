@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -358,7 +359,11 @@ def train_run(config: RunConfig, process: Process) -> FitResult:
         FileNotFoundError, ValueError: as `Trainer` and `Trainer.resume`, or another job trains the
             run.
     """
-    with exclusive_job(config.run_dir, "trained"):
+    copy = config.remote_run_dir
+    with (
+        exclusive_job(config.run_dir, "trained"),
+        nullcontext() if copy is None else exclusive_job(copy, "trained", CONFIG_FILE),
+    ):
         return _train_run(config, process)
 
 
@@ -385,9 +390,8 @@ def _train_run(config: RunConfig, process: Process) -> FitResult:
 
 def run_store(config: RunConfig, process: Process) -> RunStore | None:
     """Returns the copy of a run in an object store; None if `trainer.copy_to` names none."""
-    trainer = config.trainer
-    if trainer.copy_to is None:
+    remote = config.remote_run_dir
+    if remote is None:
         return None
     is_first = process.rank % process.local_world_size == 0
-    remote = trainer.copy_to / config.run_id
-    return RunStore(config.run_dir, remote, trainer.keep, is_first=is_first)
+    return RunStore(config.run_dir, remote, config.trainer.keep, is_first=is_first)

@@ -136,7 +136,7 @@ def test_a_url_is_never_taken_for_a_folder_of_this_machine(tmp_path, monkeypatch
     for way in (
         lambda: local_path(url),
         lambda: msrec.report(url, {"a": tmp_path}),
-        lambda: load_config(None, ["dataset=x", f"init_from={url}"]),
+        lambda: load_config(None, ["dataset=x", f"plan={url}"]),
         lambda: msrec.synthetic(url),
         lambda: load_config(None, ["dataset=x", f"run_root={url}"]),
     ):

@@ -96,6 +96,24 @@ def test_a_changed_folder_is_another_copy_that_reads_only_what_changed(remote, f
     assert not after.exists()
 
 
+def test_copies_of_other_parts_share_what_both_have(remote, fetched):
+    small = local_copy(remote, "done.json", lambda names: ["done.json", "rows/b.bin"], "small")
+    whole = local_copy(remote, "done.json")
+    assert sorted(fetched) == ["a.bin", "b.bin", "done.json"]
+    assert (small / "rows/b.bin").samefile(whole / "rows/b.bin")
+    release()
+    local_copy(remote, "done.json", lambda names: ["done.json"], "small")  # deletes its own only
+    assert contents(whole) == FILES
+
+
+def test_the_locks_of_writers_are_not_copied(remote, fetched):
+    write(remote, ".done.json.partial", b"a holder")
+    copy = local_copy(remote, "done.json")
+    write(remote, ".done.json.partial", b"a holder that is alive")
+    assert local_copy(remote, "done.json") == copy
+    assert contents(copy) == FILES
+
+
 def test_a_copy_that_was_not_completed_is_never_used(remote, monkeypatch, tmp_path):
     get = MemoryFileSystem.get_file
 

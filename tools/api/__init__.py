@@ -510,7 +510,7 @@ def predict(
     """
     from msrec.data.io.outputs import check_output
     from msrec.launch.distributed import exclusive_job, process_group
-    from msrec.launch.evaluation.predict_files import PREDICTED, predict_files
+    from msrec.launch.evaluation.predict_files import PREDICTED, REQUEST_FILE, predict_files
     from msrec.launch.trained_run import open_run as open_trained_run
     from msrec.launch.trained_run import run_inputs
 
@@ -520,7 +520,7 @@ def predict(
     weights = None if checkpoint is None else to_path(checkpoint)
     scored = None if dataset is None else to_path(str(dataset))
     check_output(target, PREDICTED, [*paths, scored, weights, *run_inputs(to_path(run))])
-    with process_group(device) as process, exclusive_job(target, "written"):
+    with process_group(device) as process, exclusive_job(target, "written", REQUEST_FILE):
         opened = open_trained_run(to_path(run), process, weights, scored)
         kept = None if columns is None else list(columns)
         return predict_files(opened, process, paths, target, kept)

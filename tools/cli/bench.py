@@ -29,6 +29,10 @@ BENCHES = {
     "encode": ("encode", "Encoding prompts, against plain loops over padded batches."),
     "store": ("store", "Gathering the vectors of a batch from a store, against a stream copy."),
     "checkpoint": ("checkpoint", "Saving and loading a checkpoint, and the time training waits."),
+    "objects": (
+        "objects.command",
+        "Sending and reading in an object store with latency, against one without.",
+    ),
     "planner": ("planner", "Sharding plans for seven sets of tables, against TorchRec's planner."),
     "evaluate": ("evaluate", "Metrics of many predictions, against scikit-learn and polars."),
     "serve": ("serve", "Latency of an export, against its run; then a server under load."),

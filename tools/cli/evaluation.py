@@ -74,7 +74,8 @@ def evaluate(
     if watch:
         if not isinstance(run, Path):
             raise ValueError(
-                f"--watch must have the folder in which a run is trained; {run} is remote."
+                f"--watch must have the folder in which a run is trained, to see each checkpoint "
+                f"before it is deleted; {run} is remote. Evaluate the URL without --watch."
             )
         _watch(run, split, data, every, _device(options))
         return

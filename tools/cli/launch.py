@@ -30,9 +30,31 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be sub
 Wait = Annotated[
     bool, typer.Option("--wait", help="wait until the job ends, as for local jobs always")
 ]
-Run = Annotated[Path, typer.Argument(help="run folder, such as runs/demo")]
+
+
+def _shared_path(text: str) -> Path:
+    """Returns the folder of a run with its jobs.
+
+    Raises:
+        ValueError: it is remote.
+    """
+    path = to_path(text)
+    if not isinstance(path, Path):
+        raise ValueError(
+            "the run of a job must be in a folder that this machine and those of the job share, "
+            f"because its jobs and logs are in that folder; got {path}. A copy of a run needs no "
+            f"job: msrec evaluate {path}"
+        )
+    return path
+
+
+Run = Annotated[Path, typer.Argument(help="run folder, such as runs/demo", parser=_shared_path)]
 JobFolder = Annotated[
-    Path, typer.Argument(help="folder of a run, or of a job in it: runs/first/jobs/evaluate-test")
+    Path,
+    typer.Argument(
+        help="folder of a run, or of a job in it: runs/first/jobs/evaluate-test",
+        parser=_shared_path,
+    ),
 ]
 
 

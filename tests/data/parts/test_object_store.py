@@ -128,6 +128,13 @@ def test_a_conversion_that_is_stopped_while_it_sends_leaves_no_dataset(
     assert differences(bucket.download("stopped", tmp_path / "copy"), whole) == []
 
 
+@pytest.mark.parametrize("name", ["a[1]", "b*c", "d {1}", "e%20#ü"])
+def test_names_may_have_the_characters_of_patterns(bucket, raw_tables, whole, tmp_path, name):
+    raw = bucket.upload(raw_tables, f"{name}/{raw_tables.name}")
+    write_dataset(read_tables(raw), f"s3://apps/{name}/data", CHOICE)
+    assert differences(bucket.download(f"{name}/data", tmp_path), whole) == []
+
+
 def test_files_without_a_marker_are_not_ours(bucket, raw, tmp_path):
     bucket.write("other/train/part-00000.parquet", b"mine")
     with pytest.raises(ValueError, match=r"other must hold dataset.yaml to be overwritten"):

@@ -21,7 +21,8 @@ from msrec.data.convert.split import SplitChoice
 from msrec.data.io.paths import to_path
 from msrec.launch.calibration.calibration_file import CALIBRATION_FILE
 from msrec.launch.checkpointing.remote_runs import MARKS, changed_run, local_run
-from msrec.launch.config.run_config import load_config, save_config
+from msrec.launch.config.run_config import check_run_folder, load_config, save_config
+from msrec.launch.daily.next_day import training_config
 from msrec.launch.evaluation.results import RESULTS_FILE
 from msrec.launch.evaluation.scored_rows.commit import COMMIT_FILE
 
@@ -194,6 +195,40 @@ def test_an_export_goes_to_the_store_and_scores_from_there(app, bucket, tmp_path
     code, out, err = command("score", "s3://apps/exports/one", app / "rows.parquet", *here)
     assert (code, err.count("\n")) == (2, 1)
     assert "s3://apps/exports/one/export.json must exist, since it is written last" in err
+
+
+def test_a_run_begins_with_the_weights_of_a_remote_run(app, bucket, tmp_path):
+    def begin(source):
+        root = tmp_path / source.replace("/", "_")
+        config = load_config(
+            None,
+            [
+                *(f"dataset={app}/data", f"run_root={root}", f"llm.store={app}/store", *BOTH),
+                *(f"init_from={source}", "init_optimizer=true", "trainer.global_batch=96"),
+                *("trainer.epochs=1", "embeddings.dim=8", "meta.rank=3"),
+            ],
+        )
+        return run_ranks(fit, 1, config)
+
+    (ours,) = begin(str(app / "runs/first"))
+    (theirs,) = begin(RUN)
+    assert theirs[0] == ours[0]  # losses
+    with pytest.raises(ValueError, match="must be another run than the one to train, s3://apps/"):
+        check_run_folder(
+            load_config(
+                None,
+                [
+                    *(f"dataset={app}/data", f"init_from={RUN}", "run_id=first"),
+                    "trainer.copy_to=s3://apps/runs",
+                ],
+            )
+        )
+
+
+def test_the_next_day_goes_on_from_a_remote_run(app, bucket):
+    config = training_config(None, [f"init_from={RUN}"], str(app / "data"))
+    assert (str(config.init_from), config.run_id) == (RUN, "data")
+    assert config.run_root == app / "runs"
 
 
 def test_a_run_that_is_not_there_is_one_sentence(bucket):
