@@ -42,7 +42,8 @@ SUMMED_COUNTS = ("keys", "no_history", "left_out", "history_cut", "reused")
 WORK, DONE = "work", "done.json"
 """Field of a block's counts that is not for the manifest, and their file."""
 BLOCKS, MAX_BLOCK = 64, 8192
-"""Blocks of a level, unless they would have more keys than that, or fewer than `MIN_BLOCK`."""
+"""Blocks of a level, unless they would have more keys than that, or fewer than `MIN_BLOCK`. With
+other numbers, parts that an older version has begun must be refused."""
 MIN_BLOCK = {"user": 256, "scenario": 256, "item": 2048}
 """Texts of items are short: a model encodes 256 of them 5 to 10 % slower than 2,048 together."""
 

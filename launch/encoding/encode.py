@@ -1,5 +1,6 @@
 """Encoding: prompts of a dataset through the frozen model into a knowledge store, in blocks."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from msrec.launch.encoding.options import EncodeOptions
 from msrec.launch.encoding.speed import OnProgress, SpeedCounter, Work
 
 COUNTED = ("keys", "no_history", "left_out")
+SAY_EVERY_S = 10.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,11 @@ def _prepare_users(spec: LevelSpec, options: EncodeOptions, engine: Engine) -> N
     schema = spec.schema()
     parts = spec.prepared.parts(spec.dataset, schema)
     tasks = [Task(number, part) for number, part in enumerate(parts)]
-    for _ in engine.run(PrepareInputs(spec, options), tasks):
-        pass
+    said_at = time.monotonic()
+    for done, _ in enumerate(engine.run(PrepareInputs(spec, options), tasks), 1):
+        if done == len(tasks) or time.monotonic() - said_at >= SAY_EVERY_S:
+            log.info("sorted the training rows by user: %d of %d files and parts", done, len(tasks))
+            said_at = time.monotonic()
     spec.prepared.finish(spec.dataset, schema)
 
 

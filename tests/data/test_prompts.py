@@ -3,13 +3,17 @@
 import subprocess
 import sys
 
+import numpy as np
 import polars as pl
 import pytest
 from llm_data import ITEMS, rows_frame, write_dataset
 
+from msrec.data.llm.text import user_inputs
 from msrec.data.llm.text.prompts import item_prompts, scenario_prompts, user_prompts
 from msrec.data.llm.text.templates import TEMPLATES_FILE, Template, load_template, template_of
 from msrec.data.llm.text.tokenization import PromptTokenizer
+from msrec.data.llm.text.user_inputs import PreparedInputs
+from msrec.data.schema import load_schema
 
 TRAIN = [
     (0, 0, 0, 1.0, 10),
@@ -132,6 +136,37 @@ def test_the_prompts_of_blocks_are_the_whole(tmp_path):
     blocks = [user_prompts(folder, template(), keys=keys) for keys in (range(2), range(2, 3))]
     assert pl.concat([block.frame for block in blocks]).equals(whole.frame)
     assert sum(block.counts["no_history"] for block in blocks) == 1
+
+
+def test_prompts_of_prepared_inputs_are_those_of_one_process(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(0, size, 400).tolist() for size in (40, 6, 2, 2, 1000))
+    rows = [(u, i, s, float(c), t) for u, i, s, c, t in zip(*draws, strict=True)]
+    users = [f"u{number}" for number in range(41)]  # the last one has no row
+    folder = write_dataset(tmp_path / "data", rows, users=users)
+    whole = pl.read_parquet(folder / "train/part-0.parquet")
+    (folder / "train/part-0.parquet").unlink()
+    for number, start in enumerate(range(0, 400, 90)):  # users are in several files
+        whole[start : start + 90].write_parquet(folder / f"train/part-{number}.parquet")
+    monkeypatch.setattr(user_inputs, "ITEMS_PART", 4)
+    tokens = PromptTokenizer(letters, 580)
+    schema, words = load_schema(folder), template(system="")
+    prepared = PreparedInputs(tmp_path / "inputs")
+    parts = prepared.parts(folder, schema)
+    assert len(parts) == 5 + 2
+    for part in reversed(parts):
+        prepared.write(part, folder, schema, words, tokens)
+    assert prepared.parts(folder, schema) == []
+    prepared.finish(folder, schema)
+    expected = user_prompts(folder, words, tokens)
+    assert 0 < expected.counts["history_cut"] < 40
+    blocks = [
+        user_prompts(folder, words, tokens, keys, prepared) for keys in (range(17), range(17, 41))
+    ]
+    assert pl.concat([block.frame for block in blocks]).equals(expected.frame)
+    for name in ("keys", "no_history", "left_out", "history_cut"):
+        assert sum(block.counts[name] for block in blocks) == expected.counts[name]
+    assert blocks[0].counts["items_without_text"] == expected.counts["items_without_text"]
 
 
 def test_a_scenario_prompt_names_its_scenario_first_and_then_all(tmp_path):
