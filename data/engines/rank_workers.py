@@ -120,8 +120,8 @@ def _pickled(error: Exception) -> bytes:
 def _rendezvous() -> tuple[Store, int, int]:
     if "RANK" not in os.environ:
         raise ValueError(
-            "the engine ranks is for the ranks of a job, which msrec launch convert and msrec launch "
-            "encode start."
+            "the engine ranks must be started as a job of several ranks: msrec launch convert, or "
+            "msrec launch encode."
         )
     place: tuple[Store, int, int] = next(rendezvous("env://"))
     return place
