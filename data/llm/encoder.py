@@ -15,7 +15,12 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
 from msrec.data.llm.models.fused import fuse_layers
-from msrec.data.llm.models.layers import keep_layers, layers_of, layers_or_model
+from msrec.data.llm.models.layers import (
+    flops_per_token,
+    keep_layers,
+    layers_of,
+    layers_or_model,
+)
 from msrec.data.llm.models.model_limits import learned_positions, require_context, unreadable
 from msrec.data.llm.models.packing import PackedModel
 from msrec.data.llm.store import Layer, Pooling
@@ -118,9 +123,7 @@ class FrozenEncoder:
                 f"pooling generate needs a decoder, such as Llama or Qwen; {name} is an encoder. "
                 "Use llm.pooling=mean."
             )
-        matrices = [p.numel() for p in layers_or_model(self.model).parameters() if p.dim() == 2]
-        self.flops_per_token = 2.0 * sum(matrices)
-        """Multiplications and additions of the layers' matrices per token, without attention."""
+        self.flops_per_token = flops_per_token(self.model)
         self.packed: PackedModel | None = self._packed() if self.device.type == "cpu" else None
         """The model for packed batches; None where prompts are padded."""
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from msrec.data.llm.encoder import Encoded, Prefix
-from msrec.data.llm.models.layers import layers_or_model
+from msrec.data.llm.models.layers import flops_per_token
 from msrec.data.llm.store import Layer, Pooling
 from msrec.data.llm.text.tokenization import PromptTokenizer
 
@@ -74,7 +75,7 @@ class VllmEncoder:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **trust)
         self.tokens = PromptTokenizer(tokenizer, max_tokens, is_chat=is_chat)
         self.device = device
-        self.flops_per_token = _flops_per_token(folder, trust_remote_code=trust_remote_code)
+        self.flops_per_token = flops_per_token(_without_weights(folder, **trust))
         # Without activation, which would scale vectors to length 1.
         pooler = PoolerConfig(seq_pooling_type=pooling.upper(), use_activation=False)
         self._llm = LLM(
@@ -98,10 +99,9 @@ class VllmEncoder:
         return Encoded(np.array([output.outputs.embedding for output in outputs], np.float32))
 
 
-def _flops_per_token(folder: Path, *, trust_remote_code: bool) -> float:
-    """Returns the operations of the layers' matrices per token, of a model without weights."""
+def _without_weights(folder: Path, *, trust_remote_code: bool) -> nn.Module:
+    """Returns the model of transformers with the shapes of its weights alone."""
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    matrices = (p for p in layers_or_model(model).parameters() if p.dim() == 2)
-    return 2.0 * sum(matrix.numel() for matrix in matrices)
+        model: nn.Module = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    return model

@@ -48,3 +48,12 @@ def lowest_layers(model: nn.Module, count: int) -> nn.Module:
         return deepcopy(model).float()
     finally:
         layers.extend(above)
+
+
+def flops_per_token(model: nn.Module) -> float:
+    """Returns the operations of the layers' matrices per token, without attention.
+
+    A multiplication and an addition for each weight.
+    """
+    matrices = (p for p in layers_or_model(model).parameters() if p.dim() == 2)
+    return 2.0 * sum(matrix.numel() for matrix in matrices)

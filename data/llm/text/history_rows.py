@@ -92,5 +92,9 @@ def sorted_rows(folder: Path, users: range) -> pl.DataFrame:
 
     Of each file it reads the row groups that may have them, by their statistics.
     """
-    rows = scan_parquet(parquet_files(folder))
-    return rows.filter(pl.col("user").is_between(users.start, users.stop, "left")).collect()
+    return scan_parquet(parquet_files(folder)).filter(is_of(users)).collect()
+
+
+def is_of(users: range) -> pl.Expr:
+    """Returns whether a row is one of some users."""
+    return pl.col("user").is_between(users.start, users.stop, "left")

@@ -19,6 +19,7 @@ from msrec.data.io.mapped_tables import read_mapped, write_mapped
 from msrec.data.io.paths import AnyPath
 from msrec.data.llm.text.history_rows import (
     history_rows,
+    is_of,
     is_ordered,
     sorted_rows,
     training_files,
@@ -61,8 +62,7 @@ class UserInputs:
 
     def of_users(self, users: range) -> "UserInputs":
         """Returns the inputs of some users."""
-        is_own = pl.col("user").is_between(users.start, users.stop, "left")
-        return replace(self, rows=self.rows.filter(is_own))
+        return replace(self, rows=self.rows.filter(is_of(users)))
 
 
 class InputPart(NamedTuple):
