@@ -1,7 +1,8 @@
 """Encodes the dataset of a config into its knowledge store, as `msrec encode` does."""
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from msrec.data.llm.item_vectors import item_projection
 from msrec.data.llm.remote_store import written_store
 from msrec.data.llm.store import MANIFEST, KnowledgeStore, VectorSettings, item_source_folder
 from msrec.launch.config.llm_section import LLMConfig
-from msrec.launch.config.run_config import RunConfig
+from msrec.launch.config.run_config import Device, RunConfig
 from msrec.launch.devices import rank_device
 from msrec.launch.distributed import end_with_launcher
 from msrec.launch.encoding.encode import EncodeResult, encode
@@ -81,17 +82,11 @@ def encode_config(
             f"llm.store must be a folder that all hosts of Ray share; {llm.store} is in an object "
             "store. Encode into a shared folder and copy it, or encode on one host."
         )
-    with ExitStack() as stack:
-        store = stack.enter_context(written_store(llm.store, lambda store: _fit_shared(store, llm)))
-        stack.enter_context(exclusive(store / "encoding", f"{llm.store} must be encoded"))
-        engine: Engine = OneProcess()
-        if name != "one":
-            gpus = int(config.device == "cuda")
-            engine = stack.enter_context(
-                make_engine(name, workers.count, workers.address, gpus if name == "ray" else 0)
-            )
-        elif workers.count is not None or workers.address is not None:
-            raise ValueError("--workers and --address are for --engine processes or ray.")
+    with (
+        written_store(llm.store, lambda store: _fit_shared(store, llm)) as store,
+        exclusive(store / "encoding", f"{llm.store} must be encoded"),
+        _engine(name, workers, config.device) as engine,
+    ):
         options = EncodeOptions(
             levels=_levels(config),
             previous=llm.previous,
@@ -102,6 +97,21 @@ def encode_config(
         )
         vectors = VectorSettings(**llm.encoding)
         return encode(config.dataset, store, vectors, options, llm.sources, engine, on_progress)
+
+
+@contextmanager
+def _engine(
+    name: Literal["one"] | WorkerEngine, workers: EncodeWorkers, device: Device
+) -> Iterator[Engine]:
+    """Yields the engine that encodes the blocks."""
+    if name != "one":
+        gpus = int(name == "ray" and device == "cuda")
+        with make_engine(name, workers.count, workers.address, gpus) as engine:
+            yield engine
+        return
+    if workers.count is not None or workers.address is not None:
+        raise ValueError("--workers and --address are for --engine processes or ray.")
+    yield OneProcess()
 
 
 def _fit_shared(store: Path, llm: LLMConfig) -> None:
